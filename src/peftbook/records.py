@@ -1,0 +1,183 @@
+"""Records: one small JSON file for each run, written once and never edited.
+
+A record holds the spec that defines the run, its key, what was measured (units in the names) and where it was made.
+Generated texts lie beside it as `<key>.texts.json.gz`. A checksum over the whole record, texts included, is checked
+on every load.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from peftbook.errors import InputError
+from peftbook.specs import Run
+
+__all__ = ["Record", "Store", "default_store", "write_atomically"]
+
+SCHEMA = 1
+SHIPPED = Path(__file__).resolve().parent / "records"
+
+
+class Record(BaseModel):
+    """What one run measured and where.
+
+    measurements: numbers with units in their names (`validation_loss_nats`, `train_seconds`, `peak_memory_bytes`).
+    curve: training loss by step, nats per label token.
+    per_example: lists in example order (`loss_nats`, `label_tokens`, `rouge_l`, …), for paired comparison.
+    metrics_info: what a score depends on (BERTScore's encoder, layer and hash; ROUGE's settings).
+    provenance: hardware, threads, library versions, commit, dates; nothing here changes the result's meaning.
+    failure: empty, or what stopped the run (a diverged run is a result).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA
+    key: str
+    spec: Run
+    measurements: dict[str, float | int | None] = Field(default_factory=dict)
+    curve: dict[str, list[float]] = Field(default_factory=dict)
+    per_example: dict[str, list[float] | list[str]] = Field(default_factory=dict)
+    metrics_info: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    failure: str = ""
+    texts_sha256: str = ""
+    checksum: str = ""
+
+    def compute_checksum(self) -> str:
+        """SHA-256 over the record's canonical JSON without the checksum field."""
+        body = self.model_dump(mode="json", exclude={"checksum"})
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def short_key(self) -> str:
+        """The first twelve digits: file name, page name, what a reader cites."""
+        return self.key[:12]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write through a temporary file, fsync and rename: readers see the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """Records in folders: read from all of them in order, written to the last."""
+
+    def __init__(self, *folders: Path):
+        self.folders = folders
+
+    def path(self, key: str) -> Path | None:
+        """The file that holds this key, or None."""
+        for folder in self.folders:
+            path = folder / f"{key[:12]}.json"
+            if path.is_file():
+                return path
+        return None
+
+    def get(self, run: Run) -> Record | None:
+        """The record of a run, checked, or None."""
+        path = self.path(run.key)
+        return None if path is None else load_record(path)
+
+    def __contains__(self, run: Run) -> bool:
+        return self.path(run.key) is not None
+
+    def texts(self, record: Record) -> list[str]:
+        """The generated texts of a record, in example order; checked against the record's hash."""
+        path = self.path(record.key)
+        if path is None or not record.texts_sha256:
+            return []
+        raw = gzip.decompress(path.with_suffix(".texts.json.gz").read_bytes())
+        if hashlib.sha256(raw).hexdigest() != record.texts_sha256:
+            raise InputError(f"The texts of record {record.short_key} do not match its hash: restore or rerun it.")
+        return json.loads(raw)
+
+    def save(self, record: Record, texts: list[str] | None = None) -> Record:
+        """Write a record (texts first, so that a record on disk is always whole) and return it with its checksum."""
+        folder = self.folders[-1]
+        if texts is not None:
+            raw = json.dumps(texts, ensure_ascii=False).encode()
+            record = record.model_copy(update={"texts_sha256": hashlib.sha256(raw).hexdigest()})
+            write_atomically(folder / f"{record.key[:12]}.texts.json.gz", gzip.compress(raw, mtime=0))
+        record = record.model_copy(update={"checksum": record.compute_checksum()})
+        body = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        write_atomically(folder / f"{record.key[:12]}.json", _shorten_lists(body).encode())
+        return record
+
+    def all(self) -> Iterable[Record]:
+        """Every record, each key once, in key order."""
+        paths: dict[str, Path] = {}
+        for folder in self.folders:
+            for path in folder.glob("*.json"):
+                paths.setdefault(path.name, path)
+        for name in sorted(paths):
+            yield load_record(paths[name])
+
+
+def _shorten_lists(body: str) -> str:
+    """Put each list of numbers on one line, so that a record's diff is readable."""
+    lines: list[str] = []
+    for line in body.splitlines(keepends=True):
+        item = line.strip().rstrip(",")
+        inside = lines and not lines[-1].endswith("\n")
+        if lines and (lines[-1].rstrip().endswith("[") or inside) and (item == "]" or _is_scalar(item)):
+            lines[-1] = lines[-1].rstrip("\n") + line.strip() + ("\n" if item == "]" else "")
+        else:
+            lines.append(line)
+    return "".join(lines)
+
+
+def _is_scalar(item: str) -> bool:
+    return bool(item) and item[-1] not in "[{" and not item.startswith(("}", "]")) and '": ' not in item
+
+
+def load_record(path: Path) -> Record:
+    """Read and check one record: schema, key against spec, checksum. Raises InputError naming the file and the fix."""
+    fix = f"restore it from version control, or delete it and run `peftbook run`"
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except (ValidationError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"Record {path.name} is corrupted ({reason}): {fix}.") from None
+    if record.schema_version != SCHEMA:
+        raise InputError(f"Record {path.name} has schema {record.schema_version}, this version reads {SCHEMA}: {fix}.")
+    if record.key != record.spec.key or not record.key.startswith(path.stem):
+        raise InputError(f"Record {path.name} is stale: its key is not the hash of its spec; {fix}.")
+    if record.checksum != record.compute_checksum():
+        raise InputError(f"Record {path.name} was changed after it was written (checksum differs): {fix}.")
+    return record
+
+
+def default_store() -> Store:
+    """Shipped records plus where new ones go: the checkout if this is one, else the user's data folder.
+
+    `PEFTBOOK_RECORDS` names another folder for new records.
+    """
+    if folder := os.environ.get("PEFTBOOK_RECORDS"):
+        return Store(SHIPPED, Path(folder))
+    if (SHIPPED.parents[2] / "pyproject.toml").is_file() and os.access(SHIPPED, os.W_OK):
+        return Store(SHIPPED)
+    import platformdirs
+
+    return Store(SHIPPED, Path(platformdirs.user_data_dir("peftbook")) / "records")

@@ -1,0 +1,83 @@
+"""Studies: one module each. A study names a claim, its source, the runs that test it and what would refute it.
+
+A study module exposes `STUDY`, a `Study`. Adding a study means adding a module here and its name to `NAMES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from peftbook.errors import InputError
+from peftbook.records import Record, Store
+from peftbook.specs import Run
+
+__all__ = ["NAMES", "Quantity", "Study", "Verdict", "get_study"]
+
+NAMES = ("methods", "costs")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A named result: value with its interval, unit, number of seeds and examples, and the runs behind it.
+
+    low, high: 95 % interval, or None where the value is a count or a single measurement.
+    digits: decimals to print.
+    """
+
+    value: float
+    unit: str
+    runs: tuple[str, ...]
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    n: int = 0
+    digits: int = 2
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data decided: reproduced, equivalent, refuted, undecided, not yet run or not testable here."""
+
+    outcome: str
+    sentence: str
+    quantities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question put to runs.
+
+    runs: given the store, every run that is already determined; later stages appear once earlier ones have records.
+    quantities: named values from the records; verdict: the one rule of the book applied to them.
+    refuted_if: what would refute the claim, written before the runs.
+    """
+
+    name: str
+    title: str
+    claim: str
+    source: str
+    refuted_if: str
+    does_not_show: str
+    chapter: str
+    runs: Callable[[Store], list[Run]]
+    quantities: Callable[[Store], Mapping[str, Quantity]]
+    verdict: Callable[[Store], Verdict]
+    tags: tuple[str, ...] = field(default=())
+
+    def records(self, store: Store) -> list[Record]:
+        """The records at hand of the runs determined so far."""
+        return [record for run in self.runs(store) if (record := store.get(run)) is not None]
+
+    def missing(self, store: Store) -> list[Run]:
+        """The runs determined so far that have no record."""
+        return [run for run in self.runs(store) if run not in store]
+
+
+def get_study(name: str) -> Study:
+    """Load a study by name. Raises InputError for an unknown one."""
+    if name not in NAMES:
+        raise InputError(f"Unknown study {name!r}: choose one of {', '.join(NAMES)}.")
+    return importlib.import_module(f"peftbook.studies.{name}").STUDY

@@ -1,0 +1,110 @@
+"""Text to token ids: chat template, label positions, truncation that never cuts the target, and the batch plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from peftbook.errors import InputError
+from peftbook.tasks import Example, TaskData
+
+__all__ = ["Encoded", "batch_plan", "encode_example", "encode_prompt", "sorted_batches"]
+
+POOL_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of prompt and target in one list; the target, end-of-turn included, starts at `start`.
+
+    The label of position t is ids[t + 1], so the loss is taken at positions start − 1 … len(ids) − 2.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    truncated: bool
+
+    @property
+    def label_tokens(self) -> int:
+        return len(self.ids) - self.start
+
+
+def encode_turns(tokenizer, messages: list[dict[str, str]]) -> list[list[int]]:
+    """Token ids of a chat prompt in pieces: template, content, template, content, …, template.
+
+    The template is rendered around markers and its pieces are encoded with control tokens on; the contents are
+    encoded with control tokens off, so that `<|im_end|>` inside a user's text is plain text and cannot end a turn.
+    """
+    marks = [f"\x00{index}\x00" for index in range(len(messages))]
+    marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
+    rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    pieces: list[list[int]] = []
+    for message, mark in zip(messages, marks, strict=True):
+        head, found, rest = rest.partition(mark)
+        if not found:
+            raise InputError("The chat template of this tokenizer drops or rewrites message texts: use another model.")
+        pieces.append(tokenizer.encode(head, add_special_tokens=False))
+        pieces.append(encode_plain(tokenizer, message["content"]))
+    pieces.append(tokenizer.encode(rest, add_special_tokens=False))
+    return pieces
+
+
+def encode_plain(tokenizer, text: str) -> list[int]:
+    """Token ids of a text in which control tokens are plain text."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def encode_prompt(tokenizer, task: TaskData, example: Example, shots: Sequence[Example] = ()) -> list[int]:
+    """Token ids of the question, ready for generation."""
+    return [token for piece in encode_turns(tokenizer, task.messages(example, shots)) for token in piece]
+
+
+def encode_example(
+    tokenizer, task: TaskData, example: Example, max_length: int, shots: Sequence[Example] = ()
+) -> Encoded:
+    """Prompt + target + end-of-turn. A pair that is too long loses the end of its *question*, never of its target."""
+    pieces = encode_turns(tokenizer, task.messages(example, shots))
+    target = [*encode_plain(tokenizer, example.target), tokenizer.eos_token_id]
+    excess = sum(map(len, pieces)) + len(target) - max_length
+    if excess > 0:
+        question = pieces[-2]
+        if excess >= len(question):
+            raise InputError(
+                f"Example {example.id!r} needs more than max_length = {max_length} tokens for its target alone: "
+                "raise max_length or shorten the target."
+            )
+        pieces[-2] = question[: len(question) - excess]
+    prompt = [token for piece in pieces for token in piece]
+    return Encoded(tuple(prompt + target), len(prompt), excess > 0)
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """All indices in batches of similar length, longest first (an out-of-memory run fails at once, not at the end)."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+
+def batch_plan(lengths: Sequence[int], batch_size: int, tokens: int, seed: int) -> list[list[int]]:
+    """The batches of a training run: every arm with this seed and budget sees the same ones in the same order.
+
+    Each epoch is a seeded permutation, cut into pools of 16 batches that are sorted by length, so that a batch holds
+    similar lengths and little padding; the batches of a pool are shuffled. The plan ends with the batch that reaches
+    `tokens` real tokens.
+    """
+    if not lengths:
+        raise InputError("There are no training examples: give a task with a non-empty training split.")
+    rng = np.random.default_rng(seed)
+    plan: list[list[int]] = []
+    seen = 0
+    while True:
+        order = rng.permutation(len(lengths)).tolist()
+        for at in range(0, len(order), batch_size * POOL_BATCHES):
+            pool = sorted(order[at : at + batch_size * POOL_BATCHES], key=lambda index: (lengths[index], index))
+            batches = [pool[cut : cut + batch_size] for cut in range(0, len(pool), batch_size)]
+            for which in rng.permutation(len(batches)):
+                plan.append(batches[which])
+                seen += sum(lengths[index] for index in batches[which])
+                if seen >= tokens:
+                    return plan

