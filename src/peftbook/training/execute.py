@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -36,19 +36,29 @@ __all__ = ["execute", "machine_name"]
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
 
 
-def execute(run: specs.Run, store: Store, *, quiet: bool = False, micro_batch: int | None = None) -> Record:
+def execute(
+    run: specs.Run,
+    store: Store,
+    *,
+    task: TaskData | None = None,
+    adapter: Path | None = None,
+    quiet: bool = False,
+    micro_batch: int | None = None,
+) -> Record:
     """Compute a run and save its record; a diverged run is saved with its `failure`.
+
+    task: the loaded data of a task that has no name in the registry.  adapter: a folder for what was trained.
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
-    task = get_task(run.task.name)
+    task = task or get_task(run.task.name)
     if task.data_sha256 != run.task.data_sha256:
         raise InputError(
             f"Task {run.task.name!r} has data {task.data_sha256[:12]}…, the run names {run.task.data_sha256[:12]}…: "
             "use the version of peftbook that shipped this data."
         )
     started = datetime.datetime.now(datetime.UTC)
-    out = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
+    out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
     texts: list[str] | None = None
     failure = ""
     loaded = load_model(run.model, run.method, run.platform)
@@ -60,6 +70,8 @@ def execute(run: specs.Run, store: Store, *, quiet: bool = False, micro_batch: i
             result = train_with_bar(model, loaded, task, run, checkpoint, quiet, micro_batch, out)
             describe_training(result, out)
         texts = evaluate(model, loaded, task, run, quiet, out)
+        if adapter is not None:
+            model.save_pretrained(adapter)
     except InputError as error:
         if "diverged" not in str(error):
             raise
@@ -265,15 +277,30 @@ def provenance(started: datetime.datetime, micro_batch: int | None) -> dict:
     }
 
 
+def quieten_libraries() -> None:
+    """Keep the libraries' loading bars and hints off the terminal; their errors still raise."""
+    import logging
+
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def main() -> None:
-    """Execute the run whose canonical spec comes on standard input: one process a run, so peaks are its own."""
+    """Execute the run whose canonical spec comes on standard input: one process a run, so peaks are its own.
+
+    The progress bar goes to standard error, a refusal to standard output, where the queue reads it.
+    """
     from peftbook.records import default_store
 
     run = specs.Run.model_validate(json.loads(sys.stdin.read()))
+    quieten_libraries()
     try:
         execute(run, default_store(), quiet=not sys.stderr.isatty())
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(error)
         raise SystemExit(2) from None
 
 

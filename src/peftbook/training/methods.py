@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -137,7 +136,3 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name → trainable tensor, in the model's order: what a checkpoint holds and the optimiser moves."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
-
-def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Save what was trained: peft's adapter format, or the whole model for full fine-tuning; safetensors only."""
-    model.save_pretrained(folder)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from peftbook.records import Store
 from peftbook.specs import Run
@@ -25,12 +27,19 @@ class Outcome:
     message: str = ""
 
 
-def run_subprocess(run: Run) -> tuple[bool, str]:
-    """Compute one run in a process of its own; returns success and the last line of what it said."""
+def run_subprocess(run: Run, folder: Path | None = None) -> tuple[bool, str]:
+    """Compute one run in a process of its own, so that its peak memory is its own and a crash stops nothing else.
+
+    folder: where its record goes (default: where new records go). Returns success and the last line of complaint.
+    """
+    environment = dict(os.environ)
+    if folder is not None:
+        environment["PEFTBOOK_RECORDS"] = str(folder)
     done = subprocess.run(
-        [sys.executable, "-m", "peftbook.training.execute"], input=run.canonical(), text=True, stderr=subprocess.PIPE
-    )
-    said = done.stderr.strip().splitlines()
+        [sys.executable, "-m", "peftbook.training.execute"],
+        input=run.canonical(), text=True, stdout=subprocess.PIPE, env=environment,
+    )  # fmt: skip
+    said = done.stdout.strip().splitlines()
     return done.returncode == 0, said[-1] if said and done.returncode else ""
 
 

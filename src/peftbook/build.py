@@ -1,0 +1,90 @@
+"""`peftbook book`: site, figures and deck from the records at hand; what is up to date is left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from peftbook.errors import InputError
+from peftbook.records import default_store
+
+__all__ = ["build_book"]
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
+    """Build the site under _build/html, the figures and the deck; returns the three places.
+
+    strict: rebuild every page and treat warnings as errors. Raises InputError outside a checkout or if a page fails.
+    """
+    if not (root / "_config.yml").is_file():
+        raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
+    places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
+    command = [sys.executable, "-m", "jupyter_book", "build", str(root), "--quiet", "--keep-going"]
+    command += ["--all", "-W", "-n"] if strict else []
+    if strict or not fresh(root, "site", site_sources(root)) or not places["site"].is_file():
+        if subprocess.run(command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode:
+            raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
+        remember(root, "site", site_sources(root))
+    drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
+    if not fresh(root, "figures", drawn):
+        from peftbook.figures import render_all
+
+        render_all(places["figures"], default_store())
+        remember(root, "figures", drawn)
+    told = [*drawn, PACKAGE / "slides.py", *(root / "slides").glob("*.toml")]
+    if not fresh(root, "deck", told) or not places["deck"].is_file():
+        from peftbook.slides import build
+
+        build(places["deck"], default_store())
+        remember(root, "deck", told)
+    return places
+
+
+def package_data() -> list[Path]:
+    """Records and data tables: what figures and numbers are made from."""
+    return [*PACKAGE.glob("records/*.json*"), *PACKAGE.glob("data/*")]
+
+
+def site_sources(root: Path) -> list[Path]:
+    """Every file that a page may depend on."""
+    config = [root / name for name in ("_config.yml", "_toc.yml", "CITATION.cff", "CHANGELOG.md", "constraints.txt")]
+    pages = [path for path in (root / "book").rglob("*") if path.is_file() and "runs" not in path.parts]
+    return [*config, *pages, *PACKAGE.rglob("*.py"), *package_data()]
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """One hash over names and contents."""
+    total = hashlib.sha256()
+    for path in sorted(set(paths)):
+        if path.is_file():
+            total.update(f"{path}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def stamp(root: Path, part: str) -> Path:
+    return root / "_build" / "stamps" / part
+
+
+def fresh(root: Path, part: str, paths: Iterable[Path]) -> bool:
+    """Whether nothing that this part is made from has changed since it was built."""
+    path = stamp(root, part)
+    return path.is_file() and path.read_text() == digest(paths)
+
+
+def remember(root: Path, part: str, paths: Iterable[Path]) -> None:
+    path = stamp(root, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(digest(paths))
+
+
+def report(places: dict[str, Path], began: float) -> str:
+    """What `make book` prints at the end."""
+    lines = [f"Built in {time.monotonic() - began:.1f} s:"]
+    return "\n".join([*lines, *(f"  {name:<8} {path}" for name, path in places.items())])

@@ -1,0 +1,60 @@
+"""Train one method on the reader's own file: `peftbook train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import Store
+from peftbook.tasks.files import load_files
+
+__all__ = ["train_on_file"]
+
+SHOWN = ("loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match",
+         "trainable_parameters", "train_steps", "train_seconds", "peak_memory_bytes")  # fmt: skip
+
+
+def train_on_file(args: argparse.Namespace) -> int:
+    """Everything is checked before the model is loaded; the folder appears whole, by rename, when all is done."""
+    if args.out.exists():
+        raise InputError(f"Output folder {str(args.out)!r} exists: name a new one, results are never overwritten.")
+    fields = {"rank": args.rank} if args.rank is not None else {}
+    method = specs.method_from(args.method, **fields)
+    task = load_files(args.file, input=args.input, target=args.target, group=args.group, seed=args.seed)
+    budget = None
+    if not isinstance(method, specs.Untuned):
+        budget = specs.build(specs.Budget, tokens=args.tokens, learning_rate=args.learning_rate)
+    n_test = len(task.splits["test"])
+    run = specs.build(
+        specs.Run,
+        model=specs.Model(name=args.model, revision=specs.EMBEDDED_REVISION if args.model == specs.EMBEDDED_MODEL else ""),
+        task=task.spec,
+        method=method,
+        budget=budget,
+        evaluation=specs.Evaluation(split="test", n_loss=n_test, n_generate=min(n_test, 200)),
+        seed=args.seed,
+    )
+    from peftbook.training.execute import execute, quieten_libraries
+
+    quieten_libraries()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=args.out.parent, prefix=".peftbook-"))
+    try:
+        adapter = None if budget is None else work / "adapter"
+        record = execute(run, Store(work), task=task, adapter=adapter, quiet=not sys.stderr.isatty())
+        if record.failure:
+            raise InputError(record.failure)
+        os.replace(work, args.out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    for name in SHOWN:
+        if name in record.measurements:
+            print(f"{name:<22} {record.measurements[name]:,.4g}")
+    print(f"Record, texts{' and adapter' if adapter else ''} are in {args.out}")
+    return 0
