@@ -1,0 +1,265 @@
+"""LoRA from scratch: the laws of section 4.1 of the paper, and peft as the oracle."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peftbook.scratch.lora import LoRALinear, add_lora, load_lora_state, lora_state, trainable_fraction
+
+SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+shapes = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 2))  # d_in, d_out, rank
+few = settings(max_examples=20, deadline=None)
+peft_warning = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=64,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tokens(seed: int = 1) -> torch.Tensor:
+    return torch.randint(128, (2, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def randomize_b(model: nn.Module, seed: int = 2) -> None:
+    """Give every B a value, as training would; with B = 0 half of the laws hold trivially."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            nn.init.normal_(module.B, std=0.1)
+
+
+def a_layer(d_in: int, d_out: int, rank: int, bias: bool = True) -> LoRALinear:
+    torch.manual_seed(d_in * 1000 + d_out * 10 + rank)
+    layer = LoRALinear(nn.Linear(d_in, d_out, bias=bias), rank, alpha=3.0)
+    nn.init.normal_(layer.B)
+    return layer
+
+
+def test_zero_b_leaves_the_model_unchanged():
+    """Training starts from the pretrained model, bit for bit."""
+    model = tiny_llama()
+    before = model(tokens()).logits
+    add_lora(model, SEVEN, rank=4, alpha=8)
+    assert torch.equal(model(tokens()).logits, before)
+
+
+@few
+@given(shapes, st.booleans())
+def test_forward_is_the_formula(shape, bias):
+    """h = W x + b + (alpha / r) B A x, computed here as one dense matrix."""
+    layer = a_layer(*shape, bias=bias)
+    x = torch.randn(5, shape[0])
+    w = layer.base.weight + layer.alpha / layer.rank * layer.B @ layer.A
+    dense = x @ w.T + (layer.base.bias if bias else 0)
+    torch.testing.assert_close(layer(x), dense, atol=1e-5, rtol=1e-4)
+
+
+@few
+@given(shapes)
+def test_merged_equals_unmerged_and_unmerge_restores(shape):
+    """Merging moves the update into W; float32 sums in another order differ by rounding only."""
+    layer = a_layer(*shape)
+    x, weight = torch.randn(5, shape[0]), layer.base.weight.clone()
+    apart = layer(x)
+    layer.merge()
+    assert layer.merged
+    torch.testing.assert_close(layer(x), apart, atol=1e-5, rtol=1e-4)
+    layer.unmerge()
+    assert not layer.merged
+    torch.testing.assert_close(layer.base.weight, weight, atol=2e-6, rtol=0)
+    torch.testing.assert_close(layer(x), apart, atol=1e-5, rtol=1e-4)
+
+
+def test_merged_model_equals_unmerged_model():
+    """The same through two layers of attention, where the update reaches every logit."""
+    model = tiny_llama()
+    plain = model(tokens()).logits
+    add_lora(model, SEVEN, rank=4, alpha=8)
+    randomize_b(model)
+    apart = model(tokens()).logits
+    assert (apart - plain).abs().max() > 1e-2
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            module.merge()
+    torch.testing.assert_close(model(tokens()).logits, apart, atol=1e-5, rtol=1e-5)
+
+
+def test_merging_twice_is_merging_once():
+    """A second merge would add the update again, a second unmerge subtract it again."""
+    layer = a_layer(6, 5, 2)
+    layer.merge()
+    once = layer.base.weight.clone()
+    layer.merge()
+    assert torch.equal(layer.base.weight, once)
+    layer.unmerge()
+    restored = layer.base.weight.clone()
+    layer.unmerge()
+    assert torch.equal(layer.base.weight, restored)
+
+
+def test_merge_refuses_a_base_without_a_dense_weight():
+    """Adding to 4-bit codes would quantise again and lose part of the update."""
+
+    class Packed(nn.Module):
+        in_features = out_features = 4
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("packed", torch.zeros(8, dtype=torch.uint8))
+
+    with pytest.raises(ValueError, match="cannot merge into Packed"):
+        LoRALinear(Packed(), 1, 1.0).merge()
+
+
+@few
+@given(shapes)
+def test_trainable_parameters_are_r_times_d_in_plus_d_out(shape):
+    """The count on which every table of the book rests."""
+    d_in, d_out, rank = shape
+    layer = a_layer(*shape)
+    assert sum(p.numel() for p in layer.parameters() if p.requires_grad) == rank * (d_in + d_out)
+
+
+def test_trainable_fraction_counts_the_whole_model():
+    """Trainable over all, the new A and B included in both."""
+    model = tiny_llama()
+    base = sum(p.numel() for p in model.parameters())
+    add_lora(model, {"q_proj", "v_proj"}, rank=4, alpha=8)
+    new = 2 * 4 * ((32 + 32) + (32 + 16))  # q: 32 to 32, v: 32 to 16, two layers
+    assert trainable_fraction(model) == new / (base + new)
+
+
+def test_frozen_weights_get_no_gradient():
+    """Only A and B are trained, and both are reached: A as soon as B is not zero."""
+    model = tiny_llama()
+    add_lora(model, SEVEN, rank=4, alpha=8)
+    randomize_b(model)
+    model(tokens(), labels=tokens()).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name.endswith((".A", ".B")):
+            assert parameter.grad.abs().max() > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_first_step_moves_b_only():
+    """With B = 0 the gradient of A is zero: dL/dA = (alpha / r) Bᵀ (dL/dh) xᵀ."""
+    model = tiny_llama()
+    add_lora(model, {"q_proj"}, rank=4, alpha=8)
+    model(tokens(), labels=tokens()).loss.backward()
+    layer = model.model.layers[0].self_attn.q_proj
+    assert layer.A.grad.abs().max() == 0
+    assert layer.B.grad.abs().max() > 0
+
+
+@peft_warning
+@pytest.mark.parametrize("targets", [{"q_proj", "v_proj"}, SEVEN])
+def test_logits_and_gradients_equal_peft(targets):
+    """peft is the oracle: same weights, same logits, same gradients of A and B."""
+    ours = tiny_llama()
+    theirs = get_peft_model(copy.deepcopy(ours), LoraConfig(r=4, lora_alpha=8, target_modules=sorted(targets)))
+    names = add_lora(ours, targets, rank=4, alpha=8)
+    randomize_b(ours)
+    oracle = dict(theirs.named_modules())
+    for name in names:
+        layer, other = ours.get_submodule(name), oracle[f"base_model.model.{name}"]
+        other.lora_A["default"].weight.data.copy_(layer.A)
+        other.lora_B["default"].weight.data.copy_(layer.B)
+    mine, peft = (m(tokens(), labels=tokens()) for m in (ours, theirs))
+    torch.testing.assert_close(mine.logits, peft.logits, atol=1e-6, rtol=0)
+    mine.loss.backward()
+    peft.loss.backward()
+    for name in names:
+        layer, other = ours.get_submodule(name), oracle[f"base_model.model.{name}"]
+        torch.testing.assert_close(layer.A.grad, other.lora_A["default"].weight.grad, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(layer.B.grad, other.lora_B["default"].weight.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_a_starts_as_torch_starts_a_linear_layer():
+    """Kaiming-uniform with a = √5 is uniform in ±1/√d_in, the default of nn.Linear, and peft keeps it for A."""
+    torch.manual_seed(0)
+    a = LoRALinear(nn.Linear(100, 3), 2, 1.0).A
+    torch.manual_seed(0)
+    nn.Linear(100, 3)
+    assert torch.equal(a, nn.Linear(100, 2, bias=False).weight)
+    assert 0.09 < a.abs().max() <= 0.1
+
+
+def test_state_moves_an_adapter_between_models():
+    """A fine-tune is its A and B: loaded into a fresh copy they give the same logits."""
+    source, target = tiny_llama(), tiny_llama()
+    for model in (source, target):
+        add_lora(model, SEVEN, rank=4, alpha=8)
+    randomize_b(source)
+    state = lora_state(source)
+    assert len(state) == 2 * 2 * 7
+    load_lora_state(target, state)
+    assert torch.equal(source(tokens()).logits, target(tokens()).logits)
+    randomize_b(source, seed=9)
+    assert not torch.equal(state["model.layers.0.mlp.up_proj.B"], source.model.layers[0].mlp.up_proj.B)  # a copy
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "broadcastable"])
+def test_loading_refuses_a_state_that_does_not_fit(change):
+    """A rank-1 A would broadcast into any rank without an error from torch."""
+    model = tiny_llama()
+    (first, *_) = add_lora(model, {"q_proj"}, rank=4, alpha=8)
+    state = lora_state(model)
+    if change == "missing":
+        del state[f"{first}.A"]
+    elif change == "unknown":
+        state["lm_head.A"] = torch.zeros(4, 32)
+    else:
+        state[f"{first}.A"] = state[f"{first}.A"][:1]
+    with pytest.raises(ValueError, match="disagree about"):
+        load_lora_state(model, state)
+
+
+def test_loading_refuses_a_merged_model():
+    """Unmerging afterwards would subtract the new update from a weight that holds the old one."""
+    model = tiny_llama()
+    (first, *_) = add_lora(model, {"q_proj"}, rank=4, alpha=8)
+    model.get_submodule(first).merge()
+    with pytest.raises(ValueError, match="unmerge"):
+        load_lora_state(model, lora_state(model))
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_rank_below_one_is_refused(rank):
+    """r = 0 would divide alpha by zero."""
+    with pytest.raises(ValueError, match=f"rank {rank} leaves nothing to train"):
+        LoRALinear(nn.Linear(4, 4), rank, 1.0)
+
+
+def test_rank_above_the_matrix_warns_with_the_effective_rank():
+    """It works, but B A cannot have more rank than the smaller side."""
+    with pytest.warns(UserWarning, match="rank 9 is stored, but B A has rank at most 3"):
+        layer = LoRALinear(nn.Linear(5, 3), 9, 1.0)
+    nn.init.normal_(layer.B)
+    assert torch.linalg.matrix_rank(layer.delta()) == 3
+
+
+def test_add_lora_refuses_no_match_and_a_second_time():
+    """A misspelt target would train nothing, a second call would nest the layers."""
+    model = tiny_llama()
+    with pytest.raises(ValueError, match="no linear layer is named any of"):
+        add_lora(model, {"query"}, rank=4, alpha=8)
+    add_lora(model, {"q_proj"}, rank=4, alpha=8)
+    with pytest.raises(ValueError, match="already has LoRA"):
+        add_lora(model, {"v_proj"}, rank=4, alpha=8)
