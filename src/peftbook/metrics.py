@@ -27,12 +27,14 @@ def rouge(predictions: Sequence[str], references: Sequence[str], *, stem: bool =
 
     check_lengths(predictions, references)
     scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=stem)
-    scores = [scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)]
+    scores = [
+        scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)
+    ]
     return {kind: [score[kind].fmeasure for score in scores] for kind in ROUGE_KINDS}
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """1 where the texts are equal after stripping outer white space and one final full stop, else 0."""
+    """1 where the texts are equal up to case, runs of white space and one final full stop, else 0."""
     check_lengths(predictions, references)
     return [
         float(normalise(prediction) == normalise(reference))
@@ -50,8 +52,15 @@ def check_lengths(predictions: Sequence[str], references: Sequence[str]) -> None
 
 
 def perplexity(nats: Sequence[float], label_tokens: Sequence[int]) -> float:
-    """exp of the mean negative log-likelihood per label token. nats: summed per example."""
-    return math.exp(math.fsum(nats) / sum(label_tokens))
+    """exp of the mean negative log-likelihood per label token. nats: summed per example.
+
+    Infinite where the exponential overflows: above 709 nats a token, which a badly diverged run reaches.
+    """
+    mean = math.fsum(nats) / sum(label_tokens)
+    try:
+        return math.exp(mean)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ def mean_interval(
     if table.ndim != 2 or 0 in table.shape:
         raise InputError(f"Scores have shape {table.shape}: give a non-empty (seeds, examples) table.")
     weight = np.ones(table.shape[1]) if weights is None else np.asarray(weights, dtype=float)
+    if weight.shape != table.shape[1:]:
+        raise InputError(f"There are {weight.size} weights for {table.shape[1]} examples: give one each.")
     per_seed = table.sum(axis=1) / weight.sum()
     seeds, examples = table.shape
     averaged = table.mean(axis=0)

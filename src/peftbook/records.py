@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,14 @@ class Record(BaseModel):
         """The first twelve digits: file name, page name, what a reader cites."""
         return self.key[:12]
 
+    @property
+    def hardware(self) -> str:
+        """What the run ran on, for people: the GPU, or the processor with its cores."""
+        if self.spec.platform == "cuda":
+            return str(self.provenance.get("gpu", ""))
+        cores = self.provenance.get("cores")
+        return f"{self.provenance.get('cpu', 'CPU')}{f', {cores} cores' if cores else ''}"
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write through a temporary file, fsync and rename: readers see the old file or the whole new one."""
@@ -74,8 +83,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -108,7 +117,12 @@ class Store:
         path = self.path(record.key)
         if path is None or not record.texts_sha256:
             return []
-        raw = gzip.decompress(path.with_suffix(".texts.json.gz").read_bytes())
+        try:
+            raw = gzip.decompress(path.with_suffix(".texts.json.gz").read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                f"The texts of record {record.short_key} cannot be read ({error}): restore or rerun it."
+            ) from None
         if hashlib.sha256(raw).hexdigest() != record.texts_sha256:
             raise InputError(f"The texts of record {record.short_key} do not match its hash: restore or rerun it.")
         return json.loads(raw)
@@ -154,7 +168,7 @@ def _is_scalar(item: str) -> bool:
 
 def load_record(path: Path) -> Record:
     """Read and check one record: schema, key against spec, checksum. Raises InputError naming the file and the fix."""
-    fix = f"restore it from version control, or delete it and run `peftbook run`"
+    fix = "restore it from version control, or delete it and run `peftbook run`"
     try:
         record = Record.model_validate_json(path.read_bytes())
     except (ValidationError, ValueError, OSError) as error:

@@ -16,17 +16,20 @@ __all__ = ["claims", "format_quantity", "format_value", "quantities", "quantity"
 def quantities(store: Store | None = None) -> dict[str, Quantity]:
     """Every quantity of every study, named `study.quantity`."""
     return {
-        f"{name}.{key}": value for name in NAMES for key, value in study_quantities(name, store or default_store()).items()
+        f"{name}.{key}": value
+        for name in NAMES
+        for key, value in study_quantities(name, store or default_store()).items()
     }
 
 
 def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
-    """The quantities of one study; computed once per process for the default folders (records never change)."""
-    return _cached(name, store.folders) if store.folders else {}
+    """The quantities of one study; computed once for each set of records (a record, once written, never changes)."""
+    names = tuple(sorted(path.name for folder in store.folders for path in folder.glob("*.json")))
+    return _cached(name, store.folders, names)
 
 
 @functools.lru_cache(maxsize=64)
-def _cached(name: str, folders: tuple) -> Mapping[str, Quantity]:
+def _cached(name: str, folders: tuple, names: tuple) -> Mapping[str, Quantity]:
     return get_study(name).quantities(Store(*folders))
 
 
@@ -34,7 +37,9 @@ def quantity(name: str, store: Store | None = None) -> Quantity:
     """One quantity by `study.quantity`. Raises InputError that says which command makes a missing one."""
     study, dot, key = name.partition(".")
     if not dot:
-        raise InputError(f"Quantity {name!r} has no study: write it as 'study.quantity', for example 'methods.lora_loss'.")
+        raise InputError(
+            f"Quantity {name!r} has no study: write it as 'study.quantity', for example 'methods.lora_loss'."
+        )
     found = study_quantities(get_study(study).name, store or default_store())
     if key not in found:
         missing = get_study(study).missing(store or default_store())

@@ -39,9 +39,9 @@ EMBEDDED_REVISION = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37372811
 
 
 class Spec(BaseModel):
-    """Frozen, strict base of all specs."""
+    """Frozen base of all specs: no unknown fields, no infinite numbers (JSON has no word for them)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Spec):

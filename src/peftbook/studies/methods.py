@@ -120,13 +120,13 @@ def final_runs(arm: str, store: Store) -> list[Run]:
 
 
 def runs(store: Store) -> list[Run]:
-    """Baselines, then the sweeps round-robin, then the final runs, seed by seed, of the arms that are chosen."""
+    """Baselines, then the sweeps round-robin, then the final runs of the chosen arms seed by seed, then few-shot."""
     first = final_runs("untuned", store)
     grids = {arm: sweep_exponents(arm, store) for arm in ARMS}
     for position in range(max(map(len, grids.values()))):
         first += [sweep_run(arm, grid[position]) for arm, grid in grids.items() if position < len(grid)]
-    finals = [final_runs(arm, store) for arm in (*ARMS, "fewshot")]
-    return first + [arm[at] for at in range(len(SEEDS)) for arm in finals if arm]
+    finals = [final_runs(arm, store) for arm in ARMS]
+    return first + [arm[at] for at in range(len(SEEDS)) for arm in finals if arm] + final_runs("fewshot", store)
 
 
 def final_records(arm: str, store: Store) -> list[Record]:

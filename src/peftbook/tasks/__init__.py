@@ -5,6 +5,7 @@ A task is found by name; `files:` and `hub:` tasks take the reader's own data.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
 def _docstrings() -> TaskData:
     from peftbook.tasks.docstrings import load
 

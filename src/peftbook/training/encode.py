@@ -37,6 +37,8 @@ def encode_turns(tokenizer, messages: list[dict[str, str]]) -> list[list[int]]:
     The template is rendered around markers and its pieces are encoded with control tokens on; the contents are
     encoded with control tokens off, so that `<|im_end|>` inside a user's text is plain text and cannot end a turn.
     """
+    if not tokenizer.chat_template:
+        raise InputError("The tokenizer of this model has no chat template: use the model's instruct or chat version.")
     marks = [f"\x00{index}\x00" for index in range(len(messages))]
     marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
     rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)

@@ -37,6 +37,7 @@ def apply_lora(model: nn.Module, method: specs.LoRA) -> nn.Module:
     """
     from peft import LoraConfig, get_peft_model
 
+    check_targets(model, method)
     warn_if_rank_exceeds_width(model, method)
     config = LoraConfig(
         r=method.rank,
@@ -46,15 +47,19 @@ def apply_lora(model: nn.Module, method: specs.LoRA) -> nn.Module:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        if "not found in the base model" not in str(error):
-            raise
-        names = sorted({name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+    return get_peft_model(model, config)
+
+
+def check_targets(model: nn.Module, method: specs.LoRA) -> None:
+    """Every target must name a linear layer: peft skips a name that matches nothing as long as another one does."""
+    layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    unknown = [one for one in method.targets if not any(f".{name}".endswith(f".{one}") for name in layers)]
+    if unknown or not method.targets:
+        names = sorted({name.rsplit(".", 1)[-1] for name in layers})
         raise InputError(
-            f"LoRA targets {', '.join(method.targets)} match no layer of this model: choose from {', '.join(names)}."
-        ) from None
+            f"LoRA targets {', '.join(unknown) or '()'} match no linear layer of this model: "
+            f"choose from {', '.join(names)}."
+        )
 
 
 def warn_if_rank_exceeds_width(model: nn.Module, method: specs.LoRA) -> None:
@@ -135,4 +140,3 @@ def soft_prompt(model: nn.Module) -> torch.Tensor | None:
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name → trainable tensor, in the model's order: what a checkpoint holds and the optimiser moves."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
-

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from peftbook import specs
@@ -88,7 +89,7 @@ def prepare_embedded() -> Path:
                 f"The dequantised weights have SHA-256 {found[:12]}…, not the pinned {EMBEDDED_WEIGHTS_SHA256[:12]}…: "
                 "install the pinned versions of transformers and gguf."
             )
-        os.replace(work, target)
+        work.replace(target)
     except OSError:
         if not (target / "model.safetensors").is_file():  # else another process was faster
             raise
@@ -105,12 +106,12 @@ def resolve(model: specs.Model) -> tuple[str, str | None]:
     if path.is_dir():
         check_folder(path)
         return str(path), None
-    if model.name.startswith((".", "/", "~")) or path.suffix or model.name.count("/") != 1:
+    if model.name.startswith((".", "/", "~")) or model.name.count("/") != 1:
         raise InputError(
             f"Model {model.name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, "
             "a folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
         )
-    return model.name, model.revision if model.revision != specs.EMBEDDED_REVISION else None
+    return model.name, None if model.revision in ("", specs.EMBEDDED_REVISION) else model.revision
 
 
 def check_folder(path: Path) -> None:
@@ -156,14 +157,15 @@ def load_model(model: specs.Model, method: specs.Spec | None = None, platform: s
     if platform == "cuda" and not torch.cuda.is_available():
         raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
     source, revision = resolve(model)
-    options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "revision": revision}
+    pinned = {"revision": revision} if revision else {}
+    options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, **pinned}
     if isinstance(method, specs.QLoRA):
         options["quantization_config"] = quantization_config(method, torch.bfloat16)
         options["device_map"] = {"": platform}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(source, **{k: v for k, v in options.items() if v is not None})
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except OSError as error:
+        loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **pinned)
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:160]
         raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
     keep_linear4bit_layout(loaded)

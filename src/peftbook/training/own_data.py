@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -33,7 +32,7 @@ def train_on_file(args: argparse.Namespace) -> int:
     n_test = len(task.splits["test"])
     run = specs.build(
         specs.Run,
-        model=specs.Model(name=args.model, revision=specs.EMBEDDED_REVISION if args.model == specs.EMBEDDED_MODEL else ""),
+        model=specs.Model() if args.model == specs.EMBEDDED_MODEL else specs.Model(name=args.model, revision=""),
         task=task.spec,
         method=method,
         budget=budget,
@@ -50,7 +49,7 @@ def train_on_file(args: argparse.Namespace) -> int:
         record = execute(run, Store(work), task=task, adapter=adapter, quiet=not sys.stderr.isatty())
         if record.failure:
             raise InputError(record.failure)
-        os.replace(work, args.out)
+        work.replace(args.out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for name in SHOWN:

@@ -1,0 +1,146 @@
+"""The command line: bad input is one sentence with the fix, exit status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from peftbook import cli
+from peftbook.records import default_store
+
+
+def refused(capsys, *argv: str) -> str:
+    """Run a command that must be refused; returns the sentence."""
+    assert cli.main(list(argv)) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("peftbook: ") and err.count("\n") == 1, err
+    assert "Traceback" not in err + out
+    return err
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A file of twenty good rows."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("question,answer\n" + "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(20)))
+    return path
+
+
+def train(pairs, tmp_path, *more: str) -> list[str]:
+    return ["train", str(pairs), "--input", "question", "--target", "answer", "--out", str(tmp_path / "out"), *more]
+
+
+def test_unknown_study_names_the_known_ones(capsys):
+    assert "methods" in refused(capsys, "run", "nonsense")
+
+
+def test_run_without_a_study_says_how(capsys):
+    assert "--all" in refused(capsys, "run")
+
+
+def test_unknown_key_says_where_keys_are_printed(capsys):
+    assert "peftbook status -v" in refused(capsys, "run", "--key", "zzzz")
+
+
+def test_unknown_method_names_the_known_ones(capsys, pairs, tmp_path):
+    said = refused(capsys, *train(pairs, tmp_path, "--method", "lara"))
+    assert "'lara'" in said and "lora" in said
+
+
+def test_rank_zero_is_refused(capsys, pairs, tmp_path):
+    said = refused(capsys, *train(pairs, tmp_path, "--rank", "0"))
+    assert "rank" in said and "0" in said
+
+
+def test_wrong_column_lists_the_columns(capsys, pairs, tmp_path):
+    said = refused(capsys, "train", str(pairs), "--input", "query", "--target", "answer", "--out", str(tmp_path / "o"))
+    assert "query" in said and "question" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("empty.csv", b"", "empty"),
+        ("latin.csv", b"question,answer\ncaf\xe9,1\n", "UTF-8"),
+        ("data.pkl", b"\x80\x04\x95", "pkl"),
+        ("short.csv", b"question,answer\na,b\n", "rows"),
+    ],
+)
+def test_bad_files_are_named(capsys, tmp_path, name, content, word):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert word in refused(capsys, *train(path, tmp_path))
+
+
+def test_missing_file_is_named(capsys, tmp_path):
+    assert "nowhere.csv" in refused(capsys, *train(tmp_path / "nowhere.csv", tmp_path))
+
+
+def test_missing_model_folder_is_named_and_nothing_is_left(capsys, pairs, tmp_path):
+    said = refused(capsys, *train(pairs, tmp_path, "--model", str(tmp_path / "no-model")))
+    assert "no-model" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv"}
+
+
+def test_pickle_checkpoint_is_refused(capsys, pairs, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    said = refused(capsys, *train(pairs, tmp_path, "--model", str(folder)))
+    assert "pickle" in said and "safetensors" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_existing_output_folder_is_never_overwritten(capsys, pairs, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert "exists" in refused(capsys, *train(pairs, tmp_path))
+
+
+def test_corrupted_record_is_named_with_the_fix(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
+    (tmp_path / "0123456789ab.json").write_text("{")
+    said = refused(capsys, "status")
+    assert "0123456789ab.json" in said and "peftbook run" in said
+
+
+def test_edited_record_is_stale(capsys, tmp_path, monkeypatch):
+    """A record whose spec was changed by hand no longer matches its key."""
+    record = next(iter(default_store().all()))
+    body = record.model_dump(mode="json")
+    body["spec"]["seed"] += 1
+    (tmp_path / f"{record.key[:11]}0.json").write_text(json.dumps(body))
+    monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
+    assert "stale" in refused(capsys, "status")
+
+
+def test_status_and_claims_read_the_shipped_records(capsys):
+    assert cli.main(["status"]) == 0
+    assert cli.main(["claims", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    assert {row["study"] for row in rows} >= {"methods", "costs"}
+
+
+def test_help_starts_fast_without_heavy_imports():
+    """`peftbook --help` must not import torch or transformers."""
+    code = (
+        "import sys; from peftbook.cli import build_parser; build_parser();"
+        "print({'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_train_on_a_file_leaves_record_texts_and_adapter(capsys, pairs, tmp_path):
+    assert cli.main(train(pairs, tmp_path, "--tokens", "300", "--rank", "2")) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "adapter" in names and any(name.endswith(".texts.json.gz") for name in names)
+    assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+    assert "rougeL" in capsys.readouterr().out

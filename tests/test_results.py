@@ -1,0 +1,89 @@
+"""Named quantities: what a page prints is what the records say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from peftbook import results
+from peftbook.errors import InputError
+from peftbook.records import Store, default_store
+from peftbook.studies import NAMES, Quantity, get_study, methods
+
+
+def test_missing_quantity_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(InputError, match="peftbook run methods"):
+        results.quantity("methods.lora_loss", Store(tmp_path))
+
+
+def test_a_name_without_a_study_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"study\.quantity"):
+        results.quantity("lora_loss", Store(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "unit", "text"),
+    [
+        (1234567, 0, "parameters", "1,234,567 parameters"),
+        (-0.1234, 3, "nats per token", "−0.123 nats per token"),
+        (0.0002, -2, "", "0.0002"),
+        (1.5e-05, -2, "", "1.5 × 10^−5"),
+        (19_537_920, 0, "bytes", "19.5 MB"),
+        (3.631, 2, "%", "3.63%"),
+    ],
+)
+def test_numbers_are_printed_for_people(value, digits, unit, text):
+    assert results.format_value(value, digits, unit) == text
+
+
+def test_interval_is_printed_in_brackets():
+    text = results.format_quantity(Quantity(0.3, "nats", ("k",), 0.25, 0.35, 3, 200, 2))
+    assert text == "0.30 [0.25, 0.35] nats"
+
+
+def test_every_quantity_is_inside_its_interval_and_names_records_at_hand():
+    """A law over all shipped quantities: low ≤ value ≤ high, finite, and each run behind it has a record."""
+    store = default_store()
+    keys = {record.key for record in store.all()}
+    for name, quantity in results.quantities(store).items():
+        assert quantity.runs and set(quantity.runs) <= keys, name
+        assert math.isfinite(quantity.value), name
+        if quantity.low is not None and quantity.high is not None:
+            assert quantity.low <= quantity.value <= quantity.high, name
+
+
+def test_paired_difference_is_the_difference_of_the_arms():
+    found = results.quantities(default_store())
+    for first, second in (("lora", "full"), ("qlora", "lora"), ("prompt", "lora")):
+        difference = found[f"methods.{first}_minus_{second}_loss"].value
+        assert difference == pytest.approx(
+            found[f"methods.{first}_loss"].value - found[f"methods.{second}_loss"].value, abs=1e-9
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_states_its_claim_and_decides(name):
+    study = get_study(name)
+    assert study.claim and study.source and study.refuted_if and study.does_not_show
+    assert study.verdict(default_store()).outcome in {
+        "reproduced", "equivalent", "refuted", "undecided", "not yet run", "not testable here",
+    }  # fmt: skip
+
+
+def test_best_rate_lies_inside_its_grid():
+    """An optimum at the edge extends the grid, so the chosen rate always has a worse neighbour on each side."""
+    store = default_store()
+    for arm in methods.ARMS:
+        exponents = methods.sweep_exponents(arm, store)
+        chosen = methods.best_rate(arm, store)
+        rates = [methods.rate(arm, exponent) for exponent in exponents]
+        assert chosen is not None and rates[0] < chosen < rates[-1], arm
+
+
+def test_final_runs_use_fresh_seeds_and_the_test_split():
+    store = default_store()
+    for arm in methods.ARMS:
+        runs = methods.final_runs(arm, store)
+        assert {run.evaluation.split for run in runs} == {"test"}
+        assert methods.SWEEP_SEED not in {run.seed for run in runs} and len(runs) >= 3
