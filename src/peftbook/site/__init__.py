@@ -1,0 +1,31 @@
+"""The Sphinx extension of the book: one module a concern, each with its own `setup`.
+
+Imported in kernels too (for `display` and `tracing`), so Sphinx is only imported inside `setup`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["setup"]
+
+PARTS = (
+    "theme",
+    "mathematics",
+    "numbers",
+    "figure_numbers",
+    "execution",
+    "notebooks",
+    "run_pages",
+    "citation",
+    "freshness",
+)
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register every part of the extension."""
+    import importlib
+
+    for part in PARTS:
+        importlib.import_module(f"peftbook.site.{part}").setup(app)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

@@ -1,0 +1,109 @@
+"""What chapters call to show figures: one HTML figure that follows the page's colour mode and names its runs.
+
+show(learning_curves, records, name="curves", alt="…", caption="…", runs=[record.key for record in records])
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, Literal
+
+__all__ = ["Shown", "measured", "run_facts", "show"]
+
+
+class Shown:
+    """A figure ready to be displayed by Jupyter: HTML for the page, the caption where there is only text."""
+
+    def __init__(self, html: str, text: str):
+        self.html, self.text = html, text
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/html": self.html, "text/plain": self.text}
+
+
+def show(
+    figure: Callable[..., Any],
+    *args: Any,
+    name: str,
+    alt: str,
+    caption: str,
+    runs: Sequence[str] = (),
+    **options: Any,
+) -> Shown:
+    """Draw `figure(*args, **options)` for light and dark pages, with one caption.
+
+    name: the figure's anchor (`#fig-name`), what {fig}`name` refers to.   alt: what a reader who cannot see it needs.
+    caption: what it shows, in HTML; numbers come from `measured`.   runs: keys of the runs behind it, linked below.
+    Raises ValueError if the name is not lower-case words joined by hyphens, or the alternative text is empty.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"A figure's name is lower-case words joined by hyphens, not {name!r}.")
+    if not alt.strip():
+        raise ValueError(f"Figure {name!r} needs alternative text: what does it show?")
+    modes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    images = "".join(_image(_render(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
+    facts = run_facts(runs)
+    html = (
+        f'<figure class="book-figure" id="fig-{name}">{images}'
+        f'<figcaption><span class="figure-number" data-figure="{name}">Figure</span> '
+        f'<span class="figure-caption">{caption}</span>{facts}</figcaption></figure>'
+    )
+    return Shown(html, re.sub(r"<[^>]+>", "", caption))
+
+
+def _render(figure: Callable[..., Any], *args: Any, mode: Literal["light", "dark"], **options: Any) -> bytes:
+    from peftbook.figures.style import render_svg
+
+    return render_svg(figure, *args, mode=mode, **options)
+
+
+def _image(svg: bytes, mode: str, alt: str) -> str:
+    """An image that its page shows in one colour mode; a data address, so that a notebook holds it too."""
+    width, height = _size(svg)
+    size = f' width="{width}" height="{height}"' if width else ""
+    data = base64.b64encode(svg).decode()
+    # Only one of the two is displayed, so only one alternative text is read.
+    return f'<img class="figure-{mode}" alt="{escape(alt)}"{size} src="data:image/svg+xml;base64,{data}">'
+
+
+def _size(svg: bytes) -> tuple[int, int]:
+    """Width and height in CSS pixels from the view box, or zeros."""
+    box = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    return (round(float(box[1]) * 4 / 3), round(float(box[2]) * 4 / 3)) if box else (0, 0)
+
+
+def run_facts(runs: Sequence[str]) -> str:
+    """One line under a figure: how many runs and seeds, on what, with a link to each."""
+    from peftbook.records import default_store, load_record
+
+    keys = list(dict.fromkeys(runs))
+    if not keys:
+        return ""
+    store = default_store()
+    records = [load_record(path) for key in keys if (path := store.path(key))]
+    if len(records) < len(keys):
+        raise ValueError(
+            f"A figure names {len(keys) - len(records)} run(s) that have no record: `peftbook status` lists them."
+        )
+    seeds = {record.spec.seed for record in records}
+    hardware = sorted({text for record in records if (text := record.hardware)})
+    facts = [_count(len(records), "run"), _count(len(seeds), "seed"), *hardware]
+    links = " ".join(f'<a class="run-link" href="runs/{key[:12]}.html">{key[:6]}</a>' for key in keys[:12])
+    more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
+    return f'<span class="run-facts">{escape("; ".join(facts))}. Runs: {links}{more}</span>'
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def measured(name: str, form: str = "") -> str:
+    """A study's quantity as HTML, for captions: the same text and link as the {measured} role."""
+    from peftbook.site.numbers import printed
+
+    text, title = printed(name, form)
+    study, _, short = name.partition(".")
+    return f'<a class="measured" href="runs/study-{study}.html#{short}" title="{escape(title)}">{escape(text)}</a>'

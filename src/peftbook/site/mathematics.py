@@ -1,0 +1,87 @@
+"""Mathematics rendered at build time: KaTeX run inside V8, so that pages need no script and do not reflow.
+
+The output holds HTML for the eye and MathML for screen readers. An error in TeX is a Sphinx warning at its line.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
+
+__all__ = ["KatexError", "render_tex", "setup"]
+
+LOGGER = logging.getLogger(__name__)
+KATEX = Path("book/assets/katex/katex.min.js")
+
+
+class KatexError(ValueError):
+    """TeX that KaTeX refuses, in KaTeX's words."""
+
+
+@cache
+def _engine(script: Path) -> Any:
+    from py_mini_racer import MiniRacer
+
+    engine = MiniRacer()
+    engine.eval(script.read_text(encoding="utf-8"))
+    engine.eval(
+        "function render(tex, display) { try { return {html: katex.renderToString(tex, {displayMode: display,"
+        " output: 'htmlAndMathml', throwOnError: true, strict: 'ignore'})} } catch (e) { return {error: String(e)} } }"
+    )
+    return engine
+
+
+@cache
+def render_tex(tex: str, display: bool, script: Path = KATEX) -> str:
+    """HTML and MathML of one formula. Raises KatexError with KaTeX's own words."""
+    answer = json.loads(_engine(script).eval(f"JSON.stringify(render({json.dumps(tex)}, {json.dumps(display)}))"))
+    if "error" in answer:
+        raise KatexError(answer["error"].removeprefix("ParseError: "))
+    return answer["html"]
+
+
+def _render_or_warn(translator: Any, node: nodes.Element, display: bool) -> str:
+    tex = node.astext()
+    try:
+        return render_tex(tex, display, Path(translator.builder.app.srcdir) / KATEX)
+    except KatexError as error:
+        LOGGER.warning("%s in $%s$", error, tex, location=node, type="math", subtype="katex")
+        return f'<code class="math-error">{escape(tex)}</code>'
+
+
+def visit_math(translator: Any, node: nodes.math) -> None:
+    """Inline mathematics."""
+    translator.body.append(f'<span class="math">{_render_or_warn(translator, node, display=False)}</span>')
+    raise nodes.SkipNode
+
+
+def visit_displayed(translator: Any, node: nodes.math_block) -> None:
+    """A displayed formula, with its number and a link to itself where it has a label."""
+    ids = f' id="{node["ids"][0]}"' if node.get("ids") else ""
+    number = ""
+    if node.get("number"):
+        shown = get_node_equation_number(translator, node)
+        number = f'<a class="eqno" href="#{node["ids"][0]}" aria-label="Equation ({shown})">({shown})</a>'
+    formula = _render_or_warn(translator, node, display=True)
+    translator.body.append(
+        f'<div class="math-block"{ids}><div class="math-scroll" tabindex="0">{formula}</div>{number}</div>\n'
+    )
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> None:
+    """Make KaTeX the HTML math renderer and ship its style sheet and fonts."""
+    app.add_html_math_renderer("katex", inline_renderers=(visit_math, None), block_renderers=(visit_displayed, None))
+    app.connect("config-inited", _choose_renderer, priority=900)
+    app.add_css_file("katex/katex.min.css", priority=300)
+
+
+def _choose_renderer(app: Any, config: Any) -> None:
+    config.html_math_renderer = "katex"

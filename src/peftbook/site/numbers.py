@@ -1,0 +1,175 @@
+r"""The roles that print numbers: {measured}`study.name` from runs, {cited}`name` from the literature.
+
+{measured}`study.name` prints value and interval and links to the study's page; {measured}`study.name;value` prints the
+value and its unit alone. A quantity without records fails the build and names the command that computes it.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from docutils import nodes
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+from sphinx.util.osutil import relative_uri
+
+from peftbook.errors import InputError
+from peftbook.literature import published, published_values
+from peftbook.results import format_quantity, quantity
+from peftbook.site.bibliography import short_name
+from peftbook.studies import Quantity
+
+__all__ = ["CitedNumber", "MeasuredNumber", "describe", "printed", "setup"]
+
+LOGGER = logging.getLogger(__name__)
+FORMS = ("", "value")
+
+
+class MeasuredNumber(nodes.Inline, nodes.TextElement):
+    """A number computed from runs; `page` and `anchor` say where its runs are listed."""
+
+
+class CitedNumber(nodes.Inline, nodes.TextElement):
+    """A number quoted from a paper; `page` and `anchor` say where the paper is listed."""
+
+
+def printed(name: str, form: str) -> tuple[str, str]:
+    """Text and tooltip of the quantity `study.name`; form `value` leaves the interval out. Raises InputError."""
+    if form not in FORMS:
+        raise InputError(f"Unknown form {form!r} of {name!r}: write {name!r} or '{name};value'.")
+    found = quantity(name)
+    return format_quantity(found, interval=form != "value"), describe(name, found)
+
+
+def describe(name: str, found: Quantity) -> str:
+    """The tooltip: what is behind the number."""
+    parts = [name]
+    if found.low is not None:
+        parts.append("95 % interval")
+    if found.n:
+        parts.append(f"n = {found.n:,}")
+    if found.seeds:
+        parts.append(f"{found.seeds} seed" + "s" * (found.seeds > 1))
+    parts.append(f"{len(found.runs)} run" + "s" * (len(found.runs) != 1))
+    if found.note:
+        parts.append(found.note)
+    return "; ".join(parts)
+
+
+class MeasuredRole(SphinxRole):
+    """Print a study's quantity and link to what is behind it."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        answer = _measured_answer(self.text)
+        _note(self, answer)
+        if isinstance(answer, str):
+            return [nodes.inline("", f"[{self.text}: missing]", classes=["number-missing"])], []
+        study, _, short = self.text.partition(";")[0].partition(".")
+        node = MeasuredNumber("", answer[0], page=f"book/runs/study-{study}", anchor=short, title=answer[1])
+        return [node], []
+
+
+class CitedRole(SphinxRole):
+    """Print a published value and link to its paper."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        answer = _cited_answer(self.text)
+        _note(self, answer)
+        if isinstance(answer, str):
+            return [nodes.inline("", f"[{self.text}: missing]", classes=["number-missing"])], []
+        node = CitedNumber(
+            "", answer[0], page="book/bibliography", anchor=f"ref-{published(self.text).key}", title=answer[1]
+        )
+        return [node], []
+
+
+def _measured_answer(text: str) -> tuple[str, str] | str:
+    """Text and tooltip, or the sentence that says what is missing."""
+    name, _, form = text.partition(";")
+    try:
+        return printed(name, form)
+    except InputError as error:
+        return str(error)
+
+
+def _cited_answer(text: str) -> tuple[str, str] | str:
+    try:
+        value = published(text)
+    except InputError as error:
+        return str(error)
+    return str(value), f"{value.what}; {short_name(value.key) or value.key}, {value.where}"
+
+
+ANSWERS = {"measured": _measured_answer, "cited": _cited_answer}
+
+
+def _note(role: SphinxRole, answer: tuple[str, str] | str) -> None:
+    """Remember what was printed where, so that the next build sees whether it still holds."""
+    if isinstance(answer, str):
+        LOGGER.error(answer, location=role.get_location(), type="peftbook", subtype="number")
+    _numbers(role.env).setdefault(role.env.docname, {})[role.name, role.text] = answer
+
+
+def _numbers(env: Any) -> dict[str, dict[tuple[str, str], tuple[str, str] | str]]:
+    """Page → {(role, text): what was printed, or the sentence about what is missing}; kept with the environment."""
+    if not hasattr(env, "peftbook_numbers"):
+        env.peftbook_numbers = {}
+    return env.peftbook_numbers
+
+
+def _visit_html(translator: Any, node: nodes.Element) -> None:
+    kind = "measured" if isinstance(node, MeasuredNumber) else "cited"
+    builder = translator.builder
+    here, there = builder.get_target_uri(builder.current_docname), builder.get_target_uri(node["page"])
+    href = f"{relative_uri(here, there)}#{node['anchor']}"
+    translator.body.append(f'<a class="{kind}" href="{escape(href)}" title="{escape(node["title"])}">')
+
+
+def _depart_html(translator: Any, node: nodes.Element) -> None:
+    translator.body.append("</a>")
+
+
+def _pass(translator: Any, node: nodes.Element) -> None:
+    """Other builders print the text alone."""
+
+
+def _forget(app: Any, env: Any, docname: str) -> None:
+    _numbers(env).pop(docname, None)
+
+
+def _outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
+    """Pages on which a number is missing, or would be printed differently now."""
+    published_values.cache_clear()
+    found = []
+    for page, answers in _numbers(env).items():
+        stale = any(isinstance(old, str) or ANSWERS[role](text) != old for (role, text), old in answers.items())
+        if stale and page in env.all_docs:
+            found.append(page)
+    return found
+
+
+def _fail_on_missing(app: Any, error: Exception | None) -> None:
+    if error is not None or getattr(app, "env", None) is None:
+        return
+    lines = [
+        f"  {page}: {answer}"
+        for page, answers in sorted(_numbers(app.env).items())
+        for answer in answers.values()
+        if isinstance(answer, str)
+    ]
+    if lines:
+        raise ExtensionError("Numbers without a source:\n" + "\n".join(lines))
+
+
+def setup(app: Any) -> None:
+    """Register both roles, their nodes and the check that fails the build."""
+    for node in (MeasuredNumber, CitedNumber):
+        passing = dict.fromkeys(("latex", "text", "man", "texinfo"), (_pass, _pass))
+        app.add_node(node, html=(_visit_html, _depart_html), **passing)
+    app.add_role("measured", MeasuredRole())
+    app.add_role("cited", CitedRole())
+    app.connect("env-purge-doc", _forget)
+    app.connect("env-get-outdated", _outdated)
+    app.connect("build-finished", _fail_on_missing)

@@ -1,0 +1,106 @@
+"""Inside a kernel: note which package modules a chapter imports and which files it reads or looks for.
+
+Started by `kernel_startup.py`; writes a JSON file after every cell, named by `PEFTBOOK_TRACE`.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["start"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+OURS = frozenset({"peftbook.site", "peftbook.site.tracing"})  # in every kernel, chapter or not
+SKIPPED = ("/.git/", "/.venv/", "/_build/", "/__pycache__/")
+
+
+class Trace:
+    """What one kernel has touched below `roots`."""
+
+    def __init__(self, target: Path, roots: tuple[str, ...]):
+        self.target = target
+        self.roots = roots
+        self.files: set[str] = set()
+        self.missing: set[str] = set()
+        self.active = True
+
+    def audit(self, event: str, args: tuple[Any, ...]) -> None:
+        """Python calls this for every file opened: it must be quick and must not raise."""
+        if event != "open" or not self.active or not isinstance(args[0], str):
+            return
+        writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
+        if not writing and args[0].startswith(self.roots) and not any(part in args[0] for part in SKIPPED):
+            self.files.add(args[0])
+
+    def modules(self) -> list[str]:
+        """Files of the package's modules that are loaded now."""
+        loaded = [
+            module
+            for name, module in list(sys.modules.items())
+            if name.split(".")[0] == "peftbook" and name not in OURS
+        ]
+        return sorted({file for module in loaded if (file := getattr(module, "__file__", None))})
+
+    def write(self, *_: Any) -> None:
+        """Write what is known so far."""
+        self.active = False
+        files = sorted(name for name in self.files if not name.endswith((".py", ".pyc")))
+        self.target.write_text(json.dumps({"files": [*self.modules(), *files], "missing": sorted(self.missing)}))
+        self.active = True
+
+
+class _RecordsFinder(importlib.abc.MetaPathFinder):
+    """When `peftbook.records` is imported, note the records that it looks for and does not find."""
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
+        if name != "peftbook.records":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RecordsLoader(spec.loader, self.trace)
+        return spec
+
+
+class _RecordsLoader(importlib.abc.Loader):
+    def __init__(self, loader: Any, trace: Trace):
+        self.loader, self.trace = loader, trace
+
+    def create_module(self, spec: Any) -> Any:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        find, missing = module.Store.path, self.trace.missing
+
+        def path(store: Any, key: str) -> Path | None:
+            found = find(store, key)
+            if found is None:
+                missing.update(str(folder / f"{key[:12]}.json") for folder in store.folders)
+            return found
+
+        module.Store.path = path
+
+
+def start() -> None:
+    """Begin, if this kernel was started by the book's build."""
+    target = os.environ.pop("PEFTBOOK_TRACE", "")
+    if not target:
+        return
+    roots = tuple(os.environ.pop("PEFTBOOK_TRACE_ROOTS", "").split(os.pathsep))
+    trace = Trace(Path(target), roots)
+    sys.addaudithook(trace.audit)
+    sys.meta_path.insert(0, _RecordsFinder(trace))
+
+    from IPython import get_ipython
+
+    get_ipython().events.register("post_run_cell", trace.write)

@@ -1,0 +1,270 @@
+"""The book's text: no result is typed, every citation leads somewhere, stale chapters and only those run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from docutils import frontend, nodes, utils
+
+from peftbook.errors import InputError
+from peftbook.literature import published, published_values
+from peftbook.site import bibliography
+from peftbook.site.display import show
+from peftbook.site.execution import Ledger
+from peftbook.site.figure_numbers import number_figures
+from peftbook.site.mathematics import KatexError, render_tex
+from peftbook.site.numbers import CitedNumber, MeasuredNumber
+from peftbook.site.prose import typed_results, typed_results_in
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "book").glob("*.md"))
+
+
+def document(*children: nodes.Node) -> nodes.document:
+    """A document that holds the given nodes."""
+    tree = utils.new_document("page", frontend.get_default_settings())
+    tree.extend(children)
+    return tree
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LoRA reaches a loss of 2.13.",
+        "This saves 30 % of the memory.",
+        "About 40 percent of it is left.",
+        "It needs 21.3 GB and a checkpoint of 35 MB.",
+        "Training takes 3 minutes, a third of it 60 s.",
+        "It is 3× cheaper, or 3x, or 3 times faster.",
+        "ROUGE-L rises by 12 points.",
+        "We measure 325 tokens/s.",
+        "A gain of ~0.4 nats was seen.",
+        "It trains 393,216 parameters.",
+    ],
+)
+def test_a_result_like_number_in_prose_is_found(text):
+    """Decimals, percentages and numbers with units are what a reader would take for a result."""
+    assert typed_results_in(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "See section 4.1, Table 3 and Figs. 2 and 3.1 of arXiv:2106.09685.",
+        "Equation (2.1) and §7.2 say so; Tables 1, 2 and 3.4 too.",
+        "Hu et al. published it in 2021 with 4-bit weights.",
+        "Rank 16, 20 virtual tokens, 3 seeds, 500 examples.",
+        "SmolLM2-135M and Llama-2-7B run under Python 3.11 and torch 2.13.0.",
+        "The 4-bit base, the 8-bit optimiser and bfloat16.",
+        "Text is CC BY 4.0.",
+    ],
+)
+def test_a_number_that_is_no_result_is_free(text):
+    """References, names, settings and years are not results."""
+    assert typed_results_in(text) == []
+
+
+def test_roles_math_code_and_worked_examples_are_exempt():
+    """Only what is typed counts: the same number from a role, in code, in math or in a worked example is free."""
+    typed = nodes.paragraph("", "", nodes.Text("Loss is 2.13."))
+    free = [
+        nodes.paragraph("", "", kind("", "2.13")) for kind in (MeasuredNumber, CitedNumber, nodes.math, nodes.literal)
+    ]
+    example = nodes.admonition("", nodes.paragraph("", "It is 2.13."), classes=["worked-example"])
+    item = nodes.bullet_list("", nodes.list_item("", nodes.paragraph("", "It is 40 %.")))
+    assert [number for number, _ in typed_results(document(typed, *free, example, item))] == ["2.13", "40 %"]
+
+
+def test_a_number_typed_into_a_figures_caption_is_found():
+    """Captions are printed by cells as HTML; a measured link inside them is exempt."""
+    html = (
+        '<figcaption><span class="figure-number">Figure 1</span> <span class="figure-caption">Loss of 2.13, not '
+        '<a class="measured" href="x">1.99</a>.</span><span class="run-facts">3 runs</span></figcaption>'
+    )
+    assert [number for number, _ in typed_results(document(nodes.raw("", html, format="html")))] == ["2.13"]
+
+
+def test_no_result_is_typed_by_hand(built_site):
+    """Every result in the book's prose comes from a run or from the table of published values."""
+    found = []
+    for path in sorted((built_site.parent / ".doctrees" / "book").rglob("*.doctree")):
+        tree = pickle.loads(path.read_bytes())
+        found += [f"{path.stem}: {number!r} in “{text[:140]}”" for number, text in typed_results(tree)]
+    assert not found, "numbers typed by hand (use {measured}, {cited}, $…$ or a worked example):\n" + "\n".join(found)
+
+
+def test_every_published_value_has_a_work_and_a_place():
+    """A cited number links to an entry of the bibliography and names the table or section."""
+    for value in published_values().values():
+        assert value.key in bibliography.entries(), value.name
+        assert value.what and value.where and value.value, value.name
+
+
+def test_every_value_that_a_chapter_cites_exists():
+    """The roles would fail the build; this says it in a second."""
+    for chapter in CHAPTERS:
+        for name in re.findall(r"\{cited\}`([^`]+)`", chapter.read_text(encoding="utf-8")):
+            assert published(name).name == name
+
+
+def test_an_unknown_published_value_names_the_nearest():
+    """A typo is answered with what was probably meant."""
+    with pytest.raises(InputError, match="did you mean 'hu2021-checkpoint-after'"):
+        published("hu2021-checkpoint-aftr")
+
+
+def test_tex_becomes_html_and_mathml():
+    """Screen readers get MathML, eyes get HTML, and no script is needed."""
+    html = render_tex(r"\frac{\alpha}{r} B A x", display=True, script=ROOT / "book/assets/katex/katex.min.js")
+    assert "<math" in html and "katex-display" in html and "<script" not in html
+
+
+def test_an_error_in_tex_is_an_error():
+    """Never a silent red box on the page."""
+    with pytest.raises(KatexError, match="Undefined control sequence"):
+        render_tex(r"\nosuchmacro", display=False, script=ROOT / "book/assets/katex/katex.min.js")
+
+
+def test_figures_are_numbered_in_order_and_references_follow():
+    """{fig}`b` becomes a link to the second figure."""
+    from peftbook.site.figure_numbers import FigureReference
+
+    html = [f'<span class="figure-number" data-figure="{name}">Figure</span>' for name in "ab"]
+    reference = nodes.paragraph("", "", FigureReference("", "b", target="b"))
+    tree = document(reference, *[nodes.raw("", text, format="html") for text in html])
+    number_figures(None, tree)
+    assert [raw.astext() for raw in tree.findall(nodes.raw)][1].endswith("Figure 2</span>")
+    assert next(tree.findall(nodes.reference))["refid"] == "fig-b"
+
+
+@pytest.mark.parametrize("wrong", [{"name": "Bad Name"}, {"alt": " "}])
+def test_a_figure_without_a_usable_name_or_alternative_text_is_refused(wrong):
+    """Anchors are stable and images are described, or the cell fails."""
+    with pytest.raises(ValueError, match=r"name|alternative text"):
+        show(lambda: None, **({"name": "good", "alt": "A line.", "caption": "A line."} | wrong))
+
+
+class TestLedger:
+    """What makes an execution stale."""
+
+    @pytest.fixture
+    def ledger(self, tmp_path):
+        (tmp_path / "data.json").write_text("1")
+        ledger = Ledger(tmp_path / "cache" / "peftbook.json", tmp_path)
+        ledger.note("code", "page", {"files": [str(tmp_path / "data.json")], "missing": [str(tmp_path / "later.json")]})
+        return ledger
+
+    def test_nothing_changed_is_fresh_also_after_a_copy(self, ledger, tmp_path):
+        """Paths are stored relative to the root, so a copied cache stays valid."""
+        ledger.save()
+        moved = tmp_path / "elsewhere"
+        moved.mkdir()
+        shutil.copy(tmp_path / "data.json", moved)
+        assert Ledger(ledger.path, moved).changed_files("code") == []
+
+    def test_a_changed_file_is_named(self, ledger, tmp_path):
+        """A record or a module that changed makes the page stale."""
+        (tmp_path / "data.json").write_text("2")
+        assert ledger.changed_files("code") == ["data.json"]
+
+    def test_a_file_that_was_looked_for_and_came_is_named(self, ledger, tmp_path):
+        """A missing record that was computed since makes the page stale."""
+        (tmp_path / "later.json").write_text("2")
+        assert ledger.changed_files("code") == ["later.json"]
+
+    def test_another_lock_file_makes_all_stale(self, ledger, tmp_path):
+        """New versions of libraries may print other numbers."""
+        (tmp_path / "constraints.txt").write_text("numpy==2")
+        assert ledger.changed_files("code")
+
+    def test_an_execution_without_a_list_is_stale(self, ledger):
+        """What cannot be checked is not trusted."""
+        assert ledger.changed_files("other")
+
+
+CHAPTER = """---
+kernelspec: {{name: python3, display_name: Python 3, language: python}}
+jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
+---
+# Chapter
+
+```{{code-cell}} python
+{code}
+```
+"""
+CONFIGURATION = """
+extensions = ["myst_nb", "peftbook.site.execution"]
+nb_execution_mode = "cache"
+html_theme = "basic"
+exclude_patterns = ["package", "_build"]
+"""
+
+
+@pytest.mark.slow
+def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
+    """Notebook caches know cells only; this one knows modules too: an edit re-executes its importers, no other page."""
+    package = tmp_path / "package" / "peftbook"
+    shutil.copytree(ROOT / "src/peftbook", package, ignore=shutil.ignore_patterns("records", "data", "__pycache__"))
+    (package / "noun.py").write_text("VALUE = 1\n")
+    (tmp_path / "data.txt").write_text("data")
+    (tmp_path / "conf.py").write_text(CONFIGURATION)
+    chapters = {
+        "index": "1 + 1",
+        "imports": "import peftbook.noun; print(peftbook.noun.VALUE)",
+        "opens": f"print(open({str(tmp_path / 'data.txt')!r}).read())",
+    }
+    for name, code in chapters.items():
+        (tmp_path / f"{name}.md").write_text(CHAPTER.format(code=code))
+
+    def executed(*options: str) -> set[str]:
+        """Build; the pages that started a kernel."""
+        command = [sys.executable, "-m", "sphinx", "-b", "html", *options, str(tmp_path), str(tmp_path / "_build/html")]
+        # The kernel imports the copy that the test edits, and so does the build.
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "package"), "PYTHONWARNINGS": "ignore"}
+        result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert result.returncode == 0, result.stderr
+        return set(re.findall(r"^executing (\w+)", result.stdout, re.MULTILINE))
+
+    assert executed() == set(chapters)
+    assert executed() == set()
+    assert executed("-E", "-a") == set()
+    (package / "noun.py").write_text("VALUE = 2\n")
+    assert executed() == {"imports"}
+    assert ">2\n" in (tmp_path / "_build/html/imports.html").read_text()
+    (tmp_path / "data.txt").write_text("other data")
+    assert executed() == {"opens"}
+    (tmp_path / "opens.md").write_text(CHAPTER.format(code="raise ValueError('stop')"))
+    assert executed() == {"opens"}
+    assert executed() == {"opens"}, "a failed execution is not cached"
+
+
+def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_site):
+    """What a reader downloads is what the page shows."""
+    notebooks = sorted((built_site / "_sources" / "book").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert not code or any(cell.outputs for cell in code), path.name
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert "{measured}`" not in text and "{cited}`" not in text, path.name
+
+
+def test_every_run_has_a_page_with_its_record_and_command(built_site):
+    """A reader of any number can open, download and repeat the run behind it."""
+    from peftbook.records import default_store
+
+    for record in default_store().all():
+        page = (built_site / f"book/runs/{record.short_key}.html").read_text(encoding="utf-8")
+        assert f"peftbook run --key {record.short_key}" in page and record.key in page
+        assert json.loads((built_site / f"book/runs/{record.short_key}.json").read_text())["key"] == record.key
