@@ -48,11 +48,11 @@ FOREIGN_LICENCE = re.compile(r"\bA?L?GPL\b|General Public License|CC[ -]BY|Creat
 
 # What each count in docstrings.json says, in the order in which the filters are applied.
 FILTERS = {
-    "file_unparsed": "files (not functions) that the parser refuses, most of them with newer syntax",
+    "file_unparsed": "files (not functions) that are not valid Python 3.11: newer syntax, templates",
     "file_other_licence": "files (not functions) that mention GPL, Creative Commons or Stack Overflow",
     "functions_seen": "functions and methods in the other files; tests and vendored folders are never opened",
     "no_docstring": "no docstring",
-    "docstring_not_separable": "nothing but a docstring, or the docstring shares a line with code",
+    "docstring_not_separable": "the docstring shares a line with code, or the rest cannot be cut out by lines",
     "source_length": "source shorter or longer than the limits, in characters, without decorators and docstring",
     "source_not_ascii": "source not ASCII",
     "stub": "body only passes or raises",
@@ -109,6 +109,7 @@ def strip_function(lines: list[str], node: ast.FunctionDef | ast.AsyncFunctionDe
     Returns None if the docstring shares a line with other code or the rest does not parse.
     """
     doc = node.body[0]
+    assert doc.end_lineno is not None and node.end_lineno is not None and doc.end_col_offset is not None
     before, after = lines[node.lineno - 1 : doc.lineno - 1], lines[doc.end_lineno : node.end_lineno]
     shares_line = lines[doc.lineno - 1].encode()[: doc.col_offset].strip() or (
         lines[doc.end_lineno - 1].encode()[doc.end_col_offset :].strip()
@@ -309,9 +310,15 @@ def candidates(name: str, wheel: Path, counts: Counter[str]) -> Iterator[Row]:
         for qualname, node in functions(tree):
             counts["functions_seen"] += 1
             docstring = ast.get_docstring(node, clean=False)
-            source = strip_function(lines, node) if docstring else None
-            target = first_sentence(docstring) if docstring else ""
-            fault = _fault(docstring, source, target, node)
+            if not docstring:
+                counts["no_docstring"] += 1
+                continue
+            source = strip_function(lines, node)
+            if source is None:
+                counts["docstring_not_separable"] += 1
+                continue
+            target = first_sentence(docstring)
+            fault = _fault(source, target, node)
             if fault:
                 counts[fault] += 1
                 continue
@@ -328,11 +335,8 @@ def _parse(text: str) -> ast.Module | None:
             return None
 
 
-def _fault(docstring: str | None, source: str | None, target: str, node: ast.FunctionDef) -> str | None:
-    if not docstring:
-        return "no_docstring"
-    if source is None:
-        return "docstring_not_separable"
+def _fault(source: str, target: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+    """Name of the first filter that a pair fails, or None."""
     fault = source_fault(source, node) or target_fault(target) or name_fault(node, target)
     return fault or (None if is_guessable(source, target) else "target_not_guessable")
 

@@ -1,0 +1,531 @@
+"""Laws of the tasks: splits do not leak, data are pinned and permitted, and bad files get one clear sentence."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from peftbook.errors import InputError
+from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose
+from peftbook.tasks import docstrings as docstrings_task
+from peftbook.tasks import docstrings_build as build
+from peftbook.tasks.docstrings_packages import PACKAGES, PERMITTED
+from peftbook.tasks.files import MAX_CELL_CHARS, load_files, split_examples
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """All columns of the shipped docstring pairs."""
+    return pq.read_table(docstrings_task.PATH).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def facts():
+    """The counts that the build wrote."""
+    return json.loads((DATA / "docstrings.json").read_text(encoding="utf-8"))
+
+
+# --- docstrings ------------------------------------------------------------------------------------------------
+
+
+def test_no_package_is_in_two_splits(rows):
+    """A split by package is what makes the test code new to fine-tuning."""
+    for split in SPLITS:
+        others = {row["group"] for row in rows if row["split"] != split}
+        assert not others & {row["group"] for row in rows if row["split"] == split}
+
+
+def test_held_out_splits_hold_several_packages_and_none_dominates(rows):
+    """A score must not be one project's style."""
+    for split in SPLITS:
+        counts = Counter(row["group"] for row in rows if row["split"] == split)
+        assert len(counts) >= 4
+        assert max(counts.values()) <= 0.15 * sum(counts.values())
+
+
+def test_no_test_function_is_a_near_duplicate_of_a_training_function(rows):
+    """All pairs across splits by one sparse product, as an oracle for the build's indexed search."""
+    tokens = [sorted(build.code_tokens(row["input"])) for row in rows]
+    column = {token: number for number, token in enumerate(sorted({token for each in tokens for token in each}))}
+    sizes = np.array([len(each) for each in tokens])
+    places = [column[token] for each in tokens for token in each]
+    incidence = sparse.csr_array((np.ones(len(places), "f4"), places, np.concatenate([[0], np.cumsum(sizes)])))
+    split = np.array([row["split"] for row in rows])
+    for name in ("validation", "test"):
+        mine, others = np.flatnonzero(split == name), np.flatnonzero(split != name)
+        shared = (incidence[mine] @ incidence[others].T).toarray()
+        similarity = shared / (sizes[mine][:, None] + sizes[others] - shared)
+        assert 0.5 < similarity.max() < 0.8  # neither blind nor a near-duplicate
+
+
+def test_no_sentence_occurs_twice(rows):
+    """A repeated target could be answered by heart."""
+    assert len({row["target"].lower() for row in rows}) == len(rows)
+
+
+def test_every_row_has_the_permitted_licence_of_its_package(rows, facts):
+    """What is redistributed must say under what terms, and its licence text must be there."""
+    for row in rows:
+        package = PACKAGES[row["group"]]
+        assert row["licence"] == package.licence and row["licence"] in PERMITTED
+        assert (row["version"], row["split"]) == (package.version, package.split)
+        assert len(facts["notices"][facts["packages"][row["group"]]["notice"]]) > 100
+
+
+def test_rows_keep_the_stated_limits(rows):
+    """The filters' rules hold for the file, not only in the build."""
+    for row in rows:
+        assert 80 <= len(row["input"]) <= 500 and 3 <= len(row["target"].split()) <= 16
+        (function,) = ast.parse(row["input"]).body
+        assert not function.decorator_list and ast.get_docstring(function) is None
+        assert row["target"].endswith(".") and row["target"][0].isupper()
+
+
+def test_the_counts_add_up(rows, facts):
+    """Every function that was seen is either kept or counted by exactly one filter."""
+    by_files = {"file_unparsed", "file_other_licence"}
+    removed = {name: count for name, count in facts["filters"].items() if name not in by_files | {"functions_seen"}}
+    assert sum(removed.values()) == facts["filters"]["functions_seen"]
+    assert facts["filters"]["kept"] == len(rows) == sum(facts["splits"].values())
+    assert set(facts["filters"]) == set(build.FILTERS)
+
+
+def test_loading_is_deterministic_and_pinned():
+    """The hash in a run's key is the hash of the bytes that were loaded."""
+    task = get_task("docstrings")
+    assert task == docstrings_task.load()
+    assert task.data_sha256 == hashlib.sha256(docstrings_task.PATH.read_bytes()).hexdigest()
+    assert [len(task.splits[split]) for split in SPLITS] == list(build.SIZES.values())
+
+
+@pytest.mark.parametrize("module", [docstrings_task, prose])
+def test_changed_or_missing_data_are_refused(module, tmp_path, monkeypatch):
+    """A run on other data must not pass for this one."""
+    changed = tmp_path / "changed.parquet"
+    monkeypatch.setattr(module, "PATH", changed)
+    with pytest.raises(InputError, match=r"changed.parquet is missing: run"):
+        module.load()
+    changed.write_bytes(b"other")
+    with pytest.raises(InputError, match=r"not the pinned [0-9a-f]{64}: run"):
+        module.load()
+
+
+@pytest.mark.parametrize(
+    ("docstring", "sentence"),
+    [
+        ("Return x.\n\nMore.", "Return x."),
+        ("Return the sum of\n    the values", "Return the sum of the values."),
+        ("Return a :class:`~pkg.mod.Thing` and ``None``. Then stop.", "Return a Thing and None."),
+        ("Read units, e.g. metres, from a file. Then stop.", "Read units, e.g. metres, from a file."),
+        ("Read `the page <https://x.org>`_ as *text*.", "Read the page as text."),
+        ("Check a name against :pep:`508`.\n:param name: it", "Check a name against PEP 508."),
+        ("Load it\n\n    Args:\n        x: y", "Load it."),
+    ],
+)
+def test_first_sentence(docstring, sentence):
+    """Markup goes, abbreviations do not end a sentence, an unpunctuated summary gets its full stop."""
+    assert build.first_sentence(docstring) == sentence
+
+
+def test_strip_function_removes_decorators_and_docstring_and_keeps_comments():
+    """What is left is the same code."""
+    text = '''class A:
+    @property
+    def f(self):
+        """Doc.
+
+        More.
+        """
+
+        # why
+        return 1
+'''
+    function = ast.parse(text).body[0].body[0]
+    assert build.strip_function(text.splitlines(keepends=True), function) == "def f(self):\n    # why\n    return 1"
+    one_line = 'def f(): "Doc."; return 1\n'
+    assert build.strip_function([one_line], ast.parse(one_line).body[0]) is None
+
+
+def _row(number: int, source: str) -> build.Row:
+    return build.Row(f"{number:04d}", source, "", "p", "1", "MIT", "p.py", "f", "train")
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghij"), min_size=1).map(" ".join), max_size=30))
+def test_near_duplicate_search_equals_brute_force(sources):
+    """The index by rare tokens must not miss a pair."""
+    kept: list[build.Row] = []
+    rows = [_row(number, source) for number, source in enumerate(sources)]
+    for row in rows:
+        mine = build.code_tokens(row.input)
+        if all(build.jaccard(mine, build.code_tokens(other.input)) < build.NEAR_DUPLICATE for other in kept):
+            kept.append(row)
+    assert build.drop_near_duplicates(rows) == kept
+
+
+def test_a_wheel_with_another_hash_is_refused(tmp_path):
+    """A registry that serves other bytes must stop the build."""
+    (tmp_path / f"toolz-{PACKAGES['toolz'].version}-py3-none-any.whl").write_bytes(b"other")
+    with pytest.raises(InputError, match="not the pinned"):
+        build.download("toolz", tmp_path)
+
+
+def test_prose_is_whole_texts_with_unique_ids():
+    """Perplexity needs running text; the file stays small."""
+    texts = prose.load()
+    assert len({text.id for text in texts}) == len(texts)
+    assert {text.group for text in texts} == {"State of the Union", "Moby-Dick"}
+    assert all(len(text.target) > 5_000 and not text.input for text in texts)
+    assert prose.PATH.stat().st_size < 300_000
+
+
+# --- the reader's files ----------------------------------------------------------------------------------------
+
+
+def _pairs(count: int) -> list[dict[str, str]]:
+    return [{"q": f"question {n}", "a": f"answer {n}", "who": f"author {n % 6}"} for n in range(count)]
+
+
+def _write(path: Path, rows: list[dict]) -> Path:
+    """Write rows in the format that the extension names."""
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def _content(task) -> dict[str, list[tuple[str, str, str]]]:
+    return {split: [(each.input, each.target, each.group) for each in task.splits[split]] for split in SPLITS}
+
+
+def test_the_format_does_not_change_the_task(tmp_path):
+    """CSV, JSONL and Parquet of the same rows give the same splits."""
+    files = [_write(tmp_path / f"data{end}", _pairs(40)) for end in (".csv", ".jsonl", ".parquet")]
+    first, *others = [_content(load_files(path, input="q", target="a", group="who")) for path in files]
+    assert all(other == first for other in others)
+    assert sum(map(len, first.values())) == 40
+
+
+def test_the_key_depends_on_everything_that_changes_the_task(tmp_path):
+    """Two tasks with one hash would share records."""
+    path = _write(tmp_path / "data.csv", _pairs(40))
+    default = {"input": "q", "target": "a"}
+    variants = [{}, {"seed": 1}, {"group": "who"}, {"fractions": (0.6, 0.2, 0.2)}, {"instruction": "Say: {input}"}]
+    variants.append({"input": "a", "target": "q"})
+    tasks = [load_files(path, **(default | variant)) for variant in variants]
+    assert len({task.data_sha256 for task in tasks}) == len(variants)
+    assert load_files(path, **default) == tasks[0]
+    assert _content(tasks[1]) != _content(tasks[0])
+
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
+
+
+@given(
+    rows=st.lists(st.tuples(TEXT, TEXT, st.sampled_from(["", "g", "h", "i", "j"])), min_size=10, max_size=60),
+    seed=st.integers(0, 5),
+)
+def test_a_split_divides_no_group_and_no_input_and_loses_no_row(rows, seed):
+    """The same text in train and test would make the score a memory test."""
+    examples = [Example(str(number), *row) for number, row in enumerate(rows)]
+    try:
+        splits = split_examples(examples, seed=seed)
+    except InputError as error:
+        assert "groups that no split may divide" in str(error)
+        return
+    assert sorted(example.id for each in splits.values() for example in each) == sorted(e.id for e in examples)
+    assert all(splits.values())
+    for place, split in enumerate(SPLITS):
+        others = [example for other in SPLITS[place + 1 :] for example in splits[other]]
+        assert not {each.input for each in splits[split]} & {each.input for each in others}
+        assert not {each.group for each in splits[split] if each.group} & {each.group for each in others}
+
+
+def test_the_order_of_the_rows_does_not_change_the_splits():
+    """A sorted and a shuffled export are the same data."""
+    examples = [Example("x", f"input {number}", "t") for number in range(50)]
+    assert split_examples(examples) == split_examples(examples[::-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=10, max_size=20, unique_by=lambda pair: pair[0]))
+def test_any_text_survives_csv(tmp_path_factory, pairs):
+    """Quotes, commas, line breaks and every script come back as they were."""
+    path = tmp_path_factory.mktemp("csv") / "data.csv"
+    stream = io.StringIO(newline="")
+    csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([("q", "a"), *pairs])
+    path.write_bytes(stream.getvalue().encode())
+    task = load_files(path, input="q", target="a")
+    assert sorted((each.input, each.target) for split in SPLITS for each in task.splits[split]) == sorted(pairs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300), st.sampled_from([".csv", ".jsonl", ".parquet"]))
+def test_any_bytes_load_or_give_an_input_error(tmp_path_factory, content, extension):
+    """No other exception may reach the reader."""
+    path = tmp_path_factory.mktemp("fuzz") / f"data{extension}"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        load_files(path, input="q", target="a")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_damaged_parquet_file_loads_or_gives_an_input_error(tmp_path_factory, data):
+    """Bit rot and cut downloads are the reader's to mend, not to debug."""
+    path = _write(tmp_path_factory.mktemp("damaged") / "data.parquet", _pairs(12))
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
+    try:
+        load_files(path, input="q", target="a")
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path):
+    """A few kilobytes of Parquet can hold gigabytes of text."""
+    path = _write(tmp_path / "bomb.parquet", [{"q": "x" * 90_000, "a": str(n)} for n in range(200)])
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(InputError, match="more than 1,000,000 characters"):
+        load_files(path, input="q", target="a", max_bytes=1_000_000)
+
+
+CSV = "q,a\n" + "".join(f"q{n},a{n}\n" for n in range(12))
+BAD_FILES = {
+    "empty": ("d.csv", b"", "d.csv is empty"),
+    "blank": ("d.jsonl", b" \n\n", "d.jsonl is empty"),
+    "extension": ("d.xlsx", b"x", r"the extension '.xlsx': save the data as .csv"),
+    "no extension": ("d", b"x", "no extension"),
+    "pickle": ("d.csv", pickle.dumps([1]), "looks like a pickle"),
+    "pickle by name": ("d.pkl", pickle.dumps([1]), "extension '.pkl'"),
+    "zip": ("d.csv", b"PK\x03\x04...", "looks like a zip archive"),
+    "gzip": ("d.jsonl", b"\x1f\x8b...", "looks like a gzip archive"),
+    "column": ("d.csv", b"q,b\n" * 12, "no column 'a': its columns are 'q', 'b'"),
+    "column twice": ("d.csv", b"q,a,a\n" * 12, "2 columns named 'a'"),
+    "not UTF-8": ("d.csv", b"q,a\ncaf\xe9,x\n", r"byte offset 7 \(0xe9\): save it as UTF-8"),
+    "UTF-16": ("d.csv", CSV.encode("utf-16"), "byte offset 0"),
+    "ragged": ("d.csv", (CSV + "only one\n").encode(), r"row 13 \(line 14\) has 1 cells, the header has 2"),
+    "quotes": ("d.csv", (CSV + '"open,x\n').encode(), "line 14 is not valid CSV"),
+    "empty cells": ("d.csv", (CSV + "x,\n ,y\nz,\n").encode(), "'a' has 2 empty cells (rows 13, 15)"),
+    "few rows": ("d.csv", b"q,a\n1,2\n", "has 1 rows: a split needs at least 10"),
+    "header only": ("d.csv", b"q,a\n", "has 0 rows"),
+    "broken JSON": ("d.jsonl", b'{"q": "1", "a": "2"}\n{"q": \n', "row 2 is not valid JSON"),
+    "not an object": ("d.jsonl", b"[1]\n", "row 1 is a JSON list"),
+    "missing key": ("d.jsonl", b'{"q": "1"}\n', "row 1 has no column 'a': its columns are 'q'"),
+    "nested": ("d.jsonl", b'{"q": ["1"], "a": "2"}\n', "row 1, column 'q' holds a list"),
+    "null": ("d.jsonl", b'{"q": null, "a": "2"}\n', "'q' has 1 empty cells (rows 1)"),
+    "surrogate": ("d.jsonl", b'{"q": "\\ud800", "a": "2"}\n', "half of a surrogate pair"),
+    "deep": ("d.jsonl", b"[" * 100_000 + b"\n", "row 1 is not valid JSON"),
+    "huge number": ("d.jsonl", b'{"q": ' + b"9" * 5_000 + b', "a": "2"}\n', "row 1 is not valid JSON"),
+    "long cell": ("d.jsonl", json.dumps({"q": "x" * (MAX_CELL_CHARS + 1), "a": "2"}).encode(), "more than the cap"),
+    "not Parquet": ("d.parquet", b"PAR1nonsensePAR1", "not a readable Parquet file"),
+    "one input": ("d.csv", b"q,a\n" + b"same,b\n" * 12, "only 1 groups that no split may divide"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_file_gets_one_sentence(name, content, sentence, tmp_path):
+    """The sentence names the file, the value and the fix, on one line."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    pattern = sentence if "\\" in sentence else sentence.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(InputError, match=pattern) as caught:
+        load_files(path, input="q", target="a")
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"target": "q"}, "both column 'q'"),
+        ({"group": "nobody"}, "no column 'nobody'"),
+        ({"instruction": "no place"}, "'no place' does not say where"),
+        ({"fractions": (0.5, 0.5, 0.5)}, r"\(0.5, 0.5, 0.5\)"),
+        ({"fractions": (1.0, 0.0, 0.0)}, r"\(1.0, 0.0, 0.0\)"),
+        ({"fractions": (float("nan"), 0.5, 0.5)}, "nan"),
+        ({"max_bytes": 10}, "more than the cap of 10"),
+        ({"max_rows": 11}, "more than 11 rows"),
+    ],
+)
+def test_a_bad_argument_gets_one_sentence(options, sentence, tmp_path):
+    """Arguments are checked as the file is."""
+    for extension in (".csv", ".jsonl", ".parquet"):
+        path = _write(tmp_path / f"data{extension}", _pairs(12))
+        with pytest.raises(InputError, match=sentence):
+            load_files(path, **({"input": "q", "target": "a"} | options))
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path):
+    """The path is named."""
+    for path in (tmp_path / "absent.csv", tmp_path / "folder.csv"):
+        if path.stem == "folder":
+            path.mkdir()
+        with pytest.raises(InputError, match=f"{path.name} is not a file"):
+            load_files(path, input="q", target="a")
+
+
+# --- public data sets ------------------------------------------------------------------------------------------
+
+
+def _e2e_files(folder: Path) -> None:
+    lines = [f"name : P{n} | food : F{n}||P{n} serves F{n} {word} . " for n in range(20) for word in ("well", "daily")]
+    (folder / "valid.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = ["name : T||T is here . ", "name : T||Here is T . ", "name : T||T is here . ", "name : U||U . "]
+    (folder / "test.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def e2e_folder(tmp_path, monkeypatch):
+    """A tiny copy in E2E's format, with the pins set to it."""
+    _e2e_files(tmp_path)
+    pins = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in hub.E2E_SHA256}
+    monkeypatch.setattr(hub, "E2E_SHA256", pins)
+    return tmp_path
+
+
+def _check_e2e(task) -> None:
+    """Inputs are in one split, and a test input is asked once with all its references."""
+    inputs = {split: {each.input for each in task.splits[split]} for split in SPLITS}
+    assert not inputs["train"] & inputs["validation"] and not inputs["test"] & (inputs["train"] | inputs["validation"])
+    assert len(task.splits["test"]) == len(inputs["test"])
+    known = hub.references(task)
+    assert all(each.target in known[each.id] for split in ("validation", "test") for each in task.splits[split])
+
+
+def test_e2e_from_its_files(e2e_folder):
+    """Train and validation divide the development inputs 9 to 1; test keeps distinct references."""
+    task = hub.load_hub("e2e", path=e2e_folder)
+    _check_e2e(task)
+    assert [len(task.splits[split]) for split in SPLITS] == [36, 4, 2]
+    by_input = {each.input: hub.references(task)[each.id] for each in task.splits["test"]}
+    assert by_input == {"name : T": ("T is here .", "Here is T ."), "name : U": ("U .",)}
+    assert task == hub.load_hub("e2e", path=e2e_folder)
+
+
+def test_e2e_refuses_other_files(e2e_folder):
+    """A run on other data must not pass for E2E."""
+    with (e2e_folder / "test.txt").open("a", encoding="utf-8") as stream:
+        stream.write("name : V||V . \n")
+    with pytest.raises(InputError, match="not the pinned"):
+        hub.load_hub("e2e", path=e2e_folder)
+    (e2e_folder / "test.txt").unlink()
+    with pytest.raises(InputError, match=r"test.txt is missing"):
+        hub.load_hub("e2e", path=e2e_folder)
+
+
+if "PEFTBOOK_E2E" in os.environ:  # the real files cannot ship: CC BY-SA
+
+    def test_e2e_real_files():
+        """630 test inputs, as in the paper's test set."""
+        task = hub.load_hub("e2e", path=os.environ["PEFTBOOK_E2E"])
+        _check_e2e(task)
+        assert len(task.splits["test"]) == 630
+        assert len({each.input for split in ("train", "validation") for each in task.splits[split]}) == 547
+
+
+def _parquet_copy(folder: Path, row) -> Path:
+    for split in SPLITS:
+        (folder / "default" / split).mkdir(parents=True)
+        table = pa.Table.from_pylist([row(f"{split} {number}") for number in range(4)])
+        pq.write_table(table, folder / "default" / split / "0000.parquet")
+    return folder
+
+
+ROWS = {
+    "samsum": lambda text: {"id": text, "dialogue": f"A: {text}", "summary": f"S {text}"},
+    "tweetsumm": lambda text: {"conversation": f"user: {text}", "summary": f"S {text}"},
+    "wikisql": lambda text: {
+        "question": f"Which {text}?",
+        "table": {"header": ["No.", "Name"]},
+        "sql": {"human_readable": f"SELECT Name FROM table WHERE No. = {text}"},
+    },
+    "e2e": lambda text: {"meaning_representation": f"name[{text}]", "human_reference": f"S {text}"},
+}
+
+
+@pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    """`datasets` with its cache in the test's folder and without progress bars."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    return datasets
+
+
+@pytest.mark.parametrize("name", ["samsum", "tweetsumm", "wikisql"])
+def test_hub_rows_become_examples(name, tmp_path, datasets_cache):
+    """A copy in the layout of the hub's Parquet conversion goes through the real loader."""
+    task = hub.load_hub(name, path=_parquet_copy(tmp_path / "copy", ROWS[name]))
+    assert [len(task.splits[split]) for split in SPLITS] == [4, 4, 4]
+    assert all("test" in each.input and "test" in each.target for each in task.splits["test"])
+    assert task.name == f"hub:{name}" and len(task.data_sha256) == 64
+
+
+@pytest.mark.parametrize("name", sorted(hub.HUB))
+def test_the_hub_is_asked_for_the_pinned_parquet_files(name, monkeypatch, datasets_cache):
+    """Repository, revision and files go to `load_dataset`, never remote code."""
+    asked = {}
+
+    def load_dataset(repo, **options):
+        asked.update(options, repo=repo)
+        table = {split: [ROWS[name](f"{split} {number}") for number in range(3)] for split in SPLITS}
+        return datasets_cache.DatasetDict({s: datasets_cache.Dataset.from_list(each) for s, each in table.items()})
+
+    monkeypatch.setattr(datasets_cache, "load_dataset", load_dataset)
+    assert len(hub.load_hub(name).splits["train"]) == 3
+    assert asked["repo"] == hub.HUB[name].repo and asked["revision"] == hub.PARQUET_REVISION
+    assert set(asked) == {"repo", "revision", "data_files"}
+
+
+def test_a_hub_out_of_reach_gets_one_sentence(monkeypatch, datasets_cache):
+    """Offline is an expected state, not a traceback."""
+
+    def load_dataset(*_args, **_options):
+        raise ConnectionError("Couldn't reach the Hub\nand more")
+
+    monkeypatch.setattr(datasets_cache, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match=r"samsum cannot be loaded from hub repository knkarthick/samsum .* path="):
+        hub.load_hub("samsum")
+
+
+def test_bad_hub_arguments_get_one_sentence(tmp_path, datasets_cache):
+    """Unknown names, missing folders, empty folders and other columns are named."""
+    with pytest.raises(InputError, match=r"Unknown hub task 'nope': choose one of e2e, samsum"):
+        hub.load_hub("nope")
+    with pytest.raises(InputError, match="absent is not a folder"):
+        hub.load_hub("samsum", path=tmp_path / "absent")
+    with pytest.raises(InputError, match="lay the copy out as"):
+        hub.load_hub("samsum", path=tmp_path)
+    copy = _parquet_copy(tmp_path / "copy", lambda text: {"text": text})
+    with pytest.raises(InputError, match="no column or split 'dialogue': its columns are text"):
+        hub.load_hub("samsum", path=copy)
+
+
+def test_references_of_a_plain_task_are_its_targets():
+    """One rule for scoring, whether or not an input has several answers."""
+    task = get_task("docstrings")
+    known = hub.references(task)
+    assert all(known[each.id] == (each.target,) for each in task.splits["test"])
