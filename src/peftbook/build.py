@@ -12,6 +12,7 @@ from pathlib import Path
 
 from peftbook.errors import InputError
 from peftbook.records import default_store
+from peftbook.site.freshness import is_fresh
 
 __all__ = ["build_book"]
 
@@ -28,10 +29,9 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
     command = [sys.executable, "-m", "jupyter_book", "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
-    if strict or not fresh(root, "site", site_sources(root)) or not places["site"].is_file():
-        if subprocess.run(command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode:
-            raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
-        remember(root, "site", site_sources(root))
+    build_site = strict or not is_fresh(places["site"].parent, root)
+    if build_site and subprocess.run(command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode:
+        raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
     if not fresh(root, "figures", drawn):
         from peftbook.figures import render_all
@@ -50,13 +50,6 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
 def package_data() -> list[Path]:
     """Records and data tables: what figures and numbers are made from."""
     return [*PACKAGE.glob("records/*.json*"), *PACKAGE.glob("data/*")]
-
-
-def site_sources(root: Path) -> list[Path]:
-    """Every file that a page may depend on."""
-    config = [root / name for name in ("_config.yml", "_toc.yml", "CITATION.cff", "CHANGELOG.md", "constraints.txt")]
-    pages = [path for path in (root / "book").rglob("*") if path.is_file() and "runs" not in path.parts]
-    return [*config, *pages, *PACKAGE.rglob("*.py"), *package_data()]
 
 
 def digest(paths: Iterable[Path]) -> str:

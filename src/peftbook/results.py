@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from peftbook.errors import InputError
 from peftbook.records import Store, default_store
-from peftbook.studies import NAMES, Quantity, Study, get_study
+from peftbook.studies import NAMES, Quantity, Study, Verdict, get_study
 
 __all__ = ["claims", "format_quantity", "format_value", "quantities", "quantity", "run_command"]
 
@@ -80,7 +80,7 @@ def format_quantity(quantity: Quantity, *, interval: bool = True) -> str:
     return f"{text} {quantity.unit}" if quantity.unit else text
 
 
-def claims(store: Store | None = None) -> list[tuple[Study, object]]:
+def claims(store: Store | None = None) -> list[tuple[Study, Verdict]]:
     """Every study with its verdict, in the order of `studies.NAMES`."""
     where = store or default_store()
     return [(study, study.verdict(where)) for study in map(get_study, NAMES)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -42,6 +42,9 @@ class Spec(BaseModel):
     """Frozen base of all specs: no unknown fields, no infinite numbers (JSON has no word for them)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Spec)
 
 
 class Model(Spec):
@@ -94,7 +97,7 @@ class QLoRA(LoRA):
     Source: Dettmers et al. 2023, arXiv:2305.14314, section 3.
     """
 
-    kind: Literal["qlora"] = "qlora"
+    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
     quant: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = True
 
@@ -191,14 +194,14 @@ def parameter_efficient(method: Spec) -> bool:
     return not isinstance(method, (Untuned, Full))
 
 
-def method_from(name: str, **fields) -> Spec:
+def method_from(name: str, **fields: Any) -> Method:
     """Build a method by its name. Raises InputError naming the bad value and the fix."""
     if name not in METHODS:
         raise InputError(f"Unknown method {name!r}: choose one of {', '.join(sorted(METHODS))}.")
-    return build(METHODS[name], **fields)
+    return build(METHODS[name], **fields)  # type: ignore[return-value]
 
 
-def build(cls: type[Spec], **fields) -> Spec:
+def build(cls: type[S], **fields: Any) -> S:
     """Build a spec and turn pydantic's report into one sentence. Raises InputError."""
     try:
         return cls(**fields)

@@ -18,7 +18,7 @@ __all__ = ["MACHINE", "REPEATS", "STUDY", "arm_records"]
 
 MACHINE = "Intel(R) Xeon(R) Processor, 2 cores"  # the machine whose records ship
 REPEATS = (0, 1, 2)
-TOKENS = 12_000
+TOKENS = 8_000
 RATES = {"full": 5e-5, "lora": 2e-4, "qlora": 2e-4, "prompt": 0.03}
 
 
@@ -60,10 +60,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         ):
             values = sorted(float(record.measurements[field] or 0) for record in records)
             middle = values[len(values) // 2]
-            ends = (None, None) if unit == "bytes" else (values[0], values[-1])
-            out[f"{arm}_{name}"] = Quantity(
-                middle, unit, keys, *ends, seeds=len(values), digits=digits, note="median and range of the repeats"
-            )
+            low, high = (None, None) if unit == "bytes" else (values[0], values[-1])
+            note = "median and range of the repeats"
+            out[f"{arm}_{name}"] = Quantity(middle, unit, keys, low, high, len(values), digits=digits, note=note)
     for arm in ARMS:
         for name in ("step_seconds", "peak_memory"):
             if f"{arm}_{name}" in out and f"lora_{name}" in out and arm != "lora":

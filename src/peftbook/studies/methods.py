@@ -19,7 +19,7 @@ from peftbook.tasks import get_task
 
 __all__ = ["ARMS", "SEEDS", "STUDY", "best_rate", "final_runs", "sweep"]
 
-ARMS: dict[str, specs.Spec] = {
+ARMS: dict[str, specs.Method] = {
     "full": specs.Full(),
     "lora": specs.LoRA(),
     "qlora": specs.QLoRA(),

@@ -110,7 +110,9 @@ def train_with_bar(
     out: dict,
 ) -> Trained:
     """Encode the training split and train under a progress bar with loss, tokens/s and time left."""
-    data = [encode_example(loaded.tokenizer, task, one, run.budget.max_length) for one in task.splits["train"]]
+    budget = run.budget
+    assert budget is not None
+    data = [encode_example(loaded.tokenizer, task, one, budget.max_length) for one in task.splits["train"]]
     out["measurements"]["truncated_examples"] = sum(example.truncated for example in data)
     with tqdm(disable=quiet, unit="step", desc=f"{run.method.kind} seed {run.seed}", leave=False) as bar:
 
@@ -122,7 +124,7 @@ def train_with_bar(
         return train(
             model,
             data,
-            run.budget,
+            budget,
             seed=run.seed,
             pad_id=loaded.tokenizer.pad_token_id,
             dtype=run.dtype,

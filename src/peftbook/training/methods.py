@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def apply_lora(model: nn.Module, method: specs.LoRA) -> nn.Module:
     warn_if_rank_exceeds_width(model, method)
     config = LoraConfig(
         r=method.rank,
-        lora_alpha=method.alpha,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]
         target_modules=list(method.targets),
         lora_dropout=method.dropout,
         bias="none",
@@ -89,7 +90,8 @@ def apply_prompt(model: nn.Module, method: specs.PromptTuning, seed: int, tokeni
         num_virtual_tokens=method.length, prompt_tuning_init=PromptTuningInit.RANDOM, task_type="CAUSAL_LM"
     )
     tuned = get_peft_model(model, config)
-    weight = tuned.prompt_encoder["default"].embedding.weight
+    encoders: Any = tuned.prompt_encoder
+    weight = encoders["default"].embedding.weight
     table = model.get_input_embeddings().weight.detach()
     generator = torch.Generator().manual_seed(seed)
     if method.init == "random":
@@ -134,7 +136,8 @@ def soft_prompt(model: nn.Module) -> torch.Tensor | None:
     """The trained virtual tokens (length, d) of a prompt-tuned model, or None."""
     if not hasattr(model, "active_peft_config") or not model.active_peft_config.is_prompt_learning:
         return None
-    return model.prompt_encoder[model.active_adapter].embedding.weight
+    encoders: Any = model.prompt_encoder
+    return encoders[model.active_adapter].embedding.weight
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,10 +9,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -32,7 +33,7 @@ class Loaded:
     """A model with its tokenizer."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Any  # a fast tokenizer with a chat template
 
 
 def cache_folder() -> Path:
@@ -124,7 +125,7 @@ def check_folder(path: Path) -> None:
         raise InputError(f"Model folder {str(path)!r} has {what}: save it as safetensors, pickle is never loaded.")
 
 
-def quantization_config(method: specs.Spec, dtype: torch.dtype):
+def quantization_config(method: specs.QLoRA, dtype: torch.dtype):
     """bitsandbytes' config for a QLoRA method: 4-bit type and double quantisation stated, never left to defaults."""
     from transformers import BitsAndBytesConfig
 
@@ -169,7 +170,7 @@ def load_model(model: specs.Model, method: specs.Spec | None = None, platform: s
         reason = str(error).splitlines()[0][:160]
         raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
     keep_linear4bit_layout(loaded)
-    loaded.to(platform)
+    loaded.to(torch.device(platform))  # type: ignore[arg-type]
     loaded.config.use_cache = True
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
