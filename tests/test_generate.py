@@ -1,0 +1,92 @@
+"""Greedy generation: a batch with padding, cache and mask equals a plain argmax loop without any of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import NumberTokenizer, randomize_adapters, tiny_llama
+
+from peftbook import specs
+from peftbook.training.generate import decode, generate, with_soft_prompt
+from peftbook.training.methods import apply_method, causal_model, soft_prompt
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+NEW = 7
+NEVER = -1  # an end-of-turn id that no model writes
+PROMPTS = [[(7 * length + at) % 93 + 3 for at in range(length)] for length in (5, 1, 12, 3, 8, 2, 5)]
+METHODS = {
+    "untuned": specs.Untuned(),
+    "lora": specs.LoRA(rank=2),
+    "prompt": specs.PromptTuning(length=4, init="random"),
+}
+
+
+def a_model(name: str) -> torch.nn.Module:
+    model = apply_method(tiny_llama(), METHODS[name], seed=1, tokenizer=NumberTokenizer()).eval()
+    randomize_adapters(model)
+    return model
+
+
+@torch.no_grad()
+def argmax_loop(model: torch.nn.Module, prompt: list[int], count: int) -> list[int]:
+    """The definition of greedy decoding: the whole sequence again for every token, soft prompt first."""
+    base, soft, ids = causal_model(model), soft_prompt(model), list(prompt)
+    for _ in range(count):
+        embeds = base.get_input_embeddings()(torch.tensor([ids]))
+        if soft is not None:
+            embeds = torch.cat([soft[None], embeds], dim=1)
+        ids.append(base(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax().item())
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 40])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_batches_write_what_an_argmax_loop_writes(name, batch_size):
+    """Left padding, mask, positions, cache and soft prompt change no token in float32; order is kept."""
+    model = a_model(name)
+    texts = generate(model, NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
+    assert texts == [" ".join(map(str, argmax_loop(model, prompt, NEW))) for prompt in PROMPTS]
+
+
+def test_the_adapters_matter():
+    """Else the test above would show nothing: the three models write different texts."""
+    written = [generate(a_model(name), NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW) for name in METHODS]
+    assert len(set(map(tuple, written))) == 3
+
+
+@pytest.mark.parametrize("name", ["untuned", "prompt"])
+def test_generation_stops_at_the_end_of_turn(name):
+    """Each row at its own time; what follows in a longer row's batch is not part of the text."""
+    model = a_model(name)
+    loops = [argmax_loop(model, prompt, NEW) for prompt in PROMPTS]
+    end = loops[0][3]  # some token that the first prompt reaches within the limit
+    texts = generate(model, NumberTokenizer(end), PROMPTS, max_new_tokens=NEW, batch_size=40)
+    for loop, text in zip(loops, texts, strict=True):
+        assert text == " ".join(map(str, loop[: loop.index(end)] if end in loop else loop))
+    assert len(set(map(len, texts))) > 1
+
+
+def test_progress_counts_every_prompt_and_no_prompts_are_fine():
+    """The bar reaches its end."""
+    done: list[int] = []
+    generate(a_model("untuned"), NumberTokenizer(), PROMPTS, max_new_tokens=1, batch_size=3, on_batch=done.append)
+    assert sum(done) == len(PROMPTS) and max(done) == 3
+    assert generate(a_model("untuned"), NumberTokenizer(), [], max_new_tokens=1) == []
+
+
+def test_a_text_ends_before_the_first_end_of_turn():
+    """Tokens after it are padding or another turn."""
+    assert decode(NumberTokenizer(9), [4, 5, 9, 6, 9]) == "4 5"
+    assert decode(NumberTokenizer(9), [4, 5]) == "4 5"
+    assert decode(NumberTokenizer(9), [9]) == ""
+
+
+def test_the_soft_prompt_stands_next_to_the_text():
+    """As in training: padding, soft prompt, text. peft's own generate puts the padding between the two."""
+    tokens = torch.arange(12.0).reshape(2, 3, 2)
+    mask = torch.tensor([[0, 0, 1], [1, 1, 1]])
+    soft = torch.tensor([[-1.0, -1.0], [-2.0, -2.0]])
+    wide = with_soft_prompt(tokens, mask, soft)
+    assert wide["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert wide["inputs_embeds"][0, 2:].tolist() == [[-1, -1], [-2, -2], [4, 5]]
+    assert wide["inputs_embeds"][1].tolist() == [[-1, -1], [-2, -2], [6, 7], [8, 9], [10, 11]]

@@ -1,0 +1,284 @@
+"""Records: what was saved comes back, what was touched is refused, what was interrupted leaves the old file whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftbook import records, specs
+from peftbook.errors import InputError
+from peftbook.records import SHIPPED, Record, Store, default_store, load_record, write_atomically
+
+
+def a_run(seed: int = 0) -> specs.Run:
+    return specs.Run(
+        task=specs.Task(name="t", data_sha256="0" * 64),
+        method=specs.LoRA(),
+        budget=specs.Budget(tokens=10, learning_rate=1e-3),
+        seed=seed,
+    )
+
+
+def a_record(seed: int = 0, **fields) -> Record:
+    run = a_run(seed)
+    values = {
+        "measurements": {"loss_nats": 2.25, "train_steps": 7, "skipped": None},
+        "curve": {"train_loss_nats": [3.5, 2.0, 1.0]},
+        "per_example": {"loss_nats": [1.0, 2.0], "label_tokens": [3.0, 4.0], "names": ["a", "1.5"]},
+        "metrics_info": {"bertscore": {"layer": 6, "name": "all-MiniLM-L6-v2", "rescaled": False}},
+        "provenance": {"cpu": "a CPU", "cores": 2, "versions": {"torch": "2.13.0"}},
+    }
+    return Record(key=run.key, spec=run, **values | fields)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "records")
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | finite | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=25,
+)
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.dictionaries(texts, st.none() | st.integers(-(2**53), 2**53) | finite, max_size=4),
+    st.dictionaries(texts, st.lists(finite, max_size=6), max_size=3),
+    st.dictionaries(texts, st.lists(finite, max_size=6) | st.lists(texts, max_size=6), max_size=3),
+    st.dictionaries(texts, json_values, max_size=3),
+    st.none() | st.lists(texts, max_size=5),
+)
+def test_what_is_saved_comes_back(tmp_path_factory, measurements, curve, per_example, info, generated):
+    """Numbers to the last bit, texts to the last character, checksum checked."""
+    store = Store(tmp_path_factory.mktemp("records"))
+    record = a_record(measurements=measurements, curve=curve, per_example=per_example, metrics_info=info)
+    saved = store.save(record, generated)
+    loaded = store.get(a_run())
+    assert loaded == saved
+    assert loaded.measurements == measurements and loaded.curve == curve and loaded.metrics_info == info
+    assert loaded.per_example == per_example
+    assert store.texts(loaded) == (generated or [])
+
+
+def test_an_infinite_measurement_survives(store):
+    """The perplexity of a diverged run is infinite, and its record must still load."""
+    store.save(a_record(measurements={"perplexity": float("inf")}))
+    assert store.get(a_run()).measurements["perplexity"] == float("inf")
+
+
+@given(json_values)
+def test_shortening_lists_keeps_the_json_equal(value):
+    """The one-line lists are for readers of diffs; no reader of JSON may see a difference."""
+    body = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    assert json.loads(records._shorten_lists(body)) == value
+
+
+def test_a_list_of_numbers_takes_one_line(store):
+    """A record with 200 scores of 8 kinds would be 1,600 lines otherwise."""
+    store.save(a_record(curve={"train_loss_nats": [float(i) for i in range(500)]}))
+    assert len(store.path(a_run().key).read_text().splitlines()) < 80
+
+
+def test_nothing_is_missing_or_extra_in_a_store(store):
+    """`get` and `in` agree, and `all` gives each key once, in key order."""
+    assert store.get(a_run()) is None and a_run() not in store and store.path(a_run().key) is None
+    saved = [store.save(a_record(seed), ["text"]) for seed in range(4)]
+    assert [record.key for record in store.all()] == sorted(record.key for record in saved)
+    assert all(a_run(seed) in store for seed in range(4)) and a_run(4) not in store
+
+
+def test_stores_read_all_folders_and_write_the_last(tmp_path):
+    """A reader's new records never touch the shipped ones; a shipped record wins over a later one of the same run."""
+    shipped, mine = tmp_path / "shipped", tmp_path / "mine"
+    Store(shipped).save(a_record(0, failure="shipped"), ["old"])
+    both = Store(shipped, mine)
+    both.save(a_record(1), ["new"])
+    both.save(a_record(0, failure="mine"))
+    assert [path.name for path in shipped.glob("*.json")] == [f"{a_run(0).key[:12]}.json"]
+    assert both.get(a_run(0)).failure == "shipped" and both.texts(both.get(a_run(0))) == ["old"]
+    assert len(list(both.all())) == 2 and both.texts(both.get(a_run(1))) == ["new"]
+
+
+def message_of(path: Path) -> str:
+    """The one sentence that a bad file gets; it names the file and says what to do."""
+    with pytest.raises(InputError) as caught:
+        load_record(path)
+    message = str(caught.value)
+    assert path.name in message and "peftbook run" in message and "\n" not in message and message.endswith(".")
+    return message
+
+
+def test_every_corrupted_byte_is_noticed(store):
+    """Flip one bit of any character that carries meaning: the record is refused, or it still says the same."""
+    saved = store.save(a_record())
+    path = store.path(saved.key)
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            assert load_record(path) == saved
+        except InputError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > len(whole) / 7 * 0.5
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -2])
+def test_a_truncated_record_is_refused(store, keep):
+    """A full disk or a broken copy leaves such files."""
+    path = store.path(store.save(a_record()).key)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "corrupted" in message_of(path)
+
+
+def edit(path: Path, change) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def test_an_edited_value_is_refused(store):
+    """No result is improved by hand."""
+    path = store.path(store.save(a_record()).key)
+    edit(path, lambda tree: tree["measurements"].update(loss_nats=2.24))
+    assert "changed after it was written" in message_of(path)
+
+
+def test_an_edited_spec_is_stale(store):
+    """A record never answers for another run than its own."""
+    path = store.path(store.save(a_record()).key)
+    edit(path, lambda tree: tree["spec"].update(seed=9))
+    assert "stale" in message_of(path)
+
+
+def test_a_renamed_record_is_stale(store, tmp_path):
+    """Nor does it under another run's name."""
+    path = store.path(store.save(a_record()).key)
+    moved = path.with_name(f"{a_run(1).key[:12]}.json")
+    path.rename(moved)
+    assert "stale" in message_of(moved)
+
+
+@pytest.mark.parametrize("change", [{"schema_version": 2}, {"unknown_field": 1}, {"spec": {"task": 1}}])
+def test_another_schema_is_refused(store, change):
+    """A later version's record is not half-read by an earlier one."""
+    path = store.path(store.save(a_record()).key)
+    edit(path, lambda tree: tree.update(change))
+    assert "schema 2" in message_of(path) or "corrupted" in message_of(path)
+
+
+def test_one_bad_record_is_named_when_all_are_read(store):
+    """`all` does not skip what it cannot read: a missing result must not look like one that was never run."""
+    for seed in range(3):
+        store.save(a_record(seed))
+    store.path(a_run(1).key).write_text("{}")
+    with pytest.raises(InputError, match=a_run(1).key[:12]):
+        list(store.all())
+
+
+def test_texts_of_another_record_are_refused(store):
+    """Texts lie beside the record, so their hash is in it."""
+    record = store.save(a_record(), ["one", "two"])
+    path = store.path(record.key).with_suffix(".texts.json.gz")
+    path.write_bytes(gzip.compress(json.dumps(["one", "three"]).encode()))
+    with pytest.raises(InputError, match=record.key[:12]):
+        store.texts(record)
+
+
+@pytest.mark.parametrize("damage", ["removed", "no longer gzip", "cut short"])
+def test_missing_and_broken_texts_get_a_sentence(store, damage):
+    """A partial clone or a broken copy leaves a record without its texts."""
+    record = store.save(a_record(), ["one", "two"])
+    path = store.path(record.key).with_suffix(".texts.json.gz")
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(b"text" if damage == "no longer gzip" else path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=record.key[:12]):
+        store.texts(record)
+
+
+def test_equal_records_are_equal_files(tmp_path):
+    """Compressed texts carry no time stamp, so a rebuilt record has no spurious diff."""
+    for name in ("one", "two"):
+        Store(tmp_path / name).save(a_record(), ["same"])
+    one, two = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert all(first.read_bytes() == second.read_bytes() for first, second in zip(one, two, strict=True))
+
+
+def test_writing_leaves_nothing_on_error(tmp_path, monkeypatch):
+    """Neither a new file nor a temporary one, and the old file is as it was."""
+    path = tmp_path / "record.json"
+    write_atomically(path, b"old")
+
+    def no_space(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"] and path.read_bytes() == b"old"
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from peftbook.records import write_atomically
+real = os.replace
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+os.replace = die
+write_atomically(pathlib.Path(sys.argv[1]), b"new")
+"""
+
+
+def test_a_kill_before_the_rename_leaves_the_old_record_whole(store):
+    """kill -9 cannot be caught: the temporary file stays, is never read as a record, and the old one is intact."""
+    record = store.save(a_record())
+    path = store.path(record.key)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -9
+    left = [file for file in path.parent.iterdir() if file != path]
+    assert len(left) == 1 and left[0].read_bytes() == b"new"
+    assert store.get(a_run()) == record and list(store.all()) == [record]
+    store.save(record)
+    assert store.get(a_run()) == record
+
+
+def test_texts_are_written_before_the_record(store, monkeypatch):
+    """A record on disk is whole: a crash between the two leaves texts without a record, never the reverse."""
+    written = []
+    monkeypatch.setattr(records, "write_atomically", lambda path, data: written.append(path.name))
+    store.save(a_record(), ["text"])
+    assert [name.endswith(".gz") for name in written] == [True, False]
+
+
+def test_new_records_go_where_the_variable_says(tmp_path, monkeypatch):
+    """Tests and readers of an installed package never write into it."""
+    monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
+    assert default_store().folders == (SHIPPED, tmp_path)
+    default_store().save(a_record(123456))
+    assert [path.name for path in tmp_path.iterdir()] == [f"{a_run(123456).key[:12]}.json"]
+
+
+def test_every_shipped_record_loads():
+    """Schema, key and checksum of each, and its texts match their hash."""
+    store = Store(SHIPPED)
+    for record in store.all():
+        if record.texts_sha256:
+            assert len(store.texts(record)) == record.measurements["generated_examples"]
+        assert not record.failure or "diverged" in record.failure

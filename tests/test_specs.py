@@ -1,0 +1,216 @@
+"""Specs: the key names a run, nothing else does, and bad values get one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from copy import deepcopy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from peftbook import specs
+from peftbook.errors import InputError
+
+positive = st.floats(1e-6, 10, allow_nan=False)
+names = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=8)
+lora_fields = {
+    "rank": st.integers(1, 300),
+    "alpha": positive,
+    "targets": st.lists(names, min_size=1, max_size=4).map(tuple),
+    "dropout": st.floats(0, 0.99),
+}
+methods = st.one_of(
+    st.builds(specs.Untuned, shots=st.integers(0, 8)),
+    st.builds(specs.Full),
+    st.builds(specs.LoRA, **lora_fields),
+    st.builds(specs.QLoRA, quant=st.sampled_from(["nf4", "fp4"]), double_quant=st.booleans(), **lora_fields),
+    st.builds(specs.PromptTuning, length=st.integers(1, 100), init=st.sampled_from(["random", "vocabulary", "text"])),
+)
+budgets = st.builds(
+    specs.Budget,
+    tokens=st.integers(1, 10**9),
+    batch_size=st.integers(1, 64),
+    learning_rate=positive,
+    warmup=st.floats(0, 0.99),
+    weight_decay=st.floats(0, 1),
+    max_length=st.integers(8, 4096),
+)
+
+
+@st.composite
+def runs(draw) -> specs.Run:
+    """Any valid run."""
+    method = draw(methods)
+    return specs.Run(
+        model=specs.Model(name=draw(names), revision=draw(names)),
+        task=specs.Task(name=draw(names), data_sha256="0" * 64),
+        method=method,
+        budget=None if isinstance(method, specs.Untuned) else draw(budgets),
+        evaluation=specs.Evaluation(n_loss=draw(st.integers(1, 500))),
+        seed=draw(st.integers(0, 2**31)),
+        dtype=draw(st.sampled_from(["bf16", "fp32"])),
+    )
+
+
+def leaves(tree: dict, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every field of a dumped spec that is not a spec itself."""
+    found = []
+    for name, value in tree.items():
+        found += leaves(value, (*path, name)) if isinstance(value, dict) else [(*path, name)]
+    return found
+
+
+OTHER = {  # another legal value of each field that has few
+    "split": {"validation": "test", "test": "validation"},
+    "dtype": {"bf16": "fp32", "fp32": "bf16"},
+    "platform": {"cpu": "cuda", "cuda": "cpu"},
+    "purpose": {"quality": "timing", "timing": "quality"},
+    "quant": {"nf4": "fp4", "fp4": "nf4"},
+    "init": {"random": "vocabulary", "vocabulary": "text", "text": "random"},
+}
+
+
+def another(name: str, value):
+    """A legal value of this field that is not the one it has."""
+    if name in OTHER:
+        return OTHER[name][value]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    if isinstance(value, list):
+        return [*value, "another"]
+    return value + "x"
+
+
+def reordered(tree, rng: random.Random):
+    """The same tree with the fields of every level in another order."""
+    if not isinstance(tree, dict):
+        return tree
+    items = [(name, reordered(value, rng)) for name, value in tree.items()]
+    rng.shuffle(items)
+    return dict(items)
+
+
+@given(runs(), st.integers(0, 1000))
+def test_the_key_does_not_depend_on_the_order_of_fields(run, seed):
+    """A spec written by hand, by a study or read from a record is the same run."""
+    shuffled = reordered(run.model_dump(mode="json"), random.Random(seed))
+    assert specs.Run.model_validate(shuffled).key == run.key
+
+
+@settings(deadline=None)
+@given(runs())
+def test_every_field_changes_the_key(run):
+    """A field that did not would let two different runs share a record; new fields are covered without a new test."""
+    tree = run.model_dump(mode="json")
+    for path in leaves(tree):
+        if path[-1] == "kind" or path == ("budget",):
+            continue
+        changed = deepcopy(tree)
+        place = changed
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = another(path[-1], place[path[-1]])
+        assert specs.Run.model_validate(changed).key != run.key, path
+
+
+@given(runs(), runs())
+def test_two_runs_share_a_key_exactly_if_they_are_equal(one, other):
+    """The key is a function of the spec, and the spec can be read back from the key's text."""
+    assert (one == other) == (one.key == other.key)
+    assert specs.Run.model_validate_json(one.canonical()) == one
+
+
+def test_the_kind_of_method_changes_the_key():
+    """LoRA and QLoRA share every LoRA field."""
+    task, budget = specs.Task(name="t", data_sha256="0" * 64), specs.Budget(tokens=1, learning_rate=1)
+    keys = {specs.Run(task=task, method=m, budget=budget).key for m in (specs.LoRA(), specs.QLoRA(), specs.Full())}
+    assert len(keys) == 3
+
+
+def test_equal_numbers_give_equal_keys_whatever_they_are_written_as():
+    """alpha = 32 in a study and 32.0 in its record are one run."""
+    assert specs.LoRA(alpha=32) == specs.LoRA(alpha=32.0)
+    assert specs.LoRA(alpha=32).model_dump_json() == specs.LoRA(alpha=32.0).model_dump_json()
+
+
+def test_the_canonical_text_is_sorted_json_without_spaces():
+    """Anyone can recompute a key from a record with a JSON library and SHA-256."""
+    text = a_run().canonical()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    assert text.isascii()
+
+
+def a_run(**fields) -> specs.Run:
+    values = {
+        "task": specs.Task(name="t", data_sha256="0" * 64),
+        "method": specs.LoRA(),
+        "budget": specs.Budget(tokens=10, learning_rate=1e-3),
+    }
+    return specs.Run(**values | fields)
+
+
+@pytest.mark.parametrize("spec", [a_run(), specs.LoRA(), specs.Budget(tokens=1, learning_rate=1), specs.Model()])
+def test_specs_are_frozen_and_closed(spec):
+    """A spec that changed after its key was taken would file a result under the wrong name."""
+    name = next(iter(type(spec).model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(spec, name, getattr(spec, name))
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        type(spec).model_validate({**spec.model_dump(), "rnak": 4})
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: specs.method_from("lroa"), ("'lroa'", "lora", "qlora", "prompt", "full", "untuned")),
+        (lambda: specs.method_from("lora", rank=0), ("LoRA", "rank", "0", "greater than or equal to 1")),
+        (lambda: specs.method_from("lora", rank="many"), ("LoRA", "rank", "'many'", "integer")),
+        (lambda: specs.method_from("lora", rnak=4), ("LoRA", "rnak", "4")),
+        (lambda: specs.method_from("qlora", quant="nf3"), ("QLoRA", "quant", "'nf3'", "'nf4'")),
+        (lambda: specs.method_from("prompt", length=-1), ("PromptTuning", "length", "-1")),
+        (lambda: specs.build(specs.Budget, tokens=0, learning_rate=1), ("Budget", "tokens", "0")),
+        (lambda: specs.build(specs.Budget, tokens=1, learning_rate=math.nan), ("Budget", "learning_rate", "nan")),
+        (lambda: specs.build(specs.Budget, tokens=1), ("Budget", "learning_rate", "required")),
+        (lambda: specs.build(specs.Budget, tokens=1, learning_rate=1, max_length=4), ("Budget", "max_length", "4")),
+    ],
+)
+def test_bad_values_get_one_sentence_that_names_value_and_fix(make, named):
+    """The command line prints it as it is."""
+    with pytest.raises(InputError) as caught:
+        make()
+    message = str(caught.value)
+    assert all(part in message for part in named), message
+    assert message.endswith(".") and "\n" not in message and len(message) < 250
+
+
+def test_an_infinite_learning_rate_is_refused():
+    """Infinity is above zero, but it is no learning rate, and JSON has no word for it."""
+    with pytest.raises(InputError, match="learning_rate = inf"):
+        specs.build(specs.Budget, tokens=1, learning_rate=math.inf)
+
+
+def test_a_budget_belongs_to_every_run_that_trains_and_to_no_other():
+    """An untuned run with a budget would have two keys for one result."""
+    budget = specs.Budget(tokens=1, learning_rate=1)
+    for method, wrong in [(specs.Untuned(), budget), (specs.LoRA(), None), (specs.Full(), None)]:
+        with pytest.raises(InputError, match="untuned run takes no budget"):
+            specs.build(specs.Run, task=specs.Task(name="t", data_sha256=""), method=method, budget=wrong)
+
+
+def test_only_methods_that_keep_the_base_frozen_are_parameter_efficient():
+    """The head-to-head tables split on it."""
+    efficient = {name for name, method in specs.METHODS.items() if specs.parameter_efficient(method())}
+    assert efficient == {"lora", "qlora", "prompt"}
+
+
+def test_every_method_is_found_by_the_name_it_writes():
+    """A record's `kind` is the command line's method name."""
+    assert all(specs.method_from(name).kind == name for name in specs.METHODS)
