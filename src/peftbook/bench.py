@@ -125,6 +125,7 @@ class Trace:
     ends: list[float] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
     set_here: dict[str, Any] = field(default_factory=dict)
     left_alone: dict[str, Any] = field(default_factory=dict)
     all_arguments: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +165,7 @@ def train_bench(
                 job = {"contestant": contestant.name, "method": method, "steps": steps, "model": model, "task": task}
                 found = (compute or run_process)(job | {"validation": validation})
                 results.setdefault((method, contestant.name), []).append(found)
+                report("    " + (found.get("failure") or f"{speed(found, 'real_tokens'):.0f} real tokens/s"))
     rows = [aggregate(method, name, found) for (method, name), found in results.items()]
     if out is not None:
         write_atomically(Path(out), (json.dumps(rows, indent=1) + "\n").encode())
@@ -329,7 +331,7 @@ def watch_dtype(model) -> set[str]:
 def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]]) -> Trace:
     """The book's loop with the book's encoding."""
     from peftbook.training.encode import batch_plan
-    from peftbook.training.loop import train
+    from peftbook.training.loop import learning_rate, train
 
     data = [encoded for _, encoded in chosen]
     lengths = [len(one.ids) for one in data]
@@ -344,6 +346,7 @@ def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]]) -> Trace:
     )  # fmt: skip
     trace.train_seconds = time.perf_counter() - began
     trace.losses = result.losses
+    trace.learning_rates = [learning_rate(budget, step, len(trace.losses)) for step in range(len(trace.losses))]
     for batch in batch_plan(lengths, BATCH, budget.tokens, SEED):
         sizes = [lengths[index] for index in batch]
         labels = sum(data[index].label_tokens for index in batch)
@@ -382,6 +385,7 @@ def train_peer(contestant: Contestant, model, tokenizer, task: TaskData, chosen:
         trace.prepare_seconds = started[0] - began
         trainer.train()
         trace.train_seconds = time.perf_counter() - started[0]
+    trace.learning_rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     trace.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trace.all_arguments = json.loads(trainer.args.to_json_string())
     shown = {name: trace.all_arguments[name] for name in PRINTED if name in trace.all_arguments}
@@ -434,7 +438,10 @@ def build_peer(
             model=model, args=TrainingArguments(output_dir=folder, **arguments), train_dataset=data,
             data_collator=DataCollatorForSeq2Seq(tokenizer), processing_class=tokenizer,
         )  # fmt: skip
-    return trainer, arguments | {"data": "chat turns" if contestant.raw_chat else "our token ids and labels"}
+    return trainer, arguments | {
+        "rate of a step": "as in our loop (theirs would be one warm-up step behind)",
+        "data": "chat turns" if contestant.raw_chat else "our token ids and labels",
+    }
 
 
 def conversation(task: TaskData, example) -> dict[str, list[dict[str, str]]]:
@@ -453,12 +460,20 @@ def tokens_and_labels(encoded) -> dict[str, list[int]]:
 
 
 def noting_work(base: type, work: list[Work]) -> type:
-    """The trainer class with a count of what each step goes through."""
+    """The trainer class with a count of what each step goes through, and with our learning rate at every step."""
 
     class Noting(base):  # type: ignore[valid-type, misc]
         def training_step(self, model, inputs, *args, **kwargs):
             work.append(count_work(inputs))
             return super().training_step(model, inputs, *args, **kwargs)
+
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            # Theirs starts at rate 0, so that the first step would train nothing; ours starts one warm-up step later.
+            from torch.optim.lr_scheduler import LambdaLR
+
+            warm = int(self.args.warmup_steps)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / warm))
+            return self.lr_scheduler
 
     return Noting
 

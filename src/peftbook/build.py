@@ -27,7 +27,7 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
     if not (root / "_config.yml").is_file():
         raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
-    command = [sys.executable, "-m", "jupyter_book", "build", str(root), "--quiet", "--keep-going"]
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
     build_site = strict or not is_fresh(places["site"].parent, root)
     if build_site and subprocess.run(command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode:

@@ -220,9 +220,16 @@ def score_texts(texts: list[str], targets: list[str], task: TaskData, out: dict)
 
 
 def peak_memory(platform_name: str) -> int:
-    """Peak of allocated device memory (CUDA) or of the process's resident set (CPU), in bytes."""
+    """Peak of allocated device memory (CUDA) or of the process's resident set (CPU), in bytes.
+
+    On Linux from VmHWM: `ru_maxrss` survives fork and exec, so a child would report its parent's peak.
+    """
     if platform_name == "cuda":
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
