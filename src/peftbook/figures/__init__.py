@@ -1,0 +1,114 @@
+"""Figures: pure functions from records (or from nothing) to a matplotlib Figure, and the list of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.figure import Figure
+
+from peftbook.errors import InputError
+from peftbook.figures import costs, lora, methods, prompt, quantisation
+from peftbook.figures.style import render_png, render_svg
+from peftbook.records import Store, write_atomically
+from peftbook.results import run_command, study_quantities
+
+__all__ = ["FIGURES", "Entry", "available", "png", "render_all", "runs", "svg"]
+
+
+class Entry(NamedTuple):
+    """A figure and what it needs.
+
+    needs: the quantities, `study.name`, whose records it draws. With none it is computed and its function takes no
+    argument; otherwise the function takes the store.
+    """
+
+    function: Callable[..., Figure]
+    needs: tuple[str, ...] = ()
+
+
+ARMS = ("untuned", "fewshot", "full", "lora", "qlora", "prompt")
+FINAL = tuple(f"methods.{arm}_loss" for arm in ARMS)
+SWEEP = tuple(f"methods.{arm}_best_rate" for arm in ARMS[2:])
+COSTS = tuple(f"costs.{arm}_step_seconds" for arm in ARMS[2:])
+ENTRIES = (
+    Entry(methods.test_scores, FINAL),
+    Entry(methods.head_to_head, FINAL),
+    Entry(methods.quality_against_parameters, FINAL),
+    Entry(methods.learning_rate_curves, SWEEP),
+    Entry(methods.prompt_rate_curve, ("methods.prompt_best_rate",)),
+    Entry(methods.training_loss, FINAL[2:]),
+    Entry(methods.lora_against_full, ("methods.lora_minus_full_loss",)),
+    Entry(methods.qlora_against_lora, ("methods.qlora_minus_lora_loss",)),
+    Entry(methods.rouge_against_bertscore, ("methods.lora_rougeL",)),
+    Entry(lora.low_rank_update),
+    Entry(lora.parameters_against_rank),
+    Entry(quantisation.quantisation_steps),
+    Entry(quantisation.codebook_levels),
+    Entry(quantisation.bin_mass),
+    Entry(quantisation.error_against_block),
+    Entry(quantisation.bits_against_block),
+    Entry(prompt.soft_prompt_position),
+    Entry(prompt.parameters_against_length),
+    Entry(costs.training_state),
+    Entry(costs.step_time, COSTS),
+    Entry(costs.peak_memory, COSTS),
+)
+FIGURES: dict[str, Entry] = {entry.function.__name__: entry for entry in ENTRIES}
+
+
+def entry(name: str) -> Entry:
+    """A figure by the name of its function. Raises InputError for an unknown one."""
+    if name not in FIGURES:
+        raise InputError(f"Unknown figure {name!r}: choose one of {', '.join(FIGURES)}.")
+    return FIGURES[name]
+
+
+def missing(name: str, store: Store) -> list[str]:
+    """The quantities that the figure needs and the store lacks."""
+    return [need for need in entry(name).needs if _quantity(need, store) is None]
+
+
+def available(name: str, store: Store) -> bool:
+    """Whether the records behind a figure are there."""
+    return not missing(name, store)
+
+
+def runs(name: str, store: Store) -> list[str]:
+    """Keys of the runs behind a figure, each once."""
+    found = [quantity.runs for need in entry(name).needs if (quantity := _quantity(need, store)) is not None]
+    return list(dict.fromkeys(key for keys in found for key in keys))
+
+
+def _quantity(name: str, store: Store) -> Any:
+    study, _, key = name.partition(".")
+    return study_quantities(study, store).get(key)
+
+
+def _arguments(name: str, store: Store) -> tuple[Store, ...]:
+    if lacking := missing(name, store):
+        study = lacking[0].partition(".")[0]
+        raise InputError(f"Figure {name!r} needs {lacking[0]!r}, which has no record yet: run `{run_command(study)}`.")
+    return (store,) if entry(name).needs else ()
+
+
+def svg(name: str, store: Store, mode: Literal["light", "dark"] = "light", **options: Any) -> bytes:
+    """A figure by name as SVG. Raises InputError that says which command makes what it lacks."""
+    return render_svg(entry(name).function, *_arguments(name, store), mode=mode, **options)
+
+
+def png(name: str, store: Store, mode: Literal["light", "dark"] = "light", dpi: float = 200, **options: Any) -> bytes:
+    """A figure by name as PNG. Raises InputError that says which command makes what it lacks."""
+    return render_png(entry(name).function, *_arguments(name, store), mode=mode, dpi=dpi, **options)
+
+
+def render_all(folder: Path, store: Store) -> list[Path]:
+    """Write every figure whose records are there as `<name>.svg`, light; the same records give the same bytes."""
+    written = []
+    for name in FIGURES:
+        if available(name, store):
+            path = Path(folder) / f"{name}.svg"
+            write_atomically(path, svg(name, store))
+            written.append(path)
+    return written

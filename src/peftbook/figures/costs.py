@@ -1,0 +1,122 @@
+"""Figures of cost: what a step takes on the named machine, and what training must keep at 7B."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
+from peftbook.records import Store
+from peftbook.studies import costs
+
+__all__ = ["peak_memory", "repeats", "state_bytes", "step_time", "training_state"]
+
+# Llama-2-7B: every parameter, those in linear layers of the blocks, and LoRA's at rank 1 on all of them.
+TOTAL, LINEAR, PER_RANK, WIDTH_7B = 6_738_415_616, 6_476_005_376, 2_498_560, 4096
+QUANTISED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+
+
+def repeats(arm: str, store: Store, field: str) -> list[float]:
+    """One measurement of every timing repeat of an arm."""
+    return [float(record.measurements[field] or 0) for record in costs.arm_records(arm, store)]
+
+
+def step_time(store: Store) -> Figure:
+    """How long is a training step? Every repeat and their median, on the machine of the records."""
+    return repeats_figure(
+        store, "median_step_seconds", 1.0, "Median seconds per step of 8 examples", "How long is a training step?"
+    )
+
+
+def peak_memory(store: Store) -> Figure:
+    """How much memory does training need? Peak memory of the process, every repeat and their median."""
+    return repeats_figure(
+        store, "peak_memory_bytes", 1e9, "Peak memory of the process, GB", "How much memory does training need?"
+    )
+
+
+def repeats_figure(store: Store, field: str, unit: float, label: str, asked: str) -> Figure:
+    figure, axes = canvas(height=3.3)
+    found = {arm: values for arm in costs.ARMS if (values := repeats(arm, store, field))}
+    for row, (arm, values) in enumerate(found.items()):
+        draw_repeats(axes, row, arm, [value / unit for value in values])
+    axes.set_yticks(range(len(found)), [METHODS[arm].label for arm in found])
+    axes.set_ylim(len(found) - 0.45, -0.55)
+    axes.set_xlim(0, max(max(values) for values in found.values()) / unit * 1.16)
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
+    axes.text(
+        1,
+        -0.26,
+        costs.MACHINE,
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=SIZE - 2,
+        color=colour("muted"),
+    )
+    question(figure, asked)
+    return figure
+
+
+def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> None:
+    """A bar to the median with its value, and each repeat as the arm's marker."""
+    middle = sorted(values)[len(values) // 2]
+    axes.barh(row, middle, 0.62, color=shade(arm, 0.4))
+    axes.plot(values, [row] * len(values), **look(arm, line=False))
+    axes.annotate(
+        f"{middle:.2f}", (max(values), row), xytext=(9, 0), textcoords="offset points", va="center", fontweight="bold"
+    )
+
+
+def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, float]:
+    """Bytes that training keeps for Llama-2-7B, without activations: weights, gradients, master copy and moments.
+
+    16-bit weights (QLoRA: 4-bit linear layers with double-quantised scales, the rest 16-bit); each trained parameter
+    adds a 16-bit gradient, a 32-bit copy and two 32-bit Adam moments, and a small method's own 16-bit weights.
+    """
+    trained = {"full": TOTAL, "lora": rank * PER_RANK, "qlora": rank * PER_RANK, "prompt": length * WIDTH_7B}[method]
+    base = LINEAR * QUANTISED_BITS / 8 + 2 * (TOTAL - LINEAR) if method == "qlora" else 2.0 * TOTAL
+    own = 0 if method == "full" else 2 * trained
+    return {"weights": base + own, "gradients": 2.0 * trained, "optimiser": 12.0 * trained}
+
+
+def training_state() -> Figure:
+    """What must training keep at 7B? Weights, gradients and optimiser, computed; activations come on top."""
+    figure, axes = canvas(height=3.5)
+    arms = ("full", "lora", "qlora", "prompt")
+    tones = {"weights": (0.35, ""), "gradients": (0.65, "///"), "optimiser": (1.0, "")}
+    for row, arm in enumerate(arms):
+        left = 0.0
+        for part, size in state_bytes(arm).items():
+            share, hatch = tones[part]
+            axes.barh(
+                row,
+                size / 1e9,
+                0.6,
+                left=left / 1e9,
+                color=shade("lora", share),
+                hatch=hatch,
+                edgecolor=colour("paper"),
+                linewidth=0.6,
+                label=part if row == 0 else None,
+            )
+            left += size
+        axes.annotate(
+            f"{left / 1e9:.1f}",
+            (left / 1e9, row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontweight="bold",
+        )
+    axes.set_yticks(range(len(arms)), [METHODS[arm].label for arm in arms])
+    axes.set_ylim(len(arms) - 0.45, -0.55)
+    axes.set_xlim(0, 125)
+    axes.set_xlabel("GB, Llama-2-7B, activations not counted (computed)")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right")
+    question(figure, "What must training keep in memory at 7B?")
+    return figure

@@ -1,0 +1,384 @@
+"""Figures of the head-to-head study: scores, sizes, learning rates and training curves of the arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy import stats
+
+from peftbook import metrics
+from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
+from peftbook.records import Record, Store
+from peftbook.studies import methods
+
+__all__ = [
+    "chosen_records",
+    "example_differences",
+    "head_to_head",
+    "learning_rate_curves",
+    "lora_against_full",
+    "per_seed",
+    "prompt_rate_curve",
+    "qlora_against_lora",
+    "quality_against_parameters",
+    "rouge_against_bertscore",
+    "smooth",
+    "sweep_points",
+    "test_scores",
+    "training_loss",
+]
+
+SCORES = {
+    "loss": ("Loss, nats per token", "loss_nats", -1),
+    "rougeL": ("ROUGE-L, 0–1", "rougeL", 1),
+    "bertscore_f1": ("BERTScore F1, 0–1", "bertscore_f1", 1),
+}
+CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
+
+
+# What figures and deck share: numbers from records.
+
+
+def chosen_records(arm: str, store: Store) -> list[Record]:
+    """The arm's final records, one a seed (untuned has one in all)."""
+    return methods.final_records(arm, store)
+
+
+def per_seed(records: Sequence[Record], score: str) -> list[float]:
+    """The test mean of each seed; loss is weighted by label tokens."""
+    column = SCORES[score][1]
+    means = []
+    for record in records:
+        values = np.asarray(record.per_example[column], dtype=float)
+        weights = (
+            np.asarray(record.per_example["label_tokens"], dtype=float) if score == "loss" else np.ones(len(values))
+        )
+        means.append(float(values.sum() / weights.sum()))
+    return means
+
+
+def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[metrics.Interval, list[float]]:
+    """The paired difference first − second with its interval, and the difference of each seed."""
+    column = SCORES[score][1]
+    weights = [float(value) for value in first[0].per_example["label_tokens"]] if score == "loss" else None
+    interval = metrics.paired_interval(methods.table(list(first), column), methods.table(list(second), column), weights)
+    one, two = per_seed(first, score), per_seed(second, score)
+    count = max(len(one), len(two))
+    one, two = (row * count if len(row) == 1 else row for row in (one, two))
+    return interval, [a - b for a, b in zip(one, two, strict=True)]
+
+
+def sweep_points(arm: str, store: Store) -> tuple[list[float], list[float]]:
+    """Learning rates of the arm's sweep, ascending, and their validation losses (infinite where a run diverged)."""
+    found = methods.sweep(arm, store)
+    return [methods.rate(arm, k) for k in found], [methods.validation_loss(record) for record in found.values()]
+
+
+def smooth(values: Sequence[float], span: int = 9) -> list[float]:
+    """Centred running mean over `span` steps; the window is cut at the ends, never padded."""
+    half = span // 2
+    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+
+
+def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np.ndarray:
+    """Loss per label token of each test example, first − second, averaged over the shared seeds. (examples,)."""
+    one, two = (np.asarray(methods.table(list(records), "loss_nats")) for records in (first, second))
+    return (one - two).mean(axis=0) / np.asarray(first[0].per_example["label_tokens"], dtype=float)
+
+
+# Figures.
+
+
+def test_scores(store: Store, score: str = "rougeL") -> Figure:
+    """How well does each arm do on the test split? Mean with its 95 % interval and the seeds behind it."""
+    found = {arm: records for arm in METHODS if (records := chosen_records(arm, store))}
+    figure, axes = canvas(height=0.95 + 0.42 * len(found))
+    for row, (arm, records) in enumerate(found.items()):
+        weights = [float(v) for v in records[0].per_example["label_tokens"]] if score == "loss" else None
+        interval = metrics.mean_interval(methods.table(records, SCORES[score][1]), weights)
+        draw_row(axes, row, arm, interval, per_seed(records, score))
+    finish_rows(axes, list(found), SCORES[score][0] + better(score))
+    name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
+    question(figure, f"Which method has the best {name}?")
+    return figure
+
+
+def head_to_head(store: Store) -> Figure:
+    """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
+    base = chosen_records("untuned", store)
+    found = {arm: records for arm in METHODS if arm != "untuned" and (records := chosen_records(arm, store))}
+    figure, panels = canvas(3, 1, height=1.2 + 1.12 * len(found))
+    for axes, score in zip(panels, SCORES, strict=True):
+        axes.axvline(0, color=colour("untuned"), linewidth=1.2)
+        for row, (arm, records) in enumerate(found.items()):
+            draw_row(axes, row, arm, *difference(records, base, score))
+        finish_rows(axes, list(found), SCORES[score][0] + better(score))
+    question(figure, "What does each method gain\nover the untuned model?")
+    return figure
+
+
+def draw_row(axes: Axes, row: int, arm: str, interval: metrics.Interval, seeds: Sequence[float]) -> None:
+    """One arm: the interval as a bar, its mean as the arm's marker, each seed as a small tick above."""
+    axes.plot([interval.low, interval.high], [row, row], color=colour(arm), linewidth=2.4, solid_capstyle="butt")
+    axes.plot(interval.mean, row, **look(arm, line=False))
+    axes.plot(seeds, [row - 0.3] * len(seeds), "|", color=colour(arm), markersize=6, markeredgewidth=1.4)
+
+
+def finish_rows(axes: Axes, arms: Sequence[str], label: str) -> None:
+    axes.set_yticks(range(len(arms)), [METHODS[arm].label for arm in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.65)
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(axis="y", visible=False)
+
+
+def better(score: str) -> str:
+    return "  (← better)" if SCORES[score][2] < 0 else "  (better →)"
+
+
+def quality_against_parameters(store: Store) -> Figure:
+    """How many trained parameters does quality take? Test loss against trainable parameters, every seed."""
+    figure, axes = canvas(height=3.9)
+    top = 1.0
+    for arm in ("untuned", "fewshot"):
+        if records := chosen_records(arm, store):
+            level = float(np.mean(per_seed(records, "loss")))
+            axes.axhline(level, color=colour(arm), linestyle=METHODS[arm].line, linewidth=1.6)
+            axes.annotate(
+                f"{METHODS[arm].label}: nothing trained",
+                (1.0, level),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 4),
+                textcoords="offset points",
+                color=colour(arm),
+                ha="right",
+                fontsize=SIZE - 1,
+            )
+    for arm in methods.ARMS:
+        if not (records := chosen_records(arm, store)):
+            continue
+        size = float(records[0].measurements["trainable_parameters"] or 0)
+        weights = [float(v) for v in records[0].per_example["label_tokens"]]
+        interval = metrics.mean_interval(methods.table(records, "loss_nats"), weights)
+        # Arms of equal size stand side by side, so that both are seen.
+        size *= {"lora": 0.88, "qlora": 1.14}.get(arm, 1.0)
+        axes.plot([size] * 2, [interval.low, interval.high], color=colour(arm), linewidth=2.2)
+        seeds = per_seed(records, "loss")
+        axes.plot([size * 1.28] * len(seeds), seeds, "_", color=colour(arm), markersize=6, markeredgewidth=1.4)
+        axes.plot(size, interval.mean, **look(arm, line=False))
+        left = arm in ("lora", "full")
+        axes.annotate(
+            METHODS[arm].label,
+            (size, interval.mean),
+            xytext=(-9 if left else 16, 0),
+            textcoords="offset points",
+            color=colour(arm),
+            va="center",
+            ha="right" if left else "left",
+            fontweight="bold",
+        )
+        top = max(top, size)
+    axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token")
+    axes.set_xlim(4e3, top * 3)
+    question(figure, "How many trained parameters does quality take?")
+    return figure
+
+
+def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)) -> Figure:
+    """Which learning rate does each method want? Validation loss against rate, default and chosen rate marked."""
+    figure, axes = canvas(height=4.1)
+    found = {arm: sweep_points(arm, store) for arm in arms}
+    finite = [loss for _, losses in found.values() for loss in losses if math.isfinite(loss)]
+    lowest, cap = min(finite), min(max(finite), min(finite) + CAP)
+    span = max(cap - lowest, 0.02)
+    off = any(loss > cap for _, losses in found.values() for loss in losses)
+    cap += 0.06 * span * off
+    for arm, (rates, losses) in found.items():
+        draw_sweep(axes, arm, rates, losses, cap)
+    axes.set(xscale="log", xlabel="Learning rate", ylabel="Validation loss, nats per token")
+    axes.margins(x=0.09)
+    axes.set_ylim(lowest - 0.14 * span, cap + 0.14 * span)
+    tone = colour("muted")
+    axes.plot([], [], "o", markersize=15, markeredgewidth=1.4, fillstyle="none", color=tone, label="default")
+    axes.plot([], [], "*", markersize=14, color=tone, label="chosen")
+    if off:
+        axes.plot([], [], linestyle="none", marker="$\\uparrow$", markersize=11, color=tone, label="off the scale")
+    figure.legend(loc="outside lower center", ncols=3, handletextpad=0.4)
+    asked = (
+        "Which learning rate does each method want?"
+        if len(found) > 1
+        else f"Which learning rate does {METHODS[arms[0]].label} want?"
+    )
+    question(figure, asked.replace("Prompt want", "prompt tuning want"))
+    return figure
+
+
+def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[float], cap: float) -> None:
+    """One arm's sweep; a loss above the cap, or a run that diverged, is an arrow at the cap with its value."""
+    inside = [loss <= cap for loss in losses]
+    shown = [loss if fits else cap for loss, fits in zip(losses, inside, strict=True)]
+    style = look(arm)
+    axes.plot(rates, [s if fits else math.nan for s, fits in zip(shown, inside, strict=True)], **style)
+    for at, fits in enumerate(inside):
+        if fits:
+            continue
+        near = [n for n in (at - 1, at + 1) if 0 <= n < len(inside) and inside[n]]
+        for n in near:
+            axes.plot([rates[n], rates[at]], [shown[n], cap], color=colour(arm), linestyle=":", linewidth=1.3)
+        axes.plot(rates[at], cap, marker="$\\uparrow$", markersize=11, color=colour(arm))
+        text = f"{losses[at]:.2f}" if math.isfinite(losses[at]) else "diverged"
+        axes.annotate(
+            text,
+            (rates[at], cap),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SIZE - 2,
+            color=colour(arm),
+        )
+    best = int(np.argmin(losses))
+    axes.plot(rates[best], shown[best], marker="*", markersize=16, color=colour(arm), markeredgecolor=colour("paper"))
+    default = methods.DEFAULT_RATES[arm]
+    if default in rates:
+        at = rates.index(default)
+        axes.plot(
+            default, shown[at], marker="o", markersize=16, fillstyle="none", color=colour(arm), markeredgewidth=1.4
+        )
+    # LoRA and QLoRA share their rates: one is named at the right end of its line, the other above its left end.
+    at = len(inside) - 1 - inside[::-1].index(True) if arm == "lora" else inside.index(True)
+    axes.annotate(
+        METHODS[arm].label,
+        (rates[at], shown[at]),
+        xytext=(9, -5) if arm == "lora" else (0, 15),
+        textcoords="offset points",
+        ha="left" if arm == "lora" else "center",
+        va="center",
+        color=colour(arm),
+        fontweight="bold",
+    )
+
+
+def prompt_rate_curve(store: Store) -> Figure:
+    """Which learning rate does prompt tuning want? The prompt arm of the sweep alone."""
+    return learning_rate_curves(store, ("prompt",))
+
+
+def training_loss(store: Store) -> Figure:
+    """How fast does each method learn? Training loss of every final run, faint, and the smoothed mean of the seeds."""
+    found = {arm: records for arm in methods.ARMS if (records := chosen_records(arm, store))}
+    columns = 2 if len(found) > 1 else 1
+    figure, panels = canvas(
+        math.ceil(len(found) / columns), columns, height=4.6, sharex=True, sharey=True, squeeze=False
+    )
+    curves = {arm: [record.curve["train_loss_nats"] for record in records] for arm, records in found.items()}
+    means = {arm: smooth(np.mean([c[: min(map(len, rows))] for c in rows], axis=0)) for arm, rows in curves.items()}
+    for axes, arm in zip(panels.flat, found, strict=False):
+        for other, mean in means.items():
+            if other != arm:
+                axes.plot(range(1, len(mean) + 1), mean, color=shade("muted", 0.45), linewidth=1.2)
+        for curve in curves[arm]:
+            axes.plot(range(1, len(curve) + 1), curve, color=shade(arm, 0.35), linewidth=0.8)
+        axes.plot(range(1, len(means[arm]) + 1), means[arm], color=colour(arm), linewidth=2.6)
+        axes.set_title(METHODS[arm].label, color=colour(arm))
+    for axes in panels.flat[len(found) :]:
+        axes.set_visible(False)
+    figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
+    figure.supylabel("Training loss, nats per token", fontsize=SIZE)
+    question(figure, "How fast does each method learn?")
+    return figure
+
+
+def lora_against_full(store: Store) -> Figure:
+    """Does LoRA lose on some examples what it wins on others? Paired loss differences, example by example."""
+    return paired_histogram(store, "lora", "full", "Is LoRA as good as full fine-tuning,\nexample by example?")
+
+
+def qlora_against_lora(store: Store) -> Figure:
+    """What does the 4-bit base cost? Paired loss differences, example by example."""
+    return paired_histogram(store, "qlora", "lora", "What does a 4-bit base cost,\nexample by example?")
+
+
+def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figure:
+    """Histogram of per-example loss differences; the tails beyond the 1st and 99th percentile stand in the end bins."""
+    one, two = chosen_records(first, store), chosen_records(second, store)
+    values = example_differences(one, two)
+    interval, seeds = difference(one, two, "loss")
+    reach = float(np.quantile(np.abs(values), 0.98)) * 1.02
+    edges = np.linspace(-reach, reach, 27)
+    counts, _ = np.histogram(np.clip(values, -reach, reach), edges)
+    figure, axes = canvas(height=3.7)
+    left = edges[:-1]
+    width = edges[1] - edges[0]
+    # A win for the first arm is solid, a loss is hatched: the halves differ without colour.
+    for wins, arm, hatch in ((True, first, ""), (False, second, "////")):
+        chosen = (left + width / 2 < 0) == wins
+        axes.bar(
+            left[chosen],
+            counts[chosen],
+            width,
+            align="edge",
+            color=shade(arm, 0.55),
+            edgecolor=colour("paper"),
+            hatch=hatch,
+            linewidth=0.6,
+        )
+        share = float(np.mean(values < 0)) if wins else float(np.mean(values > 0))
+        axes.text(
+            0.02 if wins else 0.98,
+            0.97,
+            f"{METHODS[arm].label} better\non {100 * share:.0f} %",
+            color=colour(arm),
+            transform=axes.transAxes,
+            ha="left" if wins else "right",
+            va="top",
+            fontweight="bold",
+        )
+    axes.axvline(0, color=colour("ink"), linewidth=1)
+    top = counts.max()
+    axes.set_ylim(0, top * 1.5)
+    axes.plot([interval.low, interval.high], [top * 1.1] * 2, color=colour("accent"), linewidth=2.4)
+    axes.plot(interval.mean, top * 1.1, "o", color=colour("accent"), markeredgecolor=colour("paper"))
+    axes.plot(seeds, [top * 1.18] * len(seeds), "|", color=colour("accent"), markersize=7, markeredgewidth=1.5)
+    axes.annotate(
+        "mean, 95 %",
+        (interval.mean, top * 1.22),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        color=colour("accent"),
+        fontsize=SIZE - 1,
+    )
+    axes.set(xlabel=f"{METHODS[first].label} − {METHODS[second].label}: loss, nats per token", ylabel="Test examples")
+    axes.grid(axis="x", visible=False)
+    question(figure, asked)
+    return figure
+
+
+def rouge_against_bertscore(store: Store) -> Figure:
+    """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
+    records = chosen_records("lora", store)
+    rouge, bert = (np.mean(methods.table(records, name), axis=0) for name in ("rougeL", "bertscore_f1"))
+    agreement = float(stats.spearmanr(rouge, bert).statistic)
+    figure, axes = canvas(height=3.9)
+    axes.plot(
+        rouge, bert, "o", markersize=5, color=shade("lora", 0.7), markeredgecolor=colour("paper"), markeredgewidth=0.5
+    )
+    axes.text(
+        0.98,
+        0.04,
+        f"rank correlation {agreement:.2f}\n{len(rouge)} examples",
+        transform=axes.transAxes,
+        ha="right",
+        va="bottom",
+        color=colour("lora"),
+        fontweight="bold",
+    )
+    axes.set(xlabel="ROUGE-L, 0–1", ylabel="BERTScore F1, 0–1")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    question(figure, "Do ROUGE-L and BERTScore agree\non which answers are good?")
+    return figure

@@ -1,0 +1,304 @@
+"""Figures of the QLoRA chapter: codebooks, their error and what a stored weight costs.
+
+Errors are those of N(0, 1) weights, computed by quadrature over the block's largest magnitude: no sampling, no seed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.ticker import NullLocator
+from scipy import special
+
+from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
+
+__all__ = [
+    "bin_mass",
+    "bin_shares",
+    "bits_against_block",
+    "bits_per_parameter",
+    "codebook_levels",
+    "codebooks",
+    "error_against_block",
+    "mean_squared_error",
+    "nf4_levels",
+    "quantisation_steps",
+    "scaled_density",
+]
+
+OFFSET = 0.9677083  # the probability of NF4's outermost level, as in bitsandbytes
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+MARKS = {
+    "NF4": ("o", "-", "lora"),
+    "INT4": ("s", (0, (4, 1.5)), "full"),
+    "FP4 (bnb)": ("D", ":", "qlora"),
+    "FP4 (E2M1)": ("^", (0, (5, 1.2, 1, 1.2)), "prompt"),
+}
+
+
+def nf4_levels() -> np.ndarray:
+    """The 16 levels of NF4, ascending, float64; `scratch.nf4` has them in float32."""
+    negative = -special.ndtri(np.linspace(OFFSET, 0.5, 8)[:-1])
+    positive = special.ndtri(np.linspace(OFFSET, 0.5, 9)[:-1])[::-1]
+    levels = np.concatenate([negative, [0.0], positive])
+    return levels / levels.max()
+
+
+def codebooks() -> dict[str, np.ndarray]:
+    """Levels by name, ascending, scaled to [-1, 1]. bitsandbytes' FP4 is not the OCP type E2M1."""
+    signed = lambda positive: np.unique(np.concatenate([-np.asarray(positive), positive]))  # noqa: E731
+    return {
+        "NF4": nf4_levels(),
+        "INT4": np.linspace(-1, 1, 16),
+        "FP4 (bnb)": signed([0, 0.0625, 2, 3, 4, 6, 8, 12]) / 12,
+        "FP4 (E2M1)": signed([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6,
+    }
+
+
+@cache
+def largest_magnitudes(block: int, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Quadrature for M = max |w| of `block` draws from N(0, 1): nodes and weights that sum to 1.
+
+    P(M ≤ m) = (2Φ(m) − 1)^block, so that M at probability u is Φ⁻¹((1 + u^(1/block)) / 2).
+    """
+    node, weight = np.polynomial.legendre.leggauss(points)
+    u = (node + 1) / 2
+    return special.ndtri((1 + u ** (1 / block)) / 2), weight / 2
+
+
+def normal_density(w: np.ndarray) -> np.ndarray:
+    return np.exp(-w * w / 2) / np.sqrt(2 * np.pi)
+
+
+def bin_edges(levels: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Edges of the nearest-level bins in units of the weights: (nodes, levels + 1), cut at ±M."""
+    middles = np.concatenate([[-1.0], (levels[1:] + levels[:-1]) / 2, [1.0]])
+    return largest[:, None] * middles
+
+
+def mean_squared_error(levels: np.ndarray, block: int) -> float:
+    """E[(w − Q(w))²] of N(0, 1) weights in blocks scaled by their largest magnitude.
+
+    Given M the other block − 1 weights are normal, cut at ±M, and each bin's error has a closed form. The largest
+    itself is exact where the codebook holds ±1 (all here do).
+    """
+    largest, weight = largest_magnitudes(block)
+    edges = bin_edges(levels, largest)
+    low, high, centre = edges[:, :-1], edges[:, 1:], largest[:, None] * levels
+    mass = special.ndtr(high) - special.ndtr(low)
+    first = normal_density(low) - normal_density(high)  # ∫ w φ
+    second = mass + low * normal_density(low) - high * normal_density(high)  # ∫ w² φ
+    error = (second - 2 * centre * first + centre**2 * mass).sum(axis=1) / (2 * special.ndtr(largest) - 1)
+    return float(weight @ error * (block - 1) / block)
+
+
+def bin_shares(levels: np.ndarray, block: int) -> np.ndarray:
+    """The share of N(0, 1) weights that each code holds: (levels,), sums to 1."""
+    largest, weight = largest_magnitudes(block)
+    mass = np.diff(special.ndtr(bin_edges(levels, largest)), axis=1) / (2 * special.ndtr(largest) - 1)[:, None]
+    shares = weight @ mass * (block - 1) / block
+    shares[[0, -1]] += 0.5 / block  # the largest magnitude itself, of either sign
+    return shares
+
+
+def scaled_density(x: np.ndarray, block: int) -> np.ndarray:
+    """Density at x in (−1, 1) of w / M for the weights that are not the block's largest."""
+    largest, weight = largest_magnitudes(block)
+    scaled = normal_density(largest[:, None] * x) * (largest / (2 * special.ndtr(largest) - 1))[:, None]
+    return weight @ scaled
+
+
+def bits_per_parameter(block: int, double: bool, block2: int = 256) -> float:
+    """Stored bits of one weight: 4 + 32 / block, or 4 + 8 / block + 32 / (block · block2)."""
+    return 4 + (8 / block + 32 / (block * block2) if double else 32 / block)
+
+
+def codebook_levels(block: int = 64) -> Figure:
+    """Where do the 16 levels lie? Each codebook's levels under the density of scaled normal weights."""
+    figure, axes = canvas(height=3.9)
+    x = np.linspace(-1, 1, 401)
+    density = scaled_density(x, block)
+    axes.fill_between(x, 0, density, color=shade("muted", 0.28), linewidth=0)
+    axes.plot(x, density, color=colour("muted"), linewidth=1.4)
+    step = density.max() / 3.2
+    for row, (name, levels) in enumerate(codebooks().items(), start=1):
+        marker, _, tone = MARKS[name]
+        axes.axhline(-row * step, color=colour("rule"), linewidth=1)
+        axes.plot(
+            levels,
+            np.full(len(levels), -row * step),
+            marker,
+            color=colour(tone),
+            markersize=7,
+            markeredgecolor=colour("paper"),
+        )
+        axes.text(-1.08, -row * step, name, ha="right", va="center", color=colour(tone), fontweight="bold")
+    axes.text(-1.08, density.max() * 0.45, "normal\nweights", ha="right", va="center", color=colour("muted"))
+    axes.set(xlim=(-1.05, 1.05), ylim=(-4.6 * step, density.max() * 1.05))
+    axes.set_xlabel(f"Weight / largest magnitude of its block of {block}")
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+    question(figure, "Where do the 4-bit levels lie?")
+    return figure
+
+
+def bin_mass(block: int = 64) -> Figure:
+    """Does NF4 fill its 16 codes equally? The share of normal weights in each code."""
+    shares = 100 * bin_shares(nf4_levels(), block)
+    figure, axes = canvas(height=3.4)
+    axes.bar(range(16), shares, 0.78, color=colour("lora"))
+    axes.axhline(100 / 16, color=colour("qlora"), linestyle=(0, (4, 1.5)), linewidth=1.6)
+    axes.annotate(
+        "equal shares",
+        (15.5, 100 / 16),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        color=colour("qlora"),
+        fontweight="bold",
+    )
+    for code in (int(shares.argmin()), int(shares.argmax())):
+        axes.annotate(
+            f"{shares[code]:.1f}", (code, shares[code]), xytext=(0, 2), textcoords="offset points", ha="center"
+        )
+    axes.set_xticks(range(16))
+    axes.set(xlabel="NF4 code (0 is −1, 7 is zero, 15 is +1)", ylabel="Weights in the code, %")
+    axes.set_ylim(0, shares.max() * 1.14)
+    axes.grid(axis="x", visible=False)
+    question(figure, "Does NF4 use its 16 codes equally?")
+    return figure
+
+
+def error_against_block() -> Figure:
+    """Which codebook errs least, and at which block size? Mean squared error of N(0, 1) weights."""
+    figure, axes = canvas(height=3.8)
+    for name, levels in codebooks().items():
+        marker, line, tone = MARKS[name]
+        errors = [1000 * mean_squared_error(levels, block) for block in BLOCKS]
+        axes.plot(BLOCKS, errors, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"))
+        axes.annotate(
+            name,
+            (BLOCKS[-1], errors[-1]),
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour(tone),
+            fontweight="bold",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(BLOCKS, [f"{block}" for block in BLOCKS])
+    axes.set_xlim(27, 22000)
+    axes.set_ylim(0)
+    axes.set(xlabel="Weights that share one scale (block size)", ylabel="Mean squared error × 1000")
+    question(figure, "Which codebook errs least?")
+    return figure
+
+
+def bits_against_block() -> Figure:
+    """What does a stored weight cost? Bits against block size, with and without double quantisation."""
+    blocks = (16, 32, 64, 128, 256, 512)
+    figure, axes = canvas(height=3.8)
+    for double, tone, marker, line, name in (
+        (False, "qlora", "D", (0, (4, 1.5)), "32-bit scales"),
+        (True, "lora", "o", "-", "double quantisation"),
+    ):
+        bits = [bits_per_parameter(block, double) for block in blocks]
+        axes.plot(
+            blocks, bits, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"), label=name
+        )
+    for double, tone, lift, side in ((False, "qlora", 10, "left"), (True, "lora", -19, "center")):
+        value = bits_per_parameter(64, double)
+        axes.annotate(
+            f"{value:.3f} at 64",
+            (64, value),
+            xytext=(4 if side == "left" else 0, lift),
+            va="center",
+            textcoords="offset points",
+            color=colour(tone),
+            ha=side,
+            fontweight="bold",
+        )
+    axes.axhline(4, color=colour("muted"), linewidth=1.2)
+    axes.text(540, 3.97, "the 4-bit code alone", ha="right", va="top", color=colour("muted"), fontsize=SIZE - 1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(blocks, [str(block) for block in blocks])
+    axes.set_ylim(3.6, 6.15)
+    axes.set(xlabel="Weights that share one scale (block size)", ylabel="Bits per stored weight")
+    axes.legend(loc="upper right")
+    question(figure, "What does a stored 4-bit weight really cost?")
+    return figure
+
+
+def quantisation_steps(count: int = 12) -> Figure:
+    """How does a weight become four bits? One block's weights, scaled, snapped and coded, with real numbers."""
+    weights = np.random.default_rng(7).normal(size=count) * 0.05
+    levels = nf4_levels()
+    largest = float(np.abs(weights).max())
+    codes = np.abs(weights[:, None] / largest - levels).argmin(axis=1)
+    width, left, right = 5.8, 1.62, 5.6
+    figure, axes = drawing(width, 4.05)
+    x = np.linspace(left + 0.18, right - 0.18, count)
+    gap = x[1] - x[0]
+
+    def label(y: float, head: str, text: str) -> None:
+        axes.text(0.1, y + 0.16, head, fontsize=SIZE, fontweight="bold", va="center", color=colour("ink"))
+        axes.text(0.1, y - 0.14, text, fontsize=SIZE - 2, va="center", color=colour("muted"))
+
+    tops = (2.98, 1.8, 0.76)
+    label(tops[0], "Weights", "a block")
+    label(tops[1], "÷ largest", "nearest level")
+    label(tops[2], "Stored", "4-bit codes")
+    peak = int(np.abs(weights).argmax())
+    for at, (px, value) in enumerate(zip(x, weights, strict=True)):
+        tone = "qlora" if at == peak else "muted"
+        axes.plot(
+            [px, px], [tops[0], tops[0] + 0.5 * value / largest], color=colour(tone), linewidth=5, solid_capstyle="butt"
+        )
+    axes.plot([left, right], [tops[0]] * 2, color=colour("ink"), linewidth=0.8)
+    axes.text(
+        x[peak],
+        tops[0] - 0.12 if weights[peak] > 0 else tops[0] + 0.12,
+        f"{weights[peak]:.3f}".replace("-", "−"),
+        ha="center",
+        va="top" if weights[peak] > 0 else "bottom",
+        color=colour("qlora"),
+        fontweight="bold",
+        fontsize=SIZE - 1,
+    )
+    for level in levels:
+        axes.plot([left, right], [tops[1] + 0.5 * level] * 2, color=colour("rule"), linewidth=0.8, zorder=0)
+    for px, value, code in zip(x, weights / largest, codes, strict=True):
+        axes.plot(px, tops[1] + 0.5 * value, "o", markersize=6, fillstyle="none", color=colour("muted"))
+        axes.plot(px, tops[1] + 0.5 * levels[code], "_", markersize=13, markeredgewidth=2.6, color=colour("lora"))
+    for px, code in zip(x, codes, strict=True):
+        axes.add_patch(
+            Rectangle(
+                (px - gap / 2 + 0.02, tops[2] - 0.17),
+                gap - 0.04,
+                0.34,
+                facecolor=shade("lora", 0.2),
+                edgecolor=colour("lora"),
+            )
+        )
+        axes.text(px, tops[2] - 0.005, str(code), ha="center", va="center", fontsize=SIZE - 1)
+    axes.text(
+        (left + right) / 2,
+        0.26,
+        f"and one scale for the block: {largest:.3f}",
+        ha="center",
+        va="center",
+        color=colour("qlora"),
+        fontweight="bold",
+    )
+    for start, end in ((tops[0], tops[1]), (tops[1], tops[2])):
+        axes.add_patch(
+            FancyArrowPatch(
+                (0.45, start - 0.3), (0.45, end + 0.34), arrowstyle="-|>", mutation_scale=13, color=colour("muted")
+            )
+        )
+    question(figure, "How does a weight become four bits?")
+    return figure
