@@ -462,7 +462,7 @@ def tokens_and_labels(encoded) -> dict[str, list[int]]:
 def noting_work(base: type, work: list[Work]) -> type:
     """The trainer class with a count of what each step goes through, and with our learning rate at every step."""
 
-    class Noting(base):  # type: ignore[valid-type, misc]
+    class Noting(base):
         def training_step(self, model, inputs, *args, **kwargs):
             work.append(count_work(inputs))
             return super().training_step(model, inputs, *args, **kwargs)
