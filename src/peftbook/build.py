@@ -30,7 +30,7 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
     build_site = strict or not is_fresh(places["site"].parent, root)
-    if build_site and subprocess.run(command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode:
+    if build_site and run_quietly(command, root):
         raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
     if not fresh(root, "figures", drawn):
@@ -45,6 +45,18 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
         build(places["deck"], default_store())
         remember(root, "deck", told)
     return places
+
+
+def run_quietly(command: list[str], root: Path) -> int:
+    """Run a command offline and pass its messages on, less a hint that every kernel repeats; returns its status."""
+    with subprocess.Popen(
+        command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "[IPKernelApp]" not in line:
+                sys.stderr.write(line)
+    return process.returncode
 
 
 def package_data() -> list[Path]:

@@ -108,12 +108,13 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
     return figure
 
 
-def head_to_head(store: Store) -> Figure:
+def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
     base = chosen_records("untuned", store)
     found = {arm: records for arm in METHODS if arm != "untuned" and (records := chosen_records(arm, store))}
-    figure, panels = canvas(3, 1, height=1.2 + 1.12 * len(found))
-    for axes, score in zip(panels, SCORES, strict=True):
+    height = 1.2 + 0.373 * len(scores) * len(found)
+    figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
+    for axes, score in zip(panels[:, 0], scores, strict=True):
         axes.axvline(0, color=colour("untuned"), linewidth=1.2)
         for row, (arm, records) in enumerate(found.items()):
             draw_row(axes, row, arm, *difference(records, base, score))
