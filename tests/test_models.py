@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import save_tiny_folder
+from tiny import save_tiny_folder, tiny_llama
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -251,3 +252,18 @@ def test_cuda_without_a_gpu_gets_a_sentence(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"needs a CUDA GPU .* use platform 'cpu'"):
         load_model(local(folder), platform="cuda")
+
+
+@pytest.mark.parametrize("setting", ["final_logit_softcapping", "logit_scale", "logits_scaling"])
+def test_model_with_more_than_a_plain_head_is_refused(setting):
+    """The loop computes lm_head(h) itself: a cap or scale behind the head would be lost without a word."""
+    model = tiny_llama()
+    models.check_head(model, "plain")
+    setattr(model.config, setting, 30.0)
+    with pytest.raises(InputError, match=setting):
+        models.check_head(model, "capped")
+
+
+def test_model_of_another_layout_is_refused():
+    with pytest.raises(InputError, match="Llama-like"):
+        models.check_head(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)), "gpt2")

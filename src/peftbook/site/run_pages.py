@@ -31,7 +31,11 @@ __all__ = ["run_page", "scoreboard", "setup", "study_page"]
 LOGGER = logging.getLogger(__name__)
 FOLDER = "book/runs"
 SAMPLE = 10
-SECONDS_PER_MINUTE, BYTES_PER_MEGABYTE = 60, 1e6
+SECONDS_PER_MINUTE, HEADLINES = {
+    "quality": ("loss_nats", "rougeL"),
+    "timing": ("median_step_seconds", "peak_memory_bytes"),
+}
+BYTES_PER_MEGABYTE = 60, 1e6
 VERDICT_MARKS = {"reproduced": "✓", "equivalent": "=", "refuted": "✗", "undecided": "?"}
 
 
@@ -94,14 +98,16 @@ def _label(record: Record) -> str:
     details += [f"{method.length} tokens"] if hasattr(method, "length") else []
     details += [f"{method.shots} examples"] if getattr(method, "shots", 0) else []
     details += [f"rate {spec.budget.learning_rate:g}"] if spec.budget else []
-    return ", ".join([f"{method.kind} on {spec.task.name}", *details, f"seed {spec.seed}"])
+    details += [f"seed {spec.seed}", spec.evaluation.split if spec.purpose == "quality" else "timing"]
+    return ", ".join([f"{method.kind} on {spec.task.name}", *details])
 
 
 def _headline(record: Record) -> str:
     if record.failure:
         return f"failed: {escape(record.failure[:60])}"
-    scores = [(n, v) for n, v in record.measurements.items() if v is not None and ("loss" in n or "rouge" in n)]
-    return "; ".join(f"{name} {value}" for name, value in (with_unit(*score) for score in scores[:2])).replace("_", " ")
+    measured = record.measurements
+    found = [(name, measured[name]) for name in HEADLINES[record.spec.purpose] if measured.get(name) is not None]
+    return "; ".join(f"{name} {value}" for name, value in (with_unit(*one) for one in found)).replace("_", " ")
 
 
 def _quantity_rows(study: studies.Study, store: Store) -> Iterator[list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
@@ -150,6 +149,18 @@ def keep_linear4bit_layout(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def check_head(model: torch.nn.Module, name: str) -> None:
+    """Refuse a model whose logits are more than lm_head(hidden states): the loop runs the head at the labels alone."""
+    config: Any = model.config
+    extras = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    found = [extra for extra in extras if getattr(config, extra, None) not in (None, 1, 1.0)]
+    if found or not (hasattr(model, "model") and hasattr(model, "lm_head")):
+        why = f"it applies {found[0]} to its logits" if found else "it is not laid out as model + lm_head"
+        raise InputError(
+            f"Model {name!r} is not supported: {why}; use a Llama-like one (Llama, Mistral, Qwen, SmolLM)."
+        )
+
+
 def load_model(model: specs.Model, method: specs.Spec | None = None, platform: str = "cpu") -> Loaded:
     """Load a causal language model in float32 (4-bit linears for QLoRA) with its chat tokenizer.
 
@@ -169,15 +180,10 @@ def load_model(model: specs.Model, method: specs.Spec | None = None, platform: s
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:160]
         raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
+    check_head(loaded, model.name)
     keep_linear4bit_layout(loaded)
     loaded.to(torch.device(platform))  # type: ignore[arg-type]
     loaded.config.use_cache = True
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Loaded(loaded, tokenizer)
-
-
-def config_of(model: specs.Model) -> dict:
-    """The model's config as a dictionary, without loading weights."""
-    source, revision = resolve(model)
-    return json.loads(AutoConfig.from_pretrained(source, revision=revision).to_json_string())
