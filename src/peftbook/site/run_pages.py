@@ -31,11 +31,8 @@ __all__ = ["run_page", "scoreboard", "setup", "study_page"]
 LOGGER = logging.getLogger(__name__)
 FOLDER = "book/runs"
 SAMPLE = 10
-SECONDS_PER_MINUTE, HEADLINES = {
-    "quality": ("loss_nats", "rougeL"),
-    "timing": ("median_step_seconds", "peak_memory_bytes"),
-}
-BYTES_PER_MEGABYTE = 60, 1e6
+SECONDS_PER_MINUTE, BYTES_PER_MEGABYTE = 60, 1e6
+HEADLINES = {"quality": ("loss_nats", "rougeL"), "timing": ("median_step_seconds", "peak_memory_bytes")}
 VERDICT_MARKS = {"reproduced": "✓", "equivalent": "=", "refuted": "✗", "undecided": "?"}
 
 
