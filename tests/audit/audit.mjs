@@ -26,7 +26,8 @@ await new Promise((done) => server.listen(0, "127.0.0.1", done));
 const base = `http://127.0.0.1:${server.address().port}`;
 const walk = (folder) => readdirSync(folder, { withFileTypes: true }).flatMap((entry) =>
   entry.isDirectory() ? (entry.name.startsWith("_") ? [] : walk(join(folder, entry.name))) : [join(folder, entry.name)]);
-const pages = walk(site).filter((path) => path.endsWith(".html")).map((path) => relative(site, path));
+const redirects = (path) => /http-equiv="?refresh/i.test(readFileSync(path, "utf8").slice(0, 2000));
+const pages = walk(site).filter((path) => path.endsWith(".html") && !redirects(path)).map((path) => relative(site, path));
 const browser = await puppeteer.launch({ executablePath: process.env.CHROME, headless: true, args: ["--no-sandbox",
   "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"] });
 const axe = readFileSync(fileURLToPath(import.meta.resolve("axe-core/axe.min.js")), "utf8");
