@@ -3,8 +3,8 @@
 Written before the runs. Every tuned arm gets the same tuning budget: its default learning rate and three others, a
 factor of 3 apart, one seed, chosen on validation loss; where the best lies at the edge of the grid the grid is
 extended until it lies inside. The chosen rate is then trained with three fresh seeds and the test split is generated
-once for each; the default is judged by its sweep run. The arm with five examples in the prompt is one draw of five:
-reading them for every test input makes its run the longest of all.
+once for each; the default is judged by its sweep run. The arm with five examples in the prompt was planned as three
+draws and cut to one for time while its first run was under way, before it had a result.
 """
 
 from __future__ import annotations
