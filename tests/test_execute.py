@@ -276,7 +276,9 @@ def test_an_unknown_task_is_refused(folder, store, tmp_path, monkeypatch):
 def test_only_the_tasks_metrics_are_computed(folder):
     """An exact-match task loads no encoder."""
     out = {"measurements": {}, "per_example": {}, "metrics_info": {}}
-    module.score_texts(["a", "b"], ["a", "c"], tiny_task(("exact_match",)), out)
+    task = tiny_task(("exact_match",))
+    examples = task.splits["test"][:2]
+    module.score_texts([examples[0].target, "other"], examples, task, out)
     assert out["measurements"] == {"exact_match": 0.5} and out["metrics_info"] == {}
 
 

@@ -7,8 +7,8 @@ import torch
 from tiny import NumberTokenizer, randomize_adapters, tiny_llama
 
 from peftbook import specs
-from peftbook.training.generate import decode, generate, with_soft_prompt
-from peftbook.training.methods import apply_method, causal_model, soft_prompt
+from peftbook.training.generate import common_start, generate
+from peftbook.training.methods import apply_method, causal_model, prefix_cache, soft_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 NEW = 7
@@ -18,6 +18,7 @@ METHODS = {
     "untuned": specs.Untuned(),
     "lora": specs.LoRA(rank=2),
     "prompt": specs.PromptTuning(length=4, init="random"),
+    "prefix": specs.Prefix(length=3),
 }
 
 
@@ -35,23 +36,23 @@ def argmax_loop(model: torch.nn.Module, prompt: list[int], count: int) -> list[i
         embeds = base.get_input_embeddings()(torch.tensor([ids]))
         if soft is not None:
             embeds = torch.cat([soft[None], embeds], dim=1)
-        ids.append(base(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax().item())
+        ids.append(base(inputs_embeds=embeds, cache=prefix_cache(model)).logits[0, -1].argmax().item())
     return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 40])
 @pytest.mark.parametrize("name", list(METHODS))
 def test_batches_write_what_an_argmax_loop_writes(name, batch_size):
-    """Left padding, mask, positions, cache and soft prompt change no token in float32; order is kept."""
+    """Left padding, mask, positions, cache, soft prompt and prefix change no token in float32; order is kept."""
     model = a_model(name)
     texts = generate(model, NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
     assert texts == [" ".join(map(str, argmax_loop(model, prompt, NEW))) for prompt in PROMPTS]
 
 
 def test_the_adapters_matter():
-    """Else the test above would show nothing: the three models write different texts."""
+    """Else the test above would show nothing: the models write different texts."""
     written = [generate(a_model(name), NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW) for name in METHODS]
-    assert len(set(map(tuple, written))) == 3
+    assert len(set(map(tuple, written))) == len(METHODS)
 
 
 @pytest.mark.parametrize("name", ["untuned", "prompt"])
@@ -74,19 +75,12 @@ def test_progress_counts_every_prompt_and_no_prompts_are_fine():
     assert generate(a_model("untuned"), NumberTokenizer(), [], max_new_tokens=1) == []
 
 
-def test_a_text_ends_before_the_first_end_of_turn():
-    """Tokens after it are padding or another turn."""
-    assert decode(NumberTokenizer(9), [4, 5, 9, 6, 9]) == "4 5"
-    assert decode(NumberTokenizer(9), [4, 5]) == "4 5"
-    assert decode(NumberTokenizer(9), [9]) == ""
-
-
-def test_the_soft_prompt_stands_next_to_the_text():
-    """As in training: padding, soft prompt, text. peft's own generate puts the padding between the two."""
-    tokens = torch.arange(12.0).reshape(2, 3, 2)
-    mask = torch.tensor([[0, 0, 1], [1, 1, 1]])
-    soft = torch.tensor([[-1.0, -1.0], [-2.0, -2.0]])
-    wide = with_soft_prompt(tokens, mask, soft)
-    assert wide["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
-    assert wide["inputs_embeds"][0, 2:].tolist() == [[-1, -1], [-2, -2], [4, 5]]
-    assert wide["inputs_embeds"][1].tolist() == [[-1, -1], [-2, -2], [6, 7], [8, 9], [10, 11]]
+def test_a_common_start_runs_once_and_changes_nothing():
+    """Prompts that share a template: the shared part is computed for one row and every row attends to it."""
+    prompts = [[5, 6, 7, 8, *prompt] for prompt in PROMPTS]
+    assert common_start(prompts) == 4
+    assert common_start([[5, 6], [5, 6]]) == 1  # one token stays, whose state predicts the next
+    for name in METHODS:
+        model = a_model(name)
+        together = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW)
+        assert together == [" ".join(map(str, argmax_loop(model, prompt, NEW))) for prompt in prompts]

@@ -118,7 +118,7 @@ def test_a_limit_stops_early_and_the_next_call_goes_on(store):
 def test_a_run_is_described_in_one_line():
     """Enough to find it: key, task, method, rate or shots, seed, split."""
     line = describe(a_run(3))
-    assert line == f"{a_run(3).key[:12]} t lora lr 0.001 seed 3 (validation)"
+    assert line == f"{a_run(3).key[:12]} t lora r16 lr 0.001 seed 3 (validation)"
     untuned = a_run(0, method=specs.Untuned(shots=2), budget=None)
     assert describe(untuned) == f"{untuned.key[:12]} t untuned 2-shot seed 0 (validation)"
 

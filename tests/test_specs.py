@@ -205,10 +205,10 @@ def test_a_budget_belongs_to_every_run_that_trains_and_to_no_other():
             specs.build(specs.Run, task=specs.Task(name="t", data_sha256=""), method=method, budget=wrong)
 
 
-def test_only_methods_that_keep_the_base_frozen_are_parameter_efficient():
+def test_every_method_but_untuned_and_full_is_parameter_efficient():
     """The head-to-head tables split on it."""
     efficient = {name for name, method in specs.METHODS.items() if specs.parameter_efficient(method())}
-    assert efficient == {"lora", "qlora", "prompt"}
+    assert efficient == {"lora", "qlora", "prompt", "prefix", "adapter", "ia3", "norm", "vera"}
 
 
 def test_every_method_is_found_by_the_name_it_writes():

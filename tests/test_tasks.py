@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose
+from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose, references
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks import docstrings_build as build
 from peftbook.tasks.docstrings_packages import PACKAGES, PERMITTED
@@ -410,7 +410,7 @@ def _check_e2e(task) -> None:
     inputs = {split: {each.input for each in task.splits[split]} for split in SPLITS}
     assert not inputs["train"] & inputs["validation"] and not inputs["test"] & (inputs["train"] | inputs["validation"])
     assert len(task.splits["test"]) == len(inputs["test"])
-    known = hub.references(task)
+    known = references(task)
     assert all(each.target in known[each.id] for split in ("validation", "test") for each in task.splits[split])
 
 
@@ -419,7 +419,7 @@ def test_e2e_from_its_files(e2e_folder):
     task = hub.load_hub("e2e", path=e2e_folder)
     _check_e2e(task)
     assert [len(task.splits[split]) for split in SPLITS] == [36, 4, 2]
-    by_input = {each.input: hub.references(task)[each.id] for each in task.splits["test"]}
+    by_input = {each.input: references(task)[each.id] for each in task.splits["test"]}
     assert by_input == {"name : T": ("T is here .", "Here is T ."), "name : U": ("U .",)}
     assert task == hub.load_hub("e2e", path=e2e_folder)
 
@@ -527,5 +527,5 @@ def test_bad_hub_arguments_get_one_sentence(tmp_path, datasets_cache):
 def test_references_of_a_plain_task_are_its_targets():
     """One rule for scoring, whether or not an input has several answers."""
     task = get_task("docstrings")
-    known = hub.references(task)
+    known = references(task)
     assert all(known[each.id] == (each.target,) for each in task.splits["test"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,33 @@ from scipy import stats
 
 from peftbook.errors import InputError
 
-__all__ = ["Interval", "exact_match", "judge", "mean_interval", "paired_interval", "perplexity", "rouge"]
+__all__ = [
+    "Interval",
+    "bleu",
+    "bleu_statistics",
+    "exact_match",
+    "judge",
+    "mean_interval",
+    "paired_interval",
+    "perplexity",
+    "rouge",
+]
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
 BOOTSTRAP_DRAWS = 2000
+BLEU_STATISTICS = (
+    *(f"bleu_matched_{n}" for n in (1, 2, 3, 4)),
+    *(f"bleu_total_{n}" for n in (1, 2, 3, 4)),
+    "bleu_length",
+    "bleu_reference_length",
+)
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str], *, stem: bool = False) -> dict[str, list[float]]:
-    """ROUGE-1, -2 and -L F-measure of every pair, 0–1, by the rouge_score package.
+Reference = str | Sequence[str]  # one right answer, or several
+
+
+def rouge(predictions: Sequence[str], references: Sequence[Reference], *, stem: bool = False) -> dict[str, list[float]]:
+    """ROUGE-1, -2 and -L F-measure of every pair, 0–1, by the rouge_score package; the best of several references.
 
     F = 2PR / (P + R) over clipped n-grams (1, 2) or the longest common subsequence (L), on lower-cased ASCII words.
     Source: Lin 2004; Google's rouge_score 0.1.2, whose tokenizer drops every character outside a–z and 0–9.
@@ -28,18 +47,56 @@ def rouge(predictions: Sequence[str], references: Sequence[str], *, stem: bool =
     check_lengths(predictions, references)
     scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=stem)
     scores = [
-        scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)
+        scorer.score_multi(answers(reference), prediction)
+        for prediction, reference in zip(predictions, references, strict=True)
     ]
     return {kind: [score[kind].fmeasure for score in scores] for kind in ROUGE_KINDS}
 
 
-def exact_match(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """1 where the texts are equal up to case, runs of white space and one final full stop, else 0."""
+def exact_match(predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
+    """1 where the text equals a reference up to case, runs of white space and one final full stop, else 0."""
     check_lengths(predictions, references)
     return [
-        float(normalise(prediction) == normalise(reference))
+        float(any(normalise(prediction) == normalise(one) for one in answers(reference)))
         for prediction, reference in zip(predictions, references, strict=True)
     ]
+
+
+def answers(reference: Reference) -> Sequence[str]:
+    return (reference,) if isinstance(reference, str) else reference
+
+
+def bleu_statistics(predictions: Sequence[str], references: Sequence[Reference]) -> tuple[dict[str, list[float]], str]:
+    """What corpus BLEU is a function of, for every example, and sacrebleu's signature.
+
+    The ten lists are matched and total n-grams of order 1 to 4, and the lengths of text and closest reference.
+    Corpus BLEU is computed from their sums by `bleu`, so that a bootstrap over examples needs no texts.
+    """
+    from sacrebleu.metrics import BLEU
+
+    check_lengths(predictions, references)
+    scorer = BLEU()
+    columns: dict[str, list[float]] = {name: [] for name in BLEU_STATISTICS}
+    for prediction, reference in zip(predictions, references, strict=True):
+        score = scorer.corpus_score([prediction], [[one] for one in answers(reference)])
+        values = [*score.counts, *score.totals, score.sys_len, score.ref_len]
+        for name, value in zip(BLEU_STATISTICS, values, strict=True):
+            columns[name].append(float(value))
+    return columns, str(scorer.get_signature())
+
+
+def bleu(statistics: Mapping[str, Sequence[float]]) -> float:
+    """Corpus BLEU, 0–100, from the ten lists of `bleu_statistics`, with sacrebleu's exponential smoothing.
+
+    BLEU = min(1, exp(1 − r/c)) · (Π p_n)^¼. Source: Papineni et al. 2002; Post 2018, arXiv:1804.08771.
+    """
+    from sacrebleu.metrics import BLEU
+
+    sums = [int(math.fsum(statistics[name])) for name in BLEU_STATISTICS]
+    found = BLEU.compute_bleu(
+        correct=sums[:4], total=sums[4:8], sys_len=sums[8], ref_len=sums[9], smooth_method="exp"
+    )  # fmt: skip
+    return float(found.score)
 
 
 def normalise(text: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peftbook.errors import InputError
-from peftbook.specs import Run
+from peftbook.specs import Probe, Run
 
 __all__ = ["Record", "Store", "default_store", "write_atomically"]
 
@@ -44,7 +44,7 @@ class Record(BaseModel):
 
     schema_version: int = SCHEMA
     key: str
-    spec: Run
+    spec: Run | Probe
     measurements: dict[str, float | int | None] = Field(default_factory=dict)
     curve: dict[str, list[float]] = Field(default_factory=dict)
     per_example: dict[str, list[float] | list[str]] = Field(default_factory=dict)
@@ -104,12 +104,12 @@ class Store:
                 return path
         return None
 
-    def get(self, run: Run) -> Record | None:
+    def get(self, run: Run | Probe) -> Record | None:
         """The record of a run, checked, or None."""
         path = self.path(run.key)
         return None if path is None else load_record(path)
 
-    def __contains__(self, run: Run) -> bool:
+    def __contains__(self, run: Run | Probe) -> bool:
         return self.path(run.key) is not None
 
     def texts(self, record: Record) -> list[str]:

@@ -6,16 +6,16 @@ A study module exposes `STUDY`, a `Study`. Adding a study means adding a module 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from peftbook.errors import InputError
 from peftbook.records import Record, Store
-from peftbook.specs import Run
+from peftbook.specs import Probe, Run
 
 __all__ = ["NAMES", "Quantity", "Study", "Verdict", "get_study"]
 
-NAMES = ("methods", "costs")
+NAMES = ("standard", "methods", "costs")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Study:
     refuted_if: str
     does_not_show: str
     chapter: str
-    runs: Callable[[Store], list[Run]]
+    runs: Callable[[Store], Sequence[Run | Probe]]
     quantities: Callable[[Store], Mapping[str, Quantity]]
     verdict: Callable[[Store], Verdict]
     tags: tuple[str, ...] = field(default=())
@@ -71,7 +71,7 @@ class Study:
         """The records at hand of the runs determined so far."""
         return [record for run in self.runs(store) if (record := store.get(run)) is not None]
 
-    def missing(self, store: Store) -> list[Run]:
+    def missing(self, store: Store) -> list[Run | Probe]:
         """The runs determined so far that have no record."""
         return [run for run in self.runs(store) if run not in store]
 

@@ -1,20 +1,32 @@
 """Tasks: examples, their prompt, their splits and the metrics that judge them.
 
-A task is found by name; `files:` and `hub:` tasks take the reader's own data.
+A task is found by name; `files:` and `hub:` tasks take the reader's own data. `task_spec` names a task by its pinned
+hash without reading its data, so that studies know their runs where the data is not at hand.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftbook import specs
 from peftbook.errors import InputError
 
-__all__ = ["DATA", "Example", "TaskData", "file_sha256", "get_task", "task_names"]
+__all__ = [
+    "DATA",
+    "Example",
+    "TaskData",
+    "data_at_hand",
+    "file_sha256",
+    "get_task",
+    "references",
+    "task_names",
+    "task_spec",
+]
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "validation", "test")
@@ -36,8 +48,10 @@ class TaskData:
 
     instruction: the user turn, with `{input}` where the example's input goes.
     splits: the three splits by name, each in a fixed order.
-    metrics: names of the generation metrics that make sense ("rouge", "bertscore", "exact_match").
+    metrics: names of the generation metrics that make sense ("rouge", "bertscore", "exact_match", "bleu").
     data_sha256: hash of the data file, part of every run's key.
+    all_references: all right answers by id of the example, where an input may have several.
+    judge: a score of its own, from generated texts and examples to one number 0–1 each, recorded as `judge_name`.
     """
 
     name: str
@@ -46,6 +60,9 @@ class TaskData:
     splits: dict[str, tuple[Example, ...]]
     metrics: tuple[str, ...]
     data_sha256: str
+    all_references: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    judge: Callable[[Sequence[str], Sequence[Example]], list[float]] | None = field(default=None, repr=False)
+    judge_name: str = ""
 
     @property
     def spec(self) -> specs.Task:
@@ -71,23 +88,49 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-@functools.cache
-def _docstrings() -> TaskData:
-    from peftbook.tasks.docstrings import load
+def references(task: TaskData) -> dict[str, tuple[str, ...]]:
+    """All right answers of each validation and test example, by its id; its own target where the task has no more."""
+    examples = (*task.splits["validation"], *task.splits["test"])
+    return {example.id: task.all_references.get(example.id, (example.target,)) for example in examples}
 
-    return load()
 
-
-LOADERS: dict[str, Callable[[], TaskData]] = {"docstrings": _docstrings}
+# name → (hash of the data, version, module with `load()`)
+REGISTRY: dict[str, tuple[str, int, str]] = {
+    "docstrings": ("bde040a5a6a5f6e4669734f927605db1a3b53e6e783b8aa16b60ecba33c428ee", 1, "docstrings"),
+    "e2e": ("e5ffa9e52c53e5c6babb0ef44f70b6eb5f3266ba4fd5f69fb5572c5a22fff251", 1, "e2e"),
+}
 
 
 def task_names() -> list[str]:
-    """Names of the tasks that need no data from the reader."""
-    return sorted(LOADERS)
+    """Names of the tasks of the book's own runs."""
+    return sorted(REGISTRY)
 
 
-def get_task(name: str) -> TaskData:
-    """Load a task by name. Raises InputError for an unknown one."""
-    if name not in LOADERS:
+def task_spec(name: str) -> specs.Task:
+    """The pinned spec of a task by name, without its data. Raises InputError for an unknown one."""
+    if name not in REGISTRY:
         raise InputError(f"Unknown task {name!r}: choose one of {', '.join(task_names())}, or use files or hub data.")
-    return LOADERS[name]()
+    sha256, version, _ = REGISTRY[name]
+    return specs.Task(name=name, data_sha256=sha256, version=version)
+
+
+@functools.cache
+def get_task(name: str) -> TaskData:
+    """Load a task by name. Raises InputError for an unknown one and where its data is missing or not the pinned one."""
+    pinned = task_spec(name)
+    task = importlib.import_module(f"peftbook.tasks.{REGISTRY[name][2]}").load()
+    if task.spec != pinned:
+        raise InputError(
+            f"Task {name!r} loaded data {task.data_sha256[:12]}…, version {task.version}, not the pinned "
+            f"{pinned.data_sha256[:12]}…, version {pinned.version}: rebuild or restore its data."
+        )
+    return task
+
+
+def data_at_hand(name: str) -> bool:
+    """Whether the task's data can be loaded here."""
+    try:
+        get_task(name)
+    except InputError:
+        return False
+    return True

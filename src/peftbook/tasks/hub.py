@@ -16,13 +16,13 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.errors import InputError
 from peftbook.tasks import SPLITS, Example, TaskData, file_sha256
 
-__all__ = ["E2E_SHA256", "HUB", "PARQUET_REVISION", "HubSource", "ReferencedTask", "load_hub", "references"]
+__all__ = ["E2E_SHA256", "HUB", "PARQUET_REVISION", "HubSource", "load_hub"]
 
 PARQUET_REVISION = "refs/convert/parquet"
 # As shipped with the LoRA paper's code; CC BY-SA 4.0, never committed here.
@@ -48,13 +48,6 @@ class HubSource:
     instruction: str
     pair: Callable[[Mapping], tuple[str, str]]
     revision: str = PARQUET_REVISION
-
-
-@dataclass(frozen=True)
-class ReferencedTask(TaskData):
-    """A task in which an input may have several right answers: `all_references` by id of the example."""
-
-    all_references: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
 
 def _columns(source: str, target: str) -> Callable[[Mapping], tuple[str, str]]:
@@ -98,7 +91,7 @@ HUB: dict[str, HubSource] = {
 }
 
 
-def load_hub(name: str, *, path: str | Path | None = None, revision: str | None = None) -> ReferencedTask:
+def load_hub(name: str, *, path: str | Path | None = None, revision: str | None = None) -> TaskData:
     """A public data set by its name in `HUB`.
 
     path: a local copy instead of the hub: for e2e a folder with valid.txt and test.txt, for the others a folder laid
@@ -114,13 +107,6 @@ def load_hub(name: str, *, path: str | Path | None = None, revision: str | None 
         return _task(name, *_e2e(Path(path)))
     pairs = _pairs(name, None if path is None else Path(path), revision)
     return _task(name, *_one_example_a_test_input(pairs))
-
-
-def references(task: TaskData) -> dict[str, tuple[str, ...]]:
-    """All right answers of each validation and test example, by its id; its own target where the task has no more."""
-    known = getattr(task, "all_references", {})
-    examples = (*task.splits["validation"], *task.splits["test"])
-    return {example.id: known.get(example.id, (example.target,)) for example in examples}
 
 
 # --- from the hub or its Parquet files -------------------------------------------------------------------------
@@ -194,11 +180,11 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _task(name: str, splits: dict[str, tuple[Example, ...]], known: dict[str, tuple[str, ...]]) -> ReferencedTask:
+def _task(name: str, splits: dict[str, tuple[Example, ...]], known: dict[str, tuple[str, ...]]) -> TaskData:
     """The task, pinned by the hash of everything that was loaded."""
     content = {split: [(each.input, *known[each.id]) for each in rows] for split, rows in splits.items()}
     sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return ReferencedTask(f"hub:{name}", 1, HUB[name].instruction, splits, METRICS, sha256, known)
+    return TaskData(f"hub:{name}", 1, HUB[name].instruction, splits, METRICS, sha256, known)
 
 
 # --- E2E as the LoRA paper's code ships it ---------------------------------------------------------------------

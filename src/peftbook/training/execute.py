@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import math
 import os
@@ -12,32 +13,96 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from peftbook import metrics, specs
 from peftbook.errors import InputError
 from peftbook.records import Record, Store
-from peftbook.tasks import TaskData, get_task
+from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.encode import encode_example, encode_prompt
 from peftbook.training.generate import generate
 from peftbook.training.loop import Progress, Trained, losses, train
-from peftbook.training.methods import apply_method, trainable_state
+from peftbook.training.methods import apply_method, rate_factor, trainable_state
 from peftbook.training.models import Loaded, cache_folder, load_model
 from peftbook.training.scoring import bertscore, embedded_encoder
 
-__all__ = ["execute", "machine_name"]
+__all__ = ["Trainee", "execute", "machine_name", "prepare"]
 
+GENERATE_BATCH = 64
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
 
 
+@dataclass
+class Trainee:
+    """A loaded model with its method applied and its training data encoded: ready to train."""
+
+    run: specs.Run
+    task: TaskData
+    loaded: Loaded
+    model: torch.nn.Module
+
+    @property
+    def tokenizer(self):
+        return self.loaded.tokenizer
+
+    @property
+    def trainable(self) -> int:
+        """Number of trainable values."""
+        return sum(value.numel() for value in trainable_state(self.model).values())
+
+    def train(
+        self,
+        on_step: Callable[[Progress], None] | None = None,
+        *,
+        checkpoint: Path | None = None,
+        micro_batch: int | None = None,
+        out: dict | None = None,
+    ) -> Trained | None:
+        """Train as the run says; None for an untuned run."""
+        budget = self.run.budget
+        if budget is None:
+            return None
+        data = [encode_example(self.tokenizer, self.task, one, budget.max_length) for one in self.task.splits["train"]]
+        if out is not None:
+            out["truncated_examples"] = sum(example.truncated for example in data)
+        return train(
+            self.model,
+            data,
+            budget,
+            seed=self.run.seed,
+            pad_id=self.tokenizer.pad_token_id,
+            dtype=self.run.dtype,
+            platform=self.run.platform,
+            micro_batch=micro_batch,
+            checkpoint=checkpoint,
+            on_step=on_step,
+            rate_factor=functools.partial(rate_factor, self.run.method),
+        )
+
+
+def prepare(run: specs.Run, task: TaskData | None = None) -> Trainee:
+    """Load what a run needs and apply its method. Raises InputError for missing or changed data or model."""
+    task = task or get_task(run.task.name)
+    if task.data_sha256 != run.task.data_sha256:
+        raise InputError(
+            f"Task {run.task.name!r} has data {task.data_sha256[:12]}…, the run names {run.task.data_sha256[:12]}…: "
+            "use the version of peftbook that shipped this data."
+        )
+    loaded = load_model(run.model, run.method, run.platform)
+    return Trainee(run, task, loaded, apply_method(loaded.model, run.method, run.seed, loaded.tokenizer))
+
+
 def execute(
-    run: specs.Run,
+    run: specs.Run | specs.Probe,
     store: Store,
     *,
     task: TaskData | None = None,
@@ -45,33 +110,32 @@ def execute(
     quiet: bool = False,
     micro_batch: int | None = None,
 ) -> Record:
-    """Compute a run and save its record; a diverged run is saved with its `failure`.
+    """Compute a run or a probe and save its record; a diverged run is saved with its `failure`.
 
     task: the loaded data of a task that has no name in the registry.  adapter: a folder for what was trained.
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
-    task = task or get_task(run.task.name)
-    if task.data_sha256 != run.task.data_sha256:
-        raise InputError(
-            f"Task {run.task.name!r} has data {task.data_sha256[:12]}…, the run names {run.task.data_sha256[:12]}…: "
-            "use the version of peftbook that shipped this data."
-        )
     started = datetime.datetime.now(datetime.UTC)
+    if isinstance(run, specs.Probe):
+        from peftbook.training.probes import measure
+
+        found = measure(run)
+        fields = {name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")}
+        return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
+    trainee = prepare(run, task)
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
+    count_parameters(trainee.model, out["measurements"])
+    checkpoint = cache_folder() / "checkpoints" / run.key[:16]
     texts: list[str] | None = None
     failure = ""
-    loaded = load_model(run.model, run.method, run.platform)
-    model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
-    count_parameters(model, out["measurements"])
-    checkpoint = cache_folder() / "checkpoints" / run.key[:16]
     try:
-        if run.budget is not None:
-            result = train_with_bar(model, loaded, task, run, checkpoint, quiet, micro_batch, out)
+        result = train_with_bar(trainee, checkpoint, quiet, micro_batch, out)
+        if result is not None:
             describe_training(result, out)
-        texts = evaluate(model, loaded, task, run, quiet, out)
+        texts = evaluate(trainee, quiet, out)
         if adapter is not None:
-            model.save_pretrained(adapter)
+            trainee.model.save_pretrained(adapter)  # type: ignore[operator]
     except InputError as error:
         if "diverged" not in str(error):
             raise
@@ -100,20 +164,10 @@ def count_parameters(model: torch.nn.Module, out: dict) -> None:
 
 
 def train_with_bar(
-    model: torch.nn.Module,
-    loaded: Loaded,
-    task: TaskData,
-    run: specs.Run,
-    checkpoint: Path,
-    quiet: bool,
-    micro_batch: int | None,
-    out: dict,
-) -> Trained:
-    """Encode the training split and train under a progress bar with loss, tokens/s and time left."""
-    budget = run.budget
-    assert budget is not None
-    data = [encode_example(loaded.tokenizer, task, one, budget.max_length) for one in task.splits["train"]]
-    out["measurements"]["truncated_examples"] = sum(example.truncated for example in data)
+    trainee: Trainee, checkpoint: Path, quiet: bool, micro_batch: int | None, out: dict
+) -> Trained | None:
+    """Train under a progress bar with loss, tokens/s and time left."""
+    run = trainee.run
     with tqdm(disable=quiet, unit="step", desc=f"{run.method.kind} seed {run.seed}", leave=False) as bar:
 
         def show(progress: Progress) -> None:
@@ -121,17 +175,11 @@ def train_with_bar(
             bar.set_postfix_str(f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tok/s", refresh=False)
             bar.update(progress.step - bar.n)
 
-        return train(
-            model,
-            data,
-            budget,
-            seed=run.seed,
-            pad_id=loaded.tokenizer.pad_token_id,
-            dtype=run.dtype,
-            platform=run.platform,
-            micro_batch=micro_batch,
+        return trainee.train(
+            show,
             checkpoint=checkpoint if run.purpose == "quality" else None,
-            on_step=show,
+            micro_batch=micro_batch,
+            out=out["measurements"],
         )
 
 
@@ -152,11 +200,10 @@ def describe_training(result: Trained, out: dict) -> None:
     }
 
 
-def evaluate(
-    model: torch.nn.Module, loaded: Loaded, task: TaskData, run: specs.Run, quiet: bool, out: dict
-) -> list[str] | None:
+def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
     """Label loss on the split's first n_loss examples and, if asked, greedy texts and their scores."""
-    wanted, tokenizer = run.evaluation, loaded.tokenizer
+    model, task, run, tokenizer = trainee.model, trainee.task, trainee.run, trainee.tokenizer
+    wanted = run.evaluation
     examples = task.splits[wanted.split]
     shots = few_shots(task, run)
     began = time.monotonic()
@@ -164,7 +211,7 @@ def evaluate(
     encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples[: wanted.n_loss]]
     nats, counts = losses(
         model, encoded, pad_id=tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform,
-        batch_size=4 if shots else 16,
+        batch_size=8 if shots else 16,
     )  # fmt: skip
     if not all(map(math.isfinite, nats)):
         raise InputError("Training diverged: the loss after training is not finite; lower the learning rate.")
@@ -184,11 +231,11 @@ def evaluate(
     with tqdm(total=len(prompts), disable=quiet, unit="text", desc="generate", leave=False) as bar:
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, on_batch=bar.update,
-            batch_size=10 if shots else 40,
+            batch_size=10 if shots else GENERATE_BATCH,
         )  # fmt: skip
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)
-    score_texts(texts, [one.target for one in chosen], task, out)
+    score_texts(texts, chosen, task, out)
     return texts
 
 
@@ -203,20 +250,29 @@ def few_shots(task: TaskData, run: specs.Run):
     return tuple(train_split[index] for index in picks)
 
 
-def score_texts(texts: list[str], targets: list[str], task: TaskData, out: dict) -> None:
-    """The task's generation metrics, each example's score and the mean, 0–1."""
+def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, out: dict) -> None:
+    """The task's generation metrics, each example's score and the mean, 0–1; BLEU is of the corpus, 0–100."""
+    known = references(task)
+    answers = [known[one.id] for one in examples]
     scores: dict[str, list[float]] = {}
     if "rouge" in task.metrics:
-        scores |= metrics.rouge(texts, targets)
-        out["metrics_info"]["rouge"] = {"package": "rouge_score", "stemmer": False, "measure": "f"}
+        scores |= metrics.rouge(texts, answers)
+        out["metrics_info"]["rouge"] = {"package": "rouge_score", "stemmer": False, "measure": "f", "of": "best"}
     if "exact_match" in task.metrics:
-        scores["exact_match"] = metrics.exact_match(texts, targets)
+        scores["exact_match"] = metrics.exact_match(texts, answers)
     if "bertscore" in task.metrics:
-        scores["bertscore_f1"] = bertscore(texts, targets)
+        scores["bertscore_f1"] = bertscore(texts, answers)
         out["metrics_info"]["bertscore"] = embedded_encoder().info()
+    if task.judge is not None:
+        scores[task.judge_name] = task.judge(texts, examples)
     for name, values in scores.items():
         out["per_example"][name] = [round(value, 6) for value in values]
         out["measurements"][name] = math.fsum(values) / len(values)
+    if "bleu" in task.metrics:
+        statistics, signature = metrics.bleu_statistics(texts, answers)
+        out["per_example"] |= statistics
+        out["measurements"]["bleu"] = metrics.bleu(statistics)
+        out["metrics_info"]["bleu"] = {"package": "sacrebleu", "signature": signature}
 
 
 def peak_memory(platform_name: str) -> int:
@@ -304,7 +360,7 @@ def main() -> None:
     """
     from peftbook.records import default_store
 
-    run = specs.Run.model_validate(json.loads(sys.stdin.read()))
+    run = TypeAdapter(specs.Run | specs.Probe).validate_python(json.loads(sys.stdin.read()))
     quieten_libraries()
     try:
         execute(run, default_store(), quiet=not sys.stderr.isatty())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from peftbook.training.encode import sorted_batches
-from peftbook.training.methods import causal_model, soft_prompt
+from peftbook.training.methods import causal_model, start_cache
 
 __all__ = ["generate"]
 
@@ -20,56 +20,64 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    batch_size: int = 40,
+    batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[str]:
     """The greedy continuation of every prompt, up to the end-of-turn token, in the order given.
 
-    Prompts are left-padded in batches of similar length, with a mask; a soft prompt stands between padding and text,
-    where it stood in training. The compute type is that of the weights.
+    Prompts run in batches of similar length. What all prompts of a batch share at their start, and a soft prompt or
+    prefix, runs once; the rest is left-padded with a mask. The compute type is that of the weights.
     """
     model.eval()
-    base = causal_model(model)
-    device = base.get_input_embeddings().weight.device
-    soft = soft_prompt(model)
     texts = [""] * len(prompts)
     for batch in sorted_batches([len(prompt) for prompt in prompts], batch_size):
-        width = max(len(prompts[index]) for index in batch)
-        rows = [[tokenizer.pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in batch]
-        ids = torch.tensor(rows, device=device)
-        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if soft is not None:
-            inputs = with_soft_prompt(base.get_input_embeddings()(ids), mask, soft)
-        output = base.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        new = output if soft is not None else output[:, width:]
-        for index, row in zip(batch, new.tolist(), strict=True):
-            texts[index] = decode(tokenizer, row)
+        answers = decode_batch(model, tokenizer, [list(prompts[index]) for index in batch], max_new_tokens)
+        for index, ids in zip(batch, answers, strict=True):
+            texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if on_batch:
             on_batch(len(batch))
     return texts
 
 
-def decode(tokenizer, ids: list[int]) -> str:
-    """The text before the first end-of-turn token, without control tokens and outer white space."""
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+def decode_batch(model: nn.Module, tokenizer, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """The new ids of each prompt, without the end-of-turn token; a row that has ended leaves the batch."""
+    base = causal_model(model)
+    if base.config._attn_implementation != "sdpa":
+        base.set_attn_implementation("sdpa")
+    device = base.get_input_embeddings().weight.device
+    shared = common_start(prompts) if len(prompts) > 1 else 0
+    cache = start_cache(model, torch.tensor([prompts[0][:shared]], dtype=torch.long, device=device), len(prompts))
+    before = cache.get_seq_length() if cache is not None else 0
+    width = max(map(len, prompts)) - shared
+    padding = [width - len(prompt) + shared for prompt in prompts]
+    ids = torch.tensor([[tokenizer.pad_token_id] * n + p[shared:] for n, p in zip(padding, prompts, strict=True)])
+    mask = torch.tensor([[1] * before + [0] * n + [1] * (width - n) for n in padding])
+    ids, mask = ids.to(device), mask.to(device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
+    answers: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))
+    for _ in range(max_new_tokens):
+        output = base.model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
+        cache = output.cache
+        chosen = base.lm_head(output.last_hidden_state[:, -1]).argmax(dim=-1)
+        keep = [at for at, token in enumerate(chosen.tolist()) if token != tokenizer.eos_token_id]
+        for at in keep:
+            answers[rows[at]].append(int(chosen[at]))
+        if not keep:
+            break
+        if len(keep) < len(rows):
+            kept = torch.tensor(keep, device=device)
+            rows = [rows[at] for at in keep]
+            cache.batch_select_indices(kept)
+            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return answers
 
 
-def with_soft_prompt(tokens: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows [padding, soft prompt, text] and their mask. tokens: (batch, width, d); soft: (length, d)."""
-    length = len(soft)
-    embeds = torch.cat([tokens.new_zeros(len(tokens), length, tokens.shape[2]), tokens], dim=1)
-    wide = torch.cat([mask.new_zeros(len(mask), length), mask], dim=1)
-    for row, padding in enumerate((mask == 0).sum(dim=1).tolist()):
-        embeds[row, padding : padding + length] = soft
-        wide[row, padding : padding + length] = 1
-    return {"inputs_embeds": embeds, "attention_mask": wide}
+def common_start(prompts: list[list[int]]) -> int:
+    """How many leading ids all prompts share, at most all but one of the shortest."""
+    first, last = min(prompts), max(prompts)
+    limit = min(map(len, prompts)) - 1
+    return next((at for at in range(limit) if first[at] != last[at]), limit)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,22 +65,49 @@ def pad(examples: list[Encoded], pad_id: int, device: torch.device) -> torch.Ten
     return torch.tensor(rows, device=device)
 
 
+def shared_prefix(examples: list[Encoded]) -> int:
+    """How many leading ids all examples share, at most all before the first position that predicts a label."""
+    first, last = min(example.ids for example in examples), max(example.ids for example in examples)
+    limit = min(example.start for example in examples) - 1
+    return next((at for at in range(limit) if first[at] != last[at]), limit)
+
+
 def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tuple[torch.Tensor, list[int]]:
     """Negative log-likelihood in nats of every label token, (labels,), and the count of labels of each example.
 
     The head runs only where there is a label: at SmolLM2's vocabulary of 49,152 the logits of all positions would
-    cost more memory than the weights.
+    cost more memory than the weights. What the examples share at their start (template, instruction) runs once.
     """
     base = causal_model(model)
     device = base.get_input_embeddings().weight.device
     ids = pad(examples, pad_id, device)
+    shared = shared_prefix(examples) if len(examples) > 1 else 0
     rows = [row for row, example in enumerate(examples) for _ in range(example.label_tokens)]
     columns = [at for example in examples for at in range(example.start, len(example.ids))]
     row, column = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
-    states = hidden_states(model, ids)[row, column - 1]  # (labels, d)
+    states = hidden_states(model, ids, shared)[row, column - 1 - shared]  # (labels, d)
     logits = base.lm_head(states).float()  # (labels, V)
     nats = functional.cross_entropy(logits, ids[row, column], reduction="none")
     return nats, [example.label_tokens for example in examples]
+
+
+@contextlib.contextmanager
+def frozen_linears_in_bf16(model: nn.Module, dtype: str) -> Iterator[None]:
+    """Hold frozen dense linear weights as the bfloat16 copies that autocast would make again in every forward pass.
+
+    The arithmetic is the same bit by bit. The float32 weights come back afterwards, for merging and generation.
+    """
+    kept: list[tuple[nn.Parameter, torch.Tensor]] = []
+    if dtype == "bf16":
+        for part in causal_model(model).model.modules():
+            if isinstance(part, nn.Linear) and part.weight.dtype == torch.float32 and not part.weight.requires_grad:
+                kept.append((part.weight, part.weight.data))
+                part.weight.data = part.weight.data.bfloat16()
+    try:
+        yield
+    finally:
+        for weight, value in kept:
+            weight.data = value
 
 
 def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:
@@ -101,55 +128,62 @@ def train(
     micro_batch: int | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
+    rate_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> Trained:
     """Train the model's trainable parameters with AdamW; returns the curve and what it cost.
 
     The loss of a step is the mean over all label tokens of its batch, whatever the micro-batch. With `checkpoint`,
     the state is written there at least every 60 s and a later call with the same arguments goes on from it: on CPU
-    the result is bit-equal to an uninterrupted run. Raises InputError if the loss is not finite.
+    the result is bit-equal to an uninterrupted run. `rate_factor` multiplies the learning rate of a parameter, by
+    its name. Raises InputError if the loss is not finite.
     """
     plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
     parameters = trainable_state(model)
+    groups: dict[float, list[torch.Tensor]] = {}
+    for name, value in parameters.items():
+        groups.setdefault(rate_factor(name), []).append(value)
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True
-    )
+        [{"params": values, "factor": factor} for factor, values in groups.items()],
+        lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True,
+    )  # fmt: skip
     result = Trained()
     first = resume(checkpoint, parameters, optimizer, result) if checkpoint else 0
     model.train()
     saved = time.monotonic()
-    for step in range(first, len(plan)):
-        began = time.monotonic()
-        torch.manual_seed(1_000_003 * seed + step)  # dropout, if any, depends on seed and step alone
-        batch = [data[index] for index in plan[step]]
-        labels = sum(example.label_tokens for example in batch)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(budget, step, len(plan))
-        loss = 0.0
-        for at in range(0, len(batch), micro_batch or len(batch)):
-            with autocast(dtype, platform):
-                nats, _ = label_losses(model, batch[at : at + (micro_batch or len(batch))], pad_id)
-            part = nats.sum() / labels
-            part.backward()
-            loss += part.item()
-        norm = nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm).item()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise InputError(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    with frozen_linears_in_bf16(model, dtype):
+        for step in range(first, len(plan)):
+            began = time.monotonic()
+            torch.manual_seed(1_000_003 * seed + step)  # dropout, if any, depends on seed and step alone
+            batch = [data[index] for index in plan[step]]
+            labels = sum(example.label_tokens for example in batch)
+            for group in optimizer.param_groups:
+                group["lr"] = group["factor"] * learning_rate(budget, step, len(plan))
+            loss = 0.0
+            for at in range(0, len(batch), micro_batch or len(batch)):
+                with autocast(dtype, platform):
+                    nats, _ = label_losses(model, batch[at : at + (micro_batch or len(batch))], pad_id)
+                part = nats.sum() / labels
+                part.backward()
+                loss += part.item()
+            norm = nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm).item()
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise InputError(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        result.losses.append(loss)
-        result.gradient_norms.append(norm)
-        result.tokens += sum(len(example.ids) for example in batch)
-        result.label_tokens += labels
-        result.step_seconds.append(time.monotonic() - began)
-        result.seconds += result.step_seconds[-1]
-        if on_step:
-            speed = result.tokens / result.seconds
-            left = (len(plan) - step - 1) * result.seconds / (step + 1)
-            on_step(Progress(step + 1, len(plan), loss, result.tokens, speed, left))
-        if checkpoint and step + 1 < len(plan) and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(checkpoint, parameters, optimizer, result, step + 1)
-            saved = time.monotonic()
+            result.losses.append(loss)
+            result.gradient_norms.append(norm)
+            result.tokens += sum(len(example.ids) for example in batch)
+            result.label_tokens += labels
+            result.step_seconds.append(time.monotonic() - began)
+            result.seconds += result.step_seconds[-1]
+            if on_step:
+                speed = result.tokens / result.seconds
+                left = (len(plan) - step - 1) * result.seconds / (step + 1)
+                on_step(Progress(step + 1, len(plan), loss, result.tokens, speed, left))
+            if checkpoint and step + 1 < len(plan) and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save_checkpoint(checkpoint, parameters, optimizer, result, step + 1)
+                saved = time.monotonic()
     model.eval()
     return result
 
@@ -192,9 +226,10 @@ def losses(
     """Summed nats and label tokens of every example, in the order given."""
     model.eval()
     nats, counts = [0.0] * len(data), [0] * len(data)
-    for batch in sorted_batches([len(example.ids) for example in data], batch_size):
-        with autocast(dtype, platform):
-            flat, sizes = label_losses(model, [data[index] for index in batch], pad_id)
-        for index, part in zip(batch, flat.split(sizes), strict=True):
-            nats[index], counts[index] = part.sum().item(), len(part)
+    with frozen_linears_in_bf16(model, dtype):
+        for batch in sorted_batches([len(example.ids) for example in data], batch_size):
+            with autocast(dtype, platform):
+                flat, sizes = label_losses(model, [data[index] for index in batch], pad_id)
+            for index, part in zip(batch, flat.split(sizes), strict=True):
+                nats[index], counts[index] = part.sum().item(), len(part)
     return nats, counts

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.records import Store
-from peftbook.specs import Run
+from peftbook.specs import LoRA, Probe, Run, Untuned
 from peftbook.studies import Study
 
 __all__ = ["Outcome", "run_studies", "run_subprocess"]
@@ -72,8 +72,15 @@ def run_studies(
     return outcomes
 
 
-def describe(run: Run) -> str:
+def describe(run: Run | Probe) -> str:
     """One line for people: method, rate, seed, task, key."""
+    if isinstance(run, Probe):
+        said = " ".join(f"{name}={value}" for name, value in run.settings.items() if isinstance(value, (str, int)))
+        on = f" on {len(run.runs)} runs" if run.runs else ""
+        return f"{run.key[:12]} {run.measure}{on} {said} seed {run.seed}"
+    method = run.method
     rate = f" lr {run.budget.learning_rate:g}" if run.budget else ""
-    shots = f" {run.method.shots}-shot" if run.method.kind == "untuned" else ""
-    return f"{run.key[:12]} {run.task.name} {run.method.kind}{shots}{rate} seed {run.seed} ({run.evaluation.split})"
+    shots = f" {method.shots}-shot" if isinstance(method, Untuned) else ""
+    rank = f" r{method.rank}" if isinstance(method, LoRA) else ""
+    split = run.evaluation.split
+    return f"{run.key[:12]} {run.task.name} {method.kind}{rank}{shots}{rate} seed {run.seed} ({split})"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from peftbook.metrics import check_lengths
+from peftbook.metrics import Reference, answers, check_lengths
 from peftbook.tasks import file_sha256
 from peftbook.training.models import find_package_file
 
@@ -52,19 +52,22 @@ def scorer(batch_size: int):
     )
 
 
-def bertscore(predictions: Sequence[str], references: Sequence[str], *, batch_size: int = 64) -> list[float]:
-    """BERTScore F1 of every pair, raw (not rescaled), with the embedded encoder; an empty prediction scores 0.
+def bertscore(predictions: Sequence[str], references: Sequence[Reference], *, batch_size: int = 64) -> list[float]:
+    """BERTScore F1 of every pair, raw (not rescaled), with the embedded encoder; the best of several references.
+
+    An empty prediction scores 0.
 
     R = mean over reference tokens of the best cosine with a prediction token, P the reverse, F1 = 2PR / (P + R).
     Source: Zhang et al. 2020, arXiv:1904.09675, section 3; no idf weights.
     """
     check_lengths(predictions, references)
     scores = [0.0] * len(predictions)
-    kept = [i for i, (p, r) in enumerate(zip(predictions, references, strict=True)) if p.strip() and r.strip()]
+    known = [[one for one in answers(reference) if one.strip()] for reference in references]
+    kept = [i for i, (text, right) in enumerate(zip(predictions, known, strict=True)) if text.strip() and right]
     if kept:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _, _, f1 = scorer(batch_size).score([predictions[i] for i in kept], [references[i] for i in kept])
+            _, _, f1 = scorer(batch_size).score([predictions[i] for i in kept], [known[i] for i in kept])
         for index, value in zip(kept, f1.tolist(), strict=True):
             scores[index] = value
     return scores

@@ -1,0 +1,77 @@
+"""Loss on held-out data while a run trains."""
+
+from __future__ import annotations
+
+import math
+
+from peftbook import specs
+from peftbook.tasks import get_task, prose
+from peftbook.training.encode import Encoded, encode_example, encode_plain
+from peftbook.training.execute import Trainee, prepare
+from peftbook.training.loop import losses
+from peftbook.training.probes import Findings
+
+__all__ = ["learning_curve", "prose_pieces"]
+
+PROSE_PIECES = 2
+PROSE_TOKENS = 256
+
+
+def learning_curve(probe: specs.Probe) -> Findings:
+    """Validation loss before, during and after the one run of the probe, at the steps of settings["steps"].
+
+    With settings["prose"] the loss on general text (public-domain prose) is taken at the same moments.
+    """
+    (run,) = probe.runs
+    trainee = prepare(run)
+    task = get_task(run.task.name)
+    limit = run.budget.max_length if run.budget else 512
+    sets = {
+        "validation": [
+            encode_example(trainee.tokenizer, task, one, limit)
+            for one in task.splits["validation"][: run.evaluation.n_loss]
+        ]
+    }
+    if probe.settings.get("prose"):
+        sets["prose"] = prose_pieces(trainee.tokenizer)
+    wanted = {int(step) for step in probe.settings["steps"]}  # type: ignore[union-attr]
+    curve: dict[str, list[float]] = {"step": [], "tokens": [], **{f"{name}_loss_nats": [] for name in sets}}
+
+    def note(step: int, tokens: int) -> None:
+        curve["step"].append(float(step))
+        curve["tokens"].append(float(tokens))
+        for name, data in sets.items():
+            curve[f"{name}_loss_nats"].append(round(mean_loss(trainee, data, run), 6))
+
+    note(0, 0)
+    trained = trainee.train(lambda progress: note(progress.step, progress.tokens) if progress.step in wanted else None)
+    if trained is not None and curve["step"][-1] != len(trained.losses):
+        note(len(trained.losses), trained.tokens)
+    curve["train_loss_nats"] = [round(value, 6) for value in trained.losses] if trained else []
+    return Findings(
+        measurements={
+            "trainable_parameters": trainee.trainable,
+            "train_tokens": int(curve["tokens"][-1]),
+            "loss_before_nats": curve["validation_loss_nats"][0],
+            "loss_after_nats": curve["validation_loss_nats"][-1],
+        },
+        curve=curve,
+    )
+
+
+def mean_loss(trainee: Trainee, data: list[Encoded], run: specs.Run) -> float:
+    """Nats per label token over the data; the model goes back to training afterwards."""
+    nats, counts = losses(
+        trainee.model, data, pad_id=trainee.tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform
+    )
+    trainee.model.train()
+    return math.fsum(nats) / sum(counts)
+
+
+def prose_pieces(tokenizer, each: int = PROSE_PIECES, tokens: int = PROSE_TOKENS) -> list[Encoded]:
+    """The first `each` stretches of `tokens` tokens of every text; every token after a stretch's first is a label."""
+    pieces = []
+    for one in prose.load():
+        ids = encode_plain(tokenizer, one.target)
+        pieces += [ids[at : at + tokens] for at in range(0, len(ids) - tokens + 1, tokens)][:each]
+    return [Encoded(tuple(ids), 1, False) for ids in pieces]
