@@ -287,7 +287,7 @@ class Run(Keyed):
 class Probe(Keyed):
     """A measurement that is not one training: of a codebook, of weights, of latency, of several trained runs at once.
 
-    measure: the name of the function in `peftbook.training.probes` that makes it.  settings: its arguments.
+    measure: `module.function` in `peftbook.training.probes`, which makes it.  settings: its arguments.
     runs: the runs that it trains or reads.  version: raised by hand when the function's meaning changes.
     """
 

@@ -1,6 +1,7 @@
 """Studies: one module each. A study names a claim, its source, the runs that test it and what would refute it.
 
-A study module exposes `STUDY`, a `Study`. Adding a study means adding a module here and its name to `NAMES`.
+A study module exposes `STUDIES`, its studies by name: one for each claim that its runs decide. Adding a study means
+adding a module here and a line to `MODULES`, in the order of worth in which the queue serves them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from peftbook.specs import Probe, Run
 
 __all__ = ["NAMES", "Quantity", "Study", "Verdict", "get_study"]
 
-NAMES = ("standard", "methods", "costs")
+MODULES = {
+    "standard": "standard",
+    "methods": "methods",
+    "costs": "costs",
+}
+NAMES = tuple(MODULES)
 
 
 @dataclass(frozen=True)
@@ -80,4 +86,4 @@ def get_study(name: str) -> Study:
     """Load a study by name. Raises InputError for an unknown one."""
     if name not in NAMES:
         raise InputError(f"Unknown study {name!r}: choose one of {', '.join(NAMES)}.")
-    return importlib.import_module(f"peftbook.studies.{name}").STUDY
+    return importlib.import_module(f"peftbook.studies.{MODULES[name]}").STUDIES[name]

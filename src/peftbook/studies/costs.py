@@ -103,3 +103,5 @@ STUDY = Study(
     quantities=quantities,
     verdict=verdict,
 )
+
+STUDIES = {STUDY.name: STUDY}

@@ -254,3 +254,5 @@ STUDY = Study(
     quantities=quantities,
     verdict=verdict,
 )
+
+STUDIES = {STUDY.name: STUDY}

@@ -32,7 +32,7 @@ def probe(task: str) -> specs.Probe:
         budget=specs.Budget(tokens=TASKS[task], learning_rate=RATE),
         evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
     )
-    return specs.Probe(measure="learning_curve", settings={"steps": STEPS}, runs=(run,))
+    return specs.Probe(measure="curves.learning_curve", settings={"steps": STEPS}, runs=(run,))
 
 
 def budget_point(record: Record) -> int:
@@ -83,3 +83,5 @@ STUDY = Study(
     quantities=quantities,
     verdict=verdict,
 )
+
+STUDIES = {STUDY.name: STUDY}

@@ -1,11 +1,12 @@
 """Probes: measurements that are not one training. Each is a plain function from a `specs.Probe` to its findings.
 
-Adding one means writing the function and adding its name to `MEASURES`; its module is imported when it is asked for.
+`Probe.measure` names it as `module.function`; adding one means writing the function here.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +14,7 @@ from typing import Any
 from peftbook import specs
 from peftbook.errors import InputError
 
-__all__ = ["MEASURES", "Findings", "measure"]
-
-# name of the measure → module of this package that holds the function of that name
-MEASURES = {
-    "learning_curve": "curves",
-}
-
+__all__ = ["Findings", "measure"]
 
 @dataclass(frozen=True)
 class Findings:
@@ -32,8 +27,10 @@ class Findings:
 
 
 def measure(probe: specs.Probe) -> Findings:
-    """Make the measurement. Raises InputError for an unknown name."""
-    if probe.measure not in MEASURES:
-        raise InputError(f"Unknown measure {probe.measure!r}: choose one of {', '.join(sorted(MEASURES))}.")
-    module = importlib.import_module(f"peftbook.training.probes.{MEASURES[probe.measure]}")
-    return getattr(module, probe.measure)(probe)
+    """Make the measurement: `module.function` of this package. Raises InputError for an unknown name."""
+    module_name, _, name = probe.measure.partition(".")
+    known = [one.name for one in pkgutil.iter_modules(__path__)]
+    module = importlib.import_module(f"{__name__}.{module_name}") if module_name in known else None
+    if module is None or name not in module.__all__:
+        raise InputError(f"Unknown measure {probe.measure!r}: name a module and a function of peftbook.training.probes.")
+    return getattr(module, name)(probe)
