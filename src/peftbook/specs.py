@@ -79,11 +79,17 @@ class Task(Spec):
 
 
 class Untuned(Spec):
-    """The model as it comes, with `shots` solved training examples before the question (0 = none)."""
+    """The model as it comes, with `shots` solved training examples before the question (0 = none).
+
+    quant: the 4-bit type that its linear layers are rounded to first (block 64, double quantisation); empty for none.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("quant",)
 
     kind: Literal["untuned"] = "untuned"
     shots: int = Field(default=0, ge=0)
     version: int = 1
+    quant: Literal["", "nf4", "fp4", "int4"] = ""
 
 
 class Full(Spec):
@@ -223,7 +229,10 @@ class Budget(Spec):
 
     `tokens` counts real (unpadded, template included) tokens of training text; virtual prompt tokens do not count.
     The schedule is linear warm-up over `warmup` of the steps, then constant.
+    train_examples: only the first so many training examples are used, again and again; 0 means all.
     """
+
+    added: ClassVar[tuple[str, ...]] = ("train_examples",)
 
     tokens: int = Field(gt=0)
     batch_size: int = Field(default=8, ge=1)
@@ -232,6 +241,7 @@ class Budget(Spec):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=512, ge=8)
+    train_examples: int = Field(default=0, ge=0)
 
 
 class Evaluation(Spec):

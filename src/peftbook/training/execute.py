@@ -71,7 +71,8 @@ class Trainee:
         budget = self.run.budget
         if budget is None:
             return None
-        data = [encode_example(self.tokenizer, self.task, one, budget.max_length) for one in self.task.splits["train"]]
+        examples = self.task.splits["train"][: budget.train_examples or None]
+        data = [encode_example(self.tokenizer, self.task, one, budget.max_length) for one in examples]
         if out is not None:
             out["truncated_examples"] = sum(example.truncated for example in data)
         return train(

@@ -16,6 +16,7 @@ from peftbook.errors import InputError
 
 __all__ = ["Findings", "measure"]
 
+
 @dataclass(frozen=True)
 class Findings:
     """What a probe found, in the fields of a record."""
@@ -32,5 +33,7 @@ def measure(probe: specs.Probe) -> Findings:
     known = [one.name for one in pkgutil.iter_modules(__path__)]
     module = importlib.import_module(f"{__name__}.{module_name}") if module_name in known else None
     if module is None or name not in module.__all__:
-        raise InputError(f"Unknown measure {probe.measure!r}: name a module and a function of peftbook.training.probes.")
+        raise InputError(
+            f"Unknown measure {probe.measure!r}: name it as module.function."
+        )
     return getattr(module, name)(probe)

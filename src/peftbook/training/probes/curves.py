@@ -13,7 +13,7 @@ from peftbook.training.probes import Findings
 
 __all__ = ["learning_curve", "prose_pieces"]
 
-PROSE_PIECES = 2
+PROSE_PIECES = 1
 PROSE_TOKENS = 256
 
 
@@ -34,7 +34,7 @@ def learning_curve(probe: specs.Probe) -> Findings:
     }
     if probe.settings.get("prose"):
         sets["prose"] = prose_pieces(trainee.tokenizer)
-    wanted = {int(step) for step in probe.settings["steps"]}  # type: ignore[union-attr]
+    wanted = {int(step) for step in probe.settings["steps"]}
     curve: dict[str, list[float]] = {"step": [], "tokens": [], **{f"{name}_loss_nats": [] for name in sets}}
 
     def note(step: int, tokens: int) -> None:

@@ -1,0 +1,83 @@
+"""How little data is enough? Training sets of 30 to 3,000 examples at one token budget.
+
+Written before the runs. For each size: prompt tuning, LoRA and full fine-tuning, three rates a factor of 4 apart
+around the best of the larger comparison, extended at the edges, one seed; three fresh seeds at the chosen rate. Small
+sets are gone through again and again until the budget is spent. Five examples in the prompt are the untuned rival.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from peftbook import specs
+from peftbook.records import Store
+from peftbook.specs import Run
+from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies.benchmark import PROMPT_RATES
+from peftbook.studies.standard import E2E_TOKENS, rates
+from peftbook.studies.sweep import Arm, Comparison, decide
+
+__all__ = ["COMPARISONS", "SIZES", "STUDIES"]
+
+SIZES = (30, 100, 300, 1000, 3000)
+MARGIN = 0.05  # nats per token
+ARMS = (
+    Arm("prompt", "Prompt tuning", specs.PromptTuning(), PROMPT_RATES[:3]),
+    Arm("lora", "LoRA", specs.LoRA(), rates(-2, 2, 2), 2e-4),
+    Arm("full", "Full fine-tuning", specs.Full(), rates(-4, 0, 2), 5e-5),
+)
+COMPARISONS = {
+    size: Comparison(task="e2e", tokens=E2E_TOKENS, arms=ARMS, factor=4, train_examples=size, generate=200,
+                     max_new_tokens=64)
+    for size in SIZES
+}  # fmt: skip
+FEWSHOT = Comparison(
+    task="e2e", tokens=E2E_TOKENS, arms=(Arm("fewshot", "Five examples in the prompt", specs.Untuned(shots=5)),),
+    generate=200, max_new_tokens=64,
+)  # fmt: skip
+
+
+def runs(store: Store) -> list[Run]:
+    """The size of the verdict first, then the others; sweeps before finals within a size."""
+    order = (100, *(size for size in SIZES if size != 100))
+    return [run for size in order for run in COMPARISONS[size].runs(store)] + FEWSHOT.runs(store)
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Scores by size and arm, and the differences between arms at each size."""
+    out = FEWSHOT.quantities(store)
+    for size, comparison in COMPARISONS.items():
+        out |= comparison.quantities(store, f"n{size}_")
+        for first, second in (("full", "lora"), ("prompt", "lora")):
+            out |= comparison.paired(first, second, store, f"n{size}_")
+    return out
+
+
+def verdict(store: Store) -> Verdict:
+    """Is LoRA at least as good as full fine-tuning with 100 examples?"""
+    found = COMPARISONS[100].difference("lora", "full", "loss_nats", store)
+    if found is not None:
+        return decide(
+            found, 0.0, (-math.inf, MARGIN), "With 100 examples LoRA's test loss minus full fine-tuning's",
+            "n100_full_minus_lora_loss", "nats per token",
+        )  # fmt: skip
+    return Verdict("not yet run", "The final runs with 100 examples are not all there.")
+
+
+STUDIES = {
+    "data_size": Study(
+        name="data_size",
+        title="How little data is enough?",
+        claim="With 100 training examples LoRA is at least as good as full fine-tuning.",
+        source="hu2021",
+        refuted_if=f"full fine-tuning's test loss is lower than LoRA's by more than {MARGIN} nats per token (the whole "
+        "95 % interval beyond the margin).",
+        does_not_show="A generation task and a model of 135M parameters, against MNLI and GPT-3 in the paper's Table "
+        "16. One draw of the small sets: the first examples of the training split.",
+        chapter="book/head-to-head",
+        runs=runs,
+        quantities=quantities,
+        verdict=verdict,
+    )
+}

@@ -1,0 +1,135 @@
+"""Prompt tuning: how long must the soft prompt be, and does it matter how it starts?
+
+Written before the runs. Lengths 1, 5, 20 and 100; random, vocabulary and text initialisation; four learning rates a
+factor of 4 apart for each, extended at the edges, one seed; then three fresh seeds at the chosen rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from peftbook import specs
+from peftbook.records import Store
+from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies.benchmark import PROMPT_RATES
+from peftbook.studies.standard import E2E_TOKENS
+from peftbook.studies.sweep import Arm, Comparison, decide
+
+__all__ = ["COMPARISON", "INITS", "LENGTHS", "STUDIES", "arm_name"]
+
+LENGTHS = (1, 5, 20, 100)
+INITS = ("random", "vocabulary", "text")
+TEXT = "Describe this place in one or two sentences that say every given fact."
+MARGIN = 0.02  # nats per token
+
+
+def arm_name(length: int, init: str) -> str:
+    """`vocabulary_20` and the like."""
+    return f"{init}_{length}"
+
+
+def arm(length: int, init: str) -> Arm:
+    """One soft prompt."""
+    method = specs.PromptTuning(length=length, init=init, init_text=TEXT if init == "text" else "")  # type: ignore[arg-type]
+    return Arm(arm_name(length, init), f"{length} tokens, {init}", method, PROMPT_RATES, 0.3)
+
+
+COMPARISON = Comparison(
+    task="e2e",
+    tokens=E2E_TOKENS,
+    arms=tuple(arm(length, init) for init in ("vocabulary", "random", "text") for length in LENGTHS),
+    factor=4,
+)
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Losses of all arms; differences between lengths (vocabulary) and between initialisations (20 tokens)."""
+    out = COMPARISON.quantities(store)
+    for length in LENGTHS[1:]:
+        out |= COMPARISON.paired(arm_name(1, "vocabulary"), arm_name(length, "vocabulary"), store)
+    out |= COMPARISON.paired(arm_name(20, "vocabulary"), arm_name(100, "vocabulary"), store)
+    for length in LENGTHS:
+        for init in ("random", "text"):
+            out |= COMPARISON.paired(arm_name(length, init), arm_name(length, "vocabulary"), store)
+    return out
+
+
+def length_verdict(store: Store) -> Verdict:
+    """Are 20 tokens better than one?"""
+    first, second = arm_name(1, "vocabulary"), arm_name(20, "vocabulary")
+    found = COMPARISON.difference(first, second, "loss_nats", store)
+    return decide(
+        found, 0.0, (MARGIN, math.inf), "Test loss with 1 token minus that with 20", f"{first}_minus_{second}_loss",
+        "nats per token",
+    )  # fmt: skip
+
+
+def longer_verdict(store: Store) -> Verdict:
+    """Do 100 tokens gain less than the margin over 20?"""
+    first, second = arm_name(20, "vocabulary"), arm_name(100, "vocabulary")
+    found = COMPARISON.difference(first, second, "loss_nats", store)
+    return decide(
+        found, 0.0, (-math.inf, MARGIN), "Test loss with 20 tokens minus that with 100",
+        f"{first}_minus_{second}_loss", "nats per token",
+    )  # fmt: skip
+
+
+def init_verdict(store: Store) -> Verdict:
+    """Is a random start worse than a vocabulary start at 20 tokens?"""
+    first, second = arm_name(20, "random"), arm_name(20, "vocabulary")
+    found = COMPARISON.difference(first, second, "loss_nats", store)
+    return decide(
+        found, 0.0, (MARGIN, math.inf), "Test loss with a random start minus that with a vocabulary start",
+        f"{first}_minus_{second}_loss", "nats per token",
+    )  # fmt: skip
+
+
+LIMITS = (
+    "A model of 135M parameters and a few dozen steps, against 30,000 steps and up to 11B parameters in the paper; "
+    "AdamW instead of Adafactor."
+)
+
+
+def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
+    """One claim on the shared runs."""
+    return Study(
+        name=name,
+        title=title,
+        claim=claim,
+        source="lester2021",
+        refuted_if=refuted_if,
+        does_not_show=LIMITS,
+        chapter="book/prompt-tuning",
+        runs=COMPARISON.runs,
+        quantities=quantities,
+        verdict=verdict,
+    )
+
+
+STUDIES = {
+    one.name: one
+    for one in (
+        study(
+            "prompt_length",
+            "How long must a soft prompt be?",
+            "Twenty virtual tokens are better than one.",
+            f"20 tokens are not better than 1 by {MARGIN} nats per token (the whole 95 % interval below the margin).",
+            length_verdict,
+        ),
+        study(
+            "prompt_longer",
+            "Do more than twenty virtual tokens help?",
+            "Beyond twenty virtual tokens the gain is marginal.",
+            f"100 tokens are better than 20 by more than {MARGIN} nats per token (the whole 95 % interval beyond it).",
+            longer_verdict,
+        ),
+        study(
+            "prompt_init",
+            "Does the start of a soft prompt matter?",
+            "A random start is worse than starting from vocabulary embeddings.",
+            f"a random start is not worse by {MARGIN} nats per token (the whole 95 % interval below the margin).",
+            init_verdict,
+        ),
+    )
+}

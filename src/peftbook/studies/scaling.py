@@ -1,0 +1,123 @@
+"""α/r or α/√r? Rank-stabilised scaling at a fixed rate and after tuning.
+
+Written before the runs. At alpha 32, ranks 16, 64 and 256, with either scaling. Fixed rate: the best rate of rank 16
+with the standard scaling. Tuned: each arm's own best of a grid a factor of 4 apart. Under Adam, multiplying the scaling
+by c is the same as multiplying B's learning rate by c, so a gain that vanishes with tuning is a gain of learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from peftbook import metrics, specs
+from peftbook.records import Store
+from peftbook.specs import Run
+from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies.standard import E2E_TOKENS, rates
+from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide
+
+__all__ = ["COMPARISON", "RANKS", "STUDIES"]
+
+RANKS = (16, 64, 256)
+MARGIN = 0.02  # nats per token
+COMPARISON = Comparison(
+    task="e2e",
+    tokens=E2E_TOKENS,
+    arms=(
+        *(Arm(f"standard{r}", f"α/r, r = {r}", specs.LoRA(rank=r), rates(-2, 4, 2), 2e-4) for r in RANKS),
+        *(
+            Arm(f"stabilised{r}", f"α/√r, r = {r}", specs.LoRA(rank=r, scaling="rank_stabilized"), rates(-4, 2, 2))
+            for r in RANKS
+        ),
+    ),
+    factor=4,
+)
+
+
+def fixed_runs(store: Store) -> dict[str, list[Run]]:
+    """Both scalings at rank 256 with rank 16's best standard rate, on the fresh seeds; empty until it is known."""
+    rate = COMPARISON.best(COMPARISON.arm("standard16"), store)
+    if rate is None:
+        return {}
+    return {
+        name: [COMPARISON.final_run(COMPARISON.arm(name), rate, seed) for seed in COMPARISON.seeds]
+        for name in ("standard256", "stabilised256")
+    }
+
+
+def fixed_difference(store: Store) -> metrics.Interval | None:
+    """Loss of α/√r minus α/r at rank 256 and the fixed rate."""
+    found = {name: [store.get(run) for run in runs] for name, runs in fixed_runs(store).items()}
+    if not found or any(one is None or one.failure for records in found.values() for one in records):
+        return None
+    tables = {
+        name: [[float(v) for v in one.per_example["loss_nats"]] for one in records if one]
+        for name, records in found.items()
+    }
+    first = found["standard256"][0]
+    weights = [float(value) for value in first.per_example["label_tokens"]] if first else []
+    return metrics.paired_interval(tables["stabilised256"], tables["standard256"], weights)
+
+
+def runs(store: Store) -> list[Run]:
+    """Sweeps and finals, then the pair at the fixed rate."""
+    return COMPARISON.runs(store) + [run for pair in fixed_runs(store).values() for run in pair]
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Losses, the tuned differences by rank, and the difference at the fixed rate."""
+    out = COMPARISON.quantities(store)
+    for rank in RANKS:
+        out |= COMPARISON.paired(f"stabilised{rank}", f"standard{rank}", store)
+    if (fixed := fixed_difference(store)) is not None:
+        keys = tuple(run.key for pair in fixed_runs(store).values() for run in pair)
+        out["fixed_rate_difference"] = as_quantity(fixed, "nats per token", keys, len(COMPARISON.seeds))
+    return out
+
+
+def fixed_verdict(store: Store) -> Verdict:
+    """At a fixed rate, is α/√r better at rank 256?"""
+    return decide(
+        fixed_difference(store), MARGIN, (-math.inf, 0.0), "At a fixed rate, the loss of α/√r minus α/r at rank 256",
+        "fixed_rate_difference", "nats per token",
+    )  # fmt: skip
+
+
+def tuned_verdict(store: Store) -> Verdict:
+    """After tuning, is α/√r still better at rank 256?"""
+    found = COMPARISON.difference("stabilised256", "standard256", "loss_nats", store)
+    return decide(
+        found, MARGIN, (-math.inf, 0.0), "After tuning, the loss of α/√r minus α/r at rank 256",
+        "stabilised256_minus_standard256_loss", "nats per token",
+    )  # fmt: skip
+
+
+LIMITS = "Short training with Adam; without Adam the two scalings do not differ by a learning rate alone."
+STUDIES = {
+    "scaling": Study(
+        name="scaling",
+        title="Does α/√r help at a fixed learning rate?",
+        claim="At a fixed learning rate, α/√r makes high ranks learn better than α/r.",
+        source="kalajdzievski2023",
+        refuted_if=f"at rank 256 α/√r is worse by more than {MARGIN} nats per token (the whole 95 % interval beyond).",
+        does_not_show=LIMITS,
+        chapter="book/lora",
+        runs=runs,
+        quantities=quantities,
+        verdict=fixed_verdict,
+    ),
+    "scaling_tuned": Study(
+        name="scaling_tuned",
+        title="Does the gain of α/√r survive tuning?",
+        claim="The gain of α/√r is more than a better learning rate: it survives tuning.",
+        source="kalajdzievski2023",
+        refuted_if=f"after tuning α/√r is worse at rank 256 by more than {MARGIN} nats per token (the whole 95 % "
+        "interval beyond); an interval within the margin is called equivalent: then the gain was learning rate.",
+        does_not_show=LIMITS,
+        chapter="book/lora",
+        runs=runs,
+        quantities=quantities,
+        verdict=tuned_verdict,
+    ),
+}

@@ -1,0 +1,95 @@
+"""Which matrices should LoRA adapt, at one parameter budget?
+
+Written before the runs. About 3.05 million trained parameters in each arm: q and v at rank 53, all attention matrices
+at rank 26, the MLP at rank 16, all linear layers at rank 10; alpha is twice the rank, so that every arm has the same
+scaling; four rates a factor of 4 apart for each arm, one seed; three fresh seeds at the chosen rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from peftbook import specs
+from peftbook.records import Store
+from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies.standard import E2E_TOKENS, rates
+from peftbook.studies.sweep import Arm, Comparison, decide
+
+__all__ = ["COMPARISON", "STUDIES"]
+
+MARGIN = 0.02  # nats per token
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+CHOICES = {
+    "query_value": ("q and v, r = 53", 53, ("q_proj", "v_proj")),
+    "attention": ("attention, r = 26", 26, ATTENTION),
+    "mlp": ("MLP, r = 16", 16, MLP),
+    "all": ("all linear layers, r = 10", 10, (*ATTENTION, *MLP)),
+}
+COMPARISON = Comparison(
+    task="e2e",
+    tokens=E2E_TOKENS,
+    arms=tuple(
+        Arm(name, label, specs.LoRA(rank=rank, alpha=2 * rank, targets=targets), rates(-2, 4, 2), 2e-4)
+        for name, (label, rank, targets) in CHOICES.items()
+    ),
+    factor=4,
+)
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Loss of each choice and the differences to the MLP and to all layers."""
+    out = COMPARISON.quantities(store)
+    for first, second in (("attention", "mlp"), ("query_value", "all"), ("attention", "all"), ("mlp", "all")):
+        out |= COMPARISON.paired(first, second, store)
+    return out
+
+
+def mlp_verdict(store: Store) -> Verdict:
+    """Is attention-only worse than MLP-only?"""
+    found = COMPARISON.difference("attention", "mlp", "loss_nats", store)
+    return decide(
+        found, MARGIN, (0.0, math.inf), "Test loss of attention-only minus MLP-only", "attention_minus_mlp_loss",
+        "nats per token",
+    )  # fmt: skip
+
+
+def all_verdict(store: Store) -> Verdict:
+    """Are q and v alone worse than all linear layers?"""
+    found = COMPARISON.difference("query_value", "all", "loss_nats", store)
+    return decide(
+        found, MARGIN, (0.0, math.inf), "Test loss of q and v minus all linear layers", "query_value_minus_all_loss",
+        "nats per token",
+    )  # fmt: skip
+
+
+LIMITS = "One model and one easy task; equal parameters are not equal cost: more layers are more small matrix products."
+STUDIES = {
+    "targets": Study(
+        name="targets",
+        title="Attention or MLP?",
+        claim="At equal parameters, adapting the attention alone is worse than adapting the MLP alone.",
+        source="schulman2025",
+        refuted_if=f"attention-only is better than MLP-only by more than {MARGIN} nats per token (the whole 95 % "
+        "interval beyond the margin).",
+        does_not_show=LIMITS,
+        chapter="book/lora",
+        runs=COMPARISON.runs,
+        quantities=quantities,
+        verdict=mlp_verdict,
+    ),
+    "targets_all": Study(
+        name="targets_all",
+        title="Query and value, or all linear layers?",
+        claim="Adapting all linear layers is better than adapting q and v with the same number of parameters.",
+        source="dettmers2023",
+        refuted_if=f"q and v are better than all linear layers by more than {MARGIN} nats per token (the whole 95 % "
+        "interval beyond the margin).",
+        does_not_show=LIMITS,
+        chapter="book/lora",
+        runs=COMPARISON.runs,
+        quantities=quantities,
+        verdict=all_verdict,
+    ),
+}

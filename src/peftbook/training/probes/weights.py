@@ -1,0 +1,179 @@
+"""What training did to the weights: subspaces of the update and new singular directions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.tasks import get_task
+from peftbook.training.encode import encode_example
+from peftbook.training.execute import Trainee, prepare
+from peftbook.training.methods import causal_model
+from peftbook.training.probes import Findings
+from peftbook.training.probes.curves import mean_loss, prose_pieces
+
+__all__ = ["intruders", "subspaces"]
+
+NULL_DRAWS = 200
+TOP = 10  # leading singular vectors that are looked at
+EPSILONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+LAYERS = (0, 7, 15, 22, 29)  # where singular vectors are computed: every seventh layer
+SCALES = (1.0, 0.75, 0.5, 0.25, 0.0)
+
+
+def subspaces(probe: specs.Probe) -> Findings:
+    """Overlap of the input subspaces of three independently trained LoRA updates, ranks r, R and R.
+
+    φ(i, j) = ‖V_i^T V'_j‖²_F / min(i, j), where V_i holds the first i right singular vectors of the update BA: 1 if
+    the smaller space lies in the larger, max(i, j) / d_in on average for random spaces. The pooled value is the mean
+    over all adapted modules. The null band is the 95 % point of the pooled φ(1, 1) of random unit vectors.
+
+    The probe's runs have different seeds: with equal ones a hand-made A of rank R may repeat that of rank r.
+    Source: Hu et al. 2021, arXiv:2106.09685, section 7.2 and appendix G, where d is ‖·‖ so that φ = 1 − d²/p.
+    """
+    small, large, other = (updates(prepare_and_train(run)) for run in probe.runs)
+    names = sorted(small)
+    starts = [updates(prepare(run), start=True) for run in probe.runs[:2]]
+    rank, most = (run.method.rank for run in probe.runs[:2])
+    maps = {
+        "small_large": torch.stack([overlap(small[n], large[n], rank, most) for n in names]),
+        "large_large": torch.stack([overlap(large[n], other[n], rank, most) for n in names]),
+        "start": torch.stack([overlap(starts[0][n], starts[1][n], rank, most) for n in names]),
+    }
+    generator = torch.Generator().manual_seed(probe.seed)
+    null = torch.stack([random_overlap(len(small[n][0]), NULL_DRAWS, generator) for n in names])  # (modules, draws)
+    widths = [len(small[name][0]) for name in names]
+    return Findings(
+        measurements={
+            "modules": len(names),
+            "null_pooled_95": float(torch.quantile(null.mean(dim=0), 0.95)),
+            "null_largest_95": float(torch.quantile(null.amax(dim=0), 0.95)),
+            "mean_inverse_width": math.fsum(1 / width for width in widths) / len(widths),
+        },
+        curve={f"{name}_map": rounded(values.mean(dim=0).flatten()) for name, values in maps.items()},
+        per_example={
+            **{f"{name}_first": rounded(values[:, 0, 0]) for name, values in maps.items()},
+            "module": names,
+        },
+        metrics_info={"map_shape": [rank, most], "null_draws": NULL_DRAWS},
+    )
+
+
+def prepare_and_train(run: specs.Run) -> Trainee:
+    """A trained model."""
+    trainee = prepare(run)
+    trainee.train()
+    return trainee
+
+
+def updates(trainee: Trainee, *, start: bool = False) -> dict[str, torch.Tensor]:
+    """Module → right singular vectors (d_in, r) of BA; with `start` those of A, since B is still zero."""
+    out = {}
+    for name, part in trainee.model.named_modules():
+        if hasattr(part, "lora_A") and "default" in part.lora_A:
+            a = part.lora_A["default"].weight.detach().double()  # (r, d_in)
+            b = part.lora_B["default"].weight.detach().double()  # (d_out, r)
+            inner = a if start else torch.linalg.qr(b).R @ a  # same right singular vectors as BA
+            out[name] = torch.linalg.svd(inner, full_matrices=False).Vh.T
+    if not out:
+        raise InputError("A subspace probe needs LoRA runs: give three of them.")
+    return out
+
+
+def overlap(first: torch.Tensor, second: torch.Tensor, i: int, j: int) -> torch.Tensor:
+    """φ for 1 … i and 1 … j, (i, j). first: (d, ≥ i); second: (d, ≥ j), columns orthonormal."""
+    squares = (first[:, :i].T @ second[:, :j]) ** 2
+    sums = squares.cumsum(dim=0).cumsum(dim=1)
+    rows, columns = torch.arange(1, i + 1)[:, None], torch.arange(1, j + 1)[None, :]
+    return sums / torch.minimum(rows, columns)
+
+
+def random_overlap(width: int, draws: int, generator: torch.Generator) -> torch.Tensor:
+    """Squared cosine of pairs of random unit vectors in `width` dimensions, (draws,)."""
+    pair = torch.randn(2, draws, width, generator=generator, dtype=torch.float64)
+    pair = pair / pair.norm(dim=2, keepdim=True)
+    return (pair[0] * pair[1]).sum(dim=1) ** 2
+
+
+def rounded(values: torch.Tensor) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+@torch.no_grad()
+def intruders(probe: specs.Probe) -> Findings:
+    """Intruder dimensions of one trained run: leading singular vectors that the pretrained weight does not have.
+
+    A left singular vector u_k (k ≤ TOP) of the tuned W is an intruder at ε if max_j |cos(u_k, u⁰_j)| < ε over all
+    left singular vectors u⁰_j of the pretrained W₀. Counted over the linear layers of LAYERS, for each ε; the number
+    of singular values that hold 90 % of ‖ΔW‖²_F; and target and prose loss when the intruders at ε = 0.6 are scaled
+    by each of SCALES. Source: Shuttleworth et al. 2024, arXiv:2410.21228, section 3.
+    """
+    (run,) = probe.runs
+    trainee = prepare(run)
+    before = linears(trainee.model)
+    with torch.enable_grad():
+        trained = trainee.train()
+    model = causal_model(trainee.model)
+    if hasattr(trainee.model, "merge_adapter"):
+        trainee.model.merge_adapter()
+    after = linears(trainee.model)
+    counts = dict.fromkeys(EPSILONS, 0)
+    ranks, found = [], {}
+    for name, old in before.items():
+        new = after[name]
+        change = torch.linalg.svdvals((new - old).float())
+        energy = (change**2).cumsum(0) / (change**2).sum().clamp(min=1e-30)
+        ranks.append(int((energy < 0.9).sum()) + 1)
+        left, values, right = torch.linalg.svd(new, full_matrices=False)
+        reference = torch.linalg.svd(old, full_matrices=False).U
+        nearest = (left[:, :TOP].T @ reference).abs().amax(dim=1)  # (TOP,)
+        for epsilon in EPSILONS:
+            counts[epsilon] += int((nearest < epsilon).sum())
+        at = (nearest < 0.6).nonzero().flatten()
+        found[name] = (left[:, at] * values[at]) @ right[at]
+    task = get_task(run.task.name)
+    limit = run.budget.max_length if run.budget else 512
+    examples = task.splits["validation"][: run.evaluation.n_loss]
+    target = [encode_example(trainee.tokenizer, task, one, limit) for one in examples]
+    prose = prose_pieces(trainee.tokenizer)
+    curve: dict[str, list[float]] = {"scale": [], "validation_loss_nats": [], "prose_loss_nats": []}
+    parts = dict(model.named_modules())
+    for scale in SCALES:
+        for name, part in found.items():
+            weight_of(parts[name]).copy_(after[name] + (scale - 1) * part)
+        curve["scale"].append(scale)
+        curve["validation_loss_nats"].append(round(mean_loss(trainee, target, run), 6))
+        curve["prose_loss_nats"].append(round(mean_loss(trainee, prose, run), 6))
+    return Findings(
+        measurements={
+            "matrices": len(before),
+            "vectors": TOP * len(before),
+            "median_rank_of_update": sorted(ranks)[len(ranks) // 2],
+            "trainable_parameters": trainee.trainable,
+            "train_tokens": trained.tokens if trained else 0,
+            **{f"intruders_{epsilon:g}": count for epsilon, count in counts.items()},
+        },
+        curve={**curve, "epsilon": list(EPSILONS), "intruders": [float(counts[epsilon]) for epsilon in EPSILONS]},
+        per_example={"update_rank": [float(rank) for rank in ranks], "module": list(before)},
+    )
+
+
+def linears(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Module → a copy of its weight, for the decoder's linear layers in LAYERS; names are those of the bare model."""
+    out = {}
+    for name, part in causal_model(model).named_modules():
+        inside = any(f".layers.{layer}." in f".{name}" for layer in LAYERS)
+        if inside and name.endswith("_proj") and (weight := weight_of(part)) is not None:
+            out[name] = weight.detach().float().clone()
+    return out
+
+
+def weight_of(part: nn.Module) -> torch.Tensor:
+    """The dense weight of a linear layer, peft's wrapper or not."""
+    base = getattr(part, "base_layer", part)
+    weight: torch.Tensor = base.weight  # type: ignore[assignment]
+    return weight
