@@ -22,7 +22,7 @@ STEPS = (2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 160)
 SHARE = 0.9
 EXAMPLES = 200
 # What the other studies take from the curve: tokens of a standard run on E2E.
-E2E_TOKENS = 20_000
+E2E_TOKENS = 34_000
 
 
 def rates(low: int, high: int, step: int = 1) -> tuple[float, ...]:

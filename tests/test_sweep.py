@@ -1,0 +1,161 @@
+"""Tuned comparisons: the protocol is followed whatever the numbers are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from peftbook import metrics, specs
+from peftbook.records import Record, Store
+from peftbook.studies.learning_rate import vertex
+from peftbook.studies.sweep import Arm, Comparison, grid, holm, middle_first
+
+LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
+
+
+def comparison(**changes) -> Comparison:
+    """Two LoRA arms on E2E and an untuned one."""
+    fields = {
+        "task": "e2e",
+        "tokens": 1000,
+        "arms": (
+            Arm("untuned", "Untuned", specs.Untuned()),
+            Arm("a", "A", specs.LoRA(rank=2), grid(1e-4, 2, 3), 2e-4),
+            Arm("b", "B", specs.LoRA(rank=4), grid(1e-4, 2, 3)),
+        ),
+        "seeds": (1, 2),
+    }
+    return Comparison(**(fields | changes))
+
+
+def save(store: Store, run: specs.Run, loss: float, examples: int = 6, failure: str = "") -> None:
+    """A record of this run whose examples have losses around `loss`."""
+    rng = np.random.default_rng(run.seed)
+    nats = [loss * 4 + value for value in rng.normal(0, 0.01, examples)]
+    store.save(
+        Record(
+            key=run.key,
+            spec=run,
+            measurements={"loss_nats": loss, "trainable_parameters": 5},
+            per_example={"loss_nats": nats, "label_tokens": [4.0] * examples},
+            failure=failure,
+        )
+    )
+
+
+def complete(store: Store, plan: Comparison, loss) -> int:
+    """Give every run that the plan asks for a record, until it asks for no more; returns how many there were."""
+    made = 0
+    while missing := [run for run in plan.runs(store) if run not in store]:
+        for run in missing:
+            rate = run.budget.learning_rate if run.budget else 0.0
+            save(store, run, loss(run.method, rate))
+            made += 1
+    return made
+
+
+@settings(max_examples=20, deadline=None)
+@given(optimum=st.floats(-9, 0), spread=st.floats(0.5, 3))
+def test_a_grid_is_extended_until_its_best_rate_lies_inside(tmp_path_factory, optimum, spread):
+    """Wherever the minimum of a convex loss lies, both neighbours of the chosen rate have been tried."""
+    store, plan = Store(tmp_path_factory.mktemp("records")), comparison()
+    complete(store, plan, lambda method, rate: 1 + abs(math.log(rate) - optimum) / spread if rate else 2.0)
+    arm = plan.arm("a")
+    best, rates = plan.best(arm, store), plan.rates(arm, store)
+    assert rates[0] < best < rates[-1]
+    assert abs(math.log(best) - optimum) <= math.log(2) + 1e-2
+    assert all(later / earlier == pytest.approx(2, rel=0.02) for earlier, later in zip(rates, rates[1:], strict=False))
+
+
+def test_the_test_split_is_seen_only_at_the_chosen_rate_and_on_fresh_seeds(tmp_path):
+    """Sweeps read validation; the sweep's seed never returns in a final run."""
+    store, plan = Store(tmp_path), comparison()
+    complete(store, plan, lambda method, rate: 1 + abs(math.log(rate or 1) - math.log(2e-4)))
+    for run in plan.runs(store):
+        if run.evaluation.split == "test" and run.budget is not None:
+            assert run.budget.learning_rate == 2e-4 and run.seed in plan.seeds
+        elif run.budget is not None:
+            assert run.seed in plan.sweep_seeds and run.evaluation.n_generate == 0
+    assert not set(plan.seeds) & set(plan.sweep_seeds)
+
+
+def test_arms_share_seeds_budget_and_examples(tmp_path):
+    """So that their differences are paired."""
+    store, plan = Store(tmp_path), comparison()
+    complete(store, plan, lambda method, rate: 1 + abs(math.log(rate or 1) - math.log(2e-4)))
+    one, two = (plan.final_runs(plan.arm(name), store) for name in "ab")
+    for first, second in zip(one, two, strict=True):
+        assert first.seed == second.seed and first.budget == second.budget and first.evaluation == second.evaluation
+
+
+def test_nothing_is_chosen_before_the_grid_is_complete(tmp_path):
+    """One missing point, and there is no best rate, no final run and no quantity of the finals."""
+    store, plan = Store(tmp_path), comparison()
+    arm = plan.arm("a")
+    for rate in arm.rates[:-1]:
+        save(store, plan.sweep_run(arm, rate, 0), 2.0)
+    assert plan.best(arm, store) is None and plan.final_runs(arm, store) == []
+    assert plan.difference("a", "b", "loss_nats", store) is None
+    assert not any(name.startswith("a_loss") for name in plan.quantities(store))
+
+
+def test_a_diverged_rate_is_never_chosen(tmp_path):
+    """Its loss counts as infinite."""
+    store, plan = Store(tmp_path), comparison()
+    arm = plan.arm("a")
+    for at, rate in enumerate(arm.rates):
+        save(store, plan.sweep_run(arm, rate, 0), 1.0 + at * 0.1, failure="Training diverged" if at == 0 else "")
+    assert plan.best(arm, store) == arm.rates[1]
+
+
+def test_the_difference_of_an_arm_and_itself_is_zero(tmp_path):
+    """And an untuned arm's single run stands for every seed."""
+    store, plan = Store(tmp_path), comparison()
+    complete(store, plan, lambda method, rate: 1 + abs(math.log(rate or 1) - math.log(2e-4)))
+    same = plan.difference("a", "a", "loss_nats", store)
+    assert same.mean == same.half95 == 0
+    assert len(plan.table("untuned", "loss_nats", store)) == len(plan.seeds)
+    assert plan.difference("untuned", "a", "loss_nats", store).mean > 0
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=9, unique=True))
+def test_the_middle_comes_first_and_nothing_is_lost(rates):
+    """A queue that is cut short has the points around the likely optimum."""
+    ordered = middle_first(sorted(rates))
+    assert sorted(ordered) == sorted(rates)
+    distance = [abs(sorted(rates).index(rate) - (len(rates) - 1) / 2) for rate in ordered]
+    assert distance == sorted(distance)
+
+
+@given(centre=st.floats(-9, -2), width=st.floats(0.1, 3), height=st.floats(0.5, 4))
+def test_the_vertex_of_an_exact_parabola_is_found(centre, width, height):
+    """In the logarithm of the rate."""
+    rates = [math.exp(centre + step) for step in (-1.5, -0.5, 0.2, 1.1)]
+    losses = {rate: height + width * (math.log(rate) - centre) ** 2 for rate in rates}
+    assert vertex(losses) == pytest.approx(math.exp(centre), rel=1e-4)
+    assert vertex({rate: -loss for rate, loss in losses.items()}) is None
+    assert vertex(dict(list(losses.items())[:2])) is None
+
+
+def an_interval(mean: float, error: float) -> metrics.Interval:
+    """Four seeds, no error over examples."""
+    return metrics.Interval(mean, 0, 0, error, 0.0, 4, 10)
+
+
+def test_holm_rejects_what_bonferroni_rejects_and_never_more_than_single_tests():
+    """Between the two for any family, and equal to a single test for a family of one."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        family = {str(at): an_interval(rng.normal(0, 3), 1.0) for at in range(5)}
+        p = {name: 2 * stats.t.sf(abs(one.mean), 3) for name, one in family.items()}
+        found = holm(family)
+        for name in family:
+            assert found[name] or p[name] > 0.05 / len(family)
+            assert not found[name] or p[name] <= 0.05
+    assert holm({"one": an_interval(3.1824463, 1.0)}) == {"one": False}
+    assert holm({"one": an_interval(3.1824464, 1.0)}) == {"one": True}
