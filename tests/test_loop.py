@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -22,15 +23,17 @@ from tiny import (
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.training import loop
-from peftbook.training.encode import batch_plan
+from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.loop import label_losses, learning_rate, losses, train
-from peftbook.training.methods import apply_method, trainable_state
+from peftbook.training.methods import apply_method, rate_factor, trainable_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
     "full": specs.Full(),
     "lora": specs.LoRA(rank=2),
     "prompt": specs.PromptTuning(length=3, init="random"),
+    "prefix": specs.Prefix(length=3),
+    "adapter": specs.Adapter(width=4),
 }
 BUDGET = specs.Budget(tokens=300, batch_size=4, learning_rate=1e-2)
 
@@ -114,6 +117,62 @@ def test_micro_batches_give_the_same_gradient(name, monkeypatch):
         assert relative(gradient, taken[0]) < 1e-5
         assert result.losses[0] == pytest.approx(seen[0].losses[0], rel=1e-6)
         assert result.gradient_norms[0] == pytest.approx(seen[0].gradient_norms[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_shared_start_changes_neither_loss_nor_gradient(name, monkeypatch):
+    """Examples that begin alike run their common part once; the sums and gradients are those of whole rows."""
+    start = tuple(range(5, 11))
+    batch = [Encoded(start + one.ids, len(start) + one.start, False) for one in random_examples(8)]
+    model, found = a_model(name).train(), []
+    assert loop.shared_prefix(batch) >= len(start)
+    for _ in range(2):
+        nats, _ = label_losses(model, batch, 2)
+        nats.sum().backward()
+        found.append((nats.detach(), gradients(model)))
+        monkeypatch.setattr(loop, "shared_prefix", lambda examples: 0)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    assert relative(found[0][1], found[1][1]) < 1e-4
+
+
+def test_a_shared_start_never_swallows_a_label():
+    """Identical examples, and examples that differ at once."""
+    one = Encoded((3, 4, 5, 6), 2, False)
+    assert loop.shared_prefix([one, one]) == 1  # the state that predicts the first label stays in the rows
+    assert loop.shared_prefix([one, Encoded((9, 4, 5), 1, False)]) == 0
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt"])
+def test_frozen_weights_as_bf16_copies_change_no_bit(name):
+    """Autocast would make the same copies in every forward pass; the float32 weights are back afterwards."""
+    model, batch = a_model(name).train(), random_examples(6)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = []
+    for dtype in ("fp32", "bf16"):
+        with loop.frozen_linears_in_bf16(model, dtype), loop.autocast("bf16", "cpu"):
+            kinds = {p.dtype for p in model.parameters() if not p.requires_grad and p.dim() == 2}
+            nats, _ = label_losses(model, batch, 2)
+        nats.sum().backward()
+        found.append((nats.detach(), gradients(model), kinds))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert found[0][2] != found[1][2]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_lora_plus_multiplies_the_rate_of_b(ratio):
+    """The first Adam step moves every element by the rate, whatever the gradient: B's is ratio times A's."""
+    method = specs.LoRA(rank=2, b_rate_ratio=ratio)
+    model = apply_method(tiny_llama(), method, seed=1)
+    randomize_adapters(model)
+    before = {key: value.detach().clone() for key, value in trainable_state(model).items()}
+    budget = specs.Budget(tokens=20, batch_size=4, learning_rate=1e-3)
+    trained = train(model, random_examples(4), budget, seed=0, pad_id=2, dtype="fp32",
+                    rate_factor=functools.partial(rate_factor, method))  # fmt: skip
+    assert len(trained.losses) == 1
+    moved = {key: (value - before[key]).abs().median().item() for key, value in trainable_state(model).items()}
+    for key, value in moved.items():
+        assert value == pytest.approx(1e-3 * (ratio if ".lora_B." in key else 1), rel=0.02)
 
 
 def test_the_gradient_norm_in_the_curve_is_the_unclipped_one():

@@ -17,9 +17,17 @@ from torch import nn
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.scratch.adapter import adapter_parameters
 from peftbook.training.generate import generate
 from peftbook.training.loop import label_losses, losses
-from peftbook.training.methods import apply_method, causal_model, hidden_states, trainable_state
+from peftbook.training.methods import (
+    apply_method,
+    causal_model,
+    common_tokens,
+    hidden_states,
+    trainable_state,
+    virtual_tokens,
+)
 from peftbook.training.models import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -60,6 +68,82 @@ def test_lora_trains_r_times_the_sum_of_the_sides(rank, targets):
 def test_lora_starts_as_the_model_itself():
     """B = 0: bit-equal logits before the first step."""
     assert torch.equal(logits(applied(specs.LoRA())), logits(tiny_llama()))
+
+
+IDENTITIES = [
+    specs.Adapter(width=4),
+    specs.IA3(),
+    specs.NormTuning(),
+    specs.VeRA(rank=8),
+    specs.LoRA(dora=True),
+    specs.LoRA(init="pissa", rank=4),
+    specs.LoRA(init="olora", rank=4),
+    specs.LoRA(scaling="rank_stabilized"),
+]
+
+
+@pytest.mark.parametrize("method", IDENTITIES, ids=lambda method: method.kind)
+def test_every_method_but_the_prompts_starts_as_the_model_itself(method):
+    """To float32's rounding: PiSSA and OLoRA move a part of W into BA."""
+    torch.testing.assert_close(logits(applied(method)), logits(tiny_llama()), rtol=1e-3, atol=1e-4)
+
+
+def count(method: specs.Spec) -> int:
+    return sum(value.numel() for value in trainable_state(applied(method)).values())
+
+
+def test_trained_values_are_what_the_formulas_say():
+    """d = 64 hidden, 32 key and value, 128 inner, two layers; two adapters a layer, two gains a layer and one more."""
+    d, kv, inner, layers, seven = 64, 32, 128, 2, SEVEN
+    assert count(specs.Adapter(width=4)) == adapter_parameters(4, d, layers)
+    assert count(specs.IA3()) == layers * (2 * kv + inner)
+    assert count(specs.NormTuning()) == (2 * layers + 1) * d
+    assert count(specs.Prefix(length=5)) == 5 * layers * 2 * kv
+    outputs = {"q_proj": d, "k_proj": kv, "v_proj": kv, "o_proj": d, "gate_proj": inner, "up_proj": inner}
+    assert count(specs.VeRA(rank=8)) == layers * sum(8 + outputs.get(name, d) for name in seven)
+    assert count(specs.LoRA(rank=4, freeze_a=True)) < count(specs.LoRA(rank=4)) < count(specs.LoRA(rank=4, dora=True))
+    assert 2 * count(specs.LoRA(rank=4, layers=(1,))) == count(specs.LoRA(rank=4))
+
+
+def test_rank_stabilised_scaling_is_alpha_over_the_root():
+    """At equal A and B the update is √r times that of α/r."""
+    plain, stable = (applied(specs.LoRA(rank=4, scaling=name)) for name in ("standard", "rank_stabilized"))
+    for model in (plain, stable):
+        randomize_adapters(model)
+    name = "model.layers.1.mlp.down_proj"
+    one, two = (causal_model(model).get_submodule(name).get_delta_weight("default") for model in (plain, stable))
+    torch.testing.assert_close(two, one * 4**0.5)
+
+
+def test_pissa_holds_the_leading_singular_directions():
+    """γBA is the best rank-r approximation of W (Eckart and Young), and W − γBA is frozen."""
+    model = applied(specs.LoRA(rank=4, init="pissa"))
+    name = "model.layers.0.self_attn.q_proj"
+    layer, W = causal_model(model).get_submodule(name), tiny_llama().get_submodule(name).weight.detach()
+    left, values, right = torch.linalg.svd(W)
+    best = left[:, :4] * values[:4] @ right[:4]
+    torch.testing.assert_close(layer.get_delta_weight("default").detach(), best, rtol=1e-3, atol=1e-4)
+    assert not layer.base_layer.weight.requires_grad
+
+
+@torch.no_grad()
+def test_a_prefix_starts_as_the_keys_and_values_of_its_tokens():
+    """So at the start, prefix tuning computes what the model computes with those tokens in front."""
+    model = applied(specs.Prefix(length=3), seed=7)
+    front = common_tokens(NumberTokenizer(), 96, 3, seed=7)
+    together = torch.cat([front.expand(2, -1), IDS], dim=1)
+    expected = tiny_llama()(input_ids=together).logits[:, 3:]
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_prefix_equals_pefts_own_forward():
+    """peft builds the same cache from its embedding of virtual tokens."""
+    model = applied(specs.Prefix(length=3))
+    with torch.no_grad():
+        virtual_tokens(model).normal_(generator=torch.Generator().manual_seed(0))
+        mask = torch.ones_like(IDS)
+        theirs = model(input_ids=IDS, attention_mask=mask).logits
+    torch.testing.assert_close(logits(model), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_lora_adds_alpha_over_r_times_b_a():

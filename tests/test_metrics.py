@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
 from scipy import stats
 
 from peftbook.errors import InputError
 from peftbook.metrics import (
     Interval,
+    bleu,
+    bleu_statistics,
     exact_match,
     judge,
     mean_interval,
@@ -115,6 +118,31 @@ def test_stemming_is_off_unless_asked_for():
 def test_exact_match_ignores_only_what_it_says(prediction, reference, score):
     """Case, white space and one final full stop."""
     assert exact_match([prediction], [reference]) == [score]
+
+
+WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "dog", "."]), min_size=1, max_size=9)
+PAIRS = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=5)
+
+
+@given(PAIRS)
+def test_of_several_references_the_best_counts(pairs):
+    """Each score is the maximum of the single ones, and a list of one is that one."""
+    for prediction, references in [(" ".join(one), [" ".join(r) for r in many]) for one, many in pairs]:
+        for metric in (lambda p, r: rouge(p, r)["rougeL"], exact_match):
+            single = [metric([prediction], [one])[0] for one in references]
+            assert metric([prediction], [references])[0] == pytest.approx(max(single))
+
+
+@given(PAIRS)
+def test_bleu_of_the_statistics_is_the_corpus_bleu(pairs):
+    """Summing the ten statistics over examples loses nothing: sacrebleu's own corpus score is the oracle."""
+    texts = [" ".join(one) for one, _ in pairs]
+    references = [[" ".join(r) for r in many] for _, many in pairs]
+    statistics, signature = bleu_statistics(texts, references)
+    width = max(map(len, references))
+    streams = [[(many[at] if at < len(many) else None) for many in references] for at in range(width)]
+    assert bleu(statistics) == pytest.approx(BLEU().corpus_score(texts, streams).score)
+    assert "smooth:exp" in signature
 
 
 @pytest.mark.parametrize("metric", [rouge, exact_match])

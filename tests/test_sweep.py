@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_grid_is_extended_until_its_best_rate_lies_inside(tmp_path_factory, op
     best, rates = plan.best(arm, store), plan.rates(arm, store)
     assert rates[0] < best < rates[-1]
     assert abs(math.log(best) - optimum) <= math.log(2) + 1e-2
-    assert all(later / earlier == pytest.approx(2, rel=0.02) for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later / earlier == pytest.approx(2, rel=0.02) for earlier, later in itertools.pairwise(rates))
 
 
 def test_the_test_split_is_seen_only_at_the_chosen_rate_and_on_fresh_seeds(tmp_path):

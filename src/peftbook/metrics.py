@@ -103,7 +103,7 @@ def normalise(text: str) -> str:
     return " ".join(text.split()).removesuffix(".").lower()
 
 
-def check_lengths(predictions: Sequence[str], references: Sequence[str]) -> None:
+def check_lengths(predictions: Sequence[str], references: Sequence[Reference]) -> None:
     if len(predictions) != len(references):
         raise InputError(f"There are {len(predictions)} predictions for {len(references)} references: give one each.")
 

@@ -47,7 +47,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_REVISION = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMALL_MODEL = "small-llama"
 # SHA-256 of model.safetensors of the small Llama in data/small_llama, trained by training/small_llama.py.
-SMALL_REVISION = "0000000000000000000000000000000000000000000000000000000000000000"
+SMALL_REVISION = "7f5eea5bdc7c34ee8deaa2151d73a52458c9997c5a2475ec0e8d9b5ed1aae1d8"
 
 
 class Spec(BaseModel):
@@ -321,6 +321,33 @@ class Probe(Keyed):
     purpose: Literal["quality", "timing"] = "quality"
     machine: str = ""
     version: int = 1
+
+    def whole(self, name: str) -> int:
+        """A setting that is a whole number. This and its kin raise InputError where the setting is another thing."""
+        return self._setting(name, int)
+
+    def number(self, name: str) -> float:
+        """A setting that is a number."""
+        return float(self._setting(name, (int, float)))
+
+    def word(self, name: str) -> str:
+        """A setting that is a text."""
+        return self._setting(name, str)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A setting that lists numbers."""
+        return tuple(float(one) for one in self._setting(name, tuple))
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """A setting that lists texts."""
+        return tuple(str(one) for one in self._setting(name, tuple))
+
+    def _setting(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        value = self.settings.get(name)
+        if not isinstance(value, kind):
+            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise InputError(f"Probe {self.measure!r} has {name} = {value!r}: give its settings a {wanted}.")
+        return value
 
 
 METHODS: dict[str, type[Spec]] = {

@@ -200,7 +200,7 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
     out[f"{arm}_trainable_parameters"] = Quantity(trainable, "parameters", keys[:1], digits=0)
     out[f"{arm}_trainable_percent"] = Quantity(100 * trainable / total, "%", keys[:1], digits=3)
     out[f"{arm}_adapter_bytes"] = Quantity(4 * trainable, "bytes", keys[:1], digits=0)
-    if first.spec.budget is not None:
+    if isinstance(first.spec, Run) and first.spec.budget is not None:
         out[f"{arm}_train_tokens"] = Quantity(first.measurements["train_tokens"] or 0, "tokens", keys[:1], digits=0)
         out[f"{arm}_train_steps"] = Quantity(first.measurements["train_steps"] or 0, "steps", keys[:1], digits=0)
     return out

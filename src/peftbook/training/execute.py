@@ -122,7 +122,9 @@ def execute(
         from peftbook.training.probes import measure
 
         found = measure(run)
-        fields = {name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")}
+        fields: dict[str, Any] = {
+            name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")
+        }
         return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
     trainee = prepare(run, task)
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
@@ -136,7 +138,7 @@ def execute(
             describe_training(result, out)
         texts = evaluate(trainee, quiet, out)
         if adapter is not None:
-            trainee.model.save_pretrained(adapter)  # type: ignore[operator]
+            trainee.model.save_pretrained(adapter)
     except InputError as error:
         if "diverged" not in str(error):
             raise

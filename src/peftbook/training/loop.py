@@ -97,7 +97,7 @@ def frozen_linears_in_bf16(model: nn.Module, dtype: str) -> Iterator[None]:
 
     The arithmetic is the same bit by bit. The float32 weights come back afterwards, for merging and generation.
     """
-    kept: list[tuple[nn.Parameter, torch.Tensor]] = []
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     if dtype == "bf16":
         for part in causal_model(model).model.modules():
             if isinstance(part, nn.Linear) and part.weight.dtype == torch.float32 and not part.weight.requires_grad:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -50,8 +51,14 @@ def apply_lora(model: nn.Module, method: specs.LoRA) -> nn.Module:
     """
     from peft import LoraConfig, get_peft_model
 
+    from peftbook.training.quantise import init_corrected, quantised_by_bitsandbytes, set_lora
+
     check_targets(model, method)
     warn_if_rank_exceeds_width(model, method)
+    starts: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    init = method.init if method.init in ("pissa", "olora") else True
+    if isinstance(method, specs.QLoRA) and not quantised_by_bitsandbytes(method):
+        starts, init = init_corrected(model, method), True
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]
@@ -59,12 +66,13 @@ def apply_lora(model: nn.Module, method: specs.LoRA) -> nn.Module:
         lora_dropout=method.dropout,
         use_rslora=method.scaling == "rank_stabilized",
         use_dora=method.dora,
-        init_lora_weights=method.init if method.init in ("pissa", "olora") else True,
+        init_lora_weights=init,
         layers_to_transform=list(method.layers) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
     tuned = get_peft_model(model, config)
+    set_lora(tuned, starts)
     if method.freeze_a:
         for name, value in tuned.named_parameters():
             if ".lora_A." in name:
@@ -173,10 +181,10 @@ def apply_prefix(model: nn.Module, method: specs.Prefix, seed: int, tokenizer) -
     """
     from peft import PrefixTuningConfig, get_peft_model
 
-    size = model.get_input_embeddings().num_embeddings
+    size, base = model.get_input_embeddings().num_embeddings, cast(Any, model)
     ids = common_tokens(tokenizer, size, method.length, seed)
     with torch.no_grad():
-        cache = model.model(input_ids=ids[None].to(model.device), use_cache=True).cache
+        cache = base.model(input_ids=ids[None].to(base.device), use_cache=True).cache
     config = PrefixTuningConfig(num_virtual_tokens=method.length, prefix_projection=False, task_type="CAUSAL_LM")
     tuned = get_peft_model(model, config)
     rows = [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)]
@@ -235,7 +243,7 @@ def prefix_cache(model: nn.Module) -> Any | None:
         return None
     from transformers import DynamicCache
 
-    config = causal_model(model).config
+    config: Any = causal_model(model).config
     heads = config.num_key_value_heads
     weight = virtual_tokens(model)
     layers = weight.view(len(weight), config.num_hidden_layers, 2, heads, -1).permute(1, 2, 3, 0, 4)

@@ -33,7 +33,5 @@ def measure(probe: specs.Probe) -> Findings:
     known = [one.name for one in pkgutil.iter_modules(__path__)]
     module = importlib.import_module(f"{__name__}.{module_name}") if module_name in known else None
     if module is None or name not in module.__all__:
-        raise InputError(
-            f"Unknown measure {probe.measure!r}: name it as module.function."
-        )
+        raise InputError(f"Unknown measure {probe.measure!r}: name it as module.function.")
     return getattr(module, name)(probe)

@@ -34,7 +34,7 @@ def learning_curve(probe: specs.Probe) -> Findings:
     }
     if probe.settings.get("prose"):
         sets["prose"] = prose_pieces(trainee.tokenizer)
-    wanted = {int(step) for step in probe.settings["steps"]}
+    wanted = {int(step) for step in probe.numbers("steps")}
     curve: dict[str, list[float]] = {"step": [], "tokens": [], **{f"{name}_loss_nats": [] for name in sets}}
 
     def note(step: int, tokens: int) -> None:

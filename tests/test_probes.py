@@ -1,0 +1,144 @@
+"""Probes on trained weights: overlaps of subspaces, new singular directions, losses along a curve."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import save_tiny_folder, tiny_task
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import Record
+from peftbook.studies.forgetting import matched
+from peftbook.studies.variants import steps_to
+from peftbook.training import execute, probes
+from peftbook.training.probes import curves, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+def orthonormal(width: int, count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(width, count, generator=generator, dtype=torch.float64)).Q
+
+
+def test_overlap_is_one_for_nested_spaces_and_the_share_of_the_width_for_random_ones():
+    """φ(i, j) = 1 if span(V_i) lies in span(V'_j); its mean over random spaces is max(i, j)/d."""
+    basis = orthonormal(40, 12, 0)
+    turned = basis @ orthonormal(12, 12, 1)
+    assert weights.overlap(basis, turned, 4, 12)[3, 11] == pytest.approx(1)
+    assert weights.overlap(basis[:, :6], basis[:, 6:], 6, 6).abs().max() < 1e-12
+    drawn = [weights.overlap(orthonormal(40, 4, 10 + s), orthonormal(40, 9, 500 + s), 4, 9)[3, 8] for s in range(200)]
+    assert float(np.mean(drawn)) == pytest.approx(9 / 40, rel=0.05)
+
+
+def test_every_cell_of_the_map_is_the_definition():
+    """‖V_iᵀ V'_j‖²_F / min(i, j), cell by cell."""
+    one, two = orthonormal(20, 5, 2), orthonormal(20, 7, 3)
+    found = weights.overlap(one, two, 5, 7)
+    for i in range(1, 6):
+        for j in range(1, 8):
+            expected = (one[:, :i].T @ two[:, :j]).norm() ** 2 / min(i, j)
+            assert found[i - 1, j - 1] == pytest.approx(float(expected))
+
+
+def test_random_unit_vectors_have_a_mean_squared_cosine_of_one_over_the_width():
+    """The null band is drawn from them."""
+    drawn = weights.random_overlap(50, 20_000, torch.Generator().manual_seed(0))
+    assert float(drawn.mean()) == pytest.approx(1 / 50, rel=0.05)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A run of a tiny model folder on a tiny task that the registry does not know."""
+    task, folder = tiny_task(("exact_match",)), save_tiny_folder(tmp_path / "model")
+    for module in (execute, curves, weights):
+        monkeypatch.setattr(module, "get_task", lambda name: task)
+
+    def run(method: specs.Spec, seed: int = 1, rate: float = 1e-2) -> specs.Run:
+        return specs.Run(
+            model=specs.Model(name=str(folder), revision=""),
+            task=task.spec,
+            method=method,
+            budget=specs.Budget(tokens=400, batch_size=4, learning_rate=rate),
+            evaluation=specs.Evaluation(n_loss=4),
+            seed=seed,
+            dtype="fp32",
+        )
+
+    return run
+
+
+def test_a_learning_curve_starts_at_the_untuned_model_and_ends_at_the_run(tiny):
+    """Its ends are what an untuned run and the plain run measure."""
+    run = tiny(specs.LoRA(rank=2))
+    found = probes.measure(specs.Probe(measure="curves.learning_curve", settings={"steps": (1, 2)}, runs=(run,)))
+    curve = found.curve
+    assert curve["step"][:3] == [0, 1, 2] and curve["step"][-1] == len(curve["train_loss_nats"])
+    assert curve["tokens"] == sorted(curve["tokens"]) and curve["tokens"][-1] >= 400
+    trainee = weights.prepare_and_train(run)
+    data = [execute.encode_example(trainee.tokenizer, trainee.task, one, 512) for one in
+            trainee.task.splits["validation"][:4]]  # fmt: skip
+    assert curve["validation_loss_nats"][-1] == pytest.approx(curves.mean_loss(trainee, data, run), abs=1e-5)
+    assert curve["validation_loss_nats"][0] > curve["validation_loss_nats"][-1]
+
+
+def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):
+    """The trap: equal seeds and ranks give equal updates, which says nothing about the task."""
+    runs = tuple(tiny(specs.LoRA(rank=rank, targets=("q_proj",)), seed) for rank, seed in ((2, 1), (3, 2), (3, 2)))
+    found = probes.measure(specs.Probe(measure="weights.subspaces", runs=runs))
+    assert np.allclose(found.per_example["large_large_first"], 1, atol=1e-4)
+    assert max(found.per_example["start_first"]) < 0.9
+    assert found.metrics_info["map_shape"] == [2, 3]
+    assert len(found.curve["small_large_map"]) == 6
+    assert 0 < found.measurements["null_pooled_95"] <= found.measurements["null_largest_95"] < 1
+
+
+def test_an_update_that_is_zero_has_no_intruders(tiny):
+    """A vanishing rate leaves every leading direction in place, and scaling nothing down changes nothing."""
+    found = probes.measure(specs.Probe(measure="weights.intruders", runs=(tiny(specs.Full(), rate=1e-12),)))
+    assert set(found.curve["intruders"]) == {0.0}
+    assert len(set(found.curve["validation_loss_nats"])) == 1
+    assert found.measurements["vectors"] == weights.TOP * found.measurements["matrices"] > 0
+
+
+def test_a_large_update_brings_intruders_and_more_of_them_at_a_higher_threshold(tiny):
+    """The count can only grow with ε; a LoRA of rank 2 changes no matrix by more than rank 2."""
+    run = tiny(specs.LoRA(rank=2, alpha=400), rate=0.1)
+    found = probes.measure(specs.Probe(measure="weights.intruders", runs=(run,)))
+    counts = found.curve["intruders"]
+    assert counts == sorted(counts) and counts[-1] > 0
+    assert max(found.per_example["update_rank"]) <= 2
+
+
+@pytest.mark.parametrize("name", ["nothing.here", "curves", "curves.mean_loss", "os.system", ""])
+def test_an_unknown_measure_is_refused(name):
+    """Only what a module of probes offers can be named."""
+    with pytest.raises(InputError, match="Unknown measure"):
+        probes.measure(specs.Probe(measure=name))
+
+
+@given(st.floats(0.05, 0.95))
+def test_matched_loss_interpolates_between_measurements(share):
+    """Where target and prose loss are linear in each other, so is the matched value; beyond the end it is the end."""
+    record = Record(key="", spec=specs.Probe(measure="x.y"), curve={
+        "validation_loss_nats": [3.0, 2.0, 1.0], "prose_loss_nats": [5.0, 5.5, 6.5],
+    })  # fmt: skip
+    assert matched(record, 3 - share) == pytest.approx(5 + 0.5 * share)
+    assert matched(record, 2 - share) == pytest.approx(5.5 + share)
+    assert matched(record, 0.5) == 6.5
+
+
+def test_steps_to_a_loss_count_from_the_first_full_window():
+    """Eight equal losses reach their own mean at step eight; a target below all is never reached."""
+    losses = [2.0] * 8 + [1.0] * 8
+    record = Record(key="", spec=specs.Probe(measure="x.y"), curve={"train_loss_nats": losses})
+    assert steps_to(record, 2.0) == 8
+    assert steps_to(record, 1.0) == 16
+    assert steps_to(record, 0.1) == len(losses)
+    assert steps_to(record, math.inf) == 8
