@@ -1,16 +1,24 @@
-"""The queue: what is missing, once each, in order; a failure stops nothing; later stages appear by themselves."""
+"""The queue: what is missing, once each, in order; a failure or a kill loses nothing; timings run alone."""
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
 from peftbook import specs
-from peftbook.records import Record, Store
+from peftbook.records import Record, Store, import_records
 from peftbook.studies import Study, Verdict
+from peftbook.tasks import get_task
 from peftbook.training import queue
-from peftbook.training.queue import describe, run_studies, run_subprocess
+from peftbook.training.queue import Estimates, cores, run_studies, run_subprocess, wall_seconds
+from peftbook.training.worker import alone, cuda_micro_batch
 
 
 def a_run(seed: int, **fields) -> specs.Run:
@@ -43,7 +51,7 @@ class Worker:
     def __init__(self, store: Store, fails: tuple[int, ...] = ()):
         self.store, self.fails, self.seeds = store, fails, []
 
-    def __call__(self, run: specs.Run) -> tuple[bool, str]:
+    def __call__(self, run: specs.Run, threads: int) -> tuple[bool, str]:
         self.seeds.append(run.seed)
         if run.seed in self.fails:
             return False, "out of memory"
@@ -115,18 +123,187 @@ def test_a_limit_stops_early_and_the_next_call_goes_on(store):
     assert go([a_study("t", [a_run(9)])], store, worker, limit=0) == []
 
 
-def test_a_run_is_described_in_one_line():
-    """Enough to find it: key, task, method, rate or shots, seed, split."""
-    line = describe(a_run(3))
-    assert line == f"{a_run(3).key[:12]} t lora r16 lr 0.001 seed 3 (validation)"
-    untuned = a_run(0, method=specs.Untuned(shots=2), budget=None)
-    assert describe(untuned) == f"{untuned.key[:12]} t untuned 2-shot seed 0 (validation)"
+def timed(seed: int, machine: str = "") -> specs.Run:
+    return a_run(seed, purpose="timing", machine=machine)
+
+
+def test_runs_go_side_by_side_with_their_share_of_the_cores(store):
+    """Two wait for each other: were they served in turn, the barrier would break."""
+    barrier, given = threading.Barrier(2, timeout=20), []
+
+    def compute(run, threads):
+        barrier.wait()
+        given.append(threads)
+        store.save(Record(key=run.key, spec=run))
+        return True, ""
+
+    outcomes = go([a_study("s", [a_run(seed) for seed in range(4)])], store, compute, workers=2)
+    assert len(outcomes) == 4 and given == [max(1, cores() // 2)] * 4
+
+
+def test_a_timing_run_has_the_machine_to_itself(store):
+    """Nothing runs beside it and it gets all cores; the order of worth is kept."""
+    now, seen, lock = set(), [], threading.Lock()
+
+    def compute(run, threads):
+        with lock:
+            now.add(run.seed)
+            seen.append((run.seed, threads, frozenset(now)))
+        time.sleep(0.02)
+        with lock:
+            seen.append((run.seed, threads, frozenset(now)))
+            now.remove(run.seed)
+        store.save(Record(key=run.key, spec=run))
+        return True, ""
+
+    runs = [a_run(0), a_run(1), timed(2), timed(3), a_run(4), a_run(5), timed(6)]
+    outcomes = go([a_study("s", runs)], store, compute, workers=3)
+    assert sorted(one.run.seed for one in outcomes) == list(range(7))
+    for seed, threads, beside in seen:
+        assert beside == {seed} and threads == cores() if seed in (2, 3, 6) else not beside & {2, 3, 6}
+    firsts = [seed for seed, *_ in seen]
+    assert firsts.index(2) < firsts.index(3) < min(firsts.index(4), firsts.index(5)) < firsts.index(6)
+
+
+def test_timings_of_another_machine_are_left_out(store):
+    """A record that carries a machine's name was made there."""
+    worker, lines = Worker(store), []
+    study = a_study("s", [timed(0, "mine"), timed(1, "theirs"), a_run(2)])
+    run_studies([study], store, compute=worker, report=lines.append, this_machine=lambda platform: "mine")
+    assert sorted(worker.seeds) == [0, 2]
+    assert sum("theirs" in line for line in lines if "SKIP" in line) == 1
+
+
+def test_runs_without_their_data_are_named_and_passed_over(store, monkeypatch):
+    """E2E cannot ship: its studies say what to set and the next study goes on."""
+    monkeypatch.delenv("PEFTBOOK_E2E", raising=False)
+    get_task.cache_clear()
+    task = specs.Task(name="e2e", data_sha256="0" * 64)
+    probe = specs.Probe(measure="curves.learning_curve", runs=(a_run(0, task=task),))
+    worker, lines = Worker(store), []
+    studies = [a_study("one", [a_run(1, task=task), probe]), a_study("two", [a_run(2)])]
+    outcomes = run_studies(studies, store, compute=worker, report=lines.append)
+    assert [one.run.seed for one in outcomes] == [2] and outcomes[0].ok
+    (said,) = [line for line in lines if "SKIP" in line]
+    assert "one: 2 runs" in said and "PEFTBOOK_E2E" in said and "\n" not in said
+
+
+def made(seed: int, seconds: int, **fields) -> Record:
+    run = a_run(seed, **fields)
+    clock = {
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": f"2026-01-01T00:{seconds // 60:02}:{seconds % 60:02}+00:00",
+    }
+    return Record(key=run.key, spec=run, provenance=clock)
+
+
+def test_the_time_that_a_run_takes_is_the_median_of_its_like():
+    """Else of its platform, else unknown; another platform's speed says nothing."""
+    estimates = Estimates()
+    assert estimates.of(a_run(0)) is None
+    for seed, seconds in enumerate((10, 30, 700)):
+        estimates.note(a_run(seed), wall_seconds(made(seed, seconds)))
+    estimates.note(a_run(9, method=specs.Full()), 50)
+    assert estimates.of(a_run(5)) == 30 and estimates.of(a_run(5, method=specs.Full())) == 50
+    assert estimates.of(a_run(5, method=specs.IA3())) == 40
+    assert estimates.of(a_run(5, platform="cuda")) is None
+    assert wall_seconds(Record(key="k", spec=a_run(0))) is None
+
+
+def test_no_run_starts_that_would_end_too_late(store):
+    """One is tried whatever it takes; a quicker kind of run still fits; the rest is left for the next call."""
+    for seed in (0, 1, 2):
+        store.save(made(seed, 600))
+    store.save(made(3, 5, method=specs.Full()))
+    runs = [a_run(4), a_run(5), a_run(6, method=specs.Full()), a_run(7)]
+    worker, lines = Worker(store), []
+    run_studies([a_study("s", runs)], store, compute=worker, report=lines.append, minutes=1)
+    assert worker.seeds == [4, 6] and "STOP  2 runs" in lines[-1]
+    run_studies([a_study("s", runs)], store, compute=worker, report=lines.append, minutes=11)
+    assert worker.seeds == [4, 6, 5, 7] and "[8/" not in lines[-1] and "last ones" in lines[-1]
+
+
+def test_the_lines_say_what_is_done_what_is_known_and_what_is_left(store):
+    """One event, one line: good on a terminal and in a log."""
+    store.save(made(0, 240))
+    lines = []
+    run_studies([a_study("s", [a_run(0), a_run(1), a_run(2)])], store, compute=Worker(store), report=lines.append)
+    assert len(lines) == 4 and not any("\n" in line for line in lines)
+    assert "start [1/3]" in lines[0] and a_run(1).key[:12] in lines[0]
+    assert "[2/3" in lines[1] and "left]" in lines[1] and "[3/3, last ones]" in lines[3]
+
+
+def test_the_records_of_one_call_go_into_one_file(store, tmp_path):
+    """A borrowed machine gives back one file, whole after every run; what was at hand before is not in it."""
+    store.save(made(0, 240))
+    export, other = tmp_path / "made.zip", Store(tmp_path / "other")
+    sizes = []
+
+    def compute(run, threads):
+        sizes.append(export.exists() and len(import_records(Store(tmp_path / f"look{run.seed}"), export)[0]))
+        store.save(Record(key=run.key, spec=run), [f"text {run.seed}"])
+        return True, ""
+
+    go([a_study("s", [a_run(seed) for seed in range(3)])], store, compute, export=export)
+    added, refused = import_records(other, export)
+    assert sizes == [False, 1] and not refused
+    assert set(added) == {a_run(1).key, a_run(2).key}
+    assert other.texts(other.get(a_run(2))) == ["text 2"]
+
+
+def test_the_same_studies_run_on_another_platform(store):
+    """Only platform and, for timings, machine change; the CPU's records stay and nothing is mixed."""
+    store.save(Record(key=a_run(0).key, spec=a_run(0)))
+    probe = specs.Probe(measure="curves.learning_curve", runs=(a_run(7),))
+
+    def staged(seen: Store):
+        return [a_run(0), timed(1, "a CPU"), probe] + ([a_run(2)] if a_run(0) in seen else [])
+
+    given = []
+
+    def compute(run, threads):
+        given.append(run)
+        store.save(Record(key=run.key, spec=run))
+        return True, ""
+
+    seen = store.on("cuda", "a GPU")
+    study = a_study("s", staged)
+    go([study], seen, compute, this_machine=lambda platform: "a GPU")
+    assert {one.platform for one in given} == {"cuda"} and given[2].runs[0] == a_run(7, platform="cuda")
+    assert [one.machine for one in given] == ["", "a GPU", "", ""]
+    assert study.missing(seen) == [] and [one.spec for one in study.records(seen)] == given
+    assert [one.spec for one in study.records(store)] == [a_run(0)]
+
+
+def test_a_gpu_takes_as_many_examples_at_a_time_as_fit():
+    """The batch, or half of it, or a quarter: at least one; more memory never means fewer."""
+    sizes = [cuda_micro_batch(8, gigabytes * 1e9) for gigabytes in range(0, 80)]
+    assert sizes[0] == 1 and sizes[-1] == 8 and sizes == sorted(sizes) and set(sizes) == {1, 2, 4, 8}
+
+
+def test_two_processes_never_compute_one_run_at_a_time(tmp_path):
+    """Both would write the same checkpoint. The lock goes with the process, so a killed one leaves nothing held."""
+    path = tmp_path / "run.lock"
+    ask = f"""
+import pathlib, sys
+from peftbook.errors import InputError
+from peftbook.training.worker import alone
+try:
+    with alone(pathlib.Path({str(path)!r})):
+        print("mine")
+except InputError as error:
+    print(error)
+"""
+    with alone(path):
+        assert "Another process" in subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout
+    assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == "mine\n"
 
 
 def interpreter(folder, script: str) -> str:
     """A program that stands for Python and behaves like a worker process."""
     path = folder / "python"
-    path.write_text(f"#!/bin/sh\ncat > {folder}/spec\nprintenv PEFTBOOK_RECORDS > {folder}/records\n{script}\n")
+    told = "printenv PEFTBOOK_RECORDS OMP_NUM_THREADS"
+    path.write_text(f'#!/bin/sh\nread -r spec; echo "$spec" > {folder}/spec\n{told} > {folder}/told\n{script}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
 
@@ -135,12 +312,10 @@ def interpreter(folder, script: str) -> str:
     ("script", "expected"),
     [
         ("echo progress >&2; echo done; exit 0", (True, "")),
-        (
-            "echo a note; echo 'Task is unknown: fix it.'; echo progress >&2; exit 2",
-            (False, "Task is unknown: fix it."),
-        ),
-        ("exit 1", (False, "")),
-        ("kill -9 $$", (False, "")),
+        ("echo a note; echo 'Task is unknown: fix it.'; echo noise >&2; exit 2", (False, "Task is unknown: fix it.")),
+        ("echo a note; echo Traceback >&2; echo 'ValueError: no' >&2; exit 1", (False, "ValueError: no")),
+        ("exit 3", (False, "ended with exit status 3")),
+        ("kill -9 $$", (False, "ended by signal 9 (out of memory?)")),
     ],
 )
 def test_a_worker_process_reports_by_exit_status_and_last_line(tmp_path, monkeypatch, script, expected):
@@ -150,10 +325,78 @@ def test_a_worker_process_reports_by_exit_status_and_last_line(tmp_path, monkeyp
     assert specs.Run.model_validate_json((tmp_path / "spec").read_text()) == a_run(0)
 
 
-def test_a_worker_writes_where_it_is_told(tmp_path, monkeypatch):
+def test_a_worker_is_told_where_to_write_and_how_many_threads_to_use(tmp_path, monkeypatch):
     """`verify` repeats runs into a folder of its own; without one the worker's environment is ours."""
     monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, "exit 0"))
     monkeypatch.setenv("PEFTBOOK_RECORDS", "/mine")
-    for folder, written in [(None, "/mine"), (tmp_path / "other", str(tmp_path / "other"))]:
-        run_subprocess(a_run(0), folder)
-        assert (tmp_path / "records").read_text().strip() == written
+    for folder, threads, told in [(None, 3, ["/mine", "3"]), (tmp_path, 0, [str(tmp_path), str(cores())])]:
+        run_subprocess(a_run(0), threads, folder=folder)
+        assert (tmp_path / "told").read_text().split() == told
+
+
+FAKE_WORKER = """
+import os, pathlib, time
+from peftbook.records import Record, Store
+from peftbook.training.worker import read_spec
+spec, folder = read_spec(), pathlib.Path(os.environ["PEFTBOOK_RECORDS"])
+checkpoint = folder / f"{spec.seed}.step"
+step = int(checkpoint.read_text()) if checkpoint.exists() else 0
+with (folder / "log").open("a") as log:
+    log.write(f"{spec.seed} {step}\\n")
+while step < 12:
+    time.sleep(0.05)
+    step += 1
+    checkpoint.with_suffix(".new").write_text(str(step))
+    checkpoint.with_suffix(".new").replace(checkpoint)
+Store(folder).save(Record(key=spec.key, spec=spec))
+"""
+QUEUE = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+import test_queue
+from peftbook.records import Store
+test_queue.queue.WORKER = ({worker!r},)
+test_queue.run_studies(
+    [test_queue.a_study("s", [test_queue.a_run(seed) for seed in range(6)])], Store(pathlib.Path({folder!r})), workers=2
+)
+"""
+
+
+def until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_queue_is_started_again_and_goes_on(tmp_path):
+    """kill -9 of the queue ends its workers; what was finished stays, what was under way resumes, nothing is lost."""
+    folder = tmp_path / "records"
+    folder.mkdir()
+    worker = tmp_path / "worker.py"
+    worker.write_text(FAKE_WORKER)
+    script = QUEUE.format(tests=os.path.dirname(__file__), worker=str(worker), folder=str(folder))  # noqa: PTH120
+    command = [sys.executable, "-c", script]
+    environment = os.environ | {"PEFTBOOK_RECORDS": str(folder)}
+
+    def steps() -> dict[str, int]:
+        return {path.stem: int(path.read_text()) for path in folder.glob("*.step")}
+
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    until(lambda: len(list(folder.glob("*.json"))) >= 2 and any(2 <= step < 10 for step in steps().values()))
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()  # its workers held its standard output: it closes when they end
+    finished, interrupted = {path.stem for path in folder.glob("*.json")}, steps()
+    time.sleep(0.3)
+    assert steps() == interrupted  # no worker outlived the queue
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("*.json"))) == 6
+    started = [line.split() for line in (folder / "log").read_text().splitlines()]
+    for seed in range(6):
+        begun = [int(step) for number, step in started if number == str(seed)]
+        if a_run(seed).key[:12] in finished:
+            assert begun == [0]
+        elif str(seed) in interrupted and len(begun) == 2:
+            assert begun == [0, interrupted[str(seed)]]
+    assert any(int(step) > 0 for _, step in started)

@@ -12,32 +12,73 @@ from pathlib import Path
 
 import peftbook
 from peftbook.errors import InputError
+from peftbook.specs import METHODS
 
 __all__ = ["build_parser", "main"]
 
 
 def command_run(args: argparse.Namespace) -> int:
-    """Compute what the named studies (or --all) lack, or one run given by --key."""
-    from peftbook.records import default_store
+    """Compute what the named studies (or --all) lack, or one run given by --key; start it again after a stop."""
     from peftbook.studies import NAMES, get_study
-    from peftbook.training.queue import run_studies, run_subprocess
+    from peftbook.training.queue import default_workers, run_studies
 
-    store = default_store()
     if args.key:
-        run = find_run(args.key)
-        if run in store and not args.again:
-            print(f"Run {run.key[:12]} is cached: {store.path(run.key)}")
-            return 0
-        ok, message = run_subprocess(run, rerun_folder() if args.again else None)
-        print(message or f"Run {run.key[:12]} is done.")
-        return 0 if ok else 1
+        return run_one(args)
     if not args.studies and not args.all:
         raise InputError(f"Name a study ({', '.join(NAMES)}), or give --all or --key KEY.")
+    if args.export and args.export.exists():
+        raise InputError(f"File {str(args.export)!r} exists: name a new one, an export never replaces another.")
     studies = [get_study(name) for name in (NAMES if args.all else args.studies)]
-    outcomes = run_studies(studies, store, limit=args.limit)
+    outcomes = run_studies(
+        studies,
+        store_on(args.platform, to_run=True),
+        workers=args.workers or default_workers(args.platform),
+        limit=args.limit,
+        minutes=args.minutes,
+        export=args.export,
+    )
     failed = [outcome for outcome in outcomes if not outcome.ok]
-    print(f"{len(outcomes)} runs made, {len(failed)} failed; `peftbook status` shows what is cached.")
+    for outcome in failed:
+        print(f"FAILED {outcome.run.key[:12]}: {outcome.message}")
+    print(f"{len(outcomes) - len(failed)} runs made, {len(failed)} failed; `peftbook status` shows what is cached.")
+    if args.export and args.export.exists():
+        print(f"Their records are in {args.export}: `peftbook import` adds them elsewhere.")
+    if failed:
+        print("`peftbook run --key KEY` repeats one and shows its traceback.")
     return 1 if failed else 0
+
+
+def run_one(args: argparse.Namespace) -> int:
+    """One run by its key, with progress bar and traceback."""
+    from peftbook.training.queue import run_subprocess
+
+    store = store_on(args.platform)
+    run = find_run(args.key, store)
+    path = store.path(run.key)
+    if path is not None and not args.again:
+        print(f"Run {run.key[:12]} is cached: {path}")
+        return 0
+    folder = rerun_folder() if args.again else None
+    ok, message = run_subprocess(run, folder=folder, show=True)
+    print(message or f"Run {run.key[:12]} is done{f': its record is in {folder}' if folder else ''}.")
+    return 0 if ok else 1
+
+
+def store_on(platform: str, *, to_run: bool = False):
+    """The records at hand as seen from a platform.
+
+    to_run: timing runs are named after this machine's GPU. Raises InputError where there is none.
+    """
+    from peftbook.records import default_store
+
+    if platform == "cpu" or not to_run:
+        return default_store().on(platform)
+    from peftbook.training.queue import machine_here
+
+    machine = machine_here(platform)
+    if not machine:
+        raise InputError(f"Platform {platform!r} needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
+    return default_store().on(platform, machine)
 
 
 def rerun_folder() -> Path:
@@ -47,14 +88,12 @@ def rerun_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="peftbook-rerun-"))
 
 
-def find_run(prefix: str):
+def find_run(prefix: str, store):
     """The run whose key starts with `prefix`, among the records and the studies' runs."""
-    from peftbook.records import default_store
     from peftbook.studies import NAMES, get_study
 
-    store = default_store()
     known = {record.key: record.spec for record in store.all()}
-    known |= {run.key: run for name in NAMES for run in get_study(name).runs(store)}
+    known |= {spec.key: spec for name in NAMES for spec in map(store.spec, get_study(name).runs(store))}
     found = [run for key, run in known.items() if key.startswith(prefix)]
     if len(found) != 1:
         raise InputError(
@@ -63,31 +102,48 @@ def find_run(prefix: str):
     return found[0]
 
 
+def command_import(args: argparse.Namespace) -> int:
+    """Check and add the records of a file that `peftbook run --export` wrote; none at hand is replaced."""
+    from peftbook.records import default_store, import_records
+
+    added, refused = import_records(default_store(), args.file)
+    print(f"{len(added)} records added.")
+    if refused:
+        names = ", ".join(key[:12] for key in refused)
+        raise InputError(f"{len(refused)} records differ from those at hand and were refused: {names}; delete either.")
+    return 0
+
+
 def command_status(args: argparse.Namespace) -> int:
     """Say for each study which runs are cached, missing, failed or stale."""
-    from peftbook.records import default_store
+    from peftbook.results import describe
     from peftbook.studies import NAMES, get_study
 
-    store = default_store()
+    store = store_on(args.platform)
     used: set[str] = set()
     for name in NAMES:
         study = get_study(name)
-        runs = study.runs(store)
+        runs = [store.spec(run) for run in study.runs(store)]
         used |= {run.key for run in runs}
         records = study.records(store)
         failed = [record for record in records if record.failure]
         print(f"{name}: {len(records)} of {len(runs)} runs cached, {len(failed)} of them diverged")
         if args.verbose:
             for run in runs:
-                from peftbook.training.queue import describe
-
-                print(f"  {'cached ' if run in store else 'missing'} {describe(run)}")
-        if missing := study.missing(store):
-            print(f"  {len(missing)} missing: run `peftbook run {name}`")
-    stale = [record.key[:12] for record in store.all() if record.key not in used]
+                print(f"  {'cached ' if store.path(run.key) else 'missing'} {run.key[:12]} {describe(run)}")
+        if len(records) < len(runs):
+            print(f"  {len(runs) - len(records)} missing: run `{command_for(name, args.platform)}`")
+    stale = [one.key[:12] for one in store.all() if one.key not in used and one.spec.platform == args.platform]
     if stale:
         print(f"{len(stale)} records belong to no study (stale): {', '.join(stale)}; delete them or restore the study")
     return 0
+
+
+def command_for(study: str, platform: str) -> str:
+    """The command that makes a study's missing runs on a platform."""
+    from peftbook.results import run_command
+
+    return run_command(study) + ("" if platform == "cpu" else f" --platform {platform}")
 
 
 def command_verify(args: argparse.Namespace) -> int:
@@ -95,32 +151,48 @@ def command_verify(args: argparse.Namespace) -> int:
     from peftbook.records import default_store
     from peftbook.training.verify import verify_sample
 
-    results = verify_sample(default_store(), args.sample, args.seed)
-    for result in results:
-        print(result.sentence)
-    counts = Counter(result.outcome for result in results)
+    counts: Counter[str] = Counter()
+    for result in verify_sample(default_store(), args.sample, args.seed):
+        print(result.sentence, flush=True)
+        counts[result.outcome] += result.count
     print(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())) or "no records to verify")
-    return 1 if counts["drift"] else 0
+    return 1 if counts["drift"] or counts["failed"] else 0
 
 
 def command_claims(args: argparse.Namespace) -> int:
-    """Print the verdict on each claim."""
-    from peftbook.results import claims
+    """Print the verdict on each claim, in order of worth."""
+    from peftbook.results import claims, count_verdicts, format_quantity
 
-    rows = [
-        {
-            "study": study.name, "claim": study.claim, "source": study.source, "verdict": verdict.outcome,
-            "evidence": verdict.sentence, "refuted_if": study.refuted_if, "does_not_show": study.does_not_show,
-        }
-        for study, verdict in claims()
-    ]  # fmt: skip
+    found = claims(store_on(args.platform))
     if args.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print(json.dumps([claim_row(one, args.platform) for one in found], indent=1, ensure_ascii=False))
         return 0
-    for row in rows:
-        print(f"{row['verdict'].upper():<12} {row['claim']} [{row['source']}]")
-        print(f"             {row['evidence']}\n             refuted if: {row['refuted_if']}")
+    print(f"{len(found)} claims: " + ", ".join(f"{count} {said}" for said, count in count_verdicts(found).items()))
+    for one in found:
+        study, verdict = one.study, one.verdict
+        print(f"\n{verdict.outcome.upper()}: {study.claim} [{study.source}]")
+        print(f"  {study.name}: {verdict.sentence}")
+        if one.effect is not None:
+            print(f"  {one.name} = {format_quantity(one.effect)} ({one.runs - one.missing} of {one.runs} runs)")
+        elif one.missing:
+            print(f"  {one.missing} of {one.runs} runs are missing: {command_for(study.name, args.platform)}")
+        print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")
     return 0
+
+
+def claim_row(one, platform: str) -> dict:
+    """A claim as plain values; the effect is null until it is known."""
+    study, effect = one.study, one.effect
+    return {
+        "study": study.name, "claim": study.claim, "source": study.source, "platform": platform,
+        "verdict": one.verdict.outcome, "evidence": one.verdict.sentence,
+        "effect": None if effect is None else {
+            "name": one.name, "value": effect.value, "low": effect.low, "high": effect.high, "unit": effect.unit,
+            "seeds": effect.seeds, "n": effect.n, "runs": list(effect.runs),
+        },
+        "refuted_if": study.refuted_if, "does_not_show": study.does_not_show, "chapter": study.chapter,
+        "runs": one.runs, "missing": one.missing, "command": command_for(study.name, platform),
+    }  # fmt: skip
 
 
 def command_prepare(args: argparse.Namespace) -> int:
@@ -202,7 +274,24 @@ def command_train(args: argparse.Namespace) -> int:
     """Train one method on the reader's own file and score it; prints the measurements, saves adapter and texts."""
     from peftbook.training.own_data import train_on_file
 
+    if args.learning_rate is None:
+        args.learning_rate = learning_rate_for(args.method)
     return train_on_file(args)
+
+
+def learning_rate_for(method: str) -> float:
+    """What the book's sweeps chose for a method, else the middle of the grid that they search; LoRA's for others."""
+    from peftbook.records import default_store
+    from peftbook.studies import benchmark, methods, variants
+
+    store = default_store()
+    if method in methods.ARMS and (chosen := methods.best_rate(method, store)):
+        return chosen
+    for comparison in (benchmark.COMPARISON, variants.COMPARISON):
+        for arm in comparison.arms:
+            if arm.name == method and arm.rates:
+                return comparison.best(arm, store) or arm.rates[len(arm.rates) // 2]
+    return learning_rate_for("lora")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -223,12 +312,21 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--key", help="one run, by the first digits of its key")
     run.add_argument("--again", action="store_true", help="with --key: repeat a cached run into a temporary folder")
     run.add_argument("--limit", type=positive, help="stop after this many runs")
+    run.add_argument("--workers", type=positive, help="runs side by side (default: one a core, on a GPU one)")
+    run.add_argument("--minutes", type=positive, help="start no run that would probably end later than this")
+    run.add_argument("--export", type=Path, metavar="FILE.zip", help="keep the records that are made in one file too")
+    on_platform(run)
+    take = add("import", command_import)
+    take.add_argument("file", type=Path, metavar="FILE.zip")
     status = add("status", command_status)
+    on_platform(status)
     status.add_argument("-v", "--verbose", action="store_true", help="list every run")
     verify = add("verify", command_verify)
     verify.add_argument("--sample", type=positive, default=2, help="how many records (default 2)")
     verify.add_argument("--seed", type=int, default=0, help="which sample")
-    add("claims", command_claims).add_argument("--json", action="store_true")
+    claims = add("claims", command_claims)
+    claims.add_argument("--json", action="store_true")
+    on_platform(claims)
     add("prepare", command_prepare)
     add("book", command_book).add_argument("--strict", action="store_true", help="all pages, warnings are errors")
     add("figures", command_figures).add_argument("--out", type=Path, default=Path("figures"))
@@ -242,10 +340,10 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--input", required=True, help="column that the model reads")
     own.add_argument("--target", required=True, help="column that it should write")
     own.add_argument("--group", help="column whose values a split never divides")
-    own.add_argument("--method", default="lora", help="untuned, full, lora, qlora or prompt")
-    own.add_argument("--rank", type=int, help="LoRA rank")
+    own.add_argument("--method", default="lora", help=f"{', '.join(METHODS)} (default lora)")
+    own.add_argument("--rank", type=int, help="rank of lora, qlora or vera")
     own.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, a folder, or a hub id")
-    own.add_argument("--learning-rate", type=float, default=6e-4)
+    own.add_argument("--learning-rate", type=float, help="default: what suits the method in the book's runs")
     own.add_argument("--tokens", type=positive, default=20_000)
     own.add_argument("--seed", type=int, default=0)
     own.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
@@ -256,6 +354,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, help="also write the rows as JSON")
     add("book", command_bench_book, bench)
     return parser
+
+
+def on_platform(parser: argparse.ArgumentParser) -> None:
+    """The option that turns a study's CPU runs into those of a GPU."""
+    parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu", help="which records (default cpu)")
 
 
 def positive(text: str) -> int:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
+import re
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from peftbook.errors import InputError
 from peftbook.specs import Probe, Run
 
-__all__ = ["Record", "Store", "default_store", "write_atomically"]
+__all__ = ["Record", "Store", "default_store", "export_records", "import_records", "write_atomically"]
 
 SCHEMA = 1
+CACHED_RECORDS = 2048  # a record at hand is read from disk once a process
+# What an imported file may hold: our own names, and no more than these sizes (the largest shipped record has 0.1 MB).
+MEMBER = re.compile(r"([0-9a-f]{12})(\.json|\.texts\.json\.gz)")
+MEMBERS, MEMBER_BYTES, ALL_BYTES, TEXTS_BYTES = 4000, 8_000_000, 400_000_000, 64_000_000
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # so that equal records give equal files
 SHIPPED = Path(__file__).resolve().parent / "records"
 
 
@@ -91,10 +99,41 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class Store:
-    """Records in folders: read from all of them in order, written to the last."""
+    """Records in folders: read from all of them in order, written to the last.
 
-    def __init__(self, *folders: Path):
+    platform, machine: with a platform the store answers for every run as it would be made there (`on`).
+    """
+
+    def __init__(self, *folders: Path, platform: str = "", machine: str = ""):
         self.folders = folders
+        self.platform = platform
+        self.machine = machine
+
+    def on(self, platform: str, machine: str = "") -> Store:
+        """The same records seen from a platform: a study asks for its CPU runs and gets those of the platform.
+
+        machine: what timing runs are named after there; without one, a machine that the platform's timing records at
+        hand name, if there is any.
+        """
+        if platform == "cpu" and not machine:
+            return Store(*self.folders)
+        return Store(*self.folders, platform=platform, machine=machine or self._timed_machine(platform))
+
+    def _timed_machine(self, platform: str) -> str:
+        specs = [one.spec for one in self.all()]
+        timed = [one.machine for one in specs if (one.platform, one.purpose) == (platform, "timing")]
+        return max(sorted(set(timed)), key=timed.count, default="")
+
+    def spec(self, run: Run | Probe) -> Run | Probe:
+        """The run as this store sees it: on its platform, a probe with the runs that it trains or reads."""
+        if not self.platform:
+            return run
+        changes: dict[str, Any] = {"platform": self.platform}
+        if run.purpose == "timing" and self.machine:
+            changes["machine"] = self.machine
+        if isinstance(run, Probe):
+            changes["runs"] = tuple(self.spec(one) for one in run.runs)
+        return run.model_copy(update=changes)
 
     def path(self, key: str) -> Path | None:
         """The file that holds this key, or None."""
@@ -106,11 +145,11 @@ class Store:
 
     def get(self, run: Run | Probe) -> Record | None:
         """The record of a run, checked, or None."""
-        path = self.path(run.key)
+        path = self.path(self.spec(run).key)
         return None if path is None else load_record(path)
 
     def __contains__(self, run: Run | Probe) -> bool:
-        return self.path(run.key) is not None
+        return self.path(self.spec(run).key) is not None
 
     def texts(self, record: Record) -> list[str]:
         """The generated texts of a record, in example order; checked against the record's hash."""
@@ -166,21 +205,124 @@ def _is_scalar(item: str) -> bool:
     return bool(item) and item[-1] not in "[{" and not item.startswith(("}", "]")) and '": ' not in item
 
 
+FIX = "restore it from version control, or delete it and run `peftbook run`"
+
+
 def load_record(path: Path) -> Record:
     """Read and check one record: schema, key against spec, checksum. Raises InputError naming the file and the fix."""
-    fix = "restore it from version control, or delete it and run `peftbook run`"
     try:
-        record = Record.model_validate_json(path.read_bytes())
-    except (ValidationError, ValueError, OSError) as error:
+        state = path.stat()
+    except OSError as error:
+        raise InputError(f"Record {path.name} is corrupted ({error}): {FIX}.") from None
+    return _load_record(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@lru_cache(CACHED_RECORDS)
+def _load_record(path: Path, *state: int) -> Record:
+    """`state` is what changes when the file does."""
+    try:
+        return check_record(path.name, path.read_bytes())
+    except OSError as error:
+        raise InputError(f"Record {path.name} is corrupted ({error}): {FIX}.") from None
+
+
+def check_record(name: str, data: bytes) -> Record:
+    """The record in `data`, whose file is called `<first digits of its key>.json`. Raises InputError."""
+    try:
+        record = Record.model_validate_json(data)
+    except (ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"Record {path.name} is corrupted ({reason}): {fix}.") from None
+        raise InputError(f"Record {name} is corrupted ({reason}): {FIX}.") from None
     if record.schema_version != SCHEMA:
-        raise InputError(f"Record {path.name} has schema {record.schema_version}, this version reads {SCHEMA}: {fix}.")
-    if record.key != record.spec.key or not record.key.startswith(path.stem):
-        raise InputError(f"Record {path.name} is stale: its key is not the hash of its spec; {fix}.")
+        raise InputError(f"Record {name} has schema {record.schema_version}, this version reads {SCHEMA}: {FIX}.")
+    if record.key != record.spec.key or not record.key.startswith(name.removesuffix(".json")):
+        raise InputError(f"Record {name} is stale: its key is not the hash of its spec; {FIX}.")
     if record.checksum != record.compute_checksum():
-        raise InputError(f"Record {path.name} was changed after it was written (checksum differs): {fix}.")
+        raise InputError(f"Record {name} was changed after it was written (checksum differs): {FIX}.")
     return record
+
+
+def export_records(store: Store, keys: Iterable[str], path: Path) -> int:
+    """Write the records of these keys with their texts into one zip file, whole or not at all; returns their number."""
+    body, count = io.BytesIO(), 0
+    with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key in sorted(set(keys)):
+            if (record := store.path(key)) is None:
+                continue
+            count += 1
+            for file in (record, record.with_suffix(".texts.json.gz")):
+                if file.is_file():
+                    archive.writestr(zipfile.ZipInfo(file.name, ZIP_DATE), file.read_bytes())
+    write_atomically(path, body.getvalue())
+    return count
+
+
+def import_records(store: Store, path: Path) -> tuple[list[str], list[str]]:
+    """Add the records of an exported file that are new; returns the keys that were added and those that were refused.
+
+    Everything in the file is checked before anything is written: names, sizes, and each record as on every load, its
+    texts against their hash. A record that is at hand with other content is refused: records are never replaced.
+
+    Raises InputError for a file that is not such an export; nothing is written then.
+    """
+    members = _read_members(path)
+    found: dict[str, tuple[bytes, bytes | None]] = {}
+    for name, data in members.items():
+        key, suffix = MEMBER.fullmatch(name).groups()  # type: ignore[union-attr]
+        if suffix == ".json":
+            record = check_record(name, data)
+            texts = members.get(f"{key}.texts.json.gz")
+            _check_texts(record, texts)
+            found[record.key] = data, texts
+        elif f"{key}.json" not in members:
+            raise InputError(f"{path.name} has texts of {key} without their record: export it again.")
+    added, refused = [], []
+    for key, (data, texts) in sorted(found.items()):
+        present = store.path(key)
+        if present is not None:
+            if present.read_bytes() != data:
+                refused.append(key)
+            continue
+        if texts is not None:
+            write_atomically(store.folders[-1] / f"{key[:12]}.texts.json.gz", texts)
+        write_atomically(store.folders[-1] / f"{key[:12]}.json", data)
+        added.append(key)
+    return added, refused
+
+
+def _read_members(path: Path) -> dict[str, bytes]:
+    """Name → content of an exported file. Raises InputError for other names, sizes or formats."""
+    again = "give a file that `peftbook run --export` wrote"
+    out: dict[str, bytes] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(names) > MEMBERS or len(set(names)) < len(names):
+                raise InputError(f"{path.name} holds more than {MEMBERS} files or one name twice: {again}.")
+            for name in names:
+                if not MEMBER.fullmatch(name):
+                    raise InputError(f"{path.name} holds {name[:60]!r}, which is no record: {again}.")
+                with archive.open(name) as stream:  # the stated size is not trusted
+                    out[name] = stream.read(MEMBER_BYTES + 1)
+                if len(out[name]) > MEMBER_BYTES or sum(map(len, out.values())) > ALL_BYTES:
+                    raise InputError(f"{path.name} is too large at {name}: {again}.")
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path.name} cannot be read ({error}): {again}.") from None
+    return out
+
+
+def _check_texts(record: Record, texts: bytes | None) -> None:
+    """Raises InputError unless the texts are those that the record names."""
+    found = ""
+    if texts is not None:
+        gzipped = zlib.decompressobj(wbits=31)  # 31: with gzip's header
+        try:
+            raw = gzipped.decompress(texts, TEXTS_BYTES + 1)
+        except zlib.error:
+            raw = b""
+        found = hashlib.sha256(raw).hexdigest() if gzipped.eof and len(raw) <= TEXTS_BYTES else "unreadable"
+    if found != record.texts_sha256:
+        raise InputError(f"The texts of record {record.short_key} do not match its hash: export it again.")
 
 
 def default_store() -> Store:

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Store, default_store
 from peftbook.studies import NAMES, Quantity, Study, Verdict, get_study
 
-__all__ = ["claims", "format_quantity", "format_value", "quantities", "quantity", "run_command"]
+__all__ = [
+    "Claim",
+    "claims",
+    "count_verdicts",
+    "describe",
+    "format_quantity",
+    "format_value",
+    "quantities",
+    "quantity",
+    "run_command",
+    "study_quantities",
+    "study_verdict",
+]
+
+OUTCOMES = ("reproduced", "equivalent", "refuted", "undecided", "measured", "not testable here", "not yet run")
+SAID = ("rank", "length", "width")  # of a method, always; other fields where they are not the default
+WORDS = {"shots": "{} examples in the prompt", "length": "{} virtual tokens", "train_examples": "{} examples"}
+LISTED = 4  # a setting with more values is counted
 
 
 def quantities(store: Store | None = None) -> dict[str, Quantity]:
@@ -24,13 +43,28 @@ def quantities(store: Store | None = None) -> dict[str, Quantity]:
 
 def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
     """The quantities of one study; computed once for each set of records (a record, once written, never changes)."""
+    return _quantities(name, *_state(store))
+
+
+def study_verdict(name: str, store: Store) -> Verdict:
+    """The verdict of one study; decided once for each set of records."""
+    return _verdict(name, *_state(store))
+
+
+def _state(store: Store) -> tuple:
+    """What the answers of a store depend on: where it looks, what is there, and what platform it answers for."""
     names = tuple(sorted(path.name for folder in store.folders for path in folder.glob("*.json")))
-    return _cached(name, store.folders, names)
+    return store.folders, store.platform, store.machine, names
 
 
-@functools.lru_cache(maxsize=64)
-def _cached(name: str, folders: tuple, names: tuple) -> Mapping[str, Quantity]:
-    return get_study(name).quantities(Store(*folders))
+@functools.lru_cache(maxsize=256)
+def _quantities(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Mapping[str, Quantity]:
+    return get_study(name).quantities(Store(*folders, platform=platform, machine=machine))
+
+
+@functools.lru_cache(maxsize=256)
+def _verdict(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Verdict:
+    return get_study(name).verdict(Store(*folders, platform=platform, machine=machine))
 
 
 def quantity(name: str, store: Store | None = None) -> Quantity:
@@ -80,7 +114,80 @@ def format_quantity(quantity: Quantity, *, interval: bool = True) -> str:
     return f"{text} {quantity.unit}" if quantity.unit else text
 
 
-def claims(store: Store | None = None) -> list[tuple[Study, Verdict]]:
-    """Every study with its verdict, in the order of `studies.NAMES`."""
+@dataclass(frozen=True)
+class Claim:
+    """A study's claim and what the records at hand say about it.
+
+    effect: the first quantity that the verdict names, `name` its name; None until it is known.
+    runs, missing: how many runs are determined, and how many of them have no record.
+    """
+
+    study: Study
+    verdict: Verdict
+    name: str
+    effect: Quantity | None
+    runs: int
+    missing: int
+
+
+def claims(store: Store | None = None) -> list[Claim]:
+    """Every study's claim with its verdict, in the order of worth (`studies.NAMES`)."""
     where = store or default_store()
-    return [(study, study.verdict(where)) for study in map(get_study, NAMES)]
+    return [claim(name, where) for name in NAMES]
+
+
+def claim(name: str, store: Store) -> Claim:
+    """The claim of one study."""
+    study, verdict, found = get_study(name), study_verdict(name, store), study_quantities(name, store)
+    named = next((one for one in verdict.quantities if one in found), "")
+    return Claim(study, verdict, named, found.get(named), len(study.runs(store)), len(study.missing(store)))
+
+
+def count_verdicts(claims: list[Claim]) -> dict[str, int]:
+    """How many claims have each outcome, the decided ones first."""
+    said = [one.verdict.outcome for one in claims]
+    return {outcome: said.count(outcome) for outcome in (*OUTCOMES, *said) if outcome in said}
+
+
+def describe(spec: specs.Run | specs.Probe) -> str:
+    """What a run or a probe is, in one line: `lora on e2e, rank 16, rate 0.0004, 136,000 tokens, seed 0, test`."""
+    if isinstance(spec, specs.Probe):
+        parts = [spec.measure.rpartition(".")[2].replace("_", " ")]
+        parts += [_setting(name, value) for name, value in spec.settings.items()]
+        if len(spec.runs) == 1:
+            return ", ".join([*parts, f"of {describe(spec.runs[0])}"])
+        parts += [f"over {len(spec.runs)} runs"] if spec.runs else []
+    else:
+        parts = [f"{spec.method.kind} on {spec.task.name}", *_unusual(spec.method, ("kind", "version"))]
+        if spec.budget is not None:
+            parts += [f"rate {spec.budget.learning_rate:g}", f"{spec.budget.tokens:,} tokens"]
+            parts += _unusual(spec.budget, ("tokens", "learning_rate"))
+        parts += ["float32"] if spec.dtype == "fp32" else []
+    parts += [f"model {spec.model.name}"] if spec.model.name != specs.EMBEDDED_MODEL else []
+    parts.append(f"seed {spec.seed}")
+    if spec.purpose == "timing":
+        parts.append("timing")
+    elif isinstance(spec, specs.Run):
+        parts.append(spec.evaluation.split)
+    return ", ".join([*parts, spec.platform] if spec.platform != "cpu" else parts)
+
+
+def _unusual(spec: specs.Spec, known: tuple[str, ...]) -> Iterator[str]:
+    """The fields that tell this spec from the default one of its class."""
+    for name, value in spec:
+        if name not in known and (name in SAID or value != type(spec).model_fields[name].default):
+            yield _setting(name, value)
+
+
+def _setting(name: str, value: object) -> str:
+    """One field in words."""
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    if isinstance(value, tuple):
+        return f"{len(value)} {words}" if len(value) > LISTED else f"{words} {'+'.join(map(_plain, value))}"
+    return WORDS.get(name, f"{words} {{}}").format(_plain(value))
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

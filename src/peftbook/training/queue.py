@@ -1,86 +1,338 @@
-"""The queue: what a study still lacks, one process a run, resumable; failures are recorded and do not stop it."""
+"""The queue: what studies still lack, in order of worth, several runs side by side, one process each.
+
+Nothing is kept but the records: a queue that was killed is started again and goes on, with the runs that were under
+way at their last checkpoint. Failures are reported and stop nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import functools
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from peftbook.records import Store
-from peftbook.specs import LoRA, Probe, Run, Untuned
+from peftbook.errors import InputError
+from peftbook.records import Record, Store, export_records
+from peftbook.results import describe
+from peftbook.specs import Probe, Run
 from peftbook.studies import Study
+from peftbook.tasks import get_task, task_names
 
-__all__ = ["Outcome", "run_studies", "run_subprocess"]
+__all__ = ["Outcome", "cores", "default_workers", "run_studies", "run_subprocess"]
+
+WORKER_BYTES = 5e9  # what training at 135M parameters may take on a CPU
+WORKER = ("-m", "peftbook.training.worker")
+RUNNING: set[subprocess.Popen] = set()  # so that an interrupted queue can end what it started
+
+Spec = Run | Probe
+Compute = Callable[[Spec, int], tuple[bool, str]]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one run of the queue."""
 
-    run: Run
+    run: Spec
     seconds: float
     ok: bool
     message: str = ""
 
 
-def run_subprocess(run: Run, folder: Path | None = None) -> tuple[bool, str]:
-    """Compute one run in a process of its own, so that its peak memory is its own and a crash stops nothing else.
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    folder: where its record goes (default: where new records go). Returns success and the last line of complaint.
+
+def default_workers(platform: str) -> int:
+    """One worker a core where memory allows WORKER_BYTES each, since threads gain less than runs side by side; on a
+    GPU one.
     """
-    environment = dict(os.environ)
+    if platform != "cpu":
+        return 1
+    import psutil
+
+    return max(1, min(cores(), int(psutil.virtual_memory().available // WORKER_BYTES)))
+
+
+def run_subprocess(run: Spec, threads: int = 0, *, folder: Path | None = None, show: bool = False) -> tuple[bool, str]:
+    """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
+
+    threads: of the process; 0 means all cores.  folder: where its record goes (default: where new records go).
+    show: let its progress bar and a traceback through to the terminal.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads or cores())}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, so a neighbour is not slowed down
     if folder is not None:
         environment["PEFTBOOK_RECORDS"] = str(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "peftbook.training.execute"],
-        input=run.canonical(), text=True, stdout=subprocess.PIPE, env=environment,
-    )  # fmt: skip
-    said = done.stdout.strip().splitlines()
-    return done.returncode == 0, said[-1] if said and done.returncode else ""
+    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, *WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stderr=None if show else complaints,
+        )  # fmt: skip
+        RUNNING.add(process)
+        try:
+            said = _talk(process, run.canonical()).strip().splitlines()
+        finally:
+            RUNNING.discard(process)
+        if process.returncode == 0:
+            return True, ""
+        complaints.seek(0)
+        complained = complaints.read().strip().splitlines()
+    if process.returncode < 0:
+        return False, f"ended by signal {-process.returncode}{' (out of memory?)' * (process.returncode == -9)}"
+    lines = said if process.returncode == 2 else complained  # a refusal is said, a traceback is complained
+    return False, lines[-1] if lines else f"ended with exit status {process.returncode}"
+
+
+def _talk(process: subprocess.Popen, spec: str) -> str:
+    """Give the worker its spec and read what it says until it ends. Its input stays open: it ends when we do."""
+    assert process.stdin is not None and process.stdout is not None
+    with process.stdout:
+        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status says so
+            process.stdin.write(f"{spec}\n")
+            process.stdin.flush()
+        said = process.stdout.read()
+    process.wait()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    return said
+
+
+@dataclass
+class Estimates:
+    """How long a run takes, from the records at hand and from what this queue has seen."""
+
+    seconds: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def note(self, spec: Spec, seconds: float) -> None:
+        """One more run that took so long."""
+        self.seconds[kind_of_work(spec)].append(seconds)
+        self.seconds[spec.platform].append(seconds)
+
+    def of(self, spec: Spec) -> float | None:
+        """Median seconds of runs with the same kind of work, else of all runs of the platform, else None."""
+        found = self.seconds.get(kind_of_work(spec)) or self.seconds.get(spec.platform)
+        return statistics.median(found) if found else None
+
+
+def kind_of_work(spec: Spec) -> Hashable:
+    """What makes two runs take about equally long: platform, task, method, tokens, texts; or the measure of a probe."""
+    if isinstance(spec, Probe):
+        return spec.platform, spec.measure, len(spec.runs)
+    tokens = spec.budget.tokens if spec.budget else 0
+    shots = getattr(spec.method, "shots", 0)
+    return spec.platform, spec.task.name, spec.method.kind, shots, tokens, spec.evaluation.n_generate
+
+
+def wall_seconds(record: Record) -> float | None:
+    """From start to end of a record's making, by its provenance."""
+    try:
+        began, ended = (datetime.datetime.fromisoformat(record.provenance[name]) for name in ("started", "finished"))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (ended - began).total_seconds()
+
+
+def missing_data(task: str) -> str:
+    """Why a task of the book cannot be loaded here, in a sentence; empty if it can."""
+    if task in task_names():
+        try:
+            get_task(task)
+        except InputError as error:
+            return str(error)
+    return ""
+
+
+def machine_here(platform: str) -> str:
+    """The name that timing runs made here carry; empty where there is no such platform. Asked in another process."""
+    ask = f"from peftbook.training.execute import machine_name; print(machine_name({platform!r}))"
+    return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
+
+
+@dataclass
+class Queue:
+    """One call of `run_studies`: what it was given and where it stands.
+
+    done, known: runs with a record, and runs determined so far.  waiting: those to be made, in order.
+    """
+
+    studies: Sequence[Study]
+    store: Store
+    report: Callable[[str], None]
+    workers: int
+    deadline: float | None
+    data: Callable[[str], str]
+    machine: Callable[[str], str]
+    estimates: Estimates = field(default_factory=Estimates)
+    outcomes: list[Outcome] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
+    said: set[tuple[str, str]] = field(default_factory=set)
+    done: int = 0
+    known: int = 0
+    waiting: list[Spec] = field(default_factory=list)
+
+    def survey(self) -> None:
+        """Find out again what is known and what is missing: stages appear as runs finish."""
+        known: set[str] = set()
+        missing: dict[str, Spec] = {}
+        for study in self.studies:
+            hindered: dict[str, int] = defaultdict(int)
+            for run in study.runs(self.store):
+                spec = self.store.spec(run)
+                key = spec.key
+                known.add(key)
+                if key in missing or self.store.path(key) is not None:
+                    continue
+                if why := self.obstacle(spec):
+                    hindered[why] += 1
+                else:
+                    missing[key] = spec
+            for why, count in hindered.items():
+                if (study.name, why) not in self.said:
+                    self.said.add((study.name, why))
+                    self.say(f"SKIP  {study.name}: {count} run{'s' * (count > 1)} left out: {why}")
+        self.known = len(known)
+        self.done = sum(self.store.path(key) is not None for key in known)
+        self.waiting = [spec for key, spec in missing.items() if key not in self.tried]
+
+    def obstacle(self, spec: Spec) -> str:
+        """Why a run cannot be made here, in a sentence; empty if nothing is in the way."""
+        for run in (spec,) if isinstance(spec, Run) else spec.runs:
+            if why := self.data(run.task.name):
+                return why
+        if spec.purpose == "timing" and spec.machine and spec.machine != (here := self.machine(spec.platform)):
+            return f"they are timed on {spec.machine!r}, and this machine is {here!r}."
+        return ""
+
+    def next(self, running: Sequence[Spec]) -> Spec | None:
+        """The first waiting run that may start beside those that run now, by the clock and by the timing rule."""
+        if len(running) >= self.workers or any(spec.purpose == "timing" for spec in running):
+            return None
+        for spec in self.waiting:
+            if self.fits(spec):
+                return None if spec.purpose == "timing" and running else spec
+        return None
+
+    def fits(self, spec: Spec) -> bool:
+        """Whether a run would end before the deadline; the first run of a call always does."""
+        if self.deadline is None or not self.tried:
+            return True
+        return time.monotonic() + (self.estimates.of(spec) or 0) <= self.deadline
+
+    def time_left(self) -> str:
+        """About how long the known rest takes, in words."""
+        seconds = [self.estimates.of(spec) for spec in self.waiting]
+        if not seconds or any(one is None for one in seconds):
+            return "time left unknown" if seconds else "last ones"
+        alone = sum(one or 0 for one, spec in zip(seconds, self.waiting, strict=True) if spec.purpose == "timing")
+        return f"about {duration(alone + (sum(one or 0 for one in seconds) - alone) / self.workers)} left"
+
+    def finish(self, outcome: Outcome) -> None:
+        """Keep what became of a run and say it."""
+        self.outcomes.append(outcome)
+        if outcome.ok:
+            self.estimates.note(outcome.run, outcome.seconds)
+        failed = sum(not one.ok for one in self.outcomes)
+        self.survey()
+        word = "done " if outcome.ok else "FAILED"
+        counts = f"{self.done}/{self.known}, {f'{failed} failed, ' if failed else ''}{self.time_left()}"
+        why = f": {outcome.message}" if outcome.message else ""
+        self.say(f"{word} in {duration(outcome.seconds)} [{counts}] {name_of(outcome.run)}{why}")
+
+    def say(self, text: str) -> None:
+        """One event, one line."""
+        self.report(f"{datetime.datetime.now():%H:%M:%S} {text}")
+
+
+def print_line(line: str) -> None:
+    """To standard output at once, so that a log is never behind."""
+    print(line, flush=True)
 
 
 def run_studies(
     studies: Sequence[Study],
     store: Store,
     *,
-    compute: Callable[[Run], tuple[bool, str]] = run_subprocess,
-    report: Callable[[str], None] = print,
+    compute: Compute = run_subprocess,
+    report: Callable[[str], None] = print_line,
+    workers: int = 1,
     limit: int | None = None,
+    minutes: float | None = None,
+    export: Path | None = None,
+    this_machine: Callable[[str], str] = machine_here,
 ) -> list[Outcome]:
     """Compute what is missing until no study determines a new run; each run is tried once a call.
 
-    Studies are served in the order given. A run that two studies share is computed once. A stage that depends on
-    earlier results appears when those have records.
+    Studies are served in the order given and each in its own order; a run that two of them share is computed once. A
+    stage that depends on earlier results appears when those have records. Runs that cannot be made here (data that is
+    not at hand, timings of another machine) are named and passed over.
+
+    workers: runs side by side, each with its share of the cores; a timing run has the machine to itself.
+    limit: start no more than so many runs.  minutes: start no run that would probably end later; one is always tried.
+    export: keep the records made by this call in this file too, after every run.
     """
-    outcomes: list[Outcome] = []
-    tried: set[str] = set()
-    while limit is None or len(outcomes) < limit:
-        waiting = [run for study in studies for run in study.missing(store) if run.key not in tried]
-        if not waiting:
-            break
-        run = waiting[0]
-        tried.add(run.key)
-        report(f"[{len(outcomes) + 1}, {len({one.key for one in waiting})} known to be missing] {describe(run)}")
-        began = time.monotonic()
-        ok, message = compute(run)
-        outcomes.append(Outcome(run, time.monotonic() - began, ok, message))
-        report(f"    {'done' if ok else 'FAILED'} in {outcomes[-1].seconds:.0f} s {message}".rstrip())
-    return outcomes
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    asked = functools.cache(missing_data), functools.cache(this_machine)
+    queue = Queue(studies, store, report, workers, deadline, *asked)
+    for record in store.all():
+        if (seconds := wall_seconds(record)) is not None:
+            queue.estimates.note(record.spec, seconds)
+    running: dict[Future, tuple[Spec, float]] = {}
+    made: list[str] = []
+    with ThreadPoolExecutor(workers) as pool, ending_workers():
+        queue.survey()
+        while True:
+            while limit is None or len(queue.tried) < limit:
+                spec = queue.next([spec for spec, _ in running.values()])
+                if spec is None:
+                    break
+                queue.tried.add(spec.key)
+                queue.waiting.remove(spec)
+                queue.say(f"start [{queue.done}/{queue.known}] {name_of(spec)}")
+                threads = cores() if spec.purpose == "timing" else max(1, cores() // workers)
+                running[pool.submit(compute, spec, threads)] = spec, time.monotonic()
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                spec, began = running.pop(future)
+                queue.finish(Outcome(spec, time.monotonic() - began, *future.result()))
+                if queue.outcomes[-1].ok and export is not None:
+                    made.append(spec.key)
+                    export_records(store, made, export)
+    if late := [spec for spec in queue.waiting if not queue.fits(spec)]:
+        queue.say(f"STOP  {len(late)} runs would end after {minutes:g} minutes: run the same command to go on")
+    return queue.outcomes
 
 
-def describe(run: Run | Probe) -> str:
-    """One line for people: method, rate, seed, task, key."""
-    if isinstance(run, Probe):
-        said = " ".join(f"{name}={value}" for name, value in run.settings.items() if isinstance(value, (str, int)))
-        on = f" on {len(run.runs)} runs" if run.runs else ""
-        return f"{run.key[:12]} {run.measure}{on} {said} seed {run.seed}"
-    method = run.method
-    rate = f" lr {run.budget.learning_rate:g}" if run.budget else ""
-    shots = f" {method.shots}-shot" if isinstance(method, Untuned) else ""
-    rank = f" r{method.rank}" if isinstance(method, LoRA) else ""
-    split = run.evaluation.split
-    return f"{run.key[:12]} {run.task.name} {method.kind}{rank}{shots}{rate} seed {run.seed} ({split})"
+@contextlib.contextmanager
+def ending_workers() -> Iterator[None]:
+    """On an error or Ctrl-C, end what runs, so that nothing is waited for."""
+    try:
+        yield
+    except BaseException:
+        for process in list(RUNNING):
+            process.terminate()
+        raise
+
+
+def name_of(spec: Spec) -> str:
+    """Key and description, in one line."""
+    return f"{spec.key[:12]} {describe(spec)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `41 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,91 @@
+"""Verify: a shipped run repeats; what drifts is seen; what cannot be compared is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftbook import specs
+from peftbook.records import SHIPPED, Record, Store
+from peftbook.tasks import get_task, task_spec
+from peftbook.training import verify
+from peftbook.training.queue import wall_seconds
+from peftbook.training.verify import TOLERANCES, compare, verify_sample
+
+
+def a_record(seed: int = 0, failure: str = "", task: str = "docstrings", **measurements) -> Record:
+    run = specs.Run(
+        task=task_spec(task), method=specs.LoRA(), budget=specs.Budget(tokens=10, learning_rate=1e-3), seed=seed
+    )
+    return Record(key=run.key, spec=run, measurements=measurements, failure=failure)
+
+
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_a_difference_is_drift_beyond_its_tolerance_alone(name):
+    """On either side, and whatever else agrees; a measurement that only one of the two has is not compared."""
+    other = next(each for each in TOLERANCES if each != name)
+    old = a_record(**{name: 1.0, other: 0.5})
+    for factor, outcome in [(0.0, "same"), (0.9, "same"), (-0.9, "same"), (1.1, "drift"), (-1.1, "drift")]:
+        found = compare(old, a_record(**{name: 1.0 + factor * TOLERANCES[name], other: 0.5}))
+        assert found.outcome == outcome and name in found.sentence
+    assert compare(old, a_record(**{other: 0.5})).outcome == "same"
+
+
+def test_a_run_that_diverges_only_now_is_drift():
+    """And one that diverges both times is the same."""
+    lost = "Training diverged at step 3"
+    assert compare(a_record(loss_nats=2.0), a_record(failure=lost)).outcome == "drift"
+    assert compare(a_record(failure=lost), a_record(failure=lost)).outcome == "same"
+
+
+def test_only_quality_runs_whose_data_is_at_hand_are_repeated(tmp_path, monkeypatch):
+    """The rest is named, once a kind, and never sampled."""
+    monkeypatch.delenv("PEFTBOOK_E2E", raising=False)
+    get_task.cache_clear()
+    store = Store(tmp_path)
+    repeated = []
+    for seed in range(3):
+        store.save(a_record(seed, loss_nats=2.0))
+        store.save(a_record(seed, task="e2e", loss_nats=2.0))
+    for run in [a_record(7).spec.model_copy(update=change) for change in ({"purpose": "timing"}, {"platform": "cuda"})]:
+        store.save(Record(key=run.key, spec=run))
+    probe = specs.Probe(measure="curves.learning_curve", runs=(a_record(0).spec,))
+    store.save(Record(key=probe.key, spec=probe))
+
+    def again(run, *, folder):
+        repeated.append(run.seed)
+        Store(folder).save(a_record(run.seed, loss_nats=2.0 + run.seed))
+        return run.seed != 2, "out of memory"
+
+    monkeypatch.setattr(verify, "run_subprocess", again)
+    results = list(verify_sample(store, 10, seed=1))
+    assert sorted(repeated) == [0, 1, 2]
+    assert sorted(one.outcome for one in results) == ["drift", "failed", "same", "skipped", "skipped"]
+    skipped = [one for one in results if one.outcome == "skipped"]
+    assert {one.count for one in skipped} == {1, 3}
+    assert "curves.learning_curve" in skipped[0].sentence and "e2e" in skipped[1].sentence
+
+
+def test_the_sample_is_drawn_by_its_seed(tmp_path, monkeypatch):
+    """Two people who verify with one seed repeat the same runs."""
+    store = Store(tmp_path)
+    for seed in range(8):
+        store.save(a_record(seed))
+    monkeypatch.setattr(verify, "run_subprocess", lambda run, *, folder: (False, ""))
+    draws = [[one.key for one in verify_sample(store, 3, seed)] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 3
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_quickest_shipped_run_on_docstrings_repeats():
+    """In a process of its own, through the queue's worker: the loss that the book prints comes out again."""
+    shipped = [
+        record
+        for record in Store(SHIPPED).all()
+        if isinstance(record.spec, specs.Run)
+        and record.spec.task.name == "docstrings"
+        and record.spec.platform == "cpu"
+    ]
+    quickest = min(shipped, key=wall_seconds)
+    found = verify.verify(quickest, quickest.spec)
+    assert found.outcome == "same" and "loss_nats" in found.sentence, found.sentence
