@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.tasks import file_sha256
+from peftbook.tasks import DATA, file_sha256
+from peftbook.training.quantise import quantised_by_bitsandbytes
 
 __all__ = ["Loaded", "cache_folder", "load_model", "prepare_embedded", "quantization_config"]
 
@@ -25,6 +26,7 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # SHA-256 of the float32 model.safetensors that the pinned GGUF file dequantises to.
 EMBEDDED_WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 MAX_POSITIONS = 8192
+SMALL_FOLDER = DATA / "small_llama"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def resolve(model: specs.Model) -> tuple[str, str | None]:
     """The path or hub id to load, and the hub revision."""
     if model.name == specs.EMBEDDED_MODEL:
         return str(prepare_embedded()), None
+    if model.name == specs.SMALL_MODEL:
+        return str(find_small(model.revision)), None
     path = Path(model.name).expanduser()
     if path.is_dir():
         check_folder(path)
@@ -112,6 +116,18 @@ def resolve(model: specs.Model) -> tuple[str, str | None]:
             "a folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
         )
     return model.name, None if model.revision in ("", specs.EMBEDDED_REVISION) else model.revision
+
+
+def find_small(revision: str) -> Path:
+    """The folder of the small Llama, whose weights ship with the book. Raises InputError if they are other ones."""
+    weights = SMALL_FOLDER / "model.safetensors"
+    found = file_sha256(weights) if weights.is_file() else "none"
+    if found != revision:
+        raise InputError(
+            f"The weights in {str(SMALL_FOLDER)!r} have SHA-256 {found[:12]}…, the run names {revision[:12]}…: "
+            "restore the folder from the repository."
+        )
+    return SMALL_FOLDER
 
 
 def check_folder(path: Path) -> None:
@@ -162,7 +178,7 @@ def check_head(model: torch.nn.Module, name: str) -> None:
 
 
 def load_model(model: specs.Model, method: specs.Spec | None = None, platform: str = "cpu") -> Loaded:
-    """Load a causal language model in float32 (4-bit linears for QLoRA) with its chat tokenizer.
+    """Load a causal language model in float32 with its chat tokenizer; in 4 bits for QLoRA where bitsandbytes can.
 
     Raises InputError for a missing folder, a folder without safetensors, or an unreachable hub id.
     """
@@ -171,7 +187,7 @@ def load_model(model: specs.Model, method: specs.Spec | None = None, platform: s
     source, revision = resolve(model)
     pinned = {"revision": revision} if revision else {}
     options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, **pinned}
-    if isinstance(method, specs.QLoRA):
+    if isinstance(method, specs.QLoRA) and quantised_by_bitsandbytes(method):
         options["quantization_config"] = quantization_config(method, torch.bfloat16)
         options["device_map"] = {"": platform}
     try:

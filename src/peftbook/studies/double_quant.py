@@ -1,0 +1,148 @@
+"""Is double quantisation free? Stored bytes and loss with block constants in 32 and in 8 bits.
+
+Written before the runs. The small Llama decides about the loss; SmolLM2, whose weights come from a 4-bit file, is a row
+of its own that decides nothing. Bytes are counted from the arrays that are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from peftbook import metrics, specs
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies.weight_error import TEXTS, task_error, text_interval, weights_of
+
+__all__ = ["BLOCKS", "STUDIES", "probe"]
+
+BLOCKS = (64, 256)
+SOURCES = ("small", "smollm2")
+# Dettmers et al. 2023, section 3, counts 0.373 bits at block 64; at 256 the same count gives 32/256 − 8/256 − 32/256².
+CLAIMED_BITS = {64: 0.373, 256: 0.093}
+MARGIN_BITS = 0.005
+MARGIN = 0.005  # nats per token
+
+
+def probe(source: str) -> specs.Probe:
+    """The measurement of one model."""
+    settings: dict = {"source": source, "blocks": BLOCKS, "texts": TEXTS[source]}
+    model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION) if source == "small" else specs.Model()
+    return specs.Probe(measure="codebooks.double_quant_cost", settings=settings, model=model)
+
+
+def runs(store: Store) -> list[specs.Probe]:
+    """The model that decides, then the confounded one."""
+    return [probe(source) for source in SOURCES]
+
+
+def bits(record: Record, block: int, kind: str) -> float:
+    """Stored bits for one weight."""
+    stored, parameters = record.measurements[f"{block}_{kind}_bytes"], record.measurements["parameters"]
+    return 8 * float(stored or 0) / float(parameters or 1)
+
+
+def saved(record: Record, block: int) -> float:
+    """Bits that double quantisation saves for one weight."""
+    return bits(record, block, "none") - bits(record, block, "dynamic8")
+
+
+def cost(record: Record, block: int) -> metrics.Interval:
+    """Loss with constants in 8 bits minus loss with constants in 32, paired over texts."""
+    quantised, plain = (task_error(record, f"{block}_{kind}") for kind in ("dynamic8", "none"))
+    return text_interval(quantised, plain, weights_of(record))
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """For each model and block size: bits stored and saved, loss of both kinds against full precision, difference."""
+    out: dict[str, Quantity] = {}
+    for source in SOURCES:
+        if (record := store.get(probe(source))) is None:
+            continue
+        keys, weights = (record.key,), weights_of(record)
+        for block in BLOCKS:
+            for kind in ("none", "dynamic8"):
+                name = f"{source}_{block}_{kind}"
+                out[f"{name}_bits"] = Quantity(bits(record, block, kind), "bits", keys, digits=4)
+                out[f"{name}_bytes"] = Quantity(
+                    float(record.measurements[f"{block}_{kind}_bytes"] or 0), "bytes", keys, digits=0
+                )
+                out[f"{name}_mse"] = Quantity(
+                    float(record.measurements[f"{block}_{kind}_mse"] or 0), "", keys, digits=6
+                )
+                loss = text_interval(task_error(record, f"{block}_{kind}"), task_error(record, "full"), weights)
+                out[f"{name}_cost"] = Quantity(
+                    loss.mean, "nats per token", keys, loss.low, loss.high, 1, loss.examples, 4
+                )
+            out[f"{source}_{block}_saved_bits"] = Quantity(saved(record, block), "bits", keys, digits=4)
+            found = cost(record, block)
+            out[f"{source}_{block}_cost"] = Quantity(
+                found.mean, "nats per token", keys, found.low, found.high, 1, found.examples, 5
+            )
+    return out
+
+
+def bits_verdict(store: Store) -> Verdict:
+    """Are the bits saved those of the paper's count? A count has no interval: it is inside the margin or it is not."""
+    if (record := store.get(probe("small"))) is None:
+        return Verdict("not yet run", "The measurement of the small Llama is not there.")
+    found = {block: saved(record, block) for block in BLOCKS}
+    agree = all(abs(found[block] - CLAIMED_BITS[block]) <= MARGIN_BITS for block in BLOCKS)
+    said = " and ".join(f"{found[block]:.4f} bits at block {block} (count {CLAIMED_BITS[block]})" for block in BLOCKS)
+    names = tuple(f"small_{block}_saved_bits" for block in BLOCKS)
+    return Verdict("reproduced" if agree else "refuted", f"Stored arrays shrink by {said} for each weight.", names)
+
+
+def loss_verdict(store: Store) -> Verdict:
+    """Is the loss with 8-bit constants worse by more than the margin, at either block size?"""
+    if (record := store.get(probe("small"))) is None:
+        return Verdict("not yet run", "The measurement of the small Llama is not there.")
+    found = {block: cost(record, block) for block in BLOCKS}
+    outcomes = {metrics.judge(interval, 0.0, (-math.inf, MARGIN)) for interval in found.values()}
+    outcome = next((one for one in ("refuted", "undecided") if one in outcomes), "reproduced")
+    said = " and ".join(
+        f"{one.mean:+.5f} nats per token at block {block} (95 % interval {one.low:+.5f} to {one.high:+.5f})"
+        for block, one in found.items()
+    )
+    sentence = f"With 8-bit constants the loss changes by {said}; margin {MARGIN}."
+    return Verdict(outcome, sentence, tuple(f"small_{block}_cost" for block in BLOCKS))
+
+
+def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
+    """One claim on the shared measurements."""
+    return Study(
+        name=name,
+        title=title,
+        claim=claim,
+        source="dettmers2023",
+        refuted_if=refuted_if,
+        does_not_show="One model of 5M parameters, NF4, not tuned; intervals are over texts, not over models. The "
+        "bytes are those of the arrays, not of a file format or an allocator.",
+        chapter="book/qlora",
+        runs=runs,
+        quantities=quantities,
+        verdict=verdict,
+    )
+
+
+STUDIES = {
+    one.name: one
+    for one in (
+        study(
+            "double_quant_bits",
+            "What does double quantisation save?",
+            "Double quantisation saves 0.373 bits for each weight at block 64.",
+            f"the arrays kept shrink by anything that differs from {CLAIMED_BITS[64]} bits at block 64 or "
+            f"{CLAIMED_BITS[256]} at block 256 by more than {MARGIN_BITS}.",
+            bits_verdict,
+        ),
+        study(
+            "double_quant_loss",
+            "Is double quantisation free?",
+            "Double quantisation does not degrade performance.",
+            f"the loss with 8-bit constants is worse by more than {MARGIN} nats per token (the whole 95 % interval) at "
+            "block 64 or 256.",
+            loss_verdict,
+        ),
+    )
+}

@@ -1,0 +1,123 @@
+"""The small Llama: shipped bits, its texts, its tokenizer and its training."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.scratch.codebooks import linear_layers, round_trip
+from peftbook.tasks import file_sha256, get_task
+from peftbook.training import models, small_llama
+from peftbook.training.encode import encode_example
+from peftbook.training.loop import losses
+
+SPEC = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return models.load_model(SPEC)
+
+
+def test_the_shipped_weights_are_the_pinned_ones():
+    """The note beside them says the same, and how they were made."""
+    note = json.loads((models.SMALL_FOLDER / small_llama.NOTE).read_text())
+    assert file_sha256(models.SMALL_FOLDER / "model.safetensors") == specs.SMALL_REVISION == note["weights_sha256"]
+    assert note["texts"]["docstrings"] == get_task("docstrings").data_sha256
+    assert note["train_tokens_seen"] == small_llama.STEPS * small_llama.BATCH * small_llama.LENGTH
+
+
+def test_another_revision_is_refused():
+    """A run that names other weights must not silently get these."""
+    with pytest.raises(InputError, match="restore"):
+        models.load_model(specs.Model(name=specs.SMALL_MODEL, revision="f" * 64))
+
+
+def test_it_is_small_float32_and_fits_blocks(loaded):
+    """About five million weights; every linear fills whole blocks of 4,096."""
+    assert 4e6 < sum(value.numel() for value in loaded.model.parameters()) < 6e6
+    for part in linear_layers(loaded.model).values():
+        assert part.weight.dtype == torch.float32 and part.weight.numel() % 4096 == 0
+
+
+def test_its_weights_lie_on_no_four_bit_grid(loaded):
+    """Unlike those of the embedded model, which an affine 4-bit code reproduces."""
+    for part in linear_layers(loaded.model).values():
+        w = part.weight.detach()
+        assert (w - round_trip(w, "q4_1", 32)).norm() > 0.03 * w.norm()
+        assert len(w.unique()) > 0.9 * w.numel()
+
+
+def test_it_has_learned(loaded):
+    """On held-out sentences and functions it is far better than a model with random weights, of which loss ≈ ln V."""
+    data, kinds = small_llama.held_out(loaded.tokenizer, "validation", 20)
+    data = [one for one, kind in zip(data, kinds, strict=True) if kind != "prose"]
+    rows = {}
+    for name, model in (("trained", loaded.model), ("random", small_llama.untrained().eval())):
+        nats, counts = losses(model, data, pad_id=0, dtype="fp32")
+        rows[name] = sum(nats) / sum(counts)
+    assert rows["trained"] < rows["random"] - 2
+
+
+def test_tasks_can_be_trained_on_it(loaded):
+    """The template is ChatML; a target ends with the end of a turn, which is not the padding."""
+    task = get_task("docstrings")
+    found = encode_example(loaded.tokenizer, task, task.splits["train"][0], 512)
+    text = loaded.tokenizer.decode(found.ids)
+    assert text.startswith("<|im_start|>user\n") and text.endswith("<|im_end|>")
+    assert found.ids[-1] == loaded.tokenizer.eos_token_id != loaded.tokenizer.pad_token_id
+    assert loaded.tokenizer.decode(found.ids[found.start : -1]) == task.splits["train"][0].target
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=40))
+def test_every_text_survives_the_tokenizer(text):
+    """Bytes are the alphabet, and control tokens inside a text are plain text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.SMALL_FOLDER)
+    ids = small_llama.encode_document(tokenizer, f"{text}<|im_end|>")
+    assert tokenizer.decode(ids[1:-1], clean_up_tokenization_spaces=False) == f"{text}<|im_end|>"
+    assert ids[-1] not in ids[1:-1]
+
+
+def test_held_out_texts_are_not_trained_on():
+    """Packages and whole prose texts are held out."""
+    train = set(small_llama.documents("train"))
+    functions = {one.input for one in get_task("docstrings").splits["train"]}
+    assert functions < train
+    for split in ("validation", "test"):
+        other = small_llama.documents(split)
+        shared = [text for text in other if text in train and len(text.split()) > 12]
+        assert len(other) > 900 and not shared  # short sentences may recur
+
+
+def test_training_is_deterministic_and_lowers_the_loss():
+    """Equal bits twice on one machine."""
+    encoded = [[1, *range(10 + at, 60 + at), 2] for at in range(40)]
+    first, curve = small_llama.train_model(encoded, steps=6)
+    second, again = small_llama.train_model(encoded, steps=6)
+    assert curve == again and curve[-1] < curve[0]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_windows_hold_the_text_in_order():
+    """Each window continues the documents; labels overlap the next window by one token."""
+    rows = small_llama.windows([list(range(700))], 3, seed=0)
+    assert rows.shape == (3, small_llama.LENGTH + 1)
+    for row in rows.tolist():
+        assert all(b == (a + 1) % 700 for a, b in itertools.pairwise(row))
+
+
+def test_rate_warms_up_and_decays():
+    """From near zero to the peak and down to its last share."""
+    rates = [small_llama.rate(step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(small_llama.PEAK_RATE) and rates.index(max(rates)) in (4, 5)
+    assert rates[-1] < 0.06 * small_llama.PEAK_RATE and rates[0] < rates[1]
