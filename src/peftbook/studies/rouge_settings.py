@@ -1,0 +1,270 @@
+"""How fragile are the scores? ROUGE under other settings, and BERTScore on a sentence that says the opposite.
+
+Written, margins included, before the probes; the default ROUGE-L and BERTScore of the same texts were known from the
+study `methods`. The texts are those of its final runs on docstrings. Mean scores are read against the settings that
+are printed with them: stemmer, tokenizer, treatment of lines and sentences, mean over examples or corpus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from peftbook import metrics
+from peftbook.records import Record, Store
+from peftbook.specs import Probe, Run
+from peftbook.studies import Quantity, Study, Verdict, methods
+from peftbook.studies.merging import plain_and_drawn, statistic_interval
+from peftbook.studies.sweep import as_quantity
+from peftbook.tasks import task_spec
+
+__all__ = ["ARMS", "SCORINGS", "SETTINGS", "STUDIES", "negation_probe", "settings_probe"]
+
+ARMS = ("untuned", "fewshot", "full", "lora", "qlora", "prompt")
+SCORINGS = ("default", "stem", "cased", "words", "whitespace", "lsum", "lsum_sentences")
+SETTINGS = (*SCORINGS, "corpus")
+PAIRS = (("lora", "prompt"), ("lora", "full"), ("qlora", "lora"), ("lora", "fewshot"), ("lora", "untuned"))
+BOOTSTRAP_SEEDS = 50
+EXAMPLES = 200
+MARGIN_ROUGE = 0.01
+MARGIN_BERTSCORE = 0.05
+
+
+def settings_probe(store: Store) -> Probe | None:
+    """The probe over all final texts of `methods`, once they are all there."""
+    records = {arm: methods.final_records(arm, store) for arm in ARMS}
+    if not all(records.values()):
+        return None
+    final = [(arm, run) for arm in ARMS for run in methods.final_runs(arm, store)]
+    return Probe(
+        measure="rouge.settings",
+        settings={
+            "systems": tuple(arm for arm, _ in final),
+            "scorings": SCORINGS,
+            "bootstrap_seeds": BOOTSTRAP_SEEDS,
+        },
+        runs=tuple(run for _, run in final),
+    )
+
+
+def negation_probe() -> Probe:
+    """Negated copies of the references of the docstrings test examples that `methods` generated."""
+    task = task_spec("docstrings")
+    return Probe(
+        measure="rouge.negation",
+        settings={"task": task.name, "data_sha256": task.data_sha256, "examples": EXAMPLES},
+    )
+
+
+def settings_runs(store: Store) -> list[Run | Probe]:
+    """The runs whose texts are scored, then the probe."""
+    probe = settings_probe(store)
+    return [*methods.runs(store), *([probe] if probe else [])]
+
+
+def negation_runs(store: Store) -> list[Run | Probe]:
+    """The probe, and the runs that it is compared with."""
+    return [negation_probe(), *methods.runs(store)]
+
+
+def settings_record(store: Store) -> Record | None:
+    """The record of the settings probe, if it is there."""
+    probe = settings_probe(store)
+    return None if probe is None else store.get(probe)
+
+
+def seeds_of(arm: str, record: Record) -> list[int]:
+    """The seeds of an arm's runs; an arm with one run stands for all seeds."""
+    spec = record.spec
+    systems = spec.settings["systems"] if isinstance(spec, Probe) else ()
+    runs = spec.runs if isinstance(spec, Probe) else ()
+    found = [run.seed for name, run in zip(systems, runs, strict=True) if name == arm]  # type: ignore[arg-type]
+    return found * len(methods.SEEDS) if len(found) == 1 else found
+
+
+def scores(arm: str, record: Record) -> np.ndarray:
+    """The arm's scores for each row of `plain_and_drawn`, seed and setting, (1 + draws, seeds, SETTINGS).
+
+    Each is the mean over examples; the last setting is the score of the corpus, 2 Σ LCS / Σ (tokens of text and
+    reference) = Σ length · F / Σ length.
+    """
+    picks = plain_and_drawn(examples_of(record))
+    counts = np.stack([np.bincount(draw, minlength=picks.shape[1]) for draw in picks])  # (1 + draws, examples)
+    out = np.empty((len(picks), len(seeds_of(arm, record)), len(SETTINGS)))
+    for at, seed in enumerate(seeds_of(arm, record)):
+        columns = [np.array(record.per_example[f"{arm}_{seed}_{name}"], dtype=float) for name in SCORINGS]
+        length = np.array(record.per_example[f"{arm}_{seed}_length"], dtype=float)
+        out[:, at, :-1] = counts @ np.stack(columns, axis=1) / picks.shape[1]
+        out[:, at, -1] = counts @ (length * columns[0]) / (counts @ length)
+    return out
+
+
+def spread(values: np.ndarray) -> np.ndarray:
+    """Highest minus lowest over the settings."""
+    return values.max(axis=-1) - values.min(axis=-1)
+
+
+def examples_of(record: Record) -> int:
+    """Test examples that the probe scored."""
+    return next(len(values) for values in record.per_example.values())
+
+
+def spread_minus_gap(lora: np.ndarray, prompt: np.ndarray, examples: int) -> metrics.Interval:
+    """LoRA's spread over the settings minus how far it and prompt tuning are apart under the default settings."""
+    return statistic_interval(spread(lora) - np.abs(lora[..., 0] - prompt[..., 0]), examples)
+
+
+def settings_quantities(store: Store) -> Mapping[str, Quantity]:
+    """Every arm's score under every setting, its spread and its bootstrap noise; differences of arms by setting."""
+    record = settings_record(store)
+    if record is None:
+        return {}
+    n, keys = examples_of(record), (record.key,)
+    seeds = {arm: len(set(seeds_of(arm, record))) for arm in ARMS}
+    scored = {arm: scores(arm, record) for arm in ARMS}
+    out: dict[str, Quantity] = {}
+    for arm in ARMS:
+        out |= by_setting(arm, scored[arm], keys, seeds[arm], n)
+        mids = record.curve[f"{arm}_mid"]
+        out[f"{arm}_mid_range"] = Quantity(max(mids) - min(mids), "", keys, seeds=1, n=n, digits=4)
+        out[f"{arm}_mid_sd"] = Quantity(float(np.std(mids, ddof=1)), "", keys, seeds=1, n=n, digits=5)
+    for first, second in PAIRS:
+        most = max(seeds[first], seeds[second])
+        out |= by_setting(f"{first}_minus_{second}", scored[first] - scored[second], keys, most, n)
+    out["spread_minus_gap"] = as_quantity(
+        spread_minus_gap(scored["lora"], scored["prompt"], n), "", keys, seeds["lora"]
+    )
+    return out
+
+
+def by_setting(name: str, values: np.ndarray, keys: tuple[str, ...], seeds: int, examples: int) -> dict[str, Quantity]:
+    """A score or a difference of scores under every setting, and its spread. values: as `scores` gives them."""
+    columns = {setting: values[..., at] for at, setting in enumerate(SETTINGS)} | {"spread": spread(values)}
+    return {
+        f"{name}_{setting}": as_quantity(statistic_interval(column, examples), "", keys, seeds)
+        for setting, column in columns.items()
+    }
+
+
+def settings_verdict(store: Store) -> Verdict:
+    """Do the settings move LoRA's score more than LoRA and prompt tuning differ?"""
+    record = settings_record(store)
+    if record is None:
+        return Verdict("not yet run", "The texts of `methods` are not scored under other settings yet.")
+    lora, prompt = scores("lora", record), scores("prompt", record)
+    found = spread_minus_gap(lora, prompt, examples_of(record))
+    score, lead = lora[0].mean(axis=0), (lora - prompt)[0].mean(axis=0)
+    sentence = (
+        f"Settings move LoRA's ROUGE-L from {score.min():.3f} to {score.max():.3f}; its lead over prompt tuning is "
+        f"{lead[0]:+.3f} by default and {lead.min():+.3f} to {lead.max():+.3f} over the settings; spread minus lead "
+        f"{found.mean:+.3f} (95 % interval {found.low:+.3f} to {found.high:+.3f}; margin {MARGIN_ROUGE})."
+    )
+    return Verdict(metrics.judge(found, MARGIN_ROUGE, (0.0, math.inf)), sentence, ("spread_minus_gap", "lora_spread"))
+
+
+def system_scores(arm: str, positions: list[int], store: Store) -> np.ndarray | None:
+    """(seeds, examples) BERTScore F1 of an arm at these positions of the test split; None while a record is missing."""
+    records = methods.final_records(arm, store)
+    return np.array(methods.table(records, "bertscore_f1"))[:, positions] if records else None
+
+
+def negated_minus(arm: str, record: Record, store: Store) -> metrics.Interval | None:
+    """BERTScore F1 of the negated references minus that of the arm's texts, on the same examples."""
+    texts = system_scores(arm, [int(at) for at in record.per_example["example"]], store)
+    if texts is None:
+        return None
+    negated = np.array(record.per_example["negated_bertscore_f1"], dtype=float)
+    return metrics.mean_interval((negated - texts).tolist())
+
+
+def best_system(record: Record, store: Store) -> str | None:
+    """The arm with the highest mean BERTScore on the negated examples; None while a record is missing."""
+    positions = [int(at) for at in record.per_example["example"]]
+    found = {arm: system_scores(arm, positions, store) for arm in ARMS}
+    if any(one is None for one in found.values()):
+        return None
+    return max(ARMS, key=lambda arm: float(np.mean(found[arm])))  # type: ignore[arg-type]
+
+
+def negation_quantities(store: Store) -> Mapping[str, Quantity]:
+    """Scores of negated copies and of other examples' references; the negated copy's lead over every arm."""
+    record = store.get(negation_probe())
+    if record is None:
+        return {}
+    keys, out = (record.key,), {}
+    n = len(record.per_example["example"])
+    out["negated_examples"] = Quantity(n, "examples", keys, digits=0)
+    for name in ("negated_bertscore_f1", "negated_rougeL", "other_bertscore_f1", "other_rougeL"):
+        values = [float(value) for value in record.per_example[name]]
+        half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n)
+        mean = float(np.mean(values))
+        note = "interval over examples only"
+        out[name] = Quantity(mean, "", keys, mean - half, mean + half, 0, n, 3, note)
+    for arm in ARMS:
+        interval = negated_minus(arm, record, store)
+        records = methods.final_records(arm, store)
+        if interval is not None:
+            both = (*keys, *(one.key for one in records))
+            out[f"negated_minus_{arm}"] = as_quantity(interval, "", both, len(records))
+    if (best := best_system(record, store)) is not None:
+        texts = system_scores(best, [int(at) for at in record.per_example["example"]], store)
+        above = np.array(record.per_example["negated_bertscore_f1"], dtype=float) > texts
+        out["negated_above_best"] = Quantity(100 * float(above.mean()), "%", out[f"negated_minus_{best}"].runs, n=n)
+        out["negated_minus_best"] = out[f"negated_minus_{best}"]
+    return out
+
+
+def negation_verdict(store: Store) -> Verdict:
+    """Does a reference with a "not" in it outscore the best system?"""
+    record = store.get(negation_probe())
+    best = None if record is None else best_system(record, store)
+    interval = None if record is None or best is None else negated_minus(best, record, store)
+    if record is None or interval is None:
+        return Verdict("not yet run", "The negated copies or the texts that they are compared with are not there.")
+    encoder = record.metrics_info.get("bertscore", {}).get("name", "the encoder")
+    sentence = (
+        f"By BERTScore with {encoder}, references turned into their opposite score {interval.mean:+.3f} against the "
+        f"texts of the best system ({methods.LABELS[best or '']}; 95 % interval {interval.low:+.3f} to "
+        f"{interval.high:+.3f}; margin {MARGIN_BERTSCORE})."
+    )
+    outcome = metrics.judge(interval, MARGIN_BERTSCORE, (MARGIN_BERTSCORE, math.inf))
+    return Verdict(outcome, sentence, ("negated_minus_best",))
+
+
+STUDIES = {
+    one.name: one
+    for one in (
+        Study(
+            name="rouge_settings",
+            title="How fragile is ROUGE?",
+            claim="Settings that papers leave out move ROUGE as much as methods differ.",
+            source="grusky2023",
+            refuted_if="LoRA's spread over the settings is smaller than its lead over prompt tuning by more than "
+            f"{MARGIN_ROUGE} ROUGE-L (the whole 95 % interval beyond it).",
+            does_not_show="One task of single English sentences in ASCII, where line and Unicode handling have little "
+            "to act on; eight settings of one package, which is neither all settings nor faulty packages. A setting "
+            "that moves all systems alike changes no ranking: the leads by setting are listed too.",
+            chapter="book/metrics",
+            runs=settings_runs,
+            quantities=settings_quantities,
+            verdict=settings_verdict,
+        ),
+        Study(
+            name="bertscore_negation",
+            title='Does BERTScore notice a "not"?',
+            claim="BERTScore is weak on small errors in texts that are otherwise alike.",
+            source="hanna2021",
+            refuted_if="negated copies of the references score below the texts of the best system (the whole 95 % "
+            "interval below zero).",
+            does_not_show="One small encoder, its last layer, no rescaling and no idf; a larger one, or another layer, "
+            "may see more. Negation by a rule, on the sentences that the rule covers; other small errors are not "
+            "tried.",
+            chapter="book/metrics",
+            runs=negation_runs,
+            quantities=negation_quantities,
+            verdict=negation_verdict,
+        ),
+    )
+}

@@ -1,0 +1,390 @@
+"""What adapters cost once they are trained: latency merged and not, quality after merging, many adapters at once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
+from peftbook.tasks import get_task
+from peftbook.training.encode import Encoded, encode_example
+from peftbook.training.execute import prepare
+from peftbook.training.loop import losses, pad
+from peftbook.training.methods import apply_method, causal_model
+from peftbook.training.models import load_model
+from peftbook.training.probes import Findings
+
+__all__ = ["latency", "many_adapters", "merge_gap"]
+
+VARIANTS = ("base", "merged", "lora", "adapter")
+CONTENDERS = ("mixed", "mixed_peft", "swapped", "merged")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RANDOM_STD = 0.02  # of the random adapters; time does not depend on their values, the check of the logits does
+SCALING = 2.0  # alpha / r
+LOGIT_EXAMPLES = 4
+
+# ids, following, platform → seconds of the forward pass, seconds of decoding, last logits
+Server = Callable[[Tensor, Tensor, str], tuple[float, float, Tensor]]
+
+
+def latency(probe: specs.Probe) -> Findings:
+    """Seconds of a forward pass and of one decoded token: base, merged LoRA, unmerged LoRA, bottleneck adapter.
+
+    settings: batch, tokens (of the prompt), decode_steps, trials, dtype (of all weights), rank (of LoRA), width (of the
+    bottleneck). A trial runs every variant once, in an order drawn anew, so that a slow spell of the machine hits all;
+    the first trial is not recorded. The forward pass takes the logits of the last position, as serving does.
+    Adapters are random. Source of the set-up: Hu et al. 2021, arXiv:2106.09685, Table 1.
+    """
+    batch, tokens, steps, trials = positive(probe, "batch", "tokens", "decode_steps", "trials")
+    models = {name: variant(name, probe) for name in VARIANTS}
+    ids, following = random_ids(models["base"], probe, batch, tokens, steps)
+    rng = np.random.default_rng(probe.seed)
+    times = empty_times(VARIANTS)
+    logits: dict[str, Tensor] = {}
+    for trial in range(trials + 1):
+        for name in rng.permutation(VARIANTS).tolist():
+            forward, decode, logits[name] = request(models[name], ids, following, probe.platform)
+            if trial:
+                times[f"{name}_forward_seconds"].append(round(forward, 6))
+                times[f"{name}_decode_seconds"].append(round(decode / steps, 6))
+    effect = rms(logits["lora"] - logits["base"])
+    return Findings(
+        measurements={
+            **{name: median(values) for name, values in times.items()},
+            "merged_logit_gap": rms(logits["merged"] - logits["lora"]) / effect,
+            "threads": torch.get_num_threads(),
+        },
+        per_example=times,
+    )
+
+
+def empty_times(names: Sequence[str]) -> dict[str, list[float]]:
+    """A list of seconds for each name and each part of a request."""
+    return {f"{name}_{part}_seconds": [] for name in names for part in ("forward", "decode")}
+
+
+def variant(name: str, probe: specs.Probe) -> nn.Module:
+    """One of VARIANTS with its adapters filled with random values, all weights in the probe's type."""
+    loaded = load_model(probe.model, platform=probe.platform)
+    rank, width = positive(probe, "rank", "width")
+    method: specs.Spec = specs.Untuned()
+    if name in ("merged", "lora"):
+        method = specs.LoRA(rank=rank, alpha=SCALING * rank)
+    elif name == "adapter":
+        method = specs.Adapter(width=width)
+    model = apply_method(loaded.model, method, probe.seed, loaded.tokenizer)
+    randomize(model, probe.seed)
+    if name == "merged":
+        model = model.merge_and_unload()
+    return causal_model(model).to(chosen_dtype(probe)).eval()
+
+
+def chosen_dtype(probe: specs.Probe) -> torch.dtype:
+    """The type of the weights. Raises InputError for an unknown one."""
+    name = probe.word("dtype")
+    if name not in DTYPES:
+        raise InputError(f"The probe's dtype is {name!r}: choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def positive(probe: specs.Probe, *names: str) -> list[int]:
+    """Settings that are positive integers. Raises InputError for another value."""
+    values = [probe.whole(name) for name in names]
+    for name, value in zip(names, values, strict=True):
+        if value < 1:
+            raise InputError(f"The probe's {name} is {value!r}: give an integer of 1 or more.")
+    return values
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int) -> None:
+    """Fill what starts at zero, LoRA's B and the adapter's W_up, with N(0, RANDOM_STD²)."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        if ".lora_B." in name or (name.endswith("up.weight") and value.requires_grad):
+            value.copy_(RANDOM_STD * torch.randn(value.shape, generator=generator))
+
+
+def random_ids(model: nn.Module, probe: specs.Probe, batch: int, tokens: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Prompts (batch, tokens) and the tokens that follow (batch, steps), drawn by the probe's seed."""
+    embedding: Any = causal_model(model).get_input_embeddings()
+    generator = torch.Generator().manual_seed(probe.seed)
+    ids = torch.randint(embedding.num_embeddings, (batch, tokens + steps), generator=generator)
+    ids = ids.to(embedding.weight.device)
+    return ids[:, :tokens], ids[:, tokens:]
+
+
+@torch.inference_mode()
+def request(
+    model: Any, ids: Tensor, following: Tensor, platform: str, before: Callable[[], object] | None = None, **extra: Any
+) -> tuple[float, float, Tensor]:
+    """Seconds of the forward pass over `ids`, seconds of decoding all of `following`, and the last logits (batch, V).
+
+    before: what has to be done first; it counts to the forward pass.  extra: passed to the model.
+    """
+    began = clock(platform)
+    if before is not None:
+        before()
+    output = model(input_ids=ids, use_cache=True, logits_to_keep=1, **extra)
+    middle = clock(platform)
+    for token in following.split(1, dim=1):
+        output = model(input_ids=token, cache=output.cache, use_cache=True, **extra)
+    return middle - began, clock(platform) - middle, output.logits[:, -1].float()
+
+
+def clock(platform: str) -> float:
+    """Seconds; on a GPU after its queue is empty."""
+    if platform == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def rms(values: Tensor) -> float:
+    """Root mean square."""
+    return values.square().mean().sqrt().item()
+
+
+def many_adapters(probe: specs.Probe) -> Findings:
+    """Generated tokens per second for a batch whose rows belong to several adapters, served in four ways.
+
+    mixed: one batch, each row with its own A and B (`peftbook.scratch.multi_lora`).  mixed_peft: one batch by peft's
+    `adapter_names`.  swapped: the rows of one adapter after those of another, `set_adapter` between them.  merged: the
+    same with one merged copy of the model for each adapter, held in memory.
+
+    settings: adapters, batch, tokens (of the prompt), new_tokens, trials, rank, dtype. Row i belongs to adapter
+    i mod adapters. A trial runs every contender once, in an order drawn anew; the first trial is not recorded.
+    """
+    count, batch, tokens, steps, trials = positive(probe, "adapters", "batch", "tokens", "new_tokens", "trials")
+    rows = [row % count for row in range(batch)]
+    base: nn.Module = load_model(probe.model, platform=probe.platform).model
+    base.to(chosen_dtype(probe)).eval()
+    ids, following = random_ids(base, probe, batch, tokens, steps)
+    contenders = serving_contenders(base, probe, rows, count)
+    rng = np.random.default_rng(probe.seed)
+    times = empty_times(CONTENDERS)
+    logits: dict[str, Tensor] = {}
+    for trial in range(trials + 1):
+        for name in rng.permutation(CONTENDERS).tolist():
+            forward, decode, logits[name] = contenders[name](ids, following, probe.platform)
+            if trial:
+                times[f"{name}_forward_seconds"].append(round(forward, 6))
+                times[f"{name}_decode_seconds"].append(round(decode, 6))
+    measured: dict[str, float | int | None] = {"threads": torch.get_num_threads()}
+    for name in CONTENDERS:
+        parts = zip(times[f"{name}_forward_seconds"], times[f"{name}_decode_seconds"], strict=True)
+        measured[f"{name}_tokens_per_second"] = batch * steps / median(map(sum, parts))
+        measured[f"{name}_logit_gap"] = rms(logits[name] - logits["swapped"]) / rms(logits["swapped"])
+    return Findings(measurements=measured, per_example=times)
+
+
+def serving_contenders(base: Any, probe: specs.Probe, rows: list[int], count: int) -> dict[str, Server]:
+    """The four contenders over one set of weights; only the merged copies hold linear weights of their own."""
+    (rank,) = positive(probe, "rank")
+    mixed = shallow_copy(base, list(base.parameters()))
+    embeddings = [part.weight for part in (base.get_input_embeddings(), base.get_output_embeddings())]
+    copies = [shallow_copy(base, embeddings) for _ in range(count)]
+    tuned: Any = apply_method(base, specs.LoRA(rank=rank, alpha=SCALING * rank), probe.seed)
+    names = ["default", *(f"adapter_{at}" for at in range(1, count))]
+    for name in names[1:]:
+        tuned.add_adapter(name, tuned.peft_config["default"])
+    randomize(tuned, probe.seed)
+    tuned.to(chosen_dtype(probe)).eval()
+    states = [adapter_state(tuned, name) for name in names]
+    add_multi_lora(mixed, states, SCALING)
+    for model, state in zip(copies, states, strict=True):
+        merge_state(model, state, SCALING)
+    groups = [[row for row, adapter in enumerate(rows) if adapter == at] for at in range(count)]
+    causal = causal_model(tuned)
+    by_row = [names[adapter] for adapter in rows]
+    swaps = [functools.partial(tuned.set_adapter, name) for name in names]
+    return {
+        "mixed": lambda ids, following, on: request(
+            mixed, ids, following, on, before=lambda: select_adapters(mixed, rows)
+        ),
+        "mixed_peft": lambda ids, following, on: request(tuned, ids, following, on, adapter_names=by_row),
+        "swapped": lambda ids, following, on: in_turn([causal] * count, groups, swaps, ids, following, on),
+        "merged": lambda ids, following, on: in_turn(copies, groups, [None] * count, ids, following, on),
+    }
+
+
+def in_turn(
+    models: Sequence[nn.Module],
+    groups: Sequence[Sequence[int]],
+    before: Sequence[Callable[[], object] | None],
+    ids: Tensor,
+    following: Tensor,
+    platform: str,
+) -> tuple[float, float, Tensor]:
+    """Serve one group of rows after another, each to its end, by its own model; as `request`, seconds summed."""
+    forward = decode = 0.0
+    parts = []
+    for model, group, first in zip(models, groups, before, strict=True):
+        if group:
+            one, two, logits = request(model, ids[group], following[group], platform, before=first)
+            forward, decode = forward + one, decode + two
+            parts.append(logits)
+    order = torch.tensor([row for group in groups for row in group], device=ids.device)
+    return forward, decode, torch.cat(parts)[order.argsort()]
+
+
+def shallow_copy(model: nn.Module, shared: Sequence[Tensor]) -> nn.Module:
+    """A copy of the model that holds the tensors in `shared` in common with it."""
+    return copy.deepcopy(model, {id(value): value for value in shared})
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """peft's LoRA layers by their names in the model under peft's wrapper."""
+    return {name: part for name, part in causal_model(model).named_modules() if hasattr(part, "lora_A")}
+
+
+def adapter_state(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """A and B of one of peft's adapters under the names that `peftbook.scratch.lora` uses."""
+    state = {}
+    for name, layer in lora_layers(model).items():
+        state[f"{name}.A"] = layer.lora_A[adapter].weight.detach()
+        state[f"{name}.B"] = layer.lora_B[adapter].weight.detach()
+    return state
+
+
+@torch.no_grad()
+def merge_state(model: nn.Module, state: dict[str, Tensor], scaling: float) -> None:
+    """Add gamma B A to the weights of the layers that the state names."""
+    for name in {key.rpartition(".")[0] for key in state}:
+        model.get_submodule(name).weight += scaling * state[f"{name}.B"] @ state[f"{name}.A"]
+
+
+def merge_gap(probe: specs.Probe) -> Findings:
+    """What merging does to the loss: train the probe's run, then evaluate it before and after merging.
+
+    The loss on the run's validation examples is taken in float32 arithmetic, so that only the weights differ:
+
+    untuned, unmerged, merged: float32 weights.   untuned_bf16, unmerged_bf16: the base rounded to bfloat16, adapters
+    in float32.   merged_bf16: the adapter merged by peft into the rounded base, which rounds again.
+    merged_then_rounded: merged into the float32 base, which is then rounded.
+    """
+    (run,) = probe.runs
+    trainee = prepare(run)
+    task, tokenizer = get_task(run.task.name), trainee.tokenizer
+    limit = run.budget.max_length if run.budget else 512
+    chosen = task.splits[run.evaluation.split][: run.evaluation.n_loss]
+    encoded = [encode_example(tokenizer, task, one, limit) for one in chosen]
+    trained = trainee.train()
+    found = compare_merges(trainee.model, encoded, tokenizer.pad_token_id, run.platform)
+    return Findings(
+        measurements={**found.measurements, "train_tokens": trained.tokens if trained else 0},
+        per_example=found.per_example,
+    )
+
+
+def compare_merges(model: Any, encoded: list[Encoded], pad_id: int, platform: str = "cpu") -> Findings:
+    """Loss, logits and weights of a trained LoRA model in the states that `merge_gap` lists; it is left as it was."""
+    nats: dict[str, list[float]] = {}
+    logits: dict[str, Tensor] = {}
+    counts: list[int] = []
+
+    def note(name: str) -> None:
+        nonlocal counts
+        nats[f"{name}_loss_nats"], counts = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
+        logits[name] = some_logits(model, encoded, pad_id)
+
+    note("unmerged")
+    with model.disable_adapter():
+        note("untuned")
+    with base_restored(model):
+        model.merge_adapter()
+        note("merged")
+        round_base(model)
+        note("merged_then_rounded")
+    with base_restored(model):
+        round_base(model)
+        note("unmerged_bf16")
+        with model.disable_adapter():
+            note("untuned_bf16")
+        changes = merge_in_bf16(model)
+        note("merged_bf16")
+    effect = rms(logits["unmerged"] - logits["untuned"])
+    gaps = {
+        f"{name}_logit_gap": rms(values - logits["unmerged"]) / effect
+        for name, values in logits.items()
+        if name not in ("unmerged", "untuned")
+    }
+    means = {name: sum(values) / sum(counts) for name, values in nats.items()}
+    per_example = {name: [round(value, 6) for value in values] for name, values in nats.items()}
+    return Findings(
+        measurements={**means, **gaps, **changes},
+        per_example={**per_example, "label_tokens": [float(count) for count in counts]},
+    )
+
+
+@torch.no_grad()
+def some_logits(model: nn.Module, encoded: list[Encoded], pad_id: int) -> Tensor:
+    """Logits at the label positions of the first examples, (labels, V), float32."""
+    base = causal_model(model)
+    few = encoded[:LOGIT_EXAMPLES]
+    output = base(input_ids=pad(few, pad_id, base.get_input_embeddings().weight.device), use_cache=False)
+    return torch.cat([output.logits[row, one.start - 1 : len(one.ids) - 1] for row, one in enumerate(few)])
+
+
+@contextmanager
+def base_restored(model: Any) -> Iterator[None]:
+    """Put the base weights back, bit by bit, and the adapter beside them when the block ends."""
+    kept = {name: value.detach().clone() for name, value in base_parameters(model)}
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+        for name, value in base_parameters(model):
+            value.data = kept[name]
+
+
+def base_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """All parameters that are not the adapter's."""
+    return [(name, value) for name, value in model.named_parameters() if ".lora_" not in name]
+
+
+def round_base(model: nn.Module) -> None:
+    """Round all base weights to bfloat16; they stay stored in float32."""
+    for _, value in base_parameters(model):
+        value.data = value.data.bfloat16().float()
+
+
+@torch.no_grad()
+def merge_in_bf16(model: Any) -> dict[str, float]:
+    """Let peft merge into bfloat16 base weights and say what became of the update D = gamma B A.
+
+    update_kept_share: <W' − W, D> / ‖D‖², 1 if the update arrives whole.   update_error_share: ‖W' − W − D‖ / ‖D‖.
+    unchanged_weights_share: weights of the adapted layers that the merge left at their value.
+    """
+    layers = list(lora_layers(model).values())
+    before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    updates = [layer.get_delta_weight(layer.active_adapters[0]) for layer in layers]
+    for layer in layers:
+        layer.get_base_layer().weight.data = layer.get_base_layer().weight.data.bfloat16()
+    model.merge_adapter()
+    kept = norm = error = unchanged = total = 0.0
+    for layer, old, update in zip(layers, before, updates, strict=True):
+        weight = layer.get_base_layer().weight
+        weight.data = weight.data.float()
+        moved = weight - old
+        kept += (moved * update).sum().item()
+        norm += update.square().sum().item()
+        error += (moved - update).square().sum().item()
+        unchanged += (moved == 0).sum().item()
+        total += moved.numel()
+    return {
+        "update_kept_share": kept / norm,
+        "update_error_share": (error / norm) ** 0.5,
+        "unchanged_weights_share": unchanged / total,
+        "update_rms": (norm / total) ** 0.5,
+    }
