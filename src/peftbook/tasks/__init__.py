@@ -98,6 +98,9 @@ def references(task: TaskData) -> dict[str, tuple[str, ...]]:
 REGISTRY: dict[str, tuple[str, int, str]] = {
     "docstrings": ("bde040a5a6a5f6e4669734f927605db1a3b53e6e783b8aa16b60ecba33c428ee", 1, "docstrings"),
     "e2e": ("e5ffa9e52c53e5c6babb0ef44f70b6eb5f3266ba4fd5f69fb5572c5a22fff251", 1, "e2e"),
+    "sql": ("6049a3ae6d73d93fb45bf911c0b212d8aa85c5dd5879171e7e796357452ffb6f", 1, "sql"),
+    "recall": ("01477dc8cbb35e0baa23f0a960fc5a698537017173c1eb3dc089c6bb1c06e9fa", 1, "recall"),
+    "sort": ("244fed067f96a6c82e45559ce5edc07c567037e5a4c9568657e40c45586addc0", 1, "sort"),
 }
 
 

@@ -1,0 +1,205 @@
+"""What can a prompt not learn? Descending order, for models of one to eight layers that learned ascending order.
+
+Written before the runs. Small Llamas are trained here from random weights, so that their depth is the only difference.
+A prompt or a prefix scales what attention reads from the content and adds a constant to it, but in the first layer it
+cannot change which part of the content is read more than another (Petrov, Torr and Bibi 2023). With one layer the order
+in which a list is read is therefore fixed; with more layers a prompt changes what the later layers see. LoRA of rank 1
+is the positive control for the task. A prompt that has to bring back a pretrained skill (copying, in spite of the
+marker that asks for sorting) is the control for the training of prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from peftbook import metrics, specs
+from peftbook.records import Record, Store
+from peftbook.specs import Probe
+from peftbook.studies import Quantity, Study, Verdict
+
+__all__ = ["ARMS", "DEPTHS", "SEEDS", "STUDIES", "probe"]
+
+DEPTHS = (1, 2, 4, 8)
+DEEPEST = DEPTHS[-1]
+SEEDS = (1, 2, 3)
+ARMS = ("prompt", "prefix", "lora", "lora4", "prompt_copy")
+CONTEXT_ARMS = ("prompt", "prefix")
+SETTINGS: dict = {
+    "hidden": 64,
+    "heads": 4,
+    "length": 10,
+    "pretrain_steps": 800,
+    "pretrain_rate": 0.003,
+    "steps": 300,
+    "prompt_rates": (0.03, 0.1, 0.3),
+    "prefix_rates": (0.03, 0.1, 0.3),
+    "lora_rates": (0.003, 0.01, 0.03),
+}
+SOLVED = 0.5  # a task counts as solved where more than half of the test lists come out right
+LEARNED = 0.9  # the comparison means something only where the model sorts upwards this well
+GAIN, MARGIN = 0.5, 0.1  # least gain in accuracy from one layer to eight that counts as solving it when deep
+
+
+def probe(depth: int, seed: int) -> Probe:
+    """Pretraining and all adaptations of one model."""
+    return Probe(measure="synthetic.sort_by_depth", settings={"depth": depth, **SETTINGS}, model=SCRATCH, seed=seed)
+
+
+# The model is made from the settings and the seed: no weights are loaded.
+SCRATCH = specs.Model(name="random-llama", revision="made from settings and seed")
+
+
+def runs(store: Store) -> list[Probe]:
+    """Seed by seed, shallow models first."""
+    return [probe(depth, seed) for seed in SEEDS for depth in DEPTHS]
+
+
+def records(depth: int, store: Store) -> list[Record]:
+    """The records of a depth in seed order; empty unless all are there."""
+    found = [record for seed in SEEDS if (record := store.get(probe(depth, seed))) is not None]
+    return found if len(found) == len(SEEDS) else []
+
+
+def table(depth: int, arm: str, store: Store) -> list[list[float]]:
+    """(seeds, test lists): 1 where the whole answer is right."""
+    return [[float(value) for value in record.per_example[f"{arm}_exact"]] for record in records(depth, store)]
+
+
+def accuracy(depth: int, arm: str, store: Store) -> metrics.Interval | None:
+    """Test accuracy of an arm with its interval, or None while a record is missing."""
+    scores = table(depth, arm, store)
+    return metrics.mean_interval(scores) if scores else None
+
+
+def gain(arm: str, store: Store) -> metrics.Interval | None:
+    """Accuracy with DEEPEST layers minus accuracy with one, paired over seeds."""
+    deep, shallow = table(DEEPEST, arm, store), table(1, arm, store)
+    return metrics.paired_interval(deep, shallow) if deep and shallow else None
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """For each depth: accuracy of each arm, its size, and how well the model sorts upwards; the gain from depth."""
+    out: dict[str, Quantity] = {}
+    for depth in DEPTHS:
+        found = records(depth, store)
+        if not found:
+            continue
+        keys = tuple(record.key for record in found)
+        for arm in ARMS:
+            interval = metrics.mean_interval(table(depth, arm, store))
+            out[f"depth{depth}_{arm}_accuracy"] = as_quantity(interval, keys)
+            size = float(found[0].measurements[f"{arm}_parameters"] or 0)
+            out[f"depth{depth}_{arm}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
+        learned = metrics.mean_interval([[ascending(record)] for record in found])
+        out[f"depth{depth}_pretrained_accuracy"] = as_quantity(learned, keys)
+    for arm in ARMS:
+        if (gained := gain(arm, store)) is not None:
+            keys = tuple(record.key for depth in (1, DEEPEST) for record in records(depth, store))
+            out[f"{arm}_gain_from_depth"] = as_quantity(gained, keys)
+    return out
+
+
+def ascending(record: Record) -> float:
+    """How many test lists the model sorted upwards after pretraining, 0–1."""
+    return float(record.measurements["pretrained_ascending_accuracy"] or 0)
+
+
+def as_quantity(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
+    """An accuracy as a named quantity."""
+    return Quantity(interval.mean, "", keys, interval.low, interval.high, len(SEEDS), interval.examples, 3)
+
+
+def better_context_arm(depth: int, store: Store) -> str:
+    """Prompt or prefix, whichever has the higher accuracy at this depth: the harder test of the claim."""
+    return max(CONTEXT_ARMS, key=lambda arm: found.mean if (found := accuracy(depth, arm, store)) else -1.0)
+
+
+def unusable(depth: int, store: Store) -> str:
+    """Why the runs of a depth decide nothing, or an empty text."""
+    worst = min(map(ascending, records(depth, store)), default=0.0)
+    if worst < LEARNED:
+        return f"a model of depth {depth} sorts only {worst:.0%} of the lists upwards, so it has nothing to adapt"
+    control = accuracy(depth, "lora", store)
+    if control is None or control.low <= SOLVED:
+        return f"LoRA of rank 1, the positive control, is not surely above {SOLVED:.0%} at depth {depth}"
+    return ""
+
+
+def verdict(store: Store) -> Verdict:
+    """Does no prompt and no prefix solve descending order at depth 1, where LoRA does?"""
+    if not records(1, store):
+        return Verdict("not yet run", "The runs with one layer are not all there.")
+    arm = better_context_arm(1, store)
+    found = accuracy(1, arm, store)
+    assert found is not None
+    said = f"With one layer the better of prompt and prefix ({arm}) sorts {describe(found)} of the lists downwards"
+    named = (f"depth1_{arm}_accuracy", "depth1_lora_accuracy")
+    outcome = metrics.judge(found, 0.0, (-math.inf, SOLVED))
+    if outcome != "refuted" and (reason := unusable(1, store)):  # a prompt that solves it refutes without a control
+        return Verdict("undecided", f"{said}; but {reason}.", named)
+    control = accuracy(1, "lora", store)
+    return Verdict(outcome, f"{said}, LoRA of rank 1 {describe(control)}.", named)
+
+
+def verdict_on_depth(store: Store) -> Verdict:
+    """Does the better of prompt and prefix solve with DEEPEST layers what it does not solve with one?"""
+    if not records(1, store) or not records(DEEPEST, store):
+        return Verdict("not yet run", f"The runs with one and with {DEEPEST} layers are not all there.")
+    arm = better_context_arm(DEEPEST, store)
+    found = gain(arm, store)
+    assert found is not None
+    said = (
+        f"From one layer to {DEEPEST} the accuracy of the better of prompt and prefix ({arm}) changes by "
+        f"{found.mean:+.3f} (95 % interval {found.low:+.3f} to {found.high:+.3f}; "
+        f"claim at least {GAIN}, margin {MARGIN})"
+    )
+    named = (f"{arm}_gain_from_depth",)
+    if reason := unusable(1, store) or unusable(DEEPEST, store):
+        return Verdict("undecided", f"{said}; but {reason}.", named)
+    return Verdict(metrics.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named)
+
+
+def describe(interval: metrics.Interval | None) -> str:
+    """An accuracy with its interval in per cent."""
+    if interval is None:
+        return "an unknown share"
+    low, high = (100 * min(1.0, max(0.0, end)) for end in (interval.low, interval.high))
+    return f"{100 * interval.mean:.1f} % (95 % interval {low:.1f} to {high:.1f})"
+
+
+LIMITS = (
+    "Anything about the embedded model: these are Llamas of width 64 on twenty tokens that were trained for minutes, "
+    "with one new task, one length of prompt, a fixed number of steps and three rates for each arm. A method that "
+    "fails here may only need more steps."
+)
+
+STUDIES = {
+    "expressiveness": Study(
+        name="expressiveness",
+        title="What can a prompt not learn?",
+        claim="A one-layer model that sorts upwards cannot be made to sort downwards by a prompt or a prefix; "
+        "LoRA of rank 1 can make it.",
+        source="petrov2023",
+        refuted_if="At depth 1 the prompt or the prefix solves it: the whole 95 % interval of its accuracy is above "
+        f"{SOLVED}.",
+        does_not_show=LIMITS,
+        chapter="book/prompt-tuning",
+        runs=runs,
+        quantities=quantities,
+        verdict=verdict,
+    ),
+    "expressiveness_depth": Study(
+        name="expressiveness_depth",
+        title="Does depth give the prompt what it lacks?",
+        claim="What a prompt or a prefix cannot solve with one layer, it solves with eight.",
+        source="petrov2023",
+        refuted_if=f"The gain in accuracy from one layer to {DEEPEST} is below {GAIN - MARGIN:g} "
+        "(the whole 95 % interval).",
+        does_not_show=LIMITS,
+        chapter="book/prompt-tuning",
+        runs=runs,
+        quantities=quantities,
+        verdict=verdict_on_depth,
+    ),
+}

@@ -1,0 +1,78 @@
+"""Recall: random key → random value, nothing to understand and nothing to generalise. It measures what a method stores.
+
+Keys are different words of six letters, values are four digits drawn independently and uniformly, so each pair holds
+exactly log2(10,000) = 13.29 bits. Give a run four times as many bits as it could store (two bits a trained parameter
+is the rule to beat), or the data end before the capacity does.
+
+Validation and test are pairs of the training split, on purpose: the question is what was remembered.
+Source of the idea: Morris et al. 2025, arXiv:2505.24832, section 3 (uniform random data have no structure to learn).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import string
+from collections.abc import Mapping, Sequence
+
+from peftbook.errors import InputError
+from peftbook.tasks import Example, TaskData
+
+__all__ = ["BITS_PER_PAIR", "DATA_SHA256", "INSTRUCTION", "PAIRS", "SEED", "content_sha256", "load", "make"]
+
+PAIRS, SEED = 4096, 0
+HELD = 200
+KEY_LETTERS, VALUE_DIGITS = 6, 4
+BITS_PER_PAIR = VALUE_DIGITS * math.log2(10)
+INSTRUCTION = "What is the code of {input}?"
+# SHA-256 of the pairs that make(PAIRS, SEED) generates.
+DATA_SHA256 = "01477dc8cbb35e0baa23f0a960fc5a698537017173c1eb3dc089c6bb1c06e9fa"
+
+
+def make(n: int, seed: int) -> TaskData:
+    """The task with `n` pairs: all are the training split; validation and test hold 200 each of them, where there are.
+
+    `data_sha256` is the hash of the generated content. Raises InputError for fewer than two pairs.
+    """
+    if not 2 <= n <= 1_000_000:
+        raise InputError(f"A recall task with n = {n} pairs cannot be made: give 2 to 1,000,000.")
+    rng = random.Random(f"recall {n} {seed}")  # only random(), whose sequence Python promises to keep
+    pairs: dict[str, str] = {}
+    while len(pairs) < n:
+        key = "".join(string.ascii_lowercase[int(rng.random() * 26)] for _ in range(KEY_LETTERS))
+        value = "".join(str(int(rng.random() * 10)) for _ in range(VALUE_DIGITS))
+        pairs.setdefault(key, value)
+    train = tuple(Example(f"train-{at}", key, value) for at, (key, value) in enumerate(pairs.items()))
+    held = min(HELD, n // 2)
+    splits = {
+        "train": train,
+        "validation": tuple(Example(f"validation-{at}", e.input, e.target) for at, e in enumerate(train[:held])),
+        "test": tuple(Example(f"test-{at}", e.input, e.target) for at, e in enumerate(train[held : 2 * held])),
+    }
+    return TaskData(
+        name="recall" if (n, seed) == (PAIRS, SEED) else f"recall-{n}-{seed}",
+        version=1,
+        instruction=INSTRUCTION,
+        splits=splits,
+        metrics=("exact_match",),
+        data_sha256=content_sha256(INSTRUCTION, splits),
+    )
+
+
+def content_sha256(instruction: str, splits: Mapping[str, Sequence[Example]]) -> str:
+    """SHA-256 of a generated task: its instruction and the id, input and target of each example, as JSON."""
+    rows = {split: [[one.id, one.input, one.target] for one in examples] for split, examples in splits.items()}
+    text = json.dumps([instruction, rows], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load() -> TaskData:
+    """The default task: 4,096 pairs from seed 0. Raises InputError if this Python generates other ones."""
+    task = make(PAIRS, SEED)
+    if task.data_sha256 != DATA_SHA256:
+        raise InputError(
+            f"The recall pairs have SHA-256 {task.data_sha256}, not the pinned {DATA_SHA256}: use the locked Python."
+        )
+    return task

@@ -1,0 +1,257 @@
+"""Laws of the generated tasks, of the small models made for them, and of the two studies that use these."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import Record, Store
+from peftbook.studies import capacity, expressiveness
+from peftbook.tasks import SPLITS, get_task, recall, sort
+from peftbook.training.methods import apply_method, causal_model, hidden_states, trainable_state, virtual_tokens
+from peftbook.training.probes import measure, synthetic
+
+# --- generated tasks -------------------------------------------------------------------------------------------
+
+
+def test_recall_pairs_are_random_and_none_is_new_in_a_held_split():
+    """Nothing to generalise: a key is a key once, digits are uniform, and what is asked was shown."""
+    task = recall.make(2000, 3)
+    pairs = {one.input: one.target for one in task.splits["train"]}
+    assert len(pairs) == 2000 and all(len(value) == recall.VALUE_DIGITS for value in pairs.values())
+    assert all(pairs[one.input] == one.target for split in ("validation", "test") for one in task.splits[split])
+    digits = Counter("".join(pairs.values()))
+    assert set(digits) == set("0123456789") and max(digits.values()) < 1.2 * min(digits.values())
+    assert math.isclose(2**recall.BITS_PER_PAIR, 10**recall.VALUE_DIGITS)
+
+
+@pytest.mark.parametrize(("n", "seed"), [(50, 0), (51, 0), (50, 1)])
+def test_the_hash_of_generated_pairs_follows_the_content(n, seed):
+    """Two tasks with one hash would share records."""
+    assert recall.make(n, seed) == recall.make(n, seed)
+    others = {recall.make(*one).data_sha256 for one in {(50, 0), (51, 0), (50, 1)} - {(n, seed)}}
+    assert recall.make(n, seed).data_sha256 not in others
+
+
+def test_a_recall_task_of_one_pair_is_refused():
+    """It would leave nothing to hold back."""
+    with pytest.raises(InputError, match="n = 1"):
+        recall.make(1, 0)
+
+
+def test_sort_answers_are_sorted_and_no_set_is_in_two_splits():
+    """The same numbers in another order would leak the answer."""
+    sets: dict[str, set[frozenset[str]]] = {}
+    task = get_task("sort")
+    for split in SPLITS:
+        sets[split] = {frozenset(one.input.split()) for one in task.splits[split]}
+        assert len(sets[split]) == len(task.splits[split]) == sort.SIZES[split]
+        for one in task.splits[split]:
+            numbers = list(map(int, one.input.split()))
+            assert list(map(int, one.target.split())) == sorted(numbers, reverse=True)
+    assert not sets["train"] & sets["test"] and not sets["validation"] & (sets["train"] | sets["test"])
+
+
+@pytest.mark.parametrize("module", [recall, sort])
+def test_another_content_than_the_pinned_one_is_refused(module, monkeypatch):
+    """A Python that draws other numbers must not pass for this one."""
+    assert module.load().data_sha256 == module.DATA_SHA256
+    monkeypatch.setattr(module, "DATA_SHA256", "0" * 64)
+    with pytest.raises(InputError, match="not the pinned"):
+        module.load()
+
+
+# --- small models ----------------------------------------------------------------------------------------------
+
+
+def base(depth: int = 1, seed: int = 0):
+    return synthetic.small_llama(depth, 64, 4, synthetic.VOCABULARY, seed).eval()
+
+
+def test_lists_of_a_split_hold_values_that_no_other_split_has_together():
+    """Ascending order of a set is one answer, whatever the order of the list."""
+    lists = synthetic.lists_by_split(0, 500)
+    sets = {split: {frozenset(one) for one in chosen} for split, chosen in lists.items()}
+    assert not sets["train"] & sets["test"] and not sets["validation"] & (sets["train"] | sets["test"])
+    assert all(len(set(one)) == synthetic.LIST_LENGTH for chosen in lists.values() for one in chosen)
+    assert lists["test"] == synthetic.lists_by_split(0, 500)["test"]
+
+
+def test_exactness_equals_greedy_decoding():
+    """The one-pass check of a whole answer against decoding token by token."""
+    model = base(2)
+    lists = synthetic.lists_by_split(1, 8)
+    data = [synthetic.sequence(one, "ascending", "ascending") for one in lists["train"] + lists["validation"][:24]]
+    synthetic.fit(model, data[:8], 60, 8, 0.01, 0)  # learns these eight by heart, so that both outcomes occur
+    written = []
+    for one in data:
+        ids = list(one.ids[: one.start])
+        for _ in range(one.label_tokens):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        written.append(float(tuple(ids) == one.ids))
+    assert synthetic.exact(model, data) == written and 0 < sum(written) < len(written)
+
+
+def test_a_prompt_leaves_the_relative_attention_of_the_first_layer():
+    """The theorem behind the study: over the content the weights only shrink by a common factor."""
+    model = base()
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([synthetic.sequence((3, 1, 9, 4, 12, 7), "ascending", "ascending").ids])
+    embedded = model.get_input_embeddings()(ids)
+    prompt = torch.randn(1, 10, embedded.shape[-1], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model(inputs_embeds=embedded, output_attentions=True).attentions[0]
+        shifted = model(inputs_embeds=torch.cat([prompt, embedded], 1), output_attentions=True).attentions[0]
+    content = shifted[:, :, 10:, 10:]
+    share = content.sum(-1, keepdim=True)
+    assert torch.allclose(content / share, plain, atol=1e-5) and share.max() < 0.999
+
+
+@pytest.mark.parametrize("method", [specs.PromptTuning(length=4), specs.Prefix(length=4), specs.LoRA(rank=1, alpha=2)])
+def test_adapting_a_copy_leaves_the_pretrained_model(method):
+    """Every arm and rate must start from the same weights."""
+    model = base()
+    before = copy.deepcopy(model.state_dict())
+    data = [synthetic.sequence(one, "descending", "ascending") for one in synthetic.lists_by_split(0, 64)["train"]]
+    tuned = apply_method(copy.deepcopy(model), method, 0, synthetic.Alphabet())
+    frozen = {n: v.clone() for n, v in tuned.named_parameters() if not v.requires_grad}
+    started = {name: value.detach().clone() for name, value in trainable_state(tuned).items()}
+    assert math.isfinite(synthetic.fit(tuned, data, 3, 16, 0.05, 0))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, dict(tuned.named_parameters())[name]) for name, value in frozen.items())
+    assert any(not torch.equal(value, started[name]) for name, value in trainable_state(tuned).items())
+
+
+def test_a_prompt_starts_from_values_not_from_markers():
+    """A marker in the prompt would announce a task by itself."""
+    model = base()
+    tuned = apply_method(copy.deepcopy(model), specs.PromptTuning(length=20), 0, synthetic.Alphabet())
+    table = model.get_input_embeddings().weight[: synthetic.VALUES]
+    assert all((table == row).all(1).any() for row in virtual_tokens(tuned))
+
+
+def test_stored_bits_of_a_guess_and_of_certainty():
+    """The scale: a uniform guess stores nothing, certainty stores all, worse than a guess is not negative."""
+    assert synthetic.stored_bits([math.log(256)] * 5, 256) == pytest.approx(0, abs=1e-9)
+    assert synthetic.stored_bits([0.0] * 5, 256) == 40
+    assert synthetic.stored_bits([100.0] * 5, 256) == 0
+    assert synthetic.stored_bits([0.0, 2 * math.log(256)], 256) == pytest.approx(0, abs=1e-9)
+
+
+def test_random_keys_are_different_and_values_are_values():
+    """A key with two values could not be learned."""
+    data = synthetic.random_pairs(3000, 16, 0)
+    assert len({one.ids[:3] for one in data}) == 3000
+    assert {one.ids[3] for one in data} == set(range(64, 80)) and all(max(one.ids[:3]) < 64 for one in data)
+    with pytest.raises(InputError, match="different keys"):
+        synthetic.random_pairs(64**3 + 1, 16, 0)
+
+
+def test_the_recall_probe_stores_and_counts():
+    """A short run stores something, no more than there is; the size is the study's formula; it repeats exactly."""
+    probe = capacity.probe("scarce", 1, 0)
+    settings = probe.settings | {"pairs": 64, "exposures": 20, "batch": 16, "rates": (0.01, 0.02)}
+    probe = probe.model_copy(update={"settings": settings})
+    found = measure(probe)
+    assert 0 < found.measurements["stored_bits"] <= found.measurements["data_bits"] == 64 * 8
+    assert found.measurements["parameters"] == capacity.parameters(1)
+    assert found.measurements["stored_bits"] == max(found.curve["stored_bits"])
+    assert measure(probe) == found
+
+
+def test_the_sort_probe_reports_every_arm():
+    """What the study reads is there, for a run too short to learn."""
+    probe = expressiveness.probe(1, 0)
+    short = {"pretrain_steps": 2, "steps": 2, "prompt_rates": (0.1,), "prefix_rates": (0.1,), "lora_rates": (0.01,)}
+    found = measure(probe.model_copy(update={"settings": probe.settings | short}))
+    for arm in expressiveness.ARMS:
+        scores = found.per_example[f"{arm}_exact"]
+        assert len(scores) == synthetic.HELD["test"] and set(scores) <= {0.0, 1.0}
+        assert found.measurements[f"{arm}_accuracy"] == sum(scores) / len(scores)
+    hidden, length = probe.settings["hidden"], probe.settings["length"]
+    assert found.measurements["prompt_parameters"] == length * hidden
+    assert found.measurements["prefix_parameters"] == 2 * length * hidden
+
+
+def test_hidden_states_of_the_small_model_are_those_of_transformers():
+    """The fast path of the training loop against the library's forward pass."""
+    model = base(2)
+    ids = torch.tensor([synthetic.sequence((3, 1, 9, 4, 12, 7), "copy", "copy").ids])
+    with torch.no_grad():
+        fast = causal_model(model).lm_head(hidden_states(model, ids, 1))
+        assert torch.allclose(fast, model(ids).logits[:, 1:], atol=1e-4)
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------
+
+
+def sort_store(folder, accuracies: dict[str, dict[int, float]], learned: float = 1.0) -> Store:
+    """Records in which an arm solves a given share of the test lists at each depth."""
+    store = Store(folder)
+    for seed in expressiveness.SEEDS:
+        for depth in expressiveness.DEPTHS:
+            probe = expressiveness.probe(depth, seed)
+            exact = {}
+            for arm in expressiveness.ARMS:
+                solved = round(512 * accuracies.get(arm, {}).get(depth, 0.0))
+                exact[f"{arm}_exact"] = [1.0] * solved + [0.0] * (512 - solved)
+            sizes = {f"{arm}_parameters": 10 for arm in expressiveness.ARMS}
+            measured = {"pretrained_ascending_accuracy": learned, **sizes}
+            store.save(Record(key=probe.key, spec=probe, measurements=measured, per_example=exact))
+    return store
+
+
+ALL = dict.fromkeys(expressiveness.DEPTHS, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "learned", "first", "second"),
+    [
+        ({"lora": ALL}, 1.0, "reproduced", "refuted"),
+        ({"lora": ALL, "prompt": {4: 0.9, 8: 0.9}}, 1.0, "reproduced", "reproduced"),
+        ({"lora": ALL, "prefix": {8: 0.9}}, 1.0, "reproduced", "reproduced"),
+        ({"lora": ALL, "prefix": ALL}, 1.0, "refuted", "refuted"),
+        ({"prompt": ALL}, 1.0, "refuted", "undecided"),
+        ({}, 1.0, "undecided", "undecided"),
+        ({"lora": ALL}, 0.3, "undecided", "undecided"),
+        ({"lora": ALL, "prompt": {1: 0.5, 8: 0.97}}, 1.0, "undecided", "undecided"),
+    ],
+)
+def test_the_verdicts_on_prompts_follow_the_accuracies(tmp_path, accuracies, learned, first, second):
+    """A control that fails decides nothing; a prompt that solves it at depth 1 refutes, whatever the control does."""
+    store = sort_store(tmp_path, accuracies, learned)
+    for name, outcome in (("expressiveness", first), ("expressiveness_depth", second)):
+        study = expressiveness.STUDIES[name]
+        found = study.verdict(store)
+        assert found.outcome == outcome, found.sentence
+        assert set(found.quantities) <= set(study.quantities(store)) and not study.missing(store)
+
+
+@pytest.mark.parametrize(("slope", "outcome"), [(1.5, "reproduced"), (0.0, "refuted"), (0.08, "undecided")])
+def test_the_verdict_on_capacity_follows_the_slope(tmp_path, slope, outcome):
+    """Bits on a known line give that line's slope."""
+    store = Store(tmp_path)
+    for probe in capacity.runs(store):
+        at = capacity.parameters(int(probe.settings["rank"]))
+        bits = 100 + slope * at + 3 * probe.seed * (-1) ** int(probe.settings["rank"])
+        store.save(Record(key=probe.key, spec=probe, measurements={"stored_bits": bits}))
+    (study,) = capacity.STUDIES.values()
+    found = study.verdict(store)
+    assert found.outcome == outcome, found.sentence
+    assert study.quantities(store)["slope"].value == pytest.approx(slope, abs=0.02)
+
+
+@pytest.mark.parametrize("study", [*expressiveness.STUDIES.values(), *capacity.STUDIES.values()], ids=lambda s: s.name)
+def test_without_records_nothing_is_claimed(tmp_path, study):
+    """The first build of the book has no runs."""
+    store = Store(tmp_path)
+    assert not study.quantities(store) and study.verdict(store).outcome == "not yet run"
+    keys = [probe.key for probe in study.runs(store)]
+    assert len(set(keys)) == len(keys) >= 12
