@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from peftbook.records import Store, default_store
 from peftbook.studies import NAMES, Quantity, Study, Verdict, get_study
 
 __all__ = [
+    "OUTCOMES",
     "Claim",
     "claims",
     "count_verdicts",
@@ -29,6 +31,7 @@ __all__ = [
 OUTCOMES = ("reproduced", "equivalent", "refuted", "undecided", "measured", "not testable here", "not yet run")
 SAID = ("rank", "length", "width")  # of a method, always; other fields where they are not the default
 WORDS = {"shots": "{} examples in the prompt", "length": "{} virtual tokens", "train_examples": "{} examples"}
+HASH = re.compile("[0-9a-f]{64}")
 LISTED = 4  # a setting with more values is counted
 
 
@@ -190,4 +193,6 @@ def _setting(name: str, value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value[:12] if isinstance(value, str) and HASH.fullmatch(value) else str(value)

@@ -86,7 +86,11 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the data decided: reproduced, equivalent, refuted, undecided, not yet run or not testable here."""
+    """What the data decided: reproduced, equivalent, refuted or undecided; or why they do not.
+
+    `measured` is a study that puts no claim to the test, `not yet run` and `not testable here` say what is missing.
+    quantities: the numbers that decided, the deciding one first.
+    """
 
     outcome: str
     sentence: str

@@ -97,7 +97,7 @@ STUDIES = {
         name="benchmark",
         title="E2E NLG: LoRA against full fine-tuning",
         claim="LoRA matches full fine-tuning on E2E NLG with a small share of the parameters.",
-        source="hu2021",
+        source="hu2021, Table 3",
         refuted_if=f"LoRA's test loss is worse than full fine-tuning's by more than {MARGIN} nats per token "
         "(the whole 95 % interval beyond the margin).",
         does_not_show=LIMITS,
@@ -110,7 +110,7 @@ STUDIES = {
         name="benchmark_prefix",
         title="E2E NLG: LoRA against prefix tuning",
         claim="LoRA beats prefix tuning on E2E NLG.",
-        source="hu2021",
+        source="hu2021, Table 3",
         refuted_if=f"prefix tuning's test loss is lower than LoRA's by more than {MARGIN} nats per token "
         "(the whole 95 % interval beyond the margin).",
         does_not_show=LIMITS + " Prefix tuning trains ten keys and values without reparametrisation here, LoRA all "

@@ -137,7 +137,7 @@ STUDIES = {
         name="capacity",
         title="How many bits does an adapter store?",
         claim="What an adapter stores grows in proportion to its trained parameters, until the data end.",
-        source="allenzhu2024",
+        source="allenzhu2024, abstract",
         refuted_if=f"Each further parameter stores less than {GROWTH - MARGIN:g} bits (the whole 95 % interval).",
         does_not_show="The two bits a parameter of Allen-Zhu and Li, which are for whole language models after 1,000 "
         "exposures: here a random Llama of width 64 is frozen, only LoRA on q and v is trained, with 100 exposures, "

@@ -93,7 +93,7 @@ STUDY = Study(
     name="costs",
     title="What does a training step cost?",
     claim="QLoRA trains in less memory than LoRA on an unquantised base.",
-    source="dettmers2023",
+    source="dettmers2023, abstract",
     refuted_if="every repeat of QLoRA has a peak process memory at or above the lowest of LoRA's repeats "
     "at this size, batch and sequence length.",
     does_not_show="At 135M parameters activations and logits dominate, and a CPU process counts its libraries too; "

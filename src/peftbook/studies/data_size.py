@@ -70,7 +70,7 @@ STUDIES = {
         name="data_size",
         title="How little data is enough?",
         claim="With 100 training examples LoRA is at least as good as full fine-tuning.",
-        source="hu2021",
+        source="hu2021, Table 16",
         refuted_if=f"full fine-tuning's test loss is lower than LoRA's by more than {MARGIN} nats per token (the whole "
         "95 % interval beyond the margin).",
         does_not_show="A generation task and a model of 135M parameters, against MNLI and GPT-3 in the paper's Table "

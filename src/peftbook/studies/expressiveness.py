@@ -180,7 +180,7 @@ STUDIES = {
         title="What can a prompt not learn?",
         claim="A one-layer model that sorts upwards cannot be made to sort downwards by a prompt or a prefix; "
         "LoRA of rank 1 can make it.",
-        source="petrov2023",
+        source="petrov2023, abstract",
         refuted_if="At depth 1 the prompt or the prefix solves it: the whole 95 % interval of its accuracy is above "
         f"{SOLVED}.",
         does_not_show=LIMITS,
@@ -193,7 +193,7 @@ STUDIES = {
         name="expressiveness_depth",
         title="Does depth give the prompt what it lacks?",
         claim="What a prompt or a prefix cannot solve with one layer, it solves with eight.",
-        source="petrov2023",
+        source="petrov2023, abstract",
         refuted_if=f"The gain in accuracy from one layer to {DEEPEST} is below {GAIN - MARGIN:g} "
         "(the whole 95 % interval).",
         does_not_show=LIMITS,

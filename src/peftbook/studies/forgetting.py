@@ -171,7 +171,7 @@ STUDIES = {
         name="forgetting",
         title="Does LoRA forget less?",
         claim="LoRA forgets less than full fine-tuning, even where both have learned the same.",
-        source="biderman2024",
+        source="biderman2024, sections 4.2 and 4.3",
         refuted_if=f"at matched target loss LoRA (r = 64) has lost more than full fine-tuning on prose by over "
         f"{MARGIN} nats per token (the whole 95 % interval beyond the margin).",
         does_not_show=LIMITS,
@@ -184,7 +184,7 @@ STUDIES = {
         name="intruders",
         title="Does LoRA bring new singular directions?",
         claim="LoRA brings intruder dimensions into the weights, full fine-tuning does not.",
-        source="shuttleworth2024",
+        source="shuttleworth2024, abstract",
         refuted_if="full fine-tuning has at least as many intruder dimensions as LoRA of rank 8.",
         does_not_show=LIMITS + " Five of thirty layers; counts have one seed and no interval.",
         chapter="book/lora",

@@ -281,7 +281,7 @@ STUDIES = {
             name="merging_latency",
             title="Does a merged LoRA cost time?",
             claim="A merged LoRA adds no inference latency; left beside the weights it does.",
-            source="hu2021",
+            source="hu2021, section 4.1",
             refuted_if=f"at batch 1 in float32 the merged model's forward pass is slower than the base model's by more "
             f"than {MARGIN_TIME:.0%} (the whole 95 % interval beyond it), or an unmerged LoRA is not slower than the "
             f"merged model by {MARGIN_TIME:.0%} (the whole interval below it).",
@@ -295,7 +295,7 @@ STUDIES = {
             name="adapter_latency",
             title="Does a bottleneck adapter cost time?",
             claim="Adapter layers add inference latency at batch 1, where LoRA merged into the weights adds none.",
-            source="hu2021",
+            source="hu2021, Table 1",
             refuted_if=f"at batch 1 in float32 a bottleneck adapter's forward pass is not slower than the merged "
             f"model's by {MARGIN_TIME:.0%} (the whole 95 % interval below it).",
             does_not_show=f"{TIME_LIMITS} The adapters have width {WIDTH} after both sublayers; the paper's differ.",
@@ -308,7 +308,7 @@ STUDIES = {
             name="merging_quality",
             title="Does merging cost quality?",
             claim="A LoRA can be merged into the weights, bfloat16 ones too, without loss.",
-            source="hu2021",
+            source="hu2021, section 4.1",
             refuted_if=f"the loss after merging into bfloat16 weights, minus that of the same adapter beside the same "
             f"bfloat16 weights, is more than {MARGIN_QUALITY:.0%} of the adapter's gain over the untuned model (the "
             "whole 95 % interval beyond it).",

@@ -244,7 +244,7 @@ STUDY = Study(
     name="methods",
     title="Head to head: which method for one small task?",
     claim="LoRA matches full fine-tuning while training a small share of the parameters.",
-    source="hu2021",
+    source="hu2021, Table 3",
     refuted_if=f"LoRA's test loss is worse than full fine-tuning's by more than {MARGIN_NATS} nats per token "
     "(the whole 95 % interval beyond the margin).",
     does_not_show="One model of 135M parameters that comes from a 4-bit file, one task, one budget; "

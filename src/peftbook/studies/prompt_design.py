@@ -91,13 +91,13 @@ LIMITS = (
 )
 
 
-def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
+def study(name: str, title: str, claim: str, source: str, refuted_if: str, verdict) -> Study:
     """One claim on the shared runs."""
     return Study(
         name=name,
         title=title,
         claim=claim,
-        source="lester2021",
+        source=source,
         refuted_if=refuted_if,
         does_not_show=LIMITS,
         chapter="book/prompt-tuning",
@@ -114,6 +114,7 @@ STUDIES = {
             "prompt_length",
             "How long must a soft prompt be?",
             "Twenty virtual tokens are better than one.",
+            "lester2021, Figure 3a",
             f"20 tokens are not better than 1 by {MARGIN} nats per token (the whole 95 % interval below the margin).",
             length_verdict,
         ),
@@ -121,6 +122,7 @@ STUDIES = {
             "prompt_longer",
             "Do more than twenty virtual tokens help?",
             "Beyond twenty virtual tokens the gain is marginal.",
+            "lester2021, Figure 3a",
             f"100 tokens are better than 20 by more than {MARGIN} nats per token (the whole 95 % interval beyond it).",
             longer_verdict,
         ),
@@ -128,6 +130,7 @@ STUDIES = {
             "prompt_init",
             "Does the start of a soft prompt matter?",
             "A random start is worse than starting from vocabulary embeddings.",
+            "lester2021, Figure 3b",
             f"a random start is not worse by {MARGIN} nats per token (the whole 95 % interval below the margin).",
             init_verdict,
         ),

@@ -65,7 +65,7 @@ STUDIES = {
         name="rank",
         title="Does the rank matter?",
         claim="A small rank is enough: beyond r = 16 the loss does not fall.",
-        source="hu2021",
+        source="hu2021, Table 18",
         refuted_if=f"a rank above 16 is better than rank 16 by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond the margin, and significant in the family by Holm's procedure).",
         does_not_show="A short training on one easy task; what high ranks can do with much more data. Above rank 192 "

@@ -95,7 +95,7 @@ STUDIES = {
         name="recovery",
         title="Does tuning recover the loss of 4-bit weights?",
         claim="LoRA on an NF4 base matches LoRA on a 16-bit base.",
-        source="dettmers2023",
+        source="dettmers2023, Table 3",
         refuted_if=f"after tuning, the loss on NF4 is higher by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond the margin).",
         does_not_show=LIMITS,
@@ -108,7 +108,7 @@ STUDIES = {
         name="loftq",
         title="Does a start that corrects the quantisation error help?",
         claim="The LoftQ start gives a lower loss than the plain start on a 4-bit base.",
-        source="li2023loftq",
+        source="li2023loftq, section 4",
         refuted_if=f"the LoftQ start ends higher by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond).",
         does_not_show=LIMITS,

@@ -240,13 +240,13 @@ STUDIES = {
             name="rouge_settings",
             title="How fragile is ROUGE?",
             claim="Settings that papers leave out move ROUGE as much as methods differ.",
-            source="grusky2023",
+            source="grusky2023, abstract",
             refuted_if="LoRA's spread over the settings is smaller than its lead over prompt tuning by more than "
             f"{MARGIN_ROUGE} ROUGE-L (the whole 95 % interval beyond it).",
             does_not_show="One task of single English sentences in ASCII, where line and Unicode handling have little "
             "to act on; eight settings of one package, which is neither all settings nor faulty packages. A setting "
             "that moves all systems alike changes no ranking: the leads by setting are listed too.",
-            chapter="book/metrics",
+            chapter="book/head-to-head",
             runs=settings_runs,
             quantities=settings_quantities,
             verdict=settings_verdict,
@@ -255,13 +255,13 @@ STUDIES = {
             name="bertscore_negation",
             title='Does BERTScore notice a "not"?',
             claim="BERTScore is weak on small errors in texts that are otherwise alike.",
-            source="hanna2021",
+            source="hanna2021, abstract",
             refuted_if="negated copies of the references score below the texts of the best system (the whole 95 % "
             "interval below zero).",
             does_not_show="One small encoder, its last layer, no rescaling and no idf; a larger one, or another layer, "
             "may see more. Negation by a rule, on the sentences that the rule covers; other small errors are not "
             "tried.",
-            chapter="book/metrics",
+            chapter="book/head-to-head",
             runs=negation_runs,
             quantities=negation_quantities,
             verdict=negation_verdict,

@@ -99,7 +99,7 @@ STUDIES = {
         name="scaling",
         title="Does α/√r help at a fixed learning rate?",
         claim="At a fixed learning rate, α/√r makes high ranks learn better than α/r.",
-        source="kalajdzievski2023",
+        source="kalajdzievski2023, abstract",
         refuted_if=f"at rank 256 α/√r is worse by more than {MARGIN} nats per token (the whole 95 % interval beyond).",
         does_not_show=LIMITS,
         chapter="book/lora",
@@ -111,7 +111,7 @@ STUDIES = {
         name="scaling_tuned",
         title="Does the gain of α/√r survive tuning?",
         claim="The gain of α/√r is more than a better learning rate: it survives tuning.",
-        source="kalajdzievski2023",
+        source="kalajdzievski2023, abstract",
         refuted_if=f"after tuning α/√r is worse at rank 256 by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond); an interval within the margin is called equivalent: then the gain was learning rate.",
         does_not_show=LIMITS,

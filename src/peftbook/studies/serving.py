@@ -115,7 +115,7 @@ STUDY = Study(
     name="serving",
     title="What do many adapters cost to serve?",
     claim="Requests for many adapters are served faster in one mixed batch than by swapping adapters.",
-    source="hu2021",
+    source="hu2021, section 4.2",
     refuted_if=f"with {COUNTS[-1]} adapters the mixed batch is slower than swapping (the whole 95 % interval).",
     does_not_show=f"One CPU ({MACHINE}), one model of 135M parameters, one batch of {BATCH}, prompts of {TOKENS} "
     "tokens, float32; no queueing, paging of adapters or fused kernels, which are what serving systems add. The merged "

@@ -95,7 +95,7 @@ STUDIES = {
         name="subspace",
         title="Do different ranks and seeds find the same directions?",
         claim="The top direction of a LoRA update is shared between ranks and seeds; most others are not.",
-        source="hu2021",
+        source="hu2021, Figures 3 and 4",
         refuted_if="the pooled φ(1, 1) of ranks 8 and 64 lies inside the 95 % band of random vectors (whole interval).",
         does_not_show="Shared directions may come from the data's strongest signal rather than from a low-rank task; a "
         "short training of q and v on one task.",

@@ -70,7 +70,7 @@ STUDIES = {
         name="targets",
         title="Attention or MLP?",
         claim="At equal parameters, adapting the attention alone is worse than adapting the MLP alone.",
-        source="schulman2025",
+        source="schulman2025, on the choice of layers",
         refuted_if=f"attention-only is better than MLP-only by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond the margin).",
         does_not_show=LIMITS,
@@ -83,7 +83,7 @@ STUDIES = {
         name="targets_all",
         title="Query and value, or all linear layers?",
         claim="Adapting all linear layers is better than adapting q and v with the same number of parameters.",
-        source="dettmers2023",
+        source="dettmers2023, section 4 and Figure 2",
         refuted_if=f"q and v are better than all linear layers by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond the margin).",
         does_not_show=LIMITS,

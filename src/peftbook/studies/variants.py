@@ -126,17 +126,17 @@ WORSE = f"its test loss is worse than LoRA's by more than {MARGIN} nats per toke
 STUDIES = {
     one.name: one
     for one in (
-        study("lora_plus", "plus16", "A higher rate for B than for A makes LoRA learn faster.", "hayou2024plus",
-              SLOWER, speed_verdict("plus16")),
+        study("lora_plus", "plus16", "A higher rate for B than for A makes LoRA learn faster.",
+              "hayou2024plus, abstract", SLOWER, speed_verdict("plus16")),
         study("pissa", "pissa", "Starting from the principal singular directions makes LoRA learn faster.",
-              "meng2024", SLOWER, speed_verdict("pissa")),
-        study("olora", "olora", "Starting from an orthonormal factor makes LoRA learn faster.", "buyukakyuz2024",
-              SLOWER, speed_verdict("olora")),
+              "meng2024, abstract", SLOWER, speed_verdict("pissa")),
+        study("olora", "olora", "Starting from an orthonormal factor makes LoRA learn faster.",
+              "buyukakyuz2024, abstract", SLOWER, speed_verdict("olora")),
         study("dora", "dora", "Learning magnitude and direction apart gives a lower loss at the same rank.",
-              "liu2024dora", WORSE, quality_verdict("dora", (-math.inf, 0.0), MARGIN)),
+              "liu2024dora, abstract", WORSE, quality_verdict("dora", (-math.inf, 0.0), MARGIN)),
         study("vera", "vera", "Shared random projections with trained diagonals match LoRA with a tenth of the "
-              "parameters.", "kopiczko2023", WORSE, quality_verdict("vera", (-math.inf, MARGIN), 0.0)),
-        study("lora_fa", "frozen_a", "Training B alone matches LoRA.", "zhang2023fa", WORSE,
+              "parameters.", "kopiczko2023, abstract", WORSE, quality_verdict("vera", (-math.inf, MARGIN), 0.0)),
+        study("lora_fa", "frozen_a", "Training B alone matches LoRA.", "zhang2023fa, abstract", WORSE,
               quality_verdict("frozen_a", (-math.inf, MARGIN), 0.0)),
     )
 }  # fmt: skip

@@ -212,7 +212,7 @@ def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
         name=name,
         title=title,
         claim=claim,
-        source="dettmers2023",
+        source="dettmers2023, Table 2",
         refuted_if=refuted_if,
         does_not_show="One model of 5M parameters without the outlier features of large ones, quantised after training "
         "and not tuned; intervals are over texts and codebooks, not over models.",
