@@ -15,10 +15,13 @@ from scipy import stats
 
 from peftbook.errors import InputError
 from peftbook.metrics import (
+    BLEU_STATISTICS,
     Interval,
     bleu,
+    bleu_of_sums,
     bleu_statistics,
     exact_match,
+    example_interval,
     judge,
     mean_interval,
     paired_interval,
@@ -316,3 +319,27 @@ def test_a_claim_and_its_opposite_are_never_both_reproduced(mean, half95, margin
     up, down = judge(found, margin, (edge, math.inf)), judge(found, margin, (-math.inf, edge))
     assert not (up == down == "reproduced") or found.low == found.high == edge
     assert up != "refuted" or down == "reproduced"
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 6)] * 4, st.integers(10, 20), st.integers(8, 20)), min_size=1, max_size=4),
+)
+def test_bleu_of_sums_is_sacrebleus(rows):
+    """Corpus BLEU from summed statistics, n-grams that never match included."""
+    columns = {name: [] for name in BLEU_STATISTICS}
+    for *matched, length, reference in rows:
+        for n, value in enumerate(matched, 1):
+            columns[f"bleu_matched_{n}"].append(float(value))
+            columns[f"bleu_total_{n}"].append(float(length - n + 1))
+        columns["bleu_length"].append(float(length))
+        columns["bleu_reference_length"].append(float(reference))
+    sums = np.array([sum(columns[name]) for name in BLEU_STATISTICS])
+    assert bleu_of_sums(sums) == pytest.approx(bleu(columns), abs=1e-9)
+
+
+def test_an_interval_over_examples_alone_is_normal():
+    """Narrower than with few seeds, and that of `mean_interval` up to the quantile."""
+    scores = np.random.default_rng(0).normal(size=60).tolist()
+    alone, seeded = example_interval(scores), mean_interval([scores, scores, scores])
+    assert alone.example_se == seeded.example_se and seeded.seed_se == 0
+    assert alone.half95 == pytest.approx(1.959964 * alone.example_se) and alone.half95 < seeded.half95

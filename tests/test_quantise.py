@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
 import torch
-from tiny import random_examples, save_tiny_folder, tiny_llama
+from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 from transformers import AutoModelForCausalLM
 
 from peftbook import specs
@@ -16,18 +17,24 @@ from peftbook.records import Record, Store
 from peftbook.scratch.codebooks import linear_layers, round_trip
 from peftbook.studies import double_quant, weight_error
 from peftbook.training import small_llama
+from peftbook.training.execute import prepare
 from peftbook.training.loop import losses
-from peftbook.training.methods import apply_method, trainable_state
+from peftbook.training.methods import apply_method, causal_model, trainable_state
 from peftbook.training.models import keep_linear4bit_layout, load_model, quantization_config
 from peftbook.training.probes import measure
 from peftbook.training.quantise import init_corrected, quantise_dense, quantised_by_bitsandbytes, top_singular
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 QLORA = {"rank": 4, "alpha": 12.0}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def normal(shape: torch.Size) -> torch.Tensor:
+    return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(8))
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -65,8 +72,12 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return sum(float((first[name] - second[name]).square().sum()) for name in second) ** 0.5
 
 
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: part.weight.detach().clone() for name, part in linear_layers(model).items()}
+
+
 def original() -> dict[str, torch.Tensor]:
-    return {name: part.weight.detach().clone() for name, part in linear_layers(tiny_llama()).items()}
+    return weights_of(tiny_llama())
 
 
 def start(**fields) -> torch.nn.Module:
@@ -76,7 +87,7 @@ def start(**fields) -> torch.nn.Module:
 @pytest.mark.parametrize("quant", ["nf4", "int4", "fp4"])
 def test_loftq_start_is_nearer_to_the_weights_than_plain_quantisation(quant):
     """‖W − Q − γBA‖ falls; and rank can only help."""
-    plain = {name: part.weight for name, part in linear_layers(quantise_dense(tiny_llama(), quant)).items()}
+    plain = weights_of(quantise_dense(tiny_llama(), quant))
     small, large = (effective(start(quant=quant, init="loftq", rank=rank)) for rank in (4, 16))
     at_start = distance(plain, original())
     assert distance(large, original()) < distance(small, original()) < 0.97 * at_start
@@ -106,12 +117,77 @@ def test_corrected_start_does_not_depend_on_the_scaling(init):
 
 def test_top_singular_part_is_the_best_of_its_rank():
     """What is left is the rest of the spectrum (Eckart and Young)."""
-    w = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    w = normal(torch.Size([64, 128]))
     B, A = top_singular(w, 8)
     rest = torch.linalg.svdvals(w)[8:]
     torch.testing.assert_close((w - B @ A).norm(), rest.norm())
     assert torch.linalg.matrix_rank(B @ A) == 8
     torch.testing.assert_close(B.norm(dim=0), A.norm(dim=1))
+
+
+@pytest.mark.parametrize("init", ["loftq", "pissa"])
+@pytest.mark.parametrize("quant", ["nf4", "int4"])
+def test_corrected_start_computes_more_nearly_what_the_model_computes(quant, init):
+    """Before any training its logits are nearer to those of the full-precision model than plain rounding's."""
+    full, plain = logits(tiny_llama()), logits(quantise_dense(tiny_llama(), quant))
+    corrected = logits(start(quant=quant, init=init, rank=16).eval())
+    assert (corrected - full).norm() < 0.9 * (plain - full).norm()
+
+
+@pytest.mark.parametrize("init", ["kaiming", "loftq", "pissa"])
+def test_merging_a_dense_quantised_base_changes_nothing(init):
+    """W' = Q + γBA holds every value that the layers computed with; embeddings and head are as they were."""
+    tuned = start(init=init).eval()
+    randomize_adapters(tuned)
+    before = logits(tuned)
+    merged = tuned.merge_and_unload()
+    torch.testing.assert_close(logits(merged), before, atol=1e-4, rtol=1e-4)
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name]
+    assert torch.equal(merged.get_input_embeddings().weight, tiny_llama().get_input_embeddings().weight)
+
+
+def test_head_and_embeddings_of_their_own_are_left_alone():
+    """An untied head is a linear layer, yet none of the decoder's."""
+    model = tiny_llama()
+    model.lm_head.weight = torch.nn.Parameter(normal(model.lm_head.weight.shape))
+    kept = {name: value.detach().clone() for name, value in model.named_parameters() if "proj" not in name}
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} < set(kept)
+    quantise_dense(model, "nf4")
+    assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in kept.items())
+
+
+def prepared(folder, method: specs.Spec) -> torch.nn.Module:
+    """The model as a run of this method gets it, before training."""
+    budget = None if isinstance(method, specs.Untuned) else specs.Budget(tokens=100, learning_rate=1e-3)
+    model = specs.Model(name=str(folder))
+    return prepare(specs.Run(model=model, task=tiny_task().spec, method=method, budget=budget), tiny_task()).model
+
+
+@pytest.mark.parametrize("quant", ["nf4", "fp4", "int4"])
+def test_untuned_run_on_four_bits_computes_with_the_base_that_qlora_starts_from(folder, quant):
+    """The gap before tuning is that of the quantised base, to float32's rounding of its constants; nothing trains."""
+    untuned, tuned = (prepared(folder, method) for method in (specs.Untuned(quant=quant), specs.QLoRA(quant=quant)))
+    found, full = weights_of(untuned), weights_of(prepared(folder, specs.Untuned()))
+    assert not trainable_state(untuned)
+    for name, part in causal_model(tuned).named_modules():
+        if not hasattr(part, "lora_A"):
+            continue
+        weight = part.get_base_layer().weight
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            weight = bnb.dequantize_4bit(weight.data, state)
+        plain = (found[name] - full[name]).norm()
+        assert (found[name] - weight).norm() < 0.05 * plain and plain > 0.03 * full[name].norm()
+    assert torch.equal(untuned.get_input_embeddings().weight, causal_model(tuned).get_input_embeddings().weight)
+
+
+def test_untuned_losses_show_the_cost_of_the_type(folder):
+    """What the record of an untuned run holds differs from 16 bit by more than rounding."""
+    nats = [
+        losses(prepared(folder, specs.Untuned(quant=quant)), random_examples(8), pad_id=2, dtype="fp32")[0]
+        for quant in ("", "nf4", "int4")
+    ]
+    full, nf4, int4 = map(np.array, nats)
+    assert np.abs(nf4 - full).min() > 1e-4 and np.abs(int4 - full).min() > 1e-4
 
 
 def test_int4_base_lies_on_fifteen_levels_and_only_adapters_train(folder):
@@ -140,6 +216,8 @@ def test_layers_without_an_adapter_are_quantised_as_they_are():
     method = specs.QLoRA(init="loftq", targets=("q_proj",), layers=(1,), **QLORA)
     starts = init_corrected(model, method)
     assert list(starts) == ["model.layers.1.self_attn.q_proj"]
+    whole_name = method.model_copy(update={"targets": ("self_attn.q_proj",)})
+    assert list(init_corrected(tiny_llama(), whole_name)) == list(starts)
     for name, part in linear_layers(model).items():
         plain = round_trip(weights[name], "nf4", 64, True)
         assert torch.equal(part.weight, plain) == (name not in starts)
@@ -150,6 +228,12 @@ def test_a_start_without_a_quantised_form_is_refused():
     """olora would be computed from the quantised weights and change nothing that it claims."""
     with pytest.raises(InputError, match="olora"):
         init_corrected(tiny_llama(), specs.QLoRA(init="olora"))
+
+
+def test_a_corrected_start_under_dora_is_refused():
+    """DoRA's magnitudes are taken from the base alone, so the start would not be W."""
+    with pytest.raises(InputError, match="dora = False"):
+        init_corrected(tiny_llama(), specs.QLoRA(init="loftq", dora=True))
 
 
 def test_corrected_base_trains_as_any_other():
@@ -220,7 +304,10 @@ def fake_errors(probe: specs.Probe, loss: dict[str, float]) -> Record:
     measurements = {}
     for name, block in [*((n, int(b)) for b in probe.settings["blocks"] for n in weight_error.CODEBOOKS), ("q4_1", 32)]:
         at = (*weight_error.CODEBOOKS, "q4_1").index(name)
-        measurements |= {f"{name}_{block}_mse": 0.01 + 0.001 * at + 1e-6 * block, f"{name}_{block}_mae": 0.1}
+        measurements |= {
+            f"{name}_{block}_mse": 0.01 + 0.001 * at + 1e-6 * block,
+            f"{name}_{block}_mae": 0.1 + 0.01 * at,
+        }
         cost = loss.get(name, 0.1 * at) + 1e-4 * block
         per_example[f"{name}_{block}"] = (10 * (text + cost + rng.normal(0, 1e-3, 60))).tolist()
     return Record(key=probe.key, spec=probe, measurements=measurements, per_example=per_example)
@@ -236,8 +323,9 @@ def fake_errors(probe: specs.Probe, loss: dict[str, float]) -> Record:
         ({name: -0.1 * at for at, name in enumerate(weight_error.CODEBOOKS)}, "refuted", None),
     ],
 )
-def test_weight_error_verdicts_follow_the_losses(tmp_path, loss, predicts, order):
+def test_weight_error_verdicts_follow_the_losses(tmp_path, monkeypatch, loss, predicts, order):
     """The order is Table 2's or it is not; losses that rise with the error correlate, losses that fall do not."""
+    monkeypatch.setattr(weight_error, "DRAWS", 200)
     store = Store(tmp_path)
     for one in weight_error.STUDIES.values():
         assert one.verdict(store).outcome == "not yet run" and not one.quantities(store)

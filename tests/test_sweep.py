@@ -14,7 +14,7 @@ from scipy import stats
 from peftbook import metrics, specs
 from peftbook.records import Record, Store
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import Arm, Comparison, grid, holm, middle_first
+from peftbook.studies.sweep import Arm, Comparison, grid, holm, middle_first, shortfall
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 
@@ -60,7 +60,7 @@ def complete(store: Store, plan: Comparison, loss) -> int:
     return made
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(optimum=st.floats(-9, 0), spread=st.floats(0.5, 3))
 def test_a_grid_is_extended_until_its_best_rate_lies_inside(tmp_path_factory, optimum, spread):
     """Wherever the minimum of a convex loss lies, both neighbours of the chosen rate have been tried."""
@@ -115,13 +115,16 @@ def test_a_diverged_rate_is_never_chosen(tmp_path):
 
 
 def test_the_difference_of_an_arm_and_itself_is_zero(tmp_path):
-    """And an untuned arm's single run stands for every seed."""
+    """And an untuned arm's single run is set against every seed of the other."""
     store, plan = Store(tmp_path), comparison()
     complete(store, plan, lambda method, rate: 1 + abs(math.log(rate or 1) - math.log(2e-4)))
     same = plan.difference("a", "a", "loss_nats", store)
     assert same.mean == same.half95 == 0
-    assert len(plan.table("untuned", "loss_nats", store)) == len(plan.seeds)
-    assert plan.difference("untuned", "a", "loss_nats", store).mean > 0
+    assert len(plan.table("untuned", "loss_nats", store)) == 1
+    against = plan.difference("untuned", "a", "loss_nats", store)
+    assert against.mean > 0 and against.seeds == len(plan.seeds)
+    alone = plan.difference("untuned", "untuned", "loss_nats", store)
+    assert alone.seeds == 1 and alone.mean == 0 and math.isfinite(alone.half95)
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=9, unique=True))
@@ -160,3 +163,59 @@ def test_holm_rejects_what_bonferroni_rejects_and_never_more_than_single_tests()
             assert not found[name] or p[name] <= 0.05
     assert holm({"one": an_interval(3.1824463, 1.0)}) == {"one": False}
     assert holm({"one": an_interval(3.1824464, 1.0)}) == {"one": True}
+
+
+def test_identical_arms_never_differ():
+    """No error and no difference: nothing to reject, however many arms there are."""
+    assert holm({"same": an_interval(0.0, 0.0), "other": an_interval(50.0, 1.0)}) == {"same": False, "other": True}
+    assert holm({"sure": an_interval(0.1, 0.0)}) == {"sure": True}
+
+
+@given(centre=st.floats(-0.4, 0.4), width=st.floats(0.1, 3), factor=st.sampled_from([2, 4]))
+def test_the_shortfall_of_a_parabola_is_what_its_vertex_would_gain(centre, width, factor):
+    """On a grid whose middle is the best; none where a neighbour is missing or diverged."""
+    rates = [1e-4 / factor, 1e-4, 1e-4 * factor]
+    losses = {rate: 2 + width * (math.log(rate / 1e-4) / math.log(factor) - centre) ** 2 for rate in rates}
+    assert shortfall(losses, 1e-4) == pytest.approx(width * centre**2, abs=1e-6)
+    assert shortfall({rate: losses[rate] for rate in rates[:2]}, 1e-4) == 0
+    assert shortfall(losses | {rates[2]: math.inf}, 1e-4) == 0
+
+
+def test_a_diverged_final_run_is_said_and_decides_nothing(tmp_path):
+    """Before it is there the verdict waits; when it is, the arm's instability is the result."""
+    store, plan = Store(tmp_path), comparison()
+    for name in "ab":
+        for rate in plan.arm(name).rates:
+            save(store, plan.sweep_run(plan.arm(name), rate, 0), 1 + abs(math.log(rate / 2e-4)))
+    claim = (0.0, (-math.inf, 0.05), "A minus B", store)
+    assert plan.verdict("a", "b", *claim).outcome == "not yet run"
+    for name in "ab":
+        for run in plan.final_runs(plan.arm(name), store):
+            lost = name == "b" and run.seed == 2
+            save(store, run, 2.0, failure="Training diverged" if lost else "")
+    found = plan.verdict("a", "b", *claim)
+    assert found.outcome == "undecided" and "B with seed 2" in found.sentence
+
+
+def test_a_difference_in_corpus_bleu_is_paired(tmp_path):
+    """Of an arm and itself it is nought without error; of a shorter text it is the difference of the two scores."""
+    store, plan = Store(tmp_path), comparison(generate=8)
+    complete(store, plan, lambda method, rate: 1 + abs(math.log(rate or 1) - math.log(2e-4)))
+    rng = np.random.default_rng(1)
+    for name, share in (("a", 1.0), ("b", 0.6)):
+        for record in plan.finals(name, store):
+            length = rng.integers(8, 14, 8).astype(float)
+            columns = {"bleu_length": length, "bleu_reference_length": length / share}
+            for n in range(1, 5):
+                columns |= {f"bleu_total_{n}": length - n + 1, f"bleu_matched_{n}": length - n}
+            values = {key: value.round().tolist() for key, value in columns.items()}
+            changed = record.model_copy(update={"per_example": record.per_example | values})
+            (tmp_path / f"{record.short_key}.json").unlink()
+            store.save(changed.model_copy(update={"checksum": ""}))
+    one = plan.bleu("a", store)
+    assert one.shape == (1 + metrics.BOOTSTRAP_DRAWS, len(plan.seeds))
+    for at, record in enumerate(plan.finals("a", store)):
+        assert one[0, at] == pytest.approx(metrics.bleu(record.per_example))
+    same = plan.bleu_difference("a", "a", store)
+    assert same.mean == same.half95 == 0
+    assert plan.bleu_difference("b", "a", store).mean == pytest.approx((plan.bleu("b", store) - one)[0].mean())

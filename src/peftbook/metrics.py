@@ -14,13 +14,17 @@ from peftbook.errors import InputError
 __all__ = [
     "Interval",
     "bleu",
+    "bleu_of_sums",
     "bleu_statistics",
     "exact_match",
+    "example_interval",
     "judge",
     "mean_interval",
     "paired_interval",
     "perplexity",
+    "resamples",
     "rouge",
+    "statistic_interval",
 ]
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
@@ -99,6 +103,19 @@ def bleu(statistics: Mapping[str, Sequence[float]]) -> float:
     return float(found.score)
 
 
+def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Corpus BLEU as `bleu` computes it, from summed statistics: (…, 10) in the order of BLEU_STATISTICS → (…)."""
+    matched, total, length, reference = sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9]
+    log_precision, smoothing = np.zeros(sums.shape[:-1]), np.ones(sums.shape[:-1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for n in range(4):
+            none = matched[..., n] == 0
+            smoothing = np.where(none, 2 * smoothing, smoothing)
+            log_precision += np.log(np.where(none, 1 / smoothing, matched[..., n]) / total[..., n]) / 4
+        brevity = np.minimum(0.0, 1 - reference / length)
+        return np.where((matched > 0).any(axis=-1), 100 * np.exp(log_precision + brevity), 0.0)
+
+
 def normalise(text: str) -> str:
     return " ".join(text.split()).removesuffix(".").lower()
 
@@ -173,6 +190,43 @@ def mean_interval(
     return Interval(
         float(per_seed.mean()), quantile95 * total, quantile90 * total, seed_se, example_se, seeds, examples
     )
+
+
+def example_interval(scores: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
+    """The interval where nothing is random but the choice of examples: mean ± 1.96 · SE_examples.
+
+    scores: (examples,).  weights: (examples,) or None, as in `mean_interval`.
+    """
+    found = mean_interval([list(scores)], weights)
+    return normal_interval(found.mean, found.example_se, found.examples)
+
+
+def normal_interval(mean: float, error: float, examples: int) -> Interval:
+    """mean ± z · error of a single deterministic run."""
+    half95, half90 = (float(stats.norm.ppf(p)) * error for p in (0.975, 0.95))
+    return Interval(mean, half95, half90, 0.0, error, 1, examples)
+
+
+def resamples(examples: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
+    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples)."""
+    rng = np.random.default_rng(20260101)
+    return np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
+
+
+def statistic_interval(values: np.ndarray, examples: int) -> Interval:
+    """The book's interval (`mean_interval`) for a statistic that is not a mean over examples.
+
+    values: (1 + draws, seeds), the statistic on the rows of `resamples(examples)`. With one seed, whose randomness is
+    not known, the interval covers the choice of examples alone.
+    """
+    per_seed, boot = values[0], values[1:].mean(axis=1)
+    example_se, seeds = float(np.nanstd(boot, ddof=1)), len(per_seed)
+    if seeds == 1:
+        return normal_interval(float(per_seed[0]), example_se, examples)
+    seed_se = float(per_seed.std(ddof=1) / math.sqrt(seeds))
+    total = math.hypot(seed_se, example_se)
+    half95, half90 = (float(stats.t.ppf(p, seeds - 1)) * total for p in (0.975, 0.95))
+    return Interval(float(per_seed.mean()), half95, half90, seed_se, example_se, seeds, examples)
 
 
 def paired_interval(

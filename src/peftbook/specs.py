@@ -94,7 +94,7 @@ class Untuned(Spec):
     kind: Literal["untuned"] = "untuned"
     shots: int = Field(default=0, ge=0)
     version: int = 1
-    quant: Literal["", "nf4", "fp4", "int4"] = ""
+    quant: Literal["", "nf4", "fp4", "int4", "nf2"] = ""
 
 
 class Full(Spec):
@@ -144,14 +144,15 @@ class LoRA(Spec):
 class QLoRA(LoRA):
     """LoRA over a base whose linear layers are stored in 4 bits, block 64, as bitsandbytes does.
 
-    `int4` is symmetric round-to-nearest onto the 15 levels −7 … 7. bitsandbytes has no such type: the base is then
-    dense and holds the dequantised values, which computes the same function without the memory.
+    `int4` is symmetric round-to-nearest onto the 15 levels −7 … 7, `nf2` NormalFloat with two bits. bitsandbytes has
+    neither: the base is then dense and holds the dequantised values, which computes the same function without the
+    memory.
 
     Source: Dettmers et al. 2023, arXiv:2305.14314, section 3.
     """
 
     kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
-    quant: Literal["nf4", "fp4", "int4"] = "nf4"
+    quant: Literal["nf4", "fp4", "int4", "nf2"] = "nf4"
     double_quant: bool = True
 
 

@@ -26,14 +26,15 @@ FLOATS = {  # magnitudes; the sign doubles them
     "e3m0": np.array([0, *2.0 ** np.arange(7)]) / 64,
 }
 BLOCK_DEPENDENT = ("af4", "lloyd", "lloyd_pinned", "l1_pinned")
-NAMES = ("nf4", *EVEN, *FLOATS, *BLOCK_DEPENDENT)
+NAMES = ("nf4", "nf2", *EVEN, *FLOATS, *BLOCK_DEPENDENT)
 
 
 @cache
 def codebook(name: str, block: int = 64) -> Tensor:
-    """The levels of a codebook, ascending, in [-1, 1]. float32, (16,) or (15,).
+    """The levels of a codebook, ascending, in [-1, 1]. float32, (16,) or (15,), unless it says otherwise.
 
     nf4: quantiles of the normal distribution; Dettmers et al. 2023, arXiv:2305.14314, section 3; see `nf4_levels`.
+    nf2: the same with two bits, as LoftQ uses it; Li et al. 2023, arXiv:2310.08659, section 3.2. (4,).
     af4: AbnormalFloat; Yoshida 2023, arXiv:2306.06965. −1, 0 and 1 are given, each other level is the median of the
         scaled weights in its cell, and in the published code the two cells beside zero reach as far as zero itself:
         the zero level's own cell is not taken off them.
@@ -46,8 +47,8 @@ def codebook(name: str, block: int = 64) -> Tensor:
         −1, 0 and 1 among them, the constraint under which NF4 stands.   l1_pinned: that with least absolute error.
     Raises ValueError for an unknown name.
     """
-    if name == "nf4":
-        return nf4_levels()
+    if name in ("nf4", "nf2"):
+        return nf4_levels(bits=int(name[-1]))
     if name in EVEN:
         return torch.from_numpy(EVEN[name]).float()
     if name in FLOATS:

@@ -8,15 +8,16 @@ __all__ = ["dequantize_blocks", "dequantize_nf4", "nf4_levels", "pack", "quantiz
 OFFSET = 0.9677083  # ½(31/32 + 29/30) as bitsandbytes rounds it: the probability of the outermost level
 
 
-def nf4_levels() -> Tensor:
+def nf4_levels(bits: int = 4) -> Tensor:
     """The 16 levels, ascending: Φ⁻¹ at evenly spaced probabilities, scaled to [-1, 1]. float32, (16,).
 
     Seven levels are negative and eight positive. Each side runs from the offset to probability ½ and drops that
-    end, and one exact zero joins them.
+    end, and one exact zero joins them. With fewer bits the same recipe gives (2^bits,) levels.
     Source: bitsandbytes `create_normal_map`; its float32 grid and division are kept, so that every bit agrees.
     """
-    negative = -torch.special.ndtri(torch.linspace(OFFSET, 0.5, 8).double()[:-1])  # (7,)
-    positive = torch.special.ndtri(torch.linspace(OFFSET, 0.5, 9).double()[:-1]).flip(0)  # (8,)
+    half = 2 ** (bits - 1)
+    negative = -torch.special.ndtri(torch.linspace(OFFSET, 0.5, half).double()[:-1])  # (7,)
+    positive = torch.special.ndtri(torch.linspace(OFFSET, 0.5, half + 1).double()[:-1]).flip(0)  # (8,)
     levels = torch.cat([negative, torch.zeros(1), positive]).float()
     return levels / levels.max()
 

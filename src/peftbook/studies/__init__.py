@@ -21,6 +21,7 @@ MODULES = {
     "methods": "methods",
     "costs": "costs",
     "benchmark": "benchmark",
+    "benchmark_bleu": "benchmark",
     "benchmark_prefix": "benchmark",
     "learning_rate": "learning_rate",
     "learning_rate_by_rank": "learning_rate",
@@ -60,6 +61,9 @@ MODULES = {
     "expressiveness_depth": "expressiveness",
     "serving": "serving",
     "capacity": "capacity",
+    "memory": "memory",
+    "memory_process": "memory",
+    "quantised_step_time": "memory",
     "learning_rate_long": "learning_rate",
 }
 NAMES = tuple(MODULES)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from peftbook import metrics, specs
 from peftbook.records import Record, Store
@@ -27,9 +26,7 @@ __all__ = [
     "latency_probe",
     "log_ratio",
     "merge_probe",
-    "plain_and_drawn",
     "ratio_quantity",
-    "statistic_interval",
 ]
 
 # dtype, batch → trials of a process, processes
@@ -99,32 +96,13 @@ def merge_records(store: Store) -> list[Record]:
     return found if len(found) == len(SEEDS) else []
 
 
-def plain_and_drawn(examples: int, draws: int = metrics.BOOTSTRAP_DRAWS) -> np.ndarray:
-    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples)."""
-    rng = np.random.default_rng(20260101)
-    return np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
-
-
-def statistic_interval(values: np.ndarray, examples: int) -> metrics.Interval:
-    """The book's interval (`metrics.mean_interval`) for a statistic that is not a mean over examples.
-
-    values: (1 + draws, seeds), the statistic on the rows of `plain_and_drawn(examples)`.
-    """
-    per_seed, boot = values[0], values[1:].mean(axis=1)
-    example_se, seeds = float(boot.std(ddof=1)), len(per_seed)
-    seed_se = float(per_seed.std(ddof=1) / math.sqrt(seeds)) if seeds > 1 else math.inf
-    total = math.hypot(seed_se, example_se)
-    half95, half90 = (float(stats.t.ppf(p, max(seeds - 1, 1))) * total for p in (0.975, 0.95))
-    return metrics.Interval(float(per_seed.mean()), half95, half90, seed_se, example_se, seeds, examples)
-
-
 def log_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> metrics.Interval:
     """Interval of log(median of first / median of second), paired by process and trial: (processes, trials) seconds."""
     one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     trials = one.shape[1]
-    picks = plain_and_drawn(trials)
+    picks = metrics.resamples(trials)
     medians = (np.median(times[:, picks], axis=2).T for times in (one, two))  # (1 + draws, processes)
-    return statistic_interval(np.log(next(medians)) - np.log(next(medians)), trials)
+    return metrics.statistic_interval(np.log(next(medians)) - np.log(next(medians)), trials)
 
 
 def ratio_quantity(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:

@@ -16,7 +16,6 @@ from peftbook import metrics
 from peftbook.records import Record, Store
 from peftbook.specs import Probe, Run
 from peftbook.studies import Quantity, Study, Verdict, methods
-from peftbook.studies.merging import plain_and_drawn, statistic_interval
 from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
@@ -85,12 +84,12 @@ def seeds_of(arm: str, record: Record) -> list[int]:
 
 
 def scores(arm: str, record: Record) -> np.ndarray:
-    """The arm's scores for each row of `plain_and_drawn`, seed and setting, (1 + draws, seeds, SETTINGS).
+    """The arm's scores for each row of `metrics.resamples`, seed and setting, (1 + draws, seeds, SETTINGS).
 
     Each is the mean over examples; the last setting is the score of the corpus, 2 Σ LCS / Σ (tokens of text and
     reference) = Σ length · F / Σ length.
     """
-    picks = plain_and_drawn(examples_of(record))
+    picks = metrics.resamples(examples_of(record))
     counts = np.stack([np.bincount(draw, minlength=picks.shape[1]) for draw in picks])  # (1 + draws, examples)
     out = np.empty((len(picks), len(seeds_of(arm, record)), len(SETTINGS)))
     for at, seed in enumerate(seeds_of(arm, record)):
@@ -113,7 +112,7 @@ def examples_of(record: Record) -> int:
 
 def spread_minus_gap(lora: np.ndarray, prompt: np.ndarray, examples: int) -> metrics.Interval:
     """LoRA's spread over the settings minus how far it and prompt tuning are apart under the default settings."""
-    return statistic_interval(spread(lora) - np.abs(lora[..., 0] - prompt[..., 0]), examples)
+    return metrics.statistic_interval(spread(lora) - np.abs(lora[..., 0] - prompt[..., 0]), examples)
 
 
 def settings_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -143,7 +142,7 @@ def by_setting(name: str, values: np.ndarray, keys: tuple[str, ...], seeds: int,
     """A score or a difference of scores under every setting, and its spread. values: as `scores` gives them."""
     columns = {setting: values[..., at] for at, setting in enumerate(SETTINGS)} | {"spread": spread(values)}
     return {
-        f"{name}_{setting}": as_quantity(statistic_interval(column, examples), "", keys, seeds)
+        f"{name}_{setting}": as_quantity(metrics.statistic_interval(column, examples), "", keys, seeds)
         for setting, column in columns.items()
     }
 

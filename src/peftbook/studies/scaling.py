@@ -1,8 +1,10 @@
 """α/r or α/√r? Rank-stabilised scaling at a fixed rate and after tuning.
 
 Written before the runs. At alpha 32, ranks 16, 64 and 256, with either scaling. Fixed rate: the best rate of rank 16
-with the standard scaling. Tuned: each arm's own best of a grid a factor of 4 apart. Under Adam, multiplying the scaling
-by c is the same as multiplying B's learning rate by c, so a gain that vanishes with tuning is a gain of learning rate.
+with the standard scaling, where γ = α/r = 2; at rank 256 γ is 1/8 with the standard scaling and 2 with the stabilised
+one. Tuned: each arm's own best of a grid a factor of 4 apart. Under Adam without clipping, multiplying γ by c is the
+same as multiplying B's learning rate by c, so α/√r at rank r is LoRA+ with ratio √r: the last arm is that twin, and its
+difference to the stabilised one should be none.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ COMPARISON = Comparison(
             Arm(f"stabilised{r}", f"α/√r, r = {r}", specs.LoRA(rank=r, scaling="rank_stabilized"), rates(-4, 2, 2))
             for r in RANKS
         ),
+        Arm("plus256", "α/r, r = 256, η_B = 16 η_A", specs.LoRA(rank=256, b_rate_ratio=16), rates(-4, 2, 2)),
     ),
     factor=4,
 )
@@ -70,6 +73,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out = COMPARISON.quantities(store)
     for rank in RANKS:
         out |= COMPARISON.paired(f"stabilised{rank}", f"standard{rank}", store)
+    out |= COMPARISON.paired("stabilised256", "plus256", store)
     if (fixed := fixed_difference(store)) is not None:
         keys = tuple(run.key for pair in fixed_runs(store).values() for run in pair)
         out["fixed_rate_difference"] = as_quantity(fixed, "nats per token", keys, len(COMPARISON.seeds))
@@ -78,29 +82,30 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def fixed_verdict(store: Store) -> Verdict:
     """At a fixed rate, is α/√r better at rank 256?"""
-    return decide(
-        fixed_difference(store), MARGIN, (-math.inf, 0.0), "At a fixed rate, the loss of α/√r minus α/r at rank 256",
-        "fixed_rate_difference", "nats per token",
-    )  # fmt: skip
+    what, found = "At a fixed rate, the loss of α/√r minus α/r at rank 256", fixed_difference(store)
+    pairs = fixed_runs(store).values()
+    if found is None and pairs and all(run in store for runs in pairs for run in runs):
+        return Verdict("undecided", f"{what}: a run diverged at the fixed rate.")
+    return decide(found, 0.0, (-math.inf, -MARGIN), what, "fixed_rate_difference", "nats per token")
 
 
 def tuned_verdict(store: Store) -> Verdict:
     """After tuning, is α/√r still better at rank 256?"""
-    found = COMPARISON.difference("stabilised256", "standard256", "loss_nats", store)
-    return decide(
-        found, MARGIN, (-math.inf, 0.0), "After tuning, the loss of α/√r minus α/r at rank 256",
-        "stabilised256_minus_standard256_loss", "nats per token",
-    )  # fmt: skip
+    what = "After tuning one shared rate, the loss of α/√r minus α/r at rank 256"
+    return COMPARISON.verdict("stabilised256", "standard256", 0.0, (-math.inf, -MARGIN), what, store)
 
 
-LIMITS = "Short training with Adam; without Adam the two scalings do not differ by a learning rate alone."
+LIMITS = (
+    "Short training with Adam; without Adam, or where gradients are clipped, the two scalings do not differ by B's "
+    "learning rate alone. The fixed rate was tuned where γ = 2, which is the stabilised arm's γ and favours it."
+)
 STUDIES = {
     "scaling": Study(
         name="scaling",
         title="Does α/√r help at a fixed learning rate?",
         claim="At a fixed learning rate, α/√r makes high ranks learn better than α/r.",
         source="kalajdzievski2023, abstract",
-        refuted_if=f"at rank 256 α/√r is worse by more than {MARGIN} nats per token (the whole 95 % interval beyond).",
+        refuted_if=f"at rank 256 α/√r is not better by {MARGIN} nats per token (the whole 95 % interval above that).",
         does_not_show=LIMITS,
         chapter="book/lora",
         runs=runs,
@@ -110,11 +115,12 @@ STUDIES = {
     "scaling_tuned": Study(
         name="scaling_tuned",
         title="Does the gain of α/√r survive tuning?",
-        claim="The gain of α/√r is more than a better learning rate: it survives tuning.",
+        claim="The gain of α/√r survives the tuning of one learning rate for A and B.",
         source="kalajdzievski2023, abstract",
-        refuted_if=f"after tuning α/√r is worse at rank 256 by more than {MARGIN} nats per token (the whole 95 % "
-        "interval beyond); an interval within the margin is called equivalent: then the gain was learning rate.",
-        does_not_show=LIMITS,
+        refuted_if=f"after tuning α/√r is not better at rank 256 by {MARGIN} nats per token (the whole 95 % interval "
+        "above that): then the gain was learning rate.",
+        does_not_show=LIMITS + " A gain that survives may still be one of the ratio of B's rate to A's: the twin arm "
+        "with that ratio is shown beside it.",
         chapter="book/lora",
         runs=runs,
         quantities=quantities,

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from peftbook import metrics, specs
 from peftbook.records import Record, Store
 from peftbook.specs import Run
@@ -168,16 +170,64 @@ class Comparison:
         return found if wanted and len(found) == len(wanted) else []
 
     def table(self, name: str, column: str, store: Store) -> list[list[float]]:
-        """(seeds, examples) scores; one run stands for all seeds where a method has no randomness; [] if incomplete."""
-        rows = [[float(value) for value in record.per_example[column]] for record in self.finals(name, store)]
-        return rows * len(self.seeds) if len(rows) == 1 else rows
+        """(seeds, examples) scores, one row for a method without randomness; [] if incomplete."""
+        return [[float(value) for value in record.per_example[column]] for record in self.finals(name, store)]
 
     def difference(self, first: str, second: str, column: str, store: Store) -> metrics.Interval | None:
-        """first − second, paired over seeds and test examples; loss per label token. None if a record is missing."""
-        one, two = (self.table(name, column, store) for name in (first, second))
-        if not one or not two:
+        """first − second, paired over seeds and test examples; loss per label token. None if a record is missing.
+
+        The one run of a method without randomness is set against every seed of the other.
+        """
+        one, two = (np.array(self.table(name, column, store)) for name in (first, second))
+        if not one.size or not two.size:
             return None
-        return metrics.paired_interval(one, two, self.weights(first, store) if column == "loss_nats" else None)
+        return interval_of((one - two).tolist(), self.weights(first, store) if column == "loss_nats" else None)
+
+    def verdict(
+        self,
+        first: str,
+        second: str,
+        margin: float,
+        claim: tuple[float, float],
+        what: str,
+        store: Store,
+        prefix: str = "",
+    ) -> Verdict:
+        """The one rule applied to the test loss of `first` minus that of `second`; undecided where a run diverged."""
+        found = self.difference(first, second, "loss_nats", store)
+        if found is None:
+            return self.unsettled(what, store, first, second)
+        return decide(found, margin, claim, what, f"{prefix}{first}_minus_{second}_loss", "nats per token")
+
+    def unsettled(self, what: str, store: Store, *names: str) -> Verdict:
+        """Why these arms cannot be compared: final runs are missing, or they diverged."""
+        failed, missing = [], False
+        for name in names:
+            runs = self.final_runs(self.arm(name), store)
+            found = [store.get(run) for run in runs]
+            missing |= not runs or any(record is None for record in found)
+            failed += [f"{self.arm(name).label} with seed {one.spec.seed}" for one in found if one and one.failure]
+        if missing:
+            return Verdict("not yet run", f"{what}: the final runs are not all there.")
+        return Verdict("undecided", f"{what}: diverged at the chosen rate: {', '.join(failed)}.")
+
+    def bleu(self, name: str, store: Store) -> np.ndarray:
+        """(1 + draws, seeds): corpus BLEU of the arm on the rows of `metrics.resamples`; empty if incomplete."""
+        records = self.finals(name, store)
+        if not records or "bleu_length" not in records[0].per_example:
+            return np.zeros((0, 0))
+        columns = [[record.per_example[column] for column in metrics.BLEU_STATISTICS] for record in records]
+        statistics = np.array(columns, dtype=float).transpose(0, 2, 1)  # (seeds, examples, 10)
+        examples = statistics.shape[1]
+        counts = np.stack([np.bincount(row, minlength=examples) for row in metrics.resamples(examples)])
+        return np.stack([metrics.bleu_of_sums(counts @ one) for one in statistics], axis=1)
+
+    def bleu_difference(self, first: str, second: str, store: Store) -> metrics.Interval | None:
+        """Corpus BLEU of `first` − that of `second`, paired over seeds and examples. None if a record is missing."""
+        one, two = self.bleu(first, store), self.bleu(second, store)
+        if not one.size or not two.size:
+            return None
+        return metrics.statistic_interval(one - two, len(self.finals(first, store)[0].per_example["bleu_length"]))
 
     def weights(self, name: str, store: Store) -> list[float]:
         """Label tokens of the test examples."""
@@ -195,14 +245,19 @@ class Comparison:
             if not (records := self.finals(arm.name, store)):
                 continue
             keys = self.keys(store, arm.name)
-            loss = metrics.mean_interval(self.table(arm.name, "loss_nats", store), self.weights(arm.name, store))
+            loss = interval_of(self.table(arm.name, "loss_nats", store), self.weights(arm.name, store))
             out[f"{prefix}{arm.name}_loss"] = as_quantity(loss, "nats per token", keys, len(records))
             for score in SCORES:
                 if score in records[0].per_example:
-                    interval = metrics.mean_interval(self.table(arm.name, score, store))
+                    interval = interval_of(self.table(arm.name, score, store))
                     out[f"{prefix}{arm.name}_{score}"] = as_quantity(interval, "", keys, len(records))
             if "bleu" in records[0].measurements:
-                out[f"{prefix}{arm.name}_bleu"] = bleu_quantity(records, keys, len(self.seeds))
+                n = len(records[0].per_example["bleu_length"])
+                interval = metrics.statistic_interval(self.bleu(arm.name, store), n)
+                out[f"{prefix}{arm.name}_bleu"] = as_quantity(interval, "BLEU", keys, len(records), 1)
+            if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
+                share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
+                out[f"{prefix}{arm.name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
             trained = float(records[0].measurements["trainable_parameters"] or 0)
             out[f"{prefix}{arm.name}_parameters"] = Quantity(trained, "parameters", keys[:1], digits=0)
         return out
@@ -222,6 +277,10 @@ class Comparison:
                 found[best], "nats per token", keys[best], seeds=seeds, n=self.sweep_examples, digits=3
             ),
         }
+        out[f"{name}_tuning_shortfall"] = Quantity(
+            shortfall(found, best), "nats per token", every, seeds=seeds, n=self.sweep_examples, digits=3,
+            note="what a finer grid of rates might gain: parabola through the best rate and its neighbours",
+        )  # fmt: skip
         if arm.default in found:
             out[f"{name}_default_rate"] = Quantity(arm.default, "", keys[arm.default], digits=-2, seeds=seeds)
             out[f"{name}_default_validation_loss"] = Quantity(
@@ -240,7 +299,9 @@ class Comparison:
             if interval is not None:
                 name = f"{prefix}{first}_minus_{second}_{'loss' if column == 'loss_nats' else column}"
                 unit = "nats per token" if column == "loss_nats" else ""
-                out[name] = as_quantity(interval, unit, keys, len(self.seeds))
+                out[name] = as_quantity(interval, unit, keys, interval.seeds)
+        if (interval := self.bleu_difference(first, second, store)) is not None:
+            out[f"{prefix}{first}_minus_{second}_bleu"] = as_quantity(interval, "BLEU", keys, interval.seeds, 1)
         return out
 
 
@@ -255,16 +316,24 @@ def middle_first(rates: Sequence[float]) -> list[float]:
     return [rates[at] for at in sorted(range(len(rates)), key=lambda at: abs(at - middle))]
 
 
-def bleu_quantity(records: Sequence[Record], keys: tuple[str, ...], seeds: int) -> Quantity:
-    """Corpus BLEU, mean over seeds, with the t interval over seeds alone (none for a single run)."""
-    values = [float(record.measurements["bleu"] or 0) for record in records]
-    n = len(records[0].per_example["bleu_length"])
-    if len(values) < 2:
-        return Quantity(values[0], "BLEU", keys, seeds=1, n=n, digits=1)
-    interval = metrics.mean_interval([[value] for value in values])
-    return Quantity(
-        interval.mean, "BLEU", keys, interval.low, interval.high, len(values), n, 1, "interval over seeds only"
-    )
+def interval_of(rows: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> metrics.Interval:
+    """The book's interval; over examples alone where there is one row, of a method without randomness."""
+    return metrics.example_interval(rows[0], weights) if len(rows) == 1 else metrics.mean_interval(rows, weights)
+
+
+def shortfall(found: Mapping[float, float], best: float) -> float:
+    """How much lower the loss of a finer grid might be: the least of a parabola through the best rate and its two
+    neighbours in the logarithm of the rate, below the best. 0 where a neighbour is missing or diverged.
+    """
+    rates = sorted(found)
+    at = rates.index(best)
+    near = rates[max(0, at - 1) : at + 2]
+    losses = np.array([found[rate] for rate in near])
+    if len(near) < 3 or not np.isfinite(losses).all():
+        return 0.0
+    x = np.log(near) - math.log(best)
+    a, b, c = np.polyfit(x, losses, 2)
+    return float(found[best] - (c - b**2 / (4 * a))) if a > 0 else 0.0
 
 
 def as_quantity(interval: metrics.Interval, unit: str, keys: tuple[str, ...], seeds: int, digits: int = 3) -> Quantity:
@@ -299,7 +368,7 @@ def holm(intervals: Mapping[str, metrics.Interval], level: float = 0.05) -> dict
     p = {}
     for name, one in intervals.items():
         error = math.hypot(one.seed_se, one.example_se)
-        p[name] = 2 * float(stats.t.sf(abs(one.mean) / error, max(one.seeds - 1, 1))) if error else 0.0
+        p[name] = 2 * float(stats.t.sf(abs(one.mean) / error, max(one.seeds - 1, 1))) if error else float(not one.mean)
     found, open_ = dict.fromkeys(p, False), True
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
         open_ = open_ and p[name] <= level / (len(p) - rank)

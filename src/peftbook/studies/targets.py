@@ -14,7 +14,7 @@ from peftbook import specs
 from peftbook.records import Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, decide
+from peftbook.studies.sweep import Arm, Comparison
 
 __all__ = ["COMPARISON", "STUDIES"]
 
@@ -48,20 +48,16 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def mlp_verdict(store: Store) -> Verdict:
     """Is attention-only worse than MLP-only?"""
-    found = COMPARISON.difference("attention", "mlp", "loss_nats", store)
-    return decide(
-        found, MARGIN, (0.0, math.inf), "Test loss of attention-only minus MLP-only", "attention_minus_mlp_loss",
-        "nats per token",
-    )  # fmt: skip
+    return COMPARISON.verdict(
+        "attention", "mlp", MARGIN, (0.0, math.inf), "Test loss of attention-only minus MLP-only", store
+    )
 
 
 def all_verdict(store: Store) -> Verdict:
     """Are q and v alone worse than all linear layers?"""
-    found = COMPARISON.difference("query_value", "all", "loss_nats", store)
-    return decide(
-        found, MARGIN, (0.0, math.inf), "Test loss of q and v minus all linear layers", "query_value_minus_all_loss",
-        "nats per token",
-    )  # fmt: skip
+    return COMPARISON.verdict(
+        "query_value", "all", MARGIN, (0.0, math.inf), "Test loss of q and v minus all linear layers", store
+    )
 
 
 LIMITS = "One model and one easy task; equal parameters are not equal cost: more layers are more small matrix products."

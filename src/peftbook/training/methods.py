@@ -23,7 +23,7 @@ def apply_method(model: nn.Module, method: specs.Spec, seed: int, tokenizer=None
     """Make the method's parameters and freeze everything else. The seed fixes their initial values."""
     torch.manual_seed(seed)
     if isinstance(method, specs.Untuned):
-        return model.requires_grad_(False)
+        return apply_untuned(model, method)
     if isinstance(method, specs.Full):
         return model.requires_grad_(True)
     if isinstance(method, specs.LoRA):
@@ -41,6 +41,14 @@ def apply_method(model: nn.Module, method: specs.Spec, seed: int, tokenizer=None
     if isinstance(method, specs.VeRA):
         return apply_vera(model, method, seed)
     raise InputError(f"Method {method!r} cannot be trained: choose one of {', '.join(specs.METHODS)}.")
+
+
+def apply_untuned(model: nn.Module, method: specs.Untuned) -> nn.Module:
+    """Freeze the model; where a 4-bit type is named, every decoder linear holds what its codes stand for."""
+    from peftbook.training.quantise import quantise_dense
+
+    model.requires_grad_(False)
+    return quantise_dense(model, method.quant) if method.quant else model
 
 
 def apply_lora(model: nn.Module, method: specs.LoRA) -> nn.Module:

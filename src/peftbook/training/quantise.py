@@ -24,7 +24,7 @@ BLOCK = 64
 
 def quantised_by_bitsandbytes(method: specs.QLoRA) -> bool:
     """Whether bitsandbytes holds the base in 4 bits; else it is dense, with dequantised values."""
-    return method.quant != "int4" and method.init == "kaiming"
+    return method.quant in ("nf4", "fp4") and method.init == "kaiming"
 
 
 def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -61,10 +61,12 @@ def init_corrected(model: nn.Module, method: specs.QLoRA) -> dict[str, tuple[Ten
     pissa: γBA = rank-r SVD of W, then Q = quantised(W − γBA): the residual alone is quantised (QPiSSA).
         Source: Meng et al. 2024, arXiv:2404.02948, section 4.
     A is (r, d_in), B is (d_out, r), both float32; γ is the method's scaling, so √γ is taken off each factor.
-    Raises InputError for an initialisation that has no form for a quantised base.
+    Raises InputError for an initialisation that has no form for a quantised base, or that DoRA would undo.
     """
     if method.init not in ("kaiming", "loftq", "pissa"):
         raise InputError(f"init = {method.init!r} has no form for a 4-bit base: use 'kaiming', 'loftq' or 'pissa'.")
+    if method.dora and method.init != "kaiming":
+        raise InputError(f"init = {method.init!r} does not set DoRA's magnitudes: use dora = False or init 'kaiming'.")
     gamma = method.alpha / (method.rank**0.5 if method.scaling == "rank_stabilized" else method.rank)
     starts = {}
     for name, part in decoder_linears(model).items():
@@ -88,10 +90,9 @@ def init_corrected(model: nn.Module, method: specs.QLoRA) -> dict[str, tuple[Ten
 
 def is_adapted(name: str, method: specs.LoRA) -> bool:
     """Whether a linear layer of this name gets an adapter."""
-    parts = name.split(".")
-    if parts[-1] not in method.targets:
+    if not any(f".{name}".endswith(f".{target}") for target in method.targets):
         return False
-    return not method.layers or any(part.isdigit() and int(part) in method.layers for part in parts)
+    return not method.layers or any(part.isdigit() and int(part) in method.layers for part in name.split("."))
 
 
 @torch.no_grad()
