@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import bitsandbytes.functional as bnb
 import gguf
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_llama
 
 from peftbook import metrics, specs
 from peftbook.errors import InputError
@@ -18,11 +21,13 @@ from peftbook.scratch.codebooks import (
     NAMES,
     codebook,
     expected_error,
+    linear_layers,
     quantize_affine,
     round_trip,
 )
 from peftbook.scratch.nf4 import quantize_blocks
 from peftbook.studies import codebooks as study
+from peftbook.studies import weight_error
 from peftbook.training.probes import codebooks as probes
 from peftbook.training.probes import measure
 
@@ -201,6 +206,48 @@ def test_codebook_probe_agrees_with_quadrature(monkeypatch):
         assert 3.5 < found.curve["nf4_entropy_bits"][at] < 4
         assert found.curve["nf4_fullest_over_emptiest"][at] > 1
     assert found.measurements["values"] == 1 << 16
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_units_in_another_order_compute_the_same_function_from_other_codes(tied):
+    """A symmetry of the network: the logits stay, the values that share a block do not."""
+    model = tiny_llama()
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(normal(*model.lm_head.weight.shape, seed=1))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name:
+                value.copy_(1 + 0.3 * normal(*value.shape, seed=2))
+    copied = copy.deepcopy(model)
+    probes.permute_units(copied, 3)
+    ids = torch.arange(2 * 20).view(2, 20) % 90
+    with torch.no_grad():
+        torch.testing.assert_close(copied(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    layers, others = linear_layers(model), linear_layers(copied)
+    for name, part in layers.items():
+        one, two = part.weight.detach(), others[name].weight.detach()
+        assert not torch.equal(one, two) and torch.equal(one.flatten().sort().values, two.flatten().sort().values)
+        if not name.endswith("o_proj"):  # its rows are whole heads, so a block of 64 or less keeps its values
+            kept = [round_trip(w, "nf4", 32).flatten().sort().values for w in (one, two)]
+            assert not torch.equal(*kept)
+
+
+def test_copies_differ_by_seed_and_repeat():
+    """A seed is one order of the units."""
+    weights = []
+    for seed in (1, 1, 2):
+        model = tiny_llama()
+        probes.permute_units(model, seed)
+        weights.append(model.model.layers[0].mlp.down_proj.weight.detach())
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_only_the_small_llama_has_copies():
+    """The encoder has no such seed."""
+    one = weight_error.probe("minilm").model_copy(update={"seed": 1})
+    one = one.model_copy(update={"settings": {**one.settings, "texts": 1}})
+    with pytest.raises(InputError, match="seed 0"):
+        measure(one)
 
 
 def test_codebook_probe_refuses_an_unknown_source():

@@ -53,12 +53,19 @@ def test_random_unit_vectors_have_a_mean_squared_cosine_of_one_over_the_width():
     assert float(drawn.mean()) == pytest.approx(1 / 50, rel=0.05)
 
 
+def few_pieces(tokenizer, whole=curves.prose_pieces):
+    """Prose, cut to a short stretch of each text."""
+    return whole(tokenizer, 1, 16)
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A run of a tiny model folder on a tiny task that the registry does not know."""
     task, folder = tiny_task(("exact_match",)), save_tiny_folder(tmp_path / "model")
     for module in (execute, curves, weights):
         monkeypatch.setattr(module, "get_task", lambda name: task)
+    for module in (curves, weights):
+        monkeypatch.setattr(module, "prose_pieces", few_pieces)
 
     def run(method: specs.Spec, seed: int = 1, rate: float = 1e-2) -> specs.Run:
         return specs.Run(
@@ -86,6 +93,25 @@ def test_a_learning_curve_starts_at_the_untuned_model_and_ends_at_the_run(tiny):
             trainee.task.splits["validation"][:4]]  # fmt: skip
     assert curve["validation_loss_nats"][-1] == pytest.approx(curves.mean_loss(trainee, data, run), abs=1e-5)
     assert curve["validation_loss_nats"][0] > curve["validation_loss_nats"][-1]
+
+
+def test_a_curve_with_prose_keeps_every_piece_and_one_without_keeps_none(tiny):
+    """The curve's prose loss is the mean over its pieces at every moment; the rest of the curve is the same."""
+    settings, run = {"steps": (1, 2)}, tiny(specs.LoRA(rank=2))
+    plain, found = (
+        probes.measure(specs.Probe(measure="curves.learning_curve", settings=settings | extra, runs=(run,)))
+        for extra in ({}, {"prose": True})
+    )
+    assert plain.per_example == {} and plain.curve == {
+        name: values for name, values in found.curve.items() if name != "prose_loss_nats"
+    }
+    tokens = found.per_example["prose_tokens"]
+    assert len(set(tokens)) == 1 and tokens[0] > 1  # stretches of one length
+    assert set(found.per_example) == {"prose_tokens", *(f"prose_nats_{int(step)}" for step in found.curve["step"])}
+    for step, loss in zip(found.curve["step"], found.curve["prose_loss_nats"], strict=True):
+        nats = found.per_example[f"prose_nats_{int(step)}"]
+        assert len(nats) == len(tokens) > 1
+        assert math.fsum(nats) / math.fsum(tokens) == pytest.approx(loss, abs=2e-6)
 
 
 def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):
@@ -140,5 +166,5 @@ def test_steps_to_a_loss_count_from_the_first_full_window():
     record = Record(key="", spec=specs.Probe(measure="x.y"), curve={"train_loss_nats": losses})
     assert steps_to(record, 2.0) == 8
     assert steps_to(record, 1.0) == 16
-    assert steps_to(record, 0.1) == len(losses)
+    assert steps_to(record, 0.1) is None
     assert steps_to(record, math.inf) == 8

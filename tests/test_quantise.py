@@ -16,7 +16,9 @@ from peftbook.errors import InputError
 from peftbook.records import Record, Store
 from peftbook.scratch.codebooks import linear_layers, round_trip
 from peftbook.studies import double_quant, weight_error
+from peftbook.tasks import get_task
 from peftbook.training import small_llama
+from peftbook.training.encode import Encoded
 from peftbook.training.execute import prepare
 from peftbook.training.loop import losses
 from peftbook.training.methods import apply_method, causal_model, trainable_state
@@ -247,12 +249,12 @@ def test_corrected_base_trains_as_any_other():
 
 @pytest.fixture
 def short_texts(monkeypatch):
-    """Held-out texts of the small model cut to a few functions."""
-    whole = small_llama.held_out
+    """Held-out texts of the small model cut to the starts of a few functions."""
 
     def cut(tokenizer, split="test", limit=0):
-        data, kinds = whole(tokenizer, split, 3)
-        return [one for one, kind in zip(data, kinds, strict=True) if kind == "function"], ["function"] * 3
+        texts = [one.input for one in get_task("docstrings").splits[split][:3]]
+        starts = [small_llama.encode_document(tokenizer, text)[:64] for text in texts]
+        return [Encoded(tuple(ids), 1, True) for ids in starts], ["function"] * len(starts)
 
     monkeypatch.setattr(small_llama, "held_out", cut)
 
@@ -294,47 +296,6 @@ def test_double_quant_probe_counts_the_arrays(short_texts):
             found.measurements[f"{block}_none_mse"], rel=0.02
         )
     assert found.per_example["64_none"] != found.per_example["64_dynamic8"]
-
-
-def fake_errors(probe: specs.Probe, loss: dict[str, float]) -> Record:
-    """A record with weight error by place in CODEBOOKS and block, and loss (nats a token) by codebook."""
-    rng = np.random.default_rng(1)
-    text = rng.normal(3, 0.3, 60)
-    per_example: dict = {"label_tokens": [10.0] * 60, "kind": ["prose"] * 60, "full": (10 * text).tolist()}
-    measurements = {}
-    for name, block in [*((n, int(b)) for b in probe.settings["blocks"] for n in weight_error.CODEBOOKS), ("q4_1", 32)]:
-        at = (*weight_error.CODEBOOKS, "q4_1").index(name)
-        measurements |= {
-            f"{name}_{block}_mse": 0.01 + 0.001 * at + 1e-6 * block,
-            f"{name}_{block}_mae": 0.1 + 0.01 * at,
-        }
-        cost = loss.get(name, 0.1 * at) + 1e-4 * block
-        per_example[f"{name}_{block}"] = (10 * (text + cost + rng.normal(0, 1e-3, 60))).tolist()
-    return Record(key=probe.key, spec=probe, measurements=measurements, per_example=per_example)
-
-
-@pytest.mark.parametrize(
-    ("loss", "predicts", "order"),
-    [
-        ({"nf4": 0.0, "e3m0": 0.1, "e2m1": 0.2, "int4": 0.3}, None, "reproduced"),
-        ({"nf4": 0.0, "e3m0": 0.5, "e2m1": 0.2, "int4": 0.3}, None, "refuted"),
-        ({"nf4": 0.0, "e3m0": 0.2, "e2m1": 0.2, "int4": 0.3}, None, "undecided"),
-        ({}, "reproduced", None),
-        ({name: -0.1 * at for at, name in enumerate(weight_error.CODEBOOKS)}, "refuted", None),
-    ],
-)
-def test_weight_error_verdicts_follow_the_losses(tmp_path, monkeypatch, loss, predicts, order):
-    """The order is Table 2's or it is not; losses that rise with the error correlate, losses that fall do not."""
-    monkeypatch.setattr(weight_error, "DRAWS", 200)
-    store = Store(tmp_path)
-    for one in weight_error.STUDIES.values():
-        assert one.verdict(store).outcome == "not yet run" and not one.quantities(store)
-    store.save(fake_errors(weight_error.probe("small"), loss))
-    found = {name: one.verdict(store) for name, one in weight_error.STUDIES.items()}
-    assert predicts in (None, found["weight_error"].outcome)
-    assert order in (None, found["weight_error_order"].outcome)
-    quantities = weight_error.quantities(store)
-    assert all(set(one.quantities) <= set(quantities) for one in found.values())
 
 
 @pytest.mark.parametrize(

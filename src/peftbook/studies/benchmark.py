@@ -117,8 +117,8 @@ STUDIES = {
         title="E2E NLG: LoRA against full fine-tuning in BLEU",
         claim="LoRA matches full fine-tuning in BLEU on E2E NLG.",
         source="hu2021, Table 3",
-        refuted_if=f"LoRA's BLEU is lower than full fine-tuning's by more than {MARGIN_BLEU:g} (the whole 95 % interval "
-        "beyond the margin).",
+        refuted_if=f"LoRA's BLEU is lower than full fine-tuning's by more than {MARGIN_BLEU:g} (the whole 95 % "
+        "interval beyond the margin).",
         does_not_show=LIMITS,
         chapter="book/head-to-head",
         runs=COMPARISON.runs,

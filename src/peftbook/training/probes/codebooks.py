@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ from peftbook.training.probes import Findings
 from peftbook.training.probes.curves import prose_pieces
 from peftbook.training.scoring import embedded_folder
 
-__all__ = ["codebook_error", "double_quant_cost", "quantised_loss"]
+__all__ = ["codebook_error", "double_quant_cost", "permute_units", "quantised_loss"]
 
 DRAWS = 1 << 21  # values of one draw from N(0, 1)
 AFFINE_BLOCK = 32
@@ -124,12 +125,19 @@ def encoder_file(probe: specs.Probe):
 def quantised_loss(probe: specs.Probe) -> Findings:
     """Weight error and task error of a model for every codebook and block size: all its linears but the head.
 
-    settings: source, codebooks, blocks, texts (how many examples).
+    settings: source, codebooks, blocks, texts (how many examples).  seed: 0 is the model as it comes; any other is a
+    copy of the small Llama that computes the same function with its units in another order (`permute_units`).
     In `per_example`: `full` and `<codebook>_<block>`, the summed nats of each text (for the encoder: the cosine
     distance of each text's embedding to that of the unquantised encoder, and no `full`), `label_tokens` and `kind`.
     In `measurements`: `<codebook>_<block>_mse` and `_mae` as in `codebook_error`. `q4_1_32` is the affine control.
     """
     model, texts, score = evaluated_model(probe)
+    if probe.seed:
+        if probe.word("source") != "small":
+            raise InputError(
+                f"Seed {probe.seed} names a copy of the small Llama: give source {probe.word('source')!r} seed 0."
+            )
+        permute_units(model, probe.seed)
     names, blocks = names_and_blocks(probe)
     layers = linear_layers(model)
     originals = {name: part.weight.detach().clone() for name, part in layers.items()}
@@ -151,6 +159,35 @@ def quantised_loss(probe: specs.Probe) -> Findings:
         measurements[f"{name}_{block}_mae"] = significant(absolute / int(measurements["values"] or 1))
         per_example[f"{name}_{block}"] = score() or []
     return Findings(measurements=measurements, per_example=per_example)
+
+
+@torch.no_grad()
+def permute_units(model: Any, seed: int) -> None:
+    """Put the units of a Llama's residual stream and of each MLP in another order: same function, other blocks.
+
+    With permutation matrices P (one) and Q (one a layer): embedding E Pᵀ; matrices that read the stream W Pᵀ, those
+    that write it P W; gains P g; gate and up Q W Pᵀ, down P W Qᵀ. Norm, products and activation commute with them, so
+    the float function stays up to rounding, while a 4-bit code scales other weights together and rounds them otherwise.
+    A head that is tied to the embedding follows it. In place.
+
+    model: a LlamaForCausalLM with full-precision weights.  seed: of the permutations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    stream = torch.randperm(model.config.hidden_size, generator=generator)
+    tables = {id(part): part for part in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    for table in tables.values():
+        table.copy_(table[:, stream])
+    for layer in model.model.layers:
+        inner = torch.randperm(layer.mlp.down_proj.in_features, generator=generator)
+        for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            part.weight.copy_(part.weight[inner][:, stream])
+        layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight[stream][:, inner])
+        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            part.weight.copy_(part.weight[:, stream])
+        layer.self_attn.o_proj.weight.copy_(layer.self_attn.o_proj.weight[stream])
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.weight.copy_(norm.weight[stream])
+    model.model.norm.weight.copy_(model.model.norm.weight[stream])
 
 
 Score = Callable[[], list[float] | None]

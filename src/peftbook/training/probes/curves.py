@@ -20,7 +20,8 @@ PROSE_TOKENS = 256
 def learning_curve(probe: specs.Probe) -> Findings:
     """Validation loss before, during and after the one run of the probe, at the steps of settings["steps"].
 
-    With settings["prose"] the loss on general text (public-domain prose) is taken at the same moments.
+    With settings["prose"] the loss on general text (public-domain prose) is taken at the same moments; `per_example`
+    then holds `prose_nats_<step>`, the summed nats of each piece, and `prose_tokens`, the label tokens of each.
     """
     (run,) = probe.runs
     trainee = prepare(run)
@@ -36,12 +37,17 @@ def learning_curve(probe: specs.Probe) -> Findings:
         sets["prose"] = prose_pieces(trainee.tokenizer)
     wanted = {int(step) for step in probe.numbers("steps")}
     curve: dict[str, list[float]] = {"step": [], "tokens": [], **{f"{name}_loss_nats": [] for name in sets}}
+    per_example: dict[str, list[float] | list[str]] = {}
 
     def note(step: int, tokens: int) -> None:
         curve["step"].append(float(step))
         curve["tokens"].append(float(tokens))
         for name, data in sets.items():
-            curve[f"{name}_loss_nats"].append(round(mean_loss(trainee, data, run), 6))
+            nats, counts = held_out_losses(trainee, data, run)
+            curve[f"{name}_loss_nats"].append(round(math.fsum(nats) / sum(counts), 6))
+            if name == "prose":
+                per_example[f"prose_nats_{step}"] = [round(value, 6) for value in nats]
+                per_example["prose_tokens"] = [float(count) for count in counts]
 
     note(0, 0)
     trained = trainee.train(lambda progress: note(progress.step, progress.tokens) if progress.step in wanted else None)
@@ -56,16 +62,21 @@ def learning_curve(probe: specs.Probe) -> Findings:
             "loss_after_nats": curve["validation_loss_nats"][-1],
         },
         curve=curve,
+        per_example=per_example,
     )
 
 
 def mean_loss(trainee: Trainee, data: list[Encoded], run: specs.Run) -> float:
     """Nats per label token over the data; the model goes back to training afterwards."""
-    nats, counts = losses(
-        trainee.model, data, pad_id=trainee.tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform
-    )
-    trainee.model.train()
+    nats, counts = held_out_losses(trainee, data, run)
     return math.fsum(nats) / sum(counts)
+
+
+def held_out_losses(trainee: Trainee, data: list[Encoded], run: specs.Run) -> tuple[list[float], list[int]]:
+    """Summed nats and label tokens of each example; the model goes back to training afterwards."""
+    found = losses(trainee.model, data, pad_id=trainee.tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform)
+    trainee.model.train()
+    return found
 
 
 def prose_pieces(tokenizer, each: int = PROSE_PIECES, tokens: int = PROSE_TOKENS) -> list[Encoded]:
