@@ -136,6 +136,7 @@ def test_a_prefix_starts_as_the_keys_and_values_of_its_tokens():
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # peft uses the old name
 def test_the_prefix_equals_pefts_own_forward():
     """peft builds the same cache from its embedding of virtual tokens."""
     model = applied(specs.Prefix(length=3))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_llama
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -56,14 +58,11 @@ def test_its_weights_lie_on_no_four_bit_grid(loaded):
 
 
 def test_it_has_learned(loaded):
-    """On held-out sentences and functions it is far better than a model with random weights, of which loss ≈ ln V."""
-    data, kinds = small_llama.held_out(loaded.tokenizer, "validation", 20)
+    """On held-out sentences and functions it is far better than a uniform guess, whose loss is ln V."""
+    data, kinds = small_llama.held_out(loaded.tokenizer, "validation", 8)
     data = [one for one, kind in zip(data, kinds, strict=True) if kind != "prose"]
-    rows = {}
-    for name, model in (("trained", loaded.model), ("random", small_llama.untrained().eval())):
-        nats, counts = losses(model, data, pad_id=0, dtype="fp32")
-        rows[name] = sum(nats) / sum(counts)
-    assert rows["trained"] < rows["random"] - 2
+    nats, counts = losses(loaded.model, data, pad_id=0, dtype="fp32")
+    assert sum(nats) / sum(counts) < math.log(small_llama.VOCABULARY) - 2
 
 
 def test_tasks_can_be_trained_on_it(loaded):
@@ -99,8 +98,10 @@ def test_held_out_texts_are_not_trained_on():
         assert len(other) > 900 and not shared  # short sentences may recur
 
 
-def test_training_is_deterministic_and_lowers_the_loss():
+def test_training_is_deterministic_and_lowers_the_loss(monkeypatch):
     """Equal bits twice on one machine."""
+    monkeypatch.setattr(small_llama, "LENGTH", 32)
+    monkeypatch.setattr(small_llama, "untrained", lambda seed: tiny_llama(seed, vocabulary=128))
     encoded = [[1, *range(10 + at, 60 + at), 2] for at in range(40)]
     first, curve = small_llama.train_model(encoded, steps=6)
     second, again = small_llama.train_model(encoded, steps=6)

@@ -17,6 +17,8 @@ from peftbook.tasks import SPLITS, get_task, recall, sort
 from peftbook.training.methods import apply_method, causal_model, hidden_states, trainable_state, virtual_tokens
 from peftbook.training.probes import measure, synthetic
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
 # --- generated tasks -------------------------------------------------------------------------------------------
 
 
@@ -192,8 +194,13 @@ def test_hidden_states_of_the_small_model_are_those_of_transformers():
 # --- verdicts --------------------------------------------------------------------------------------------------
 
 
-def sort_store(folder, accuracies: dict[str, dict[int, float]], learned: float = 1.0) -> Store:
-    """Records in which an arm solves a given share of the test lists at each depth."""
+def sort_store(
+    folder, accuracies: dict[str, dict[int, float]], learned: float = 1.0, at_end: tuple[str, ...] = ()
+) -> Store:
+    """Records in which an arm solves a given share of the test lists at each depth.
+
+    at_end: the arms whose best rate is the highest of their grid.
+    """
     store = Store(folder)
     for seed in expressiveness.SEEDS:
         for depth in expressiveness.DEPTHS:
@@ -204,29 +211,39 @@ def sort_store(folder, accuracies: dict[str, dict[int, float]], learned: float =
                 exact[f"{arm}_exact"] = [1.0] * solved + [0.0] * (512 - solved)
             sizes = {f"{arm}_parameters": 10 for arm in expressiveness.ARMS}
             measured = {"pretrained_ascending_accuracy": learned, **sizes}
-            store.save(Record(key=probe.key, spec=probe, measurements=measured, per_example=exact))
+            curve = {}
+            for arm in expressiveness.CONTEXT_ARMS:
+                losses = [2.0, 1.0, 0.5 if arm in at_end else 1.5]
+                curve |= {f"{arm}_rates": [0.03, 0.1, 0.3], f"{arm}_validation_loss_nats": losses}
+                curve[f"{arm}_validation_accuracy"] = [0.0] * 3
+            store.save(Record(key=probe.key, spec=probe, measurements=measured, per_example=exact, curve=curve))
     return store
 
 
 ALL = dict.fromkeys(expressiveness.DEPTHS, 1.0)
+CONTROLS = {"lora": ALL, "prompt_copy": ALL}
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "learned", "first", "second"),
+    ("accuracies", "learned", "at_end", "first", "second"),
     [
-        ({"lora": ALL}, 1.0, "reproduced", "refuted"),
-        ({"lora": ALL, "prompt": {4: 0.9, 8: 0.9}}, 1.0, "reproduced", "reproduced"),
-        ({"lora": ALL, "prefix": {8: 0.9}}, 1.0, "reproduced", "reproduced"),
-        ({"lora": ALL, "prefix": ALL}, 1.0, "refuted", "refuted"),
-        ({"prompt": ALL}, 1.0, "refuted", "undecided"),
-        ({}, 1.0, "undecided", "undecided"),
-        ({"lora": ALL}, 0.3, "undecided", "undecided"),
-        ({"lora": ALL, "prompt": {1: 0.5, 8: 0.97}}, 1.0, "undecided", "undecided"),
+        (CONTROLS, 1.0, (), "reproduced", "refuted"),
+        (CONTROLS | {"prompt": {4: 0.9, 8: 0.9}}, 1.0, (), "reproduced", "reproduced"),
+        (CONTROLS | {"prefix": {8: 0.9}}, 1.0, (), "reproduced", "reproduced"),
+        (CONTROLS | {"prefix": ALL}, 1.0, (), "refuted", "undecided"),  # depth has nothing to give
+        ({"prompt": ALL}, 1.0, (), "refuted", "undecided"),
+        ({}, 1.0, (), "undecided", "undecided"),
+        ({"lora": ALL}, 1.0, (), "undecided", "undecided"),  # nothing shows that a prompt can be trained
+        ({"prompt_copy": ALL}, 1.0, (), "undecided", "undecided"),
+        (CONTROLS, 0.3, (), "undecided", "undecided"),
+        (CONTROLS, 1.0, ("prefix",), "undecided", "undecided"),
+        (CONTROLS | {"prompt": ALL}, 1.0, ("prompt",), "refuted", "undecided"),
+        (CONTROLS | {"prompt": {1: 0.5, 8: 0.97}}, 1.0, (), "undecided", "undecided"),
     ],
 )
-def test_the_verdicts_on_prompts_follow_the_accuracies(tmp_path, accuracies, learned, first, second):
-    """A control that fails decides nothing; a prompt that solves it at depth 1 refutes, whatever the control does."""
-    store = sort_store(tmp_path, accuracies, learned)
+def test_the_verdicts_on_prompts_follow_the_accuracies(tmp_path, accuracies, learned, at_end, first, second):
+    """A control that fails or a rate at an end decides nothing; a prompt that solves it at depth 1 refutes anyway."""
+    store = sort_store(tmp_path, accuracies, learned, at_end)
     for name, outcome in (("expressiveness", first), ("expressiveness_depth", second)):
         study = expressiveness.STUDIES[name]
         found = study.verdict(store)
@@ -234,17 +251,31 @@ def test_the_verdicts_on_prompts_follow_the_accuracies(tmp_path, accuracies, lea
         assert set(found.quantities) <= set(study.quantities(store)) and not study.missing(store)
 
 
-@pytest.mark.parametrize(("slope", "outcome"), [(1.5, "reproduced"), (0.0, "refuted"), (0.08, "undecided")])
-def test_the_verdict_on_capacity_follows_the_slope(tmp_path, slope, outcome):
-    """Bits on a known line give that line's slope."""
+@pytest.mark.parametrize(
+    ("start", "slope", "noise", "best", "outcome", "words"),
+    [
+        (0, 1.5, 3, 1, "reproduced", ""),
+        (0, 0.0, 0, 1, "undecided", "stored nothing"),
+        (100, 0.0, 3, 1, "refuted", ""),  # nothing grows
+        (1000, 0.3, 3, 1, "refuted", ""),  # it grows, but not in proportion
+        (0, 0.08, 0, 1, "undecided", ""),
+        (0, 1.5, 200, 1, "undecided", ""),
+        (0, 1.5, 3, 2, "undecided", "end of its grid"),
+        (0, 7.9, 3, 1, "undecided", "the data may be the limit"),
+    ],
+)
+def test_the_verdict_on_capacity_asks_for_proportion(tmp_path, start, slope, noise, best, outcome, words):
+    """Bits on a known line give its slope; as many bits a parameter at rank 8 as at rank 1, or it is no proportion."""
     store = Store(tmp_path)
     for probe in capacity.runs(store):
         at = capacity.parameters(int(probe.settings["rank"]))
-        bits = 100 + slope * at + 3 * probe.seed * (-1) ** int(probe.settings["rank"])
-        store.save(Record(key=probe.key, spec=probe, measurements={"stored_bits": bits}))
+        bits = max(0.0, start + slope * at + noise * (probe.seed - 2) * (-1) ** int(probe.settings["rank"]))
+        curve = {"stored_bits": [bits if rate == best else bits / 2 for rate in range(3)]}
+        store.save(Record(key=probe.key, spec=probe, measurements={"stored_bits": bits}, curve=curve))
     (study,) = capacity.STUDIES.values()
     found = study.verdict(store)
     assert found.outcome == outcome, found.sentence
+    assert words in found.sentence and set(found.quantities) <= set(study.quantities(store))
     assert study.quantities(store)["slope"].value == pytest.approx(slope, abs=0.02)
 
 

@@ -47,7 +47,7 @@ Row = tuple[Any, ...]
 STEPS_BETWEEN_CHECKS = 1_000
 MAX_CHECKS = 1_000
 LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 20_000,  # bytes of a value or a row: no function can fill the memory
+    sqlite3.SQLITE_LIMIT_LENGTH: 1_000,  # bytes of a value or a row: no function can fill the memory or take long
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4_000,
     sqlite3.SQLITE_LIMIT_COLUMN: 64,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 64,
@@ -93,7 +93,7 @@ def connect(table: Table) -> sqlite3.Connection:
 
 
 def authorise(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
-    """SQLite's question before each action of a statement: reading is allowed, all else is denied."""
+    """SQLite's question before each action of a statement: reading is allowed, all else, also recursion, is denied."""
     allowed = action in ALLOWED_ACTIONS and not (action == sqlite3.SQLITE_FUNCTION and second in RANDOM_FUNCTIONS)
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 

@@ -5,7 +5,7 @@ shipped and pinned, because another processor's training gives other last bits:
 
     python -m peftbook.training.small_llama --output FOLDER
 
-trains them again, in about ten minutes on one core.
+trains them again, in about a quarter of an hour on one core.
 """
 
 from __future__ import annotations
