@@ -2,22 +2,173 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_records import fill_store
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from peftbook import figures
+from peftbook import figures, metrics, specs
 from peftbook.errors import InputError
-from peftbook.figures import costs, lora, methods, prompt, quantisation, style
-from peftbook.records import Store
+from peftbook.figures import costs, evidence, lora, methods, prompt, quantisation, style
+from peftbook.records import Record, Store
+from peftbook.results import study_quantities
+from peftbook.studies import benchmark, codebooks, forgetting, get_study, learning_rate, merging, subspace
+
+EVIDENCE = [name for name, entry in figures.FIGURES.items() if entry.function.__module__ == evidence.__name__]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return fill_store(tmp_path_factory.mktemp("records"))
+    """Invented records of every study that a figure names, stage after stage."""
+    store = fill_store(tmp_path_factory.mktemp("records"))
+    for name in dict.fromkeys(need.partition(".")[0] for entry in figures.FIGURES.values() for need in entry.needs):
+        while missing := get_study(name).missing(store):
+            for run in missing:
+                store.save(invented(run))
+    return store
+
+
+def invented(run: specs.Run | specs.Probe) -> Record:
+    """An invented record; equal specs give equal numbers."""
+    rng = np.random.default_rng(int(run.key[:12], 16))
+    if isinstance(run, specs.Probe):
+        return Record(key=run.key, spec=run, **PROBES[run.measure](run, rng))
+    return Record(key=run.key, spec=run, **invented_run(run, rng))
+
+
+BEST = {"full": 6e-5, "lora": 5e-4, "qlora": 5e-4, "adapter": 8e-4, "norm": 3e-3, "ia3": 1e-2, "prefix": 0.02,
+        "prompt": 0.03}  # fmt: skip
+LEVEL = {"untuned": 2.6, "full": 1.31, "lora": 1.33, "qlora": 1.36, "adapter": 1.34, "norm": 1.4, "ia3": 1.42,
+         "prefix": 1.5, "prompt": 1.75}  # fmt: skip
+
+
+def invented_run(run: specs.Run, rng: np.random.Generator, examples: int = 12) -> dict:
+    """Losses and scores whose means follow the method, its rate, its size and the data."""
+    method = run.method
+    level = LEVEL[method.kind] - 0.08 * math.log10(getattr(method, "rank", 1) * getattr(method, "length", 1))
+    level -= 0.5 if getattr(method, "shots", 0) else 0
+    level += {"nf4": 0.05, "fp4": 0.14, "int4": 0.09}.get(getattr(method, "quant", ""), 0) * (1 if run.budget else 3)
+    level += {"random": 0.06, "text": 0.01}.get(getattr(method, "init", ""), 0)
+    level += 0.01 * len(getattr(method, "targets", ())) + 1.5 * (run.model.name == specs.SMALL_MODEL)
+    if run.budget:
+        level += 0.03 * math.log2(run.budget.learning_rate / BEST[method.kind]) ** 2
+        level += 0.5 * math.exp(-(run.budget.train_examples or 9999) / 300) + rng.normal(0, 0.012)
+    shared = np.random.default_rng(5)  # test examples are shared by all runs
+    tokens = shared.integers(20, 60, examples)
+    nats = tokens * (level + shared.normal(0, 0.15, examples) + rng.normal(0, 0.02, examples))
+    measured = {"loss_nats": float(nats.sum() / tokens.sum()), "trainable_parameters": 1000}
+    per_example = {"loss_nats": nats.tolist(), "label_tokens": tokens.astype(float).tolist()}
+    if run.evaluation.n_generate:
+        rouge = np.clip(0.8 - 0.16 * level + rng.normal(0, 0.02, examples), 0, 1)
+        counted = {f"bleu_total_{n}": [21.0 - n] * examples for n in (1, 2, 3, 4)}
+        counted |= {f"bleu_matched_{n}": np.round((21 - n) * rouge**n).tolist() for n in (1, 2, 3, 4)}
+        counted |= {"bleu_length": [20.0] * examples, "bleu_reference_length": [20.0] * examples}
+        per_example |= {"rougeL": rouge.tolist(), **counted}
+        measured |= {"rougeL": float(rouge.mean()), "bleu": metrics.bleu(counted)}
+    return {"measurements": measured, "per_example": per_example}
+
+
+def invented_curve(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    (run,) = probe.runs
+    steps = np.array([0.0, *probe.numbers("steps")])
+    aim = (
+        LEVEL[run.method.kind] + (2.6 - LEVEL[run.method.kind]) * np.exp(-steps / 14) + rng.normal(0, 0.004, len(steps))
+    )
+    curve = {
+        "step": steps.tolist(),
+        "tokens": (run.budget.tokens * steps / steps[-1]).tolist(),
+        "validation_loss_nats": aim.tolist(),
+    }
+    forgets = run.budget.learning_rate / BEST[run.method.kind]
+    curve["prose_loss_nats"] = (
+        3.2 + 0.03 * forgets * (1 - np.exp(-steps / 30)) + rng.normal(0, 0.002, len(steps))
+    ).tolist()
+    return {"curve": curve}
+
+
+def invented_codebooks(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    curve = {"block": list(probe.numbers("blocks"))}
+    for at, name in enumerate(probe.words("codebooks")):
+        grown = np.log2(curve["block"]) * (0.0015 + 0.0004 * at) * (1 + rng.normal(0, 0.002))
+        for measure, scale in (("mse", 1), ("mae", 7), ("entropy_bits", 200), ("fullest_over_emptiest", 300)):
+            curve[f"{name}_{measure}"] = (scale * grown).tolist()
+    return {"curve": curve, "measurements": {"q4_1_mse": 0.006, "q4_1_mae": 0.06}}
+
+
+def invented_loss(probe: specs.Probe, rng: np.random.Generator, texts: int = 20) -> dict:
+    """Nats of each text, or distances for the encoder, and errors of the weights."""
+    encoder = probe.word("source") == "minilm"
+    tokens, measured = rng.integers(20, 60, texts), {}
+    per_example: dict = {"kind": ["prose"] * texts}
+    if not encoder:
+        per_example |= {"label_tokens": tokens.astype(float).tolist(), "full": (3.0 * tokens).tolist()}
+    for at, (block, name) in enumerate(
+        itertools.product([*map(int, probe.numbers("blocks"))], probe.words("codebooks"))
+    ):
+        mse = 0.007 + 0.0006 * at
+        measured |= {f"{name}_{block}_mse": mse, f"{name}_{block}_mae": 9 * mse}
+        cost = np.abs(0.6 * mse * (1 + rng.normal(0, 0.2, texts)))
+        per_example[f"{name}_{block}"] = (cost if encoder else (3.0 + cost) * tokens).tolist()
+    measured |= {"q4_1_32_mse": 0.006, "q4_1_32_mae": 0.06}
+    per_example["q4_1_32"] = per_example.get("full", [0.001] * texts)
+    return {"measurements": measured, "per_example": per_example}
+
+
+def invented_double_quant(probe: specs.Probe, rng: np.random.Generator, texts: int = 20) -> dict:
+    tokens = rng.integers(20, 60, texts)
+    per_example: dict = {"label_tokens": tokens.astype(float).tolist(), "full": (3.0 * tokens).tolist()}
+    measured: dict = {"parameters": 4_423_680}
+    for block, kind in itertools.product([*map(int, probe.numbers("blocks"))], ("none", "dynamic8")):
+        bits = quantisation.bits_per_parameter(block, kind == "dynamic8")
+        measured |= {f"{block}_{kind}_bytes": 4_423_680 * bits / 8, f"{block}_{kind}_mse": 0.0084}
+        per_example[f"{block}_{kind}"] = (
+            tokens * (3.001 + rng.normal(0.001 * (kind != "none"), 0.002, texts))
+        ).tolist()
+    return {"measurements": measured, "per_example": per_example}
+
+
+def invented_subspaces(probe: specs.Probe, rng: np.random.Generator, modules: int = 6) -> dict:
+    """Maps of all i ≤ 8 and j ≤ 64: trained ones above the expectation of random spaces, max(i, j) / d."""
+    i, j = np.arange(1, 9)[:, None], np.arange(1, 65)[None, :]
+    chance = np.maximum(i, j) / 576
+    maps = {"small_large": chance + 0.5 / (i * j) ** 0.3, "large_large": chance + 0.6 / (i * j) ** 0.3, "start": chance}
+    return {
+        "measurements": {"modules": modules, "null_pooled_95": 0.0026, "mean_inverse_width": 1 / 576},
+        "curve": {f"{name}_map": values.flatten().tolist() for name, values in maps.items()},
+        "per_example": {f"{name}_first": (values[0, 0] + rng.normal(0, 0.01, modules)).tolist()
+                        for name, values in maps.items()},
+    }  # fmt: skip
+
+
+def invented_latency(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    slow = {"base": 1.0, "merged": 1.0, "lora": 1.45, "adapter": 1.3}
+    times = {
+        f"{name}_{part}_seconds": (0.09 * factor * (1 + np.abs(rng.normal(0, 0.03, 6)))).tolist()
+        for name, factor in slow.items() for part in merging.PARTS
+    }  # fmt: skip
+    return {"measurements": {name: float(np.median(values)) for name, values in times.items()}, "per_example": times}
+
+
+def invented_intruders(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    return {"measurements": {"vectors": 350, "median_rank_of_update": 8, "intruders_0.6": 3}}
+
+
+PROBES = {
+    "curves.learning_curve": invented_curve,
+    "codebooks.codebook_error": invented_codebooks,
+    "codebooks.quantised_loss": invented_loss,
+    "codebooks.double_quant_cost": invented_double_quant,
+    "weights.subspaces": invented_subspaces,
+    "weights.intruders": invented_intruders,
+    "serving.latency": invented_latency,
+}
 
 
 def test_every_figure_is_rendered_and_rendering_twice_gives_the_same_bytes(store: Store, tmp_path: Path):
@@ -149,3 +300,131 @@ def test_a_figure_names_the_runs_behind_it(store: Store):
     keys = figures.runs("lora_against_full", store)
     assert len(keys) == 6
     assert all(re.fullmatch(r"[0-9a-f]{64}", key) for key in keys)
+
+
+# The figures of the studies.
+
+
+def visible_texts(figure: Figure) -> dict[Text, tuple[float, float, float, float]]:
+    """Every text that is drawn, with its box in pixels (left, bottom, right, top)."""
+    figure.draw_without_rendering()
+    texts = [one for one in (figure._suptitle, figure._supxlabel, figure._supylabel) if one]
+    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
+    texts += [text for legend in legends for text in (*legend.get_texts(), legend.get_title())]
+    for axes in figure.axes:
+        texts += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            texts += [tick.label1 for tick in axis._update_ticks() if tick.label1.get_visible()]
+    said = [text for text in texts if text.get_text().strip() and text.get_visible()]
+    return {text: Text.get_window_extent(text).extents for text in said}
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_no_text_is_clipped_or_covered_or_tiny(name: str, store: Store):
+    """Readable on a phone and a slide: every text lies inside the figure and on no other text."""
+    with style.mode_context("light"):
+        figure = figures.FIGURES[name].function(store)
+        FigureCanvasAgg(figure)
+        boxes = visible_texts(figure)
+    assert len(boxes) > 5
+    for text, (left, bottom, right, top) in boxes.items():
+        assert text.get_fontsize() >= style.SIZE - 2, text
+        assert left > -1 and bottom > -1 and right < figure.bbox.width + 1 and top < figure.bbox.height + 1, text
+    for (one, first), (two, second) in itertools.combinations(boxes.items(), 2):
+        width = min(first[2], second[2]) - max(first[0], second[0])
+        height = min(first[3], second[3]) - max(first[1], second[1])
+        assert width <= 1 or height <= 2, (one, two)
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_a_figure_of_a_study_names_what_it_lacks(name: str, tmp_path: Path):
+    """Without records the answer is the command that makes them, not a crash."""
+    study = figures.FIGURES[name].needs[0].partition(".")[0]
+    with pytest.raises(InputError, match=f"peftbook run {study}"):
+        figures.svg(name, Store(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_are_moved_apart_and_keep_their_order(seed: int):
+    """Direct labels must not touch, nor change places; those that stand well apart stay where they are."""
+    values = np.random.default_rng(seed).uniform(0, 60, 8)
+    moved = evidence.spread(values, 10)
+    assert (np.argsort(moved) == np.argsort(values)).all()
+    assert np.diff(np.sort(moved)).min() >= 10 - 1e-9
+    assert moved.mean() == pytest.approx(values.mean())
+    assert evidence.spread(values, 1e-9) == pytest.approx(values)
+    held = evidence.spread(values, 10, 5, 90)
+    assert held.min() >= 5 and held.max() <= 90 and np.diff(np.sort(held)).min() >= 10 - 1e-9
+
+
+def test_the_drawn_quadratic_is_least_at_the_vertex(store: Store):
+    """Curve and mark must come from one fit."""
+    for arm in learning_rate.SHORT.arms:
+        sweep = evidence.rate_sweep(arm.name, store)
+        assert len(sweep.seeds) == (len(learning_rate.SEEDS) if arm.name in learning_rate.REPLICATED else 1)
+        curve = sweep.near()[0]
+        rates, losses = evidence.parabola(curve, points=2001)
+        assert rates[losses.argmin()] == pytest.approx(learning_rate.vertex(curve), rel=0.01)
+
+
+def test_single_seeds_average_to_the_mean_drawn(store: Store):
+    """The small strokes and the mark beside them are the same runs."""
+    comparison, found = benchmark.COMPARISON, study_quantities("benchmark", store)
+    for arm in comparison.arms:
+        seeds = methods.per_seed(comparison.finals(arm.name, store), "loss")
+        assert np.mean(seeds) == pytest.approx(found[f"{arm.name}_loss"].value)
+    for first, second in benchmark.PAIRS:
+        seeds = evidence.seed_differences(comparison, first, second, store)
+        assert np.mean(seeds) == pytest.approx(found[f"{first}_minus_{second}_loss"].value)
+
+
+def test_prose_loss_at_equal_target_loss_is_the_studys(store: Store):
+    """The seeds drawn beside a difference must average to it."""
+    full, found = forgetting.best_full(store), study_quantities("forgetting", store)
+    for arm in ("r8", "r64", "r256"):
+        seeds = evidence.matched_seeds(full, arm, store)
+        assert np.mean(seeds) == pytest.approx(found[f"full_minus_{arm}_prose"].value)
+
+
+def test_the_benchmark_is_sorted(store: Store):
+    """The first row is the best."""
+    found = study_quantities("benchmark", store)
+    losses = [found[f"{arm}_loss"].value for arm in evidence.benchmark_order(store)]
+    assert losses == sorted(losses)
+    assert len(losses) == len(benchmark.COMPARISON.arms)
+
+
+def test_the_shown_overlaps_are_those_of_the_map_beyond_chance(store: Store):
+    """Row i and column j of the small table are φ(i, j) − max(i, j) / d of the whole map."""
+    record = subspace.records(store)[0]
+    whole = np.reshape(record.curve["small_large_map"], (8, 64))
+    for (row, column), value in np.ndenumerate(evidence.shown_overlap(record, "small_large")):
+        i, j = evidence.SHOWN[0][row], evidence.SHOWN[1][column]
+        assert value == pytest.approx(whole[i - 1, j - 1] - max(i, j) / 576)
+    assert evidence.shown_overlap(record, "start") == pytest.approx(0)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_numbers_are_readable_on_the_darkest_fill(mode: str):
+    """WCAG AA, 4.5:1, where the overlap is 1."""
+    with style.mode_context(mode):  # type: ignore[arg-type]
+        fill, ink = luminance(style.shade("lora", evidence.FULL_OVERLAP)), luminance(style.colour("ink"))
+    assert (max(fill, ink) + 0.05) / (min(fill, ink) + 0.05) >= 4.5
+
+
+def test_what_is_drawn_is_what_the_studies_have():
+    """Every codebook, arm and path has a look of its own, told apart without colour."""
+    assert tuple(evidence.BOOKS) == codebooks.CODEBOOKS
+    assert tuple(evidence.PATHS) == tuple(forgetting.ARMS)
+    arms = [evidence.arm_look(arm.name) for arm in benchmark.COMPARISON.arms]
+    ranks = [evidence.RANK_MARKS[rank] for rank in learning_rate.RANKS]
+    for markers in ([m for _, m, _ in evidence.BOOKS.values()], [m for _, _, m in arms], ranks):
+        assert len(set(markers)) == len(markers)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.00123, "+0.0012"), (-0.25, "−0.25"), (12.0, "+12"), (0.0, "+0"), (5.5e-5, "+0.000055")]
+)
+def test_differences_are_printed_with_sign_and_two_digits(value: float, text: str):
+    """A tiny difference must not be printed as zero."""
+    assert evidence.signed(value) == text

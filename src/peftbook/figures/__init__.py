@@ -9,10 +9,23 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.figure import Figure
 
 from peftbook.errors import InputError
-from peftbook.figures import costs, lora, methods, prompt, quantisation
+from peftbook.figures import costs, evidence, lora, methods, prompt, quantisation
 from peftbook.figures.style import render_png, render_svg
 from peftbook.records import Store, write_atomically
 from peftbook.results import run_command, study_quantities
+from peftbook.studies import (
+    benchmark,
+    codebooks,
+    data_size,
+    double_quant,
+    forgetting,
+    learning_rate,
+    merging,
+    prompt_design,
+    recovery,
+    targets,
+    weight_error,
+)
 
 __all__ = ["FIGURES", "Entry", "available", "png", "render_all", "runs", "svg"]
 
@@ -32,6 +45,22 @@ ARMS = ("untuned", "fewshot", "full", "lora", "qlora", "prompt")
 FINAL = tuple(f"methods.{arm}_loss" for arm in ARMS)
 SWEEP = tuple(f"methods.{arm}_best_rate" for arm in ARMS[2:])
 COSTS = tuple(f"costs.{arm}_step_seconds" for arm in ARMS[2:])
+BENCHMARK = tuple(f"benchmark.{arm.name}_loss" for arm in benchmark.COMPARISON.arms)
+RATES = (
+    *(f"learning_rate.{arm.name}_best_rate" for arm in learning_rate.SHORT.arms),
+    *(f"learning_rate.{arm}_vertex" for arm in learning_rate.REPLICATED),
+)
+PROMPTS = tuple(f"prompt_length.{arm.name}_loss" for arm in prompt_design.COMPARISON.arms)
+CODEBOOKS = tuple(f"codebooks_squared.{source}_best_mse_{codebooks.BLOCK}" for source in codebooks.SOURCES)
+CORRELATIONS = tuple(f"weight_error.{source}_correlation_mse" for source in weight_error.SOURCES)
+CONSTANTS = tuple(f"double_quant_bits.{source}_{block}_cost" for source in double_quant.SOURCES for block in (64, 256))
+DATA = tuple(f"data_size.n{size}_{arm.name}_loss" for size in data_size.SIZES for arm in data_size.ARMS)
+TARGETS = tuple(f"targets.{arm.name}_loss" for arm in targets.COMPARISON.arms)
+GAPS = tuple(
+    f"recovery.{model}_{arm.name}_loss" for model, one in recovery.COMPARISONS.items() for arm in one.arms
+)  # fmt: skip
+PATHS = tuple(f"forgetting.{arm}_prose_loss" for arm in forgetting.ARMS)
+LATENCY = tuple(f"merging_latency.merged_over_base_forward_{dtype}_batch{batch}" for dtype, batch in merging.CONDITIONS)
 ENTRIES = (
     Entry(methods.test_scores, FINAL),
     Entry(methods.head_to_head, FINAL),
@@ -54,6 +83,21 @@ ENTRIES = (
     Entry(costs.training_state),
     Entry(costs.step_time, COSTS),
     Entry(costs.peak_memory, COSTS),
+    Entry(evidence.standard_curve, ("standard.e2e_tokens", "standard.docstrings_tokens")),
+    Entry(evidence.benchmark_losses, BENCHMARK),
+    Entry(evidence.benchmark_scores, BENCHMARK),
+    Entry(evidence.rate_curves, RATES),
+    Entry(evidence.prompt_design_losses, PROMPTS),
+    Entry(evidence.codebook_errors, CODEBOOKS),
+    Entry(evidence.codebook_absolute_errors, CODEBOOKS),
+    Entry(evidence.weight_error_scatter, CORRELATIONS),
+    Entry(evidence.double_quantisation, CONSTANTS),
+    Entry(evidence.examples_needed, ("data_size.fewshot_loss", *DATA)),
+    Entry(evidence.target_matrices, TARGETS),
+    Entry(evidence.recovery_gaps, GAPS),
+    Entry(evidence.forgetting_paths, PATHS),
+    Entry(evidence.subspace_overlap, ("subspace.small_large_first",)),
+    Entry(evidence.merging_latency, LATENCY),
 )
 FIGURES: dict[str, Entry] = {entry.function.__name__: entry for entry in ENTRIES}
 
