@@ -8,9 +8,16 @@ import re
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from bs4 import BeautifulSoup
+from fake_records import fill_store
+
+from peftbook import results, specs, studies
+from peftbook.records import Record, Store, default_store
+from peftbook.site import bibliography, run_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADING = {
@@ -148,13 +155,34 @@ def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page, scheme
     assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+def run_pages_to_look_at(site: Path) -> list[str]:
+    """A study's page, the page of a run, and that of a probe."""
+    found = {type(record.spec): record.short_key for record in default_store().all()}
+    names = [f"study-{studies.NAMES[0]}", *found.values()]
+    return [f"book/runs/{name}.html" for name in names if (site / f"book/runs/{name}.html").is_file()]
+
+
 @pytest.mark.browser
-def test_a_run_page_is_quiet_and_fits_a_phone(open_page, built_site):
-    """Run pages are made outside Sphinx's reading: look at one as well."""
-    found = sorted((built_site / "book/runs").glob("*.html"))
-    opened, troubles = open_page(f"book/runs/{found[0].name}", PHONE)
-    assert troubles == []
-    assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_run_pages_are_quiet_and_fit_a_phone(open_page, built_site, scheme):
+    """They are made outside Sphinx's reading: look at one of each kind."""
+    for path in run_pages_to_look_at(built_site):
+        opened, troubles = open_page(path, PHONE, scheme)
+        assert troubles == [], path
+        assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
+
+
+@pytest.mark.browser
+def test_choosing_a_verdict_leaves_its_claims(open_page):
+    """By mouse and without a script of ours; `all` brings the others back."""
+    page, _ = open_page("book/claims.html")
+    cards = page.locator("article.claim")
+    for label in page.locator(".claim-filter label").all():
+        label.click()
+        chosen = label.get_attribute("for").removeprefix("show-")
+        shown = cards.evaluate_all("cards => cards.filter(card => card.offsetParent).map(card => card.className)")
+        assert len(shown) == int(label.locator("b").text_content())
+        assert chosen == "all" or set(shown) == {f"claim is-{chosen}"}
 
 
 @pytest.mark.browser
@@ -187,3 +215,185 @@ def test_the_citation_can_be_copied(open_page):
     page, _ = open_page(f"{pages()[1]}.html")
     page.locator("[data-copies=cite-bibtex]").click()
     page.wait_for_function("document.querySelector('.copy-answer').textContent !== ''")
+
+
+# ---------------------------------------------------------------------------------------------- the evidence
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Invented records of two studies, so that some claims are decided and most are not yet run."""
+    return fill_store(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture(scope="module")
+def board(store):
+    """The scoreboard of that store."""
+    return BeautifulSoup(run_pages.scoreboard(store), "html.parser")
+
+
+def badge(element) -> str:
+    """The word of the verdict's badge, its sign left out."""
+    sign = element.select_one(".verdict > [aria-hidden]").text
+    return element.select_one(".verdict").text.removeprefix(sign).strip()
+
+
+def test_every_study_has_one_card_in_order_of_worth(board):
+    """No claim is left out, not even one that was refuted or has no run."""
+    assert [card["id"] for card in board.select("article")] == [f"claim-{name}" for name in studies.NAMES]
+
+
+def test_a_card_says_what_its_study_says(board, store):
+    """Verdict as colour, sign and word; claim, evidence, source, what refutes it and what it does not show."""
+    for one in results.claims(store):
+        card = board.find(id=f"claim-{one.study.name}")
+        slug = one.verdict.outcome.replace(" ", "-")
+        assert badge(card) == one.verdict.outcome and card["class"] == ["claim", f"is-{slug}"]
+        assert card.select_one(".verdict")["class"] == ["verdict", f"verdict-{slug}"]
+        assert card.h2.text == one.study.claim and card.select_one(".claim-evidence").text == one.verdict.sentence
+        assert [term.text for term in card.select("dd")] == [one.study.refuted_if, one.study.does_not_show]
+        key = one.study.source.partition(",")[0]
+        assert card.select_one(".claim-source a")["href"] == f"bibliography.html#ref-{key}"
+
+
+def test_every_claim_names_a_work_of_the_bibliography():
+    """A source is a key, perhaps with a place behind it."""
+    for name in studies.NAMES:
+        key = studies.get_study(name).source.partition(",")[0]
+        assert key in bibliography.entries(), name
+
+
+def test_a_card_shows_its_effect_or_the_command_that_makes_it(board, store):
+    """The deciding number with both ends of its interval and the way to its runs, or how to get it."""
+    decided = 0
+    for one in results.claims(store):
+        card = board.find(id=f"claim-{one.study.name}")
+        if one.effect is None:
+            assert card.select_one(".claim-effect code").text == results.run_command(one.study.name)
+            continue
+        decided += 1
+        ends = [end for end in (one.effect.value, one.effect.low, one.effect.high) if end is not None]
+        printed = card.select_one(".claim-effect").text
+        assert all(results.format_value(end, one.effect.digits) in printed for end in ends)
+        study_page = BeautifulSoup(run_pages.study_page(one.study, store), "html.parser")
+        page, _, anchor = card.select_one(".claim-facts a")["href"].partition("#")
+        assert page == f"runs/study-{one.study.name}.html" and study_page.find(id=anchor)
+    assert decided
+
+
+def test_a_claim_is_said_to_be_not_yet_run_without_any_record(tmp_path):
+    """Then every card that waits for runs names its command, and the counts say so."""
+    empty = BeautifulSoup(run_pages.scoreboard(Store(tmp_path)), "html.parser")
+    for card in empty.select("article"):
+        assert badge(card) == "not yet run"
+        assert f"peftbook run {card['id'].removeprefix('claim-')}" in card.text
+
+
+def test_the_filter_counts_the_cards(board):
+    """The number on each button is the number of cards that it leaves, and the numbers add up."""
+    counts = {label["for"]: int(label.b.text) for label in board.select("label")}
+    total = counts.pop("show-all")
+    assert total == sum(counts.values()) == len(board.select("article"))
+    for target, count in counts.items():
+        assert len(board.select(f"article.is-{target.removeprefix('show-')}")) == count
+    assert [choice["id"] for choice in board.select("input[checked]")] == ["show-all"]
+
+
+def test_every_verdict_has_its_own_sign_a_meaning_and_a_filter():
+    """A verdict that a study can reach is not told by colour alone, and can be filtered for."""
+    assert set(run_pages.VERDICTS) == set(results.OUTCOMES)
+    signs = [sign for sign, _ in run_pages.VERDICTS.values()]
+    assert len(set(signs)) == len(signs) and all(meaning for _, meaning in run_pages.VERDICTS.values())
+    style = (ROOT / "book/assets/css/evidence.css").read_text(encoding="utf-8")
+    for slug in (outcome.replace(" ", "-") for outcome in results.OUTCOMES):
+        assert f".claims:has(#show-{slug}:checked) .claim:not(.is-{slug})" in style
+
+
+@pytest.mark.parametrize("name", ["methods", "costs"])
+def test_a_study_page_anchors_every_quantity_once_and_lists_every_record(store, name):
+    """Measured numbers in chapters link to these rows."""
+    page = BeautifulSoup(run_pages.study_page(studies.get_study(name), store), "html.parser")
+    anchors = [span["id"] for span in page.select("table.quantities span[id]")]
+    assert sorted(anchors) == sorted(results.study_quantities(name, store))
+    assert badge(page) == results.study_verdict(name, store).outcome
+    rows = [link["href"] for link in page.select("table.runs a.run-link")]
+    assert rows == [f"{record.short_key}.html" for record in studies.get_study(name).records(store)]
+
+
+def probe_record(platform: str = "cpu") -> Record:
+    """An invented probe that reads one run with a record and trains one without."""
+    task = specs.Task(name="docstrings", data_sha256="0" * 64)
+    runs = tuple(specs.Run(task=task, method=specs.Untuned(shots=shots), platform=platform) for shots in (0, 5))
+    spec = specs.Probe(measure="weights.update_rank", settings={"blocks": (32.0, 64.0)}, runs=runs, platform=platform)
+    return Record(
+        key=spec.key,
+        spec=spec,
+        measurements={"scale_mse": 0.25, "peak_memory_bytes": 2_000_000},
+        curve={"step": [1, 2, 3], "loss_nats": [3.0, 2.0, 1.5], "block_error": [0.5, 0.25]},
+        provenance={"cpu": "an invented processor", "gpu": ""},
+    )
+
+
+def test_a_probe_has_a_page_of_its_own():
+    """What it measured, drawn along steps where it was taken there; its settings; the runs behind it; its command."""
+    record = probe_record()
+    read, trained = record.spec.runs
+    page = BeautifulSoup(run_pages.run_page(record, [], [], {read.key}), "html.parser")
+    assert page.h1.text == f"Update rank {record.short_key}"
+    assert f"peftbook run --key {record.short_key} --again" in page.pre.text and record.key in page.text
+    cells = {row.th.text: row.td.text for row in page.select("table.facts tr")}
+    assert cells["scale mse"] == "0.25" and cells["peak memory"] == "2.0 MB"
+    assert cells["settings.blocks"] == "32, 64" and cells["block error"] == "0.5, 0.25"
+    assert [curve["aria-label"] for curve in page.select("svg")] == ["loss (nats) by optimiser step"]
+    assert [link["href"] for link in page.select("table.runs a")] == [f"{read.key[:12]}.html"]
+    assert trained.key[:12] in page.select_one("table.runs").text
+
+
+def test_a_run_from_a_gpu_says_so_and_is_repeated_there():
+    """CPU and GPU records stand side by side and are not taken for one another."""
+    page = BeautifulSoup(run_pages.run_page(probe_record("cuda"), [], []), "html.parser")
+    assert page.select_one(".platform").text == "cuda" and "--platform cuda --again" in page.pre.text
+
+
+def test_the_index_lists_each_record_once(tmp_path):
+    """Under the first study that uses it, or under none."""
+    store = fill_store(tmp_path)
+    other = store.save(probe_record())
+    page = BeautifulSoup(run_pages.run_index(store), "html.parser")
+    listed = [link["href"] for link in page.select("table.runs a.run-link")]
+    assert sorted(listed) == sorted(f"runs/{record.short_key}.html" for record in store.all())
+    assert [link["href"] for link in page.select("#others a.run-link")] == [f"runs/{other.short_key}.html"]
+    assert [section["id"] for section in page.select("section")] == [*studies.NAMES, "others"]
+    assert not page.select("details[open]")
+
+
+def test_only_pages_that_changed_are_written_again(tmp_path, monkeypatch):
+    """Nothing changed: none; a new record: its own page and those of its studies, with the raw record beside it."""
+    monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(studies, "NAMES", ("methods", "costs"))
+    app = SimpleNamespace(
+        builder=SimpleNamespace(name="html"),
+        config=SimpleNamespace(version="", html_theme_options={}),
+        env=SimpleNamespace(titles={}, all_docs=["claims"], peftbook_store_pages=["claims"]),
+        outdir=tmp_path / "html",
+        srcdir=ROOT,
+        peftbook_sources="",
+    )
+
+    def built() -> tuple[list[str], set[str]]:
+        """What is read again, and what is written."""
+        outdated, written = run_pages._outdated(app, app.env, set(), set(), set()), set()
+        for name, _, _ in run_pages.collect_pages(app):
+            (app.outdir / f"{name}.html").write_text("")
+            written.add(name.removeprefix("book/runs/"))
+        return outdated, written
+
+    outdated, written = built()
+    shipped = {record.short_key for record in default_store().all()}
+    assert outdated == ["claims"] and written == {"study-methods", "study-costs"} | shipped
+    assert built() == ([], set())
+    record = default_store().save(probe_record())
+    assert built() == (["claims"], {record.short_key})
+    assert (app.outdir / f"book/runs/{record.short_key}.json").is_file()
+    app.config.version = "another"
+    assert built() == ([], written | {record.short_key})

@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, Literal
 
-__all__ = ["Shown", "measured", "run_facts", "show"]
+__all__ = ["VERDICTS", "Shown", "badge", "measured", "run_facts", "show", "sign", "slug", "table"]
+
+# Of each outcome its sign and what it says.
+VERDICTS = {
+    "reproduced": ("✓", "The runs bear the claim out: the whole 95 % interval lies inside it."),
+    "equivalent": ("=", "The two sides differ by less than the margin that was set beforehand."),
+    "refuted": ("✗", "The runs show what was named beforehand as refuting the claim."),
+    "undecided": ("?", "The interval is too wide to tell, or its place says neither yes nor no."),
+    "measured": ("◆", "A quantity that the other studies rest on; no claim is at stake."),
+    "not testable here": ("–", "The runs that are possible cannot answer the claim; the card says why."),
+    "not yet run": ("○", "Runs are missing; the card names the command that makes them."),
+}
 
 
 class Shown:
@@ -52,6 +63,16 @@ def show(
         f'<span class="figure-caption">{caption}</span>{facts}</figcaption></figure>'
     )
     return Shown(html, re.sub(r"<[^>]+>", "", caption))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Shown:
+    """An HTML table of cells that are HTML themselves; the first cell of each row is its heading."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+    )
+    text = "\n".join(" | ".join(re.sub(r"<[^>]+>", "", str(cell)) for cell in row) for row in (header, *rows))
+    return Shown(f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', text)
 
 
 def _render(figure: Callable[..., Any], *args: Any, mode: Literal["light", "dark"], **options: Any) -> bytes:
@@ -107,3 +128,18 @@ def measured(name: str, form: str = "") -> str:
     text, title = printed(name, form)
     study, _, short = name.partition(".")
     return f'<a class="measured" href="runs/study-{study}.html#{short}" title="{escape(title)}">{escape(text)}</a>'
+
+
+def badge(outcome: str) -> str:
+    """A verdict as HTML, by colour, sign and word."""
+    return f'<span class="verdict verdict-{slug(outcome)}">{sign(outcome)} {escape(outcome)}</span>'
+
+
+def sign(outcome: str) -> str:
+    """A verdict's sign as HTML, which screen readers skip."""
+    return f'<span aria-hidden="true">{VERDICTS[outcome][0] if outcome in VERDICTS else "·"}</span>'
+
+
+def slug(outcome: str) -> str:
+    """A verdict's name in class names and anchors: "not yet run" → "not-yet-run"."""
+    return "".join(letter if letter.isalnum() else "-" for letter in outcome)

@@ -9,31 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from peftbook import studies
+from peftbook import results, specs, studies
 from peftbook.errors import InputError
 from peftbook.records import Record, Store, default_store
-from peftbook.site.bibliography import short_name
+from peftbook.site.bibliography import BIBLIOGRAPHY, short_name
 from peftbook.site.curves import curve_svg
+from peftbook.site.display import VERDICTS, badge, sign, slug
 
-__all__ = ["run_page", "scoreboard", "setup", "study_page"]
+__all__ = ["run_index", "run_page", "scoreboard", "setup", "study_page"]
 
-LOGGER = logging.getLogger(__name__)
-FOLDER = "book/runs"
+FOLDER, MEMORY = "book/runs", ".written.json"
 SAMPLE = 10
+SHOWN_RUNS = 4  # links in a row
+SHOWN_MEASUREMENTS = 6  # of a probe, in a list of runs
+SHOWN_VALUES = 12  # of a list that is no curve
+SHOWN_SPECS = 3  # of the runs that a probe trains or reads; the raw record holds them all
+UNFOLDED = 24  # rows of a table that a reader need not ask for
 SECONDS_PER_MINUTE, BYTES_PER_MEGABYTE = 60, 1e6
-HEADLINES = {"quality": ("loss_nats", "rougeL"), "timing": ("median_step_seconds", "peak_memory_bytes")}
-VERDICT_MARKS = {"reproduced": "✓", "equivalent": "=", "refuted": "✗", "undecided": "?"}
+UNITS = ("nats", "seconds", "bytes", "bits")  # last words of measurements' names
+HEADLINES = {"quality": ("loss_nats", "rougeL", "bleu"), "timing": ("median_step_seconds", "peak_memory_bytes")}
+AXES = ("step", "steps", "tokens")  # lists of a curve that say where the others were taken
+EVERY_STEP = "train_"  # a probe's list that is so named has a value for each step; those of a run all have
 
 
 # ---------------------------------------------------------------------------------------------- pieces of HTML
@@ -64,8 +71,21 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(item, Mapping):
             yield from _flatten(item, f"{prefix}{name}.")
         else:
-            text = ", ".join(map(str, item)) if isinstance(item, list | tuple) else str(item)
-            yield escape(prefix + name), escape(text)
+            yield escape(prefix + name), escape(_plain(item))
+
+
+def _plain(value: Any) -> str:
+    """A setting for people."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.12g}" if isinstance(value, float) else "—" if value in (None, "") else str(value)
+
+
+def _number(text: str) -> str:
+    """A printed quantity as HTML, powers of ten raised: `5 × 10^−5`."""
+    return re.sub(r"10\^([−-]?\d+)", r"10<sup>\1</sup>", escape(text))
 
 
 def with_unit(name: str, value: float | int | None) -> tuple[str, str]:
@@ -87,77 +107,101 @@ def with_unit(name: str, value: float | int | None) -> tuple[str, str]:
     return name, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def _label(record: Record) -> str:
-    """What a run is, in a few words."""
-    spec = record.spec
-    method: Any = spec.method
-    details = [f"rank {method.rank}"] if hasattr(method, "rank") else []
-    details += [f"{method.length} tokens"] if hasattr(method, "length") else []
-    details += [f"{method.shots} examples"] if getattr(method, "shots", 0) else []
-    details += [f"rate {spec.budget.learning_rate:g}"] if spec.budget else []
-    details += [f"seed {spec.seed}", spec.evaluation.split if spec.purpose == "quality" else "timing"]
-    return ", ".join([f"{method.kind} on {spec.task.name}", *details])
-
-
 def _headline(record: Record) -> str:
+    """What a run found: the measurements that studies look at first; of a probe two, or how many there are."""
     if record.failure:
         return f"failed: {escape(record.failure[:60])}"
     measured = record.measurements
-    found = [(name, measured[name]) for name in HEADLINES[record.spec.purpose] if measured.get(name) is not None]
-    return "; ".join(f"{name} {value}" for name, value in (with_unit(*one) for one in found)).replace("_", " ")
+    names: Iterable[str] = HEADLINES[record.spec.purpose]
+    if isinstance(record.spec, specs.Probe):
+        names = [name for name, value in measured.items() if isinstance(value, float)]
+        if len(names) > SHOWN_MEASUREMENTS:
+            return f"{len(names)} measurements"
+        names = names[:2]
+    found = [with_unit(name, measured[name]) for name in names if measured.get(name) is not None]
+    return escape("; ".join(f"{name} {value}" for name, value in found).replace("_", " "))
 
 
-def _quantity_rows(study: studies.Study, store: Store) -> Iterator[list[str]]:
-    from peftbook.results import format_quantity
-
-    for name, quantity in study.quantities(store).items():
-        links = " ".join(_run_link(key) for key in quantity.runs[:8])
-        more = f" and {len(quantity.runs) - 8} more" if len(quantity.runs) > 8 else ""
-        yield [
+def _quantities(found: Mapping[str, studies.Quantity]) -> str:
+    """A table of quantities; each row is the anchor that measured numbers link to."""
+    rows = (
+        [
             f'<span id="{escape(name)}"><code>{escape(name)}</code></span>',
-            escape(format_quantity(quantity)),
-            f"{quantity.n:,}" if quantity.n else "—",
-            str(quantity.seeds or "—"),
-            links + more,
+            _number(results.format_quantity(quantity)),
+            f"{quantity.n:,}" if quantity.n else "",
+            str(quantity.seeds or ""),
+            _run_links(quantity.runs),
         ]
+        for name, quantity in found.items()
+    )
+    return _grid(["Name", "Value [95 % interval]", "n", "Seeds", "Runs"], rows, "quantities")
 
 
-def _run_link(key: str) -> str:
-    return f'<a class="run-link" href="{key[:12]}.html">{key[:6]}</a>'
+def _run_links(keys: Iterable[str]) -> str:
+    keys = list(dict.fromkeys(keys))
+    links = " ".join(f'<a class="run-link" href="{key[:12]}.html">{key[:6]}</a>' for key in keys[:SHOWN_RUNS])
+    return links + (f" + {len(keys) - SHOWN_RUNS}" if len(keys) > SHOWN_RUNS else "")
+
+
+def _platform(record: Record) -> str:
+    """A label for what was not made on a CPU: both kinds stand side by side."""
+    if record.spec.platform == "cpu":
+        return ""
+    return f' <span class="platform" title="{escape(record.hardware)}">{escape(record.spec.platform)}</span>'
+
+
+def _details(summary: str, body: str) -> str:
+    return f'<details class="fold"><summary>{summary}</summary>{body}</details>'
+
+
+def _command(text: str) -> str:
+    return f'<div class="highlight"><pre tabindex="0"><span></span>{escape(text)}</pre></div>'
 
 
 # ---------------------------------------------------------------------------------------------- the pages
 
 
-def run_page(record: Record, texts: list[str], where: list[studies.Study]) -> str:
-    """The article of one run: verdict-free facts, enough to judge it and to repeat it."""
+def title_of(record: Record) -> str:
+    """`Run 0123456789ab`; a probe is called after what it measures."""
+    spec = record.spec
+    name = "Run" if isinstance(spec, specs.Run) else spec.measure.rpartition(".")[2].replace("_", " ").capitalize()
+    return f"{name} {record.short_key}"
+
+
+def run_page(record: Record, texts: list[str], where: list[studies.Study], known: Collection[str] = ()) -> str:
+    """The article of one run or probe: verdict-free facts, enough to judge it and to repeat it.
+
+    where: the studies that use it.   known: the keys of the runs that have a page.
+    """
     spec = json.loads(record.spec.canonical())
     used = (
         ", ".join(f'<a href="study-{study.name}.html">{escape(study.title)}</a>' for study in where) or "no study (yet)"
     )
+    platform = "" if record.spec.platform == "cpu" else f" --platform {record.spec.platform}"
     parts = [
-        f"<h1>Run {record.short_key}</h1>",
-        f'<p class="run-label">{escape(_label(record))}. Used in: {used}.</p>',
+        f"<h1>{escape(title_of(record))}</h1>",
+        f'<p class="run-label">{escape(results.describe(record.spec))}{_platform(record)}. Used in: {used}.</p>',
     ]
     if record.failure:
         parts.append(f'<p class="run-failure"><strong>This run failed:</strong> {escape(record.failure)}</p>')
-    parts += [
-        '<h2 id="repeat">Repeat it</h2>',
-        f'<div class="highlight"><pre tabindex="0"><span></span>peftbook run --key {record.short_key}</pre></div>',
-        f'<p><a href="{record.short_key}.json" download>Download the raw record (JSON)</a>; its full key, '
-        f'<code class="key">{record.key}</code>, is the SHA-256 of the spec below.</p>',
-    ]
     measurements = [
         (escape(n.replace("_", " ")), escape(v)) for n, v in (with_unit(*m) for m in record.measurements.items())
     ]
-    parts += ['<h2 id="measured">What was measured</h2>', _table(measurements)]
-    for name, losses in record.curve.items():
-        if name not in ("step", "steps") and losses:
-            steps = record.curve.get("step") or record.curve.get("steps") or list(range(1, len(losses) + 1))
-            if len(steps) == len(losses):
-                title = f"{name.replace('_', ' ')} by optimiser step"
-                parts.append(f"<h3>{escape(title.capitalize())}</h3>{curve_svg(steps, losses, escape(title))}")
-    parts += ['<h2 id="spec">What defines it</h2>', _table(_flatten(spec))]
+    table = _table(measurements)
+    if len(measurements) > UNFOLDED:
+        table = _details(f"{len(measurements)} measurements", table)
+    parts += ['<h2 id="measured">What was measured</h2>', table, *_curves(record)]
+    parts += [
+        '<h2 id="repeat">Repeat it</h2>',
+        _command(f"peftbook run --key {record.short_key}{platform} --again"),
+        f'<p><a href="{record.short_key}.json" download>Download the raw record (JSON)</a>; its full key, '
+        f'<code class="key">{record.key}</code>, is the SHA-256 of the spec below.</p>',
+    ]
+    parts.append('<h2 id="spec">What defines it</h2>')
+    if isinstance(record.spec, specs.Probe):
+        parts += _probe_spec(record.spec, spec, known)
+    else:
+        parts.append(_table(_flatten(spec)))
     parts += ['<h2 id="provenance">Where it was made</h2>', _table(_flatten(record.provenance))]
     if record.metrics_info:
         parts += ['<h2 id="metrics">How it was scored</h2>', _table(_flatten(record.metrics_info))]
@@ -168,30 +212,70 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study]) -> st
     return "\n".join(parts)
 
 
-def study_page(study: studies.Study, store: Store) -> str:
-    """The article of one study: its claim, the verdict, its quantities and its runs."""
-    verdict = study.verdict(store)
+def _curves(record: Record) -> Iterator[str]:
+    """Every list of the record's curve: drawn where it was taken along optimiser steps, else folded away as numbers."""
+    curve = record.curve
+    along = curve.get("step") or curve.get("steps") or []
+    lists = []
+    for name, values in sorted(curve.items(), key=lambda one: not one[0].endswith("_nats")):  # losses first
+        if not values or name in AXES:
+            continue
+        stem, _, unit = name.rpartition("_")
+        title = f"{stem} ({unit})".replace("_", " ") if unit in UNITS else name.replace("_", " ")
+        steps = along if len(along) == len(values) else list(range(1, len(values) + 1))
+        taken = steps is along or isinstance(record.spec, specs.Run) or name.startswith(EVERY_STEP)
+        if taken and (drawn := curve_svg(steps, values, escape(f"{title} by optimiser step"))):
+            yield f"<h3>{escape(title[:1].upper() + title[1:])} by optimiser step</h3>{drawn}"
+        else:
+            lists.append((escape(title), escape(_numbers(values))))
+    if lists:
+        yield _details(f"{len(lists)} list{'s' * (len(lists) > 1)} of numbers", _table(lists))
+
+
+def _numbers(values: list[float]) -> str:
+    shown = ", ".join(f"{value:.4g}" for value in values[:SHOWN_VALUES])
+    return shown + (f", … ({len(values)} in all)" if len(values) > SHOWN_VALUES else "")
+
+
+def _probe_spec(probe: specs.Probe, spec: dict[str, Any], known: Collection[str]) -> Iterator[str]:
+    """A probe's own fields, then each run that it trains or reads, folded."""
+    runs = spec.pop("runs", [])
+    yield _table(_flatten(spec))
+    if runs:
+        rows = []
+        for run in probe.runs:
+            key = run.key[:12]
+            link = f'<a class="run-link" href="{key}.html">{key}</a>'
+            name = link if run.key in known else f'<span class="run-key">{key}</span>'
+            rows.append([name, escape(results.describe(run)), "its own record" if run.key in known else "made here"])
+        yield "<h3>The runs that it trains or reads</h3>"
+        yield _grid(["Run", "What", "Record"], rows, "runs")
+        for run, one in zip(probe.runs[:SHOWN_SPECS], runs[:SHOWN_SPECS], strict=True):
+            yield _details(f"Spec of {run.key[:12]}", _table(_flatten(one)))
+
+
+def study_page(study: studies.Study, store: Store, cuda: Store | None = None) -> str:
+    """The article of one study: its claim with the verdict, what decided it, its runs, and all its quantities.
+
+    cuda: the same records seen from a GPU, if any was made there.
+    """
+    one = results.claim(study.name, store)
+    quantities = results.study_quantities(study.name, store)
+    deciding = {name: quantities[name] for name in one.verdict.quantities if name in quantities}
+    others = {name: quantity for name, quantity in quantities.items() if name not in deciding}
     records = study.records(store)
-    missing = len(study.missing(store))
-    parts = [
-        f"<h1>{escape(study.title)}</h1>",
-        _table(
-            [
-                ("Claim", escape(study.claim)),
-                ("Source", _source_link(study.source, "../")),
-                ("Refuted if", escape(study.refuted_if)),
-                ("Verdict", f"{_badge(verdict.outcome)} {escape(verdict.sentence)}"),
-                ("Does not show", escape(study.does_not_show)),
-                ("Chapter", _chapter_link(study)),
-                ("Repeat it", f"<code>peftbook run {escape(study.name)}</code>"),
-            ],
-            kind="facts study",
-        ),
-        '<h2 id="quantities">Quantities</h2>',
-        _grid(["Name", "Value, 95 % interval", "n", "Seeds", "Runs"], _quantity_rows(study, store)),
-        f'<h2 id="runs">Runs</h2><p>{len(records)} cached, {missing} missing.</p>',
-        _grid(["Run", "What", "Result"], _run_rows(records)),
+    runs = _grid(["Run", "What", "Result"], _run_rows(records), "runs")
+    parts = [f"<h1>{escape(study.title)}</h1>", _claim(one, cuda, home="../", page="")]
+    if deciding:
+        parts += ['<h2 id="deciding">What decided</h2>', _quantities(deciding)]
+    parts += [
+        '<h2 id="repeat">Repeat it</h2>',
+        _command(results.run_command(study.name)),
+        f'<h2 id="runs">Runs</h2><p>{len(records)} cached, {one.missing} missing.</p>',
+        _details("Every run, and what it found", runs) if len(records) > UNFOLDED else runs,
     ]
+    if others:
+        parts += [f'<h2 id="quantities">{"Other" if deciding else "All"} quantities</h2>', _quantities(others)]
     return "\n".join(parts)
 
 
@@ -199,7 +283,7 @@ def _run_rows(records: Iterable[Record], prefix: str = "") -> Iterator[list[str]
     for record in records:
         yield [
             f'<a class="run-link" href="{prefix}{record.short_key}.html">{record.short_key}</a>',
-            escape(_label(record)),
+            escape(results.describe(record.spec)) + _platform(record),
             _headline(record),
         ]
 
@@ -214,61 +298,146 @@ def _source_link(source: str, prefix: str = "") -> str:
     return f'<a href="{prefix}bibliography.html#ref-{key.strip()}">{escape(name)}</a>{where}'
 
 
-def _chapter_link(study: studies.Study) -> str:
+def _chapter_link(study: studies.Study, prefix: str = "") -> str:
+    """A link to the study's chapter, empty where the book has none yet."""
     page = study.chapter.removeprefix("book/").removesuffix(".md")
-    return f'<a href="../{escape(page)}.html">{escape(page.replace("-", " "))}</a>' if page else "—"
+    if not page or not BIBLIOGRAPHY.with_name(f"{page}.md").is_file():
+        return ""
+    return f'<a href="{prefix}{escape(page)}.html">{escape(page.replace("-", " "))}</a>'
 
 
-def _badge(outcome: str) -> str:
-    mark = VERDICT_MARKS.get(outcome, "·")
-    kind = f"verdict verdict-{outcome.replace(' ', '-')}"
-    return f'<span class="{kind}"><span aria-hidden="true">{mark}</span> {escape(outcome)}</span>'
+def _seen_from_cuda(store: Store) -> Store | None:
+    """The same records seen from a GPU, if any was made there."""
+    return store.on("cuda") if any(record.spec.platform == "cuda" for record in store.all()) else None
 
 
-def _known_studies() -> list[studies.Study]:
-    """The studies whose modules are there."""
-    found = []
-    for name in studies.NAMES:
-        try:
-            found.append(studies.get_study(name))
-        except ModuleNotFoundError as error:
-            if error.name != f"peftbook.studies.{name}":
-                raise
-            LOGGER.info("study %s is named but has no module yet", name)
-    return found
+# ---------------------------------------------------------------------------------------------- the scoreboard
 
 
 def scoreboard(store: Store) -> str:
-    """Every claim with its verdict, as one table."""
-    rows = []
-    for study in _known_studies():
-        verdict = study.verdict(store)
-        link = f'<a href="runs/study-{study.name}.html">{escape(study.title)}</a>'
-        claim = f'{escape(study.claim)} <span class="source">{_source_link(study.source)}</span>'
-        rows.append(
-            [link, claim, f"{_badge(verdict.outcome)}<br>{escape(verdict.sentence)}", escape(study.does_not_show)]
-        )
-    return _grid(["Study", "Claim and source", "Verdict", "Does not show"], rows, kind="scoreboard")
+    """Every claim as a card, in order of worth, behind a row of counts that filters them."""
+    claims, cuda = results.claims(store), _seen_from_cuda(store)
+    counts = results.count_verdicts(claims)
+    cards = "".join(_claim(one, cuda, home="", page=f"runs/study-{one.study.name}.html") for one in claims)
+    return f'<div class="claims">{_filter(counts, len(claims))}{_meanings(counts)}{cards}</div>'
+
+
+def _filter(counts: Mapping[str, int], total: int) -> str:
+    """Counts as radio buttons, which the style sheet reads: no script. A browser without :has() shows every card."""
+    choices = [("all", "all", total)]
+    choices += [(slug(name), f"{sign(name)} {escape(name)}", count) for name, count in counts.items()]
+    buttons = "".join(
+        f'<input type="radio" name="verdict" id="show-{name}"{" checked" if name == "all" else ""}>'
+        f'<label for="show-{name}" class="choice verdict-{name}">{text} <b>{count}</b></label>'
+        for name, text, count in choices
+    )
+    return f'<fieldset class="claim-filter"><legend>Show claims by verdict</legend>{buttons}</fieldset>'
+
+
+def _meanings(outcomes: Iterable[str]) -> str:
+    """What each verdict says, folded."""
+    said = "".join(
+        f"<div><dt>{badge(one)}</dt><dd>{escape(VERDICTS[one][1])}</dd></div>" for one in outcomes if one in VERDICTS
+    )
+    return _details("What the verdicts mean", f'<dl class="meanings">{said}</dl>')
+
+
+def _claim(one: results.Claim, cuda: Store | None, *, home: str, page: str) -> str:
+    """One claim as a card: verdict, source, effect, what would have refuted it and what it does not show.
+
+    home: the way to the book's pages.   page: the way to the study's page, empty on that page itself.
+    """
+    study, verdict = one.study, one.verdict
+    said = (f'<p class="claim-evidence">{text}</p>' for text in (escape(verdict.sentence), *_on_cuda(study, cuda)))
+    terms = (
+        f"<dl><div><dt>Refuted if</dt><dd>{escape(study.refuted_if)}</dd></div>"
+        f"<div><dt>What this does not show</dt><dd>{escape(study.does_not_show)}</dd></div></dl>"
+    )
+    if page and verdict.outcome == "not yet run":
+        terms = _details("What would refute it, and what this will not show", terms)
+    chapter = _chapter_link(study, home)
+    links = [
+        f'Study: <a href="{page}">{escape(study.title)}</a>' if page else '<a href="../claims.html">All claims</a>',
+        f"Chapter: {chapter}" if chapter else "",
+        f'<a href="{page}#runs">{one.runs - one.missing} of {one.runs} runs</a>',
+    ]
+    return (
+        f'<article class="claim is-{slug(verdict.outcome)}" id="claim-{study.name}">'
+        f'<header>{badge(verdict.outcome)}<span class="claim-source">Source: {_source_link(study.source, home)}</span>'
+        f"</header><h2>{escape(study.claim)}</h2>{_effect(one, page)}{''.join(said)}"
+        f'{terms}<p class="claim-links">{" · ".join(filter(None, links))}</p></article>'
+    )
+
+
+def _on_cuda(study: studies.Study, cuda: Store | None) -> Iterator[str]:
+    """What the GPU records say about a study, if there are any."""
+    if cuda is not None:
+        verdict = results.study_verdict(study.name, cuda)
+        if verdict.outcome != "not yet run":
+            yield f'<span class="platform">cuda</span> {badge(verdict.outcome)} {escape(verdict.sentence)}'
+
+
+def _effect(one: results.Claim, page: str) -> str:
+    """The deciding number with its interval, or the command that makes it."""
+    if one.effect is None:
+        if one.verdict.outcome != "not yet run" and not one.missing:
+            return ""
+        more = f"At least {one.missing} run{'s' * (one.missing != 1)} to go: " if one.missing else "Run "
+        return f'<p class="claim-effect">{more}<code>{escape(results.run_command(one.study.name))}</code></p>'
+    found = one.effect
+    inside, beside = (found.unit, "") if found.unit in ("bytes", "%") else ("", found.unit)
+    value = _number(results.format_value(found.value, found.digits, inside))
+    unit = f' <span class="unit">{escape(beside)}</span>' if beside else ""
+    interval = ""
+    if found.low is not None and found.high is not None and math.isfinite(found.low) and math.isfinite(found.high):
+        low, high = (_number(results.format_value(end, found.digits, inside)) for end in (found.low, found.high))
+        interval = f' <span class="interval">{escape(found.note or "95 % interval")}: {low} to {high}</span>'
+    facts = [f"{found.seeds} seed{'s' * (found.seeds > 1)}"] if found.seeds else []
+    facts += [f"n = {found.n:,}"] if found.n else []
+    behind = f'<a href="{page}#{escape(one.name)}">{escape(one.name.replace("_", " "))}</a>'
+    return (
+        f'<p class="claim-effect"><strong>{value}</strong>{unit}{interval}'
+        f'<span class="claim-facts">{", ".join([behind, *facts])}</span></p>'
+    )
 
 
 def run_index(store: Store) -> str:
-    """All runs, by study."""
-    parts, shown = [], set()
-    for study in _known_studies():
-        records = study.records(store)
-        shown |= {record.key for record in records}
-        title = f'<h2 id="{study.name}"><a href="runs/study-{study.name}.html">{escape(study.title)}</a></h2>'
-        parts.append(title + _grid(["Run", "What", "Result"], _run_rows(records, "runs/")))
-    rest = [record for record in _all_records() if record.key not in shown]
-    if rest:
-        parts.append(
-            '<h2 id="others">Runs of no study</h2>' + _grid(["Run", "What", "Result"], _run_rows(rest, "runs/"))
-        )
-    return "\n".join(parts) or "<p>No run is cached yet.</p>"
+    """All runs, each under the first study that uses it, folded."""
+    parts: list[str] = []
+    shown: set[str] = set()
+    every = {record.key: record for record in store.all()}
+    for study, keys in _keys_by_study(store, _seen_from_cuda(store)):
+        mine = [every[key] for key in keys if key in every and key not in shown]
+        before = sum(key in every and key in shown for key in keys)
+        shown |= {record.key for record in mine}
+        link = f'<p><a href="runs/study-{study.name}.html">Claim, verdict and quantities</a></p>'
+        parts.append(_index_entry(study.name, study.title, _index_count(len(mine), before), mine, link))
+    if rest := [record for record in every.values() if record.key not in shown]:
+        parts.append(_index_entry("others", "Runs of no study", _index_count(len(rest), 0), rest))
+    return f"<p>{len(every)} runs are cached, each under the first study that uses it.</p>{''.join(parts)}"
+
+
+def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.Study, list[str]]]:
+    """Each study with the keys of its runs, on a CPU and, if `cuda`, on a GPU."""
+    for study in map(studies.get_study, studies.NAMES):
+        runs = [seen.spec(run) for seen in (store, cuda) if seen is not None for run in study.runs(seen)]
+        yield study, list(dict.fromkeys(run.key for run in runs))
+
+
+def _index_count(mine: int, before: int) -> str:
+    listed = [f"{mine} run{'s' * (mine != 1)}"] if mine else []
+    listed += [f"{before} listed above"] if before else []
+    return ", ".join(listed) or "none yet"
+
+
+def _index_entry(anchor: str, title: str, count: str, records: list[Record], link: str = "") -> str:
+    table = _grid(["Run", "What", "Result"], _run_rows(records, "runs/"), "runs") if records else ""
+    summary = f'<span class="fold-title">{escape(title)}</span> <span class="fold-count">{count}</span>'
+    return f'<section id="{anchor}">{_details(summary, link + table)}</section>'
 
 
 class _StoreDirective(SphinxDirective):
-    """Inserts HTML made from the store; its page is read again by every build."""
+    """Inserts HTML made from the store; its page is read again when anything that it is made from changed."""
 
     make: Any = None
 
@@ -293,30 +462,40 @@ class RunIndex(_StoreDirective):
 # ---------------------------------------------------------------------------------------------- the build
 
 
-@lru_cache(1)
-def _all_records() -> list[Record]:
-    return list(default_store().all())
-
-
 def _frame(app: Any) -> str:
     """Hash of what surrounds an article: version, sidebar, templates, this package's site modules, styles."""
     digest = hashlib.sha256(repr(sorted((name, title.astext()) for name, title in app.env.titles.items())).encode())
     digest.update(f"{app.config.version}{app.config.html_theme_options}".encode())
     sources = [*Path(__file__).parent.glob("*.py"), *Path(app.srcdir, "book/templates").glob("*.html")]
-    for path in sorted([*sources, *Path(app.srcdir, "book/assets").glob("*s/book.*")]):
+    for path in sorted([*sources, *Path(app.srcdir, "book/assets").glob("*s/*.*s")]):  # css/*.css, js/*.js
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _state(app: Any) -> str:
+    """Hash of all that the pages are made from: the sources when the build began, and the records wherever they lie."""
+    found = [path for folder in default_store().folders for path in sorted(folder.glob("*.json*"))]
+    times = [(str(path), path.stat().st_mtime_ns) for path in found]
+    return hashlib.sha256(f"{app.peftbook_sources}{times}".encode()).hexdigest()
+
+
+def _memory(app: Any) -> dict[str, Any]:
+    """What the last whole build wrote: its state, its frame, and name → hash of each page."""
+    path = Path(app.outdir) / FOLDER / MEMORY
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def collect_pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the pages whose content or frame changed since they were written."""
     if app.builder.name != "html":
         return
-    store, frame = default_store(), _frame(app)
+    store, frame, memory = default_store(), _frame(app), _memory(app)
     out = Path(app.outdir) / FOLDER
     out.mkdir(parents=True, exist_ok=True)
-    memory = out / ".written.json"
-    before = json.loads(memory.read_text()) if memory.is_file() else {}
+    before: dict[str, str] = memory.get("pages", {})
+    there = all((out / f"{name}.html").is_file() for name in before)
+    if there and (memory.get("state"), memory.get("frame")) == (app.peftbook_state, frame):
+        return
     written: dict[str, str] = {}
     for name, title, article in _articles(store, out):
         digest = hashlib.sha256(f"{frame}{article}".encode()).hexdigest()
@@ -326,28 +505,42 @@ def collect_pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     for path in [*out.glob("*.html"), *out.glob("[!.]*.json")]:
         if path.stem not in written:  # its record is gone
             path.unlink()
-    memory.write_text(json.dumps(written))
+    (out / MEMORY).write_text(json.dumps({"state": app.peftbook_state, "frame": frame, "pages": written}))
 
 
 def _articles(store: Store, out: Path) -> Iterator[tuple[str, str, str]]:
+    """Name, title and article of every page; each record's raw file is copied beside its page."""
     where: dict[str, list[studies.Study]] = {}
-    for study in _known_studies():
-        for record in study.records(store):
-            where.setdefault(record.key, []).append(study)
-        yield f"study-{study.name}", study.title, study_page(study, store)
-    for record in _all_records():
+    cuda = _seen_from_cuda(store)
+    for study, keys in _keys_by_study(store, cuda):
+        for key in keys:
+            where.setdefault(key, []).append(study)
+        yield f"study-{study.name}", study.title, study_page(study, store, cuda)
+    records = list(store.all())  # after the studies: a run that ends meanwhile has the page that they link to
+    known = {record.key for record in records}
+    for record in records:
         path = store.path(record.key)
         if path is None:
             raise InputError(f"Record {record.short_key} disappeared while the site was built: build again.")
-        shutil.copyfile(path, out / f"{record.short_key}.json")
-        yield (
-            record.short_key,
-            f"Run {record.short_key}",
-            run_page(record, store.texts(record), where.get(record.key, [])),
-        )
+        copy_if_changed(path, out / f"{record.short_key}.json")
+        article = run_page(record, store.texts(record), where.get(record.key, []), known)
+        yield record.short_key, title_of(record), article
+
+
+def copy_if_changed(source: Path, target: Path) -> None:
+    """Copy a file unless the copy has its size and is not older."""
+    if target.is_file():
+        old, new = target.stat(), source.stat()
+        if old.st_size == new.st_size and old.st_mtime >= new.st_mtime:
+            return
+    shutil.copyfile(source, target)
 
 
 def _outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
+    """The pages with a store's directive, unless the last whole build was made from the same."""
+    app.peftbook_state = _state(app)  # once, before anything is read: what comes meanwhile is for the next build
+    if _memory(app).get("state") == app.peftbook_state:
+        return []
     return [page for page in getattr(env, "peftbook_store_pages", ()) if page in env.all_docs]
 
 
@@ -355,6 +548,6 @@ def setup(app: Any) -> None:
     """Register the directives and the pages."""
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("run-index", RunIndex)
-    app.connect("builder-inited", lambda app: _all_records.cache_clear())
+    app.add_css_file("css/evidence.css", priority=901)
     app.connect("env-get-outdated", _outdated)
     app.connect("html-collect-pages", collect_pages)
