@@ -126,7 +126,7 @@ def _quantities(found: Mapping[str, studies.Quantity]) -> str:
     """A table of quantities; each row is the anchor that measured numbers link to."""
     rows = (
         [
-            f'<span id="{escape(name)}"><code>{escape(name)}</code></span>',
+            f'<span id="{escape(name)}"><code>{escape(name).replace("_", "_<wbr>")}</code></span>',
             _number(results.format_quantity(quantity)),
             f"{quantity.n:,}" if quantity.n else "",
             str(quantity.seeds or ""),

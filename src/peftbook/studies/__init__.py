@@ -7,8 +7,9 @@ adding a module here and a line to `MODULES`, in the order of worth in which the
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peftbook.errors import InputError
 from peftbook.records import Record, Store
@@ -100,6 +101,9 @@ class Verdict:
     sentence: str
     quantities: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        object.__setattr__(self, "sentence", typeset(self.sentence))
+
 
 @dataclass(frozen=True)
 class Study:
@@ -120,7 +124,11 @@ class Study:
     runs: Callable[[Store], Sequence[Run | Probe]]
     quantities: Callable[[Store], Mapping[str, Quantity]]
     verdict: Callable[[Store], Verdict]
-    tags: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        for name in ("claim", "refuted_if", "does_not_show"):
+            text = typeset(getattr(self, name))
+            object.__setattr__(self, name, text[:1].upper() + text[1:])
 
     def records(self, store: Store) -> list[Record]:
         """The records at hand of the runs determined so far."""
@@ -129,6 +137,11 @@ class Study:
     def missing(self, store: Store) -> list[Run | Probe]:
         """The runs determined so far that have no record."""
         return [run for run in self.runs(store) if run not in store]
+
+
+def typeset(text: str) -> str:
+    """Numbers as the book prints them: a minus sign before them, a space before %."""
+    return re.sub(r"(?<![\w.)-])-(?=[\d.])", "−", re.sub(r"(?<=\d)%", " %", text))
 
 
 def get_study(name: str) -> Study:

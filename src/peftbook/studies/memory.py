@@ -298,7 +298,7 @@ def decide(store: Store, against: str, what: str) -> Verdict:
         f"The predicted total misses the peak of {what} by more than {MARGIN:.0%} in {broken} of {len(CASES)} cases; "
         f"the largest error is {100 * share:+.1f} % ({worst})."
     )
-    return Verdict(outcome, sentence.replace("-", "−"), (f"{worst}_{against}_error",))
+    return Verdict(outcome, sentence, (f"{worst}_{against}_error",))
 
 
 def verdict(store: Store) -> Verdict:
@@ -385,7 +385,7 @@ STUDY = Study(
     title="Does the byte model hold?",
     claim="The peak of the tensors of a training step follows from the model's shape, the method and the number of "
     f"tokens, to within {MARGIN:.0%}.",
-    source="dettmers2023",
+    source="dettmers2023, section 2, on memory",
     refuted_if=f"in some case every repeat's peak of torch's tensors is more than {MARGIN:.0%} away from the "
     "predicted total.",
     does_not_show=LIMITS,
@@ -410,7 +410,7 @@ TIME_STUDY = Study(
     name="quantised_step_time",
     title="Is a step over a 4-bit base slower?",
     claim="A QLoRA step takes longer than a LoRA step over the same weights in bfloat16.",
-    source="dettmers2023",
+    source="dettmers2023, section 1, which compares with full fine-tuning",
     refuted_if=f"in layers of Llama-2-7B's shape QLoRA's step takes less than {1 + MARGIN_TIME:g} times LoRA's (the "
     "whole 95 % interval).",
     does_not_show=f"One CPU ({MACHINE}), where bitsandbytes dequantises a whole matrix before it multiplies; a GPU has "
