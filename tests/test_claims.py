@@ -196,3 +196,30 @@ def test_without_a_gap_there_is_nothing_to_recover(tmp_path, before, after, outc
 
     complete(store, recovery.COMPARISONS["small"].runs, loss)
     assert recovery.STUDIES["recovery"].verdict(store).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("lost", "apart", "outcome"), [(0.2, 0.0, "reproduced"), (0.01, 0.0, "refuted"), (0.05, 0.05, "undecided")]
+)
+def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost, apart, outcome):
+    """The untuned base has 3 nats a token and the merged model 1; requantising gives back a share of these 2."""
+    store = Store(tmp_path)
+    assert recovery.STUDIES["requantised"].verdict(store).outcome == "not yet run"
+
+    def loss(run):
+        return 2.0 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4))
+
+    while missing := recovery.STUDIES["requantised"].missing(store):
+        for run in missing:
+            if isinstance(run, specs.Run):
+                save(store, run, loss(run))
+                continue
+            share = lost + apart * (run.seed - 2)
+            levels = {"untuned": 3.0, "merged": 1.0, "requantised": 1.0 + 2 * share}
+            levels |= dict.fromkeys(("full", "unmerged", "merged_16bit", "requantised_16bit"), 1.0)
+            nats = {f"{name}_loss_nats": [TOKENS * level] * 20 for name, level in levels.items()}
+            store.save(Record(key=run.key, spec=run, per_example={**nats, "label_tokens": [TOKENS] * 20}))
+    assert recovery.STUDIES["requantised"].verdict(store).outcome == outcome
+    found = recovery.STUDIES["requantised"].quantities(store)
+    assert found["small_nf4_requantised_lost"].value == pytest.approx(100 * lost)
+    assert found["small_nf4_gain"].value == pytest.approx(2)

@@ -20,6 +20,7 @@ from peftbook.studies import merging, serving
 from peftbook.training.methods import apply_method
 from peftbook.training.probes import measure
 from peftbook.training.probes import serving as probes
+from peftbook.training.quantise import quantise_dense
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 few = settings(max_examples=10, deadline=None)
@@ -141,9 +142,9 @@ def test_bad_settings_are_refused(tiny_model):
         probes.chosen_dtype(specs.Probe(measure="serving.latency", settings={"dtype": "int8"}))
 
 
-def trained(std: float) -> torch.nn.Module:
-    """The tiny model with a LoRA whose B has this size."""
-    model = apply_method(tiny_llama(), specs.LoRA(rank=4, alpha=8), seed=0, tokenizer=NumberTokenizer())
+def trained(std: float, base: torch.nn.Module | None = None) -> torch.nn.Module:
+    """The tiny model, or another base, with a LoRA whose B has this size."""
+    model = apply_method(base or tiny_llama(), specs.LoRA(rank=4, alpha=8), seed=0, tokenizer=NumberTokenizer())
     randomize_adapters(model, std=std)
     return model
 
@@ -187,6 +188,45 @@ def test_a_large_update_survives_merging_in_bfloat16():
     assert large.measurements["update_kept_share"] == pytest.approx(1, abs=0.01)
     assert large.measurements["update_error_share"] < small.measurements["update_error_share"]
     assert large.measurements["unchanged_weights_share"] < small.measurements["unchanged_weights_share"]
+
+
+QUANTISED = specs.QLoRA(rank=4, alpha=8, quant="nf4", double_quant=False)
+
+
+def requantised(std: float) -> dict[str, list[float]]:
+    """The losses of every recipe for an adapter whose B has this size."""
+    state = probes.adapter_state(trained(std), "default")
+    return probes.requantised_losses(tiny_llama(), state, 2.0, QUANTISED, random_examples(6), pad_id=2)
+
+
+def test_without_an_update_requantising_changes_nothing():
+    """Q(Q(W)) = Q(W) where the constants are exact: every recipe is the base that it started from."""
+    found = requantised(0.0)
+    assert found["untuned"] == found["merged"] == found["requantised"] == found["requantised_16bit"]
+    assert found["full"] == found["merged_16bit"] != found["untuned"]
+
+
+def test_merging_into_the_dequantised_base_is_the_adapter_beside_it():
+    """peft over a dense quantised base is the oracle."""
+    beside = trained(0.3, quantise_dense(tiny_llama(), "nf4", double_quant=False))
+    expected, _ = probes.losses(beside, random_examples(6), pad_id=2, dtype="fp32")
+    found = requantised(0.3)
+    np.testing.assert_allclose(found["merged"], expected, rtol=1e-4)
+    assert found["requantised"] != found["merged"] != found["untuned"]
+
+
+def test_requantising_rounds_a_small_update_away():
+    """An update far below the gaps of the code leaves every weight at its level."""
+    found = requantised(1e-4)
+    kept, moved = (abs(sum(found[name]) - sum(found["untuned"])) for name in ("requantised", "merged"))
+    assert kept < moved
+
+
+def test_requantising_needs_a_plain_start():
+    """LoftQ's base is not the rounded weight, so it cannot be made again from the model alone."""
+    run = merging.merge_probe(1).runs[0].model_copy(update={"method": specs.QLoRA(init="loftq")})
+    with pytest.raises(InputError, match="init 'kaiming'"):
+        measure(specs.Probe(measure="serving.requantise_gap", runs=(run,)))
 
 
 def test_the_interval_of_a_mean_is_the_books_interval():

@@ -41,6 +41,7 @@ MODULES = {
     "targets_all": "targets",
     "recovery": "recovery",
     "loftq": "recovery",
+    "requantised": "recovery",
     "forgetting": "forgetting",
     "intruders": "forgetting",
     "subspace": "subspace",

@@ -25,7 +25,10 @@ __all__ = [
     "STUDIES",
     "latency_probe",
     "log_ratio",
+    "lost_share",
     "merge_probe",
+    "nats",
+    "percent",
     "ratio_quantity",
 ]
 
@@ -193,12 +196,13 @@ def nats(records: Sequence[Record], state: str) -> np.ndarray:
     return np.array([record.per_example[f"{state}_loss_nats"] for record in records], dtype=float)
 
 
-def lost_share(records: Sequence[Record], state: str, against: str) -> metrics.Interval:
+def lost_share(records: Sequence[Record], state: str, against: str, tuned: str = "unmerged") -> metrics.Interval:
     """Loss of a state minus another's, as a share of what the adapter gained over the untuned model (float32).
 
-    The gain of an example is averaged over seeds, so that numerator and denominator share examples and label tokens.
+    tuned: the state that has the whole gain. The gain of an example is averaged over seeds, so that numerator and
+    denominator share examples and label tokens.
     """
-    gained = (nats(records, "untuned") - nats(records, "unmerged")).mean(axis=0)
+    gained = (nats(records, "untuned") - nats(records, tuned)).mean(axis=0)
     difference = nats(records, state) - nats(records, against)
     return metrics.mean_interval(difference.tolist(), gained.tolist())
 

@@ -6,6 +6,9 @@ and, on the small model, NF2 with the plain, LoftQ and PiSSA starts; three rates
 seed, extended at the edges; three fresh seeds at the chosen rate. The gap before tuning is that of the quantised base
 alone. Two bits were added, and the starts moved there, after the untuned gap of NF4 on the small model was seen to be
 below 0.004 nats: there is next to nothing to recover at four bits.
+
+Requantising: the adapters of three arms, trained again with the fresh seeds, are merged into their base, which is then
+quantised once more; the test loss of every step. NF4 on the small model decides.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import specs
-from peftbook.records import Store
+from peftbook import metrics, specs
+from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies.merging import lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison
+from peftbook.studies.sweep import Arm, Comparison, as_quantity
 
 __all__ = ["COMPARISONS", "STUDIES"]
 
@@ -26,6 +30,9 @@ MARGIN = 0.05  # nats per token
 FLOOR = 0.02  # nats per token: a gap before tuning that is not surely larger leaves nothing to recover
 QUANTISED = {"small": ("nf4", "fp4", "int4", "nf2"), "smollm2": ("nf4", "fp4", "int4")}
 STARTS = ("nf2_loftq", "nf2_pissa")
+MERGED = (("small", "nf4"), ("small", "nf2"), ("smollm2", "nf4"))  # model and arm; the first decides
+MARGIN_MERGED = 0.05  # a share of what the adapter gained
+RECIPES = ("requantised", "merged_16bit", "requantised_16bit")
 
 
 def arms(centre: int, model: str) -> tuple[Arm, ...]:
@@ -105,10 +112,70 @@ def start_verdict(store: Store) -> Verdict:
     return COMPARISONS["small"].verdict("nf2_loftq", "nf2", MARGIN, (-math.inf, 0.0), what, store, "small_")
 
 
+def merged_probes(model: str, arm: str, store: Store) -> list[specs.Probe]:
+    """An arm's final runs, trained again and merged; empty until its rate is chosen."""
+    comparison = COMPARISONS[model]
+    runs = comparison.final_runs(comparison.arm(arm), store)
+    return [specs.Probe(measure="serving.requantise_gap", runs=(run,), seed=run.seed) for run in runs]
+
+
+def merged_records(model: str, arm: str, store: Store) -> list[Record]:
+    """The records of an arm's merged runs; empty unless all are there."""
+    wanted = merged_probes(model, arm, store)
+    found = [record for probe in wanted if (record := store.get(probe)) is not None]
+    return found if len(found) == len(wanted) else []
+
+
+def merged_runs(store: Store) -> list[Run | specs.Probe]:
+    """The sweeps that choose the rates, then the merged runs."""
+    sweeps = [
+        comparison.sweep_run(comparison.arm(arm), rate, seed)
+        for model, arm in MERGED
+        for comparison in [COMPARISONS[model]]
+        for rate in comparison.rates(comparison.arm(arm), store)
+        for seed in comparison.sweep_seeds
+    ]
+    return [*sweeps, *(probe for model, arm in MERGED for probe in merged_probes(model, arm, store))]
+
+
+def merged_quantities(store: Store) -> Mapping[str, Quantity]:
+    """By model and type: the losses of all states, the adapter's gain, and what each recipe loses of it."""
+    out: dict[str, Quantity] = {}
+    for model, arm in MERGED:
+        if not (found := merged_records(model, arm, store)):
+            continue
+        keys = tuple(record.key for record in found)
+        tokens = [float(value) for value in found[0].per_example["label_tokens"]]
+        for state in ("full", "untuned", "unmerged", "merged", *RECIPES):
+            interval = metrics.mean_interval(nats(found, state).tolist(), tokens)
+            out[f"{model}_{arm}_{state}_loss"] = as_quantity(interval, "nats per token", keys, len(found), 4)
+        gain = metrics.paired_interval(nats(found, "untuned").tolist(), nats(found, "merged").tolist(), tokens)
+        out[f"{model}_{arm}_gain"] = as_quantity(gain, "nats per token", keys, len(found))
+        for recipe in RECIPES:
+            out[f"{model}_{arm}_{recipe}_lost"] = percent(lost_share(found, recipe, "merged", "merged"), keys)
+    return out
+
+
+def merged_verdict(store: Store) -> Verdict:
+    """Does quantising the merged model again lose more than the margin of the adapter's gain?"""
+    if not (found := merged_records(*MERGED[0], store)):
+        return Verdict("not yet run", "The merged runs on NF4 are not all there.")
+    lost = lost_share(found, "requantised", "merged", "merged")
+    said = [
+        f"Quantising the merged small Llama to NF4 again loses {lost.mean:+.2%} of what the adapter gained (95 % "
+        f"interval {lost.low:+.2%} to {lost.high:+.2%}; margin {MARGIN_MERGED:.0%})"
+    ]
+    for (model, arm), name in zip(MERGED[1:], ("NF2 on the same model", "NF4 on SmolLM2 (confounded)"), strict=True):
+        if others := merged_records(model, arm, store):
+            share = lost_share(others, "requantised", "merged", "merged")
+            said.append(f"{name}: {share.mean:+.1%} ({share.low:+.1%} to {share.high:+.1%})")
+    outcome = metrics.judge(lost, 0.0, (MARGIN_MERGED, math.inf))
+    return Verdict(outcome, f"{'; '.join(said)}.", ("small_nf4_requantised_lost",))
+
+
 LIMITS = (
     "A Llama of a few million parameters decides, which is hardly sensitive to four bits; SmolLM2's weights come from "
-    "a 4-bit file, so its rows are confounded and never pooled with it. Merging the adapter and quantising again is "
-    "not tried."
+    "a 4-bit file, so its rows are confounded and never pooled with it."
 )
 STUDIES = {
     "recovery": Study(
@@ -136,5 +203,19 @@ STUDIES = {
         runs=runs,
         quantities=quantities,
         verdict=start_verdict,
+    ),
+    "requantised": Study(
+        name="requantised",
+        title="Can a QLoRA be merged and quantised again?",
+        claim="Merging an adapter into a 4-bit model costs accuracy, because the result must be quantised again.",
+        source="xu2023qalora, section 1",
+        refuted_if=f"on NF4 requantising loses less than {MARGIN_MERGED:.0%} of the adapter's gain (the whole 95 % "
+        "interval).",
+        does_not_show=LIMITS + " Rounding to nearest; a quantiser that looks at data may lose less. Losses in float32 "
+        "arithmetic, so that only the weights differ.",
+        chapter="book/qlora",
+        runs=merged_runs,
+        quantities=merged_quantities,
+        verdict=merged_verdict,
     ),
 }

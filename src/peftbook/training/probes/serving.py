@@ -24,8 +24,9 @@ from peftbook.training.loop import losses, pad
 from peftbook.training.methods import apply_method, causal_model
 from peftbook.training.models import load_model
 from peftbook.training.probes import Findings
+from peftbook.training.quantise import quantise_dense
 
-__all__ = ["latency", "many_adapters", "merge_gap"]
+__all__ = ["latency", "many_adapters", "merge_gap", "requantise_gap"]
 
 VARIANTS = ("base", "merged", "lora", "adapter")
 CONTENDERS = ("mixed", "mixed_peft", "swapped", "merged")
@@ -275,16 +276,21 @@ def merge_gap(probe: specs.Probe) -> Findings:
     """
     (run,) = probe.runs
     trainee = prepare(run)
-    task, tokenizer = get_task(run.task.name), trainee.tokenizer
-    limit = run.budget.max_length if run.budget else 512
-    chosen = task.splits[run.evaluation.split][: run.evaluation.n_loss]
-    encoded = [encode_example(tokenizer, task, one, limit) for one in chosen]
+    encoded = evaluation_examples(run, trainee.tokenizer)
     trained = trainee.train()
-    found = compare_merges(trainee.model, encoded, tokenizer.pad_token_id, run.platform)
+    found = compare_merges(trainee.model, encoded, trainee.tokenizer.pad_token_id, run.platform)
     return Findings(
         measurements={**found.measurements, "train_tokens": trained.tokens if trained else 0},
         per_example=found.per_example,
     )
+
+
+def evaluation_examples(run: specs.Run, tokenizer: Any) -> list[Encoded]:
+    """The encoded examples on which a run takes its loss."""
+    task = get_task(run.task.name)
+    limit = run.budget.max_length if run.budget else 512
+    chosen = task.splits[run.evaluation.split][: run.evaluation.n_loss]
+    return [encode_example(tokenizer, task, one, limit) for one in chosen]
 
 
 def compare_merges(model: Any, encoded: list[Encoded], pad_id: int, platform: str = "cpu") -> Findings:
@@ -388,3 +394,71 @@ def merge_in_bf16(model: Any) -> dict[str, float]:
         "unchanged_weights_share": unchanged / total,
         "update_rms": (norm / total) ** 0.5,
     }
+
+
+def requantise_gap(probe: specs.Probe) -> Findings:
+    """What is lost when an adapter tuned on a 4-bit base is merged and the result is quantised again.
+
+    Trains the probe's run, a QLoRA with the plain start. Its losses are taken in float32 arithmetic, as
+    `requantised_losses` lists them, and beside them `unmerged`, the trained model as it computes.
+    """
+    (run,) = probe.runs
+    method = run.method
+    if not isinstance(method, specs.QLoRA) or method.init != "kaiming" or method.dora:
+        raise InputError(f"requantise_gap needs a QLoRA run with init 'kaiming' and without DoRA, not {method!r}.")
+    trainee = prepare(run)
+    encoded = evaluation_examples(run, trainee.tokenizer)
+    trained = trainee.train()
+    pad_id = trainee.tokenizer.pad_token_id
+    beside, counts = losses(trainee.model, encoded, pad_id=pad_id, dtype="fp32", platform=run.platform)
+    state = {name: value.float() for name, value in adapter_state(trainee.model, "default").items()}
+    (scaling,) = {layer.scaling["default"] for layer in lora_layers(trainee.model).values()}
+    base: nn.Module = load_model(run.model, platform=run.platform).model
+    nats = requantised_losses(base, state, scaling, method, encoded, pad_id, run.platform)
+    nats["unmerged"] = beside
+    means = {f"{name}_loss_nats": sum(values) / sum(counts) for name, values in nats.items()}
+    per_example = {f"{name}_loss_nats": [round(value, 6) for value in values] for name, values in nats.items()}
+    return Findings(
+        measurements={**means, "train_tokens": trained.tokens if trained else 0},
+        per_example={**per_example, "label_tokens": [float(count) for count in counts]},
+    )
+
+
+@torch.no_grad()
+def requantised_losses(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    scaling: float,
+    method: specs.QLoRA,
+    encoded: list[Encoded],
+    pad_id: int,
+    platform: str = "cpu",
+) -> dict[str, list[float]]:
+    """Summed nats of every example with the weights of each recipe; the model is left as the last one made it.
+
+    W: the model's weights; Q: to the method's type and back, block 64; D = γ B A, the adapter's update.
+    full W; untuned Q(W); merged Q(W) + D; requantised Q(Q(W) + D); merged_16bit W + D; requantised_16bit Q(W + D).
+    """
+    kept = {name: value.detach().clone() for name, value in model.named_parameters()}
+    nats: dict[str, list[float]] = {}
+
+    def note(name: str) -> None:
+        nats[name], _ = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
+
+    def quantise() -> None:
+        quantise_dense(model, method.quant, double_quant=method.double_quant)
+
+    note("full")
+    quantise()
+    note("untuned")
+    merge_state(model, state, scaling)
+    note("merged")
+    quantise()
+    note("requantised")
+    for name, value in model.named_parameters():
+        value.copy_(kept[name])
+    merge_state(model, state, scaling)
+    note("merged_16bit")
+    quantise()
+    note("requantised_16bit")
+    return nats
