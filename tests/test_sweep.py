@@ -14,7 +14,7 @@ from scipy import stats
 from peftbook import metrics, specs
 from peftbook.records import Record, Store
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import Arm, Comparison, grid, holm, middle_first, shortfall
+from peftbook.studies.sweep import Arm, Comparison, grid, holm, length_ratio, middle_first, shortfall
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 
@@ -212,6 +212,10 @@ def test_a_difference_in_corpus_bleu_is_paired(tmp_path):
             changed = record.model_copy(update={"per_example": record.per_example | values})
             (tmp_path / f"{record.short_key}.json").unlink()
             store.save(changed.model_copy(update={"checksum": ""}))
+            penalty = math.exp(min(0.0, 1 - 1 / length_ratio(changed)))  # of Papineni et al. 2002
+            matched, total = ([sum(values[f"bleu_{kind}_{n}"]) for n in range(1, 5)] for kind in ("matched", "total"))
+            mean = math.fsum(math.log(m / t) for m, t in zip(matched, total, strict=True)) / 4
+            assert metrics.bleu(changed.per_example) == pytest.approx(100 * penalty * math.exp(mean))
     one = plan.bleu("a", store)
     assert one.shape == (1 + metrics.BOOTSTRAP_DRAWS, len(plan.seeds))
     for at, record in enumerate(plan.finals("a", store)):

@@ -15,7 +15,7 @@ from peftbook import specs
 from peftbook.records import Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide, grid, holm
+from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide, grid, holm, length_ratio
 
 __all__ = ["COMPARISON", "PAIRS", "STUDIES"]
 
@@ -82,7 +82,13 @@ def bleu_verdict(store: Store) -> Verdict:
     what, found = "LoRA's BLEU minus full fine-tuning's", COMPARISON.bleu_difference("lora", "full", store)
     if found is None:
         return COMPARISON.unsettled(what, store, "lora", "full")
-    return decide(found, 0.0, (-MARGIN_BLEU, math.inf), what, "lora_minus_full_bleu", "BLEU")
+    plain = decide(found, 0.0, (-MARGIN_BLEU, math.inf), what, "lora_minus_full_bleu", "BLEU")
+    ratios = {arm: [length_ratio(one) for one in COMPARISON.finals(arm, store)] for arm in ("lora", "full")}
+    said = " and ".join(
+        f"{min(values):.2f} to {max(values):.2f} times ({COMPARISON.arm(arm).label})" for arm, values in ratios.items()
+    )
+    sentence = f"{plain.sentence.removesuffix('.')}; by seed the texts have {said} the references' length."
+    return Verdict(plain.outcome, sentence, (*plain.quantities, "lora_length_ratio", "full_length_ratio"))
 
 
 def prefix_verdict(store: Store) -> Verdict:

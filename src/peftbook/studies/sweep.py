@@ -20,7 +20,7 @@ from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
 from peftbook.tasks import task_spec
 
-__all__ = ["Arm", "Comparison", "as_quantity", "decide", "grid", "holm"]
+__all__ = ["Arm", "Comparison", "as_quantity", "decide", "grid", "holm", "length_ratio"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 SCORES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
@@ -255,6 +255,11 @@ class Comparison:
                 n = len(records[0].per_example["bleu_length"])
                 interval = metrics.statistic_interval(self.bleu(arm.name, store), n)
                 out[f"{prefix}{arm.name}_bleu"] = as_quantity(interval, "BLEU", keys, len(records), 1)
+                ratios = [length_ratio(record) for record in records]
+                out[f"{prefix}{arm.name}_length_ratio"] = Quantity(
+                    math.fsum(ratios) / len(ratios), "", keys, min(ratios), max(ratios), len(ratios), n, 2,
+                    note="words written over words of the nearest references; mean and range of the seeds",
+                )  # fmt: skip
             if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
                 share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
                 out[f"{prefix}{arm.name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
@@ -308,6 +313,12 @@ class Comparison:
 def validation_loss(record: Record) -> float:
     """Validation loss of a record, infinite for a run that diverged."""
     return math.inf if record.failure else float(record.measurements["loss_nats"] or math.inf)
+
+
+def length_ratio(record: Record) -> float:
+    """Words written over words of the nearest references, over the whole test set; below 1 BLEU has its penalty."""
+    written, wanted = (record.per_example[f"bleu_{name}"] for name in ("length", "reference_length"))
+    return math.fsum(map(float, written)) / math.fsum(map(float, wanted))
 
 
 def middle_first(rates: Sequence[float]) -> list[float]:
