@@ -27,6 +27,7 @@ CASES = {
     "bf16_adapters": replace(STEP, dtype="bf16"),
     "qv": replace(STEP, targets=("q_proj", "v_proj")),
     "qv_bf16_adapters": replace(STEP, targets=("q_proj", "v_proj"), dtype="bf16"),
+    "frozen_a": replace(STEP, method="lora_fa"),
     "nf4": replace(STEP, base="nf4"),
     "nf4_double": replace(STEP, base="nf4_double"),
     "prompt": replace(STEP, method="prompt"),
@@ -73,10 +74,11 @@ def test_stored_bytes_are_values_times_their_size(case):
     """16 bits a weight or 4; a float32 scale for each block, or 8 bits and a scale for each 256; two moments."""
     found = counted(case)
     matrices = [d_in * d_out for d_in, d_out in TINY.linears.values()] * TINY.layers
-    trained = LENGTH * TINY.hidden
-    if case.method == "lora":
-        trained = TINY.layers * RANK * sum(sum(TINY.linears[name]) for name in case.targets)
-    assert found["weights_bytes"] == sum(matrices) * (2 if case.base == "bf16" else 0.5) + 2 * TINY.other_parameters
+    a, b = (TINY.layers * RANK * sum(TINY.linears[name][at] for name in case.targets) for at in (0, 1))
+    trained = {"prompt": LENGTH * TINY.hidden, "lora": a + b, "lora_fa": b}[case.method]
+    frozen = 4 * a if case.method == "lora_fa" else 0
+    weights = sum(matrices) * (2 if case.base == "bf16" else 0.5) + 2 * TINY.other_parameters
+    assert found["weights_bytes"] == weights + frozen
     levels, fine_levels, mean = 16 * 4, 256 * 4, 4  # the tables that codes are looked up in, a matrix
     blocks = [size // 64 for size in matrices]
     scales = {
@@ -118,6 +120,7 @@ def test_the_formula_is_the_books_table():
         "default": 18 * h + 2 * kv + 5 * f + 14 * RANK,
         "qv_bf16_adapters": 7 * h + 2 * kv + 3 * f + 2 * RANK,
         "qv": 10 * h + 2 * kv + 3 * f + 4 * RANK,
+        "frozen_a": 6 * h + 2 * kv + 3 * f + 14 * RANK,
         "prompt": 6 * h + 2 * kv + 3 * f,
     }
     assert {name: study.activation_elements(TINY, CASES[name]) for name in wanted} == wanted
@@ -326,6 +329,27 @@ def test_time_verdict_follows_the_times(tmp_path, factor, noise, outcome):
     assert found.outcome == outcome
     assert set(found.quantities) <= set(known)
     assert known["qlora_single_over_lora_135m_512"].value == pytest.approx(factor, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "outcome"), [(0.7, 0.01, "reproduced"), (0.99, 0.01, "refuted"), (0.95, 0.05, "undecided")]
+)
+def test_the_verdict_on_a_frozen_a_follows_the_peaks(tmp_path, factor, noise, outcome):
+    """Lower by more than the margin bears the claim out."""
+    store, frozen = Store(tmp_path), study.STUDIES["lora_fa_memory"]
+    assert frozen.verdict(store).outcome == "not yet run" and not frozen.quantities(store)
+    fill(store, {"tensor_peak": 1.0, "process_peak": 1.0})
+    for seed in study.REPEATS:
+        specification = study.probe("lora_fa_512", seed)
+        record, reference = store.get(specification), store.get(study.probe("lora_512", seed))
+        peak = int(reference.measurements["tensor_peak_bytes"] * factor * (1 + noise * (seed - 1)))
+        (tmp_path / f"{record.short_key}.json").unlink()
+        store.save(
+            Record(key=record.key, spec=specification, measurements=record.measurements | {"tensor_peak_bytes": peak})
+        )
+    assert not frozen.missing(store)
+    assert frozen.verdict(store).outcome == outcome
+    assert frozen.quantities(store)["lora_fa_over_lora_peak"].value == pytest.approx(factor, rel=0.01)
 
 
 def test_settings_of_every_case_reach_the_probe():

@@ -65,6 +65,7 @@ MODULES = {
     "capacity": "capacity",
     "memory": "memory",
     "memory_process": "memory",
+    "lora_fa_memory": "memory",
     "quantised_step_time": "memory",
     "learning_rate_long": "learning_rate",
 }

@@ -9,6 +9,8 @@ tensors: the predicted total against the most that torch's allocator held for te
 memory of the process beyond what it held before the model was built; what libraries take, and blocks that the system's
 allocator keeps, count as the model's error. This is a first slice on a CPU: one batch size, no padding, short texts.
 
+LoRA-FA: the peak of tensors with A frozen against LoRA's, at 512 tokens.
+
 Time: LoRA on a bfloat16 base and QLoRA in one process, step by step in random order; three processes. Layers of the
 7B's shape decide, since that is where QLoRA is used; the small shape is shown.
 """
@@ -46,6 +48,7 @@ BYTES = {"bf16": 2, "fp32": 4}
 RANK, LENGTH = 16, 20
 MARGIN = 0.10  # of the measured peak
 MARGIN_TIME = 0.05  # a share of the time of a step
+MARGIN_FROZEN = 0.05  # a share of the peak
 REPEATS = (0, 1, 2)
 
 # The model is made from the settings and the seed: no weights are loaded.
@@ -94,7 +97,8 @@ class Case:
     """One training step: what is adapted how, over which base, at how many tokens.
 
     base: how the decoder matrices are stored, bf16, nf4 (one float32 constant a block) or nf4_double (constants in
-    8 bits); everything else is bfloat16.  method: lora or prompt.  dtype: of adapter, gradients and moments.
+    8 bits); everything else is bfloat16.  method: lora, lora_fa (A is frozen) or prompt.  dtype: of adapter, gradients
+    and moments; float32 for lora_fa.
     """
 
     shape: str
@@ -113,6 +117,7 @@ SHAPES = {
 BASE_CASES = {
     "lora": Case("135m", "bf16", "lora", "fp32", 128),  # peft's default: adapters in float32
     "lora_bf16": Case("135m", "bf16", "lora", "bf16", 128),
+    "lora_fa": Case("135m", "bf16", "lora_fa", "fp32", 128),
     "lora_qv": Case("135m", "bf16", "lora", "fp32", 128, targets=("q_proj", "v_proj")),
     "qlora_single": Case("135m", "nf4", "lora", "fp32", 128),
     "qlora": Case("135m", "nf4_double", "lora", "fp32", 128),
@@ -151,12 +156,15 @@ def activation_elements(shape: Shape, case: Case) -> int:
     queries, keys, values and output, the MLP the gate before and after SiLU and the up projection. LoRA also keeps the
     input of every adapted matrix, and A x: in the base's dtype two matrices with one input share it, and that of
     o_proj is kept already; with float32 adapters in a bfloat16 model every matrix has a float32 copy of its own.
-    All seven: 8h + 2h_kv + 4f + 7r and 18h + 2h_kv + 5f + 14r. Counted for transformers' Llama with fused attention.
+    All seven: 8h + 2h_kv + 4f + 7r and 18h + 2h_kv + 5f + 14r. With A frozen (LoRA-FA) only A x is kept, in float32.
+    Counted for transformers' Llama with fused attention.
     """
     h, f = shape.hidden, shape.ffn
     base = 6 * h + 2 * shape.kv_width + 3 * f
     if case.method == "prompt":
         return base
+    if case.method == "lora_fa":
+        return base + 2 * RANK * len(case.targets)
     if case.dtype == "fp32":
         return base + sum(2 * shape.linears[name][0] + 2 * RANK for name in case.targets)
     inputs = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
@@ -178,7 +186,8 @@ def base_bytes(shape: Shape, base: str) -> tuple[float, float]:
 def predicted(shape: Shape, case: Case) -> dict[str, float]:
     """The terms of a step's memory in bytes, and the largest sum of those that are there at once.
 
-    weights, constants: `base_bytes`.  adapter, gradients, moments (two of Adam): in the adapter's dtype.
+    weights: `base_bytes`, and A where it is frozen.  constants: `base_bytes`.  adapter, gradients, moments (two of
+    Adam): of what is trained, in the adapter's dtype.
     activations: `activation_elements` in all layers, or with checkpointing each layer's input.  logits: three float32
     copies.  working: what backward needs for a moment in one layer, a 4-bit base's largest matrix in bfloat16 and with
     checkpointing the layer's activations.
@@ -189,8 +198,10 @@ def predicted(shape: Shape, case: Case) -> dict[str, float]:
     tokens = case.tokens + (LENGTH if case.method == "prompt" else 0)
     quantised = case.base != "bf16"
     weights, constants = base_bytes(shape, case.base)
-    widths = [sum(shape.linears[name]) for name in case.targets]
-    trained = LENGTH * shape.hidden if case.method == "prompt" else shape.layers * RANK * sum(widths)
+    inputs, outputs = (shape.layers * RANK * sum(shape.linears[name][at] for name in case.targets) for at in (0, 1))
+    trained = {"prompt": LENGTH * shape.hidden, "lora": inputs + outputs, "lora_fa": outputs}[case.method]
+    if case.method == "lora_fa":
+        weights += BYTES[case.dtype] * inputs
     layer = 2.0 * tokens * activation_elements(shape, case)
     largest = max(d_in * d_out for d_in, d_out in shape.linears.values())
     logit_copy = 4.0 * shape.vocab * tokens
@@ -311,6 +322,47 @@ def process_verdict(store: Store) -> Verdict:
     return decide(store, "process_peak", "the process")
 
 
+def frozen_saving(store: Store) -> metrics.Interval | None:
+    """log(peak of LoRA-FA's tensors / that of LoRA's) at 512 tokens, paired by repeat; None if a record is missing."""
+    one, two = records("lora_fa_512", store), records("lora_512", store)
+    if not one or not two:
+        return None
+    return metrics.mean_interval(
+        [[math.log(measured(a, "tensor_peak") / measured(b, "tensor_peak"))] for a, b in zip(one, two, strict=True)]
+    )
+
+
+def frozen_runs(store: Store) -> list[specs.Probe]:
+    """The two cases, repeat by repeat."""
+    return [probe(name, seed) for seed in REPEATS for name in ("lora_fa_512", "lora_512")]
+
+
+def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
+    """The ratio of the peaks, and what both keep between forward and backward."""
+    if (found := frozen_saving(store)) is None:
+        return {}
+    names = ("lora_fa_512", "lora_512")
+    keys = tuple(record.key for name in names for record in records(name, store))
+    value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
+    out = {"lora_fa_over_lora_peak": Quantity(value, "×", keys, low, high, len(REPEATS), digits=3)}
+    known = quantities(store)
+    return out | {
+        f"{name}_{term}": known[f"{name}_{term}_measured"] for name in names for term in ("kept", "tensor_peak")
+    }
+
+
+def frozen_verdict(store: Store) -> Verdict:
+    """Is the peak of LoRA-FA lower than LoRA's by more than the margin?"""
+    if (found := frozen_saving(store)) is None:
+        return Verdict("not yet run", "The memory cases of LoRA and LoRA-FA at 512 tokens are not all there.")
+    outcome = metrics.judge(found, 0.0, (-math.inf, math.log(1 - MARGIN_FROZEN)))
+    sentence = (
+        f"At SmolLM2-135M's shape and 512 tokens {said_ratio('the tensors of LoRA-FA take', found)} the memory of "
+        f"LoRA's at the peak; margin {MARGIN_FROZEN:.0%}."
+    )
+    return Verdict(outcome, sentence, ("lora_fa_over_lora_peak",))
+
+
 def worst_case(known: Mapping[str, list[Record]], against: str) -> str:
     """The case with the largest error."""
     return max(known, key=lambda name: max(map(abs, errors(name, known[name], against))))
@@ -421,4 +473,18 @@ TIME_STUDY = Study(
     verdict=time_verdict,
 )
 
-STUDIES = {one.name: one for one in (STUDY, PROCESS_STUDY, TIME_STUDY)}
+FROZEN_STUDY = Study(
+    name="lora_fa_memory",
+    title="Does freezing A save memory?",
+    claim="LoRA-FA needs less memory than LoRA, because a frozen A needs no input kept for its gradient.",
+    source="zhang2023fa, abstract",
+    refuted_if=f"the peak of torch's tensors is less than {MARGIN_FROZEN:.0%} below LoRA's (the whole 95 % interval).",
+    does_not_show=f"{LIMITS} One shape and one length; float32 adapters, whose inputs are copies of their own. The "
+    "paper's factor is for whole trainings on a GPU.",
+    chapter="book/lora",
+    runs=frozen_runs,
+    quantities=frozen_quantities,
+    verdict=frozen_verdict,
+)
+
+STUDIES = {one.name: one for one in (STUDY, PROCESS_STUDY, FROZEN_STUDY, TIME_STUDY)}

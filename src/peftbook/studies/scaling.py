@@ -97,7 +97,8 @@ def tuned_verdict(store: Store) -> Verdict:
 
 LIMITS = (
     "Short training with Adam; without Adam, or where gradients are clipped, the two scalings do not differ by B's "
-    "learning rate alone. The fixed rate was tuned where γ = 2, which is the stabilised arm's γ and favours it."
+    "learning rate alone. The fixed rate was tuned where γ = 2, which is the stabilised arm's γ and favours it. "
+    "How large BAx is at each rank is not measured."
 )
 STUDIES = {
     "scaling": Study(

@@ -188,6 +188,6 @@ STUDIES = {
         study("vera", "vera", "Shared random projections with trained diagonals match LoRA with a tenth of the "
               "parameters.", "kopiczko2023, abstract", WORSE),
         study("lora_fa", "frozen_a", "Training B alone matches LoRA.", "zhang2023fa, abstract", WORSE,
-              " The memory that the paper saves is not measured."),
+              " The memory that it saves has its own study."),
     )
 }  # fmt: skip

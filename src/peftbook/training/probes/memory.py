@@ -68,8 +68,8 @@ def peak(probe: specs.Probe) -> Findings:
     """Bytes of a training step of one row, counted term by term, and the peaks of tensors and of the process.
 
     settings: layers, hidden, ffn, heads, kv_heads, vocab, tied (the shape); base (bf16, nf4, nf4_double: the decoder's
-    linear layers; the rest is bf16); method (lora with rank and targets, or prompt with length); dtype (of the
-    adapter); tokens; checkpointing; trials. A step of a tiny model comes first, so that libraries are loaded.
+    linear layers; the rest is bf16); method (lora or lora_fa with rank and targets, or prompt with length); dtype (of
+    the adapter); tokens; checkpointing; trials. A step of a tiny model comes first, so that libraries are loaded.
 
     weights, constants (of quantisation), adapter, gradients, moments: bytes of the tensors' storages.
     kept: storages that autograd holds between forward and backward, parameters and buffers left out.
@@ -179,10 +179,11 @@ def prepare(probe: specs.Probe, shape: Shape, base: str) -> Subject:
 
 def method_of(probe: specs.Probe) -> specs.Spec:
     """The method in the settings; a 4-bit base is made before it is applied."""
-    if chosen(probe, "method", ("lora", "prompt")) == "prompt":
+    name = chosen(probe, "method", ("lora", "lora_fa", "prompt"))
+    if name == "prompt":
         return specs.PromptTuning(length=positive(probe, "length")[0], init="random")
     (rank,) = positive(probe, "rank")
-    return specs.LoRA(rank=rank, alpha=2 * rank, targets=probe.words("targets"))
+    return specs.LoRA(rank=rank, alpha=2 * rank, targets=probe.words("targets"), freeze_a=name == "lora_fa")
 
 
 def random_llama(shape: Shape, base: str, seed: int) -> Any:
