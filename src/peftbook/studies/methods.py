@@ -226,18 +226,21 @@ def quantity(interval: metrics.Interval, unit: str, runs: tuple[str, ...], seeds
 
 
 def verdict(store: Store) -> Verdict:
-    """Is LoRA's test loss within the margin of full fine-tuning's, or better?"""
+    """Is LoRA's test loss within the margin of full fine-tuning's, or better? ROUGE-L is told beside it."""
     lora, full = final_records("lora", store), final_records("full", store)
     if not lora or not full:
         return Verdict("not yet run", "The final runs of LoRA and full fine-tuning are not all there.")
     weights = [float(value) for value in lora[0].per_example["label_tokens"]]
     difference = metrics.paired_interval(table(lora, "loss_nats"), table(full, "loss_nats"), weights)
     outcome = metrics.judge(difference, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
+    rouge = metrics.paired_interval(table(lora, "rougeL"), table(full, "rougeL"))
+    in_rouge = metrics.judge(rouge, 0.0, (-MARGIN_ROUGE, math.inf))
     sentence = (
         f"LoRA's test loss minus full fine-tuning's is {difference.mean:+.3f} nats per token "
-        f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f}; margin {MARGIN_NATS})."
+        f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f}; margin {MARGIN_NATS}). In ROUGE-L it is "
+        f"{rouge.mean:+.3f} ({rouge.low:+.3f} to {rouge.high:+.3f}; margin {MARGIN_ROUGE}): {in_rouge}."
     )
-    return Verdict(outcome, sentence, ("lora_minus_full_loss",))
+    return Verdict(outcome, sentence, ("lora_minus_full_loss", "lora_minus_full_rougeL"))
 
 
 STUDY = Study(
