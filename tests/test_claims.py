@@ -177,6 +177,27 @@ def test_a_run_that_diverges_at_the_fixed_rate_leaves_the_claim_undecided(tmp_pa
     assert scaling.STUDIES["scaling"].verdict(store).outcome == "undecided"
 
 
+@pytest.mark.parametrize(
+    ("plain", "stabilised", "noise", "outcome"),
+    [
+        (-0.5, 0.0, 0.01, "reproduced"),
+        (0.0, 0.5, 0.01, "refuted"),
+        (-0.5, 0.4, 0.01, "refuted"),
+        (-0.3, 0.0, 0.2, "undecided"),
+    ],
+)
+def test_the_size_of_the_update_is_a_power_of_the_rank(tmp_path, plain, stabilised, noise, outcome):
+    """Sizes that are powers of the rank give their exponents back; both scalings must do what the claim says."""
+    store, study = Store(tmp_path), scaling.STUDIES["scaling_size"]
+    assert study.verdict(store).outcome == "not yet run" and not study.quantities(store)
+    for probe in study.runs(store):
+        method = probe.runs[0].method
+        power = (plain if method.scaling == "standard" else stabilised) + noise * (probe.seed - 2)
+        store.save(Record(key=probe.key, spec=probe, measurements={"median_change": 0.01 * method.rank**power}))
+    assert study.verdict(store).outcome == outcome
+    assert study.quantities(store)["standard_exponent"].value == pytest.approx(plain)
+
+
 # --- recovery --------------------------------------------------------------------------------------------------
 
 

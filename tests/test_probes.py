@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import save_tiny_folder, tiny_task
+from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -17,6 +17,7 @@ from peftbook.records import Record
 from peftbook.studies.forgetting import matched
 from peftbook.studies.variants import steps_to
 from peftbook.training import execute, probes
+from peftbook.training.methods import apply_method
 from peftbook.training.probes import curves, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -123,6 +124,45 @@ def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):
     assert found.metrics_info["map_shape"] == [2, 3]
     assert len(found.curve["small_large_map"]) == 6
     assert 0 < found.measurements["null_pooled_95"] <= found.measurements["null_largest_95"] < 1
+
+
+@pytest.mark.parametrize("scaling", ["standard", "rank_stabilized"])
+def test_the_change_of_an_output_is_what_peft_adds_to_it(scaling):
+    """Of every layer: what its LoRA layer puts out minus what the layer below it does, over the latter."""
+    model = apply_method(tiny_llama(), specs.LoRA(rank=4, alpha=8, scaling=scaling), seed=0)
+    randomize_adapters(model)
+    (one, *_) = encoded = random_examples(3)
+    found = weights.output_changes(model, encoded[:1])
+    kept: dict[str, torch.Tensor] = {}
+    layers = {name: part for name, part in model.get_base_model().named_modules() if hasattr(part, "lora_A")}
+    for name, layer in layers.items():
+        for kind, part in (("whole", layer), ("base", layer.base_layer)):
+            part.register_forward_hook(lambda _, __, output, at=f"{name} {kind}": kept.__setitem__(at, output.detach()))
+    model(input_ids=torch.tensor([one.ids]))
+    assert len(found) == len(layers) == 14
+    for name, change in found.items():
+        whole, base = kept[f"{name} whole"], kept[f"{name} base"]
+        assert change == pytest.approx(float((whole - base).norm() / base.norm()), rel=1e-4)
+
+
+def test_positions_count_alike_whatever_their_text():
+    """Two examples give the root mean square over all their positions."""
+    model = apply_method(tiny_llama(), specs.LoRA(rank=4, targets=("q_proj",), layers=(0,)), seed=0)
+    randomize_adapters(model)
+    one, two = random_examples(2)
+    (name,) = weights.output_changes(model, [one])
+    joint, first, second = (weights.output_changes(model, part)[name] for part in ([one, two], [one], [two]))
+    assert min(first, second) <= joint <= max(first, second)
+    assert weights.output_changes(model, [one, one])[name] == pytest.approx(first)
+
+
+def test_a_training_of_no_size_changes_no_output(tiny):
+    """B starts at zero; with a rate it moves."""
+    still, moved = (
+        probes.measure(specs.Probe(measure="weights.update_size", runs=(tiny(specs.LoRA(rank=2), rate=rate),)))
+        for rate in (1e-12, 1e-2)
+    )
+    assert still.measurements["median_change"] < 1e-8 < 1e-3 < moved.measurements["median_change"]
 
 
 def test_an_update_that_is_zero_has_no_intruders(tiny):

@@ -53,6 +53,7 @@ MODULES = {
     "rank": "rank",
     "scaling": "scaling",
     "scaling_tuned": "scaling",
+    "scaling_size": "scaling",
     "lora_plus": "variants",
     "pissa": "variants",
     "olora": "variants",

@@ -1,8 +1,11 @@
-"""What training did to the weights: subspaces of the update and new singular directions."""
+"""What training did to the weights: subspaces of the update, its size, and new singular directions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,13 +13,13 @@ from torch import nn
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.tasks import get_task
-from peftbook.training.encode import encode_example
+from peftbook.training.encode import Encoded, encode_example
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.methods import causal_model
 from peftbook.training.probes import Findings
 from peftbook.training.probes.curves import mean_loss, prose_pieces
 
-__all__ = ["intruders", "subspaces"]
+__all__ = ["intruders", "subspaces", "update_size"]
 
 NULL_DRAWS = 200
 TOP = 10  # leading singular vectors that are looked at
@@ -97,6 +100,49 @@ def random_overlap(width: int, draws: int, generator: torch.Generator) -> torch.
     pair = torch.randn(2, draws, width, generator=generator, dtype=torch.float64)
     pair = pair / pair.norm(dim=2, keepdim=True)
     return (pair[0] * pair[1]).sum(dim=1) ** 2
+
+
+def update_size(probe: specs.Probe) -> Findings:
+    """How much a trained LoRA changes what its layers put out: RMS(γ B A x) / RMS(W x), each module's own.
+
+    The inputs x are those that the tuned model makes of the run's validation examples, all positions. Dropout is off.
+    """
+    (run,) = probe.runs
+    trainee = prepare_and_train(run)
+    task = get_task(run.task.name)
+    limit = run.budget.max_length if run.budget else 512
+    examples = task.splits["validation"][: run.evaluation.n_loss]
+    encoded = [encode_example(trainee.tokenizer, task, one, limit) for one in examples]
+    found = output_changes(trainee.model, encoded)
+    return Findings(
+        measurements={"modules": len(found), "median_change": median(found.values())},
+        per_example={"change": [round(value, 8) for value in found.values()], "module": list(found)},
+    )
+
+
+@torch.no_grad()
+def output_changes(model: nn.Module, encoded: Sequence[Encoded]) -> dict[str, float]:
+    """Module → RMS(γ B A x) / RMS(W x) over all positions of the examples, for a model with peft's LoRA layers."""
+    sums: dict[str, list[float]] = {}
+
+    def note(name: str, layer: Any) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            x = inputs[0].float()
+            update = x @ layer.lora_A["default"].weight.float().T @ layer.lora_B["default"].weight.float().T
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += (layer.scaling["default"] * update).square().sum().item()
+            total[1] += output.float().square().sum().item()
+
+        return hook
+
+    layers = {name: part for name, part in causal_model(model).named_modules() if hasattr(part, "lora_A")}
+    hooks = [layer.base_layer.register_forward_hook(note(name, layer)) for name, layer in layers.items()]
+    model.eval()
+    for one in encoded:
+        causal_model(model)(input_ids=torch.tensor([one.ids]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return {name: math.sqrt(update / output) for name, (update, output) in sums.items()}
 
 
 def rounded(values: torch.Tensor) -> list[float]:
