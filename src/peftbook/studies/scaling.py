@@ -7,9 +7,9 @@ same as multiplying B's learning rate by c, so α/√r at rank r is LoRA+ with r
 difference to the stabilised one should be none.
 
 Size of the update: RMS(γBAx) / RMS(Wx), median over modules, after a training at one rate for all ranks and both
-scalings; the exponent of the rank is the slope of its logarithm. The paper's algebra is for gradients and outputs in
-order of magnitude: r^−½ with α/r and r⁰ with α/√r. The book's own estimate for Adam, whose steps have one size: BAx sums
-r terms whose signs agree or not, so it is between r^−½ and r⁰ with α/r and between r⁰ and r^½ with α/√r.
+scalings; the exponent of the rank is the slope of its logarithm. After one step of SGD it is −1 with α/r and 0 with
+α/√r, which is the paper's argument. After one step of Adam it is between −½ and 0 with α/r and between 0 and ½ with
+α/√r, by how alike the texts are (chapter LoRA). Here whole trainings decide.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCALINGS = {"standard": "standard", "rank_stabilized": "stabilised"}
 SIZE_RANKS = (4, 16, 64, 256)
 SIZE_SEEDS = (1, 2, 3)
 SIZE_TOKENS, SIZE_RATE, SIZE_EXAMPLES = 14_000, 2e-4, 20
-LEAST_EXPONENT = 0.25  # of the rank: half of what the paper's algebra gives for α/r
+LEAST_EXPONENT = 0.25  # of the rank: halfway between no dependence and the root
 COMPARISON = Comparison(
     task="e2e",
     tokens=E2E_TOKENS,
