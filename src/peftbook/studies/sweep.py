@@ -363,8 +363,16 @@ def decide(
     return Verdict(
         outcome,
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
-        f"margin {margin:g}{least}).",
+        f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{least}).",
         (quantity,),
+    )
+
+
+def bounds(claim: tuple[float, float]) -> str:
+    """Where a claim puts a difference: `at most 0.05`, `at least 0`, `−1 to 1`."""
+    low, high = (f"{end:g}" for end in claim)
+    return (
+        f"at most {high}" if math.isinf(claim[0]) else f"at least {low}" if math.isinf(claim[1]) else f"{low} to {high}"
     )
 
 
