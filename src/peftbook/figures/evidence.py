@@ -305,7 +305,8 @@ def benchmark_losses(store: Store) -> Figure:
     for at, row in enumerate(against):
         if row.value > high:
             note(differences, f"{row.value:+.2f} →", 0.99, at, transform=differences.get_yaxis_transform(), va="center",
-                 color=colour(row.tone), fontweight="bold")  # fmt: skip
+                 color=colour(row.tone), fontweight="bold",
+                 bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1})  # fmt: skip
     for axes in (losses, differences):
         axes.xaxis.set_major_locator(MaxNLocator(4))
     question(figure, "Which method has the lowest loss on E2E NLG?")
