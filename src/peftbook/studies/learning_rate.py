@@ -137,9 +137,10 @@ def log_best(comparison: Comparison, name: str, seeds: tuple[int, ...], store: S
 
 
 def keys(name: str, store: Store) -> tuple[str, ...]:
-    """Keys of the runs behind an arm's vertex."""
+    """Keys of the runs behind an arm's vertex, those that are there."""
     arm = SHORT.arm(name)
-    return tuple(SHORT.sweep_run(arm, rate, seed).key for seed in SEEDS for rate in window(SHORT, name, store))
+    runs = [SHORT.sweep_run(arm, rate, seed) for seed in SEEDS for rate in window(SHORT, name, store)]
+    return tuple(run.key for run in runs if run in store)
 
 
 def interval_of_logs(values: np.ndarray | None) -> metrics.Interval | None:
