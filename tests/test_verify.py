@@ -80,7 +80,7 @@ def test_the_sample_is_drawn_by_its_seed(tmp_path, monkeypatch):
 def test_the_quickest_shipped_run_on_docstrings_repeats():
     """In a process of its own, through the queue's worker: the numbers that the book prints come out again.
 
-    Of a run that trains; timing runs are short too, but one example's loss is theirs alone.
+    Timing runs are shorter, but theirs is the loss of one example, which another processor's rounding moves.
     """
     shipped = [
         record
@@ -89,7 +89,6 @@ def test_the_quickest_shipped_run_on_docstrings_repeats():
         and record.spec.task.name == "docstrings"
         and record.spec.platform == "cpu"
         and record.spec.purpose == "quality"
-        and record.spec.budget is not None
     ]
     quickest = min(shipped, key=wall_seconds)
     found = verify.verify(quickest, quickest.spec)
