@@ -343,7 +343,8 @@ def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
         refuted_if=refuted_if,
         does_not_show="One model of 5M parameters without the outlier features of large ones, quantised after training "
         "and not tuned; intervals are over texts, codebooks and orders of the units, not over models. The blocks of "
-        "the attention's output matrix hold one head each, whatever the order.",
+        "the attention's output matrix hold one head each, whatever the order. The rule was changed after the first "
+        "records, of one order of the units.",
         chapter="book/qlora",
         runs=runs,
         quantities=quantities,
