@@ -31,8 +31,8 @@ def save(store: Store, run: specs.Run, loss: float, *, examples: int = 20, failu
     )
 
 
-def complete(store: Store, runs, loss, steps=lambda run: ()) -> None:
-    """A record for every run that is asked for, until none is."""
+def complete(store: Store, runs, loss, steps=lambda run: (5.0,)) -> None:
+    """A record for every run that is asked for, until none is. steps: its training loss, from the untrained model's."""
     while missing := [run for run in runs(store) if run not in store]:
         for run in missing:
             found = loss(run)
@@ -95,6 +95,19 @@ def test_a_diverged_replica_leaves_the_fit_and_not_the_verdict(tmp_path):
 
     complete(store, learning_rate.short_runs, loss)
     assert learning_rate.ratio_verdict(store).outcome == "reproduced"
+
+
+def test_a_collapsed_replica_leaves_the_fit(tmp_path):
+    """A run that ended worse than its untrained start would flatten the parabola and move its vertex."""
+    store, plain = Store(tmp_path), bowl(lambda rank: 4e-5 * (10 if rank else 1))
+
+    def loss(run):
+        top = run.seed == 11 and run.method.kind == "full" and run.budget.learning_rate > 1e-4
+        return 8.5 if top else plain(run)
+
+    complete(store, learning_rate.short_runs, loss)
+    found = learning_rate.log_ratio("r16", "full", store)
+    assert found is not None and math.exp(found.mean) == pytest.approx(10, rel=0.1)
 
 
 def test_missing_sweeps_are_not_yet_run(tmp_path):

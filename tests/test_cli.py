@@ -125,6 +125,15 @@ def test_status_and_claims_read_the_shipped_records(capsys):
     assert {row["study"] for row in rows} >= {"methods", "costs"}
 
 
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    """`peftbook claims | head -1` must not end in a broken pipe's traceback."""
+    command = [sys.executable, "-m", "peftbook.cli", "key"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (141, "")
+
+
 def test_help_starts_fast_without_heavy_imports():
     """`peftbook --help` must not import torch or transformers."""
     code = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -373,7 +374,12 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: bad input is one sentence on standard error and exit status 2."""
     args = build_parser().parse_args(argv)
     try:
-        return args.handler(args)
+        status = args.handler(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell reports for a closed pipe
     except InputError as error:
         print(f"peftbook: {error}", file=sys.stderr)
         return 2

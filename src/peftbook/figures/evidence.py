@@ -37,7 +37,6 @@ from peftbook.studies import (
     targets,
     weight_error,
 )
-from peftbook.studies.costs import MACHINE
 from peftbook.studies.sweep import Comparison
 
 __all__ = [
@@ -379,9 +378,8 @@ class Sweep(NamedTuple):
 def rate_sweep(arm: str, store: Store) -> Sweep:
     """The runs of an arm of the learning-rate study."""
     short = learning_rate.SHORT
-    first, *others = [learning_rate.curve(short, arm, seed, store) for seed in learning_rate.SEEDS]
-    points = [rate for rate in learning_rate.window(short, arm, store) if rate in first]
-    seeds = [first, *(one for one in others if set(points) <= set(one))]
+    seeds = [found for seed in learning_rate.SEEDS if (found := learning_rate.curve(short, arm, seed, store))]
+    points = [rate for rate in learning_rate.window(short, arm, store) if all(rate in one for one in seeds)]
     return Sweep(short.rates(short.arm(arm), store), points, seeds)
 
 
@@ -896,7 +894,7 @@ def merging_latency(store: Store) -> Figure:
         *panels[0].get_legend_handles_labels(),
         loc="outside lower center",
         ncols=3,
-        title=store.machine or MACHINE,
+        title=store.machine or merging.MACHINE,
         handletextpad=0.1,
         columnspacing=0.9,
     )

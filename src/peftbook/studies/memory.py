@@ -25,8 +25,7 @@ from peftbook import metrics, specs
 from peftbook.records import Record, Store
 from peftbook.specs import Model
 from peftbook.studies import Quantity, Study, Verdict
-from peftbook.studies.costs import MACHINE
-from peftbook.studies.merging import log_ratio, ratio_quantity, said_ratio, times
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, times
 
 __all__ = [
     "CASES",

@@ -15,12 +15,12 @@ import numpy as np
 from peftbook import metrics, specs
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
-from peftbook.studies.costs import MACHINE
 from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
 __all__ = [
     "CONDITIONS",
+    "MACHINE",
     "SEEDS",
     "STUDIES",
     "latency_probe",
@@ -32,6 +32,7 @@ __all__ = [
     "ratio_quantity",
 ]
 
+MACHINE = "AMD EPYC, 2 cores"  # the machine whose records ship; `costs` was timed on another
 # dtype, batch → trials of a process, processes
 CONDITIONS = {("fp32", 1): (30, 5), ("bf16", 1): (30, 5), ("fp32", 32): (6, 3), ("bf16", 32): (6, 3)}
 PAPERS = ("fp32", 1)

@@ -17,8 +17,7 @@ import numpy as np
 from peftbook import metrics, specs
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
-from peftbook.studies.costs import MACHINE
-from peftbook.studies.merging import log_ratio, ratio_quantity, times
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times
 
 __all__ = ["COUNTS", "REPEATS", "STUDY", "probe"]
 
