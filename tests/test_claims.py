@@ -9,7 +9,7 @@ import pytest
 
 from peftbook import specs
 from peftbook.records import Record, Store
-from peftbook.studies import learning_rate, recovery, scaling, variants
+from peftbook.studies import learning_rate, recovery, scaling, two_rates, variants
 
 TOKENS = 4.0
 
@@ -209,6 +209,28 @@ def test_the_size_of_the_update_is_a_power_of_the_rank(tmp_path, plain, stabilis
         store.save(Record(key=probe.key, spec=probe, measurements={"median_change": 0.01 * method.rank**power}))
     assert study.verdict(store).outcome == outcome
     assert study.quantities(store)["standard_exponent"].value == pytest.approx(plain)
+
+
+# --- two learning rates ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gain", "outcome"), [(0.05, "reproduced"), (0.0, "equivalent"), (-0.05, "refuted")])
+def test_a_higher_rate_for_b_is_judged_at_each_ratios_best(tmp_path, gain, outcome):
+    """The lowest point of the map is named; ratios 1, 4 and 16 are the runs of the variants."""
+    store = Store(tmp_path)
+
+    def loss(run):
+        method = run.method
+        best = 8e-4 / math.sqrt(method.b_rate_ratio)
+        away = math.log(run.budget.learning_rate / best)
+        return 1.5 + 0.02 * away**2 - gain * (method.b_rate_ratio == 16) - 0.5 * (method.b_rate_ratio == 64)
+
+    (study,) = two_rates.STUDIES.values()
+    complete(store, study.runs, loss)
+    found = study.verdict(store)
+    assert found.outcome == outcome and "at a ratio of 64" in found.sentence
+    shared = {run.key for run in study.runs(store) if run.method.b_rate_ratio in (1, 4, 16)}
+    assert shared <= {run.key for run in variants.COMPARISON.runs(store)}
 
 
 # --- recovery --------------------------------------------------------------------------------------------------

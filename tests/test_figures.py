@@ -16,12 +16,13 @@ from matplotlib.text import Text
 
 from peftbook import figures, metrics, specs
 from peftbook.errors import InputError
-from peftbook.figures import costs, evidence, lora, methods, prompt, quantisation, style
+from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, prompt, quantisation, style
 from peftbook.records import Record, Store
 from peftbook.results import study_quantities
-from peftbook.studies import benchmark, codebooks, forgetting, get_study, learning_rate, merging, subspace
+from peftbook.studies import benchmark, codebooks, forgetting, get_study, learning_rate, memory, merging, subspace
 
-EVIDENCE = [name for name, entry in figures.FIGURES.items() if entry.function.__module__ == evidence.__name__]
+OF_STUDIES = [module.__name__ for module in (evidence, limits, lora_practice)]
+EVIDENCE = [name for name, entry in figures.FIGURES.items() if entry.function.__module__ in OF_STUDIES]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def invented(run: specs.Run | specs.Probe) -> Record:
 
 
 BEST = {"full": 6e-5, "lora": 5e-4, "qlora": 5e-4, "adapter": 8e-4, "norm": 3e-3, "ia3": 1e-2, "prefix": 0.02,
-        "prompt": 0.03}  # fmt: skip
+        "prompt": 0.03, "vera": 0.01}  # fmt: skip
 LEVEL = {"untuned": 2.6, "full": 1.31, "lora": 1.33, "qlora": 1.36, "adapter": 1.34, "norm": 1.4, "ia3": 1.42,
-         "prefix": 1.5, "prompt": 1.75}  # fmt: skip
+         "prefix": 1.5, "prompt": 1.75, "vera": 1.41}  # fmt: skip
 
 
 def invented_run(run: specs.Run, rng: np.random.Generator, examples: int = 12) -> dict:
@@ -58,7 +59,8 @@ def invented_run(run: specs.Run, rng: np.random.Generator, examples: int = 12) -
     level += {"random": 0.06, "text": 0.01}.get(getattr(method, "init", ""), 0)
     level += 0.01 * len(getattr(method, "targets", ())) + 1.5 * (run.model.name == specs.SMALL_MODEL)
     if run.budget:
-        level += 0.03 * math.log2(run.budget.learning_rate / BEST[method.kind]) ** 2
+        best = BEST[method.kind] / math.sqrt(getattr(method, "b_rate_ratio", 1))
+        level += 0.03 * math.log2(run.budget.learning_rate / best) ** 2
         level += 0.5 * math.exp(-(run.budget.train_examples or 9999) / 300) + rng.normal(0, 0.012)
     shared = np.random.default_rng(5)  # test examples are shared by all runs
     tokens = shared.integers(20, 60, examples)
@@ -72,7 +74,7 @@ def invented_run(run: specs.Run, rng: np.random.Generator, examples: int = 12) -
         counted |= {"bleu_length": [20.0] * examples, "bleu_reference_length": [20.0] * examples}
         per_example |= {"rougeL": rouge.tolist(), **counted}
         measured |= {"rougeL": float(rouge.mean()), "bleu": metrics.bleu(counted)}
-    curve = {"train_loss_nats": [5.0, level]} if run.budget else {}
+    curve = {"train_loss_nats": (level + (5 - level) * np.exp(-np.arange(40) / 8)).tolist()} if run.budget else {}
     return {"measurements": measured, "per_example": per_example, "curve": curve}
 
 
@@ -161,6 +163,50 @@ def invented_intruders(probe: specs.Probe, rng: np.random.Generator) -> dict:
     return {"measurements": {"vectors": 350, "median_rank_of_update": 8, "intruders_0.6": 3}}
 
 
+def invented_update(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    """Smaller at higher ranks with α/r, the same with α/√r."""
+    (run,) = probe.runs
+    power = -0.5 if run.method.scaling == "standard" else 0.0
+    return {"measurements": {"median_change": 0.08 * run.method.rank**power * (1 + rng.normal(0, 0.02))}}
+
+
+def invented_sort(probe: specs.Probe, rng: np.random.Generator, lists: int = 40) -> dict:
+    arms, depth = ("prompt", "prefix", "lora", "lora4", "prompt_copy"), float(probe.settings["depth"])
+    right = {"prompt": 0.02 * depth, "prefix": 0.03 * depth, "prompt_copy": 0.9}
+    exact = {f"{arm}_exact": (rng.random(lists) < right.get(arm, 0.95)).astype(float).tolist() for arm in arms}
+    measured = {f"{arm}_parameters": 640 for arm in arms} | {"pretrained_ascending_accuracy": 0.98}
+    curve = {}
+    for arm in arms:
+        curve |= {f"{arm}_rates": [0.03, 0.1, 0.3], f"{arm}_validation_accuracy": [0.1, 0.3, 0.2]}
+        curve[f"{arm}_validation_loss_nats"] = [2.0, 1.5, 1.8]
+    return {"measurements": measured, "per_example": exact, "curve": curve}
+
+
+def invented_recall(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    size = 256 * float(probe.settings["rank"]) * float(probe.settings["layers"])
+    data = 8 * float(probe.settings["pairs"])
+    bits = min(0.9 * data, size * (1.6 if probe.settings["exposures"] == 100 else 2.1) * (1 + rng.normal(0, 0.04)))
+    return {"measurements": {"stored_bits": bits}, "curve": {"stored_bits": [bits / 2, bits, bits / 3]}}
+
+
+def invented_serving(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    count, found = float(probe.settings["adapters"]), {}
+    seconds = {"mixed": 1.0, "mixed_peft": 1 + 0.05 * count, "swapped": 0.9 + 0.12 * count, "merged": 0.8 + 0.1 * count}
+    for name, value in seconds.items():
+        for part, share in (("forward", 0.4), ("decode", 0.6)):
+            found[f"{name}_{part}_seconds"] = (share * value * (1 + np.abs(rng.normal(0, 0.02, 3)))).tolist()
+    return {"measurements": {f"{name}_tokens_per_second": 128 / value for name, value in seconds.items()},
+            "per_example": found}  # fmt: skip
+
+
+def invented_peak(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    (name,) = (one for one in memory.CASES if memory.probe(one, probe.seed).key == probe.key)
+    terms = memory.predicted(memory.SHAPES[memory.CASES[name].shape], memory.CASES[name])
+    measured = {f"{term}_bytes": value * (1 + rng.normal(0, 0.01)) for term, value in terms.items()}
+    measured |= {"tensor_peak_bytes": terms["total"] * 1.01, "process_peak_bytes": terms["total"] * 1.08}
+    return {"measurements": measured | {"process_rest_bytes": terms["weights"], "step_seconds": 1.5}}
+
+
 PROBES = {
     "curves.learning_curve": invented_curve,
     "codebooks.codebook_error": invented_codebooks,
@@ -169,6 +215,11 @@ PROBES = {
     "weights.subspaces": invented_subspaces,
     "weights.intruders": invented_intruders,
     "serving.latency": invented_latency,
+    "serving.many_adapters": invented_serving,
+    "weights.update_size": invented_update,
+    "synthetic.sort_by_depth": invented_sort,
+    "synthetic.recall_bits": invented_recall,
+    "memory.peak": invented_peak,
 }
 
 

@@ -123,6 +123,7 @@ def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):
     assert max(found.per_example["start_first"]) < 0.9
     assert found.metrics_info["map_shape"] == [2, 3]
     assert len(found.curve["small_large_map"]) == 6
+    assert found.measurements["mean_inverse_width"] == 1 / tiny_llama().config.hidden_size
     assert 0 < found.measurements["null_pooled_95"] <= found.measurements["null_largest_95"] < 1
 
 

@@ -158,14 +158,17 @@ def test_random_keys_are_different_and_values_are_values():
 
 def test_the_recall_probe_stores_and_counts():
     """A short run stores something, no more than there is; the size is the study's formula; it repeats exactly."""
-    probe = capacity.probe("scarce", 1, 0)
+    adapter = capacity.SERIES["scarce"][0]
+    probe = capacity.probe(adapter, 0)
     settings = probe.settings | {"pairs": 64, "exposures": 20, "batch": 16, "rates": (0.01, 0.02)}
     probe = probe.model_copy(update={"settings": settings})
     found = measure(probe)
     assert 0 < found.measurements["stored_bits"] <= found.measurements["data_bits"] == 64 * 8
-    assert found.measurements["parameters"] == capacity.parameters(1)
+    assert found.measurements["parameters"] == adapter.parameters
     assert found.measurements["stored_bits"] == max(found.curve["stored_bits"])
     assert measure(probe) == found
+    fewer = measure(probe.model_copy(update={"settings": settings | {"layers": 1}}))
+    assert fewer.measurements["parameters"] == adapter.parameters / 2
 
 
 def test_the_sort_probe_reports_every_arm():
@@ -268,7 +271,7 @@ def test_the_verdict_on_capacity_asks_for_proportion(tmp_path, start, slope, noi
     """Bits on a known line give its slope; as many bits a parameter at rank 8 as at rank 1, or it is no proportion."""
     store = Store(tmp_path)
     for probe in capacity.runs(store):
-        at = capacity.parameters(int(probe.settings["rank"]))
+        at = 2 * 2 * 64 * probe.settings["rank"] * probe.settings["layers"]
         bits = max(0.0, start + slope * at + noise * (probe.seed - 2) * (-1) ** int(probe.settings["rank"]))
         curve = {"stored_bits": [bits if rate == best else bits / 2 for rate in range(3)]}
         store.save(Record(key=probe.key, spec=probe, measurements={"stored_bits": bits}, curve=curve))

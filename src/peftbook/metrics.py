@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = [
     "mean_interval",
     "paired_interval",
     "perplexity",
+    "resample_counts",
     "resamples",
     "rouge",
     "statistic_interval",
@@ -179,10 +181,8 @@ def mean_interval(
         raise InputError(f"There are {weight.size} weights for {table.shape[1]} examples: give one each.")
     per_seed = table.sum(axis=1) / weight.sum()
     seeds, examples = table.shape
-    averaged = table.mean(axis=0)
-    rng = np.random.default_rng(20260101)
-    picks = rng.integers(examples, size=(draws, examples))
-    boot = averaged[picks].sum(axis=1) / weight[picks].sum(axis=1)
+    counts = resample_counts(examples, draws)[1:]
+    boot = (counts @ table.mean(axis=0)) / (counts @ weight)
     example_se = float(boot.std(ddof=1))
     seed_se = float(per_seed.std(ddof=1) / math.sqrt(seeds)) if seeds > 1 else math.inf
     total = math.hypot(seed_se, example_se)
@@ -207,10 +207,21 @@ def normal_interval(mean: float, error: float, examples: int) -> Interval:
     return Interval(mean, half95, half90, 0.0, error, 1, examples)
 
 
+@functools.lru_cache(maxsize=4)
 def resamples(examples: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
-    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples)."""
+    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples), not to be written."""
     rng = np.random.default_rng(20260101)
-    return np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
+    picks = np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
+    picks.flags.writeable = False
+    return picks
+
+
+@functools.lru_cache(maxsize=4)
+def resample_counts(examples: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
+    """How often each row of `resamples` has each example: (1 + draws, examples), not to be written."""
+    counts = np.stack([np.bincount(picks, minlength=examples) for picks in resamples(examples, draws)]).astype(float)
+    counts.flags.writeable = False
+    return counts
 
 
 def statistic_interval(values: np.ndarray, examples: int) -> Interval:

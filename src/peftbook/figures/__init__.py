@@ -9,21 +9,28 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.figure import Figure
 
 from peftbook.errors import InputError
-from peftbook.figures import costs, evidence, lora, methods, prompt, quantisation
+from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, prompt, quantisation
 from peftbook.figures.style import render_png, render_svg
 from peftbook.records import Store, write_atomically
 from peftbook.results import run_command, study_quantities
 from peftbook.studies import (
     benchmark,
+    capacity,
     codebooks,
     data_size,
     double_quant,
+    expressiveness,
     forgetting,
     learning_rate,
+    memory,
     merging,
     prompt_design,
     recovery,
+    scaling,
+    serving,
     targets,
+    two_rates,
+    variants,
     weight_error,
 )
 
@@ -61,6 +68,15 @@ GAPS = tuple(
 )  # fmt: skip
 PATHS = tuple(f"forgetting.{arm}_prose_loss" for arm in forgetting.ARMS)
 LATENCY = tuple(f"merging_latency.merged_over_base_forward_{dtype}_batch{batch}" for dtype, batch in merging.CONDITIONS)
+RANK = tuple(f"rank.r{rank}_loss" for rank in learning_rate.RANKS)
+SCALING = (*(f"scaling.{arm.name}_loss" for arm in scaling.COMPARISON.arms), "scaling.fixed_rate_difference")
+SIZES = ("scaling_size.standard_exponent", "scaling_size.stabilised_exponent")
+MAP = tuple(f"two_rates.{name}_best_rate" for name in two_rates.RATIOS)
+VARIANTS = tuple(f"lora_plus.{arm.name}_steps" for arm in variants.COMPARISON.arms[1:])
+DEPTHS = tuple(f"expressiveness.depth{depth}_lora_accuracy" for depth in expressiveness.DEPTHS)
+BITS = tuple(f"capacity.{one.name}_bits" for series in capacity.SERIES.values() for one in series)
+SERVED = tuple(f"serving.mixed_{count}_tokens_per_second" for count in serving.COUNTS)
+BYTES = tuple(f"memory.{name}_tensor_peak_error" for name in memory.CASES)
 ENTRIES = (
     Entry(methods.test_scores, FINAL),
     Entry(methods.head_to_head, FINAL),
@@ -98,6 +114,15 @@ ENTRIES = (
     Entry(evidence.forgetting_paths, PATHS),
     Entry(evidence.subspace_overlap, ("subspace.small_large_first",)),
     Entry(evidence.merging_latency, LATENCY),
+    Entry(lora_practice.rank_losses, RANK),
+    Entry(lora_practice.scaling_gains, SCALING),
+    Entry(lora_practice.update_sizes, SIZES),
+    Entry(lora_practice.rate_map, MAP),
+    Entry(lora_practice.variant_effects, VARIANTS),
+    Entry(limits.accuracy_by_depth, DEPTHS),
+    Entry(limits.stored_bits, BITS),
+    Entry(limits.adapters_served, SERVED),
+    Entry(limits.memory_errors, BYTES),
 )
 FIGURES: dict[str, Entry] = {entry.function.__name__: entry for entry in ENTRIES}
 

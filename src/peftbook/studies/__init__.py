@@ -54,6 +54,7 @@ MODULES = {
     "scaling": "scaling",
     "scaling_tuned": "scaling",
     "scaling_size": "scaling",
+    "two_rates": "two_rates",
     "lora_plus": "variants",
     "pissa": "variants",
     "olora": "variants",

@@ -1,19 +1,21 @@
 """How much does an adapter store? Random pairs, so that there is nothing to learn but the pairs themselves.
 
 Written before the runs. A Llama with random weights stays frozen; LoRA on its q and v projections is trained on random
-keys and values, 100 exposures of each pair, at four ranks. Two series: `ample`, with four times as many bits of data as
-two bits a parameter could hold, so that the adapter is the limit; `scarce`, with the same few pairs at every rank, so
-that the data become the limit. What a model stores is counted from its loss on the pairs.
+keys and values. Four series of adapters: `ample`, four ranks, each with four times as many bits of data as two bits a
+parameter could hold, so that the adapter is the limit; `scarce`, the same ranks with the same few pairs, so that the
+data become the limit; `layers`, rank 1 on the first one to ten layers of a deeper model; `long`, the two smallest
+ranks with 1,000 exposures of each pair instead of 100. What a model stores is counted from its loss on the pairs.
 
 In proportion means: as many bits a parameter at the largest rank as at the smallest. The ample series alone decides;
-the scarce one is a row beside it, since nothing can store more than there is. The first rule asked for growth and not
-for proportion; it was changed before there was a record.
+the others are rows beside it. The first rule asked for growth and not for proportion; it was changed before there was a
+record.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,14 +24,11 @@ from peftbook.records import Record, Store
 from peftbook.specs import Model, Probe
 from peftbook.studies import Quantity, Study, Verdict
 
-__all__ = ["RANKS", "SEEDS", "SERIES", "STUDIES", "parameters", "probe"]
+__all__ = ["SEEDS", "SERIES", "STUDIES", "Adapter", "probe"]
 
-RANKS = (1, 2, 4, 8)
 SEEDS = (1, 2, 3)
-SERIES = ("ample", "scarce")
-DEPTH, HIDDEN, HEADS = 2, 64, 4
+HIDDEN, HEADS = 64, 4
 VALUES = 256  # 8 bits a pair
-EXPOSURES = 100
 RULE_BITS, SURPLUS = 2, 4  # bits a parameter that are held against the data, and how many times over there are data
 SCARCE_PAIRS = 256  # 2,048 bits: four bits a parameter at rank 1, half a bit at rank 8
 RATES = (0.003, 0.01, 0.03)
@@ -41,28 +40,56 @@ SURPLUS_LEFT = 0.9  # share of the data above which the data, not the adapter, m
 SCRATCH = Model(name="random-llama", revision="made from settings and seed")
 
 
-def parameters(rank: int) -> int:
-    """Trained values of LoRA on q and v, both hidden × hidden: depth · 2 · rank · (hidden + hidden)."""
-    return DEPTH * 2 * rank * 2 * HIDDEN
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA on q and v of the first `layers` of a random Llama's `depth` layers, and the data it is shown.
+
+    few: SCARCE_PAIRS pairs instead of ample ones.  exposures: how often each pair is shown.
+    """
+
+    name: str
+    rank: int
+    layers: int = 2
+    depth: int = 2
+    few: bool = False
+    exposures: int = 100
+
+    @property
+    def parameters(self) -> int:
+        """Trained values, both projections being hidden × hidden: layers · 2 · rank · (hidden + hidden)."""
+        return self.layers * 2 * self.rank * 2 * HIDDEN
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs a run is shown."""
+        return SCARCE_PAIRS if self.few else math.ceil(SURPLUS * RULE_BITS * self.parameters / math.log2(VALUES))
+
+    @property
+    def data_bits(self) -> float:
+        """What there is to store."""
+        return self.pairs * math.log2(VALUES)
 
 
-def pairs(series: str, rank: int) -> int:
-    """How many pairs a run is shown."""
-    if series == "scarce":
-        return SCARCE_PAIRS
-    return math.ceil(SURPLUS * RULE_BITS * parameters(rank) / math.log2(VALUES))
+# Smallest adapter first.
+SERIES = {
+    "ample": tuple(Adapter(f"ample_r{rank}", rank) for rank in (1, 2, 4, 8)),
+    "scarce": tuple(Adapter(f"scarce_r{rank}", rank, few=True) for rank in (1, 2, 4, 8)),
+    "layers": tuple(Adapter(f"layers_{count}", 1, count, depth=10) for count in (1, 2, 5, 10)),
+    "long": tuple(Adapter(f"long_r{rank}", rank, exposures=1000) for rank in (1, 2)),
+}
 
 
-def probe(series: str, rank: int, seed: int) -> Probe:
-    """One model, one rank, one set of pairs."""
+def probe(adapter: Adapter, seed: int) -> Probe:
+    """One model, one adapter, one set of pairs."""
     settings: dict = {
-        "depth": DEPTH,
+        "depth": adapter.depth,
         "hidden": HIDDEN,
         "heads": HEADS,
-        "rank": rank,
-        "pairs": pairs(series, rank),
+        "rank": adapter.rank,
+        "layers": adapter.layers,
+        "pairs": adapter.pairs,
         "values": VALUES,
-        "exposures": EXPOSURES,
+        "exposures": adapter.exposures,
         "batch": 64,
         "rates": RATES,
     }
@@ -70,13 +97,13 @@ def probe(series: str, rank: int, seed: int) -> Probe:
 
 
 def runs(store: Store) -> list[Probe]:
-    """Seed by seed, small adapters first."""
-    return [probe(series, rank, seed) for seed in SEEDS for rank in RANKS for series in SERIES]
+    """The series that decides first; within a series seed by seed, small adapters first."""
+    return [probe(adapter, seed) for series in SERIES.values() for seed in SEEDS for adapter in series]
 
 
-def records(series: str, rank: int, store: Store) -> list[Record]:
-    """The records of one point in seed order; empty unless all are there."""
-    found = [record for seed in SEEDS if (record := store.get(probe(series, rank, seed))) is not None]
+def records(adapter: Adapter, store: Store) -> list[Record]:
+    """The records of an adapter in seed order; empty unless all are there."""
+    found = [record for seed in SEEDS if (record := store.get(probe(adapter, seed))) is not None]
     return found if len(found) == len(SEEDS) else []
 
 
@@ -86,73 +113,73 @@ def bits(record: Record) -> float:
 
 def slope(store: Store) -> metrics.Interval | None:
     """Bits for each further parameter in the ample series: a least-squares line for each seed, then the interval."""
-    points = {rank: records("ample", rank, store) for rank in RANKS}
-    if not all(points.values()):
+    found = [records(adapter, store) for adapter in SERIES["ample"]]
+    if not all(found):
         return None
-    sizes = [parameters(rank) for rank in RANKS]
-    lines = [np.polyfit(sizes, [bits(points[rank][at]) for rank in RANKS], 1)[0] for at in range(len(SEEDS))]
+    sizes = [adapter.parameters for adapter in SERIES["ample"]]
+    lines = [np.polyfit(sizes, [bits(one[at]) for one in found], 1)[0] for at in range(len(SEEDS))]
     return metrics.mean_interval([[float(line)] for line in lines])
 
 
 def ratio(series: str, store: Store) -> metrics.Interval | None:
-    """Bits a parameter at the largest rank over those at the smallest, paired by seed.
+    """Bits a parameter of the largest adapter over those of the smallest, paired by seed.
 
-    None while a record is missing, or where a run at the smallest rank stored nothing.
+    None while a record is missing, or where a run of the smallest stored nothing.
     """
-    small, large = records(series, RANKS[0], store), records(series, RANKS[-1], store)
+    ends = SERIES[series][0], SERIES[series][-1]
+    small, large = (records(adapter, store) for adapter in ends)
     if not small or not large or min(map(bits, small)) == 0:
         return None
-    sizes = parameters(RANKS[0]) / parameters(RANKS[-1])
+    sizes = ends[0].parameters / ends[1].parameters
     return metrics.mean_interval([[sizes * bits(b) / bits(a)] for a, b in zip(small, large, strict=True)])
 
 
-def share(series: str, rank: int, store: Store) -> float:
+def share(adapter: Adapter, store: Store) -> float:
     """Share of the data that is stored, mean over seeds."""
-    found = records(series, rank, store)
-    return math.fsum(map(bits, found)) / len(found) / (pairs(series, rank) * math.log2(VALUES))
+    found = records(adapter, store)
+    return math.fsum(map(bits, found)) / len(found) / adapter.data_bits
 
 
-def best_rate(series: str, rank: int, store: Store) -> float:
+def best_rate(adapter: Adapter, store: Store) -> float:
     """The rate that stores most, mean over seeds."""
-    stored = np.mean([record.curve["stored_bits"] for record in records(series, rank, store)], axis=0)
+    stored = np.mean([record.curve["stored_bits"] for record in records(adapter, store)], axis=0)
     return RATES[int(stored.argmax())]
 
 
 def unusable(store: Store) -> str:
     """Why the ample series decides nothing, or an empty text."""
-    for rank in RANKS:
-        if (held := share("ample", rank, store)) > SURPLUS_LEFT:
-            return f"at rank {rank} {held:.0%} of the data are stored, so that the data may be the limit"
-    for rank in RANKS:
-        if (rate := best_rate("ample", rank, store)) in (RATES[0], RATES[-1]):
-            return f"the best rate at rank {rank}, {rate:g}, is an end of its grid"
+    for adapter in SERIES["ample"]:
+        if (held := share(adapter, store)) > SURPLUS_LEFT:
+            return f"at rank {adapter.rank} {held:.0%} of the data are stored, so that the data may be the limit"
+    for adapter in SERIES["ample"]:
+        if (rate := best_rate(adapter, store)) in (RATES[0], RATES[-1]):
+            return f"the best rate at rank {adapter.rank}, {rate:g}, is an end of its grid"
     return ""
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
-    """For each series and rank: bits, bits a parameter, share of the data, best rate; slope and ratios."""
+    """For each adapter: bits, bits a parameter, share of the data, best rate; slope and ratios."""
     out: dict[str, Quantity] = {}
-    for series in SERIES:
-        for rank in RANKS:
-            if not (found := records(series, rank, store)):
+    for series, adapters in SERIES.items():
+        for adapter in adapters:
+            if not (found := records(adapter, store)):
                 continue
-            keys, size = tuple(record.key for record in found), parameters(rank)
-            data = pairs(series, rank) * math.log2(VALUES)
+            keys = tuple(record.key for record in found)
             for name, divisor, unit, digits in (
                 ("bits", 1.0, "bits", 0),
-                ("bits_per_parameter", float(size), "bits per parameter", 2),
-                ("share", data, "", 3),
+                ("bits_per_parameter", float(adapter.parameters), "bits per parameter", 2),
+                ("share", adapter.data_bits, "", 3),
             ):
                 interval = metrics.mean_interval([[bits(record) / divisor] for record in found])
-                out[f"{series}_r{rank}_{name}"] = as_quantity(interval, unit, keys, digits)
-            out[f"{series}_r{rank}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
-            rate = best_rate(series, rank, store)
-            out[f"{series}_r{rank}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
+                out[f"{adapter.name}_{name}"] = as_quantity(interval, unit, keys, digits)
+            out[f"{adapter.name}_parameters"] = Quantity(adapter.parameters, "parameters", keys[:1], digits=0)
+            rate = best_rate(adapter, store)
+            out[f"{adapter.name}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
         if (found_ratio := ratio(series, store)) is not None:
-            keys = tuple(record.key for rank in (RANKS[0], RANKS[-1]) for record in records(series, rank, store))
+            keys = tuple(record.key for adapter in (adapters[0], adapters[-1]) for record in records(adapter, store))
             out[f"{series}_ratio"] = as_quantity(found_ratio, "", keys, 2)
     if (line := slope(store)) is not None:
-        keys = tuple(record.key for rank in RANKS for record in records("ample", rank, store))
+        keys = tuple(record.key for adapter in SERIES["ample"] for record in records(adapter, store))
         out["slope"] = as_quantity(line, "bits per parameter", keys, 2)
     return out
 
@@ -167,23 +194,27 @@ def verdict(store: Store) -> Verdict:
     line = slope(store)
     if line is None:
         return Verdict("not yet run", "The runs with ample data are not all there.")
-    ends = f"rank {RANKS[-1]} over rank {RANKS[0]}"
+    smallest, largest = SERIES["ample"][0], SERIES["ample"][-1]
     said = (
         f"Each further parameter stores {line.mean:.2f} bits (95 % interval {line.low:.2f} to {line.high:.2f}; "
         f"growth counts from {GROWTH}, margin {MARGIN})"
     )
-    found, few = ratio("ample", store), ratio("scarce", store)
+    found = ratio("ample", store)
     if found is None:
-        return Verdict("undecided", f"{said}; a run at rank {RANKS[0]} stored nothing to compare with.", ("slope",))
+        return Verdict(
+            "undecided", f"{said}; a run at rank {smallest.rank} stored nothing to compare with.", ("slope",)
+        )
     said += (
-        f"; {ends}, a parameter stores {found.mean:.2f} times as much ({found.low:.2f} to {found.high:.2f}; claim 1 ± "
-        f"{DELTA:g})"
+        f"; rank {largest.rank} over rank {smallest.rank}, a parameter stores {found.mean:.2f} times as much "
+        f"({found.low:.2f} to {found.high:.2f}; claim 1 ± {DELTA:g})"
     )
-    if few is not None:
+    if (few := ratio("scarce", store)) is not None:
         said += (
             f"; with only {SCARCE_PAIRS} pairs {few.mean:.2f} times, and the largest adapter holds "
-            f"{share('scarce', RANKS[-1], store):.0%} of what there is"
+            f"{share(SERIES['scarce'][-1], store):.0%} of what there is"
         )
+    if (deep := ratio("layers", store)) is not None:
+        said += f"; rank 1 on ten layers over one {deep.mean:.2f} times"
     named = ("ample_ratio", "slope")
     if reason := unusable(store):
         return Verdict("undecided", f"{said}; but {reason}.", named)
@@ -201,13 +232,13 @@ STUDIES = {
         title="How many bits does an adapter store?",
         claim="What an adapter stores grows in proportion to its trained parameters while the data suffice.",
         source="allenzhu2024, abstract",
-        refuted_if=f"Each further parameter stores less than {GROWTH - MARGIN:g} bits, or a parameter of rank "
-        f"{RANKS[-1]} stores less than {1 - DELTA:g} or more than {1 + DELTA:g} times what one of rank {RANKS[0]} does "
-        "(the whole 95 % interval); only where data are left over and no best rate is an end of its grid.",
+        refuted_if=f"Each further parameter stores less than {GROWTH - MARGIN:g} bits, or a parameter of rank 8 "
+        f"stores less than {1 - DELTA:g} or more than {1 + DELTA:g} times what one of rank 1 does (the whole "
+        "95 % interval); only where data are left over and no best rate is an end of its grid.",
         does_not_show="The two bits a parameter of Allen-Zhu and Li, which are for whole language models after 1,000 "
-        "exposures: here a random Llama of width 64 is frozen, only LoRA on q and v is trained, with 100 exposures, "
-        "three rates and one batch size. More exposures may store more. That storage ends with the data is "
-        "arithmetic, shown by the scarce series and not put to the test.",
+        "exposures: here a random Llama of width 64 is frozen, only LoRA on q and v is trained, with 100 exposures "
+        "(1,000 at the two smallest ranks, as a row beside), three rates and one batch size. That storage ends with the "
+        "data is arithmetic, shown by the scarce series and not put to the test.",
         chapter="book/lora",
         runs=runs,
         quantities=quantities,

@@ -1,4 +1,4 @@
-"""What can a prompt not learn? Descending order, for models of one to eight layers that learned ascending order.
+"""What can a prompt not learn? Descending order, for models of one to thirty layers that learned ascending order.
 
 Written before the runs. Small Llamas are trained here from random weights, so that their depth is the only difference.
 A prompt or a prefix scales what attention reads from the content and adds a constant to it, but in the first layer it
@@ -27,8 +27,8 @@ from peftbook.studies import Quantity, Study, Verdict
 
 __all__ = ["ARMS", "DEPTHS", "SEEDS", "STUDIES", "probe"]
 
-DEPTHS = (1, 2, 4, 8)
-DEEPEST = DEPTHS[-1]
+DEPTHS = (1, 2, 4, 8, 30)  # 30, the embedded model's, is shown and decides nothing
+DEEPEST = 8
 SEEDS = (1, 2, 3)
 ARMS = ("prompt", "prefix", "lora", "lora4", "prompt_copy")
 CONTEXT_ARMS = ("prompt", "prefix")

@@ -87,7 +87,7 @@ def points(comparison: Comparison, name: str, seed: int, store: Store) -> dict[f
 
 
 def learned(record: Record) -> bool:
-    """Neither diverged nor ended worse than the untuned model was on the first batch: else it says nothing of a bowl."""
+    """Whether a run neither diverged nor ended worse than the untuned model was on the first batch."""
     return not record.failure and validation_loss(record) < float(record.curve["train_loss_nats"][0])
 
 
@@ -121,8 +121,8 @@ def vertices(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
 def resampled(record: Record) -> np.ndarray:
     """Mean validation loss on the rows of `metrics.resamples`, (1 + draws,)."""
     nats, tokens = (np.array(record.per_example[name], dtype=float) for name in ("loss_nats", "label_tokens"))
-    picks = metrics.resamples(len(nats))
-    return nats[picks].sum(axis=1) / tokens[picks].sum(axis=1)
+    counts = metrics.resample_counts(len(nats))
+    return (counts @ nats) / (counts @ tokens)
 
 
 def log_best(comparison: Comparison, name: str, seeds: tuple[int, ...], store: Store) -> np.ndarray | None:

@@ -89,13 +89,12 @@ def scores(arm: str, record: Record) -> np.ndarray:
     Each is the mean over examples; the last setting is the score of the corpus, 2 Σ LCS / Σ (tokens of text and
     reference) = Σ length · F / Σ length.
     """
-    picks = metrics.resamples(examples_of(record))
-    counts = np.stack([np.bincount(draw, minlength=picks.shape[1]) for draw in picks])  # (1 + draws, examples)
-    out = np.empty((len(picks), len(seeds_of(arm, record)), len(SETTINGS)))
+    counts = metrics.resample_counts(examples_of(record))
+    out = np.empty((len(counts), len(seeds_of(arm, record)), len(SETTINGS)))
     for at, seed in enumerate(seeds_of(arm, record)):
         columns = [np.array(record.per_example[f"{arm}_{seed}_{name}"], dtype=float) for name in SCORINGS]
         length = np.array(record.per_example[f"{arm}_{seed}_length"], dtype=float)
-        out[:, at, :-1] = counts @ np.stack(columns, axis=1) / picks.shape[1]
+        out[:, at, :-1] = counts @ np.stack(columns, axis=1) / counts.shape[1]
         out[:, at, -1] = counts @ (length * columns[0]) / (counts @ length)
     return out
 

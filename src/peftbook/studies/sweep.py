@@ -219,7 +219,7 @@ class Comparison:
         columns = [[record.per_example[column] for column in metrics.BLEU_STATISTICS] for record in records]
         statistics = np.array(columns, dtype=float).transpose(0, 2, 1)  # (seeds, examples, 10)
         examples = statistics.shape[1]
-        counts = np.stack([np.bincount(row, minlength=examples) for row in metrics.resamples(examples)])
+        counts = metrics.resample_counts(examples)
         return np.stack([metrics.bleu_of_sums(counts @ one) for one in statistics], axis=1)
 
     def bleu_difference(self, first: str, second: str, store: Store) -> metrics.Interval | None:

@@ -229,18 +229,20 @@ def stored_bits(nats: Sequence[float], values: int) -> float:
 def recall_bits(probe: specs.Probe) -> Findings:
     """Bits about random pairs that LoRA on q and v of a frozen random Llama stores after a number of exposures.
 
-    settings: depth, hidden, heads of the Llama; rank; pairs; values; exposures (epochs); batch; rates.
+    settings: depth, hidden, heads of the Llama; rank; layers (the first ones, which are adapted); pairs; values;
+    exposures (epochs); batch; rates.
     The rate that stores most is reported: there is nothing to generalise to, so the training pairs are the measure.
     measurements: stored_bits (at the best rate), parameters, data_bits (what there is to store), accuracy.
     curve: `stored_bits` at each of `rates`.  seed: of weights, pairs and batches.
     """
     seed = probe.seed
-    depth, hidden, heads, rank, pairs, values, exposures, batch = map(
-        probe.whole, ("depth", "hidden", "heads", "rank", "pairs", "values", "exposures", "batch")
+    depth, hidden, heads, rank, layers, pairs, values, exposures, batch = map(
+        probe.whole, ("depth", "hidden", "heads", "rank", "layers", "pairs", "values", "exposures", "batch")
     )
     data = random_pairs(pairs, values, seed)
     base = small_llama(depth, hidden, heads, KEY_SYMBOLS + values, seed)
-    method = specs.LoRA(rank=rank, alpha=2 * rank, targets=("q_proj", "v_proj"))
+    targets, adapted = ("q_proj", "v_proj"), tuple(range(layers))
+    method = specs.LoRA(rank=rank, alpha=2 * rank, targets=targets, layers=adapted)
     rates = probe.numbers("rates")
     bits, accuracies, parameters = [], [], 0
     for rate in rates:

@@ -48,8 +48,8 @@ def subspaces(probe: specs.Probe) -> Findings:
         "start": torch.stack([overlap(starts[0][n], starts[1][n], rank, most) for n in names]),
     }
     generator = torch.Generator().manual_seed(probe.seed)
-    null = torch.stack([random_overlap(len(small[n][0]), NULL_DRAWS, generator) for n in names])  # (modules, draws)
-    widths = [len(small[name][0]) for name in names]
+    null = torch.stack([random_overlap(len(small[n]), NULL_DRAWS, generator) for n in names])  # (modules, draws)
+    widths = [len(small[name]) for name in names]
     return Findings(
         measurements={
             "modules": len(names),

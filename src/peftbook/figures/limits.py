@@ -1,0 +1,130 @@
+"""Figures of the studies on limits: what prompts can learn, what adapters hold, what serving and memory cost."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from peftbook.figures.evidence import (
+    SMALL,
+    Points,
+    as_row,
+    draw_margin,
+    draw_rows,
+    draw_series,
+    label_points,
+    note,
+    plain_ticks,
+)
+from peftbook.figures.style import canvas, colour, question
+from peftbook.records import Store
+from peftbook.results import quantity
+from peftbook.studies import capacity, expressiveness, memory, merging, serving
+
+__all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "stored_bits"]
+
+
+def accuracy_by_depth(store: Store) -> Figure:
+    """What can a prompt not learn? Share of lists sorted downwards against the depth of the model."""
+    looks = {
+        "lora": ("LoRA, r = 1", "lora", "o", "-", 1.0),
+        "lora4": ("LoRA, r = 4", "lora", "s", (0, (4, 1.5)), 1.05),
+        "prefix": ("Prefix", "accent", "<", "-", 0.95),
+        "prompt": ("Prompt", "prompt", "^", "-", 0.9),
+        "prompt_copy": ("Prompt, copying", "muted", "v", (0, (1, 1)), 1.1),
+    }
+    figure, axes = canvas(height=4.4)
+    ends: Points = {}
+    for arm, (label, tone, marker, line, shift) in looks.items():
+        found = [quantity(f"expressiveness.depth{depth}_{arm}_accuracy", store) for depth in expressiveness.DEPTHS]
+        rows = [as_row("", one, (), tone, marker) for one in found]
+        draw_series(axes, expressiveness.DEPTHS, rows, line=line, shift=shift)
+        ends[label] = (expressiveness.DEPTHS[-1] * shift, rows[-1].value, tone)
+    axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
+    note(axes, "counts as solved", 0.01, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="left",
+         va="bottom")  # fmt: skip
+    axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted downwards, 0–1")
+    axes.set_ylim(-0.04, 1.06)
+    plain_ticks(axes, expressiveness.DEPTHS)
+    axes.set_xlim(0.8, 160)
+    question(figure, "What can a prompt not learn?")
+    label_points(axes, ends, column=0.74)
+    return figure
+
+
+def stored_bits(store: Store) -> Figure:
+    """How many bits does an adapter hold? Stored bits against trained parameters, one line a series."""
+    looks = {
+        "ample": ("ranks, ample data", "lora", "o", "-"),
+        "scarce": ("ranks, few pairs", "qlora", "D", (0, (4, 1.5))),
+        "layers": ("layers, r = 1", "prompt", "^", "-"),
+        "long": ("1,000 exposures", "full", "s", "-"),
+    }
+    figure, axes = canvas(height=4.6)
+    ends: Points = {}
+    sizes: list[int] = []
+    for series, (label, tone, marker, line) in looks.items():
+        adapters = capacity.SERIES[series]
+        rows = [as_row("", quantity(f"capacity.{one.name}_bits", store), (), tone, marker) for one in adapters]
+        draw_series(axes, [one.parameters for one in adapters], rows, line=line)
+        ends[label] = (adapters[-1].parameters, rows[-1].value, tone)
+        sizes += [one.parameters for one in adapters]
+    span = np.array([min(sizes), max(sizes)])
+    axes.plot(span, capacity.RULE_BITS * span, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
+    ends[f"{capacity.RULE_BITS} bits a parameter"] = (span[1], capacity.RULE_BITS * span[1], "muted")
+    axes.set(xscale="log", yscale="log", xlabel="Trained parameters", ylabel="Bits stored")
+    plain_ticks(axes, sorted({one.parameters for one in capacity.SERIES["ample"]}))
+    axes.set_xlim(span[0] * 0.8, span[1] * 9)
+    question(figure, "How many bits does an adapter hold?")
+    label_points(axes, ends, column=0.66)
+    return figure
+
+
+def adapters_served(store: Store) -> Figure:
+    """What do many adapters cost to serve? Generated tokens a second against the number of adapters in a batch."""
+    looks = {
+        "mixed": ("one mixed batch", "lora", "o", "-"),
+        "mixed_peft": ("mixed, peft's loop", "qlora", "D", (0, (4, 1.5))),
+        "swapped": ("swapped", "full", "s", "-"),
+        "merged": ("merged copies", "accent", "P", (0, (1, 1))),
+    }
+    figure, axes = canvas(height=4.4)
+    ends: Points = {}
+    for name, (label, tone, marker, line) in looks.items():
+        found = [quantity(f"serving.{name}_{count}_tokens_per_second", store) for count in serving.COUNTS]
+        rows = [as_row("", one, (), tone, marker) for one in found]
+        draw_series(axes, serving.COUNTS, rows, line=line)
+        ends[label] = (serving.COUNTS[-1], rows[-1].value, tone)
+    axes.set_xscale("log", base=2)
+    plain_ticks(axes, serving.COUNTS)
+    axes.set(
+        xlabel=f"Adapters in a batch of {serving.BATCH} requests\n({store.machine or merging.MACHINE})",
+        ylabel="Generated tokens a second",
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0.85, 90)
+    question(figure, "What do many adapters cost to serve?")
+    label_points(axes, ends, column=0.68)
+    return figure
+
+
+def memory_errors(store: Store) -> Figure:
+    """Does the byte model hold? Predicted over measured peak of every case, for torch's tensors and the process."""
+    figure, axes = canvas(height=7.6)
+    axes.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_margin(axes, -100 * memory.MARGIN, 100 * memory.MARGIN)
+    rows = []
+    for at, name in enumerate(memory.CASES):
+        tensors, process = (quantity(f"memory.{name}_{peak}_error", store) for peak in ("tensor_peak", "process_peak"))
+        rows.append(as_row(name.replace("_", " ").replace("7b", "7B"), tensors, (), "lora"))
+        axes.plot(process.value, at + 0.28, marker="D", linestyle="none", color=colour("qlora"), markersize=5,
+                  label="process" if at == 0 else None)  # fmt: skip
+    draw_rows(axes, rows, "Predicted − measured, % of the measured peak (band: margin)")
+    axes.plot([], [], marker="o", linestyle="none", color=colour("lora"), label="torch's tensors")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="y", labelsize=SMALL)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, handletextpad=0.2)
+    question(figure, "Does the byte model hold?")
+    return figure

@@ -1,0 +1,163 @@
+"""Figures of the studies on LoRA in practice: rank, scaling, two learning rates, variants."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from peftbook.figures.evidence import (
+    LOSS,
+    SMALL,
+    Points,
+    Row,
+    as_row,
+    difference_row,
+    draw_margin,
+    draw_rows,
+    draw_series,
+    label_points,
+    loss_row,
+    plain_ticks,
+)
+from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.records import Store
+from peftbook.results import quantity
+from peftbook.studies import learning_rate, rank, scaling, two_rates, variants
+
+__all__ = ["rank_losses", "rate_map", "scaling_gains", "update_sizes", "variant_effects"]
+
+
+def rank_losses(store: Store) -> Figure:
+    """Does the rank matter? Test loss by rank, each at its own best rate, and the paired difference from rank 16."""
+    comparison = rank.COMPARISON
+    figure, (losses, differences) = canvas(2, 1, height=5.4, sharex=True)
+    names = {one: f"r{one}" for one in learning_rate.RANKS}
+    draw_series(losses, list(names), [loss_row("", comparison, "rank", arm, store, "lora") for arm in names.values()])
+    against = [
+        Row("", 0.0, tone="lora") if arm == "r16" else difference_row("", comparison, arm, "r16", store, tone="lora")
+        for arm in names.values()
+    ]
+    differences.axhspan(-rank.MARGIN, rank.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
+    draw_series(differences, list(names), against)
+    losses.set(xscale="log", ylabel=f"Test loss, {LOSS}")
+    differences.set(xlabel="Rank r (α = 32, all linear layers; band: margin)", ylabel="Test loss − r = 16's\n(paired)")
+    plain_ticks(differences, list(names))
+    question(figure, "Does the rank matter?")
+    return figure
+
+
+SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
+
+
+def scaling_gains(store: Store) -> Figure:
+    """Does α/√r help? Tuned test loss of both scalings by rank, and the paired differences at fixed and tuned rates."""
+    comparison = scaling.COMPARISON
+    figure, (losses, differences) = canvas(2, 1, height=5.8)
+    ends: Points = {}
+    for name, (label, tone, marker, line) in SCALING_LOOKS.items():
+        rows = [loss_row("", comparison, "scaling", f"{name}{r}", store, tone, marker) for r in scaling.RANKS]
+        shift = 1.04 if name == "stabilised" else 1.0
+        draw_series(losses, scaling.RANKS, rows, line=line, shift=shift)
+        ends[label] = (scaling.RANKS[-1] * shift, rows[-1].value, tone)
+    losses.set(xscale="log", xlabel="Rank r, each rate tuned", ylabel=f"Test loss,\n{LOSS}")
+    plain_ticks(losses, scaling.RANKS)
+    losses.set_xlim(13, 460)
+    rows = [as_row("r = 256, fixed rate", quantity("scaling.fixed_rate_difference", store), (), "full", "s")]
+    rows += [
+        difference_row(f"r = {r}, tuned", comparison, f"stabilised{r}", f"standard{r}", store, tone="qlora", marker="D")
+        for r in scaling.RANKS
+    ]
+    label = "r = 256, against\nη_B = 16 η_A"
+    twin = difference_row(label, comparison, "stabilised256", "plus256", store, tone="accent")
+    draw_margin(differences, -scaling.MARGIN, scaling.MARGIN)
+    differences.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)")
+    differences.xaxis.set_major_locator(MaxNLocator(6))
+    question(figure, "Does α/√r help, and is it more than a rate?")
+    label_points(losses, ends, column=0.87)
+    return figure
+
+
+def update_sizes(store: Store) -> Figure:
+    """How large is the update at each rank? Change of the outputs under both scalings at one rate, log against log."""
+    figure, axes = canvas(height=3.9)
+    ends: Points = {}
+    for name, (label, tone, marker, line) in SCALING_LOOKS.items():
+        found = [quantity(f"scaling_size.{name}_r{r}_change", store) for r in scaling.SIZE_RANKS]
+        rows = [as_row("", one, (), tone, marker) for one in found]
+        draw_series(axes, scaling.SIZE_RANKS, rows, line=line)
+        power = quantity(f"scaling_size.{name}_exponent", store).value
+        ends[f"{label}: r^{power:+.2f}".replace("-", "−")] = (scaling.SIZE_RANKS[-1], rows[-1].value, tone)
+    axes.set(xscale="log", yscale="log", xlabel="Rank r, one rate for all", ylabel="RMS(γBAx) / RMS(Wx), %")
+    plain_ticks(axes, scaling.SIZE_RANKS)
+    axes.set_xlim(3.3, 1500)
+    question(figure, "How large is the update at each rank?")
+    label_points(axes, ends, column=0.76)
+    return figure
+
+
+WORST = 0.3  # nats above the best of the map where its fill fades to paper
+FULL_FILL = 0.5  # how much of the blue is in the fill of the best point: ink stays readable on it
+
+
+def rate_map(store: Store) -> Figure:
+    """Does B need a higher rate than A? Validation loss on the map of both rates; diagonals have one ratio."""
+    comparison = two_rates.COMPARISON
+    points = {
+        (rate, rate * ratio): loss
+        for name, ratio in two_rates.RATIOS.items()
+        for rate, loss in comparison.sweep(comparison.arm(name), store).items()
+        if math.isfinite(loss)
+    }
+    best = min(points, key=lambda point: points[point])
+    figure, axes = canvas(height=5.6)
+    fill = LinearSegmentedColormap.from_list("loss", [shade("lora", FULL_FILL), colour("paper")])
+    x, y = np.array(list(points)).T
+    axes.scatter(x, y, s=560, marker="s", c=list(points.values()), cmap=fill, vmin=points[best],
+                 vmax=points[best] + WORST, edgecolors=colour("rule"))  # fmt: skip
+    for (a, b), loss in points.items():
+        weight = "bold" if (a, b) == best else "normal"
+        axes.text(a, b, f"{loss:.2f}", ha="center", va="center", fontsize=SMALL, fontweight=weight)
+    axes.set(xscale="log", yscale="log", xlabel="Learning rate of A", ylabel="Learning rate of B")
+    low, high = x.min() / 2.4, x.max() * 2.4
+    for ratio in two_rates.RATIOS.values():
+        axes.plot([low, high], [low * ratio, high * ratio], color=colour("rule"), linewidth=1, zorder=0)
+        axes.annotate(f"{ratio:g} ×", (high, high * ratio), xytext=(3, 0), textcoords="offset points", va="center",
+                      color=colour("muted"), fontsize=SMALL, annotation_clip=False)  # fmt: skip
+    axes.set_xlim(low, high)
+    axes.set_ylim(y.min() / 3, y.max() * 3)
+    axes.grid(visible=False)
+    question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
+    return figure
+
+
+def variant_effects(store: Store) -> Figure:
+    """Do the variants do what each claims? Steps to plain LoRA's training loss, and test loss, both against LoRA."""
+    comparison = variants.COMPARISON
+    figure, (steps, losses) = canvas(1, 2, height=4.8, sharey=True)
+    labels = {arm.name: arm.label for arm in comparison.arms[1:]}
+    speed = {name: variants.CLAIMS.get(name) == "speed" for name in labels}
+    claimed = {name: name in variants.CLAIMS and not speed[name] for name in labels}
+
+    draw_margin(steps, 1 - variants.SPEED_MARGIN, 1 + variants.SPEED_MARGIN)
+    steps.axvline(1, color=colour("muted"), linewidth=1.2)
+    rows = [
+        as_row(label, quantity(f"lora_plus.{name}_steps", store), (), "lora" if speed[name] else "muted")
+        for name, label in labels.items()
+    ]
+    draw_rows(steps, rows, "Steps / LoRA's\n(blue: its claim)")
+    draw_margin(losses, -variants.MARGIN, variants.MARGIN)
+    losses.axvline(0, color=colour("muted"), linewidth=1.2)
+    rows = [
+        difference_row(label, comparison, name, "lora", store, tone="lora" if claimed[name] else "muted")
+        for name, label in labels.items()
+    ]
+    draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}")
+    for axes in (steps, losses):
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    question(figure, "Do LoRA's variants do what each claims?")
+    return figure
