@@ -128,10 +128,11 @@ def test_status_and_claims_read_the_shipped_records(capsys):
 def test_a_reader_that_leaves_early_gets_no_traceback():
     """`peftbook claims | head -1` must not end in a broken pipe's traceback."""
     command = [sys.executable, "-m", "peftbook.cli", "status"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert (process.wait(), process.stderr.read()) == (141, "")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, "")
 
 
 def test_help_starts_fast_without_heavy_imports():

@@ -49,6 +49,7 @@ __all__ = [
     "benchmark_scores",
     "codebook_absolute_errors",
     "codebook_errors",
+    "decimals",
     "difference_row",
     "double_quantisation",
     "draw_margin",

@@ -10,6 +10,7 @@ from peftbook.figures.evidence import (
     SMALL,
     Points,
     as_row,
+    decimals,
     draw_margin,
     draw_rows,
     draw_series,
@@ -74,6 +75,7 @@ def stored_bits(store: Store) -> Figure:
     axes.plot(span, capacity.RULE_BITS * span, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     ends[f"{capacity.RULE_BITS} bits a parameter"] = (span[1], capacity.RULE_BITS * span[1], "muted")
     axes.set(xscale="log", yscale="log", xlabel="Trained parameters", ylabel="Bits stored")
+    decimals(axes.yaxis, (1, 2, 5))
     plain_ticks(axes, sorted({one.parameters for one in capacity.SERIES["ample"]}))
     axes.set_xlim(span[0] * 0.8, span[1] * 9)
     question(figure, "How many bits does an adapter hold?")
@@ -109,6 +111,11 @@ def adapters_served(store: Store) -> Figure:
     return figure
 
 
+# Parts of a case's name as they are written.
+WORDS = {"lora": "LoRA", "qlora": "QLoRA", "fa": "FA", "qv": "q, v", "7b": "7B", "single": "(single)"}
+WORDS |= {"prompt": "Prompt", "checkpointed": "ckpt."}
+
+
 def memory_errors(store: Store) -> Figure:
     """Does the byte model hold? Predicted over measured peak of every case, for torch's tensors and the process."""
     figure, axes = canvas(height=7.6)
@@ -117,10 +124,11 @@ def memory_errors(store: Store) -> Figure:
     rows = []
     for at, name in enumerate(memory.CASES):
         tensors, process = (quantity(f"memory.{name}_{peak}_error", store) for peak in ("tensor_peak", "process_peak"))
-        rows.append(as_row(name.replace("_", " ").replace("7b", "7B"), tensors, (), "lora"))
+        label = " ".join(WORDS.get(word, word) for word in name.split("_"))
+        rows.append(as_row(label, tensors, (), "lora"))
         axes.plot(process.value, at + 0.28, marker="D", linestyle="none", color=colour("qlora"), markersize=5,
                   label="process" if at == 0 else None)  # fmt: skip
-    draw_rows(axes, rows, "Predicted − measured, % of the measured peak (band: margin)")
+    draw_rows(axes, rows, "Predicted − measured, % of the\nmeasured peak (band: margin)")
     axes.plot([], [], marker="o", linestyle="none", color=colour("lora"), label="torch's tensors")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="y", labelsize=SMALL)

@@ -91,7 +91,7 @@ def update_sizes(store: Store) -> Figure:
         rows = [as_row("", one, (), tone, marker) for one in found]
         draw_series(axes, scaling.SIZE_RANKS, rows, line=line)
         power = quantity(f"scaling_size.{name}_exponent", store).value
-        ends[f"{label}: r^{power:+.2f}".replace("-", "−")] = (scaling.SIZE_RANKS[-1], rows[-1].value, tone)
+        ends[f"{label}: $r^{{{power:+.2f}}}$"] = (scaling.SIZE_RANKS[-1], rows[-1].value, tone)
     axes.set(xscale="log", yscale="log", xlabel="Rank r, one rate for all", ylabel="RMS(γBAx) / RMS(Wx), %")
     plain_ticks(axes, scaling.SIZE_RANKS)
     axes.set_xlim(3.3, 1500)
@@ -123,13 +123,15 @@ def rate_map(store: Store) -> Figure:
         weight = "bold" if (a, b) == best else "normal"
         axes.text(a, b, f"{loss:.2f}", ha="center", va="center", fontsize=SMALL, fontweight=weight)
     axes.set(xscale="log", yscale="log", xlabel="Learning rate of A", ylabel="Learning rate of B")
-    low, high = x.min() / 2.4, x.max() * 2.4
+    low, high, top = x.min() / 2.4, x.max() * 2.4, y.max() * 3
     for ratio in two_rates.RATIOS.values():
         axes.plot([low, high], [low * ratio, high * ratio], color=colour("rule"), linewidth=1, zorder=0)
-        axes.annotate(f"{ratio:g} ×", (high, high * ratio), xytext=(3, 0), textcoords="offset points", va="center",
-                      color=colour("muted"), fontsize=SMALL, annotation_clip=False)  # fmt: skip
+        above = top / ratio <= high  # where the line leaves the axes
+        end, offset = ((top / ratio, top), (0, 2)) if above else ((high, high * ratio), (3, 0))
+        axes.annotate(f"{ratio:g} ×", end, xytext=offset, textcoords="offset points", ha="center" if above else "left",
+                      va="bottom" if above else "center", color=colour("muted"), fontsize=SMALL)  # fmt: skip
     axes.set_xlim(low, high)
-    axes.set_ylim(y.min() / 3, y.max() * 3)
+    axes.set_ylim(y.min() / 3, top)
     axes.grid(visible=False)
     question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
     return figure

@@ -237,8 +237,8 @@ STUDIES = {
         "95 % interval); only where data are left over and no best rate is an end of its grid.",
         does_not_show="The two bits a parameter of Allen-Zhu and Li, which are for whole language models after 1,000 "
         "exposures: here a random Llama of width 64 is frozen, only LoRA on q and v is trained, with 100 exposures "
-        "(1,000 at the two smallest ranks, as a row beside), three rates and one batch size. That storage ends with the "
-        "data is arithmetic, shown by the scarce series and not put to the test.",
+        "(1,000 at the two smallest ranks, as a row beside), three rates and one batch size. That storage ends with "
+        "the data is arithmetic, shown by the scarce series and not put to the test.",
         chapter="book/lora",
         runs=runs,
         quantities=quantities,
