@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from peftbook import specs
@@ -45,8 +45,11 @@ def quantities(store: Store | None = None) -> dict[str, Quantity]:
 
 
 def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
-    """The quantities of one study; computed once for each set of records (a record, once written, never changes)."""
-    return _quantities(name, *_state(store))
+    """The quantities of one study; computed once for each set of records (a record, once written, never changes).
+
+    Studies of one module may share them.
+    """
+    return _quantities(get_study(name).quantities, *_state(store))
 
 
 def study_verdict(name: str, store: Store) -> Verdict:
@@ -61,8 +64,10 @@ def _state(store: Store) -> tuple:
 
 
 @functools.lru_cache(maxsize=256)
-def _quantities(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Mapping[str, Quantity]:
-    return get_study(name).quantities(Store(*folders, platform=platform, machine=machine))
+def _quantities(
+    compute: Callable[[Store], Mapping[str, Quantity]], folders: tuple, platform: str, machine: str, names: tuple
+) -> Mapping[str, Quantity]:
+    return compute(Store(*folders, platform=platform, machine=machine))
 
 
 @functools.lru_cache(maxsize=256)
