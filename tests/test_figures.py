@@ -145,9 +145,14 @@ def invented_subspaces(probe: specs.Probe, rng: np.random.Generator, modules: in
     return {
         "measurements": {"modules": modules, "null_pooled_95": 0.0026, "mean_inverse_width": 1 / 576},
         "curve": {f"{name}_map": values.flatten().tolist() for name, values in maps.items()},
-        "per_example": {f"{name}_first": (values[0, 0] + rng.normal(0, 0.01, modules)).tolist()
-                        for name, values in maps.items()},
-    }  # fmt: skip
+        "per_example": {
+            **{
+                f"{name}_first": (values[0, 0] + rng.normal(0, 0.01, modules)).tolist() for name, values in maps.items()
+            },
+            **{f"{name}_first": [0.7] * modules for name in subspace.LEFT},
+            **{name: [0.3] * modules for name in subspace.IN_START},
+        },
+    }
 
 
 def invented_latency(probe: specs.Probe, rng: np.random.Generator) -> dict:

@@ -123,8 +123,24 @@ def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):
     assert max(found.per_example["start_first"]) < 0.9
     assert found.metrics_info["map_shape"] == [2, 3]
     assert len(found.curve["small_large_map"]) == 6
+    assert np.allclose(found.per_example["large_large_left_first"], 1, atol=1e-4)
+    for size in ("small", "large"):  # a first step leaves A nearly where it was
+        assert all(0.9 < share < 1 + 1e-6 for share in found.per_example[f"{size}_in_start"])
     assert found.measurements["mean_inverse_width"] == 1 / tiny_llama().config.hidden_size
     assert 0 < found.measurements["null_pooled_95"] <= found.measurements["null_largest_95"] < 1
+
+
+def test_the_directions_of_an_update_are_the_singular_vectors_of_ba():
+    """Against the decomposition of the whole product: σ_k u_k v_kᵀ summed over k is BA."""
+    model = apply_method(tiny_llama(), specs.LoRA(rank=4, alpha=8), seed=0)
+    randomize_adapters(model)
+    found = weights.updates(SimpleNamespace(model=model))
+    assert found
+    for name, part in model.named_modules():
+        if name in found:
+            product = part.lora_B["default"].weight.double() @ part.lora_A["default"].weight.double()
+            values = torch.linalg.svdvals(product)[:4]
+            assert torch.allclose(found[name].left * values @ found[name].right.T, product, atol=1e-8)
 
 
 @pytest.mark.parametrize("scaling", ["standard", "rank_stabilized"])

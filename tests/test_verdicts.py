@@ -53,7 +53,9 @@ def subspace_record(first: float, later: float, noise: float = 0.0, width: int =
         return {
             "measurements": {"modules": 30, "null_pooled_95": 0.003, "mean_inverse_width": 1 / width},
             "curve": {f"{name}_map": overlap_map(squares) for name in subspace.PAIRS},
-            "per_example": {f"{name}_first": modules for name in subspace.PAIRS},
+            "per_example": dict.fromkeys(
+                (*(f"{name}_first" for name in (*subspace.PAIRS, *subspace.LEFT)), *subspace.IN_START), modules
+            ),
         }
 
     return made

@@ -5,6 +5,10 @@ The overlap of the first directions, pooled over all modules, is held against 0.
 for a direction that is shared; the overlap of directions 2 to 8 of both updates, without the first, is held against
 what random spaces have. The first rule counted any overlap above chance as shared and did not test the later
 directions; it was changed before there was a record.
+
+Beside the verdict: the directions of the outputs (left singular vectors), and how much of the first direction lies in
+the rows that A happened to start with. Both were added when the first overlaps had been seen, to tell whether the task
+or the start chooses the direction; no rule was changed.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ TARGETS = ("q_proj", "v_proj")
 SHARED, MARGIN = 0.5, 0.1  # of φ(1, 1): the paper's bound for a shared direction, and how far below it refutes
 CHANCE = 0.1  # how far above that of random spaces the overlap of directions that are not shared may be
 PAIRS = ("small_large", "large_large", "start")
+LEFT = ("small_large_left", "large_large_left")  # of the outputs' directions, shown beside those of the inputs
+IN_START = ("small_in_start", "large_in_start")
 
 
 def probes() -> list[specs.Probe]:
@@ -56,12 +62,12 @@ def records(store: Store) -> list[Record]:
     return found if len(found) == len(TRIPLES) else []
 
 
-def pooled(store: Store, name: str) -> metrics.Interval | None:
-    """φ(1, 1) over triples and modules."""
+def pooled(store: Store, column: str) -> metrics.Interval | None:
+    """A column of the records, one value a module, over triples and modules; `…_first` is φ(1, 1)."""
     found = records(store)
     if not found:
         return None
-    return metrics.mean_interval([[float(v) for v in one.per_example[f"{name}_first"]] for one in found])
+    return metrics.mean_interval([[float(v) for v in one.per_example[column]] for one in found])
 
 
 def later_overlap(record: Record, name: str) -> float:
@@ -95,15 +101,18 @@ def band(store: Store) -> float:
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
-    """Pooled φ(1, 1), and overlap of the later directions, between ranks, between seeds and at the start; the band."""
+    """Pooled φ(1, 1) and overlap of the later directions, between ranks, between seeds and at the start; the band; φ(1, 1)
+    of the outputs' directions, and how much of the first direction lies in the rows that A started with.
+    """
     out: dict[str, Quantity] = {}
     found = records(store)
     keys = tuple(one.key for one in found)
     for name in PAIRS:
-        if (interval := pooled(store, name)) is not None:
-            out[f"{name}_first"] = as_quantity(interval, "", keys, len(TRIPLES))
         if (excess := later_excess(store, name)) is not None:
             out[f"{name}_later_excess"] = as_quantity(excess, "", keys, len(TRIPLES))
+    for column in (*(f"{name}_first" for name in (*PAIRS, *LEFT)), *IN_START):
+        if (interval := pooled(store, column)) is not None:
+            out[column] = as_quantity(interval, "", keys, len(TRIPLES))
     if found:
         out["random_later"] = Quantity(random_later(found[0]), "", keys, digits=4)
         out["random_band"] = Quantity(band(store), "", keys, seeds=len(TRIPLES), digits=4)
@@ -113,7 +122,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def verdict(store: Store) -> Verdict:
     """Is the first direction shared by the paper's measure, and are the later ones no more alike than random ones?"""
-    first, later = pooled(store, "small_large"), later_excess(store, "small_large")
+    first, later = pooled(store, "small_large_first"), later_excess(store, "small_large")
     if first is None or later is None:
         return Verdict("not yet run", "The three triples are not all there.")
     parts = {
@@ -121,7 +130,7 @@ def verdict(store: Store) -> Verdict:
         metrics.judge(later, 0.0, (-math.inf, CHANCE)),  # the claim holds the margin already
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
-    others = {name: found.mean for name in PAIRS[1:] if (found := pooled(store, name)) is not None}
+    others = {name: found.mean for name in PAIRS[1:] if (found := pooled(store, f"{name}_first")) is not None}
     sentence = (
         f"The pooled overlap of the first directions of ranks {RANKS[0]} and {RANKS[1]} is {first.mean:.3f} (95 % "
         f"interval {first.low:.3f} to {first.high:.3f}; claim above {SHARED}, margin {MARGIN}), of two seeds at rank "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,11 +29,15 @@ SCALES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 def subspaces(probe: specs.Probe) -> Findings:
-    """Overlap of the input subspaces of three independently trained LoRA updates, ranks r, R and R.
+    """Overlap of the subspaces of three independently trained LoRA updates, ranks r, R and R.
 
     φ(i, j) = ‖V_i^T V'_j‖²_F / min(i, j), where V_i holds the first i right singular vectors of the update BA: 1 if
     the smaller space lies in the larger, max(i, j) / d_in on average for random spaces. The pooled value is the mean
-    over all adapted modules. The null band is the 95 % point of the pooled φ(1, 1) of random unit vectors.
+    over all adapted modules. The null band is the 95 % point of the pooled φ(1, 1) of random unit vectors. `…_left` is
+    the same for left singular vectors, directions of the outputs.
+
+    `…_in_start`: ‖V₀^T v₁‖², how much of the first right singular vector lies in the rows that A had before training;
+    r / d_in on average for a random one, 1 where A has not moved.
 
     The probe's runs have different seeds: with equal ones a hand-made A of rank R may repeat that of rank r.
     Source: Hu et al. 2021, arXiv:2106.09685, section 7.2 and appendix G, where d is ‖·‖ so that φ = 1 − d²/p.
@@ -42,24 +46,36 @@ def subspaces(probe: specs.Probe) -> Findings:
     names = sorted(small)
     starts = [updates(prepare(run), start=True) for run in probe.runs[:2]]
     rank, most = (run.method.rank for run in probe.runs[:2])
+    pairs = {"small_large": (small, large), "large_large": (large, other), "start": starts}
     maps = {
-        "small_large": torch.stack([overlap(small[n], large[n], rank, most) for n in names]),
-        "large_large": torch.stack([overlap(large[n], other[n], rank, most) for n in names]),
-        "start": torch.stack([overlap(starts[0][n], starts[1][n], rank, most) for n in names]),
+        name: torch.stack([overlap(one[n].right, two[n].right, rank, most) for n in names])
+        for name, (one, two) in pairs.items()
+    }
+    maps |= {
+        f"{name}_left": torch.stack(
+            [overlap(pairs[name][0][n].left, pairs[name][1][n].left, rank, most) for n in names]
+        )
+        for name in ("small_large", "large_large")
+    }
+    inside = {
+        f"{name}_in_start": torch.stack([(start[n].right.T @ one[n].right[:, 0]).square().sum() for n in names])
+        for name, one, start in (("small", small, starts[0]), ("large", large, starts[1]))
     }
     generator = torch.Generator().manual_seed(probe.seed)
-    null = torch.stack([random_overlap(len(small[n]), NULL_DRAWS, generator) for n in names])  # (modules, draws)
-    widths = [len(small[name]) for name in names]
+    widths = [len(small[name].right) for name in names]
+    null = torch.stack([random_overlap(width, NULL_DRAWS, generator) for width in widths])  # (modules, draws)
     return Findings(
         measurements={
             "modules": len(names),
             "null_pooled_95": float(torch.quantile(null.mean(dim=0), 0.95)),
             "null_largest_95": float(torch.quantile(null.amax(dim=0), 0.95)),
             "mean_inverse_width": math.fsum(1 / width for width in widths) / len(widths),
+            "mean_inverse_output_width": math.fsum(1 / len(small[name].left) for name in names) / len(names),
         },
         curve={f"{name}_map": rounded(values.mean(dim=0).flatten()) for name, values in maps.items()},
         per_example={
             **{f"{name}_first": rounded(values[:, 0, 0]) for name, values in maps.items()},
+            **{name: rounded(values) for name, values in inside.items()},
             "module": names,
         },
         metrics_info={"map_shape": [rank, most], "null_draws": NULL_DRAWS},
@@ -73,15 +89,23 @@ def prepare_and_train(run: specs.Run) -> Trainee:
     return trainee
 
 
-def updates(trainee: Trainee, *, start: bool = False) -> dict[str, torch.Tensor]:
-    """Module → right singular vectors (d_in, r) of BA; with `start` those of A, since B is still zero."""
+class Directions(NamedTuple):
+    """Singular vectors of an update BA as columns, largest singular value first. right: (d_in, r). left: (d_out, r)."""
+
+    right: torch.Tensor
+    left: torch.Tensor
+
+
+def updates(trainee: Trainee, *, start: bool = False) -> dict[str, Directions]:
+    """Module → singular vectors of BA; with `start` the right ones are those of A, since B is still zero."""
     out = {}
     for name, part in trainee.model.named_modules():
         if hasattr(part, "lora_A") and "default" in part.lora_A:
             a = part.lora_A["default"].weight.detach().double()  # (r, d_in)
             b = part.lora_B["default"].weight.detach().double()  # (d_out, r)
-            inner = a if start else torch.linalg.qr(b).R @ a  # same right singular vectors as BA
-            out[name] = torch.linalg.svd(inner, full_matrices=False).Vh.T
+            q, r = torch.linalg.qr(b)
+            found = torch.linalg.svd(a if start else r @ a, full_matrices=False)  # BA = Q (RA)
+            out[name] = Directions(found.Vh.T, b if start else q @ found.U)
     if not out:
         raise InputError("A subspace probe needs LoRA runs: give three of them.")
     return out
