@@ -101,8 +101,9 @@ def band(store: Store) -> float:
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
-    """Pooled φ(1, 1) and overlap of the later directions, between ranks, between seeds and at the start; the band; φ(1, 1)
-    of the outputs' directions, and how much of the first direction lies in the rows that A started with.
+    """Pooled φ(1, 1) and overlap of the later directions, between ranks, between seeds and at the start; their band.
+
+    φ(1, 1) of the outputs' directions, and how much of the first direction lies in the rows that A started with.
     """
     out: dict[str, Quantity] = {}
     found = records(store)
