@@ -826,9 +826,10 @@ def subspace_overlap(store: Store) -> Figure:
     """Do ranks and seeds find the same directions? Overlap of leading directions beyond that of random ones.
 
     The maps show φ(i, j) − max(i, j) / d, whose second term is the mean for random directions in d dimensions; the rows
-    φ(1, 1) and the overlap of directions 2 to 8 beyond that of random ones.
+    φ(1, 1) of the inputs' directions, the overlap of directions 2 to 8 beyond that of random ones, and φ(1, 1) of the
+    outputs' directions.
     """
-    figure, panels = mosaic([["small_large", "large_large"], ["rows", "rows"]], height=6.2, height_ratios=(1, 1.15))
+    figure, panels = mosaic([["small_large", "large_large"], ["rows", "rows"]], height=6.8, height_ratios=(1, 1.5))
     fill = LinearSegmentedColormap.from_list("overlap", [colour("paper"), shade("lora", FULL_OVERLAP)])
     found = subspace.records(store)
     for name, title in (("small_large", "r = 8 and r = 64"), ("large_large", "two of r = 64")):
@@ -852,6 +853,9 @@ def subspace_overlap(store: Store) -> Figure:
             words = "1st" if part == "first" else f"2nd to {subspace.RANKS[0]}th"
             value = quantity(f"subspace.{name}_{part}", store)
             rows.append(as_row(f"{words}, {label}", value, overlap_seeds(found, name, part), tone, marker))
+    for name, label in (("small_large_left", "r = 8, 64"), ("large_large_left", "r = 64, 64")):
+        value = quantity(f"subspace.{name}_first", store)
+        rows.append(as_row(f"1st of outputs, {label}", value, overlap_seeds(found, name, "first"), "qlora", "s"))
     for limit in (subspace.SHARED, subspace.CHANCE):
         panels["rows"].axvline(limit, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     draw_rows(panels["rows"], rows, f"Overlap (claim: 1st above {subspace.SHARED:g}, later below {subspace.CHANCE:g})")

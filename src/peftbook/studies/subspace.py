@@ -153,7 +153,8 @@ STUDIES = {
         refuted_if=f"the pooled φ(1, 1) of ranks 8 and 64 is below {SHARED - MARGIN:g}, or directions 2 to 8 overlap "
         f"by more than {CHANCE} beyond random spaces (the whole 95 % interval).",
         does_not_show="Shared directions may come from the data's strongest signal rather than from a low-rank task; a "
-        "short training of q and v on one task. The later directions' interval is over three triples alone: the "
+        "short training of q and v on one task, after which much of an update still lies in the rows that A started "
+        "with. The later directions' interval is over three triples alone: the "
         "record keeps the mean of their maps over modules.",
         chapter="book/lora",
         runs=lambda store: probes(),
