@@ -215,8 +215,8 @@ STUDIES = {
         refuted_if=f"on NF4 requantising loses less than {MARGIN_MERGED:.0%} of the adapter's gain (the whole 95 % "
         "interval).",
         does_not_show=LIMITS + " Rounding to nearest; a quantiser that looks at data may lose less. Losses in float32 "
-        "arithmetic, so that only the weights differ. Whether an update survives depends on its size against the steps of "
-        "the grid, and the model that decides was trained at a high rate: SmolLM2's row shows the other case.",
+        "arithmetic, so that only the weights differ. Whether an update survives depends on its size against the steps "
+        "of the grid, and the model that decides was trained at a high rate: SmolLM2's row shows the other case.",
         chapter="book/qlora",
         runs=merged_runs,
         quantities=merged_quantities,
