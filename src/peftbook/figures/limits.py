@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from peftbook.figures.evidence import (
     SMALL,
@@ -130,7 +129,6 @@ def memory_errors(store: Store) -> Figure:
                   label="process" if at == 0 else None)  # fmt: skip
     draw_rows(axes, rows, "Predicted − measured, % of the\nmeasured peak (band: margin)")
     axes.plot([], [], marker="o", linestyle="none", color=colour("lora"), label="torch's tensors")
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="y", labelsize=SMALL)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, handletextpad=0.2)

@@ -144,7 +144,6 @@ def variant_effects(store: Store) -> Figure:
     labels = {arm.name: arm.label for arm in comparison.arms[1:]}
     speed = {name: variants.CLAIMS.get(name) == "speed" for name in labels}
     claimed = {name: name in variants.CLAIMS and not speed[name] for name in labels}
-
     draw_margin(steps, 1 - variants.SPEED_MARGIN, 1 + variants.SPEED_MARGIN)
     steps.axvline(1, color=colour("muted"), linewidth=1.2)
     rows = [
