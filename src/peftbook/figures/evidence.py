@@ -53,6 +53,7 @@ __all__ = [
     "difference_row",
     "double_quantisation",
     "draw_margin",
+    "draw_quantities",
     "draw_rows",
     "draw_series",
     "examples_needed",
@@ -181,6 +182,16 @@ def draw_series(axes: Axes, xs: Sequence[float], rows: Sequence[Row], *, line: A
             axes.plot([at, at], [row.low, row.high], color=tone, linewidth=2.4, solid_capstyle="butt")
         axes.plot([at] * len(row.seeds), row.seeds, "_", color=tone, markersize=8, mew=1.4)
         axes.plot(at, row.value, **mark(row.tone, row.marker))
+
+
+def draw_quantities(
+    axes: Axes, xs: Sequence[float], names: Sequence[str], store: Store, *, tone: str, marker: str, line: Any = "-",
+    shift: float = 1.0,
+) -> tuple[float, float, str]:  # fmt: skip
+    """Quantities by name as a series against a logarithmic x. Returns its last point and tone, for `label_points`."""
+    rows = [as_row("", quantity(name, store), (), tone, marker) for name in names]
+    draw_series(axes, xs, rows, line=line, shift=shift)
+    return xs[-1] * shift, rows[-1].value, tone
 
 
 def spread(values: Sequence[float], gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:

@@ -11,8 +11,8 @@ from peftbook.figures.evidence import (
     as_row,
     decimals,
     draw_margin,
+    draw_quantities,
     draw_rows,
-    draw_series,
     label_points,
     note,
     plain_ticks,
@@ -37,10 +37,10 @@ def accuracy_by_depth(store: Store) -> Figure:
     figure, axes = canvas(height=4.4)
     ends: Points = {}
     for arm, (label, tone, marker, line, shift) in looks.items():
-        found = [quantity(f"expressiveness.depth{depth}_{arm}_accuracy", store) for depth in expressiveness.DEPTHS]
-        rows = [as_row("", one, (), tone, marker) for one in found]
-        draw_series(axes, expressiveness.DEPTHS, rows, line=line, shift=shift)
-        ends[label] = (expressiveness.DEPTHS[-1] * shift, rows[-1].value, tone)
+        names = [f"expressiveness.depth{depth}_{arm}_accuracy" for depth in expressiveness.DEPTHS]
+        ends[label] = draw_quantities(
+            axes, expressiveness.DEPTHS, names, store, tone=tone, marker=marker, line=line, shift=shift
+        )
     axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     note(axes, "counts as solved", 0.01, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="left",
          va="bottom")  # fmt: skip
@@ -65,11 +65,10 @@ def stored_bits(store: Store) -> Figure:
     ends: Points = {}
     sizes: list[int] = []
     for series, (label, tone, marker, line) in looks.items():
-        adapters = capacity.SERIES[series]
-        rows = [as_row("", quantity(f"capacity.{one.name}_bits", store), (), tone, marker) for one in adapters]
-        draw_series(axes, [one.parameters for one in adapters], rows, line=line)
-        ends[label] = (adapters[-1].parameters, rows[-1].value, tone)
-        sizes += [one.parameters for one in adapters]
+        xs = [one.parameters for one in capacity.SERIES[series]]
+        names = [f"capacity.{one.name}_bits" for one in capacity.SERIES[series]]
+        ends[label] = draw_quantities(axes, xs, names, store, tone=tone, marker=marker, line=line)
+        sizes += xs
     span = np.array([min(sizes), max(sizes)])
     axes.plot(span, capacity.RULE_BITS * span, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     ends[f"{capacity.RULE_BITS} bits a parameter"] = (span[1], capacity.RULE_BITS * span[1], "muted")
@@ -93,10 +92,8 @@ def adapters_served(store: Store) -> Figure:
     figure, axes = canvas(height=4.4)
     ends: Points = {}
     for name, (label, tone, marker, line) in looks.items():
-        found = [quantity(f"serving.{name}_{count}_tokens_per_second", store) for count in serving.COUNTS]
-        rows = [as_row("", one, (), tone, marker) for one in found]
-        draw_series(axes, serving.COUNTS, rows, line=line)
-        ends[label] = (serving.COUNTS[-1], rows[-1].value, tone)
+        names = [f"serving.{name}_{count}_tokens_per_second" for count in serving.COUNTS]
+        ends[label] = draw_quantities(axes, serving.COUNTS, names, store, tone=tone, marker=marker, line=line)
     axes.set_xscale("log", base=2)
     plain_ticks(axes, serving.COUNTS)
     axes.set(

@@ -17,6 +17,7 @@ from peftbook.figures.evidence import (
     as_row,
     difference_row,
     draw_margin,
+    draw_quantities,
     draw_rows,
     draw_series,
     label_points,
@@ -87,11 +88,11 @@ def update_sizes(store: Store) -> Figure:
     figure, axes = canvas(height=3.9)
     ends: Points = {}
     for name, (label, tone, marker, line) in SCALING_LOOKS.items():
-        found = [quantity(f"scaling_size.{name}_r{r}_change", store) for r in scaling.SIZE_RANKS]
-        rows = [as_row("", one, (), tone, marker) for one in found]
-        draw_series(axes, scaling.SIZE_RANKS, rows, line=line)
+        names = [f"scaling_size.{name}_r{r}_change" for r in scaling.SIZE_RANKS]
         power = quantity(f"scaling_size.{name}_exponent", store).value
-        ends[f"{label}: $r^{{{power:+.2f}}}$"] = (scaling.SIZE_RANKS[-1], rows[-1].value, tone)
+        ends[f"{label}: $r^{{{power:+.2f}}}$"] = draw_quantities(
+            axes, scaling.SIZE_RANKS, names, store, tone=tone, marker=marker, line=line
+        )
     axes.set(xscale="log", yscale="log", xlabel="Rank r, one rate for all", ylabel="RMS(γBAx) / RMS(Wx), %")
     plain_ticks(axes, scaling.SIZE_RANKS)
     axes.set_xlim(3.3, 1500)
