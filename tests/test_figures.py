@@ -16,7 +16,7 @@ from matplotlib.text import Text
 
 from peftbook import figures, metrics, specs
 from peftbook.errors import InputError
-from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, prompt, quantisation, style
+from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, parts, prompt, quantisation, style
 from peftbook.records import Record, Store
 from peftbook.results import study_quantities
 from peftbook.studies import benchmark, codebooks, forgetting, get_study, learning_rate, memory, merging, subspace
@@ -405,12 +405,12 @@ def test_a_figure_of_a_study_names_what_it_lacks(name: str, tmp_path: Path):
 def test_labels_are_moved_apart_and_keep_their_order(seed: int):
     """Direct labels must not touch, nor change places; those that stand well apart stay where they are."""
     values = np.random.default_rng(seed).uniform(0, 60, 8)
-    moved = evidence.spread(values, 10)
+    moved = parts.spread(values, 10)
     assert (np.argsort(moved) == np.argsort(values)).all()
     assert np.diff(np.sort(moved)).min() >= 10 - 1e-9
     assert moved.mean() == pytest.approx(values.mean())
-    assert evidence.spread(values, 1e-9) == pytest.approx(values)
-    held = evidence.spread(values, 10, 5, 90)
+    assert parts.spread(values, 1e-9) == pytest.approx(values)
+    held = parts.spread(values, 10, 5, 90)
     assert held.min() >= 5 and held.max() <= 90 and np.diff(np.sort(held)).min() >= 10 - 1e-9
 
 
@@ -431,7 +431,7 @@ def test_single_seeds_average_to_the_mean_drawn(store: Store):
         seeds = methods.per_seed(comparison.finals(arm.name, store), "loss")
         assert np.mean(seeds) == pytest.approx(found[f"{arm.name}_loss"].value)
     for first, second in benchmark.PAIRS:
-        seeds = evidence.seed_differences(comparison, first, second, store)
+        seeds = parts.seed_differences(comparison, first, second, store)
         assert np.mean(seeds) == pytest.approx(found[f"{first}_minus_{second}_loss"].value)
 
 
@@ -484,4 +484,4 @@ def test_what_is_drawn_is_what_the_studies_have():
 )
 def test_differences_are_printed_with_sign_and_two_digits(value: float, text: str):
     """A tiny difference must not be printed as zero."""
-    assert evidence.signed(value) == text
+    assert parts.signed(value) == text

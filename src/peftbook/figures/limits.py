@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from peftbook.figures.evidence import (
+from peftbook.figures.parts import (
     SMALL,
     Points,
     as_row,

@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from peftbook.figures.evidence import (
+from peftbook.figures.parts import (
     LOSS,
     SMALL,
     Points,
