@@ -278,4 +278,5 @@ def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost,
     assert recovery.STUDIES["requantised"].verdict(store).outcome == outcome
     found = recovery.STUDIES["requantised"].quantities(store)
     assert found["small_nf4_requantised_lost"].value == pytest.approx(100 * lost)
+    assert found["small_nf4_requantised_lost"].seeds == len(recovery.COMPARISONS["small"].seeds)
     assert found["small_nf4_gain"].value == pytest.approx(2)

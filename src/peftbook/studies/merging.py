@@ -235,7 +235,7 @@ def quality_quantities(store: Store) -> Mapping[str, Quantity]:
 def percent(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
     """A share with its interval in percent."""
     value, low, high = (100 * one for one in (interval.mean, interval.low, interval.high))
-    return Quantity(value, "%", keys, low, high, len(SEEDS), interval.examples, 2)
+    return Quantity(value, "%", keys, low, high, interval.seeds, interval.examples, 2)
 
 
 def quality_verdict(store: Store) -> Verdict:
