@@ -65,6 +65,7 @@ MODULES = {
     "expressiveness_depth": "expressiveness",
     "serving": "serving",
     "capacity": "capacity",
+    "activations": "activations",
     "memory": "memory",
     "memory_process": "memory",
     "lora_fa_memory": "memory",

@@ -1,11 +1,10 @@
 """Does the byte model hold? Predicted and measured bytes of a training step, and what 4 bits cost in time.
 
-Written before the recorded runs, after trial steps at the small shape. Those showed the peak of torch's tensors within
-1 % of the prediction and the peak of the process, at 128 tokens, about 10 % above it; so they are two claims here.
 Models with random weights in two shapes: SmolLM2-135M's and, at 128 tokens, that of Llama-2-7B at its full depth. One
 row, bfloat16 without autocast, fused attention, AdamW; adapters on all linear layers in the dtype that a case names.
+The prediction is `peftbook.memory`'s; nothing of it is fitted to these runs.
 
-tensors: the predicted total against the most that torch's allocator held for tensors.  process: against the peak
+tensors: the predicted peak against the most that torch's allocator held for tensors.  process: against the peak
 memory of the process beyond what it held before the model was built; what libraries take, and blocks that the system's
 allocator keeps, count as the model's error. This is a first slice on a CPU: one batch size, no padding, short texts.
 
@@ -19,213 +18,84 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 from peftbook import metrics, specs
+from peftbook.memory import SHAPES, Configuration, Setup
 from peftbook.records import Record, Store
 from peftbook.specs import Model
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, times
 
-__all__ = [
-    "CASES",
-    "SHAPES",
-    "STUDIES",
-    "Case",
-    "Shape",
-    "activation_elements",
-    "base_bytes",
-    "predicted",
-    "probe",
-    "time_probe",
-]
+__all__ = ["CASES", "STUDIES", "predicted", "probe", "time_probe"]
 
-ALL = specs.LoRA().targets
-BLOCK, OUTER_BLOCK = 64, 256  # weights that share a constant, constants that share one of theirs
-LOGIT_COPIES = 3  # float32, at the start of backward: log-probabilities, their gradient, the gradient of the logits
-BYTES = {"bf16": 2, "fp32": 4}
-RANK, LENGTH = 16, 20
 MARGIN = 0.10  # of the measured peak
 MARGIN_TIME = 0.05  # a share of the time of a step
 MARGIN_FROZEN = 0.05  # a share of the peak
 REPEATS = (0, 1, 2)
 
 # The model is made from the settings and the seed: no weights are loaded.
-SCRATCH = Model(name="random-llama", revision="made from settings and seed")
+SCRATCH = Model(name="random-decoder", revision="made from settings and seed")
 
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a Llama. tied: one matrix is both embedding and head."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    tied: bool
-
-    @property
-    def kv_width(self) -> int:
-        """Width of the keys and of the values."""
-        return self.hidden // self.heads * self.kv_heads
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of a layer's seven matrices."""
-        h, kv, f = self.hidden, self.kv_width, self.ffn
-        return {
-            "q_proj": (h, h), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (h, h),
-            "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h),
-        }  # fmt: skip
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of all decoder matrices."""
-        return self.layers * sum(d_in * d_out for d_in, d_out in self.linears.values())
-
-    @property
-    def other_parameters(self) -> int:
-        """Embedding, head and the gains of the norms."""
-        return (1 if self.tied else 2) * self.vocab * self.hidden + (2 * self.layers + 1) * self.hidden
-
-
-@dataclass(frozen=True)
-class Case:
-    """One training step: what is adapted how, over which base, at how many tokens.
-
-    base: how the decoder matrices are stored, bf16, nf4 (one float32 constant a block) or nf4_double (constants in
-    8 bits); everything else is bfloat16.  method: lora, lora_fa (A is frozen) or prompt.  dtype: of adapter, gradients
-    and moments; float32 for lora_fa.
-    """
-
-    shape: str
-    base: str
-    method: str
-    dtype: str
-    tokens: int
-    checkpointing: bool = False
-    targets: tuple[str, ...] = ALL
-
-
-SHAPES = {
-    "135m": Shape(layers=30, hidden=576, ffn=1536, heads=9, kv_heads=3, vocab=49152, tied=True),
-    "7b": Shape(layers=32, hidden=4096, ffn=11008, heads=32, kv_heads=32, vocab=32000, tied=False),
-}
-BASE_CASES = {
-    "lora": Case("135m", "bf16", "lora", "fp32", 128),  # peft's default: adapters in float32
-    "lora_bf16": Case("135m", "bf16", "lora", "bf16", 128),
-    "lora_fa": Case("135m", "bf16", "lora_fa", "fp32", 128),
-    "lora_qv": Case("135m", "bf16", "lora", "fp32", 128, targets=("q_proj", "v_proj")),
-    "qlora_single": Case("135m", "nf4", "lora", "fp32", 128),
-    "qlora": Case("135m", "nf4_double", "lora", "fp32", 128),
-    "prompt": Case("135m", "bf16", "prompt", "fp32", 128),
+SMALL, LARGE = SHAPES["smollm2-135m"], SHAPES["llama-2-7b"]
+PLAIN = Setup(method="lora", seq=128, device="cpu")  # peft's default: adapters in float32
+NF4 = replace(PLAIN, quantised="nf4", double=False)
+SETUPS = {
+    "lora": PLAIN,
+    "lora_bf16": replace(PLAIN, adapter_dtype="bf16"),
+    "lora_fa": replace(PLAIN, freeze_a=True),
+    "lora_qv": replace(PLAIN, targets=("q_proj", "v_proj")),
+    "qlora_single": NF4,
+    "qlora": replace(NF4, double=True),
+    "prompt": replace(PLAIN, method="prompt"),
 }
 SMALL_CASES = {
-    **{f"{name}_{tokens}": replace(case, tokens=tokens) for tokens in (128, 512) for name, case in BASE_CASES.items()},
+    **{f"{name}_{seq}": replace(setup, seq=seq) for seq in (128, 512) for name, setup in SETUPS.items()},
     **{
-        f"{name}_512_checkpointed": replace(BASE_CASES[name], tokens=512, checkpointing=True)
+        f"{name}_512_checkpointed": replace(SETUPS[name], seq=512, checkpointing=True)
         for name in ("lora", "qlora", "prompt")
     },
-    **{f"lora_{tokens}": replace(BASE_CASES["lora"], tokens=tokens) for tokens in (1024, 2048)},
+    **{f"lora_{seq}": replace(PLAIN, seq=seq) for seq in (1024, 2048)},
 }
 LARGE_CASES = {
-    "qlora_7b": Case("7b", "nf4_double", "lora", "fp32", 128),
-    "qlora_single_7b": Case("7b", "nf4", "lora", "fp32", 128),
-    "qlora_7b_checkpointed": Case("7b", "nf4_double", "lora", "fp32", 128, checkpointing=True),
-    "prompt_7b": Case("7b", "nf4_double", "prompt", "fp32", 128),
-    "lora_7b": Case("7b", "bf16", "lora", "fp32", 128),
+    "qlora_7b": SETUPS["qlora"],
+    "qlora_single_7b": SETUPS["qlora_single"],
+    "qlora_7b_checkpointed": replace(SETUPS["qlora"], checkpointing=True),
+    "prompt_7b": replace(SETUPS["qlora"], method="prompt"),
+    "lora_7b": PLAIN,
 }
-CASES = {**SMALL_CASES, **LARGE_CASES}
+CASES = {name: Configuration(SMALL, setup) for name, setup in SMALL_CASES.items()} | {
+    name: Configuration(LARGE, setup) for name, setup in LARGE_CASES.items()
+}
 
 # name → shape, tokens, trials of a process; the first decides
 TIMED = {
-    "7b_layers": (replace(SHAPES["7b"], layers=4), 128, 8),
-    "135m_128": (SHAPES["135m"], 128, 8),
-    "135m_512": (SHAPES["135m"], 512, 4),
+    "7b_layers": (replace(LARGE, layers=4, sliding=()), 128, 8),
+    "135m_128": (SMALL, 128, 8),
+    "135m_512": (SMALL, 512, 4),
 }
 CONTENDERS = ("lora", "qlora_single", "qlora")
 
 
-def activation_elements(shape: Shape, case: Case) -> int:
-    """Values of 2 bytes that a decoder layer keeps for backward, for each token.
+def predicted(one: Configuration) -> dict[str, float]:
+    """The terms of a step's memory in bytes.
 
-    6h + 2h_kv + 3f wherever a gradient passes through: both norms keep their input in float32 (4h), attention its
-    queries, keys, values and output, the MLP the gate before and after SiLU and the up projection. LoRA also keeps the
-    input of every adapted matrix, and A x: in the base's dtype two matrices with one input share it, and that of
-    o_proj is kept already; with float32 adapters in a bfloat16 model every matrix has a float32 copy of its own.
-    All seven: 8h + 2h_kv + 4f + 7r and 18h + 2h_kv + 5f + 14r. With A frozen (LoRA-FA) only A x is kept, in float32.
-    Counted for transformers' Llama with fused attention.
+    weights, constants (of quantisation), adapter, moments; gradients of what is trained; kept between forward and
+    backward; total: the peak.
     """
-    h, f = shape.hidden, shape.ffn
-    base = 6 * h + 2 * shape.kv_width + 3 * f
-    if case.method == "prompt":
-        return base
-    if case.method == "lora_fa":
-        return base + 2 * RANK * len(case.targets)
-    if case.dtype == "fp32":
-        return base + sum(2 * shape.linears[name][0] + 2 * RANK for name in case.targets)
-    inputs = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
-    shared = {inputs[name] for name in case.targets if name in inputs}
-    return base + len(shared) * h + ("down_proj" in case.targets) * f + len(case.targets) * RANK
-
-
-def base_bytes(shape: Shape, base: str) -> tuple[float, float]:
-    """Bytes of a frozen model's weights and of the constants of its quantisation.
-
-    2 bytes a weight, in 4 bits ½ byte; constants of 32 bits for each block of 64 weights, or with double quantisation
-    of 8 bits and one of 32 for each 256 of them. Source: Dettmers et al. 2023, arXiv:2305.14314, section 3.
-    """
-    linear, other = shape.linear_parameters, shape.other_parameters
-    constant = {"bf16": 0.0, "nf4": 4.0, "nf4_double": 1.0 + 4.0 / OUTER_BLOCK}[base]
-    return (2.0 if base == "bf16" else 0.5) * linear + 2.0 * other, constant * linear / BLOCK
-
-
-def predicted(shape: Shape, case: Case) -> dict[str, float]:
-    """The terms of a step's memory in bytes, and the largest sum of those that are there at once.
-
-    weights: `base_bytes`, and A where it is frozen.  constants: `base_bytes`.  adapter, gradients, moments (two of
-    Adam): of what is trained, in the adapter's dtype.
-    activations: `activation_elements` in all layers, or with checkpointing each layer's input.  logits: three float32
-    copies.  working: what backward needs for a moment in one layer, a 4-bit base's largest matrix in bfloat16 and with
-    checkpointing the layer's activations.
-    kept: what is kept between forward and backward, activations and one copy of the logits.
-    total: weights + constants + adapter + moments + max(activations + max(logits, working), gradients).
-    A soft prompt lengthens the text.
-    """
-    tokens = case.tokens + (LENGTH if case.method == "prompt" else 0)
-    quantised = case.base != "bf16"
-    weights, constants = base_bytes(shape, case.base)
-    inputs, outputs = (shape.layers * RANK * sum(shape.linears[name][at] for name in case.targets) for at in (0, 1))
-    trained = {"prompt": LENGTH * shape.hidden, "lora": inputs + outputs, "lora_fa": outputs}[case.method]
-    if case.method == "lora_fa":
-        weights += BYTES[case.dtype] * inputs
-    layer = 2.0 * tokens * activation_elements(shape, case)
-    largest = max(d_in * d_out for d_in, d_out in shape.linears.values())
-    logit_copy = 4.0 * shape.vocab * tokens
-    terms = {
-        "weights": weights,
-        "constants": constants,
-        "adapter": float(BYTES[case.dtype] * trained),
-        "gradients": float(BYTES[case.dtype] * trained),
-        "moments": 2.0 * BYTES[case.dtype] * trained,
-        "activations": shape.layers * (2.0 * tokens * shape.hidden if case.checkpointing else layer),
-        "logits": LOGIT_COPIES * logit_copy,
-        "working": 2.0 * largest * quantised + layer * case.checkpointing,
+    step = one.step
+    state = step.bytes_of(step.state)
+    return {name: state.get(name, 0.0) for name in ("weights", "adapter", "moments")} | {
+        "constants": state.get("quantisation constants", 0.0),
+        "gradients": step.bytes_of({"gradients": step.gradients})["gradients"],
+        "kept": sum(step.bytes_of(step.kept).values()),
+        "total": step.peak().total,
     }
-    state = sum(terms[name] for name in ("weights", "constants", "adapter", "moments"))
-    moment = terms["activations"] + max(terms["logits"], terms["working"])
-    terms["kept"] = terms["activations"] + logit_copy
-    terms["total"] = state + max(moment, terms["gradients"])
-    return terms
 
 
 def probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that measures one case."""
-    case = CASES[name]
-    settings = asdict(SHAPES[case.shape]) | asdict(case) | {"rank": RANK, "length": LENGTH, "trials": 2}
-    del settings["shape"]
+    settings = {"configuration": CASES[name].text, "trials": 2}
     return specs.Probe(
         measure="memory.peak", settings=settings, model=SCRATCH, seed=seed, purpose="timing", machine=machine
     )
@@ -233,7 +103,7 @@ def probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
 
 def repeats(name: str) -> tuple[int, ...]:
     """Seeds of a case: three at the small shape; one at the large, where the process adds little to the tensors."""
-    return REPEATS if CASES[name].shape == "135m" else REPEATS[:1]
+    return REPEATS if name in SMALL_CASES else REPEATS[:1]
 
 
 def runs(store: Store) -> list[specs.Probe]:
@@ -255,7 +125,7 @@ def measured(record: Record, term: str) -> float:
 
 def errors(name: str, found: list[Record], against: str) -> list[float]:
     """Predicted total over measured − 1 of every repeat. against: process_peak or tensor_peak."""
-    total = predicted(SHAPES[CASES[name].shape], CASES[name])["total"]
+    total = predicted(CASES[name])["total"]
     return [total / measured(record, against) - 1 for record in found]
 
 
@@ -273,7 +143,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         if not (found := records(name, store)):
             continue
         keys = tuple(record.key for record in found)
-        for term, value in predicted(SHAPES[case.shape], case).items():
+        for term, value in predicted(case).items():
             out[f"{name}_{term}_predicted"] = Quantity(value, "bytes", keys, note="computed from the shape")
         for term in (*MEASURED.values(), "tensor_peak", "process_rest"):
             values = sorted(measured(record, term) for record in found)
@@ -370,7 +240,8 @@ def worst_case(known: Mapping[str, list[Record]], against: str) -> str:
 def time_probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that times LoRA and QLoRA at one shape."""
     shape, tokens, trials = TIMED[name]
-    settings = asdict(shape) | {"tokens": tokens, "trials": trials, "rank": RANK, "dtype": "fp32", "targets": ALL}
+    texts = tuple(Configuration(shape, replace(SETUPS[one], seq=tokens)).text for one in CONTENDERS)
+    settings = {"contenders": CONTENDERS, "configurations": texts, "trials": trials}
     return specs.Probe(
         measure="memory.step_time", settings=settings, model=SCRATCH, seed=seed, purpose="timing", machine=machine
     )

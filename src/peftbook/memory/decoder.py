@@ -1,0 +1,359 @@
+"""The forward pass of a training step of a decoder like Llama, as transformers, peft and bitsandbytes compute it.
+
+Symbols: b rows, s tokens of a row, t positions of a row (with a soft prompt more than s), k positions that attention
+looks at (with a prefix more than t), h width, f width of the MLP, a heads, g key and value heads, d width of a head,
+V vocabulary, L layers, r rank, P virtual tokens.
+
+Written from the sources of transformers 5.24, peft 0.21 and bitsandbytes 0.50; a test counts what those keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peftbook.memory.setup import BYTES, IA3_TARGETS, Setup
+from peftbook.memory.shapes import Shape
+from peftbook.memory.tape import Size, Tape, Value, Weight, product
+
+__all__ = ["WIDTHS", "Walk", "layer_of", "walk"]
+
+# matrix → (inputs, outputs)
+WIDTHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "q_proj": (("h",), ("a", "d")), "k_proj": (("h",), ("g", "d")), "v_proj": (("h",), ("g", "d")),
+    "o_proj": (("a", "d"), ("h",)), "gate_proj": (("h",), ("f",)), "up_proj": (("h",), ("f",)),
+    "down_proj": (("f",), ("h",)),
+}  # fmt: skip
+GENERATOR = 5056  # bytes of the state of torch's random generator on a CPU, which a checkpoint puts by
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A tape of a whole forward pass. copies: how many layers each layer on the tape stands for."""
+
+    tape: Tape
+    copies: dict[str, int]
+
+    def copies_of(self, module: str) -> int:
+        """How many modules this one stands for."""
+        return self.copies.get(layer_of(module), 1)
+
+    def kept(self, checkpointing: bool) -> dict[str, Size]:
+        """Module → bytes that autograd keeps of it between forward and backward; of a checkpointed layer its input."""
+        found = self.tape.kept()
+        if not checkpointing:
+            return found
+        inputs: dict[str, Size] = {}
+        for one in self.tape.operations:
+            if (layer := layer_of(one.where)) in self.copies and layer not in inputs:
+                inputs[layer] = one.inputs[0].size
+        return inputs | {module: size for module, size in found.items() if layer_of(module) not in self.copies}
+
+
+def layer_of(module: str) -> str:
+    """The layer that a module is a part of, or the module itself."""
+    return ".".join(module.split(".")[:2])
+
+
+def walk(shape: Shape, setup: Setup) -> Walk:
+    """Embedding, the layers, head and loss.
+
+    The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
+    first to keep what all share. Of the others there is one of each kind: with a mask, and without.
+    """
+    tape = Tape(setup.autocast, promotes=setup.device == "cpu")
+    each = BYTES[setup.dtype]
+    tables = tuple(tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2))
+    masks = {sliding: mask(tape, shape, setup, sliding) for sliding in sorted({*shape.sliding})}
+    decoder = Decoder(shape, setup, tape, tables)
+    if setup.method == "prefix":
+        decoder.prefix.append(virtual_tokens(decoder, ("L", "g", "d", "two")))
+    x = first = embed(decoder)
+    copies = {}
+    for name, sliding, count in layers(shape):
+        copies[name] = count
+        with tape.at(name):
+            x = decoder.layer(x, masks[sliding])
+    decoder.head(x)
+    tape.touch(first, *tables, *(one for one in masks.values() if one), *decoder.prefix)
+    return Walk(tape, copies)
+
+
+def layers(shape: Shape) -> list[tuple[str, bool, int]]:
+    """(name, whether its attention slides, for how many it stands) of the layers on the tape."""
+    sliding = shape.sliding
+    found = [(f"layers.{index}", one, 1) for index, one in enumerate(sliding[:2])]
+    for kind in (True, False):
+        if count := sum(one is kind for one in sliding[2:]):
+            found.append((f"layers.{len(found)}", kind, count))
+    return found
+
+
+def mask(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
+    """The mask that attention gets: always where it is eager, else for padding, a prefix, or a window that is full."""
+    if setup.attention == "eager":
+        return tape.apply(shape=("b", "t", "k"), bytes_each=BYTES[setup.dtype])
+    full = sliding and setup.symbols["k"] >= shape.window
+    if setup.padding or setup.method == "prefix" or full:
+        return tape.apply(shape=("b", "t", "k"), bytes_each=1)
+    return None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of the forward pass. tables: cosines and sines of the rotation.  prefix: the trained keys and values,
+    and the cache that they are put into."""
+
+    shape: Shape
+    setup: Setup
+    tape: Tape
+    tables: tuple[Value, ...]
+    prefix: list[Value] = field(default_factory=list)
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of a weight outside the adapter that is not in 4 bits."""
+        return BYTES[self.setup.dtype]
+
+    @property
+    def converts(self) -> bool:
+        """Whether peft brings the input of a 4-bit layer's adapter to the adapter's dtype: not under autocast, by
+        which it means that of a GPU alone."""
+        return not (self.setup.autocast and self.setup.device == "cuda")
+
+    @property
+    def full(self) -> bool:
+        """Whether every weight is trained."""
+        return self.setup.method == "full"
+
+    def weight(self, name: str) -> Weight:
+        """A matrix of the decoder."""
+        quantised, bias = bool(self.setup.quantised), name in self.shape.biased
+        return Weight(WIDTHS[name], self.base_bytes, self.full, quantised, bias)
+
+    def layer(self, x: Value, mask: Value | None) -> Value:
+        """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""
+        tape, four = self.tape, self.shape.layer_norms == 4
+        arguments = [x, *self.tables] + ([mask] if mask else [])
+        if self.setup.checkpointing and self.setup.device == "cpu":
+            arguments.append(tape.value((), GENERATOR))
+        tape.touch(*arguments)
+        y = self.attention(self.norm("input_layernorm", x), mask)
+        if four:
+            y = self.norm("post_attention_layernorm", y)
+        x = tape.add(x, y)
+        y = self.mlp(self.norm("pre_feedforward_layernorm" if four else "post_attention_layernorm", x))
+        if four:
+            y = self.norm("post_feedforward_layernorm", y)
+        y = tape.add(x, y)
+        tape.touch(*arguments)
+        return y
+
+    def norm(self, name: str, x: Value) -> Value:
+        """x / √(mean x² + ε) · gain over the last width, in float32.
+
+        Kept are x in float32, the inverse root and, where the gain is trained, the quotient. Gemma multiplies with
+        1 + gain in float32, a new vector that is kept too.
+        """
+        tape, width = self.tape, x.shape[-1:]
+        trained = product(self.base_bytes, *width) if self.full else None
+        with tape.at(name):
+            wide = tape.cast(x, 4)
+            squares = tape.apply(wide, kept=[wide], undoing=wide.size + wide.size)
+            mean = tape.apply(squares, shape=x.shape[:-1])
+            inverse = tape.apply(tape.apply(mean, passes=True), keeps_output=True)
+            normed = tape.multiply(wide, inverse)
+            if self.shape.gains_in_fp32:
+                gain = tape.value(width, 4, self.full)
+                kept = [gain] * normed.grad + [normed] * self.full
+                undoing = wide.size if self.full else None
+                return tape.cast(tape.apply(normed, kept=kept, trained=trained, undoing=undoing), x.bytes_each)
+            narrow = tape.cast(normed, x.bytes_each)
+            each = max(narrow.bytes_each, self.base_bytes)
+            undoing = narrow.size if self.full else None
+            return tape.apply(narrow, bytes_each=each, kept=[narrow] * self.full, trained=trained, undoing=undoing)
+
+    def attention(self, x: Value, mask: Value | None) -> Value:
+        """Queries, keys and values, their rotation, attention, and the output matrix."""
+        tape = self.tape
+        with tape.at("self_attn"):
+            q, k, v = self.linear("q_proj", x), self.linear("k_proj", x), self.linear("v_proj", x)
+            if self.shape.head_norms:
+                q, k = self.norm("q_norm", q), self.norm("k_norm", k)
+            q, k = self.rotate(q), self.rotate(k)
+            if self.setup.method == "prefix":
+                k, v = self.extend(k), self.extend(v)
+            y = self.linear("o_proj", self.attend(q, k, v, mask))
+            tape.touch(x, v)
+            return y
+
+    def rotate(self, x: Value) -> Value:
+        """x · cos + rotated x · sin: linear in x, so that only cos and sin are kept, once for all layers."""
+        tape, (cos, sin) = self.tape, self.tables
+        first = tape.multiply(x, cos)
+        return tape.add(first, tape.multiply(tape.apply(x), sin))
+
+    def extend(self, x: Value) -> Value:
+        """The prefix before a layer's keys or values, as the cache holds it."""
+        whole = self.tape.apply(x, self.prefix[0], shape=("b", "k", "g", "d"), bytes_each=x.bytes_each)
+        self.prefix.append(whole)
+        return whole
+
+    def attend(self, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
+        """Fused attention keeps q, k, v, the result and a float32 scalar a head and position; eager attention q, k, v
+        and the weights, in float32 and in the dtype of q. With a mask, k and v are copied for every head, and fused
+        attention keeps the mask in their dtype."""
+        tape, eager = self.tape, self.setup.attention == "eager"
+        if self.shape.heads != self.shape.kv_heads and (mask or eager):
+            k, v = (tape.apply(one, shape=("b", "k", "a", "d")) for one in (k, v))
+        if not eager:
+            if tape.autocast:
+                q, k, v = (tape.cast(one, 2) for one in (q, k, v))
+            kept = [q, k, v, tape.value(("b", "t", "a"), 4)]
+            kept += [tape.value(("b", "t", "k"), q.bytes_each)] if mask else []
+            return tape.apply(q, k, v, kept=kept, keeps_output=True)
+        scores = self.matmul(q, k, ("b", "a", "t", "k"))
+        scores = tape.apply(tape.apply(scores))  # scaled; masked
+        if self.setup.device == "cpu":  # a GPU's softmax widens on the way
+            scores = tape.cast(scores, 4)
+        weights = tape.cast(tape.apply(scores, bytes_each=4, keeps_output=True), q.bytes_each)
+        return tape.apply(self.matmul(weights, v, ("b", "t", "a", "d")))
+
+    def matmul(self, x: Value, y: Value, shape: tuple[str, ...]) -> Value:
+        """x y, a product for every row and head; both are kept."""
+        tape = self.tape
+        if tape.autocast:
+            x, y = tape.cast(x, 2), tape.cast(y, 2)
+        return tape.apply(x, y, shape=shape, kept=[x] * y.grad + [y] * x.grad)
+
+    def mlp(self, x: Value) -> Value:
+        """W_down (φ(W_gate x) · W_up x): the gate before and after φ and the other factor are kept."""
+        tape = self.tape
+        with tape.at("mlp"):
+            gate = self.linear("gate_proj", x)
+            with tape.at("act_fn"):
+                active = tape.apply(gate, kept=[gate])
+            y = self.linear("down_proj", tape.multiply(active, self.linear("up_proj", x)))
+            tape.touch(x)
+            return y
+
+    def linear(self, name: str, x: Value) -> Value:
+        """A matrix of the decoder, with its adapter if the method gives it one."""
+        setup, weight = self.setup, self.weight(name)
+        with self.tape.at(name):
+            if setup.method == "lora" and name in setup.targets:
+                return self.lora(x, weight)
+            if setup.method == "ia3" and name in IA3_TARGETS:
+                return self.ia3(x, weight, before=name == "down_proj")
+            return self.tape.linear(x, weight)
+
+    def base_layer(self, x: Value, weight: Weight) -> Value:
+        """The matrix under an adapter."""
+        with self.tape.at("base_layer"):
+            return self.tape.linear(x, weight)
+
+    def lora(self, x: Value, weight: Weight) -> Value:
+        """W x + γ B A x (peft, tuners/lora/layer.py and bnb.py).
+
+        Kept are the input of A, in A's dtype, unless A is frozen, and A x. With dropout every
+        matrix has an input, and a mask, of its own.
+        """
+        setup, tape = self.setup, self.tape
+        each, given, (d_in, d_out) = BYTES[setup.adapter_dtype], x, weight.shape
+        result = self.base_layer(x, weight)
+        first = result.bytes_each
+        if weight.quantised:
+            result = tape.apply(result)
+        if not weight.quantised or self.converts:
+            x = tape.cast(x, each)
+        cast = x
+        if setup.dropout:
+            with tape.at("lora_dropout.default"):
+                noise = tape.value(x.shape, x.bytes_each if setup.device == "cpu" else 1)
+                x = tape.apply(x, kept=[noise] * x.grad)
+        with tape.at("lora_A.default"):
+            low = tape.linear(x, Weight((d_in, ("r",)), each, trained=not setup.freeze_a))
+        with tape.at("lora_B.default"):
+            high = tape.linear(low, Weight((("r",), d_out), each, trained=True))
+        scaled = tape.apply(high)
+        if weight.quantised:
+            scaled = tape.cast(scaled, first) if self.converts else scaled
+            result = tape.add(result, scaled)
+        else:
+            result = tape.cast(tape.add(result, scaled), first)
+        tape.touch(given, cast)
+        return result
+
+    def ia3(self, x: Value, weight: Weight, before: bool) -> Value:
+        """l · (W x), or before the matrix W (l · x) (peft, tuners/ia3/layer.py and bnb.py).
+
+        What l is multiplied with is kept, and a copy of l. Over a 4-bit matrix peft computes in float32.
+        """
+        tape, each = self.tape, BYTES[self.setup.adapter_dtype]
+        width, first = weight.shape[0 if before else 1], x.bytes_each
+        if weight.quantised:
+            x = tape.cast(x, 4) if self.converts else x
+            result = self.base_layer(self.rescale(x, width), weight) if before else self.base_layer(x, weight)
+            expected = result.bytes_each
+            result = tape.apply(result if before else self.rescale(result, width))
+            return tape.cast(result, expected) if self.converts else result
+        if before:
+            return self.base_layer(tape.cast(self.rescale(tape.cast(x, each), width), first), weight)
+        result = self.base_layer(x, weight)
+        return tape.cast(self.rescale(result, width), result.bytes_each)
+
+    def rescale(self, x: Value, width: tuple[str, ...]) -> Value:
+        """l · x with a trained l."""
+        tape, each = self.tape, BYTES[self.setup.adapter_dtype]
+        factor = tape.value(width, each, grad=True)
+        wide = max(each, x.bytes_each)
+        return tape.apply(
+            x,
+            bytes_each=wide,
+            kept=[x] + [factor] * x.grad,
+            trained=product(each, *width),
+            working=tape.promotion(x, tape.value(x.shape, each)),
+            undoing=product(wide, *x.shape),
+        )
+
+    def head(self, x: Value) -> Value:
+        """Final norm, logits at every position, in float32 for their cross-entropy, which keeps log-probabilities."""
+        tape = self.tape
+        x = self.norm("norm", x)
+        with tape.at("lm_head"):
+            logits = tape.linear(x, Weight((("h",), ("V",)), self.base_bytes, self.full))
+        with tape.at("loss"):
+            log_probabilities = tape.apply(tape.cast(logits, 4), keeps_output=True)
+            kept = [log_probabilities, tape.value(("b", "t"), 8), tape.value((), 4)]
+            return tape.apply(log_probabilities, shape=(), bytes_each=4, kept=kept)
+
+
+def embed(decoder: Decoder) -> Value:
+    """The input of the first layer.
+
+    It gets a gradient where the embedding is trained or a soft prompt stands before, and with checkpointing:
+    transformers then makes the embedded tokens a leaf that a gradient is kept of.
+    """
+    tape, setup, each = decoder.tape, decoder.setup, decoder.base_bytes
+    ids, width = tape.value(("b", "s"), 8), ("b", "s", "h")
+    with tape.at("embed_tokens"):
+        if decoder.full:
+            # a matrix that the head has too has a gradient already: unless autocast has made both alike, the two are
+            # added into a third
+            new, sum_of_both = (0, each if setup.autocast else 2 * each) if decoder.shape.tied else (each, 0)
+            trained, undoing = product(new, "V", "h"), product(sum_of_both, "V", "h")
+            x = tape.apply(ids, shape=width, bytes_each=each, kept=[ids], trained=trained, undoing=undoing)
+        else:
+            leaf = product(each, *width) if setup.checkpointing else None
+            x = tape.apply(ids, shape=width, bytes_each=each, trained=leaf, holds_output=True)
+    if setup.method != "prompt":
+        return x
+    return tape.apply(virtual_tokens(decoder, ("h",)), x, shape=("b", "t", "h"))
+
+
+def virtual_tokens(decoder: Decoder, width: tuple[str, ...]) -> Value:
+    """A trained vector for each virtual token, looked up for every row and brought to the model's dtype."""
+    tape, each = decoder.tape, BYTES[decoder.setup.adapter_dtype]
+    with tape.at("prompt_encoder.default.embedding"):
+        indices, trained = tape.value(("P",), 8), product(each, "P", *width)
+        rows = tape.apply(indices, shape=("b", "P", *width), bytes_each=each, kept=[indices], trained=trained)
+    return tape.cast(rows, decoder.base_bytes)

@@ -1,0 +1,87 @@
+"""How a model is trained, as far as its memory depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peftbook.errors import InputError
+
+__all__ = ["BYTES", "IA3_TARGETS", "METHODS", "OPTIMISERS", "TARGETS", "Setup"]
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
+METHODS = ("full", "lora", "prompt", "prefix", "ia3")
+OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd")
+BYTES = {"bf16": 2, "fp32": 4}
+CHOICES = {
+    "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
+    "quantised": ("", "nf4", "fp4"), "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A training step.
+
+    method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA, freeze_a: only B is
+    trained (LoRA-FA); length: virtual tokens of a prompt or
+    a prefix.  dtype: of the weights that are not in 4 bits.  adapter_dtype: of what an adapter trains.
+    quantised: nf4 or fp4 for the decoder's matrices, empty for none; double: the constants of the quantisation are
+    quantised too.  autocast: matrix products in bfloat16.  attention: sdpa (fused) or eager.
+    padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
+    is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
+    optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take; or sgd.
+    """
+
+    method: str = "lora"
+    rank: int = 16
+    targets: tuple[str, ...] = TARGETS
+    dropout: bool = False
+    freeze_a: bool = False
+    length: int = 20
+    dtype: str = "bf16"
+    adapter_dtype: str = "fp32"
+    quantised: str = ""
+    double: bool = True
+    autocast: bool = False
+    attention: str = "sdpa"
+    padding: bool = False
+    checkpointing: bool = False
+    batch: int = 1
+    seq: int = 512
+    optimiser: str = "adamw"
+    device: str = "cuda"
+
+    def __post_init__(self):
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                words = ", ".join(repr(one) for one in known if one)
+                raise InputError(f"{name} is {getattr(self, name)!r}: choose one of {words}.")
+        for name in ("rank", "length", "batch", "seq"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}: give a whole number of at least 1.")
+        unknown = [one for one in self.targets if one not in TARGETS]
+        if unknown or not self.targets:
+            raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
+        if self.method == "full" and self.quantised:
+            raise InputError("Weights in 4 bits are not trained: choose an adapter, or no quantisation.")
+        if self.method == "prefix" and self.checkpointing:
+            raise InputError(
+                "transformers drops a prefix where layers are checkpointed: choose a soft prompt, or no checkpointing."
+            )
+        if self.method == "ia3" and self.quantised and self.dtype == "bf16" and not self.autocast:
+            raise InputError(
+                "peft's (IA)³ over 4-bit matrices computes keys in float32 and queries not: choose dtype 'fp32' "
+                "(prepare_model_for_kbit_training), or autocast."
+            )
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """The symbols of the byte model that the set-up gives."""
+        virtual = self.length if self.method in ("prompt", "prefix") else 0
+        positions = self.seq + virtual * (self.method == "prompt")
+        keys = positions + virtual * (self.method == "prefix")
+        return {
+            "b": self.batch, "s": self.seq, "t": positions, "k": keys, "r": self.rank, "P": virtual, "two": 2,
+        }  # fmt: skip

@@ -1,0 +1,218 @@
+"""The bytes of a training step: terms that are always there, terms that come and go, and their largest sum.
+
+Every term is a sum of coefficient × product of symbols, so that the table of a model can be evaluated elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peftbook.memory.decoder import WIDTHS, walk
+from peftbook.memory.setup import BYTES, IA3_TARGETS, Setup
+from peftbook.memory.shapes import Shape
+from peftbook.memory.tape import Size, evaluate, multiple, product
+from peftbook.memory.timeline import Moment, kind_of, moments
+
+__all__ = ["Peak", "Step", "training_step"]
+
+BLOCK, OUTER_BLOCK = 64, 256  # weights that share a constant; constants that share one of theirs
+CODES, OUTER_CODES = 16, 256  # entries of the tables that codes are looked up in, float32, a table a matrix
+STATE_BLOCK = 256  # moments that share a constant in an 8-bit optimiser
+LEAST_8BIT = 4096  # smaller tensors keep their moments in float32
+LEAST_PAGED = 100_000  # smaller tensors are not paged
+Tensors = list[tuple[Size, tuple[str, ...]]]  # how many tensors, and the symbols that count the elements of one
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest sum. at: when it is reached.  terms: bytes by term, at that moment."""
+
+    at: str
+    terms: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes of all terms."""
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """The memory of a training step as polynomials. state: there all the time.  kept: between forward and backward.
+    gradients: of all that is trained.
+
+    moments: what can be there at once beyond the state; those that another one outweighs term by term are left out.
+    """
+
+    state: dict[str, Size]
+    kept: dict[str, Size]
+    gradients: Size
+    moments: tuple[Moment, ...]
+    symbols: dict[str, int]
+
+    def peak(self) -> Peak:
+        """The moment at which most is there."""
+        found = [(name, self.bytes_of(sizes)) for name, sizes in self.moments]
+        name, terms = max(found, key=lambda one: sum(one[1].values()))
+        return Peak(name, self.bytes_of(self.state) | {kind: size for kind, size in terms.items() if size})
+
+    def bytes_of(self, sizes: Mapping[str, Size]) -> dict[str, float]:
+        """The numbers that polynomials stand for."""
+        return {name: evaluate(size, self.symbols) for name, size in sizes.items()}
+
+    def table(self) -> dict[str, Any]:
+        """The polynomials as JSON: bytes = Σ coefficient · Π symbols; the peak is the state and the largest moment."""
+        return {
+            "symbols": self.symbols,
+            "state": {name: as_list(size) for name, size in self.state.items()},
+            "moments": [
+                {"at": name, "terms": {kind: as_list(size) for kind, size in kinds.items() if any(size.values())}}
+                for name, kinds in self.moments
+            ],
+        }
+
+
+def as_list(size: Size) -> list[list[Any]]:
+    """[coefficient, symbol, symbol, …] for every term."""
+    return [[each, *symbols] for symbols, each in size.items() if each]
+
+
+def training_step(shape: Shape, setup: Setup) -> Step:
+    """The memory of a training step of a model of this shape."""
+    slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
+    found = structure(shape, replace(setup, batch=1, seq=shape.window if slides else 1))
+    return replace(found, symbols={**shape.symbols, **setup.symbols})
+
+
+@functools.lru_cache(maxsize=256)
+def structure(shape: Shape, setup: Setup) -> Step:
+    """The polynomials: they do not depend on rows and tokens, except by a window that is full."""
+    walked = walk(shape, setup)
+    kept: dict[str, Size] = {}
+    for where, size in walked.kept(setup.checkpointing).items():
+        kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
+    each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
+    gradients = multiple(elements(trained(shape, setup)), each)
+    return Step(state(shape, setup), kept, gradients, pruned(moments(walked, setup.checkpointing)), {})
+
+
+def state(shape: Shape, setup: Setup) -> dict[str, Size]:
+    """Bytes of weights, of the constants of their quantisation, of what an adapter trains, and of the moments.
+
+    A weight takes 2 or 4 bytes; in 4 bits ½, and for each block of 64 a constant of 4 bytes, or with double
+    quantisation of 1, and of 4 for each 256 of those; beside them the tables of codes (Dettmers et al. 2023,
+    arXiv:2305.14314, section 3; the arrays are those of bitsandbytes 0.50).
+    """
+    matrices: Size = Counter()
+    for d_in, d_out in WIDTHS.values():
+        matrices.update(product(1, "L", *d_in, *d_out))
+    each = BYTES[setup.dtype]
+    weights = multiple(rest(shape), each)
+    terms = {"weights": weights + multiple(matrices, each)}
+    if setup.quantised:
+        scales = 1 + 4 / OUTER_BLOCK if setup.double else 4
+        tables = 4 * CODES + (4 * OUTER_CODES + 4 if setup.double else 0)
+        terms["weights"] = weights + scale(matrices, 0.5)
+        terms["quantisation constants"] = scale(matrices, scales / BLOCK) + product(tables * len(WIDTHS), "L")
+    tensors = trained(shape, setup)
+    if setup.method == "lora" and setup.freeze_a:
+        frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])
+        terms["weights"].update(multiple(frozen, BYTES[setup.adapter_dtype]))
+    if setup.method != "full":
+        terms["adapter"] = multiple(elements(tensors), BYTES[setup.adapter_dtype])
+    return terms | optimiser_state(shape, setup, tensors)
+
+
+def scale(size: Size, factor: float) -> Size:
+    """factor × size, for any factor."""
+    return Counter({symbols: factor * each for symbols, each in size.items()})
+
+
+def rest(shape: Shape) -> Size:
+    """Parameters outside the matrices of the layers: embedding, head, gains, biases."""
+    total = product(1 if shape.tied else 2, "V", "h")
+    total.update(product(shape.layer_norms, "L", "h"))
+    total.update(product(1, "h"))
+    if shape.head_norms:
+        total.update(product(2, "L", "d"))
+    for name in shape.biased:
+        total.update(product(1, "L", *WIDTHS[name][1]))
+    return total
+
+
+def trained(shape: Shape, setup: Setup) -> Tensors:
+    """The trained tensors."""
+    layers, one = product(1, "L"), product(1)
+    if setup.method == "lora":
+        pairs = [WIDTHS[name] for name in setup.targets]
+        first = [] if setup.freeze_a else [(layers, (*d_in, "r")) for d_in, _ in pairs]
+        return first + [(layers, ("r", *d_out)) for _, d_out in pairs]
+    if setup.method == "ia3":
+        return [(layers, WIDTHS[name][0 if name == "down_proj" else 1]) for name in IA3_TARGETS]
+    if setup.method == "prompt":
+        return [(one, ("P", "h"))]
+    if setup.method == "prefix":
+        return [(one, ("P", "L", "two", "g", "d"))]
+    tensors: Tensors = [(layers, (*d_in, *d_out)) for d_in, d_out in WIDTHS.values()]
+    tensors += [(layers, WIDTHS[name][1]) for name in shape.biased]
+    tensors += [(product(shape.layer_norms, "L") + one, ("h",)), (product(1 if shape.tied else 2), ("V", "h"))]
+    return tensors + [(product(2, "L"), ("d",))] * shape.head_norms
+
+
+def elements(tensors: Iterable[tuple[Size, tuple[str, ...]]]) -> Size:
+    """How many numbers there are in tensors."""
+    total: Size = Counter()
+    for count, symbols in tensors:
+        for others, each in count.items():
+            total.update(product(each, *others, *symbols))
+    return total
+
+
+def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, Size]:
+    """Bytes of Adam's two moments: in the dtype of the parameter, or in 8 bits with a constant for each 256.
+
+    bitsandbytes (optim/optimizer.py) has them in float32, or where they are in 8 bits those of tensors of fewer than
+    4,096 numbers; it pages tensors of 100,000 or more: "paged moments", which the host takes where the device is full.
+    """
+    if setup.optimiser == "sgd":
+        return {}
+    each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
+    symbols = {**shape.symbols, **setup.symbols}
+    terms: dict[str, Size] = {}
+    for count, one in tensors:
+        size = evaluate(product(1, *one), symbols)
+        bytes_each = 8.0 if setup.optimiser == "paged_adamw" else 2.0 * each
+        if setup.optimiser.endswith("8bit"):
+            bytes_each = 2 * (1 + 4 / STATE_BLOCK) if size >= LEAST_8BIT else 8.0
+        paged = setup.optimiser.startswith("paged") and size >= LEAST_PAGED
+        total = scale(elements([(count, one)]), bytes_each)
+        terms.setdefault("paged moments" if paged else "moments", Counter()).update(total)
+    return terms
+
+
+def pruned(found: list[Moment]) -> tuple[Moment, ...]:
+    """Moments that no other one outweighs in every product of symbols."""
+    totals = [total(kinds) for _, kinds in found]
+    keep: list[int] = []
+    for index in range(len(found)):
+        if any(outweighs(totals[other], totals[index]) for other in keep):
+            continue
+        keep = [other for other in keep if not outweighs(totals[index], totals[other])] + [index]
+    return tuple(found[index] for index in sorted(keep))
+
+
+def total(kinds: Mapping[str, Size]) -> Size:
+    """The sum over kinds."""
+    found: Size = Counter()
+    for size in kinds.values():
+        found.update(size)
+    return found
+
+
+def outweighs(one: Size, other: Size) -> bool:
+    """Whether every coefficient of one is at least that of the other."""
+    return all(one[symbols] >= other[symbols] for symbols in {*one, *other})

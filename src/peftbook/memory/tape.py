@@ -1,0 +1,213 @@
+"""Operations of a forward pass on sizes instead of numbers, and what autograd keeps of each until backward.
+
+A size is a polynomial: a sum of coefficient × product of symbols; nothing here knows a model's numbers. The rules are
+PyTorch's (tools/autograd/derivatives.yaml): a product keeps each factor whose partner gets a gradient, a matrix product
+its input where the weight is trained, softmax its result. Parameters are not counted: they are there anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["NOTHING", "Operation", "Size", "Tape", "Value", "Weight", "difference", "evaluate", "multiple", "product"]
+
+# symbols, sorted → how many bytes one of their product stands for
+Size = Counter[tuple[str, ...]]
+NOTHING: Size = Counter()
+
+
+def product(bytes_each: float, *symbols: str) -> Size:
+    """The polynomial with one term."""
+    return Counter({tuple(sorted(symbols)): bytes_each})
+
+
+def multiple(size: Size, factor: int) -> Size:
+    """factor × size."""
+    return Counter({symbols: factor * each for symbols, each in size.items()})
+
+
+def difference(one: Size, other: Size) -> Size:
+    """one − other; coefficients may be negative."""
+    found = Counter(one)
+    found.subtract(other)
+    return found
+
+
+def evaluate(size: Mapping[tuple[str, ...], float], symbols: Mapping[str, float]) -> float:
+    """Bytes: the sum over terms of coefficient × product of symbols."""
+    total = 0.0
+    for names, coefficient in size.items():
+        for name in names:
+            coefficient *= symbols[name]
+        total += coefficient
+    return total
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor. shape: symbols whose product counts its elements.  grad: whether a gradient passes through it.
+
+    fixed: a parameter.
+    """
+
+    shape: tuple[str, ...]
+    bytes_each: int
+    grad: bool
+    key: int
+    fixed: bool = False
+
+    @property
+    def size(self) -> Size:
+        """Bytes of the tensor."""
+        return product(self.bytes_each, *self.shape)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix of a linear layer. shape: (inputs, outputs), each a product of symbols.
+
+    quantised: stored in 4 bits and multiplied in bfloat16.  bias: one value an output, of the same dtype.
+    """
+
+    shape: tuple[tuple[str, ...], tuple[str, ...]]
+    bytes_each: int
+    trained: bool = False
+    quantised: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one operation reads, writes and keeps.
+
+    kept: tensors that it saves for backward.  held: what the graph has in hand beside those.  weights: bytes of the
+    gradients of the trained weights that it uses.  working, undoing: bytes that its forward, and its backward, needs
+    for a moment beside inputs, results and their gradients.  passes: the gradient of the result is that of its inputs,
+    the same tensor.
+    """
+
+    where: str
+    inputs: tuple[Value, ...]
+    output: Value
+    kept: tuple[Value, ...] = ()
+    held: tuple[Value, ...] = ()
+    weights: Size = field(default_factory=Counter)
+    working: Size = field(default_factory=Counter)
+    undoing: Size = field(default_factory=Counter)
+    passes: bool = False
+
+
+class Tape:
+    """The operations of a forward pass in their order.
+
+    autocast: matrix products are computed in bfloat16.  promotes: where two dtypes meet, the narrower tensor is copied
+    to the wider first, as on a CPU; a GPU widens on the way.
+    """
+
+    def __init__(self, autocast: bool = False, promotes: bool = True):
+        self.autocast = autocast
+        self.promotes = promotes
+        self.operations: list[Operation] = []
+        self.path: list[str] = []
+        self.keys = itertools.count()
+
+    @contextlib.contextmanager
+    def at(self, module: str) -> Iterator[None]:
+        """Operations inside belong to this module."""
+        self.path.append(module)
+        yield
+        self.path.pop()
+
+    def value(self, shape: Iterable[str], bytes_each: int, grad: bool = False, fixed: bool = False) -> Value:
+        """A tensor that no operation of the tape made."""
+        return Value(tuple(shape), bytes_each, grad, next(self.keys), fixed)
+
+    def apply(
+        self,
+        *inputs: Value,
+        shape: Sequence[str] | None = None,
+        bytes_each: int | None = None,
+        kept: Iterable[Value] = (),
+        keeps_output: bool = False,
+        holds_output: bool = False,
+        trained: Size | None = None,
+        working: Size | None = None,
+        undoing: Size | None = None,
+        passes: bool = False,
+    ) -> Value:
+        """Note an operation; returns its result, in the shape and the widest dtype of its inputs unless told otherwise.
+
+        trained: bytes of the gradients of the weights that it uses; the result then has a gradient too.
+        """
+        grad = any(one.grad for one in inputs) or trained is not None
+        each = max(one.bytes_each for one in inputs) if bytes_each is None else bytes_each
+        output = self.value(inputs[0].shape if shape is None else shape, each, grad)
+        saved = (*kept, *(output,) * keeps_output) if grad else ()
+        held = (output,) * (holds_output and grad)
+        sizes = (Counter(one or {}) for one in (trained, working, undoing))
+        self.operations.append(Operation(".".join(self.path), inputs, output, saved, held, *sizes, passes))
+        return output
+
+    def touch(self, *values: Value) -> None:
+        """These tensors are still there: a function that has them in hand is called, or only now returns."""
+        self.operations.append(Operation(".".join(self.path), values, self.value((), 0)))
+
+    def cast(self, x: Value, bytes_each: int) -> Value:
+        """The same numbers in another dtype; the tensor itself where it has that dtype."""
+        return x if x.bytes_each == bytes_each else self.apply(x, bytes_each=bytes_each)
+
+    def promotion(self, x: Value, y: Value) -> Size:
+        """Bytes of the copy that brings two tensors to one dtype."""
+        narrow, wide = sorted((x, y), key=lambda one: one.bytes_each)
+        mixed = self.promotes and narrow.bytes_each < wide.bytes_each
+        return product(wide.bytes_each, *narrow.shape) if mixed else Counter()
+
+    def add(self, x: Value, y: Value) -> Value:
+        """x + y."""
+        return self.apply(x, y, passes=True, working=self.promotion(x, y))
+
+    def multiply(self, x: Value, y: Value) -> Value:
+        """x · y, elementwise. Each factor is kept where the other gets a gradient."""
+        kept = [one for one, other in ((x, y), (y, x)) if other.grad]
+        return self.apply(x, y, kept=kept, working=self.promotion(x, y))
+
+    def linear(self, x: Value, weight: Weight) -> Value:
+        """W x + b. x is kept where W is trained.
+
+        Under autocast x and a wider W are copied to bfloat16 first; the copy of x is kept where W is trained, that of W
+        where x gets a gradient. A matrix in 4 bits is turned into bfloat16 for a moment, in forward and again in
+        backward; nothing is kept of it (bitsandbytes, autograd/_functions.py, MatMul4Bit).
+        """
+        d_in, d_out = weight.shape
+        shape = (*x.shape[: len(x.shape) - len(d_in)], *d_out)
+        if weight.quantised:
+            narrow, matrix = self.cast(x, 2), product(2, *d_in, *d_out)
+            return self.cast(self.apply(narrow, shape=shape, working=matrix, undoing=matrix), x.bytes_each)
+        gradient = product(weight.bytes_each, *d_in, *d_out) if weight.trained else None
+        bias = product(weight.bytes_each, *d_out) if weight.trained and weight.bias else NOTHING
+        factor = self.value((*d_in, *d_out), weight.bytes_each, weight.trained, fixed=True)
+        inputs = [x]
+        if self.autocast:
+            x = self.cast(x, 2)
+            inputs = [x]
+            if weight.bytes_each > 2:
+                factor = self.apply(shape=(*d_in, *d_out), bytes_each=2, trained=gradient)
+                inputs, gradient = [x, factor], None
+        kept = [x] * weight.trained + [factor] * x.grad
+        trained = gradient + bias if gradient is not None else (bias or None)
+        return self.apply(*inputs, shape=shape, bytes_each=x.bytes_each, kept=kept, trained=trained)
+
+    def kept(self) -> dict[str, Size]:
+        """Module → bytes that autograd keeps of it: each tensor once, where it was kept first."""
+        seen: set[int] = set()
+        found: dict[str, Size] = {}
+        for one in self.operations:
+            for value in one.kept:
+                if not value.fixed and value.key not in seen:
+                    seen.add(value.key)
+                    found.setdefault(one.where, Counter()).update(value.size)
+        return found

@@ -1,0 +1,239 @@
+"""How much memory is taken at each moment of a training step: the operations forward and back, with what is freed.
+
+A tensor is freed after its last use; one that is kept for backward, once the operations that keep it have been undone.
+The gradient of a weight stays until the optimiser has used it. Weights and optimiser are not counted here.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from peftbook.memory.decoder import Walk, layer_of
+from peftbook.memory.tape import NOTHING, Operation, Size, Tape, Value, difference, multiple
+
+__all__ = ["KINDS", "Moment", "kind_of", "moments"]
+
+KINDS = (
+    "embedding",
+    "layer inputs",
+    "norms",
+    "attention",
+    "mlp",
+    "adapter inputs",
+    "logits and loss",
+    "gradients",
+    "working",
+)
+Moment = tuple[str, dict[str, Size]]  # what happens; kind → bytes
+
+
+def kind_of(where: str) -> str:
+    """The kind of what a module keeps."""
+    if "lora_" in where or where.startswith("prompt_encoder"):
+        return "adapter inputs"
+    if where in ("lm_head", "loss"):
+        return "logits and loss"
+    if where.rsplit(".", 1)[-1].endswith("norm"):
+        return "norms"
+    if ".mlp" in where:
+        return "mlp"
+    if ".self_attn" in where:
+        return "attention"
+    return "layer inputs" if where.startswith("layers.") else "embedding"
+
+
+class Timeline:
+    """What is there now, by kind, and was at every moment so far."""
+
+    def __init__(self):
+        self.live: dict[str, Size] = {kind: Counter() for kind in KINDS}
+        self.holders: Counter[int] = Counter()
+        self.kinds: dict[int, str] = {}
+        self.made: set[int] = set()
+        self.moments: list[Moment] = []
+
+    def note(self, what: str, working: Size = NOTHING) -> None:
+        """Write down this moment, with bytes that are there for it alone."""
+        now = {kind: Counter(size) for kind, size in self.live.items()}
+        now["working"].update(working)
+        self.moments.append((what, now))
+
+    def hold(self, value: Value, kind: str = "working") -> None:
+        """One more user of a tensor; one that keeps it says of what kind it is now."""
+        if value.fixed:
+            return
+        known = self.kinds.get(value.key, "working") if self.holders[value.key] else None
+        self.holders[value.key] += 1
+        if known is None:
+            self.live[kind].update(value.size)
+            self.kinds[value.key] = kind
+        elif known == "working" != kind:
+            self.live["working"].subtract(value.size)
+            self.live[kind].update(value.size)
+            self.kinds[value.key] = kind
+
+    def drop(self, value: Value) -> None:
+        """One user less; without any the tensor is freed."""
+        if value.fixed:
+            return
+        self.holders[value.key] -= 1
+        if not self.holders[value.key]:
+            self.live[self.kinds[value.key]].subtract(value.size)
+
+    def forward(self, operations: Iterable[Operation], readers: Counter[int], keep: bool = True) -> None:
+        """Run operations. readers: how many operations have yet to read each tensor; it is freed after the last."""
+        for one in operations:
+            kind = kind_of(one.where)
+            self.hold(one.output, passing(kind))
+            self.made.add(one.output.key)
+            for value in (*one.kept, *one.held) if keep else ():
+                self.hold(value, kind)
+            self.note(f"forward {one.where}", one.working)
+            for value in unique(one.inputs):
+                readers[value.key] -= 1
+                if value.key in self.made and not readers[value.key]:
+                    self.drop(value)
+
+    def recompute(self, operations: Sequence[Operation]) -> None:
+        """Run a layer again whose arguments are there, up to the last operation that keeps something."""
+        needed = 1 + max(index for index, one in enumerate(operations) if one.kept)
+        again, rest = operations[:needed], readers_of(operations[needed:])
+        self.forward(again, readers_of(operations) + readers_of(operations[:1]))
+        for one in again:
+            if rest[one.output.key] and self.holders[one.output.key]:
+                self.drop(one.output)
+
+    def add(self, sizes: dict[str, Size], factor: int) -> None:
+        """Bytes by kind, `factor` times."""
+        for kind, size in sizes.items():
+            self.live[kind].update(multiple(size, factor))
+
+
+class Gradients:
+    """The gradients of tensors on the way back. Two tensors may have one and the same."""
+
+    def __init__(self, timeline: Timeline):
+        self.timeline = timeline
+        self.new = itertools.count()
+        self.of: dict[int, Value] = {}  # tensor → its gradient
+
+    def make(self, value: Value) -> Value:
+        """A gradient of its own for a tensor."""
+        return Value(value.shape, value.bytes_each, False, -1 - next(self.new))
+
+    def backward(self, operations: Sequence[Operation], recompute: Callable[[], None] | None = None) -> None:
+        """Undo operations from the last to the first. recompute: what is done once a kept tensor is needed."""
+        timeline = self.timeline
+        for one in reversed([one for one in operations if one.output.grad]):
+            if recompute and any(not value.fixed for value in one.kept):
+                recompute()
+                recompute = None
+            kind = passing(kind_of(one.where))
+            if one.output.key not in self.of:  # the loss
+                self.give(one.output, self.make(one.output), one.where)
+            mine = self.of.pop(one.output.key)
+            readers = [value for value in unique(one.inputs) if value.grad]
+            found = [mine if one.passes and value.size == mine.size else self.make(value) for value in readers]
+            for gradient in found:
+                timeline.hold(gradient, kind)
+            timeline.live["gradients"].update(one.weights)
+            timeline.note(f"backward {one.where}", one.undoing)
+            timeline.drop(mine)
+            for value in (*one.kept, *one.held):
+                timeline.drop(value)
+            for value, gradient in zip(readers, found, strict=True):
+                self.give(value, gradient, one.where)
+                timeline.drop(gradient)
+
+    def give(self, value: Value, gradient: Value, where: str) -> None:
+        """Add a gradient to what a tensor has; in place unless another tensor has that one too."""
+        timeline = self.timeline
+        if value.key not in self.of:
+            self.of[value.key] = gradient
+            timeline.hold(gradient)
+            return
+        before = self.of[value.key]
+        if timeline.holders[before.key] > 1:
+            total = self.make(value)
+            timeline.hold(total)
+            timeline.note(f"backward {where}")
+            timeline.drop(before)
+            self.of[value.key] = total
+
+
+def passing(kind: str) -> str:
+    """The kind of what a module does not keep."""
+    return kind if kind == "logits and loss" else "working"
+
+
+def unique(values: Iterable[Value]) -> list[Value]:
+    """Each tensor once."""
+    return list({value.key: value for value in values}.values())
+
+
+def readers_of(operations: Iterable[Operation]) -> Counter[int]:
+    """How many operations read each tensor."""
+    return Counter(value.key for one in operations for value in unique(one.inputs))
+
+
+def sections(tape: Tape) -> dict[str, list[Operation]]:
+    """Operations by part of the model: before the layers, each layer, after the layers."""
+    found: dict[str, list[Operation]] = {"embedding": []}
+    for one in tape.operations:
+        layer = layer_of(one.where) if one.where.startswith("layers.") else ""
+        found.setdefault(layer or ("embedding" if len(found) == 1 else "head"), []).append(one)
+    return found
+
+
+def moments(walked: Walk, checkpointing: bool) -> list[Moment]:
+    """What happens and the bytes that are there, for every operation of a training step, forward and back.
+
+    What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back
+    turns into the gradients of their weights once it has been undone: between those two moments memory is a straight
+    line in the number of layers, so that its peak is at one of them.
+    """
+    timeline, parts = Timeline(), sections(walked.tape)
+    readers = readers_of(walked.tape.operations)
+    left: dict[str, dict[str, Size]] = {}
+    for name, operations in parts.items():
+        inside = checkpointing and name in walked.copies
+        for value in operations[0].inputs if inside else ():
+            timeline.hold(value, "layer inputs")
+        others = walked.copies.get(name, 1) - 1
+        if others:
+            trial = copy.deepcopy(timeline)
+            trial.forward(operations, Counter(readers), keep=not inside)
+            left[name] = {kind: difference(trial.live[kind], timeline.live[kind]) for kind in KINDS}
+            if inside:  # what the layer hands on is an argument of the next
+                left[name]["layer inputs"].update(own_arguments(parts, name))
+                left[name]["working"].subtract(operations[0].inputs[0].size)
+            timeline.add(left[name], others)
+        timeline.forward(operations, readers, keep=not inside)
+    for name, sizes in left.items():  # what stayed no longer than forward
+        timeline.add({"working": sizes["working"]}, 1 - walked.copies[name])
+    gradients = Gradients(timeline)
+    for name, operations in reversed(parts.items()):
+        inside = checkpointing and name in walked.copies
+        gradients.backward(operations, partial(timeline.recompute, operations) if inside else None)
+        for value in operations[0].inputs if inside else ():
+            timeline.drop(value)
+        if name in left:
+            others = walked.copies[name] - 1
+            timeline.add({kind: size for kind, size in left[name].items() if kind != "working"}, -others)
+            for one in operations:
+                timeline.add({"gradients": one.weights}, others)
+    timeline.note("optimiser")
+    return timeline.moments
+
+
+def own_arguments(parts: dict[str, list[Operation]], name: str) -> Size:
+    """Bytes of the arguments that a layer does not share with the others."""
+    others = {value.key for other, found in parts.items() if other != name for value in found[0].inputs}
+    total: Size = Counter()
+    for value in parts[name][0].inputs:
+        total.update(value.size if value.key not in others else NOTHING)
+    return total

@@ -1,0 +1,226 @@
+"""Decoders with random weights in any shape of the byte model, ready to be trained as a set-up says.
+
+Memory and time of a step depend on the shape alone, so that a shape of seven billion parameters can be measured without
+its weights at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from peftbook.errors import InputError
+from peftbook.memory import Setup, Shape, training_step
+from peftbook.memory.setup import IA3_TARGETS
+from peftbook.training.methods import trainable_state
+from peftbook.training.models import keep_linear4bit_layout
+
+__all__ = ["Subject", "random_ids", "random_model", "subject"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+STD = 0.02
+PADDED = 3  # positions at the end of the first row, where rows are padded
+
+
+@dataclass
+class Subject:
+    """A model with its method and its optimiser."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    setup: Setup
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The trainable tensors."""
+        return list(trainable_state(self.model).values())
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """The loss of transformers' own forward pass: every position predicts the next. ids: (batch, tokens)."""
+        mask = None
+        if self.setup.padding:
+            mask = torch.ones_like(ids)
+            mask[0, -PADDED:] = 0
+        with torch.autocast(ids.device.type, torch.bfloat16) if self.setup.autocast else contextlib.nullcontext():
+            return self.model(input_ids=ids, labels=ids, attention_mask=mask, use_cache=False).loss
+
+    def step(self, ids: Tensor) -> float:
+        """Forward, backward and optimiser; returns the seconds."""
+        began = time.perf_counter()
+        self.loss(ids).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - began
+
+
+def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
+    """A random model with the set-up's method, dtype, attention and optimiser, in training mode."""
+    check_fits(shape, setup)
+    model = random_model(shape, setup, seed)
+    torch.manual_seed(seed)
+    tuned = with_method(model, setup)
+    if setup.method != "full":
+        for value in trainable_state(tuned).values():
+            value.data = value.data.to(DTYPES[setup.adapter_dtype])
+    if setup.checkpointing:
+        model.activation_checkpointing_enable()
+    tuned.train()
+    return Subject(tuned, optimiser(trainable_state(tuned), setup), setup)
+
+
+def check_fits(shape: Shape, setup: Setup) -> None:
+    """Refuse a model whose weights alone do not fit: the system would end the process without a word."""
+    terms = training_step(shape, setup).peak().terms
+    needed = terms["weights"] + terms.get("quantisation constants", 0)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"The weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+            "give a smaller shape or a 4-bit base."
+        )
+
+
+def optimiser(trained: Mapping[str, Tensor], setup: Setup) -> torch.optim.Optimizer:
+    """The optimiser over what is trained."""
+    if setup.optimiser == "adamw":
+        return torch.optim.AdamW(trained.values(), lr=1e-4, fused=True)
+    if setup.optimiser == "sgd":
+        return torch.optim.SGD(trained.values(), lr=1e-4)
+    import bitsandbytes.optim as optim
+
+    kinds = {"adamw_8bit": optim.AdamW8bit, "paged_adamw": optim.PagedAdamW, "paged_adamw_8bit": optim.PagedAdamW8bit}
+    return kinds[setup.optimiser](trained.values(), lr=1e-4)
+
+
+def with_method(model: nn.Module, setup: Setup) -> Any:
+    """The model with the parameters that the method trains; all others frozen."""
+    import peft
+
+    if setup.method == "full":
+        return model.requires_grad_(True)
+    configs: dict[str, Any] = {
+        "lora": lambda: peft.LoraConfig(
+            r=setup.rank, target_modules=list(setup.targets), lora_dropout=0.1 * setup.dropout, task_type="CAUSAL_LM"
+        ),
+        "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=setup.length, task_type="CAUSAL_LM"),
+        "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=setup.length, task_type="CAUSAL_LM"),
+        "ia3": lambda: peft.IA3Config(
+            target_modules=list(IA3_TARGETS), feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        ),
+    }
+    tuned = peft.get_peft_model(model, configs[setup.method]())  # type: ignore[arg-type]
+    if setup.freeze_a:
+        for name, value in tuned.named_parameters():
+            if ".lora_A." in name:
+                value.requires_grad_(False)
+                value.data = value.data.to(DTYPES[setup.adapter_dtype])
+    return tuned
+
+
+def settings(shape: Shape) -> Any:
+    """transformers' settings for a shape."""
+    from transformers import AutoConfig
+
+    given: dict[str, Any] = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "tie_word_embeddings": shape.tied,
+        "attention_bias": shape.out_bias,
+        "sliding_window": shape.window or None,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if shape.context:
+        given["max_position_embeddings"] = shape.context
+    if shape.family in ("qwen2", "qwen3", "gemma3_text", "smollm3"):
+        given["layer_types"] = ["sliding_attention" if one else "full_attention" for one in shape.sliding]
+        given["use_sliding_window"] = shape.window > 0
+    if shape.mlp_bias:
+        given["mlp_bias"] = True
+    return AutoConfig.for_model(shape.family, **given)
+
+
+def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
+    """A frozen model with random weights, its decoder's linear layers in 4 bits where the set-up says so.
+
+    Tensors of one shape have equal values, so that each shape is drawn and quantised once; no more than one matrix is
+    ever there in 16 bits beside a 4-bit model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config, dtype = settings(shape), DTYPES[setup.dtype]
+    config.dtype = dtype
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=setup.attention)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    torch.manual_seed(seed)
+    if setup.quantised:
+        quantise_linears(model.model, setup)
+        model.is_loaded_in_4bit = True  # what peft looks for
+    fill(model)
+    model.tie_weights()
+    keep_linear4bit_layout(model)
+    return model
+
+
+def quantise_linears(model: nn.Module, setup: Setup) -> None:
+    """Put a random 4-bit layer of bitsandbytes in the place of every linear layer."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    made: dict[torch.Size, Params4bit] = {}
+    options: dict[str, Any] = {"compress_statistics": setup.double, "quant_type": setup.quantised}
+    for name, part in list(model.named_modules()):
+        if not isinstance(part, nn.Linear):
+            continue
+        size, bias = part.weight.shape, part.bias is not None
+        with torch.device("meta"):
+            stored: Any = Linear4bit(
+                part.in_features, part.out_features, bias=bias, compute_dtype=torch.bfloat16, **options
+            )
+        if bias:
+            stored.bias = nn.Parameter(part.bias.data, requires_grad=False)
+        if size not in made:
+            values = torch.empty(size, dtype=torch.bfloat16).normal_(std=STD)
+            made[size] = weight = Params4bit(values, requires_grad=False, **options).cpu()
+        else:
+            weight = copy.deepcopy(made[size])
+        stored.weight, stored.quant_state = weight, weight.quant_state
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, stored)
+
+
+def fill(model: nn.Module) -> None:
+    """Give every parameter without storage a frozen one: matrices N(0, STD²), vectors 1."""
+    made: dict[torch.Size, Tensor] = {}
+    tied = model.get_output_embeddings() if model.config.tie_word_embeddings else None  # type: ignore[operator]
+    for part in model.modules():
+        if hasattr(part, "scalar_embed_scale"):
+            part.embed_scale = torch.tensor(part.scalar_embed_scale)
+        for name, value in list(part.named_parameters(recurse=False)):
+            if part is tied or not value.is_meta:
+                continue
+            fresh = made[value.shape].clone() if value.shape in made else torch.ones(value.shape, dtype=value.dtype)
+            if value.dim() > 1 and value.shape not in made:
+                fresh.normal_(std=STD)
+            made.setdefault(value.shape, fresh)
+            setattr(part, name, nn.Parameter(fresh, requires_grad=False))
+
+
+def random_ids(shape: Shape, setup: Setup, seed: int) -> Tensor:
+    """Rows of random tokens, (batch, seq); the first three ids are left to padding and its kin."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, shape.vocab, (setup.batch, setup.seq), generator=generator)
