@@ -62,9 +62,12 @@ def walk(shape: Shape, setup: Setup) -> Walk:
     """
     tape = Tape(setup.autocast, promotes=setup.device == "cpu")
     each = BYTES[setup.dtype]
-    tables = tuple(tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2))
-    masks = {sliding: mask(tape, shape, setup, sliding) for sliding in sorted({*shape.sliding})}
-    decoder = Decoder(shape, setup, tape, tables)
+    kinds = sorted({*shape.sliding})
+    masks = {sliding: mask(tape, shape, setup, sliding) for sliding in kinds}
+    rotations = {sliding: tuple(tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2)) for sliding in kinds}
+    if not shape.two_rotations:
+        rotations = dict.fromkeys(kinds, rotations[kinds[0]])
+    decoder = Decoder(shape, setup, tape)
     if setup.method == "prefix":
         decoder.prefix.append(virtual_tokens(decoder, ("L", "g", "d", "two")))
     x = first = embed(decoder)
@@ -72,8 +75,9 @@ def walk(shape: Shape, setup: Setup) -> Walk:
     for name, sliding, count in layers(shape):
         copies[name] = count
         with tape.at(name):
-            x = decoder.layer(x, masks[sliding])
+            x = decoder.layer(x, Context(*rotations[sliding], masks[sliding]))
     decoder.head(x)
+    tables = (table for pair in rotations.values() for table in pair)
     tape.touch(first, *tables, *(one for one in masks.values() if one), *decoder.prefix)
     return Walk(tape, copies)
 
@@ -99,14 +103,26 @@ def mask(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
 
 
 @dataclass(frozen=True)
+class Context:
+    """What layers of a kind share: cosines and sines of the rotation, and the mask if there is one."""
+
+    cos: Value
+    sin: Value
+    mask: Value | None
+
+    @property
+    def values(self) -> list[Value]:
+        """The tensors."""
+        return [self.cos, self.sin] + ([self.mask] if self.mask else [])
+
+
+@dataclass(frozen=True)
 class Decoder:
-    """The parts of the forward pass. tables: cosines and sines of the rotation.  prefix: the trained keys and values,
-    and the cache that they are put into."""
+    """The parts of the forward pass. prefix: the trained keys and values, and the cache that they are put into."""
 
     shape: Shape
     setup: Setup
     tape: Tape
-    tables: tuple[Value, ...]
     prefix: list[Value] = field(default_factory=list)
 
     @property
@@ -130,14 +146,14 @@ class Decoder:
         quantised, bias = bool(self.setup.quantised), name in self.shape.biased
         return Weight(WIDTHS[name], self.base_bytes, self.full, quantised, bias)
 
-    def layer(self, x: Value, mask: Value | None) -> Value:
+    def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""
         tape, four = self.tape, self.shape.layer_norms == 4
-        arguments = [x, *self.tables] + ([mask] if mask else [])
+        arguments = [x, *context.values]
         if self.setup.checkpointing and self.setup.device == "cpu":
             arguments.append(tape.value((), GENERATOR))
         tape.touch(*arguments)
-        y = self.attention(self.norm("input_layernorm", x), mask)
+        y = self.attention(self.norm("input_layernorm", x), context)
         if four:
             y = self.norm("post_attention_layernorm", y)
         x = tape.add(x, y)
@@ -172,39 +188,38 @@ class Decoder:
             undoing = narrow.size if self.full else None
             return tape.apply(narrow, bytes_each=each, kept=[narrow] * self.full, trained=trained, undoing=undoing)
 
-    def attention(self, x: Value, mask: Value | None) -> Value:
+    def attention(self, x: Value, context: Context) -> Value:
         """Queries, keys and values, their rotation, attention, and the output matrix."""
         tape = self.tape
         with tape.at("self_attn"):
             q, k, v = self.linear("q_proj", x), self.linear("k_proj", x), self.linear("v_proj", x)
             if self.shape.head_norms:
                 q, k = self.norm("q_norm", q), self.norm("k_norm", k)
-            q, k = self.rotate(q), self.rotate(k)
+            q, k = self.rotate(q, context), self.rotate(k, context)
             if self.setup.method == "prefix":
                 k, v = self.extend(k), self.extend(v)
-            y = self.linear("o_proj", self.attend(q, k, v, mask))
+            y = self.linear("o_proj", self.attend(q, k, v, context.mask))
             tape.touch(x, v)
             return y
 
-    def rotate(self, x: Value) -> Value:
+    def rotate(self, x: Value, context: Context) -> Value:
         """x · cos + rotated x · sin: linear in x, so that only cos and sin are kept, once for all layers."""
-        tape, (cos, sin) = self.tape, self.tables
-        first = tape.multiply(x, cos)
-        return tape.add(first, tape.multiply(tape.apply(x), sin))
+        tape = self.tape
+        return tape.add(tape.multiply(x, context.cos), tape.multiply(tape.apply(x), context.sin))
 
     def extend(self, x: Value) -> Value:
         """The prefix before a layer's keys or values, as the cache holds it."""
-        whole = self.tape.apply(x, self.prefix[0], shape=("b", "k", "g", "d"), bytes_each=x.bytes_each)
+        whole = self.tape.apply(x, self.prefix[0], shape=("b", "k", "g", "d"))
         self.prefix.append(whole)
         return whole
 
     def attend(self, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
         """Fused attention keeps q, k, v, the result and a float32 scalar a head and position; eager attention q, k, v
-        and the weights, in float32 and in the dtype of q. With a mask, k and v are copied for every head, and fused
+        and the weights, in float32 and in the dtype of q. With a mask, k and v are repeated for every head, and fused
         attention keeps the mask in their dtype."""
         tape, eager = self.tape, self.setup.attention == "eager"
         if self.shape.heads != self.shape.kv_heads and (mask or eager):
-            k, v = (tape.apply(one, shape=("b", "k", "a", "d")) for one in (k, v))
+            k, v = self.for_every_head(k), self.for_every_head(v)
         if not eager:
             if tape.autocast:
                 q, k, v = (tape.cast(one, 2) for one in (q, k, v))
@@ -217,6 +232,14 @@ class Decoder:
             scores = tape.cast(scores, 4)
         weights = tape.cast(tape.apply(scores, bytes_each=4, keeps_output=True), q.bytes_each)
         return tape.apply(self.matmul(weights, v, ("b", "t", "a", "d")))
+
+    def for_every_head(self, x: Value) -> Value:
+        """Keys or values copied for every head that reads them; a single head is read in place, until a cast or the
+        product of several rows copies it."""
+        tape, wide = self.tape, ("b", "k", "a", "d")
+        if self.shape.kv_heads > 1 or (self.setup.attention == "eager" and self.setup.batch > 1):
+            return tape.apply(x, shape=wide)
+        return tape.apply(x, shape=wide, bytes_each=2) if tape.autocast and x.bytes_each > 2 else x
 
     def matmul(self, x: Value, y: Value, shape: tuple[str, ...]) -> Value:
         """x y, a product for every row and head; both are kept."""
@@ -324,6 +347,8 @@ class Decoder:
         with tape.at("loss"):
             log_probabilities = tape.apply(tape.cast(logits, 4), keeps_output=True)
             kept = [log_probabilities, tape.value(("b", "t"), 8), tape.value((), 4)]
+            if self.setup.batch == 1:  # labels moved by one are the same tensor, with its end
+                kept.append(tape.value((), 8))
             return tape.apply(log_probabilities, shape=(), bytes_each=4, kept=kept)
 
 
@@ -334,7 +359,7 @@ def embed(decoder: Decoder) -> Value:
     transformers then makes the embedded tokens a leaf that a gradient is kept of.
     """
     tape, setup, each = decoder.tape, decoder.setup, decoder.base_bytes
-    ids, width = tape.value(("b", "s"), 8), ("b", "s", "h")
+    ids, width, scaled = tape.value(("b", "s"), 8), ("b", "s", "h"), decoder.shape.scaled_embedding
     with tape.at("embed_tokens"):
         if decoder.full:
             # a matrix that the head has too has a gradient already: unless autocast has made both alike, the two are
@@ -342,9 +367,13 @@ def embed(decoder: Decoder) -> Value:
             new, sum_of_both = (0, each if setup.autocast else 2 * each) if decoder.shape.tied else (each, 0)
             trained, undoing = product(new, "V", "h"), product(sum_of_both, "V", "h")
             x = tape.apply(ids, shape=width, bytes_each=each, kept=[ids], trained=trained, undoing=undoing)
+            if scaled:
+                x = tape.apply(x, kept=[tape.value((), each)] if each == 2 else [])
         else:
-            leaf = product(each, *width) if setup.checkpointing else None
-            x = tape.apply(ids, shape=width, bytes_each=each, trained=leaf, holds_output=True)
+            x = tape.apply(ids, shape=width, bytes_each=each)
+            x = tape.apply(x) if scaled else x
+            if setup.checkpointing:
+                x = tape.leaf(x)
     if setup.method != "prompt":
         return x
     return tape.apply(virtual_tokens(decoder, ("h",)), x, shape=("b", "t", "h"))

@@ -23,8 +23,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"head_norms": True},
-    "gemma": {"gains_in_fp32": True, "tied": True},
-    "gemma3_text": {"gains_in_fp32": True, "head_norms": True, "layer_norms": 4, "tied": True},
+    "gemma": {"gains_in_fp32": True, "scaled_embedding": True, "tied": True},
+    "gemma3_text": {
+        "gains_in_fp32": True,
+        "scaled_embedding": True,
+        "head_norms": True,
+        "layer_norms": 4,
+        "two_rotations": True,
+        "tied": True,
+    },
 }
 
 
@@ -34,8 +41,10 @@ class Shape:
 
     tied: one matrix is both embedding and head.  qkv_bias, out_bias, mlp_bias: which linear layers have biases.
     head_norms: queries and keys are normalised a head.  layer_norms: norms of width h in a layer.
-    gains_in_fp32: norms multiply with 1 + gain in float32 (Gemma).  window: tokens that a layer of sliding attention
-    sees; sliding: whether each layer's attention slides.  context: positions that the model was made for, 0 if unknown.
+    gains_in_fp32: norms multiply with 1 + gain in float32.  scaled_embedding: the embedding is multiplied with √h.
+    two_rotations: layers of sliding attention rotate by other angles (all three: Gemma).
+    window: tokens that a layer of sliding attention sees; sliding: whether each layer's attention slides.
+    context: positions that the model was made for, 0 if unknown.
     """
 
     layers: int
@@ -53,6 +62,8 @@ class Shape:
     head_norms: bool = False
     layer_norms: int = 2
     gains_in_fp32: bool = False
+    scaled_embedding: bool = False
+    two_rotations: bool = False
     window: int = 0
     sliding: tuple[bool, ...] = ()
     context: int = 0

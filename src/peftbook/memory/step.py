@@ -84,13 +84,14 @@ def as_list(size: Size) -> list[list[Any]]:
 def training_step(shape: Shape, setup: Setup) -> Step:
     """The memory of a training step of a model of this shape."""
     slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
-    found = structure(shape, replace(setup, batch=1, seq=shape.window if slides else 1))
+    alike = replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1)
+    found = structure(shape, alike)
     return replace(found, symbols={**shape.symbols, **setup.symbols})
 
 
 @functools.lru_cache(maxsize=256)
 def structure(shape: Shape, setup: Setup) -> Step:
-    """The polynomials: they do not depend on rows and tokens, except by a window that is full."""
+    """The polynomials: they do not depend on how many rows and tokens there are beyond one row and a full window."""
     walked = walk(shape, setup)
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ["NOTHING", "Operation", "Size", "Tape", "Value", "Weight", "difference", "evaluate", "multiple", "product"]
 
@@ -133,7 +133,6 @@ class Tape:
         bytes_each: int | None = None,
         kept: Iterable[Value] = (),
         keeps_output: bool = False,
-        holds_output: bool = False,
         trained: Size | None = None,
         working: Size | None = None,
         undoing: Size | None = None,
@@ -147,10 +146,16 @@ class Tape:
         each = max(one.bytes_each for one in inputs) if bytes_each is None else bytes_each
         output = self.value(inputs[0].shape if shape is None else shape, each, grad)
         saved = (*kept, *(output,) * keeps_output) if grad else ()
-        held = (output,) * (holds_output and grad)
         sizes = (Counter(one or {}) for one in (trained, working, undoing))
-        self.operations.append(Operation(".".join(self.path), inputs, output, saved, held, *sizes, passes))
+        self.operations.append(Operation(".".join(self.path), inputs, output, saved, (), *sizes, passes))
         return output
+
+    def leaf(self, x: Value) -> Value:
+        """A tensor made trained: from now on the graph has it in hand, and its gradient stays."""
+        trained = replace(x, grad=True)
+        nothing: Size = Counter()
+        self.operations.append(Operation(".".join(self.path), (), trained, (), (trained,), x.size, nothing, nothing))
+        return trained
 
     def touch(self, *values: Value) -> None:
         """These tensors are still there: a function that has them in hand is called, or only now returns."""
