@@ -49,7 +49,8 @@ class Configuration:
         walked = walk(self.shape, self.setup)
         symbols = self.shape.symbols | self.setup.symbols
         kept = walked.kept(self.setup.checkpointing)
-        return {module: walked.copies_of(module) * evaluate(size, symbols) for module, size in kept.items()}
+        found = {module: walked.copies_of(module) * evaluate(size, symbols) for module, size in kept.items()}
+        return {module: size for module, size in found.items() if size}
 
 
 def given(part: Shape | Setup) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from peftbook.memory.setup import BYTES, IA3_TARGETS, Setup
+from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, Tape, Value, Weight, product
 
@@ -144,7 +144,8 @@ class Decoder:
     def weight(self, name: str) -> Weight:
         """A matrix of the decoder."""
         quantised, bias = bool(self.setup.quantised), name in self.shape.biased
-        return Weight(WIDTHS[name], self.base_bytes, self.full, quantised, bias)
+        constants = 4 / BLOCK if quantised and self.setup.double else 0.0
+        return Weight(WIDTHS[name], self.base_bytes, self.full, quantised, bias, constants)
 
     def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from peftbook.errors import InputError
 
-__all__ = ["BYTES", "IA3_TARGETS", "METHODS", "OPTIMISERS", "TARGETS", "Setup"]
+__all__ = ["BLOCK", "BYTES", "IA3_TARGETS", "METHODS", "OPTIMISERS", "OUTER_BLOCK", "TARGETS", "Setup"]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
 METHODS = ("full", "lora", "prompt", "prefix", "ia3")
 OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd")
 BYTES = {"bf16": 2, "fp32": 4}
+BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants that share one of theirs
 CHOICES = {
     "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
     "quantised": ("", "nf4", "fp4"), "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peftbook.memory.decoder import WIDTHS, walk
-from peftbook.memory.setup import BYTES, IA3_TARGETS, Setup
+from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
 from peftbook.memory.timeline import Moment, kind_of, moments
 
 __all__ = ["Peak", "Step", "training_step"]
 
-BLOCK, OUTER_BLOCK = 64, 256  # weights that share a constant; constants that share one of theirs
 CODES, OUTER_CODES = 16, 256  # entries of the tables that codes are looked up in, float32, a table a matrix
 STATE_BLOCK = 256  # moments that share a constant in an 8-bit optimiser
 LEAST_8BIT = 4096  # smaller tensors keep their moments in float32

@@ -71,6 +71,7 @@ class Weight:
     """A matrix of a linear layer. shape: (inputs, outputs), each a product of symbols.
 
     quantised: stored in 4 bits and multiplied in bfloat16.  bias: one value an output, of the same dtype.
+    constants: bytes of a weight's share in constants that are read out first.
     """
 
     shape: tuple[tuple[str, ...], tuple[str, ...]]
@@ -78,6 +79,7 @@ class Weight:
     trained: bool = False
     quantised: bool = False
     bias: bool = False
+    constants: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class Tape:
         d_in, d_out = weight.shape
         shape = (*x.shape[: len(x.shape) - len(d_in)], *d_out)
         if weight.quantised:
-            narrow, matrix = self.cast(x, 2), product(2, *d_in, *d_out)
+            narrow, matrix = self.cast(x, 2), product(2 + weight.constants, *d_in, *d_out)
             return self.cast(self.apply(narrow, shape=shape, working=matrix, undoing=matrix), x.bytes_each)
         gradient = product(weight.bytes_each, *d_in, *d_out) if weight.trained else None
         bias = product(weight.bytes_each, *d_out) if weight.trained and weight.bias else NOTHING

@@ -99,10 +99,18 @@ class Timeline:
                     self.drop(value)
 
     def recompute(self, operations: Sequence[Operation]) -> None:
-        """Run a layer again whose arguments are there, up to the last operation that keeps something."""
-        needed = 1 + max(index for index, one in enumerate(operations) if one.kept)
-        again, rest = operations[:needed], readers_of(operations[needed:])
+        """Run a layer again whose arguments are there, until the last tensor that is needed is kept: an input before
+        its operation has a result."""
+        needed = max(index for index, one in enumerate(operations) if one.kept)
+        last, again = operations[needed], list(operations[:needed])
+        before = last.output not in last.kept
+        if not before:
+            again.append(last)
+        rest = readers_of(operations[len(again) :])
         self.forward(again, readers_of(operations) + readers_of(operations[:1]))
+        if before:
+            for value in last.kept:
+                self.hold(value, kind_of(last.where))
         for one in again:
             if rest[one.output.key] and self.holders[one.output.key]:
                 self.drop(one.output)

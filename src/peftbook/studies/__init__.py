@@ -66,6 +66,7 @@ MODULES = {
     "serving": "serving",
     "capacity": "capacity",
     "activations": "activations",
+    "step_peaks": "activations",
     "memory": "memory",
     "memory_process": "memory",
     "lora_fa_memory": "memory",

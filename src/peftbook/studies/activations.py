@@ -6,13 +6,16 @@ each by name. `peftbook.memory` predicts the bytes of each module, and nothing o
 
 One configuration of each pair that differs in attention alone is open, to be looked at while the model is written; the
 other is held out. `SPLIT_SHA256` fixed the held-out half before any of these configurations had been measured.
+
+peaks: the most that torch's allocator hands out during a step, in the same configurations at four times the widths.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -24,9 +27,11 @@ from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.memory import SCRATCH
 
-__all__ = ["GRID", "PARTS", "SPLIT_SHA256", "STUDIES", "predicted", "probe", "split_sha256"]
+__all__ = ["GRID", "PARTS", "SPLIT_SHA256", "STUDIES", "peak_probe", "probe", "split_sha256"]
 
 MARGIN = 0.01  # of the measured bytes
+MARGIN_PEAK = 0.10  # of the measured peak
+WIDER = 4
 SPLIT_SHA256 = "6312ae447c511679cb1c1b9e50435a084780d9ffffd1f9d3a5ea40f790cc97df"
 PARTS = ("open", "held-out")
 
@@ -107,79 +112,126 @@ def split_sha256() -> str:
 
 
 def probe(family: str, part: str) -> specs.Probe:
-    """One process that counts a family's configurations of one half."""
-    texts = tuple(one.text for name, one in GRID[part].items() if name.startswith(f"{family}_"))
-    return specs.Probe(measure="memory.activations", settings={"configurations": texts}, model=SCRATCH)
+    """One process that counts what is kept in a family's configurations of one half."""
+    return counting("memory.activations", [one for name, one in GRID[part].items() if name.startswith(f"{family}_")])
 
 
-def runs(store: Store) -> list[specs.Probe]:
-    """The open half first."""
-    return [probe(family, part) for part in PARTS for family in SIZES]
+def peak_probe(family: str, part: str) -> specs.Probe:
+    """One process that measures the peaks of a family's configurations of one half, at four times the widths."""
+    found = [one for name, one in GRID[part].items() if name.startswith(f"{family}_")]
+    return counting("memory.step_peaks", [widened(one) for one in found])
 
 
-def predicted(one: Configuration) -> dict[str, float]:
-    """Module → bytes, with all layers that it stands for."""
-    return {module: size for module, size in one.kept_by_module().items() if size}
+def counting(measure: str, configurations: Iterable[Configuration]) -> specs.Probe:
+    """A probe of many configurations."""
+    texts = tuple(one.text for one in configurations)
+    return specs.Probe(measure=measure, settings={"configurations": texts}, model=SCRATCH)
 
 
-def compared(record: Record) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """(predicted, measured) bytes by module of every configuration of a record."""
-    spec = record.spec
-    assert isinstance(spec, specs.Probe)
-    found = []
-    for index, text in enumerate(spec.words("configurations")):
-        measured = {module: float(sizes[index]) for module, sizes in record.per_example.items()}
-        found.append((predicted(Configuration.parse(text)), {name: size for name, size in measured.items() if size}))
-    return found
+def widened(one: Configuration) -> Configuration:
+    """Four times the widths and the vocabulary, and twice the tokens, so that tensors outweigh what kernels need."""
+    shape, setup = one.shape, one.setup
+    wide = {name: WIDER * getattr(shape, name) for name in ("hidden", "ffn", "head_dim", "vocab")}
+    return Configuration(replace(shape, **wide), replace(setup, seq=2 * setup.seq))
 
 
-def halves(store: Store) -> dict[str, list[tuple[dict[str, float], dict[str, float]]]]:
-    """The comparisons of each half; empty unless all its records are there."""
+def by_half(make: Callable[[str, str], specs.Probe], store: Store) -> dict[str, list[Record]]:
+    """The records of each half; empty unless all are there."""
     out = {}
     for part in PARTS:
-        records = [store.get(probe(family, part)) for family in SIZES]
-        out[part] = [pair for record in records if record is not None for pair in compared(record)]
-        if None in records:
-            out[part] = []
+        found = [record for family in SIZES if (record := store.get(make(family, part))) is not None]
+        out[part] = found if len(found) == len(SIZES) else []
     return out
+
+
+def configurations(record: Record) -> list[Configuration]:
+    """What a record measured."""
+    assert isinstance(record.spec, specs.Probe)
+    return [Configuration.parse(text) for text in record.spec.words("configurations")]
+
+
+def compared(record: Record) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """(predicted, measured) bytes by module of every configuration of a record."""
+    for index, one in enumerate(configurations(record)):
+        measured = {module: float(sizes[index]) for module, sizes in record.per_example.items()}
+        yield one.kept_by_module(), {module: size for module, size in measured.items() if size}
+
+
+def peaks(record: Record) -> Iterator[float]:
+    """Predicted over measured bytes of every configuration of a record, both beyond weights and optimiser."""
+    for one, measured in zip(configurations(record), record.per_example["peak_bytes"], strict=True):
+        step = one.step
+        yield (step.peak().total - sum(step.bytes_of(step.state).values())) / float(measured)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: how many configurations, in how many every module's bytes are exact, the ratios of the sums."""
     out: dict[str, Quantity] = {}
-    for part, pairs in halves(store).items():
-        if not pairs:
+    for part, records in by_half(probe, store).items():
+        if not records:
             continue
-        keys = tuple(record.key for family in SIZES if (record := store.get(probe(family, part))) is not None)
-        name = part.replace("-", "_")
-        ratios = [sum(one.values()) / sum(other.values()) for one, other in pairs]
+        keys, name = tuple(record.key for record in records), part.replace("-", "_")
+        pairs = [pair for record in records for pair in compared(record)]
         exact = sum(one == other for one, other in pairs)
-        modules = sum(len(other) for _, other in pairs)
         out[f"{name}_configurations"] = Quantity(len(pairs), "configurations", keys, digits=0)
-        out[f"{name}_modules"] = Quantity(modules, "modules", keys, digits=0)
+        out[f"{name}_modules"] = Quantity(sum(len(other) for _, other in pairs), "modules", keys, digits=0)
         out[f"{name}_exact"] = Quantity(exact, "configurations", keys, n=len(pairs), digits=0)
-        out[f"{name}_ratio"] = Quantity(
-            median(ratios), "×", keys, min(ratios), max(ratios), n=len(pairs), digits=4, note="median and range"
-        )
+        out[f"{name}_ratio"] = ratio([sum(one.values()) / sum(other.values()) for one, other in pairs], keys)
     return out
+
+
+def peak_quantities(store: Store) -> Mapping[str, Quantity]:
+    """For each half: the ratios of predicted and measured peaks."""
+    out: dict[str, Quantity] = {}
+    for part, records in by_half(peak_probe, store).items():
+        if records:
+            keys = tuple(record.key for record in records)
+            found = [one for record in records for one in peaks(record)]
+            out[f"{part.replace('-', '_')}_peak_ratio"] = ratio(found, keys)
+    return out
+
+
+def ratio(found: list[float], keys: tuple[str, ...]) -> Quantity:
+    """Median and range."""
+    return Quantity(median(found), "×", keys, min(found), max(found), n=len(found), digits=4, note="median and range")
 
 
 def verdict(store: Store) -> Verdict:
     """Are the bytes of every module exact in every held-out configuration?"""
-    pairs = halves(store)["held-out"]
-    if not pairs:
+    if not (records := by_half(probe, store)["held-out"]):
         return Verdict("not yet run", "The held-out configurations are not all counted yet.")
-    known = quantities(store)
-    off = [one != other for one, other in pairs]
-    far = [abs(sum(one.values()) / sum(other.values()) - 1) > MARGIN for one, other in pairs]
-    outcome = "refuted" if any(far) else "undecided" if any(off) else "reproduced"
+    known, pairs = quantities(store), [pair for record in records for pair in compared(record)]
+    off = sum(one != other for one, other in pairs)
+    far = sum(abs(sum(one.values()) / sum(other.values()) - 1) > MARGIN for one, other in pairs)
     sentence = (
-        f"In {len(pairs) - sum(off)} of {len(pairs)} held-out configurations, of {len(SIZES)} architectures, the bytes "
-        f"that autograd keeps are the predicted ones in every one of {known['held_out_modules'].value:.0f} modules; "
-        f"{sum(far)} sums are off by more than {MARGIN:.0%}."
+        f"In {len(pairs) - off} of {len(pairs)} held-out configurations, of {len(SIZES)} architectures, the bytes that "
+        f"autograd keeps are the predicted ones in every module ({known['held_out_modules'].value:.0f} of them); "
+        f"{far} sums are off by more than {MARGIN:.0%}."
     )
+    outcome = "refuted" if far else "undecided" if off else "reproduced"
     return Verdict(outcome, sentence, ("held_out_exact", "held_out_ratio"))
 
+
+def peak_verdict(store: Store) -> Verdict:
+    """Is the predicted peak within the margin in every held-out configuration?"""
+    if not (records := by_half(peak_probe, store)["held-out"]):
+        return Verdict("not yet run", "The peaks of the held-out configurations are not all measured yet.")
+    found = [one for record in records for one in peaks(record)]
+    far = sum(abs(one - 1) > MARGIN_PEAK for one in found)
+    worst = max(found, key=lambda one: abs(one - 1))
+    sentence = (
+        f"In {len(found) - far} of {len(found)} held-out configurations the predicted peak of a step's tensors, beyond "
+        f"weights and optimiser, is within {MARGIN_PEAK:.0%} of the measured one; the median is {median(found):.4f} "
+        f"times that, the worst {worst:.3f}."
+    )
+    return Verdict("refuted" if far else "reproduced", sentence, ("held_out_peak_ratio",))
+
+
+LIMITS = (
+    "Counted on a CPU with transformers, peft and bitsandbytes of the pinned versions, whose code may change; small "
+    "shapes, though the rules know no sizes. What kernels of a GPU keep beside (states of random generators), and "
+    "FlashAttention's own package, were not counted."
+)
 
 STUDY = Study(
     name="activations",
@@ -187,13 +239,24 @@ STUDY = Study(
     claim="What autograd keeps for backward follows from the model's settings and the method, byte for byte.",
     source="korthikanti2022, section 4, which counts a transformer's activations by hand",
     refuted_if=f"in a held-out configuration the predicted sum is off by more than {MARGIN:.0%}.",
-    does_not_show="Counted on a CPU with transformers, peft and bitsandbytes of the pinned versions, whose code may "
-    "change; small shapes, though the rules know no sizes. What kernels of a GPU keep beside (states of random "
-    "generators), and FlashAttention's own package, were not counted.",
+    does_not_show=LIMITS,
     chapter="book/qlora",
-    runs=runs,
+    runs=lambda store: [probe(family, part) for part in PARTS for family in SIZES],
     quantities=quantities,
     verdict=verdict,
 )
 
-STUDIES = {STUDY.name: STUDY}
+PEAK_STUDY = replace(
+    STUDY,
+    name="step_peaks",
+    title="Can the peak of a training step be computed?",
+    claim="The most that the tensors of a training step take at once follows from the model's settings and the method, "
+    f"to within {MARGIN_PEAK:.0%}.",
+    refuted_if=f"in a held-out configuration the predicted peak is off by more than {MARGIN_PEAK:.0%}.",
+    does_not_show=f"{LIMITS} Tensors of torch's allocator, not what a process or a GPU's allocator reserves.",
+    runs=lambda store: [peak_probe(family, part) for part in PARTS for family in SIZES],
+    quantities=peak_quantities,
+    verdict=peak_verdict,
+)
+
+STUDIES = {one.name: one for one in (STUDY, PEAK_STUDY)}

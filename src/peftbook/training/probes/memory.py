@@ -6,6 +6,7 @@ The models have random weights: memory and time depend on the shape alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import re
@@ -29,7 +30,7 @@ from peftbook.training.probes import Findings
 from peftbook.training.probes.serving import positive
 from peftbook.training.random_model import Subject, random_ids, subject
 
-__all__ = ["activations", "peak", "step_time"]
+__all__ = ["activations", "peak", "step_peaks", "step_time"]
 
 WARM_UP = Shape(layers=1, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
 
@@ -93,6 +94,21 @@ def activations(probe: specs.Probe) -> Findings:
         for module, size in kept_by_module(tuned, ids, one.shape).items():
             found.setdefault(module, [0.0] * len(texts))[index] += size
     return Findings(measurements={"configurations": len(texts)}, per_example=found)
+
+
+def step_peaks(probe: specs.Probe) -> Findings:
+    """The most that torch's allocator hands out during a training step, in each of many configurations.
+
+    settings: configurations (texts of `Configuration`s). per_example: peak_bytes, beyond weights and optimiser. A step
+    comes first, so that the optimiser has its moments and kernels what they keep.
+    """
+    found = []
+    for text in probe.words("configurations"):
+        one = Configuration.parse(text)
+        tuned, ids = subject(one.shape, one.setup, probe.seed), random_ids(one.shape, one.setup, probe.seed)
+        tuned.step(ids)
+        found.append(float(allocated_peak(functools.partial(tuned.step, ids))))
+    return Findings(measurements={"configurations": len(found)}, per_example={"peak_bytes": found})
 
 
 def step_time(probe: specs.Probe) -> Findings:
