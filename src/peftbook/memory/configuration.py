@@ -9,7 +9,7 @@ from typing import Any
 from peftbook.errors import InputError
 from peftbook.memory.decoder import walk
 from peftbook.memory.setup import Setup
-from peftbook.memory.shapes import Shape
+from peftbook.memory.shapes import FAMILIES, Shape
 from peftbook.memory.step import Step, training_step
 from peftbook.memory.tape import evaluate
 
@@ -33,8 +33,9 @@ class Configuration:
         """The configuration that a text stands for. Raises InputError for a text that is none."""
         try:
             shape, setup = json.loads(text)
-            return cls(Shape(**tuples(shape)), Setup(**tuples(setup)))
-        except (TypeError, ValueError) as error:
+            traits = FAMILIES[shape.get("family", "llama")]
+            return cls(Shape(**(traits | tuples(shape))), Setup(**tuples(setup)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{text!r} is no configuration of a training step: {error}.") from error
@@ -54,15 +55,16 @@ class Configuration:
 
 
 def given(part: Shape | Setup) -> dict[str, Any]:
-    """The fields that differ from their defaults; what a shape derives is left out where it can be derived again."""
-    found = {one.name: getattr(part, one.name) for one in fields(part) if getattr(part, one.name) != one.default}
+    """The fields that differ from their defaults, and of a shape from what its family and its sizes imply."""
+    implied = {one.name: one.default for one in fields(part)}
     if isinstance(part, Shape):
-        needed = {one.name: found[one.name] for one in fields(part) if one.default is MISSING}
-        derived = Shape(**needed, window=part.window)
-        for name in ("head_dim", "sliding"):
-            if getattr(derived, name) == getattr(part, name):
-                found.pop(name, None)
-    return found
+        needed = {one.name: getattr(part, one.name) for one in fields(part) if one.default is MISSING}
+        alike = Shape(**needed, **(FAMILIES[part.family] | {"family": part.family, "window": part.window}))
+        implied = {name: getattr(alike, name) for name in implied if name not in (*needed, "family", "window")}
+        implied |= {"family": "llama", "window": 0}
+    missing = object()
+    found = {one.name: getattr(part, one.name) for one in fields(part)}
+    return {name: value for name, value in found.items() if implied.get(name, missing) != value}
 
 
 def tuples(values: dict[str, Any]) -> dict[str, Any]:

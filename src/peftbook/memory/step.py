@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from peftbook.memory.decoder import WIDTHS, walk
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
@@ -195,14 +197,17 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
 
 
 def pruned(found: list[Moment]) -> tuple[Moment, ...]:
-    """Moments that no other one outweighs in every product of symbols."""
+    """Moments that no other one outweighs in every product of symbols; of equal ones the first."""
     totals = [total(kinds) for _, kinds in found]
-    keep: list[int] = []
-    for index in range(len(found)):
-        if any(outweighs(totals[other], totals[index]) for other in keep):
-            continue
-        keep = [other for other in keep if not outweighs(totals[index], totals[other])] + [index]
-    return tuple(found[index] for index in sorted(keep))
+    products = sorted({symbols for size in totals for symbols in size})
+    weights = np.array([[size[symbols] for symbols in products] for size in totals])
+    keep = []
+    for index, row in enumerate(weights):
+        above = (weights >= row).all(axis=1)
+        equal = (weights == row).all(axis=1)
+        if not (above & ~equal).any() and not equal[:index].any():
+            keep.append(found[index])
+    return tuple(keep)
 
 
 def total(kinds: Mapping[str, Size]) -> Size:
@@ -211,8 +216,3 @@ def total(kinds: Mapping[str, Size]) -> Size:
     for size in kinds.values():
         found.update(size)
     return found
-
-
-def outweighs(one: Size, other: Size) -> bool:
-    """Whether every coefficient of one is at least that of the other."""
-    return all(one[symbols] >= other[symbols] for symbols in {*one, *other})

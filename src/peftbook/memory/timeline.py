@@ -6,7 +6,6 @@ The gradient of a weight stays until the optimiser has used it. Weights and opti
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -55,6 +54,13 @@ class Timeline:
         self.kinds: dict[int, str] = {}
         self.made: set[int] = set()
         self.moments: list[Moment] = []
+
+    def copy(self) -> Timeline:
+        """The same state, with no past."""
+        other = Timeline()
+        other.live = {kind: Counter(size) for kind, size in self.live.items()}
+        other.holders, other.kinds, other.made = Counter(self.holders), dict(self.kinds), set(self.made)
+        return other
 
     def note(self, what: str, working: Size = NOTHING) -> None:
         """Write down this moment, with bytes that are there for it alone."""
@@ -213,7 +219,7 @@ def moments(walked: Walk, checkpointing: bool) -> list[Moment]:
             timeline.hold(value, "layer inputs")
         others = walked.copies.get(name, 1) - 1
         if others:
-            trial = copy.deepcopy(timeline)
+            trial = timeline.copy()
             trial.forward(operations, Counter(readers), keep=not inside)
             left[name] = {kind: difference(trial.live[kind], timeline.live[kind]) for kind in KINDS}
             if inside:  # what the layer hands on is an argument of the next
