@@ -17,7 +17,7 @@ from peftbook.memory.decoder import WIDTHS, walk
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
-from peftbook.memory.timeline import Moment, kind_of, moments
+from peftbook.memory.timeline import KINDS, Bytes, Moment, kind_of, moments
 
 __all__ = ["Peak", "Step", "training_step"]
 
@@ -52,7 +52,7 @@ class Step:
     state: dict[str, Size]
     kept: dict[str, Size]
     gradients: Size
-    moments: tuple[Moment, ...]
+    moments: tuple[tuple[str, dict[str, Size]], ...]
     symbols: dict[str, int]
 
     def peak(self) -> Peak:
@@ -71,7 +71,7 @@ class Step:
             "symbols": self.symbols,
             "state": {name: as_list(size) for name, size in self.state.items()},
             "moments": [
-                {"at": name, "terms": {kind: as_list(size) for kind, size in kinds.items() if any(size.values())}}
+                {"at": name, "terms": {kind: as_list(size) for kind, size in kinds.items()}}
                 for name, kinds in self.moments
             ],
         }
@@ -99,7 +99,8 @@ def structure(shape: Shape, setup: Setup) -> Step:
         kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
     each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
     gradients = multiple(elements(trained(shape, setup)), each)
-    return Step(state(shape, setup), kept, gradients, pruned(moments(walked, setup.checkpointing)), {})
+    found = pruned(moments(walked, setup.checkpointing))
+    return Step(state(shape, setup), kept, gradients, tuple((name, by_kind(sizes)) for name, sizes in found), {})
 
 
 def state(shape: Shape, setup: Setup) -> dict[str, Size]:
@@ -196,23 +197,26 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
     return terms
 
 
-def pruned(found: list[Moment]) -> tuple[Moment, ...]:
+def pruned(found: list[Moment]) -> list[Moment]:
     """Moments that no other one outweighs in every product of symbols; of equal ones the first."""
-    totals = [total(kinds) for _, kinds in found]
-    products = sorted({symbols for size in totals for symbols in size})
-    weights = np.array([[size[symbols] for symbols in products] for size in totals])
+    products = {symbols: index for index, symbols in enumerate({key[1] for _, sizes in found for key in sizes})}
+    weights = np.zeros((len(found), len(products)))
+    for row, (_, sizes) in zip(weights, found, strict=True):
+        for (_, symbols), each in sizes.items():
+            row[products[symbols]] += each
     keep = []
     for index, row in enumerate(weights):
         above = (weights >= row).all(axis=1)
         equal = (weights == row).all(axis=1)
         if not (above & ~equal).any() and not equal[:index].any():
             keep.append(found[index])
-    return tuple(keep)
+    return keep
 
 
-def total(kinds: Mapping[str, Size]) -> Size:
-    """The sum over kinds."""
-    found: Size = Counter()
-    for size in kinds.values():
-        found.update(size)
+def by_kind(sizes: Bytes) -> dict[str, Size]:
+    """Kind → bytes."""
+    found: dict[str, Size] = {}
+    for kind in KINDS:
+        if size := Counter({symbols: each for (one, symbols), each in sizes.items() if one == kind and each}):
+            found[kind] = size
     return found

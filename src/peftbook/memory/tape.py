@@ -8,12 +8,13 @@ its input where the weight is trained, softmax its result. Parameters are not co
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-__all__ = ["NOTHING", "Operation", "Size", "Tape", "Value", "Weight", "difference", "evaluate", "multiple", "product"]
+__all__ = ["NOTHING", "Operation", "Size", "Tape", "Value", "Weight", "evaluate", "multiple", "product"]
 
 # symbols, sorted → how many bytes one of their product stands for
 Size = Counter[tuple[str, ...]]
@@ -28,13 +29,6 @@ def product(bytes_each: float, *symbols: str) -> Size:
 def multiple(size: Size, factor: int) -> Size:
     """factor × size."""
     return Counter({symbols: factor * each for symbols, each in size.items()})
-
-
-def difference(one: Size, other: Size) -> Size:
-    """one − other; coefficients may be negative."""
-    found = Counter(one)
-    found.subtract(other)
-    return found
 
 
 def evaluate(size: Mapping[tuple[str, ...], float], symbols: Mapping[str, float]) -> float:
@@ -60,10 +54,15 @@ class Value:
     key: int
     fixed: bool = False
 
+    @functools.cached_property
+    def product(self) -> tuple[str, ...]:
+        """The symbols, sorted."""
+        return tuple(sorted(self.shape))
+
     @property
     def size(self) -> Size:
         """Bytes of the tensor."""
-        return product(self.bytes_each, *self.shape)
+        return Counter({self.product: float(self.bytes_each)})
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ The gradient of a weight stays until the optimiser has used it. Weights and opti
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from peftbook.memory.decoder import Walk, layer_of
-from peftbook.memory.tape import NOTHING, Operation, Size, Tape, Value, difference, multiple
+from peftbook.memory.tape import NOTHING, Operation, Size, Tape, Value
 
-__all__ = ["KINDS", "Moment", "kind_of", "moments"]
+__all__ = ["KINDS", "Bytes", "Moment", "kind_of", "moments"]
 
 KINDS = (
     "embedding",
@@ -27,7 +27,8 @@ KINDS = (
     "gradients",
     "working",
 )
-Moment = tuple[str, dict[str, Size]]  # what happens; kind → bytes
+Bytes = dict[tuple[str, tuple[str, ...]], float]  # (kind, symbols) → coefficient of their product
+Moment = tuple[str, Bytes]  # what happens, and what is there
 
 
 def kind_of(where: str) -> str:
@@ -49,7 +50,7 @@ class Timeline:
     """What is there now, by kind, and was at every moment so far."""
 
     def __init__(self):
-        self.live: dict[str, Size] = {kind: Counter() for kind in KINDS}
+        self.live: Bytes = defaultdict(float)
         self.holders: Counter[int] = Counter()
         self.kinds: dict[int, str] = {}
         self.made: set[int] = set()
@@ -58,14 +59,15 @@ class Timeline:
     def copy(self) -> Timeline:
         """The same state, with no past."""
         other = Timeline()
-        other.live = {kind: Counter(size) for kind, size in self.live.items()}
+        other.live = self.live.copy()
         other.holders, other.kinds, other.made = Counter(self.holders), dict(self.kinds), set(self.made)
         return other
 
     def note(self, what: str, working: Size = NOTHING) -> None:
         """Write down this moment, with bytes that are there for it alone."""
-        now = {kind: Counter(size) for kind, size in self.live.items()}
-        now["working"].update(working)
+        now = self.live.copy()
+        for symbols, each in working.items():
+            now["working", symbols] += each
         self.moments.append((what, now))
 
     def hold(self, value: Value, kind: str = "working") -> None:
@@ -74,13 +76,11 @@ class Timeline:
             return
         known = self.kinds.get(value.key, "working") if self.holders[value.key] else None
         self.holders[value.key] += 1
-        if known is None:
-            self.live[kind].update(value.size)
+        if known is None or known == "working" != kind:
+            self.live[kind, value.product] += value.bytes_each
             self.kinds[value.key] = kind
-        elif known == "working" != kind:
-            self.live["working"].subtract(value.size)
-            self.live[kind].update(value.size)
-            self.kinds[value.key] = kind
+            if known:
+                self.live[known, value.product] -= value.bytes_each
 
     def drop(self, value: Value) -> None:
         """One user less; without any the tensor is freed."""
@@ -88,7 +88,12 @@ class Timeline:
             return
         self.holders[value.key] -= 1
         if not self.holders[value.key]:
-            self.live[self.kinds[value.key]].subtract(value.size)
+            self.live[self.kinds[value.key], value.product] -= value.bytes_each
+
+    def add(self, sizes: Mapping[tuple[str, tuple[str, ...]], float], factor: float = 1) -> None:
+        """Bytes by kind, `factor` times."""
+        for name, each in sizes.items():
+            self.live[name] += factor * each
 
     def forward(self, operations: Iterable[Operation], readers: Counter[int], keep: bool = True) -> None:
         """Run operations. readers: how many operations have yet to read each tensor; it is freed after the last."""
@@ -121,11 +126,6 @@ class Timeline:
             if rest[one.output.key] and self.holders[one.output.key]:
                 self.drop(one.output)
 
-    def add(self, sizes: dict[str, Size], factor: int) -> None:
-        """Bytes by kind, `factor` times."""
-        for kind, size in sizes.items():
-            self.live[kind].update(multiple(size, factor))
-
 
 class Gradients:
     """The gradients of tensors on the way back. Two tensors may have one and the same."""
@@ -154,7 +154,7 @@ class Gradients:
             found = [mine if one.passes and value.size == mine.size else self.make(value) for value in readers]
             for gradient in found:
                 timeline.hold(gradient, kind)
-            timeline.live["gradients"].update(one.weights)
+            timeline.add(labelled("gradients", one.weights))
             timeline.note(f"backward {one.where}", one.undoing)
             timeline.drop(mine)
             for value in (*one.kept, *one.held):
@@ -212,7 +212,7 @@ def moments(walked: Walk, checkpointing: bool) -> list[Moment]:
     """
     timeline, parts = Timeline(), sections(walked.tape)
     readers = readers_of(walked.tape.operations)
-    left: dict[str, dict[str, Size]] = {}
+    left: dict[str, Bytes] = {}
     for name, operations in parts.items():
         inside = checkpointing and name in walked.copies
         for value in operations[0].inputs if inside else ():
@@ -221,14 +221,16 @@ def moments(walked: Walk, checkpointing: bool) -> list[Moment]:
         if others:
             trial = timeline.copy()
             trial.forward(operations, Counter(readers), keep=not inside)
-            left[name] = {kind: difference(trial.live[kind], timeline.live[kind]) for kind in KINDS}
+            trial.add(timeline.live, -1)
             if inside:  # what the layer hands on is an argument of the next
-                left[name]["layer inputs"].update(own_arguments(parts, name))
-                left[name]["working"].subtract(operations[0].inputs[0].size)
+                trial.add(labelled("layer inputs", own_arguments(parts, name)))
+                trial.add(labelled("working", operations[0].inputs[0].size), -1)
+            left[name] = trial.live
             timeline.add(left[name], others)
         timeline.forward(operations, readers, keep=not inside)
+    stays = {name: {key: each for key, each in sizes.items() if key[0] != "working"} for name, sizes in left.items()}
     for name, sizes in left.items():  # what stayed no longer than forward
-        timeline.add({"working": sizes["working"]}, 1 - walked.copies[name])
+        timeline.add({key: each for key, each in sizes.items() if key[0] == "working"}, 1 - walked.copies[name])
     gradients = Gradients(timeline)
     for name, operations in reversed(parts.items()):
         inside = checkpointing and name in walked.copies
@@ -237,11 +239,16 @@ def moments(walked: Walk, checkpointing: bool) -> list[Moment]:
             timeline.drop(value)
         if name in left:
             others = walked.copies[name] - 1
-            timeline.add({kind: size for kind, size in left[name].items() if kind != "working"}, -others)
+            timeline.add(stays[name], -others)
             for one in operations:
-                timeline.add({"gradients": one.weights}, others)
+                timeline.add(labelled("gradients", one.weights), others)
     timeline.note("optimiser")
     return timeline.moments
+
+
+def labelled(kind: str, size: Size) -> Bytes:
+    """Bytes of one kind."""
+    return {(kind, symbols): each for symbols, each in size.items()}
 
 
 def own_arguments(parts: dict[str, list[Operation]], name: str) -> Size:
