@@ -1,158 +1,45 @@
-"""Memory of a training step: counted bytes against independent counts, the formula's terms, and the verdicts."""
+"""Memory and time of a training step, measured: the probes' own counts, and the verdicts on them."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.memory import TARGETS, Configuration, Setup, Shape
 from peftbook.records import Record, Store
+from peftbook.studies import activations
 from peftbook.studies import memory as study
-from peftbook.studies.memory import ALL, LENGTH, RANK, Case, Shape
 from peftbook.training.execute import peak_memory
 from peftbook.training.probes import measure
 from peftbook.training.probes import memory as probes
+from peftbook.training.random_model import random_ids, subject
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 TINY = Shape(layers=2, hidden=128, ffn=256, heads=4, kv_heads=2, vocab=512, tied=True)
-TOKENS = 24
-STEP = Case("tiny", "bf16", "lora", "fp32", TOKENS)
-CASES = {
-    "default": STEP,
-    "bf16_adapters": replace(STEP, dtype="bf16"),
-    "qv": replace(STEP, targets=("q_proj", "v_proj")),
-    "qv_bf16_adapters": replace(STEP, targets=("q_proj", "v_proj"), dtype="bf16"),
-    "frozen_a": replace(STEP, method="lora_fa"),
-    "nf4": replace(STEP, base="nf4"),
-    "nf4_double": replace(STEP, base="nf4_double"),
-    "prompt": replace(STEP, method="prompt"),
-    "prompt_nf4": replace(STEP, method="prompt", base="nf4"),
-}
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+STEP = Setup(rank=4, seq=24, device="cpu")
+QLORA = replace(STEP, quantised="nf4")
 
 
-def tiny_probe(case: Case, shape: Shape = TINY, **settings) -> specs.Probe:
+def tiny_probe(shape: Shape = TINY, setup: Setup = STEP, **more) -> specs.Probe:
     """A case of the study at a tiny shape."""
-    wanted = asdict(shape) | asdict(case) | {"rank": RANK, "length": LENGTH, "trials": 2} | settings
-    del wanted["shape"]
-    return specs.Probe(measure="memory.peak", settings=wanted, model=study.SCRATCH)
+    settings = {"configuration": Configuration(shape, setup).text, "trials": 2} | more
+    return specs.Probe(measure="memory.peak", settings=settings, model=study.SCRATCH)
 
 
-def counted(case: Case, shape: Shape = TINY) -> dict[str, int]:
-    """Bytes counted in one training step."""
-    subject = probes.prepare(tiny_probe(case, shape), shape, case.base)
-    return probes.count_step(subject, probes.random_ids(shape, case.tokens, seed=0))
-
-
-@pytest.mark.parametrize("shape", [*study.SHAPES.values(), TINY], ids=[*study.SHAPES, "tiny"])
-def test_a_shape_has_the_parameters_of_transformers_llama(shape):
-    """Every matrix of the decoder, and everything else, is counted."""
-    with torch.device("meta"):
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=shape.hidden,
-                intermediate_size=shape.ffn,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                num_key_value_heads=shape.kv_heads,
-                vocab_size=shape.vocab,
-                tie_word_embeddings=shape.tied,
-            )
-        )
-    linear = sum(part.weight.numel() for part in model.model.modules() if isinstance(part, torch.nn.Linear))
-    assert shape.linear_parameters == linear
-    assert shape.other_parameters == sum(value.numel() for value in model.parameters()) - linear
-
-
-@every_case
-def test_stored_bytes_are_values_times_their_size(case):
-    """16 bits a weight or 4; a float32 scale for each block, or 8 bits and a scale for each 256; two moments."""
-    found = counted(case)
-    matrices = [d_in * d_out for d_in, d_out in TINY.linears.values()] * TINY.layers
-    a, b = (TINY.layers * RANK * sum(TINY.linears[name][at] for name in case.targets) for at in (0, 1))
-    trained = {"prompt": LENGTH * TINY.hidden, "lora": a + b, "lora_fa": b}[case.method]
-    frozen = 4 * a if case.method == "lora_fa" else 0
-    weights = sum(matrices) * (2 if case.base == "bf16" else 0.5) + 2 * TINY.other_parameters
-    assert found["weights_bytes"] == weights + frozen
-    levels, fine_levels, mean = 16 * 4, 256 * 4, 4  # the tables that codes are looked up in, a matrix
-    blocks = [size // 64 for size in matrices]
-    scales = {
-        "bf16": [0 for _ in blocks],
-        "nf4": [4 * count + levels for count in blocks],
-        "nf4_double": [count + 4 * -(-count // 256) + levels + fine_levels + mean for count in blocks],
-    }
-    assert found["constants_bytes"] == sum(scales[case.base])
-    size = {"fp32": 4, "bf16": 2}[case.dtype]
-    assert found["adapter_bytes"] == found["gradients_bytes"] == size * trained
-    assert found["moments_bytes"] == 2 * size * trained
-
-
-@every_case
-def test_predicted_terms_are_the_counted_ones(case):
-    """The formula and the tensors agree byte by byte, look-up tables of the constants apart."""
-    terms, found = study.predicted(TINY, case), counted(case)
-    for name in ("weights", "adapter", "gradients", "moments"):
-        assert found[f"{name}_bytes"] == terms[name]
-    tables = 16 * 4 + 256 * 4 + 2 * 4  # of codes, a matrix, with its mean and the last scale of a short block
-    rest = found["constants_bytes"] - terms["constants"]
-    assert 0 <= rest <= len(TINY.linears) * TINY.layers * tables
-
-
-@every_case
-def test_a_layer_keeps_what_the_formula_says(case):
-    """One more layer adds exactly the formula's values, and float32 scalars: one a head and two a norm, each token."""
-    deeper = replace(TINY, layers=TINY.layers + 1)
-    more = counted(case, deeper)["kept_bytes"] - counted(case)["kept_bytes"]
-    tokens = case.tokens + (LENGTH if case.method == "prompt" else 0)
-    assert more == tokens * (2 * study.activation_elements(TINY, case) + 4 * TINY.heads + 4 * 2)
-
-
-def test_the_formula_is_the_books_table():
-    """All linear layers: 8h + 2h_kv + 4f + 7r, and 18h + 2h_kv + 5f + 14r with float32 adapters; q, v; a prompt."""
-    h, kv, f = TINY.hidden, TINY.kv_width, TINY.ffn
-    wanted = {
-        "bf16_adapters": 8 * h + 2 * kv + 4 * f + 7 * RANK,
-        "default": 18 * h + 2 * kv + 5 * f + 14 * RANK,
-        "qv_bf16_adapters": 7 * h + 2 * kv + 3 * f + 2 * RANK,
-        "qv": 10 * h + 2 * kv + 3 * f + 4 * RANK,
-        "frozen_a": 6 * h + 2 * kv + 3 * f + 14 * RANK,
-        "prompt": 6 * h + 2 * kv + 3 * f,
-    }
-    assert {name: study.activation_elements(TINY, CASES[name]) for name in wanted} == wanted
-
-
-@pytest.mark.parametrize("name", ["default", "bf16_adapters", "nf4_double", "prompt"])
-def test_checkpointing_keeps_one_input_a_layer(name):
-    """Far less is kept; what is left grows by 2h bytes a token and layer."""
-    case = replace(CASES[name], checkpointing=True)
-    deeper = replace(TINY, layers=TINY.layers + 1)
-    found = counted(case)["kept_bytes"]
-    tokens = case.tokens + (LENGTH if case.method == "prompt" else 0)
-    assert found < 0.7 * counted(CASES[name])["kept_bytes"]
-    assert counted(case, deeper)["kept_bytes"] - found == 2 * TINY.hidden * tokens
-
-
-def test_what_one_layer_more_costs_is_what_a_layer_costs_at_any_depth():
-    """Bytes are linear in depth, so that a slice of a model tells of the whole."""
-    one, two, four = (counted(STEP, replace(TINY, layers=layers)) for layers in (1, 2, 4))
-    assert all(four[name] - two[name] == 2 * (two[name] - one[name]) for name in one)
-
-
-@pytest.mark.parametrize(
-    ("name", "checkpointing"),
-    [*((name, False) for name in CASES), ("default", True), ("nf4_double", True), ("prompt", True)],
-)
-def test_predicted_total_is_the_peak_of_the_tensors(name, checkpointing):
-    """Where tensors are large beside the scalars of a layer, the largest sum of terms is torch's own peak."""
-    shape = replace(TINY, vocab=8192, hidden=256, ffn=768)
-    case = replace(CASES[name], tokens=64, checkpointing=checkpointing)
-    found = measure(tiny_probe(case, shape, trials=1)).measurements
-    assert found["tensor_peak_bytes"] == pytest.approx(study.predicted(shape, case)["total"], rel=0.02)
+@pytest.mark.parametrize("setup", [STEP, QLORA, replace(STEP, checkpointing=True)], ids=["lora", "qlora", "saved"])
+def test_a_probe_finds_the_predicted_bytes(setup):
+    """Every term, and the peak of the tensors, at a shape whose tensors outweigh what kernels need."""
+    shape, setup = replace(TINY, vocab=8192, hidden=256, ffn=768, head_dim=64), replace(setup, seq=64)
+    found = measure(tiny_probe(shape, setup, trials=1)).measurements
+    terms = study.predicted(Configuration(shape, setup))
+    for name in ("weights", "constants", "adapter", "gradients", "moments", "kept"):
+        assert found[f"{name}_bytes"] == pytest.approx(terms[name], rel=1e-3), name
+    assert found["tensor_peak_bytes"] == pytest.approx(terms["total"], rel=0.02)
     assert found["process_rest_bytes"] <= found["process_peak_bytes"]
     assert found["step_seconds"] > 0
 
@@ -182,9 +69,9 @@ def test_the_systems_peak_is_forgotten_on_reset():
 
 def test_a_quantised_model_is_what_qlora_trains():
     """The decoder's linear layers are bitsandbytes' under peft's 4-bit LoRA; all else is bfloat16."""
-    subject = probes.prepare(tiny_probe(CASES["nf4_double"]), TINY, "nf4_double")
-    adapted = [part for part in subject.model.modules() if isinstance(part, LoraLinear4bit)]
-    assert len(adapted) == len(ALL) * TINY.layers
+    tuned = subject(TINY, QLORA, 0)
+    adapted = [part for part in tuned.model.modules() if isinstance(part, LoraLinear4bit)]
+    assert len(adapted) == len(TARGETS) * TINY.layers
     for part in adapted:
         base = part.get_base_layer()
         assert base.weight.dtype == torch.uint8 and base.weight.quant_state.nested
@@ -192,86 +79,73 @@ def test_a_quantised_model_is_what_qlora_trains():
         assert not base.support_avx512bf16_for_cpu
     addresses = [part.get_base_layer().weight.data_ptr() for part in adapted]
     assert len(set(addresses)) == len(addresses)
-    rest = {n: v.dtype for n, v in subject.model.named_parameters() if "lora" not in n and v.dtype != torch.uint8}
+    rest = {n: v.dtype for n, v in tuned.model.named_parameters() if "lora" not in n and v.dtype != torch.uint8}
     assert set(rest.values()) == {torch.bfloat16}
     assert len(rest) == 2 * TINY.layers + 2  # gains of the norms, and embedding and head in one
 
 
 def test_a_step_learns():
     """A step that is measured is a real one: trained on one row, the loss falls, over either base."""
-    ids = probes.random_ids(TINY, TOKENS, seed=0)
-    for name in ("default", "nf4_double"):
-        subject = probes.prepare(tiny_probe(CASES[name]), TINY, CASES[name].base)
-        for group in subject.optimizer.param_groups:
+    ids = random_ids(TINY, STEP, seed=0)
+    for setup in (STEP, QLORA):
+        tuned = subject(TINY, setup, 0)
+        for group in tuned.optimizer.param_groups:
             group["lr"] = 1e-2
-        first = subject.loss(ids).item()
+        first = tuned.loss(ids).item()
         for _ in range(20):
-            subject.step(ids)
-        assert subject.loss(ids).item() < first - 0.1
+            tuned.step(ids)
+        assert tuned.loss(ids).item() < first - 0.1
 
 
 def test_every_contender_is_timed_in_every_trial():
     """One time for each base and trial; the medians are theirs."""
-    settings = asdict(TINY) | {"tokens": 8, "trials": 3, "rank": 4, "dtype": "fp32", "targets": ALL}
+    setups = (replace(STEP, seq=8), replace(QLORA, seq=8))
+    settings = {
+        "contenders": ("lora", "qlora"),
+        "configurations": tuple(Configuration(TINY, one).text for one in setups),
+        "trials": 3,
+    }
     found = measure(specs.Probe(measure="memory.step_time", settings=settings, model=study.SCRATCH))
-    for name in study.CONTENDERS:
+    for name in ("lora", "qlora"):
         values = found.per_example[f"{name}_seconds"]
         assert len(values) == 3 and min(values) > 0
         assert found.measurements[f"{name}_seconds"] == sorted(values)[1]
 
 
+def test_counts_of_many_configurations_are_those_of_each():
+    """By module and configuration; what a configuration lacks is 0."""
+    both = [Configuration(TINY, one) for one in (STEP, replace(STEP, method="prompt"))]
+    texts = tuple(one.text for one in both)
+    probe = specs.Probe(measure="memory.activations", settings={"configurations": texts}, model=study.SCRATCH)
+    found = measure(probe).per_example
+    assert found["prompt_encoder.default.embedding"][0] == 0 < found["prompt_encoder.default.embedding"][1]
+    for index, one in enumerate(both):
+        assert sum(sizes[index] for sizes in found.values()) == sum(one.kept_by_module().values())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"base": "int3"}, "base is 'int3'"),
-        ({"method": "full"}, "method is 'full'"),
-        ({"dtype": "fp8"}, "dtype is 'fp8'"),
-        ({"tokens": 0}, "tokens is 0"),
-        ({"heads": 3}, "heads = 3"),
-        ({"kv_heads": 3}, "kv_heads = 3"),
-        ({"targets": ("q_proj", "w_proj")}, "w_proj"),
-        ({"ffn": 10**12}, "give a smaller shape"),
+        ({"configuration": "[{}]"}, "no configuration"),
+        ({"trials": 0}, "trials is 0"),
+        ({"configuration": Configuration(replace(TINY, ffn=10**12), STEP).text}, "give a smaller shape"),
     ],
 )
 def test_bad_settings_are_refused(wrong, message):
     """The message names the value and the fix."""
     with pytest.raises(InputError, match=message):
-        measure(tiny_probe(STEP, **wrong))
+        measure(tiny_probe(**wrong))
 
 
 def test_only_a_cpu_is_measured():
     with pytest.raises(InputError, match="use platform 'cpu'"):
-        measure(tiny_probe(STEP).model_copy(update={"platform": "cuda"}))
-
-
-def test_terms_follow_the_tokens_and_the_base():
-    """Text enters activations and logits alone, in proportion; 4 bits shrink the weights and leave the text's share."""
-    for shape in study.SHAPES.values():
-        short, long = (study.predicted(shape, replace(STEP, tokens=tokens)) for tokens in (128, 256))
-        for name, value in short.items():
-            if name in ("activations", "logits", "kept"):
-                assert long[name] == 2 * value
-            elif name != "total":
-                assert long[name] == value
-        quantised = study.predicted(shape, replace(STEP, tokens=128, base="nf4_double"))
-        assert quantised["activations"] == short["activations"]
-        bits = 8 * (quantised["weights"] + quantised["constants"] - 2 * shape.other_parameters)
-        assert bits / shape.linear_parameters == pytest.approx(4 + 8 / 64 + 32 / (64 * 256))
-        assert quantised["total"] < short["total"]
-
-
-def test_gradients_count_where_they_outgrow_the_text():
-    """With no text to speak of, the peak is the state and the gradients."""
-    shape = replace(study.SHAPES["7b"], vocab=1)
-    terms = study.predicted(shape, replace(STEP, tokens=1))
-    state = sum(terms[name] for name in ("weights", "constants", "adapter", "moments"))
-    assert terms["total"] == state + terms["gradients"]
+        measure(tiny_probe().model_copy(update={"platform": "cuda"}))
 
 
 def fill(store: Store, factors: dict[str, float], worst: float | None = None) -> None:
     """Invented records whose peaks are the predicted total times a factor; `worst` replaces it in one repeat."""
     for name, case in study.CASES.items():
-        terms = study.predicted(study.SHAPES[case.shape], case)
+        terms = study.predicted(case)
         for seed in study.repeats(name):
             peaks = {against: terms["total"] * factor for against, factor in factors.items()}
             if worst is not None and (name, seed) == ("lora_128", 0):
@@ -353,12 +227,49 @@ def test_the_verdict_on_a_frozen_a_follows_the_peaks(tmp_path, factor, noise, ou
 
 
 def test_settings_of_every_case_reach_the_probe():
-    """At a tiny shape each case's spec trains the adapter that the case names, of the bytes that it predicts."""
+    """Each case's spec names its configuration; at a tiny shape it trains the adapter of the bytes that it predicts."""
     for name, case in study.CASES.items():
-        spec = study.probe(name, 0)
-        assert probes.shape_of(spec) == study.SHAPES[case.shape]
-        small = spec.model_copy(update={"settings": spec.settings | asdict(TINY)})
-        subject = probes.prepare(small, TINY, spec.word("base"))
-        assert subject.model.get_base_model().is_activation_checkpointing == case.checkpointing
-        assert probes.storage_bytes(subject.trained) == study.predicted(TINY, case)["adapter"]
-        assert bool(probes.constants(subject.model)) == (case.base != "bf16")
+        assert Configuration.parse(study.probe(name, 0).word("configuration")) == case
+        tuned = subject(TINY, case.setup, 0)
+        assert tuned.model.get_base_model().is_activation_checkpointing == case.setup.checkpointing
+        assert probes.storage_bytes(tuned.trained) == study.predicted(Configuration(TINY, case.setup))["adapter"]
+        assert bool(probes.constants(tuned.model)) == bool(case.setup.quantised)
+
+
+def counts(store: Store, off: float = 1.0, peak: float = 1.0) -> None:
+    """Invented counts: as predicted, in one held-out configuration `off` times that, its peak `peak` times."""
+    for part in activations.PARTS:
+        for family in activations.SIZES:
+            first = activations.probe(family, part)
+            kept = [Configuration.parse(text).kept_by_module() for text in first.words("configurations")]
+            wrong = (family, part) == ("gemma", "held-out")
+            if wrong:
+                kept[0] = {module: size * off for module, size in kept[0].items()}
+            modules = sorted({module for one in kept for module in one})
+            found = {module: [one.get(module, 0.0) for one in kept] for module in modules}
+            store.save(Record(key=first.key, spec=first, measurements={}, per_example=found))
+            second = activations.peak_probe(family, part)
+            steps = [Configuration.parse(text).step for text in second.words("configurations")]
+            peaks = [one.peak().total - sum(one.bytes_of(one.state).values()) for one in steps]
+            peaks[0] *= peak if wrong else 1.0
+            store.save(Record(key=second.key, spec=second, measurements={}, per_example={"peak_bytes": peaks}))
+
+
+@pytest.mark.parametrize(
+    ("off", "peak", "outcomes"),
+    [
+        (1.0, 1.0, ("reproduced", "reproduced")),
+        (1.001, 1.08, ("undecided", "reproduced")),
+        (1.02, 1.2, ("refuted", "refuted")),
+    ],
+)
+def test_the_verdicts_on_what_is_kept_follow_the_counts(tmp_path, off, peak, outcomes):
+    """One byte off decides nothing, one in a hundred refutes; a peak may be a tenth off."""
+    store, both = Store(tmp_path), list(activations.STUDIES.values())
+    assert [one.verdict(store).outcome for one in both] == ["not yet run"] * 2
+    counts(store, off, peak)
+    found = [one.verdict(store) for one in both]
+    assert tuple(one.outcome for one in found) == outcomes
+    for one, verdict in zip(both, found, strict=True):
+        assert not one.missing(store) and set(verdict.quantities) <= set(one.quantities(store))
+    assert activations.STUDY.quantities(store)["held_out_exact"].value == 105 - (off != 1.0)

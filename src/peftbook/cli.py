@@ -295,6 +295,51 @@ def learning_rate_for(method: str) -> float:
     return learning_rate_for("lora")
 
 
+def command_fit(args: argparse.Namespace) -> int:
+    """Say what a training step needs of a machine's memory, how large it may be, and what would make it fit.
+
+    Exit status 1 where it does not fit.
+    """
+    from peftbook.memory import Configuration, Setup, bytes_of_text, fit, read_shape
+    from peftbook.memory.fit import as_json, as_text
+
+    quantised = args.quant if args.quant != "none" else ""
+    method = args.method
+    if method == "qlora":
+        method, quantised = "lora", quantised or "nf4"
+    setup = Setup(
+        method=method,
+        rank=args.rank,
+        targets=targets_named(args.targets),
+        length=args.length,
+        dtype=args.dtype,
+        adapter_dtype=args.adapter_dtype,
+        quantised=quantised,
+        double=not args.single_quant,
+        autocast=args.autocast,
+        dropout=args.dropout,
+        attention=args.attention,
+        padding=args.padding,
+        checkpointing=args.checkpointing,
+        batch=args.batch,
+        seq=args.seq,
+        optimiser=args.optimiser,
+        device=args.device,
+    )
+    one = Configuration(read_shape(args.model), setup)
+    found = fit(one, bytes_of_text(args.memory), bytes_of_text(args.reserve) if args.reserve != "0" else 0.0)
+    print(json.dumps(as_json(found), indent=1) if args.json else as_text(found, args.model))
+    return 0 if found.fits else 1
+
+
+def targets_named(name: str) -> tuple[str, ...]:
+    """The matrices that a word, or a list with commas, stands for."""
+    from peftbook.memory import TARGETS
+
+    words = {"all": TARGETS, "attention": TARGETS[:4], "mlp": TARGETS[4:], "qv": ("q_proj", "v_proj")}
+    return words.get(name) or tuple(one.strip() for one in name.split(","))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     parser = argparse.ArgumentParser(prog="peftbook", description=peftbook.__doc__)
@@ -348,6 +393,28 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--tokens", type=positive, default=20_000)
     own.add_argument("--seed", type=int, default=0)
     own.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
+    room = add("fit", command_fit)
+    room.add_argument("--model", required=True, help="a known shape, a config.json, or a folder with one")
+    room.add_argument("--method", default="lora", help="full, lora, qlora, prompt, prefix or ia3 (default lora)")
+    room.add_argument("--memory", required=True, metavar="SIZE", help="of the machine, like 24GiB")
+    room.add_argument("--reserve", default="1GiB", metavar="SIZE", help="left to context and allocator (default 1GiB)")
+    room.add_argument("--batch", type=positive, default=1, help="rows of a micro-batch (default 1)")
+    room.add_argument("--seq", type=positive, default=1024, help="tokens of a row (default 1024)")
+    room.add_argument("--rank", type=positive, default=16, help="of lora and qlora (default 16)")
+    room.add_argument("--targets", default="all", help="all, attention, mlp, qv, or names with commas (default all)")
+    room.add_argument("--length", type=positive, default=20, help="virtual tokens of prompt and prefix (default 20)")
+    room.add_argument("--quant", choices=("none", "nf4", "fp4"), default="none", help="base in 4 bits")
+    room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
+    room.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights that are not in 4 bits")
+    room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), default="fp32", help="of adapters (peft's: fp32)")
+    room.add_argument("--autocast", action="store_true", help="matrix products in bfloat16 by autocast")
+    room.add_argument("--dropout", action="store_true", help="LoRA with dropout")
+    room.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
+    room.add_argument("--padding", action="store_true", help="rows of different length, with a mask")
+    room.add_argument("--checkpointing", action="store_true", help="keep only the input of each layer")
+    room.add_argument("--optimiser", default="adamw", help="adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd")
+    room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    room.add_argument("--json", action="store_true", help="with the table of terms")
     bench = commands.add_parser("bench", help="measure speed: train, book").add_subparsers(required=True, dest="what")
     train = add("train", command_bench_train, bench)
     train.add_argument("--steps", type=positive, default=16)

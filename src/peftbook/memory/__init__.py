@@ -9,6 +9,7 @@ is fitted.
 """
 
 from peftbook.memory.configuration import Configuration
+from peftbook.memory.fit import Fit, bytes_of_text, fit
 from peftbook.memory.setup import METHODS, OPTIMISERS, TARGETS, Setup
 from peftbook.memory.shapes import SHAPES, Shape, read_shape, shape_from_config
 from peftbook.memory.step import Peak, Step, training_step
@@ -19,10 +20,13 @@ __all__ = [
     "SHAPES",
     "TARGETS",
     "Configuration",
+    "Fit",
     "Peak",
     "Setup",
     "Shape",
     "Step",
+    "bytes_of_text",
+    "fit",
     "read_shape",
     "shape_from_config",
     "training_step",

@@ -66,7 +66,10 @@ class Step:
         return {name: evaluate(size, self.symbols) for name, size in sizes.items()}
 
     def table(self) -> dict[str, Any]:
-        """The polynomials as JSON: bytes = Σ coefficient · Π symbols; the peak is the state and the largest moment."""
+        """The polynomials as JSON: bytes = Σ coefficient · Π symbols; the peak is the state and the largest moment.
+
+        They hold for any number of tokens, below a window if there is one, and for one row, or for any number of more.
+        """
         return {
             "symbols": self.symbols,
             "state": {name: as_list(size) for name, size in self.state.items()},

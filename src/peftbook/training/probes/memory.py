@@ -32,6 +32,7 @@ from peftbook.training.random_model import Subject, random_ids, subject
 
 __all__ = ["activations", "peak", "step_peaks", "step_time"]
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")  # torch's, then bitsandbytes'
 WARM_UP = Shape(layers=1, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
 
 
@@ -160,7 +161,7 @@ def count_step(tuned: Subject, ids: Tensor) -> dict[str, int]:
     tuned.optimizer.step()
     tuned.optimizer.zero_grad(set_to_none=True)
     states = tuned.optimizer.state.values()
-    moments = [value for state in states for value in state.values() if isinstance(value, Tensor) and value.numel() > 1]
+    moments = [state[name] for state in states for name in MOMENTS if name in state]
     return {
         "weights_bytes": storage_bytes(value for value in model.parameters() if not of_adapter(value, tuned)),
         "constants_bytes": storage_bytes(constants(model)),

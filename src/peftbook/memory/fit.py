@@ -1,0 +1,202 @@
+"""Does a training step fit in so much memory, how large may it be, and what is the cheapest way to make it fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peftbook.errors import InputError
+from peftbook.memory.configuration import Configuration
+from peftbook.memory.setup import Setup
+from peftbook.memory.step import Peak
+
+__all__ = ["Change", "Fit", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MOST = {"batch": 4096, "seq": 1 << 20}  # where the search ends
+
+
+@dataclass(frozen=True)
+class Change:
+    """A way to need less. names: what is changed.  costs: what each change costs.  peak: bytes after it."""
+
+    names: tuple[str, ...]
+    costs: tuple[str, ...]
+    peak: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training step needs of `memory` bytes, of which `reserve` are left to others.
+
+    largest_batch, largest_seq: the most rows, and the most tokens a row, that fit with all else as it is; 0 for none.
+    changes: the cheapest ways to make it fit; empty where it does, or where none would.
+    """
+
+    configuration: Configuration
+    peak: Peak
+    memory: float
+    reserve: float
+    largest_batch: int
+    largest_seq: int
+    changes: tuple[Change, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak and the reserve are no more than the memory."""
+        return self.peak.total + self.reserve <= self.memory
+
+
+def fit(one: Configuration, memory: float, reserve: float = 0.0) -> Fit:
+    """Hold a training step against `memory` bytes."""
+    room = memory - reserve
+    if room <= 0:
+        raise InputError(f"A reserve of {reserve / 2**30:.1f} GiB leaves nothing of {memory / 2**30:.1f} GiB.")
+    found = one.step.peak()
+    changes = () if found.total <= room else cheapest(one, room)
+    return Fit(one, found, memory, reserve, largest(one, room, "batch"), largest(one, room, "seq"), changes)
+
+
+def largest(one: Configuration, room: float, name: str) -> int:
+    """The largest batch or seq with a peak of no more than `room` bytes, by bisection; 0 if not even 1 has it."""
+    most = MOST[name]
+    if name == "seq" and one.shape.context:
+        most = one.shape.context
+
+    def holds(value: int) -> bool:
+        return peak_with(one, **{name: value}) <= room
+
+    if not holds(1):
+        return 0
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def peak_with(one: Configuration, **fields) -> float:
+    """The peak of the same step with other settings."""
+    return Configuration(one.shape, replace(one.setup, **fields)).step.peak().total
+
+
+def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
+    """(what, at what cost, settings) of single changes, in the order of what they cost."""
+    full, adapter = setup.method == "full", setup.method != "full"
+    found: list[tuple[bool, str, str, dict[str, object]]] = [
+        (setup.attention == "eager", "fused attention", "nothing, and it is faster", {"attention": "sdpa"}),
+        (setup.batch > 1, "rows one at a time", "smaller products; gradients are summed over steps", {"batch": 1}),
+        (
+            adapter and setup.adapter_dtype == "fp32" and setup.dtype == "bf16",
+            "adapters in bfloat16",
+            "updates below a 256th of a weight are lost",
+            {"adapter_dtype": "bf16"},
+        ),
+        (setup.dropout, "no dropout", "a regulariser", {"dropout": False}),
+        (
+            not setup.checkpointing and setup.method != "prefix",
+            "checkpointing",
+            "the layers' forward pass a second time",
+            {"checkpointing": True},
+        ),
+        (
+            full and setup.optimiser in ("adamw", "paged_adamw"),
+            "moments in 8 bits",
+            "a coarser optimiser",
+            {"optimiser": "adamw_8bit"},
+        ),
+        (
+            setup.method in ("lora", "prompt", "prefix") and not setup.quantised,
+            "a base in NF4",
+            "slower steps, and weights that are rounded",
+            {"quantised": "nf4", "double": True},
+        ),
+        (full, "LoRA on all matrices", "another method, with fewer parameters", {"method": "lora"}),
+        (
+            full,
+            "LoRA over NF4",
+            "another method; slower steps, and weights that are rounded",
+            {"method": "lora", "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False},
+        ),
+    ]
+    return [(what, cost, fields) for holds, what, cost, fields in found if holds]
+
+
+def cheapest(one: Configuration, room: float) -> tuple[Change, ...]:
+    """The single changes that make it fit; else all in the order of their cost until it does, without idle ones."""
+    options = cheaper(one.setup)
+    singles = [Change((what,), (cost,), peak_with(one, **fields)) for what, cost, fields in options]
+    if enough := tuple(change for change in singles if change.peak <= room):
+        return enough
+    taken: list[tuple[str, str, dict[str, object]]] = []
+    for option in options:
+        taken.append(option)
+        if peak_with(one, **merged(taken)) <= room:
+            break
+    else:
+        return ()
+    for option in list(taken):
+        rest = [other for other in taken if other is not option]
+        if peak_with(one, **merged(rest)) <= room:
+            taken = rest
+    names, costs = (tuple(option[index] for option in taken) for index in (0, 1))
+    return (Change(names, costs, peak_with(one, **merged(taken))),)  # type: ignore[arg-type]
+
+
+def merged(options: list[tuple[str, str, dict[str, object]]]) -> dict[str, object]:
+    """The settings of several changes."""
+    return {name: value for _, _, fields in options for name, value in fields.items()}
+
+
+def bytes_of_text(text: str) -> float:
+    """Bytes of a size such as 24GiB, 24 GB or 512MiB; a bare number is GiB. Raises InputError for another text."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = found and (found[2].upper() or "GIB")
+    if not found or unit not in UNITS or not float(found[1]):
+        raise InputError(f"{text!r} is no size of memory: write it like 24GiB, 80GB or 512MiB.")
+    return float(found[1]) * UNITS[unit]
+
+
+def as_json(found: Fit) -> dict[str, Any]:
+    """What `peftbook fit` says, and the table of terms from which it can be computed again."""
+    return {
+        "peak_bytes": round(found.peak.total),
+        "at": found.peak.at,
+        "terms_bytes": {name: round(size) for name, size in found.peak.terms.items()},
+        "memory_bytes": round(found.memory),
+        "reserve_bytes": round(found.reserve),
+        "fits": found.fits,
+        "largest_batch": found.largest_batch,
+        "largest_seq": found.largest_seq,
+        "changes": [
+            {"change": list(one.names), "costs": list(one.costs), "peak_bytes": round(one.peak)}
+            for one in found.changes
+        ],
+        "model": found.configuration.step.table(),
+    }
+
+
+def as_text(found: Fit, model: str) -> str:
+    """The terms at the peak, what fits, and what would help."""
+    setup = found.configuration.setup
+    base = f" over {setup.quantised.upper()}" if setup.quantised else ""
+    lines = [f"{model}, {setup.method}{base}, {setup.batch} × {setup.seq} tokens, on {setup.device}", ""]
+    lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in found.peak.terms.items() if size >= 2**19]
+    lines += [f"  {'peak':24} {found.peak.total / 2**30:9.3f} GiB   ({found.peak.at})"]
+    room = f"{found.memory / 2**30:.1f} GiB" + (f" less {found.reserve / 2**30:.1f}" if found.reserve else "")
+    lines += ["", f"It {'fits' if found.fits else 'does not fit'} in {room}."]
+    if found.largest_batch and found.largest_seq:
+        lines.append(
+            f"Largest with all else as it is: {found.largest_batch} rows of {setup.seq} tokens, "
+            f"or rows of {found.largest_seq} tokens."
+        )
+    else:
+        lines.append("With all else as it is, not even one row or one token would fit.")
+    for one in found.changes:
+        costs = "; ".join(one.costs)
+        lines.append(f"With {' and '.join(one.names)}: {one.peak / 2**30:.3f} GiB. Cost: {costs}.")
+    if not found.fits and not found.changes:
+        lines.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
+    lines.append("Tensors only; --reserve is what a GPU's context and its allocator take.")
+    return "\n".join(lines)

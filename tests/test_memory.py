@@ -1,0 +1,324 @@
+"""The byte model: what it predicts is what autograd keeps and torch's allocator hands out, in every architecture."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peftbook.errors import InputError
+from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
+from peftbook.memory.decoder import walk
+from peftbook.memory.fit import as_json, as_text, largest
+from peftbook.memory.shapes import FAMILIES, shape_from_config
+from peftbook.memory.tape import Tape, Weight, evaluate
+from peftbook.studies import activations as study
+from peftbook.training import random_model
+from peftbook.training.probes import memory as probes
+
+pytestmark = [  # peft's calls of names that transformers is giving up
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning"),
+]
+
+# Parameters of the published weights, from the headers of their safetensors files
+PUBLISHED = {
+    "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384,
+    "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496, "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824, "mistral-7b": 7_241_732_096, "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352, "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
+    "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "gemma-3-1b": 999_885_952,
+}  # fmt: skip
+SMALL = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
+CPU = Setup(rank=4, length=6, seq=24, device="cpu")
+GIB = 2**30
+
+
+def sampled() -> dict[str, Configuration]:
+    """One configuration of every architecture and way of training, from both halves of the study's grid."""
+    both = {**study.GRID["open"], **study.GRID["held-out"]}
+    found: dict[str, Configuration] = {}
+    for family in study.SIZES:
+        for way in study.WAYS:
+            names = sorted(name for name in both if name.rsplit("_", 1)[0].startswith(f"{family}_{way}_"))
+            names = names or sorted(name for name in both if name.startswith(f"{family}_{way}_"))
+            name = names[len(family + way) % len(names)]
+            found[name] = both[name]
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_known_shape_has_the_published_number_of_parameters(name):
+    """A slip in one size would change the count."""
+    assert SHAPES[name].parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_those_that_transformers_makes(name):
+    """Biases, head norms, further norms and tied embeddings, counted on two layers of every known shape."""
+    from transformers import AutoModelForCausalLM
+
+    shape = replace(SHAPES[name], layers=2, sliding=())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(random_model.settings(shape))
+    assert shape.parameters == sum(value.numel() for value in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_json_is_read_as_transformers_writes_it(family, tmp_path):
+    """From the file, from its folder, and the same shape that the settings were made from."""
+    shape = study.shape_of(family)
+    config = random_model.settings(shape)
+    config.save_pretrained(tmp_path)
+    for source in (tmp_path, tmp_path / "config.json"):
+        assert replace(read_shape(source), context=0) == shape
+
+
+@pytest.mark.parametrize("name", sampled())
+def test_autograd_keeps_what_the_walk_says(name):
+    """Module by module and byte by byte."""
+    one = sampled()[name]
+    tuned = random_model.subject(one.shape, one.setup, seed=0)
+    ids = random_model.random_ids(one.shape, one.setup, seed=0)
+    assert probes.kept_by_module(tuned, ids, one.shape) == one.kept_by_module()
+
+
+PEAKS = {
+    "lora": CPU,
+    "full": replace(CPU, method="full"),
+    "eager": replace(CPU, attention="eager"),
+    "autocast": replace(CPU, dtype="fp32", autocast=True),
+    "prompt_checkpointed": replace(CPU, method="prompt", checkpointing=True),
+    "padded": replace(CPU, batch=3, padding=True),
+    "ia3": replace(CPU, method="ia3"),
+    "frozen_a": replace(CPU, freeze_a=True),
+    "qlora": replace(CPU, quantised="nf4"),
+}
+
+
+@pytest.mark.parametrize("vocab", [512, 8192], ids=["layers_decide", "logits_decide"])
+@pytest.mark.parametrize("setup", PEAKS.values(), ids=PEAKS)
+def test_the_peak_is_that_of_torchs_allocator(setup, vocab):
+    """Whether a layer or the logits are the largest moment; in 128 tokens, where kernels need next to nothing."""
+    setup = replace(setup, seq=128)
+    shape = replace(SMALL, hidden=256, ffn=768, head_dim=64, vocab=vocab)
+    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    tuned.step(ids)
+    measured = probes.allocated_peak(lambda: tuned.step(ids))
+    step = training_step(shape, setup)
+    assert step.peak().total - sum(step.bytes_of(step.state).values()) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        CPU,
+        replace(CPU, method="full"),
+        replace(CPU, quantised="nf4"),
+        replace(CPU, quantised="fp4", double=False, dtype="fp32"),
+        replace(CPU, method="prefix"),
+        replace(CPU, method="full", optimiser="adamw_8bit"),
+        replace(CPU, optimiser="adamw_8bit", rank=64),
+    ],
+    ids=str,
+)
+def test_weights_adapter_and_moments_are_the_stored_bytes(setup):
+    """Codes and constants of 4-bit weights with their tables, and bitsandbytes' moments in 8 bits with theirs."""
+    shape = replace(SMALL, hidden=128, ffn=256, head_dim=32)
+    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    found, step = probes.count_step(tuned, ids), training_step(shape, setup)
+    state = step.bytes_of(step.state)
+    named = {"constants": "quantisation constants"}
+    for name in ("weights", "constants", "adapter", "moments"):
+        assert found[f"{name}_bytes"] == pytest.approx(state.get(named.get(name, name), 0), rel=2e-3), name
+    assert found["gradients_bytes"] == step.bytes_of({"all": step.gradients})["all"]
+    assert found["kept_bytes"] == sum(step.bytes_of(step.kept).values())
+
+
+def test_layers_that_are_alike_are_walked_once():
+    """The polynomials of a deep model are those of a walk through each of its layers."""
+    deep, setup = replace(SMALL, layers=9, sliding=()), replace(CPU, checkpointing=True)
+    for one in (setup, replace(CPU, method="full"), replace(CPU, quantised="nf4"), replace(CPU, method="prefix")):
+        four, nine = training_step(SMALL, one), training_step(deep, one)
+        three = training_step(replace(SMALL, layers=3, sliding=()), one)
+        for name, step in (("kept", Step.kept_of), ("peak", Step.peak_of)):
+            grown = step(four) - step(three)
+            assert step(nine) - step(four) == pytest.approx(5 * grown, rel=1e-6), name
+
+
+class Step:
+    """Sums over a step."""
+
+    @staticmethod
+    def kept_of(step):
+        return sum(step.bytes_of(step.kept).values())
+
+    @staticmethod
+    def peak_of(step):
+        return step.peak().total
+
+
+BOOK = {  # elements of 2 bytes that a layer keeps for each token: coefficients of h, kv width, f, r
+    "bf16_adapters": (replace(CPU, adapter_dtype="bf16"), (8, 2, 4, 7)),
+    "default": (CPU, (18, 2, 5, 14)),
+    "qv_bf16_adapters": (replace(CPU, targets=("q_proj", "v_proj"), adapter_dtype="bf16"), (7, 2, 3, 2)),
+    "qv": (replace(CPU, targets=("q_proj", "v_proj")), (10, 2, 3, 4)),
+    "frozen_a": (replace(CPU, freeze_a=True), (6, 2, 3, 14)),
+    "prompt": (replace(CPU, method="prompt"), (6, 2, 3, 0)),
+    "full": (replace(CPU, method="full"), (10, 2, 4, 0)),
+}
+
+
+@pytest.mark.parametrize(("setup", "coefficients"), BOOK.values(), ids=BOOK)
+def test_a_layer_keeps_what_the_closed_form_says(setup, coefficients):
+    """c₁h + c₂·2h_kv + c₃f + c₄r values of 2 bytes a token, and float32 scalars: one a head and two for the norms."""
+    walked, symbols = walk(SMALL, setup), SMALL.symbols | setup.symbols
+    found = sum(evaluate(size, symbols) for name, size in walked.tape.kept().items() if name.startswith("layers.2."))
+    h, kv, f, r = coefficients
+    values = h * SMALL.hidden + kv * SMALL.kv_width + f * SMALL.ffn + r * setup.rank
+    assert found == symbols["t"] * (2 * values + 4 * SMALL.heads + 8)
+
+
+def test_the_table_gives_the_same_bytes_elsewhere():
+    """Evaluated from its JSON alone, for other rows, tokens and ranks."""
+    setup = replace(CPU, batch=2, device="cuda")
+    table = json.loads(json.dumps(training_step(SMALL, setup).table()))
+
+    def value(terms, symbols):
+        total = 0.0
+        for coefficient, *names in terms:
+            for name in names:
+                coefficient *= symbols[name]
+            total += coefficient
+        return total
+
+    for batch, seq, rank in ((2, 24, 4), (5, 300, 4), (3, 77, 16)):
+        other = replace(setup, batch=batch, seq=seq, rank=rank)
+        symbols = table["symbols"] | other.symbols
+        state = sum(value(terms, symbols) for terms in table["state"].values())
+        moments = [sum(value(terms, symbols) for terms in one["terms"].values()) for one in table["moments"]]
+        assert state + max(moments) == pytest.approx(training_step(SMALL, other).peak().total)
+
+
+def test_four_bits_and_their_constants_are_what_the_paper_counts():
+    """4 bits a weight, and 8/64 + 32/(64 · 256) for doubly quantised constants; a table of codes a matrix apart."""
+    shape = SHAPES["llama-2-7b"]
+    state = training_step(shape, Setup(quantised="nf4"))
+    found = state.bytes_of(state.state)
+    tables = shape.layers * 7 * (16 * 4 + 256 * 4 + 4)
+    stored = found["weights"] - 2 * shape.other_parameters + found["quantisation constants"] - tables
+    assert 8 * stored / shape.linear_parameters == pytest.approx(4 + 8 / 64 + 32 / (64 * 256))
+
+
+def test_checkpointing_quantising_and_fusing_need_less():
+    """Each of the changes that `fit` names lowers the peak of a step that is large enough."""
+    one = Setup(seq=2048, attention="eager", dropout=True, batch=2)
+    shape, before = SHAPES["llama-2-7b"], training_step(SHAPES["llama-2-7b"], one).peak().total
+    for fields in (
+        {"attention": "sdpa"},
+        {"batch": 1},
+        {"adapter_dtype": "bf16"},
+        {"dropout": False},
+        {"checkpointing": True},
+        {"quantised": "nf4"},
+        {"seq": 1024},
+        {"targets": ("q_proj", "v_proj")},
+    ):
+        assert training_step(shape, replace(one, **fields)).peak().total < before, fields
+
+
+def test_a_gpu_needs_no_copies_where_dtypes_meet():
+    """What a CPU copies to widen it, a GPU widens on the way."""
+    for setup in (CPU, replace(CPU, attention="eager"), replace(CPU, dtype="fp32", autocast=True)):
+        there, here = (training_step(SMALL, replace(setup, device=device)).peak().total for device in ("cuda", "cpu"))
+        assert there <= here
+
+
+def test_the_largest_that_fits_is_the_largest():
+    """One row, or one token, more is too much."""
+    one = Configuration(SHAPES["qwen2.5-1.5b"], Setup(seq=1000))
+    room = 20 * GIB
+    for name in ("batch", "seq"):
+        most = largest(one, room, name)
+        at, beyond = (
+            Configuration(one.shape, replace(one.setup, **{name: most + more})).step.peak().total for more in (0, 1)
+        )
+        assert at <= room < beyond, name
+
+
+@pytest.mark.parametrize(
+    "setup", [Setup(seq=2048), Setup(method="full", seq=512), Setup(batch=8, seq=2048, attention="eager")], ids=str
+)
+def test_every_change_that_is_named_makes_it_fit(setup):
+    """And there is none where it fits already."""
+    one = Configuration(SHAPES["llama-2-7b"], setup)
+    found = fit(one, 24 * GIB, GIB)
+    assert not found.fits and found.changes
+    assert all(change.peak <= 23 * GIB for change in found.changes)
+    plenty = fit(one, 4096 * GIB)
+    assert plenty.fits and not plenty.changes
+
+
+def test_text_and_json_say_the_same():
+    """The peak and its terms, in GiB and in bytes."""
+    found = fit(Configuration(SHAPES["llama-2-7b"], Setup(seq=512)), 24 * GIB, GIB)
+    text, data = as_text(found, "llama-2-7b"), as_json(found)
+    assert f"{data['peak_bytes'] / GIB:.3f} GiB" in text
+    assert sum(data["terms_bytes"].values()) == pytest.approx(data["peak_bytes"], abs=len(data["terms_bytes"]))
+    assert ("It fits" in text) == data["fits"]
+
+
+@pytest.mark.parametrize("one", sampled().values(), ids=sampled())
+def test_a_configuration_is_its_text(one):
+    assert Configuration.parse(one.text) == one
+
+
+def test_the_held_out_half_is_the_one_that_was_fixed():
+    """The hash was committed before any of its configurations had been measured."""
+    assert study.split_sha256() == study.SPLIT_SHA256
+    halves = [set(study.GRID[part]) for part in study.PARTS]
+    assert not halves[0] & halves[1]
+    cells = {name.removesuffix("_checkpointed").rsplit("_", 1)[0] for half in halves for name in half}
+    assert cells == {f"{family}_{way}" for family in study.SIZES for way in study.WAYS}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Setup(method="lara"), "'lara'"),
+        (lambda: Setup(rank=0), "rank is 0"),
+        (lambda: Setup(targets=("q_proj", "w_proj")), "w_proj"),
+        (lambda: Setup(method="full", quantised="nf4"), "choose an adapter"),
+        (lambda: Setup(method="prefix", checkpointing=True), "choose a soft prompt"),
+        (lambda: Setup(method="ia3", quantised="nf4"), "choose dtype 'fp32'"),
+        (lambda: Shape(2, 64, 128, 5, 5, 100), "5 heads do not divide"),
+        (lambda: Shape(2, 64, 128, 4, 3, 100), "3 key and value heads"),
+        (lambda: shape_from_config({"model_type": "mamba"}), "'mamba' is not covered"),
+        (lambda: shape_from_config({"model_type": "llama", "hidden_size": 64}), "num_hidden_layers"),
+        (lambda: read_shape("no-such-model"), "no-such-model"),
+        (lambda: bytes_of_text("lots"), "'lots'"),
+        (lambda: bytes_of_text("0GiB"), "'0GiB'"),
+        (lambda: Configuration.parse("[1]"), "no configuration"),
+        (lambda: fit(Configuration(SMALL, CPU), GIB, GIB), "leaves nothing"),
+    ],
+)
+def test_bad_input_names_the_value_and_the_fix(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_sizes_of_memory_are_read():
+    assert bytes_of_text("24GiB") == bytes_of_text("24 gib") == bytes_of_text("24") == 24 * GIB
+    assert bytes_of_text("80GB") == 80e9
+
+
+def test_a_tape_counts_a_tensor_once():
+    """An input that two trained matrices keep, and none that a frozen one does not."""
+    tape = Tape()
+    x = tape.value(("b", "t", "h"), 2, grad=True)
+    for trained in (True, True, False):
+        tape.linear(x, Weight((("h",), ("f",)), 2, trained=trained))
+    assert tape.kept() == {"": x.size}
