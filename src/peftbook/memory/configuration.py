@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -45,6 +46,7 @@ class Configuration:
         """Its byte model."""
         return training_step(self.shape, self.setup)
 
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 — configurations are few and small
     def kept_by_module(self) -> dict[str, float]:
         """Module → bytes that autograd keeps of it; a layer stands for all that are like it."""
         walked = walk(self.shape, self.setup)

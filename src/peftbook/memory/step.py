@@ -11,13 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from peftbook.memory.decoder import WIDTHS, walk
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
-from peftbook.memory.timeline import KINDS, Bytes, Moment, kind_of, moments
+from peftbook.memory.timeline import Moments, kind_of, moments
 
 __all__ = ["Peak", "Step", "training_step"]
 
@@ -41,25 +39,23 @@ class Peak:
         return sum(self.terms.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """The memory of a training step as polynomials. state: there all the time.  kept: between forward and backward.
-    gradients: of all that is trained.
 
-    moments: what can be there at once beyond the state; those that another one outweighs term by term are left out.
+    gradients: of all that is trained.  moments: what is there beyond the state, gradients and all.
     """
 
     state: dict[str, Size]
     kept: dict[str, Size]
     gradients: Size
-    moments: tuple[tuple[str, dict[str, Size]], ...]
+    moments: Moments
     symbols: dict[str, int]
 
     def peak(self) -> Peak:
         """The moment at which most is there."""
-        found = [(name, self.bytes_of(sizes)) for name, sizes in self.moments]
-        name, terms = max(found, key=lambda one: sum(one[1].values()))
-        return Peak(name, self.bytes_of(self.state) | {kind: size for kind, size in terms.items() if size})
+        name, terms = self.moments.largest(self.symbols)
+        return Peak(name, self.bytes_of(self.state) | terms)
 
     def bytes_of(self, sizes: Mapping[str, Size]) -> dict[str, float]:
         """The numbers that polynomials stand for."""
@@ -68,14 +64,15 @@ class Step:
     def table(self) -> dict[str, Any]:
         """The polynomials as JSON: bytes = Σ coefficient · Π symbols; the peak is the state and the largest moment.
 
-        They hold for any number of tokens, below a window if there is one, and for one row, or for any number of more.
+        Moments that another one outweighs term by term are left out. The table holds for any number of tokens, below a
+        window if there is one, and for one row, or for any number of more.
         """
         return {
             "symbols": self.symbols,
             "state": {name: as_list(size) for name, size in self.state.items()},
             "moments": [
                 {"at": name, "terms": {kind: as_list(size) for kind, size in kinds.items()}}
-                for name, kinds in self.moments
+                for name, kinds in self.moments.pruned()
             ],
         }
 
@@ -93,7 +90,7 @@ def training_step(shape: Shape, setup: Setup) -> Step:
     return replace(found, symbols={**shape.symbols, **setup.symbols})
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=1024)
 def structure(shape: Shape, setup: Setup) -> Step:
     """The polynomials: they do not depend on how many rows and tokens there are beyond one row and a full window."""
     walked = walk(shape, setup)
@@ -102,8 +99,7 @@ def structure(shape: Shape, setup: Setup) -> Step:
         kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
     each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
     gradients = multiple(elements(trained(shape, setup)), each)
-    found = pruned(moments(walked, setup.checkpointing))
-    return Step(state(shape, setup), kept, gradients, tuple((name, by_kind(sizes)) for name, sizes in found), {})
+    return Step(state(shape, setup), kept, gradients, moments(walked, setup.checkpointing), {})
 
 
 def state(shape: Shape, setup: Setup) -> dict[str, Size]:
@@ -198,28 +194,3 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
         total = scale(elements([(count, one)]), bytes_each)
         terms.setdefault("paged moments" if paged else "moments", Counter()).update(total)
     return terms
-
-
-def pruned(found: list[Moment]) -> list[Moment]:
-    """Moments that no other one outweighs in every product of symbols; of equal ones the first."""
-    products = {symbols: index for index, symbols in enumerate({key[1] for _, sizes in found for key in sizes})}
-    weights = np.zeros((len(found), len(products)))
-    for row, (_, sizes) in zip(weights, found, strict=True):
-        for (_, symbols), each in sizes.items():
-            row[products[symbols]] += each
-    keep = []
-    for index, row in enumerate(weights):
-        above = (weights >= row).all(axis=1)
-        equal = (weights == row).all(axis=1)
-        if not (above & ~equal).any() and not equal[:index].any():
-            keep.append(found[index])
-    return keep
-
-
-def by_kind(sizes: Bytes) -> dict[str, Size]:
-    """Kind → bytes."""
-    found: dict[str, Size] = {}
-    for kind in KINDS:
-        if size := Counter({symbols: each for (one, symbols), each in sizes.items() if one == kind and each}):
-            found[kind] = size
-    return found

@@ -7,14 +7,18 @@ The gradient of a weight stays until the optimiser has used it. Weights and opti
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from peftbook.memory.decoder import Walk, layer_of
 from peftbook.memory.tape import NOTHING, Operation, Size, Tape, Value
 
-__all__ = ["KINDS", "Bytes", "Moment", "kind_of", "moments"]
+__all__ = ["KINDS", "Moments", "kind_of", "moments"]
 
 KINDS = (
     "embedding",
@@ -27,8 +31,8 @@ KINDS = (
     "gradients",
     "working",
 )
-Bytes = dict[tuple[str, tuple[str, ...]], float]  # (kind, symbols) → coefficient of their product
-Moment = tuple[str, Bytes]  # what happens, and what is there
+Column = tuple[str, tuple[str, ...]]  # kind, symbols
+Bytes = dict[Column, float]  # coefficients of the products of symbols
 
 
 def kind_of(where: str) -> str:
@@ -46,15 +50,63 @@ def kind_of(where: str) -> str:
     return "layer inputs" if where.startswith("layers.") else "embedding"
 
 
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Everything that is there at each moment of a step. names: what happens.  columns: (kind, symbols).
+
+    table: coefficients, (moments, columns).
+    """
+
+    names: tuple[str, ...]
+    columns: tuple[Column, ...]
+    table: np.ndarray
+
+    def largest(self, symbols: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+        """The moment with most bytes, and its bytes by kind."""
+        sizes = self.table * [math.prod(symbols[name] for name in product) for _, product in self.columns]
+        row = int(sizes.sum(axis=1).argmax())
+        terms: dict[str, float] = {}
+        for (kind, _), size in zip(self.columns, sizes[row], strict=True):
+            terms[kind] = terms.get(kind, 0.0) + float(size)
+        return self.names[row], {kind: terms[kind] for kind in KINDS if terms.get(kind)}
+
+    def pruned(self) -> list[tuple[str, dict[str, Size]]]:
+        """Those that no other one outweighs in every product of symbols; of equal ones the first."""
+        products = {symbols: index for index, symbols in enumerate(dict.fromkeys(one for _, one in self.columns))}
+        weights = np.zeros((len(self.names), len(products)))
+        for (_, symbols), column in zip(self.columns, self.table.T, strict=True):
+            weights[:, products[symbols]] += column
+        keep = []
+        for index, row in enumerate(weights):
+            above, equal = (weights >= row).all(axis=1), (weights == row).all(axis=1)
+            if not (above & ~equal).any() and not equal[:index].any():
+                keep.append((self.names[index], self.by_kind(index)))
+        return keep
+
+    def by_kind(self, index: int) -> dict[str, Size]:
+        """Kind → bytes of one moment, as polynomials."""
+        found: dict[str, Size] = {}
+        for (kind, symbols), each in zip(self.columns, self.table[index], strict=True):
+            if each:
+                found.setdefault(kind, Counter())[symbols] = float(each)
+        return found
+
+
 class Timeline:
-    """What is there now, by kind, and was at every moment so far."""
+    """What is there now, by kind, and how it came about.
+
+    names: what happened, moment by moment.  changes: (moment, what of, how much), the moment being the first that sees
+    it.  passing: the same for bytes that are there in one moment alone.
+    """
 
     def __init__(self):
         self.live: Bytes = defaultdict(float)
         self.holders: Counter[int] = Counter()
         self.kinds: dict[int, str] = {}
         self.made: set[int] = set()
-        self.moments: list[Moment] = []
+        self.names: list[str] = []
+        self.changes: list[tuple[int, Column, float]] = []
+        self.passing: list[tuple[int, Column, float]] = []
 
     def copy(self) -> Timeline:
         """The same state, with no past."""
@@ -63,12 +115,16 @@ class Timeline:
         other.holders, other.kinds, other.made = Counter(self.holders), dict(self.kinds), set(self.made)
         return other
 
+    def change(self, column: Column, amount: float) -> None:
+        """More, or less, of something."""
+        self.live[column] += amount
+        self.changes.append((len(self.names), column, amount))
+
     def note(self, what: str, working: Size = NOTHING) -> None:
         """Write down this moment, with bytes that are there for it alone."""
-        now = self.live.copy()
         for symbols, each in working.items():
-            now["working", symbols] += each
-        self.moments.append((what, now))
+            self.passing.append((len(self.names), ("working", symbols), each))
+        self.names.append(what)
 
     def hold(self, value: Value, kind: str = "working") -> None:
         """One more user of a tensor; one that keeps it says of what kind it is now."""
@@ -77,10 +133,10 @@ class Timeline:
         known = self.kinds.get(value.key, "working") if self.holders[value.key] else None
         self.holders[value.key] += 1
         if known is None or known == "working" != kind:
-            self.live[kind, value.product] += value.bytes_each
+            self.change((kind, value.product), value.bytes_each)
             self.kinds[value.key] = kind
             if known:
-                self.live[known, value.product] -= value.bytes_each
+                self.change((known, value.product), -value.bytes_each)
 
     def drop(self, value: Value) -> None:
         """One user less; without any the tensor is freed."""
@@ -88,12 +144,25 @@ class Timeline:
             return
         self.holders[value.key] -= 1
         if not self.holders[value.key]:
-            self.live[self.kinds[value.key], value.product] -= value.bytes_each
+            self.change((self.kinds[value.key], value.product), -value.bytes_each)
 
-    def add(self, sizes: Mapping[tuple[str, tuple[str, ...]], float], factor: float = 1) -> None:
+    def add(self, sizes: Mapping[Column, float], factor: float = 1) -> None:
         """Bytes by kind, `factor` times."""
-        for name, each in sizes.items():
-            self.live[name] += factor * each
+        for column, each in sizes.items():
+            self.change(column, factor * each)
+
+    def moments(self) -> Moments:
+        """What was there at each moment."""
+        columns: dict[Column, int] = {}
+        for _, column, _ in itertools.chain(self.changes, self.passing):
+            columns.setdefault(column, len(columns))
+        table = np.zeros((len(self.names) + 1, len(columns)))
+        for moment, column, amount in self.changes:
+            table[moment, columns[column]] += amount
+        table = table.cumsum(axis=0)
+        for moment, column, amount in self.passing:
+            table[moment, columns[column]] += amount
+        return Moments(tuple(self.names), tuple(columns), table[:-1])
 
     def forward(self, operations: Iterable[Operation], readers: Counter[int], keep: bool = True) -> None:
         """Run operations. readers: how many operations have yet to read each tensor; it is freed after the last."""
@@ -184,9 +253,9 @@ def passing(kind: str) -> str:
     return kind if kind == "logits and loss" else "working"
 
 
-def unique(values: Iterable[Value]) -> list[Value]:
+def unique(values: tuple[Value, ...]) -> Iterable[Value]:
     """Each tensor once."""
-    return list({value.key: value for value in values}.values())
+    return values if len(values) < 2 else {value.key: value for value in values}.values()
 
 
 def readers_of(operations: Iterable[Operation]) -> Counter[int]:
@@ -203,7 +272,7 @@ def sections(tape: Tape) -> dict[str, list[Operation]]:
     return found
 
 
-def moments(walked: Walk, checkpointing: bool) -> list[Moment]:
+def moments(walked: Walk, checkpointing: bool) -> Moments:
     """What happens and the bytes that are there, for every operation of a training step, forward and back.
 
     What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back
@@ -243,7 +312,7 @@ def moments(walked: Walk, checkpointing: bool) -> list[Moment]:
             for one in operations:
                 timeline.add(labelled("gradients", one.weights), others)
     timeline.note("optimiser")
-    return timeline.moments
+    return timeline.moments()
 
 
 def labelled(kind: str, size: Size) -> Bytes:
