@@ -17,9 +17,20 @@ from matplotlib.text import Text
 from peftbook import figures, metrics, specs
 from peftbook.errors import InputError
 from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, parts, prompt, quantisation, style
+from peftbook.memory import Configuration
 from peftbook.records import Record, Store
 from peftbook.results import study_quantities
-from peftbook.studies import benchmark, codebooks, forgetting, get_study, learning_rate, memory, merging, subspace
+from peftbook.studies import (
+    activations,
+    benchmark,
+    codebooks,
+    forgetting,
+    get_study,
+    learning_rate,
+    memory,
+    merging,
+    subspace,
+)
 
 OF_STUDIES = [module.__name__ for module in (evidence, limits, lora_practice)]
 EVIDENCE = [name for name, entry in figures.FIGURES.items() if entry.function.__module__ in OF_STUDIES]
@@ -42,6 +53,12 @@ def invented(run: specs.Run | specs.Probe) -> Record:
     if isinstance(run, specs.Probe):
         return Record(key=run.key, spec=run, **PROBES[run.measure](run, rng))
     return Record(key=run.key, spec=run, **invented_run(run, rng))
+
+
+def invented_step_peaks(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    """Peaks near the predicted ones."""
+    found = [activations.beyond_state(Configuration.parse(text)) for text in probe.words("configurations")]
+    return {"per_example": {"peak_bytes": (np.array(found) * (1 + rng.normal(0, 0.02, len(found)))).tolist()}}
 
 
 BEST = {"full": 6e-5, "lora": 5e-4, "qlora": 5e-4, "adapter": 8e-4, "norm": 3e-3, "ia3": 1e-2, "prefix": 0.02,
@@ -206,7 +223,7 @@ def invented_serving(probe: specs.Probe, rng: np.random.Generator) -> dict:
 
 def invented_peak(probe: specs.Probe, rng: np.random.Generator) -> dict:
     (name,) = (one for one in memory.CASES if memory.probe(one, probe.seed).key == probe.key)
-    terms = memory.predicted(memory.SHAPES[memory.CASES[name].shape], memory.CASES[name])
+    terms = memory.predicted(memory.CASES[name])
     measured = {f"{term}_bytes": value * (1 + rng.normal(0, 0.01)) for term, value in terms.items()}
     measured |= {"tensor_peak_bytes": terms["total"] * 1.01, "process_peak_bytes": terms["total"] * 1.08}
     return {"measurements": measured | {"process_rest_bytes": terms["weights"], "step_seconds": 1.5}}
@@ -225,6 +242,7 @@ PROBES = {
     "synthetic.sort_by_depth": invented_sort,
     "synthetic.recall_bits": invented_recall,
     "memory.peak": invented_peak,
+    "memory.step_peaks": invented_step_peaks,
 }
 
 

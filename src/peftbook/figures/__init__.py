@@ -122,6 +122,7 @@ ENTRIES = (
     Entry(limits.accuracy_by_depth, DEPTHS),
     Entry(limits.stored_bits, BITS),
     Entry(limits.adapters_served, SERVED),
+    Entry(limits.step_peaks, ("step_peaks.open_peak_ratio", "step_peaks.held_out_peak_ratio")),
     Entry(limits.memory_errors, BYTES),
 )
 FIGURES: dict[str, Entry] = {entry.function.__name__: entry for entry in ENTRIES}

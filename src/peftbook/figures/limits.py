@@ -20,9 +20,9 @@ from peftbook.figures.parts import (
 from peftbook.figures.style import canvas, colour, question
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import capacity, expressiveness, memory, merging, serving
+from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving
 
-__all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "stored_bits"]
+__all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "step_peaks", "stored_bits"]
 
 
 def accuracy_by_depth(store: Store) -> Figure:
@@ -104,6 +104,29 @@ def adapters_served(store: Store) -> Figure:
     axes.set_xlim(0.85, 90)
     question(figure, "What do many adapters cost to serve?")
     label_points(axes, ends, column=0.68)
+    return figure
+
+
+def step_peaks(store: Store) -> Figure:
+    """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
+    figure, axes = canvas(height=4.4)
+    axes.axhline(0, color=colour("muted"), linewidth=1.2)
+    axes.axhspan(-100 * activations.MARGIN_PEAK, 100 * activations.MARGIN_PEAK, color=colour("muted"), alpha=0.12)
+    looks = {"open": ("looked at while it was written", "o", "none"), "held-out": ("held out", "D", colour("lora"))}
+    for part, (label, marker, face) in looks.items():
+        records = activations.by_half(activations.peak_probe, store)[part]
+        sizes = [float(size) / 1e6 for record in records for size in record.per_example["peak_bytes"]]
+        errors = [100 * (one - 1) for record in records for one in activations.peaks(record)]
+        axes.plot(sizes, errors, marker=marker, markersize=5, linestyle="none", color=colour("lora"),
+                  markerfacecolor=face, alpha=0.75, label=label)  # fmt: skip
+    axes.set_xscale("log")
+    plain_ticks(axes, (1, 3, 10, 30, 100))
+    axes.set(
+        xlabel="Measured peak beyond weights and optimiser, MB",
+        ylabel="Predicted − measured, %\n(band: margin)",
+    )
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
+    question(figure, "Can the peak of a training step be computed?")
     return figure
 
 

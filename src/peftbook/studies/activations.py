@@ -27,7 +27,18 @@ from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.memory import SCRATCH
 
-__all__ = ["GRID", "PARTS", "SPLIT_SHA256", "STUDIES", "peak_probe", "probe", "split_sha256"]
+__all__ = [
+    "GRID",
+    "PARTS",
+    "SPLIT_SHA256",
+    "STUDIES",
+    "beyond_state",
+    "by_half",
+    "peak_probe",
+    "peaks",
+    "probe",
+    "split_sha256",
+]
 
 MARGIN = 0.01  # of the measured bytes
 MARGIN_PEAK = 0.10  # of the measured peak
@@ -156,11 +167,15 @@ def compared(record: Record) -> Iterator[tuple[dict[str, float], dict[str, float
         yield one.kept_by_module(), {module: size for module, size in measured.items() if size}
 
 
+def beyond_state(one: Configuration) -> float:
+    """The predicted peak without weights and optimiser."""
+    return one.step.peak().total - sum(one.step.bytes_of(one.step.state).values())
+
+
 def peaks(record: Record) -> Iterator[float]:
     """Predicted over measured bytes of every configuration of a record, both beyond weights and optimiser."""
     for one, measured in zip(configurations(record), record.per_example["peak_bytes"], strict=True):
-        step = one.step
-        yield (step.peak().total - sum(step.bytes_of(step.state).values())) / float(measured)
+        yield beyond_state(one) / float(measured)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
