@@ -63,10 +63,9 @@ def walk(shape: Shape, setup: Setup) -> Walk:
     tape = Tape(setup.autocast, promotes=setup.device == "cpu")
     each = BYTES[setup.dtype]
     kinds = sorted({*shape.sliding})
-    masks = {sliding: mask(tape, shape, setup, sliding) for sliding in kinds}
-    rotations = {sliding: tuple(tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2)) for sliding in kinds}
-    if not shape.two_rotations:
-        rotations = dict.fromkeys(kinds, rotations[kinds[0]])
+    masks = {sliding: mask_of(tape, shape, setup, sliding) for sliding in kinds}
+    pairs = [[tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]
+    rotations = {sliding: pairs[sliding and shape.two_rotations] for sliding in kinds}
     decoder = Decoder(shape, setup, tape)
     if setup.method == "prefix":
         decoder.prefix.append(virtual_tokens(decoder, ("L", "g", "d", "two")))
@@ -75,9 +74,9 @@ def walk(shape: Shape, setup: Setup) -> Walk:
     for name, sliding, count in layers(shape):
         copies[name] = count
         with tape.at(name):
-            x = decoder.layer(x, Context(*rotations[sliding], masks[sliding]))
+            x = decoder.layer(x, Context(rotations[sliding], masks[sliding]))
     decoder.head(x)
-    tables = (table for pair in rotations.values() for table in pair)
+    tables = (table for pair in pairs for table in pair)
     tape.touch(first, *tables, *(one for one in masks.values() if one), *decoder.prefix)
     return Walk(tape, copies)
 
@@ -92,7 +91,7 @@ def layers(shape: Shape) -> list[tuple[str, bool, int]]:
     return found
 
 
-def mask(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
+def mask_of(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
     """The mask that attention gets: always where it is eager, else for padding, a prefix, or a window that is full."""
     if setup.attention == "eager":
         return tape.apply(shape=("b", "t", "k"), bytes_each=BYTES[setup.dtype])
@@ -106,14 +105,13 @@ def mask(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
 class Context:
     """What layers of a kind share: cosines and sines of the rotation, and the mask if there is one."""
 
-    cos: Value
-    sin: Value
+    rotation: list[Value]
     mask: Value | None
 
     @property
     def values(self) -> list[Value]:
         """The tensors."""
-        return [self.cos, self.sin] + ([self.mask] if self.mask else [])
+        return self.rotation + ([self.mask] if self.mask else [])
 
 
 @dataclass(frozen=True)
@@ -205,8 +203,8 @@ class Decoder:
 
     def rotate(self, x: Value, context: Context) -> Value:
         """x · cos + rotated x · sin: linear in x, so that only cos and sin are kept, once for all layers."""
-        tape = self.tape
-        return tape.add(tape.multiply(x, context.cos), tape.multiply(tape.apply(x), context.sin))
+        tape, (cos, sin) = self.tape, context.rotation
+        return tape.add(tape.multiply(x, cos), tape.multiply(tape.apply(x), sin))
 
     def extend(self, x: Value) -> Value:
         """The prefix before a layer's keys or values, as the cache holds it."""

@@ -147,15 +147,24 @@ class Tape:
         each = max(one.bytes_each for one in inputs) if bytes_each is None else bytes_each
         output = self.value(inputs[0].shape if shape is None else shape, each, grad)
         saved = (*kept, *(output,) * keeps_output) if grad else ()
-        sizes = (Counter(one or {}) for one in (trained, working, undoing))
-        self.operations.append(Operation(".".join(self.path), inputs, output, saved, (), *sizes, passes))
+        self.operations.append(
+            Operation(
+                where=".".join(self.path),
+                inputs=inputs,
+                output=output,
+                kept=saved,
+                weights=Counter(trained or {}),
+                working=Counter(working or {}),
+                undoing=Counter(undoing or {}),
+                passes=passes,
+            )
+        )
         return output
 
     def leaf(self, x: Value) -> Value:
         """A tensor made trained: from now on the graph has it in hand, and its gradient stays."""
         trained = replace(x, grad=True)
-        nothing: Size = Counter()
-        self.operations.append(Operation(".".join(self.path), (), trained, (), (trained,), x.size, nothing, nothing))
+        self.operations.append(Operation(".".join(self.path), (), trained, held=(trained,), weights=x.size))
         return trained
 
     def touch(self, *values: Value) -> None:

@@ -63,7 +63,7 @@ class Moments:
 
     def largest(self, symbols: Mapping[str, float]) -> tuple[str, dict[str, float]]:
         """The moment with most bytes, and its bytes by kind."""
-        sizes = self.table * [math.prod(symbols[name] for name in product) for _, product in self.columns]
+        sizes = self.table * np.array([math.prod(symbols[name] for name in product) for _, product in self.columns])
         row = int(sizes.sum(axis=1).argmax())
         terms: dict[str, float] = {}
         for (kind, _), size in zip(self.columns, sizes[row], strict=True):
@@ -85,11 +85,11 @@ class Moments:
 
     def by_kind(self, index: int) -> dict[str, Size]:
         """Kind → bytes of one moment, as polynomials."""
-        found: dict[str, Size] = {}
+        found: dict[str, dict[tuple[str, ...], float]] = {}
         for (kind, symbols), each in zip(self.columns, self.table[index], strict=True):
             if each:
-                found.setdefault(kind, Counter())[symbols] = float(each)
-        return found
+                found.setdefault(kind, {})[symbols] = float(each)
+        return {kind: Counter(sizes) for kind, sizes in found.items()}  # type: ignore[arg-type]
 
 
 class Timeline:

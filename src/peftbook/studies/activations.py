@@ -174,8 +174,9 @@ def beyond_state(one: Configuration) -> float:
 
 def peaks(record: Record) -> Iterator[float]:
     """Predicted over measured bytes of every configuration of a record, both beyond weights and optimiser."""
-    for one, measured in zip(configurations(record), record.per_example["peak_bytes"], strict=True):
-        yield beyond_state(one) / float(measured)
+    measured = [float(size) for size in record.per_example["peak_bytes"]]
+    for one, size in zip(configurations(record), measured, strict=True):
+        yield beyond_state(one) / size
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

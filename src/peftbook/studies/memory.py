@@ -95,9 +95,13 @@ def predicted(one: Configuration) -> dict[str, float]:
 
 def probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that measures one case."""
-    settings = {"configuration": CASES[name].text, "trials": 2}
     return specs.Probe(
-        measure="memory.peak", settings=settings, model=SCRATCH, seed=seed, purpose="timing", machine=machine
+        measure="memory.peak",
+        settings={"configuration": CASES[name].text, "trials": 2},
+        model=SCRATCH,
+        seed=seed,
+        purpose="timing",
+        machine=machine,
     )
 
 
@@ -241,9 +245,13 @@ def time_probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that times LoRA and QLoRA at one shape."""
     shape, tokens, trials = TIMED[name]
     texts = tuple(Configuration(shape, replace(SETUPS[one], seq=tokens)).text for one in CONTENDERS)
-    settings = {"contenders": CONTENDERS, "configurations": texts, "trials": trials}
     return specs.Probe(
-        measure="memory.step_time", settings=settings, model=SCRATCH, seed=seed, purpose="timing", machine=machine
+        measure="memory.step_time",
+        settings={"contenders": CONTENDERS, "configurations": texts, "trials": trials},
+        model=SCRATCH,
+        seed=seed,
+        purpose="timing",
+        machine=machine,
     )
 
 

@@ -116,7 +116,7 @@ def with_method(model: nn.Module, setup: Setup) -> Any:
             target_modules=list(IA3_TARGETS), feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
         ),
     }
-    tuned = peft.get_peft_model(model, configs[setup.method]())  # type: ignore[arg-type]
+    tuned = peft.get_peft_model(model, configs[setup.method]())
     if setup.freeze_a:
         for name, value in tuned.named_parameters():
             if ".lora_A." in name:
@@ -206,7 +206,7 @@ def quantise_linears(model: nn.Module, setup: Setup) -> None:
 def fill(model: nn.Module) -> None:
     """Give every parameter without storage a frozen one: matrices N(0, STD²), vectors 1."""
     made: dict[torch.Size, Tensor] = {}
-    tied = model.get_output_embeddings() if model.config.tie_word_embeddings else None  # type: ignore[operator]
+    tied = model.get_output_embeddings() if model.config.tie_word_embeddings else None
     for part in model.modules():
         if hasattr(part, "scalar_embed_scale"):
             part.embed_scale = torch.tensor(part.scalar_embed_scale)
