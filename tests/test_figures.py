@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from peftbook import figures, metrics, specs
 from peftbook.errors import InputError
 from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, parts, prompt, quantisation, style
-from peftbook.memory import Configuration
+from peftbook.memory import SHAPES, Configuration, training_step
 from peftbook.records import Record, Store
 from peftbook.results import study_quantities
 from peftbook.studies import (
@@ -353,6 +353,13 @@ def test_training_state_is_sixteen_bytes_a_trained_weight():
     assert sum(costs.state_bytes("full").values()) == 16 * costs.TOTAL
     assert costs.state_bytes("lora")["weights"] == 2 * (costs.TOTAL + 16 * costs.PER_RANK)
     assert costs.state_bytes("qlora")["weights"] < costs.state_bytes("lora")["weights"] / 3
+
+
+def test_the_parts_of_a_step_are_its_peak():
+    """No term of the byte model is left out of the bars."""
+    for setup in costs.STEPS_7B.values():
+        peak = training_step(SHAPES["llama-2-7b"], setup).peak()
+        assert sum(costs.bytes_by_part(setup).values()) == pytest.approx(peak.total)
 
 
 def test_differences_average_to_the_difference_of_means(store: Store):

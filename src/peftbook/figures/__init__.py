@@ -97,6 +97,7 @@ ENTRIES = (
     Entry(prompt.soft_prompt_position),
     Entry(prompt.parameters_against_length),
     Entry(costs.training_state),
+    Entry(costs.memory_by_term),
     Entry(costs.step_time, COSTS),
     Entry(costs.peak_memory, COSTS),
     Entry(evidence.standard_curve, ("standard.e2e_tokens", "standard.docstrings_tokens")),

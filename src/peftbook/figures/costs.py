@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
+from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.records import Store
 from peftbook.studies import costs
 
-__all__ = ["peak_memory", "repeats", "state_bytes", "step_time", "training_state"]
+__all__ = ["bytes_by_part", "memory_by_term", "peak_memory", "repeats", "state_bytes", "step_time", "training_state"]
 
 # Llama-2-7B: every parameter, those in linear layers of the blocks, and LoRA's at rank 1 on all of them.
 TOTAL, LINEAR, PER_RANK, WIDTH_7B = 6_738_415_616, 6_476_005_376, 2_498_560, 4096
@@ -119,4 +121,65 @@ def training_state() -> Figure:
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
     question(figure, "What must training keep in memory at 7B?")
+    return figure
+
+
+LONG = Setup(method="lora", seq=2048)
+STEPS_7B = {
+    "LoRA": LONG,
+    "QLoRA": replace(LONG, quantised="nf4"),
+    "QLoRA, bf16 adapters": replace(LONG, quantised="nf4", adapter_dtype="bf16"),
+    "QLoRA, checkpointed": replace(LONG, quantised="nf4", checkpointing=True),
+    "Prompt on NF4": replace(LONG, method="prompt", quantised="nf4"),
+}
+# part → its terms in the byte model, tone, share of the tone, hatch
+PARTS: dict[str, tuple[tuple[str, ...], str, float, str]] = {
+    "weights": (("weights", "quantisation constants"), "lora", 0.35, ""),
+    "adapter and its state": (("adapter", "moments", "gradients"), "lora", 1.0, ""),
+    "activations": (("embedding", "layer inputs", "norms", "attention", "mlp", "working"), "qlora", 0.45, ""),
+    "inputs kept for adapters": (("adapter inputs",), "qlora", 0.8, "///"),
+    "logits and loss": (("logits and loss",), "muted", 0.6, "..."),
+}
+
+
+def bytes_by_part(setup: Setup) -> dict[str, float]:
+    """Bytes of the parts of Llama-2-7B's training step at its peak."""
+    terms = training_step(SHAPES["llama-2-7b"], setup).peak().terms
+    return {part: sum(terms.get(name, 0.0) for name in names) for part, (names, *_) in PARTS.items()}
+
+
+def memory_by_term() -> Figure:
+    """Where does the memory of a step go at 7B? The byte model's terms at the peak, for one row of 2,048 tokens."""
+    figure, axes = canvas(height=4.4)
+    for row, setup in enumerate(STEPS_7B.values()):
+        left = 0.0
+        for part, size in bytes_by_part(setup).items():
+            _, tone, share, hatch = PARTS[part]
+            axes.barh(
+                row,
+                size / 1e9,
+                0.62,
+                left=left / 1e9,
+                color=shade(tone, share),
+                hatch=hatch,
+                edgecolor=colour("paper"),
+                linewidth=0.6,
+                label=part if row == 0 else None,
+            )
+            left += size
+        axes.annotate(
+            f"{left / 1e9:.1f}",
+            (left / 1e9, row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontweight="bold",
+        )
+    axes.set_yticks(range(len(STEPS_7B)), list(STEPS_7B))
+    axes.set_ylim(len(STEPS_7B) - 0.45, -0.55)
+    axes.set_xlim(0, 38)
+    axes.set_xlabel("GB at the peak, 1 × 2,048 tokens (computed)")
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
+    question(figure, "Where does the memory of a step go at 7B?")
     return figure

@@ -89,7 +89,7 @@ class Moments:
         for (kind, symbols), each in zip(self.columns, self.table[index], strict=True):
             if each:
                 found.setdefault(kind, {})[symbols] = float(each)
-        return {kind: Counter(sizes) for kind, sizes in found.items()}  # type: ignore[arg-type]
+        return {kind: Counter(sizes) for kind, sizes in found.items()}
 
 
 class Timeline:
