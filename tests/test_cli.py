@@ -154,3 +154,32 @@ def test_train_on_a_file_leaves_record_texts_and_adapter(capsys, pairs, tmp_path
     assert "adapter" in names and any(name.endswith(".texts.json.gz") for name in names)
     assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
     assert "rougeL" in capsys.readouterr().out
+
+
+def test_fit_says_what_a_step_needs_and_what_would_help(capsys, tmp_path):
+    """Status 1 where it does not fit, 0 where it does; a config.json is as good as a name; --json computes again."""
+    assert cli.main(["fit", "--model", "llama-2-7b", "--method", "full", "--memory", "24GiB"]) == 1
+    assert "does not fit in 24.0 GiB less 1.0" in capsys.readouterr().out
+    settings = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 4, "vocab_size": 100}))
+    assert cli.main(["fit", "--model", str(tmp_path), "--memory", "2GiB", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fits"] and said["peak_bytes"] == round(sum(said["terms_bytes"].values()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (("--model", "nowhere"), "nowhere"),
+        (("--memory", "lots"), "lots"),
+        (("--reserve", "9000GiB"), "reserve"),
+        (("--method", "lara"), "lara"),
+        (("--targets", "q_proj,w_proj"), "w_proj"),
+        (("--method", "prefix", "--checkpointing"), "prefix"),
+        (("--optimiser", "adam"), "adam"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_compute(capsys, wrong, word):
+    given = {"--model": "llama-2-7b", "--memory": "24GiB"}
+    rest = [one for pair in given.items() if pair[0] not in wrong for one in pair]
+    assert word in refused(capsys, "fit", *rest, *wrong)

@@ -186,9 +186,9 @@ def as_text(found: Fit, model: str) -> str:
     lines += [f"  {'peak':24} {found.peak.total / 2**30:9.3f} GiB   ({found.peak.at})"]
     room = f"{found.memory / 2**30:.1f} GiB" + (f" less {found.reserve / 2**30:.1f}" if found.reserve else "")
     lines += ["", f"It {'fits' if found.fits else 'does not fit'} in {room}."]
-    rows = f"{found.largest_batch or 'not one'} row{'s' * (found.largest_batch > 1)} of {setup.seq} tokens"
-    tokens = f"{setup.batch} of {found.largest_seq}" if found.largest_seq else f"not {setup.batch} of even one token"
-    lines.append(f"With all else as it is there is room for {rows}, or for {tokens}.")
+    rows = f"{found.largest_batch} × {setup.seq}" if found.largest_batch else f"not even 1 × {setup.seq}"
+    tokens = f"{setup.batch} × {found.largest_seq}" if found.largest_seq else f"not even {setup.batch} × 1"
+    lines.append(f"Largest batch with all else as it is: {rows} tokens; longest rows: {tokens} tokens.")
     for one in found.changes:
         costs = "; ".join(one.costs)
         lines.append(f"With {' and '.join(one.names)}: {one.peak / 2**30:.3f} GiB. Cost: {costs}.")
