@@ -190,7 +190,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         exact = sum(one == other for one, other in pairs)
         out[f"{name}_configurations"] = Quantity(len(pairs), "configurations", keys, digits=0)
         out[f"{name}_modules"] = Quantity(sum(len(other) for _, other in pairs), "modules", keys, digits=0)
-        out[f"{name}_exact"] = Quantity(exact, "configurations", keys, n=len(pairs), digits=0)
+        out[f"{name}_exact"] = Quantity(exact, "", keys, n=len(pairs), digits=0)
         out[f"{name}_ratio"] = ratio([sum(one.values()) / sum(other.values()) for one, other in pairs], keys)
     return out
 

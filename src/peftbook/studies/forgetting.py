@@ -235,13 +235,20 @@ def intruder_verdict(store: Store) -> Verdict:
     if full is None or found is None:
         return Verdict("not yet run", "The runs of full fine-tuning and LoRA are not all there.")
     pairs = {epsilon: tuple(mean_share(arm, epsilon, store) for arm in (full, "r8")) for epsilon in SWEEP}
+    named = (name_of(EPSILON), "r8_intruders", f"{full}_intruders")
+    if max(map(max, pairs.values())) == 0:
+        sentence = (
+            f"None of the leading singular vectors is new after full fine-tuning (rate {ARMS[full][1]:g}) or after LoRA "
+            f"(r = 8) at any ε from {min(SWEEP):g} to {max(SWEEP):g}, over {len(SEEDS)} seeds; the training is too "
+            "short to bring any."
+        )
+        return Verdict("undecided", sentence, named)
     said = "; ".join(f"{a:.1%} and {b:.1%} at ε = {epsilon:g}" for epsilon, (a, b) in pairs.items())
     sentence = (
         f"Of the leading singular vectors, new are after full fine-tuning (rate {ARMS[full][1]:g}) and after LoRA "
         f"(r = 8): {said}; the difference at {EPSILON:g} is {found.mean:+.1%} (95 % interval {found.low:+.1%} to "
         f"{found.high:+.1%} over {len(SEEDS)} seeds; least that counts {LEAST:.0%})"
     )
-    named = (name_of(EPSILON), "r8_intruders", f"{full}_intruders")
     if max(pairs[EPSILON]) == 0:
         return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named)
     outcome, reason = metrics.judge(found, LEAST, (LEAST, math.inf)), ""
