@@ -238,8 +238,8 @@ def intruder_verdict(store: Store) -> Verdict:
     named = (name_of(EPSILON), "r8_intruders", f"{full}_intruders")
     if max(map(max, pairs.values())) == 0:
         sentence = (
-            f"None of the leading singular vectors is new after full fine-tuning (rate {ARMS[full][1]:g}) or after LoRA "
-            f"(r = 8) at any ε from {min(SWEEP):g} to {max(SWEEP):g}, over {len(SEEDS)} seeds; the training is too "
+            f"None of the leading singular vectors is new after full fine-tuning (rate {ARMS[full][1]:g}) or after "
+            f"LoRA (r = 8) at any ε from {min(SWEEP):g} to {max(SWEEP):g}, over {len(SEEDS)} seeds; the training is too "
             "short to bring any."
         )
         return Verdict("undecided", sentence, named)
