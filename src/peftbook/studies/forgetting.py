@@ -239,8 +239,8 @@ def intruder_verdict(store: Store) -> Verdict:
     if max(map(max, pairs.values())) == 0:
         sentence = (
             f"None of the leading singular vectors is new after full fine-tuning (rate {ARMS[full][1]:g}) or after "
-            f"LoRA (r = 8) at any ε from {min(SWEEP):g} to {max(SWEEP):g}, over {len(SEEDS)} seeds; the training is too "
-            "short to bring any."
+            f"LoRA (r = 8) at any ε from {min(SWEEP):g} to {max(SWEEP):g}, over {len(SEEDS)} seeds; the training is "
+            "too short to bring any."
         )
         return Verdict("undecided", sentence, named)
     said = "; ".join(f"{a:.1%} and {b:.1%} at ε = {epsilon:g}" for epsilon, (a, b) in pairs.items())
