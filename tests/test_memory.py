@@ -1,10 +1,12 @@
 """The byte model: what it predicts is what autograd keeps and torch's allocator hands out, in every architecture."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils import flop_counter
 
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
@@ -86,6 +88,35 @@ def test_autograd_keeps_what_the_walk_says(name):
     assert probes.kept_by_module(tuned, ids, one.shape) == one.kept_by_module()
 
 
+def attention_flops(q, k, v, *args, out_shape=None, **options):
+    """torch's own count, for the kernel that a CPU uses."""
+    return flop_counter.sdpa_flop_count(q, k, v)
+
+
+def attention_backward_flops(gradient, q, k, v, *args, out_shape=None, **options):
+    return flop_counter.sdpa_backward_flop_count(gradient, q, k, v)
+
+
+def four_bit_flops(x, codes, shape, *args, out_shape=None, **options):
+    """A matrix that bitsandbytes reads out and multiplies in one operation."""
+    return 2 * math.prod(x[:-1]) * math.prod(shape)
+
+
+@pytest.mark.parametrize("name", list(sampled())[::3])
+def test_matrix_products_are_those_that_torch_counts(name):
+    """Forward, backward, and what checkpointing computes again, to the last operation."""
+    aten, one = torch.ops.aten, sampled()[name]
+    tuned = random_model.subject(one.shape, one.setup, seed=0)
+    kernels = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+        torch.ops.bitsandbytes.gemm_4bit: four_bit_flops,
+    }
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=kernels) as counted:
+        tuned.loss(random_model.random_ids(one.shape, one.setup, seed=0)).backward()
+    assert counted.get_total_flops() == sum(one.step.numbers(one.step.flops).values())
+
+
 PEAKS = {
     "lora": CPU,
     "full": replace(CPU, method="full"),
@@ -109,7 +140,7 @@ def test_the_peak_is_that_of_torchs_allocator(setup, vocab):
     tuned.step(ids)
     measured = probes.allocated_peak(lambda: tuned.step(ids))
     step = training_step(shape, setup)
-    assert step.peak().total - sum(step.bytes_of(step.state).values()) == pytest.approx(measured, rel=0.02)
+    assert step.peak().total - sum(step.numbers(step.state).values()) == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +161,12 @@ def test_weights_adapter_and_moments_are_the_stored_bytes(setup):
     shape = replace(SMALL, hidden=128, ffn=256, head_dim=32)
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
     found, step = probes.count_step(tuned, ids), training_step(shape, setup)
-    state = step.bytes_of(step.state)
+    state = step.numbers(step.state)
     named = {"constants": "quantisation constants"}
     for name in ("weights", "constants", "adapter", "moments"):
         assert found[f"{name}_bytes"] == pytest.approx(state.get(named.get(name, name), 0), rel=2e-3), name
-    assert found["gradients_bytes"] == step.bytes_of({"all": step.gradients})["all"]
-    assert found["kept_bytes"] == sum(step.bytes_of(step.kept).values())
+    assert found["gradients_bytes"] == step.numbers({"all": step.gradients})["all"]
+    assert found["kept_bytes"] == sum(step.numbers(step.kept).values())
 
 
 def test_layers_that_are_alike_are_walked_once():
@@ -154,7 +185,7 @@ class Step:
 
     @staticmethod
     def kept_of(step):
-        return sum(step.bytes_of(step.kept).values())
+        return sum(step.numbers(step.kept).values())
 
     @staticmethod
     def peak_of(step):
@@ -207,7 +238,7 @@ def test_four_bits_and_their_constants_are_what_the_paper_counts():
     """4 bits a weight, and 8/64 + 32/(64 · 256) for doubly quantised constants; a table of codes a matrix apart."""
     shape = SHAPES["llama-2-7b"]
     state = training_step(shape, Setup(quantised="nf4"))
-    found = state.bytes_of(state.state)
+    found = state.numbers(state.state)
     tables = shape.layers * 7 * (16 * 4 + 256 * 4 + 4)
     stored = found["weights"] - 2 * shape.other_parameters + found["quantisation constants"] - tables
     assert 8 * stored / shape.linear_parameters == pytest.approx(4 + 8 / 64 + 32 / (64 * 256))

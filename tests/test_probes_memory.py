@@ -250,7 +250,7 @@ def counts(store: Store, off: float = 1.0, peak: float = 1.0) -> None:
             store.save(Record(key=first.key, spec=first, measurements={}, per_example=found))
             second = activations.peak_probe(family, part)
             steps = [Configuration.parse(text).step for text in second.words("configurations")]
-            peaks = [one.peak().total - sum(one.bytes_of(one.state).values()) for one in steps]
+            peaks = [one.peak().total - sum(one.numbers(one.state).values()) for one in steps]
             peaks[0] *= peak if wrong else 1.0
             store.save(Record(key=second.key, spec=second, measurements={}, per_example={"peak_bytes": peaks}))
 

@@ -9,11 +9,13 @@ Written from the sources of transformers 5.24, peft 0.21 and bitsandbytes 0.50; 
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from dataclasses import dataclass, field
 
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
-from peftbook.memory.tape import Size, Tape, Value, Weight, product
+from peftbook.memory.tape import Operation, Size, Tape, Value, Weight, multiple, product, repeated
 
 __all__ = ["WIDTHS", "Walk", "layer_of", "walk"]
 
@@ -32,6 +34,28 @@ class Walk:
 
     tape: Tape
     copies: dict[str, int]
+
+    @functools.cached_property
+    def sections(self) -> dict[str, list[Operation]]:
+        """Operations by part of the model: before the layers, each layer, after the layers."""
+        found: dict[str, list[Operation]] = {"embedding": []}
+        for one in self.tape.operations:
+            layer = layer_of(one.where)
+            name = layer if layer in self.copies else "embedding" if len(found) == 1 else "head"
+            found.setdefault(name, []).append(one)
+        return found
+
+    def flops(self, checkpointing: bool) -> dict[str, Size]:
+        """Floating-point operations of matrix products, in forward, in backward, and of layers that are run again."""
+        found: dict[str, Size] = {"forward": Counter(), "backward": Counter(), "again": Counter()}
+        for name, operations in self.sections.items():
+            copies = self.copies.get(name, 1)
+            for one in operations:
+                found["forward"].update(multiple(one.flops, copies))
+                found["backward"].update(multiple(one.undoing_flops, copies))
+            for one in repeated(operations)[0] if checkpointing and name in self.copies else ():
+                found["again"].update(multiple(one.flops, copies))
+        return found
 
     def copies_of(self, module: str) -> int:
         """How many modules this one stands for."""
@@ -224,7 +248,9 @@ class Decoder:
                 q, k, v = (tape.cast(one, 2) for one in (q, k, v))
             kept = [q, k, v, tape.value(("b", "t", "a"), 4)]
             kept += [tape.value(("b", "t", "k"), q.bytes_each)] if mask else []
-            return tape.apply(q, k, v, kept=kept, keeps_output=True)
+            flops = product(4, "b", "a", "t", "k", "d")  # scores, and their product with v; backward: scores again
+            undoing = multiple(flops, 2.5) if q.grad or k.grad or v.grad else None
+            return tape.apply(q, k, v, kept=kept, keeps_output=True, flops=flops, undoing_flops=undoing)
         scores = self.matmul(q, k, ("b", "a", "t", "k"))
         scores = tape.apply(tape.apply(scores))  # scaled; masked
         if self.setup.device == "cpu":  # a GPU's softmax widens on the way
@@ -245,7 +271,9 @@ class Decoder:
         tape = self.tape
         if tape.autocast:
             x, y = tape.cast(x, 2), tape.cast(y, 2)
-        return tape.apply(x, y, shape=shape, kept=[x] * y.grad + [y] * x.grad)
+        flops = product(2, "b", "a", "t", "k", "d")
+        undoing = multiple(flops, x.grad + y.grad)
+        return tape.apply(x, y, shape=shape, kept=[x] * y.grad + [y] * x.grad, flops=flops, undoing_flops=undoing)
 
     def mlp(self, x: Value) -> Value:
         """W_down (φ(W_gate x) · W_up x): the gate before and after φ and the other factor are kept."""

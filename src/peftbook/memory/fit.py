@@ -164,6 +164,7 @@ def as_json(found: Fit) -> dict[str, Any]:
         "peak_bytes": round(found.peak.total),
         "at": found.peak.at,
         "terms_bytes": {name: round(size) for name, size in found.peak.terms.items()},
+        "step_flops": round(sum(flops_of(found).values())),
         "memory_bytes": round(found.memory),
         "reserve_bytes": round(found.reserve),
         "fits": found.fits,
@@ -177,6 +178,12 @@ def as_json(found: Fit) -> dict[str, Any]:
     }
 
 
+def flops_of(found: Fit) -> dict[str, float]:
+    """Floating-point operations of the step's matrix products: forward, backward, again."""
+    step = found.configuration.step
+    return step.numbers(step.flops)
+
+
 def as_text(found: Fit, model: str) -> str:
     """The terms at the peak, what fits, and what would help."""
     setup = found.configuration.setup
@@ -188,11 +195,15 @@ def as_text(found: Fit, model: str) -> str:
     lines += ["", f"It {'fits' if found.fits else 'does not fit'} in {room}."]
     rows = f"{found.largest_batch} × {setup.seq}" if found.largest_batch else f"not even 1 × {setup.seq}"
     tokens = f"{setup.batch} × {found.largest_seq}" if found.largest_seq else f"not even {setup.batch} × 1"
-    lines.append(f"Largest batch with all else as it is: {rows} tokens; longest rows: {tokens} tokens.")
+    limit = ", its context" if found.largest_seq and found.largest_seq == found.configuration.shape.context else ""
+    lines.append(f"Largest batch with all else as it is: {rows} tokens; longest rows: {tokens} tokens{limit}.")
     for one in found.changes:
         costs = "; ".join(one.costs)
         lines.append(f"With {' and '.join(one.names)}: {one.peak / 2**30:.3f} GiB. Cost: {costs}.")
     if not found.fits and not found.changes:
         lines.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
+    flops = flops_of(found)
+    again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
+    lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
     lines.append("Tensors only; --reserve is what a GPU's context and its allocator take.")
     return "\n".join(lines)

@@ -44,20 +44,22 @@ class Step:
     """The memory of a training step as polynomials. state: there all the time.  kept: between forward and backward.
 
     gradients: of all that is trained.  moments: what is there beyond the state, gradients and all.
+    flops: floating-point operations of the matrix products, forward, backward, and again where layers are checkpointed.
     """
 
     state: dict[str, Size]
     kept: dict[str, Size]
     gradients: Size
     moments: Moments
+    flops: dict[str, Size]
     symbols: dict[str, int]
 
     def peak(self) -> Peak:
         """The moment at which most is there."""
         name, terms = self.moments.largest(self.symbols)
-        return Peak(name, self.bytes_of(self.state) | terms)
+        return Peak(name, self.numbers(self.state) | terms)
 
-    def bytes_of(self, sizes: Mapping[str, Size]) -> dict[str, float]:
+    def numbers(self, sizes: Mapping[str, Size]) -> dict[str, float]:
         """The numbers that polynomials stand for."""
         return {name: evaluate(size, self.symbols) for name, size in sizes.items()}
 
@@ -99,7 +101,14 @@ def structure(shape: Shape, setup: Setup) -> Step:
         kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
     each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
     gradients = multiple(elements(trained(shape, setup)), each)
-    return Step(state(shape, setup), kept, gradients, moments(walked, setup.checkpointing), {})
+    return Step(
+        state(shape, setup),
+        kept,
+        gradients,
+        moments(walked, setup.checkpointing),
+        walked.flops(setup.checkpointing),
+        {},
+    )
 
 
 def state(shape: Shape, setup: Setup) -> dict[str, Size]:
@@ -118,8 +127,8 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     if setup.quantised:
         scales = 1 + 4 / OUTER_BLOCK if setup.double else 4
         tables = 4 * CODES + (4 * OUTER_CODES + 4 if setup.double else 0)
-        terms["weights"] = weights + scale(matrices, 0.5)
-        terms["quantisation constants"] = scale(matrices, scales / BLOCK) + product(tables * len(WIDTHS), "L")
+        terms["weights"] = weights + multiple(matrices, 0.5)
+        terms["quantisation constants"] = multiple(matrices, scales / BLOCK) + product(tables * len(WIDTHS), "L")
     tensors = trained(shape, setup)
     if setup.method == "lora" and setup.freeze_a:
         frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])
@@ -127,11 +136,6 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     if setup.method != "full":
         terms["adapter"] = multiple(elements(tensors), BYTES[setup.adapter_dtype])
     return terms | optimiser_state(shape, setup, tensors)
-
-
-def scale(size: Size, factor: float) -> Size:
-    """factor × size, for any factor."""
-    return Counter({symbols: factor * each for symbols, each in size.items()})
 
 
 def rest(shape: Shape) -> Size:
@@ -191,6 +195,6 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
         if setup.optimiser.endswith("8bit"):
             bytes_each = 2 * (1 + 4 / STATE_BLOCK) if size >= LEAST_8BIT else 8.0
         paged = setup.optimiser.startswith("paged") and size >= LEAST_PAGED
-        total = scale(elements([(count, one)]), bytes_each)
+        total = multiple(elements([(count, one)]), bytes_each)
         terms.setdefault("paged moments" if paged else "moments", Counter()).update(total)
     return terms

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-__all__ = ["NOTHING", "Operation", "Size", "Tape", "Value", "Weight", "evaluate", "multiple", "product"]
+__all__ = ["NOTHING", "Operation", "Size", "Tape", "Value", "Weight", "evaluate", "multiple", "product", "repeated"]
 
 # symbols, sorted → how many bytes one of their product stands for
 Size = Counter[tuple[str, ...]]
@@ -26,7 +26,7 @@ def product(bytes_each: float, *symbols: str) -> Size:
     return Counter({tuple(sorted(symbols)): bytes_each})
 
 
-def multiple(size: Size, factor: int) -> Size:
+def multiple(size: Size, factor: float) -> Size:
     """factor × size."""
     return Counter({symbols: factor * each for symbols, each in size.items()})
 
@@ -89,6 +89,7 @@ class Operation:
     gradients of the trained weights that it uses.  working, undoing: bytes that its forward, and its backward, needs
     for a moment beside inputs, results and their gradients.  passes: the gradient of the result is that of its inputs,
     the same tensor.
+    flops, undoing_flops: floating-point operations of the matrix products in its forward, and in its backward.
     """
 
     where: str
@@ -100,6 +101,8 @@ class Operation:
     working: Size = field(default_factory=Counter)
     undoing: Size = field(default_factory=Counter)
     passes: bool = False
+    flops: Size = field(default_factory=Counter)
+    undoing_flops: Size = field(default_factory=Counter)
 
 
 class Tape:
@@ -138,6 +141,8 @@ class Tape:
         working: Size | None = None,
         undoing: Size | None = None,
         passes: bool = False,
+        flops: Size | None = None,
+        undoing_flops: Size | None = None,
     ) -> Value:
         """Note an operation; returns its result, in the shape and the widest dtype of its inputs unless told otherwise.
 
@@ -157,6 +162,8 @@ class Tape:
                 working=Counter(working or {}),
                 undoing=Counter(undoing or {}),
                 passes=passes,
+                flops=Counter(flops or {}),
+                undoing_flops=Counter(undoing_flops or {}),
             )
         )
         return output
@@ -199,9 +206,14 @@ class Tape:
         """
         d_in, d_out = weight.shape
         shape = (*x.shape[: len(x.shape) - len(d_in)], *d_out)
+        flops = product(2, *x.shape, *d_out)
+        undoing_flops = multiple(flops, x.grad + weight.trained)
         if weight.quantised:
             narrow, matrix = self.cast(x, 2), product(2 + weight.constants, *d_in, *d_out)
-            return self.cast(self.apply(narrow, shape=shape, working=matrix, undoing=matrix), x.bytes_each)
+            y = self.apply(
+                narrow, shape=shape, working=matrix, undoing=matrix, flops=flops, undoing_flops=undoing_flops
+            )
+            return self.cast(y, x.bytes_each)
         gradient = product(weight.bytes_each, *d_in, *d_out) if weight.trained else None
         bias = product(weight.bytes_each, *d_out) if weight.trained and weight.bias else NOTHING
         factor = self.value((*d_in, *d_out), weight.bytes_each, weight.trained, fixed=True)
@@ -214,7 +226,15 @@ class Tape:
                 inputs, gradient = [x, factor], None
         kept = [x] * weight.trained + [factor] * x.grad
         trained = gradient + bias if gradient is not None else (bias or None)
-        return self.apply(*inputs, shape=shape, bytes_each=x.bytes_each, kept=kept, trained=trained)
+        return self.apply(
+            *inputs,
+            shape=shape,
+            bytes_each=x.bytes_each,
+            kept=kept,
+            trained=trained,
+            flops=flops,
+            undoing_flops=undoing_flops,
+        )
 
     def kept(self) -> dict[str, Size]:
         """Module → bytes that autograd keeps of it: each tensor once, where it was kept first."""
@@ -226,3 +246,15 @@ class Tape:
                     seen.add(value.key)
                     found.setdefault(one.where, Counter()).update(value.size)
         return found
+
+
+def repeated(operations: Sequence[Operation]) -> tuple[list[Operation], tuple[Value, ...]]:
+    """What a checkpoint runs again: operations until the last tensor that is needed is kept, and those tensors.
+
+    An input is kept before its operation has a result, so that this operation is not run any more.
+    """
+    needed = max(index for index, one in enumerate(operations) if one.kept)
+    last = operations[needed]
+    if last.output in last.kept:
+        return list(operations[: needed + 1]), ()
+    return list(operations[:needed]), last.kept

@@ -15,8 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from peftbook.memory.decoder import Walk, layer_of
-from peftbook.memory.tape import NOTHING, Operation, Size, Tape, Value
+from peftbook.memory.decoder import Walk
+from peftbook.memory.tape import NOTHING, Operation, Size, Value, repeated
 
 __all__ = ["KINDS", "Moments", "kind_of", "moments"]
 
@@ -179,18 +179,12 @@ class Timeline:
                     self.drop(value)
 
     def recompute(self, operations: Sequence[Operation]) -> None:
-        """Run a layer again whose arguments are there, until the last tensor that is needed is kept: an input before
-        its operation has a result."""
-        needed = max(index for index, one in enumerate(operations) if one.kept)
-        last, again = operations[needed], list(operations[:needed])
-        before = last.output not in last.kept
-        if not before:
-            again.append(last)
+        """Run a layer again whose arguments are there."""
+        again, inputs = repeated(operations)
         rest = readers_of(operations[len(again) :])
         self.forward(again, readers_of(operations) + readers_of(operations[:1]))
-        if before:
-            for value in last.kept:
-                self.hold(value, kind_of(last.where))
+        for value in inputs:
+            self.hold(value, kind_of(operations[len(again)].where))
         for one in again:
             if rest[one.output.key] and self.holders[one.output.key]:
                 self.drop(one.output)
@@ -263,15 +257,6 @@ def readers_of(operations: Iterable[Operation]) -> Counter[int]:
     return Counter(value.key for one in operations for value in unique(one.inputs))
 
 
-def sections(tape: Tape) -> dict[str, list[Operation]]:
-    """Operations by part of the model: before the layers, each layer, after the layers."""
-    found: dict[str, list[Operation]] = {"embedding": []}
-    for one in tape.operations:
-        layer = layer_of(one.where) if one.where.startswith("layers.") else ""
-        found.setdefault(layer or ("embedding" if len(found) == 1 else "head"), []).append(one)
-    return found
-
-
 def moments(walked: Walk, checkpointing: bool) -> Moments:
     """What happens and the bytes that are there, for every operation of a training step, forward and back.
 
@@ -279,7 +264,7 @@ def moments(walked: Walk, checkpointing: bool) -> Moments:
     turns into the gradients of their weights once it has been undone: between those two moments memory is a straight
     line in the number of layers, so that its peak is at one of them.
     """
-    timeline, parts = Timeline(), sections(walked.tape)
+    timeline, parts = Timeline(), walked.sections
     readers = readers_of(walked.tape.operations)
     left: dict[str, Bytes] = {}
     for name, operations in parts.items():

@@ -169,7 +169,7 @@ def compared(record: Record) -> Iterator[tuple[dict[str, float], dict[str, float
 
 def beyond_state(one: Configuration) -> float:
     """The predicted peak without weights and optimiser."""
-    return one.step.peak().total - sum(one.step.bytes_of(one.step.state).values())
+    return one.step.peak().total - sum(one.step.numbers(one.step.state).values())
 
 
 def peaks(record: Record) -> Iterator[float]:

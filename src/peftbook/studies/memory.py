@@ -84,11 +84,11 @@ def predicted(one: Configuration) -> dict[str, float]:
     backward; total: the peak.
     """
     step = one.step
-    state = step.bytes_of(step.state)
+    state = step.numbers(step.state)
     return {name: state.get(name, 0.0) for name in ("weights", "adapter", "moments")} | {
         "constants": state.get("quantisation constants", 0.0),
-        "gradients": step.bytes_of({"gradients": step.gradients})["gradients"],
-        "kept": sum(step.bytes_of(step.kept).values()),
+        "gradients": step.numbers({"gradients": step.gradients})["gradients"],
+        "kept": sum(step.numbers(step.kept).values()),
         "total": step.peak().total,
     }
 
