@@ -192,6 +192,29 @@ class Step:
         return step.peak().total
 
 
+def test_what_a_kind_of_layers_shares_is_counted_once():
+    """Gemma 3 rotates in two ways: six more layers, of which one sees everything, keep no further tables of cosines."""
+    twelve = (True, True, True, True, True, False) * 2
+    traits = FAMILIES["gemma3_text"] | {"family": "gemma3_text", "head_dim": 16, "window": 20}
+    shape = Shape(12, 64, 128, 4, 2, 200, sliding=twelve, **traits)
+    for setup in (replace(CPU, seq=16), replace(CPU, batch=2, padding=True), replace(CPU, checkpointing=True)):
+        one = Configuration(shape, setup)
+        tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+        assert probes.kept_by_module(tuned, ids, shape) == one.kept_by_module()
+        longer = replace(shape, layers=18, sliding=twelve + twelve[:6])
+        grown = [Configuration(each, setup).step.peak().total for each in (shape, longer)]
+        tuned.step(ids)
+        peak = probes.allocated_peak(lambda tuned=tuned, ids=ids: tuned.step(ids))
+        deep = random_model.subject(longer, setup, 0)
+        deep.step(ids)
+        more = probes.allocated_peak(lambda deep=deep, ids=ids: deep.step(ids)) - peak
+        state = [
+            sum(Configuration(e, setup).step.numbers(Configuration(e, setup).step.state).values())
+            for e in (shape, longer)
+        ]
+        assert (grown[1] - state[1]) - (grown[0] - state[0]) == pytest.approx(more, rel=0.03)
+
+
 BOOK = {  # elements of 2 bytes that a layer keeps for each token: coefficients of h, kv width, f, r
     "bf16_adapters": (replace(CPU, adapter_dtype="bf16"), (8, 2, 4, 7)),
     "default": (CPU, (18, 2, 5, 14)),
@@ -263,7 +286,7 @@ def test_checkpointing_quantising_and_fusing_need_less():
 
 def test_a_gpu_needs_no_copies_where_dtypes_meet():
     """What a CPU copies to widen it, a GPU widens on the way."""
-    for setup in (CPU, replace(CPU, attention="eager"), replace(CPU, dtype="fp32", autocast=True)):
+    for setup in (CPU, replace(CPU, dtype="fp32", autocast=True)):
         there, here = (training_step(SMALL, replace(setup, device=device)).peak().total for device in ("cuda", "cpu"))
         assert there <= here
 

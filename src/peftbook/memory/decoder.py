@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Operation, Size, Tape, Value, Weight, multiple, product, repeated
 
-__all__ = ["WIDTHS", "Walk", "layer_of", "walk"]
+__all__ = ["WIDTHS", "Walk", "layer_names", "layer_of", "walk"]
 
 # matrix → (inputs, outputs)
 WIDTHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -33,7 +34,7 @@ class Walk:
     """A tape of a whole forward pass. copies: how many layers each layer on the tape stands for."""
 
     tape: Tape
-    copies: dict[str, int]
+    copies: Mapping[str, int]
 
     @functools.cached_property
     def sections(self) -> dict[str, list[Operation]]:
@@ -82,7 +83,7 @@ def walk(shape: Shape, setup: Setup) -> Walk:
     """Embedding, the layers, head and loss.
 
     The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
-    first to keep what all share. Of the others there is one of each kind: with a mask, and without.
+    first to keep what all share. Of the others there is one of each kind, see `layer_names`.
     """
     tape = Tape(setup.autocast, promotes=setup.device == "cpu")
     each = BYTES[setup.dtype]
@@ -94,25 +95,28 @@ def walk(shape: Shape, setup: Setup) -> Walk:
     if setup.method == "prefix":
         decoder.prefix.append(virtual_tokens(decoder, ("L", "g", "d", "two")))
     x = first = embed(decoder)
-    copies = {}
-    for name, sliding, count in layers(shape):
-        copies[name] = count
+    names = layer_names(shape)
+    kinds_of = dict(zip(names, shape.sliding, strict=True))
+    for name in sorted(kinds_of):
+        sliding = kinds_of[name]
         with tape.at(name):
             x = decoder.layer(x, Context(rotations[sliding], masks[sliding]))
     decoder.head(x)
     tables = (table for pair in pairs for table in pair)
     tape.touch(first, *tables, *(one for one in masks.values() if one), *decoder.prefix)
-    return Walk(tape, copies)
+    return Walk(tape, Counter(names))
 
 
-def layers(shape: Shape) -> list[tuple[str, bool, int]]:
-    """(name, whether its attention slides, for how many it stands) of the layers on the tape."""
+def layer_names(shape: Shape) -> list[str]:
+    """For each layer the name of the one on the tape that stands for it.
+
+    The first two stand for themselves, and so does the first of each kind, which may be the first to keep what its kind
+    shares; of the others there is one of each kind.
+    """
     sliding = shape.sliding
-    found = [(f"layers.{index}", one, 1) for index, one in enumerate(sliding[:2])]
-    for kind in (True, False):
-        if count := sum(one is kind for one in sliding[2:]):
-            found.append((f"layers.{len(found)}", kind, count))
-    return found
+    labels = [(not kind, kind in sliding[:index]) for index, kind in enumerate(sliding)]
+    others = sorted({*labels[2:]})
+    return [f"layers.{index if index < 2 else 2 + others.index(label)}" for index, label in enumerate(labels)]
 
 
 def mask_of(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
@@ -252,10 +256,10 @@ class Decoder:
             undoing = multiple(flops, 2.5) if q.grad or k.grad or v.grad else None
             return tape.apply(q, k, v, kept=kept, keeps_output=True, flops=flops, undoing_flops=undoing)
         scores = self.matmul(q, k, ("b", "a", "t", "k"))
-        scores = tape.apply(tape.apply(scores))  # scaled; masked
-        if self.setup.device == "cpu":  # a GPU's softmax widens on the way
-            scores = tape.cast(scores, 4)
-        weights = tape.cast(tape.apply(scores, bytes_each=4, keeps_output=True), q.bytes_each)
+        scores = tape.apply(scores)  # scaled
+        scores = tape.cast(tape.add(scores, mask) if mask else scores, 4)
+        product_of_both = scores.size if self.setup.device == "cuda" else None  # a GPU's softmax has it in backward
+        weights = tape.cast(tape.apply(scores, keeps_output=True, undoing=product_of_both), q.bytes_each)
         return tape.apply(self.matmul(weights, v, ("b", "t", "a", "d")))
 
     def for_every_head(self, x: Value) -> Value:
@@ -391,7 +395,9 @@ def embed(decoder: Decoder) -> Value:
         if decoder.full:
             # a matrix that the head has too has a gradient already: unless autocast has made both alike, the two are
             # added into a third
-            new, sum_of_both = (0, each if setup.autocast else 2 * each) if decoder.shape.tied else (each, 0)
+            new, sum_of_both = (
+                (0, each if setup.autocast and each > 2 else 2 * each) if decoder.shape.tied else (each, 0)
+            )
             trained, undoing = product(new, "V", "h"), product(sum_of_both, "V", "h")
             x = tape.apply(ids, shape=width, bytes_each=each, kept=[ids], trained=trained, undoing=undoing)
             if scaled:

@@ -86,11 +86,16 @@ def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
     full, adapter = setup.method == "full", setup.method != "full"
     found: list[tuple[bool, str, str, dict[str, object]]] = [
         (setup.attention == "eager", "fused attention", "nothing, and it is faster", {"attention": "sdpa"}),
-        (setup.batch > 1, "rows one at a time", "smaller products; gradients are summed over steps", {"batch": 1}),
+        (
+            setup.batch > 1,
+            "rows one at a time",
+            "a smaller batch, or gradients that stay while several are summed (not counted)",
+            {"batch": 1},
+        ),
         (
             adapter and setup.adapter_dtype == "fp32" and setup.dtype == "bf16",
             "adapters in bfloat16",
-            "updates below a 256th of a weight are lost",
+            "updates below a 512th to a 256th of a weight are lost, and the decay of Adam's second moment",
             {"adapter_dtype": "bf16"},
         ),
         (setup.dropout, "no dropout", "a regulariser", {"dropout": False}),
@@ -205,5 +210,5 @@ def as_text(found: Fit, model: str) -> str:
     flops = flops_of(found)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
     lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
-    lines.append("Tensors only; --reserve is what a GPU's context and its allocator take.")
+    lines.append("Tensors only; --reserve is what a GPU's context, allocator and cuBLAS take.")
     return "\n".join(lines)

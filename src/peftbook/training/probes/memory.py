@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Shape
+from peftbook.memory.decoder import layer_names
 from peftbook.training.execute import peak_memory
 from peftbook.training.probes import Findings
 from peftbook.training.probes.serving import positive
@@ -225,10 +226,7 @@ def kept_by_module(tuned: Subject, ids: Tensor, shape: Shape) -> dict[str, int]:
 def name_on_tape(name: str, shape: Shape) -> str:
     """A module's name on the byte model's tape, where one layer stands for all that are like it."""
     if found := re.search(r"layers\.(\d+)\.?(.*)$", name):
-        index = int(found[1])
-        kinds = [kind for kind in (True, False) if kind in shape.sliding[2:]]
-        layer = index if index < 2 else 2 + kinds.index(shape.sliding[index])
-        return f"layers.{layer}.{found[2]}".rstrip(".")
+        return f"{layer_names(shape)[int(found[1])]}.{found[2]}".rstrip(".")
     name = name.replace("base_model.", "").removeprefix("model.").removeprefix("model.")
     return name if name not in ("", "model", "base_model") else "loss"
 
