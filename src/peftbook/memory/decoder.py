@@ -103,7 +103,7 @@ def walk(shape: Shape, setup: Setup) -> Walk:
             x = decoder.layer(x, Context(rotations[sliding], masks[sliding]))
     decoder.head(x)
     tables = (table for pair in pairs for table in pair)
-    tape.touch(first, *tables, *(one for one in masks.values() if one), *decoder.prefix)
+    tape.touch(first, *tables, *(one for one in masks.values() if one), *decoder.prefix, *tape.cached)
     return Walk(tape, Counter(names))
 
 

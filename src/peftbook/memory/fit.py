@@ -84,8 +84,14 @@ def peak_with(one: Configuration, **fields) -> float:
 def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
     """(what, at what cost, settings) of single changes, in the order of what they cost."""
     full, adapter = setup.method == "full", setup.method != "full"
+    in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
     found: list[tuple[bool, str, str, dict[str, object]]] = [
-        (setup.attention == "eager", "fused attention", "nothing, and it is faster", {"attention": "sdpa"}),
+        (
+            setup.attention == "eager" and not in_float32,
+            "fused attention",
+            "nothing, and it is faster",
+            {"attention": "sdpa"},
+        ),
         (
             setup.batch > 1,
             "rows one at a time",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from peftbook.errors import InputError
 from peftbook.memory.decoder import WIDTHS, walk
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
@@ -85,7 +86,17 @@ def as_list(size: Size) -> list[list[Any]]:
 
 
 def training_step(shape: Shape, setup: Setup) -> Step:
-    """The memory of a training step of a model of this shape."""
+    """The memory of a training step of a model of this shape.
+
+    Raises InputError where a GPU has no fused attention: in float32, with fewer key than query heads and no mask.
+    """
+    grouped, masked = shape.heads != shape.kv_heads, setup.padding or setup.method == "prefix"
+    wide = setup.dtype == "fp32" and not setup.autocast and setup.attention == "sdpa"
+    if setup.device == "cuda" and wide and grouped and not masked:
+        raise InputError(
+            f"A GPU has no fused attention in float32 for {shape.heads} heads over {shape.kv_heads} key heads: "
+            "choose autocast, dtype 'bf16', or eager attention."
+        )
     slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
     alike = replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1)
     found = structure(shape, alike)

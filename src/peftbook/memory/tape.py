@@ -116,6 +116,7 @@ class Tape:
         self.autocast = autocast
         self.promotes = promotes
         self.operations: list[Operation] = []
+        self.cached: list[Value] = []  # autocast's copies of trained weights, which it has until its block ends
         self.path: list[str] = []
         self.keys = itertools.count()
 
@@ -223,6 +224,7 @@ class Tape:
             inputs = [x]
             if weight.bytes_each > 2:
                 factor = self.apply(shape=(*d_in, *d_out), bytes_each=2, trained=gradient)
+                self.cached += [factor] * weight.trained
                 inputs, gradient = [x, factor], None
         kept = [x] * weight.trained + [factor] * x.grad
         trained = gradient + bias if gradient is not None else (bias or None)
