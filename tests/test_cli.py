@@ -112,7 +112,8 @@ def test_edited_record_is_stale(capsys, tmp_path, monkeypatch):
     record = next(iter(default_store().all()))
     body = record.model_dump(mode="json")
     body["spec"]["seed"] += 1
-    (tmp_path / f"{record.key[:11]}0.json").write_text(json.dumps(body))
+    other = "1" if record.key[11] == "0" else "0"  # no name of a shipped record
+    (tmp_path / f"{record.key[:11]}{other}.json").write_text(json.dumps(body))
     monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
     assert "stale" in refused(capsys, "status")
 
