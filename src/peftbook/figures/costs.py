@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from matplotlib.axes import Axes
@@ -85,21 +85,18 @@ def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, floa
     return {"weights": base + own, "gradients": 2.0 * trained, "optimiser": 12.0 * trained}
 
 
-def training_state() -> Figure:
-    """What must training keep at 7B? Weights, gradients and optimiser, computed; activations come on top."""
-    figure, axes = canvas(height=3.5)
-    arms = ("full", "lora", "qlora", "prompt")
-    tones = {"weights": (0.35, ""), "gradients": (0.65, "///"), "optimiser": (1.0, "")}
-    for row, arm in enumerate(arms):
+def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[str, tuple[str, float, str]]) -> None:
+    """A bar a row with its parts side by side, in GB, and their sum. looks: part → tone, share of it, hatch."""
+    for row, parts in enumerate(rows):
         left = 0.0
-        for part, size in state_bytes(arm).items():
-            share, hatch = tones[part]
+        for part, size in parts.items():
+            tone, share, hatch = looks[part]
             axes.barh(
                 row,
                 size / 1e9,
                 0.6,
                 left=left / 1e9,
-                color=shade("lora", share),
+                color=shade(tone, share),
                 hatch=hatch,
                 edgecolor=colour("paper"),
                 linewidth=0.6,
@@ -114,6 +111,14 @@ def training_state() -> Figure:
             va="center",
             fontweight="bold",
         )
+
+
+def training_state() -> Figure:
+    """What must training keep at 7B? Weights, gradients and optimiser, computed; activations come on top."""
+    figure, axes = canvas(height=3.5)
+    arms = ("full", "lora", "qlora", "prompt")
+    tones = {"weights": (0.35, ""), "gradients": (0.65, "///"), "optimiser": (1.0, "")}
+    draw_stacks(axes, [state_bytes(arm) for arm in arms], {part: ("lora", *one) for part, one in tones.items()})
     axes.set_yticks(range(len(arms)), [METHODS[arm].label for arm in arms])
     axes.set_ylim(len(arms) - 0.45, -0.55)
     axes.set_xlim(0, 125)
@@ -151,30 +156,8 @@ def bytes_by_part(setup: Setup) -> dict[str, float]:
 def memory_by_term() -> Figure:
     """Where does the memory of a step go at 7B? The byte model's terms at the peak, for one row of 2,048 tokens."""
     figure, axes = canvas(height=4.4)
-    for row, setup in enumerate(STEPS_7B.values()):
-        left = 0.0
-        for part, size in bytes_by_part(setup).items():
-            _, tone, share, hatch = PARTS[part]
-            axes.barh(
-                row,
-                size / 1e9,
-                0.62,
-                left=left / 1e9,
-                color=shade(tone, share),
-                hatch=hatch,
-                edgecolor=colour("paper"),
-                linewidth=0.6,
-                label=part if row == 0 else None,
-            )
-            left += size
-        axes.annotate(
-            f"{left / 1e9:.1f}",
-            (left / 1e9, row),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontweight="bold",
-        )
+    looks = {part: one[1:] for part, one in PARTS.items()}
+    draw_stacks(axes, [bytes_by_part(setup) for setup in STEPS_7B.values()], looks)
     axes.set_yticks(range(len(STEPS_7B)), list(STEPS_7B))
     axes.set_ylim(len(STEPS_7B) - 0.45, -0.55)
     axes.set_xlim(0, 38)

@@ -24,14 +24,15 @@ CHOICES = {
 class Setup:
     """A training step.
 
-    method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA, freeze_a: only B is
-    trained (LoRA-FA); length: virtual tokens of a prompt or
-    a prefix.  dtype: of the weights that are not in 4 bits.  adapter_dtype: of what an adapter trains.
-    quantised: nf4 or fp4 for the decoder's matrices, empty for none; double: the constants of the quantisation are
-    quantised too.  autocast: matrix products in bfloat16.  attention: sdpa (fused) or eager.
+    method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA; freeze_a: only its B is trained
+    (LoRA-FA); length: virtual tokens of a prompt or a prefix.  dtype: of the weights that are not in 4 bits.
+    adapter_dtype: of what an adapter trains.  quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in
+    bfloat16, empty for none; double: the constants of the quantisation are quantised too.
+    autocast: matrix products in bfloat16.  attention: sdpa (fused) or eager.
     padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
     is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
-    optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take; or sgd.
+    optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
+    all the same; or sgd.
     """
 
     method: str = "lora"

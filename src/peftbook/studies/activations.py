@@ -5,7 +5,8 @@ and without checkpointing × fused and eager attention; rows, tokens, padding, d
 each by name. `peftbook.memory` predicts the bytes of each module, and nothing of it is fitted.
 
 One configuration of each pair that differs in attention alone is open, to be looked at while the model is written; the
-other is held out. `SPLIT_SHA256` fixed the held-out half before any of these configurations had been measured.
+other is held out: which one hangs on the names alone, and was committed before any of these configurations had been
+measured. `SPLIT_SHA256` is the hash of the held-out names.
 
 peaks: the most that torch's allocator hands out during a step, in the same configurations at four times the widths.
 """
