@@ -88,6 +88,32 @@ def test_autograd_keeps_what_the_walk_says(name):
     assert probes.kept_by_module(tuned, ids, one.shape) == one.kept_by_module()
 
 
+LABELLED = {
+    "lora": CPU, "full_autocast": replace(CPU, method="full", dtype="fp32", autocast=True),
+    "lora_held": replace(CPU, dtype="fp32", autocast=True, held=True),
+    "ia3_checkpointed": replace(CPU, method="ia3", checkpointing=True), "qlora": replace(CPU, quantised="nf4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("setup", LABELLED.values(), ids=LABELLED)
+def test_autograd_keeps_logits_of_labels_alone(setup, batch):
+    """The book's loop, whose head sees the positions with a label: exact, and its peak far below that of all logits."""
+    shape, setup = replace(SMALL, vocab=8192), replace(setup, batch=batch, seq=64, labels=10)
+    one = Configuration(shape, setup)
+    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    assert probes.kept_by_module(tuned, ids, shape) == one.kept_by_module()
+    tuned.step(ids)
+    measured = probes.allocated_peak(lambda: tuned.step(ids))
+    assert sum_beyond(one) == pytest.approx(measured, rel=0.1)
+    assert sum_beyond(one) < 0.8 * sum_beyond(Configuration(shape, replace(setup, labels=0)))
+
+
+def sum_beyond(one: Configuration) -> float:
+    """Bytes at the peak beyond the state."""
+    return sum(size for name, size in one.step.peak().terms.items() if name not in one.step.state)
+
+
 def attention_flops(q, k, v, *args, out_shape=None, **options):
     """torch's own count, for the kernel that a CPU uses."""
     return flop_counter.sdpa_flop_count(q, k, v)

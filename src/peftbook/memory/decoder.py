@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
-from peftbook.memory.tape import Operation, Size, Tape, Value, Weight, multiple, product, repeated
+from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, Value, Weight, multiple, product, repeated
 
 __all__ = ["WIDTHS", "Walk", "layer_names", "layer_of", "walk"]
 
@@ -52,10 +52,10 @@ class Walk:
         for name, operations in self.sections.items():
             copies = self.copies.get(name, 1)
             for one in operations:
-                found["forward"].update(multiple(one.flops, copies))
-                found["backward"].update(multiple(one.undoing_flops, copies))
+                found["forward"].update(multiple(flops_of(one.products), copies))
+                found["backward"].update(multiple(flops_of(one.undoing_products), copies))
             for one in repeated(operations)[0] if checkpointing and name in self.copies else ():
-                found["again"].update(multiple(one.flops, copies))
+                found["again"].update(multiple(flops_of(one.products), copies))
         return found
 
     def copies_of(self, module: str) -> int:
@@ -72,6 +72,11 @@ class Walk:
             if (layer := layer_of(one.where)) in self.copies and layer not in inputs:
                 inputs[layer] = one.inputs[0].size
         return inputs | {module: size for module, size in found.items() if layer_of(module) not in self.copies}
+
+
+def flops_of(products: Iterable[MatrixProduct]) -> Size:
+    """Floating-point operations of matrix products."""
+    return sum((one.flops for one in products), start=Counter())
 
 
 def layer_of(module: str) -> str:
@@ -171,7 +176,8 @@ class Decoder:
         """A matrix of the decoder."""
         quantised, bias = bool(self.setup.quantised), name in self.shape.biased
         constants = 4 / BLOCK if quantised and self.setup.double else 0.0
-        return Weight(WIDTHS[name], self.base_bytes, self.full, quantised, bias, constants)
+        each = 2 if self.setup.held and not self.full else self.base_bytes
+        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants)
 
     def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""
@@ -252,14 +258,18 @@ class Decoder:
                 q, k, v = (tape.cast(one, 2) for one in (q, k, v))
             kept = [q, k, v, tape.value(("b", "t", "a"), 4)]
             kept += [tape.value(("b", "t", "k"), q.bytes_each)] if mask else []
-            flops = product(4, "b", "a", "t", "k", "d")  # scores, and their product with v; backward: scores again
-            undoing = multiple(flops, 2.5) if q.grad or k.grad or v.grad else None
-            return tape.apply(q, k, v, kept=kept, keeps_output=True, flops=flops, undoing_flops=undoing)
+            score = MatrixProduct(("t",), ("d",), ("k",), q.bytes_each, ("b", "a"), fused=True)
+            mix = replace(score, inner=("k",), columns=("d",))
+            grad = q.grad or k.grad or v.grad  # scores again, and two gradients of each of the two products
+            undoing = [score, score, mix, mix, mix] if grad else []
+            return tape.apply(q, k, v, kept=kept, keeps_output=True, products=[score, mix], undoing_products=undoing)
         scores = self.matmul(q, k, ("b", "a", "t", "k"))
         scores = tape.apply(scores)  # scaled
         scores = tape.cast(tape.add(scores, mask) if mask else scores, 4)
         product_of_both = scores.size if self.setup.device == "cuda" else None  # a GPU's softmax has it in backward
-        weights = tape.cast(tape.apply(scores, keeps_output=True, undoing=product_of_both), q.bytes_each)
+        weights = tape.cast(
+            tape.apply(scores, keeps_output=True, undoing=product_of_both, exponential=True), q.bytes_each
+        )
         return tape.apply(self.matmul(weights, v, ("b", "t", "a", "d")))
 
     def for_every_head(self, x: Value) -> Value:
@@ -271,13 +281,16 @@ class Decoder:
         return tape.apply(x, shape=wide, bytes_each=2) if tape.autocast and x.bytes_each > 2 else x
 
     def matmul(self, x: Value, y: Value, shape: tuple[str, ...]) -> Value:
-        """x y, a product for every row and head; both are kept."""
+        """x y, a product for every row and head; both are kept. shape: its last symbol is k for the scores."""
         tape = self.tape
         if tape.autocast:
             x, y = tape.cast(x, 2), tape.cast(y, 2)
-        flops = product(2, "b", "a", "t", "k", "d")
-        undoing = multiple(flops, x.grad + y.grad)
-        return tape.apply(x, y, shape=shape, kept=[x] * y.grad + [y] * x.grad, flops=flops, undoing_flops=undoing)
+        inner, columns = (("d",), ("k",)) if shape[-1] == "k" else (("k",), ("d",))
+        forward = MatrixProduct(("t",), inner, columns, x.bytes_each, ("b", "a"))
+        undoing = [replace(forward, inner=columns, columns=inner)] * x.grad
+        undoing += [replace(forward, rows=inner, inner=("t",))] * y.grad
+        kept = [x] * y.grad + [y] * x.grad
+        return tape.apply(x, y, shape=shape, kept=kept, products=[forward], undoing_products=undoing)
 
     def mlp(self, x: Value) -> Value:
         """W_down (φ(W_gate x) · W_up x): the gate before and after φ and the other factor are kept."""
@@ -285,7 +298,7 @@ class Decoder:
         with tape.at("mlp"):
             gate = self.linear("gate_proj", x)
             with tape.at("act_fn"):
-                active = tape.apply(gate, kept=[gate])
+                active = tape.apply(gate, kept=[gate], exponential=True)
             y = self.linear("down_proj", tape.multiply(active, self.linear("up_proj", x)))
             tape.touch(x)
             return y
@@ -370,15 +383,19 @@ class Decoder:
         )
 
     def head(self, x: Value) -> Value:
-        """Final norm, logits at every position, in float32 for their cross-entropy, which keeps log-probabilities."""
+        """Final norm, logits at every position, or at those with a label alone, in float32 for their cross-entropy,
+        which keeps log-probabilities."""
         tape = self.tape
         x = self.norm("norm", x)
+        if self.setup.labels:
+            with tape.at("loss"):
+                x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
         with tape.at("lm_head"):
             logits = tape.linear(x, Weight((("h",), ("V",)), self.base_bytes, self.full))
         with tape.at("loss"):
-            log_probabilities = tape.apply(tape.cast(logits, 4), keeps_output=True)
-            kept = [log_probabilities, tape.value(("b", "t"), 8), tape.value((), 4)]
-            if self.setup.batch == 1:  # labels moved by one are the same tensor, with its end
+            log_probabilities = tape.apply(tape.cast(logits, 4), keeps_output=True, exponential=True)
+            kept = [log_probabilities, tape.value(x.shape[:-1], 8), tape.value((), 4)]
+            if self.setup.batch == 1 and not self.setup.labels:  # labels moved by one are the same tensor, with its end
                 kept.append(tape.value((), 8))
             return tape.apply(log_probabilities, shape=(), bytes_each=4, kept=kept)
 

@@ -28,9 +28,11 @@ class Setup:
     (LoRA-FA); length: virtual tokens of a prompt or a prefix.  dtype: of the weights that are not in 4 bits.
     adapter_dtype: of what an adapter trains.  quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in
     bfloat16, empty for none; double: the constants of the quantisation are quantised too.
-    autocast: matrix products in bfloat16.  attention: sdpa (fused) or eager.
+    autocast: matrix products in bfloat16.  held: frozen matrices are there in bfloat16 beside float32, so that autocast
+    need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused) or eager.
     padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
     is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
+    labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
     optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
     all the same; or sgd.
     """
@@ -46,11 +48,13 @@ class Setup:
     quantised: str = ""
     double: bool = True
     autocast: bool = False
+    held: bool = False
     attention: str = "sdpa"
     padding: bool = False
     checkpointing: bool = False
     batch: int = 1
     seq: int = 512
+    labels: int = 0
     optimiser: str = "adamw"
     device: str = "cuda"
 
@@ -63,11 +67,15 @@ class Setup:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}: give a whole number of at least 1.")
+        if not isinstance(self.labels, int) or self.labels < 0:
+            raise InputError(f"labels is {self.labels!r}: give a whole number, 0 for all positions.")
         unknown = [one for one in self.targets if one not in TARGETS]
         if unknown or not self.targets:
             raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
         if self.method == "full" and self.quantised:
             raise InputError("Weights in 4 bits are not trained: choose an adapter, or no quantisation.")
+        if self.held and not (self.autocast and self.dtype == "fp32"):
+            raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
         if self.method == "prefix" and self.checkpointing:
             raise InputError(
                 "transformers drops a prefix where layers are checkpointed: choose a soft prompt, or no checkpointing."
@@ -85,5 +93,6 @@ class Setup:
         positions = self.seq + virtual * (self.method == "prompt")
         keys = positions + virtual * (self.method == "prefix")
         return {
-            "b": self.batch, "s": self.seq, "t": positions, "k": keys, "r": self.rank, "P": virtual, "two": 2,
+            "b": self.batch, "s": self.seq, "n": self.labels, "t": positions, "k": keys, "r": self.rank, "P": virtual,
+            "two": 2,
         }  # fmt: skip

@@ -98,7 +98,7 @@ def training_step(shape: Shape, setup: Setup) -> Step:
             "choose autocast, dtype 'bf16', or eager attention."
         )
     slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
-    alike = replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1)
+    alike = replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1, labels=min(setup.labels, 1))
     found = structure(shape, alike)
     return replace(found, symbols={**shape.symbols, **setup.symbols})
 
@@ -140,6 +140,8 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
         tables = 4 * CODES + (4 * OUTER_CODES + 4 if setup.double else 0)
         terms["weights"] = weights + multiple(matrices, 0.5)
         terms["quantisation constants"] = multiple(matrices, scales / BLOCK) + product(tables * len(WIDTHS), "L")
+    elif setup.held and setup.method != "full":
+        terms["weights"] = terms["weights"] + multiple(matrices, 2)
     tensors = trained(shape, setup)
     if setup.method == "lora" and setup.freeze_a:
         frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])

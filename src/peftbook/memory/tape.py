@@ -14,7 +14,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-__all__ = ["NOTHING", "Operation", "Size", "Tape", "Value", "Weight", "evaluate", "multiple", "product", "repeated"]
+__all__ = [
+    "NOTHING",
+    "MatrixProduct",
+    "Operation",
+    "Size",
+    "Tape",
+    "Value",
+    "Weight",
+    "evaluate",
+    "multiple",
+    "product",
+    "repeated",
+]
 
 # symbols, sorted → how many bytes one of their product stands for
 Size = Counter[tuple[str, ...]]
@@ -82,6 +94,26 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class MatrixProduct:
+    """(rows × inner) · (inner × columns), as many times as the product of `copies` says; each a product of symbols.
+
+    fused: a part of fused attention, whose scores are never written.
+    """
+
+    rows: tuple[str, ...]
+    inner: tuple[str, ...]
+    columns: tuple[str, ...]
+    bytes_each: int
+    copies: tuple[str, ...] = ()
+    fused: bool = False
+
+    @property
+    def flops(self) -> Size:
+        """Floating-point operations: a multiplication and an addition for each of rows × inner × columns."""
+        return product(2, *self.copies, *self.rows, *self.inner, *self.columns)
+
+
+@dataclass(frozen=True)
 class Operation:
     """What one operation reads, writes and keeps.
 
@@ -89,7 +121,8 @@ class Operation:
     gradients of the trained weights that it uses.  working, undoing: bytes that its forward, and its backward, needs
     for a moment beside inputs, results and their gradients.  passes: the gradient of the result is that of its inputs,
     the same tensor.
-    flops, undoing_flops: floating-point operations of the matrix products in its forward, and in its backward.
+    products, undoing_products: the matrix products in its forward, and in its backward.
+    exponential: it computes an exponential of every element.
     """
 
     where: str
@@ -101,8 +134,9 @@ class Operation:
     working: Size = field(default_factory=Counter)
     undoing: Size = field(default_factory=Counter)
     passes: bool = False
-    flops: Size = field(default_factory=Counter)
-    undoing_flops: Size = field(default_factory=Counter)
+    products: tuple[MatrixProduct, ...] = ()
+    undoing_products: tuple[MatrixProduct, ...] = ()
+    exponential: bool = False
 
 
 class Tape:
@@ -142,8 +176,9 @@ class Tape:
         working: Size | None = None,
         undoing: Size | None = None,
         passes: bool = False,
-        flops: Size | None = None,
-        undoing_flops: Size | None = None,
+        products: Iterable[MatrixProduct] = (),
+        undoing_products: Iterable[MatrixProduct] = (),
+        exponential: bool = False,
     ) -> Value:
         """Note an operation; returns its result, in the shape and the widest dtype of its inputs unless told otherwise.
 
@@ -163,8 +198,9 @@ class Tape:
                 working=Counter(working or {}),
                 undoing=Counter(undoing or {}),
                 passes=passes,
-                flops=Counter(flops or {}),
-                undoing_flops=Counter(undoing_flops or {}),
+                products=tuple(products),
+                undoing_products=tuple(undoing_products),
+                exponential=exponential,
             )
         )
         return output
@@ -206,13 +242,21 @@ class Tape:
         backward; nothing is kept of it (bitsandbytes, autograd/_functions.py, MatMul4Bit).
         """
         d_in, d_out = weight.shape
-        shape = (*x.shape[: len(x.shape) - len(d_in)], *d_out)
-        flops = product(2, *x.shape, *d_out)
-        undoing_flops = multiple(flops, x.grad + weight.trained)
+        each = 2 if weight.quantised or self.autocast else x.bytes_each
+        rows = x.shape[: len(x.shape) - len(d_in)]
+        shape = (*rows, *d_out)
+        products = [MatrixProduct(rows, d_in, d_out, each)]
+        undoing_products = [MatrixProduct(rows, d_out, d_in, each)] * x.grad
+        undoing_products += [MatrixProduct(d_in, rows, d_out, each)] * weight.trained
         if weight.quantised:
             narrow, matrix = self.cast(x, 2), product(2 + weight.constants, *d_in, *d_out)
             y = self.apply(
-                narrow, shape=shape, working=matrix, undoing=matrix, flops=flops, undoing_flops=undoing_flops
+                narrow,
+                shape=shape,
+                working=matrix,
+                undoing=matrix,
+                products=products,
+                undoing_products=undoing_products,
             )
             return self.cast(y, x.bytes_each)
         gradient = product(weight.bytes_each, *d_in, *d_out) if weight.trained else None
@@ -234,8 +278,8 @@ class Tape:
             bytes_each=x.bytes_each,
             kept=kept,
             trained=trained,
-            flops=flops,
-            undoing_flops=undoing_flops,
+            products=products,
+            undoing_products=undoing_products,
         )
 
     def kept(self) -> dict[str, Size]:

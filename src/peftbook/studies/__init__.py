@@ -67,6 +67,7 @@ MODULES = {
     "capacity": "capacity",
     "activations": "activations",
     "step_peaks": "activations",
+    "step_seconds": "step_seconds",
     "memory": "memory",
     "memory_process": "memory",
     "lora_fa_memory": "memory",

@@ -16,11 +16,13 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from peftbook.errors import InputError
 from peftbook.memory import Setup, Shape, training_step
 from peftbook.memory.setup import IA3_TARGETS
-from peftbook.training.methods import trainable_state
+from peftbook.training.loop import frozen_linears_in_bf16
+from peftbook.training.methods import causal_model, trainable_state
 from peftbook.training.models import keep_linear4bit_layout
 
 __all__ = ["Subject", "random_ids", "random_model", "subject"]
@@ -32,11 +34,12 @@ PADDED = 3  # positions at the end of the first row, where rows are padded
 
 @dataclass
 class Subject:
-    """A model with its method and its optimiser."""
+    """A model with its method and its optimiser. held: what keeps bfloat16 copies in the place of frozen matrices."""
 
     model: Any
     optimizer: torch.optim.Optimizer
     setup: Setup
+    held: contextlib.ExitStack
 
     @property
     def trained(self) -> list[Tensor]:
@@ -44,13 +47,31 @@ class Subject:
         return list(trainable_state(self.model).values())
 
     def loss(self, ids: Tensor) -> Tensor:
-        """The loss of transformers' own forward pass: every position predicts the next. ids: (batch, tokens)."""
+        """The loss of transformers' own forward pass: every position predicts the next. ids: (batch, tokens).
+
+        With labels in the set-up it is the loss of the book's loop, whose head sees no more than so many positions.
+        """
+        if self.setup.labels:
+            return self.loss_of_labels(ids)
         mask = None
         if self.setup.padding:
             mask = torch.ones_like(ids)
             mask[0, -PADDED:] = 0
-        with torch.autocast(ids.device.type, torch.bfloat16) if self.setup.autocast else contextlib.nullcontext():
+        with self.autocast(ids):
             return self.model(input_ids=ids, labels=ids, attention_mask=mask, use_cache=False).loss
+
+    def loss_of_labels(self, ids: Tensor) -> Tensor:
+        """The loss of the last positions, as many as the set-up has labels."""
+        base = causal_model(self.model)
+        at = torch.arange(ids.numel() - self.setup.labels, ids.numel())
+        row, column = at // ids.shape[1], at % ids.shape[1]
+        with self.autocast(ids):
+            states = base.model(input_ids=ids, use_cache=False).last_hidden_state[row, column]
+            return functional.cross_entropy(base.lm_head(states).float(), ids[row, column])
+
+    def autocast(self, ids: Tensor) -> contextlib.AbstractContextManager:
+        """What the set-up says of matrix products."""
+        return torch.autocast(ids.device.type, torch.bfloat16) if self.setup.autocast else contextlib.nullcontext()
 
     def step(self, ids: Tensor) -> float:
         """Forward, backward and optimiser; returns the seconds."""
@@ -63,6 +84,8 @@ class Subject:
 
 def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
     """A random model with the set-up's method, dtype, attention and optimiser, in training mode."""
+    if setup.labels and setup.method in ("prompt", "prefix"):
+        raise InputError("The book's loop runs virtual tokens once for all rows: leave labels at 0 for a soft prompt.")
     check_fits(shape, setup)
     model = random_model(shape, setup, seed)
     torch.manual_seed(seed)
@@ -73,7 +96,10 @@ def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
     if setup.checkpointing:
         model.activation_checkpointing_enable()
     tuned.train()
-    return Subject(tuned, optimiser(trainable_state(tuned), setup), setup)
+    held = contextlib.ExitStack()
+    if setup.held:
+        held.enter_context(frozen_linears_in_bf16(tuned, "bf16"))
+    return Subject(tuned, optimiser(trainable_state(tuned), setup), setup, held)
 
 
 def check_fits(shape: Shape, setup: Setup) -> None:

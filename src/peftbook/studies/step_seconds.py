@@ -1,0 +1,117 @@
+"""Are the seconds of a training step computable? Predicted from the machine's rates, measured in every architecture.
+
+The configurations of `activations` at eight times the widths and as many tokens, with the same halves: one was open
+while `peftbook.cost` was written, the other is held out, and the hash of its names was committed before. Each process
+first measures the machine's rates, in some seconds, with no training step of these sizes among what it measures; then
+some steps of every configuration. A record holds both, so that its prediction can be computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+
+from peftbook import metrics, specs
+from peftbook.cost import Rates, step_seconds
+from peftbook.memory import Configuration
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies.activations import GRID, PARTS, SIZES, by_half, configurations
+from peftbook.studies.memory import SCRATCH
+from peftbook.studies.merging import MACHINE
+
+__all__ = ["STUDIES", "probe", "ratios"]
+
+MARGIN = 0.20  # of the measured seconds, for the median
+WIDER, LONGER, TRIALS = 8, 8, 3
+
+
+def enlarged(one: Configuration) -> Configuration:
+    """Eight times the widths, the vocabulary and the tokens, so that a step takes tenths of a second."""
+    shape, setup = one.shape, one.setup
+    sizes = {name: WIDER * getattr(shape, name) for name in ("hidden", "ffn", "head_dim", "vocab")}
+    window = shape.window and LONGER * shape.window
+    return Configuration(replace(shape, **sizes, window=window), replace(setup, seq=LONGER * setup.seq))
+
+
+def probe(family: str, part: str) -> specs.Probe:
+    """One process that measures the machine's rates and times a family's configurations of one half."""
+    texts = tuple(enlarged(one).text for name, one in GRID[part].items() if name.startswith(f"{family}_"))
+    return specs.Probe(
+        measure="seconds.steps",
+        settings={"configurations": texts, "trials": TRIALS},
+        model=SCRATCH,
+        purpose="timing",
+        machine=MACHINE,
+    )
+
+
+def ratios(record: Record) -> Iterator[float]:
+    """Predicted over measured seconds of every configuration of a record."""
+    rates = Rates.from_json(record.metrics_info["rates"])
+    measured = [float(one) for one in record.per_example["step_seconds"]]
+    for one, seconds in zip(configurations(record), measured, strict=True):
+        yield float(sum(step_seconds(one.shape, one.setup, rates).values())) / seconds
+
+
+def median_error(found: list[float]) -> metrics.Interval:
+    """Median |predicted / measured − 1| with its interval over configurations."""
+    errors = np.abs(np.array(found) - 1)
+    drawn = np.median(errors[metrics.resamples(len(errors))], axis=1)
+    return metrics.statistic_interval(drawn[:, None], len(errors))
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """For each half: predicted over measured seconds, the median error, and how long the rates took."""
+    out: dict[str, Quantity] = {}
+    for part, records in by_half(probe, store).items():
+        if not records:
+            continue
+        keys, name = tuple(record.key for record in records), part.replace("-", "_")
+        found = [one for record in records for one in ratios(record)]
+        note = "median and range"
+        out[f"{name}_ratio"] = Quantity(median(found), "×", keys, min(found), max(found), n=len(found), note=note)
+        error = median_error(found)
+        out[f"{name}_median_error"] = Quantity(
+            100 * error.mean, "%", keys, 100 * error.low, 100 * error.high, n=len(found), digits=1
+        )
+        spent = [float(record.measurements["calibration_seconds"] or 0) for record in records]
+        out[f"{name}_calibration"] = Quantity(median(spent), "s", keys, min(spent), max(spent), digits=1, note=note)
+    return out
+
+
+def verdict(store: Store) -> Verdict:
+    """Is the median error of the held-out configurations within the margin?"""
+    if not (records := by_half(probe, store)["held-out"]):
+        return Verdict("not yet run", "The steps of the held-out configurations are not all timed yet.")
+    found = [one for record in records for one in ratios(record)]
+    error = median_error(found)
+    outcome = "reproduced" if error.high <= MARGIN else "refuted" if error.low > MARGIN else "undecided"
+    sentence = (
+        f"The predicted seconds of a step are off by {error.mean:.1%} in the median of {len(found)} held-out "
+        f"configurations of {len(SIZES)} architectures ({error.low:.1%} to {error.high:.1%}); predicted over measured "
+        f"is from {min(found):.2f} to {max(found):.2f}."
+    )
+    return Verdict(outcome, sentence, ("held_out_median_error", "held_out_ratio"))
+
+
+STUDIES = {
+    "step_seconds": Study(
+        name="step_seconds",
+        title="Can the seconds of a training step be computed?",
+        claim="The seconds of a training step follow from its operations and from rates that a machine shows in less "
+        f"than twenty seconds, to within {MARGIN:.0%} in the median.",
+        source="kaplan2020, section 2.1, which counts a step's operations alone",
+        refuted_if=f"the median error over the held-out configurations is above {MARGIN:.0%} (the whole 95 % "
+        "interval over configurations).",
+        does_not_show=f"One CPU ({MACHINE}), one step at a time, with nothing beside it. A GPU runs while Python "
+        "prepares, so that seconds do not add up there; its rates are measured in the same way, and are untried.",
+        chapter="book/qlora",
+        runs=lambda store: [probe(family, part) for part in PARTS for family in SIZES],
+        quantities=quantities,
+        verdict=verdict,
+    )
+}

@@ -1,0 +1,120 @@
+"""The time model: its operations are those of the byte model, and its laws are those of what they say they measure."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from peftbook.cost import Curve, ProductLaw, Rates, layers_seconds, step_seconds
+from peftbook.memory import Setup, Shape, training_step
+from peftbook.training import calibration
+from peftbook.training.random_model import random_ids, subject
+
+pytestmark = [  # peft's calls of names that transformers is giving up
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning"),
+]
+
+SHAPE = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
+CPU = Setup(rank=4, length=6, batch=2, seq=24, device="cpu")
+NOTHING = Curve((1.0,), (1e-300,))
+
+
+def rates(each_flop: float = 0.0, call: float = 0.0, curve: Curve = NOTHING, operation: float = 0.0) -> Rates:
+    """Rates with a price for some things alone."""
+    law, dtypes = ProductLaw(each_flop, 0.0, call), ("bf16", "fp32")
+    laws, curves = dict.fromkeys(dtypes, law), dict.fromkeys(dtypes, curve)
+    fused = dict.fromkeys(dtypes, (each_flop, each_flop))
+    return Rates(laws, laws, fused, curves, curves, 0.0, 0.0, operation)
+
+
+SETUPS = {
+    "lora": CPU, "full": replace(CPU, method="full"), "eager": replace(CPU, attention="eager"),
+    "checkpointed": replace(CPU, checkpointing=True), "qlora": replace(CPU, quantised="nf4"),
+    "prompt": replace(CPU, method="prompt"), "prefix": replace(CPU, method="prefix"),
+    "labels": replace(CPU, labels=9, dtype="fp32", autocast=True, held=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
+def test_at_a_second_a_flop_a_step_takes_as_many_seconds_as_the_byte_model_counts_flops(setup):
+    """Every product is timed once: forward, backward, and again where layers are checkpointed."""
+    step = training_step(SHAPE, setup)
+    found = step_seconds(SHAPE, setup, rates(each_flop=1.0))
+    assert sum(found.values()) == pytest.approx(sum(step.numbers(step.flops).values()), rel=1e-9)
+
+
+@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
+def test_many_steps_at_once_are_each_step(setup):
+    """Arrays of rows and tokens give the seconds that each of them gives."""
+    machine = rates(1e-9, 1e-6, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
+    rows, tokens = np.array([1, 2, 5]), np.array([24, 31, 40])
+    more = setup.symbols["k"] - setup.symbols["s"]
+    symbols = {"b": rows, "s": tokens, "t": tokens + setup.symbols["t"] - 24, "k": tokens + more, "n": rows * 3}
+    together = step_seconds(SHAPE, setup, machine, symbols)
+    for index in range(3):
+        one = step_seconds(SHAPE, setup, machine, {name: int(values[index]) for name, values in symbols.items()})
+        for part, seconds in one.items():
+            assert np.broadcast_to(together[part], 3)[index] == pytest.approx(float(seconds), rel=1e-9), part
+
+
+def test_layers_that_are_alike_take_equally_long():
+    """Each further layer adds the same seconds to every part."""
+    machine = rates(1e-9, 1e-6, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
+    found = [step_seconds(replace(SHAPE, layers=n, sliding=()), CPU, machine) for n in (4, 5, 9)]
+    for part in found[0]:
+        each = found[1][part] - found[0][part]
+        assert found[2][part] - found[1][part] == pytest.approx(4 * each, rel=1e-6, abs=1e-12), part
+
+
+def test_a_pass_through_the_layers_leaves_out_the_head():
+    """A step is its layers, its head and its optimiser: only the first are in a pass over what all rows share."""
+    machine = rates(each_flop=1.0)
+    wide = replace(SHAPE, vocab=4096)
+    assert sum(layers_seconds(wide, CPU, machine, {}).values()) == sum(layers_seconds(SHAPE, CPU, machine, {}).values())
+    head = 2 * 2 * 24 * 64 * SHAPE.vocab * 2  # forward, and the gradient of its input
+    whole = sum(step_seconds(SHAPE, CPU, machine).values())
+    assert whole - sum(layers_seconds(SHAPE, CPU, machine, {}).values()) == pytest.approx(head)
+
+
+def test_a_curve_goes_through_its_points_and_on_in_proportion():
+    """Between two points it is a power law, beyond the last one linear, and nothing takes no time."""
+    curve = Curve((10.0, 1000.0), (1e-6, 1e-5))
+    assert [float(curve(count)) for count in (0, 1, 10, 100, 1000, 5000)] == pytest.approx(
+        [0.0, 1e-6, 1e-6, 1e-5 / np.sqrt(10), 1e-5, 5e-5]
+    )
+
+
+def test_rates_are_read_as_they_were_written():
+    """Through JSON text."""
+    machine = rates(1e-9, 1e-6, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
+    assert Rates.from_json(json.loads(json.dumps(machine.as_json()))) == machine
+
+
+@pytest.fixture(scope="module")
+def here() -> Rates:
+    """This machine's rates."""
+    return calibration.calibrate("cpu")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_step_takes_about_as_long_as_predicted(here, method):
+    """To a factor of two and a half, which is what a machine with other work leaves of it."""
+    shape = Shape(layers=3, hidden=512, ffn=1408, heads=8, kv_heads=4, vocab=4096, tied=True)
+    setup = Setup(
+        method=method.removeprefix("q"), quantised="nf4" * (method == "qlora"), batch=2, seq=160, device="cpu"
+    )
+    tuned, ids = subject(shape, setup, 0), random_ids(shape, setup, 0)
+    tuned.step(ids)
+    measured = sorted(tuned.step(ids) for _ in range(5))[2]
+    assert 0.4 < sum(map(float, step_seconds(shape, setup, here).values())) / measured < 2.5
+
+
+def test_a_machine_is_measured_once(monkeypatch, tmp_path, here):
+    """The second call reads what the first wrote."""
+    calls: list[str] = []
+    monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibration, "calibrate", lambda platform: calls.append(platform) or here)
+    assert calibration.machine_rates() == calibration.machine_rates() == here
+    assert calls == ["cpu"]
