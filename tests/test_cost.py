@@ -21,9 +21,9 @@ CPU = Setup(rank=4, length=6, batch=2, seq=24, device="cpu")
 NOTHING = Curve((1.0,), (1e-300,))
 
 
-def rates(each_flop: float = 0.0, call: float = 0.0, curve: Curve = NOTHING, operation: float = 0.0) -> Rates:
+def rates(each_flop: float = 0.0, each_byte: float = 0.0, curve: Curve = NOTHING, operation: float = 0.0) -> Rates:
     """Rates with a price for some things alone."""
-    law, dtypes = ProductLaw(each_flop, 0.0, call), ("bf16", "fp32")
+    law, dtypes = ProductLaw(each_flop, each_byte), ("bf16", "fp32")
     laws, curves = dict.fromkeys(dtypes, law), dict.fromkeys(dtypes, curve)
     fused = dict.fromkeys(dtypes, (each_flop, each_flop))
     return Rates(laws, laws, fused, curves, curves, 0.0, 0.0, operation)
@@ -48,7 +48,7 @@ def test_at_a_second_a_flop_a_step_takes_as_many_seconds_as_the_byte_model_count
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
 def test_many_steps_at_once_are_each_step(setup):
     """Arrays of rows and tokens give the seconds that each of them gives."""
-    machine = rates(1e-9, 1e-6, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
+    machine = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
     rows, tokens = np.array([1, 2, 5]), np.array([24, 31, 40])
     more = setup.symbols["k"] - setup.symbols["s"]
     symbols = {"b": rows, "s": tokens, "t": tokens + setup.symbols["t"] - 24, "k": tokens + more, "n": rows * 3}
@@ -61,7 +61,7 @@ def test_many_steps_at_once_are_each_step(setup):
 
 def test_layers_that_are_alike_take_equally_long():
     """Each further layer adds the same seconds to every part."""
-    machine = rates(1e-9, 1e-6, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
+    machine = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
     found = [step_seconds(replace(SHAPE, layers=n, sliding=()), CPU, machine) for n in (4, 5, 9)]
     for part in found[0]:
         each = found[1][part] - found[0][part]
@@ -88,7 +88,7 @@ def test_a_curve_goes_through_its_points_and_on_in_proportion():
 
 def test_rates_are_read_as_they_were_written():
     """Through JSON text."""
-    machine = rates(1e-9, 1e-6, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
+    machine = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
     assert Rates.from_json(json.loads(json.dumps(machine.as_json()))) == machine
 
 

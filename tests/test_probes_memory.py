@@ -13,7 +13,7 @@ from peftbook.memory import TARGETS, Configuration, Setup, Shape
 from peftbook.records import Record, Store
 from peftbook.studies import activations
 from peftbook.studies import memory as study
-from peftbook.training.execute import peak_memory
+from peftbook.training.hardware import peak_memory
 from peftbook.training.probes import measure
 from peftbook.training.probes import memory as probes
 from peftbook.training.random_model import random_ids, subject

@@ -507,7 +507,7 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    from peftbook.training.execute import machine_name
+    from peftbook.training.hardware import machine_name
 
     versions = {}
     for name in PACKAGES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ __all__ = ["build_parser", "main"]
 def command_run(args: argparse.Namespace) -> int:
     """Compute what the named studies (or --all) lack, or one run given by --key; start it again after a stop."""
     from peftbook.studies import NAMES, get_study
-    from peftbook.training.queue import default_workers, run_studies
+    from peftbook.training.queue import cores, default_workers, predicted_here, run_studies
 
     if args.key:
         return run_one(args)
@@ -30,13 +31,15 @@ def command_run(args: argparse.Namespace) -> int:
     if args.export and args.export.exists():
         raise InputError(f"File {str(args.export)!r} exists: name a new one, an export never replaces another.")
     studies = [get_study(name) for name in (NAMES if args.all else args.studies)]
+    workers = args.workers or default_workers(args.platform)
     outcomes = run_studies(
         studies,
         store_on(args.platform, to_run=True),
-        workers=args.workers or default_workers(args.platform),
+        workers=workers,
         limit=args.limit,
         minutes=args.minutes,
         export=args.export,
+        predict=functools.partial(predicted_here, threads=max(1, cores() // workers)),
     )
     failed = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in failed:

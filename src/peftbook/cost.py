@@ -2,7 +2,7 @@
 
 The walk of the byte model (`peftbook.memory`) knows every operation of a step with its sizes. A matrix product takes
 
-    seconds = operations / (operations a second) + bytes / (bytes a second) + a call,
+    seconds = operations / (operations a second) + bytes / (bytes a second),
 
 an elementwise operation what the machine took for so many elements, and every operation what Python and torch take to
 start it. `peftbook.training.calibration` measures these rates in some seconds; nothing is fitted to whole trainings.
@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from peftbook import specs
 from peftbook.memory import Setup, Shape
 from peftbook.memory.decoder import walk
 from peftbook.memory.step import elements, trained
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Value, evaluate, product, repeated
 
-__all__ = ["Curve", "ProductLaw", "Rates", "forward_seconds", "layers_seconds", "step_seconds"]
+__all__ = ["Curve", "ProductLaw", "Rates", "forward_seconds", "layers_seconds", "step_seconds", "training_setup"]
 
 DTYPES = {2: "bf16", 4: "fp32"}
 Number = Any  # a float, or an array with a value for each of many steps
@@ -46,11 +47,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class ProductLaw:
-    """Seconds of a matrix product: flops · each_flop + bytes · each_byte + call."""
+    """Seconds of a matrix product: flops · each_flop + bytes · each_byte."""
 
     each_flop: float
     each_byte: float
-    call: float
 
     def __call__(self, one: MatrixProduct, symbols: Symbols) -> Number:
         """Seconds of one product."""
@@ -58,7 +58,7 @@ class ProductLaw:
             count(names, symbols) for names in (one.copies, one.rows, one.inner, one.columns)
         )
         moved = one.bytes_each * copies * (rows * inner + inner * columns + rows * columns)
-        return evaluate(one.flops, symbols) * self.each_flop + moved * self.each_byte + self.call
+        return evaluate(one.flops, symbols) * self.each_flop + moved * self.each_byte
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,34 @@ def as_tuple(value: Any) -> Any:
 def count(names: Iterable[str], symbols: Symbols) -> Number:
     """The product of symbols."""
     return math.prod(symbols[name] for name in names)
+
+
+def training_setup(run: specs.Run) -> Setup:
+    """How the book's own loop trains: float32 weights, copies of frozen matrices in bfloat16 under autocast, logits at
+    labels alone.
+
+    Methods that the walk does not know stand as those that do most alike: an adapter as LoRA of its width after
+    attention and MLP, VeRA as LoRA of its rank, trained gains as (IA)³, and nothing trained as the smallest LoRA.
+    """
+    method, autocast = run.method, run.dtype == "bf16"
+    common: dict[str, Any] = {
+        "dtype": "fp32", "autocast": autocast, "held": autocast and method.kind != "full", "labels": 1,
+        "batch": run.budget.batch_size if run.budget else 1, "device": run.platform,
+    }  # fmt: skip
+    if isinstance(method, (specs.LoRA, specs.VeRA)):
+        lora: dict[str, Any] = {"rank": method.rank, "targets": method.targets}
+        if isinstance(method, specs.LoRA):
+            lora |= {"dropout": method.dropout > 0, "freeze_a": method.freeze_a}
+        if isinstance(method, specs.QLoRA) and method.quant in ("nf4", "fp4"):
+            lora |= {"quantised": method.quant, "double": method.double_quant}
+        return Setup(method="lora", **lora, **common)
+    if isinstance(method, (specs.PromptTuning, specs.Prefix)):
+        return Setup(method=method.kind, length=method.length, **common)
+    if isinstance(method, specs.Adapter):
+        return Setup(method="lora", rank=method.width, targets=("o_proj", "down_proj"), **common)
+    if isinstance(method, specs.Untuned):
+        return Setup(method="lora", rank=1, targets=("q_proj",), **common)
+    return Setup(method="full" if isinstance(method, specs.Full) else "ia3", **common)
 
 
 def step_seconds(

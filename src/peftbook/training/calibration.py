@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from torch.nn import functional
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
 from peftbook.memory import Setup, Shape
 from peftbook.records import write_atomically
+from peftbook.training.hardware import machine_name
 from peftbook.training.models import cache_folder
 from peftbook.training.random_model import random_ids, subject
 
-__all__ = ["calibrate", "machine_rates"]
+__all__ = ["calibrate", "known_rates", "machine_rates"]
 
 VERSION = 1  # of what is measured: raised when it changes, so that no older file is read
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,7 +34,8 @@ PRODUCTS = (
 )  # fmt: skip
 BATCHED = ((72, 48, 64, 48), (72, 96, 64, 96), (36, 256, 64, 256), (36, 256, 256, 64))  # copies, rows, inner, columns
 ELEMENTS = (256, 4096, 65_536, 524_288, 4_194_304, 16_777_216)
-IN_TURN = 4  # operands that take turns and results that are there at once, as in training: no operand stays in a cache
+# Operands take turns and results stay for a while, as in training: no weight is still in a cache when it is used again.
+IN_TURN, MOST_IN_TURN, CACHES = 4, 64, 64_000_000
 FUSED = (4, 9, 256, 64)  # rows, heads, tokens, width of a head
 MATRIX = (1536, 2048)
 TINY = Shape(layers=3, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
@@ -40,15 +43,23 @@ TINY = Shape(layers=3, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=
 
 def machine_rates(platform: str = "cpu") -> Rates:
     """The rates of this machine with the threads that this process has, measured at the first call and then kept."""
-    from peftbook.training.execute import machine_name
-
-    name = f"{machine_name(platform)} {torch.get_num_threads()} {torch.__version__} {VERSION}"
-    path = cache_folder() / "rates" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-    if path.is_file():
-        return Rates.from_json(json.loads(path.read_text()))
+    if (known := known_rates(platform)) is not None:
+        return known
     rates = calibrate(platform)
-    write_atomically(path, json.dumps(rates.as_json(), indent=1).encode())
+    write_atomically(kept_at(platform), json.dumps(rates.as_json(), indent=1).encode())
     return rates
+
+
+def known_rates(platform: str = "cpu") -> Rates | None:
+    """The rates that were measured on this machine before, or None."""
+    path = kept_at(platform)
+    return Rates.from_json(json.loads(path.read_text())) if path.is_file() else None
+
+
+def kept_at(platform: str) -> Path:
+    """The file of this machine's rates with so many threads."""
+    name = f"{machine_name(platform)} {torch.get_num_threads()} {torch.__version__} {VERSION}"
+    return cache_folder() / "rates" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
 def calibrate(platform: str = "cpu") -> Rates:
@@ -71,9 +82,9 @@ def calibrate(platform: str = "cpu") -> Rates:
         return replace(rates, operation=operation(rates, platform))
 
 
-def seconds_each(work: Callable[[int], object], device: torch.device) -> float:
-    """Median seconds of one of IN_TURN calls, work(0), work(1), …, whose results are all kept until the last."""
-    return seconds_of(lambda: [work(index) for index in range(IN_TURN)], device) / IN_TURN
+def seconds_each(work: Callable[..., object], operands: Sequence[Sequence[Tensor]], device: torch.device) -> float:
+    """Median seconds of work with one of the operands after another, all results being kept until the last."""
+    return seconds_of(lambda: [work(*some) for some in operands], device) / len(operands)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -97,24 +108,20 @@ def synchronise(device: torch.device) -> None:
 
 def product_law(sizes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> ProductLaw:
     """Least squares of relative errors, with no negative coefficient, over products of several sizes."""
-    rows, seconds = [], []
+    rows = []
     for size in sizes:
         *copies, m, k, n = size
-        first, second = (
-            [torch.randn(*copies, *one, dtype=dtype, device=device) for _ in range(IN_TURN)] for one in ((m, k), (k, n))
-        )
-        found = seconds_each(in_turn(torch.matmul, first, second), device)
+        each = dtype.itemsize * int(np.prod(copies)) * (m * k + k * n)
+        turns = min(max(IN_TURN, CACHES // each), MOST_IN_TURN)
+        operands = [
+            [torch.ones(*copies, *one, dtype=dtype, device=device) for one in ((m, k), (k, n))] for _ in range(turns)
+        ]
+        found = seconds_each(torch.matmul, operands, device)
         times, moved = int(np.prod(copies)), dtype.itemsize * (m * k + k * n + m * n)
-        rows.append([2 * times * m * k * n / found, times * moved / found, 1 / found])
-        seconds.append(1.0)
+        rows.append([2 * times * m * k * n / found, times * moved / found])
     scale = np.array(rows).max(axis=0)
-    found, _ = nnls(np.array(rows) / scale, np.array(seconds))
+    found, _ = nnls(np.array(rows) / scale, np.ones(len(rows)))
     return ProductLaw(*(float(one) for one in found / scale))
-
-
-def in_turn(work: Callable[..., object], *operands: Sequence[Tensor]) -> Callable[[int], object]:
-    """A call that takes the operands of one turn."""
-    return lambda index: work(*(one[index] for one in operands))
 
 
 def fused(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
@@ -140,8 +147,8 @@ def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.de
     """Seconds of an elementwise operation by number of elements."""
     seconds = []
     for count in ELEMENTS:
-        values = [torch.randn(count, dtype=dtype, device=device) for _ in range(IN_TURN)]
-        seconds.append(seconds_each(in_turn(work, values), device))
+        operands = [[torch.randn(count, dtype=dtype, device=device)] for _ in range(IN_TURN)]
+        seconds.append(seconds_each(work, operands, device))
     return Curve(tuple(map(float, ELEMENTS)), tuple(seconds))
 
 

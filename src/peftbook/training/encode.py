@@ -8,9 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from peftbook.errors import InputError
+from peftbook.specs import Budget
 from peftbook.tasks import Example, TaskData
 
-__all__ = ["Encoded", "batch_plan", "encode_example", "encode_prompt", "sorted_batches"]
+__all__ = [
+    "Encoded",
+    "batch_plan",
+    "encode_example",
+    "encode_prompt",
+    "encode_training",
+    "generation_batch",
+    "loss_batch",
+    "shared_prefix",
+    "sorted_batches",
+]
 
 POOL_BATCHES = 16
 
@@ -80,6 +91,31 @@ def encode_example(
         pieces[-2] = question[: len(question) - excess]
     prompt = [token for piece in pieces for token in piece]
     return Encoded(tuple(prompt + target), len(prompt), excess > 0)
+
+
+def encode_training(tokenizer, task: TaskData, budget: Budget) -> list[Encoded]:
+    """The training examples that a budget names."""
+    examples = task.splits["train"][: budget.train_examples or None]
+    return [encode_example(tokenizer, task, one, budget.max_length) for one in examples]
+
+
+def shared_prefix(examples: Sequence[Encoded]) -> int:
+    """How many leading ids all examples share, at most all before the first position that predicts a label."""
+    if len(examples) < 2:
+        return 0
+    first, last = min(example.ids for example in examples), max(example.ids for example in examples)
+    limit = min(example.start for example in examples) - 1
+    return next((at for at in range(limit) if first[at] != last[at]), limit)
+
+
+def loss_batch(shots: int) -> int:
+    """Rows of a batch whose loss is evaluated; few where solved examples stand before the question."""
+    return 8 if shots else 16
+
+
+def generation_batch(shots: int) -> int:
+    """Rows of a batch that is generated."""
+    return 10 if shots else 64
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import functools
 import json
@@ -26,18 +25,28 @@ from tqdm import tqdm
 
 from peftbook import metrics, specs
 from peftbook.errors import InputError
+from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, references
-from peftbook.training.encode import encode_example, encode_prompt
+from peftbook.training.calibration import known_rates
+from peftbook.training.encode import (
+    Encoded,
+    encode_example,
+    encode_prompt,
+    encode_training,
+    generation_batch,
+    loss_batch,
+)
+from peftbook.training.estimate import predicted_seconds
 from peftbook.training.generate import generate
+from peftbook.training.hardware import cpu_model, peak_memory
 from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in_bf16, losses, train
 from peftbook.training.methods import apply_method, rate_factor, trainable_state
 from peftbook.training.models import Loaded, cache_folder, load_model
 from peftbook.training.scoring import bertscore, embedded_encoder
 
-__all__ = ["Trainee", "execute", "machine_name", "prepare"]
+__all__ = ["Trainee", "execute", "prepare"]
 
-GENERATE_BATCH = 64
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
 
 
@@ -59,6 +68,11 @@ class Trainee:
         """Number of trainable values."""
         return sum(value.numel() for value in trainable_state(self.model).values())
 
+    @functools.cached_property
+    def encoded(self) -> list[Encoded]:
+        """The training examples as token ids."""
+        return encode_training(self.tokenizer, self.task, self.run.budget) if self.run.budget else []
+
     def train(
         self,
         on_step: Callable[[Progress], None] | None = None,
@@ -71,13 +85,11 @@ class Trainee:
         budget = self.run.budget
         if budget is None:
             return None
-        examples = self.task.splits["train"][: budget.train_examples or None]
-        data = [encode_example(self.tokenizer, self.task, one, budget.max_length) for one in examples]
         if out is not None:
-            out["truncated_examples"] = sum(example.truncated for example in data)
+            out["truncated_examples"] = sum(example.truncated for example in self.encoded)
         return train(
             self.model,
-            data,
+            self.encoded,
             budget,
             seed=self.run.seed,
             pad_id=self.tokenizer.pad_token_id,
@@ -129,6 +141,7 @@ def execute(
     trainee = prepare(run, task)
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
     count_parameters(trainee.model, out["measurements"])
+    predicted = predict(trainee)
     checkpoint = cache_folder() / "checkpoints" / run.key[:16]
     texts: list[str] | None = None
     failure = ""
@@ -146,13 +159,34 @@ def execute(
     record = Record(
         key=run.key,
         spec=run,
-        provenance=provenance(started, micro_batch or (run.budget.batch_size if run.budget else None)),
+        provenance=provenance(started, micro_batch or (run.budget.batch_size if run.budget else None))
+        | seconds(predicted, out["measurements"]),
         failure=failure,
         **out,
     )
     saved = store.save(record, texts)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return saved
+
+
+def predict(trainee: Trainee) -> dict[str, float]:
+    """Seconds of the run's parts by the time model; empty where the machine's rates, or the model, are not known."""
+    rates = known_rates(trainee.run.platform)
+    if rates is None:
+        return {}
+    try:
+        shape = shape_from_config(trainee.loaded.model.config.to_dict())
+        return predicted_seconds(trainee.run, shape, trainee.task, trainee.tokenizer, trainee.encoded, rates)
+    except InputError:
+        return {}
+
+
+def seconds(predicted: dict[str, float], measured: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Predicted and measured seconds of the same parts, for the record's provenance."""
+    if not predicted:
+        return {}
+    found = {name: measured[f"{name}_seconds"] for name in predicted if f"{name}_seconds" in measured}
+    return {"predicted_seconds": predicted, "measured_seconds": found}
 
 
 def count_parameters(model: torch.nn.Module, out: dict) -> None:
@@ -214,7 +248,7 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
     encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples[: wanted.n_loss]]
     nats, counts = losses(
         model, encoded, pad_id=tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform,
-        batch_size=8 if shots else 16,
+        batch_size=loss_batch(len(shots)),
     )  # fmt: skip
     if not all(map(math.isfinite, nats)):
         raise InputError("Training diverged: the loss after training is not finite; lower the learning rate.")
@@ -239,7 +273,7 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
     ):
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, on_batch=bar.update,
-            batch_size=10 if shots else GENERATE_BATCH,
+            batch_size=generation_batch(len(shots)),
         )  # fmt: skip
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)
@@ -281,38 +315,6 @@ def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, o
         out["per_example"] |= statistics
         out["measurements"]["bleu"] = metrics.bleu(statistics)
         out["metrics_info"]["bleu"] = {"package": "sacrebleu", "signature": signature}
-
-
-def peak_memory(platform_name: str) -> int:
-    """Peak of allocated device memory (CUDA) or of the process's resident set (CPU), in bytes.
-
-    On Linux from VmHWM: `ru_maxrss` survives fork and exec, so a child would report its parent's peak.
-    """
-    if platform_name == "cuda":
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def machine_name(platform_name: str = "cpu") -> str:
-    """What a timing record carries in its key: processor or GPU, and cores."""
-    if platform_name == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{cpu_model()}, {psutil.cpu_count(logical=True)} cores"
 
 
 def commit() -> dict[str, object]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import write_atomically
-from peftbook.training.encode import Encoded, batch_plan, sorted_batches
+from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
 from peftbook.training.methods import causal_model, hidden_states, trainable_state
 
 __all__ = ["Progress", "Trained", "autocast", "frozen_linears_in_bf16", "label_losses", "losses", "train"]
@@ -65,13 +65,6 @@ def pad(examples: list[Encoded], pad_id: int, device: torch.device) -> torch.Ten
     return torch.tensor(rows, device=device)
 
 
-def shared_prefix(examples: list[Encoded]) -> int:
-    """How many leading ids all examples share, at most all before the first position that predicts a label."""
-    first, last = min(example.ids for example in examples), max(example.ids for example in examples)
-    limit = min(example.start for example in examples) - 1
-    return next((at for at in range(limit) if first[at] != last[at]), limit)
-
-
 def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tuple[torch.Tensor, list[int]]:
     """Negative log-likelihood in nats of every label token, (labels,), and the count of labels of each example.
 
@@ -81,7 +74,7 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
     base = causal_model(model)
     device = base.get_input_embeddings().weight.device
     ids = pad(examples, pad_id, device)
-    shared = shared_prefix(examples) if len(examples) > 1 else 0
+    shared = shared_prefix(examples)
     rows = [row for row, example in enumerate(examples) for _ in range(example.label_tokens)]
     columns = [at for example in examples for at in range(example.start, len(example.ids))]
     row, column = torch.tensor(rows, device=device), torch.tensor(columns, device=device)

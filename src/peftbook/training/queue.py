@@ -28,7 +28,7 @@ from peftbook.specs import Probe, Run
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
 
-__all__ = ["Outcome", "cores", "default_workers", "run_studies", "run_subprocess"]
+__all__ = ["Outcome", "cores", "default_workers", "predicted_here", "run_studies", "run_subprocess"]
 
 WORKER_BYTES = 5e9  # what training at 135M parameters may take on a CPU
 WORKER = ("-m", "peftbook.training.worker")
@@ -36,6 +36,7 @@ RUNNING: set[subprocess.Popen] = set()  # so that an interrupted queue can end w
 
 Spec = Run | Probe
 Compute = Callable[[Spec, int], tuple[bool, str]]
+Predict = Callable[[Sequence[Spec]], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,10 @@ def _talk(process: subprocess.Popen, spec: str) -> str:
 
 @dataclass
 class Estimates:
-    """How long a run takes, from the records at hand and from what this queue has seen."""
+    """How long a run takes, from the records at hand and from what this queue has seen; else as predicted."""
 
     seconds: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
+    predicted: dict[Hashable, float | None] = field(default_factory=dict)
 
     def note(self, spec: Spec, seconds: float) -> None:
         """One more run that took so long."""
@@ -120,9 +122,25 @@ class Estimates:
         self.seconds[spec.platform].append(seconds)
 
     def of(self, spec: Spec) -> float | None:
-        """Median seconds of runs with the same kind of work, else of all runs of the platform, else None."""
-        found = self.seconds.get(kind_of_work(spec)) or self.seconds.get(spec.platform)
+        """Median seconds of runs with the same kind of work, else what is predicted for one of them, else the median
+        of all runs of the platform, else None."""
+        kind = kind_of_work(spec)
+        if found := self.seconds.get(kind):
+            return statistics.median(found)
+        if (predicted := self.predicted.get(kind)) is not None:
+            return predicted
+        found = self.seconds.get(spec.platform)
         return statistics.median(found) if found else None
+
+    def foresee(self, specs: Sequence[Spec], predict: Predict) -> None:
+        """Have one run of every kind predicted that was neither seen nor asked for."""
+        new: dict[Hashable, Spec] = {}
+        for spec in specs:
+            kind = kind_of_work(spec)
+            if kind not in self.predicted and not self.seconds.get(kind):
+                new.setdefault(kind, spec)
+        if new:
+            self.predicted |= dict(zip(new, predict(list(new.values())), strict=True))
 
 
 def kind_of_work(spec: Spec) -> Hashable:
@@ -143,6 +161,20 @@ def wall_seconds(record: Record) -> float | None:
     return (ended - began).total_seconds()
 
 
+def predicted_here(specs: Sequence[Spec], threads: int = 1) -> list[float | None]:
+    """Seconds that runs will take on this machine, by the time model; None for those that it does not know.
+
+    Another process computes them, after measuring the machine if that was never done. threads: of each run.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    said = subprocess.run(
+        [sys.executable, "-m", "peftbook.training.estimate"], capture_output=True, text=True, env=environment,
+        input="".join(f"{spec.canonical()}\n" for spec in specs),
+    ).stdout.splitlines()  # fmt: skip
+    lines = said[: len(specs)] + [""] * (len(specs) - len(said))
+    return [float(line) if line else None for line in lines]
+
+
 def missing_data(task: str) -> str:
     """Why a task of the book cannot be loaded here, in a sentence; empty if it can."""
     if task in task_names():
@@ -155,7 +187,7 @@ def missing_data(task: str) -> str:
 
 def machine_here(platform: str) -> str:
     """The name that timing runs made here carry; empty where there is no such platform. Asked in another process."""
-    ask = f"from peftbook.training.execute import machine_name; print(machine_name({platform!r}))"
+    ask = f"from peftbook.training.hardware import machine_name; print(machine_name({platform!r}))"
     return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
 
 
@@ -173,6 +205,7 @@ class Queue:
     deadline: float | None
     data: Callable[[str], str]
     machine: Callable[[str], str]
+    predict: Predict
     estimates: Estimates = field(default_factory=Estimates)
     outcomes: list[Outcome] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
@@ -204,6 +237,7 @@ class Queue:
         self.known = len(known)
         self.done = sum(self.store.path(key) is not None for key in known)
         self.waiting = [spec for key, spec in missing.items() if key not in self.tried]
+        self.estimates.foresee(self.waiting, self.predict)
 
     def obstacle(self, spec: Spec) -> str:
         """Why a run cannot be made here, in a sentence; empty if nothing is in the way."""
@@ -270,6 +304,7 @@ def run_studies(
     minutes: float | None = None,
     export: Path | None = None,
     this_machine: Callable[[str], str] = machine_here,
+    predict: Predict = lambda specs: [None] * len(specs),
 ) -> list[Outcome]:
     """Compute what is missing until no study determines a new run; each run is tried once a call.
 
@@ -280,10 +315,11 @@ def run_studies(
     workers: runs side by side, each with its share of the cores; a timing run has the machine to itself.
     limit: start no more than so many runs.  minutes: start no run that would probably end later; one is always tried.
     export: keep the records made by this call in this file too, after every run.
+    predict: seconds of runs of a kind that no record tells of.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     asked = functools.cache(missing_data), functools.cache(this_machine)
-    queue = Queue(studies, store, report, workers, deadline, *asked)
+    queue = Queue(studies, store, report, workers, deadline, *asked, predict)
     for record in store.all():
         if (seconds := wall_seconds(record)) is not None:
             queue.estimates.note(record.spec, seconds)

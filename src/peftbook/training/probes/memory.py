@@ -26,7 +26,7 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Shape
 from peftbook.memory.decoder import layer_names
-from peftbook.training.execute import peak_memory
+from peftbook.training.hardware import peak_memory
 from peftbook.training.probes import Findings
 from peftbook.training.probes.serving import positive
 from peftbook.training.random_model import Subject, random_ids, subject

@@ -1,0 +1,157 @@
+"""How long a run will take on this machine, from its batches and the machine's rates: training, loss, generation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from transformers import AutoTokenizer
+
+from peftbook import specs
+from peftbook.cost import Rates, Symbols, forward_seconds, layers_seconds, step_seconds, training_setup
+from peftbook.errors import InputError
+from peftbook.memory import Setup, Shape, read_shape
+from peftbook.tasks import TaskData, get_task
+from peftbook.training.calibration import machine_rates
+from peftbook.training.encode import (
+    Encoded,
+    batch_plan,
+    encode_example,
+    encode_prompt,
+    encode_training,
+    generation_batch,
+    loss_batch,
+    shared_prefix,
+    sorted_batches,
+)
+from peftbook.training.methods import SHORT_TOKENS
+from peftbook.training.models import resolve
+
+__all__ = ["estimate", "predicted_seconds"]
+
+
+def estimate(run: specs.Run) -> dict[str, float]:
+    """Predicted seconds of a run by part, before its model is loaded. Raises InputError where none can be made."""
+    source, _ = resolve(run.model)
+    tokenizer, task = AutoTokenizer.from_pretrained(source), get_task(run.task.name)
+    data = encode_training(tokenizer, task, run.budget) if run.budget else []
+    return predicted_seconds(run, read_shape(source), task, tokenizer, data, machine_rates(run.platform))
+
+
+def predicted_seconds(
+    run: specs.Run, shape: Shape, task: TaskData, tokenizer, data: Sequence[Encoded], rates: Rates
+) -> dict[str, float]:
+    """Seconds of a run by part: train, loss, generate. data: its encoded training examples."""
+    setup, parts = training_setup(run), {}
+    if run.budget is not None:
+        lengths = [len(one.ids) for one in data]
+        plan = batch_plan(lengths, run.budget.batch_size, run.budget.tokens, run.seed)
+        parts["train"] = training_seconds(shape, setup, rates, [[data[index] for index in batch] for batch in plan])
+    examples = task.splits[run.evaluation.split]
+    shots = run.method.shots if isinstance(run.method, specs.Untuned) else 0
+    some = tuple(task.splits["train"][:shots])
+    limit = run.budget.max_length if run.budget else 4096
+    encoded = [encode_example(tokenizer, task, one, limit, some) for one in examples[: run.evaluation.n_loss]]
+    batches = in_batches(encoded, loss_batch(shots))
+    parts["loss"] = sum_of(forward_seconds(shape, setup, rates, symbols_of(setup, batches)))
+    if run.evaluation.n_generate:
+        chosen = examples[: run.evaluation.n_generate]
+        pairs = [
+            (len(encode_prompt(tokenizer, task, one, some)), len(tokenizer.encode(one.target)) + 1) for one in chosen
+        ]
+        parts["generate"] = generation_seconds(shape, run, rates, pairs, generation_batch(shots))
+    return {name: round(seconds, 2) for name, seconds in parts.items()}
+
+
+def training_seconds(shape: Shape, setup: Setup, rates: Rates, batches: Sequence[Sequence[Encoded]]) -> float:
+    """Seconds of all training steps: attention is eager for short rows on a CPU, as the loop chooses it."""
+    total = 0.0
+    for attention, some in by_attention(setup, batches).items():
+        chosen = replace(setup, attention=attention)
+        together = symbols_of(setup, some)
+        total += sum_of(step_seconds(shape, chosen, rates, together, clipped=True))
+        total += sum_of(layers_seconds(shape, chosen, rates, before_rows(setup, some)))
+    return total
+
+
+def by_attention(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> dict[str, list[Sequence[Encoded]]]:
+    """Attention → the batches that it is chosen for."""
+    found: dict[str, list[Sequence[Encoded]]] = {}
+    for batch in batches:
+        short = setup.device == "cpu" and width_of(batch) <= SHORT_TOKENS
+        found.setdefault("eager" if short else "sdpa", []).append(batch)
+    return found
+
+
+def symbols_of(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
+    """Rows, tokens of a row beyond what all share, tokens that attention sees, and labels, of every batch."""
+    rows = np.array([len(batch) for batch in batches])
+    shared = np.array([shared_prefix(batch) for batch in batches])
+    width = np.array([width_of(batch) for batch in batches])
+    labels = np.array([sum(one.label_tokens for one in batch) for batch in batches])
+    own = width - shared
+    return {"b": rows, "s": own, "t": own, "k": width + setup.symbols["P"], "n": labels}
+
+
+def before_rows(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
+    """What stands before every row, a soft prompt and shared tokens: one row of its own."""
+    virtual = setup.symbols["P"]
+    own = np.array([shared_prefix(batch) for batch in batches]) + virtual * (setup.method == "prompt")
+    return {"b": 1, "s": own, "t": own, "k": own + virtual * (setup.method == "prefix"), "n": 0}
+
+
+def width_of(batch: Sequence[Encoded]) -> int:
+    """Tokens of the longest row."""
+    return max(len(one.ids) for one in batch)
+
+
+def in_batches(encoded: Sequence[Encoded], size: int) -> list[list[Encoded]]:
+    """Batches of similar length."""
+    return [[encoded[index] for index in batch] for batch in sorted_batches([len(one.ids) for one in encoded], size)]
+
+
+def generation_seconds(
+    shape: Shape, run: specs.Run, rates: Rates, pairs: Sequence[tuple[int, int]], batch_size: int
+) -> float:
+    """Seconds of greedy generation. pairs: tokens of each prompt, and of its reference, which the answer is taken to be
+    as long as.
+    """
+    autocast = run.evaluation.generation_dtype == "bf16"
+    plain = replace(training_setup(run), autocast=autocast, held=autocast and run.method.kind != "full")
+    virtual, most = plain.symbols["P"], run.evaluation.max_new_tokens
+    rows, own, seen = [], [], []
+    for batch in sorted_batches([prompt for prompt, _ in pairs], batch_size):
+        width = max(pairs[index][0] for index in batch)
+        answers = [min(pairs[index][1], most) for index in batch]
+        for step in range(max(answers)):
+            rows.append(sum(answer > step for answer in answers))
+            own.append(width if step == 0 else 1)
+            seen.append(width + step + virtual)
+    b, t, k = np.array(rows), np.array(own), np.array(seen)
+    return sum_of(forward_seconds(shape, plain, rates, {"b": b, "s": t, "t": t, "k": k, "n": b}))
+
+
+def sum_of(parts) -> float:
+    """All parts and all steps together: a part that is the same in every step counts in each."""
+    return float(np.sum(np.sum(np.broadcast_arrays(*parts.values()), axis=0)))
+
+
+def main() -> None:
+    """Measure this machine unless it is known; then for every spec on standard input, one a line, print its predicted
+    seconds, or an empty line where there are none. OMP_NUM_THREADS says how many threads a run will have.
+    """
+    machine_rates("cuda" if torch.cuda.is_available() else "cpu")
+    for line in sys.stdin:
+        run = TypeAdapter(specs.Run | specs.Probe).validate_json(line)
+        try:
+            print(sum(estimate(run).values()) if isinstance(run, specs.Run) else "", flush=True)
+        except InputError:
+            print("", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The time that a run will take: the operations of its own batches, and what comes of it in record and queue."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_cost import rates
+from test_queue import Worker, a_run, a_study
+from tiny import NumberTokenizer, random_examples, save_tiny_folder, tiny_llama, tiny_task
+from torch.utils.flop_counter import FlopCounterMode
+
+from peftbook import specs
+from peftbook.cost import Curve, training_setup
+from peftbook.memory import shape_from_config
+from peftbook.records import Store
+from peftbook.training import estimate, execute, loop, queue
+from peftbook.training.encode import Encoded, batch_plan
+from peftbook.training.methods import apply_method
+from peftbook.training.queue import Estimates, run_studies
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+METHODS = {
+    "full": specs.Full(), "lora": specs.LoRA(rank=2), "lora_fa": specs.LoRA(rank=2, freeze_a=True),
+    "prompt": specs.PromptTuning(length=3), "ia3": specs.IA3(),
+}  # fmt: skip
+EVERYTHING = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
+
+
+def trained(method: specs.Spec, **fields) -> specs.Run:
+    """A run of a method in float32."""
+    values = {"budget": specs.Budget(tokens=1, batch_size=8, learning_rate=1e-3), "dtype": "fp32"}
+    return a_run(0, method=method, **values | fields)
+
+
+@pytest.mark.parametrize("shared", [0, 12])
+@pytest.mark.parametrize("name", METHODS)
+def test_operations_of_a_step_are_those_that_torch_counts_in_the_loop(name, shared):
+    """Labels alone reach the head and a shared start runs once. It runs through all of the last layer, of which only
+    keys and values are used, so that no gradient comes back through the rest: that is not looked into."""
+    start = tuple(range(5, 5 + shared))
+    batch = [Encoded(start + one.ids, shared + one.start, False) for one in random_examples(8)]
+    model = apply_method(tiny_llama(), METHODS[name], 0, NumberTokenizer()).train()
+    shape = shape_from_config(tiny_llama().config.to_dict())
+    with FlopCounterMode(display=False) as counted:
+        nats, _ = loop.label_losses(model, batch, 2)
+        nats.sum().backward()
+    setup = training_setup(trained(METHODS[name]))
+    found = estimate.training_seconds(shape, setup, rates(each_flop=1.0), [batch])
+    assert found == pytest.approx(counted.get_total_flops(), rel=0.12 if shared or name == "prompt" else 1e-9)
+
+
+def test_the_seconds_of_a_plan_are_those_of_its_batches():
+    """Short rows and long ones have different attention, and are put together again."""
+    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    data = random_examples(20) + random_examples(20, longest=200)
+    plan = batch_plan([len(one.ids) for one in data], 4, 2000, 0)
+    batches = [[data[index] for index in batch] for batch in plan]
+    assert len(estimate.by_attention(setup, batches)) == 2
+    each = [estimate.training_seconds(shape, setup, EVERYTHING, [batch]) for batch in batches]
+    assert estimate.training_seconds(shape, setup, EVERYTHING, batches) == pytest.approx(sum(each), rel=1e-9)
+
+
+def test_generation_takes_a_step_for_every_token_of_the_longest_answer():
+    """At a second for every operation of a call: as many forward passes as the longest answer has tokens, capped."""
+    shape = shape_from_config(tiny_llama().config.to_dict())
+    run = trained(specs.LoRA(rank=2), evaluation=specs.Evaluation(n_generate=3, max_new_tokens=9))
+    clock = rates(operation=1.0)
+
+    def seconds(*answers: int) -> float:
+        return estimate.generation_seconds(shape, run, clock, [(5, answer) for answer in answers], 64)
+
+    assert seconds(1, 4, 7) == pytest.approx(7 * seconds(1)) and seconds(50) == pytest.approx(9 * seconds(1))
+
+
+def test_a_record_says_what_was_predicted_and_what_it_took(monkeypatch, tmp_path):
+    """The same parts twice; nothing where the machine was never measured."""
+    monkeypatch.setattr(execute, "get_task", lambda name: tiny_task())
+    monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
+    run = specs.Run(
+        model=specs.Model(name=str(save_tiny_folder(tmp_path / "tiny")), revision="0" * 64), task=tiny_task().spec,
+        method=specs.LoRA(rank=2), budget=specs.Budget(tokens=300, batch_size=4, learning_rate=1e-3),
+        evaluation=specs.Evaluation(split="test", n_loss=5, n_generate=3, max_new_tokens=4),
+    )  # fmt: skip
+    unknown = execute.execute(run, Store(tmp_path / "one"), quiet=True)
+    monkeypatch.setattr(execute, "known_rates", lambda platform: EVERYTHING)
+    known = execute.execute(run, Store(tmp_path / "two"), quiet=True)
+    predicted, measured = (known.provenance[f"{word}_seconds"] for word in ("predicted", "measured"))
+    assert set(predicted) == set(measured) == {"train", "loss", "generate"}
+    assert all(seconds > 0 and math.isfinite(seconds) for seconds in (*predicted.values(), *measured.values()))
+    assert measured["train"] == known.measurements["train_seconds"]
+    assert "predicted_seconds" not in unknown.provenance and unknown.curve == known.curve
+
+
+def test_a_kind_of_run_that_no_record_tells_of_is_predicted_once(tmp_path):
+    """What was measured comes first, then what is predicted, then what the platform's other runs took."""
+    store, asked = Store(tmp_path), []
+
+    def predict(some):
+        asked.append([spec.method.kind for spec in some])
+        return [600.0 if spec.method.kind == "full" else None for spec in some]
+
+    runs = [a_run(0), a_run(1), a_run(2, method=specs.Full()), a_run(3, method=specs.Full())]
+    worker = Worker(store)
+    run_studies([a_study("s", runs)], store, compute=worker, report=lambda line: None, minutes=1, predict=predict)
+    assert asked == [["lora", "full"]]
+    assert worker.seeds == [0, 1]  # ten minutes for full fine-tuning would end too late
+
+    estimates = Estimates()
+    estimates.foresee(runs, predict)
+    assert estimates.of(runs[2]) == 600.0 and estimates.of(runs[0]) is None
+    estimates.note(runs[2], 30.0)
+    assert estimates.of(runs[3]) == 30.0 == estimates.of(runs[0])
+
+
+def test_predictions_come_from_another_process_in_the_order_asked(monkeypatch):
+    """A spec that it cannot predict has an empty line, and a process that fails knows nothing."""
+    said = queue.subprocess.CompletedProcess([], 0, stdout="12.5\n\n7\n")
+    monkeypatch.setattr(queue.subprocess, "run", lambda *args, **options: said)
+    assert queue.predicted_here([a_run(0), a_run(1), a_run(2)]) == [12.5, None, 7.0]
+    said.stdout = ""
+    assert queue.predicted_here([a_run(0), a_run(1)]) == [None, None]
+
+
+def test_arrays_of_one_batch_are_numbers():
+    """What stands before every row counts for a soft prompt even where nothing is shared."""
+    batch = random_examples(1)
+    setup = training_setup(trained(specs.PromptTuning(length=3)))
+    assert estimate.before_rows(setup, [batch])["t"].tolist() == [3]
+    assert estimate.symbols_of(setup, [batch])["k"].tolist() == [len(batch[0].ids) + 3]
+    assert torch.tensor(estimate.symbols_of(setup, [batch])["n"]).tolist() == [batch[0].label_tokens]
