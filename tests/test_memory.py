@@ -109,6 +109,30 @@ def test_autograd_keeps_logits_of_labels_alone(setup, batch):
     assert sum_beyond(one) < 0.8 * sum_beyond(Configuration(shape, replace(setup, labels=0)))
 
 
+ACCUMULATED = {
+    "lora": replace(CPU, rank=64), "lora_checkpointed": replace(CPU, rank=64, checkpointing=True),
+    "full": replace(CPU, method="full"),
+    "full_autocast": replace(CPU, method="full", dtype="fp32", autocast=True),
+    "full_checkpointed": replace(CPU, method="full", checkpointing=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setup", ACCUMULATED.values(), ids=ACCUMULATED)
+def test_gradients_stay_while_micro_batches_are_summed(setup):
+    """The second backward pass adds to what the first left: its peak lies higher by no less than the gradients of the
+    layers that a single one has not reached yet."""
+    shape, setup = replace(SMALL, hidden=256, ffn=768, head_dim=64, vocab=2048), replace(setup, seq=128)
+    one = Configuration(shape, replace(setup, accumulated=True))
+    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    tuned.step(ids)
+    tuned.loss(ids).backward()
+    measured = probes.allocated_peak(lambda: tuned.loss(ids).backward())  # beyond the gradients that are there
+    gradients = one.step.numbers({"gradients": one.step.gradients})["gradients"]
+    assert sum_beyond(one) == pytest.approx(measured, rel=0.1)
+    assert one.step.numbers(one.step.state)["gradients"] == gradients
+    assert one.step.peak().total > Configuration(shape, setup).step.peak().total
+
+
 def sum_beyond(one: Configuration) -> float:
     """Bytes at the peak beyond the state."""
     return sum(size for name, size in one.step.peak().terms.items() if name not in one.step.state)

@@ -326,13 +326,37 @@ def command_fit(args: argparse.Namespace) -> int:
         checkpointing=args.checkpointing,
         batch=args.batch,
         seq=args.seq,
+        labels=args.labels,
+        accumulated=args.accumulated,
         optimiser=args.optimiser,
         device=args.device,
     )
     one = Configuration(read_shape(args.model), setup)
     found = fit(one, bytes_of_text(args.memory), bytes_of_text(args.reserve) if args.reserve != "0" else 0.0)
-    print(json.dumps(as_json(found), indent=1) if args.json else as_text(found, args.model))
+    seconds = step_seconds_here(one) if args.time else {}
+    if args.json:
+        print(json.dumps(as_json(found) | ({"step_seconds": seconds} if seconds else {}), indent=1))
+    else:
+        print(as_text(found, args.model))
+        if seconds:
+            parts = ", ".join(
+                f"{name} {each:.3g}" for name, each in seconds.items() if each >= sum(seconds.values()) / 100
+            )
+            print(f"A step takes about {sum(seconds.values()):.3g} s on this machine: {parts}.")
     return 0 if found.fits else 1
+
+
+def step_seconds_here(one) -> dict[str, float]:
+    """Predicted seconds of a configuration's step on this machine, by part. Raises InputError without its device."""
+    import torch
+
+    from peftbook.cost import step_seconds
+    from peftbook.training.calibration import machine_rates
+
+    if one.setup.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--time measures this machine, which has no GPU that torch can use: add --device cpu.")
+    found = step_seconds(one.shape, one.setup, machine_rates(one.setup.device))
+    return {name: round(float(each), 6) for name, each in found.items()}
 
 
 def targets_named(name: str) -> tuple[str, ...]:
@@ -403,6 +427,8 @@ def build_parser() -> argparse.ArgumentParser:
     room.add_argument("--reserve", default="1GiB", metavar="SIZE", help="left to context and allocator (default 1GiB)")
     room.add_argument("--batch", type=positive, default=1, help="rows of a micro-batch (default 1)")
     room.add_argument("--seq", type=positive, default=1024, help="tokens of a row (default 1024)")
+    room.add_argument("--labels", type=int, default=0, help="positions with logits (default 0: all)")
+    room.add_argument("--accumulated", action="store_true", help="gradients that stay over several micro-batches")
     room.add_argument("--rank", type=positive, default=16, help="of lora and qlora (default 16)")
     room.add_argument("--targets", default="all", help="all, attention, mlp, qv, or names with commas (default all)")
     room.add_argument("--length", type=positive, default=20, help="virtual tokens of prompt and prefix (default 20)")
@@ -417,6 +443,9 @@ def build_parser() -> argparse.ArgumentParser:
     room.add_argument("--checkpointing", action="store_true", help="keep only the input of each layer")
     room.add_argument("--optimiser", default="adamw", help="adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd")
     room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    room.add_argument(
+        "--time", action="store_true", help="also seconds of a step on this machine, measured at first use"
+    )
     room.add_argument("--json", action="store_true", help="with the table of terms")
     bench = commands.add_parser("bench", help="measure speed: train, book").add_subparsers(required=True, dest="what")
     train = add("train", command_bench_train, bench)

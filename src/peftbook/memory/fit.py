@@ -95,8 +95,8 @@ def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
         (
             setup.batch > 1,
             "rows one at a time",
-            "a smaller batch, or gradients that stay while several are summed (not counted)",
-            {"batch": 1},
+            "more passes for the same batch, whose gradients stay meanwhile",
+            {"batch": 1, "accumulated": True},
         ),
         (
             adapter and setup.adapter_dtype == "fp32" and setup.dtype == "bf16",

@@ -32,6 +32,7 @@ class Setup:
     need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused) or eager.
     padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
     is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
+    accumulated: gradients of earlier micro-batches are there, and new ones are added to them.
     labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
     optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
     all the same; or sgd.
@@ -55,6 +56,7 @@ class Setup:
     batch: int = 1
     seq: int = 512
     labels: int = 0
+    accumulated: bool = False
     optimiser: str = "adamw"
     device: str = "cuda"
 

@@ -58,7 +58,7 @@ class Step:
     def peak(self) -> Peak:
         """The moment at which most is there."""
         name, terms = self.moments.largest(self.symbols)
-        return Peak(name, self.numbers(self.state) | terms)
+        return Peak(name, dict(Counter(self.numbers(self.state)) + Counter(terms)))
 
     def numbers(self, sizes: Mapping[str, Size]) -> dict[str, float]:
         """The numbers that polynomials stand for."""
@@ -110,16 +110,20 @@ def structure(shape: Shape, setup: Setup) -> Step:
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():
         kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
-    each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
-    gradients = multiple(elements(trained(shape, setup)), each)
     return Step(
         state(shape, setup),
         kept,
-        gradients,
-        moments(walked, setup.checkpointing),
+        gradients_of(shape, setup),
+        moments(walked, setup.checkpointing, setup.accumulated),
         walked.flops(setup.checkpointing),
         {},
     )
+
+
+def gradients_of(shape: Shape, setup: Setup) -> Size:
+    """Bytes of the gradients of all that is trained."""
+    each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
+    return multiple(elements(trained(shape, setup)), each)
 
 
 def state(shape: Shape, setup: Setup) -> dict[str, Size]:
@@ -146,6 +150,8 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     if setup.method == "lora" and setup.freeze_a:
         frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])
         terms["weights"].update(multiple(frozen, BYTES[setup.adapter_dtype]))
+    if setup.accumulated:
+        terms["gradients"] = gradients_of(shape, setup)
     if setup.method != "full":
         terms["adapter"] = multiple(elements(tensors), BYTES[setup.adapter_dtype])
     return terms | optimiser_state(shape, setup, tensors)

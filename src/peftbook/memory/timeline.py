@@ -191,10 +191,14 @@ class Timeline:
 
 
 class Gradients:
-    """The gradients of tensors on the way back. Two tensors may have one and the same."""
+    """The gradients of tensors on the way back. Two tensors may have one and the same.
 
-    def __init__(self, timeline: Timeline):
+    accumulated: a weight has a gradient already, and what it gets is there until it has been added to that.
+    """
+
+    def __init__(self, timeline: Timeline, accumulated: bool):
         self.timeline = timeline
+        self.accumulated = accumulated
         self.new = itertools.count()
         self.of: dict[int, Value] = {}  # tensor → its gradient
 
@@ -217,8 +221,11 @@ class Gradients:
             found = [mine if one.passes and value.size == mine.size else self.make(value) for value in readers]
             for gradient in found:
                 timeline.hold(gradient, kind)
-            timeline.add(labelled("gradients", one.weights))
-            timeline.note(f"backward {one.where}", one.undoing)
+            if self.accumulated and not one.held:  # what is held is new in every micro-batch
+                timeline.note(f"backward {one.where}", one.undoing + one.weights)
+            else:
+                timeline.add(labelled("gradients", one.weights))
+                timeline.note(f"backward {one.where}", one.undoing)
             timeline.drop(mine)
             for value in (*one.kept, *one.held):
                 timeline.drop(value)
@@ -257,7 +264,7 @@ def readers_of(operations: Iterable[Operation]) -> Counter[int]:
     return Counter(value.key for one in operations for value in unique(one.inputs))
 
 
-def moments(walked: Walk, checkpointing: bool) -> Moments:
+def moments(walked: Walk, checkpointing: bool, accumulated: bool = False) -> Moments:
     """What happens and the bytes that are there, for every operation of a training step, forward and back.
 
     What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back
@@ -285,7 +292,7 @@ def moments(walked: Walk, checkpointing: bool) -> Moments:
     stays = {name: {key: each for key, each in sizes.items() if key[0] != "working"} for name, sizes in left.items()}
     for name, sizes in left.items():  # what stayed no longer than forward
         timeline.add({key: each for key, each in sizes.items() if key[0] == "working"}, 1 - walked.copies[name])
-    gradients = Gradients(timeline)
+    gradients = Gradients(timeline, accumulated)
     for name, operations in reversed(parts.items()):
         inside = checkpointing and name in walked.copies
         gradients.backward(operations, partial(timeline.recompute, operations) if inside else None)
@@ -294,7 +301,7 @@ def moments(walked: Walk, checkpointing: bool) -> Moments:
         if name in left:
             others = walked.copies[name] - 1
             timeline.add(stays[name], -others)
-            for one in operations:
+            for one in operations if not accumulated else ():
                 timeline.add(labelled("gradients", one.weights), others)
     timeline.note("optimiser")
     return timeline.moments()

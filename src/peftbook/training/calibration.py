@@ -26,7 +26,7 @@ __all__ = ["calibrate", "known_rates", "machine_rates"]
 
 VERSION = 1  # of what is measured: raised when it changes, so that no older file is read
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LEAST_SECONDS, REPEATS = 0.06, 30  # a measurement takes so long, or so many repeats
+LEAST_SECONDS, LEAST_REPEATS, REPEATS = 0.06, 3, 30  # a measurement takes so long, or so many repeats
 # rows, inner, columns: few and many tokens, narrow and wide matrices, an adapter's, a head's
 PRODUCTS = (
     (1, 576, 1536), (8, 1536, 576), (64, 576, 1536), (512, 576, 1536), (512, 576, 16), (512, 16, 576), (16, 512, 576),
@@ -83,21 +83,21 @@ def calibrate(platform: str = "cpu") -> Rates:
 
 
 def seconds_each(work: Callable[..., object], operands: Sequence[Sequence[Tensor]], device: torch.device) -> float:
-    """Median seconds of work with one of the operands after another, all results being kept until the last."""
+    """Seconds of work with one of the operands after another, all results being kept until the last."""
     return seconds_of(lambda: [work(*some) for some in operands], device) / len(operands)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a call, warmed up."""
+    """Seconds of a call, the fastest of several after a first one: what else the machine does only adds."""
     work()
     found: list[float] = []
-    while len(found) < 3 or (sum(found) < LEAST_SECONDS and len(found) < REPEATS):
+    while len(found) < LEAST_REPEATS or (sum(found) < LEAST_SECONDS and len(found) < REPEATS):
         synchronise(device)
         began = time.perf_counter()
         work()
         synchronise(device)
         found.append(time.perf_counter() - began)
-    return sorted(found)[len(found) // 2]
+    return min(found)
 
 
 def synchronise(device: torch.device) -> None:
