@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.figure import Figure
 
 from peftbook.errors import InputError
-from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, prompt, quantisation
+from peftbook.figures import costs, evidence, fit, limits, lora, lora_practice, methods, prompt, quantisation
 from peftbook.figures.style import render_png, render_svg
 from peftbook.records import Store, write_atomically
 from peftbook.results import run_command, study_quantities
@@ -98,6 +98,9 @@ ENTRIES = (
     Entry(prompt.parameters_against_length),
     Entry(costs.training_state),
     Entry(costs.memory_by_term),
+    Entry(fit.memory_by_model),
+    Entry(fit.memory_by_length),
+    Entry(fit.memory_by_rank),
     Entry(costs.step_time, COSTS),
     Entry(costs.peak_memory, COSTS),
     Entry(evidence.standard_curve, ("standard.e2e_tokens", "standard.docstrings_tokens")),
@@ -124,6 +127,7 @@ ENTRIES = (
     Entry(limits.stored_bits, BITS),
     Entry(limits.adapters_served, SERVED),
     Entry(limits.step_peaks, ("step_peaks.open_peak_ratio", "step_peaks.held_out_peak_ratio")),
+    Entry(limits.step_times, ("step_seconds.open_ratio", "step_seconds.held_out_ratio")),
     Entry(limits.memory_errors, BYTES),
 )
 FIGURES: dict[str, Entry] = {entry.function.__name__: entry for entry in ENTRIES}

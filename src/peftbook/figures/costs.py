@@ -147,9 +147,9 @@ PARTS: dict[str, tuple[tuple[str, ...], str, float, str]] = {
 }
 
 
-def bytes_by_part(setup: Setup) -> dict[str, float]:
-    """Bytes of the parts of Llama-2-7B's training step at its peak."""
-    terms = training_step(SHAPES["llama-2-7b"], setup).peak().terms
+def bytes_by_part(setup: Setup, model: str = "llama-2-7b") -> dict[str, float]:
+    """Bytes of the parts of a model's training step at its peak."""
+    terms = training_step(SHAPES[model], setup).peak().terms
     return {part: sum(terms.get(name, 0.0) for name in names) for part, (names, *_) in PARTS.items()}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures.parts import (
@@ -18,11 +21,11 @@ from peftbook.figures.parts import (
     plain_ticks,
 )
 from peftbook.figures.style import canvas, colour, question
-from peftbook.records import Store
+from peftbook.records import Record, Store
 from peftbook.results import quantity
-from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving
+from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 
-__all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "step_peaks", "stored_bits"]
+__all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "step_peaks", "step_times", "stored_bits"]
 
 
 def accuracy_by_depth(store: Store) -> Figure:
@@ -109,25 +112,55 @@ def adapters_served(store: Store) -> Figure:
 
 def step_peaks(store: Store) -> Figure:
     """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
+
+    def points(record: Record) -> tuple[list[float], list[float]]:
+        sizes = [float(size) / 1e6 for size in record.per_example["peak_bytes"]]
+        return sizes, [100 * (one - 1) for one in activations.peaks(record)]
+
     figure, axes = canvas(height=4.4)
-    axes.axhline(0, color=colour("muted"), linewidth=1.2)
-    axes.axhspan(-100 * activations.MARGIN_PEAK, 100 * activations.MARGIN_PEAK, color=colour("muted"), alpha=0.12)
-    looks = {"open": ("looked at while it was written", "o", "none"), "held-out": ("held out", "D", colour("lora"))}
-    for part, (label, marker, face) in looks.items():
-        records = activations.by_half(activations.peak_probe, store)[part]
-        sizes = [float(size) / 1e6 for record in records for size in record.per_example["peak_bytes"]]
-        errors = [100 * (one - 1) for record in records for one in activations.peaks(record)]
-        axes.plot(sizes, errors, marker=marker, markersize=5, linestyle="none", color=colour("lora"),
-                  markerfacecolor=face, alpha=0.75, label=label)  # fmt: skip
-    axes.set_xscale("log")
+    draw_halves(figure, axes, activations.by_half(activations.peak_probe, store), points, activations.MARGIN_PEAK)
     plain_ticks(axes, (1, 3, 10, 30, 100))
-    axes.set(
-        xlabel="Measured peak beyond weights and optimiser, MB",
-        ylabel="Predicted − measured, %\n(band: margin)",
-    )
-    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
+    axes.set_xlabel("Measured peak beyond weights and optimiser, MB")
     question(figure, "Can the peak of a training step be computed?")
     return figure
+
+
+def step_times(store: Store) -> Figure:
+    """Can the seconds of a step be computed? Predicted over measured seconds against those, for both halves."""
+
+    def points(record: Record) -> tuple[list[float], list[float]]:
+        seconds = [float(one) for one in record.per_example["step_seconds"]]
+        return seconds, [100 * (one - 1) for one in step_seconds.ratios(record)]
+
+    figure, axes = canvas(height=4.4)
+    draw_halves(figure, axes, activations.by_half(step_seconds.probe, store), points, step_seconds.MARGIN)
+    plain_ticks(axes, (0.1, 0.3, 1, 3, 10))
+    axes.set_xlabel(f"Measured seconds of a step\n({store.machine or merging.MACHINE})")
+    question(figure, "Can the seconds of a training step be computed?")
+    return figure
+
+
+def draw_halves(
+    figure: Figure,
+    axes: Axes,
+    halves: Mapping[str, list[Record]],
+    points: Callable[[Record], tuple[list[float], list[float]]],
+    margin: float,
+) -> None:
+    """Errors of a model in per cent against what was measured, a mark a configuration, open and held-out ones.
+
+    points: sizes and errors of the configurations of a record.
+    """
+    axes.axhline(0, color=colour("muted"), linewidth=1.2)
+    axes.axhspan(-100 * margin, 100 * margin, color=colour("muted"), alpha=0.12)
+    looks = {"open": ("looked at while it was written", "o", "none"), "held-out": ("held out", "D", colour("lora"))}
+    for part, (label, marker, face) in looks.items():
+        pairs = [points(record) for record in halves[part]]
+        xs, errors = ([one for pair in pairs for one in pair[index]] for index in (0, 1))
+        axes.plot(xs, errors, marker=marker, markersize=5, linestyle="none", color=colour("lora"),
+                  markerfacecolor=face, alpha=0.75, label=label)  # fmt: skip
+    axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
 
 
 # Parts of a case's name as they are written.

@@ -319,7 +319,7 @@ STUDY = Study(
     refuted_if=f"in some case every repeat's peak of torch's tensors is more than {MARGIN:.0%} away from the "
     "predicted total.",
     does_not_show=LIMITS,
-    chapter="book/qlora",
+    chapter="book/will-it-fit",
     runs=runs,
     quantities=quantities,
     verdict=verdict,

@@ -109,7 +109,7 @@ STUDIES = {
         "interval over configurations).",
         does_not_show=f"One CPU ({MACHINE}), one step at a time, with nothing beside it. A GPU runs while Python "
         "prepares, so that seconds do not add up there; its rates are measured in the same way, and are untried.",
-        chapter="book/qlora",
+        chapter="book/will-it-fit",
         runs=lambda store: [probe(family, part) for part in PARTS for family in SIZES],
         quantities=quantities,
         verdict=verdict,

@@ -1,0 +1,120 @@
+"""Figures of the chapter on memory: what a step holds by model, by length and by rank. All computed, none measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
+from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic, paint, plain_ticks
+from peftbook.figures.style import canvas, colour, question
+from peftbook.memory import SHAPES, Setup, training_step
+
+__all__ = ["CARDS", "memory_by_length", "memory_by_model", "memory_by_rank"]
+
+ROW = Setup(method="lora", seq=2048)
+NF4 = replace(ROW, quantised="nf4")
+CHECKPOINTED = replace(NF4, checkpointing=True)
+MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B", "llama-2-70b": "Llama-2-70B"}
+WAYS = {
+    "Full": replace(ROW, method="full"),
+    "LoRA": ROW,
+    "QLoRA": NF4,
+    "QLoRA, checkp.": CHECKPOINTED,
+    "Prompt on NF4": replace(NF4, method="prompt"),
+}
+CARDS = {"24 GB card": 24e9, "80 GB card": 80e9}  # less than what they hold, by what the driver keeps
+LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+RANKS = (1, 4, 16, 64, 256)
+# label → set-up, tone, marker, line
+BY_LENGTH = {
+    "LoRA": (ROW, "full", "s", "-"),
+    "QLoRA": (NF4, "qlora", "D", "-"),
+    "QLoRA, checkp.": (CHECKPOINTED, "lora", "o", "-"),
+    "… eager attention": (replace(CHECKPOINTED, attention="eager"), "prompt", "^", (0, (4, 1.5))),
+}
+
+
+def memory_by_model() -> Figure:
+    """Where does the memory of a step go, from 135 million to 70 billion parameters? One row of 2,048 tokens."""
+    figure, axes = mosaic([[name] for name in MODELS], height=7.4)
+    looks = {part: one[1:] for part, one in PARTS.items()}
+    for name, label in MODELS.items():
+        draw_model(axes[name], [bytes_by_part(setup, name) for setup in WAYS.values()], looks, label)
+    axes["llama-2-70b"].set_xlabel("GB at the peak, 1 × 2,048 tokens (computed)")
+    handles, labels = axes["llama-2-7b"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.4)
+    question(figure, "Where does the memory of a step go?")
+    return figure
+
+
+def draw_model(
+    axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[str, tuple[str, float, str]], label: str
+) -> None:
+    """The bars of one model, and where the cards end that they come near."""
+    draw_stacks(axes, rows, looks)
+    longest = max(sum(row.values()) for row in rows) / 1e9
+    axes.set_yticks(range(len(rows)), list(WAYS))
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.set_xlim(0, 1.13 * longest)
+    axes.set_title(label, loc="left", fontsize=SMALL, fontweight="bold", pad=4)
+    axes.tick_params(axis="y", labelsize=SMALL)
+    axes.grid(axis="y", visible=False)
+    for card, size in CARDS.items():
+        if 0.1 * longest < size / 1e9 < longest:
+            axes.axvline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
+            axes.annotate(card, (size / 1e9, -0.55), xytext=(0, 3), textcoords="offset points", ha="center",
+                          fontsize=SMALL)  # fmt: skip
+
+
+def peak_gigabytes(setup: Setup) -> float:
+    """Peak of Llama-2-7B's step."""
+    return training_step(SHAPES["llama-2-7b"], setup).peak().total / 1e9
+
+
+def memory_by_length() -> Figure:
+    """How does memory grow with the text? Peak of Llama-2-7B's step against the tokens of its one row."""
+    figure, axes = canvas(height=4.6)
+    ends: Points = {}
+    for label, (setup, tone, marker, line) in BY_LENGTH.items():
+        peaks = [peak_gigabytes(replace(setup, seq=length)) for length in LENGTHS]
+        axes.plot(LENGTHS, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
+        ends[label] = LENGTHS[-1], peaks[-1], tone
+    for card, size in CARDS.items():
+        axes.axhline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
+        axes.annotate(card, (LENGTHS[0], size / 1e9), xytext=(0, 4), textcoords="offset points", fontsize=SMALL)
+    axes.set(xscale="log", yscale="log", xlabel="Tokens of the one row", ylabel="GB at the peak (computed)")
+    plain_ticks(axes, LENGTHS)
+    decimals(axes.yaxis, (1, 2, 4))
+    axes.set_xlim(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5)
+    axes.set_ylim(3, 110)
+    question(figure, "How does memory grow with the text? Llama-2-7B")
+    label_points(axes, ends, column=0.735)
+    return figure
+
+
+def memory_by_rank() -> Figure:
+    """What does the rank cost? The adapter with its gradients and moments, and the whole peak, against the rank."""
+    figure, axes = canvas(height=4.2)
+    shape, ends = SHAPES["llama-2-7b"], dict[str, tuple[float, float, str]]()
+    looks = {"QLoRA's peak": ("qlora", "D"), "checkpointed": ("lora", "o"), "adapter's own": ("accent", "P")}
+    series: dict[str, list[float]] = {name: [] for name in looks}
+    for rank in RANKS:
+        step = training_step(shape, replace(NF4, rank=rank))
+        own = step.numbers({**step.state, "gradients": step.gradients})
+        series["adapter's own"].append(sum(own[name] for name in ("adapter", "moments", "gradients")) / 1e9)
+        series["QLoRA's peak"].append(step.peak().total / 1e9)
+        series["checkpointed"].append(peak_gigabytes(replace(CHECKPOINTED, rank=rank)))
+    for name, (tone, marker) in looks.items():
+        axes.plot(RANKS, series[name], color=paint(tone), marker=marker, linewidth=1.6, markersize=6)
+        ends[name] = RANKS[-1], series[name][-1], tone
+    axes.set(xscale="log", yscale="log", xlabel="Rank, on all linear layers", ylabel="GB, 1 × 2,048 tokens (computed)")
+    plain_ticks(axes, RANKS)
+    decimals(axes.yaxis, (1, 3))
+    axes.set_xlim(0.85, RANKS[-1] * 12)
+    question(figure, "What does the rank cost? Llama-2-7B")
+    label_points(axes, ends, column=0.735)
+    return figure
