@@ -353,6 +353,7 @@ class Machines:
         own = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0",
             "PEFTBOOK_CACHE": str(self.folder / name), "PEFTBOOK_CHECKPOINT_SECONDS": "0", "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | own
 
@@ -393,7 +394,7 @@ class Machines:
     def computing(self, run: specs.Run) -> tuple[str, psutil.Process]:
         """The node that computes a run now, and the process: the one that holds the run's lock."""
         for name, node in self.nodes.items():
-            for process in psutil.Process(node.pid).children(recursive=True):
+            for process in family(node.pid):
                 with contextlib.suppress(psutil.Error):
                     if any(f"{run.key[:16]}.lock" in one.path for one in process.open_files()):
                         return name, process

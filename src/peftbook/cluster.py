@@ -54,8 +54,8 @@ class Node:
 
     def holds(self, request: Request) -> bool:
         """Whether a run fits on this node when nothing else is there."""
-        room = self.cpus, self.gpus, self.memory_bytes
-        return all(has >= need for has, need in zip(room, vars(request).values(), strict=True))
+        cores = self.cpus >= request.cpus and self.gpus >= request.gpus
+        return cores and self.memory_bytes >= request.memory_bytes
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def node_name(host: str, identifier: str) -> str:
 # ---- the driver
 
 
-@dataclass
+@dataclass(frozen=True)
 class Submitted:
     """A task that an interrupted queue cancels."""
 
@@ -134,9 +134,6 @@ class Submitted:
         import ray
 
         ray.cancel(self.ref, force=True)
-
-    def __hash__(self) -> int:
-        return hash(self.ref)
 
 
 @dataclass
@@ -321,8 +318,9 @@ def check_token() -> None:
 
 def refused(address: str, error: Exception) -> InputError:
     """What to say when Ray cannot be used."""
-    said = " ".join(f"{error.__cause__ or error}".split())
-    if re.search("authenticat|token", said, re.IGNORECASE):
+    cause = error.__cause__ or error
+    said = " ".join(f"{type(cause).__name__}: {cause}".split())
+    if "authentication" in said.lower():
         return InputError(
             f"The cluster at {address!r} refuses the token: use the one that its nodes have, in RAY_AUTH_TOKEN or "
             "~/.ray/auth_token."

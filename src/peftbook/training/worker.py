@@ -80,7 +80,10 @@ def cuda_micro_batch(batch_size: int, free_bytes: float) -> int:
 
 
 def main() -> None:
-    """Compute the run whose spec comes in; a refusal is one line on standard output and exit status 2."""
+    """Compute the run whose spec comes in; a refusal is one line on standard output and exit status 2.
+
+    `PEFTBOOK_PATIENCE`: seconds to wait for another process that computes this run, 0 by default.
+    """
     spec = read_spec()
     from peftbook.records import default_store
     from peftbook.training.execute import execute, quieten_libraries
