@@ -179,6 +179,21 @@ def test_a_killed_run_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch)
     assert resumed == [2] and not left.exists()
     assert measured(again) == measured(whole) and again.curve == whole.curve
     assert again.per_example == whole.per_example
+    assert again.provenance["resumed_from_step"] == 2 and "resumed_from_step" not in whole.provenance
+
+
+def test_checkpoints_go_where_the_variable_says(folder, store, tmp_path, monkeypatch):
+    """On storage that several machines see, a run goes on from another one's; the pause between two is set likewise."""
+    monkeypatch.setenv("PEFTBOOK_CHECKPOINTS", str(tmp_path / "shared"))
+    monkeypatch.setenv("PEFTBOOK_CHECKPOINT_SECONDS", "0")
+    folders, save = set(), loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", lambda where, *rest: folders.add(where) or save(where, *rest))
+    run = a_run(folder, evaluation=specs.Evaluation(n_loss=1))
+    execute(run, store, quiet=True)
+    assert folders == {tmp_path / "shared" / run.key[:16]}
+    monkeypatch.setenv("PEFTBOOK_CHECKPOINT_SECONDS", "often")
+    with pytest.raises(InputError, match="'often'"):
+        execute(run, store, quiet=True)
 
 
 def test_a_timing_run_never_resumes(folder, store, monkeypatch):

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from peftbook import specs
+from peftbook.errors import InputError
 from peftbook.records import Record, Store, import_records
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
@@ -297,6 +298,26 @@ except InputError as error:
     with alone(path):
         assert "Another process" in subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout
     assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == "mine\n"
+
+
+def test_a_patient_process_waits_until_the_other_one_ends(tmp_path):
+    """What a dead node left behind may take a moment to end; then the run is ours."""
+    path = tmp_path / "run.lock"
+    hold = f"""
+import pathlib, time
+from peftbook.training.worker import alone
+with alone(pathlib.Path({str(path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="Another process"), alone(path, patience=0.3):
+            pass
+        threading.Timer(0.5, other.kill).start()
+        began = time.monotonic()
+        with alone(path, patience=60):
+            assert 0.4 < time.monotonic() - began < 60
 
 
 def interpreter(folder, script: str) -> str:

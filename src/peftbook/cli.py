@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import peftbook
@@ -22,8 +23,9 @@ __all__ = ["build_parser", "main"]
 def command_run(args: argparse.Namespace) -> int:
     """Compute what the named studies (or --all) lack, or one run given by --key; start it again after a stop."""
     from peftbook.studies import NAMES, get_study
-    from peftbook.training.queue import cores, default_workers, predicted_here, run_studies
+    from peftbook.training.queue import run_studies
 
+    check_engine(args)
     if args.key:
         return run_one(args)
     if not args.studies and not args.all:
@@ -31,16 +33,9 @@ def command_run(args: argparse.Namespace) -> int:
     if args.export and args.export.exists():
         raise InputError(f"File {str(args.export)!r} exists: name a new one, an export never replaces another.")
     studies = [get_study(name) for name in (NAMES if args.all else args.studies)]
-    workers = args.workers or default_workers(args.platform)
-    outcomes = run_studies(
-        studies,
-        store_on(args.platform, to_run=True),
-        workers=workers,
-        limit=args.limit,
-        minutes=args.minutes,
-        export=args.export,
-        predict=functools.partial(predicted_here, threads=max(1, cores() // workers)),
-    )
+    store = store_on(args.platform, to_run=args.engine == "local")
+    with engine(args, store) as how:
+        outcomes = run_studies(studies, store, limit=args.limit, minutes=args.minutes, export=args.export, **how)
     failed = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in failed:
         print(f"FAILED {outcome.run.key[:12]}: {outcome.message}")
@@ -50,6 +45,40 @@ def command_run(args: argparse.Namespace) -> int:
     if failed:
         print("`peftbook run --key KEY` repeats one and shows its traceback.")
     return 1 if failed else 0
+
+
+def check_engine(args: argparse.Namespace) -> None:
+    """Raises InputError for options of `run` that do not go together."""
+    if args.engine not in ("local", "ray"):
+        raise InputError(f"Unknown engine {args.engine!r}: choose local or ray.")
+    if args.address and args.engine != "ray":
+        raise InputError(f"Address {args.address!r} is that of a Ray cluster: add --engine ray, or leave it out.")
+    if args.key and args.engine != "local":
+        raise InputError(f"Run {args.key!r} is repeated on this machine: leave out --engine {args.engine}.")
+    if args.checkpoints and not args.checkpoints.is_dir():
+        raise InputError(f"There is no folder {str(args.checkpoints)!r}: make it, or leave out --checkpoints.")
+
+
+@contextlib.contextmanager
+def engine(args: argparse.Namespace, store) -> Iterator[dict]:
+    """What `run_studies` computes with: processes on this machine, or tasks of a Ray cluster."""
+    from peftbook.training import queue
+
+    folder = args.checkpoints.absolute() if args.checkpoints else None
+    if args.engine == "local":
+        variables = {"PEFTBOOK_CHECKPOINTS": str(folder)} if folder else {}
+        workers = args.workers or queue.default_workers(args.platform)
+        yield {
+            "compute": functools.partial(queue.run_subprocess, variables=variables),
+            "predict": functools.partial(queue.predicted_here, threads=max(1, queue.cores() // workers)),
+            "workers": workers,
+        }
+        return
+    from peftbook.cluster import connect
+
+    with connect(args.address or "", store, checkpoints=folder) as cluster:
+        workers = args.workers or cluster.slots(args.platform)
+        yield {"compute": cluster.compute, "refuse": cluster.refuse, "workers": workers}
 
 
 def run_one(args: argparse.Namespace) -> int:
@@ -388,6 +417,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=positive, help="runs side by side (default: one a core, on a GPU one)")
     run.add_argument("--minutes", type=positive, help="start no run that would probably end later than this")
     run.add_argument("--export", type=Path, metavar="FILE.zip", help="keep the records that are made in one file too")
+    run.add_argument("--engine", default="local", help="local, or ray: as tasks of a Ray cluster (default local)")
+    run.add_argument(
+        "--address", metavar="HOST:PORT", help="of the head of the Ray cluster (default: one started here)"
+    )
+    run.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="of runs under way; shared by all machines")
     on_platform(run)
     take = add("import", command_import)
     take.add_argument("file", type=Path, metavar="FILE.zip")

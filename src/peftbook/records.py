@@ -16,7 +16,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from peftbook.errors import InputError
 from peftbook.specs import Probe, Run
 
-__all__ = ["Record", "Store", "default_store", "export_records", "import_records", "write_atomically"]
+__all__ = [
+    "Record",
+    "Store",
+    "default_store",
+    "export_records",
+    "files_of",
+    "import_records",
+    "receive_record",
+    "write_atomically",
+]
 
 SCHEMA = 1
 CACHED_RECORDS = 2048  # a record at hand is read from disk once a process
@@ -247,12 +256,10 @@ def export_records(store: Store, keys: Iterable[str], path: Path) -> int:
     body, count = io.BytesIO(), 0
     with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
         for key in sorted(set(keys)):
-            if (record := store.path(key)) is None:
-                continue
-            count += 1
-            for file in (record, record.with_suffix(".texts.json.gz")):
-                if file.is_file():
-                    archive.writestr(zipfile.ZipInfo(file.name, ZIP_DATE), file.read_bytes())
+            files = files_of(store, key)
+            count += bool(files)
+            for name, data in files.items():
+                archive.writestr(zipfile.ZipInfo(name, ZIP_DATE), data)
     write_atomically(path, body.getvalue())
     return count
 
@@ -283,11 +290,40 @@ def import_records(store: Store, path: Path) -> tuple[list[str], list[str]]:
             if present.read_bytes() != data:
                 refused.append(key)
             continue
-        if texts is not None:
-            write_atomically(store.folders[-1] / f"{key[:12]}.texts.json.gz", texts)
-        write_atomically(store.folders[-1] / f"{key[:12]}.json", data)
+        _write_files(store.folders[-1], key, data, texts)
         added.append(key)
     return added, refused
+
+
+def files_of(store: Store, key: str) -> dict[str, bytes]:
+    """The files of a record by their names: the record, and its texts if it has some; empty without one."""
+    if (record := store.path(key)) is None:
+        return {}
+    files = (record, record.with_suffix(".texts.json.gz"))
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+
+def receive_record(store: Store, key: str, files: Mapping[str, bytes]) -> Record:
+    """Add the record of this key, made on another machine, as the same files as it was written there.
+
+    Raises InputError unless it is this run's, whole, with its texts; nothing is written then. A record at hand stays.
+    """
+    name = f"{key[:12]}.json"
+    record = check_record(name, files.get(name, b""))
+    if record.key != key:
+        raise InputError(f"Record {name} is of run {record.key}, not of {key}: run it again.")
+    texts = files.get(f"{key[:12]}.texts.json.gz")
+    _check_texts(record, texts)
+    if store.path(key) is None:
+        _write_files(store.folders[-1], key, files[name], texts)
+    return record
+
+
+def _write_files(folder: Path, key: str, data: bytes, texts: bytes | None) -> None:
+    """Texts first, so that a record on disk is always whole."""
+    if texts is not None:
+        write_atomically(folder / f"{key[:12]}.texts.json.gz", texts)
+    write_atomically(folder / f"{key[:12]}.json", data)
 
 
 def _read_members(path: Path) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ from peftbook.training.generate import generate
 from peftbook.training.hardware import cpu_model, peak_memory
 from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in_bf16, losses, train
 from peftbook.training.methods import apply_method, rate_factor, trainable_state
-from peftbook.training.models import Loaded, cache_folder, load_model
+from peftbook.training.models import Loaded, checkpoints_folder, load_model
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "execute", "prepare"]
@@ -142,13 +142,15 @@ def execute(
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
     count_parameters(trainee.model, out["measurements"])
     predicted = predict(trainee)
-    checkpoint = cache_folder() / "checkpoints" / run.key[:16]
+    checkpoint = checkpoints_folder() / run.key[:16]
     texts: list[str] | None = None
+    resumed: dict[str, int] = {}
     failure = ""
     try:
         result = train_with_bar(trainee, checkpoint, quiet, micro_batch, out)
         if result is not None:
             describe_training(result, out)
+            resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
         texts = evaluate(trainee, quiet, out)
         if adapter is not None:
             trainee.model.save_pretrained(adapter)
@@ -160,7 +162,8 @@ def execute(
         key=run.key,
         spec=run,
         provenance=provenance(started, micro_batch or (run.budget.batch_size if run.budget else None))
-        | seconds(predicted, out["measurements"]),
+        | seconds(predicted, out["measurements"])
+        | resumed,
         failure=failure,
         **out,
     )

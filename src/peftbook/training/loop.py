@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from peftbook.training.methods import causal_model, hidden_states, trainable_sta
 
 __all__ = ["Progress", "Trained", "autocast", "frozen_linears_in_bf16", "label_losses", "losses", "train"]
 
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 60.0  # between checkpoints, unless PEFTBOOK_CHECKPOINT_SECONDS says otherwise
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Trained:
     label_tokens: int = 0
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
+    resumed_from: int = 0  # the step of the checkpoint that it went on from
 
 
 def autocast(dtype: str, platform: str):
@@ -109,6 +111,15 @@ def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:
     return budget.learning_rate * min(1.0, (step + 1) / warm)
 
 
+def checkpoint_seconds() -> float:
+    """Seconds between checkpoints: `PEFTBOOK_CHECKPOINT_SECONDS`, or a minute. Raises InputError if it is no number."""
+    text = os.environ.get("PEFTBOOK_CHECKPOINT_SECONDS", "")
+    try:
+        return float(text or CHECKPOINT_SECONDS)
+    except ValueError:
+        raise InputError(f"PEFTBOOK_CHECKPOINT_SECONDS is {text!r}: give a number of seconds, or unset it.") from None
+
+
 def train(
     model: nn.Module,
     data: list[Encoded],
@@ -126,9 +137,9 @@ def train(
     """Train the model's trainable parameters with AdamW; returns the curve and what it cost.
 
     The loss of a step is the mean over all label tokens of its batch, whatever the micro-batch. With `checkpoint`,
-    the state is written there at least every 60 s and a later call with the same arguments goes on from it: on CPU
-    the result is bit-equal to an uninterrupted run. `rate_factor` multiplies the learning rate of a parameter, by
-    its name. Raises InputError if the loss is not finite.
+    the state is written there every `checkpoint_seconds` and a later call with the same arguments goes on from it:
+    on CPU the result is bit-equal to an uninterrupted run. `rate_factor` multiplies the learning rate of a parameter,
+    by its name. Raises InputError if the loss is not finite.
     """
     plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
     parameters = trainable_state(model)
@@ -140,7 +151,8 @@ def train(
         lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True,
     )  # fmt: skip
     result = Trained()
-    first = resume(checkpoint, parameters, optimizer, result) if checkpoint else 0
+    first = result.resumed_from = resume(checkpoint, parameters, optimizer, result) if checkpoint else 0
+    pause = checkpoint_seconds()
     model.train()
     saved = time.monotonic()
     with frozen_linears_in_bf16(model, dtype):
@@ -174,7 +186,7 @@ def train(
                 speed = result.tokens / result.seconds
                 left = (len(plan) - step - 1) * result.seconds / (step + 1)
                 on_step(Progress(step + 1, len(plan), loss, result.tokens, speed, left))
-            if checkpoint and step + 1 < len(plan) and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if checkpoint and step + 1 < len(plan) and time.monotonic() - saved > pause:
                 save_checkpoint(checkpoint, parameters, optimizer, result, step + 1)
                 saved = time.monotonic()
     model.eval()

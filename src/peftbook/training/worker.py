@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +40,11 @@ def _end_with_input() -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock file, so that two queues never write one run's checkpoint. Raises InputError if it is held.
 
-    The system lets go of the lock when the process dies. Where there is no flock nothing is locked.
+    patience: seconds to wait for a holder that may be dying.  The system lets go of the lock when the process dies.
+    Where there is no flock nothing is locked.
     """
     try:
         import fcntl
@@ -50,13 +52,18 @@ def alone(path: Path) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                "Another process is computing this run: wait for it, then run the command again."
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise InputError(
+                        "Another process is computing this run: wait for it, then run the command again."
+                    ) from None
+            time.sleep(0.2)
         yield
         path.unlink(missing_ok=True)
 
@@ -73,11 +80,14 @@ def cuda_micro_batch(batch_size: int, free_bytes: float) -> int:
 
 
 def main() -> None:
-    """Compute the run whose spec comes in; a refusal is one line on standard output and exit status 2."""
+    """Compute the run whose spec comes in; a refusal is one line on standard output and exit status 2.
+
+    `PEFTBOOK_PATIENCE`: seconds to wait for another process that computes this run, 0 by default.
+    """
     spec = read_spec()
     from peftbook.records import default_store
     from peftbook.training.execute import execute, quieten_libraries
-    from peftbook.training.models import cache_folder
+    from peftbook.training.models import checkpoints_folder
 
     quieten_libraries()
     micro_batch = None
@@ -87,7 +97,8 @@ def main() -> None:
 
             if torch.cuda.is_available():
                 micro_batch = cuda_micro_batch(spec.budget.batch_size, torch.cuda.mem_get_info()[0])
-        with alone(cache_folder() / "checkpoints" / f"{spec.key[:16]}.lock"):
+        patience = float(os.environ.get("PEFTBOOK_PATIENCE", 0))
+        with alone(checkpoints_folder() / f"{spec.key[:16]}.lock", patience):
             execute(spec, default_store(), quiet=not sys.stderr.isatty(), micro_batch=micro_batch)
     except InputError as error:
         print(error)

@@ -1,0 +1,101 @@
+"""What a run asks a machine for, by the byte model: the engine that places runs on many machines goes by it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftbook import specs
+from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
+from peftbook.tasks import DATA
+from peftbook.training.queue import WORKER_BYTES, Spec
+
+__all__ = ["Request", "request_for", "setup_of", "shape_of"]
+
+PROCESS_BYTES = 1.3e9  # Python, torch and what the allocator holds beyond a step; see request_for
+ROWS = 0.75  # of a row's allowed length; see setup_of
+HOST_BYTES = 4e9  # of a process that computes on a GPU, beside the weights that pass through it
+NEAREST = {"untuned": "ia3", "norm": "ia3", "qlora": "lora", "vera": "lora", "adapter": "lora"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run asks a node for: cores, GPUs, bytes of memory."""
+
+    cpus: int
+    gpus: int
+    memory_bytes: int
+
+
+def request_for(spec: Spec, threads: int = 1) -> Request:
+    """What a run is placed by: `threads` cores, a GPU on that platform, and memory by the byte model, in bytes.
+
+    On a CPU: the peak of the training step (`setup_of`) and PROCESS_BYTES, which is the smallest tenth of a gigabyte
+    that covers the measured peak of every shipped record; a test holds it against them. Generation keeps no
+    activations and takes less. On a GPU the run has the GPU to itself, and the host holds the weights once.
+    A probe is counted as the largest of its runs, and at least as the queue counts any run.
+    Raises InputError where a model's shape is unknown.
+    """
+    gpus = int(spec.platform == "cuda")
+    if isinstance(spec, specs.Probe):
+        inner = [request_for(run, threads).memory_bytes for run in spec.runs]
+        return Request(threads, gpus, max([int(WORKER_BYTES), *inner]))
+    shape = shape_of(spec.model)
+    if gpus:
+        return Request(threads, gpus, int(HOST_BYTES + 4 * shape.parameters))
+    return Request(threads, gpus, int(step_bytes(shape, setup_of(spec)) + PROCESS_BYTES))
+
+
+@functools.lru_cache(maxsize=1024)
+def step_bytes(shape: Shape, setup: Setup) -> float:
+    """The byte model's peak of a training step."""
+    return training_step(shape, setup).peak().total
+
+
+def setup_of(run: specs.Run) -> Setup:
+    """The training step of the byte model that stands for a run's on a CPU.
+
+    A method that the model does not know stands for the nearest that needs as much: a bottleneck adapter and VeRA for
+    LoRA of their width and rank, norm tuning and an untuned model (which keeps nothing for backward) for (IA)³. Base
+    weights are in float32 unless bitsandbytes holds them in 4 bits. Rows count three quarters of what they may be long:
+    the model makes logits at every position, the loop only where there is a label.
+    """
+    method, budget = run.method, run.budget
+    fields: dict[str, Any] = {}
+    if isinstance(method, specs.LoRA):
+        fields = {
+            "rank": method.rank, "targets": method.targets, "dropout": method.dropout > 0, "freeze_a": method.freeze_a,
+        }  # fmt: skip
+    elif isinstance(method, specs.VeRA):
+        fields = {"rank": method.rank, "targets": method.targets}
+    elif isinstance(method, specs.Adapter):
+        fields = {"rank": method.width}
+    elif isinstance(method, (specs.PromptTuning, specs.Prefix)):
+        fields = {"length": method.length}
+    if isinstance(method, specs.QLoRA) and method.quant in ("nf4", "fp4"):
+        fields |= {"quantised": method.quant, "double": method.double_quant}
+    return Setup(
+        method=NEAREST.get(method.kind, method.kind),
+        dtype="fp32",
+        autocast=run.dtype == "bf16",
+        padding=True,
+        batch=budget.batch_size if budget else 8,
+        seq=round(ROWS * (budget.max_length if budget else 512)),
+        device="cpu",
+        **fields,
+    )
+
+
+def shape_of(model: specs.Model) -> Shape:
+    """The shape of a run's model: an embedded one, a folder's, or the known one that a hub id starts with.
+
+    Raises InputError for another hub id.
+    """
+    if model.name == specs.SMALL_MODEL:
+        return read_shape(DATA / "small_llama")
+    if (folder := Path(model.name).expanduser()).is_dir():
+        return read_shape(folder)
+    base = model.name.rpartition("/")[2].lower()
+    return read_shape(max((name for name in SHAPES if base.startswith(name)), key=len, default=model.name))
