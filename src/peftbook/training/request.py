@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from peftbook import specs
+from peftbook.cost import training_setup
 from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
 from peftbook.tasks import DATA
 from peftbook.training.queue import WORKER_BYTES, Spec
 
 __all__ = ["Request", "request_for", "setup_of", "shape_of"]
 
-PROCESS_BYTES = 1.3e9  # Python, torch and what the allocator holds beyond a step; see request_for
-ROWS = 0.75  # of a row's allowed length; see setup_of
+PROCESS_BYTES = 1.2e9  # Python, torch and what the allocator holds beyond a step; see request_for
+LABELS = 1 / 8  # of the tokens; see setup_of
 HOST_BYTES = 4e9  # of a process that computes on a GPU, beside the weights that pass through it
-NEAREST = {"untuned": "ia3", "norm": "ia3", "qlora": "lora", "vera": "lora", "adapter": "lora"}
 
 
 @dataclass(frozen=True)
@@ -55,37 +54,10 @@ def step_bytes(shape: Shape, setup: Setup) -> float:
 
 
 def setup_of(run: specs.Run) -> Setup:
-    """The training step of the byte model that stands for a run's on a CPU.
-
-    A method that the model does not know stands for the nearest that needs as much: a bottleneck adapter and VeRA for
-    LoRA of their width and rank, norm tuning and an untuned model (which keeps nothing for backward) for (IA)³. Base
-    weights are in float32 unless bitsandbytes holds them in 4 bits. Rows count three quarters of what they may be long:
-    the model makes logits at every position, the loop only where there is a label.
-    """
-    method, budget = run.method, run.budget
-    fields: dict[str, Any] = {}
-    if isinstance(method, specs.LoRA):
-        fields = {
-            "rank": method.rank, "targets": method.targets, "dropout": method.dropout > 0, "freeze_a": method.freeze_a,
-        }  # fmt: skip
-    elif isinstance(method, specs.VeRA):
-        fields = {"rank": method.rank, "targets": method.targets}
-    elif isinstance(method, specs.Adapter):
-        fields = {"rank": method.width}
-    elif isinstance(method, (specs.PromptTuning, specs.Prefix)):
-        fields = {"length": method.length}
-    if isinstance(method, specs.QLoRA) and method.quant in ("nf4", "fp4"):
-        fields |= {"quantised": method.quant, "double": method.double_quant}
-    return Setup(
-        method=NEAREST.get(method.kind, method.kind),
-        dtype="fp32",
-        autocast=run.dtype == "bf16",
-        padding=True,
-        batch=budget.batch_size if budget else 8,
-        seq=round(ROWS * (budget.max_length if budget else 512)),
-        device="cpu",
-        **fields,
-    )
+    """The largest training step of a run on a CPU: rows as long as they may be, LABELS of their tokens with a label."""
+    batch, seq = (run.budget.batch_size, run.budget.max_length) if run.budget else (8, 512)
+    labels = max(1, int(LABELS * batch * seq))
+    return replace(training_setup(run), padding=True, batch=batch, seq=seq, labels=labels, device="cpu")
 
 
 def shape_of(model: specs.Model) -> Shape:
