@@ -60,7 +60,7 @@ def draw_model(
     axes.set_yticks(range(len(rows)), list(WAYS))
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_xlim(0, 1.13 * longest)
-    axes.set_title(label, loc="left", fontsize=SMALL, fontweight="bold", pad=4)
+    axes.set_title(label, loc="right", fontsize=SMALL, fontweight="bold", pad=4)
     axes.tick_params(axis="y", labelsize=SMALL)
     axes.grid(axis="y", visible=False)
     for card, size in CARDS.items():

@@ -207,7 +207,8 @@ def as_text(found: Fit, model: str) -> str:
     rows = f"{found.largest_batch} × {setup.seq}" if found.largest_batch else f"not even 1 × {setup.seq}"
     tokens = f"{setup.batch} × {found.largest_seq}" if found.largest_seq else f"not even {setup.batch} × 1"
     limit = ", its context" if found.largest_seq and found.largest_seq == found.configuration.shape.context else ""
-    lines.append(f"Largest batch with all else as it is: {rows} tokens; longest rows: {tokens} tokens{limit}.")
+    lines.append(f"With all else as it is, the largest batch is {rows} tokens,")
+    lines.append(f"and the longest rows are {tokens} tokens{limit}.")
     for one in found.changes:
         costs = "; ".join(one.costs)
         lines.append(f"With {' and '.join(one.names)}: {one.peak / 2**30:.3f} GiB. Cost: {costs}.")
