@@ -6,9 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from peftbook import specs
 from peftbook.cost import Curve, ProductLaw, Rates, layers_seconds, step_seconds
-from peftbook.memory import Setup, Shape, training_step
+from peftbook.memory import Configuration, Setup, Shape, training_step
+from peftbook.records import Record, Store
+from peftbook.studies import activations
+from peftbook.studies import step_seconds as study
 from peftbook.training import calibration
+from peftbook.training.probes import seconds as probes
 from peftbook.training.random_model import random_ids, subject
 
 pytestmark = [  # peft's calls of names that transformers is giving up
@@ -90,6 +95,42 @@ def test_rates_are_read_as_they_were_written():
     """Through JSON text."""
     machine = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
     assert Rates.from_json(json.loads(json.dumps(machine.as_json()))) == machine
+
+
+def timed(store: Store, off: float) -> None:
+    """Records of the whole study from a machine of one speed, whose steps all take `off` times what is predicted."""
+    machine = rates(1e-10, curve=Curve((1.0,), (1e-9,)))
+    for run in study.STUDIES["step_seconds"].runs(store):
+        ones = [Configuration.parse(text) for text in run.words("configurations")]
+        seconds = [off * float(sum(step_seconds(one.shape, one.setup, machine).values())) for one in ones]
+        fields = {"measurements": {"calibration_seconds": 5.0}, "per_example": {"step_seconds": seconds}}
+        store.save(Record(key=run.key, spec=run, metrics_info={"rates": machine.as_json()}, **fields))
+
+
+@pytest.mark.parametrize(("off", "outcome"), [(1.0, "reproduced"), (1.1, "reproduced"), (1.5, "refuted")])
+def test_the_verdict_on_seconds_is_about_the_median_error(off, outcome, tmp_path):
+    """Each record is predicted by its own rates; every configuration of the byte model's grid is there, enlarged."""
+    store, one = Store(tmp_path), study.STUDIES["step_seconds"]
+    assert one.verdict(store).outcome == "not yet run"
+    timed(store, off)
+    known = one.quantities(store)
+    assert one.verdict(store).outcome == outcome
+    assert known["open_ratio"].n + known["held_out_ratio"].n == sum(map(len, activations.GRID.values()))
+    assert known["held_out_ratio"].value == pytest.approx(1 / off, rel=1e-6)
+    assert known["held_out_median_error"].value == pytest.approx(100 * abs(1 / off - 1), abs=1e-6)
+
+
+def test_a_probe_times_every_configuration_and_keeps_the_machines_rates(monkeypatch, here):
+    """Two small configurations: a median each, and rates from which the prediction can be computed again."""
+    monkeypatch.setattr(probes, "calibrate", lambda platform: here)
+    texts = tuple(Configuration(SHAPE, setup).text for setup in (CPU, replace(CPU, method="full")))
+    settings = {"configurations": texts, "trials": 2}
+    probe = specs.Probe(measure="seconds.steps", settings=settings, purpose="timing", machine="m")
+    found = probes.steps(probe)
+    assert len(found.per_example["step_seconds"]) == found.measurements["configurations"] == 2
+    assert Rates.from_json(found.metrics_info["rates"]) == here
+    ratios = list(study.ratios(Record(key=probe.key, spec=probe, **vars(found))))
+    assert len(ratios) == 2 and min(ratios) > 0
 
 
 @pytest.fixture(scope="module")

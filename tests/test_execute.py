@@ -103,7 +103,7 @@ def test_a_record_holds_everything_a_page_needs(name, folder, store):
     assert record.metrics_info["bertscore"]["sha256"] == scoring.embedded_encoder().sha256
     assert {"cpu", "cores", "threads", "versions", "micro_batch", "started", "finished"} <= set(record.provenance)
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(record.provenance["versions"])
-    assert not (module.cache_folder() / "checkpoints" / run.key[:16]).exists()
+    assert not (module.checkpoints_folder() / run.key[:16]).exists()
 
 
 def test_parameters_are_counted_once_and_unpacked(folder, store):
@@ -171,7 +171,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch)
     store = Store(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         execute(run, store, quiet=True)
-    left = module.cache_folder() / "checkpoints" / run.key[:16]
+    left = module.checkpoints_folder() / run.key[:16]
     assert run not in store and left.is_dir()
     resumed, resume = [], loop.resume
     monkeypatch.setattr(loop, "resume", lambda *arguments: resumed.append(resume(*arguments)) or resumed[-1])
@@ -230,7 +230,7 @@ def test_a_diverged_run_is_recorded_with_its_failure(folder, store):
     record = execute(run, store, quiet=True)
     assert "diverged" in record.failure and store.get(run) == record
     assert "loss_nats" not in record.measurements and record.per_example == {}
-    assert not (module.cache_folder() / "checkpoints" / run.key[:16]).exists()
+    assert not (module.checkpoints_folder() / run.key[:16]).exists()
 
 
 def test_a_run_that_diverges_on_its_last_step_is_a_failure_too(folder, store, monkeypatch):

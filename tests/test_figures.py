@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from peftbook import figures, metrics, specs
+from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
 from peftbook.errors import InputError
 from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, parts, prompt, quantisation, style
 from peftbook.memory import SHAPES, Configuration, training_step
@@ -59,6 +60,20 @@ def invented_step_peaks(probe: specs.Probe, rng: np.random.Generator) -> dict:
     """Peaks near the predicted ones."""
     found = [activations.beyond_state(Configuration.parse(text)) for text in probe.words("configurations")]
     return {"per_example": {"peak_bytes": (np.array(found) * (1 + rng.normal(0, 0.02, len(found)))).tolist()}}
+
+
+def invented_steps(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    """Seconds near those of a machine on which only operations and bytes take time."""
+    law, nothing, dtypes = ProductLaw(1e-11, 1e-10), Curve((1.0,), (1e-9,)), ("bf16", "fp32")
+    laws, curves = dict.fromkeys(dtypes, law), dict.fromkeys(dtypes, nothing)
+    rates = Rates(laws, laws, dict.fromkeys(dtypes, (1e-11, 1e-11)), curves, curves, 1e-10, 1e-9, 1e-5)
+    ones = [Configuration.parse(text) for text in probe.words("configurations")]
+    seconds = [float(sum(step_seconds(one.shape, one.setup, rates).values())) for one in ones]
+    return {
+        "measurements": {"calibration_seconds": 5.0},
+        "per_example": {"step_seconds": (np.array(seconds) * (1 + rng.normal(0, 0.1, len(seconds)))).tolist()},
+        "metrics_info": {"rates": rates.as_json()},
+    }
 
 
 BEST = {"full": 6e-5, "lora": 5e-4, "qlora": 5e-4, "adapter": 8e-4, "norm": 3e-3, "ia3": 1e-2, "prefix": 0.02,
@@ -243,6 +258,7 @@ PROBES = {
     "synthetic.recall_bits": invented_recall,
     "memory.peak": invented_peak,
     "memory.step_peaks": invented_step_peaks,
+    "seconds.steps": invented_steps,
 }
 
 

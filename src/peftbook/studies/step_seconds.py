@@ -8,6 +8,8 @@ some steps of every configuration. A record holds both, so that its prediction c
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from statistics import median
@@ -51,10 +53,16 @@ def probe(family: str, part: str) -> specs.Probe:
 
 def ratios(record: Record) -> Iterator[float]:
     """Predicted over measured seconds of every configuration of a record."""
-    rates = Rates.from_json(record.metrics_info["rates"])
+    rates = json.dumps(record.metrics_info["rates"], sort_keys=True)
     measured = [float(one) for one in record.per_example["step_seconds"]]
     for one, seconds in zip(configurations(record), measured, strict=True):
-        yield float(sum(step_seconds(one.shape, one.setup, rates).values())) / seconds
+        yield predicted(one, rates) / seconds
+
+
+@functools.lru_cache(maxsize=1024)
+def predicted(one: Configuration, rates: str) -> float:
+    """Seconds of a step at rates that are written as JSON."""
+    return float(sum(step_seconds(one.shape, one.setup, Rates.from_json(json.loads(rates))).values()))
 
 
 def median_error(found: list[float]) -> metrics.Interval:
