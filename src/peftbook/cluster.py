@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
 import re
@@ -280,7 +281,7 @@ def connect(
         here = {"num_cpus": queue.cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
         options = {"address": "local", **here}
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray has no one class for what goes wrong here
         raise refused(address, error) from None
     try:
