@@ -23,6 +23,8 @@ def command_run(args: argparse.Namespace) -> int:
     from peftbook.studies import NAMES, get_study
     from peftbook.training.queue import default_workers, run_studies
 
+    if args.strategy == "fsdp" and args.processes == 1:
+        raise InputError("Strategy 'fsdp' spreads the weights over processes: give --processes of at least 2.")
     if args.key:
         return run_one(args)
     if not args.studies and not args.all:
@@ -33,10 +35,11 @@ def command_run(args: argparse.Namespace) -> int:
     outcomes = run_studies(
         studies,
         store_on(args.platform, to_run=True),
-        workers=args.workers or default_workers(args.platform),
+        workers=args.workers or max(1, default_workers(args.platform) // args.processes),
         limit=args.limit,
         minutes=args.minutes,
         export=args.export,
+        **shared_by(args),
     )
     failed = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in failed:
@@ -51,18 +54,36 @@ def command_run(args: argparse.Namespace) -> int:
 
 def run_one(args: argparse.Namespace) -> int:
     """One run by its key, with progress bar and traceback."""
+    from peftbook.training.launch import refuse_to_split
     from peftbook.training.queue import run_subprocess
 
     store = store_on(args.platform)
     run = find_run(args.key, store)
+    if args.processes > 1:
+        refuse_to_split(run, args.processes, args.strategy)
     path = store.path(run.key)
     if path is not None and not args.again:
         print(f"Run {run.key[:12]} is cached: {path}")
         return 0
     folder = rerun_folder() if args.again else None
-    ok, message = run_subprocess(run, folder=folder, show=True)
+    ok, message = run_subprocess(run, folder=folder, show=True, processes=args.processes, strategy=args.strategy)
     print(message or f"Run {run.key[:12]} is done{f': its record is in {folder}' if folder else ''}.")
     return 0 if ok else 1
+
+
+def shared_by(args: argparse.Namespace) -> dict:
+    """What the queue needs to share each run between --processes; nothing for one."""
+    import functools
+
+    from peftbook.training.launch import obstacle_to_split
+    from peftbook.training.queue import run_subprocess
+
+    if args.processes == 1:
+        return {}
+    return {
+        "compute": functools.partial(run_subprocess, processes=args.processes, strategy=args.strategy),
+        "unsplit": functools.partial(obstacle_to_split, count=args.processes, strategy=args.strategy),
+    }
 
 
 def store_on(platform: str, *, to_run: bool = False):
@@ -359,6 +380,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--again", action="store_true", help="with --key: repeat a cached run into a temporary folder")
     run.add_argument("--limit", type=positive, help="stop after this many runs")
     run.add_argument("--workers", type=positive, help="runs side by side (default: one a core, on a GPU one)")
+    run.add_argument("--processes", type=positive, default=1, help="that share each run, on a GPU one each (default 1)")
+    run.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="of --processes (default ddp)")
     run.add_argument("--minutes", type=positive, help="start no run that would probably end later than this")
     run.add_argument("--export", type=Path, metavar="FILE.zip", help="keep the records that are made in one file too")
     on_platform(run)

@@ -64,19 +64,31 @@ def default_workers(platform: str) -> int:
     return max(1, min(cores(), int(psutil.virtual_memory().available // WORKER_BYTES)))
 
 
-def run_subprocess(run: Spec, threads: int = 0, *, folder: Path | None = None, show: bool = False) -> tuple[bool, str]:
+def run_subprocess(
+    run: Spec,
+    threads: int = 0,
+    *,
+    folder: Path | None = None,
+    show: bool = False,
+    processes: int = 1,
+    strategy: str = "ddp",
+) -> tuple[bool, str]:
     """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
 
     threads: of the process; 0 means all cores.  folder: where its record goes (default: where new records go).
-    show: let its progress bar and a traceback through to the terminal.
+    show: let its progress bar and a traceback through to the terminal.  processes: with more than one, the process
+    starts so many, which compute the run together and share its threads.
     """
+    command = [sys.executable, *WORKER]
+    if processes > 1:
+        command += ["--processes", str(processes), "--strategy", strategy]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads or cores())}
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, so a neighbour is not slowed down
     if folder is not None:
         environment["PEFTBOOK_RECORDS"] = str(folder)
     with tempfile.TemporaryFile("w+", errors="replace") as complaints:
         process = subprocess.Popen(
-            [sys.executable, *WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             stderr=None if show else complaints,
         )  # fmt: skip
         RUNNING.add(process)
@@ -173,6 +185,7 @@ class Queue:
     deadline: float | None
     data: Callable[[str], str]
     machine: Callable[[str], str]
+    unsplit: Callable[[Spec], str]
     estimates: Estimates = field(default_factory=Estimates)
     outcomes: list[Outcome] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
@@ -208,7 +221,7 @@ class Queue:
     def obstacle(self, spec: Spec) -> str:
         """Why a run cannot be made here, in a sentence; empty if nothing is in the way."""
         for run in (spec,) if isinstance(spec, Run) else spec.runs:
-            if why := self.data(run.task.name):
+            if why := self.data(run.task.name) or self.unsplit(spec):
                 return why
         if spec.purpose == "timing" and spec.machine and spec.machine != (here := self.machine(spec.platform)):
             return f"they are timed on {spec.machine!r}, and this machine is {here!r}."
@@ -269,6 +282,7 @@ def run_studies(
     limit: int | None = None,
     minutes: float | None = None,
     export: Path | None = None,
+    unsplit: Callable[[Spec], str] = lambda spec: "",
     this_machine: Callable[[str], str] = machine_here,
 ) -> list[Outcome]:
     """Compute what is missing until no study determines a new run; each run is tried once a call.
@@ -280,10 +294,11 @@ def run_studies(
     workers: runs side by side, each with its share of the cores; a timing run has the machine to itself.
     limit: start no more than so many runs.  minutes: start no run that would probably end later; one is always tried.
     export: keep the records made by this call in this file too, after every run.
+    unsplit: why `compute` cannot share a run between processes, in a sentence; empty if it can or need not.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     asked = functools.cache(missing_data), functools.cache(this_machine)
-    queue = Queue(studies, store, report, workers, deadline, *asked)
+    queue = Queue(studies, store, report, workers, deadline, *asked, unsplit)
     for record in store.all():
         if (seconds := wall_seconds(record)) is not None:
             queue.estimates.note(record.spec, seconds)
