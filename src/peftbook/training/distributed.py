@@ -3,13 +3,14 @@
 `ddp`: every process holds the whole model. `fsdp`: every process holds its share of every weight, and a decoder layer
 is whole only while it computes. Like the micro-batch this changes memory and speed, never what is computed: the loss
 of a step stays the mean over all label tokens of its batch, so results agree up to the order of sums (and up to
-dropout, whose masks are drawn for the examples that a process has).
+dropout: each process draws the masks of its own examples).
 
 Source: Zhao et al. 2023, PyTorch FSDP, arXiv:2304.11277; the shards are those of `torch.distributed.fsdp.fully_shard`.
 """
 
 from __future__ import annotations
 
+import datetime
 import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ __all__ = [
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+PATIENCE = datetime.timedelta(hours=6)  # the first process scores texts while the others wait
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def join(strategy: str, platform: str) -> Processes:
     """Meet the other processes of this launch, by the variables that accelerate's or torch's launcher has set."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=platform == "cpu")
+    state = PartialState(cpu=platform == "cpu", timeout=PATIENCE)
     if state.num_processes == 1:
         return ALONE
     return Processes(state.process_index, state.num_processes, strategy, state.device)
@@ -148,7 +150,7 @@ def shard(model: nn.Module, processes: Processes) -> None:
     Weights move to this process's device a group at a time, so the whole model never lies there. Gradients are summed,
     not averaged: the loss is divided by the labels of the whole batch.
     """
-    expose_4bit_weights(model)
+    expose_4bit_weights(model, processes.device)
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     for layer in causal_model(model).model.layers:
         fully_shard(layer, mesh=mesh)
@@ -161,16 +163,17 @@ def shard(model: nn.Module, processes: Processes) -> None:
     register_fsdp_forward_method(model, "perform")
 
 
-def expose_4bit_weights(model: nn.Module) -> None:
+def expose_4bit_weights(model: nn.Module, device: torch.device) -> None:
     """Turn bitsandbytes' 4-bit weights into plain bytes, which FSDP can cut.
 
-    `Linear4bit.forward` puts the quantisation state, which stays whole on every process, back onto the gathered bytes.
+    `Linear4bit.forward` puts the quantisation state, which stays whole on every device, back onto the gathered bytes.
     """
     import bitsandbytes
 
     for part in model.modules():
         if isinstance(part, bitsandbytes.nn.Linear4bit):
             part.quant_state = part.weight.quant_state
+            part.quant_state.to(device)
             part.weight = nn.Parameter(part.weight.data.as_subclass(torch.Tensor), requires_grad=False)
 
 

@@ -158,7 +158,7 @@ def train(
     with frozen_linears_in_bf16(model, dtype):
         for step in range(first, len(plan)):
             began = time.monotonic()
-            torch.manual_seed(1_000_003 * seed + step)  # dropout, if any, depends on seed and step alone
+            torch.manual_seed(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
             batch = [data[index] for index in plan[step]]
             labels = sum(example.label_tokens for example in batch)
             for group in optimizer.param_groups:
