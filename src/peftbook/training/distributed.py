@@ -141,7 +141,8 @@ def gathered(model: nn.Module, work: Callable[..., T], *arguments: Any) -> T:
     """work(model, *arguments), within which FSDP gathers what it needs of a sharded model."""
     if not is_sharded(model):
         return work(model, *arguments)
-    return model.perform(lambda: work(model, *arguments))
+    root: Any = model
+    return root.perform(lambda: work(model, *arguments))
 
 
 def shard(model: nn.Module, processes: Processes) -> None:
@@ -150,16 +151,18 @@ def shard(model: nn.Module, processes: Processes) -> None:
     Weights move to this process's device a group at a time, so the whole model never lies there. Gradients are summed,
     not averaged: the loss is divided by the labels of the whole batch.
     """
+    root: Any = model
+    base: Any = causal_model(model)
     expose_4bit_weights(model, processes.device)
     mesh = init_device_mesh(processes.device.type, (processes.count,))
-    for layer in causal_model(model).model.layers:
+    for layer in base.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it sums
-    model.perform = types.MethodType(lambda self, work: work(), model)
+    root.perform = types.MethodType(lambda self, work: work(), model)
     register_fsdp_forward_method(model, "perform")
 
 
@@ -170,11 +173,11 @@ def expose_4bit_weights(model: nn.Module, device: torch.device) -> None:
     """
     import bitsandbytes
 
-    for part in model.modules():
-        if isinstance(part, bitsandbytes.nn.Linear4bit):
-            part.quant_state = part.weight.quant_state
-            part.quant_state.to(device)
-            part.weight = nn.Parameter(part.weight.data.as_subclass(torch.Tensor), requires_grad=False)
+    layers: list[Any] = [part for part in model.modules() if isinstance(part, bitsandbytes.nn.Linear4bit)]
+    for part in layers:
+        part.quant_state = part.weight.quant_state
+        part.quant_state.to(device)
+        part.weight = nn.Parameter(part.weight.data.as_subclass(torch.Tensor), requires_grad=False)
 
 
 def freeze_in_bf16(model: nn.Module) -> None:
