@@ -55,6 +55,10 @@ def check_engine(args: argparse.Namespace) -> None:
         raise InputError(f"Address {args.address!r} is that of a Ray cluster: add --engine ray, or leave it out.")
     if args.key and args.engine != "local":
         raise InputError(f"Run {args.key!r} is repeated on this machine: leave out --engine {args.engine}.")
+    if args.processes > 1 and args.engine != "local":
+        raise InputError(f"--processes {args.processes} share a run on one machine: leave out --engine {args.engine}.")
+    if args.strategy == "fsdp" and args.processes == 1:
+        raise InputError("Strategy 'fsdp' spreads the weights over processes: give --processes of at least 2.")
     if args.checkpoints and not args.checkpoints.is_dir():
         raise InputError(f"There is no folder {str(args.checkpoints)!r}: make it, or leave out --checkpoints.")
 
@@ -63,14 +67,17 @@ def check_engine(args: argparse.Namespace) -> None:
 def engine(args: argparse.Namespace, store) -> Iterator[dict]:
     """What `run_studies` computes with: processes on this machine, or tasks of a Ray cluster."""
     from peftbook.training import queue
+    from peftbook.training.launch import obstacle_to_split
 
     folder = args.checkpoints.absolute() if args.checkpoints else None
     if args.engine == "local":
         variables = {"PEFTBOOK_CHECKPOINTS": str(folder)} if folder else {}
-        workers = args.workers or queue.default_workers(args.platform)
+        workers = args.workers or max(1, queue.default_workers(args.platform) // args.processes)
+        shared = {"processes": args.processes, "strategy": args.strategy}
         yield {
-            "compute": functools.partial(queue.run_subprocess, variables=variables),
+            "compute": functools.partial(queue.run_subprocess, variables=variables, **shared),
             "predict": functools.partial(queue.predicted_here, threads=max(1, queue.cores() // workers)),
+            "refuse": functools.partial(obstacle_to_split, count=args.processes, strategy=args.strategy),
             "workers": workers,
         }
         return
@@ -83,16 +90,19 @@ def engine(args: argparse.Namespace, store) -> Iterator[dict]:
 
 def run_one(args: argparse.Namespace) -> int:
     """One run by its key, with progress bar and traceback."""
+    from peftbook.training.launch import refuse_to_split
     from peftbook.training.queue import run_subprocess
 
     store = store_on(args.platform)
     run = find_run(args.key, store)
+    if args.processes > 1:
+        refuse_to_split(run, args.processes, args.strategy)
     path = store.path(run.key)
     if path is not None and not args.again:
         print(f"Run {run.key[:12]} is cached: {path}")
         return 0
     folder = rerun_folder() if args.again else None
-    ok, message = run_subprocess(run, folder=folder, show=True)
+    ok, message = run_subprocess(run, folder=folder, show=True, processes=args.processes, strategy=args.strategy)
     print(message or f"Run {run.key[:12]} is done{f': its record is in {folder}' if folder else ''}.")
     return 0 if ok else 1
 
@@ -415,6 +425,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--again", action="store_true", help="with --key: repeat a cached run into a temporary folder")
     run.add_argument("--limit", type=positive, help="stop after this many runs")
     run.add_argument("--workers", type=positive, help="runs side by side (default: one a core, on a GPU one)")
+    run.add_argument("--processes", type=positive, default=1, help="that share each run, on a GPU one each (default 1)")
+    run.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="of --processes (default ddp)")
     run.add_argument("--minutes", type=positive, help="start no run that would probably end later than this")
     run.add_argument("--export", type=Path, metavar="FILE.zip", help="keep the records that are made in one file too")
     run.add_argument("--engine", default="local", help="local, or ray: as tasks of a Ray cluster (default local)")

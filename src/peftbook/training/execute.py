@@ -29,6 +29,7 @@ from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.calibration import known_rates
+from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
 from peftbook.training.encode import (
     Encoded,
     encode_example,
@@ -58,6 +59,7 @@ class Trainee:
     task: TaskData
     loaded: Loaded
     model: torch.nn.Module
+    processes: Processes = ALONE
 
     @property
     def tokenizer(self):
@@ -99,19 +101,36 @@ class Trainee:
             checkpoint=checkpoint,
             on_step=on_step,
             rate_factor=functools.partial(rate_factor, self.run.method),
+            processes=self.processes,
         )
 
+    def spread(self) -> None:
+        """Leave to this process its share of the weights, where they are shared."""
+        if self.processes.sharded:
+            if not decodes_in_float32(self.run):
+                freeze_in_bf16(self.model)
+            shard(self.model, self.processes)
 
-def prepare(run: specs.Run, task: TaskData | None = None) -> Trainee:
-    """Load what a run needs and apply its method. Raises InputError for missing or changed data or model."""
+
+def decodes_in_float32(run: specs.Run) -> bool:
+    """Whether something of this run is computed with the float32 weights themselves."""
+    return run.dtype == "fp32" or (run.evaluation.n_generate > 0 and run.evaluation.generation_dtype == "fp32")
+
+
+def prepare(run: specs.Run, task: TaskData | None = None, processes: Processes = ALONE) -> Trainee:
+    """Load what a run needs and apply its method. Raises InputError for missing or changed data or model.
+
+    A model that will be shared by processes is loaded into the machine's memory, not the device's.
+    """
     task = task or get_task(run.task.name)
     if task.data_sha256 != run.task.data_sha256:
         raise InputError(
             f"Task {run.task.name!r} has data {task.data_sha256[:12]}…, the run names {run.task.data_sha256[:12]}…: "
             "use the version of peftbook that shipped this data."
         )
-    loaded = load_model(run.model, run.method, run.platform)
-    return Trainee(run, task, loaded, apply_method(loaded.model, run.method, run.seed, loaded.tokenizer))
+    loaded = load_model(run.model, run.method, "cpu" if processes.sharded else run.platform)
+    model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    return Trainee(run, task, loaded, model, processes)
 
 
 def execute(
@@ -122,10 +141,12 @@ def execute(
     adapter: Path | None = None,
     quiet: bool = False,
     micro_batch: int | None = None,
+    processes: Processes = ALONE,
 ) -> Record:
     """Compute a run or a probe and save its record; a diverged run is saved with its `failure`.
 
     task: the loaded data of a task that has no name in the registry.  adapter: a folder for what was trained.
+    processes: those that compute the run together, each of which calls this; the first one writes.
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
@@ -138,10 +159,12 @@ def execute(
             name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")
         }
         return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
-    trainee = prepare(run, task)
+    quiet = quiet or not processes.first
+    trainee = processes.agree(lambda: prepare(run, task, processes))
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
     count_parameters(trainee.model, out["measurements"])
-    predicted = predict(trainee)
+    predicted = predict(trainee) if processes.count == 1 else {}
+    trainee.spread()
     checkpoint = checkpoints_folder() / run.key[:16]
     texts: list[str] | None = None
     resumed: dict[str, int] = {}
@@ -153,7 +176,7 @@ def execute(
             resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
         texts = evaluate(trainee, quiet, out)
         if adapter is not None:
-            trainee.model.save_pretrained(adapter)
+            save_trained(trainee, adapter)
     except InputError as error:
         if "diverged" not in str(error):
             raise
@@ -161,12 +184,14 @@ def execute(
     record = Record(
         key=run.key,
         spec=run,
-        provenance=provenance(started, micro_batch or (run.budget.batch_size if run.budget else None))
+        provenance=provenance(started, micro_batch or examples_at_a_time(run, processes), processes)
         | seconds(predicted, out["measurements"])
         | resumed,
         failure=failure,
         **out,
     )
+    if not processes.first:
+        return record
     saved = store.save(record, texts)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return saved
@@ -190,6 +215,13 @@ def seconds(predicted: dict[str, float], measured: dict[str, Any]) -> dict[str, 
         return {}
     found = {name: measured[f"{name}_seconds"] for name in predicted if f"{name}_seconds" in measured}
     return {"predicted_seconds": predicted, "measured_seconds": found}
+
+
+def save_trained(trainee: Trainee, folder: Path) -> None:
+    """The adapter, or the whole model where there is none, as its library saves it; shards are put together first."""
+    state = {"state_dict": saved_state(trainee.model)} if trainee.processes.sharded else {}
+    if trainee.processes.first:
+        trainee.model.save_pretrained(folder, **state)
 
 
 def count_parameters(model: torch.nn.Module, out: dict) -> None:
@@ -262,7 +294,7 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
     measured["loss_seconds"] = round(time.monotonic() - began, 3)
     per_example["loss_nats"] = [round(value, 6) for value in nats]
     per_example["label_tokens"] = [float(count) for count in counts]
-    measured["peak_memory_bytes"] = peak_memory(run.platform)
+    measured["peak_memory_bytes"] = int(trainee.processes.largest(peak_memory(run.platform)))
     if not wanted.n_generate:
         return None
     chosen = examples[: wanted.n_generate]
@@ -280,7 +312,8 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
         )  # fmt: skip
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)
-    score_texts(texts, chosen, task, out)
+    if trainee.processes.first:
+        score_texts(texts, chosen, task, out)
     return texts
 
 
@@ -335,7 +368,12 @@ def commit() -> dict[str, object]:
     return {"commit": revision.strip(), "dirty": bool(changed.strip())}
 
 
-def provenance(started: datetime.datetime, micro_batch: int | None) -> dict:
+def examples_at_a_time(run: specs.Run, processes: Processes) -> int | None:
+    """How many examples of a batch a process computes at once where nothing smaller is asked for."""
+    return -(-run.budget.batch_size // processes.count) if run.budget else None
+
+
+def provenance(started: datetime.datetime, micro_batch: int | None, processes: Processes = ALONE) -> dict:
     """Where and with what a record was made."""
     finished = datetime.datetime.now(datetime.UTC)
     return {
@@ -348,6 +386,8 @@ def provenance(started: datetime.datetime, micro_batch: int | None) -> dict:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "micro_batch": micro_batch,
+        "processes": processes.count,
+        "strategy": processes.strategy,
         "started": started.isoformat(timespec="seconds"),
         "finished": finished.isoformat(timespec="seconds"),
         "load_average": round(os.getloadavg()[0], 2),

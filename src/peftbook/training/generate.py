@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from peftbook.training.distributed import gathered
 from peftbook.training.encode import sorted_batches
 from peftbook.training.methods import causal_model, start_cache
 
@@ -32,7 +33,8 @@ def generate(
     model.eval()
     texts = [""] * len(prompts)
     for batch in sorted_batches([len(prompt) for prompt in prompts], batch_size):
-        answers = decode_batch(model, tokenizer, [list(prompts[index]) for index in batch], max_new_tokens)
+        asked = [list(prompts[index]) for index in batch]
+        answers = gathered(model, decode_batch, tokenizer, asked, max_new_tokens)
         for index, ids in zip(batch, answers, strict=True):
             texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if on_batch:

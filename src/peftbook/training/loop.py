@@ -20,6 +20,7 @@ from torch.nn import functional
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import write_atomically
+from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
 from peftbook.training.methods import causal_model, hidden_states, trainable_state
 
@@ -71,12 +72,13 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
     """Negative log-likelihood in nats of every label token, (labels,), and the count of labels of each example.
 
     The head runs only where there is a label: at SmolLM2's vocabulary of 49,152 the logits of all positions would
-    cost more memory than the weights. What the examples share at their start (template, instruction) runs once.
+    cost more memory than the weights. What the examples share at their start (template, instruction) runs once,
+    unless the model is sharded: FSDP lets go of a layer before the gradients of what is shared come to it.
     """
     base = causal_model(model)
     device = base.get_input_embeddings().weight.device
     ids = pad(examples, pad_id, device)
-    shared = shared_prefix(examples)
+    shared = 0 if is_sharded(model) else shared_prefix(examples)
     rows = [row for row, example in enumerate(examples) for _ in range(example.label_tokens)]
     columns = [at for example in examples for at in range(example.start, len(example.ids))]
     row, column = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
@@ -90,10 +92,11 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
 def frozen_linears_in_bf16(model: nn.Module, dtype: str) -> Iterator[None]:
     """Hold frozen dense linear weights as the bfloat16 copies that autocast would make again in every forward pass.
 
-    The arithmetic is the same bit by bit. The float32 weights come back afterwards, for merging and generation.
+    The arithmetic is the same bit by bit. The float32 weights come back afterwards, for merging and generation. Shards
+    stay as they are.
     """
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    if dtype == "bf16":
+    if dtype == "bf16" and not is_sharded(model):
         for part in causal_model(model).model.modules():
             if isinstance(part, nn.Linear) and part.weight.dtype == torch.float32 and not part.weight.requires_grad:
                 kept.append((part.weight, part.weight.data))
@@ -133,13 +136,15 @@ def train(
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train the model's trainable parameters with AdamW; returns the curve and what it cost.
 
-    The loss of a step is the mean over all label tokens of its batch, whatever the micro-batch. With `checkpoint`,
-    the state is written there every `checkpoint_seconds` and a later call with the same arguments goes on from it:
-    on CPU the result is bit-equal to an uninterrupted run. `rate_factor` multiplies the learning rate of a parameter,
-    by its name. Raises InputError if the loss is not finite.
+    The loss of a step is the mean over all label tokens of its batch, whatever the micro-batch and however many
+    `processes` share the batch (each of which calls this). With `checkpoint`, the state is written there every
+    `checkpoint_seconds` and a later call with the same arguments goes on from it: on CPU the result is bit-equal to an
+    uninterrupted run of as many processes. `rate_factor` multiplies the learning rate of a parameter, by its name.
+    Raises InputError if the loss is not finite.
     """
     plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
     parameters = trainable_state(model)
@@ -158,19 +163,22 @@ def train(
     with frozen_linears_in_bf16(model, dtype):
         for step in range(first, len(plan)):
             began = time.monotonic()
-            torch.manual_seed(1_000_003 * seed + step)  # dropout, if any, depends on seed and step alone
+            torch.manual_seed(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
             batch = [data[index] for index in plan[step]]
             labels = sum(example.label_tokens for example in batch)
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * learning_rate(budget, step, len(plan))
             loss = 0.0
-            for at in range(0, len(batch), micro_batch or len(batch)):
+            for examples, weight in processes.portions(batch, micro_batch):
                 with autocast(dtype, platform):
-                    nats, _ = label_losses(model, batch[at : at + (micro_batch or len(batch))], pad_id)
-                part = nats.sum() / labels
+                    nats, _ = gathered(model, label_losses, examples, pad_id)
+                part = weight * nats.sum() / labels
                 part.backward()
                 loss += part.item()
-            norm = nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm).item()
+            late = processes.first and time.monotonic() - saved > pause
+            loss, due = processes.sum(loss, late)
+            processes.sum_gradients(parameters.values())
+            norm = whole(nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm)).item()
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise InputError(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
             optimizer.step()
@@ -186,19 +194,25 @@ def train(
                 speed = result.tokens / result.seconds
                 left = (len(plan) - step - 1) * result.seconds / (step + 1)
                 on_step(Progress(step + 1, len(plan), loss, result.tokens, speed, left))
-            if checkpoint and step + 1 < len(plan) and time.monotonic() - saved > pause:
-                save_checkpoint(checkpoint, parameters, optimizer, result, step + 1)
+            if checkpoint and step + 1 < len(plan) and due:
+                save_checkpoint(checkpoint if processes.first else None, parameters, optimizer, result, step + 1)
                 saved = time.monotonic()
     model.eval()
     return result
 
 
-def save_checkpoint(folder: Path, parameters: dict, optimizer, result: Trained, step: int) -> None:
-    """Parameters and Adam's moments as safetensors, the rest as JSON; the JSON is written last and names the step."""
-    tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
+def save_checkpoint(folder: Path | None, parameters: dict, optimizer, result: Trained, step: int) -> None:
+    """Parameters and Adam's moments as safetensors, the rest as JSON; the JSON is written last and names the step.
+
+    Whole tensors, however many processes there are, so that any number of them goes on from the file. folder: None
+    where another process writes: this one gives its shards.
+    """
+    tensors = {f"parameter.{name}": whole(value.detach()) for name, value in parameters.items()}
     for name, value in parameters.items():
         for part, moment in optimizer.state[value].items():
-            tensors[f"{part}.{name}"] = moment
+            tensors[f"{part}.{name}"] = whole(moment)
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"state-{step}.safetensors")
     write_atomically(folder / "progress.json", json.dumps({"step": step, **vars(result)}).encode())
@@ -216,11 +230,12 @@ def resume(folder: Path, parameters: dict, optimizer, result: Trained) -> int:
     vars(result).update(progress)
     with safe_open(folder / f"state-{step}.safetensors", framework="pt") as file, torch.no_grad():
         for name, value in parameters.items():
-            value.copy_(file.get_tensor(f"parameter.{name}"))
+            value.copy_(share_like(file.get_tensor(f"parameter.{name}"), value))
             optimizer.state[value] = {
-                part: file.get_tensor(f"{part}.{name}").to("cpu" if part == "step" else value.device)
-                for part in ("step", "exp_avg", "exp_avg_sq")
+                part: share_like(file.get_tensor(f"{part}.{name}").to(value.device), value)
+                for part in ("exp_avg", "exp_avg_sq")
             }
+            optimizer.state[value]["step"] = file.get_tensor(f"step.{name}").to(value.device)  # where `fused` wants it
     return step
 
 
@@ -228,13 +243,13 @@ def resume(folder: Path, parameters: dict, optimizer, result: Trained) -> int:
 def losses(
     model: nn.Module, data: list[Encoded], *, pad_id: int, batch_size: int = 16, dtype="bf16", platform="cpu"
 ) -> tuple[list[float], list[int]]:
-    """Summed nats and label tokens of every example, in the order given."""
+    """Summed nats and label tokens of every example, in the order given; all processes compute the same batches."""
     model.eval()
     nats, counts = [0.0] * len(data), [0] * len(data)
     with frozen_linears_in_bf16(model, dtype):
         for batch in sorted_batches([len(example.ids) for example in data], batch_size):
             with autocast(dtype, platform):
-                flat, sizes = label_losses(model, [data[index] for index in batch], pad_id)
+                flat, sizes = gathered(model, label_losses, [data[index] for index in batch], pad_id)
             for index, part in zip(batch, flat.split(sizes), strict=True):
                 nats[index], counts[index] = part.sum().item(), len(part)
     return nats, counts

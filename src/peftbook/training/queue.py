@@ -81,19 +81,25 @@ def run_subprocess(
     folder: Path | None = None,
     show: bool = False,
     variables: Mapping[str, str] | None = None,
+    processes: int = 1,
+    strategy: str = "ddp",
 ) -> tuple[bool, str]:
     """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
 
     threads: of the process; 0 means all cores.  folder: where its record goes (default: where new records go).
     show: let its progress bar and a traceback through to the terminal.  variables: more of its environment.
+    processes: with more than one, the process starts so many, which compute the run together and share its threads.
     """
+    command = [sys.executable, *WORKER]
+    if processes > 1:
+        command += ["--processes", str(processes), "--strategy", strategy]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads or cores())} | dict(variables or {})
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, so a neighbour is not slowed down
     if folder is not None:
         environment["PEFTBOOK_RECORDS"] = str(folder)
     with tempfile.TemporaryFile("w+", errors="replace") as complaints:
         process = subprocess.Popen(
-            [sys.executable, *WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             stderr=None if show else complaints,
         )  # fmt: skip
         RUNNING.add(process)

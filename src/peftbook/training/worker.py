@@ -1,11 +1,13 @@
 """The process that computes one run for the queue: spec on standard input, refusal on standard output.
 
 One process a run, so that its peak memory is its own and a crash stops nothing else. The first line of standard input
-is the run's canonical spec; the process ends when standard input does, so no worker outlives a killed queue.
+is the run's canonical spec; the process ends when standard input does, so no worker outlives a killed queue. With
+`--processes` it starts others, which compute the run together and end with it in the same way (`training.launch`).
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -19,7 +21,7 @@ from pydantic import TypeAdapter
 from peftbook import specs
 from peftbook.errors import InputError
 
-__all__ = ["alone", "cuda_micro_batch", "read_spec"]
+__all__ = ["alone", "cuda_micro_batch", "end_with_input", "free_micro_batch", "read_spec"]
 
 # On a GPU: what weights, optimiser and libraries may take, and an example of 512 tokens with its activations. At 135M
 # parameters the second is about 0.9 GB (fp32 weights, bf16 autocast), most of it kept for the backward pass.
@@ -29,12 +31,17 @@ CUDA_RESERVED_BYTES, CUDA_EXAMPLE_BYTES = 6e9, 1e9
 def read_spec() -> specs.Run | specs.Probe:
     """The spec of the first line; from then on the process ends with its standard input."""
     line = sys.stdin.buffer.readline()
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    end_with_input()
     return TypeAdapter(specs.Run | specs.Probe).validate_json(line)
 
 
-def _end_with_input() -> None:
-    while sys.stdin.buffer.raw.read(1024):
+def end_with_input() -> None:
+    """From now on the process ends with what is its standard input now."""
+    threading.Thread(target=_end_with, args=(os.dup(sys.stdin.fileno()),), daemon=True).start()
+
+
+def _end_with(descriptor: int) -> None:
+    while os.read(descriptor, 1024):
         pass
     os._exit(1)
 
@@ -64,8 +71,10 @@ def alone(path: Path, patience: float = 0.0) -> Iterator[None]:
                         "Another process is computing this run: wait for it, then run the command again."
                     ) from None
             time.sleep(0.2)
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def cuda_micro_batch(batch_size: int, free_bytes: float) -> int:
@@ -79,27 +88,47 @@ def cuda_micro_batch(batch_size: int, free_bytes: float) -> int:
     return batch_size
 
 
-def main() -> None:
+def free_micro_batch(spec: specs.Run | specs.Probe, processes: int = 1) -> int | None:
+    """What `cuda_micro_batch` finds for a process's part of the batch on its GPU; None on a CPU."""
+    if spec.platform != "cuda" or not isinstance(spec, specs.Run) or spec.budget is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return cuda_micro_batch(-(-spec.budget.batch_size // processes), torch.cuda.mem_get_info()[0])
+
+
+def compute(spec: specs.Run | specs.Probe) -> None:
+    """Compute the run in this process and save its record."""
+    from peftbook.records import default_store
+    from peftbook.training.execute import execute, quieten_libraries
+
+    quieten_libraries()
+    execute(spec, default_store(), quiet=not sys.stderr.isatty(), micro_batch=free_micro_batch(spec))
+
+
+def main(argv: list[str] | None = None) -> None:
     """Compute the run whose spec comes in; a refusal is one line on standard output and exit status 2.
 
     `PEFTBOOK_PATIENCE`: seconds to wait for another process that computes this run, 0 by default.
     """
+    parser = argparse.ArgumentParser(prog="python -m peftbook.training.worker", description=__doc__)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
+    args = parser.parse_args(argv)
     spec = read_spec()
-    from peftbook.records import default_store
-    from peftbook.training.execute import execute, quieten_libraries
     from peftbook.training.models import checkpoints_folder
 
-    quieten_libraries()
-    micro_batch = None
     try:
-        if spec.platform == "cuda" and isinstance(spec, specs.Run) and spec.budget is not None:
-            import torch
-
-            if torch.cuda.is_available():
-                micro_batch = cuda_micro_batch(spec.budget.batch_size, torch.cuda.mem_get_info()[0])
         patience = float(os.environ.get("PEFTBOOK_PATIENCE", 0))
         with alone(checkpoints_folder() / f"{spec.key[:16]}.lock", patience):
-            execute(spec, default_store(), quiet=not sys.stderr.isatty(), micro_batch=micro_batch)
+            if args.processes == 1:
+                compute(spec)
+            else:
+                from peftbook.training.launch import launch
+
+                launch(spec, args.processes, args.strategy)
     except InputError as error:
         print(error)
         raise SystemExit(2) from None
