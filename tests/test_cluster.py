@@ -447,9 +447,8 @@ def machines() -> Iterator[Machines]:
         try:
             found.start_head()
             found.up("head")
-            for name in ("one", "two"):
+            for name in ("one", "two"):  # in turn: at the same time two would choose the same name of a socket
                 found.start_worker(name)
-            for name in ("one", "two"):
                 found.up(name)
             yield found
         finally:
