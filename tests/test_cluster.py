@@ -356,7 +356,7 @@ class Machines:
         own = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0",
             "PEFTBOOK_CACHE": str(self.folder / name), "PEFTBOOK_CHECKPOINT_SECONDS": "0", "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
+            "PYTHONUNBUFFERED": "1", "RAY_worker_niceness": "0",
         }  # fmt: skip
         return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | own
 
