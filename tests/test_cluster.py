@@ -306,6 +306,9 @@ def test_without_ray_the_engine_says_what_to_install(capsys, home, monkeypatch):
 # ---- a real cluster
 
 TOKEN = "0123456789abcdef" * 4
+AGENT_PORTS = (
+    "--dashboard-agent-grpc-port", "--dashboard-agent-listen-port", "--metrics-export-port", "--runtime-env-agent-port",
+)  # fmt: skip
 DRIVER = """
 import pathlib, sys
 sys.path.insert(0, {tests!r})
@@ -353,22 +356,24 @@ class Machines:
         own = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0",
             "PEFTBOOK_CACHE": str(self.folder / name), "PEFTBOOK_CHECKPOINT_SECONDS": "0", "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
+            "PYTHONUNBUFFERED": "1", "RAY_worker_niceness": "0",
         }  # fmt: skip
         return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | own
 
     def start(self, name: str, *options: str) -> None:
-        """Start a node; `up` waits for it."""
+        """Start a node; `up` waits for it. Where ports are given, Ray does not wait for its agents to choose some."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", "127.0.0.1"]
-        limits = ["--object-store-memory", "80000000", "--min-worker-port", "0", "--max-worker-port", "0"]
+        limits = ["--object-store-memory", "80000000", "--include-log-monitor", "false"]
+        limits += ["--min-worker-port", "0", "--max-worker-port", "0"]
+        for option, port in zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True):
+            limits += [option, str(port)]
         with (self.folder / f"{name}.log").open("w") as log:
             self.nodes[name] = subprocess.Popen(
                 [*command, *limits, *options], env=self.environment(name), stdout=log, stderr=log
             )
 
     def start_head(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.port = server.getsockname()[1]
+        (self.port,) = free_ports(1)
         folder = str(self.folder / "ray")
         self.start("head", "--head", "--port", str(self.port), "--num-cpus", "0", "--temp-dir", folder)
 
@@ -419,6 +424,13 @@ class Machines:
             node.wait()
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in servers]
+
+
 def family(pid: int) -> list[psutil.Process]:
     """A process and all that it started, as far as they are alive."""
     with contextlib.suppress(psutil.Error):
@@ -435,9 +447,8 @@ def machines() -> Iterator[Machines]:
         try:
             found.start_head()
             found.up("head")
-            for name in ("one", "two"):
+            for name in ("one", "two"):  # in turn: at the same time two would choose the same name of a socket
                 found.start_worker(name)
-            for name in ("one", "two"):
                 found.up(name)
             yield found
         finally:
