@@ -270,12 +270,12 @@ def test_when_the_parent_is_killed_all_processes_end(tmp_path):
     wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
 
 
-def wait_for(condition, seconds: float = 300) -> None:
+def wait_for(condition, seconds: float = 900) -> None:
     """Until a condition holds, or fail."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 @pytest.mark.slow

@@ -105,7 +105,9 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(error)
         raise SystemExit(2) from None
-    compute_together(spec, args.strategy, args.adapter, locked=started_by_worker)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(compute_together)(spec, args.strategy, args.adapter, locked=started_by_worker)
 
 
 def read_file(path: Path) -> specs.Run | specs.Probe:
@@ -156,7 +158,3 @@ def compute_together(spec: specs.Run | specs.Probe, strategy: str, adapter: Path
         distributed.barrier()  # the first has spoken before another's end can end it
         distributed.destroy_process_group()
     raise SystemExit(status)
-
-
-if __name__ == "__main__":
-    main()
