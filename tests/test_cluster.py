@@ -237,8 +237,8 @@ def home(tmp_path, monkeypatch) -> Path:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in cluster.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     return tmp_path
 
 

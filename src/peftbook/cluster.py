@@ -41,6 +41,7 @@ RETRIES = 5  # deaths of nodes that a run survives
 PATIENCE_SECONDS = 120  # for the orphan of a dead node to let go of a shared checkpoint
 ANSWER_SECONDS = 120  # for a node to start a process and import peftbook
 LOOK_SECONDS = 5  # between two looks at which nodes are alive
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
 STORE_BYTES = 200_000_000  # of Ray's object store on this machine: records are small
 
 
@@ -263,12 +264,12 @@ def connect(
 ) -> Iterator[Cluster]:
     """Connect to the Ray cluster whose head is at `address`, HOST:PORT, or start Ray on this machine if it is empty.
 
-    Tokens are asked for and usage is not reported, unless RAY_AUTH_MODE and RAY_USAGE_STATS_ENABLED say otherwise.
+    Tokens are asked for and usage is not reported unless the environment says otherwise (ENVIRONMENT).
     Raises InputError without Ray, for an address where no head answers, a missing or wrong token, and nodes that have
     other code than this process.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if importlib.util.find_spec("ray") is None:
         raise InputError("Engine 'ray' needs the package ray: install it with `pip install 'peftbook[cluster]'`.")
     if address:
