@@ -495,7 +495,7 @@ def test_a_killed_node_loses_no_run(machines, tmp_path):
     """Three real nodes. A run whose node dies goes on from its shared checkpoint on the other node, or starts anew
     where nothing is shared; each run is computed once, and every record is that of an uninterrupted run here.
     """
-    long, short, unshared = small_run(0, 60), small_run(1, 4, n_generate=2), small_run(2, 40)
+    long, short, unshared = small_run(0, 40), small_run(1, 4, n_generate=2), small_run(2, 30)
     shared, store = tmp_path / "checkpoints", Store(tmp_path / "cluster")
     shared.mkdir()
     driver = machines.driver(store.folders[0], shared, long, short, long)
@@ -522,6 +522,11 @@ def test_a_killed_node_loses_no_run(machines, tmp_path):
         assert store.texts(store.get(run)) == here.texts(here.get(run))
     assert len(store.texts(store.get(short))) == 2 and store.get(long).curve["train_loss_nats"]
 
+    assert_a_wrong_token_is_refused(machines)
+
+
+def assert_a_wrong_token_is_refused(machines: Machines) -> None:
+    """One sentence and status 2, before anything runs."""
     command = [sys.executable, "-m", "peftbook", "run", "methods", "--engine", "ray", "--address", machines.address]
     environment = machines.environment("head") | {"RAY_AUTH_TOKEN": "f" * 64}
     wrong = subprocess.run(command, env=environment, capture_output=True, text=True)

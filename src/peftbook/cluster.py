@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +42,7 @@ RETRIES = 5  # deaths of nodes that a run survives
 PATIENCE_SECONDS = 120  # for the orphan of a dead node to let go of a shared checkpoint
 ANSWER_SECONDS = 120  # for a node to start a process and import peftbook
 LOOK_SECONDS = 5  # between two looks at which nodes are alive
-ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 STORE_BYTES = 200_000_000  # of Ray's object store on this machine: records are small
 
 
@@ -275,14 +276,15 @@ def connect(
     if address:
         check_address(address)
         check_token()
-    import ray
-
     options: dict[str, Any] = {"address": address}
     if not address:
         here = {"num_cpus": queue.cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
         options = {"address": "local", **here}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        with silent_stderr():
+            import ray
+
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray has no one class for what goes wrong here
         raise refused(address, error) from None
     try:
@@ -291,6 +293,20 @@ def connect(
         yield cluster
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Nothing reaches the terminal's standard error: Ray's native part repeats there what it raises as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def check_address(address: str, seconds: float = 10) -> None:
