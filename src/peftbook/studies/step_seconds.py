@@ -4,6 +4,9 @@ The configurations of `activations` at eight times the widths and as many tokens
 while `peftbook.cost` was written, the other is held out, and the hash of its names was committed before. Each process
 first measures the machine's rates, in some seconds, with no training step of these sizes among what it measures; then
 some steps of every configuration. A record holds both, so that its prediction can be computed again.
+
+A first measurement ran while tests shared the machine, against the rule for timings. It was discarded as a whole, and
+all of it made again.
 """
 
 from __future__ import annotations
