@@ -134,7 +134,7 @@ def step_times(store: Store) -> Figure:
 
     figure, axes = canvas(height=4.4)
     draw_halves(figure, axes, activations.by_half(step_seconds.probe, store), points, step_seconds.MARGIN)
-    plain_ticks(axes, (0.1, 0.3, 1, 3, 10))
+    plain_ticks(axes, (0.1, 0.2, 0.5, 1, 2))
     axes.set_xlabel(f"Measured seconds of a step\n({store.machine or merging.MACHINE})")
     question(figure, "Can the seconds of a training step be computed?")
     return figure
