@@ -1,10 +1,12 @@
 """The time model: its operations are those of the byte model, and its laws are those of what they say they measure."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from peftbook import specs
 from peftbook.cost import Curve, ProductLaw, Rates, layers_seconds, step_seconds
@@ -150,6 +152,19 @@ def test_a_step_takes_about_as_long_as_predicted(here, method):
     tuned.step(ids)
     measured = sorted(tuned.step(ids) for _ in range(5))[2]
     assert 0.4 < sum(map(float, step_seconds(shape, setup, here).values())) / measured < 2.5
+
+
+def test_waiting_for_a_core_is_not_counted(monkeypatch):
+    """A call that lies waiting for most of its time takes what is left; without waiting it takes its time."""
+    clock = [0.0]
+
+    def work():
+        time.sleep(0.02)
+        clock[0] += 0.015
+
+    assert calibration.seconds_of(work, torch.device("cpu")) == pytest.approx(0.02, rel=0.5)
+    monkeypatch.setattr(calibration, "waited", lambda: clock[0])
+    assert 0.005 <= calibration.seconds_of(work, torch.device("cpu")) < 0.015
 
 
 def test_a_machine_is_measured_once(monkeypatch, tmp_path, here):

@@ -24,7 +24,7 @@ from peftbook.training.random_model import random_ids, subject
 
 __all__ = ["calibrate", "known_rates", "machine_rates"]
 
-VERSION = 1  # of what is measured: raised when it changes, so that no older file is read
+VERSION = 2  # of what is measured: raised when it changes, so that no older file is read
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEAST_SECONDS, LEAST_REPEATS, REPEATS = 0.06, 3, 30  # a measurement takes so long, or so many repeats
 # rows, inner, columns: few and many tokens, narrow and wide matrices, an adapter's, a head's
@@ -88,16 +88,29 @@ def seconds_each(work: Callable[..., object], operands: Sequence[Sequence[Tensor
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, the fastest of several after a first one: what else the machine does only adds."""
+    """Seconds of a call, the fastest of several after a first one: what else the machine does only adds.
+
+    What this thread waited for a core meanwhile is taken off, where the system tells.
+    """
     work()
     found: list[float] = []
     while len(found) < LEAST_REPEATS or (sum(found) < LEAST_SECONDS and len(found) < REPEATS):
         synchronise(device)
+        outer, before = time.perf_counter(), waited()
         began = time.perf_counter()
         work()
         synchronise(device)
-        found.append(time.perf_counter() - began)
+        inner, delay = time.perf_counter() - began, waited() - before
+        found.append(time.perf_counter() - outer - delay if delay else inner)
     return min(found)
+
+
+def waited() -> float:
+    """Seconds that this thread has waited for a core since it began (Linux; elsewhere 0)."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def synchronise(device: torch.device) -> None:
