@@ -39,6 +39,7 @@ __all__ = [
     "peaks",
     "probe",
     "split_sha256",
+    "whole_halves",
 ]
 
 MARGIN = 0.01  # of the measured bytes
@@ -155,6 +156,15 @@ def by_half(make: Callable[[str, str], specs.Probe], store: Store) -> dict[str, 
     return out
 
 
+def whole_halves(
+    make: Callable[[str, str], specs.Probe], store: Store
+) -> Iterator[tuple[str, tuple[str, ...], list[Record]]]:
+    """(name in quantities, keys, records) of each half whose records are all there."""
+    for part, records in by_half(make, store).items():
+        if records:
+            yield part.replace("-", "_"), tuple(record.key for record in records), records
+
+
 def configurations(record: Record) -> list[Configuration]:
     """What a record measured."""
     assert isinstance(record.spec, specs.Probe)
@@ -183,10 +193,7 @@ def peaks(record: Record) -> Iterator[float]:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: how many configurations, in how many every module's bytes are exact, the ratios of the sums."""
     out: dict[str, Quantity] = {}
-    for part, records in by_half(probe, store).items():
-        if not records:
-            continue
-        keys, name = tuple(record.key for record in records), part.replace("-", "_")
+    for name, keys, records in whole_halves(probe, store):
         pairs = [pair for record in records for pair in compared(record)]
         exact = sum(one == other for one, other in pairs)
         out[f"{name}_configurations"] = Quantity(len(pairs), "configurations", keys, digits=0)
@@ -199,11 +206,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def peak_quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: the ratios of predicted and measured peaks."""
     out: dict[str, Quantity] = {}
-    for part, records in by_half(peak_probe, store).items():
-        if records:
-            keys = tuple(record.key for record in records)
-            found = [one for record in records for one in peaks(record)]
-            out[f"{part.replace('-', '_')}_peak_ratio"] = ratio(found, keys)
+    for name, keys, records in whole_halves(peak_probe, store):
+        out[f"{name}_peak_ratio"] = ratio([one for record in records for one in peaks(record)], keys)
     return out
 
 

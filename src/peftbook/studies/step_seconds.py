@@ -24,7 +24,7 @@ from peftbook.cost import Rates, step_seconds
 from peftbook.memory import Configuration
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
-from peftbook.studies.activations import GRID, PARTS, SIZES, by_half, configurations
+from peftbook.studies.activations import GRID, PARTS, SIZES, by_half, configurations, whole_halves
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE
 
@@ -78,10 +78,7 @@ def median_error(found: list[float]) -> metrics.Interval:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: predicted over measured seconds, the median error, and how long the rates took."""
     out: dict[str, Quantity] = {}
-    for part, records in by_half(probe, store).items():
-        if not records:
-            continue
-        keys, name = tuple(record.key for record in records), part.replace("-", "_")
+    for name, keys, records in whole_halves(probe, store):
         found = [one for record in records for one in ratios(record)]
         note = "median and range"
         out[f"{name}_ratio"] = Quantity(median(found), "×", keys, min(found), max(found), n=len(found), note=note)
