@@ -107,6 +107,14 @@ def test_a_kind_of_run_that_no_record_tells_of_is_predicted_once(tmp_path):
     assert asked == [["lora", "full"]]
     assert worker.seeds == [0, 1]  # ten minutes for full fine-tuning would end too late
 
+    asked.clear()
+    run_studies([a_study("s", runs)], store, compute=worker, report=lambda line: None, limit=1, predict=predict)
+    assert asked == [["full"]]  # the other kind has records now
+    seen = Estimates()
+    seen.note(runs[0], 10.0)
+    for _ in range(2):
+        seen.foresee(runs[:2], predict)
+    assert asked == [["full"], []]  # nothing to predict, but the machine is measured, once
     estimates = Estimates()
     estimates.foresee(runs, predict)
     assert estimates.of(runs[2]) == 600.0 and estimates.of(runs[0]) is None

@@ -137,6 +137,7 @@ class Estimates:
 
     seconds: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
     predicted: dict[Hashable, float | None] = field(default_factory=dict)
+    asked: bool = False
 
     def note(self, spec: Spec, seconds: float) -> None:
         """One more run that took so long."""
@@ -155,13 +156,18 @@ class Estimates:
         return statistics.median(found) if found else None
 
     def foresee(self, specs: Sequence[Spec], predict: Predict) -> None:
-        """Have one run of every kind predicted that was neither seen nor asked for."""
+        """Have one run of every kind predicted that was neither seen nor asked for.
+
+        Where there are runs at all the first call asks, if for nothing: asking measures the machine, by whose rates
+        each record will say what was predicted.
+        """
         new: dict[Hashable, Spec] = {}
         for spec in specs:
             kind = kind_of_work(spec)
             if kind not in self.predicted and not self.seconds.get(kind):
                 new.setdefault(kind, spec)
-        if new:
+        if new or (specs and not self.asked):
+            self.asked = True
             self.predicted |= dict(zip(new, predict(list(new.values())), strict=True))
 
 
