@@ -179,6 +179,7 @@ def test_memory_verdicts_follow_the_bytes(tmp_path, tensors, process, worst, out
     known = study.STUDY.quantities(store)
     assert all(name in known for one in found for name in one.quantities)
     assert known["qlora_7b_tensor_peak_error"].value == pytest.approx(100 * (1 / tensors - 1), abs=1e-3)
+    assert known["held_out_tensor_peak_median_error"].value == pytest.approx(100 * abs(1 / tensors - 1), abs=1e-3)
     assert known["qlora_7b_kept_measured"].value == int(known["qlora_7b_kept_predicted"].value)
 
 
@@ -226,13 +227,23 @@ def test_the_verdict_on_a_frozen_a_follows_the_peaks(tmp_path, factor, noise, ou
     assert frozen.quantities(store)["lora_fa_over_lora_peak"].value == pytest.approx(factor, rel=0.01)
 
 
+def test_the_held_out_cases_are_those_that_were_committed():
+    """Their names and settings were drawn before anything was measured; a change would be seen here."""
+    assert study.split_sha256() == study.SPLIT_SHA256
+    assert not study.HALVES["open"].keys() & study.HALVES["held-out"].keys()
+    assert len(study.CASES) >= 40
+
+
 def test_settings_of_every_case_reach_the_probe():
-    """Each case's spec names its configuration; at a tiny shape it trains the adapter of the bytes that it predicts."""
+    """Each case's spec names its configuration; at a tiny shape it trains as many bytes as it predicts."""
     for name, case in study.CASES.items():
         assert Configuration.parse(study.probe(name, 0).word("configuration")) == case
         tuned = subject(TINY, case.setup, 0)
-        assert tuned.model.get_base_model().is_activation_checkpointing == case.setup.checkpointing
-        assert probes.storage_bytes(tuned.trained) == study.predicted(Configuration(TINY, case.setup))["adapter"]
+        full = case.setup.method == "full"
+        decoder = tuned.model if full else tuned.model.get_base_model()
+        assert decoder.is_activation_checkpointing == case.setup.checkpointing
+        terms = study.predicted(Configuration(TINY, case.setup))
+        assert probes.storage_bytes(tuned.trained) == terms["weights" if full else "adapter"]
         assert bool(probes.constants(tuned.model)) == bool(case.setup.quantised)
 
 

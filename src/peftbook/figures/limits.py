@@ -11,21 +11,20 @@ from matplotlib.figure import Figure
 from peftbook.figures.parts import (
     SMALL,
     Points,
-    as_row,
     decimals,
-    draw_margin,
     draw_quantities,
-    draw_rows,
     label_points,
+    mosaic,
     note,
     plain_ticks,
 )
 from peftbook.figures.style import canvas, colour, question
 from peftbook.records import Record, Store
-from peftbook.results import quantity
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 
 __all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "step_peaks", "step_times", "stored_bits"]
+
+Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
 
 def accuracy_by_depth(store: Store) -> Figure:
@@ -113,12 +112,13 @@ def adapters_served(store: Store) -> Figure:
 def step_peaks(store: Store) -> Figure:
     """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
 
-    def points(record: Record) -> tuple[list[float], list[float]]:
+    def points(record: Record) -> Ratios:
         sizes = [float(size) / 1e6 for size in record.per_example["peak_bytes"]]
-        return sizes, [100 * (one - 1) for one in activations.peaks(record)]
+        return list(zip(sizes, activations.peaks(record), strict=True))
 
     figure, axes = canvas(height=4.4)
-    draw_halves(figure, axes, activations.by_half(activations.peak_probe, store), points, activations.MARGIN_PEAK)
+    draw_halves(axes, joined(activations.by_half(activations.peak_probe, store), points), activations.MARGIN_PEAK)
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
     plain_ticks(axes, (1, 3, 10, 30, 100))
     axes.set_xlabel("Measured peak beyond weights and optimiser, MB")
     question(figure, "Can the peak of a training step be computed?")
@@ -128,62 +128,49 @@ def step_peaks(store: Store) -> Figure:
 def step_times(store: Store) -> Figure:
     """Can the seconds of a step be computed? Predicted over measured seconds against those, for both halves."""
 
-    def points(record: Record) -> tuple[list[float], list[float]]:
+    def points(record: Record) -> Ratios:
         seconds = [float(one) for one in record.per_example["step_seconds"]]
-        return seconds, [100 * (one - 1) for one in step_seconds.ratios(record)]
+        return list(zip(seconds, step_seconds.ratios(record), strict=True))
 
     figure, axes = canvas(height=4.4)
-    draw_halves(figure, axes, activations.by_half(step_seconds.probe, store), points, step_seconds.MARGIN)
+    draw_halves(axes, joined(activations.by_half(step_seconds.probe, store), points), step_seconds.MARGIN)
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
     plain_ticks(axes, (0.1, 0.2, 0.5, 1, 2))
     axes.set_xlabel(f"Measured seconds of a step\n({store.machine or merging.MACHINE})")
     question(figure, "Can the seconds of a training step be computed?")
     return figure
 
 
-def draw_halves(
-    figure: Figure,
-    axes: Axes,
-    halves: Mapping[str, list[Record]],
-    points: Callable[[Record], tuple[list[float], list[float]]],
-    margin: float,
-) -> None:
+def joined(halves: Mapping[str, list[Record]], points: Callable[[Record], Ratios]) -> dict[str, Ratios]:
+    """The points of all records of each half."""
+    return {half: [one for record in records for one in points(record)] for half, records in halves.items()}
+
+
+def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None:
     """Errors of a model in per cent against what was measured, a mark a configuration, open and held-out ones.
 
-    points: sizes and errors of the configurations of a record.
+    halves: half → (measured, predicted / measured) of its configurations.
     """
     axes.axhline(0, color=colour("muted"), linewidth=1.2)
     axes.axhspan(-100 * margin, 100 * margin, color=colour("muted"), alpha=0.12)
     looks = {"open": ("looked at while it was written", "o", "none"), "held-out": ("held out", "D", colour("lora"))}
-    for part, (label, marker, face) in looks.items():
-        pairs = [points(record) for record in halves[part]]
-        xs, errors = ([one for pair in pairs for one in pair[index]] for index in (0, 1))
+    for half, (label, marker, face) in looks.items():
+        xs, errors = [one for one, _ in halves[half]], [100 * (ratio - 1) for _, ratio in halves[half]]
         axes.plot(xs, errors, marker=marker, markersize=5, linestyle="none", color=colour("lora"),
                   markerfacecolor=face, alpha=0.75, label=label)  # fmt: skip
     axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
-    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
-
-
-# Parts of a case's name as they are written.
-WORDS = {"lora": "LoRA", "qlora": "QLoRA", "fa": "FA", "qv": "q, v", "7b": "7B", "single": "(single)"}
-WORDS |= {"prompt": "Prompt", "checkpointed": "ckpt."}
 
 
 def memory_errors(store: Store) -> Figure:
     """Does the byte model hold? Predicted over measured peak of every case, for torch's tensors and the process."""
-    figure, axes = canvas(height=7.6)
-    axes.axvline(0, color=colour("muted"), linewidth=1.2)
-    draw_margin(axes, -100 * memory.MARGIN, 100 * memory.MARGIN)
-    rows = []
-    for at, name in enumerate(memory.CASES):
-        tensors, process = (quantity(f"memory.{name}_{peak}_error", store) for peak in ("tensor_peak", "process_peak"))
-        label = " ".join(WORDS.get(word, word) for word in name.split("_"))
-        rows.append(as_row(label, tensors, (), "lora"))
-        axes.plot(process.value, at + 0.28, marker="D", linestyle="none", color=colour("qlora"), markersize=5,
-                  label="process" if at == 0 else None)  # fmt: skip
-    draw_rows(axes, rows, "Predicted − measured, % of the\nmeasured peak (band: margin)")
-    axes.plot([], [], marker="o", linestyle="none", color=colour("lora"), label="torch's tensors")
-    axes.tick_params(axis="y", labelsize=SMALL)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, handletextpad=0.2)
+    figure, axes = mosaic([["tensor_peak"], ["process_peak"]], height=6.4)
+    for against, title in (("tensor_peak", "torch's tensors"), ("process_peak", "the whole process")):
+        halves = {half: memory.points(cases, store, against) for half, cases in memory.HALVES.items()}
+        draw_halves(axes[against], halves, memory.MARGIN)
+        axes[against].set_title(f"Peak of {title}", loc="left", fontsize=SMALL)
+        plain_ticks(axes[against], (0.5, 1, 2, 5, 10))
+    axes["process_peak"].set_xlabel("Measured peak, GB")
+    handles, labels = axes["tensor_peak"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, handletextpad=0.2)
     question(figure, "Does the byte model hold?")
     return figure

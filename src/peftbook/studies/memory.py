@@ -1,12 +1,15 @@
 """Does the byte model hold? Predicted and measured bytes of a training step, and what 4 bits cost in time.
 
-Models with random weights in two shapes: SmolLM2-135M's and, at 128 tokens, that of Llama-2-7B at its full depth. One
-row, bfloat16 without autocast, fused attention, AdamW; adapters on all linear layers in the dtype that a case names.
-The prediction is `peftbook.memory`'s; nothing of it is fitted to these runs.
+Models with random weights. The open cases have two shapes, SmolLM2-135M's and, at 128 tokens, that of Llama-2-7B at
+its full depth: one row, bfloat16 without autocast, fused attention, AdamW; adapters on all linear layers in the dtype
+that a case names. The held-out cases have six published shapes of five families at their own widths and, but for
+Mistral's, at their full depth; ways of training, rows, tokens, padding, attention and checkpointing are drawn for each
+by name, and `SPLIT_SHA256`, the hash of their names and settings, was committed before any case was measured. The
+prediction is `peftbook.memory`'s; nothing of it is fitted to these runs.
 
 tensors: the predicted peak against the most that torch's allocator held for tensors.  process: against the peak
 memory of the process beyond what it held before the model was built; what libraries take, and blocks that the system's
-allocator keeps, count as the model's error. This is a first slice on a CPU: one batch size, no padding, short texts.
+allocator keeps, count as the model's error.
 
 LoRA-FA: the peak of tensors with A frozen against LoRA's, at 512 tokens.
 
@@ -16,9 +19,12 @@ Time: LoRA on a bfloat16 base and QLoRA in one process, step by step in random o
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from statistics import median
 
 from peftbook import metrics, specs
 from peftbook.memory import SHAPES, Configuration, Setup
@@ -27,7 +33,7 @@ from peftbook.specs import Model
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, times
 
-__all__ = ["CASES", "STUDIES", "predicted", "probe", "time_probe"]
+__all__ = ["CASES", "HALVES", "SPLIT_SHA256", "STUDIES", "errors", "predicted", "probe", "split_sha256", "time_probe"]
 
 MARGIN = 0.10  # of the measured peak
 MARGIN_TIME = 0.05  # a share of the time of a step
@@ -64,9 +70,54 @@ LARGE_CASES = {
     "prompt_7b": replace(SETUPS["qlora"], method="prompt"),
     "lora_7b": PLAIN,
 }
-CASES = {name: Configuration(SMALL, setup) for name, setup in SMALL_CASES.items()} | {
-    name: Configuration(LARGE, setup) for name, setup in LARGE_CASES.items()
+OTHERS = {
+    "smollm2_360m": SHAPES["smollm2-360m"],
+    "llama3_1b": SHAPES["llama-3.2-1b"],
+    "qwen2_500m": SHAPES["qwen2.5-0.5b"],
+    "qwen3_600m": SHAPES["qwen3-0.6b"],
+    "gemma3_1b": SHAPES["gemma-3-1b"],
+    "mistral_4layers": replace(SHAPES["mistral-7b"], layers=4, sliding=()),
 }
+WAYS = {
+    "full": replace(PLAIN, method="full"),
+    "lora": PLAIN,
+    "lora_qv": replace(PLAIN, targets=("q_proj", "v_proj"), adapter_dtype="bf16"),
+    "qlora": SETUPS["qlora"],
+    "prompt": SETUPS["prompt"],
+    "prefix": replace(PLAIN, method="prefix"),
+    "ia3": replace(PLAIN, method="ia3"),
+}
+EACH = 4  # ways that are drawn for a shape
+SPLIT_SHA256 = "0caf3423d7175a0c6e898dc10b930bc0c45e7a7969a4998befcc2c6fcbf649d7"
+
+
+def drawn() -> Iterator[tuple[str, Configuration]]:
+    """The held-out cases: four ways for each shape, and for each way what else there is to choose."""
+    for label, shape in OTHERS.items():
+        for way in random.Random(label).sample(sorted(WAYS), EACH):
+            name = f"{label}_{way}"
+            draw = random.Random(name)
+            batch = draw.choice((1, 2))
+            checkpointing = way != "prefix" and draw.random() < 0.5
+            chosen = {"seq": draw.choice((96, 160, 256)), "padding": batch > 1 and draw.random() < 0.5}
+            attention = draw.choice(("sdpa", "sdpa", "eager"))
+            setup = replace(WAYS[way], batch=batch, checkpointing=checkpointing, attention=attention, **chosen)
+            yield name + "_checkpointed" * checkpointing, Configuration(shape, setup)
+
+
+HALVES: dict[str, dict[str, Configuration]] = {
+    "open": {name: Configuration(SMALL, setup) for name, setup in SMALL_CASES.items()}
+    | {name: Configuration(LARGE, setup) for name, setup in LARGE_CASES.items()},
+    "held-out": dict(drawn()),
+}
+CASES = HALVES["open"] | HALVES["held-out"]
+
+
+def split_sha256() -> str:
+    """Hash of the held-out cases, names and settings."""
+    found = [f"{name} {one.text}" for name, one in sorted(HALVES["held-out"].items())]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
 
 # name → shape, tokens, trials of a process; the first decides
 TIMED = {
@@ -106,13 +157,13 @@ def probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
 
 
 def repeats(name: str) -> tuple[int, ...]:
-    """Seeds of a case: three at the small shape; one at the large, where the process adds little to the tensors."""
+    """Seeds of a case: three at the smallest shape; one at the others, where the process adds little to the tensors."""
     return REPEATS if name in SMALL_CASES else REPEATS[:1]
 
 
 def runs(store: Store) -> list[specs.Probe]:
     """Every case once, the large ones first; then the repeats in turn."""
-    order = [*LARGE_CASES, *SMALL_CASES]
+    order = [*LARGE_CASES, *HALVES["held-out"], *SMALL_CASES]
     return [probe(name, seed) for seed in REPEATS for name in order if seed in repeats(name)]
 
 
@@ -131,6 +182,16 @@ def errors(name: str, found: list[Record], against: str) -> list[float]:
     """Predicted total over measured − 1 of every repeat. against: process_peak or tensor_peak."""
     total = predicted(CASES[name])["total"]
     return [total / measured(record, against) - 1 for record in found]
+
+
+def points(cases: Mapping[str, Configuration], store: Store, against: str) -> list[tuple[float, float]]:
+    """(measured gigabytes, predicted / measured) of each case, in the median of its repeats."""
+    found = []
+    for name in cases:
+        peaks = sorted(measured(record, against) for record in records(name, store))
+        peak = peaks[len(peaks) // 2]
+        found.append((peak / 1e9, predicted(cases[name])["total"] / peak))
+    return found
 
 
 # predicted term → what is measured of it
@@ -158,6 +219,26 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out[f"{name}_step_seconds"] = spread(
             sorted(float(record.measurements["step_seconds"] or 0) for record in found), "s", keys, 2
         )
+    return out | half_quantities(store)
+
+
+def half_quantities(store: Store) -> dict[str, Quantity]:
+    """For each half whose cases are all there: the median error, the largest, and predicted over measured."""
+    out: dict[str, Quantity] = {}
+    for half, cases in HALVES.items():
+        known = {name: records(name, store) for name in cases}
+        if not all(known.values()):
+            continue
+        keys, name = tuple(record.key for found in known.values() for record in found), half.replace("-", "_")
+        for against in ("process_peak", "tensor_peak"):
+            typical = [median(errors(one, found, against)) for one, found in known.items()]
+            sizes, ratios = [100 * abs(one) for one in typical], [1 + one for one in typical]
+            common = {"runs": keys, "n": len(typical)}
+            out[f"{name}_{against}_ratio"] = Quantity(
+                median(ratios), "×", low=min(ratios), high=max(ratios), note="median and range of the cases", **common
+            )
+            out[f"{name}_{against}_median_error"] = Quantity(median(sizes), "%", digits=1, **common)
+            out[f"{name}_{against}_largest_error"] = Quantity(max(sizes), "%", digits=1, **common)
     return out
 
 
@@ -306,8 +387,8 @@ def time_verdict(store: Store) -> Verdict:
 
 
 LIMITS = (
-    f"One CPU ({MACHINE}), one row at a time, random weights, texts of 128 to 2,048 tokens (128 at 7B), fused "
-    "attention without a padding mask, bfloat16 without autocast. A GPU has other kernels and another allocator."
+    f"One CPU ({MACHINE}), one or two rows, random weights, texts of 96 to 2,048 tokens (128 at 7B), bfloat16 without "
+    "autocast. A GPU has other kernels and another allocator."
 )
 
 STUDY = Study(
