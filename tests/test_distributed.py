@@ -15,11 +15,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import NumberTokenizer, random_examples, tiny_llama
+from tiny import VOCABULARY, NumberTokenizer, random_examples, tiny_llama
 from together import CASES, COUNT, STOP, STRATEGIES, train_case
 
 from peftbook import cli, specs
 from peftbook.errors import InputError
+from peftbook.memory import Setup, Shape, training_step
 from peftbook.training import loop
 from peftbook.training.distributed import ALONE, Processes
 from peftbook.training.generate import generate
@@ -113,6 +114,28 @@ def test_shards_compute_what_whole_models_compute(name, together):
     ours, theirs = (json.loads((together / strategy / name / "facts.json").read_text()) for strategy in STRATEGIES)
     for part in ("losses", "norms"):
         assert relative(theirs[part][:4], ours[part][:4]) < 1e-6, part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "setup"),
+    [
+        ("full", Setup(method="full", dtype="fp32", device="cpu", devices=COUNT)),
+        ("lora", Setup(rank=2, dtype="fp32", device="cpu", devices=COUNT)),
+        ("lora-bf16", Setup(rank=2, dtype="fp32", autocast=True, held=True, device="cpu", devices=COUNT)),
+        ("qlora", Setup(rank=2, dtype="fp32", quantised="nf4", device="cpu", devices=COUNT)),
+    ],
+)
+def test_a_process_holds_the_share_that_the_byte_model_says(name, setup, together):
+    """Of every weight, frozen and trained, in its own dtype."""
+    shape = Shape(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=VOCABULARY, tied=True)
+    step = training_step(shape, setup)
+    state = step.numbers(step.state)
+    expected = {"frozen": state["weights"], "trained": state.get("adapter", 0.0)}
+    if name == "full":
+        expected = {"frozen": 0.0, "trained": state["weights"]}
+    for rank in range(COUNT):
+        assert json.loads((together / "fsdp" / name / f"bytes-{rank}.json").read_text()) == expected
 
 
 @pytest.mark.slow

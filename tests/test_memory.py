@@ -342,6 +342,38 @@ def test_a_gpu_needs_no_copies_where_dtypes_meet():
         assert there <= here
 
 
+@pytest.mark.parametrize(
+    "setup",
+    [
+        Setup(method="full"),
+        Setup(),
+        Setup(quantised="nf4", checkpointing=True),
+        Setup(autocast=True, dtype="fp32", held=True),
+    ],
+    ids=["full", "lora", "qlora", "held"],
+)
+def test_devices_share_what_is_there_all_the_time(setup):
+    """Shares add up to the whole model; what computes is on each; many devices still need whole layers and rows."""
+    shape = SHAPES["llama-2-70b"]
+    alone, many = training_step(shape, setup), training_step(shape, replace(setup, devices=8))
+    ours, theirs = alone.numbers(alone.state), many.numbers(many.state)
+    held = 4 * shape.linear_parameters if setup.held else 0  # bfloat16 in place of float32, not beside it
+    assert 8 * theirs["weights"] == pytest.approx(ours["weights"] - held)
+    for name in ("adapter", "moments"):
+        assert 8 * theirs.get(name, 0) == pytest.approx(ours.get(name, 0))
+    assert theirs.get("quantisation constants") == ours.get("quantisation constants")
+    assert many.numbers(many.kept) == alone.numbers(alone.kept)
+    gradients = (one.numbers({"all": one.gradients})["all"] for one in (alone, many))
+    assert next(gradients) == pytest.approx(8 * next(gradients))
+    bits = 0.5 if setup.quantised else 2
+    least = 2 * bits * shape.linear_parameters / shape.layers + 2 * shape.vocab * shape.hidden * (
+        4 if setup.held else 2
+    )
+    assert least < theirs["whole for a while"] < 2.2 * least
+    thousand = training_step(shape, replace(setup, devices=1000)).peak().total
+    assert many.peak().total < alone.peak().total and thousand > theirs["whole for a while"]
+
+
 def test_the_largest_that_fits_is_the_largest():
     """One row, or one token, more is too much."""
     one = Configuration(SHAPES["qwen2.5-1.5b"], Setup(seq=1000))
@@ -399,6 +431,8 @@ def test_the_held_out_half_is_the_one_that_was_fixed():
         (lambda: Setup(method="full", quantised="nf4"), "choose an adapter"),
         (lambda: Setup(method="prefix", checkpointing=True), "choose a soft prompt"),
         (lambda: Setup(method="ia3", quantised="nf4"), "choose dtype 'fp32'"),
+        (lambda: Setup(method="prompt", devices=2), "not in 'prompt'"),
+        (lambda: Setup(devices=0), "devices is 0"),
         (lambda: Shape(2, 64, 128, 5, 5, 100), "5 heads do not divide"),
         (lambda: Shape(2, 64, 128, 4, 3, 100), "3 key and value heads"),
         (lambda: training_step(SMALL, Setup(dtype="fp32")), "no fused attention in float32"),

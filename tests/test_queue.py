@@ -18,7 +18,7 @@ from peftbook.records import Record, Store, import_records
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
 from peftbook.training import queue
-from peftbook.training.queue import Estimates, cores, run_studies, run_subprocess, wall_seconds
+from peftbook.training.queue import Estimates, cores, run_studies, run_subprocess
 from peftbook.training.worker import alone, cuda_micro_batch
 
 
@@ -203,12 +203,12 @@ def test_the_time_that_a_run_takes_is_the_median_of_its_like():
     estimates = Estimates()
     assert estimates.of(a_run(0)) is None
     for seed, seconds in enumerate((10, 30, 700)):
-        estimates.note(a_run(seed), wall_seconds(made(seed, seconds)))
+        estimates.note(a_run(seed), made(seed, seconds).wall_seconds)
     estimates.note(a_run(9, method=specs.Full()), 50)
     assert estimates.of(a_run(5)) == 30 and estimates.of(a_run(5, method=specs.Full())) == 50
     assert estimates.of(a_run(5, method=specs.IA3())) == 40
     assert estimates.of(a_run(5, platform="cuda")) is None
-    assert wall_seconds(Record(key="k", spec=a_run(0))) is None
+    assert Record(key="k", spec=a_run(0)).wall_seconds is None
 
 
 def test_no_run_starts_that_would_end_too_late(store):

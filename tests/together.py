@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import NumberTokenizer, random_examples, tiny_llama
 from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
 
 from peftbook import specs
 from peftbook.training import loop
@@ -108,8 +109,16 @@ def keep(folder: Path, model: nn.Module, trained: Trained, processes: Processes,
     """What a training left, from the first process."""
     state = {key: whole(value.detach()).contiguous() for key, value in trainable_state(model).items()}
     nats, _ = losses(model, random_examples(7, seed=4), pad_id=2, dtype=dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.sharded:
+        for part in model.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+        found = {"trained": 0, "frozen": 0}
+        for value in model.parameters():
+            found["trained" if value.requires_grad else "frozen"] += value.to_local().nbytes
+        (folder / f"bytes-{processes.rank}.json").write_text(json.dumps(found))
     if processes.first:
-        folder.mkdir(parents=True, exist_ok=True)
         save_file(state, folder / "trained.safetensors")
         facts = {"losses": trained.losses, "norms": trained.gradient_norms, "nats": nats}
         facts |= {"tokens": trained.tokens, "labels": trained.label_tokens}

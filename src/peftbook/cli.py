@@ -369,7 +369,10 @@ def command_fit(args: argparse.Namespace) -> int:
         accumulated=args.accumulated,
         optimiser=args.optimiser,
         device=args.device,
+        devices=args.devices,
     )
+    if args.time and args.devices > 1:
+        raise InputError(f"--time measures one machine, not {args.devices} devices: leave one of the two out.")
     one = Configuration(read_shape(args.model), setup)
     found = fit(one, bytes_of_text(args.memory), bytes_of_text(args.reserve) if args.reserve != "0" else 0.0)
     seconds = step_seconds_here(one) if args.time else {}
@@ -489,6 +492,7 @@ def build_parser() -> argparse.ArgumentParser:
     room.add_argument("--checkpointing", action="store_true", help="keep only the input of each layer")
     room.add_argument("--optimiser", default="adamw", help="adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd")
     room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    room.add_argument("--devices", type=positive, default=1, help="that share the model (FSDP), each with its rows")
     room.add_argument(
         "--time", action="store_true", help="also seconds of a step on this machine, measured at first use"
     )

@@ -7,6 +7,7 @@ on every load.
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import hashlib
 import io
@@ -81,6 +82,15 @@ class Record(BaseModel):
     def short_key(self) -> str:
         """The first twelve digits: file name, page name, what a reader cites."""
         return self.key[:12]
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """From start to end of its making, by its provenance; None where that does not say."""
+        try:
+            began, ended = (datetime.datetime.fromisoformat(self.provenance[name]) for name in ("started", "finished"))
+        except (KeyError, TypeError, ValueError):
+            return None
+        return (ended - began).total_seconds()
 
     @property
     def hardware(self) -> str:

@@ -199,7 +199,8 @@ def as_text(found: Fit, model: str) -> str:
     """The terms at the peak, what fits, and what would help."""
     setup = found.configuration.setup
     base = f" over {setup.quantised.upper()}" if setup.quantised else ""
-    lines = [f"{model}, {setup.method}{base}, {setup.batch} × {setup.seq} tokens, on {setup.device}", ""]
+    where = f"on each of {setup.devices} × {setup.device}" if setup.devices > 1 else f"on {setup.device}"
+    lines = [f"{model}, {setup.method}{base}, {setup.batch} × {setup.seq} tokens, {where}", ""]
     lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in found.peak.terms.items() if size >= 2**19]
     lines += [f"  {'peak':24} {found.peak.total / 2**30:9.3f} GiB   ({found.peak.at})"]
     room = f"{found.memory / 2**30:.1f} GiB" + (f" less {found.reserve / 2**30:.1f}" if found.reserve else "")

@@ -36,6 +36,8 @@ class Setup:
     labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
     optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
     all the same; or sgd.
+    devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
+    gradient and its moments, and decoder layers are whole only while they compute.
     """
 
     method: str = "lora"
@@ -59,13 +61,14 @@ class Setup:
     accumulated: bool = False
     optimiser: str = "adamw"
     device: str = "cuda"
+    devices: int = 1
 
     def __post_init__(self):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 words = ", ".join(repr(one) for one in known if one)
                 raise InputError(f"{name} is {getattr(self, name)!r}: choose one of {words}.")
-        for name in ("rank", "length", "batch", "seq"):
+        for name in ("rank", "length", "batch", "seq", "devices"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}: give a whole number of at least 1.")
@@ -81,6 +84,11 @@ class Setup:
         if self.method == "prefix" and self.checkpointing:
             raise InputError(
                 "transformers drops a prefix where layers are checkpointed: choose a soft prompt, or no checkpointing."
+            )
+        if self.devices > 1 and self.method not in ("full", "lora"):
+            raise InputError(
+                f"Several devices share the model in full fine-tuning and LoRA, not in {self.method!r}: choose devices "
+                "1, as each holds all of it there."
             )
         if self.method == "ia3" and self.quantised and self.dtype == "bf16" and not self.autocast:
             raise InputError(

@@ -110,13 +110,42 @@ def structure(shape: Shape, setup: Setup) -> Step:
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():
         kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
+    found = moments(walked, setup.checkpointing, setup.accumulated)
     return Step(
-        state(shape, setup),
+        state(shape, setup) if setup.devices == 1 else shared(state(shape, setup), shape, setup),
         kept,
-        gradients_of(shape, setup),
-        moments(walked, setup.checkpointing, setup.accumulated),
+        multiple(gradients_of(shape, setup), 1 / setup.devices),
+        found.scaled("gradients", 1 / setup.devices) if setup.devices > 1 else found,
         walked.flops(setup.checkpointing),
         {},
+    )
+
+
+def shared(terms: dict[str, Size], shape: Shape, setup: Setup) -> dict[str, Size]:
+    """A device's share of the state, and what is whole on it for a while.
+
+    Whole are two decoder layers, the one that computes and the one that is fetched meanwhile, and all the time what
+    belongs to no layer: embedding, head and last norm; what of these is trained is so twice, for its gradient. The
+    constants of a quantisation are not cut (Zhao et al. 2023, arXiv:2304.11277; `peftbook.training.distributed.shard`).
+    """
+    part = {name: multiple(size, 1 if "constants" in name else 1 / setup.devices) for name, size in terms.items()}
+    each, others = BYTES[setup.dtype], rest(shape)
+    layer = multiple(one_layer(others), each)
+    for d_in, d_out in WIDTHS.values():
+        layer.update(product(0.5 if setup.quantised else 2 if setup.held else each, *d_in, *d_out))
+    outside = Counter({symbols: each * count for symbols, count in others.items() if "L" not in symbols})
+    if setup.method == "full":
+        layer, outside = multiple(layer, 2), multiple(outside, 2)
+    else:
+        adapter = one_layer(elements(trained(shape, setup)))
+        layer.update(multiple(adapter, 2 * BYTES[setup.adapter_dtype]))
+    return part | {"whole for a while": multiple(layer, 2) + outside}
+
+
+def one_layer(size: Size) -> Size:
+    """What of a polynomial falls to one of the layers."""
+    return Counter(
+        {tuple(one for one in symbols if one != "L"): each for symbols, each in size.items() if "L" in symbols}
     )
 
 
@@ -145,7 +174,8 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
         terms["weights"] = weights + multiple(matrices, 0.5)
         terms["quantisation constants"] = multiple(matrices, scales / BLOCK) + product(tables * len(WIDTHS), "L")
     elif setup.held and setup.method != "full":
-        terms["weights"] = terms["weights"] + multiple(matrices, 2)
+        copies = multiple(matrices, 2)  # where devices share the model, in place of float32
+        terms["weights"] = copies + (weights if setup.devices > 1 else terms["weights"])
     tensors = trained(shape, setup)
     if setup.method == "lora" and setup.freeze_a:
         frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])

@@ -70,6 +70,11 @@ class Moments:
             terms[kind] = terms.get(kind, 0.0) + float(size)
         return self.names[row], {kind: terms[kind] for kind in KINDS if terms.get(kind)}
 
+    def scaled(self, kind: str, factor: float) -> Moments:
+        """The same with `factor` times the bytes of one kind."""
+        factors = np.array([factor if name == kind else 1.0 for name, _ in self.columns])
+        return Moments(self.names, self.columns, self.table * factors)
+
     def pruned(self) -> list[tuple[str, dict[str, Size]]]:
         """Those that no other one outweighs in every product of symbols; of equal ones the first."""
         products = {symbols: index for index, symbols in enumerate(dict.fromkeys(one for _, one in self.columns))}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from peftbook.errors import InputError
-from peftbook.records import Record, Store, export_records
+from peftbook.records import Store, export_records
 from peftbook.results import describe
 from peftbook.specs import Probe, Run
 from peftbook.studies import Study
@@ -178,15 +178,6 @@ def kind_of_work(spec: Spec) -> Hashable:
     tokens = spec.budget.tokens if spec.budget else 0
     shots = getattr(spec.method, "shots", 0)
     return spec.platform, spec.task.name, spec.method.kind, shots, tokens, spec.evaluation.n_generate
-
-
-def wall_seconds(record: Record) -> float | None:
-    """From start to end of a record's making, by its provenance."""
-    try:
-        began, ended = (datetime.datetime.fromisoformat(record.provenance[name]) for name in ("started", "finished"))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return (ended - began).total_seconds()
 
 
 def predicted_here(specs: Sequence[Spec], threads: int = 1) -> list[float | None]:
@@ -354,7 +345,7 @@ def run_studies(
     asked = functools.cache(missing_data), functools.cache(this_machine)
     queue = Queue(studies, store, report, workers, deadline, *asked, predict, refuse)
     for record in store.all():
-        if (seconds := wall_seconds(record)) is not None:
+        if (seconds := record.wall_seconds) is not None:
             queue.estimates.note(record.spec, seconds)
     running: dict[Future, tuple[Spec, float]] = {}
     made: list[str] = []
