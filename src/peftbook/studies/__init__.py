@@ -72,6 +72,7 @@ MODULES = {
     "memory_process": "memory",
     "lora_fa_memory": "memory",
     "quantised_step_time": "memory",
+    "throughput": "throughput",
     "learning_rate_long": "learning_rate",
 }
 NAMES = tuple(MODULES)

@@ -1,0 +1,136 @@
+"""What do more workers buy? The book's own runs on many machines, by their wall times; and the queue, measured.
+
+The runs of every study of trainings, in two stages: choices on the validation split, then confirmations on the test
+split, which wait for them. `scratch.schedule` deals them out. It is a simulation: a run takes on each machine what its
+record took here, and nothing fails. Runs whose records are missing are left out.
+
+Measured: runs an hour of the queue on one machine, small runs of some seconds each.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from statistics import median
+
+from peftbook import specs
+from peftbook.records import Record, Store
+from peftbook.scratch.schedule import bounds, makespan
+from peftbook.studies import NAMES, Quantity, Study, Verdict, get_study
+from peftbook.studies.memory import SCRATCH
+from peftbook.studies.merging import MACHINE
+
+__all__ = ["MEASURED", "STUDIES", "WORKERS", "probe", "stages"]
+
+WORKERS = (1, 2, 4, 10, 100, 1000)
+MEASURED = (1, 2, 4)
+REPEATS = (0, 1, 2)
+JOBS = 8
+LEAST = 1.6  # times the runs an hour of one worker that two must make
+Seconds = list[list[list[float]]]  # study → stage → seconds of its runs
+
+
+def probe(workers: int, seed: int, machine: str = MACHINE) -> specs.Probe:
+    """One measurement of the queue."""
+    settings = {"workers": workers, "jobs": JOBS}
+    return specs.Probe(
+        measure="throughput.throughput", settings=settings, model=SCRATCH, seed=seed, purpose="timing", machine=machine
+    )
+
+
+def runs(store: Store) -> list[specs.Probe]:
+    """Repeat by repeat, so that a slow spell of the machine hits all counts of workers."""
+    return [probe(workers, seed) for seed in REPEATS for workers in MEASURED]
+
+
+def records(workers: int, store: Store) -> list[Record]:
+    """The repeats of a count of workers; empty unless all are there."""
+    found = [record for seed in REPEATS if (record := store.get(probe(workers, seed))) is not None]
+    return found if len(found) == len(REPEATS) else []
+
+
+def stages(store: Store) -> Seconds:
+    """Seconds of the quality runs at hand, by study and stage; a run that studies share counts where it comes first."""
+    found, seen = [], set()
+    for name in NAMES:
+        if name == STUDY.name:
+            continue
+        both: tuple[list[float], list[float]] = [], []
+        for run in get_study(name).runs(store):
+            if run.purpose == "timing" or run.key in seen:
+                continue
+            seen.add(run.key)
+            if (record := store.get(run)) is not None and (seconds := record.wall_seconds) is not None:
+                confirms = isinstance(run, specs.Run) and run.evaluation.split == "test"
+                both[confirms].append(seconds)
+        if stage := [one for one in both if one]:
+            found.append(stage)
+    return found
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Of the book's runs: how many, hours of the longest chain and on so many workers; and what was measured."""
+    out: dict[str, Quantity] = {}
+    if known := stages(store):
+        hours = functools.partial(Quantity, unit="hours", runs=(), note="from the wall times of the records")
+        count = sum(len(stage) for study in known for stage in study)
+        out["runs"] = Quantity(float(count), "runs", (), digits=0)
+        out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
+        for workers in WORKERS:
+            out[f"on_{workers}"] = hours(makespan(known, workers) / 3600, digits=1)
+    for workers in MEASURED:
+        if not (found := records(workers, store)):
+            continue
+        keys = tuple(record.key for record in found)
+        rates = sorted(float(record.measurements["runs_per_hour"] or 0) for record in found)
+        note = "median and range of the repeats"
+        out[f"measured_{workers}"] = Quantity(
+            median(rates), "runs per hour", keys, rates[0], rates[-1], len(rates), JOBS, 0, note
+        )
+        driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in found]
+        out[f"driver_{workers}"] = Quantity(
+            median(driver), "ms", keys, min(driver), max(driver), len(rates), digits=0, note=note
+        )
+        spent = [
+            one - work
+            for record in found
+            for one, work in zip(record.per_example["run_seconds"], record.per_example["work_seconds"], strict=True)
+        ]
+        out[f"start_{workers}"] = Quantity(
+            median(map(float, spent)), "s", keys, n=len(spent), digits=1, note="median of the runs"
+        )
+    return out
+
+
+def verdict(store: Store) -> Verdict:
+    """Do two workers make nearly twice the runs of one in every repeat?"""
+    one, two = records(1, store), records(2, store)
+    if not one or not two:
+        return Verdict("not yet run", "The queue was not measured yet.")
+    ratios = [
+        float(b.measurements["runs_per_hour"] or 0) / float(a.measurements["runs_per_hour"] or 1)
+        for a, b in zip(one, two, strict=True)
+    ]
+    outcome = "reproduced" if min(ratios) >= LEAST else "refuted" if max(ratios) < LEAST else "undecided"
+    sentence = (
+        f"On {MACHINE} two workers make {median(ratios):.2f} times the runs an hour of one "
+        f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} repeats)."
+    )
+    return Verdict(outcome, sentence, ("measured_2", "measured_1"))
+
+
+STUDY = Study(
+    name="throughput",
+    title="What do more workers buy?",
+    claim=f"Two workers on two cores make at least {LEAST} times the runs an hour of one worker that has both.",
+    source="graham1966, whose bound has runs share nothing",
+    refuted_if=f"in every repeat two workers make less than {LEAST} times the runs of one.",
+    does_not_show=f"One machine ({MACHINE}) and small runs of some seconds; what larger runs take from each other by "
+    "way of caches and memory is not in it. More machines than one are simulated, without failures.",
+    chapter="book/many-machines",
+    runs=runs,
+    quantities=quantities,
+    verdict=verdict,
+)
+
+STUDIES = {STUDY.name: STUDY}

@@ -1,0 +1,63 @@
+"""How many runs an hour the queue makes."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from pathlib import Path
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import Store
+from peftbook.studies import Study, Verdict
+from peftbook.training import queue
+from peftbook.training.probes import Findings
+from peftbook.training.probes.serving import positive
+
+__all__ = ["throughput"]
+
+# What every run of the measurement is: a tiny Llama learns to sort, in some seconds.
+SMALL_RUN = {
+    "depth": 1, "hidden": 64, "heads": 4, "length": 10, "pretrain_steps": 200, "pretrain_rate": 0.003, "steps": 100,
+    "prompt_rates": (0.1,), "prefix_rates": (0.1,), "lora_rates": (0.01,),
+}  # fmt: skip
+
+
+def throughput(probe: specs.Probe) -> Findings:
+    """Runs an hour of so many equal runs, each in a process of its own, as the queue serves them.
+
+    settings: workers, jobs. Every worker has its share of the cores, at least one.
+
+    seconds: from the first start to the last end.  driver_seconds: processor time of the serving process for each run.
+    per_example: run_seconds from a run's start to its end, work_seconds those in which it computes; the rest is the
+    start of its process.
+    """
+    workers, jobs = positive(probe, "workers", "jobs")
+    runs = [small_run(seed) for seed in range(jobs)]
+    study = Study("throughput", "", "", "", "", "", "", lambda store: runs, lambda store: {}, nothing)
+    with tempfile.TemporaryDirectory() as folder:
+        store, compute = Store(Path(folder)), functools.partial(queue.run_subprocess, folder=Path(folder))
+        began, used = time.monotonic(), time.process_time()
+        outcomes = queue.run_studies([study], store, compute=compute, report=lambda line: None, workers=workers)
+        seconds, driver = time.monotonic() - began, time.process_time() - used
+        if failed := [one for one in outcomes if not one.ok]:
+            raise InputError(f"A run of the measurement failed: {failed[0].message}.")
+        work = [record.wall_seconds or 0.0 for run in runs if (record := store.get(run)) is not None]
+    measured = {"seconds": seconds, "runs_per_hour": 3600 * jobs / seconds, "driver_seconds": driver / jobs}
+    return Findings(measured, per_example={"run_seconds": [one.seconds for one in outcomes], "work_seconds": work})
+
+
+def small_run(seed: int) -> specs.Probe:
+    """One of the equal runs."""
+    return specs.Probe(
+        measure="synthetic.sort_by_depth",
+        settings=SMALL_RUN,
+        model=specs.Model(name="random-llama", revision="made from settings and seed"),
+        seed=seed,
+    )
+
+
+def nothing(store: Store) -> Verdict:
+    """A measurement decides nothing by itself."""
+    return Verdict("measured", "")
