@@ -1,4 +1,4 @@
-# Two commands: `make book` and `make test`. Both set up .venv first; neither needs a GPU or a model hub.
+# Two commands: .PHONY: book test lint slides figures pdf auditmake book.PHONY: book test lint slides figures pdf audit and .PHONY: book test lint slides figures pdf auditmake test.PHONY: book test lint slides figures pdf audit. Both set up .venv first; neither needs a GPU or a model hub.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: book test lint slides figures audit serve clean
+.PHONY: book test lint slides figures pdf audit serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,7 +31,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slides figures: $(STAMP)
+slides figures pdf: $(STAMP)
 	@$(BIN)/peftbook $@
 
 audit: book

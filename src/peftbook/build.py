@@ -14,7 +14,7 @@ from peftbook.errors import InputError
 from peftbook.records import default_store
 from peftbook.site.freshness import is_fresh
 
-__all__ = ["build_book"]
+__all__ = ["build_book", "build_pdf"]
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -45,6 +45,23 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
         build(places["deck"], default_store())
         remember(root, "deck", told)
     return places
+
+
+def build_pdf(root: Path) -> Path:
+    """All chapters as _build/peftbook.pdf, printed by Chromium. Run pages are left out and linked to on the site.
+
+    Raises InputError outside a checkout, without Chromium, or if a page fails.
+    """
+    from peftbook.site.pdf import find_chromium, print_page
+
+    if not (root / "_config.yml").is_file():
+        raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
+    find_chromium()
+    builder = ["--builder", "custom", "--custom-builder", "singlehtml"]
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", *builder]
+    if run_quietly(command, root):
+        raise InputError("The book did not build: the messages above name the page; fix it and run this again.")
+    return print_page(root / "_build/singlehtml/book/index.html", root / "_build/peftbook.pdf")
 
 
 def run_quietly(command: list[str], root: Path) -> int:

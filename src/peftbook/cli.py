@@ -263,6 +263,14 @@ def command_book(args: argparse.Namespace) -> int:
     return 0
 
 
+def command_pdf(args: argparse.Namespace) -> int:
+    """Print all chapters as one PDF; needs Chromium."""
+    from peftbook.build import build_pdf
+
+    print(build_pdf(Path.cwd()))
+    return 0
+
+
 def command_figures(args: argparse.Namespace) -> int:
     """Render every figure whose records are there as SVG."""
     from peftbook.figures import render_all
@@ -451,6 +459,7 @@ def build_parser() -> argparse.ArgumentParser:
     on_platform(claims)
     add("prepare", command_prepare)
     add("book", command_book).add_argument("--strict", action="store_true", help="all pages, warnings are errors")
+    add("pdf", command_pdf)
     add("figures", command_figures).add_argument("--out", type=Path, default=Path("figures"))
     add("slides", command_slides).add_argument("--out", type=Path, default=Path("slides/peft.pptx"))
     say = add("generate", command_generate)

@@ -19,6 +19,7 @@ from peftbook.errors import InputError
 from peftbook.literature import published, published_values
 from peftbook.results import format_quantity, quantity
 from peftbook.site.bibliography import short_name
+from peftbook.site.identity import PUBLIC_ADDRESS
 from peftbook.studies import Quantity
 
 __all__ = ["CitedNumber", "MeasuredNumber", "describe", "printed", "setup"]
@@ -122,8 +123,11 @@ def _numbers(env: Any) -> dict[str, dict[tuple[str, str], tuple[str, str] | str]
 def _visit_html(translator: Any, node: nodes.Element) -> None:
     kind = "measured" if isinstance(node, MeasuredNumber) else "cited"
     builder = translator.builder
-    here, there = builder.get_target_uri(builder.current_docname), builder.get_target_uri(node["page"])
-    href = f"{relative_uri(here, there)}#{node['anchor']}"
+    if builder.name == "html" or node["page"] in builder.env.all_docs:
+        here, there = builder.get_target_uri(builder.current_docname), builder.get_target_uri(node["page"])
+        href = f"{relative_uri(here, there)}#{node['anchor']}"
+    else:  # run pages are on the site alone
+        href = f"{PUBLIC_ADDRESS}{node['page']}.html#{node['anchor']}"
     translator.body.append(f'<a class="{kind}" href="{escape(href)}" title="{escape(node["title"])}">')
 
 
@@ -167,7 +171,8 @@ def setup(app: Any) -> None:
     """Register both roles, their nodes and the check that fails the build."""
     for node in (MeasuredNumber, CitedNumber):
         passing = dict.fromkeys(("latex", "text", "man", "texinfo"), (_pass, _pass))
-        app.add_node(node, html=(_visit_html, _depart_html), **passing)
+        handlers = dict.fromkeys(("html", "singlehtml", "epub"), (_visit_html, _depart_html))
+        app.add_node(node, **handlers, **passing)
     app.add_role("measured", MeasuredRole())
     app.add_role("cited", CitedRole())
     app.connect("env-purge-doc", _forget)
