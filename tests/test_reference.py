@@ -1,0 +1,35 @@
+"""The reference pages: no command, option or offered function is missing."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+
+from peftbook.cli import build_parser
+from peftbook.site import reference
+
+
+def test_every_command_and_every_option_is_there():
+    """What `--help` prints a reader finds on the page."""
+    html = reference.commands(build_parser()).html
+    names = [name for name, _ in reference.subcommands(build_parser())]
+    assert {"run", "fit", "bench train"} <= set(names) and len(set(names)) == len(names)
+    for name, parser in reference.subcommands(build_parser()):
+        assert f'id="command-{name.replace(" ", "-")}"' in html
+        for action in parser._actions[1:]:
+            assert (action.option_strings or [action.metavar or action.dest])[-1] in html
+    assert "`" not in html
+
+
+@pytest.mark.parametrize("module", ["peftbook.scratch.lora", "peftbook.memory.fit", "peftbook.records"])
+def test_what_a_module_offers_is_listed_with_its_first_line(module):
+    """Functions and classes of __all__; constants are left to the source."""
+    html = reference.library().html
+    part = html.partition(f'id="{module}"')[2].partition("</details>")[0]
+    found = importlib.import_module(module)
+    offered = {name for name in found.__all__ if callable(getattr(found, name))}
+    listed = set(re.findall(r"<dt><code>(?:class )?(\w+)", part))
+    assert listed == offered
+    assert part.count("<dd></dd>") == 0
