@@ -1,0 +1,80 @@
+"""Interactive figures: the page's script computes what the package computes, from numbers of a few kilobytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from py_mini_racer import MiniRacer
+
+from peftbook import figures
+from peftbook.memory import SHAPES, training_step
+from peftbook.scratch.codebooks import codebook
+from peftbook.scratch.nf4 import dequantize_blocks, quantize_blocks
+from peftbook.site import explorers
+
+SCRIPT = Path(__file__).resolve().parents[1] / "book/assets/js/explorers.js"
+
+
+@pytest.fixture(scope="module")
+def ask():
+    """Call a function of the script."""
+    engine = MiniRacer()
+    engine.eval(SCRIPT.read_text(encoding="utf-8").replace("export function", "function"))
+    for kind, numbers in explorers.KINDS.items():
+        engine.eval(f"const of_{kind} = {json.dumps(numbers())};")
+
+    def asked(call: str):
+        return json.loads(engine.eval(f"JSON.stringify({call})"))
+
+    return asked
+
+
+def test_the_calculator_says_what_the_byte_model_says(ask):
+    """Every model and method at rows, tokens and ranks that a reader can choose: the same bytes, term by term."""
+    draw = random.Random(0)
+    for model, label in explorers.MODELS.items():
+        for method, setup in explorers.METHODS.items():
+            for again in (False, True):
+                rows, tokens, rank = map(draw.choice, (explorers.ROWS, explorers.TOKENS, explorers.RANKS))
+                found = ask(f"peak(of_memory, '{label}', '{method}', {json.dumps(again)}, {rows}, {tokens}, {rank})")
+                chosen = replace(setup, checkpointing=again, batch=rows, seq=tokens, rank=rank)
+                expected = training_step(SHAPES[model], chosen).peak()
+                assert found["total"] == pytest.approx(expected.total, rel=1e-9), (model, method, again)
+                assert {name: size for name, size in found["terms"].items() if size} == pytest.approx(expected.terms)
+
+
+@pytest.mark.parametrize("label", explorers.CODEBOOKS)
+@pytest.mark.parametrize("outlier", [0.3, 2.5, 11.9])
+def test_the_quantiser_snaps_as_the_scratch_code_does(ask, label, outlier):
+    """One block: the same values after quantisation."""
+    weights = torch.tensor([outlier, *explorers.quantiser_numbers()["weights"][1:]])
+    levels = codebook(explorers.CODEBOOKS[label])
+    expected = dequantize_blocks(*quantize_blocks(weights, levels, explorers.BLOCK), levels, explorers.BLOCK)
+    found = ask(f"quantised({weights.tolist()}, of_quantiser.levels['{label}'])")
+    torch.testing.assert_close(torch.tensor(found), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_ranks_are_counted_and_spectra_summed(ask):
+    """r (d_in + d_out) of every matrix; a flat spectrum leaves out its share of directions."""
+    for name, label in explorers.MODELS.items():
+        shape = SHAPES[name]
+        found = ask(f"parameters(of_rank.models['{label}'], of_rank.targets['all'], 7)")
+        assert found == 7 * shape.layers * sum(d_in + d_out for d_in, d_out in shape.linears.values())
+    assert ask("left(200, 50, 0)") == pytest.approx(0.75)
+    assert ask("left(200, 200, 1.3)") == pytest.approx(0)
+
+
+@pytest.mark.parametrize("kind", explorers.KINDS)
+def test_an_explorer_is_small_and_has_a_picture_behind_it(kind):
+    """Kilobytes, a picture for readers without scripts, and no way out of its JSON."""
+    shown = explorers.explore(kind, figures.lora.low_rank_update, name="one", alt="A.", caption="B.")
+    assert shown.html.count("<img ") == 2 and f'data-explorer="{kind}"' in shown.html
+    numbers = shown.html.partition('<script type="application/json">')[2].partition("</script>")[0]
+    assert json.loads(numbers) == json.loads(json.dumps(explorers.KINDS[kind]()))
+    assert len(gzip.compress(numbers.encode())) + len(gzip.compress(SCRIPT.read_bytes())) < 15_000
