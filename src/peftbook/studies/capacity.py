@@ -239,7 +239,7 @@ STUDIES = {
         "exposures: here a random Llama of width 64 is frozen, only LoRA on q and v is trained, with 100 exposures "
         "(1,000 at the two smallest ranks, as a row beside), three rates and one batch size. That storage ends with "
         "the data is arithmetic, shown by the scarce series and not put to the test.",
-        chapter="book/lora",
+        chapter="book/forgetting",
         runs=runs,
         quantities=quantities,
         verdict=verdict,

@@ -157,7 +157,7 @@ def study(name: str, title: str, claim: str, refuted_if: str, verdict: Callable[
         refuted_if=refuted_if,
         does_not_show="Independent normal weights and round-to-nearest, at QLoRA's block of 64; real weights are only "
         "close to normal, and which error counts for a model's output is another question.",
-        chapter="book/qlora",
+        chapter="book/quantisation",
         runs=runs,
         quantities=quantities,
         verdict=verdict,

@@ -72,7 +72,7 @@ STUDIES = {
         "16. One draw of the small sets: the first examples of the training split. Every size has the same number of "
         "steps, so that small sets are gone through dozens of times; only the rate can hold against overfitting, no "
         "early stopping.",
-        chapter="book/head-to-head",
+        chapter="book/when-not",
         runs=runs,
         quantities=quantities,
         verdict=verdict,

@@ -159,7 +159,7 @@ def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
         does_not_show="One model of 5M parameters, NF4, not tuned; intervals are over texts, not over models. The "
         "bytes are those of the arrays, not of a file format or an allocator. The margin of the loss was changed after "
         "the first records.",
-        chapter="book/qlora",
+        chapter="book/quantisation",
         runs=runs,
         quantities=quantities,
         verdict=verdict,

@@ -295,7 +295,7 @@ STUDIES = {
         f"rate by over {MARGIN} nats per token (the whole 95 % interval beyond the margin), and more at its other "
         "rates too.",
         does_not_show=LIMITS + ONE_RATE,
-        chapter="book/head-to-head",
+        chapter="book/forgetting",
         runs=runs,
         quantities=quantities,
         verdict=forgetting_verdict,
@@ -309,7 +309,7 @@ STUDIES = {
         "rank 8 (the whole 95 % interval over seeds), and more at every other ε at which either has any.",
         does_not_show=LIMITS + ONE_RATE + " Five of thirty layers, ten singular vectors of each matrix. That full "
         "fine-tuning brings none at all, as the paper says, is shown by its counts and not put to the test.",
-        chapter="book/lora",
+        chapter="book/forgetting",
         runs=runs,
         quantities=quantities,
         verdict=intruder_verdict,

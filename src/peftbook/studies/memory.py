@@ -19,6 +19,7 @@ Time: LoRA on a bfloat16 base and QLoRA in one process, step by step in random o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import random
@@ -99,9 +100,16 @@ def drawn() -> Iterator[tuple[str, Configuration]]:
             draw = random.Random(name)
             batch = draw.choice((1, 2))
             checkpointing = way != "prefix" and draw.random() < 0.5
-            chosen = {"seq": draw.choice((96, 160, 256)), "padding": batch > 1 and draw.random() < 0.5}
-            attention = draw.choice(("sdpa", "sdpa", "eager"))
-            setup = replace(WAYS[way], batch=batch, checkpointing=checkpointing, attention=attention, **chosen)
+            seq = draw.choice((96, 160, 256))
+            padding = batch > 1 and draw.random() < 0.5
+            setup = replace(
+                WAYS[way],
+                batch=batch,
+                checkpointing=checkpointing,
+                seq=seq,
+                padding=padding,
+                attention=draw.choice(("sdpa", "sdpa", "eager")),
+            )
             yield name + "_checkpointed" * checkpointing, Configuration(shape, setup)
 
 
@@ -233,12 +241,12 @@ def half_quantities(store: Store) -> dict[str, Quantity]:
         for against in ("process_peak", "tensor_peak"):
             typical = [median(errors(one, found, against)) for one, found in known.items()]
             sizes, ratios = [100 * abs(one) for one in typical], [1 + one for one in typical]
-            common = {"runs": keys, "n": len(typical)}
-            out[f"{name}_{against}_ratio"] = Quantity(
-                median(ratios), "×", low=min(ratios), high=max(ratios), note="median and range of the cases", **common
+            stem, each = f"{name}_{against}", functools.partial(Quantity, runs=keys, n=len(typical))
+            out[f"{stem}_ratio"] = each(
+                median(ratios), "×", low=min(ratios), high=max(ratios), note="median and range of the cases"
             )
-            out[f"{name}_{against}_median_error"] = Quantity(median(sizes), "%", digits=1, **common)
-            out[f"{name}_{against}_largest_error"] = Quantity(max(sizes), "%", digits=1, **common)
+            out[f"{stem}_median_error"] = each(median(sizes), "%", digits=1)
+            out[f"{stem}_largest_error"] = each(max(sizes), "%", digits=1)
     return out
 
 

@@ -244,7 +244,7 @@ STUDIES = {
             does_not_show="One task of single English sentences in ASCII, where line and Unicode handling have little "
             "to act on; eight settings of one package, which is neither all settings nor faulty packages. A setting "
             "that moves all systems alike changes no ranking: the leads by setting are listed too.",
-            chapter="book/head-to-head",
+            chapter="book/measuring",
             runs=settings_runs,
             quantities=settings_quantities,
             verdict=settings_verdict,
@@ -259,7 +259,7 @@ STUDIES = {
             does_not_show="One small encoder, its last layer, no rescaling and no idf; a larger one, or another layer, "
             "may see more. Negation by a rule, on the sentences that the rule covers; other small errors are not "
             "tried.",
-            chapter="book/head-to-head",
+            chapter="book/measuring",
             runs=negation_runs,
             quantities=negation_quantities,
             verdict=negation_verdict,

@@ -32,9 +32,13 @@ Seconds = list[list[list[float]]]  # study → stage → seconds of its runs
 
 def probe(workers: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One measurement of the queue."""
-    settings = {"workers": workers, "jobs": JOBS}
     return specs.Probe(
-        measure="throughput.throughput", settings=settings, model=SCRATCH, seed=seed, purpose="timing", machine=machine
+        measure="throughput.throughput",
+        settings={"workers": workers, "jobs": JOBS},
+        model=SCRATCH,
+        seed=seed,
+        purpose="timing",
+        machine=machine,
     )
 
 
@@ -92,13 +96,11 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             median(driver), "ms", keys, min(driver), max(driver), len(rates), digits=0, note=note
         )
         spent = [
-            one - work
+            float(one) - float(work)
             for record in found
             for one, work in zip(record.per_example["run_seconds"], record.per_example["work_seconds"], strict=True)
         ]
-        out[f"start_{workers}"] = Quantity(
-            median(map(float, spent)), "s", keys, n=len(spent), digits=1, note="median of the runs"
-        )
+        out[f"start_{workers}"] = Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs")
     return out
 
 

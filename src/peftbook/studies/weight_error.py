@@ -345,7 +345,7 @@ def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
         "and not tuned; intervals are over texts, codebooks and orders of the units, not over models. The blocks of "
         "the attention's output matrix hold one head each, whatever the order. The rule was changed after the first "
         "records, of one order of the units.",
-        chapter="book/qlora",
+        chapter="book/quantisation",
         runs=runs,
         quantities=quantities,
         verdict=verdict,

@@ -6,6 +6,7 @@ import functools
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -18,7 +19,7 @@ from peftbook.training.probes.serving import positive
 __all__ = ["throughput"]
 
 # What every run of the measurement is: a tiny Llama learns to sort, in some seconds.
-SMALL_RUN = {
+SMALL_RUN: dict[str, Any] = {
     "depth": 1, "hidden": 64, "heads": 4, "length": 10, "pretrain_steps": 200, "pretrain_rate": 0.003, "steps": 100,
     "prompt_rates": (0.1,), "prefix_rates": (0.1,), "lora_rates": (0.01,),
 }  # fmt: skip
