@@ -95,13 +95,15 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out[f"driver_{workers}"] = Quantity(
             median(driver), "ms", keys, min(driver), max(driver), len(rates), digits=0, note=note
         )
-        spent = [
-            float(one) - float(work)
-            for record in found
-            for one, work in zip(record.per_example["run_seconds"], record.per_example["work_seconds"], strict=True)
-        ]
+        spent = [whole - work for record in found for whole, work in zip(*seconds(record), strict=True)]
         out[f"start_{workers}"] = Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs")
     return out
+
+
+def seconds(record: Record) -> tuple[list[float], list[float]]:
+    """Of each run of a measurement: from start to end, and those in which it computed."""
+    whole, work = ([float(one) for one in record.per_example[f"{name}_seconds"]] for name in ("run", "work"))
+    return whole, work
 
 
 def verdict(store: Store) -> Verdict:
