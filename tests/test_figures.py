@@ -9,18 +9,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fake_records import fill_store
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from scipy import stats
 
 from peftbook import figures, metrics, specs
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
 from peftbook.errors import InputError
-from peftbook.figures import costs, evidence, limits, lora, lora_practice, methods, parts, prompt, quantisation, style
+from peftbook.figures import (
+    costs,
+    evidence,
+    limits,
+    lora,
+    lora_practice,
+    measuring,
+    methods,
+    parts,
+    prompt,
+    qlora,
+    quantisation,
+    retention,
+    style,
+)
 from peftbook.memory import SHAPES, Configuration, training_step
 from peftbook.records import Record, Store
 from peftbook.results import study_quantities
+from peftbook.scratch.capacity import free_numbers
+from peftbook.scratch.codebooks import expected_error
+from peftbook.scratch.forgetting import energy_rank
 from peftbook.studies import (
     activations,
     benchmark,
@@ -33,8 +52,16 @@ from peftbook.studies import (
     subspace,
 )
 
-OF_STUDIES = [module.__name__ for module in (evidence, limits, lora_practice)]
+OF_STUDIES = [module.__name__ for module in (evidence, limits, lora_practice, qlora)]
 EVIDENCE = [name for name, entry in figures.FIGURES.items() if entry.function.__module__ in OF_STUDIES]
+DRAWN = [
+    *EVIDENCE,
+    *(
+        name
+        for name, entry in figures.FIGURES.items()
+        if entry.function.__module__ in (measuring.__name__, retention.__name__)
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +78,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def invented(run: specs.Run | specs.Probe) -> Record:
     """An invented record; equal specs give equal numbers."""
     rng = np.random.default_rng(int(run.key[:12], 16))
-    if isinstance(run, specs.Probe):
-        return Record(key=run.key, spec=run, **PROBES[run.measure](run, rng))
-    return Record(key=run.key, spec=run, **invented_run(run, rng))
+    found = PROBES[run.measure](run, rng) if isinstance(run, specs.Probe) else invented_run(run, rng)
+    minutes = rng.integers(1, 9)
+    times = {"started": "2026-01-01T10:00:00", "finished": f"2026-01-01T10:{minutes:02}:00"}
+    return Record(key=run.key, spec=run, provenance=times, **found)
 
 
 def invented_step_peaks(probe: specs.Probe, rng: np.random.Generator) -> dict:
@@ -236,12 +264,46 @@ def invented_serving(probe: specs.Probe, rng: np.random.Generator) -> dict:
             "per_example": found}  # fmt: skip
 
 
+def invented_scorings(probe: specs.Probe, rng: np.random.Generator, examples: int = 200) -> dict:
+    """ROUGE-L of every system under every setting; a setting scales all systems alike."""
+    level = np.clip(np.random.default_rng(5).normal(0.3, 0.15, examples), 0, 1)  # test examples are shared
+    found, mids = {}, {}
+    for system, run in zip(probe.words("systems"), probe.runs, strict=True):
+        own = np.clip(level - 0.12 * (system == "untuned") + rng.normal(0, 0.03, examples), 0, 1)
+        for at, scoring in enumerate(probe.words("scorings")):
+            found[f"{system}_{run.seed}_{scoring}"] = (own * (1 - 0.02 * at)).tolist()
+        found[f"{system}_{run.seed}_length"] = [20.0] * examples
+        mids[f"{system}_mid"] = (own.mean() + rng.normal(0, 4e-4, 3)).tolist()
+    return {"per_example": found, "curve": mids}
+
+
+def invented_requantised(probe: specs.Probe, rng: np.random.Generator, examples: int = 20) -> dict:
+    """An adapter gains a nat a token; merged into the 4-bit base and quantised again it loses most of that."""
+    tokens = rng.integers(20, 60, examples)
+    states = {"full": 2.6, "untuned": 2.7, "unmerged": 1.7, "merged": 1.7, "requantised": 2.6, "merged_16bit": 1.72}
+    states["requantised_16bit"] = 1.75
+    per_example = {
+        f"{state}_loss_nats": (tokens * (nats + rng.normal(0, 0.02, examples))).tolist()
+        for state, nats in states.items()
+    }
+    return {"measurements": {}, "per_example": {"label_tokens": tokens.astype(float).tolist(), **per_example}}
+
+
 def invented_peak(probe: specs.Probe, rng: np.random.Generator) -> dict:
     (name,) = (one for one in memory.CASES if memory.probe(one, probe.seed).key == probe.key)
     terms = memory.predicted(memory.CASES[name])
     measured = {f"{term}_bytes": value * (1 + rng.normal(0, 0.01)) for term, value in terms.items()}
     measured |= {"tensor_peak_bytes": terms["total"] * 1.01, "process_peak_bytes": terms["total"] * 1.08}
     return {"measurements": measured | {"process_rest_bytes": terms["weights"], "step_seconds": 1.5}}
+
+
+def invented_throughput(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    rate = 300 * min(2.0, float(probe.settings["workers"])) * (1 + rng.normal(0, 0.02))
+    times = {"run_seconds": [12.0] * 8, "work_seconds": [6.0] * 8}
+    return {
+        "measurements": {"runs_per_hour": rate, "driver_seconds": 0.02, "seconds": 8 * 3600 / rate},
+        "per_example": times,
+    }
 
 
 PROBES = {
@@ -253,12 +315,15 @@ PROBES = {
     "weights.intruders": invented_intruders,
     "serving.latency": invented_latency,
     "serving.many_adapters": invented_serving,
+    "serving.requantise_gap": invented_requantised,
     "weights.update_size": invented_update,
     "synthetic.sort_by_depth": invented_sort,
     "synthetic.recall_bits": invented_recall,
     "memory.peak": invented_peak,
     "memory.step_peaks": invented_step_peaks,
     "seconds.steps": invented_steps,
+    "rouge.settings": invented_scorings,
+    "throughput.throughput": invented_throughput,
 }
 
 
@@ -347,6 +412,14 @@ def test_quadrature_agrees_with_sampled_weights(name: str):
     assert quantisation.bin_shares(levels, block).sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("bits", quantisation.RATES)
+def test_the_best_levels_err_least_and_no_code_passes_the_bound(bits: int):
+    """Lloyd's levels below NF4's recipe and even ones, and all above 4^−R with the bits of their constants."""
+    books = quantisation.best_levels(bits, 64), quantisation.normal_float_levels(bits), np.linspace(-1, 1, 2**bits - 1)
+    best, normal, even = (expected_error(torch.from_numpy(levels), 64, 2) for levels in books)
+    assert 4.0 ** -(bits - 4 + quantisation.bits_per_parameter(64, double=True)) < best < normal < even
+
+
 def test_nf4_errs_least_at_every_block_drawn():
     """A slide's title says so."""
     for block in quantisation.BLOCKS:
@@ -386,6 +459,16 @@ def test_differences_average_to_the_difference_of_means(store: Store):
         assert np.mean(seeds) == pytest.approx(interval.mean)
 
 
+def test_leading_directions_of_noise_hold_more_than_their_share_of_free_numbers():
+    """What the rank's room shows: the share of energy is that of the whole matrix at full rank, and above it before."""
+    energy = np.cumsum(retention.noise_energy(24, 24))
+    free = np.array([free_numbers(rank, 24, 24) for rank in range(1, 25)]) / 24**2
+    assert energy[-1] == pytest.approx(1) == free[-1]
+    assert (energy[:-1] > free[:-1]).all()
+    noise = np.random.default_rng(0).standard_normal((12, 24))
+    assert retention.energy_directions(retention.noise_energy(24, 12)) == energy_rank(torch.tensor(noise))
+
+
 def test_smoothing_keeps_a_constant_and_the_length():
     """Window cut at the ends, never padded: a flat curve stays flat."""
     assert methods.smooth([2.0] * 30) == [2.0] * 30
@@ -417,11 +500,12 @@ def visible_texts(figure: Figure) -> dict[Text, tuple[float, float, float, float
     return {text: Text.get_window_extent(text).extents for text in said}
 
 
-@pytest.mark.parametrize("name", EVIDENCE)
+@pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_clipped_or_covered_or_tiny(name: str, store: Store):
     """Readable on a phone and a slide: every text lies inside the figure and on no other text."""
     with style.mode_context("light"):
-        figure = figures.FIGURES[name].function(store)
+        entry = figures.FIGURES[name]
+        figure = entry.function(*((store,) if entry.needs else ()))
         FigureCanvasAgg(figure)
         boxes = visible_texts(figure)
     assert len(boxes) > 5
@@ -440,6 +524,48 @@ def test_a_figure_of_a_study_names_what_it_lacks(name: str, tmp_path: Path):
     study = figures.FIGURES[name].needs[0].partition(".")[0]
     with pytest.raises(InputError, match=f"peftbook run {study}"):
         figures.svg(name, Store(tmp_path))
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_the_chance_to_find_an_effect_is_that_of_the_noncentral_t(seeds: int):
+    """The oracle is scipy's; without an effect an interval of 95 % is wrong once in twenty."""
+    bar = stats.t.ppf(0.975, seeds - 1)
+    shift = math.sqrt(seeds)
+    expected = stats.nct.sf(bar, seeds - 1, shift) + stats.nct.cdf(-bar, seeds - 1, shift)
+    assert measuring.chance(1, seeds, bar) == pytest.approx(expected, abs=2e-4)
+    assert measuring.chance(0, seeds, bar) == pytest.approx(0.05, abs=2e-4)
+    assert measuring.chance(measuring.smallest_effect(seeds), seeds, bar) == pytest.approx(measuring.OFTEN)
+
+
+def test_what_arms_share_widens_only_the_unpaired_interval():
+    """Both have the same mean; hard examples that are hard for both arms are noise only to the one that ignores it."""
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 4, 50))
+    hard = 5 * rng.normal(size=50)
+    alone, together = (
+        measuring.unpaired_interval(one + hard, two + hard),
+        metrics.paired_interval(one + hard, two + hard),
+    )
+    assert alone.mean == pytest.approx(together.mean)
+    assert together.half95 == pytest.approx(metrics.paired_interval(one, two).half95)
+    assert alone.half95 > 2 * measuring.unpaired_interval(one, two).half95
+
+
+@pytest.mark.parametrize("spread", measuring.SPREADS)
+def test_the_winner_is_flattered_by_the_formula(spread: float):
+    """e_1 = 0, e_2 = 1/√π, and the simulation that is drawn lies on the curve; a fresh score flatters nobody."""
+    assert measuring.largest_of(1) == pytest.approx(0, abs=1e-9)
+    assert measuring.largest_of(2) == pytest.approx(1 / math.sqrt(math.pi))
+    for arms in (2, 16):
+        shown, fresh = measuring.curse(arms, spread)
+        assert shown.mean() == pytest.approx(measuring.inflation(arms, spread), abs=0.05)
+        assert fresh.mean() == pytest.approx(0, abs=0.05)
+
+
+def test_the_drawn_intervals_have_all_four_verdicts():
+    """The chapter's text names them by their letters."""
+    said = [metrics.judge(measuring.case(*one), 1.0, (-math.inf, 0.0)) for one in measuring.CASES]
+    assert said == [*["reproduced"] * 2, "equivalent", *["undecided"] * 3, "refuted"]
 
 
 @pytest.mark.parametrize("seed", range(5))

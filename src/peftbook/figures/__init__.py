@@ -9,7 +9,26 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.figure import Figure
 
 from peftbook.errors import InputError
-from peftbook.figures import costs, evidence, fit, limits, lora, lora_practice, methods, prompt, quantisation
+from peftbook.figures import (
+    bill,
+    block,
+    costs,
+    data,
+    evidence,
+    family,
+    fit,
+    limits,
+    lora,
+    lora_practice,
+    machines,
+    measuring,
+    methods,
+    prompt,
+    qlora,
+    quantisation,
+    restraint,
+    retention,
+)
 from peftbook.figures.style import render_png, render_svg
 from peftbook.records import Store, write_atomically
 from peftbook.results import run_command, study_quantities
@@ -29,6 +48,7 @@ from peftbook.studies import (
     scaling,
     serving,
     targets,
+    throughput,
     two_rates,
     variants,
     weight_error,
@@ -66,7 +86,10 @@ TARGETS = tuple(f"targets.{arm.name}_loss" for arm in targets.COMPARISON.arms)
 GAPS = tuple(
     f"recovery.{model}_{arm.name}_loss" for model, one in recovery.COMPARISONS.items() for arm in one.arms
 )  # fmt: skip
+REQUANTISED = tuple(f"requantised.{model}_{arm}_requantised_lost" for model, arm in recovery.MERGED)
 PATHS = tuple(f"forgetting.{arm}_prose_loss" for arm in forgetting.ARMS)
+ENDS = tuple(f"forgetting.{arm}_{name}" for arm in forgetting.ARMS for name in ("validation_loss", "forgotten"))
+DIRECTIONS = tuple(f"forgetting.{arm}_{name}" for arm in forgetting.ARMS for name in ("update_rank", "intruders"))
 LATENCY = tuple(f"merging_latency.merged_over_base_forward_{dtype}_batch{batch}" for dtype, batch in merging.CONDITIONS)
 RANK = tuple(f"rank.r{rank}_loss" for rank in learning_rate.RANKS)
 SCALING = (*(f"scaling.{arm.name}_loss" for arm in scaling.COMPARISON.arms), "scaling.fixed_rate_difference")
@@ -76,7 +99,9 @@ VARIANTS = tuple(f"lora_plus.{arm.name}_steps" for arm in variants.COMPARISON.ar
 DEPTHS = tuple(f"expressiveness.depth{depth}_lora_accuracy" for depth in expressiveness.DEPTHS)
 BITS = tuple(f"capacity.{one.name}_bits" for series in capacity.SERIES.values() for one in series)
 SERVED = tuple(f"serving.mixed_{count}_tokens_per_second" for count in serving.COUNTS)
+THROUGHPUT = tuple(f"throughput.measured_{workers}" for workers in throughput.MEASURED)
 BYTES = tuple(f"memory.{name}_tensor_peak_error" for name in memory.CASES)
+SPREAD = tuple(f"rouge_settings.{name}_spread" for name in ("lora", "lora_minus_prompt", "lora_minus_untuned"))
 ENTRIES = (
     Entry(methods.test_scores, FINAL),
     Entry(methods.head_to_head, FINAL),
@@ -87,12 +112,22 @@ ENTRIES = (
     Entry(methods.lora_against_full, ("methods.lora_minus_full_loss",)),
     Entry(methods.qlora_against_lora, ("methods.qlora_minus_lora_loss",)),
     Entry(methods.rouge_against_bertscore, ("methods.lora_rougeL",)),
+    Entry(data.token_strip),
+    Entry(data.truncated_targets),
+    Entry(data.nearest_neighbours),
+    Entry(data.padding_waste),
+    Entry(block.touched_block),
+    Entry(family.numbers_by_method),
+    Entry(family.work_against_count),
+    Entry(family.loss_against_count, BENCHMARK),
     Entry(lora.low_rank_update),
     Entry(lora.parameters_against_rank),
     Entry(quantisation.quantisation_steps),
     Entry(quantisation.codebook_levels),
     Entry(quantisation.bin_mass),
+    Entry(quantisation.outlier_error),
     Entry(quantisation.error_against_block),
+    Entry(quantisation.error_against_bits),
     Entry(quantisation.bits_against_block),
     Entry(prompt.soft_prompt_position),
     Entry(prompt.parameters_against_length),
@@ -101,8 +136,19 @@ ENTRIES = (
     Entry(fit.memory_by_model),
     Entry(fit.memory_by_length),
     Entry(fit.memory_by_rank),
+    Entry(fit.memory_by_rows),
+    Entry(restraint.break_even),
+    Entry(restraint.differences_seen, ("methods.fewshot_loss", "methods.lora_minus_full_loss")),
+    Entry(machines.time_by_workers, ("throughput.runs",)),
+    Entry(machines.runs_an_hour, THROUGHPUT),
+    Entry(machines.memory_by_devices),
+    Entry(machines.lost_work),
     Entry(costs.step_time, COSTS),
     Entry(costs.peak_memory, COSTS),
+    Entry(bill.bytes_per_parameter),
+    Entry(bill.step_timeline),
+    Entry(bill.time_saved),
+    Entry(bill.tasks_on_disk),
     Entry(evidence.standard_curve, ("standard.e2e_tokens", "standard.docstrings_tokens")),
     Entry(evidence.benchmark_losses, BENCHMARK),
     Entry(evidence.benchmark_scores, BENCHMARK),
@@ -115,7 +161,13 @@ ENTRIES = (
     Entry(evidence.examples_needed, ("data_size.fewshot_loss", *DATA)),
     Entry(evidence.target_matrices, TARGETS),
     Entry(evidence.recovery_gaps, GAPS),
+    Entry(qlora.slowdown_against_tokens, ("step_seconds.held_out_ratio",)),
+    Entry(qlora.memory_against_time, ("step_seconds.held_out_ratio",)),
+    Entry(qlora.requantised_gains, REQUANTISED),
     Entry(evidence.forgetting_paths, PATHS),
+    Entry(retention.forgetting_by_rate, ENDS),
+    Entry(retention.update_directions, DIRECTIONS),
+    Entry(retention.rank_room),
     Entry(evidence.subspace_overlap, ("subspace.small_large_first",)),
     Entry(evidence.merging_latency, LATENCY),
     Entry(lora_practice.rank_losses, RANK),
@@ -129,6 +181,11 @@ ENTRIES = (
     Entry(limits.step_peaks, ("step_peaks.open_peak_ratio", "step_peaks.held_out_peak_ratio")),
     Entry(limits.step_times, ("step_seconds.open_ratio", "step_seconds.held_out_ratio")),
     Entry(limits.memory_errors, BYTES),
+    Entry(measuring.rouge_by_setting, SPREAD),
+    Entry(measuring.paired_intervals, FINAL[2:]),
+    Entry(measuring.seeds_needed),
+    Entry(measuring.verdict_rule),
+    Entry(measuring.winners_curse),
 )
 FIGURES: dict[str, Entry] = {entry.function.__name__: entry for entry in ENTRIES}
 

@@ -13,7 +13,7 @@ from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic
 from peftbook.figures.style import canvas, colour, question
 from peftbook.memory import SHAPES, Setup, training_step
 
-__all__ = ["CARDS", "memory_by_length", "memory_by_model", "memory_by_rank"]
+__all__ = ["CARDS", "memory_by_length", "memory_by_model", "memory_by_rank", "memory_by_rows"]
 
 ROW = Setup(method="lora", seq=2048)
 NF4 = replace(ROW, quantised="nf4")
@@ -27,6 +27,7 @@ WAYS = {
     "Prompt on NF4": replace(NF4, method="prompt"),
 }
 CARDS = {"24 GB card": 24e9, "80 GB card": 80e9}  # less than what they hold, by what the driver keeps
+ROWS = (1, 2, 4, 8, 16)
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 RANKS = (1, 4, 16, 64, 256)
 # label → set-up, tone, marker, line
@@ -92,6 +93,27 @@ def memory_by_length() -> Figure:
     axes.set_xlim(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5)
     axes.set_ylim(3, 110)
     question(figure, "How does memory grow with the text? Llama-2-7B")
+    label_points(axes, ends, column=0.735)
+    return figure
+
+
+def memory_by_rows() -> Figure:
+    """How many rows fit? Peak of Llama-2-7B's step against the rows of a batch, 1,024 tokens each."""
+    figure, axes = canvas(height=4.2)
+    ends: Points = {}
+    for label, (setup, tone, marker, line) in list(BY_LENGTH.items())[:3]:
+        peaks = [peak_gigabytes(replace(setup, seq=1024, batch=rows)) for rows in ROWS]
+        axes.plot(ROWS, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
+        ends[label] = ROWS[-1], peaks[-1], tone
+    for card, size in CARDS.items():
+        axes.axhline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
+        axes.annotate(card, (ROWS[-1] * 3.9, size / 1e9), xytext=(0, 4), textcoords="offset points", ha="right",
+                      fontsize=SMALL)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="Rows of 1,024 tokens", ylabel="GB at the peak (computed)")
+    plain_ticks(axes, ROWS)
+    decimals(axes.yaxis, (1, 2, 4))
+    axes.set_xlim(ROWS[0] * 0.9, ROWS[-1] * 4)
+    question(figure, "How many rows fit? Llama-2-7B")
     label_points(axes, ends, column=0.735)
     return figure
 

@@ -1,4 +1,4 @@
-"""Figures of the QLoRA chapter: codebooks, their error and what a stored weight costs.
+"""Figures of the quantisation chapter: codebooks, their error and what a stored weight costs.
 
 Errors are those of N(0, 1) weights, computed by quadrature over the block's largest magnitude: no sampling, no seed.
 """
@@ -8,23 +8,30 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import NullLocator
-from scipy import special
+from scipy import optimize, special
 
+from peftbook.figures.parts import SMALL, decimals, label_points
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
+from peftbook.scratch.codebooks import expected_error, imbalance
 
 __all__ = [
+    "best_levels",
     "bin_mass",
     "bin_shares",
     "bits_against_block",
     "bits_per_parameter",
     "codebook_levels",
     "codebooks",
+    "error_against_bits",
     "error_against_block",
     "mean_squared_error",
     "nf4_levels",
+    "normal_float_levels",
+    "outlier_error",
     "quantisation_steps",
     "scaled_density",
 ]
@@ -39,12 +46,28 @@ MARKS = {
 }
 
 
-def nf4_levels() -> np.ndarray:
-    """The 16 levels of NF4, ascending, float64; `scratch.nf4` has them in float32."""
-    negative = -special.ndtri(np.linspace(OFFSET, 0.5, 8)[:-1])
-    positive = special.ndtri(np.linspace(OFFSET, 0.5, 9)[:-1])[::-1]
+def normal_float_levels(bits: int) -> np.ndarray:
+    """The 2^bits levels of NF4's recipe, ascending, float64."""
+    half = 2 ** (bits - 1)
+    negative = -special.ndtri(np.linspace(OFFSET, 0.5, half)[:-1])
+    positive = special.ndtri(np.linspace(OFFSET, 0.5, half + 1)[:-1])[::-1]
     levels = np.concatenate([negative, [0.0], positive])
     return levels / levels.max()
+
+
+def nf4_levels() -> np.ndarray:
+    """The 16 levels of NF4, ascending, float64; `scratch.nf4` has them in float32."""
+    return normal_float_levels(4)
+
+
+@cache
+def best_levels(bits: int, block: int) -> np.ndarray:
+    """The 2^bits levels of least squared error for N(0, 1) weights in blocks: each is the mean of its cell. float64."""
+    start = 1.1 * normal_float_levels(bits)
+    start = (start - start[::-1]) / 2.4  # symmetric, the ends within ±1
+    found = optimize.root(imbalance, start, args=("lloyd", block), tol=1e-12)
+    assert found.success and np.all(np.diff(found.x) > 0), f"{bits} bits at block {block} did not converge"
+    return found.x
 
 
 def codebooks() -> dict[str, np.ndarray]:
@@ -198,6 +221,37 @@ def error_against_block() -> Figure:
     return figure
 
 
+RATES = (2, 3, 4, 5, 6)  # bits of a code
+
+
+def error_against_bits(block: int = 64) -> Figure:
+    """How near is a codebook to the best there can be? Error against stored bits, by codebook, and the bound below."""
+    figure, axes = canvas(height=4.4)
+    stored = [bits_per_parameter(block, double=True) - 4 + bits for bits in RATES]
+    books = {
+        "even levels": (lambda bits: np.linspace(-1, 1, 2**bits - 1), "INT4"),
+        "NF4's recipe": (normal_float_levels, "NF4"),
+        "best levels": (lambda bits: best_levels(bits, block), "FP4 (E2M1)"),
+    }
+    ends = {}
+    for name, (levels, look) in books.items():
+        marker, line, tone = MARKS[look]
+        errors = [expected_error(torch.from_numpy(levels(bits)), block, 2) for bits in RATES]
+        axes.plot(stored, errors, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"))
+        ends[name] = (stored[-1], errors[-1], tone)
+    bound = np.array([stored[0] - 0.3, stored[-1]])
+    axes.plot(bound, 4.0**-bound, color=colour("ink"), linewidth=1.4)
+    ends["Shannon's bound"] = (bound[-1], 4.0 ** -bound[-1], "ink")
+    axes.set(yscale="log", xlim=(1.7, 8.9), ylabel="Mean squared error / σ²")
+    axes.set_xticks(stored, [f"{bits:.2f}" for bits in stored])
+    axes.set_xlabel(f"Bits per stored weight, block {block}, constants included")
+    decimals(axes.yaxis, (1, 2, 5))
+    axes.tick_params(axis="y", labelsize=SMALL)
+    question(figure, "How near is a codebook to the best\nthere can be?")
+    label_points(axes, ends, column=0.66, gap=15)
+    return figure
+
+
 def bits_against_block() -> Figure:
     """What does a stored weight cost? Bits against block size, with and without double quantisation."""
     blocks = (16, 32, 64, 128, 256, 512)
@@ -302,3 +356,29 @@ def quantisation_steps(count: int = 12) -> Figure:
         )
     question(figure, "How does a weight become four bits?")
     return figure
+
+
+def outlier_error(count: int = 64) -> Figure:
+    """What does one large weight do to the others? Their error against its size, in one block of normal weights."""
+    others = np.random.default_rng(0).normal(size=(400, count - 1))
+    sizes = np.linspace(0.5, 12, 24)
+    figure, axes = canvas(height=4.2)
+    ends: dict[str, tuple[float, float, str]] = {}
+    for name in ("NF4", "INT4", "FP4 (bnb)"):
+        levels, (marker, line, tone) = codebooks()[name], MARKS[name]
+        errors = [rounding_error(others, levels, size) for size in sizes]
+        axes.plot(sizes, errors, color=colour(tone), linestyle=line, marker=marker, markevery=4, linewidth=1.6)
+        ends[name] = sizes[-1], errors[-1], tone
+    axes.set(xlabel="One weight, in standard deviations of the others", ylabel="Error of the others, RMS")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 15.5)
+    question(figure, "What does one large weight do to the others?")
+    label_points(axes, ends, column=0.82)
+    return figure
+
+
+def rounding_error(others: np.ndarray, levels: np.ndarray, outlier: float) -> float:
+    """Root mean square error of the weights of blocks, (blocks, weights), that hold an outlier of this size besides."""
+    largest = np.maximum(np.abs(others).max(axis=1, keepdims=True), outlier)
+    nearest = levels[np.abs(others[..., None] / largest[..., None] - levels).argmin(axis=-1)]
+    return float(np.sqrt(np.mean((others - largest * nearest) ** 2)))

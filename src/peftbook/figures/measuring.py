@@ -1,0 +1,263 @@
+"""Figures of the measuring chapter: what settings move, what pairing saves, what few seeds see, what choosing costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy import optimize, stats
+
+from peftbook import metrics
+from peftbook.figures.methods import chosen_records
+from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
+from peftbook.figures.style import METHODS, canvas, colour, look, question
+from peftbook.records import Store
+from peftbook.results import quantity
+from peftbook.studies import methods
+
+__all__ = [
+    "CASES",
+    "OFTEN",
+    "SPREADS",
+    "case",
+    "chance",
+    "curse",
+    "inflation",
+    "largest_of",
+    "paired_intervals",
+    "rouge_by_setting",
+    "seeds_needed",
+    "smallest_effect",
+    "unpaired_interval",
+    "verdict_rule",
+    "winners_curse",
+]
+
+SETTINGS = {
+    "default": "Default",
+    "stem": "Stemmed",
+    "cased": "Case kept",
+    "words": "Unicode words",
+    "whitespace": "Split at blanks",
+    "lsum": "Lsum, lines",
+    "lsum_sentences": "Lsum, sentences",
+    "corpus": "Whole corpus",
+}
+
+
+def rouge_by_setting(store: Store) -> Figure:
+    """Do settings move ROUGE-L more than methods differ? Scores of the same texts, and LoRA's leads, by setting."""
+    figure, (scores, leads) = canvas(1, 2, height=5.4, sharey=True, width_ratios=(1, 1.1))
+    for arm in ("untuned", "prompt", "lora"):
+        values = [quantity(f"rouge_settings.{arm}_{setting}", store).value for setting in SETTINGS]
+        scores.plot(values, range(len(SETTINGS)), **(look(arm) | {"linewidth": 1.0}), label=METHODS[arm].label)
+    for second, tone, marker, shift in (("prompt", "prompt", "^", -0.16), ("untuned", "untuned", "X", 0.16)):
+        for at, setting in enumerate(SETTINGS):
+            found = quantity(f"rouge_settings.lora_minus_{second}_{setting}", store)
+            draw_interval(leads, at + shift, as_row("", found, tone=tone, marker=marker))
+    leads.axvline(0, color=colour("muted"), linewidth=1.2)
+    scores.set_yticks(range(len(SETTINGS)), list(SETTINGS.values()))
+    scores.set_ylim(len(SETTINGS) - 0.5, -0.6)
+    scores.set(xlabel="ROUGE-L, 0–1", title="Scores")
+    leads.set(xlabel="LoRA − the arm, paired", title="LoRA's lead over …")
+    for axes in (scores, leads):
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    figure.legend(*scores.get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.2)
+    question(figure, "Do settings move ROUGE-L\nmore than methods differ?")
+    return figure
+
+
+PAIRS = (("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "full"))
+
+
+def unpaired_interval(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], weights: Sequence[float] | None = None
+) -> metrics.Interval:
+    """The interval of first − second if the arms had shared nothing: errors add in squares, 2(n − 1) degrees."""
+    one, two = (metrics.mean_interval(rows, weights) for rows in (first, second))
+    seed_se, example_se = math.hypot(one.seed_se, two.seed_se), math.hypot(one.example_se, two.example_se)
+    half95, half90 = (
+        float(stats.t.ppf(p, 2 * (one.seeds - 1))) * math.hypot(seed_se, example_se) for p in (0.975, 0.95)
+    )
+    return metrics.Interval(one.mean - two.mean, half95, half90, seed_se, example_se, one.seeds, one.examples)
+
+
+def paired_intervals(store: Store) -> Figure:
+    """What is pairing worth? Intervals of the head-to-head differences, with and without it."""
+    panels = (("loss_nats", methods.MARGIN_NATS, "Loss difference, nats per token"),
+              ("rougeL", methods.MARGIN_ROUGE, "ROUGE-L difference"))  # fmt: skip
+    figure, both = canvas(2, 1, height=5.9)
+    for axes, (column, margin, label) in zip(both, panels, strict=True):
+        draw_margin(axes, -margin, margin)
+        axes.axvline(0, color=colour("muted"), linewidth=1.2)
+        for at, pair in enumerate(PAIRS):
+            one, two = (chosen_records(arm, store) for arm in pair)
+            tables = methods.table(one, column), methods.table(two, column)
+            weights = [float(value) for value in one[0].per_example["label_tokens"]] if column == "loss_nats" else None
+            alone, together = unpaired_interval(*tables, weights), metrics.paired_interval(*tables, weights)
+            draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
+            draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
+        axes.set_yticks(range(len(PAIRS)), [" − ".join(METHODS[arm].label for arm in pair) for pair in PAIRS])
+        axes.set_ylim(len(PAIRS) - 0.5, -0.55)
+        axes.set_xlabel(label)
+        axes.grid(axis="y", visible=False)
+    looks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
+    handles = [both[0].plot([], [], **keywords, label=label)[0] for label, keywords in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+    question(figure, "What is pairing worth? (band: margin)")
+    return figure
+
+
+def of_interval(found: metrics.Interval, tone: str, marker: str, *, hollow: bool = False) -> Row:
+    """An interval as a line of a forest."""
+    return Row("", found.mean, found.low, found.high, (), tone, marker, hollow)
+
+
+SEEDS = (2, 3, 4, 5, 6, 8, 10, 14, 20)
+OFTEN = 0.8  # four times in five
+
+
+def chance(effect: float, seeds: int, bar: float, points: int = 4000) -> float:
+    """P(|d̄| > bar · s / √n) for n seed differences that are normal with mean `effect` in units of their SD.
+
+    The mean over s of a normal probability, at the midpoints of equally likely slices of s.
+    """
+    u = (np.arange(points) + 0.5) / points
+    s = np.sqrt(stats.chi2.ppf(u, seeds - 1) / (seeds - 1))
+    shift = effect * math.sqrt(seeds)
+    return float(np.mean(stats.norm.sf(bar * s - shift) + stats.norm.cdf(-bar * s - shift)))
+
+
+def quantile(seeds: int) -> float:
+    """t(n − 1) at 97.5 %."""
+    return float(stats.t.ppf(0.975, seeds - 1))
+
+
+def smallest_effect(seeds: int, often: float = OFTEN) -> float:
+    """The effect, in SDs of the seed differences, whose 95 % interval excludes zero in this share of studies."""
+    return float(optimize.brentq(lambda effect: chance(effect, seeds, quantile(seeds)) - often, 1e-3, 1e2))
+
+
+def seeds_needed() -> Figure:
+    """What can n seeds see? Half-width and findable effect, and how often an effect of one SD is found."""
+    figure, (sizes, found) = canvas(2, 1, height=6.6, sharex=True)
+    half = [quantile(n) / math.sqrt(n) for n in SEEDS]
+    least = [smallest_effect(n) for n in SEEDS]
+    straight = {"color": colour("muted"), "linestyle": (0, (4, 1.5)), "linewidth": 1.8}
+    sizes.plot(SEEDS, least, color=colour("qlora"), marker="s", markersize=6)
+    sizes.plot(SEEDS, half, color=colour("lora"), marker="o", markersize=6)
+    sizes.axhline(2, **straight)
+    sizes.set(xscale="log", yscale="log", ylabel="SDs of the seed differences")
+    plain_ticks(sizes, SEEDS)
+    decimals(sizes.yaxis, (1, 2, 5))
+    name(sizes, 3, smallest_effect(3), "effect found\n4 times in 5", "qlora", (10, 8))
+    name(sizes, 5, half[3], "half-width", "lora", (-8, -17), ha="right")
+    name(sizes, 20, 2, "“two SD” rule", "muted", (2, 5), ha="right")
+    found.plot(SEEDS, [chance(1, n, quantile(n)) for n in SEEDS], color=colour("lora"), marker="o", markersize=6)
+    found.plot(SEEDS, [chance(1, n, 2 * math.sqrt(n)) for n in SEEDS], **straight, marker="D", markersize=5)
+    found.set(xlabel="Seeds", ylabel="Chance to find\nan effect of one SD", ylim=(0, 1.03))
+    name(found, 8, chance(1, 8, quantile(8)), "95 % interval", "lora", (-10, 4), ha="right")
+    name(found, 8, chance(1, 8, 2 * math.sqrt(8)), "“two SD” rule", "muted", (2, 10))
+    question(figure, "What can a few seeds see?")
+    return figure
+
+
+def name(axes: Axes, x: float, y: float, text: str, tone: str, offset: tuple[float, float], ha: str = "left") -> None:
+    """A direct label beside a point."""
+    axes.annotate(
+        text, (x, y), xytext=offset, textcoords="offset points", ha=ha, color=colour(tone), fontsize=SMALL,
+        fontweight="bold",
+    )  # fmt: skip
+
+
+# Intervals of a − b in units of the margin: centre and half-width at 95 %, as five seeds give them.
+CASES = ((-1.5, 0.9), (-0.45, 0.35), (0.15, 0.8), (-0.5, 0.95), (1.2, 0.9), (0.2, 2.2), (2.3, 0.9))
+
+
+def case(centre: float, half95: float, seeds: int = 5) -> metrics.Interval:
+    """An interval with the 90 % half-width that belongs to its 95 % one."""
+    ratio = float(stats.t.ppf(0.95, seeds - 1) / stats.t.ppf(0.975, seeds - 1))
+    return metrics.Interval(centre, half95, ratio * half95, 0.0, 0.0, seeds, 200)
+
+
+def verdict_rule() -> Figure:
+    """Which verdict does an interval get? The book's own rule, on the claim that a − b is below zero."""
+    tones = {"reproduced": "lora", "equivalent": "prompt", "undecided": "untuned", "refuted": "qlora"}
+    markers = {"reproduced": "o", "equivalent": "^", "undecided": "X", "refuted": "D"}
+    figure, axes = canvas(height=4.3)
+    draw_margin(axes, -1, 1)
+    axes.axvline(0, color=colour("muted"), linewidth=1.2)
+    for at, (centre, half95) in enumerate(CASES):
+        found = case(centre, half95)
+        said = metrics.judge(found, 1.0, (-math.inf, 0.0))
+        tone = colour(tones[said])
+        axes.plot([found.low, found.high], [at, at], color=tone, linewidth=1.4)
+        axes.plot(
+            [centre - found.half90, centre + found.half90], [at, at], color=tone, linewidth=5, solid_capstyle="butt"
+        )
+        axes.plot(centre, at, **mark(tones[said], markers[said]))
+        axes.text(3.4, at, said, color=tone, va="center", fontweight="bold")
+    axes.set_xlim(-2.9, 5.3)
+    axes.set_ylim(len(CASES) - 0.4, -0.6)
+    axes.set_yticks(range(len(CASES)), list("ABCDEFG"))
+    axes.set_xticks([-2, -1, 0, 1, 2, 3], ["−2δ", "−δ", "0", "δ", "2δ", "3δ"])
+    axes.set_xlabel("a − b (claim: below 0; thick: 90 %, thin: 95 %)")
+    axes.grid(axis="y", visible=False)
+    question(figure, "Which verdict does an interval get?")
+    return figure
+
+
+ARMS = (1, 2, 4, 8, 16, 32, 64)
+SPREADS = {0.0: ("arms all equal", "qlora", "D"), 1.0: ("arms differ as much as noise", "lora", "o")}
+STUDIES = 4000
+
+
+def largest_of(arms: int, points: int = 20_001) -> float:
+    """The mean of the largest of k standard normals: ∫ (1 − Φ(z)^k − Φ(−z)^k) dz over z > 0."""
+    z = np.linspace(0, 9, points)
+    return float(np.trapezoid(1 - stats.norm.cdf(z) ** arms - stats.norm.cdf(-z) ** arms, z))
+
+
+def inflation(arms: int, spread: float) -> float:
+    """By how many noise SDs the winner's score exceeds its true value: e_k / √(1 + τ²), τ the true SD of the arms."""
+    return largest_of(arms) / math.sqrt(1 + spread**2)
+
+
+def curse(arms: int, spread: float, studies: int = STUDIES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The winner's score minus its true value, on validation and on a fresh run, for each simulated study.
+
+    Arms have true values τ · N(0, 1) and scores with noise N(0, 1); the highest score wins. Two arrays, (studies,).
+    """
+    rng = np.random.default_rng((seed, arms))
+    true = spread * rng.normal(size=(studies, arms))
+    seen = true + rng.normal(size=(studies, arms))
+    fresh = true + rng.normal(size=(studies, arms))
+    won = seen.argmax(axis=1)[:, None]
+    shown, confirmed = (np.take_along_axis(scores - true, won, axis=1)[:, 0] for scores in (seen, fresh))
+    return shown, confirmed
+
+
+def winners_curse() -> Figure:
+    """How much does the winner's score flatter it? Simulation and formula, on validation and on fresh runs."""
+    figure, axes = canvas(height=4.2)
+    fine = np.geomspace(1, ARMS[-1], 40)
+    for spread, (label, tone, marker) in SPREADS.items():
+        axes.plot(fine, [inflation(k, spread) for k in fine], color=colour(tone), linewidth=1.6)
+        found = [curse(k, spread)[0].mean() for k in ARMS]
+        axes.plot(ARMS, found, **mark(tone, marker))
+        x, y = (13, inflation(16, spread)) if spread == 0 else (ARMS[-1], 0.6)
+        name(axes, x, y, label, tone, (0, 10), "right")
+    fresh = [curse(k, 0.0)[1].mean() for k in ARMS]
+    axes.axhline(0, color=colour("muted"), linewidth=1.2)
+    axes.plot(ARMS, fresh, **mark("accent", "s", hollow=True))
+    name(axes, 64, 0, "the same winner on fresh seeds", "accent", (0, 9), "right")
+    axes.set(xscale="log", xlabel="Arms or settings tried", ylabel="Score − true value\n(SDs of the noise)")
+    plain_ticks(axes, ARMS)
+    axes.set_ylim(-0.25, 2.7)
+    question(figure, "How much does its score flatter the winner?")
+    return figure

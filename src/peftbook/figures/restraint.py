@@ -1,0 +1,68 @@
+"""Figures of the chapter on when not to fine-tune: what tuning must earn back, and what a test set can see."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from peftbook.figures.methods import chosen_records, example_differences
+from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
+from peftbook.figures.style import METHODS, canvas, colour, question
+from peftbook.records import Store
+
+__all__ = ["break_even", "differences_seen", "requests_to_earn_back"]
+
+TRAINED = {"one run": 1, "ten runs": 10, "a hundred runs": 100}
+RUN_TOKENS = 50_000
+EXTRA = np.geomspace(10, 20_000, 60)  # tokens that examples add to every request
+PAIRS = {"prompt": "fewshot", "lora": "fewshot", "full": "lora"}  # the arm and what it is compared with
+
+
+def requests_to_earn_back(trained_tokens: float, extra_tokens: float) -> float:
+    """Requests after which LoRA has cost less than examples in the prompt: 4 N T = 2 N k for each request.
+
+    trained_tokens: T, over all runs; extra_tokens: k, that the examples add to a request. Floating-point operations.
+    """
+    return 2 * trained_tokens / extra_tokens
+
+
+def break_even() -> Figure:
+    """After how many requests does tuning cost less than examples in the prompt? Operations, for three budgets."""
+    figure, axes = canvas(height=4.2)
+    ends: Points = {}
+    for (name, runs), tone in zip(TRAINED.items(), ("lora", "qlora", "prompt"), strict=True):
+        requests = [requests_to_earn_back(runs * RUN_TOKENS, extra) for extra in EXTRA]
+        axes.plot(EXTRA, requests, color=paint(tone), linewidth=1.8)
+        ends[name] = EXTRA[-1], requests[-1], tone
+    axes.set(xscale="log", yscale="log", ylabel="Requests until tuning has paid")
+    axes.set_xlabel(f"Tokens that examples add to a request\n(a run: {RUN_TOKENS:,} tokens)")
+    plain_ticks(axes, (10, 100, 1000, 10_000))
+    decimals(axes.yaxis, (1,))
+    axes.set_xlim(9, 400_000)
+    question(figure, "When has tuning paid?")
+    label_points(axes, ends, column=0.735)
+    return figure
+
+
+def differences_seen(store: Store) -> Figure:
+    """How small a difference can a test set see? Half of its 95 % interval against its size, three pairs of methods."""
+    figure, axes = canvas(height=4.4)
+    sizes, ends = np.array([10, 30, 100, 300, 1000, 3000]), dict[str, tuple[float, float, str]]()
+    for arm, other in PAIRS.items():
+        found = example_differences(chosen_records(arm, store), chosen_records(other, store))
+        halves = 1.96 * found.std(ddof=1) / np.sqrt(sizes)
+        axes.plot(sizes, halves, color=colour(arm), marker=METHODS[arm].marker, linewidth=1.6, markersize=6)
+        axes.plot(len(found), abs(found.mean()), marker="*", color=colour(arm), markersize=13, linestyle="none")
+        ends[f"{SHORT[arm]} − {SHORT[other]}"] = float(sizes[-1]), float(halves[-1]), arm
+    axes.set(xscale="log", yscale="log", xlabel="Test examples", ylabel="Half of the interval, nats per token")
+    plain_ticks(axes, sizes.tolist())
+    decimals(axes.yaxis, (1, 2, 5))
+    axes.set_xlim(8.5, 60_000)
+    axes.annotate("stars: what was seen", (9, axes.get_ylim()[0]), xytext=(4, 6), textcoords="offset points",
+                  fontsize=SMALL, color=colour("muted"))  # fmt: skip
+    question(figure, "How small a difference can a test set see?")
+    label_points(axes, ends, column=0.735)
+    return figure
+
+
+SHORT = {"prompt": "prompt", "fewshot": "examples", "lora": "LoRA", "full": "full"}

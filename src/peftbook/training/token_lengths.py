@@ -1,0 +1,60 @@
+"""Count the tokens of every example of three tasks, and write one example out token by token, for the figures.
+
+    PEFTBOOK_E2E=FOLDER python -m peftbook.training.token_lengths
+
+The figures are drawn where no tokenizer is at hand, so the counts are shipped. They hold no text of E2E.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from peftbook import specs
+from peftbook.records import write_atomically
+from peftbook.tasks import DATA, Example, TaskData, get_task
+from peftbook.training.encode import encode_example, encode_plain, encode_turns
+from peftbook.training.models import prepare_embedded
+
+__all__ = ["count", "spell"]
+
+TASKS = ("docstrings", "sql", "e2e")
+SPELT = "5a1deb96b16237f0"  # a short validation example of the docstrings task
+LONGEST = 8192
+
+
+def count(tokenizer: Any, task: TaskData) -> dict[str, Any]:
+    """Tokens before the target and tokens of the target, its end of turn included, of each example of each split."""
+    found: dict[str, Any] = {"data_sha256": task.data_sha256}
+    for split, examples in task.splits.items():
+        encoded = [encode_example(tokenizer, task, one, LONGEST) for one in examples]
+        found[split] = {"before": [one.start for one in encoded], "target": [one.label_tokens for one in encoded]}
+    return found
+
+
+def spell(tokenizer: Any, task: TaskData, example: Example) -> list[tuple[str, str]]:
+    """The tokens of prompt, target and end of turn as (text, kind): `template`, `question`, `target` or `end`."""
+    head, question, tail = encode_turns(tokenizer, task.messages(example))
+    parts = [("template", head), ("question", question), ("template", tail)]
+    parts += [("target", encode_plain(tokenizer, example.target)), ("end", [tokenizer.eos_token_id])]
+    return [(tokenizer.decode([token]), kind) for kind, ids in parts for token in ids]
+
+
+def main() -> None:
+    """Write `token_lengths.json` beside the data."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(prepare_embedded())
+    docstrings = get_task("docstrings")
+    example = next(one for one in docstrings.splits["validation"] if one.id == SPELT)
+    found = {
+        "tokenizer": specs.EMBEDDED_MODEL,
+        "revision": specs.EMBEDDED_REVISION,
+        "example": {"task": "docstrings", "id": SPELT, "tokens": spell(tokenizer, docstrings, example)},
+        "tasks": {name: count(tokenizer, get_task(name)) for name in TASKS},
+    }
+    write_atomically(DATA / "token_lengths.json", json.dumps(found, separators=(",", ":")).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

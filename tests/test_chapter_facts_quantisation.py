@@ -1,0 +1,59 @@
+"""What the chapter on quantisation says about bitsandbytes and transformers, checked against the installed versions.
+
+When one of these fails, the library has changed: reread the sentence in the chapter.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import bitsandbytes.functional as bnb
+import torch
+from bitsandbytes.nn import Linear4bit
+from scipy import special
+from transformers import BitsAndBytesConfig
+
+
+def default(function, name: str):
+    """The default of a parameter."""
+    return inspect.signature(function).parameters[name].default
+
+
+def test_no_door_defaults_to_the_format_of_qlora():
+    """FP4 at every one; double quantisation at the layer alone."""
+    assert default(bnb.quantize_4bit, "quant_type") == default(Linear4bit, "quant_type") == "fp4"
+    assert default(bnb.quantize_4bit, "compress_statistics") is False
+    assert default(Linear4bit, "compress_statistics") is True
+    config = BitsAndBytesConfig()
+    assert config.bnb_4bit_quant_type == "fp4" and config.bnb_4bit_use_double_quant is False
+
+
+def test_fp4_of_bitsandbytes_is_not_e2m1():
+    """Its magnitudes are those that the chapter prints."""
+    levels = bnb.get_4bit_type("fp4", device="cpu").unique()
+    torch.testing.assert_close(levels[levels >= 0] * 12, torch.tensor([0, 0.0625, 2, 3, 4, 6, 8, 12]))
+
+
+def test_constants_are_quantised_by_the_dynamic_map_after_their_mean():
+    """The paper says FP8; the library takes the mean off and stores a signed dynamic code in blocks of 256."""
+    w = torch.randn(64 * 600, generator=torch.Generator().manual_seed(0))
+    _, state = bnb.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
+    absmax = w.view(-1, 64).abs().amax(1)
+    torch.testing.assert_close(state.offset, absmax.mean())
+    assert state.state2.blocksize == 256 and state.absmax.dtype == torch.uint8
+    torch.testing.assert_close(state.state2.code, bnb.create_dynamic_map(signed=True))
+
+
+def test_the_formula_gives_the_table_but_for_its_float32_grid():
+    """Probabilities in double precision leave less than 2e-7; equation 4 of the paper starts at minus infinity."""
+    delta, table = 0.9677083, bnb.get_4bit_type("nf4", device="cpu").double()
+    positive = [special.ndtri(delta - (delta - 0.5) * j / 8) / special.ndtri(delta) for j in range(8)]
+    negative = [-special.ndtri(delta - (delta - 0.5) * j / 7) / special.ndtri(delta) for j in range(7)]
+    formula = torch.tensor(sorted([*negative, 0.0, *positive]))
+    assert 0 < (formula - table).abs().max() < 2e-7
+    assert special.ndtri(0) + special.ndtri(1 / 17) == -float("inf")
+
+
+def test_the_comment_over_the_table_says_that_bins_are_equal():
+    """The chapter quotes it as an example of the error."""
+    assert "equal probability mass" in inspect.getsource(bnb.get_4bit_type)

@@ -1,0 +1,65 @@
+"""The family tree's counts: the formulas that the figures draw against models that are prepared for training."""
+
+import pytest
+import torch
+from peft import AdaLoraConfig, get_peft_model
+from tiny import NumberTokenizer, tiny_llama
+from torch import nn
+
+from peftbook import specs
+from peftbook.figures.family import MEMBERS, trained_parameters, work_per_token
+from peftbook.memory import SHAPES, shape_from_config
+from peftbook.training.methods import apply_method
+
+SHAPE = shape_from_config(tiny_llama().config.to_dict())
+PREPARED = {
+    "full": specs.Full(),
+    "lora": specs.LoRA(rank=3),
+    "dora": specs.LoRA(rank=3, dora=True),
+    "adapter": specs.Adapter(width=5),
+    "vera": specs.VeRA(rank=7),
+    "prefix": specs.Prefix(length=4),
+    "ia3": specs.IA3(),
+    "norm": specs.NormTuning(),
+    "prompt": specs.PromptTuning(length=6, init="random"),
+}
+COUNTS = trained_parameters(SHAPE, rank=3, width=5, length=6, prefix=4, random_rank=7)
+
+
+def trained(model: nn.Module) -> int:
+    return sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PREPARED)
+def test_counts_are_those_of_models_prepared_for_training(name):
+    """A formula of the chapter counts what a run of this method trains."""
+    assert trained(apply_method(tiny_llama(), PREPARED[name], seed=0, tokenizer=NumberTokenizer())) == COUNTS[name]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_count_of_adalora_is_that_of_peft():
+    """Three factors a matrix, before anything is pruned."""
+    config = AdaLoraConfig(init_r=3, target_r=3, target_modules=list(specs.LoRA().targets), total_step=10)
+    assert trained(get_peft_model(tiny_llama(), config)) == COUNTS["adalora"]
+
+
+def test_every_member_has_a_count():
+    """No method of the drawing is missing from the figure of counts."""
+    for shape in SHAPES.values():
+        assert set(trained_parameters(shape)) == set(MEMBERS)
+
+
+def test_llamas_have_no_bias_and_qwen2_has_three_a_layer():
+    """What BitFit finds: nothing in most decoders of the table, queries, keys and values in a Qwen2."""
+    assert trained_parameters(SHAPES["llama-2-7b"])["bias"] == 0
+    qwen = SHAPES["qwen2.5-0.5b"]
+    assert trained_parameters(qwen)["bias"] == qwen.layers * (qwen.hidden + 2 * qwen.kv_width)
+
+
+def test_a_cached_virtual_token_costs_what_its_key_and_value_are_multiplied_with():
+    """Counted by hand: scores and mixture of one query over p more keys, for every head of every layer."""
+    heads, width, virtual = SHAPE.heads, SHAPE.head_dim, 4
+    query, keys, values = torch.ones(heads, width), torch.ones(heads, virtual, width), torch.ones(heads, virtual, width)
+    products = (query[:, None] * keys).numel() + (torch.ones(heads, virtual, 1) * values).numel()
+    assert work_per_token(SHAPE, prefix=virtual)["prefix"] == SHAPE.layers * products
