@@ -37,7 +37,7 @@ def break_even() -> Figure:
     axes.set(xscale="log", yscale="log", ylabel="Requests until tuning has paid")
     axes.set_xlabel(f"Tokens that examples add to a request\n(a run: {RUN_TOKENS:,} tokens)")
     plain_ticks(axes, (10, 100, 1000, 10_000))
-    decimals(axes.yaxis, (1,))
+    axes.set_yticks([10**power for power in range(1, 7)], [f"{10**power:,}" for power in range(1, 7)])
     axes.set_xlim(9, 400_000)
     question(figure, "When has tuning paid?")
     label_points(axes, ends, column=0.735)
