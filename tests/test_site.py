@@ -201,6 +201,21 @@ def test_figures_follow_the_colour_mode(open_page, built_site):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(("page", "figure"), [("will-it-fit", "fit"), ("lora", "lora"), ("quantisation", "qlora")])
+def test_an_explorer_answers_its_sliders(open_page, page, figure, viewport):
+    """The picture gives way to controls, and moving one changes what the figure says, in the reader's browser alone."""
+    opened, troubles = open_page(f"book/{page}.html", viewport=viewport)
+    one = opened.locator(f"#fig-{figure}-explorer")
+    assert not one.locator("img").first.is_visible()
+    before = one.locator(".explorer-says").inner_text()
+    slider = one.locator("input[type=range]").first
+    slider.fill(str(int(slider.get_attribute("max"))))
+    assert one.locator(".explorer-says").inner_text() != before
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth") and not troubles
+
+
+@pytest.mark.browser
 def test_search_finds_a_chapter(open_page):
     """Search runs in the page, over an index that the site carries."""
     page, troubles = open_page("search.html?q=rank")

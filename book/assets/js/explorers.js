@@ -98,7 +98,7 @@ function memory(numbers, controls, stage, say) {
   const tokens = slider(controls, "Tokens a row", numbers.tokens, 2048, grouped);
   const rank = slider(controls, "Rank", numbers.ranks, 16);
   const card = slider(controls, "Card", [8, 12, 16, 24, 32, 40, 48, 80, 141, 192, 288], 24, (size) => `${size} GB`);
-  const columns = (width) => (width < 480 ? 2 : 3);
+  const columns = (width) => (width < 480 ? 1 : 3);
   const [svg, width] = drawing(stage, (wide) => 252 + 20 * Math.ceil(5 / columns(wide)));
   const right = width - 20, span = right - 54;
   follow([model, method, again, rows, tokens, rank, card], () => {
@@ -207,12 +207,12 @@ function rank(numbers, controls, stage, say) {
       mark(svg, "text", { x: x(index), y: 205, "text-anchor": "middle" }, index);
     }
     for (const share of [0, 0.5, 1]) mark(svg, "text", { x: 38, y: y(share) + 4, "text-anchor": "end" }, `${100 * share} %`);
-    mark(svg, "text", { x: 4, y: 12 }, `left out of the needed update, against the rank (of ${grouped(width)})`);
+    mark(svg, "text", { x: 4, y: 12 }, `left out of the update, against the rank (of ${grouped(width)})`);
     const ranks = Array.from({ length: 80 }, (_, at) => Math.round(width ** (at / 79)));
     mark(svg, "polyline", { points: ranks.map((each) => `${x(each)},${y(left(width, each, power.value))}`).join(" "), class: "explorer-line" });
     const trained = parameters(one, numbers.targets[targets.value], size.value), share = left(width, size.value, power.value);
     mark(svg, "circle", { cx: x(size.value), cy: y(share), r: 6, class: "explorer-point" });
-    say(`Rank ${size.value} trains ${grouped(trained)} numbers, ${((100 * trained) / one.parameters).toFixed(2)} % of ${model.value}, ${digits((4 * trained) / 1e6)} MB in float32. ` +
+    say(`Rank ${size.value} trains ${grouped(trained)} numbers, as many as ${((100 * trained) / one.parameters).toFixed(2)} % of the weights of ${model.value}, and takes ${digits((4 * trained) / 1e6)} MB in float32. ` +
       `If the singular values of the needed update fall like i to the power −${power.value.toFixed(2)}, it leaves out ${(100 * share).toFixed(1)} % of the squared norm.`);
   });
 }
