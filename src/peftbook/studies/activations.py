@@ -35,6 +35,7 @@ __all__ = [
     "STUDIES",
     "beyond_state",
     "by_half",
+    "furthest",
     "peak_probe",
     "peaks",
     "probe",
@@ -145,6 +146,18 @@ def widened(one: Configuration) -> Configuration:
     shape, setup = one.shape, one.setup
     wide = {name: WIDER * getattr(shape, name) for name in ("hidden", "ffn", "head_dim", "vocab")}
     return Configuration(replace(shape, **wide), replace(setup, seq=2 * setup.seq))
+
+
+def furthest(store: Store, count: int = 10) -> list[tuple[str, float, float]]:
+    """The held-out configurations whose peaks are predicted worst: (name, measured bytes, predicted / measured)."""
+    found = []
+    for family in SIZES:
+        record = store.get(peak_probe(family, "held-out"))
+        names = [name for name in GRID["held-out"] if name.startswith(f"{family}_")]
+        if record is not None:
+            sizes = [float(size) for size in record.per_example["peak_bytes"]]
+            found += zip(names, sizes, peaks(record), strict=True)
+    return sorted(found, key=lambda one: -abs(one[2] - 1))[:count]
 
 
 def by_half(make: Callable[[str, str], specs.Probe], store: Store) -> dict[str, list[Record]]:
