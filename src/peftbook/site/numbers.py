@@ -171,8 +171,7 @@ def setup(app: Any) -> None:
     """Register both roles, their nodes and the check that fails the build."""
     for node in (MeasuredNumber, CitedNumber):
         passing = dict.fromkeys(("latex", "text", "man", "texinfo"), (_pass, _pass))
-        handlers = dict.fromkeys(("html", "singlehtml", "epub"), (_visit_html, _depart_html))
-        app.add_node(node, **handlers, **passing)
+        app.add_node(node, html=(_visit_html, _depart_html), **passing)
     app.add_role("measured", MeasuredRole())
     app.add_role("cited", CitedRole())
     app.connect("env-purge-doc", _forget)

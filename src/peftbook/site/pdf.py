@@ -37,7 +37,7 @@ def for_print(html: str) -> str:
         f"<p>Version {escape(version)}, {identity.released()}. Text and figures {identity.TEXT_LICENCE}, code "
         f'{identity.CODE_LICENCE}.<br>The site, with a page for every run: <a href="{identity.PUBLIC_ADDRESS}">'
         f'{identity.PUBLIC_ADDRESS}</a></p></section><section class="pdf-contents"><p class="pdf-heading">Contents</p>'
-        f"<ol>{lines}</ol></section>"
+        f"<ul>{lines}</ul></section>"
     )
     html = re.sub(r"(<article[^>]*>)", lambda match: match[1] + cover, html, count=1)
     html = re.sub(r'href="runs/', f'href="{identity.PUBLIC_ADDRESS}book/runs/', html)

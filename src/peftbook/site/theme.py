@@ -112,6 +112,16 @@ def _name(item: Any) -> str:
     return f"{getattr(item, 'filename', None) or item} {body}" if body else str(getattr(item, "filename", None) or item)
 
 
+def share_html_nodes(app: Any) -> None:
+    """Let other builders of HTML draw what extensions draw for `html` alone.
+
+    Sphinx looks no further where one extension has named such a builder for some node of its own.
+    """
+    known = app.registry.translation_handlers
+    if app.builder.format == "html" and app.builder.name in known:
+        known[app.builder.name] = {**known["html"], **known[app.builder.name]}
+
+
 def drop_unused_files(app: Any, error: Exception | None) -> None:
     """Remove copied theme files that no page loads."""
     if error is not None or app.builder.format != "html":
@@ -130,6 +140,7 @@ def drop_unused_files(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> None:
     """Connect the look to the build."""
     app.connect("config-inited", set_options, priority=100)
+    app.connect("builder-inited", share_html_nodes)
     app.add_css_file("css/book.css", priority=900)
     app.add_js_file("js/book.js", loading_method="defer", priority=900)
     app.connect("html-page-context", own_header_buttons, priority=600)
