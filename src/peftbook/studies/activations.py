@@ -150,7 +150,7 @@ def widened(one: Configuration) -> Configuration:
 
 def furthest(store: Store, count: int = 10) -> list[tuple[str, float, float]]:
     """The held-out configurations whose peaks are predicted worst: (name, measured bytes, predicted / measured)."""
-    found = []
+    found: list[tuple[str, float, float]] = []
     for family in SIZES:
         record = store.get(peak_probe(family, "held-out"))
         names = [name for name in GRID["held-out"] if name.startswith(f"{family}_")]

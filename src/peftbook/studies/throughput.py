@@ -22,7 +22,7 @@ from peftbook.studies.merging import MACHINE
 
 __all__ = ["MEASURED", "STUDIES", "WORKERS", "probe", "stages"]
 
-WORKERS = (1, 2, 4, 10, 100, 1000)
+WORKERS = (1, 10, 100, 1000)
 MEASURED = (1, 2, 4)
 REPEATS = (0, 1, 2)
 JOBS = 8
@@ -53,49 +53,59 @@ def records(workers: int, store: Store) -> list[Record]:
     return found if len(found) == len(REPEATS) else []
 
 
-def stages(store: Store) -> Seconds:
-    """Seconds of the quality runs at hand, by study and stage; a run that studies share counts where it comes first."""
+def staged(store: Store) -> list[list[list[Record]]]:
+    """The quality runs at hand, by study and stage; a run that studies share counts where it comes first."""
     found, seen = [], set()
     for name in NAMES:
         if name == STUDY.name:
             continue
-        both: tuple[list[float], list[float]] = [], []
+        both: tuple[list[Record], list[Record]] = [], []
         for run in get_study(name).runs(store):
             if run.purpose == "timing" or run.key in seen:
                 continue
             seen.add(run.key)
-            if (record := store.get(run)) is not None and (seconds := record.wall_seconds) is not None:
-                confirms = isinstance(run, specs.Run) and run.evaluation.split == "test"
-                both[confirms].append(seconds)
+            if (record := store.get(run)) is not None and record.wall_seconds is not None:
+                both[isinstance(run, specs.Run) and run.evaluation.split == "test"].append(record)
         if stage := [one for one in both if one]:
             found.append(stage)
     return found
 
 
+def stages(store: Store) -> Seconds:
+    """Their seconds, from start to end."""
+    return timed(staged(store))
+
+
+def timed(found: list[list[list[Record]]]) -> Seconds:
+    """Seconds in place of records."""
+    return [[[record.wall_seconds or 0.0 for record in stage] for stage in study] for study in found]
+
+
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Of the book's runs: how many, hours of the longest chain and on so many workers; and what was measured."""
     out: dict[str, Quantity] = {}
-    if known := stages(store):
-        hours = functools.partial(Quantity, unit="hours", runs=(), note="from the wall times of the records")
-        count = sum(len(stage) for study in known for stage in study)
-        out["runs"] = Quantity(float(count), "runs", (), digits=0)
+    if found := staged(store):
+        keys = tuple(record.key for study in found for stage in study for record in stage)
+        known = timed(found)
+        hours = functools.partial(Quantity, unit="hours", runs=keys, note="from the wall times of the records")
+        out["runs"] = Quantity(float(len(keys)), "runs", keys, digits=0)
         out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
         for workers in WORKERS:
             out[f"on_{workers}"] = hours(makespan(known, workers) / 3600, digits=1)
     for workers in MEASURED:
-        if not (found := records(workers, store)):
+        if not (repeats := records(workers, store)):
             continue
-        keys = tuple(record.key for record in found)
-        rates = sorted(float(record.measurements["runs_per_hour"] or 0) for record in found)
+        keys = tuple(record.key for record in repeats)
+        rates = sorted(float(record.measurements["runs_per_hour"] or 0) for record in repeats)
         note = "median and range of the repeats"
         out[f"measured_{workers}"] = Quantity(
             median(rates), "runs per hour", keys, rates[0], rates[-1], len(rates), JOBS, 0, note
         )
-        driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in found]
+        driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
         out[f"driver_{workers}"] = Quantity(
             median(driver), "ms", keys, min(driver), max(driver), len(rates), digits=0, note=note
         )
-        spent = [whole - work for record in found for whole, work in zip(*seconds(record), strict=True)]
+        spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]
         out[f"start_{workers}"] = Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs")
     return out
 
