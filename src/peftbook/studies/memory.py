@@ -170,8 +170,8 @@ def repeats(name: str) -> tuple[int, ...]:
 
 
 def runs(store: Store) -> list[specs.Probe]:
-    """Every case once, the large ones first; then the repeats in turn."""
-    order = [*LARGE_CASES, *HALVES["held-out"], *SMALL_CASES]
+    """Every case once, the held-out ones first; then the repeats in turn."""
+    order = [*HALVES["held-out"], *LARGE_CASES, *SMALL_CASES]
     return [probe(name, seed) for seed in REPEATS for name in order if seed in repeats(name)]
 
 
