@@ -245,8 +245,9 @@ def half_quantities(store: Store) -> dict[str, Quantity]:
             out[f"{stem}_ratio"] = each(
                 median(ratios), "×", low=min(ratios), high=max(ratios), note="median and range of the cases"
             )
-            out[f"{stem}_median_error"] = each(median(sizes), "%", digits=1)
-            out[f"{stem}_largest_error"] = each(max(sizes), "%", digits=1)
+            digits = 1 if against == "process_peak" else 4
+            out[f"{stem}_median_error"] = each(median(sizes), "%", digits=digits)
+            out[f"{stem}_largest_error"] = each(max(sizes), "%", digits=digits)
     return out
 
 
