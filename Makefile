@@ -1,4 +1,4 @@
-# Two commands: .PHONY: book test lint slides figures pdf auditmake book.PHONY: book test lint slides figures pdf audit and .PHONY: book test lint slides figures pdf auditmake test.PHONY: book test lint slides figures pdf audit. Both set up .venv first; neither needs a GPU or a model hub.
+# Two commands: `make book` and `make test`. Both set up .venv first; neither needs a GPU or a model hub.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
