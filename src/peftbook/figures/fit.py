@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic
 from peftbook.figures.style import canvas, colour, question
 from peftbook.memory import SHAPES, Setup, training_step
 
-__all__ = ["CARDS", "memory_by_length", "memory_by_model", "memory_by_rank", "memory_by_rows"]
+__all__ = ["draw_cards", "memory_by_length", "memory_by_model", "memory_by_rank", "memory_by_rows"]
 
 ROW = Setup(method="lora", seq=2048)
 NF4 = replace(ROW, quantised="nf4")
@@ -76,6 +77,13 @@ def peak_gigabytes(setup: Setup) -> float:
     return training_step(SHAPES["llama-2-7b"], setup).peak().total / 1e9
 
 
+def draw_cards(axes: Axes, x: float, lift: float = 4, **look: Any) -> None:
+    """A line at the memory of each card, in GB, with its name at x, `lift` points above the line."""
+    for card, size in CARDS.items():
+        axes.axhline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
+        axes.annotate(card, (x, size / 1e9), xytext=(0, lift), textcoords="offset points", fontsize=SMALL, **look)
+
+
 def memory_by_length() -> Figure:
     """How does memory grow with the text? Peak of Llama-2-7B's step against the tokens of its one row."""
     figure, axes = canvas(height=4.6)
@@ -84,9 +92,7 @@ def memory_by_length() -> Figure:
         peaks = [peak_gigabytes(replace(setup, seq=length)) for length in LENGTHS]
         axes.plot(LENGTHS, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
         ends[label] = LENGTHS[-1], peaks[-1], tone
-    for card, size in CARDS.items():
-        axes.axhline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-        axes.annotate(card, (LENGTHS[0], size / 1e9), xytext=(0, 4), textcoords="offset points", fontsize=SMALL)
+    draw_cards(axes, LENGTHS[0])
     axes.set(xscale="log", yscale="log", xlabel="Tokens of the one row", ylabel="GB at the peak (computed)")
     plain_ticks(axes, LENGTHS)
     decimals(axes.yaxis, (1, 2, 4))
@@ -105,10 +111,7 @@ def memory_by_rows() -> Figure:
         peaks = [peak_gigabytes(replace(setup, seq=1024, batch=rows)) for rows in ROWS]
         axes.plot(ROWS, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
         ends[label] = ROWS[-1], peaks[-1], tone
-    for card, size in CARDS.items():
-        axes.axhline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-        axes.annotate(card, (ROWS[-1] * 3.9, size / 1e9), xytext=(0, 4), textcoords="offset points", ha="right",
-                      fontsize=SMALL)  # fmt: skip
+    draw_cards(axes, ROWS[-1] * 3.9, ha="right")
     axes.set(xscale="log", yscale="log", xlabel="Rows of 1,024 tokens", ylabel="GB at the peak (computed)")
     plain_ticks(axes, ROWS)
     decimals(axes.yaxis, (1, 2, 4))

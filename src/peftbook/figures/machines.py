@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from peftbook.figures.fit import CARDS
+from peftbook.figures.fit import draw_cards
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
 from peftbook.figures.style import canvas, colour, question
 from peftbook.memory import SHAPES, Setup, training_step
@@ -82,9 +82,7 @@ def memory_by_devices() -> Figure:
         peaks = [step.peak().total / 1e9 for step in steps]
         axes.plot(DEVICES, peaks, color=paint(tone), marker=marker, linewidth=1.6, markersize=6)
         ends[name] = DEVICES[-1], peaks[-1], tone
-    for card, size in CARDS.items():
-        axes.axhline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-        axes.annotate(card, (0.9, size / 1e9), xytext=(0, -4), textcoords="offset points", va="top", fontsize=SMALL)
+    draw_cards(axes, 0.9, lift=-4, va="top")
     axes.set(xscale="log", yscale="log", xlabel="Devices that share the model", ylabel="GB on each at the peak")
     plain_ticks(axes, DEVICES)
     decimals(axes.yaxis, (1, 3))
