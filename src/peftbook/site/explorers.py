@@ -54,16 +54,14 @@ def memory_numbers() -> dict[str, Any]:
     Of the moments of a step only those that are the largest one for some choice of rows, tokens and rank are there.
     """
     steps: dict[str, dict[str, Any]] = {}
-    for model, label in MODELS.items():
-        for method, setup in METHODS.items():
-            for again in (False, True):
-                for rows in (1, 2):
-                    step = training_step(SHAPES[model], replace(setup, checkpointing=again, batch=rows, seq=64))
-                    key = f"{method}{', checkpointed' * again}{', one row' * (rows == 1)}"
-                    steps.setdefault(label, {})[key] = {
-                        "state": {term: as_list(size) for term, size in step.state.items()},
-                        "moments": largest_somewhere(step, [count for count in ROWS if (count > 1) == (rows > 1)]),
-                    }
+    for model, method, again, rows in itertools.product(MODELS, METHODS, (False, True), (1, 2)):
+        setup = replace(METHODS[method], checkpointing=again, batch=rows, seq=TOKENS[0])
+        step = training_step(SHAPES[model], setup)
+        key = f"{method}{', checkpointed' * again}{', one row' * (rows == 1)}"
+        steps.setdefault(MODELS[model], {})[key] = {
+            "state": {term: as_list(size) for term, size in step.state.items()},
+            "moments": largest_somewhere(step, [count for count in ROWS if (count > 1) == (rows > 1)]),
+        }
     return {
         "steps": steps,
         "symbols": {label: SHAPES[model].symbols for model, label in MODELS.items()},
