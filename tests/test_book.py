@@ -17,13 +17,15 @@ from docutils import frontend, nodes, utils
 
 from peftbook.errors import InputError
 from peftbook.literature import published, published_values
+from peftbook.records import Store
 from peftbook.site import bibliography
-from peftbook.site.display import show
+from peftbook.site.display import evidence, show, verdicts
 from peftbook.site.execution import Ledger
 from peftbook.site.figure_numbers import number_figures
 from peftbook.site.mathematics import KatexError, render_tex
 from peftbook.site.numbers import CitedNumber, MeasuredNumber
 from peftbook.site.prose import typed_results, typed_results_in
+from peftbook.studies import NAMES, get_study
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("*.md"))
@@ -114,6 +116,20 @@ def test_every_value_that_a_chapter_cites_exists():
     for chapter in CHAPTERS:
         for name in re.findall(r"\{cited\}`([^`]+)`", chapter.read_text(encoding="utf-8")):
             assert published(name).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chapter_of_a_study_shows_it(name):
+    """A verdict that no chapter discusses is one that no reader understands."""
+    chapter = (ROOT / f"{get_study(name).chapter}.md").read_text(encoding="utf-8")
+    assert re.search(rf'"{name}"|`{name}\.|study-{name}\.html|{name}\.STUDY\b', chapter)
+
+
+def test_a_figure_without_its_records_is_left_out_and_its_claim_says_so(monkeypatch, tmp_path):
+    """Chapters hold the places of studies that are still to be run."""
+    monkeypatch.setattr("peftbook.records.default_store", lambda: Store(tmp_path))
+    assert evidence("rank_losses", alt="Losses.", caption="Losses by rank.") is None
+    assert "not yet run" in verdicts("rank").html and "peftbook run rank" in verdicts("rank").html
 
 
 def test_an_unknown_published_value_names_the_nearest():

@@ -27,11 +27,13 @@ from peftbook.figures import (
     lora_practice,
     measuring,
     methods,
+    notebooks,
     parts,
     prompt,
     qlora,
     quantisation,
     retention,
+    shipping,
     style,
 )
 from peftbook.memory import SHAPES, Configuration, training_step
@@ -59,7 +61,7 @@ DRAWN = [
     *(
         name
         for name, entry in figures.FIGURES.items()
-        if entry.function.__module__ in (measuring.__name__, retention.__name__)
+        if entry.function.__module__ in (measuring.__name__, notebooks.__name__, retention.__name__, shipping.__name__)
     ),
 ]
 
@@ -289,6 +291,19 @@ def invented_requantised(probe: specs.Probe, rng: np.random.Generator, examples:
     return {"measurements": {}, "per_example": {"label_tokens": tokens.astype(float).tolist(), **per_example}}
 
 
+def invented_merge(probe: specs.Probe, rng: np.random.Generator, examples: int = 20) -> dict:
+    """An adapter gains a nat a token; each rounding loses little of it, and half of the weights stay as they were."""
+    tokens = rng.integers(20, 60, examples)
+    states = {"untuned": 2.5, "untuned_bf16": 2.5, "unmerged": 1.5} | dict.fromkeys(merging.STATES, 1.51)
+    per_example = {
+        f"{state}_loss_nats": (tokens * (nats + rng.normal(0, 0.02, examples))).tolist()
+        for state, nats in states.items()
+    }
+    shares = {"update_kept_share": 0.9, "update_error_share": 0.5, "unchanged_weights_share": 0.55}
+    measured = dict.fromkeys((f"{state}_logit_gap" for state in merging.STATES), 0.02) | shares
+    return {"measurements": measured, "per_example": {"label_tokens": tokens.astype(float).tolist(), **per_example}}
+
+
 def invented_peak(probe: specs.Probe, rng: np.random.Generator) -> dict:
     (name,) = (one for one in memory.CASES if memory.probe(one, probe.seed).key == probe.key)
     terms = memory.predicted(memory.CASES[name])
@@ -315,6 +330,7 @@ PROBES = {
     "weights.intruders": invented_intruders,
     "serving.latency": invented_latency,
     "serving.many_adapters": invented_serving,
+    "serving.merge_gap": invented_merge,
     "serving.requantise_gap": invented_requantised,
     "weights.update_size": invented_update,
     "synthetic.sort_by_depth": invented_sort,
@@ -652,3 +668,12 @@ def test_what_is_drawn_is_what_the_studies_have():
 def test_differences_are_printed_with_sign_and_two_digits(value: float, text: str):
     """A tiny difference must not be printed as zero."""
     assert parts.signed(value) == text
+
+
+def test_a_mixed_batch_reads_the_base_once_and_the_others_once_an_adapter():
+    """With one adapter nothing is saved; each further one costs a mixed batch no more than itself."""
+    ways = ("mixed", "one after the other", "merged copies")
+    mixed, in_turn, copies = ({n: shipping.decoding_bytes(n, way) for n in (1, 2, 16)} for way in ways)
+    adapter = in_turn[1] - copies[1]
+    assert mixed[1] == in_turn[1] and mixed[2] - mixed[1] == adapter
+    assert in_turn[16] == 16 * in_turn[1] and copies[16] == 16 * copies[1]

@@ -23,11 +23,13 @@ from peftbook.figures import (
     machines,
     measuring,
     methods,
+    notebooks,
     prompt,
     qlora,
     quantisation,
     restraint,
     retention,
+    shipping,
 )
 from peftbook.figures.style import render_png, render_svg
 from peftbook.records import Store, write_atomically
@@ -170,6 +172,9 @@ ENTRIES = (
     Entry(retention.rank_room),
     Entry(evidence.subspace_overlap, ("subspace.small_large_first",)),
     Entry(evidence.merging_latency, LATENCY),
+    Entry(shipping.rounded_updates, tuple(f"merging_quality.{name}" for name in shipping.MEASURED.values())),
+    Entry(shipping.bytes_a_step),
+    Entry(lora_practice.wrong_rate, RATES),
     Entry(lora_practice.rank_losses, RANK),
     Entry(lora_practice.scaling_gains, SCALING),
     Entry(lora_practice.update_sizes, SIZES),
@@ -186,6 +191,11 @@ ENTRIES = (
     Entry(measuring.seeds_needed),
     Entry(measuring.verdict_rule),
     Entry(measuring.winners_curse),
+    Entry(notebooks.cut_row),
+    Entry(notebooks.scores_of_no_learning),
+    Entry(notebooks.summary_baselines, FINAL),
+    Entry(notebooks.prompt_rates, PROMPTS),
+    Entry(notebooks.notebook_memory),
 )
 FIGURES: dict[str, Entry] = {entry.function.__name__: entry for entry in ENTRIES}
 

@@ -1,4 +1,4 @@
-"""Figures of the studies on LoRA in practice: rank, scaling, two learning rates, variants."""
+"""Figures of the chapter on LoRA in practice: rates, rank, scaling, two learning rates, variants."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from peftbook.figures.parts import (
     draw_series,
     label_points,
     loss_row,
+    mark,
     plain_ticks,
 )
 from peftbook.figures.style import canvas, colour, question, shade
@@ -29,7 +30,38 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import learning_rate, rank, scaling, two_rates, variants
 
-__all__ = ["rank_losses", "rate_map", "scaling_gains", "update_sizes", "variant_effects"]
+__all__ = ["rank_losses", "rate_map", "scaling_gains", "update_sizes", "variant_effects", "wrong_rate"]
+
+RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256": "P"}
+SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
+
+
+def wrong_rate(store: Store) -> Figure:
+    """What does a wrong learning rate cost? Loss above that of an arm's best rate, against the rate over the best."""
+    figure, axes = canvas(height=4.3)
+    ends: Points = {}
+    for arm in learning_rate.SHORT.arms:
+        curve = learning_rate.curve(learning_rate.SHORT, arm.name, learning_rate.SEEDS[0], store)
+        best = min(curve, key=lambda rate: curve[rate])
+        cost = {rate / best: loss - curve[best] for rate, loss in curve.items()}
+        tone = "full" if arm.name == "full" else "lora"
+        inside = {factor: value for factor, value in cost.items() if value <= SHOWN_COST}
+        line = (0, (4, 1.5)) if arm.name == "full" else "-"
+        axes.plot(list(inside), list(inside.values()), color=colour(tone), linewidth=1.3, linestyle=line)
+        axes.plot(list(inside), list(inside.values()), **mark(tone, RATE_MARKERS[arm.name]))
+        ends[arm.label.removeprefix("LoRA, ")] = (max(inside), inside[max(inside)], tone)
+    axes.axhline(0, color=colour("muted"), linewidth=1.2)
+    axes.set(
+        xscale="log", xlabel="Learning rate over the arm's best one", ylabel=f"Validation loss above the best,\n{LOSS}"
+    )
+    factors = [2.0**power for power in range(-4, 4)]
+    axes.set_xticks(factors, [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in factors])
+    axes.minorticks_off()
+    axes.set_xlim(1 / 20, 80)
+    axes.set_ylim(-0.015, SHOWN_COST + 0.015)
+    question(figure, "What does a wrong learning rate cost?")
+    label_points(axes, ends, column=0.8)
+    return figure
 
 
 def rank_losses(store: Store) -> Figure:

@@ -11,7 +11,19 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, Literal
 
-__all__ = ["VERDICTS", "Shown", "badge", "measured", "run_facts", "show", "sign", "slug", "table"]
+__all__ = [
+    "VERDICTS",
+    "Shown",
+    "badge",
+    "evidence",
+    "measured",
+    "run_facts",
+    "show",
+    "sign",
+    "slug",
+    "table",
+    "verdicts",
+]
 
 # Of each outcome its sign and what it says.
 VERDICTS = {
@@ -73,6 +85,40 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Shown:
     )
     text = "\n".join(" | ".join(re.sub(r"<[^>]+>", "", str(cell)) for cell in row) for row in (header, *rows))
     return Shown(f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', text)
+
+
+def evidence(which: str, *, alt: str, caption: str, name: str = "") -> Shown | None:
+    """A figure by the name of its function, with the runs behind it; nothing while runs are missing.
+
+    name: its anchor (default: the function's name with hyphens).
+    """
+    from peftbook import figures
+    from peftbook.records import default_store
+
+    store = default_store()
+    if not figures.available(which, store):
+        return None
+    entry = figures.entry(which)
+    arguments = (store,) if entry.needs else ()
+    anchor = name or which.replace("_", "-")
+    return show(entry.function, *arguments, name=anchor, alt=alt, caption=caption, runs=figures.runs(which, store))
+
+
+def verdicts(*names: str) -> Shown:
+    """The claims of studies and what the runs say about each; where runs are missing, the command that makes them."""
+    from peftbook import results
+    from peftbook.records import default_store
+    from peftbook.studies import get_study
+
+    store, rows = default_store(), []
+    for name in names:
+        study, found = get_study(name), results.study_verdict(name, store)
+        said = escape(found.sentence)
+        if found.outcome == "not yet run":
+            said += f" <code>{escape(results.run_command(name))}</code>"
+        claim = f'<a href="runs/study-{name}.html">{escape(study.claim)}</a>'
+        rows.append([claim, f"{badge(found.outcome)}<br>{said}"])
+    return table(["Claim", "What the runs say"], rows)
 
 
 def _render(figure: Callable[..., Any], *args: Any, mode: Literal["light", "dark"], **options: Any) -> bytes:

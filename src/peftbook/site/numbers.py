@@ -6,6 +6,7 @@ value and its unit alone. A quantity without records fails the build and names t
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -68,7 +69,9 @@ class MeasuredRole(SphinxRole):
         if isinstance(answer, str):
             return [nodes.inline("", f"[{self.text}: missing]", classes=["number-missing"])], []
         study, _, short = self.text.partition(";")[0].partition(".")
-        node = MeasuredNumber("", answer[0], page=f"book/runs/study-{study}", anchor=short, title=answer[1])
+        node = MeasuredNumber(
+            "", "", *raised(answer[0]), page=f"book/runs/study-{study}", anchor=short, title=answer[1]
+        )
         return [node], []
 
 
@@ -80,10 +83,15 @@ class CitedRole(SphinxRole):
         _note(self, answer)
         if isinstance(answer, str):
             return [nodes.inline("", f"[{self.text}: missing]", classes=["number-missing"])], []
-        node = CitedNumber(
-            "", answer[0], page="book/bibliography", anchor=f"ref-{published(self.text).key}", title=answer[1]
-        )
+        anchor = f"ref-{published(self.text).key}"
+        node = CitedNumber("", "", *raised(answer[0]), page="book/bibliography", anchor=anchor, title=answer[1])
         return [node], []
+
+
+def raised(text: str) -> list[nodes.Node]:
+    """A printed number with its powers of ten raised: `5 × 10^−5` as text and a superscript."""
+    parts = re.split(r"(?<=10)\^([−-]?\d+)", text)
+    return [nodes.superscript("", part) if at % 2 else nodes.Text(part) for at, part in enumerate(parts) if part]
 
 
 def _measured_answer(text: str) -> tuple[str, str] | str:

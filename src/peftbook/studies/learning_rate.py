@@ -30,6 +30,7 @@ SEEDS = (0, 10, 11)
 WINDOW = 2  # grid steps on either side of the best that the quadratic is fitted to
 RATIO = (5.0, 20.0)  # what "about ten times" allows
 REGRET_MARGIN = 0.02  # nats per token
+FACTORS = {"quarter": 0.25, "fourfold": 4.0}  # wrong rates whose price is told
 
 
 def arms(ranks: tuple[int, ...]) -> tuple[Arm, ...]:
@@ -187,6 +188,25 @@ def regret(name: str, store: Store) -> metrics.Interval | None:
     return metrics.mean_interval(rows, tokens)
 
 
+def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
+    """Validation loss at `factor` times the arm's best grid rate minus that at the best, with the first seed.
+
+    None where that rate is not in the grid, or its run is not there or diverged.
+    """
+    arm = SHORT.arm(name)
+    if (best := SHORT.best(arm, store)) is None:
+        return None
+    found = [rate for rate in SHORT.rates(arm, store) if math.isclose(rate, factor * best)]
+    runs = [SHORT.sweep_run(arm, rate, SEEDS[0]) for rate in (*found, best)]
+    records = [one for run in runs if (one := store.get(run)) is not None and not one.failure]
+    if len(records) < 2:
+        return None
+    wrong, right = ([float(value) for value in one.per_example["loss_nats"]] for one in records)
+    tokens = [float(value) for value in records[0].per_example["label_tokens"]]
+    cost = metrics.example_interval([one - two for one, two in zip(wrong, right, strict=True)], tokens)
+    return as_quantity(cost, "nats per token", tuple(run.key for run in runs), 1)
+
+
 def as_ratio(logs: metrics.Interval, unit: str, runs: tuple[str, ...], digits: int, note: str = "") -> Quantity:
     """An interval of logarithms as a quantity of ratios or rates."""
     mean, low, high = (math.exp(value) for value in (logs.mean, logs.low, logs.high))
@@ -207,6 +227,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             out[f"{name}_regret"] = as_quantity(cost, "nats per token", keys(name, store) + keys("r4", store), 3)
     for name in ("full", "r16"):
         out |= LONG.sweep_quantities(LONG.arm(name), store, "long_")
+        for word, factor in FACTORS.items():
+            if (price := wrong_rate(name, factor, store)) is not None:
+                out[f"{name}_{word}_cost"] = price
     if (ratio := log_ratio("r16", "full", store, LONG, SEEDS[:1])) is not None:
         runs = tuple(run.key for run in sweeps(LONG, store))
         out["long_ratio"] = as_ratio(ratio, "×", runs, 1, "one seed: interval over examples alone")
@@ -278,7 +301,7 @@ STUDIES = {
         source="schulman2025, on the optimal learning rate",
         refuted_if=f"the 95 % interval of the ratio lies wholly outside {RATIO[0]:g} to {RATIO[1]:g}.",
         does_not_show=LIMITS,
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=short_runs,
         quantities=quantities,
         verdict=ratio_verdict,
@@ -291,7 +314,7 @@ STUDIES = {
         refuted_if=f"reusing rank 4's best rate at rank 16 or 64 costs more than {REGRET_MARGIN} nats per token "
         "(the whole 95 % interval beyond the margin).",
         does_not_show=LIMITS + " Ranks 4 to 64; ranks 1 and 256 have one seed.",
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=short_runs,
         quantities=quantities,
         verdict=regret_verdict,
@@ -303,7 +326,7 @@ STUDIES = {
         source="schulman2025, on the optimal learning rate",
         refuted_if="nothing: with one seed the ratio after about 400 steps is measured, not decided.",
         does_not_show=LIMITS,
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=lambda store: sweeps(LONG, store),
         quantities=quantities,
         verdict=long_ratio_verdict,

@@ -449,7 +449,7 @@ FROZEN_STUDY = Study(
     refuted_if=f"the peak of torch's tensors is less than {MARGIN_FROZEN:.0%} below LoRA's (the whole 95 % interval).",
     does_not_show=f"{LIMITS} One shape and one length; float32 adapters, whose inputs are copies of their own. The "
     "paper's factor is for whole trainings on a GPU.",
-    chapter="book/lora",
+    chapter="book/will-it-fit",
     runs=frozen_runs,
     quantities=frozen_quantities,
     verdict=frozen_verdict,

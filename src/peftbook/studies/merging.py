@@ -269,7 +269,7 @@ STUDIES = {
             f"than {MARGIN_TIME:.0%} (the whole 95 % interval beyond it), or an unmerged LoRA is not slower than the "
             f"merged model by {MARGIN_TIME:.0%} (the whole interval below it).",
             does_not_show=TIME_LIMITS,
-            chapter="book/lora",
+            chapter="book/shipping",
             runs=latency_probes,
             quantities=latency_quantities,
             verdict=latency_verdict,
@@ -282,7 +282,7 @@ STUDIES = {
             refuted_if=f"at batch 1 in float32 a bottleneck adapter's forward pass is not slower than the merged "
             f"model's by {MARGIN_TIME:.0%} (the whole 95 % interval below it).",
             does_not_show=f"{TIME_LIMITS} The adapters have width {WIDTH} after both sublayers; the paper's differ.",
-            chapter="book/lora",
+            chapter="book/shipping",
             runs=latency_probes,
             quantities=latency_quantities,
             verdict=adapter_verdict,
@@ -298,7 +298,7 @@ STUDIES = {
             does_not_show="One task, one short run and its size of update, which rounding is to be held against. "
             "Validation loss in float32 arithmetic, so that only the weights differ; merging into 4-bit weights is "
             "another matter. The base weights come from a 4-bit file.",
-            chapter="book/lora",
+            chapter="book/shipping",
             runs=lambda store: [merge_probe(seed) for seed in SEEDS],
             quantities=quality_quantities,
             verdict=quality_verdict,

@@ -70,7 +70,7 @@ STUDIES = {
         "interval beyond the margin, and significant in the family by Holm's procedure).",
         does_not_show="A short training on one easy task; what high ranks can do with much more data. Above rank 192 "
         "the k and v projections of this model cannot use all of it.",
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=runs,
         quantities=quantities,
         verdict=verdict,

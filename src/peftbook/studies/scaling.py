@@ -186,7 +186,7 @@ STUDIES = {
         source="kalajdzievski2023, abstract",
         refuted_if=f"at rank 256 α/√r is not better by {MARGIN} nats per token (the whole 95 % interval above that).",
         does_not_show=LIMITS,
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=runs,
         quantities=quantities,
         verdict=fixed_verdict,
@@ -200,7 +200,7 @@ STUDIES = {
         "above that): then the gain was learning rate.",
         does_not_show=LIMITS + " A gain that survives may still be one of the ratio of B's rate to A's: the twin arm "
         "with that ratio is shown beside it.",
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=runs,
         quantities=quantities,
         verdict=tuned_verdict,
@@ -215,7 +215,7 @@ STUDIES = {
         does_not_show="One rate and a training of a few steps with Adam; the paper's theorem is about the start of a "
         "training and about the order of magnitude. The median over modules and the mean over positions, on texts like "
         "those trained on.",
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=size_probes,
         quantities=size_quantities,
         verdict=size_verdict,

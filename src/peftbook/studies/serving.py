@@ -122,7 +122,7 @@ STUDY = Study(
     "tokens, float32; no queueing, paging of adapters or fused kernels, which are what serving systems add: Punica is "
     "measured on GPUs with a kernel of its own. The merged copies are all in memory: the linear weights of a whole "
     "model for each adapter.",
-    chapter="book/lora",
+    chapter="book/shipping",
     runs=runs,
     quantities=quantities,
     verdict=verdict,

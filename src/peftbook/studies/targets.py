@@ -76,7 +76,7 @@ STUDIES = {
         refuted_if=f"attention-only is better than MLP-only by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond the margin).",
         does_not_show=LIMITS,
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=COMPARISON.runs,
         quantities=quantities,
         verdict=mlp_verdict,
@@ -89,7 +89,7 @@ STUDIES = {
         refuted_if=f"q and v are better than all linear layers by more than {MARGIN} nats per token (the whole 95 % "
         "interval beyond the margin).",
         does_not_show=LIMITS,
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=COMPARISON.runs,
         quantities=quantities,
         verdict=all_verdict,

@@ -69,7 +69,7 @@ STUDIES = {
         "95 % interval beyond the margin).",
         does_not_show="Rank 16, a short training of one model of hidden size 576 on one easy task, rates a factor of "
         "4 apart; the paper's argument is for widths that grow without end.",
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=COMPARISON.runs,
         quantities=quantities,
         verdict=verdict,

@@ -162,7 +162,7 @@ def study(name: str, arm: str, claim: str, source: str, refuted_if: str, limits:
         source=source,
         refuted_if=refuted_if,
         does_not_show=f"Rank 16, a short training of one model on one easy task.{limits}",
-        chapter="book/lora",
+        chapter="book/lora-practice",
         runs=COMPARISON.runs,
         quantities=quantities,
         verdict=variant_verdict(arm),

@@ -1,0 +1,136 @@
+"""The chapter on the two notebooks: its figures count what they say, and its recipe for a GPU runs on a small model."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import BitsAndBytesConfig
+
+from peftbook import specs
+from peftbook.figures import notebooks
+from peftbook.tasks import DATA, get_task
+from peftbook.tasks.hub import _one_example_a_test_input, _task
+from peftbook.training.encode import encode_plain
+from peftbook.training.models import prepare_embedded
+
+PAGE = (Path(__file__).resolve().parents[1] / "book/two-notebooks.md").read_text(encoding="utf-8")
+
+
+def block(words: str) -> str:
+    """The only code block of the page that holds these words."""
+    found = re.findall(
+        r"^```(?:python|\{code-cell\} ipython3)\n(?::[^\n]*\n)*(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+    )
+    (one,) = [each for each in found if words in each]
+    return one
+
+
+def test_the_parts_of_the_drawn_row_are_the_medians():
+    """The figure's constants are counts of the shipped task with the book's tokeniser."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(prepare_embedded())
+    task = get_task("sql")
+    counts = []
+    for row in task.splits["train"]:
+        schema, question = row.input.rsplit("\nQuestion: ", 1)
+        texts = (task.instruction.replace("{input}", ""), schema, "\nQuestion: " + question, row.target)
+        counts.append([len(encode_plain(tokenizer, text)) for text in texts])
+    medians = np.median(counts, axis=0).astype(int).tolist()
+    medians[-1] += 1  # the end of turn
+    assert medians == list(notebooks.SEGMENTS.values())
+
+
+@pytest.mark.parametrize("policy", ["right", "left", "question"])
+def test_a_cut_row_fills_the_limit(policy):
+    """Every policy leaves as many tokens as the limit, and none more of a part than there were."""
+    left = dict(notebooks.parts_left(policy))
+    assert sum(left.values()) == notebooks.LIMIT
+    assert all(left[name] <= size for name, size in notebooks.SEGMENTS.items())
+    assert (left["query"] == 0) == (policy == "right")
+    assert dict(notebooks.parts_left("whole")) == notebooks.SEGMENTS
+
+
+def test_the_text_about_systems_without_a_model_is_true():
+    """Exact match calls a right query wrong, ROUGE-L a wrong one perfect, and copies earn over half of its points."""
+    found = notebooks.sql_scores()
+    assert found["wrapped"]["exact match"] == 0 and found["wrapped"]["execution match"] == 1
+    assert found["turned"]["ROUGE-L"] == 1 and found["turned"]["execution match"] < 0.6
+    assert found["copied"]["ROUGE-L"] > 0.5 and found["copied"]["execution match"] == 0
+    assert found["everything"]["ROUGE-L"] > 0.5
+
+
+def test_the_name_beats_the_untuned_model():
+    """The chapter says so; intervals do not even overlap."""
+    from peftbook.results import quantity
+
+    name = notebooks.summary_scores()["the function's name"]
+    assert name.low > (quantity("methods.untuned_rougeL").high or 0)
+
+
+def test_the_notebooks_rate_lies_between_the_best_ones():
+    """What was not wrong: 3e-2 between the best rates of 5 and 20 tokens."""
+    from peftbook.results import quantity
+
+    low, high = (quantity(f"prompt_length.vocabulary_{length}_best_rate").value for length in (5, 20))
+    assert low < notebooks.NOTEBOOK_RATE < high
+
+
+def test_double_quantisation_is_the_smallest_change_and_checkpointing_the_largest():
+    """The sentence beside the memory figure."""
+    peaks = {name: sum(notebooks.bytes_by_part(setup).values()) for name, setup in notebooks.SETUPS.items()}
+    names = list(peaks)[2:]
+    saved = [peaks[one] - peaks[two] for one, two in itertools.pairwise(names)]
+    assert saved[0] == min(saved) > 0 and saved[-1] == max(saved)
+    assert saved[0] == pytest.approx(0.302e9, rel=0.01)
+
+
+def test_torch_has_no_gradient_where_nothing_is_graded():
+    """The loss is nan and the gradient exactly zero, so that nothing stops."""
+    logits = torch.randn(3, 5, requires_grad=True)
+    loss = functional.cross_entropy(logits, torch.full((3,), -100))
+    loss.backward()
+    assert loss.isnan() and not logits.grad.any()
+
+
+def test_transformers_leaves_double_quantisation_off():
+    """What the configuration does not say is off."""
+    assert not BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4").bnb_4bit_use_double_quant
+
+
+def invented(name: str):
+    """A few rows as the hub's tasks would have them."""
+    rows = [
+        (f"Which {one} is red? Columns: {one}, colour", f"SELECT {one} FROM t")
+        for one in ("car", "hat", "cup", "pen", "tea", "sea", "map")
+    ]
+    return _task(name, *_one_example_a_test_input({"train": rows, "validation": rows[:2], "test": rows[2:4]}))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # peft and transformers announce changes of their own
+def test_the_recipe_for_a_gpu_runs_on_the_small_model(tmp_path, monkeypatch):
+    """The printed lines with another model, platform and data: sweeps, finals and rivals have records."""
+    namespace: dict[str, object] = {"get_task": get_task}
+    exec(block("def recipe("), namespace)
+    recipe = namespace["recipe"]
+    recipe.__kwdefaults__.update(platform="cpu", model=str(DATA / "small_llama"), tokens=150)  # type: ignore[attr-defined]
+    monkeypatch.setattr("peftbook.tasks.hub.load_hub", invented)
+    monkeypatch.setattr(specs, "Evaluation", lambda **fields: EVALUATION(**(fields | {"max_new_tokens": 2})))
+    monkeypatch.chdir(tmp_path)
+    exec(block("RECIPES = "), namespace)
+    from peftbook.records import Store
+
+    found = Store(tmp_path / "runs").all()
+    kinds = [record.spec.method.kind for record in found]
+    assert kinds.count("prompt") == kinds.count("qlora") == 6 and kinds.count("untuned") == 4
+    assert sum((tmp_path / f"{name}-{seed}").is_dir() for name in ("wikisql", "tweetsumm") for seed in (1, 2, 3)) == 6
+
+
+EVALUATION = specs.Evaluation
