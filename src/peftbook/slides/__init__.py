@@ -1,0 +1,34 @@
+"""The deck: `slides/outline.toml` says what each slide states and shows; this package builds the .pptx.
+
+Charts are native and hold the records' numbers; drawings and equations are pictures, sharp on a 4K screen.
+"""
+
+from peftbook.slides.archive import faults
+from peftbook.slides.charts import Chart
+from peftbook.slides.deck import CHARTS, SPOKEN, build
+from peftbook.slides.handout import contact_sheet, convert, find_office, handout
+from peftbook.slides.measure import lines_needed, text_width
+from peftbook.slides.outline import OUTLINE, choose, read_outline, section_names
+from peftbook.slides.placeholders import Sources, fill
+from peftbook.slides.template import ACCENT
+
+__all__ = [
+    "ACCENT",
+    "CHARTS",
+    "OUTLINE",
+    "SPOKEN",
+    "Chart",
+    "Sources",
+    "build",
+    "choose",
+    "contact_sheet",
+    "convert",
+    "faults",
+    "fill",
+    "find_office",
+    "handout",
+    "lines_needed",
+    "read_outline",
+    "section_names",
+    "text_width",
+]

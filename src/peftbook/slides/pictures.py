@@ -1,0 +1,92 @@
+"""Pictures: drawings of the book and typeset equations, sharp on a 4K screen."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image, ImageChops
+
+from peftbook import figures
+from peftbook.errors import InputError
+from peftbook.figures.style import PAPER, TONES, mode_context
+from peftbook.slides.placeholders import Sources
+from peftbook.slides.template import SMALL
+
+__all__ = ["SHARP", "Picture", "drawing", "equation"]
+
+SHARP = 288  # pixels an inch of slide: 3,840 over its width
+PAD = 0.02  # inches of paper that are left around a picture
+
+
+class Picture(NamedTuple):
+    """A PNG with its size on the slide, in inches, and the smallest type in it, in points."""
+
+    data: bytes
+    width: float
+    height: float
+    smallest: float
+
+
+def drawing(name: str, sources: Sources, width: float, height: float) -> Picture:
+    """A figure of the book, as large as a box of this size allows, without its title: the slide states the answer.
+
+    Type that would be smaller than the slides' smallest is enlarged.
+    """
+    entry = figures.FIGURES.get(name)
+    if entry is None or not figures.available(name, sources.store):
+        figures.svg(name, sources.store)  # raises InputError that says what is wrong
+        raise AssertionError
+    sources.runs += figures.runs(name, sources.store)
+    with mode_context("light"):
+        figure = entry.function(*((sources.store,) if entry.needs else ()))
+        figure.suptitle("")
+        rough = trimmed(png(figure, 100))
+        scale = min(width / (rough.width / 100), height / (rough.height / 100))
+        texts = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]
+        for one in texts:
+            one.set_fontsize(max(float(one.get_fontsize()), SMALL / scale))
+        image = trimmed(png(figure, SHARP * scale + 1))
+    smallest = min(float(one.get_fontsize()) for one in texts)
+    shown = min(width, height * image.width / image.height)
+    return Picture(as_png(image), shown, shown * image.height / image.width, smallest * scale)
+
+
+def equation(tex: str, size: float, width: float) -> Picture:
+    """A formula in matplotlib's TeX, in Computer Modern at this many points; raises InputError if it is too wide."""
+    with mode_context("light"):
+        import matplotlib
+
+        matplotlib.rcParams["mathtext.fontset"] = "cm"
+        figure = Figure(figsize=(14, 1.6))
+        figure.text(0.01, 0.5, f"${tex}$", fontsize=size, color=TONES["light"]["ink"], va="center")
+        try:
+            image = trimmed(png(figure, SHARP))
+        except ValueError as error:
+            raise InputError(f"Equation {tex!r} cannot be typeset: {str(error).splitlines()[-1]}") from None
+    shown = image.width / SHARP
+    if shown > width:
+        raise InputError(f"Equation {tex!r} is {shown - width:.2f} in too wide at {size:g} pt: break it.")
+    return Picture(as_png(image), shown, image.height / SHARP, size)
+
+
+def png(figure: Figure, dpi: float) -> Image.Image:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi)
+    return Image.open(stream).convert("RGB")
+
+
+def trimmed(image: Image.Image) -> Image.Image:
+    """The image without its border of paper."""
+    found = ImageChops.difference(image, Image.new("RGB", image.size, PAPER["light"])).getbbox()
+    return image.crop(found) if found else image
+
+
+def as_png(image: Image.Image) -> bytes:
+    """Few colours, so that a drawing stays small; the same image is the same bytes."""
+    stream = io.BytesIO()
+    flat: Any = image.quantize(255, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    flat.save(stream, format="png", optimize=False)
+    return stream.getvalue()
