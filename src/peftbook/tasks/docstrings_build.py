@@ -14,7 +14,6 @@ import ast
 import hashlib
 import inspect
 import json
-import math
 import platform
 import re
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from peftbook.tasks import DATA, file_sha256
 from peftbook.tasks.docstrings_packages import PACKAGES, download, notice, python_files
+from peftbook.tasks.similarity import NEAR_DUPLICATE, SimilarSets, jaccard
 
 __all__ = [
     "FILTERS",
@@ -41,7 +41,6 @@ __all__ = [
 SIZES = {"train": 4000, "validation": 450, "test": 450}
 SOURCE_CHARS = (80, 500)
 TARGET_WORDS = (3, 16)
-NEAR_DUPLICATE = 0.8
 
 FOREIGN_LICENCE = re.compile(r"\bA?L?GPL\b|General Public License|CC[ -]BY|Creative Commons|stackoverflow\.com", re.I)
 
@@ -244,30 +243,15 @@ def code_tokens(source: str) -> frozenset[str]:
     return frozenset(re.findall(r"[A-Za-z_]\w*|\d+|[^\w\s]", source))
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """|a & b| / |a | b|."""
-    return len(a & b) / len(a | b)
-
-
 def drop_near_duplicates(rows: list[Row]) -> list[Row]:
-    """Rows whose token set has Jaccard similarity below NEAR_DUPLICATE with every row kept before them.
-
-    Two sets that similar share a token among the first |s| - ceil(t |s|) + 1 of each, rarest first; only rows that
-    share one are compared. Source: Bayardo, Ma, Srikant 2007, Scaling up all pairs similarity search, section 4.
-    """
+    """Rows whose token set has Jaccard similarity below NEAR_DUPLICATE with every row kept before them."""
     tokens = {row.id: code_tokens(row.input) for row in rows}
-    frequency = Counter(token for each in tokens.values() for token in each)
-    by_token: dict[str, list[str]] = defaultdict(list)
+    index = SimilarSets(Counter(token for each in tokens.values() for token in each))
     kept = []
     for row in rows:
-        mine = tokens[row.id]
-        prefix = sorted(mine, key=lambda token: (frequency[token], token))
-        prefix = prefix[: len(mine) - math.ceil(NEAR_DUPLICATE * len(mine)) + 1]
-        others = {other for token in prefix for other in by_token[token]}
-        if all(jaccard(mine, tokens[other]) < NEAR_DUPLICATE for other in others):
+        if not index.has_similar(tokens[row.id]):
             kept.append(row)
-            for token in prefix:
-                by_token[token].append(row.id)
+            index.add(tokens[row.id])
     return kept
 
 

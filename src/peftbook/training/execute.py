@@ -46,7 +46,7 @@ from peftbook.training.methods import apply_method, rate_factor, trainable_state
 from peftbook.training.models import Loaded, checkpoints_folder, load_model
 from peftbook.training.scoring import bertscore, embedded_encoder
 
-__all__ = ["Trainee", "execute", "prepare"]
+__all__ = ["Trainee", "Watch", "execute", "prepare"]
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
 
@@ -112,6 +112,22 @@ class Trainee:
             shard(self.model, self.processes)
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who follows a run as it is computed; nothing here changes a result.
+
+    phase(name, done, total): "training", "scoring loss", "generating" with texts done, "scoring texts".
+    step: after each step of training.  keep: has what was trained, before the record says that it is done.
+    """
+
+    phase: Callable[[str, int, int], None] = lambda name, done, total: None
+    step: Callable[[Progress], None] = lambda progress: None
+    keep: Callable[[Trainee], None] = lambda trainee: None
+
+
+NOBODY = Watch()
+
+
 def decodes_in_float32(run: specs.Run) -> bool:
     """Whether something of this run is computed with the float32 weights themselves."""
     return run.dtype == "fp32" or (run.evaluation.n_generate > 0 and run.evaluation.generation_dtype == "fp32")
@@ -142,11 +158,13 @@ def execute(
     quiet: bool = False,
     micro_batch: int | None = None,
     processes: Processes = ALONE,
+    watch: Watch = NOBODY,
 ) -> Record:
     """Compute a run or a probe and save its record; a diverged run is saved with its `failure`.
 
     task: the loaded data of a task that has no name in the registry.  adapter: a folder for what was trained.
     processes: those that compute the run together, each of which calls this; the first one writes.
+    watch: is told how a run gets on.
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
@@ -170,13 +188,14 @@ def execute(
     resumed: dict[str, int] = {}
     failure = ""
     try:
-        result = train_with_bar(trainee, checkpoint, quiet, micro_batch, out)
+        result = train_with_bar(trainee, checkpoint, quiet, micro_batch, out, watch)
         if result is not None:
             describe_training(result, out)
             resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
-        texts = evaluate(trainee, quiet, out)
+        texts = evaluate(trainee, quiet, out, watch)
         if adapter is not None:
             save_trained(trainee, adapter)
+        watch.keep(trainee)
     except InputError as error:
         if "diverged" not in str(error):
             raise
@@ -236,16 +255,19 @@ def count_parameters(model: torch.nn.Module, out: dict) -> None:
 
 
 def train_with_bar(
-    trainee: Trainee, checkpoint: Path, quiet: bool, micro_batch: int | None, out: dict
+    trainee: Trainee, checkpoint: Path, quiet: bool, micro_batch: int | None, out: dict, watch: Watch = NOBODY
 ) -> Trained | None:
     """Train under a progress bar with loss, tokens/s and time left."""
     run = trainee.run
+    if run.budget is not None:
+        watch.phase("training", 0, 0)
     with tqdm(disable=quiet, unit="step", desc=f"{run.method.kind} seed {run.seed}", leave=False) as bar:
 
         def show(progress: Progress) -> None:
             bar.total = progress.steps
             bar.set_postfix_str(f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tok/s", refresh=False)
             bar.update(progress.step - bar.n)
+            watch.step(progress)
 
         return trainee.train(
             show,
@@ -272,12 +294,13 @@ def describe_training(result: Trained, out: dict) -> None:
     }
 
 
-def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
+def evaluate(trainee: Trainee, quiet: bool, out: dict, watch: Watch = NOBODY) -> list[str] | None:
     """Label loss on the split's first n_loss examples and, if asked, greedy texts and their scores."""
     model, task, run, tokenizer = trainee.model, trainee.task, trainee.run, trainee.tokenizer
     wanted = run.evaluation
     examples = task.splits[wanted.split]
     shots = few_shots(task, run)
+    watch.phase("scoring loss", 0, 0)
     began = time.monotonic()
     limit = run.budget.max_length if run.budget else 4096
     encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples[: wanted.n_loss]]
@@ -306,13 +329,22 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict) -> list[str] | None:
         frozen_linears_in_bf16(model, dtype),
         autocast(dtype, run.platform),
     ):
+
+        def show(count: int) -> None:
+            bar.update(count)
+            written[0] += count
+            watch.phase("generating", written[0], len(prompts))
+
+        written = [0]
+        watch.phase("generating", 0, len(prompts))
         texts = generate(
-            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, on_batch=bar.update,
+            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, on_batch=show,
             batch_size=generation_batch(len(shots)),
         )  # fmt: skip
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)
     if trainee.processes.first:
+        watch.phase("scoring texts", 0, 0)
         score_texts(texts, chosen, task, out)
     return texts
 

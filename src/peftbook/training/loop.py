@@ -214,7 +214,10 @@ def save_checkpoint(folder: Path | None, parameters: dict, optimizer, result: Tr
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"state-{step}.safetensors")
+    state = folder / f"state-{step}.safetensors"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, state)
+    with state.open("rb") as stream:
+        os.fsync(stream.fileno())  # what names the file may not outlive a power cut without it
     write_atomically(folder / "progress.json", json.dumps({"step": step, **vars(result)}).encode())
     for old in folder.glob("state-*.safetensors"):
         if old.name != f"state-{step}.safetensors":

@@ -1,0 +1,185 @@
+"""Decision: records of one comparison to its table and to what should be taken; studio and command line share it.
+
+Each score and each paired difference has the book's 95 % interval: `metrics.paired_interval` over shared seeds,
+`metrics.example_interval` with one. Perplexity is compared through the loss. The decision is about one measure, and has
+two questions, each answered at a family-wise level of 5 %:
+
+- Which rows may be the best? One-sided comparisons of each with every other, corrected by Bonferroni (`pairs`).
+- Which rows beat the untuned model? Holm's step-down procedure over these comparisons.
+
+What cannot be told from the best is not thereby equal to it. A row is only recommended if what it may give up, by the
+upper end of the 90 % interval, is at most a margin that is stated; else the answer is that there are too few test
+examples, or seeds, and how many would be needed (`recommendation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from peftbook.decision.arms import Arm, describe_row, encoder_in_words, group_records, label_arms, method_label
+from peftbook.decision.cautions import list_cautions
+from peftbook.decision.comparison import (
+    COSTS,
+    MEASURES,
+    Comparison,
+    Contrast,
+    Kind,
+    Measure,
+    Pair,
+    Recommendation,
+    Row,
+    Skewed,
+)
+from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_arms
+from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
+from peftbook.errors import InputError
+from peftbook.metrics import Interval
+from peftbook.records import Record
+from peftbook.tasks import Example
+
+__all__ = [
+    "COSTS",
+    "LEVEL",
+    "MEASURES",
+    "Comparison",
+    "Contrast",
+    "Kind",
+    "Measure",
+    "Pair",
+    "Recommendation",
+    "Row",
+    "Skewed",
+    "check_choices",
+    "compare",
+    "method_label",
+    "pareto",
+]
+
+LEVEL = 0.05  # family-wise, of each of the two questions
+
+
+def compare(
+    records: Sequence[Record],
+    texts: Mapping[str, Sequence[str]],
+    examples: Sequence[Example],
+    *,
+    measure: str = "rougeL",
+    margin: float | None = None,
+    level: float = LEVEL,
+    cost: str = "gigabyte_seconds",
+) -> Comparison:
+    """The table of all records and what to take.
+
+    records: quality runs of one task, scored on the same test examples.  texts: generated, by key of the record.
+    examples: of the split that was scored, in its order; may be empty.  measure: what decides, one of MEASURES.
+    margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
+    size of the model, one of COSTS.
+    Raises InputError for records that cannot be compared and for an unknown or missing measure.
+    """
+    check_choices(measure, cost, margin)
+    deciding = MEASURES[measure]
+    margin = deciding.margin if margin is None else margin
+    arms = group_records(records)
+    measures = tuple(
+        one
+        for one in MEASURES.values()
+        if any(one.column in arm.columns for arm in arms) and (one is deciding or says_something(one, arms))
+    )
+    if not measures:
+        raise InputError("No run of this comparison has finished: wait, or see what stopped them.")
+    if deciding not in measures:
+        names = ", ".join(one.name for one in measures)
+        raise InputError(f"No run was scored by {measure!r}: choose one of {names}, or let the runs generate texts.")
+    scored = max(len(arm.columns[deciding.column][0]) for arm in arms if deciding.column in arm.columns)
+    if examples and len(examples) < scored:
+        raise InputError(f"{scored} test examples were scored and {len(examples)} are given: give the whole split.")
+    labelled = dict(zip(label_arms(arms), arms, strict=True))
+    base = {arm.run.model: 0 for arm in arms}
+    for arm in arms:
+        base[arm.run.model] = max(base[arm.run.model], arm.base_parameters)
+    rows = [describe_row(label, arm, measures, base[arm.run.model]) for label, arm in labelled.items()]
+    contest = [row for row in rows if not row.failure and deciding.name in row.scores]
+    contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
+    competing = {row.label: labelled[row.label] for row in contest}
+    pairs = pair_arms(competing, measures, deciding)
+    if scored >= FEWEST_EXAMPLES:
+        pairs = detect(pairs, deciding, len(contest), level)
+    found = Comparison(
+        rows=(*mark(contest, pairs, deciding, level, scored), *(row for row in rows if row not in contest)),
+        measure=deciding,
+        pairs=pairs,
+        measures=measures,
+        test_examples=scored,
+        seeds=max((len(row.seeds) for row in rows), default=0),
+        margin=margin,
+        level=level,
+        cost=cost,
+        encoder=encoder_in_words(records),
+        hardware=tuple(sorted({record.hardware for record in records if record.hardware})),
+        contrasts=contrast(competing, deciding, texts, examples),
+    )
+    found = dataclasses.replace(found, recommendation=recommend(found))
+    return dataclasses.replace(found, cautions=list_cautions(found, examples[:scored]))
+
+
+def says_something(measure: Measure, arms: Sequence[Arm]) -> bool:
+    """Not where free text is asked for exact matches and no row has one."""
+    return measure.name != "exact_match" or any(any(map(any, arm.columns.get(measure.column, []))) for arm in arms)
+
+
+def check_choices(measure: str, cost: str = "gigabyte_seconds", margin: float | None = None) -> None:
+    """Raises InputError for an unknown measure or cost and for a margin that is none."""
+    if measure not in MEASURES:
+        raise InputError(f"Unknown measure {measure!r}: choose one of {', '.join(MEASURES)}.")
+    if cost not in COSTS:
+        raise InputError(f"Unknown cost {cost!r}: choose one of {', '.join(COSTS)}.")
+    if margin is not None and not (math.isfinite(margin) and margin >= 0):
+        raise InputError(f"Margin {margin!r} is not a number of at least 0: give a difference that does not matter.")
+
+
+def mark(contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level: float, examples: int) -> list[Row]:
+    """The rows, best mean first, with their differences and the answers to the two questions.
+
+    With fewer than 20 test examples nothing is ruled out and nothing beats the untuned model.
+    """
+    labels = [row.label for row in contest]
+    plain = {row.run.model: row.label for row in contest if row.plain}
+    baselines = {row.label: plain[row.run.model] for row in contest if not row.plain and row.run.model in plain}
+    ruled_out = {order(one, measure)[1] for one in pairs if one.detected}
+    better = beats_baseline(baselines, pairs, measure, level) if examples >= FEWEST_EXAMPLES else set()
+    by_pair: dict[tuple[str, str], Mapping[str, Interval]] = {}
+    for one in pairs:
+        for way in (one, one.reversed()):
+            by_pair[way.first, way.second] = way.differences
+    return [
+        dataclasses.replace(
+            row,
+            against_untuned=by_pair.get((row.label, baselines.get(row.label, "")), {}),
+            against_leader=by_pair.get((row.label, labels[0]), {}),
+            may_be_best=row.label not in ruled_out or row.label == labels[0],
+            beats_untuned=row.label in better,
+        )
+        for row in contest
+    ]
+
+
+def pareto(rows: Sequence[Row], cost: str = "gigabyte_seconds", measure: str = "rougeL") -> tuple[Row, ...]:
+    """The rows on the front, cheapest first: no other row has at least their score for no more, and one of them better.
+
+    Raises InputError for an unknown cost or measure.
+    """
+    check_choices(measure, cost, None)
+    sign = MEASURES[measure].sign
+    points = [
+        (row.cost(cost), sign * row.scores[measure].mean, row)
+        for row in rows
+        if not row.failure and measure in row.scores
+    ]
+    front = [
+        (price, score, row)
+        for price, score, row in points
+        if not any(p <= price and s >= score and (p < price or s > score) for p, s, _ in points)
+    ]
+    return tuple(row for _, _, row in sorted(front, key=lambda one: one[:2]))

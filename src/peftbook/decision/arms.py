@@ -1,0 +1,209 @@
+"""Arms: the records of one model with one method, and what the table shows of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peftbook import metrics, specs
+from peftbook.decision.comparison import MEASURES, Measure, Row, Skewed
+from peftbook.errors import InputError
+from peftbook.metrics import Interval
+from peftbook.records import Record
+
+__all__ = ["Arm", "describe_row", "encoder_in_words", "group_records", "label_arms", "method_label"]
+
+
+@dataclass
+class Arm:
+    """The records of one model with one method, by seed. columns: (seeds, examples) of the seeds that finished."""
+
+    run: specs.Run
+    records: dict[int, Record]
+    columns: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def random(self) -> bool:
+        """Whether a seed changes anything: not where nothing is trained and no examples are drawn."""
+        return not isinstance(self.run.method, specs.Untuned) or self.run.method.shots > 0
+
+    @property
+    def finished(self) -> dict[int, Record]:
+        return {seed: one for seed, one in self.records.items() if not one.failure}
+
+    @property
+    def failure(self) -> str:
+        """Why the arm is not compared: what is left of it after a failed seed is a choice of the lucky ones."""
+        failed = [one.failure for one in self.records.values() if one.failure]
+        return f"{len(failed)} of {len(self.records)} runs failed: {failed[0]}" if failed else ""
+
+    @property
+    def weights(self) -> list[float]:
+        """Label tokens of the test examples."""
+        return self.columns["label_tokens"][0]
+
+    @property
+    def base_parameters(self) -> int:
+        """Parameters of the model without what was added to it; 0 where no record says."""
+        added = specs.parameter_efficient(self.run.method)
+        counts = [
+            int(one.measurements.get("total_parameters") or 0)
+            - added * int(one.measurements.get("trainable_parameters") or 0)
+            for one in self.finished.values()
+        ]
+        return max(counts, default=0)
+
+    def scores(self, column: str, seeds: Sequence[int]) -> list[list[float]]:
+        """(seeds, examples); the one run of a method without randomness stands for every seed."""
+        if not self.random:
+            return [self.columns[column][0]] * len(seeds)
+        order = list(self.finished)
+        return [self.columns[column][order.index(seed)] for seed in seeds]
+
+
+def group_records(records: Sequence[Record]) -> list[Arm]:
+    """The records by everything but the seed. Raises InputError where they cannot be compared."""
+    if not records:
+        raise InputError("There is no finished run to compare yet: wait for the first one.")
+    arms: dict[str, Arm] = {}
+    first: specs.Run | None = None
+    for record in records:
+        run = record.spec
+        if not isinstance(run, specs.Run) or run.purpose != "quality":
+            raise InputError(f"Record {record.short_key} is no quality run: compare trained and untuned models only.")
+        first = first or run
+        if (run.task, run.evaluation) != (first.task, first.evaluation):
+            raise InputError(
+                f"Runs {first.key[:12]} and {run.key[:12]} were not scored on the same test examples in the same way: "
+                "compare the runs of one plan."
+            )
+        arms.setdefault(run.model_copy(update={"seed": 0}).key, Arm(run, {})).records[run.seed] = record
+    for arm in arms.values():
+        arm.records = dict(sorted(arm.records.items()))
+        done = list(arm.finished.values())
+        for name in ("label_tokens", *(one.column for one in MEASURES.values())):
+            if done and all(name in one.per_example for one in done):
+                arm.columns[name] = [[float(value) for value in one.per_example[name]] for one in done]
+    return list(arms.values())
+
+
+def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_parameters: int) -> Row:
+    """The row without its differences."""
+    done = list(arm.finished.values())
+
+    def measured(name: str) -> list[float]:
+        return [float(one.measurements.get(name) or 0) for one in done]
+
+    trainable = int(max(measured("trainable_parameters"), default=0))
+    stored = int(max(measured("adapter_bytes"), default=0))
+    seconds = measured("train_seconds")
+    return Row(
+        label=label,
+        model=model_label(arm.run.model.name),
+        method=arm.run.method,
+        run=next(iter(arm.records.values())).spec,  # type: ignore[arg-type]
+        seeds=tuple(arm.records) if arm.random else (),
+        scores={one.name: score_interval(arm, one) for one in measures if one.column in arm.columns},
+        trainable_parameters=trainable,
+        model_parameters=base_parameters,
+        adapter_bytes=stored or 4 * trainable,  # what is trained is saved in float32
+        train_seconds=math.fsum(seconds) / len(seconds) if seconds else 0.0,
+        peak_memory_bytes=int(max(measured("peak_memory_bytes"), default=0)),
+        runs=tuple(one.key for one in arm.records.values()),
+        failure=arm.failure,
+    )
+
+
+def score_interval(arm: Arm, measure: Measure) -> Interval:
+    """The book's interval of an arm's score; of perplexity exp of that of the loss."""
+    table = arm.columns[measure.column]
+    weights = arm.weights if measure.column == "loss_nats" else None
+    one = metrics.example_interval(table[0], weights) if len(table) == 1 else metrics.mean_interval(table, weights)
+    if measure.name != "perplexity":
+        return one
+    mean, low, high = (metrics.perplexity([nats], [1]) for nats in (one.mean, one.low, one.high))
+    return Skewed(mean, (high - low) / 2, math.nan, math.nan, math.nan, one.seeds, one.examples, (low, high))
+
+
+# --- names -----------------------------------------------------------------------------------------------------
+
+METHOD_LABELS = {
+    "untuned": "Untuned",
+    "full": "Full fine-tuning",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "prompt": "Prompt tuning",
+    "prefix": "Prefix tuning",
+    "adapter": "Bottleneck adapter",
+    "ia3": "(IA)³",
+    "norm": "Norm gains",
+    "vera": "VeRA",
+}
+INITS = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"}
+
+
+def method_label(method: specs.Method) -> str:
+    """A method as the table names it: `LoRA`, `QLoRA + DoRA`, `5 examples in the prompt`."""
+    if isinstance(method, specs.Untuned):
+        name = f"{method.shots} examples in the prompt" if method.shots else METHOD_LABELS["untuned"]
+        return f"{name}, {method.quant}" if method.quant else name
+    name = METHOD_LABELS[method.kind]
+    if not isinstance(method, specs.LoRA):
+        return name
+    kin = [
+        word
+        for word, used in (
+            ("rsLoRA", method.scaling == "rank_stabilized"),
+            ("DoRA", method.dora),
+            ("LoRA-FA", method.freeze_a),
+            ("LoRA+", method.b_rate_ratio != 1),
+            (INITS.get(method.init, ""), method.init in INITS),
+        )
+        if used
+    ]
+    return " + ".join(kin if kin and method.kind == "lora" else [name, *kin])
+
+
+def model_label(name: str) -> str:
+    """A model's name; without the folders it lies in, where it is a path of this machine."""
+    is_path = name[:1] in ("/", "~", ".") or name[1:3] == ":\\"
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
+
+
+def label_arms(arms: Sequence[Arm]) -> list[str]:
+    """A label for each, no two alike: method, model where there are several, and what tells equal ones apart."""
+    several = len({arm.run.model for arm in arms}) > 1
+    plain = [
+        method_label(arm.run.method) + (f" · {model_label(arm.run.model.name)}" if several else "") for arm in arms
+    ]
+    settings = [settings_of(arm.run) for arm in arms]
+    out = []
+    for label, own in zip(plain, settings, strict=True):
+        alike = [other for name, other in zip(plain, settings, strict=True) if name == label]
+        telling = [name for name in own if len({str(other.get(name)) for other in alike}) > 1]
+        said = ", ".join(f"{name} {own[name]:g}" if isinstance(own[name], float) else f"{name} {own[name]}"
+                         for name in telling)  # fmt: skip
+        out.append(f"{label} ({said})" if said else label)
+    return out
+
+
+def settings_of(run: specs.Run) -> dict[str, object]:
+    """What may tell two rows apart, by name in words."""
+    found: dict[str, object] = {}
+    for name, value in run.model_dump(mode="json", exclude={"seed", "task", "evaluation"}).items():
+        parts = value if isinstance(value, dict) else {name: value}
+        found |= {(f"model {key}" if name == "model" else key).replace("_", " "): one for key, one in parts.items()}
+    return found
+
+
+def encoder_in_words(records: Sequence[Record]) -> str:
+    """BERTScore's encoder; empty where it was not computed. Raises InputError where the runs used several."""
+    known = {str(sorted(info.items())): info for one in records if (info := one.metrics_info.get("bertscore"))}
+    if len(known) > 1:
+        names = ", ".join(sorted(str(info.get("name")) for info in known.values()))
+        raise InputError(f"BERTScore was computed with several encoders ({names}): their scores cannot be compared.")
+    for info in known.values():
+        scale = "rescaled" if info.get("rescaled") else "not rescaled"
+        return f"{info.get('name')}, layer {info.get('layer')}, {scale}, sha256 {str(info.get('sha256'))[:12]}"
+    return ""

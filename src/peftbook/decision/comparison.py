@@ -1,0 +1,246 @@
+"""What a comparison consists of: measures, rows, pairs of rows, and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.metrics import Interval
+from peftbook.tasks import Example
+
+__all__ = [
+    "COSTS",
+    "MEASURES",
+    "Comparison",
+    "Contrast",
+    "Kind",
+    "Measure",
+    "Pair",
+    "Recommendation",
+    "Row",
+    "Skewed",
+]
+
+Kind = Literal[
+    "clear", "cheapest of equals", "untuned is as good", "too few examples", "too few seeds", "nothing to compare"
+]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score that rows are compared by.
+
+    column: the per-example list of records.  margin: differences below it do not matter, unless another one is given.
+    sign: 1 where higher is better, −1 where lower is.  unit: of differences and of the margin.
+    """
+
+    name: str
+    label: str
+    column: str
+    margin: float = 0.02
+    sign: int = 1
+    unit: str = ""
+
+
+MEASURES = {
+    one.name: one
+    for one in (
+        Measure("rouge1", "ROUGE-1", "rouge1"),
+        Measure("rouge2", "ROUGE-2", "rouge2"),
+        Measure("rougeL", "ROUGE-L", "rougeL"),
+        Measure("bertscore_f1", "BERTScore F1", "bertscore_f1"),
+        Measure("exact_match", "Exact match", "exact_match"),
+        Measure("perplexity", "Perplexity", "loss_nats", 0.05, -1, "nats per token"),  # compared through the loss
+    )
+}
+COSTS = {
+    "gigabyte_seconds": "training time × peak memory",
+    "train_seconds": "training time",
+    "peak_memory_bytes": "peak memory",
+    "adapter_bytes": "size on disk",
+    "trainable_parameters": "trained parameters",
+}
+
+
+@dataclass(frozen=True)
+class Skewed(Interval):
+    """An interval that is not even about its mean: perplexity, exp of an interval of loss. ends: of 95 %."""
+
+    ends: tuple[float, float] = (math.nan, math.nan)
+
+    @property
+    def low(self) -> float:
+        return self.ends[0]
+
+    @property
+    def high(self) -> float:
+        return self.ends[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model with one method, its seeds pooled.
+
+    run: of the first seed.  seeds: empty for a method without randomness.  scores: by the name of the measure.
+    against_untuned, against_leader: paired differences, this row minus the untuned model of its own or the row with
+    the best mean, by the name of the measure; that of perplexity is in nats per token.
+    may_be_best, beats_untuned: by the deciding measure, at the family-wise level; None where the row is not compared.
+    adapter_bytes: what is stored for this row, the whole model for full fine-tuning.  train_seconds: mean over seeds.
+    peak_memory_bytes: the largest.  model_parameters: of the model without what was added.  runs: keys of its records.
+    failure: why the row is not compared; empty for one that is.
+    """
+
+    label: str
+    model: str
+    method: specs.Method
+    run: specs.Run
+    seeds: tuple[int, ...]
+    scores: Mapping[str, Interval]
+    trainable_parameters: int
+    model_parameters: int
+    adapter_bytes: int
+    train_seconds: float
+    peak_memory_bytes: int
+    runs: tuple[str, ...]
+    failure: str = ""
+    against_untuned: Mapping[str, Interval] = field(default_factory=dict)
+    against_leader: Mapping[str, Interval] = field(default_factory=dict)
+    may_be_best: bool | None = None
+    beats_untuned: bool | None = None
+
+    @property
+    def untuned(self) -> bool:
+        """Whether nothing is trained."""
+        return isinstance(self.method, specs.Untuned)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is the model as it comes: what the others of its model are held against."""
+        return isinstance(self.method, specs.Untuned) and not self.method.shots and not self.method.quant
+
+    @property
+    def gigabyte_seconds(self) -> float:
+        """Training time × peak memory: for how long the training keeps how much of a machine, as it is often billed.
+
+        Of the single costs, seconds alone would call full fine-tuning cheap wherever a step of it is as fast.
+        """
+        return self.train_seconds * self.peak_memory_bytes / 1e9
+
+    def cost(self, name: str) -> float:
+        """One of COSTS. Raises InputError for another name."""
+        if name not in COSTS:
+            raise InputError(f"Unknown cost {name!r}: choose one of {', '.join(COSTS)}.")
+        return float(getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The paired differences of two rows, first − second, by the name of the measure (perplexity: nats per token).
+
+    p: two-sided, of the deciding measure, not corrected.  detected: whether the worse of the two is thereby ruled out
+    as the best row, at the family-wise level.
+    """
+
+    first: str
+    second: str
+    differences: Mapping[str, Interval]
+    p: float = math.nan
+    detected: bool = False
+
+    def reversed(self) -> Pair:
+        """second − first."""
+        turned = {name: dataclasses.replace(one, mean=-one.mean) for name, one in self.differences.items()}
+        return Pair(self.second, self.first, turned, self.p, self.detected)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A test example on which the rows differ, with each row's text and score by label. spread: best − worst."""
+
+    example: Example
+    texts: Mapping[str, str]
+    scores: Mapping[str, float]
+    spread: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to take, in words: `sentences`, the answer first, how many comparisons were accounted for last.
+
+    row: None where nothing can be said; where the question is open, the best guess.  leader: the row with the best
+    mean.  equals: labels of the rows that stand as equal to it.  loss: the most that the row may give up against them
+    (95 %, one-sided), in the measure's unit.  examples, seeds: about how many would settle what is open, else None.
+    """
+
+    kind: Kind
+    sentences: tuple[str, ...]
+    row: Row | None = None
+    leader: Row | None = None
+    equals: tuple[str, ...] = ()
+    loss: float | None = None
+    examples: int | None = None
+    seeds: int | None = None
+
+    @property
+    def words(self) -> str:
+        """All sentences."""
+        return " ".join(self.sentences)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is shown of a comparison. rows: best first, then those that are not compared.
+
+    measure: what decides; measures: all at hand.  test_examples: behind the deciding measure.  seeds: of the row with
+    most.  encoder: BERTScore's, in words.  hardware: of all runs.  cautions: what the table cannot tell.
+    """
+
+    rows: tuple[Row, ...]
+    measure: Measure
+    pairs: tuple[Pair, ...]
+    measures: tuple[Measure, ...]
+    test_examples: int
+    seeds: int
+    margin: float
+    level: float
+    cost: str
+    encoder: str
+    hardware: tuple[str, ...]
+    contrasts: tuple[Contrast, ...] = field(default=(), repr=False)
+    recommendation: Recommendation = Recommendation("nothing to compare", ())
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def contest(self) -> tuple[Row, ...]:
+        """The rows that are compared, best mean first."""
+        return tuple(row for row in self.rows if row.may_be_best is not None)
+
+    def pair(self, first: str, second: str) -> Pair | None:
+        """The pair of two labels, as first − second; None where they share no seed or one is not compared."""
+        for one in self.pairs:
+            if (one.first, one.second) == (first, second):
+                return one
+            if (one.second, one.first) == (first, second):
+                return one.reversed()
+        return None
+
+    def gain(self, first: Row, second: Row) -> Interval | None:
+        """How much better the first row is in the deciding measure: the difference, turned so that more is better."""
+        pair = self.pair(first.label, second.label)
+        if pair is None or self.measure.name not in pair.differences:
+            return None
+        one = pair.differences[self.measure.name]
+        return one if self.measure.sign > 0 else dataclasses.replace(one, mean=-one.mean)
+
+    def baseline(self, row: Row) -> Row | None:
+        """The untuned row of the same model, if it is compared."""
+        return next((one for one in self.contest if one.run.model == row.run.model and one.plain), None)
+
+    def differences(self, n: int = 5) -> tuple[Contrast, ...]:
+        """The test examples on which the rows differ most, in the deciding measure; of each row its first seed."""
+        return self.contrasts[:n]

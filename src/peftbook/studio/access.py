@@ -1,0 +1,279 @@
+"""Who may talk to the studio's web page: its own host, its own pages, and, if asked for, people with a password.
+
+Three doors, one behind the other. The *host* that a request names must be ours (a page elsewhere cannot rebind its own
+name to 127.0.0.1). What *changes* something, and every answer that is not the page itself, must be asked for by a page
+of ours. With a login file, a session cookie that no script can read. Only the paths that the page uses exist.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import hmac
+import http.cookies
+import json
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from peftbook.errors import InputError
+
+__all__ = ["COOKIE", "Door", "Logins", "Sessions", "add_user", "is_ours"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+COOKIE = "peftbook-session"
+SESSION_SECONDS = 12 * 3600.0
+FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, or from one address, in this time
+FEWEST_CHARS = 10
+SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20, "dklen": 32}  # about 0.1 s and 32 MB a try
+NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+# What the page asks of Gradio. Its file, proxy, upload, API and recording routes do not exist here.
+OPEN = re.compile(
+    r"/(?:assets/[\w./-]+|static/[\w./-]+|studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)|theme\.css|favicon\.ico)"
+)
+PAGE = re.compile(r"/(?:gradio_api/run/predict/?)?")
+OURS = re.compile(r"/studio/(?:upload|logout|project/[0-9a-f]+(?:/job/[0-9a-f]+)?/[a-z-]+(?:\.[a-z]+)?)")
+LOGIN = "/studio/login"
+BODY_BYTES = 8_000_000  # of any request but an upload
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+    # Gradio's page has inline scripts and compiles its templates; nothing may come from or go to another host.
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+}
+
+
+# --- passwords -------------------------------------------------------------------------------------------------
+
+
+def add_user(path: Path, name: str) -> None:
+    """Ask for a password twice (or read it from standard input) and keep its scrypt hash in the login file.
+
+    Raises InputError for a name that is none, a short password and two that differ.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(f"The name {name!r} is none: use letters, digits and . _ @ -, at most 64.")
+    if sys.stdin.isatty():
+        password = getpass.getpass(f"Password of {name}: ")
+        if password != getpass.getpass("Once more: "):
+            raise InputError("The two passwords differ: try again.")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if len(password) < FEWEST_CHARS:
+        raise InputError(f"The password has {len(password)} characters: take at least {FEWEST_CHARS}.")
+    users = Logins(path).users if path.exists() else {}
+    salt = secrets.token_bytes(16)
+    users[name] = {"salt": salt.hex(), "scrypt": scrypt(password, salt).hex()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    beside.touch(mode=0o600)
+    beside.write_text(json.dumps(users, indent=1) + "\n")
+    beside.replace(path)
+
+
+def scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, **SCRYPT)
+
+
+class Logins:
+    """The login file, and how often somebody was wrong. Raises InputError for a file that is none."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.users: dict[str, dict[str, str]] = json.loads(path.read_text())
+            if not self.users or not all({"salt", "scrypt"} <= set(one) for one in self.users.values()):
+                raise ValueError
+        except (OSError, ValueError, AttributeError, TypeError):
+            raise InputError(f"{path} is no login file: write one with `peftbook studio --add-user NAME`.") from None
+        self._wrong: dict[str, list[float]] = {}
+        self._lock = threading.Lock()
+        self._few = threading.Semaphore(2)  # tries at once: each takes memory
+
+    def wait(self, *whose: str) -> float:
+        """Seconds until one of these, a name or an address, may try again; 0 for now."""
+        now = time.monotonic()
+        with self._lock:
+            return max((self._wait(one, now) for one in whose), default=0.0)
+
+    def _wait(self, one: str, now: float) -> float:
+        recent = [when for when in self._wrong.get(one, ()) if now - when < WINDOW_SECONDS]
+        self._wrong[one] = recent
+        if not recent:
+            del self._wrong[one]
+        return recent[-FAILURES] + WINDOW_SECONDS - now if len(recent) >= FAILURES else 0.0
+
+    def check(self, name: str, password: str, address: str) -> bool:
+        """Whether the password is right; wrong ones count. An unknown name takes as long as a known one."""
+        known = self.users.get(name, {"salt": "00" * 16, "scrypt": ""})
+        with self._few:
+            found = scrypt(password[:1024], bytes.fromhex(known["salt"])).hex()
+        if hmac.compare_digest(found, known["scrypt"]):
+            with self._lock:
+                self._wrong.pop(f"name {name}", None)
+            return True
+        with self._lock:
+            for one in (f"name {name[:64]}", f"address {address}"):
+                self._wrong.setdefault(one, []).append(time.monotonic())
+        return False
+
+
+@dataclass
+class Sessions:
+    """Who is logged in: hashes of the cookies' values. They end with the process."""
+
+    known: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def begin(self, name: str) -> str:
+        """A new cookie for somebody."""
+        now = time.time()
+        self.known = {key: one for key, one in self.known.items() if one[1] > now}
+        token = secrets.token_urlsafe(32)
+        self.known[digest(token)] = (name, now + SESSION_SECONDS)
+        return token
+
+    def who(self, token: str) -> str | None:
+        """Whose cookie it is."""
+        name, until = self.known.get(digest(token), ("", 0.0))
+        return name if until > time.time() else None
+
+    def end(self, token: str) -> None:
+        self.known.pop(digest(token), None)
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def cookie(headers: dict[str, str]) -> str:
+    """The session cookie of a request, or nothing."""
+    try:
+        found = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except http.cookies.CookieError:
+        return ""
+    return found.value if found else ""
+
+
+# --- the doors -------------------------------------------------------------------------------------------------
+
+
+def is_ours(headers: dict[str, str], hosts: Iterable[str]) -> bool:
+    """Whether a request was made by a page of ours, or by no browser.
+
+    A browser says where a request comes from: `Origin` with everything that can change something, `Sec-Fetch-Site`
+    with everything.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin is not None and (
+        urlsplit(origin).netloc != headers.get("host") or host_of(urlsplit(origin).netloc) not in hosts
+    ):
+        return False
+    return site in (None, "same-origin", "none")
+
+
+def host_of(value: str) -> str:
+    """The name in a Host header, without its port."""
+    return value.rpartition("]")[0] + "]" if value.startswith("[") else value.partition(":")[0]
+
+
+class Door:
+    """ASGI: let in what may come in, and put the headers on what goes out.
+
+    hosts: names under which the studio is reached.  upload_bytes: of an upload, which its own route counts.
+    """
+
+    def __init__(self, app: App, hosts: Iterable[str], logins: Logins | None, sessions: Sessions):
+        self.app, self.hosts, self.logins, self.sessions = app, frozenset(hosts), logins, sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # no web sockets here
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path, method = scope["path"], scope["method"]
+        refusal = self.refusal(path, method, headers, scope)
+        if refusal is not None:
+            await answer(send, *refusal)
+            return
+        limited = receive if path == "/studio/upload" else limit(receive, headers, BODY_BYTES)
+        if limited is None:
+            await answer(send, 413, "That is too much at once.")
+            return
+        await self.app(scope, limited, with_headers(send, cacheable=bool(OPEN.fullmatch(path))))
+
+    def refusal(self, path: str, method: str, headers: dict[str, str], scope: Scope) -> tuple | None:
+        """Status, words and further headers if a request must not go on."""
+        if host_of(headers.get("host", "")) not in self.hosts:
+            return 421, "This studio does not answer to that name: open it by the address that it printed."
+        known = OPEN.fullmatch(path) or PAGE.fullmatch(path) or OURS.fullmatch(path) or path == LOGIN
+        if not known or ".." in path or method not in ("GET", "HEAD", "POST"):
+            return 404, "There is nothing here."
+        visit = method in ("GET", "HEAD") and path in ("/", LOGIN)
+        if not visit and not is_ours(headers, self.hosts):
+            return 403, "This was asked for by another site: open the studio itself."
+        if self.logins is None or OPEN.fullmatch(path) or path == LOGIN:
+            return None
+        scope["peftbook.user"] = self.sessions.who(cookie(headers))
+        if scope["peftbook.user"] is None:
+            if visit:
+                return 303, "Log in first.", {"location": LOGIN}
+            return 401, "Log in first: load the page again."
+        return None
+
+
+def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | None:
+    """Hand on a body up to a size; None for one that announces more. A longer one ends as if the client had gone."""
+    announced = headers.get("content-length", "0")
+    if not announced.isdigit() or int(announced) > most:
+        return None
+    seen = 0
+
+    async def counted() -> MutableMapping[str, Any]:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        return message if seen <= most else {"type": "http.disconnect"}
+
+    return counted
+
+
+def with_headers(send: Send, *, cacheable: bool) -> Send:
+    """Add the headers to an answer; what is not a file of the page is kept by nobody."""
+
+    async def send_on(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            new = HEADERS | ({} if cacheable else {"cache-control": "no-store"})
+            kept = [one for one in message["headers"] if one[0].decode("latin-1").lower() not in new]
+            kept = [one for one in kept if not one[0].lower().startswith(b"access-control-")]
+            message["headers"] = kept + [(name.encode(), value.encode()) for name, value in new.items()]
+        await send(message)
+
+    return send_on
+
+
+async def answer(send: Send, status: int, words: str, more: dict[str, str] | None = None) -> None:
+    """One sentence."""
+    headers = {"content-type": "text/plain; charset=utf-8"} | (more or {})
+    send = with_headers(send, cacheable=False)
+    start = {"type": "http.response.start", "status": status}
+    await send(start | {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    await send({"type": "http.response.body", "body": (words + "\n").encode()})

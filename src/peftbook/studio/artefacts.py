@@ -1,0 +1,218 @@
+"""What can be taken away from a finished job: adapter, merged model, test outputs, and the command that repeats it.
+
+Each file is made in the project's `downloads` folder, written aside and renamed. Only `merged_zip` needs the model: the
+assistant makes it, on a "merge" request.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shlex
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import ZIP_DATE, Record, write_atomically
+from peftbook.studio.store import Job, Studio
+from peftbook.studio.tabular import escape_cell
+
+__all__ = ["adapter_zip", "command_line", "merged_zip", "model_card", "outputs_csv"]
+
+LICENCES = {
+    specs.EMBEDDED_MODEL: (
+        "apache-2.0",
+        "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)",
+    ),
+    specs.SMALL_MODEL: ("mit", "the small Llama of peftbook, MIT"),
+}
+SHOWN = ("loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
+
+
+def adapter_zip(studio: Studio, job: Job) -> Path:
+    """The adapter as peft reads it (`adapter_config.json`, `adapter_model.safetensors`) with a model card and the run.
+
+    For methods that peft has no format for: the trained tensors by name. Raises InputError where nothing was trained,
+    or every weight was.
+    """
+    record, folder = finished(studio, job), studio.adapter(job)
+    if job.run.budget is None:
+        raise InputError("The untuned model has no adapter: it is the base as it comes.")
+    if isinstance(job.run.method, specs.Full):
+        raise InputError("Full fine-tuning leaves no adapter, it changes every weight: download the merged model.")
+    if folder is None:
+        raise InputError(f"The adapter of job {job.id!r} is not at hand any more: retry the job.")
+    texts = {"README.md": model_card(studio, job, record), "run.json": job.run.canonical() + "\n"}
+    if (config := folder / "adapter_config.json").is_file():  # peft names the folder that the base was loaded from
+        known = json.loads(config.read_text()) | {"base_model_name_or_path": base_id(job.run.model)}
+        texts[config.name] = json.dumps(known, indent=2, sort_keys=True) + "\n"
+    return pack(studio, job, "adapter", [file for file in sorted(folder.iterdir()) if file.name not in texts], texts)
+
+
+def merged_zip(studio: Studio, job: Job) -> Path:
+    """The whole model with what was trained in its weights, float32 safetensors, its tokenizer and a model card.
+
+    Loads the model: for the assistant's process. Raises InputError for methods that cannot be merged.
+    """
+    from peftbook.studio.trained import merge
+
+    record, downloads = finished(studio, job), studio.folder(job.project) / "downloads"
+    downloads.mkdir(exist_ok=True)
+    merged = merge(studio, job)
+    with tempfile.TemporaryDirectory(dir=downloads, prefix=".merging-") as work:
+        merged.model.save_pretrained(work)
+        merged.tokenizer.save_pretrained(work)
+        files = sorted(path for path in Path(work).iterdir() if path.name != "README.md")
+        texts = {"README.md": model_card(studio, job, record, merged=True), "run.json": job.run.canonical() + "\n"}
+        return pack(studio, job, "model", files, texts)
+
+
+def outputs_csv(studio: Studio, job: Job) -> Path:
+    """What the model wrote for each test example, beside input and target, with each example's scores.
+
+    A cell that a spreadsheet would read as a formula starts with an apostrophe. Raises InputError without texts.
+    """
+    record = finished(studio, job)
+    texts = studio.records(job.project).texts(record)
+    if not texts:
+        raise InputError(f"Job {job.id!r} generated no texts: submit it with test examples to generate.")
+    examples = studio.task(job.project).splits[job.run.evaluation.split]
+    names = [name for name, values in record.per_example.items() if len(values) == len(texts)]
+    body = io.StringIO(newline="")
+    writer = csv.writer(body)
+    writer.writerow(["row", "input", "target", "output", *names])
+    for at, (text, example) in enumerate(zip(texts, examples, strict=False)):
+        cells = map(escape_cell, (example.id, example.input, example.target, text))
+        writer.writerow([*cells, *(record.per_example[name][at] for name in names)])
+    path = studio.folder(job.project) / "downloads" / f"outputs-{job.key[:12]}.csv"
+    write_atomically(path, body.getvalue().encode("utf-8-sig"))  # with a byte order mark, or Excel reads it as Latin-1
+    return path
+
+
+def command_line(studio: Studio, job: Job) -> str:
+    """The command that repeats a job on the same file, to the same key."""
+    project = studio.project(job.project)
+    columns, split = project.columns, project.split
+    name = project.filename or "data.csv"
+    words = ["peftbook", "compare", f"./{name}" if name.startswith("-") else name]
+    words += ["--input", columns.input, "--target", columns.target]
+    words += ["--group", columns.group] if columns.group is not None else []
+    words += ["--instruction-column", columns.instruction] if columns.instruction is not None else []
+    words += ["--instruction", project.instruction] if project.instruction != "{input}" else []
+    words += ["--split-seed", str(split.seed), "--fractions", *(f"{part:g}" for part in split.fractions)]
+    return shlex.join([*words, "--run", job.run.canonical()])
+
+
+def finished(studio: Studio, job: Job) -> Record:
+    """The record of a job that is done. Raises InputError for every other one."""
+    record = studio.records(job.project).get(job.run)
+    if job.state != "done" or record is None:
+        raise InputError(f"Job {job.id!r} is {job.state}: there is something to download when it is done.")
+    return record
+
+
+def pack(studio: Studio, job: Job, what: str, files: Iterable[Path], texts: Mapping[str, str]) -> Path:
+    """One zip file of files and texts, whole or not at all; equal contents give equal files."""
+    target = studio.folder(job.project) / "downloads" / f"{what}-{job.key[:12]}.zip"
+    target.parent.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+                for file in files:
+                    entry = zipfile.ZipInfo(file.name, ZIP_DATE)
+                    with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as into:
+                        while block := source.read(1 << 20):
+                            into.write(block)
+                for title, text in texts.items():
+                    archive.writestr(zipfile.ZipInfo(title, ZIP_DATE), text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False) -> str:
+    """README.md: base and its licence, method, data by hash, split, scores with their encoder, how to repeat it.
+
+    No text of the data is in it.
+    """
+    project, run = studio.project(job.project), job.run
+    short, licence = LICENCES.get(run.model.name, ("other", f"that of {run.model.name!r}: see where it came from"))
+    head = ["---", f"license: {short}", f"base_model: {json.dumps(base_id(run.model))}"]
+    head += ["library_name: transformers" if merged else "library_name: peft", "---"]
+    sizes = {name: len(rows) for name, rows in studio.task(job.project).splits.items()}
+    lines = [
+        *head, "", f"# {run.method.kind} on {inline(project.name)}", "", loading(run, merged=merged), "",
+        "## What it is", "",
+        f"- base: {run.model.name}, revision {run.model.revision or 'not pinned'}",
+        f"- licence of the base: {licence}; the weights here follow it",
+        f"- method: `{run.method.model_dump_json()}`",
+        f"- training: `{run.budget.model_dump_json() if run.budget else 'none'}`, seed {run.seed}, {run.dtype}",
+        "", "## Data", "",
+        f"- SHA-256 of the uploaded file: {project.sha256}",
+        f"- SHA-256 of file and settings, as in the run's key: {run.task.data_sha256}",
+        f"- split: seed {project.split.seed}, shares {', '.join(f'{part:g}' for part in project.split.fractions)}; "
+        + ", ".join(f"{count:,} {name}" for name, count in sizes.items()),
+        "", "## Measured", "", *measured(record),
+        "", "## Repeat it", "", f"Run {run.key}. With the same file:", "", "```", command_line(studio, job), "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def base_id(model: specs.Model) -> str:
+    """What a model card names as its base."""
+    return "HuggingFaceTB/SmolLM2-135M-Instruct" if model.name == specs.EMBEDDED_MODEL else model.name
+
+
+def inline(text: str) -> str:
+    """A user's name as text of a heading: nothing in it is markup."""
+    return "".join(f"\\{sign}" if sign in "\\`*_{}[]()#+-.!|<>&" else sign for sign in text)
+
+
+def loading(run: specs.Run, *, merged: bool) -> str:
+    """How to load what is in the file, in a sentence."""
+    if merged:
+        return "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
+    if isinstance(run.method, specs.NormTuning):
+        return "Gains of the normalisation layers, by name, in `trainable.safetensors`: copy them into the base."
+    if isinstance(run.method, specs.Adapter):
+        return (
+            f"Bottleneck adapters, by name, in `trainable.safetensors`: call `peftbook.scratch.adapter.add_adapters"
+            f"(base, {run.method.width})`, then copy the tensors into the result."
+        )
+    told = "`PeftModel.from_pretrained(base, FOLDER)` loads it."
+    if isinstance(run.method, specs.QLoRA):
+        quant = run.method.quant
+        corrected = f", with the start {run.method.init!r}" if run.method.init != "kaiming" else ""
+        return f"{told} The base has its linear layers in {quant} (block 64, double quantisation: "\
+               f"{run.method.double_quant}){corrected}; on another base it computes something else."  # fmt: skip
+    return told
+
+
+def measured(record: Record) -> list[str]:
+    """The record's scores and costs, one a line, with what each depends on."""
+    found, encoder = record.measurements, record.metrics_info.get("bertscore", {})
+    evaluation = record.spec.evaluation if isinstance(record.spec, specs.Run) else specs.Evaluation()
+    lines = [f"On the {evaluation.split} split, {found.get('generated_examples', 0)} texts generated greedily:", ""]
+    for name in SHOWN:
+        if name in found:
+            note = ""
+            if name == "bertscore_f1" and encoder:
+                note = f" (encoder {encoder.get('name')}, layer {encoder.get('layer')}, not rescaled)"
+            elif name in ("loss_nats", "perplexity"):
+                note = f" ({found.get('loss_examples')} examples, label tokens)"
+            lines.append(f"- {name}: {found[name]:.4g}{note}")
+    lines += [
+        f"- {name}: {found[name]:,.4g}" if isinstance(found[name], float) else f"- {name}: {found[name]:,}"
+        for name in ("trainable_parameters", "train_seconds", "peak_memory_bytes") if found.get(name) is not None
+    ]  # fmt: skip
+    return [*lines, f"- on {record.hardware}"]

@@ -1,0 +1,330 @@
+"""The process that answers questions: `python -m peftbook.studio.assistant --home H --parent PID`.
+
+It generates text for the try-out, a token at a time and several texts in turn, counts tokens before a plan is
+submitted, and merges models for download. It runs at low priority, so that a job that trains beside it keeps its
+cores; it ends by itself when nobody has asked for a while, and its models leave the memory with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.studio.processes import die_with_parent
+from peftbook.studio.requests import Request
+from peftbook.studio.store import Job, Studio
+from peftbook.studio.work import sentence_for
+from peftbook.training.queue import cores
+from peftbook.training.worker import end_with_input
+
+if TYPE_CHECKING:
+    import torch
+
+    from peftbook.training.models import Loaded
+
+__all__ = ["Assistant", "Models", "Stream", "choose", "continuation"]
+
+IDLE_SECONDS = 300.0
+PAUSE_SECONDS = 0.05  # between two writes of one text
+STREAMS = 4  # texts in turn
+MODELS = 4  # kept loaded; models on one base share its tensors
+SPARE = 0.15  # of the memory: with less available no second model is kept
+MAX_PROMPT_TOKENS = 4096
+MAX_NEW_TOKENS = 1024
+
+
+class Models:
+    """The models used last, by what they are: a job's, or one as it comes."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        self.loaded: OrderedDict[str, Loaded] = OrderedDict()
+
+    def of_job(self, job: Job) -> Loaded:
+        """The model that a job trained, or the untuned one that it measured."""
+
+        if job.run.budget is None and not getattr(job.run.method, "quant", ""):
+            return self.as_it_comes(job.run.model, job.run.platform)
+
+        def load() -> Loaded:
+            from peftbook.studio.trained import load_trained, share_weights
+
+            found = load_trained(self.studio, job)
+            if not isinstance(job.run.method, specs.QLoRA | specs.Full):
+                share_weights(found.model, self.as_it_comes(job.run.model, job.run.platform).model)
+            return found
+
+        return self._kept(f"{job.project}/{job.key}", load)
+
+    def as_it_comes(self, model: specs.Model, platform: str) -> Loaded:
+        """A model without training."""
+        from peftbook.training.models import Loaded, load_model
+
+        def load() -> Loaded:
+            found = load_model(model, None, platform)
+            return Loaded(found.model.eval().requires_grad_(False), found.tokenizer)
+
+        return self._kept(f"{platform}/{model.name}/{model.revision}", load)
+
+    def _kept(self, key: str, load: Callable[[], Loaded]) -> Loaded:
+        import psutil
+
+        if key not in self.loaded:
+            memory = psutil.virtual_memory()
+            while self.loaded and (len(self.loaded) >= MODELS or memory.available < SPARE * memory.total):
+                self.loaded.popitem(last=False)
+                memory = psutil.virtual_memory()
+            self.loaded[key] = load()
+        self.loaded.move_to_end(key)
+        return self.loaded[key]
+
+
+def continuation(
+    model: Any, prompt: list[int], pick: Callable[[torch.Tensor], int], *, dtype: str = "fp32", platform: str = "cpu"
+) -> Iterator[int]:
+    """The ids that follow a prompt, one at a time and without end: `training.generate` for a single row.
+
+    pick: from the next token's logits, (V,), to its id.
+    """
+    import torch
+
+    from peftbook.training.loop import autocast
+    from peftbook.training.methods import causal_model, start_cache
+
+    base: Any = causal_model(model)
+    if base.config._attn_implementation != "sdpa":
+        base.set_attn_implementation("sdpa")
+    device = base.get_input_embeddings().weight.device
+    with torch.no_grad(), autocast(dtype, platform):
+        cache = start_cache(model, torch.empty((1, 0), dtype=torch.long, device=device), 1)
+    past = cache.get_seq_length() if cache is not None else 0
+    ids = torch.tensor([prompt], device=device)
+    while True:
+        with torch.no_grad(), autocast(dtype, platform):
+            width = ids.shape[1]
+            output = base.model(
+                input_ids=ids,
+                attention_mask=torch.ones((1, past + width), dtype=torch.long, device=device),
+                position_ids=torch.arange(past, past + width, device=device)[None],
+                cache=cache,
+                use_cache=True,
+            )
+            cache, past = output.cache, past + width
+            chosen = pick(base.lm_head(output.last_hidden_state[:, -1])[0])
+        yield chosen
+        ids = torch.tensor([[chosen]], device=device)
+
+
+def choose(temperature: float, top_p: float, seed: int) -> Callable[[torch.Tensor], int]:
+    """Greedy at temperature 0; else a draw from softmax(logits / temperature), of the most probable tokens that
+    together have probability top_p.
+
+    Source of the cut: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+    """
+    import torch
+
+    if temperature == 0:
+        return lambda logits: int(logits.argmax())
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(logits: torch.Tensor) -> int:
+        p, order = torch.softmax(logits.float().cpu() / temperature, dim=-1).sort(descending=True)
+        p[p.cumsum(dim=-1) - p >= top_p] = 0.0
+        return int(order[torch.multinomial(p, 1, generator=generator)])
+
+    return draw
+
+
+@dataclass
+class Stream:
+    """One text under way."""
+
+    request: str
+    ids: Iterator[int]
+    tokenizer: Any
+    limit: int
+    written: list[int] = field(default_factory=list)
+    ended: bool = False
+    said: float = -1e9
+
+    def advance(self) -> None:
+        """One token more, or the end."""
+        token = next(self.ids)
+        self.ended = token == self.tokenizer.eos_token_id
+        if not self.ended:
+            self.written.append(token)
+            self.ended = len(self.written) >= self.limit
+
+    def text(self) -> str:
+        """So far; while it grows, a character whose last bytes are missing waits for them."""
+        text = self.tokenizer.decode(self.written, skip_special_tokens=True).strip()
+        return text if self.ended else text.rstrip("\ufffd")
+
+
+class Assistant:
+    """The assistant at work; `tick` takes a question if there is one and adds a token to every text under way."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        self.models = Models(studio)
+        self.streams: list[Stream] = []
+
+    def tick(self) -> bool:
+        """Do what is to be done now; False if there was nothing."""
+        request = self.studio.take() if len(self.streams) < STREAMS else None
+        if request is not None:
+            self.guarded(request.id, functools.partial(self.begin, request))
+        under_way = list(self.streams)
+        for stream in under_way:
+            if not self.guarded(stream.request, functools.partial(self.advance, stream)) or stream.ended:
+                self.streams.remove(stream)
+        return request is not None or bool(under_way)
+
+    def guarded(self, request: str, work: Callable[[], None]) -> bool:
+        """Do some work for a request; what goes wrong is its answer, and ends nothing else."""
+        try:
+            work()
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            why = sentence_for(error, self.studio.home) or f"This could not be computed ({type(error).__name__})."
+            self.studio.settle(request, error=why)
+            return False
+        return True
+
+    def begin(self, request: Request) -> None:
+        """Answer at once, or start a text."""
+        if request.kind == "generate":
+            self.streams.append(self.stream(request))
+        elif request.kind == "preflight":
+            self.studio.settle(request.id, result=self.preflight(request.payload))
+        else:
+            from peftbook.studio.artefacts import merged_zip
+
+            path = merged_zip(self.studio, self.studio.job(request.payload["job"]))
+            self.studio.settle(request.id, result={"path": str(path)})
+
+    def advance(self, stream: Stream) -> None:
+        """A token more of a text, and what there is of it to the store."""
+        stream.advance()
+        if stream.ended:
+            self.studio.settle(stream.request, text=stream.text())
+        elif time.monotonic() - stream.said > PAUSE_SECONDS:
+            stream.ended = not self.studio.say(stream.request, stream.text())
+            stream.said = time.monotonic()
+
+    def stream(self, request: Request) -> Stream:
+        """The text that a "generate" request asks for. Raises InputError for what is out of bounds."""
+        import torch
+
+        from peftbook.tasks import Example
+        from peftbook.training.encode import encode_prompt
+        from peftbook.training.execute import few_shots
+
+        asked = request.payload
+        limit = int(within(asked, "max_new_tokens", 128, 1, MAX_NEW_TOKENS))
+        temperature = within(asked, "temperature", 0.0, 0.0, 5.0)
+        pick = choose(temperature, within(asked, "top_p", 1.0, 0.01, 1.0), int(within(asked, "seed", 0, 0, 2**31)))
+        task = self.studio.task(asked["project"])
+        if asked.get("job"):
+            job = self.studio.job(asked["job"])
+            if job.project != asked["project"]:
+                raise InputError(f"Job {job.id!r} is of another project: choose one of this project.")
+            loaded, platform = self.models.of_job(job), job.run.platform
+            shots, dtype = few_shots(task, job.run), job.run.evaluation.generation_dtype
+        else:
+            model = specs.build(specs.Model, **asked.get("model", {}))
+            platform = asked.get("platform", "cpu")
+            loaded, shots, dtype = self.models.as_it_comes(model, platform), (), "fp32"
+        prompt = encode_prompt(loaded.tokenizer, task, Example("typed", str(asked.get("text", "")), ""), shots)
+        positions = getattr(loaded.model.config, "max_position_embeddings", None) or MAX_PROMPT_TOKENS
+        most = min(MAX_PROMPT_TOKENS, positions - limit)
+        if len(prompt) > most:
+            raise InputError(f"The text has {len(prompt):,} tokens, and {most:,} fit before the answer: shorten it.")
+        torch.set_num_threads(1 if self.trains() else cores())
+        ids = continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
+        return Stream(request.id, ids, loaded.tokenizer, limit)
+
+    def preflight(self, asked: dict) -> list[dict]:
+        """What `plan.preflight` finds for the runs that a request names."""
+        import psutil
+        import torch
+
+        from peftbook.studio.plan import preflight
+        from peftbook.training.calibration import known_rates
+
+        torch.set_num_threads(cores())  # the rates are those of so many
+        runs = [specs.Run.model_validate_json(text) for text in asked["runs"]]
+        task = self.studio.task(asked["project"])
+        parent = psutil.Process().parent()
+        family = [] if parent is None else parent.children()
+        known = all(known_rates(run.platform) is not None for run in runs)
+        quiet = not self.trains() and os.getloadavg()[0] < cores() / 2  # else measuring them takes many minutes
+        return [asdict(one) for one in preflight(task, runs, memory_for(runs, family), timed=known or quiet)]
+
+    def trains(self) -> bool:
+        """Whether a job has the cores now."""
+        return any(job.state == "running" for job in self.studio.jobs())
+
+
+def memory_for(runs: Sequence[specs.Run], family: Sequence[Any] = ()) -> float:
+    """Bytes that a job of these may take: what is free now, and what the processes in `family` (of psutil) will give
+    back before it starts: the job under way, the assistant itself.
+    """
+    import psutil
+
+    if any(run.platform == "cuda" for run in runs):
+        import torch
+
+        if torch.cuda.is_available():
+            return float(torch.cuda.mem_get_info()[1])
+    free = float(psutil.virtual_memory().available)
+    for process in family:
+        try:
+            free += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return min(free, float(psutil.virtual_memory().total))
+
+
+def within(asked: dict, name: str, default: float, least: float, most: float) -> float:
+    """A number of a request. Raises InputError if it is none, or out of bounds."""
+    value = asked.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
+    return float(value)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Answer until nobody has asked for IDLE_SECONDS."""
+    parser = argparse.ArgumentParser(prog="python -m peftbook.studio.assistant", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    args = parser.parse_args(argv)
+    die_with_parent(args.parent)
+    end_with_input()
+    os.nice(10)
+    from peftbook.training.execute import quieten_libraries
+
+    quieten_libraries()
+    assistant = Assistant(Studio(args.home, durable=False))
+    last = time.monotonic()
+    while time.monotonic() - last < IDLE_SECONDS:
+        if assistant.tick():
+            last = time.monotonic()
+        else:
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()

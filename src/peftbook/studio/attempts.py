@@ -1,0 +1,237 @@
+"""Attempts at jobs: how workers claim them, write about them and end them, and what becomes of those whose worker died.
+
+Who may write about a running job is told by its `attempt`, which every claim raises: what a process writes that lost
+its job changes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from peftbook.errors import InputError
+from peftbook.records import Store
+from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
+from peftbook.studio.processes import HOST, end_group, identity, is_alive
+
+__all__ = ["DEATHS", "STALE_SECONDS", "Attempts", "WorkerState"]
+
+STALE_SECONDS = 120.0  # after which a worker on another machine, whose process cannot be looked at, counts as dead
+DEATHS = 5  # so often a job's process may be killed before the job fails
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """A worker: whether its process lives, seconds since it last said so, and the job that it computes, if any."""
+
+    id: str
+    pid: int
+    alive: bool
+    silent_seconds: float
+    job: str = ""
+
+
+class Attempts(Jobs):
+    """The worker's side of the queue. Nothing raises for a job that is gone: it returns that nothing was done."""
+
+    def workers(self) -> list[WorkerState]:
+        """The workers that have said something and not gone, with the job that each computes."""
+        rows = self._rows(
+            "SELECT workers.*, coalesce(jobs.id, '') AS job FROM workers "
+            "LEFT JOIN jobs ON jobs.worker = workers.id AND jobs.state = 'running' ORDER BY workers.started"
+        )
+        now = time.time()
+        return [
+            WorkerState(row["id"], row["pid"], lives(row, now), max(0.0, now - row["beat"]), row["job"]) for row in rows
+        ]
+
+    def beat(self, worker: str, pid: int) -> None:
+        """A worker says that it lives."""
+        now = time.time()
+        with self._write() as db:
+            db.execute(
+                "INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET beat = excluded.beat",
+                (worker, pid, identity(pid), HOST, now, now),
+            )
+
+    def leave(self, worker: str) -> None:
+        """A worker ends."""
+        with self._write() as db:
+            db.execute("DELETE FROM workers WHERE id = ?", (worker,))
+
+    def claim(self, worker: str, pid: int) -> Job | None:
+        """The job that has waited longest, now running in this worker's hands; None if none waits.
+
+        A worker has one job at a time: what it claimed before and never started waits again.
+        """
+        if self._row("SELECT 1 FROM jobs WHERE state = 'queued' OR (state = 'running' AND worker = ?)", worker) is None:
+            return None
+        self.beat(worker, pid)
+        with self._write() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'queued', worker = '' WHERE state = 'running' AND worker = ? AND child = 0",
+                (worker,),
+            )
+            found = db.execute(
+                "SELECT jobs.id FROM jobs JOIN projects ON projects.id = jobs.project AND NOT projects.removed "
+                "WHERE state = 'queued' ORDER BY queued, number LIMIT 1"
+            ).fetchone()
+            if found is None:
+                return None
+            db.execute(
+                "UPDATE jobs SET state = 'running', attempt = attempt + 1, started = ?, finished = NULL, worker = ?, "
+                "child = 0, child_identity = '', phase = 'loading', phase_done = 0, phase_total = 0, wanted = '', "
+                "error = '' WHERE id = ?",
+                (time.time(), worker, found["id"]),
+            )
+        return self.job(found["id"])
+
+    def adopt(self, job_id: str, attempt: int, pid: int) -> bool | None:
+        """The process that will compute this attempt says so, before it touches a file. None if the job is not its to
+        compute (any more); else whether it starts anew.
+        """
+        with self._write() as db:
+            row = db.execute(
+                "UPDATE jobs SET child = ?, child_identity = ? WHERE id = ? AND attempt = ? AND state = 'running' "
+                "AND wanted = '' AND child = 0 RETURNING anew",
+                (pid, identity(pid), job_id, attempt),
+            ).fetchone()
+        return None if row is None else bool(row["anew"])
+
+    def begun(self, job_id: str, attempt: int) -> None:
+        """What was left of an earlier attempt is gone: from now on this one goes on from its checkpoints."""
+        with self._write() as db:
+            db.execute("UPDATE jobs SET anew = 0 WHERE id = ? AND attempt = ?", (job_id, attempt))
+
+    def progress(
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        phase: str,
+        done: int = 0,
+        total: int = 0,
+        step: int | None = None,
+        steps: int = 0,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+        points: Sequence[tuple[int, float]] = (),
+    ) -> bool:
+        """Write where an attempt stands, with new points of its curve; False if it should stop."""
+        with self._write() as db:
+            row = db.execute(
+                "UPDATE jobs SET phase = ?, phase_done = ?, phase_total = ?, seconds_left = ? "
+                "WHERE id = ? AND attempt = ? AND state = 'running' RETURNING wanted",
+                (phase, done, total, seconds_left, job_id, attempt),
+            ).fetchone()
+            if row is None:
+                return False
+            if step is not None:
+                db.execute(
+                    "UPDATE jobs SET step = ?, steps = ?, loss = ?, tokens_per_second = ? WHERE id = ?",
+                    (step, steps, loss, tokens_per_second, job_id),
+                )
+            db.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", [(job_id, *one) for one in points])
+        return row["wanted"] == ""
+
+    def finish(self, job_id: str, attempt: int) -> bool:
+        """End an attempt whose record is at hand: done, or failed if the record says so or cannot be read. False if
+        there is none yet, or if the attempt is not the job's any more.
+        """
+        row = self._row("SELECT project, run FROM jobs WHERE id = ?", job_id)
+        if row is None:
+            return False
+        store = Store(self.home / "projects" / row["project"] / "records")
+        try:
+            record = store.get(parse_run(row["run"]))
+        except InputError as error:
+            return self._end(job_id, attempt, "failed", str(error))
+        if record is None:
+            return False
+        return self._end(job_id, attempt, "failed" if record.failure else "done", record.failure)
+
+    def fail(self, job_id: str, attempt: int, why: str) -> bool:
+        """End an attempt that cannot succeed, saying why in a sentence."""
+        return self._end(job_id, attempt, "failed", why)
+
+    def stopped(self, job_id: str, attempt: int) -> bool:
+        """End an attempt that was cancelled."""
+        return self._end(job_id, attempt, "cancelled", "")
+
+    def died(self, job_id: str, attempt: int, why: str) -> bool:
+        """Queue a job again whose process was killed, before all others; after DEATHS times it fails."""
+        with self._write() as db:
+            row = db.execute(
+                "UPDATE jobs SET deaths = deaths + 1 WHERE id = ? AND attempt = ? AND state = 'running' "
+                "RETURNING deaths", (job_id, attempt),
+            ).fetchone()  # fmt: skip
+            if row is not None and row["deaths"] < DEATHS:
+                db.execute("UPDATE jobs SET state = 'queued', child = 0, worker = '' WHERE id = ?", (job_id,))
+                return True
+        return row is not None and self.fail(job_id, attempt, f"Its process {why} {DEATHS} times: give it more memory.")
+
+    def _end(self, job_id: str, attempt: int, state: JobState, error: str) -> bool:
+        with self._write() as db:
+            return bool(
+                db.execute(
+                    "UPDATE jobs SET state = ?, error = ?, finished = ?, seconds_left = NULL, wanted = '', "
+                    "worker = '', child = 0 WHERE id = ? AND attempt = ? AND state = 'running'",
+                    (state, error, time.time(), job_id, attempt),
+                ).rowcount
+            )
+
+    def wanted(self, job_id: str, attempt: int) -> bool:
+        """Whether an attempt is still to go on: it is the job's, and nobody cancelled it or deleted its project."""
+        row = self._row(
+            "SELECT 1 FROM jobs JOIN projects ON projects.id = project AND NOT removed "
+            "WHERE jobs.id = ? AND attempt = ? AND state = 'running' AND wanted = ''",
+            job_id, attempt,
+        )  # fmt: skip
+        return row is not None
+
+    def release(self) -> list[str]:
+        """Take their jobs from workers that died, and end what they left running; returns the ids of those jobs.
+
+        A job whose record is at hand is finished, one that was being cancelled is cancelled, others are queued again.
+        """
+        now = time.time()
+        dead = [row["id"] for row in self._rows("SELECT * FROM workers") if not lives(row, now)]
+        rows = self._rows(
+            "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running' "
+            "AND worker NOT IN (SELECT id FROM workers)"
+        )
+        for worker in dead:
+            rows += self._rows(
+                "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project "
+                "WHERE state = 'running' AND worker = ?", worker,
+            )  # fmt: skip
+        freed: list[str] = []
+        for row in rows:
+            end_group(row["child"], row["child_identity"])
+            if is_alive(row["child"], row["child_identity"]):
+                continue  # it hangs in the system: next time
+            if self.finish(row["id"], row["attempt"]) or (
+                (row["wanted"] or row["removed"]) and self.stopped(row["id"], row["attempt"])
+            ):
+                freed.append(row["id"])
+                continue
+            with self._write() as db:  # only if no child has adopted it since we looked
+                changed = db.execute(
+                    "UPDATE jobs SET state = 'queued', worker = '', child = 0 "
+                    "WHERE id = ? AND attempt = ? AND state = 'running' AND child = ?",
+                    (row["id"], row["attempt"], row["child"]),
+                ).rowcount
+            freed += [row["id"]] * changed
+        with self._write() as db:
+            db.executemany("DELETE FROM workers WHERE id = ?", [(worker,) for worker in dead])
+        return freed
+
+
+def lives(worker: sqlite3.Row, now: float) -> bool:
+    """By its process where that can be looked at, else by how long it has been silent."""
+    if worker["host"] == HOST:
+        return is_alive(worker["pid"], worker["identity"])
+    return now - worker["beat"] < STALE_SECONDS

@@ -1,0 +1,332 @@
+"""Compare: `peftbook compare`, the studio from the command line. Same store, same jobs, same table.
+
+The same file with the same columns, split and instruction is the same project, and a run that the project has a record
+of is answered from it. What is waited for goes on from its checkpoint when the command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from peftbook import specs
+from peftbook.decision import Comparison, check_choices, compare
+from peftbook.errors import InputError
+from peftbook.records import Record, write_atomically
+from peftbook.studio import report
+from peftbook.studio.markup import span
+from peftbook.studio.plan import Settings, plan
+from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
+from peftbook.studio.terminal import Ticker, as_json, show
+from peftbook.tasks import TaskData
+from peftbook.tasks.files import Split, task_from_table
+from peftbook.tasks.table import Caps, Columns, Table, read_table
+
+__all__ = ["Outcome", "compare_file", "find_project", "model_named", "wait_for"]
+
+POLL_SECONDS = 0.25
+SAID = ("command", "handler", "file", "input", "target")
+PLACES = ("home", "report", "csv", "json")  # options that say where results go
+REPEATED = ("run", "learning_rate")  # options that may be given several times
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan. comparison: of the runs that finished, None where none did."""
+
+    studio: Studio
+    project: Project
+    jobs: tuple[Job, ...]
+    records: tuple[Record, ...]
+    comparison: Comparison | None
+
+    @property
+    def failed(self) -> tuple[Job, ...]:
+        return tuple(job for job in self.jobs if job.state != "done")
+
+
+def compare_file(args: argparse.Namespace, usual: argparse.Namespace) -> int:
+    """The command: 0 if every run is done, 1 if some failed, 130 after Ctrl-C. Raises InputError for bad input.
+
+    usual: what the command has where nothing is said.
+    Everything is checked before a project is made, and every run's need of memory before it is queued.
+    """
+    check_output(args)
+    content, table = read_file(args.file)
+    columns, split = Columns(args.input, args.target, args.instruction_column, args.group), split_of(args)
+    task = task_from_table(table, columns, split, args.instruction)
+    runs = chosen_runs(args, task)
+    studio = Studio(args.home)
+    project = find_project(studio, table.sha256, columns, split, args.instruction)
+    say_data(table, task, project, args)
+    refuse_misfits(studio, project, task, runs)
+    if project is None:
+        project = studio.create_project(args.file.stem, content, args.file.name, columns, split, args.instruction)
+    plan_id = studio.submit(project.id, runs, name="peftbook compare")
+    if not wait_for(studio, plan_id):
+        return 130
+    found = outcome(studio, project, task, studio.jobs(plan=plan_id), args)
+    return write_out(found, args, usual)
+
+
+# --- what was asked for ----------------------------------------------------------------------------------------
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raises InputError for choices and files that cannot be, before anything is read."""
+    check_choices(args.measure, margin=args.margin)
+    for path in filter(None, (args.report, args.csv)):
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise InputError(f"{str(path)!r} cannot be written: name a file in a folder that exists.")
+        if path.absolute() == args.file.absolute():
+            raise InputError(f"{str(path)!r} is the data itself: name another file for the result.")
+
+
+def read_file(path: Path) -> tuple[bytes, Table]:
+    """The file's bytes and the table in them. Raises InputError where there is none."""
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} is not a file: check the path.")
+    if (size := path.stat().st_size) > Caps.bytes:
+        raise InputError(f"{str(path)!r} has {size:,} bytes, more than the cap of {Caps.bytes:,}: cut it.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
+    return content, read_table(content, path.name)
+
+
+def split_of(args: argparse.Namespace) -> Split:
+    """Seed and shares of the split."""
+    return Split(seed=args.split_seed, fractions=tuple(args.fractions))
+
+
+def chosen_runs(args: argparse.Namespace, task: TaskData) -> tuple[specs.Run, ...]:
+    """The runs of the settings, or those that are given whole by --run."""
+    if args.run:
+        return tuple(given_run(text, task) for text in args.run)
+    rates = {} if args.learning_rate is None else dict(rate_named(one) for one in args.learning_rate)
+    return plan(
+        task,
+        Settings(
+            models=tuple(model_named(name) for name in listed(args.models)),
+            methods=listed(args.methods),
+            seeds=args.seeds,
+            epochs=args.epochs,
+            tokens=args.tokens,
+            batch_size=args.batch_size,
+            max_length=args.max_length,
+            max_new_tokens=args.max_new_tokens,
+            test_examples=args.test_examples,
+            learning_rates=rates,
+            rank=args.rank,
+            platform=args.platform,
+        ),
+    )
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(filter(None, (one.strip() for one in text.split(","))))
+
+
+def rate_named(text: str) -> tuple[str, float]:
+    """`lora=4e-4` as a pair. Raises InputError for another text."""
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise InputError(f"{text!r} is no learning rate of a method: write it as lora=4e-4.") from None
+
+
+def model_named(name: str) -> specs.Model:
+    """An embedded model, a folder, or a hub id with a revision after @. Raises InputError for anything else."""
+    if name == specs.EMBEDDED_MODEL:
+        return specs.Model()
+    if name == specs.SMALL_MODEL:
+        return specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return specs.Model(name=str(folder.absolute()), revision="")
+    match = HUB_ID.fullmatch(name)
+    if match is None or name[0] in "./~":
+        raise InputError(
+            f"Model {name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, {specs.SMALL_MODEL!r}, a "
+            "folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
+        )
+    return specs.Model(name=match[1], revision=match[2] or "")
+
+
+def given_run(text: str, task: TaskData) -> specs.Run:
+    """A run from its canonical text. Raises InputError where it is none, or is of other data."""
+    try:
+        run = specs.Run.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(
+            f"--run is not a run ({where}: {first['msg']}): copy it from the studio or a report."
+        ) from None
+    if run.task != task.spec:
+        raise InputError(
+            f"Run {run.key[:12]} is of data {run.task.data_sha256[:12]}…, this file with these columns is "
+            f"{task.data_sha256[:12]}…: give the same file, columns, split and instruction."
+        )
+    return run
+
+
+# --- project, queue --------------------------------------------------------------------------------------------
+
+
+def find_project(studio: Studio, sha256: str, columns: Columns, split: Split, instruction: str) -> Project | None:
+    """The first project of this file read in this way."""
+    for one in studio.projects():
+        if (one.sha256, one.columns, one.split, one.instruction) == (sha256, columns, split, instruction):
+            return one
+    return None
+
+
+def say_data(table: Table, task: TaskData, project: Project | None, args: argparse.Namespace) -> None:
+    """What was read, on standard error."""
+    counts = ", ".join(f"{name} {len(examples):,}" for name, examples in task.splits.items())
+    usable = sum(map(len, task.splits.values()))
+    left_out = len(table.rows) + len(table.faults) - usable
+    note(f"{args.file.name}: {usable:,} rows ({counts}){f', {left_out:,} rows left out' if left_out else ''}.")
+    for fault in table.faults[:3]:
+        note(f"  row {fault.row}: {f'column {fault.column!r} ' if fault.column else ''}{fault.problem}")
+    if project is not None:
+        note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
+
+
+def refuse_misfits(studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run]) -> None:
+    """Raises InputError if a run that must be computed does not fit this machine; says how long they will take."""
+    new = [run for run in runs if project is None or run not in studio.records(project.id)]
+    if not new:
+        return
+    from peftbook.studio.assistant import memory_for
+    from peftbook.studio.plan import preflight
+    from peftbook.training.calibration import known_rates
+    from peftbook.training.execute import quieten_libraries
+
+    quieten_libraries()
+    timed = known_rates(new[0].platform) is not None  # measuring them beside other work can take longer than the runs
+    checks = preflight(task, new, memory_for(new), timed=timed)
+    for check in checks:
+        if not check.fits:
+            raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")
+    known = [check.seconds for check in checks if check.seconds is not None]
+    about = f", about {span(sum(known))}" if len(known) == len(new) else ""
+    cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
+    note(f"{len(new)} runs to compute{about}{cached}.")
+
+
+def wait_for(studio: Studio, plan_id: str) -> bool:
+    """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
+
+    A worker that this process started is ended when nothing is left to do, or with Ctrl-C: the job under way goes back
+    to the queue and goes on from its checkpoint.
+    """
+    try:
+        with Ticker(sys.stderr) as ticker:
+            while True:
+                jobs = studio.jobs(plan=plan_id)
+                ticker.show(jobs)
+                if all(job.state not in ("queued", "running") for job in jobs):
+                    break
+                start_worker(studio.home)
+                time.sleep(POLL_SECONDS)
+        end_worker(studio, waiting=False)
+    except KeyboardInterrupt:
+        jobs = studio.jobs(plan=plan_id)
+        done = sum(job.state == "done" for job in jobs)
+        ended = end_worker(studio, waiting=True)
+        what = "what was under way is kept" if ended else "the studio's worker goes on with the rest"
+        note(f"Stopped: {done} of {len(jobs)} runs are done, {what}; give the same command again to go on.")
+        return False
+    return True
+
+
+def end_worker(studio: Studio, waiting: bool) -> bool:
+    """End the worker if this process started it, and if nothing waits or that is no reason; whether it was ended."""
+    busy = any(job.state in ("queued", "running") for job in studio.jobs())
+    mine = [process for process in STARTED if process.poll() is None]
+    if not mine or (busy and not waiting):
+        return False
+    for process in mine:
+        process.terminate()
+    for process in mine:
+        process.wait()
+    STARTED[:] = [process for process in STARTED if process not in mine]
+    return True
+
+
+# --- results ---------------------------------------------------------------------------------------------------
+
+
+def outcome(studio: Studio, project: Project, task: TaskData, jobs: Sequence[Job], args: argparse.Namespace) -> Outcome:
+    """The records of a plan and their comparison."""
+    store = studio.records(project.id)
+    records = tuple(record for job in jobs if (record := store.get(job.run)) is not None)
+    if not any(not record.failure for record in records):
+        return Outcome(studio, project, tuple(jobs), records, None)
+    texts = {record.key: written for record in records if (written := store.texts(record))}
+    examples = task.splits[jobs[0].run.evaluation.split]
+    found = compare(records, texts, examples, measure=args.measure, margin=args.margin)
+    return Outcome(studio, project, tuple(jobs), records, found)
+
+
+def write_out(found: Outcome, args: argparse.Namespace, usual: argparse.Namespace) -> int:
+    """Print the table, write the files that were asked for; the exit status."""
+    for job in found.failed:
+        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
+    if found.comparison is None:
+        note("No run has finished: there is nothing to compare.")
+        return 1
+    if args.json:
+        body = as_json(found.comparison) | {"project": found.project.id, "jobs": [job.id for job in found.jobs]}
+        print(json.dumps(body, indent=1, ensure_ascii=False))
+    else:
+        print(show(found.comparison))
+    if args.report:
+        splits = {name: len(examples) for name, examples in found.studio.task(found.project.id).splits.items()}
+        commands = [command_of(args, usual)]
+        page = report.to_html(found.comparison, found.project, records=found.records, splits=splits, commands=commands)
+        write_atomically(args.report, page.encode())
+        note(f"Report: {args.report}")
+    if args.csv:
+        write_atomically(args.csv, report.to_csv(found.comparison).encode("utf-8-sig"))
+        note(f"Table: {args.csv}")
+    return 1 if found.failed else 0
+
+
+def command_of(args: argparse.Namespace, usual: argparse.Namespace) -> str:
+    """The command as it would be typed, without where its results went. usual: the same without any option."""
+    words = ["peftbook", "compare", args.file.name, "--input", args.input, "--target", args.target]
+    for name, default in vars(usual).items():
+        value = getattr(args, name)
+        if name in (*SAID, *PLACES) or value is None or as_list(value) == as_list(default):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if name in REPEATED:
+            words += [part for one in value for part in (flag, one)]
+        else:
+            words += [flag, *(f"{one:g}" if isinstance(one, float) else str(one) for one in as_list(value))]
+    return shlex.join(words)
+
+
+def as_list(value: object) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def note(words: str) -> None:
+    """A line on standard error."""
+    print(words, file=sys.stderr, flush=True)

@@ -1,0 +1,183 @@
+"""The studio's database: one SQLite file in WAL mode, a connection for each thread, short transactions."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftbook.errors import InputError
+
+__all__ = ["Database", "clear_failures", "default_home"]
+
+SCHEMA = 1
+PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
+TABLES = """
+CREATE TABLE IF NOT EXISTS projects (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL, filename TEXT NOT NULL, sha256 TEXT NOT NULL,
+    columns TEXT NOT NULL, split TEXT NOT NULL, instruction TEXT NOT NULL, caps TEXT NOT NULL,
+    removed INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE IF NOT EXISTS plans (
+    id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, name TEXT NOT NULL,
+    created REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+    project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, key TEXT NOT NULL, run TEXT NOT NULL,
+    label TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+    queued REAL NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, finished REAL,
+    phase TEXT NOT NULL DEFAULT '', phase_done INTEGER NOT NULL DEFAULT 0, phase_total INTEGER NOT NULL DEFAULT 0,
+    step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, loss REAL, tokens_per_second REAL,
+    seconds_left REAL, error TEXT NOT NULL DEFAULT '', wanted TEXT NOT NULL DEFAULT '',
+    anew INTEGER NOT NULL DEFAULT 0, deaths INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '',
+    child INTEGER NOT NULL DEFAULT 0, child_identity TEXT NOT NULL DEFAULT '',
+    UNIQUE (project, key)
+) STRICT;
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, queued);
+CREATE TABLE IF NOT EXISTS plan_jobs (
+    plan TEXT NOT NULL REFERENCES plans ON DELETE CASCADE, position INTEGER NOT NULL,
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, cached INTEGER NOT NULL,
+    PRIMARY KEY (plan, job)
+) STRICT;
+CREATE INDEX IF NOT EXISTS plans_of_job ON plan_jobs (job);
+CREATE TABLE IF NOT EXISTS points (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, step INTEGER NOT NULL, loss REAL NOT NULL,
+    PRIMARY KEY (job, step)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS workers (
+    id TEXT PRIMARY KEY, pid INTEGER NOT NULL, identity TEXT NOT NULL, host TEXT NOT NULL, started REAL NOT NULL,
+    beat REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS requests (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+    project TEXT REFERENCES projects ON DELETE CASCADE, kind TEXT NOT NULL, payload TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'done', 'failed', 'withdrawn')),
+    created REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, text TEXT NOT NULL DEFAULT '',
+    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT ''
+) STRICT;
+"""
+
+
+def default_home() -> Path:
+    """`PEFTBOOK_STUDIO`, or a folder of the user's data folder."""
+    if folder := os.environ.get("PEFTBOOK_STUDIO"):
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("peftbook")) / "studio"
+
+
+@contextlib.contextmanager
+def clear_failures(home: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into InputError, one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise InputError(refusal(home, error.errno)) from None
+    except sqlite3.OperationalError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise InputError(refusal(home, errno.ENOSPC)) from None
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise InputError(refusal(home, errno.EACCES)) from None
+        raise
+
+
+def refusal(home: Path, code: int) -> str:
+    """What a disk refuses, in a sentence."""
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk that holds {str(home)!r} is full: free some space, then try again."
+    return f"{str(home)!r} cannot be written: give another folder with PEFTBOOK_STUDIO, or mend its permissions."
+
+
+class Database:
+    """The file `studio.sqlite` in a home that is made when it is missing.
+
+    Every thread, and every process after a fork, has a connection of its own. Raises InputError for a home that
+    cannot be written and for a file of another version.
+
+    durable: what was written outlives a power cut; without, the last words before one may be lost (and nothing else).
+    """
+
+    def __init__(self, home: Path | str | None = None, *, durable: bool = True):
+        self.home = (Path(home) if home is not None else default_home()).expanduser().absolute()
+        self.durable = durable
+        self._local = threading.local()
+        with clear_failures(self.home):
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the tables, or check their version; two processes may do so at once."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                version = self._connection().execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    self._connection().execute("PRAGMA journal_mode = WAL")
+                    with self._write() as db:
+                        for statement in TABLES.split(";"):
+                            db.execute(statement)
+                        db.execute(f"PRAGMA user_version = {SCHEMA}")
+                    version = SCHEMA
+                break
+            except sqlite3.OperationalError as error:  # the change to WAL does not wait for others by itself
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            except sqlite3.DatabaseError as error:
+                raise InputError(
+                    f"{str(self.home / 'studio.sqlite')!r} is no studio database ({error}): move it away."
+                ) from None
+        if version != SCHEMA:
+            raise InputError(
+                f"The studio in {str(self.home)!r} has version {version}, this program reads {SCHEMA}: "
+                "use the peftbook that made it, or give another folder with PEFTBOOK_STUDIO."
+            )
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        if getattr(self._local, "pid", None) != os.getpid():
+            path = self.home / "studio.sqlite"
+            db = sqlite3.connect(path, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'NORMAL'}")
+            db.execute("PRAGMA secure_delete = ON")  # a deleted project leaves nothing behind
+            self._local.connection, self._local.pid = db, os.getpid()
+        return self._local.connection
+
+    def close(self) -> None:
+        """Close this thread's connection; the next call opens another."""
+        if getattr(self._local, "pid", None) == os.getpid():
+            self._local.connection.close()
+            self._local.pid = None
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        return self._connection().execute(query, values).fetchall()
+
+    def _row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        return self._connection().execute(query, values).fetchone()
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that has the file to itself from its start: all of it happens, or nothing."""
+        db = self._connection()
+        with clear_failures(self.home):
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise

@@ -1,0 +1,255 @@
+"""The queue of the studio: plans and jobs, who computes what, and the only ways in which a job changes its state.
+
+    queued → running → done | failed | cancelled        done at once if the record is at hand (cached)
+    queued → cancelled                                  running → queued if its worker died
+    failed | cancelled → queued                         retry (anew) or resume (from the last checkpoint)
+
+A job is one run in one project, whichever plans ask for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import Store
+from peftbook.results import describe
+from peftbook.studio.database import Database
+
+__all__ = ["EDGES", "Job", "JobState", "Jobs", "Plan", "parse_run"]
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+EDGES: dict[JobState, tuple[JobState, ...]] = {
+    "queued": ("running", "cancelled"),
+    "running": ("done", "failed", "cancelled", "queued"),
+    "done": (),
+    "failed": ("queued",),
+    "cancelled": ("queued",),
+}
+JOB_COLUMNS = (
+    "id", "project", "run", "label", "state", "attempt", "created", "started", "finished", "phase", "phase_done",
+    "phase_total", "step", "steps", "loss", "tokens_per_second", "seconds_left", "error",
+)  # fmt: skip
+CLEAN = (
+    "error = '', started = NULL, finished = NULL, phase = '', phase_done = 0, phase_total = 0, seconds_left = NULL, "
+    "tokens_per_second = NULL, wanted = '', deaths = 0"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a project, where it stands.
+
+    plan: the plan that was asked for, or the first that wants this job.  attempt: how often it was started.
+    created, started, finished: seconds since 1970.  phase: "loading", "training", "scoring loss", "generating",
+    "scoring texts", with `phase_done` of `phase_total` where they count.  step … seconds_left: of the training.
+    error: why it failed, one sentence.  cached: its record was at hand when the plan was submitted.
+    cancelling: it still runs, and is to stop.
+    """
+
+    id: str
+    project: str
+    plan: str
+    run: specs.Run
+    label: str
+    state: JobState
+    attempt: int = 0
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    phase: str = ""
+    phase_done: int = 0
+    phase_total: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    error: str = ""
+    cached: bool = False
+    cancelling: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key of its run and of its record."""
+        return self.run.key
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was submitted together: ids of its jobs, in the order given."""
+
+    id: str
+    project: str
+    name: str
+    created: float
+    jobs: tuple[str, ...] = field(default=())
+
+
+@functools.lru_cache(4096)
+def parse_run(text: str) -> specs.Run:
+    return specs.Run.model_validate_json(text)
+
+
+class Jobs(Database):
+    """Plans and jobs. Raises InputError for an unknown id and for a change that the job's state does not allow."""
+
+    def records(self, project_id: str) -> Store:
+        """Where the project's records are, and new ones go."""
+        return Store(self.folder(project_id) / "records")
+
+    def folder(self, project_id: str) -> Path:
+        """The project's folder. Raises InputError for an unknown one: no name but our own reaches the disk."""
+        if self._row("SELECT 1 FROM projects WHERE id = ?", project_id) is None:
+            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+        return self.home / "projects" / project_id
+
+    def submit(
+        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None
+    ) -> str:
+        """Queue runs and return the id of their plan. One whose record is at hand is done at once; one that the project
+        has already is shared, and queued again if it failed or was cancelled.
+
+        labels: what to call a run, by its key; a line that describes it otherwise.
+        """
+        if not runs:
+            raise InputError("A plan needs at least one run: choose a method.")
+        store, labels = self.records(project_id), labels or {}
+        unique = {run.key: run for run in runs}
+        at_hand = {key: store.get(run) for key, run in unique.items()}
+        plan, now = secrets.token_hex(8), time.time()
+        with self._write() as db:
+            if not db.execute("SELECT 1 FROM projects WHERE id = ? AND NOT removed", (project_id,)).fetchone():
+                raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            db.execute("INSERT INTO plans VALUES (?, ?, ?, ?)", (plan, project_id, name, now))
+            for position, (key, run) in enumerate(unique.items()):
+                found = db.execute(
+                    "SELECT id, state FROM jobs WHERE project = ? AND key = ?", (project_id, key)
+                ).fetchone()
+                record = at_hand[key]
+                if found is None:
+                    job = secrets.token_hex(8)
+                    state = "queued" if record is None else "failed" if record.failure else "done"
+                    db.execute(
+                        "INSERT INTO jobs (id, project, key, run, label, state, queued, created, finished, error) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        (job, project_id, key, run.canonical(), labels.get(key) or describe(run), state, now, now,
+                         None if record is None else now, "" if record is None else record.failure),
+                    )  # fmt: skip
+                else:
+                    job = found["id"]
+                    if record is None and found["state"] in ("failed", "cancelled"):
+                        db.execute(f"UPDATE jobs SET state = 'queued', queued = ?, {CLEAN} WHERE id = ?", (now, job))
+                cached = record is not None
+                db.execute("INSERT INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
+        return plan
+
+    def plans(self, project_id: str) -> list[Plan]:
+        """The project's plans, oldest first."""
+        jobs: dict[str, list[str]] = {}
+        for row in self._rows(
+            "SELECT plan, job FROM plan_jobs JOIN plans ON plans.id = plan WHERE project = ? ORDER BY position",
+            project_id,
+        ):
+            jobs.setdefault(row["plan"], []).append(row["job"])
+        found = self._rows("SELECT * FROM plans WHERE project = ? ORDER BY created, rowid", project_id)
+        return [Plan(**dict(row), jobs=tuple(jobs.get(row["id"], ()))) for row in found]
+
+    def jobs(self, project_id: str | None = None, plan: str | None = None) -> list[Job]:
+        """All jobs, those of a project, or those of a plan in its order; oldest first otherwise."""
+        if plan is not None:
+            return self._jobs("plan_jobs.plan = ? ORDER BY plan_jobs.position", plan)
+        if project_id is not None:
+            return self._jobs("jobs.project = ? GROUP BY jobs.id ORDER BY jobs.number", project_id)
+        return self._jobs("1 GROUP BY jobs.id ORDER BY jobs.number")
+
+    def job(self, job_id: str) -> Job:
+        """The job with this id."""
+        found = self._jobs("jobs.id = ? GROUP BY jobs.id", job_id)
+        if not found:
+            raise InputError(f"There is no job {job_id!r}: its project may have been deleted.")
+        return found[0]
+
+    def _jobs(self, condition: str, *values: str) -> list[Job]:
+        """`min(…)` makes SQLite take `plan` and `cached` from the first plan that wants the job."""
+        columns = ", ".join(f"jobs.{name}" for name in JOB_COLUMNS)
+        first = ", min(plans.rowid)" if "GROUP BY" in condition else ""
+        rows = self._rows(
+            f"SELECT {columns}, jobs.wanted, plan_jobs.plan, plan_jobs.cached{first} FROM jobs "
+            "JOIN projects ON projects.id = jobs.project AND NOT projects.removed "
+            f"JOIN plan_jobs ON plan_jobs.job = jobs.id JOIN plans ON plans.id = plan_jobs.plan WHERE {condition}",
+            *values,
+        )
+        return [
+            Job(
+                **{name: row[name] for name in JOB_COLUMNS if name != "run"},
+                run=parse_run(row["run"]),
+                plan=row["plan"],
+                cached=bool(row["cached"]),
+                cancelling=row["state"] == "running" and row["wanted"] == "cancel",
+            )
+            for row in rows
+        ]
+
+    def curve(self, job_id: str) -> list[tuple[int, float]]:
+        """Training loss by step, counted from 1, nats per label token: of the record if there is one, else so far."""
+        job = self.job(job_id)
+        record = self.records(job.project).get(job.run) if job.state in ("done", "failed") else None
+        if record is not None and record.curve.get("train_loss_nats"):
+            return list(enumerate(record.curve["train_loss_nats"], start=1))
+        return [tuple(row) for row in self._rows("SELECT step, loss FROM points WHERE job = ? ORDER BY step", job_id)]
+
+    def cancel(self, job_id: str) -> None:
+        """Take a job from the queue, or have its worker stop it; one that has ended stays as it is."""
+        with self._write() as db:
+            self._known(db, job_id)
+            db.execute(
+                "UPDATE jobs SET state = 'cancelled', finished = ? WHERE id = ? AND state = 'queued'",
+                (time.time(), job_id),
+            )
+            db.execute("UPDATE jobs SET wanted = 'cancel' WHERE id = ? AND state = 'running'", (job_id,))
+
+    def resume(self, job_id: str) -> None:
+        """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+        self._requeue(job_id, anew=False)
+
+    def retry(self, job_id: str) -> None:
+        """Queue a failed or cancelled job again; it starts anew. The record of a diverged run is removed first."""
+        self._requeue(job_id, anew=True)
+
+    def _requeue(self, job_id: str, *, anew: bool) -> None:
+        job = self.job(job_id)
+        store = self.records(job.project)
+        if job.state not in ("failed", "cancelled"):
+            raise InputError(f"Job {job_id!r} is {job.state}: only one that failed or was cancelled can be run again.")
+        record = store.get(job.run)
+        if record is not None and record.failure and not anew:
+            raise InputError(
+                f"Job {job_id!r} did not fail by accident ({record.failure.rstrip('.')}): "
+                "change its settings, or retry it from the start."
+            )
+        with self._write() as db:
+            if db.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()["state"] != job.state:
+                return  # somebody else was faster
+            if record is not None and (path := store.path(job.key)) is not None and record.failure:
+                path.unlink()
+            db.execute(
+                f"UPDATE jobs SET state = 'queued', queued = ?, anew = ?, {CLEAN} WHERE id = ?",
+                (time.time(), anew, job_id),
+            )
+            if anew:
+                db.execute("UPDATE jobs SET step = 0, loss = NULL WHERE id = ?", (job_id,))
+                db.execute("DELETE FROM points WHERE job = ?", (job_id,))
+
+    @staticmethod
+    def _known(db: sqlite3.Connection, job_id: str) -> None:
+        if db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is None:
+            raise InputError(f"There is no job {job_id!r}: its project may have been deleted.")

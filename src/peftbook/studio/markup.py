@@ -1,0 +1,237 @@
+"""Pieces of the studio's pages as HTML. Whatever is put into a piece is escaped unless it is a piece itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from peftbook.results import format_value
+
+__all__ = [
+    "Cell",
+    "ago",
+    "badge",
+    "bar",
+    "button",
+    "clipped",
+    "curve",
+    "empty",
+    "facts",
+    "joined",
+    "link",
+    "loading",
+    "note",
+    "number",
+    "piece",
+    "size",
+    "span",
+    "table",
+    "trouble",
+]
+
+SHOWN_CHARS = 280
+WIDTH, HEIGHT, LEFT, BOTTOM = 320, 92, 34, 16
+
+
+def piece(template: str, *values: object, **named: object) -> Markup:
+    """A template of ours with values put in, escaped: `piece("<td>{}</td>", text)`."""
+    return Markup(template).format(*values, **named)
+
+
+def joined(parts: Iterable[object], between: str = "") -> Markup:
+    """Pieces in a row."""
+    return Markup(between).join(piece("{}", one) for one in parts)
+
+
+def note(words: str, kind: str = "info") -> Markup:
+    """A sentence that stands out. kind: info, good, warn or trouble."""
+    sign = {"info": "i", "good": "✓", "warn": "!", "trouble": "✕"}[kind]
+    role = "alert" if kind == "trouble" else "status"
+    return piece(
+        '<p class="note note-{}" role="{}"><span aria-hidden="true">{}</span><span>{}</span></p>',
+        kind,
+        role,
+        sign,
+        words,
+    )
+
+
+def trouble(words: object) -> Markup:
+    """What went wrong, in place, in one sentence."""
+    return note(str(words), "trouble")
+
+
+def empty(title: str, words: str) -> Markup:
+    """What stands where nothing is yet, and what to do about it."""
+    return piece('<div class="empty"><h3>{}</h3><p>{}</p></div>', title, words)
+
+
+def loading(words: str) -> Markup:
+    """Something is under way."""
+    return piece('<p class="loading" role="status"><span class="spinner" aria-hidden="true"></span>{}</p>', words)
+
+
+def badge(state: str, words: str = "") -> Markup:
+    """A state, told by sign and word as well as colour."""
+    signs = {"done": "✓", "failed": "✕", "cancelled": "–", "running": "▸", "queued": "…", "refused": "✕", "fits": "✓"}
+    return piece(
+        '<span class="badge badge-{}"><span aria-hidden="true">{}</span> {}</span>',
+        state,
+        signs.get(state, "·"),
+        words or state,
+    )
+
+
+def button(words: str, act: str, *, kind: str = "plain", label: str = "", **data: object) -> Markup:
+    """A button that sends `act` and its data to the server. label: what it is called where its words are not enough."""
+    fields = joined((piece(' data-{}="{}"', key, value) for key, value in data.items()))
+    named = piece(' aria-label="{}"', label) if label else Markup("")
+    return piece(
+        '<button type="button" class="act act-{}" data-act="{}"{}{}>{}</button>', kind, act, fields, named, words
+    )
+
+
+def link(words: str, address: str, *, download: bool = False, label: str = "") -> Markup:
+    """A link within the studio."""
+    named = piece(' aria-label="{}"', label) if label else Markup("")
+    return piece('<a class="file" href="{}"{}{}>{}</a>', address, Markup(" download" if download else ""), named, words)
+
+
+def bar(share: float | None, label: str) -> Markup:
+    """How much is done, 0 to 1; None where nobody knows."""
+    if share is None:
+        return piece('<div class="bar bar-busy" role="progressbar" aria-label="{}"><div></div></div>', label)
+    percent = round(100 * min(max(share, 0.0), 1.0))
+    return piece(
+        '<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{0}" '
+        'aria-label="{1}">'
+        '<div style="width:{0}%"></div></div>', percent, label,
+    )  # fmt: skip
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
+    """Names and values, side by side."""
+    rows = (piece("<div><dt>{}</dt><dd>{}</dd></div>", name, value) for name, value in pairs)
+    return piece('<dl class="facts">{}</dl>', joined(rows))
+
+
+class Cell(NamedTuple):
+    """A cell of a table that is sorted by a value, not by its words."""
+
+    content: object
+    value: float | str
+
+
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    kind: str = "",
+    caption: str = "",
+    numeric: Sequence[int] = (),
+    sortable: bool = False,
+) -> Markup:
+    """A table that scrolls inside its own box; on a phone its rows become cards. numeric: columns set to the right.
+
+    sortable: heads are buttons that sort in the browser, by the value of a `Cell` or by the words.
+    """
+    right = Markup(' class="num"')
+    heads = joined(
+        piece(
+            '<th scope="col"{}>{}</th>',
+            right if place in numeric else "",
+            piece('<button type="button" data-sort="{}">{}</button>', place, name) if sortable else name,
+        )
+        for place, name in enumerate(header)
+    )
+    body = joined(piece("<tr>{}</tr>", joined(cell_of(header[at], one, right if at in numeric else "")
+                                              for at, one in enumerate(row))) for row in rows)  # fmt: skip
+    said = piece("<caption>{}</caption>", caption) if caption else Markup("")
+    return piece(
+        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table class="{}">{}<thead><tr>{}</tr></thead>'
+        "<tbody>{}</tbody></table></div>", caption or "Table", kind, said, heads, body,
+    )  # fmt: skip
+
+
+def cell_of(head: str, content: object, right: str) -> Markup:
+    """One cell, with the head that stands before it on a phone."""
+    value: object = ""
+    if isinstance(content, Cell):
+        value = piece(' data-value="{}"', content.value)
+        content = content.content
+    return piece('<td{} data-head="{}"{}>{}</td>', right, head, value, content)
+
+
+def clipped(text: str, chars: int = SHOWN_CHARS) -> str:
+    """The start of a long text."""
+    return text if len(text) <= chars else text[: chars - 1].rstrip() + "…"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else format_value(value, digits)
+
+
+def size(value: float | None) -> str:
+    """Bytes for people."""
+    return "–" if value is None or not math.isfinite(value) else format_value(value, 0, "bytes")
+
+
+def span(seconds: float | None) -> str:
+    """A length of time in its two largest units."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, length, below in (("d", 86400, "h"), ("h", 3600, "min"), ("min", 60, "s")):
+        if whole >= length:
+            rest = (whole % length) // {"h": 3600, "min": 60, "s": 1}[below]
+            return f"{whole // length} {unit} {rest} {below}" if rest else f"{whole // length} {unit}"
+    return f"{whole} s"
+
+
+def ago(when: float) -> str:
+    """How long it is since then."""
+    seconds = max(0.0, time.time() - when)
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min ago"
+    if seconds < 86400:
+        return f"{seconds // 3600:.0f} h ago"
+    day = time.localtime(when)
+    return f"{day.tm_mday} {time.strftime('%B %Y', day)}"
+
+
+def curve(points: Sequence[tuple[int, float]], steps: int, label: str) -> Markup:
+    """Training loss against step as a small drawing in the colours of the page."""
+    finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
+    if len(finite) < 2:
+        return Markup("")
+    most = 160
+    chosen = finite if len(finite) <= most else [finite[round(i * (len(finite) - 1) / (most - 1))] for i in range(most)]
+    low, high = min(loss for _, loss in finite), max(loss for _, loss in finite)
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    last = max(steps, finite[-1][0])
+
+    def place(step: float, loss: float) -> str:
+        x = LEFT + (step - 1) / max(last - 1, 1) * (WIDTH - LEFT - 6)
+        return f"{x:.1f},{6 + (high - loss) / (high - low) * (HEIGHT - BOTTOM - 12):.1f}"
+
+    line = " ".join(place(*one) for one in chosen)
+    end = place(*finite[-1]).split(",")
+    return piece(
+        '<svg class="curve" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">'
+        '<line class="rule" x1="{left}" x2="{w}" y1="{base}" y2="{base}"/>'
+        '<text x="{gap}" y="14" text-anchor="end">{high}</text><text x="{gap}" y="{base}" '
+        'text-anchor="end">{low}</text>'
+        '<text x="{left}" y="{foot}">step 1</text><text x="{w}" y="{foot}" text-anchor="end">{last}</text>'
+        '<polyline points="{line}"/><circle cx="{x}" cy="{y}" r="3"/></svg>',
+        w=WIDTH, h=HEIGHT, left=LEFT, gap=LEFT - 6, base=HEIGHT - BOTTOM, foot=HEIGHT - 3, label=label,
+        high=f"{high:.2f}", low=f"{low:.2f}", last=last, line=line, x=end[0], y=end[1],
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""Runs: the queue as it stands, one card a job, with what can be done about it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from peftbook.errors import InputError
+from peftbook.studio import markup
+from peftbook.studio.jobs import Job, Plan
+from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, number, piece, span
+from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
+
+__all__ = ["build_runs", "queue"]
+
+DOING = {"loading": "loading the model", "scoring loss": "scoring the loss", "scoring texts": "scoring the texts"}
+ACTS = ("cancel", "resume", "retry", "cancel-plan")
+
+
+def build_runs(context: Context) -> tuple[Step, gr.HTML, Any]:
+    """The tab, its panel, and what a timer calls: (project, what the browser shows) → the panel's new content."""
+    note = gr.HTML("", elem_classes="in-place")
+    shown = panel(elem_id="queue")
+
+    def show(project_id: str) -> dict[Any, Any]:
+        return {shown: queue(context, project_id)}
+
+    def act(project_id: str, event: gr.EventData) -> dict[Any, Any]:
+        """Cancel, resume or retry."""
+        data = event._data or {}
+        what, target = str(data.get("act")), str(data.get("id"))
+        if what not in ACTS:
+            return {}
+        if what == "cancel-plan":
+            for job in context.studio.jobs(plan=target):
+                if job.project == project_id and job.state in ("queued", "running"):
+                    context.studio.cancel(job.id)
+        elif context.studio.job(target).project == project_id:
+            getattr(context.studio, what)(target)
+        return show(project_id)
+
+    shown.act(in_place(note, act), [context.place], [note, shown], **QUIET)
+    return Step([shown], show), shown, lambda project_id: queue(context, project_id)
+
+
+def queue(context: Context, project_id: str) -> Markup:
+    """All plans of a project, the newest first, each with its jobs; one that several plans want stands in the first."""
+    try:
+        plans = context.studio.plans(project_id)
+        jobs = {job.id: job for job in context.studio.jobs(project_id)}
+    except InputError as error:
+        return markup.trouble(error)
+    if not plans:
+        return empty("Nothing is queued", "Choose models and methods under Plan, check the plan, and queue it.")
+    ahead = [job.id for job in context.studio.jobs() if job.state in ("queued", "running")]
+    return joined(
+        plan_piece(context, place, plan, [jobs[one] for one in plan.jobs if one in jobs], ahead)
+        for place, plan in reversed(list(enumerate(plans, start=1)))
+    )
+
+
+def plan_piece(context: Context, place: int, plan: Plan, jobs: list[Job], ahead: list[str]) -> Markup:
+    """One plan: how far it is, and its jobs."""
+    ended = sum(job.state in ("done", "failed", "cancelled") for job in jobs)
+    stop = Markup("")
+    if ended < len(jobs):
+        stop = button("Cancel the rest", "cancel-plan", id=plan.id, label=f"Cancel the rest of plan {place}")
+    return piece(
+        '<section class="plan"><header><h3>{}</h3><span class="fine">{} of {} runs ended · queued {}</span>{}</header>'
+        '<ol class="jobs">{}</ol></section>',
+        plan.name or f"Plan {place}",
+        ended,
+        len(jobs),
+        ago(plan.created),
+        stop,
+        joined(job_piece(context, job, ahead) for job in jobs),
+    )
+
+
+def job_piece(context: Context, job: Job, ahead: list[str]) -> Markup:
+    """One job: state, progress, curve, what can be done."""
+    parts: list[object] = []
+    if job.state == "running":
+        parts.append(progress(job))
+    elif job.state == "queued":
+        before = ahead.index(job.id) if job.id in ahead else 0
+        kept = f", goes on from step {job.step:,}" if job.step else ""
+        parts.append(piece('<p class="fine">{}{}</p>', "Next" if before == 0 else f"{before} before it", kept))
+    elif job.state == "failed":
+        parts.append(markup.trouble(job.error or "It failed without a word: see worker.log in the studio's folder."))
+    else:
+        took = span(job.finished - job.started) if job.finished and job.started else ""
+        words = (
+            "its record was at hand"
+            if job.cached or not took
+            else f"{'took' if job.state == 'done' else 'after'} {took}"
+        )
+        loss = f", last loss {job.loss:.3f}" if job.loss is not None else ""
+        parts.append(piece('<p class="fine">{}{}</p>', words.capitalize(), loss))
+    acts: list[object] = []
+    if job.state in ("queued", "running"):
+        acts.append(
+            piece('<span class="fine">stopping…</span>')
+            if job.cancelling
+            else button("Cancel", "cancel", id=job.id, label=f"Cancel {job.label}")
+        )
+    if job.state in ("failed", "cancelled"):
+        acts.append(button("Resume", "resume", id=job.id, label=f"Resume {job.label}"))
+        acts.append(button("Start anew", "retry", id=job.id, label=f"Start {job.label} anew"))
+    drawn = Markup("")
+    if job.state in ("running", "done", "failed", "cancelled") and job.run.budget is not None:
+        drawn = curve(
+            context.studio.curve(job.id), job.steps, f"Training loss of {job.label}, in nats per token, by step"
+        )
+    return piece(
+        '<li class="job job-{state}" id="job-{id}"><div class="job-head"><strong>{label}</strong>{state_badge}'
+        '<span class="acts">{acts}</span></div><div class="job-body"><div>{parts}</div>{drawn}</div></li>',
+        state=job.state,
+        id=job.id,
+        label=job.label,
+        state_badge=badge(job.state),
+        acts=joined(acts, " "),
+        parts=joined(parts),
+        drawn=drawn,
+    )
+
+
+def progress(job: Job) -> Markup:
+    """How far a running job is, in numbers and as a bar."""
+    if job.phase == "training" and job.steps:
+        share: float | None = job.step / job.steps
+        words = [f"step {job.step:,} of {job.steps:,}"]
+        words += [f"loss {job.loss:.3f}"] if job.loss is not None else []
+        words += [f"{number(job.tokens_per_second)} tokens/s"] if job.tokens_per_second else []
+        words += [f"{span(job.seconds_left)} left"] if job.seconds_left is not None else []
+    else:
+        share = job.phase_done / job.phase_total if job.phase_total and job.phase_done else None
+        words = [DOING.get(job.phase, job.phase or "starting")]
+        words += [f"{job.phase_done:,} of {job.phase_total:,}"] if job.phase_total else []
+        words += [f"{span(job.seconds_left)} left"] if job.seconds_left is not None else []
+    if job.started and job.phase == "loading":
+        words.append(span(round(time.time() - job.started)))
+    return piece('{}<p class="fine">{}</p>', bar(share, f"Progress of {job.label}"), " · ".join(words))
+
+
+def digest(text: str) -> str:
+    """What tells one state of the panel from another."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

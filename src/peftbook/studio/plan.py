@@ -1,0 +1,152 @@
+"""Plan: from what a reader chose to the runs that answer it, without torch; and whether each fits, before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.studio.preflight import Check, preflight
+from peftbook.studio.presets import Preset, preset, presets
+from peftbook.tasks import TaskData
+
+__all__ = ["Check", "Preset", "Settings", "plan", "preflight", "presets", "training_tokens"]
+
+MOST_SEEDS, MOST_RUNS = 10, 200
+MOST_GENERATED, MOST_LOSS = 200, 1000  # test examples
+CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a plan is made of.
+
+    methods: names of presets; the untuned model is always there.  seeds: trainings of each method.
+    tokens: of training text that every method sees; 0: as many as `epochs` passes over the training split have.
+    test_examples: how many answers are generated and scored; of no more than 1,000 the loss is taken.
+    learning_rates: by preset, in place of the book's.  rank: of LoRA and its kin, 0 for the preset's;
+    prompt_length, prefix_length: virtual tokens, 0 for the preset's.
+    """
+
+    models: tuple[specs.Model, ...] = (specs.Model(),)
+    methods: tuple[str, ...] = ("untuned", "lora")
+    seeds: int = 1
+    epochs: float = 3.0
+    tokens: int = 0
+    batch_size: int = 8
+    max_length: int = 512
+    max_new_tokens: int = 64
+    test_examples: int = MOST_GENERATED
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    rank: int = 0
+    prompt_length: int = 0
+    prefix_length: int = 0
+    platform: Literal["cpu", "cuda"] = "cpu"
+
+
+def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tuple[specs.Run, ...]:
+    """The runs of a plan, each once: for every model the untuned one first, then method by method and seed by seed.
+
+    tokens_of_training: of one pass over the training split; 0 is an estimate from its characters. Settings.tokens goes
+    before both. Raises InputError for settings that are none.
+    """
+    check_settings(settings)
+    chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
+    tokens = settings.tokens or whole_tokens(task, settings, tokens_of_training)
+    runs = [
+        run_of(task, settings, model, one, tokens, seed)
+        for model in dict.fromkeys(settings.models)
+        for one in chosen
+        for seed in range(1 if isinstance(one.method, specs.Untuned) else settings.seeds)
+    ]
+    if len(runs) > MOST_RUNS:
+        raise InputError(
+            f"The plan has {len(runs)} runs, more than {MOST_RUNS}: choose fewer methods, models or seeds."
+        )
+    return tuple(runs)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InputError for what no spec would notice."""
+    if not settings.models:
+        raise InputError("No model is chosen: choose at least one.")
+    if not 1 <= settings.seeds <= MOST_SEEDS:
+        raise InputError(f"{settings.seeds} seeds are chosen: choose 1 to {MOST_SEEDS}.")
+    if not settings.tokens and not (math.isfinite(settings.epochs) and 0 < settings.epochs <= 1000):
+        raise InputError(f"{settings.epochs:g} epochs are chosen: choose more than 0 and at most 1,000.")
+    if not 0 <= settings.test_examples <= MOST_GENERATED:
+        raise InputError(f"{settings.test_examples} test examples are chosen: choose 0 to {MOST_GENERATED}.")
+    for name, rate in settings.learning_rates.items():
+        preset(name)
+        if not (math.isfinite(rate) and rate > 0):
+            raise InputError(f"The learning rate of {name} is {rate!r}: choose a number above zero.")
+    for name in ("rank", "prompt_length", "prefix_length", "tokens"):
+        if getattr(settings, name) < 0:
+            raise InputError(f"{name} is {getattr(settings, name)}: choose 0 for the usual one, or a number above it.")
+
+
+def whole_tokens(task: TaskData, settings: Settings, once: int) -> int:
+    """Tokens of all epochs."""
+    return max(1, round(settings.epochs * (once or training_tokens(task, settings))))
+
+
+def training_tokens(task: TaskData, settings: Settings) -> int:
+    """About how many tokens one pass over the training split has, to two digits: characters over four, and turns.
+
+    The tokens themselves are counted in `preflight`, which has the tokenizer.
+    """
+    around = len(task.instruction) - len("{input}")
+    texts = ((around + len(one.input) + len(one.target)) / CHARS_A_TOKEN for one in task.splits["train"])
+    total = sum(min(length + TEMPLATE_TOKENS, settings.max_length) for length in texts)
+    return max(1, int(float(f"{total:.2g}")))
+
+
+def run_of(task: TaskData, settings: Settings, model: specs.Model, one: Preset, tokens: int, seed: int) -> specs.Run:
+    """One run of a plan."""
+    budget = None
+    if not isinstance(one.method, specs.Untuned):
+        budget = specs.build(
+            specs.Budget,
+            tokens=tokens,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rates.get(one.name, one.learning_rate),
+            max_length=settings.max_length,
+        )
+    tests = len(task.splits["test"])
+    generated = min(tests, settings.test_examples)
+    evaluation = specs.build(
+        specs.Evaluation,
+        split="test",
+        n_loss=min(tests, MOST_LOSS),
+        n_generate=generated,
+        max_new_tokens=settings.max_new_tokens,
+        generation_dtype="bf16" if generated else "fp32",
+    )
+    return specs.build(
+        specs.Run,
+        model=model,
+        task=task.spec,
+        method=method_of(one, settings),
+        budget=budget,
+        evaluation=evaluation,
+        seed=seed,
+        platform=settings.platform,
+    )
+
+
+def method_of(one: Preset, settings: Settings) -> specs.Method:
+    """A preset's method with the rank or the length that was chosen; the rate suits it, as alpha / rank stays."""
+    method = one.method
+    changed: dict[str, float] = {}
+    if isinstance(method, specs.LoRA) and settings.rank:
+        changed = {"rank": settings.rank}
+        if method.scaling == "standard":
+            changed["alpha"] = method.alpha * settings.rank / method.rank
+    if isinstance(method, specs.PromptTuning) and settings.prompt_length:
+        changed = {"length": settings.prompt_length}
+    if isinstance(method, specs.Prefix) and settings.prefix_length:
+        changed = {"length": settings.prefix_length}
+    return specs.build(type(method), **(method.model_dump() | changed)) if changed else method

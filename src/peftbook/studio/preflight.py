@@ -1,0 +1,275 @@
+"""Preflight: what each run of a plan will read, take and need, before anything is loaded but the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from peftbook import specs
+from peftbook.cost import Rates, training_setup
+from peftbook.decision import method_label
+from peftbook.errors import InputError
+from peftbook.memory import Configuration, Setup, Shape, fit
+from peftbook.memory.fit import Fit
+from peftbook.tasks import TaskData
+
+if TYPE_CHECKING:
+    from peftbook.training.encode import Encoded
+
+__all__ = ["Check", "preflight"]
+
+BUSY = 0.3  # load of each core from which a measurement of speed would mean little
+UNTUNED_LENGTH = 4096  # tokens of a pair that an untuned run reads, as training.execute has it
+SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing
+PROCESS_BYTES = 0.7 * 2**30  # what Python and the libraries take of a machine's memory
+# What a CPU's allocator holds of all that comes and goes in a step, over the tensors themselves: the book's own runs on
+# CPU peak at 1.3 (full fine-tuning) to 1.9 times (QLoRA).
+CPU_SLACK = 1.7
+STATE = ("weights", "quantisation constants", "adapter", "moments")  # terms of the peak that are there all the time
+CONTEXT_BYTES = 1.0 * 2**30  # what a GPU's context and allocator take
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is known of a run before it starts.
+
+    rows, tokens: of one pass over the training split; epochs: how often the budget passes over it; truncated: rows
+    whose input is cut at `max_length`; all of them estimates where the split is large.  seconds: of training and
+    evaluation, None where they cannot be predicted.  peak_bytes: of its memory, the process included, None where the
+    model's shape is not known.  fits: whether it can be run; words: why not, and what would help; or a remark.
+    """
+
+    key: str
+    label: str
+    rows: int
+    tokens: int
+    truncated: int
+    seconds: float | None
+    peak_bytes: float | None
+    fits: bool
+    words: str = ""
+    epochs: float = 0.0
+
+
+def preflight(
+    task: TaskData, runs: Sequence[specs.Run], memory_bytes: float, *, timed: bool = True
+) -> tuple[Check, ...]:
+    """A check of every run, in their order. It loads tokenizers, and torch with them, but no weights.
+
+    timed: predict seconds too, for which this machine's rates are measured where they are not known.
+    """
+    models: dict[specs.Model, Subject | str] = {}
+    known: dict[str, Check] = {}
+    checks = []
+    for run in runs:
+        if run.model not in models:
+            try:
+                models[run.model] = Subject(task, run)
+            except InputError as error:
+                models[run.model] = str(error)
+        alike = run.model_copy(update={"seed": 0}).key
+        subject = models[run.model]
+        if alike not in known:
+            if isinstance(subject, str):
+                known[alike] = Check(run.key, "", len(task.splits["train"]), 0, 0, None, None, False, subject)
+            else:
+                known[alike] = subject.check(run, memory_bytes, timed)
+        checks.append(replace(known[alike], key=run.key, label=label_of(run, runs)))
+    return tuple(checks)
+
+
+def label_of(run: specs.Run, runs: Sequence[specs.Run]) -> str:
+    """Method, and what of model and seed differs among the runs."""
+    parts = [method_label(run.method)]
+    if len({one.model for one in runs}) > 1:
+        parts.append(run.model.name.rstrip("/").rpartition("/")[2])
+    if run.budget is not None and len({one.seed for one in runs}) > 1:
+        parts.append(f"seed {run.seed}")
+    return ", ".join(parts)
+
+
+class Remembering:
+    """A tokenizer that encodes no text twice, as every run of a plan reads the same ones."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._known: dict[tuple[str, tuple], list[int]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """The ids of a text."""
+        key = text, tuple(sorted(options.items()))
+        if key not in self._known:
+            self._known[key] = self._tokenizer.encode(text, **options)
+        return self._known[key]
+
+
+class Subject:
+    """A model's tokenizer and shape, and the task's texts as it reads them."""
+
+    def __init__(self, task: TaskData, run: specs.Run):
+        self.task = task
+        self.tokenizer, self.shape = load_parts(run.model)
+        self.encoded: dict[int, list[Encoded]] = {}
+        train = task.splits["train"]
+        self.sample = train if len(train) <= SAMPLE else [train[at * len(train) // SAMPLE] for at in range(SAMPLE)]
+        self.scale = len(train) / len(self.sample)
+
+    def training(self, max_length: int) -> list[Encoded]:
+        """The sample as token ids. Raises InputError for a row whose target alone is too long, in the sample or not."""
+        from peftbook.training.encode import encode_example
+
+        if max_length not in self.encoded:
+            for one in (*self.task.splits["train"], *self.task.splits["test"]):
+                if len(one.target.encode()) > max_length // 2:  # a token is at least a byte
+                    encode_example(self.tokenizer, self.task, one, max_length)
+            self.encoded[max_length] = [
+                encode_example(self.tokenizer, self.task, one, max_length) for one in self.sample
+            ]
+        return self.encoded[max_length]
+
+    def check(self, run: specs.Run, memory_bytes: float, timed: bool = True) -> Check:
+        """What is known of one run."""
+        rows = len(self.task.splits["train"])
+        plain = Check(run.key, "", rows, 0, 0, None, None, False)
+        try:
+            data = self.training(run.budget.max_length if run.budget else UNTUNED_LENGTH)
+            peak, found = self.memory(run, data, memory_bytes)
+            seconds = self.seconds(run, data) if timed else None
+        except InputError as error:
+            return replace(plain, words=str(error))
+        tokens = round(self.scale * sum(len(one.ids) for one in data))
+        truncated = round(self.scale * sum(one.truncated for one in data)) if run.budget else 0
+        return replace(
+            plain,
+            tokens=tokens,
+            truncated=truncated,
+            seconds=seconds,
+            peak_bytes=peak,
+            fits=peak is None or peak <= memory_bytes,
+            words=self.words(run, data, peak, found, memory_bytes),
+            epochs=run.budget.tokens / max(1, tokens) if run.budget else 0.0,
+        )
+
+    def seconds(self, run: specs.Run, data: list[Encoded]) -> float | None:
+        """Predicted seconds of a run, evaluation included, or None."""
+        from peftbook.training.estimate import predicted_seconds
+
+        if self.shape is None or (rates := rates_here(run.platform)) is None:
+            return None
+        return sum(predicted_seconds(run, self.shape, self.task, self.tokenizer, data, rates).values())
+
+    def memory(self, run: specs.Run, data: list[Encoded], room: float) -> tuple[float | None, Fit | None]:
+        """Bytes at the peak of a run, in training or generation, and how its training fits in so much memory."""
+        if self.shape is None:
+            return None, None
+        around = PROCESS_BYTES if run.platform == "cpu" else CONTEXT_BYTES
+        generating = around + self.generation_bytes(run)
+        if run.budget is None:
+            return generating, None
+        setup = training_step_setup(run, data, self.shape)
+        step = Configuration(self.shape, setup)
+        terms = step.step.peak().terms
+        state, slack = sum(terms.get(name, 0.0) for name in STATE), CPU_SLACK if run.platform == "cpu" else 1.0
+        training = around + state + slack * (sum(terms.values()) - state)
+        return max(generating, training), fit(step, max(1.0, state + (room - around - state) / slack))
+
+    def generation_bytes(self, run: specs.Run) -> float:
+        """Weights, copies for autocast, and keys and values of a batch that is generated."""
+        from peftbook.training.encode import encode_prompt, generation_batch, loss_batch
+
+        assert self.shape is not None
+        shots = run.method.shots if isinstance(run.method, specs.Untuned) else 0
+        some = tuple(self.task.splits["train"][:shots])
+        examples = self.task.splits["test"][: max(run.evaluation.n_generate, 1)]
+        longest = max(len(encode_prompt(self.tokenizer, self.task, one, some)) for one in examples)
+        width, rows = longest + run.evaluation.max_new_tokens, min(generation_batch(shots), len(examples))
+        kept = 2 * self.shape.layers * self.shape.kv_width * 4 * rows * width
+        working = 4 * min(loss_batch(shots), len(examples)) * longest * (4 * self.shape.ffn + 4 * self.shape.hidden)
+        step = Configuration(self.shape, replace(training_setup(run), batch=1, seq=1, labels=1)).step
+        return sum(step.numbers(step.state).values()) + max(kept, working)
+
+    def words(self, run: specs.Run, data: list[Encoded], peak: float | None, found: Fit | None, room: float) -> str:
+        """Why a run cannot be run and what would help; or what should be known before it is."""
+        if self.shape is None:
+            return "Time and memory are not predicted for a model of this family."
+        if peak is not None and peak > room:
+            return f"It needs {gib(peak)} and there are {gib(room)}: {remedy(run, found)}."
+        context, longest = self.shape.context, max((len(one.ids) for one in data), default=0)
+        if run.budget and context and longest > context:
+            return f"Rows of up to {longest} tokens are longer than the {context} that the model was made for."
+        cut = sum(one.truncated for one in data)
+        if run.budget and cut > len(data) / 10:
+            return f"Of {cut} of {len(data)} rows the end of the input is cut: a larger max_length keeps it."
+        return ""
+
+
+def rates_here(platform: str) -> Rates | None:
+    """This machine's rates; None where they are not known and it does other work, beside which none is measured."""
+    import psutil
+
+    from peftbook.training.calibration import known_rates, machine_rates
+
+    if (known := known_rates(platform)) is not None:
+        return known
+    idle = psutil.getloadavg()[0] < BUSY * (psutil.cpu_count() or 1)
+    return machine_rates(platform) if idle else None
+
+
+def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
+    """A model's tokenizer, and its shape where its family is covered. Raises InputError for a model out of reach."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from peftbook.memory import shape_from_config
+    from peftbook.training.models import resolve
+
+    source, revision = resolve(model)
+    pinned = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **pinned)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **pinned)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
+    try:
+        return Remembering(tokenizer), shape_from_config(config.to_dict())
+    except InputError:
+        return Remembering(tokenizer), None
+
+
+def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
+    """The step that needs most: the longest rows in one batch, as the training loop would run it."""
+    from peftbook.training.methods import SHORT_TOKENS
+
+    assert run.budget is not None
+    rows = min(run.budget.batch_size, len(data))
+    longest = sorted((len(one.ids) for one in data), reverse=True)[:rows]
+    labels = sum(sorted((one.label_tokens for one in data), reverse=True)[:rows])
+    eager = run.platform == "cpu" and longest[0] <= SHORT_TOKENS
+    return replace(
+        training_setup(run), batch=rows, seq=longest[0], labels=labels, padding=True,
+        attention="eager" if eager else "sdpa",
+    )  # fmt: skip
+
+
+def remedy(run: specs.Run, found: Fit | None) -> str:
+    """What would make a run fit."""
+    ways = []
+    if found is not None and run.budget is not None:
+        if 0 < found.largest_batch < run.budget.batch_size:
+            ways.append(f"a batch size of at most {found.largest_batch}")
+        if 8 <= found.largest_seq < min(run.budget.max_length, found.configuration.setup.seq):
+            ways.append(f"a max_length of at most {found.largest_seq}")
+    if isinstance(run.method, specs.Full):
+        ways.append("LoRA instead of full fine-tuning")
+    elif not isinstance(run.method, (specs.Untuned, specs.QLoRA)):
+        ways.append("QLoRA")
+    return f"choose {' or '.join([*ways, 'a smaller model'])}"
+
+
+def gib(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,135 @@
+"""Questions to the assistant: a web page asks, the assistant's process answers, text grows in between."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peftbook.errors import InputError
+from peftbook.studio.database import Database
+
+__all__ = ["KINDS", "Answer", "AnswerState", "Request", "Requests"]
+
+AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
+KINDS = ("preflight", "generate", "merge")
+PAYLOAD_CHARS = 2_000_000
+KEPT_SECONDS = 24 * 3600.0
+TRIES = 2  # so often the assistant may die over one request
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: what has been generated so far.  result: what a question without text is answered with, or None.
+    error: why it failed, one sentence.
+    """
+
+    state: AnswerState
+    text: str = ""
+    result: Any = None
+    error: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("done", "failed", "withdrawn")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the assistant sees of a question."""
+
+    id: str
+    kind: str
+    payload: dict
+
+
+class Requests(Database):
+    """Questions and answers."""
+
+    def ask(self, kind: str, payload: dict) -> str:
+        """Put a question and return its id.
+
+        "preflight": {"project": id, "runs": [canonical text of a run, …]}; the result is a list of `plan.Check` as
+        dictionaries.
+        "generate": {"project": id, "job": id of a done job, "text": what was typed} or, for a model as it comes,
+        {"project": id, "model": {"name", "revision"}, "text"}; further "max_new_tokens" (default 128), "temperature"
+        (0 is greedy), "top_p", "seed". The text goes where the project's instruction has {input}.
+        "merge": {"project": id, "job": id}; the result is {"path": of a zip file with the merged model}.
+        """
+        if kind not in KINDS:
+            raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")
+        text = json.dumps(payload)
+        if len(text) > PAYLOAD_CHARS:
+            raise InputError(f"The question has {len(text):,} characters, the cap is {PAYLOAD_CHARS:,}: shorten it.")
+        request, now = secrets.token_hex(8), time.time()
+        with self._write() as db:
+            if not db.execute(
+                "SELECT 1 FROM projects WHERE id = ? AND NOT removed", (str(payload.get("project")),)
+            ).fetchone():
+                raise InputError(f"There is no project {payload.get('project')!r}: it may have been deleted.")
+            db.execute("DELETE FROM requests WHERE created < ?", (now - KEPT_SECONDS,))
+            db.execute(
+                "INSERT INTO requests (id, project, kind, payload, state, created) VALUES (?, ?, ?, ?, 'waiting', ?)",
+                (request, payload["project"], kind, text, now),
+            )
+        return request
+
+    def answer(self, request_id: str) -> Answer:
+        """What there is of an answer."""
+        row = self._row("SELECT state, text, result, error FROM requests WHERE id = ?", request_id)
+        if row is None:
+            raise InputError(f"There is no request {request_id!r}: ask again.")
+        return Answer(row["state"], row["text"], json.loads(row["result"]), row["error"])
+
+    def withdraw(self, request_id: str) -> None:
+        """Nobody waits for this answer any more; the assistant stops."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE requests SET state = 'withdrawn' WHERE id = ? AND state IN ('waiting', 'working')",
+                (request_id,),
+            )
+
+    # --- for the assistant and the worker that keeps it --------------------------------------------------------
+
+    def is_asked(self) -> bool:
+        """Whether a question waits."""
+        return self._row("SELECT 1 FROM requests WHERE state = 'waiting'") is not None
+
+    def take(self) -> Request | None:
+        """The question that has waited longest, now being worked on; None if none waits."""
+        if not self.is_asked():
+            return None
+        with self._write() as db:
+            row = db.execute(
+                "UPDATE requests SET state = 'working', tries = tries + 1 WHERE number = "
+                "(SELECT min(number) FROM requests WHERE state = 'waiting') RETURNING id, kind, payload"
+            ).fetchone()
+        return None if row is None else Request(row["id"], row["kind"], json.loads(row["payload"]))
+
+    def say(self, request_id: str, text: str) -> bool:
+        """The text so far; False if nobody waits for it any more."""
+        with self._write() as db:
+            return bool(
+                db.execute(
+                    "UPDATE requests SET text = ? WHERE id = ? AND state = 'working'", (text, request_id)
+                ).rowcount
+            )
+
+    def settle(self, request_id: str, *, text: str = "", result: Any = None, error: str = "") -> None:
+        """End a question that is being worked on, well or with an error."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE requests SET state = ?, text = CASE WHEN ? = '' THEN text ELSE ? END, result = ?, error = ? "
+                "WHERE id = ? AND state = 'working'",
+                ("failed" if error else "done", text, text, json.dumps(result), error, request_id),
+            )
+
+    def unanswered(self, why: str) -> None:
+        """The assistant died: what it was working on waits again; what it died over before has failed."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE requests SET state = 'failed', error = ? WHERE state = 'working' AND tries >= ?", (why, TRIES)
+            )
+            db.execute("UPDATE requests SET state = 'waiting', text = '' WHERE state = 'working'")

@@ -1,0 +1,312 @@
+"""The store: projects with their files, and everything that web page, command line, worker and assistant share.
+
+In the home: `studio.sqlite`, and for each project a folder `projects/<id>/` with `data.bin` (the bytes as uploaded),
+`records/`, `adapters/<first digits of a run's key>/` and `checkpoints/`. Nothing else names a file: ids are random.
+A project is here when its row is, and gone when its row is; files come before the row and go before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import Store, files_of, receive_record, write_atomically
+from peftbook.studio.attempts import Attempts, WorkerState
+from peftbook.studio.database import clear_failures, default_home
+from peftbook.studio.jobs import Job, JobState, Plan
+from peftbook.studio.requests import Answer, Request, Requests
+
+if TYPE_CHECKING:
+    from peftbook.tasks import TaskData
+    from peftbook.tasks.files import Split
+    from peftbook.tasks.table import Caps, Columns, Table
+
+__all__ = [
+    "Answer",
+    "Job",
+    "JobState",
+    "Plan",
+    "Project",
+    "Request",
+    "Studio",
+    "WorkerState",
+    "default_home",
+    "start_worker",
+    "worker_alive",
+]
+
+ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left by a process that died
+KEPT_SECONDS = 24 * 3600.0  # downloads
+NAME_CHARS = 200
+LOG_BYTES = 1_000_000
+STARTED: list[subprocess.Popen] = []  # the workers that this process started; the home is their last argument
+
+
+@dataclass(frozen=True)
+class Project:
+    """An upload and how it is read.
+
+    created: seconds since 1970.  filename: as the browser gave it, to be shown and never opened.
+    instruction: the user turn, with `{input}`.  sha256: of the uploaded bytes.
+    """
+
+    id: str
+    name: str
+    created: float
+    filename: str
+    columns: Columns
+    split: Split
+    instruction: str
+    caps: Caps
+    sha256: str
+
+
+class Studio(Attempts, Requests):
+    """The studio of a home: `PEFTBOOK_STUDIO`, or a folder of the user's data folder, unless one is given.
+
+    Every method may be called from any thread and any process; each is one transaction or none. Raises InputError for
+    an unknown id and for a disk that is full.
+    """
+
+    def create_project(
+        self,
+        name: str,
+        content: bytes,
+        filename: str,
+        columns: Columns,
+        split: Split,
+        instruction: str = "{input}",
+        caps: Caps | None = None,
+    ) -> Project:
+        """Keep an upload. The bytes stay as they came; what they mean is read when it is asked for.
+
+        caps: what the upload may hold; the default ones without.
+        """
+        from peftbook.tasks.table import Caps
+
+        caps = caps or Caps()
+        if "{input}" not in instruction:
+            raise InputError(f"The instruction {instruction!r} does not say where the input goes: put {{input}} in it.")
+        if len(content) > caps.bytes:
+            raise InputError(f"The file has {len(content):,} bytes, more than the cap of {caps.bytes:,}: cut it.")
+        project = secrets.token_hex(8)
+        row = (
+            project, self._name(name), time.time(), filename[:NAME_CHARS], hashlib.sha256(content).hexdigest(),
+            json.dumps(asdict(columns)), json.dumps(asdict(split)), instruction, json.dumps(asdict(caps)),
+        )  # fmt: skip
+        folder = self.home / "projects" / project
+        try:
+            with clear_failures(self.home):
+                write_atomically(folder / "data.bin", content)
+            with self._write() as db:
+                db.execute("INSERT INTO projects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)", row)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return self.project(project)
+
+    @staticmethod
+    def _name(name: str) -> str:
+        if not name.strip():
+            raise InputError("A project needs a name: give one.")
+        return " ".join(name.split())[:NAME_CHARS]
+
+    def projects(self) -> list[Project]:
+        """All projects, oldest first."""
+        return [_project(row) for row in self._rows("SELECT * FROM projects WHERE NOT removed ORDER BY created, rowid")]
+
+    def project(self, project_id: str) -> Project:
+        """The project with this id."""
+        row = self._row("SELECT * FROM projects WHERE id = ? AND NOT removed", project_id)
+        if row is None:
+            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+        return _project(row)
+
+    def rename(self, project_id: str, name: str) -> None:
+        """Give a project another name."""
+        with self._write() as db:
+            if not db.execute(
+                "UPDATE projects SET name = ? WHERE id = ? AND NOT removed", (self._name(name), project_id)
+            ).rowcount:
+                raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+
+    def delete_project(self, project_id: str) -> None:
+        """Delete a project with its jobs, records, adapters and files. It is gone from every list at once; if one of
+        its jobs runs, the files go when the worker has stopped it, in about a second.
+        """
+        with self._write() as db:
+            if not db.execute("UPDATE projects SET removed = 1 WHERE id = ? AND NOT removed", (project_id,)).rowcount:
+                raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            db.execute(
+                "UPDATE jobs SET state = 'cancelled', finished = ? WHERE project = ? AND state = 'queued'",
+                (time.time(), project_id),
+            )
+            db.execute("UPDATE jobs SET wanted = 'cancel' WHERE project = ? AND state = 'running'", (project_id,))
+            db.execute("DELETE FROM requests WHERE project = ?", (project_id,))
+        self.release()
+        self.purge()
+
+    def purge(self) -> list[str]:
+        """Remove the files and rows of deleted projects of which no job runs; returns their ids."""
+        rows = self._rows(
+            "SELECT id FROM projects WHERE removed AND id NOT IN (SELECT project FROM jobs WHERE state = 'running')"
+        )
+        gone = []
+        for row in rows:
+            folder = self.home / "projects" / row["id"]
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                continue  # somebody reads a file: next time
+            with self._write() as db:
+                db.execute("DELETE FROM projects WHERE id = ?", (row["id"],))
+            gone.append(row["id"])
+        if gone:
+            with contextlib.suppress(Exception):
+                self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what was deleted leaves the log too
+        return gone
+
+    def sweep(self) -> None:
+        """Remove what nobody will: folders of projects whose process died between file and row, half-made downloads,
+        and downloads of yesterday, which can be made again.
+        """
+        known, now = {row["id"] for row in self._rows("SELECT id FROM projects")}, time.time()
+        for folder in (self.home / "projects").glob("*"):
+            if folder.name not in known and now - folder.stat().st_mtime > ORPHAN_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+            for path in (folder / "downloads").glob("*"):
+                limit = ORPHAN_SECONDS if path.name.startswith(".") else KEPT_SECONDS
+                if now - path.stat().st_mtime > limit:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def table(self, project_id: str) -> Table:
+        """The project's upload as rows and columns."""
+        return _table(str(self.home), self.project(project_id))
+
+    def task(self, project_id: str) -> TaskData:
+        """The project's upload as a task, with its splits."""
+        return _task(str(self.home), self.project(project_id))
+
+    def submit(
+        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None
+    ) -> str:
+        """As `Jobs.submit`; a run that another project of this home has computed, on the same data, is taken over."""
+        mine = {
+            row["key"]: row["state"] for row in self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
+        }
+        for run in runs:
+            if mine.get(run.key) not in ("queued", "running", "done"):
+                self._borrow(project_id, run)
+        return super().submit(project_id, runs, name, labels)
+
+    def _borrow(self, project_id: str, run: specs.Run) -> None:
+        """Take a run's record, and before it what was trained, from another project that has both."""
+        row = self._row(
+            "SELECT project FROM jobs JOIN projects ON projects.id = project AND NOT removed "
+            "WHERE key = ? AND state = 'done' AND project != ?", run.key, project_id,
+        )  # fmt: skip
+        store = self.records(project_id)
+        if row is None or run in store:
+            return
+        theirs = self.home / "projects" / row["project"]
+        trained, target = (folder / "adapters" / run.key[:12] for folder in (theirs, self.folder(project_id)))
+        if run.budget is not None and not trained.is_dir():
+            return
+        with clear_failures(self.home):
+            if run.budget is not None and not target.exists():
+                work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+                try:
+                    shutil.copytree(trained, work, copy_function=link)
+                    work.replace(target)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(InputError):  # its record is damaged: computed again
+                receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
+
+    def adapter(self, job: Job) -> Path | None:
+        """The folder with what a job trained, or None."""
+        folder = self.folder(job.project) / "adapters" / job.key[:12]
+        return folder if folder.is_dir() else None
+
+
+def link(source: str, target: str) -> None:
+    """One file under two names, or a copy where the disk cannot; what is kept is never edited."""
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _project(row) -> Project:
+    from peftbook.tasks.files import Split
+    from peftbook.tasks.table import Caps, Columns
+
+    split = json.loads(row["split"])
+    return Project(
+        id=row["id"],
+        name=row["name"],
+        created=row["created"],
+        filename=row["filename"],
+        columns=Columns(**json.loads(row["columns"])),
+        split=Split(**(split | {"fractions": tuple(split["fractions"])})),
+        instruction=row["instruction"],
+        caps=Caps(**json.loads(row["caps"])),
+        sha256=row["sha256"],
+    )
+
+
+@functools.lru_cache(4)
+def _table(home: str, project: Project) -> Table:
+    from peftbook.tasks.table import read_table
+
+    content = (Path(home) / "projects" / project.id / "data.bin").read_bytes()
+    return read_table(content, project.filename, project.caps)
+
+
+@functools.lru_cache(4)
+def _task(home: str, project: Project) -> TaskData:
+    from peftbook.tasks.files import task_from_table
+
+    return task_from_table(_table(home, project), project.columns, project.split, project.instruction)
+
+
+def worker_alive(home: Path | str | None = None) -> bool:
+    """Whether a worker serves this home."""
+    return any(worker.alive for worker in Studio(home).workers())
+
+
+def start_worker(home: Path | str | None = None) -> bool:
+    """Start a worker that outlives this process, unless one is alive; returns whether one was started.
+
+    Cheap, so that a page may call it whenever it looks: a worker that was killed is back within seconds, and of two
+    that start at once one ends. What it says goes to `worker.log` in the home.
+    """
+    studio = Studio(home)
+    STARTED[:] = [process for process in STARTED if process.poll() is None]
+    if any(process.args[-1] == str(studio.home) for process in STARTED):  # type: ignore[index]
+        return False
+    if any(worker.alive for worker in studio.workers()):
+        return False
+    log = studio.home / "worker.log"
+    with clear_failures(studio.home):
+        if log.exists() and log.stat().st_size > LOG_BYTES:
+            log.unlink()
+        with log.open("ab") as stream:
+            command = [sys.executable, "-m", "peftbook.studio.worker", "--home", str(studio.home)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            )
+            STARTED.append(process)
+    return True

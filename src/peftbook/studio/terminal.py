@@ -1,0 +1,184 @@
+"""Terminal: a comparison as text or JSON, and the progress of a plan on one line."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from peftbook.decision import COSTS, Comparison
+from peftbook.metrics import Interval
+from peftbook.studio.jobs import Job
+from peftbook.studio.markup import span
+from peftbook.studio.tabular import table, typeset
+
+__all__ = ["Ticker", "as_json", "progress_line", "show"]
+
+WIDEST = 120
+
+
+class Ticker:
+    """What a plan is doing: one line that is written over on a terminal, else a line for each job that ends."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.live = stream.isatty()
+        self.ended: set[str] = set()
+        self.drawn = 0
+
+    def __enter__(self) -> Ticker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.drawn:
+            print("\r" + " " * self.drawn + "\r", end="", file=self.stream, flush=True)
+            self.drawn = 0
+
+    def show(self, jobs: Sequence[Job]) -> None:
+        """Say what has ended since the last time, and what runs."""
+        for job in jobs:
+            if job.state in ("done", "failed", "cancelled") and job.id not in self.ended:
+                self.ended.add(job.id)
+                if not job.cached:
+                    self.clear()
+                    seconds = (job.finished or 0) - (job.started or job.finished or 0)
+                    print(f"{one_line(job.label)}: {job.state} in {span(seconds)}", file=self.stream, flush=True)
+        if self.live and len(self.ended) < len(jobs):
+            line = progress_line(jobs)[: shutil.get_terminal_size().columns - 1]
+            print("\r" + line.ljust(self.drawn), end="", file=self.stream, flush=True)
+            self.drawn = len(line)
+
+
+def one_line(text: str) -> str:
+    """A text without what moves a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def progress_line(jobs: Sequence[Job]) -> str:
+    """`2 of 5 runs done; LoRA: training, step 12 of 40, loss 2.31, 900 tokens/s, 20 s left`."""
+    ended = sum(job.state not in ("queued", "running") for job in jobs)
+    parts = [f"{ended} of {len(jobs)} runs done"]
+    for job in jobs:
+        if job.state == "running":
+            told = [job.phase or "starting"]
+            if job.phase == "training" and job.steps:
+                told += [f"step {job.step} of {job.steps}"]
+                told += [f"loss {job.loss:.2f}"] if job.loss is not None else []
+                told += [f"{job.tokens_per_second:,.0f} tokens/s"] if job.tokens_per_second else []
+                told += [f"{span(job.seconds_left)} left"] if job.seconds_left is not None else []
+            elif job.phase_total:
+                told += [f"{job.phase_done} of {job.phase_total}"]
+            parts.append(f"{one_line(job.label)}: {', '.join(told)}")
+    if len(parts) == 1:
+        parts.append("waiting for the worker")
+    return "; ".join(parts)
+
+
+def show(found: Comparison) -> str:
+    """What to take, the table in two parts, and what it cannot tell."""
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    headers, rows = table(found)
+    first = 6  # mark, method, the deciding score and its differences
+    parts = [
+        filled(found.recommendation.words, width),
+        aligned(headers[:first], [row[:first] for row in rows]),
+        aligned(["", *headers[1:2], *headers[first:]], [["", *row[1:2], *row[first:]] for row in rows]),
+        filled(legend(found), width),
+        "What this cannot tell:\n" + "\n".join(
+            filled(one, width, initial_indent="- ", subsequent_indent="  ") for one in found.cautions
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def filled(words: str, width: int, **indents: str) -> str:
+    return textwrap.fill(typeset(one_line(words)), width, **indents)  # type: ignore[arg-type]
+
+
+def legend(found: Comparison) -> str:
+    """What marks and columns mean."""
+    unit = ", in nats per token" if found.measure.name == "perplexity" else ""
+    return (
+        f"★ may be the best, ▲ beats the untuned model, each at a family-wise level of {100 * found.level:g} %. "
+        f"Differences{unit} are paired over {found.test_examples:,} test examples, with 95 % intervals."
+        + (f" BERTScore F1: {found.encoder}." if found.encoder else "")
+    )
+
+
+def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text: the first two columns to the left, numbers to the right."""
+    lines = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.ljust if at < 2 else str.rjust for at in range(len(headers))]
+    return "\n".join(
+        "  ".join(side(cell, size) for side, cell, size in zip(sides, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """The comparison as plain values: `rows`, `pairs`, `recommendation` and what they depend on."""
+    told = found.recommendation
+    return {
+        "measure": found.measure.name,
+        "margin": found.margin,
+        "family_wise_level": found.level,
+        "test_examples": found.test_examples,
+        "seeds": found.seeds,
+        "encoder": found.encoder,
+        "hardware": list(found.hardware),
+        "recommendation": {
+            "kind": told.kind,
+            "words": told.words,
+            "take": told.row.label if told.row else None,
+            "equals": list(told.equals),
+            "most_given_up": finite(told.loss),
+            "examples_needed": told.examples,
+            "seeds_needed": told.seeds,
+        },
+        "rows": [
+            {
+                "label": row.label,
+                "model": row.model,
+                "method": row.method.kind,
+                "seeds": list(row.seeds),
+                "scores": intervals(row.scores),
+                "minus_untuned": intervals(row.against_untuned),
+                "minus_best": intervals(row.against_leader),
+                "may_be_best": row.may_be_best,
+                "beats_untuned": row.beats_untuned,
+                **{name: row.cost(name) for name in COSTS},
+                "runs": list(row.runs),
+                "failure": row.failure,
+            }
+            for row in found.rows
+        ],
+        "pairs": [
+            {"first": one.first, "second": one.second, "p": one.p, "detected": one.detected,
+             "first_minus_second": intervals(one.differences)}
+            for one in found.pairs
+        ],
+        "cautions": list(found.cautions),
+    }  # fmt: skip
+
+
+def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    """Mean and 95 % interval of each."""
+    return {
+        name: {"mean": finite(one.mean), "low": finite(one.low), "high": finite(one.high)}
+        for name, one in known.items()
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no word for infinity."""
+    return value if value is not None and math.isfinite(value) else None

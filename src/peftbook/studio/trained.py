@@ -1,0 +1,115 @@
+"""What a job trained, as a model again: with its adapter on the base, or merged into one dense model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.studio.store import Job, Studio
+from peftbook.studio.work import TENSORS
+from peftbook.training.methods import apply_method, trainable_state
+from peftbook.training.models import Loaded, load_model
+from peftbook.training.quantise import quantise_dense, quantised_by_bitsandbytes
+
+__all__ = ["UNMERGED", "load_trained", "merge", "share_weights"]
+
+UNMERGED = {
+    "prompt": "virtual tokens before the input are no weights of the model",
+    "prefix": "keys and values before the input are no weights of the model",
+    "adapter": "the adapter's nonlinearity stands between its weights and the model's",
+}
+
+
+def load_trained(studio: Studio, job: Job) -> Loaded:
+    """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""
+    run = job.run
+    loaded = load_model(run.model, run.method, run.platform)
+    model: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    if run.budget is not None:
+        folder = studio.adapter(job)
+        if job.state != "done" or folder is None:
+            raise InputError(f"Job {job.id!r} is {job.state} and has nothing to try: run it, or retry it, first.")
+        restore(model, run.method, folder)
+    return Loaded(model.eval().requires_grad_(False), loaded.tokenizer)
+
+
+@torch.no_grad()
+def restore(model: Any, method: specs.Spec, folder: Path) -> None:
+    """Put the values in a folder where `work.keep_trained` took them from. Raises InputError if they do not fit."""
+    from safetensors.torch import load_file
+
+    if (folder / TENSORS).is_file():
+        found, wanted = load_file(folder / TENSORS), trainable_state(model)
+        if found.keys() != wanted.keys():
+            raise InputError(f"The tensors in {folder.name!r} are not those of this method: retry the job.")
+        for name, value in wanted.items():
+            value.copy_(found[name])
+    elif isinstance(method, specs.Full):
+        state = {
+            name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()
+        }
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        if unexpected or set(missing) - tied:
+            raise InputError(f"The weights in {folder.name!r} are not those of this model: retry the job.")
+    else:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        weights = load_peft_weights(str(folder), device=str(next(model.parameters()).device))
+        report: Any = set_peft_model_state_dict(model, weights)
+        if set(report.unexpected_keys) - {"prompt_embeddings"}:  # which peft puts in their place by itself
+            raise InputError(f"The adapter in {folder.name!r} is not that of this method: retry the job.")
+
+
+def merge(studio: Studio, job: Job) -> Loaded:
+    """One dense float32 model that computes what the job's model does. Raises InputError for methods that stay apart.
+
+    A base in 4 bits becomes the values that its codes stand for; the merged weights are not rounded again.
+    """
+    run = job.run
+    if why := UNMERGED.get(run.method.kind):
+        raise InputError(f"What {run.method.kind!r} trained cannot be merged ({why}): download the adapter instead.")
+    if not (isinstance(run.method, specs.QLoRA) and quantised_by_bitsandbytes(run.method)):
+        loaded = load_trained(studio, job)
+        model: Any = loaded.model
+        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        return Loaded(merged, loaded.tokenizer)
+    from peft import PeftModel
+
+    folder = studio.adapter(job)
+    if job.state != "done" or folder is None:
+        raise InputError(f"Job {job.id!r} is {job.state} and has nothing to merge: run it, or retry it, first.")
+    loaded = load_model(run.model, None, run.platform)
+    quantise_dense(loaded.model, run.method.quant, double_quant=run.method.double_quant)
+    tuned: Any = PeftModel.from_pretrained(loaded.model, str(folder))
+    return Loaded(tuned.eval().merge_and_unload(), loaded.tokenizer)
+
+
+@torch.no_grad()
+def share_weights(model: nn.Module, base: nn.Module) -> int:
+    """Let a model use the tensors of another one where both hold the same values; returns the bytes that this saves.
+
+    Models on one base then cost the base once, and each what it trained.
+    """
+    known = dict(base.named_parameters())
+    saved = 0
+    for name, value in model.named_parameters():
+        other = known.get(base_name(name, known))
+        if other is None or other.data_ptr() == value.data_ptr() or other.dtype != value.dtype:
+            continue
+        if other.shape == value.shape and other.device == value.device and torch.equal(other, value):
+            value.data = other.data
+            saved += value.numel() * value.element_size()
+    return saved
+
+
+def base_name(name: str, known: dict) -> str:
+    """The name that a weight has without the wrappers of its method."""
+    plain = name.replace(".base_layer.", ".").replace(".linear.", ".")
+    candidates = (plain, plain.removeprefix("base_model."), plain.removeprefix("base_model.model."))
+    return next((one for one in candidates if one in known), "")

@@ -1,0 +1,214 @@
+"""The process that computes one job: `python -m peftbook.studio.work --home H --job ID --attempt N --parent PID`.
+
+It says in the store that the attempt is its own before it touches a file, and dies with the worker that started it. A
+refusal is one sentence on standard output and exit status 2; the record on disk is what says that the job is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import functools
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.studio.processes import die_with_parent
+from peftbook.studio.store import Job, Studio
+from peftbook.training.worker import end_with_input, free_micro_batch
+
+if TYPE_CHECKING:
+    from peftbook.training.execute import Trainee
+    from peftbook.training.loop import Progress
+
+__all__ = ["NOT_MINE", "Reporter", "compute", "keep_trained", "sentence_for", "tidy", "trained_tensors"]
+
+NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
+PAUSE_SECONDS = 0.25  # between writes of progress
+TENSORS = "trainable.safetensors"  # what methods trained that peft has no format for
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compute the job, unless it is another's."""
+    parser = argparse.ArgumentParser(prog="python -m peftbook.studio.work", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    args = parser.parse_args(argv)
+    die_with_parent(args.parent)
+    end_with_input()
+    with contextlib.suppress(OSError):  # where memory runs out, this process goes, not the worker
+        Path("/proc/self/oom_score_adj").write_text("500")
+    studio = Studio(args.home, durable=False)
+    anew = studio.adopt(args.job, args.attempt, os.getpid())
+    if anew is None:
+        raise SystemExit(NOT_MINE)
+    try:
+        compute(studio, studio.job(args.job), anew=anew)
+    except Exception as error:
+        if not (why := sentence_for(error, studio.home)):
+            raise
+        print(why, flush=True)
+        raise SystemExit(2) from None
+
+
+def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
+    """Compute a job of this process's own attempt: from its start if `anew`, else from its checkpoint if it has one."""
+    folder, store = studio.folder(job.project), studio.records(job.project)
+    checkpoint = folder / "checkpoints" / job.key[:16]
+    tidy(folder)
+    if anew or not is_whole(checkpoint):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    studio.begun(job.id, job.attempt)
+    if job.run in store:
+        return  # its last process died between the record and the word that it is done
+    from peftbook.training.execute import Watch, execute, quieten_libraries
+
+    quieten_libraries()
+    os.environ["PEFTBOOK_CHECKPOINTS"] = str(checkpoint.parent)
+    reporter = Reporter(studio, job)
+    watch = Watch(reporter.phase, reporter.step, functools.partial(keep_trained, folder))
+    try:
+        execute(
+            job.run, store, task=studio.task(job.project), quiet=True, micro_batch=free_micro_batch(job.run),
+            watch=watch,
+        )  # fmt: skip
+    except BaseException:
+        tidy(folder)
+        raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove what processes that were killed left half-written in a project of which no other job runs."""
+    for place in ("records", "adapters", "checkpoints"):
+        for path in (folder / place).glob(".*"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in (folder / "checkpoints").glob("*/.*"):
+        path.unlink(missing_ok=True)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether training can go on from a checkpoint: its progress is readable, and names tensors that are all there."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        step = json.loads((checkpoint / "progress.json").read_text())["step"]
+        with safe_open(checkpoint / f"state-{step}.safetensors", framework="np"):
+            return True
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
+
+
+class Reporter:
+    """Writes into the store where a job stands, at most every PAUSE_SECONDS; a write that fails stops nothing."""
+
+    def __init__(self, studio: Studio, job: Job, clock: Callable[[], float] = time.monotonic):
+        self.studio, self.job, self.clock = studio, job, clock
+        self.written = -1e9
+        self.points: list[tuple[int, float]] = []
+        self.last: Progress | None = None
+        self.generating = 0.0
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Another phase, or more of one that counts."""
+        now = self.clock()
+        left = None
+        if name == "generating":
+            if done == 0:
+                self.generating = now
+            else:
+                left = (now - self.generating) * (total - done) / done
+        self._write(name, done, total, left)
+
+    def step(self, progress: Progress) -> None:
+        """One more step of training."""
+        self.points.append((progress.step, progress.loss))
+        self.last = progress
+        if self.clock() - self.written >= PAUSE_SECONDS:
+            self._write("training", progress.step, progress.steps, progress.seconds_left)
+
+    def _write(self, name: str, done: int, total: int, left: float | None) -> None:
+        at, points = self.last, self.points
+        fields = {} if at is None else {
+            "step": at.step, "steps": at.steps, "loss": at.loss, "tokens_per_second": at.tokens_per_second
+        }  # fmt: skip
+        self.written = self.clock()
+        with contextlib.suppress(sqlite3.Error, InputError):
+            self.studio.progress(
+                self.job.id, self.job.attempt, phase=name, done=done, total=total, seconds_left=left, points=points,
+                **fields,  # type: ignore[arg-type]
+            )  # fmt: skip
+            self.points = []
+
+
+def keep_trained(folder: Path, trainee: Trainee) -> None:
+    """What was trained, into the project's `adapters/<key>`: written aside, synchronised, renamed.
+
+    As peft saves it, or the whole model where every weight was trained; only the trained tensors for methods that
+    peft has no format for.
+    """
+    if trainee.run.budget is None:
+        return
+    target = folder / "adapters" / trainee.run.key[:12]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        if trained_tensors(trainee.run.method):
+            from safetensors.torch import save_file
+
+            from peftbook.training.methods import trainable_state
+
+            state = {name: value.detach().cpu() for name, value in trainable_state(trainee.model).items()}
+            save_file({name: value.contiguous() for name, value in state.items()}, work / TENSORS)
+        else:
+            model: Any = trainee.model
+            model.save_pretrained(work)
+        (work / "README.md").unlink(missing_ok=True)  # peft's empty card: artefacts writes one that says something
+        for path in (*work.iterdir(), work):
+            sync(path)
+        work.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed before its record
+        work.replace(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def trained_tensors(method: specs.Spec) -> bool:
+    """Whether what this method trains is kept as plain tensors."""
+    return isinstance(method, specs.Adapter | specs.NormTuning)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sentence_for(error: BaseException, home: Path) -> str:
+    """What to tell people about an error that is no fault of the program, or an empty text."""
+    text = str(error)
+    if isinstance(error, InputError):
+        return text
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in text:
+        return f"The disk that holds {str(home)!r} is full: free some space, then resume the job."
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return "The memory was not enough: choose a smaller batch, shorter texts or a smaller model, then retry."
+    return ""
+
+
+if __name__ == "__main__":
+    main()

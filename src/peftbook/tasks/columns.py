@@ -1,0 +1,82 @@
+"""Columns: which of a table's is what, and a guess at it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peftbook.errors import InputError
+
+if TYPE_CHECKING:
+    from peftbook.tasks.table import Table
+
+__all__ = ["Columns", "guess_columns"]
+
+INPUT_NAMES = (
+    "input", "prompt", "question", "query", "source", "text", "document", "article", "dialogue", "conversation",
+    "code", "context", "sentence", "request", "message", "problem", "content", "en",
+)  # fmt: skip
+TARGET_NAMES = (
+    "target", "output", "answer", "response", "completion", "label", "summary", "reference", "sql", "translation",
+    "docstring", "reply", "solution", "title", "highlights", "headline", "gold", "expected",
+)  # fmt: skip
+INSTRUCTION_NAMES = ("instruction", "instructions", "system", "system_prompt", "task")
+GROUP_NAMES = (
+    "group", "author", "user", "user_id", "customer", "customer_id", "conversation_id", "thread_id", "thread",
+    "session", "session_id", "document_id", "doc_id", "package", "repo", "project", "speaker",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column is what. instruction: a column whose text is put before the input; group: whose values no split
+    divides (an author, a conversation).
+    """
+
+    input: str
+    target: str
+    instruction: str | None = None
+    group: str | None = None
+
+
+def guess_columns(table: Table) -> tuple[Columns, str]:
+    """Which columns are probably input and target, and why, in one sentence. Raises InputError for a single column."""
+    if len(table.columns) < 2:
+        raise InputError(
+            f"The file has only the column {table.columns[0]!r}: it needs one for the input and one for the target."
+        )
+    instruction, group = named(table, INSTRUCTION_NAMES), named(table, GROUP_NAMES)
+    source, target = named(table, INPUT_NAMES), named(table, TARGET_NAMES)
+    if instruction is not None and (source is None or len(table.columns) == 2):
+        source, instruction = instruction, None
+    if source is not None and target is not None:
+        return Columns(source, target, instruction, group), "The columns were chosen by their names."
+    lengths = {name: mean_length(table, place) for place, name in enumerate(table.columns)}
+    free = [name for name in table.columns if name not in (source, target, instruction, group)]
+    free.sort(key=lambda name: -lengths[name])
+    if source is None and target is None and len(free) >= 2:
+        source, target = sorted(free[:2], key=table.columns.index)
+        why = "No name says which columns are meant: these two hold the longest texts, in the order of the file."
+        return Columns(source, target, instruction, group), why
+    spare = [*free, *(name for name in (group, instruction) if name)]
+    if source is None or target is None:
+        found, missing = ("input", "target") if target is None else ("target", "input")
+        chosen = spare[0] if spare else next(name for name in table.columns if name not in (source, target))
+        why = f"The {found} was chosen by its name, the {missing} because it holds the longest texts of the others."
+        source, target = (source, chosen) if target is None else (chosen, target)
+        instruction, group = (None if one in (source, target) else one for one in (instruction, group))
+    assert source is not None and target is not None
+    return Columns(source, target, instruction, group), why
+
+
+def named(table: Table, names: tuple[str, ...]) -> str | None:
+    """The column whose name stands first in a list of likely ones, or None."""
+    plain = {re.sub(r"[\W_]+", "_", name.lower()).strip("_"): name for name in reversed(table.columns)}
+    return next((plain[name] for name in names if name in plain), None)
+
+
+def mean_length(table: Table, place: int) -> float:
+    """Mean characters of a column's first cells."""
+    some = table.rows[:1000]
+    return sum(len(row[place]) for row in some) / max(1, len(some))

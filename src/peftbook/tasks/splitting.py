@@ -1,0 +1,72 @@
+"""Splits that divide neither a group nor a set of rows with the same input."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from peftbook.errors import InputError
+from peftbook.tasks import SPLITS, Example
+
+__all__ = ["check_fractions", "split_examples"]
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raises InputError for what are not three shares of one whole."""
+    is_valid = len(fractions) == 3 and all(math.isfinite(part) and part > 0 for part in fractions)
+    if not is_valid or abs(sum(fractions) - 1) > 1e-9:
+        raise InputError(f"The fractions {tuple(fractions)} are not three positive numbers that add up to 1.")
+
+
+def split_examples(
+    examples: Sequence[Example], *, seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
+) -> dict[str, tuple[Example, ...]]:
+    """Splits that divide neither a group nor a set of rows with the same input.
+
+    Units (groups joined by shared inputs) are visited in an order that depends on the seed and on their text alone;
+    each goes to the split that lacks most rows, after every split has got one. Within a split the order is by hash.
+    Raises InputError if there are fewer than three units.
+    """
+    units = _units(examples)
+    if len(units) < len(SPLITS):
+        raise InputError(
+            f"The rows form only {len(units)} groups that no split may divide (same group or same input), and three "
+            "splits need at least 3: choose a finer group column or add rows."
+        )
+    wanted = {split: fraction * len(examples) for split, fraction in zip(SPLITS, fractions, strict=True)}
+    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for place, name in enumerate(sorted(units, key=lambda unit: _rank(seed, unit))):
+        lacking = {split: wanted[split] - len(splits[split]) for split in SPLITS}
+        split = SPLITS[-1 - place] if place < len(SPLITS) else max(SPLITS, key=lambda each: lacking[each])
+        splits[split].extend(units[name])
+    return {
+        split: tuple(sorted(rows, key=lambda row: (_rank(seed, row.input), _rank(seed, row.target), row.id)))
+        for split, rows in splits.items()
+    }
+
+
+def _rank(seed: int, text: str) -> str:
+    return hashlib.sha256(f"{seed}\n{text}".encode()).hexdigest()
+
+
+def _units(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """Examples joined by group or by input (union-find), each unit under its alphabetically first key."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for example in examples:
+        by_input = root(f"input {example.input}")
+        by_group = root(f"group {example.group}") if example.group else by_input
+        parent[max(by_input, by_group)] = min(by_input, by_group)
+    units: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        units[root(f"input {example.input}")].append(example)
+    return dict(units)

@@ -1,0 +1,127 @@
+"""The studio under load: 20 clients poll beside one browser while one job trains. Run it alone on a quiet machine.
+
+    python tests/load_studio.py [--clients 20] [--tokens 6000]
+
+The same run is trained twice in one studio, without and with the load, each with a seed of its own. Prints by how much
+training slowed (by its own tokens per second) and the 95th percentile of the answers' time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+from test_studio import start, stop, table
+
+from peftbook import specs
+from peftbook.studio.plan import Settings, plan
+from peftbook.studio.store import Studio
+from peftbook.tasks.files import Split
+from peftbook.tasks.table import Columns
+
+
+def train(studio: Studio, project: str, run: specs.Run) -> float:
+    """Queue one run and wait; returns tokens per second of its training, by its record."""
+    plan_id = studio.submit(project, [run])
+    while (job := studio.jobs(plan=plan_id)[0]).state not in ("done", "failed", "cancelled"):
+        time.sleep(0.2)
+    assert job.state == "done", job.error
+    record = studio.records(project).get(run)
+    assert record is not None
+    return record.measurements["tokens_per_second"]
+
+
+def poll_index(address: str) -> int:
+    """Which event the page's timer fires: the one with three inputs and four outputs."""
+    page = httpx.get(address).text
+    config = json.loads(page.partition("window.gradio_config = ")[2].partition(";</script>")[0])
+    return next(
+        one["id"] for one in config["dependencies"]
+        if any(target[1] == "tick" for target in one["targets"]) and len(one["inputs"]) == 3
+    )  # fmt: skip
+
+
+def poll(address: str, index: int, project: str, until: threading.Event, seconds: list[float]) -> None:
+    """One client that asks once a second, as the page does."""
+    with httpx.Client(base_url=address, timeout=30) as client:
+        seen = ""
+        while not until.is_set():
+            began = time.monotonic()
+            body = {"data": [project, "runs", seen], "fn_index": index, "session_hash": None}
+            answer = client.post("/gradio_api/run/predict", json=body)
+            seconds.append(time.monotonic() - began)
+            answer.raise_for_status()
+            seen = answer.json()["data"][-1] if isinstance(answer.json()["data"][-1], str) else seen
+            until.wait(max(0.0, 1 - (time.monotonic() - began)))
+
+
+def main() -> None:
+    """Both trainings, and what they say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=6000)
+    args = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="peftbook-load-"))
+    process, address = start(home)
+    studio = Studio(home)
+    try:
+        rows = table().rpartition("ragged")[0].encode()
+        project = studio.create_project("load", rows, "load.csv", Columns("question", "answer"), Split()).id
+        settings = Settings(methods=("lora",), tokens=args.tokens, test_examples=0, seeds=3)
+        _, warm, plain, loaded = plan(studio.task(project), settings)
+        train(studio, project, warm)  # the first loads what the others find in memory
+        before = train(studio, project, plain)
+        until, seconds = threading.Event(), []
+        index = poll_index(address)
+        clients = [
+            threading.Thread(target=poll, args=(address, index, project, until, seconds), daemon=True)
+            for _ in range(args.clients)
+        ]
+        with browsing(f"{address}?project={project}&step=runs"):
+            for client in clients:
+                client.start()
+            under = train(studio, project, loaded)
+            until.set()
+            for client in clients:
+                client.join(30)
+        p95 = statistics.quantiles(seconds, n=20)[-1]
+        print(
+            f"training: {before:.1f} tokens/s alone, {under:.1f} under load: {100 * (before / under - 1):+.1f} % time"
+        )
+        print(
+            f"{len(seconds)} answers to {args.clients} clients: median {statistics.median(seconds):.3f} s, "
+            f"p95 {p95:.3f} s"
+        )
+    finally:
+        stop(process)
+        for worker in studio.workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def browsing(address: str):
+    """One real browser that looks at the queue."""
+    from playwright.sync_api import sync_playwright
+
+    found = os.environ.get("PEFTBOOK_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        with playwright.chromium.launch(executable_path=found, args=options) as browser:
+            browser.new_page().goto(address)
+            yield
+
+
+if __name__ == "__main__":
+    main()

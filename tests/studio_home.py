@@ -1,0 +1,62 @@
+"""A small studio that the tests of its parts share: one project of colours, runs of the small Llama."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from peftbook import specs
+from peftbook.studio.store import Project, Studio
+from peftbook.tasks.files import Split
+from peftbook.tasks.table import Columns
+
+COLOURS = ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
+SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+
+
+def colours_csv(rows: int = 60) -> bytes:
+    """Two colours and a number → what to mix."""
+    pairs = [(COLOURS[at % 8], COLOURS[at // 8 % 8], at) for at in range(rows)]
+    return "".join(["ask,answer\n", *(f"{a} {b} {n},Mix {a} with {b}.\n" for a, b, n in pairs)]).encode()
+
+
+def colours_project(studio: Studio, rows: int = 60) -> Project:
+    """The project of those rows."""
+    return studio.create_project("Colours", colours_csv(rows), "colours.csv", Columns("ask", "answer"), Split())
+
+
+def small_run(
+    studio: Studio,
+    project: Project,
+    method: specs.Spec,
+    *,
+    tokens: int = 1500,
+    rate: float = 1e-3,
+    seed: int = 0,
+    texts: int = 0,
+) -> specs.Run:
+    """A run of the small Llama on the project, over in a second or so."""
+    trains = not isinstance(method, specs.Untuned)
+    return specs.Run(
+        model=SMALL,
+        task=studio.task(project.id).spec,
+        method=method,
+        budget=specs.Budget(tokens=tokens, learning_rate=rate) if trains else None,
+        evaluation=specs.Evaluation(split="test", n_loss=4, n_generate=texts, max_new_tokens=8),
+        seed=seed,
+    )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120.0, pause: float = 0.05) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(pause)
+
+
+def log_of(home: Path) -> str:
+    """What the home's worker said, for a failing test's message."""
+    log = home / "worker.log"
+    return log.read_text() if log.exists() else ""

@@ -1,0 +1,375 @@
+"""The comparison table: its intervals are the book's, its answer follows from them, no text gets out of its cell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+
+from peftbook import metrics, specs
+from peftbook.decision import MEASURES, compare, method_label, pareto
+from peftbook.decision.pairs import p_value, settle
+from peftbook.errors import InputError
+from peftbook.records import Record
+from peftbook.studio import report
+from peftbook.studio.terminal import as_json, show
+from peftbook.tasks import Example
+from peftbook.tasks.files import Split
+from peftbook.tasks.table import Columns
+
+METHODS = {
+    "untuned": specs.Untuned(),
+    "full": specs.Full(),
+    "lora": specs.LoRA(),
+    "qlora": specs.QLoRA(),
+    "prompt": specs.PromptTuning(),
+}
+TRAINABLE = {"untuned": 0, "full": 1_000_000, "lora": 40_000, "qlora": 40_000, "prompt": 500}
+SECONDS = {"untuned": 0.0, "full": 100.0, "lora": 60.0, "qlora": 90.0, "prompt": 55.0}
+PEAK = {"untuned": 1e9, "full": 8e9, "lora": 4e9, "qlora": 3.9e9, "prompt": 3e9}
+TASK = specs.Task(name="files", data_sha256="c" * 64)
+
+
+def run_of(kind: str, seed: int, n: int, model: str = "small") -> specs.Run:
+    """A run of invented data."""
+    budget = None if kind == "untuned" else specs.Budget(tokens=1000, learning_rate=1e-3)
+    return specs.Run(
+        model=specs.Model(name=model, revision="1"),
+        task=TASK,
+        method=METHODS[kind],
+        budget=budget,
+        evaluation=specs.Evaluation(split="test", n_loss=n, n_generate=n),
+        seed=seed,
+    )
+
+
+def record_of(kind: str, seed: int, values, *, failure: str = "", model: str = "small", n: int = 0) -> Record:
+    """An invented record whose ROUGE-L is `values`, and whose loss falls as that rises."""
+    values = np.clip(np.asarray(values, dtype=float), 0, 1)
+    run = run_of(kind, seed, n or len(values), model)
+    tokens = 5.0 + np.arange(len(values)) % 7
+    added = TRAINABLE[kind] if specs.parameter_efficient(METHODS[kind]) else 0
+    return Record(
+        key=run.key,
+        spec=run,
+        measurements={
+            "trainable_parameters": TRAINABLE[kind],
+            "total_parameters": 1_000_000 + added,
+            "train_seconds": SECONDS[kind],
+            "peak_memory_bytes": int(PEAK[kind]),
+        },
+        per_example={}
+        if failure
+        else {
+            "rougeL": values.tolist(),
+            "rouge1": (values**0.9).tolist(),
+            "bertscore_f1": (0.3 + 0.6 * values).tolist(),
+            "exact_match": (values > 0.95).astype(float).tolist(),
+            "loss_nats": ((3 - 2 * values) * tokens).tolist(),
+            "label_tokens": tokens.tolist(),
+        },
+        metrics_info={"bertscore": {"name": "an-encoder", "layer": 6, "sha256": "ab" * 32, "rescaled": False}},
+        provenance={"cpu": "an invented processor", "cores": 2},
+        failure=failure,
+    )
+
+
+def invented(means: dict[str, float], *, n: int = 200, seeds: int = 1, spread: float = 0.1, of_seeds: float = 0.0):
+    """Records of methods with these true means: shared examples, own noise of examples and of seeds."""
+    rng = np.random.default_rng(7)
+    shared = rng.normal(0, 0.1, n)
+    out = []
+    for kind, mean in means.items():
+        for seed in range(1 if kind == "untuned" else seeds):
+            noise = rng.normal(0, spread, n) + (rng.normal(0, of_seeds) if kind != "untuned" else 0)
+            out.append(record_of(kind, seed, mean + shared + noise))
+    return out
+
+
+def examples(n: int) -> tuple[Example, ...]:
+    return tuple(Example(f"row-{at}", f"question {at}", f"answer {at}") for at in range(n))
+
+
+FIVE = {"untuned": 0.3, "full": 0.5, "lora": 0.5, "qlora": 0.5, "prompt": 0.4}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_differences_change_sign_with_the_order(seeds):
+    """a − b is −(b − a), with the same interval, p and detection."""
+    found = compare(invented(FIVE, seeds=seeds), {}, ())
+    assert len(found.pairs) == 10
+    for one in found.pairs:
+        way, back = found.pair(one.first, one.second), found.pair(one.second, one.first)
+        for name, interval in way.differences.items():
+            other = back.differences[name]
+            assert (other.mean, other.half95, other.half90) == (-interval.mean, interval.half95, interval.half90)
+        assert (way.p, way.detected) == (back.p, back.detected)
+
+
+def test_intervals_are_the_books():
+    """Scores and differences equal metrics' own intervals: of examples with one seed, paired over seeds with three."""
+    for seeds in (1, 3):
+        records = invented({"untuned": 0.3, "lora": 0.5, "prompt": 0.4}, seeds=seeds, of_seeds=0.02)
+        found = compare(records, {}, ())
+        lora, prompt, plain = (
+            [one.per_example["rougeL"] for one in records if one.spec.method.kind == kind]
+            for kind in ("lora", "prompt", "untuned")
+        )
+        row = next(one for one in found.rows if one.label == "LoRA")
+        pair = found.pair("LoRA", "Prompt tuning").differences["rougeL"]
+        if seeds == 1:
+            apart = (np.array(lora[0]) - np.array(prompt[0])).tolist()
+            assert row.scores["rougeL"] == metrics.example_interval(lora[0])
+            assert pair == metrics.example_interval(apart)
+        else:
+            assert row.scores["rougeL"] == metrics.mean_interval(lora)
+            assert pair == metrics.paired_interval(lora, prompt)
+            assert row.against_untuned["rougeL"] == metrics.paired_interval(lora, plain * 3)
+
+
+def test_perplexity_is_compared_through_loss_per_token():
+    """Its interval is exp of the loss's, and differences are in nats per label token."""
+    records = invented({"untuned": 0.3, "lora": 0.5})
+    found = compare(records, {}, (), measure="perplexity")
+    one, two = records[1], records[0]
+    tokens = one.per_example["label_tokens"]
+    loss = metrics.example_interval(one.per_example["loss_nats"], tokens)
+    row = found.contest[0]
+    assert row.label == "LoRA", "the lowest perplexity leads"
+    shown = row.scores["perplexity"]
+    np.testing.assert_allclose([shown.low, shown.mean, shown.high], np.exp([loss.low, loss.mean, loss.high]))
+    apart = np.array(one.per_example["loss_nats"]) - np.array(two.per_example["loss_nats"])
+    assert row.against_untuned["perplexity"] == metrics.example_interval(apart.tolist(), tokens)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_planted_better_method_wins(seeds):
+    """A method that is better by far is the clear winner, and the words say by how much and for what."""
+    found = compare(invented(FIVE | {"qlora": 0.65}, seeds=seeds, of_seeds=0.003), {}, ())
+    told = found.recommendation
+    assert (told.kind, told.row.label, told.equals) == ("clear", "QLoRA", ("QLoRA",))
+    assert "clear winner" in told.words and "40,000 trained parameters" in told.words and "3.9 GB" in told.words
+    assert "family-wise level is 5 %" in told.words
+    marks = {row.label: (row.may_be_best, row.beats_untuned) for row in found.rows}
+    assert marks["QLoRA"] == (True, True) and marks["LoRA"] == (False, True) and marks["Untuned"] == (False, False)
+
+
+def test_identical_methods_give_no_detectable_difference_and_the_cheapest_is_taken():
+    """Equal texts: the cheapest is recommended, which is not the one with the shortest training."""
+    same = np.random.default_rng(1).uniform(0.3, 0.7, 100)
+    records = [record_of(kind, 0, same) for kind in ("full", "lora", "qlora")] + [record_of("untuned", 0, same - 0.2)]
+    told = compare(records, {}, ()).recommendation
+    assert told.kind == "cheapest of equals" and told.row.label == "LoRA"
+    assert "no detectable difference" in told.words.lower() and told.loss == 0
+    by_memory = compare(records, {}, (), cost="peak_memory_bytes").recommendation
+    assert by_memory.row.label == "QLoRA"
+
+
+def test_the_untuned_model_may_be_as_good():
+    """Where tuning gains nothing, nothing is to be trained."""
+    same = np.random.default_rng(1).uniform(0.3, 0.7, 100)
+    told = compare([record_of(kind, 0, same) for kind in ("lora", "untuned", "prompt")], {}, ()).recommendation
+    assert (told.kind, told.row.label) == ("untuned is as good", "Untuned")
+
+
+def test_a_difference_below_the_margin_does_not_matter():
+    """A better method is passed over if what it gains is detected but small; a smaller margin brings it back."""
+    base = np.random.default_rng(1).uniform(0.3, 0.7, 200)
+    noise = np.random.default_rng(2).normal(0, 0.01, 200)
+    records = [
+        record_of("untuned", 0, base - 0.2),
+        record_of("lora", 0, base),
+        record_of("full", 0, base + 0.01 + noise),
+    ]
+    small = compare(records, {}, ()).recommendation
+    assert (small.kind, small.row.label) == ("cheapest of equals", "LoRA")
+    assert "detectably better, but by less than" in small.words
+    large = compare(records, {}, (), margin=0.005).recommendation
+    assert (large.kind, large.row.label) == ("clear", "Full fine-tuning")
+
+
+def test_too_few_examples_says_how_many_and_so_many_are_enough():
+    """The number that is asked for, when it is there, settles the question in most of many trials."""
+    few = compare(invented({"untuned": 0.2, "lora": 0.5, "prompt": 0.5}, n=40), {}, ()).recommendation
+    assert few.kind == "too few examples" and few.examples > 40 and f"{few.examples:,} test examples" in few.words
+    rng, settled = np.random.default_rng(3), 0
+    for _ in range(60):
+        apart = rng.normal(0, 0.14, 40)
+        gain = metrics.example_interval(apart.tolist())
+        if gain.mean + gain.half90 <= 0.02:
+            settled += 1
+            continue
+        n, seeds = settle(gain, 0.02, 0.025)
+        assert seeds == 1 and n > 40
+        new = metrics.normal_interval(gain.mean, gain.example_se * math.sqrt(40 / n), n)
+        detected = p_value(new) / 2 <= 0.025
+        settled += new.mean + new.half90 <= 0.02 or detected
+    assert settled == 60, "if difference and spread stay what they are"
+
+
+def test_too_few_seeds_is_said_where_seeds_are_what_is_noisy():
+    """With exact scores of each seed and seeds far apart, more seeds are asked for, not more examples."""
+    base, luck = np.linspace(0.3, 0.6, 200), {"lora": (0.05, -0.05, 0.0), "prompt": (-0.04, 0.05, 0.0)}
+    records = [record_of(kind, seed, base + by) for kind in luck for seed, by in enumerate(luck[kind])]
+    records.append(record_of("untuned", 0, base - 0.25))
+    told = compare(records, {}, ()).recommendation
+    assert told.kind == "too few seeds" and told.seeds > 3 and f"{told.seeds} seeds (there are 3)" in told.words
+
+
+def test_fewer_than_twenty_examples_decide_nothing():
+    """However large a difference is, ten examples give a guess and a number."""
+    told = compare(invented({"untuned": 0.1, "lora": 0.8}, n=10), {}, ()).recommendation
+    assert told.kind == "too few examples" and told.examples >= 20
+
+
+def test_a_measure_at_its_floor_decides_nothing():
+    """Where no text scores, equality of zeros is no finding."""
+    told = compare([record_of(kind, 0, np.zeros(50)) for kind in ("untuned", "lora")], {}, ()).recommendation
+    assert told.kind == "nothing to compare" and told.row is None and "cannot decide" in told.words
+
+
+def test_error_rates_hold_over_the_family():
+    """Of five equal methods the best one is wrongly ruled out, or one wrongly beats the untuned one, in about one of
+    twenty tables."""
+    rng, wrong_best, wrong_untuned, repeats = np.random.default_rng(5), 0, 0, 60
+    for _ in range(repeats):
+        shared = rng.normal(0.5, 0.1, 60)
+        records = [record_of(kind, 0, shared + rng.normal(0, 0.08, 60)) for kind in METHODS]
+        for one in records:
+            for name in set(one.per_example) - {"rougeL"}:
+                del one.per_example[name]
+        found = compare(records, {}, ())
+        wrong_best += not next(row for row in found.contest if row.label == "LoRA").may_be_best  # as good as any
+        wrong_untuned += any(row.beats_untuned for row in found.contest)
+    assert wrong_best <= 8 and wrong_untuned <= 8, (wrong_best, wrong_untuned)  # 3 are expected
+
+
+def test_a_failed_run_is_listed_and_not_compared():
+    """What is left of a method after a diverged seed is a choice of the lucky ones."""
+    records = invented({"untuned": 0.3, "lora": 0.5}, seeds=2)
+    records += [record_of("prompt", 0, np.full(200, 0.9))]
+    records += [record_of("prompt", 1, [], failure="Training diverged at step 3.", n=200)]
+    found = compare(records, {}, ())
+    assert [row.label for row in found.contest] == ["LoRA", "Untuned"]
+    assert "1 of 2 runs failed" in found.rows[-1].failure
+    assert any("Prompt tuning" in one for one in found.cautions)
+
+
+def test_records_that_cannot_be_compared_are_refused():
+    """Other test examples, another encoder or an unknown measure: one sentence each."""
+    one, two = record_of("lora", 0, np.full(30, 0.5)), record_of("untuned", 0, np.full(31, 0.5))
+    with pytest.raises(InputError, match="same test examples"):
+        compare([one, two], {}, ())
+    other = record_of("untuned", 0, np.full(30, 0.5)).model_copy(update={"metrics_info": {"bertscore": {"name": "x"}}})
+    with pytest.raises(InputError, match="several encoders"):
+        compare([one, other], {}, ())
+    with pytest.raises(InputError, match="Unknown measure 'blue'"):
+        compare([one], {}, (), measure="blue")
+    with pytest.raises(InputError, match="no finished run"):
+        compare([], {}, ())
+
+
+def test_labels_tell_rows_apart():
+    """Two ranks of one method, or one method on two models, never share a label."""
+    lora = record_of("lora", 0, np.full(30, 0.5))
+    spec = lora.spec.model_copy(update={"method": specs.LoRA(rank=4, alpha=8)})
+    other = lora.model_copy(update={"spec": spec, "key": spec.key})
+    labels = {row.label for row in compare([lora, other], {}, ()).rows}
+    assert labels == {"LoRA (rank 16, alpha 32)", "LoRA (rank 4, alpha 8)"}
+    far = record_of("lora", 0, np.full(30, 0.4), model="/home/someone/private/large")
+    assert {row.label for row in compare([lora, far], {}, ()).rows} == {"LoRA · small", "LoRA · large"}
+    assert method_label(specs.QLoRA(dora=True)) == "QLoRA + DoRA" and method_label(specs.LoRA(dora=True)) == "DoRA"
+
+
+def test_the_front_has_what_nothing_beats():
+    """No row of the front is dominated, and every row off it is."""
+    found = compare(invented(FIVE), {}, ())
+    front = pareto(found.rows, "peak_memory_bytes")
+    assert [row.peak_memory_bytes for row in front] == sorted(row.peak_memory_bytes for row in front)
+    for row in found.rows:
+        beaten = any(
+            other.peak_memory_bytes <= row.peak_memory_bytes and other.scores["rougeL"].mean > row.scores["rougeL"].mean
+            for other in found.rows
+        )
+        assert beaten == (row not in front)
+    with pytest.raises(InputError, match="Unknown cost"):
+        pareto(found.rows, "beauty")
+
+
+def test_examples_come_in_the_order_of_their_spread():
+    """The test example on which the rows are furthest apart comes first, with both texts."""
+    a, b = record_of("lora", 0, np.full(30, 0.5)), record_of("prompt", 0, np.r_[np.full(29, 0.45), 0.0])
+    texts = {one.key: [f"{one.spec.method.kind} {at}" for at in range(30)] for one in (a, b)}
+    first = compare([a, b], texts, examples(30)).differences(1)[0]
+    assert first.example.id == "row-29" and first.spread == 0.5
+    assert first.texts == {"LoRA": "lora 29", "Prompt tuning": "prompt 29"}
+
+
+EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+class Upload:
+    """A project as the report reads it, of a hostile user."""
+
+    name, filename, sha256, instruction = EVIL, f"{EVIL}.csv", "d" * 64, EVIL + "{input}"
+    columns, split = Columns(EVIL, "target", None, EVIL), Split()
+
+
+def evil_comparison():
+    """A comparison with markup in every text that a user can choose."""
+    records = [record_of(kind, 0, np.linspace(0.1, 0.9, 30), model=EVIL) for kind in ("lora", "untuned")]
+    records += [record_of("prompt", 0, [], failure=EVIL, model=EVIL, n=30)]
+    texts = {one.key: [EVIL] * 30 for one in records}
+    shown = tuple(Example(EVIL, EVIL, EVIL) for _ in range(30))
+    return compare(records, texts, shown), records
+
+
+def test_no_text_of_a_user_becomes_markup():
+    """`<script>` in a cell, a name, a file name, a column, a model or an error never appears raw; nothing is loaded."""
+    found, records = evil_comparison()
+    page = report.to_html(found, Upload(), records=records, commands=[f"peftbook compare {EVIL}"])  # type: ignore[arg-type]
+    assert "<script" not in page and "<img" not in page and "onerror=alert(1)&gt;" in page
+    assert "http://" not in page and "https://" not in page and "src=" not in page.replace("src=x", "")
+    assert page.count("<svg") == 4 and page.startswith("<!doctype html>")
+    assert "<script" not in report.pareto_svg(found)
+
+
+def test_formula_cells_are_escaped_and_numbers_are_not():
+    """A label that a spreadsheet would run gets an apostrophe; a negative number stays a number."""
+    for start in ("=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", " =1"):
+        assert report.escape_cell(start).startswith("'")
+    assert report.escape_cell("a=b") == "a=b"
+    records = [record_of(kind, 0, np.linspace(0, level, 30), model="=HYPERLINK(1)") for kind, level in
+               (("lora", 0.8), ("untuned", 0.4))]  # fmt: skip
+    lines = list(csv.DictReader(io.StringIO(report.to_csv(compare(records, {}, ())))))
+    assert [line["model"] for line in lines] == ["'=HYPERLINK(1)"] * 2
+    assert float(lines[1]["rougeL_minus_best"]) < 0
+    assert not any(cell.startswith(("=", "@", "+")) for line in lines for cell in line.values())
+
+
+def test_the_csv_has_every_number_in_full():
+    """Reading it back gives the comparison's own floats."""
+    found = compare(invented(FIVE), {}, ())
+    lines = list(csv.DictReader(io.StringIO(report.to_csv(found))))
+    for row, line in zip(found.rows, lines, strict=True):
+        assert line["method"] == row.label and line["runs"] == " ".join(row.runs)
+        for name in MEASURES:
+            if name in row.scores:
+                assert float(line[name]) == row.scores[name].mean
+                assert float(line[f"{name}_low"]) == row.scores[name].low
+
+
+def test_text_json_and_page_agree():
+    """Terminal, JSON and page carry the same words, rows and scores."""
+    found = compare(invented(FIVE, seeds=2, of_seeds=0.01), {}, ())
+    text, body, page = show(found), as_json(found), report.to_html(found)
+    assert [row["label"] for row in body["rows"]] == [row.label for row in found.rows]
+    headers, rows = report.table(found)
+    for row, cells in zip(found.rows, rows, strict=True):
+        assert len(cells) == len(headers)
+        assert row.label in text and row.label in page and cells[2] in text and cells[2] in page
+    assert " ".join(found.recommendation.words.split()[:4]) in " ".join(text.split())
+    assert body["recommendation"]["words"] == found.recommendation.words

@@ -1,0 +1,314 @@
+"""The studio in a real browser, from upload to download, with the small Llama; screenshots in a temporary folder.
+
+One session is played once and looked at by several tests. What the browser complains about, and what it asks of other
+hosts, is collected throughout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from peftbook.studio.store import Studio
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PATIENCE = 600_000  # ms, for what a worker on a busy machine does; everything else answers in seconds
+STEPS = {"data": ".two", "plan": "#models", "runs": ".job", "decide": ".verdict", "try": "#try-go", "files": ".take li"}
+HOSTILE = '<img src=x onerror="window.hacked=1">'
+
+
+def table() -> str:
+    """Forty rows that anybody could learn, one with markup in it, one without an input, one that is ragged."""
+    things = ("red fox", "old boat", "tall tree", "grey stone", "small house")
+    rows = [(f"Name {number} sees the {things[number % 5]}.", f"the {things[number % 5]}") for number in range(40)]
+    rows += [(f"{HOSTILE} was here", f"<b>bold</b>{HOSTILE}"), ("", "no input")]
+    written = io.StringIO()
+    csv.writer(written).writerows([("question", "answer"), *rows])
+    return written.getvalue() + "ragged\n"
+
+
+def start(home: Path, port: int = 0) -> tuple[subprocess.Popen[str], str]:
+    """A studio as people start it; returns its process and address."""
+    command = [sys.executable, "-m", "peftbook", "studio", "--home", str(home), "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "http://" in line, line
+    return process, line.split()[4]
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a studio."""
+    process.kill()
+    process.wait(30)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A studio on an empty home, with its worker; both end with this module."""
+    home = tmp_path_factory.mktemp("studio")
+    process, address = start(home)
+    box = SimpleNamespace(home=home, process=process, address=address, shots=tmp_path_factory.mktemp("screenshots"))
+    yield box
+    stop(box.process)
+    for worker in Studio(home).workers():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+    print(f"screenshots: {box.shots}")
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    """One Chromium for all tests of this module."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        with playwright.chromium.launch(executable_path=chromium, args=options) as browser:
+            yield browser
+
+
+@pytest.fixture(scope="module")
+def visit(browser, running):
+    """Opens the studio; returns the page and all that it complained about or asked other hosts for."""
+    contexts = []
+
+    def visit(path="", viewport=DESKTOP, scheme="light"):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, accept_downloads=True)
+        contexts.append(context)
+        page, troubles = context.new_page(), []
+        page.set_default_timeout(60_000)
+        page.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("response", lambda r: troubles.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        own = (running.address, "data:", "blob:")
+        page.on("request", lambda r: troubles.append(r.url) if not r.url.startswith(own) else None)
+        page.goto(running.address + path)
+        page.wait_for_selector("#top .brand")
+        return page, troubles
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def open_step(page, name: str) -> None:
+    """Go to a step by its tab and wait for what it shows."""
+    words = {"data": "Data", "plan": "Plan", "runs": "Runs", "decide": "Decision", "try": "Try it", "files": "Files"}
+    page.locator("button[role=tab]:visible", has_text=words[name]).click()
+    page.wait_for_selector(STEPS[name])
+
+
+@pytest.fixture(scope="module")
+def session(visit, running) -> SimpleNamespace:
+    """Upload, plan and train: what every test below looks at."""
+    page, troubles = visit()
+    page.wait_for_selector("#projects .empty")
+    page.screenshot(path=running.shots / "1-empty.png", full_page=True)
+    page.set_input_files("#file", {"name": f"{HOSTILE}.csv", "mimeType": "text/csv", "buffer": table().encode()})
+    page.wait_for_selector("#create")
+    page.wait_for_selector("#findings .faults")
+    findings = page.inner_text("#findings")
+    page.screenshot(path=running.shots / "2-mapping.png", full_page=True)
+    page.click("#create")
+    page.wait_for_selector("#project h1")
+    open_step(page, "plan")
+    page.get_by_label("Small Llama").check()
+    page.get_by_label("SmolLM2").uncheck()
+    page.locator("#advanced button").first.click()
+    page.get_by_label("Training tokens").fill("2000")
+    page.get_by_label("Longest answer").fill("8")
+    page.click("#check")
+    page.wait_for_selector("#submit", timeout=PATIENCE)
+    checked = page.inner_text("#preflight")
+    page.screenshot(path=running.shots / "3-plan.png", full_page=True)
+    page.click("#submit")
+    page.wait_for_selector("#preflight .note-good")
+    open_step(page, "runs")
+    page.wait_for_selector(".job-running .bar", timeout=PATIENCE)
+    page.screenshot(path=running.shots / "4-runs.png", full_page=True)
+    page.wait_for_function("document.querySelectorAll('.job-done').length === 2", timeout=PATIENCE)
+    page.wait_for_selector(".job svg.curve")
+    page.screenshot(path=running.shots / "5-done.png", full_page=True)
+    return SimpleNamespace(
+        page=page, troubles=troubles, findings=findings, checked=checked, query="?" + page.url.split("?")[1]
+    )
+
+
+def test_findings_name_rows_and_repetition(session):
+    """What is left out stands there with its row number, and what the test split shares with training."""
+    assert "2 rows are left out" in session.findings and "42" in session.findings and "43" in session.findings
+    assert "is empty" in session.findings and "cells" in session.findings and "test rows" in session.findings
+
+
+def test_the_check_says_what_each_run_takes(session):
+    """Rows, tokens and memory of both runs, before anything is loaded."""
+    assert "Untuned" in session.checked and "LoRA" in session.checked and "MB" in session.checked
+
+
+def test_the_browser_has_nothing_to_complain_about(session):
+    """From upload to the last run: no error, no warning, no request to another host."""
+    assert session.troubles == []
+
+
+def test_markup_in_the_data_is_text(session):
+    """Names and cells with tags in them are shown, not run."""
+    page = session.page
+    assert page.evaluate("window.hacked") is None
+    assert HOSTILE in page.inner_text("#title h1")
+    for step in STEPS:
+        open_step(page, step)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img[src=x]").count() == 0
+
+
+def test_the_decision_is_words_first_and_sorts(session, running):
+    """A recommendation, the table with intervals, a plot; heads are buttons that sort."""
+    page = session.page
+    open_step(page, "decide")
+    assert len(page.inner_text(".verdict .words")) > 40
+    assert page.locator("table.decision tbody tr").count() == 2 and page.locator(".pareto svg").count() == 2
+    page.screenshot(path=running.shots / "6-decision.png", full_page=True)
+    heads = page.locator("table.decision th button")
+    heads.nth(3).click()
+    first = page.locator("table.decision tbody tr").first.inner_text()
+    heads.nth(3).click()
+    assert page.locator("table.decision tbody tr").first.inner_text() != first
+    page.fill("input[data-filter]", "untuned")
+    assert page.locator("table.decision tbody tr:visible").count() == 1
+
+
+def test_everything_can_be_taken_away(session, running, tmp_path):
+    """Adapter with its card, outputs, table and report, all by ids."""
+    page = session.page
+    open_step(page, "files")
+    page.screenshot(path=running.shots / "8-files.png", full_page=True)
+    assert all("peftbook compare" in text for text in page.locator(".take pre").all_text_contents())
+    taken = {}
+    for words in ("Adapter", "Test outputs"):
+        with page.expect_download() as waiting:
+            page.locator("#downloads a", has_text=words).last.click()
+        waiting.value.save_as(tmp_path / words)
+        taken[words] = tmp_path / words
+    names = zipfile.ZipFile(taken["Adapter"]).namelist()
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(names)
+    assert len(list(csv.reader(taken["Test outputs"].read_text("utf-8-sig").splitlines()))) > 2
+    open_step(page, "decide")
+    for words, start_ in (("Table as CSV", ""), ("Report as one HTML file", "<!doctype html>")):
+        with page.expect_download() as waiting:
+            page.locator("#decision a", has_text=words).click()
+        waiting.value.save_as(tmp_path / "taken")
+        text = (tmp_path / "taken").read_text("utf-8-sig")
+        assert text.startswith(start_) and "LoRA" in text and "<img" not in text
+
+
+def test_two_models_answer_side_by_side(session, running):
+    """The text of both grows in the page; the web process has no model."""
+    page = session.page
+    open_step(page, "try")
+    page.click("#try-row")
+    page.wait_for_function("document.querySelector('#try-input textarea').value.length > 3")
+    page.click("#try-go")
+    ended = (
+        "!document.querySelector('.caret, .side-by-side .loading') && document.querySelectorAll('.side-by-side .said')"
+    )
+    page.wait_for_function(f"{ended}.length === 2", timeout=PATIENCE)
+    page.screenshot(path=running.shots / "7-try.png", full_page=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(session, visit, running, scheme):
+    """No sideways scrolling at 390 pixels on any step, light or dark."""
+    page, troubles = visit(session.query.split("&")[0], PHONE, scheme)
+    page.wait_for_selector("#project h1")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    assert dark == (scheme == "dark")
+    for step, found in STEPS.items():
+        page.goto(running.address + session.query.split("&")[0] + f"&step={step}")
+        page.wait_for_selector(found)
+        page.wait_for_timeout(500)
+        page.screenshot(path=running.shots / f"phone-{scheme}-{step}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], step
+    assert troubles == []
+
+
+def test_the_keyboard_reaches_everything(visit, session):
+    """From the top: theme, project, step, each with a focus that is seen; Enter opens."""
+    page, troubles = visit()
+    page.wait_for_selector(".card")
+    seen = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        here = page.evaluate(
+            "(() => { const e = document.activeElement, s = getComputedStyle(e); "
+            "return [e.className + e.id, s.outlineStyle !== 'none' || e.type === 'file']; })()"
+        )
+        seen.append(here[0])
+        assert here[1] or here[0] == "", f"{here[0]} is focused and does not show it"
+        if "card" in here[0]:
+            break
+    assert "card" in seen[-1]
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#project h1")
+    assert troubles == []
+
+
+def test_a_bad_file_is_one_sentence_in_place(visit):
+    """What cannot be a table is refused where it was dropped, and the page goes on."""
+    page, _ = visit()
+    page.wait_for_selector(".drop")
+    page.set_input_files("#file", {"name": "x.csv", "mimeType": "text/csv", "buffer": b"PK\x03\x04 not a table"})
+    page.wait_for_selector(".note-trouble")
+    assert "zip" in page.inner_text(".note-trouble") and page.locator("#create:visible").count() == 0
+
+
+def test_the_page_survives_a_killed_web_process(session, running):
+    """SIGKILL, start again at the same port: the open page goes on where it was."""
+    page = session.page
+    open_step(page, "runs")
+    port = int(running.address.rstrip("/").rpartition(":")[2])
+    stop(running.process)
+    running.process, address = start(running.home, port)
+    assert address == running.address
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):
+            open_step(page, "files")
+            if page.locator(".take li").count() == 2:
+                break
+    assert page.locator(".take li").count() == 2
+
+
+def test_the_web_process_holds_no_torch(running, session):
+    """After a whole session its memory maps name no library of torch."""
+    maps = Path(f"/proc/{running.process.pid}/maps")
+    if maps.exists():
+        assert "libtorch" not in maps.read_text()
+
+
+def test_a_project_goes_with_all_that_belongs_to_it(visit, session, running):
+    """After a confirmation; its folder goes too, and the list is empty again."""
+    page, troubles = visit(session.query.split("&")[0])
+    page.wait_for_selector("#project h1")
+    page.locator("#title [data-act=delete]").click()
+    page.wait_for_selector("#delete-for-good")
+    page.click("#delete-for-good")
+    page.wait_for_selector("#projects .empty")
+    assert not list((running.home / "projects").iterdir()) and troubles == []

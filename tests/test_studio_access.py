@@ -1,0 +1,416 @@
+"""Who may talk to the studio: doors, logins, uploads and downloads, by protocol and without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from peftbook import cli
+from peftbook.errors import InputError
+from peftbook.studio import access, app, markup
+from peftbook.studio.pages.projects import listing
+from peftbook.studio.store import Studio
+from peftbook.tasks.files import Split
+from peftbook.tasks.table import Caps, Columns
+
+HOST = "http://127.0.0.1:7861"
+OTHER = "http://evil.example"
+CSV = b"question,answer\n" + b"".join(b"%d and one?,%d\n" % (n, n + 1) for n in range(20))
+HOSTILE = '<img src=x onerror="window.hacked=1">'
+PASSWORD = "correct horse battery"
+
+
+class Client:
+    """Asks an ASGI application, one request after the other."""
+
+    def __init__(self, served):
+        self.served, self.cookies = served, httpx.Cookies()
+
+    def __call__(self, method: str, path: str, **options) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app=self.served), base_url=HOST, cookies=self.cookies
+            ) as client:
+                answer = await client.request(method, path, **options)
+                self.cookies = client.cookies
+                return answer
+
+        return asyncio.get_event_loop().run_until_complete(ask())
+
+    def get(self, path: str, **options) -> httpx.Response:
+        return self("GET", path, **options)
+
+    def post(self, path: str, **options) -> httpx.Response:
+        return self("POST", path, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loop():
+    """One event loop for all of this module: where it finds none Gradio makes its own and leaves them open."""
+    made = asyncio.new_event_loop()
+    asyncio.set_event_loop(made)
+    yield made
+    asyncio.set_event_loop(None)
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """A studio with one project that has a hostile name."""
+    made = Studio(tmp_path_factory.mktemp("studio"))
+    made.create_project(HOSTILE, CSV, f"{HOSTILE}.csv", Columns("question", "answer"), Split())
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(studio, loop):
+    """The whole application, without a login; uploads of at most 10,000 bytes. Built where a loop runs."""
+
+    async def build():
+        return app.build_app(studio, Caps(bytes=10_000))
+
+    return loop.run_until_complete(build())
+
+
+@pytest.fixture
+def ask(served):
+    return Client(served)
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """An application that wants a login, in front of nothing but the form."""
+    from fastapi import FastAPI
+    from fastapi.responses import PlainTextResponse
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
+    path = tmp_path / "login.json"
+    access.add_user(path, "ada")
+    inside, logins, sessions = FastAPI(), access.Logins(path), access.Sessions()
+    inside.add_api_route("/", lambda: PlainTextResponse("inside"), methods=["GET"], response_model=None)
+    inside.add_api_route(
+        "/gradio_api/run/predict", lambda: PlainTextResponse("inside"), methods=["POST"], response_model=None
+    )
+    app.add_login(inside, logins, sessions)
+    return Client(access.Door(inside, app.LOOPBACK, logins, sessions))
+
+
+def log_in(client: Client, name: str = "ada", password: str = PASSWORD) -> httpx.Response:
+    return client.post(access.LOGIN, data={"name": name, "password": password}, headers={"origin": HOST})
+
+
+# --- doors -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_served_to_its_own_host(ask):
+    """The page, its style sheet, its script and its fonts come from here."""
+    page = ask.get("/")
+    assert page.status_code == 200 and "gradio_config" in page.text
+    for name in ("style.css", "page.js", "icon.svg", "fonts/inter-latin-wght-normal.woff2"):
+        assert ask.get(f"/studio/{name}").status_code == 200, name
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:7861", "127.0.0.1.evil.example", "", "localhost.evil"])
+def test_another_name_is_refused(ask, host):
+    """A page elsewhere that rebinds its own name to this machine gets nothing, not even the page."""
+    assert ask.get("/", headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["localhost:7861", "127.0.0.1", "[::1]:7861"])
+def test_the_machines_own_names_are_answered(ask, host):
+    """Whatever the port is called from, as behind a tunnel."""
+    assert ask.get("/studio/page.js", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": OTHER},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": HOST, "sec-fetch-site": "cross-site"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/studio/upload"])
+def test_a_change_that_another_site_asks_for_is_refused(ask, headers, path):
+    """Cross-site request forgery ends at the door: nothing behind it sees the request."""
+    assert ask.post(path, headers=headers, content=b"a,b\n").status_code == 403
+
+
+def test_a_download_that_another_site_asks_for_is_refused(ask, studio):
+    """Nor can another site read or even fetch a file, while it may link to the page."""
+    project = studio.projects()[0].id
+    headers = {"sec-fetch-site": "cross-site"}
+    assert ask.get(f"/studio/project/{project}/table.csv", headers=headers).status_code == 403
+    assert ask.get("/", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=studio.sqlite",
+        "/gradio_api/proxy=http://evil.example/",
+        "/gradio_api/upload",
+        "/gradio_api/queue/join",
+        "/gradio_api/info",
+        "/gradio_api/vibe-code",
+        "/file=/etc/passwd",
+        "/config",
+        "/login",
+        "/monitoring",
+        "/docs",
+        "/openapi.json",
+    ],
+)
+def test_routes_that_the_page_does_not_use_do_not_exist(ask, path):
+    """Gradio's file, proxy, upload, queue and recording routes are not there to be misused."""
+    assert ask.get(path).status_code == 404 and ask.post(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/studio/../studio.sqlite",
+        "/studio/%2e%2e/studio.sqlite",
+        "/studio/fonts/../../access.py",
+        "/studio/fonts/..%2f..%2faccess.py",
+        "/assets/../../routes.py",
+        "/assets/..%2f..%2froutes.py",
+        "/static/%2e%2e/%2e%2e/routes.py",
+        "/studio/project/{project}/../../studio.sqlite",
+        "/studio/project/{project}/..%2fdata.bin",
+        "/studio/project/{project}/data.bin",
+        "/studio/project/{project}/job/..%2f..%2fdata.bin/adapter.zip",
+        "/studio/project/..%2f..%2fetc/passwd",
+        "/studio/project/%2e%2e/table.csv",
+    ],
+)
+def test_no_path_leads_out(ask, studio, path):
+    """Whatever is asked for, no file but ours is opened: projects and jobs are found by ids, not by paths."""
+    answer = ask.get(path.format(project=studio.projects()[0].id))
+    assert answer.status_code == 404
+    assert b"SQLite" not in answer.content and b"and one?" not in answer.content and b"import" not in answer.content
+
+
+def test_unknown_ids_are_a_sentence(ask, studio):
+    """An id that nothing has, or that is another project's, is no error of ours."""
+    project = studio.projects()[0].id
+    for path in (f"/studio/project/{project}/job/abcd/adapter.zip", "/studio/project/abcd/table.csv"):
+        answer = ask.get(path)
+        assert answer.status_code == 404 and answer.text.count("\n") == 1 and "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/", "/studio/style.css", "/nothing", "/studio/project/abcd/table.csv"])
+def test_every_answer_has_the_headers(ask, path):
+    """No sniffing, no framing, nothing from or to another host; what is not a file of the page is kept by nobody."""
+    headers = ask.get(path).headers
+    assert {name: headers.get(name) for name in access.HEADERS} == access.HEADERS
+    assert "access-control-allow-origin" not in headers
+    assert path.startswith("/studio/style") or headers["cache-control"] == "no-store"
+    policy = headers["content-security-policy"]
+    assert "http:" not in policy and "https:" not in policy and "*" not in policy
+
+
+def test_the_page_loads_nothing_from_another_host(ask):
+    """Fonts, scripts and styles that the page and its settings name are ours."""
+    page = ask.get("/").text
+    config = json.loads(page.partition("window.gradio_config = ")[2].partition(";</script>")[0])
+    assert config["analytics_enabled"] is False and config["footer_links"] == [] and not config["run_history"]
+    assert [name for name in config["stylesheets"] if "//" in name] == []
+    assert "//" not in config["head"] and config["space_id"] is None
+
+
+# --- uploads ---------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_becomes_a_draft_and_its_name_only_a_label(ask, studio):
+    """The bytes lie under a random name; folders in the browser's name are dropped."""
+    name = "..%2f..%2fetc%2fpasswd%3Cb%3E.csv"
+    answer = ask.post("/studio/upload", content=CSV, headers={"x-filename": name, "origin": HOST})
+    draft = answer.json()["draft"]
+    files = [path for path in (studio.home / "drafts").rglob("*") if path.is_file()]
+    assert draft in {path.name for path in files} and not any("passwd" in path.name for path in files)
+    assert app.plain_name(name) == "passwd<b>.csv" and app.plain_name("a\\b\x00c.csv") == "bc.csv"
+
+
+def test_an_upload_beyond_the_cap_is_refused_before_it_is_read(ask):
+    """One that says how large it is never starts."""
+    answer = ask.post("/studio/upload", content=b"x" * 10_001)
+    assert answer.status_code == 413 and "10,000 bytes" in answer.json()["error"]
+
+
+def test_an_upload_that_does_not_say_its_size_is_stopped_at_the_cap(ask, studio):
+    """What has come is removed, and the rest is not read."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(10_000):
+            sent += 1000
+            yield b"x" * 1000
+
+    before = {path for path in (studio.home / "drafts").rglob("*") if path.is_file()}
+    answer = ask.post("/studio/upload", content=endless())
+    assert answer.status_code == 413 and sent < 100_000
+    assert {path for path in (studio.home / "drafts").rglob("*") if path.is_file()} == before
+
+
+def test_other_requests_are_small(ask):
+    """No event of the page takes megabytes into memory."""
+    answer = ask.post("/gradio_api/run/predict", content=b"x", headers={"content-length": str(access.BODY_BYTES + 1)})
+    assert answer.status_code == 413
+
+
+# --- logins ----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_login_nothing_is_seen(locked):
+    """The page leads to the form, everything else is refused."""
+    answer = locked.get("/")
+    assert answer.status_code == 303 and answer.headers["location"] == access.LOGIN
+    assert locked.post("/gradio_api/run/predict").status_code == 401
+    assert "password" in locked.get(access.LOGIN).text
+
+
+def test_the_right_password_opens_and_logging_out_closes(locked):
+    """By a cookie that scripts and other sites cannot use."""
+    answer = log_in(locked)
+    cookie = answer.headers["set-cookie"].lower()
+    assert answer.status_code == 303 and "httponly" in cookie and "samesite=strict" in cookie
+    assert locked.get("/").text == "inside"
+    kept = httpx.Cookies(locked.cookies)
+    assert locked.post("/studio/logout", headers={"origin": HOST}).status_code == 303
+    locked.cookies = kept  # the old cookie, as a thief would
+    assert locked.get("/").status_code == 303
+
+
+def test_a_forged_cookie_opens_nothing(locked):
+    """Cookies are random and known only by their hash."""
+    locked.cookies.set(access.COOKIE, "x" * 43, domain="127.0.0.1")
+    assert locked.get("/").status_code == 303
+
+
+def test_wrong_passwords_are_counted_and_then_nothing_helps(locked):
+    """After five of them even the right one has to wait, and is not looked at."""
+    for _ in range(access.FAILURES):
+        assert log_in(locked, password="wrong wrong wrong").status_code == 401
+    answer = log_in(locked)
+    assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 60 and "set-cookie" not in answer.headers
+
+
+def test_unknown_names_are_no_different(locked):
+    """The answer does not tell who exists."""
+    known, unknown = (
+        log_in(locked, password="wrong wrong wrong"),
+        log_in(locked, name="bob", password="wrong wrong wrong"),
+    )
+    assert (known.status_code, known.text) == (unknown.status_code, unknown.text)
+
+
+def test_another_site_cannot_log_anybody_in(locked):
+    """Nor out."""
+    data = {"name": "ada", "password": PASSWORD}
+    assert locked.post(access.LOGIN, data=data, headers={"origin": OTHER}).status_code == 403
+    assert locked.post("/studio/logout", headers={"origin": OTHER}).status_code == 403
+
+
+def test_no_secret_is_logged(locked, capfd, caplog):
+    """Neither password nor cookie appears in what the server says."""
+    log_in(locked, password="wrong wrong wrong")
+    token = log_in(locked).cookies[access.COOKIE]
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert PASSWORD not in said and "wrong wrong" not in said and token not in said
+
+
+def test_the_login_file_holds_hashes_that_only_its_owner_reads(tmp_path, monkeypatch, capsys):
+    """The command asks, hashes with scrypt and a salt of its own, and adds to what is there."""
+    path = tmp_path / "login.json"
+    for name in ("ada", "bob"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
+        assert cli.main(["studio", "--add-user", name, "--login-file", str(path)]) == 0
+    users = json.loads(path.read_text())
+    assert set(users) == {"ada", "bob"} and users["ada"]["scrypt"] != users["bob"]["scrypt"]
+    assert PASSWORD not in path.read_text() and PASSWORD not in capsys.readouterr().out
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "said"),
+    [("ada", "short", "at least"), ("a b", PASSWORD, "letters"), ("../x", PASSWORD, "letters")],
+)
+def test_poor_names_and_passwords_are_refused(tmp_path, monkeypatch, name, password, said):
+    """In one sentence, and nothing is written."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(password + "\n"))
+    with pytest.raises(InputError, match=said):
+        access.add_user(tmp_path / "login.json", name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"ada": {"password": "x"}}', '{"ada": "x"}'])
+def test_a_file_that_is_no_login_file_is_refused(tmp_path, content):
+    """A studio never starts open because its login file is broken."""
+    path = tmp_path / "login.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="no login file"):
+        access.Logins(path)
+
+
+def test_a_studio_that_others_reach_wants_a_login(tmp_path, capsys):
+    """Another host than this machine's own needs a login file."""
+    assert cli.main(["studio", "--home", str(tmp_path), "--host", "0.0.0.0"]) == 2
+    assert "--login-file" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_a_sentence(tmp_path, capsys):
+    """Said before anything is started."""
+    with app.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["studio", "--home", str(tmp_path), "--port", str(port), "--no-worker"]) == 2
+    assert f"Port {port}" in capsys.readouterr().err
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------
+
+
+def test_user_text_never_becomes_markup(studio):
+    """Names, labels and cells are escaped by the pieces that hold them."""
+    pieces = [
+        listing(studio),
+        markup.note(HOSTILE),
+        markup.trouble(HOSTILE),
+        markup.empty(HOSTILE, HOSTILE),
+        markup.badge("done", HOSTILE),
+        markup.bar(0.5, HOSTILE),
+        markup.button(HOSTILE, "act", label=HOSTILE, id=HOSTILE),
+        markup.link(HOSTILE, HOSTILE, label=HOSTILE),
+        markup.facts([(HOSTILE, HOSTILE)]),
+        markup.table([HOSTILE], [[HOSTILE]], caption=HOSTILE, sortable=True),
+        markup.table(["x"], [[markup.Cell(HOSTILE, HOSTILE)]]),
+        markup.curve([(1, 2.0), (2, 1.0)], 2, HOSTILE),
+    ]
+    for one in pieces:
+        assert "<img" not in one and 'onerror="' not in one, one
+    assert app.login_page(HOSTILE).count("<img") == 0
+
+
+def test_the_web_process_never_imports_torch(tmp_path):
+    """It builds and answers without torch, transformers, peft or bitsandbytes."""
+    code = (
+        "import sys, pathlib; from peftbook.studio.app import build_app; from peftbook.studio.store import Studio; "
+        "from peftbook.tasks.table import Caps; import peftbook.studio.report, peftbook.studio.artefacts; "
+        f"build_app(Studio(pathlib.Path({str(tmp_path)!r})), Caps()); "
+        "print([name for name in ('torch', 'transformers', 'peft', 'bitsandbytes') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip().splitlines()[-1] == "[]"

@@ -1,0 +1,529 @@
+"""The store of the studio: atomic claims, one job a run, legal ways only, nothing half-written, nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from studio_home import SMALL, colours_csv, colours_project
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.records import Record
+from peftbook.studio import attempts
+from peftbook.studio.jobs import EDGES
+from peftbook.studio.processes import end_group, identity, is_alive
+from peftbook.studio.store import Project, Studio
+
+ME = os.getpid()
+BUDGET = specs.Budget(tokens=10, learning_rate=1.0)
+
+
+@pytest.fixture
+def studio(tmp_path) -> Studio:
+    return Studio(tmp_path / "home")
+
+
+@pytest.fixture
+def project(studio) -> Project:
+    return colours_project(studio)
+
+
+def runs(count: int) -> list[specs.Run]:
+    task = specs.Task(name="files", data_sha256="a" * 64)
+    return [specs.Run(model=SMALL, task=task, method=specs.Untuned(), seed=seed) for seed in range(count)]
+
+
+def save_record(studio: Studio, project: Project, run: specs.Run, failure: str = "") -> None:
+    studio.records(project.id).save(Record(key=run.key, spec=run, measurements={"loss_nats": 1.0}, failure=failure))
+
+
+def claim_all(home: Path, worker: str) -> list[str]:
+    """What one worker gets when several claim at once; for another process."""
+    studio, mine = Studio(home), []
+    while (job := studio.claim(worker, os.getpid())) is not None:
+        mine.append(job.id)
+        studio.adopt(job.id, job.attempt, os.getpid())
+    return mine
+
+
+# --- projects --------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_comes_back_as_it_came(studio, project):
+    """Bytes, columns, split and instruction; the name on disk is the server's own."""
+    assert studio.projects() == [project] and studio.project(project.id) == project
+    assert (studio.folder(project.id) / "data.bin").read_bytes() == colours_csv()
+    assert [path.name for path in studio.folder(project.id).iterdir()] == ["data.bin"]
+    task = studio.task(project.id)
+    assert sum(map(len, task.splits.values())) == 60 and studio.table(project.id).columns == ("ask", "answer")
+    studio.rename(project.id, "  Other\n name ")
+    assert studio.project(project.id).name == "Other name"
+
+
+@pytest.mark.parametrize("hostile", ["../../etc", "", "x' OR '1'='1", "\x00", "projects"])
+def test_unknown_ids_are_refused_and_never_become_a_path(studio, project, hostile):
+    """Whatever a browser sends as an id: one sentence, no file."""
+    calls = (studio.project, studio.folder, studio.records, studio.task, studio.delete_project, studio.job,
+             studio.cancel, studio.retry, studio.curve, studio.answer)  # fmt: skip
+    for call in calls:
+        with pytest.raises(InputError, match="There is no"):
+            call(hostile)
+    with pytest.raises(InputError, match="There is no project"):
+        studio.submit(hostile, runs(1))
+    with pytest.raises(InputError, match="There is no project"):
+        studio.ask("generate", {"project": hostile, "text": ""})
+    assert studio.projects() == [project]
+
+
+def test_a_home_of_another_version_or_no_database_is_refused(tmp_path):
+    """One sentence, and the file stays as it is."""
+    Studio(tmp_path / "newer")
+    with sqlite3.connect(tmp_path / "newer" / "studio.sqlite") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(InputError, match="version 99"):
+        Studio(tmp_path / "newer")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "studio.sqlite").write_text("something else\n" * 100)
+    with pytest.raises(InputError, match="no studio database"):
+        Studio(tmp_path / "other")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(studio, monkeypatch):
+    """Neither a folder without a row nor a row without a folder."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="is full: free some space"):
+            colours_project(studio)
+    assert studio.projects() == [] and list((studio.home / "projects").iterdir()) == []
+    pages = studio._connection().execute("PRAGMA page_count").fetchone()[0]
+    studio._connection().execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own word for a full disk
+    with pytest.raises(InputError, match="is full: free some space"):
+        for _ in range(200):
+            studio.submit(colours_project(studio).id, runs(50))
+    studio.close()
+    rows = {one.id for one in studio.projects()}
+    assert rows == {path.name for path in (studio.home / "projects").iterdir()}
+
+
+def test_a_deleted_project_leaves_no_row_and_no_file(studio, project):
+    """Its name and what was typed are not in the database's files either."""
+    other = colours_project(studio, 40)
+    plan = studio.submit(project.id, runs(3), "secret plan")
+    job = studio.claim("w", ME)
+    studio.progress(job.id, job.attempt, phase="training", points=[(1, 2.0)])
+    request = studio.ask("generate", {"project": project.id, "text": "secret words"})
+    studio.stopped(job.id, job.attempt)
+    studio.delete_project(project.id)
+    assert studio.projects() == [other] and studio.jobs() == [] and studio.jobs(plan=plan) == []
+    assert [path.name for path in (studio.home / "projects").iterdir()] == [other.id]
+    for call, name in ((studio.job, job.id), (studio.answer, request), (studio.project, project.id)):
+        with pytest.raises(InputError):
+            call(name)
+    for table in ("plans", "jobs", "plan_jobs", "points", "requests"):
+        assert studio._row(f"SELECT count(*) FROM {table}")[0] == 0
+    assert not any(b"secret" in path.read_bytes() for path in studio.home.glob("studio.sqlite*"))
+
+
+def test_a_project_is_deleted_when_its_last_job_has_stopped(studio, project):
+    """Until then it is in no list, takes no new job, and its files stay for the process that uses them."""
+    studio.submit(project.id, runs(2))
+    job = studio.claim("w", ME)
+    assert studio.adopt(job.id, job.attempt, ME) is False
+    studio.delete_project(project.id)
+    assert studio.projects() == [] and studio.jobs() == [] and studio.claim("other", ME) is None
+    assert (studio.home / "projects" / project.id).exists() and not studio.wanted(job.id, job.attempt)
+    assert studio.stopped(job.id, job.attempt) and studio.purge() == [project.id]
+    assert not (studio.home / "projects" / project.id).exists()
+
+
+# --- plans and jobs --------------------------------------------------------------------------------------------
+
+
+def test_an_identical_run_is_one_job_whichever_plans_ask(studio, project):
+    """Queued once, named by both plans; within a plan too."""
+    first, second = studio.submit(project.id, runs(3)), studio.submit(project.id, [*runs(4), *runs(2)], "more")
+    a, b = studio.jobs(plan=first), studio.jobs(plan=second)
+    assert [job.id for job in a] == [job.id for job in b[:3]] and len(b) == 4 and len(studio.jobs(project.id)) == 4
+    assert [job.plan for job in studio.jobs(project.id)] == [first] * 3 + [second]
+    assert [plan.jobs for plan in studio.plans(project.id)] == [tuple(j.id for j in a), tuple(j.id for j in b)]
+    assert [plan.name for plan in studio.plans(project.id)] == ["", "more"]
+
+
+def test_a_run_whose_record_is_at_hand_is_done_at_once(studio, project):
+    """And says that it is from the cache; a recorded failure is failed at once, with its sentence."""
+    good, bad, new = runs(3)
+    save_record(studio, project, good)
+    save_record(studio, project, bad, "Training diverged at step 3 (loss nan): lower the learning rate.")
+    found = studio.jobs(plan=studio.submit(project.id, [good, bad, new]))
+    assert [(job.state, job.cached) for job in found] == [("done", True), ("failed", True), ("queued", False)]
+    assert "diverged" in found[1].error and found[0].attempt == 0
+    job = studio.claim("w", ME)
+    save_record(studio, project, new)
+    assert studio.finish(job.id, job.attempt)
+    again = studio.jobs(plan=studio.submit(project.id, [new]))
+    assert [(job.state, job.cached) for job in again] == [("done", True)] and again[0].id == job.id
+    assert not studio.job(job.id).cached  # its first plan had to wait for it
+
+
+def test_a_run_of_another_project_on_the_same_data_is_taken_over(studio, project):
+    """With what it trained, under the new project's own names: deleting the first takes nothing from the second."""
+    untuned, trained, lost = (
+        runs(1)[0],
+        *(runs(1)[0].model_copy(update={"method": specs.LoRA(), "budget": BUDGET, "seed": seed}) for seed in (0, 1)),
+    )
+    for run in (untuned, trained, lost):
+        save_record(studio, project, run)
+    kept = studio.folder(project.id) / "adapters" / trained.key[:12] / "adapter_model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"weights")
+    studio.submit(project.id, [untuned, trained, lost])
+    other = colours_project(studio)
+    found = studio.jobs(plan=studio.submit(other.id, [untuned, trained, lost]))
+    assert [(job.state, job.cached) for job in found] == [("done", True), ("done", True), ("queued", False)]
+    studio.delete_project(project.id)
+    assert (studio.adapter(found[1]) / kept.name).read_bytes() == b"weights"
+    assert studio.records(other.id).get(trained).measurements == {"loss_nats": 1.0}
+    assert not list(studio.folder(other.id).rglob(".*"))
+
+
+def test_submitting_again_queues_what_failed_or_was_cancelled(studio, project):
+    """The same job, not a second one."""
+    job = studio.jobs(plan=studio.submit(project.id, runs(1)))[0]
+    studio.cancel(job.id)
+    again = studio.jobs(plan=studio.submit(project.id, runs(1)))[0]
+    assert (again.id, again.state) == (job.id, "queued")
+
+
+def test_a_diverged_job_can_be_retried_but_not_resumed(studio, project):
+    """There is nothing to go on from; a retry removes the record first, so that there is one record a run."""
+    run = runs(1)[0]
+    save_record(studio, project, run, "Training diverged.")
+    job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
+    with pytest.raises(InputError, match="retry it from the start"):
+        studio.resume(job.id)
+    studio.retry(job.id)
+    assert studio.job(job.id).state == "queued" and run not in studio.records(project.id)
+    claimed = studio.claim("w", ME)
+    assert studio.adopt(job.id, claimed.attempt, ME) is True  # anew
+    studio.begun(job.id, claimed.attempt)
+    assert studio._row("SELECT anew FROM jobs")[0] == 0
+
+
+def test_jobs_are_claimed_oldest_first_and_a_resumed_one_waits_its_turn(studio, project):
+    """First come, first served."""
+    ids = [job.id for job in studio.jobs(plan=studio.submit(project.id, runs(3)))]
+    studio.cancel(ids[0])
+    studio.resume(ids[0])
+    order = []
+    for worker in "abc":
+        order.append(studio.claim(worker, ME).id)
+    assert order == [ids[1], ids[2], ids[0]] and studio.claim("d", ME) is None
+
+
+def test_progress_is_what_the_page_sees(studio, project):
+    """Phase, step, loss, speed, time left and curve; a point written twice is one point."""
+    studio.submit(project.id, runs(1))
+    job = studio.claim("w", ME)
+    assert studio.job(job.id).phase == "loading"
+    for step in (1, 2, 2):
+        assert studio.progress(
+            job.id, job.attempt, phase="training", done=step, total=9, step=step, steps=9, loss=1 / step,
+            tokens_per_second=100.0, seconds_left=7.0, points=[(step, 1 / step)],
+        )  # fmt: skip
+    seen = studio.job(job.id)
+    assert (seen.phase, seen.step, seen.steps, seen.loss, seen.tokens_per_second, seen.seconds_left) == (
+        "training", 2, 9, 0.5, 100.0, 7.0
+    )  # fmt: skip
+    assert studio.curve(job.id) == [(1, 1.0), (2, 0.5)]
+    studio.cancel(job.id)
+    assert studio.job(job.id).cancelling and not studio.progress(job.id, job.attempt, phase="training")
+
+
+def test_who_lost_a_job_changes_nothing_about_it(studio, project):
+    """A process of an earlier attempt that still runs for a moment writes into the void."""
+    studio.submit(project.id, runs(1))
+    first = studio.claim("w", ME)
+    assert studio.died(first.id, first.attempt, "was killed")
+    second = studio.claim("w", ME)
+    assert (second.id, second.attempt) == (first.id, 2)
+    before = studio.job(second.id)
+    assert studio.adopt(first.id, 1, ME) is None and not studio.wanted(first.id, 1)
+    assert not studio.progress(first.id, 1, phase="training", step=5, points=[(5, 9.0)])
+    assert not studio.fail(first.id, 1, "no") and not studio.stopped(first.id, 1) and not studio.died(first.id, 1, "no")
+    save_record(studio, project, second.run)
+    assert not studio.finish(first.id, 1)
+    assert studio.job(second.id) == before and studio.curve(second.id) == []
+    assert studio.adopt(second.id, 2, ME) is False and studio.adopt(second.id, 2, ME) is None  # one process an attempt
+
+
+def test_a_job_whose_process_is_killed_again_and_again_fails(studio, project):
+    """A job that takes all memory must not be tried for ever."""
+    studio.submit(project.id, runs(1))
+    for _ in range(attempts.DEATHS):
+        job = studio.claim("w", ME)
+        studio.died(job.id, job.attempt, "was ended by signal 9 (out of memory?)")
+    assert studio.job(job.id).state == "failed" and "signal 9" in studio.job(job.id).error
+    studio.resume(job.id)
+    assert studio.claim("w", ME).attempt == attempts.DEATHS + 1
+
+
+# --- workers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_atomic_over_threads_and_processes(studio, project):
+    """Sixty jobs, eight threads and four processes: each job has exactly one owner and one attempt."""
+    studio.submit(project.id, runs(60))
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4) as pool, ThreadPoolExecutor(8) as threads:
+        others = pool.starmap_async(claim_all, [(studio.home, f"process {at}") for at in range(4)])
+        mine = list(threads.map(lambda at: claim_all(studio.home, f"thread {at}"), range(8)))
+        claimed = [job for worker in (*mine, *others.get(60)) for job in worker]
+    assert sorted(claimed) == sorted(job.id for job in studio.jobs()) and len(set(claimed)) == 60
+    assert {job.attempt for job in studio.jobs()} == {1}
+
+
+def test_submitting_at_once_makes_each_job_once(studio, project):
+    """Eight pages press the button together."""
+    barrier = threading.Barrier(8)
+
+    def press(_):
+        barrier.wait()
+        return studio.submit(project.id, runs(10))
+
+    with ThreadPoolExecutor(8) as pool:
+        plans = list(pool.map(press, range(8)))
+    assert len(set(plans)) == 8 and len(studio.jobs(project.id)) == 10
+    assert len({tuple(job.id for job in studio.jobs(plan=plan)) for plan in plans}) == 1
+
+
+def test_a_dead_workers_job_is_released_and_a_living_ones_is_not(studio, project):
+    """Death is told by pid and start time: a pid that another process has by now is not the worker's."""
+    studio.submit(project.id, runs(2))
+    dead = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    lost, kept = studio.claim("dead", dead.pid), studio.claim("alive", ME)
+    assert studio.release() == []
+    dead.communicate()
+    assert [worker.alive for worker in studio.workers()] == [False, True]
+    with studio._write() as db:  # the same pid, given to a process that started at another time
+        db.execute("UPDATE workers SET pid = ? WHERE id = 'dead'", (ME,))
+    assert studio.release() == [lost.id]
+    assert studio.job(lost.id).state == "queued" and studio.job(kept.id).state == "running"
+    assert [worker.id for worker in studio.workers()] == ["alive"]
+
+
+def test_a_silent_worker_on_another_machine_counts_as_dead(studio, project):
+    """Its process cannot be looked at; after two minutes without a word its job is free."""
+    studio.submit(project.id, runs(1))
+    job = studio.claim("far", ME)
+    with studio._write() as db:
+        db.execute("UPDATE workers SET host = 'elsewhere', pid = 1, identity = 'x'")
+    assert studio.release() == []
+    with studio._write() as db:
+        db.execute("UPDATE workers SET beat = beat - ?", (attempts.STALE_SECONDS + 1,))
+    assert studio.release() == [job.id]
+
+
+def test_release_ends_the_child_that_a_dead_worker_left(studio, project):
+    """Else two processes would write one run's checkpoint; a child that comes too late is refused."""
+    studio.submit(project.id, runs(2))
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    with child:
+        jobs = [studio.claim("gone", ME), studio.claim("gone too", ME)]
+        assert studio.adopt(jobs[0].id, 1, child.pid) is False
+        studio.leave("gone")
+        studio.leave("gone too")
+        assert sorted(studio.release()) == sorted(job.id for job in jobs)
+        assert child.wait(5) == -9
+    assert studio.adopt(jobs[1].id, 1, ME) is None
+
+
+def test_release_finishes_what_is_finished_and_cancels_what_was_cancelled(studio, project):
+    """The worker died between the record and the word that it is there, or between cancel and kill."""
+    studio.submit(project.id, runs(2))
+    done, cancelled = studio.claim("a", ME), studio.claim("b", ME)
+    save_record(studio, project, done.run)
+    studio.cancel(cancelled.id)
+    studio.leave("a")
+    studio.leave("b")
+    studio.release()
+    assert studio.job(done.id).state == "done" and studio.job(cancelled.id).state == "cancelled"
+
+
+def test_sweeping_removes_what_nobody_will_and_nothing_else(studio, project):
+    """A folder without a row, a half-made download, yesterday's download; not what is new, not what is a project's."""
+    downloads = studio.folder(project.id) / "downloads"
+    orphan, young = studio.home / "projects" / ("a" * 16), studio.home / "projects" / ("b" * 16)
+    for path, age in ((downloads / ".half", 2), (downloads / "old.zip", 25), (downloads / "new.zip", 2),
+                      (orphan / "data.bin", 2), (young / "data.bin", 0)):  # fmt: skip
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+        then = time.time() - 3600 * age
+        os.utime(path, (then, then))
+        if path.parent != downloads:
+            os.utime(path.parent, (then, then))
+    studio.sweep()
+    assert [path.name for path in downloads.iterdir()] == ["new.zip"]
+    assert young.exists() and not orphan.exists() and studio.table(project.id).rows
+
+
+def test_a_record_that_cannot_be_read_fails_its_job(studio, project):
+    """And says what to do, instead of keeping the worker busy with it for ever."""
+    studio.submit(project.id, runs(1))
+    job = studio.claim("w", ME)
+    save_record(studio, project, job.run)
+    studio.records(project.id).path(job.key).write_text("{")
+    assert studio.finish(job.id, job.attempt)
+    assert studio.job(job.id).state == "failed" and "corrupted" in studio.job(job.id).error
+
+
+def test_identities_tell_processes_apart():
+    """Alive while it runs, dead as a zombie and after, never equal to another process's."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    known = identity(process.pid)
+    assert is_alive(process.pid, known) and not is_alive(process.pid, identity(ME)) and known != identity(ME)
+    end_group(process.pid, known)
+    assert not is_alive(process.pid, known)  # a zombie: nobody has waited for it yet
+    process.communicate()
+    assert identity(process.pid) == "" and not is_alive(process.pid, "")
+
+
+# --- questions -------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_grows_and_ends(studio, project):
+    """Waiting, working with text, done; a withdrawn one tells the assistant to stop."""
+    first = studio.ask("generate", {"project": project.id, "text": "a"})
+    second = studio.ask("preflight", {"project": project.id, "runs": []})
+    assert studio.answer(first).state == "waiting"
+    taken = studio.take()
+    assert (taken.id, taken.payload["text"]) == (first, "a") and studio.say(first, "Mi")
+    assert studio.answer(first).text == "Mi" and not studio.answer(first).ended
+    studio.settle(first, text="Mix")
+    assert (studio.answer(first).state, studio.answer(first).text) == ("done", "Mix")
+    assert studio.take().id == second and studio.take() is None
+    studio.settle(second, result=[{"fits": True}])
+    assert studio.answer(second).result == [{"fits": True}]
+    third = studio.ask("generate", {"project": project.id, "text": "b"})
+    studio.take()
+    studio.withdraw(third)
+    assert not studio.say(third, "x")
+    studio.settle(third, text="late")
+    assert studio.answer(third).state == "withdrawn"
+    with pytest.raises(InputError, match="does not know"):
+        studio.ask("rm -rf", {"project": project.id})
+
+
+def test_a_question_that_the_assistant_dies_over_twice_has_failed(studio, project):
+    """The first time may be bad luck."""
+    request = studio.ask("generate", {"project": project.id, "text": "a"})
+    studio.take()
+    studio.unanswered("It died.")
+    assert studio.answer(request).state == "waiting"
+    studio.take()
+    studio.unanswered("It died.")
+    assert (studio.answer(request).state, studio.answer(request).error) == ("failed", "It died.")
+
+
+# --- random operations -----------------------------------------------------------------------------------------
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Pages, workers and deaths in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.studio = Studio(Path(self.folder.name))
+        self.project = colours_project(self.studio, 12)
+        self.held: dict[str, tuple[str, int]] = {}  # worker → job, attempt
+        self.seen: dict[str, str] = {}
+        self.attempts: dict[str, int] = {}
+        self.computed: set[tuple[str, int]] = set()
+
+    def teardown(self):
+        self.studio.close()
+        self.folder.cleanup()
+
+    @rule(seeds=st.lists(st.integers(0, 5), min_size=1, max_size=4))
+    def submit(self, seeds):
+        plan = self.studio.submit(self.project.id, [runs(6)[seed] for seed in seeds])
+        assert len(self.studio.jobs(plan=plan)) == len(set(seeds))
+
+    @rule(worker=st.sampled_from("ab"))
+    def claim(self, worker):
+        if worker not in self.held and (job := self.studio.claim(worker, ME)) is not None:
+            assert all(job.id != other for other, _ in self.held.values())
+            self.held[worker] = job.id, job.attempt
+
+    @precondition(lambda self: self.held)
+    @rule(
+        data=st.data(),
+        end=st.sampled_from(["finish", "diverge", "fail", "stopped", "died", "worker"]),
+    )
+    def end(self, data, end):
+        worker = data.draw(st.sampled_from(sorted(self.held)))
+        job, attempt = self.held.pop(worker)
+        if end in ("finish", "diverge"):
+            run = self.studio.job(job).run
+            assert run not in self.studio.records(self.project.id)  # nothing is computed twice
+            save_record(self.studio, self.project, run, "Training diverged." if end == "diverge" else "")
+            self.studio.finish(job, attempt)
+        elif end == "worker":
+            self.studio.leave(worker)
+            self.studio.release()
+        else:
+            getattr(self.studio, end)(job, attempt, *(["It failed."] if end != "stopped" else []))
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), what=st.sampled_from(["cancel", "retry", "resume"]))
+    def press(self, data, what):
+        job = data.draw(st.sampled_from(sorted(self.seen)))
+        state = self.studio.job(job).state
+        try:
+            getattr(self.studio, what)(job)
+        except InputError:
+            assert what != "cancel" and (state not in ("failed", "cancelled") or what == "resume")
+
+    @invariant()
+    def states_move_along_legal_edges(self):
+        jobs = self.studio.jobs()
+        for job in jobs:
+            before = self.seen.get(job.id)
+            reachable = {before, *EDGES[before]} if before else {"queued", "done", "failed"}
+            if before == "running":  # released, and claimed or cancelled since
+                reachable |= {"queued", "cancelled"}
+            assert job.state in reachable, (before, job.state)
+            assert job.attempt >= self.attempts.get(job.id, 0)
+            self.seen[job.id], self.attempts[job.id] = job.state, job.attempt
+            assert (job.state == "done") == (
+                job.run in self.studio.records(self.project.id)
+                and not self.studio.records(self.project.id).get(job.run).failure
+            )
+        running = {job.id for job in jobs if job.state == "running"}
+        assert running == {job for job, _ in self.held.values()}
+        assert len({job.key for job in jobs}) == len(jobs)
+
+
+AnyOrder.TestCase.settings = settings(
+    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestAnyOrder = AnyOrder.TestCase

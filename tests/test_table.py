@@ -1,0 +1,398 @@
+"""Laws of the reader: what was written is read back, whatever format, encoding or delimiter; faults are numbered."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+import time
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftbook.errors import InputError
+from peftbook.tasks import docstrings_build, similarity
+from peftbook.tasks.files import Split, examine, load_files, split_examples, task_from_table, usable_rows
+from peftbook.tasks.table import Caps, Columns, guess_columns, read_table
+
+COLUMNS = Columns("question", "answer")
+PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from("\n\t"), max_size=12)
+
+
+def written(rows, delimiter=",", header=("question", "answer")) -> str:
+    """Rows as CSV."""
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=delimiter, lineterminator="\n").writerows([header, *rows])
+    return stream.getvalue()
+
+
+def parquet(table: pa.Table) -> bytes:
+    """A table as Parquet."""
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    return stream.getvalue()
+
+
+def pairs(count: int) -> list[tuple[str, str]]:
+    """Pairs without a word in common, beside one."""
+    return [(f"what is w{n} x{n * 7} y{n * 13}", f"it is {n}") for n in range(count)]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_every_delimiter_in_every_encoding_reads_the_same(delimiter, encoding):
+    """Cells may hold every delimiter, quotes and line breaks."""
+    rows = [("Grüße, a;b|c\td", 'say "hé"\nnow'), ("x, y", "ö"), ("a | b", "ç; à")]
+    table = read_table(written(rows, delimiter).encode(encoding), "data.txt")
+    assert table.rows == tuple(rows) and table.columns == ("question", "answer")
+    assert table.delimiter == delimiter and table.format == ("tsv" if delimiter == "\t" else "csv")
+    assert table.encoding == encoding and table.numbers == (1, 2, 3) and not table.faults
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(PLAIN, PLAIN), min_size=1, max_size=8), st.sampled_from([",", ";", "\t"]))
+def test_what_was_written_as_csv_is_read_back(rows, delimiter):
+    """Any text survives, the delimiter being found by itself."""
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([("q", "a"), *rows])
+    assert read_table(stream.getvalue().encode()).rows == tuple(rows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"q": PLAIN, "a": PLAIN}), min_size=1, max_size=6), st.sampled_from([None, 1]))
+def test_json_lines_arrays_and_pretty_printed_objects_read_the_same(rows, indent):
+    """A dump as one array, one object a line, or objects over several lines."""
+    lines = "\n".join(json.dumps(row, indent=indent) for row in rows)
+    wanted = tuple(tuple(row[name] for name in rows[0]) for row in rows)
+    for text in (lines, json.dumps(rows, indent=indent)):
+        table = read_table(text.encode(), "data.csv")
+        assert (table.rows, table.format, table.faults) == (wanted, "jsonl", ())
+
+
+def test_parquet_reads_text_numbers_dates_and_lists_as_text():
+    """Null and NaN are empty, all else is as JSON writes it."""
+    table = read_table(
+        parquet(
+            pa.table(
+                {
+                    "s": ["é", None],
+                    "n": [1, 2],
+                    "f": [float("nan"), 2.5],
+                    "d": pa.array([0, 1], pa.date32()),
+                    "l": [[1, 2], None],
+                    "b": [b"x", b"y"],
+                }
+            )
+        )
+    )
+    assert table.format == "parquet"
+    assert table.rows == (("é", "1", "", "1970-01-01", "[1, 2]", "x"), ("", "2", "2.5", "1970-01-02", "", "y"))
+
+
+def test_chats_of_both_formats_become_instruction_input_and_target():
+    """The last answer is the target, what comes before it the input, and the system's words the instruction."""
+
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    chats = [
+        {"messages": [turn("system", "Be brief."), turn("user", "Hi"), turn("assistant", "Hello")], "id": "a"},
+        {
+            "messages": [turn("user", "1?"), turn("assistant", "2"), turn("user", "3?"), turn("assistant", "4")],
+            "id": "b",
+        },
+    ]
+    wanted = (("Be brief.", "Hi", "Hello", "a"), ("", "User: 1?\n\nAssistant: 2\n\nUser: 3?", "4", "b"))
+    for content in ("\n".join(map(json.dumps, chats)).encode(), parquet(pa.Table.from_pylist(chats))):
+        table = read_table(content)
+        assert table.columns == ("instruction", "input", "target", "id") and table.rows == wanted
+        assert table.format == "chat" and guess_columns(table)[0] == Columns("input", "target", "instruction")
+
+
+@pytest.mark.parametrize(
+    ("chat", "problem"),
+    [
+        ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "no user turn"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
+        ({"messages": [{"role": "user", "content": None}]}, "without text"),
+        ({"messages": ["x"]}, "no object"),
+        ({"text": "x"}, "no list of"),
+    ],
+)
+def test_a_chat_that_teaches_nothing_is_a_fault(chat, problem):
+    """Each with its row."""
+    good = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    table = read_table("\n".join(map(json.dumps, [good, chat, good])).encode())
+    assert table.numbers == (1, 3) and [fault.row for fault in table.faults] == [2]
+    assert problem in table.faults[0].problem
+
+
+def test_the_content_decides_and_the_name_is_a_hint():
+    """JSON named .csv is JSON, CSV named .jsonl is CSV, and a single column stays one."""
+    assert read_table(b'{"a": 1, "b": 2}\n', "data.csv").format == "jsonl"
+    assert read_table(b"a,b\n1,2\n", "data.jsonl").format == "csv"
+    assert read_table(b"word\none\ntwo\n", "data.tsv").columns == ("word",)
+    assert read_table(b"sep=;\na;b\n1,5;2\n").rows == (("1,5", "2"),)
+
+
+def test_rows_that_cannot_be_read_are_numbered_and_the_others_kept():
+    """One broken row costs one row."""
+    text = 'q,a\n1,one\nragged\n2,"two"x\n\n3,three\n4,a,b\n5,five\n'
+    table = read_table(text.encode())
+    assert table.rows == (("1", "one"), ("3", "three"), ("5", "five"))
+    assert table.numbers == (1, 4, 6)
+    assert [(fault.row, fault.line) for fault in table.faults] == [(2, 3), (3, 4), (5, 7)]
+
+
+def test_a_quote_that_is_never_closed_costs_its_row_alone():
+    """Reading goes on at the next line; the end of a broken cell is not taken for a row."""
+    lines = [f"{n},text {n}" for n in range(50)]
+    lines[7] = '7,"never closed'
+    lines[20:21] = ['20,"He said "hi" to', 'me",x']
+    table = read_table("\n".join(["q,a", *lines]).encode())
+    assert len(table.rows) == 48 and {fault.row for fault in table.faults} == {8, 21, 22}
+
+
+def test_a_few_bytes_that_are_not_utf8_are_faults_and_a_whole_file_is_cp1252():
+    """A mended file of mixed encodings keeps its good rows; an old one is read as what it is."""
+    mixed = "q,a\n" + "Grüße,süß\n" * 9
+    table = read_table(mixed.encode() + "Grüße,süß\n".encode("cp1252"))
+    assert table.encoding == "utf-8" and len(table.rows) == 9
+    assert "0xfc" in table.faults[0].problem and table.faults[0].row == 10
+    assert read_table(mixed.encode("cp1252")).encoding == "cp1252"
+    assert read_table(b"q,a\n\x81\xe9t\xe9,x y z\n" + b"a,b\n" * 20).encoding == "latin-1"
+
+
+def test_columns_get_names_that_are_told_apart():
+    """Empty and repeated headers."""
+    assert read_table(b"a,,a,a\n1,2,3,4\n").columns == ("a", "column 2", "a (2)", "a (3)")
+
+
+def zipped() -> bytes:
+    """A zip archive of zeros."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.csv", "0" * 1_000_000)
+    return stream.getvalue()
+
+
+REFUSED = {
+    "empty": (b"", "is empty"),
+    "null bytes": (b"\x00" * 100, "is empty"),
+    "zip": (zipped(), "zip archive or an Excel file"),
+    "pickle": (pickle.dumps({"a": 1}), "pickle, which can run code"),
+    "program": (b"\x7fELF" + bytes(60), "a program"),
+    "Windows program": (b"MZ" + bytes(200), "a program"),
+    "script": (b"#!/bin/sh\nrm -rf /\n", "a script"),
+    "page": (b"<!DOCTYPE html><html></html>", "HTML or XML"),
+    "noise": (bytes(range(256)) * 20, "binary file"),
+    "header alone": (b"a,b\n", "a header and no rows"),
+    "all rows broken": (b"a,b\n1\n2\n", "no row that is whole; row 1: has 1 cells"),
+    "columns": (b",".join(b"c" for _ in range(201)) + b"\n", "201 columns, more than the cap of 200"),
+    "cut array": (b'[{"a": ', "not valid JSON"),
+    "Parquet": (b"PAR1 and more PAR1", "not a readable Parquet file"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_table_is_refused_in_one_sentence(content, words):
+    """Whatever its name says."""
+    with pytest.raises(InputError, match=words) as caught:
+        read_table(content, "data.csv")
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".") and "data.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("caps", "words"),
+    [
+        (Caps(bytes=50), "more than the cap of 50"),
+        (Caps(rows=5), "more than 5 rows"),
+        (Caps(columns=1), "2 columns"),
+        (Caps(cells=9), "9 cells|more than the caps"),
+    ],
+)
+def test_caps_are_kept_by_every_format(caps, words):
+    """A cap that one format forgot would be none."""
+    rows = [{"q": f"question {n}", "a": f"answer {n}"} for n in range(20)]
+    contents = [written([tuple(row.values()) for row in rows]).encode(), parquet(pa.Table.from_pylist(rows))]
+    contents += [] if caps.columns == 1 else ["\n".join(map(json.dumps, rows)).encode()]
+    for content in contents:
+        with pytest.raises(InputError, match=words):
+            read_table(content, caps=caps)
+
+
+def test_a_long_cell_is_a_fault_of_its_column():
+    """The row is left out, the file is not."""
+    table = read_table(b"q,a\nshort,x\n" + b"y" * 11 + b",x\n", caps=Caps(cell_chars=10))
+    assert len(table.rows) == 1 and (table.faults[0].row, table.faults[0].column) == (2, "q")
+
+
+def test_a_cell_of_megabytes_costs_its_row_alone():
+    """However many lines it has, and whatever they look like."""
+    for line in ("x,\n", "x\n", 'say ""hi""\n'):
+        text = 'q,a\n1,one\n2,"' + line * 400_000 + '"\n3,three\n'
+        table = read_table(text.encode())
+        assert table.rows == (("1", "one"), ("3", "three")) and [fault.row for fault in table.faults] == [2]
+
+
+def test_parquet_that_unpacks_to_gigabytes_is_refused_soon():
+    """Ninety kilobytes repeated two hundred thousand times fit into some hundred bytes."""
+    dictionary = pa.DictionaryArray.from_arrays(pa.array([0] * 200_000, pa.int32()), pa.array(["x" * 90_000]))
+    content = parquet(pa.table({"q": dictionary, "a": ["y"] * 200_000}))
+    assert len(content) < 100_000
+    began = time.monotonic()
+    with pytest.raises(InputError, match="more than 100,000,000 characters"):
+        read_table(content)
+    assert time.monotonic() - began < 60
+
+
+def test_parquet_whose_values_repeat_the_one_before_is_read():
+    """Delta encoding is rare, and cannot be had as dictionaries."""
+    stream = io.BytesIO()
+    table = pa.table({"q": [f"question {n}" for n in range(3000)], "a": ["y"] * 3000})
+    pq.write_table(table, stream, use_dictionary=False, column_encoding="DELTA_BYTE_ARRAY")
+    assert read_table(stream.getvalue()).rows[2999] == ("question 2999", "y")
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        ("question,answer", Columns("question", "answer")),
+        ("id,document,summary", Columns("document", "summary")),
+        ("instruction,input,output", Columns("input", "output", "instruction")),
+        ("instruction,output", Columns("instruction", "output")),
+        ("author,text,label", Columns("text", "label", None, "author")),
+        ("a,b", Columns("a", "b")),
+        ("SQL,Question", Columns("Question", "SQL")),
+    ],
+)
+def test_columns_are_guessed_by_name_then_by_length(header, wanted):
+    """The guess is only shown; it must be the obvious one where there is one."""
+    cells = ",".join("some words" for _ in header.split(","))
+    found, why = guess_columns(read_table(f"{header}\n{cells}\n".encode()))
+    assert found == wanted and why.endswith(".")
+
+
+# --- a table as a task -----------------------------------------------------------------------------------------
+
+
+def test_a_task_leaves_out_faulty_rows_and_keeps_their_numbers():
+    """Empty cells are faults of the mapped columns alone."""
+    rows = [(*pair, "") for pair in pairs(30)]
+    rows[4] = ("", "no question", "")
+    rows[9] = ("no answer", " ", "x")
+    table = read_table(written(rows, header=("question", "answer", "note")).encode())
+    examples, faults = usable_rows(table, COLUMNS)
+    assert [(fault.row, fault.column) for fault in faults] == [(5, "question"), (10, "answer")]
+    task = task_from_table(table, COLUMNS)
+    ids = {one.id for split in task.splits.values() for one in split}
+    assert ids == {one.id for one in examples} and "row-000005" not in ids and len(ids) == 28
+    assert task.splits == split_examples(examples)
+
+
+def test_the_hash_names_content_and_settings():
+    """Two tasks with one hash would share records; the same choice made twice must."""
+    rows = [(q, a, f"g{n % 7}") for n, (q, a) in enumerate(pairs(40))]
+    table = read_table(written(rows, header=("question", "answer", "who")).encode())
+    variants = [
+        {},
+        {"split": Split(seed=1)},
+        {"split": Split(fractions=(0.6, 0.2, 0.2))},
+        {"columns": Columns("question", "answer", group="who")},
+        {"columns": Columns("question", "answer", instruction="who")},
+        {"columns": Columns("answer", "question")},
+        {"instruction": "Say: {input}"},
+        {"table": read_table(written(rows[1:], header=("question", "answer", "who")).encode())},
+    ]
+    default = {"table": table, "columns": COLUMNS}
+    tasks = [task_from_table(**(default | variant)) for variant in variants]
+    assert len({task.data_sha256 for task in tasks}) == len(variants)
+    assert task_from_table(**default) == tasks[0]
+    short = read_table(written(rows, header=("question", "answer", "who")).encode(), caps=Caps(cell_chars=20))
+    assert len(short.faults) and task_from_table(short, COLUMNS).data_sha256 != tasks[0].data_sha256
+
+
+def test_an_instruction_column_stands_before_the_input():
+    """An Alpaca row without an input is its instruction alone."""
+    rows = [(f"Do {n}", f"with {n}" if n % 2 else "", f"done {n}") for n in range(20)]
+    table = read_table(written(rows, header=("instruction", "input", "output")).encode())
+    examples, faults = usable_rows(table, guess_columns(table)[0])
+    assert not faults and examples[0].input == "Do 0" and examples[1].input == "Do 1\n\nwith 1"
+
+
+def test_findings_count_what_is_repeated_and_what_leaks():
+    """Each count against a table in which it is known."""
+    rows = pairs(60)
+    clean = examine(read_table(written(rows).encode()), COLUMNS)
+    assert (clean.rows, clean.usable, clean.duplicates, clean.conflicting, clean.near_duplicates) == (60, 60, 0, 0, 0)
+    assert clean.splits == {"train": 48, "validation": 6, "test": 6} and clean.shared_targets == 0
+    doubled = [*rows, *rows[:5], *((q, "another") for q, _ in rows[10:13])]
+    found = examine(read_table(written(doubled).encode()), COLUMNS)
+    assert (found.duplicates, found.conflicting) == (5, 6)
+    long = [(f"{' '.join(f'word{n}_{k}' for k in range(20))} {end}", f"{n}{end}") for n in range(60) for end in "ab"]
+    leaking = examine(read_table(written(long).encode()), COLUMNS)
+    assert leaking.near_duplicates > 0 and leaking.compared == leaking.splits["test"]
+    same = examine(read_table(written([(q, "yes") for q, _ in rows]).encode()), COLUMNS)
+    assert same.shared_targets == same.splits["test"]
+
+
+def test_too_few_rows_are_an_obstacle_and_not_a_crash():
+    """The page still shows what is there."""
+    table = read_table(written(pairs(4)).encode())
+    found = examine(table, COLUMNS)
+    assert "4 usable rows" in found.obstacle and not found.splits
+    with pytest.raises(InputError, match="at least 10"):
+        task_from_table(table, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [Columns("question", "question"), Columns("question", "nothing"), Columns("question", "answer", "answer")],
+)
+def test_columns_that_cannot_be_are_refused(columns):
+    """In one sentence that names the column."""
+    with pytest.raises(InputError, match="olumn"):
+        examine(read_table(written(pairs(20)).encode()), columns)
+
+
+words = st.lists(st.sampled_from([f"w{n}" for n in range(12)]), min_size=1, max_size=12).map(" ".join)
+
+
+@given(st.lists(words, max_size=12), st.lists(words, max_size=12))
+def test_near_duplicates_equal_brute_force(texts, others):
+    """The index leaves out no pair."""
+    sets, known = map(similarity.text_tokens, texts), [similarity.text_tokens(text) for text in others]
+    wanted = sum(any(similarity.jaccard(one, other) >= 0.8 for other in known) for one in sets)
+    assert similarity.count_near_duplicates(texts, others) == (wanted, len(texts))
+
+
+def test_near_duplicates_are_counted_in_bounded_time():
+    """Many short texts of few words are the worst case for an index by token."""
+    texts = [f"{n % 97} {n % 89} {n % 83} {n % 7}" for n in range(40_000)]
+    began = time.process_time()
+    _, compared = similarity.count_near_duplicates(texts[:8000], texts[8000:])
+    assert compared > 0 and time.process_time() - began < 15
+
+
+def test_texts_of_any_script_have_tokens():
+    """Words of letters beyond ASCII, and single signs where no spaces divide words."""
+    assert similarity.text_tokens("Привет, мир") == {"привет", ",", "мир"}
+    assert similarity.text_tokens("漢字だ") == {"漢", "字", "だ"}
+    assert docstrings_build.jaccard is similarity.jaccard
+
+
+def test_the_command_line_reads_what_it_read_before(tmp_path):
+    """One hash for the same arguments, whatever reads the file: pinned from before the reader was rewritten."""
+    path = tmp_path / "data.csv"
+    path.write_text(written(pairs(20)), encoding="utf-8")
+    task = load_files(path, input="question", target="answer")
+    assert task.data_sha256 == "55607735fedf8b36c4589bd17eb208d85bd1bbb9a7c480c03a8bf80effe191aa"
