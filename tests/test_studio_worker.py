@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.studio import artefacts, assistant, work
 from peftbook.studio.processes import is_alive
-from peftbook.studio.store import Job, Project, Studio, start_worker, worker_alive
+from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
 from peftbook.studio.trained import UNMERGED, load_trained, merge, share_weights
+from peftbook.studio.worker import serve
 from peftbook.tasks import Example
 from peftbook.tasks.files import Split
 from peftbook.tasks.table import Columns
@@ -521,6 +523,20 @@ def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
     assert "Mix red" not in card and "<b>" not in card and "[x](y)" not in card
 
 
+def test_the_command_line_names_the_same_run(shop):
+    """Read back by the command's own parser, on the same file, it is the job's run: same data, same key."""
+    from peftbook.cli import build_parser
+    from peftbook.studio.compare import chosen_runs, split_of
+    from peftbook.tasks.files import task_from_table
+
+    studio, project, jobs = shop
+    words = shlex.split(artefacts.command_line(studio, jobs["qlora"]))
+    args = build_parser().parse_args(words[1:])
+    columns = Columns(args.input, args.target, args.instruction_column, args.group)
+    task = task_from_table(studio.table(project.id), columns, split_of(args), args.instruction)
+    assert words[0] == "peftbook" and [run.key for run in chosen_runs(args, task)] == [jobs["qlora"].key]
+
+
 def test_what_cannot_be_downloaded_says_why(shop, tmp_path):
     """The untuned model and full fine-tuning have no adapter; a job that is not done has nothing."""
     studio, _, jobs = shop
@@ -581,3 +597,17 @@ def test_a_faulty_question_is_answered_and_ends_nothing(shop):
         time.sleep(0.01)
     assert [studio.answer(request).state for request in asked][::2] == ["failed", "done"]
     assert "KeyError" in studio.answer(asked[0]).error
+
+
+def test_a_worker_that_nobody_needs_ends_and_one_of_an_open_studio_stays(tmp_path):
+    """Closing the studio leaves no process behind for good; an open one never loses its worker."""
+    studio = Studio(tmp_path / "home")
+    say_open(studio.home)
+    began = time.monotonic()
+    serve(studio.home, seconds=2.0, idle_seconds=0.5)
+    assert time.monotonic() - began >= 2.0
+    (studio.home / "open").unlink()
+    began = time.monotonic()
+    serve(studio.home, seconds=60.0, idle_seconds=0.5)
+    assert time.monotonic() - began < 30.0
+    assert not worker_alive(studio.home)

@@ -20,7 +20,7 @@ from peftbook.errors import InputError
 from peftbook.studio.access import COOKIE, LOGIN, SESSION_SECONDS, Door, Logins, Sessions, cookie
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.markup import trouble
-from peftbook.studio.store import Studio, start_worker
+from peftbook.studio.store import Studio, say_open, start_worker
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
@@ -87,9 +87,10 @@ def listen(host: str, port: int) -> Any:
 
 
 def keep_worker(home: Path, stop: threading.Event) -> None:
-    """Start a worker whenever none is alive."""
+    """Start a worker whenever none is alive, and keep it from ending while the studio is open."""
     while not stop.is_set():
         with contextlib.suppress(Exception):
+            say_open(home)
             start_worker(home)
         stop.wait(KEEPER_SECONDS)
 

@@ -44,6 +44,8 @@ __all__ = [
     "Studio",
     "WorkerState",
     "default_home",
+    "is_open",
+    "say_open",
     "start_worker",
     "worker_alive",
 ]
@@ -52,6 +54,7 @@ ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left b
 KEPT_SECONDS = 24 * 3600.0  # downloads
 NAME_CHARS = 200
 LOG_BYTES = 1_000_000
+OPEN_SECONDS = 30.0  # a studio that is open says so more often
 STARTED: list[subprocess.Popen] = []  # the workers that this process started; the home is their last argument
 
 
@@ -285,6 +288,19 @@ def _task(home: str, project: Project) -> TaskData:
 def worker_alive(home: Path | str | None = None) -> bool:
     """Whether a worker serves this home."""
     return any(worker.alive for worker in Studio(home).workers())
+
+
+def say_open(home: Path) -> None:
+    """Leave word that a studio of this home is open, so that its worker stays."""
+    (home / "open").touch()
+
+
+def is_open(home: Path) -> bool:
+    """Whether a studio of this home said lately that it is open."""
+    try:
+        return time.time() - (home / "open").stat().st_mtime < OPEN_SECONDS
+    except OSError:
+        return False
 
 
 def start_worker(home: Path | str | None = None) -> bool:

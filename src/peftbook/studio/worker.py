@@ -23,13 +23,14 @@ from typing import IO
 from peftbook.errors import InputError
 from peftbook.studio.database import default_home
 from peftbook.studio.processes import end_group, hold, identity
-from peftbook.studio.store import Job, Studio
+from peftbook.studio.store import Job, Studio, is_open
 from peftbook.training.queue import cores
 
 __all__ = ["Child", "Worker", "serve"]
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
+IDLE_SECONDS = 600.0  # with nothing to do and no studio open, after which a worker ends
 NOT_MINE = 3
 
 
@@ -93,6 +94,14 @@ class Worker:
         self.child: Child | None = None
         self.assistant: Child | None = None
         self.last_beat = -1e9
+        self.last_needed = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long there was nothing to do and no studio open."""
+        if self.child is not None or self.assistant is not None or is_open(self.studio.home):
+            self.last_needed = time.monotonic()
+        return time.monotonic() - self.last_needed
 
     def begin(self) -> None:
         """Take over from workers that died."""
@@ -185,8 +194,8 @@ def assistant_end(child: Child) -> str:
     return child.why() if child.process.returncode < 0 else "stopped with an error"
 
 
-def serve(home: Path, seconds: float | None = None) -> None:
-    """Be the worker of a home, for ever or for so long. Raises InputError if it has one.
+def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_SECONDS) -> None:
+    """Be the worker of a home, as long as it is needed or for so long. Raises InputError if it has one.
 
     What goes wrong with the disk or the database is logged and tried again: the jobs stay as the store has them.
     """
@@ -203,6 +212,9 @@ def serve(home: Path, seconds: float | None = None) -> None:
                         begun = True
                     worker.tick()
                     said = ""
+                    if worker.idle_seconds > idle_seconds:
+                        worker.log("ends: nothing to do")
+                        return
                 except (sqlite3.Error, OSError, InputError) as error:
                     if said != (said := f"{type(error).__name__}: {error}"):
                         worker.log(f"trying again: {said}")
@@ -214,7 +226,7 @@ def serve(home: Path, seconds: float | None = None) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Serve until told to stop; SIGTERM and Ctrl-C leave the job under way to the next worker."""
+    """Serve until told to stop or not needed; SIGTERM and Ctrl-C leave the job under way to the next worker."""
     parser = argparse.ArgumentParser(prog="python -m peftbook.studio.worker", description=__doc__)
     parser.add_argument("--home", type=Path, default=None, help="default: $PEFTBOOK_STUDIO or the user's data folder")
     args = parser.parse_args(argv)
