@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from peftbook.errors import InputError
 from peftbook.records import default_store
+from peftbook.site import identity
 from peftbook.site.freshness import is_fresh
+from peftbook.site.lecture import copy_lecture
 
-__all__ = ["build_book", "build_pdf"]
+__all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -24,27 +26,69 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
 
     strict: rebuild every page and treat warnings as errors. Raises InputError outside a checkout or if a page fails.
     """
-    if not (root / "_config.yml").is_file():
-        raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
+    check_checkout(root)
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
-    command += ["--all", "-W", "-n"] if strict else []
-    build_site = strict or not is_fresh(places["site"].parent, root)
-    if build_site and run_quietly(command, root):
-        raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
     if not fresh(root, "figures", drawn):
         from peftbook.figures import render_all
 
         render_all(places["figures"], default_store())
         remember(root, "figures", drawn)
-    told = [*drawn, PACKAGE / "slides.py", *(root / "slides").glob("*.toml")]
+    told = [*drawn, *PACKAGE.glob("slides/*.py"), *(root / "slides").glob("*.toml")]
     if not fresh(root, "deck", told) or not places["deck"].is_file():
-        from peftbook.slides import build
-
-        build(places["deck"], default_store())
+        build_deck(places["deck"])
         remember(root, "deck", told)
+    places["site"] = build_site(root, strict=strict)  # after the deck, which its pages offer
+    copy_lecture(root / "slides", places["site"].parent)
     return places
+
+
+def check_checkout(root: Path) -> None:
+    """Raise InputError outside a checkout of the book."""
+    if not (root / "_config.yml").is_file():
+        raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
+
+
+def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> list[Path]:
+    """The deck and, where LibreOffice is, its handout and contact sheet beside it; returns what was written.
+
+    sections: only these, after the cover.  accent: `#rrggbb` in place of the book's.
+    """
+    from peftbook import slides
+
+    written = [
+        slides.build(
+            out, default_store(), address=identity.PUBLIC_ADDRESS, version=identity.version(), sections=sections,
+            accent=accent or slides.ACCENT,
+        )
+    ]  # fmt: skip
+    pages, sheet = (out.with_name(f"{out.stem}-{end}") for end in ("handout.pdf", "slides.png"))
+    if slides.find_office():
+        return [*written, slides.handout(out, pages), slides.contact_sheet(pages, sheet)]
+    for old in (pages, sheet):  # of an older deck
+        old.unlink(missing_ok=True)
+    return written
+
+
+def build_site(root: Path, *, strict: bool = False) -> Path:
+    """Build the site unless it is that of the present sources; returns its first page."""
+    check_checkout(root)
+    site = root / "_build/html"
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
+    command += ["--all", "-W", "-n"] if strict else []
+    if (strict or not is_fresh(site, root)) and run_quietly(command, root):
+        raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
+    return site / "index.html"
+
+
+def build_epub(root: Path) -> Path:
+    """All chapters as an EPUB, which lies beside the site's pages. Raises InputError as `build_book` does."""
+    from peftbook.site import epub
+
+    site = build_site(root).parent
+    if not (site / epub.NAME).is_file():
+        epub.write_epub(site, epub.contents(root), site / epub.NAME)
+    return site / epub.NAME
 
 
 def build_pdf(root: Path) -> Path:
@@ -54,8 +98,7 @@ def build_pdf(root: Path) -> Path:
     """
     from peftbook.site.pdf import find_chromium, print_page
 
-    if not (root / "_config.yml").is_file():
-        raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
+    check_checkout(root)
     find_chromium()
     builder = ["--builder", "custom", "--custom-builder", "singlehtml"]
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", *builder]

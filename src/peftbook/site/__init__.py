@@ -18,6 +18,10 @@ PARTS = (
     "notebooks",
     "run_pages",
     "citation",
+    "lecture",
+    "pictures",
+    "lean",
+    "epub",
     "freshness",
 )
 

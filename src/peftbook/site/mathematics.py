@@ -18,6 +18,7 @@ from sphinx.util.math import get_node_equation_number
 __all__ = ["KatexError", "render_tex", "setup"]
 
 LOGGER = logging.getLogger(__name__)
+JOINER, OPENING = "\N{WORD JOINER}", ("(", "[", "“", "‘")
 KATEX = Path("book/assets/katex/katex.min.js")
 
 
@@ -57,8 +58,10 @@ def _render_or_warn(translator: Any, node: nodes.Element, display: bool) -> str:
 
 
 def visit_math(translator: Any, node: nodes.math) -> None:
-    """Inline mathematics."""
-    translator.body.append(f'<span class="math">{_render_or_warn(translator, node, display=False)}</span>')
+    """Inline mathematics. Joiners keep a bracket before it and what follows without a space on its line."""
+    before = JOINER if translator.body and translator.body[-1].endswith(OPENING) else ""
+    formula = _render_or_warn(translator, node, display=False)
+    translator.body.append(f'{before}<span class="math">{formula}</span>{JOINER}')
     raise nodes.SkipNode
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from peftbook.site import identity
+from peftbook.site import epub, identity
 
 __all__ = ["setup"]
 
 SIDEBARS = ["book-title.html", "search-button-field.html", "sbt-sidebar-nav.html"]
 # Scripts that JupyterBook's default extensions add to every page and this book does not use.
-UNUSED_SCRIPTS = ("thebe", "THEBE_JS_URL", "fontawesome.js")
+UNUSED_SCRIPTS = ("thebe", "THEBE_JS_URL", "fontawesome.js", "design-tabs.js")
 UNUSED_STYLES = ("sphinx-thebe.css",)
+# All others wait for the text; scripts inside the pages, and the search page's own, use what these two declare.
+IMMEDIATE = ("_static/documentation_options.js", "_static/doctools.js")
 OPTIONS = {
     "navbar_persistent": [],
     "navbar_end": [],
-    "article_footer_items": ["cite-chapter.html"],
+    "article_footer_items": ["lecture.html", "cite-chapter.html"],
     "footer_content_items": ["book-footer.html"],
     "use_download_button": False,  # own header buttons below
     "use_fullscreen_button": False,
@@ -60,6 +63,14 @@ def _names() -> dict[str, str]:
     }
 
 
+def hash_frame(app: Any, config: Any) -> None:
+    """A value that Sphinx compares: when what surrounds the text changes, every page is written again."""
+    digest = hashlib.sha256()
+    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(app.srcdir, "book/templates").rglob("*.html")]):
+        digest.update(path.read_bytes())
+    config.peftbook_frame = digest.hexdigest()
+
+
 def own_header_buttons(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Downloads, launchers and the repository, in place of the theme's own."""
     address = f"{identity.REPOSITORY}/blob/main/{page}.md"
@@ -72,7 +83,10 @@ def own_header_buttons(app: Any, page: str, template: str, context: dict[str, An
                 0, _link(f"{sources}/{notebook}", "Notebook (.ipynb)", "Download as a notebook with outputs")
             )
             groups.append(_group("Run this page elsewhere", "icon-launch", _launchers(notebook), "launch-buttons"))
-        groups.insert(0, _group("Download this page", "icon-download", downloads, "download-buttons"))
+        downloads.append(
+            _link(context["pathto"](epub.NAME, 1), "Whole book (.epub)", "Download all chapters as an EPUB")
+        )
+        groups.insert(0, _group("Download", "icon-download", downloads, "download-buttons"))
     if context.get("page_source_suffix"):
         issue = f"{identity.REPOSITORY}/issues/new?title=Issue%20on%20{page}"
         links = [
@@ -105,11 +119,20 @@ def drop_unused(app: Any, page: str, template: str, context: dict[str, Any], doc
     for kind, unused in (("script_files", UNUSED_SCRIPTS), ("css_files", UNUSED_STYLES)):
         kept = [item for item in context.get(kind, []) if not any(name in _name(item) for name in unused)]
         context[kind] = [item for item in kept if not _name(item).startswith(("http:", "https:", "//"))]
+    for script in context.get("script_files", []):
+        if getattr(script, "filename", None) and not _name(script).startswith(IMMEDIATE):
+            script.attributes.setdefault("defer", "defer")
 
 
 def _name(item: Any) -> str:
     body = getattr(item, "attributes", {}).get("body") or ""
     return f"{getattr(item, 'filename', None) or item} {body}" if body else str(getattr(item, "filename", None) or item)
+
+
+def name_list_entries(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Works of the bibliography are entries of a list: the role that docutils gives them is deprecated."""
+    if 'role="doc-biblioentry"' in context.get("body", ""):
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def share_html_nodes(app: Any) -> None:
@@ -127,22 +150,25 @@ def drop_unused_files(app: Any, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
-    for pattern in ("scripts/fontawesome.js*", "scripts/*.map", "styles/*.map", "sphinx-thebe*", "locales"):
+    for pattern in ("scripts/fontawesome.js*", "scripts/*.map", "styles/*.map", "sphinx-thebe*", "locales", "vendor"):
         for path in static.glob(pattern):
             if path.is_dir():
                 import shutil
 
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
 
 
 def setup(app: Any) -> None:
     """Connect the look to the build."""
+    app.add_config_value("peftbook_frame", "", "html", str)
+    app.connect("config-inited", hash_frame)
     app.connect("config-inited", set_options, priority=100)
     app.connect("builder-inited", share_html_nodes)
     app.add_css_file("css/book.css", priority=900)
     app.add_js_file("js/book.js", loading_method="defer", priority=900)
     app.connect("html-page-context", own_header_buttons, priority=600)
     app.connect("html-page-context", drop_unused, priority=900)
+    app.connect("html-page-context", name_list_entries)
     app.connect("build-finished", drop_unused_files)

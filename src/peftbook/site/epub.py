@@ -1,0 +1,202 @@
+"""The whole book as one EPUB, made from the pages of the built site: cover, contents, chapters, figures, MathML.
+
+Every build of the site leaves `peftbook.epub` beside its pages. The same pages give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peftbook.errors import InputError
+from peftbook.site import identity
+from peftbook.site.xhtml import Chapter, chapter, file_name, framed
+
+__all__ = ["NAME", "Part", "contents", "setup", "write_epub"]
+
+NAME = "peftbook.epub"
+STYLE = Path(__file__).with_name("epub.css")
+MADE_BY = (Path(__file__), STYLE, Path(__file__).with_name("xhtml.py"), Path(__file__).with_name("cover.py"))
+CONTENTS = "_toc.yml"
+KINDS = {
+    ".xhtml": "application/xhtml+xml",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+    ".css": "text/css",
+}
+CONTAINER = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<container version="1.0" '
+    'xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles><rootfile full-path="book/package.opf" '
+    'media-type="application/oebps-package+xml"/></rootfiles></container>\n'
+)
+ACCESS = (
+    ("accessMode", "textual"), ("accessMode", "visual"), ("accessModeSufficient", "textual"),
+    ("accessibilityFeature", "alternativeText"), ("accessibilityFeature", "MathML"),
+    ("accessibilityFeature", "structuralNavigation"), ("accessibilityFeature", "tableOfContents"),
+    ("accessibilityHazard", "none"),
+    ("accessibilitySummary", "Figures have alternative text and formulas are MathML with their TeX beside it."),
+)  # fmt: skip
+
+
+class Part(NamedTuple):
+    """A part of the book and its pages; the first page of all stands in a part without a caption."""
+
+    caption: str
+    pages: list[str]
+
+
+def contents(root: Path) -> list[Part]:
+    """Parts and pages in their order, as the site's table of contents has them."""
+    import yaml
+
+    table = yaml.safe_load((root / CONTENTS).read_text(encoding="utf-8"))
+    parts = [Part(part["caption"], [one["file"] for one in part["chapters"]]) for part in table["parts"]]
+    return [Part("", [table["root"]]), *parts]
+
+
+def write_epub(site: Path, parts: list[Part], out: Path) -> Path:
+    """Convert the pages of `site` and pack them. Raises InputError if a page is missing."""
+    pages = [page for part in parts for page in part.pages]
+    if absent := [page for page in pages if not (site / f"{page}.html").is_file()]:
+        raise InputError(f"The site lacks page {absent[0]!r}: build the book, then run this again.")
+
+    def read(path: str) -> bytes:
+        return (site / path).read_bytes()
+
+    chapters = {page: chapter(page, (site / f"{page}.html").read_text("utf-8"), pages, read) for page in pages}
+    files = {
+        "cover.xhtml": framed(identity.TITLE, cover_page(), "cover"),
+        "title.xhtml": framed(identity.TITLE, title_page(), "titlepage"),
+        "contents.xhtml": framed("Contents", navigation(parts, chapters)),
+        **{one.name: one.text for one in chapters.values()},
+        "book.css": STYLE.read_bytes(),
+        "images/cover.png": cover(),
+    }
+    for one in chapters.values():
+        files |= one.images
+    files["package.opf"] = package(files, list(chapters.values())).encode()
+    pack(files, out)
+    return out
+
+
+def cover() -> bytes:
+    """The cover as PNG, 1200 by 1800 pixels."""
+    from peftbook.figures.style import render_png
+    from peftbook.site.cover import cover
+
+    return render_png(cover, identity.TITLE, f"{', '.join(identity.AUTHORS)}  ·  version {identity.version()}")
+
+
+def cover_page() -> str:
+    title, authors = escape(identity.TITLE, quote=True), escape(", ".join(identity.AUTHORS), quote=True)
+    return f'<section class="cover"><img src="images/cover.png" alt="Cover: {title}, by {authors}"/></section>'
+
+
+def title_page() -> str:
+    """Title, edition, licences, and where the runs are."""
+    when = f", {day.isoformat()}" if (day := identity.released()) else ""
+    return (
+        f'<section class="title-page"><h1>{escape(identity.TITLE)}</h1><p>{escape(", ".join(identity.AUTHORS))}</p>'
+        f"<p>Version {escape(identity.version())}{when}. Text and figures "
+        f'<a href="{identity.TEXT_LICENCE_ADDRESS}">{identity.TEXT_LICENCE}</a>, code {identity.CODE_LICENCE}.</p>'
+        "<p>Numbers are links. An underlined one was measured and leads to its runs, which are on the site: "
+        f'<a href="{identity.PUBLIC_ADDRESS}">{identity.PUBLIC_ADDRESS}</a>. A dotted one is quoted and leads to the '
+        "bibliography. Figures that respond on the site stand still here.</p></section>"
+    )
+
+
+def navigation(parts: list[Part], chapters: dict[str, Chapter]) -> str:
+    """The table of contents that reading systems show: parts, chapters, sections."""
+
+    def line(page: str) -> str:
+        one = chapters[page]
+        below = "".join(
+            f'<li><a href="{one.name}#{escape(anchor, quote=True)}">{escape(title)}</a></li>'
+            for anchor, title in one.sections
+        )
+        return f'<li><a href="{one.name}">{escape(one.title)}</a>{f"<ol>{below}</ol>" if below else ""}</li>'
+
+    lines = ""
+    for part in parts:
+        inside = "".join(map(line, part.pages))
+        lines += f"<li><span>{escape(part.caption)}</span><ol>{inside}</ol></li>" if part.caption else inside
+    first = file_name(parts[0].pages[0])
+    return (
+        f'<nav epub:type="toc" id="toc" role="doc-toc"><h1>Contents</h1><ol>{lines}</ol></nav>'
+        '<nav epub:type="landmarks" hidden="hidden"><h2>Places</h2><ol>'
+        '<li><a epub:type="cover" href="cover.xhtml">Cover</a></li>'
+        '<li><a epub:type="toc" href="contents.xhtml">Contents</a></li>'
+        f'<li><a epub:type="bodymatter" href="{first}">Beginning</a></li></ol></nav>'
+    )
+
+
+def package(files: dict[str, bytes], chapters: list[Chapter]) -> str:
+    """The package document: what the book is, all of its files, and the order in which they are read."""
+    properties = {one.name: " ".join(one.properties) for one in chapters if one.properties}
+    properties |= {"contents.xhtml": "nav", "images/cover.png": "cover-image"}
+    names = {file: f"f{number}" for number, file in enumerate(files)}
+    items = "".join(
+        f'<item id="{names[file]}" href="{file}" media-type="{KINDS[Path(file).suffix]}"'
+        + (f' properties="{properties[file]}"' if file in properties else "")
+        + "/>\n"
+        for file in files
+    )
+    order = ["cover.xhtml", "title.xhtml", "contents.xhtml", *(one.name for one in chapters)]
+    spine = "".join(f'<itemref idref="{names[file]}"/>\n' for file in order)
+    day = released.isoformat() if (released := identity.released()) else "1970-01-01"
+    people = "".join(f"<dc:creator>{escape(author)}</dc:creator>" for author in identity.AUTHORS)
+    access = "".join(f'<meta property="schema:{name}">{value}</meta>\n' for name, value in ACCESS)
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<package xmlns="http://www.idpf.org/2007/opf" version="3.0" '
+        'unique-identifier="book" xml:lang="en" prefix="schema: http://schema.org/">\n'
+        '<metadata xmlns:dc="http://purl.org/dc/elements/1.1/">\n'
+        f'<dc:identifier id="book">{identity.PUBLIC_ADDRESS}#{identity.version()}</dc:identifier>\n'
+        f"<dc:title>{escape(identity.TITLE)}</dc:title><dc:language>en</dc:language>{people}\n"
+        f"<dc:date>{day}</dc:date><dc:rights>Text and figures {identity.TEXT_LICENCE}, code {identity.CODE_LICENCE}"
+        f'</dc:rights>\n<meta property="dcterms:modified">{day}T00:00:00Z</meta>\n{access}</metadata>\n'
+        f"<manifest>\n{items}</manifest>\n<spine>\n{spine}</spine>\n</package>\n"
+    )
+
+
+def pack(files: dict[str, bytes], out: Path) -> None:
+    """Write the archive: its type first and uncompressed, no dates, so that equal files give equal bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.writestr(zipfile.ZipInfo("mimetype"), "application/epub+zip", zipfile.ZIP_STORED)
+        every = {"META-INF/container.xml": CONTAINER.encode(), **{f"book/{name}": body for name, body in files.items()}}
+        for name, body in every.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, body, zipfile.ZIP_DEFLATED, compresslevel=9)
+    draft = out.with_suffix(".new")
+    draft.write_bytes(stream.getvalue())
+    draft.replace(out)
+
+
+def write_beside_site(app: Any, error: Exception | None) -> None:
+    """At the end of a build of the site: its EPUB, unless it was made from these pages."""
+    source = Path(app.srcdir)
+    if error is not None or app.builder.name != "html" or not (source / CONTENTS).is_file():
+        return
+    built, site = app.env.all_docs, Path(app.outdir)  # a page added while the build runs is for the next one
+    parts = [Part(part.caption, [page for page in part.pages if page in built]) for part in contents(source)]
+    parts = [part for part in parts if part.pages]
+    digest = hashlib.sha256()
+    for path in (*MADE_BY, *(site / f"{page}.html" for part in parts for page in part.pages)):
+        digest.update(path.read_bytes())
+    stamp = site / f".{NAME}.sha256"
+    if (site / NAME).is_file() and stamp.is_file() and stamp.read_text() == digest.hexdigest():
+        return
+    write_epub(site, parts, site / NAME)
+    stamp.write_text(digest.hexdigest())
+
+
+def setup(app: Any) -> None:
+    """Write the EPUB after the pages."""
+    app.connect("build-finished", write_beside_site)
