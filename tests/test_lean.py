@@ -108,4 +108,13 @@ def test_the_sheet_names_files_that_exist(built_site):
     css = (built_site / "_static/site.css").read_text(encoding="utf-8")
     named = re.findall(r'url\("(?!data:)([^")]+)"\)', css)
     assert named and all((built_site / "_static" / name).is_file() for name in named)
-    assert "Font Awesome" not in css
+    assert "fontawesome/" not in css
+
+
+def test_the_sheet_keeps_the_order_of_its_parts(built_site):
+    """The book's own rules come last, after the colours of code in the dark, which the theme writes at the end."""
+    css = (built_site / "_static/site.css").read_text(encoding="utf-8")
+    places = [
+        css.rindex(part) for part in ('[data-theme="dark"] .highlight .k', "KaTeX_AMS", "--book-accent", ".claim")
+    ]
+    assert places == sorted(places)

@@ -99,7 +99,8 @@ def moved(css: str, folder: str) -> str:
 def name_one_sheet(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Let a page load one sheet, and note which it stands for: every page of the site has the same."""
     if app.builder.name == "html":
-        names = [str(getattr(one, "filename", one)).removeprefix("_static/") for one in context["css_files"]]
+        sheets = sorted(context["css_files"], key=lambda sheet: sheet.priority)
+        names = [str(sheet.filename).removeprefix("_static/") for sheet in sheets]
         app.peftbook_sheets = [*FIRST, *names]
         context["css_files"] = [f"_static/{SHEET}"]
 
@@ -119,4 +120,4 @@ def join_sheets(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> None:
     """Connect to page rendering, after whatever adds or drops a sheet, and to the end of the build."""
     app.connect("html-page-context", name_one_sheet, priority=950)
-    app.connect("build-finished", join_sheets)
+    app.connect("build-finished", join_sheets, priority=900)  # the theme writes pygments.css at that moment
