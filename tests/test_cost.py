@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -136,7 +137,16 @@ def test_a_probe_times_every_configuration_and_keeps_the_machines_rates(monkeypa
 
 
 @pytest.fixture(scope="module")
-def here() -> Rates:
+def one_thread() -> Iterator[None]:
+    """Two threads that share a core with other work wait for each other, which no rate foresees."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def here(one_thread) -> Rates:
     """This machine's rates."""
     return calibration.calibrate("cpu")
 

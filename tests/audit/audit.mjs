@@ -70,13 +70,15 @@ for (const [name, values, digits] of [["kB over the wire", weights, 0], ["layout
   console.log(`${name}, largest of ${pages.length} pages at two widths: ${most.join(", ")}`);
 }
 
+// A tab may crash on a small machine: look at its page once more in a new one.
+const twice = async (look) => { try { await look(); } catch (error) { console.log(`again after: ${error.message}`); await look(); } };
 const axe = readFileSync(fileURLToPath(import.meta.resolve("axe-core/axe.min.js")), "utf8");
 for (const [width, height, scheme] of [[1280, 900, "light"], [1280, 900, "dark"], [360, 740, "light"]]) {
-  const page = await browser.newPage();
-  await page.setViewport({ width, height });
-  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
   let serious = 0;
-  for (const path of pages) {
+  for (const path of pages) await twice(async () => {
+    const page = await browser.newPage();
+    await page.setViewport({ width, height });
+    await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
     await page.goto(`${base}/${path}`, { waitUntil: "load", timeout: 180_000 });
     await page.evaluate(axe);
     const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
@@ -85,9 +87,9 @@ for (const [width, height, scheme] of [[1280, 900, "light"], [1280, 900, "dark"]
       const places = one.nodes.slice(0, 2).map((node) => node.target).join(" | ");
       report(`axe ${width} px ${scheme} ${path}: ${one.id} (${one.impact}, ${one.nodes.length}) ${places}`);
     }
-  }
+    await page.close();
+  });
   console.log(`axe at ${width} px, ${scheme}: ${pages.length} pages, ${serious} serious or critical findings`);
-  await page.close();
 }
 
 const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];

@@ -1,0 +1,118 @@
+// Serves _build/html with gzip, then measures every page: kilobytes over the wire, other hosts, layout shift, sideways
+// scrolling, axe (wide, wide and dark, 360 px); and runs Lighthouse on three pages (median of five).
+// EVERY=20: of the run pages each twentieth (EVERY=1: all). RUNS=5: of Lighthouse. PAGES=a.html,b.html: for Lighthouse.
+import { readFileSync, statSync, readdirSync, existsSync } from "node:fs";
+import { createServer } from "node:http";
+import { gzipSync } from "node:zlib";
+import { extname, join, resolve, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+import puppeteer from "puppeteer-core";
+import lighthouse, { desktopConfig } from "lighthouse";
+
+const site = resolve(process.env.SITE ?? fileURLToPath(new URL("../../_build/html", import.meta.url)));
+if (!existsSync(join(site, "index.html"))) { console.error(`No site at ${site}: run make book.`); process.exit(2); }
+const runs = Number(process.env.RUNS ?? 5), every = Number(process.env.EVERY ?? 20);
+const limits = { kB: 500, shift: 0.05 };
+const types = { ".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
+  ".woff2": "font/woff2", ".png": "image/png", ".json": "application/json" };
+const server = createServer((request, response) => {
+  let path = join(site, decodeURIComponent(new URL(request.url, "http://x").pathname));
+  if (existsSync(path) && statSync(path).isDirectory()) path = join(path, "index.html");
+  if (!path.startsWith(site) || !existsSync(path)) { response.writeHead(404).end(); return; }
+  const type = types[extname(path)] ?? "application/octet-stream";
+  const packed = /text|javascript|svg|json/.test(type);
+  const body = readFileSync(path);
+  response.writeHead(200, { "content-type": type, "cache-control": "max-age=3600", ...(packed && { "content-encoding": "gzip" }) });
+  response.end(packed ? gzipSync(body) : body);
+});
+await new Promise((done) => server.listen(0, "127.0.0.1", done));
+const base = `http://127.0.0.1:${server.address().port}`;
+const walk = (folder) => readdirSync(folder, { withFileTypes: true }).flatMap((entry) =>
+  entry.isDirectory() ? (entry.name.startsWith("_") ? [] : walk(join(folder, entry.name))) : [join(folder, entry.name)]);
+const redirects = (path) => /http-equiv="?refresh/i.test(readFileSync(path, "utf8").slice(0, 2000));
+const isRun = (path) => /runs\/[0-9a-f]{12}\.html$/.test(path);
+const found = walk(site).filter((path) => path.endsWith(".html") && !redirects(path)).map((path) => relative(site, path)).sort();
+const pages = [...found.filter((path) => !isRun(path)), ...found.filter(isRun).filter((_, number) => number % every === 0)];
+const browser = await puppeteer.launch({ executablePath: process.env.CHROME, headless: true, protocolTimeout: 600_000,
+  args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync"] });
+let findings = 0;
+const report = (line) => { findings += 1; console.log(line); };
+
+const weights = [], shifts = [];
+for (const path of []) for (const [width, height] of [[360, 740], [1350, 940]]) {
+  const page = await browser.newPage();
+  await page.setViewport({ width, height });
+  const session = await page.createCDPSession();
+  let bytes = 0;
+  await session.send("Network.enable");
+  session.on("Network.loadingFinished", ({ encodedDataLength }) => { bytes += encodedDataLength; });
+  session.on("Network.requestWillBeSent", ({ request: { url } }) => {
+    if (!url.startsWith(base) && !url.startsWith("data:")) report(`other host: ${path} asks for ${url}`);
+  });
+  await page.evaluateOnNewDocument(() => {
+    globalThis.shift = 0;
+    new PerformanceObserver((list) => { for (const one of list.getEntries()) globalThis.shift += one.value; })
+      .observe({ type: "layout-shift", buffered: true });
+  });
+  await session.send("Network.setCacheDisabled", { cacheDisabled: true });
+  await page.goto(`${base}/${path}`, { waitUntil: "networkidle0", timeout: 180_000 });
+  const [scroll, shift] = await page.evaluate(() => [document.documentElement.scrollWidth, globalThis.shift]);
+  weights.push([bytes / 1000, path]);
+  shifts.push([shift, path]);
+  if (scroll > width) report(`sideways: ${path} is ${scroll} px wide at ${width} px`);
+  if (bytes / 1000 > limits.kB) report(`heavy: ${path} takes ${Math.round(bytes / 1000)} kB at ${width} px`);
+  if (shift >= limits.shift) report(`shift: ${path} shifts by ${shift.toFixed(3)} at ${width} px`);
+  await page.close();
+}
+for (const [name, values, digits] of [["kB over the wire", weights, 0], ["layout shift", shifts, 3]]) {
+  const most = values.sort((a, b) => b[0] - a[0]).slice(0, 5).map(([value, path]) => `${value.toFixed(digits)} ${path}`);
+  console.log(`${name}, largest of ${pages.length} pages at two widths: ${most.join(", ")}`);
+}
+
+const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
+const chosen = (process.env.PAGES ?? "book/index.html,book/lora.html,book/head-to-head.html").split(",");
+for (const path of runs ? chosen : []) for (const form of ["mobile", "desktop"]) {
+  const scores = {};
+  for (let run = 0; run < runs; run += 1) {
+    const { lhr } = await lighthouse(`${base}/${path}`, { port: new URL(browser.wsEndpoint()).port, logLevel: "error" },
+      form === "desktop" ? desktopConfig : undefined);
+    for (const [name, { score }] of Object.entries(lhr.categories)) (scores[name] ??= []).push(Math.round(score * 100));
+    for (const [name, audit] of [["shift", "cumulative-layout-shift"], ["kB", "total-byte-weight"],
+      ["main thread ms", "mainthread-work-breakdown"], ["blocking ms", "total-blocking-time"]]) {
+      (scores[name] ??= []).push((lhr.audits[audit]?.numericValue ?? NaN) / (name === "kB" ? 1000 : 1));
+    }
+    for (const name of ["accessibility", "best-practices", "seo"]) {
+      for (const { id, weight } of run ? [] : lhr.categories[name].auditRefs) {
+        if (weight && lhr.audits[id].score !== null && lhr.audits[id].score < 1) console.log(`  ${path} ${form} ${name}: ${lhr.audits[id].title}`);
+      }
+    }
+  }
+  const shown = Object.entries(scores).map(([name, values]) => `${name} ${+median(values).toFixed(name === "shift" ? 3 : 0)}`);
+  console.log(`lighthouse ${form} ${path}: ${shown.join(", ")}`);
+}
+// A tab may crash on a small machine: look at its page once more in a new one.
+const twice = async (look) => { try { await look(); } catch (error) { console.log(`again after: ${error.message}`); await look(); } };
+const axe = readFileSync(fileURLToPath(import.meta.resolve("axe-core/axe.min.js")), "utf8");
+for (const [width, height, scheme] of [[360, 740, "light"]]) {
+  let serious = 0;
+  for (const path of pages) await twice(async () => {
+    const page = await browser.newPage();
+    await page.setViewport({ width, height });
+    await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
+    await page.goto(`${base}/${path}`, { waitUntil: "load", timeout: 180_000 });
+    await page.evaluate(axe);
+    const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
+    for (const one of violations.filter(({ impact }) => impact === "serious" || impact === "critical")) {
+      serious += 1;
+      const places = one.nodes.slice(0, 2).map((node) => node.target).join(" | ");
+      report(`axe ${width} px ${scheme} ${path}: ${one.id} (${one.impact}, ${one.nodes.length}) ${places}`);
+    }
+    await page.close();
+  });
+  console.log(`axe at ${width} px, ${scheme}: ${pages.length} pages, ${serious} serious or critical findings`);
+}
+
+await browser.close();
+server.close();
+process.exit(findings ? 1 : 0);
