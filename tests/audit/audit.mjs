@@ -70,12 +70,10 @@ for (const [name, values, digits] of [["kB over the wire", weights, 0], ["layout
   console.log(`${name}, largest of ${pages.length} pages at two widths: ${most.join(", ")}`);
 }
 
-// A tab may crash on a small machine: look at its page once more in a new one.
-const twice = async (look) => { try { await look(); } catch (error) { console.log(`again after: ${error.message}`); await look(); } };
 const axe = readFileSync(fileURLToPath(import.meta.resolve("axe-core/axe.min.js")), "utf8");
 for (const [width, height, scheme] of [[1280, 900, "light"], [1280, 900, "dark"], [360, 740, "light"]]) {
   let serious = 0;
-  for (const path of pages) await twice(async () => {
+  for (const path of pages) {
     const page = await browser.newPage();
     await page.setViewport({ width, height });
     await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
@@ -88,7 +86,7 @@ for (const [width, height, scheme] of [[1280, 900, "light"], [1280, 900, "dark"]
       report(`axe ${width} px ${scheme} ${path}: ${one.id} (${one.impact}, ${one.nodes.length}) ${places}`);
     }
     await page.close();
-  });
+  }
   console.log(`axe at ${width} px, ${scheme}: ${pages.length} pages, ${serious} serious or critical findings`);
 }
 
