@@ -7,6 +7,7 @@ sorted keys; its `key` is the SHA-256 of that text. A field that joined a spec a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -297,6 +298,11 @@ class Run(Keyed):
     purpose: Literal["quality", "timing"] = "quality"
     machine: str = ""
 
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical spec, computed once for each."""
+        return _key_of(self)
+
     @field_validator("budget")
     @classmethod
     def _budget_fits_method(cls, budget: Budget | None, info) -> Budget | None:
@@ -304,6 +310,11 @@ class Run(Keyed):
         if method is not None and (budget is None) != isinstance(method, Untuned):
             raise ValueError("an untuned run takes no budget and every other run needs one")
         return budget
+
+
+@functools.lru_cache(maxsize=4096)
+def _key_of(run: Run) -> str:
+    return hashlib.sha256(run.canonical().encode()).hexdigest()
 
 
 class Probe(Keyed):

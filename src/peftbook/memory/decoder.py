@@ -76,7 +76,10 @@ class Walk:
 
 def flops_of(products: Iterable[MatrixProduct]) -> Size:
     """Floating-point operations of matrix products."""
-    return sum((one.flops for one in products), start=Counter())
+    total: Size = Counter()
+    for one in products:
+        total.update(one.flops)
+    return total
 
 
 def layer_of(module: str) -> str:
@@ -84,6 +87,7 @@ def layer_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
+@functools.lru_cache(maxsize=64)
 def walk(shape: Shape, setup: Setup) -> Walk:
     """Embedding, the layers, head and loss.
 

@@ -28,7 +28,7 @@ __all__ = [
     "repeated",
 ]
 
-# symbols, sorted → how many bytes one of their product stands for
+# symbols, sorted → how many bytes one of their product stands for; never changed once a tape has it
 Size = Counter[tuple[str, ...]]
 NOTHING: Size = Counter()
 
@@ -71,7 +71,7 @@ class Value:
         """The symbols, sorted."""
         return tuple(sorted(self.shape))
 
-    @property
+    @functools.cached_property
     def size(self) -> Size:
         """Bytes of the tensor."""
         return Counter({self.product: float(self.bytes_each)})
@@ -130,9 +130,9 @@ class Operation:
     output: Value
     kept: tuple[Value, ...] = ()
     held: tuple[Value, ...] = ()
-    weights: Size = field(default_factory=Counter)
-    working: Size = field(default_factory=Counter)
-    undoing: Size = field(default_factory=Counter)
+    weights: Size = field(default_factory=lambda: NOTHING)
+    working: Size = field(default_factory=lambda: NOTHING)
+    undoing: Size = field(default_factory=lambda: NOTHING)
     passes: bool = False
     products: tuple[MatrixProduct, ...] = ()
     undoing_products: tuple[MatrixProduct, ...] = ()
@@ -194,9 +194,9 @@ class Tape:
                 inputs=inputs,
                 output=output,
                 kept=saved,
-                weights=Counter(trained or {}),
-                working=Counter(working or {}),
-                undoing=Counter(undoing or {}),
+                weights=trained or NOTHING,
+                working=working or NOTHING,
+                undoing=undoing or NOTHING,
                 passes=passes,
                 products=tuple(products),
                 undoing_products=tuple(undoing_products),
