@@ -135,6 +135,8 @@ def invented_run(run: specs.Run, rng: np.random.Generator, examples: int = 12) -
         counted |= {f"bleu_matched_{n}": np.round((21 - n) * rouge**n).tolist() for n in (1, 2, 3, 4)}
         counted |= {"bleu_length": [20.0] * examples, "bleu_reference_length": [20.0] * examples}
         per_example |= {"rougeL": rouge.tolist(), **counted}
+        if run.task.name == "sql":
+            per_example |= {"execution_match": (rng.random(examples) < rouge).astype(float).tolist()}
         measured |= {"rougeL": float(rouge.mean()), "bleu": metrics.bleu(counted)}
     curve = {"train_loss_nats": (level + (5 - level) * np.exp(-np.arange(40) / 8)).tolist()} if run.budget else {}
     return {"measurements": measured, "per_example": per_example, "curve": curve}

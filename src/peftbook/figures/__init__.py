@@ -49,6 +49,7 @@ from peftbook.studies import (
     recovery,
     scaling,
     serving,
+    sql,
     targets,
     throughput,
     two_rates,
@@ -103,6 +104,7 @@ BITS = tuple(f"capacity.{one.name}_bits" for series in capacity.SERIES.values() 
 SERVED = tuple(f"serving.mixed_{count}_tokens_per_second" for count in serving.COUNTS)
 THROUGHPUT = tuple(f"throughput.measured_{workers}" for workers in throughput.MEASURED)
 BYTES = tuple(f"memory.{name}_tensor_peak_error" for name in memory.CASES)
+SQL = tuple(f"sql_prompt.{arm.name}_execution_match" for arm in sql.COMPARISON.arms)
 SPREAD = tuple(f"rouge_settings.{name}_spread" for name in ("lora", "lora_minus_prompt", "lora_minus_untuned"))
 ENTRIES = (
     Entry(methods.test_scores, FINAL),
@@ -194,6 +196,7 @@ ENTRIES = (
     Entry(notebooks.cut_row),
     Entry(notebooks.scores_of_no_learning),
     Entry(notebooks.summary_baselines, FINAL),
+    Entry(notebooks.sql_answers, SQL),
     Entry(notebooks.prompt_rates, PROMPTS),
     Entry(notebooks.notebook_memory),
 )

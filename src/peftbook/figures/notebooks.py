@@ -21,7 +21,7 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.scratch import no_learning
 from peftbook.scratch.truncation import kept
-from peftbook.studies import prompt_design
+from peftbook.studies import prompt_design, sql
 from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import get_task
 
@@ -33,6 +33,7 @@ __all__ = [
     "notebook_memory",
     "prompt_rates",
     "scores_of_no_learning",
+    "sql_answers",
     "sql_scores",
     "summary_baselines",
     "summary_scores",
@@ -196,6 +197,27 @@ def summary_baselines(store: Store) -> Figure:
     axes.set_xlim(0.1, 0.42)
     axes.axvline(rows[1].value, color=colour("muted"), linestyle=(0, (2, 2)), linewidth=1)
     question(figure, "How good is a ROUGE-L?")
+    return figure
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def sql_answers(store: Store) -> Figure:
+    """What do eight tokens reach? Executed answers and ROUGE-L of the arms on the SQL task, with their seeds."""
+    figure, panels = canvas(1, 2, height=3.6, sharey=True)
+    arms = ("untuned", "fewshot", "prompt", "lora")
+    for axes, score, label in (
+        (panels[0], "execution_match", "Questions answered, share\n(better →)"),
+        (panels[1], "rougeL", "ROUGE-L, 0–1\n(better →)"),
+    ):
+        rows = []
+        for arm in arms:
+            seeds = [np.mean(one) for one in sql.COMPARISON.table(arm, score, store)]
+            found = quantity(f"sql_prompt.{arm}_{score}", store)
+            rows.append(as_row(METHODS[arm].label, found, seeds, arm, METHODS[arm].marker))
+        draw_rows(axes, rows, label)
+    question(figure, "What do eight tuned tokens reach on the SQL task?")
     return figure
 
 

@@ -50,6 +50,8 @@ MODULES = {
     "merging_quality": "merging",
     "rouge_settings": "rouge_settings",
     "bertscore_negation": "rouge_settings",
+    "sql_prompt": "sql",
+    "sql_lora": "sql",
     "rank": "rank",
     "scaling": "scaling",
     "scaling_tuned": "scaling",
