@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS = {
@@ -22,22 +23,22 @@ NEEDS = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and say so, the tests whose program this machine lacks."""
-    for marker, (find, _) in NEEDS.items():
-        left_out = [item for item in items if item.get_closest_marker(marker)] if not find() else []
-        if left_out:
-            config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if item not in left_out]
-            config.stash.setdefault(MISSING, {})[marker] = len(left_out)
+    """Leave out the tests whose program this machine lacks."""
+    for marker in missing():
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
-MISSING = pytest.StashKey[dict[str, int]]()
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what this machine lacks and how to get it."""
+    for marker in missing():
+        terminalreporter.write_line(f"LEFT OUT: tests that need {NEEDS[marker][1]}.", yellow=True)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name what was left out and how to get what it needs."""
-    for marker, count in config.stash.get(MISSING, {}).items():
-        terminalreporter.write_line(f"LEFT OUT: {count} tests need {NEEDS[marker][1]}.", yellow=True)
+def missing() -> list[str]:
+    """The markers whose program is not here."""
+    return [marker for marker, (find, _) in NEEDS.items() if not find()]
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +51,25 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def built_site() -> Path:
-    """The HTML site: the one at hand if it was built from these sources without a warning, else built now."""
+    """The HTML site: the one at hand if it was built from these sources without a warning, else built now.
+
+    Of the processes that run the tests one builds it, and the others wait.
+    """
     from peftbook.site.freshness import is_fresh
 
     site = ROOT / "_build" / "html"
-    if not is_fresh(site, ROOT):
-        command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "--all", "-W", "-n", "--keep-going"]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    site.parent.mkdir(exist_ok=True)
+    with FileLock(site.parent / "html.lock"):
+        if not is_fresh(site, ROOT):
+            command = [
+                Path(sys.executable).with_name("jupyter-book"),
+                "build",
+                ".",
+                "--all",
+                "-W",
+                "-n",
+                "--keep-going",
+            ]
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     return site

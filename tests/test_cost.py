@@ -151,6 +151,7 @@ def here(one_thread) -> Rates:
     return calibration.calibrate("cpu")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_step_takes_about_as_long_as_predicted(here, method):
     """To a factor of two and a half, which is what a machine with other work leaves of it."""
@@ -164,6 +165,7 @@ def test_a_step_takes_about_as_long_as_predicted(here, method):
     assert 0.4 < sum(map(float, step_seconds(shape, setup, here).values())) / measured < 2.5
 
 
+@pytest.mark.alone
 def test_waiting_for_a_core_is_not_counted(monkeypatch):
     """A call that lies waiting for most of its time takes what is left; without waiting it takes its time."""
     clock = [0.0]
