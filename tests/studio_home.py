@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,17 +36,28 @@ def small_run(
     rate: float = 1e-3,
     seed: int = 0,
     texts: int = 0,
+    model: specs.Model = SMALL,
 ) -> specs.Run:
-    """A run of the small Llama on the project, over in a second or so."""
+    """A run of the small Llama on the project, or of another model, over in a second or so."""
     trains = not isinstance(method, specs.Untuned)
     return specs.Run(
-        model=SMALL,
+        model=model,
         task=studio.task(project.id).spec,
         method=method,
         budget=specs.Budget(tokens=tokens, learning_rate=rate) if trains else None,
         evaluation=specs.Evaluation(split="test", n_loss=4, n_generate=texts, max_new_tokens=8),
         seed=seed,
     )
+
+
+def claim_all(home: Path, worker: str) -> list[str]:
+    """What one worker gets when several claim at once; here because a process that is started for it imports this
+    file, and little else."""
+    studio, mine = Studio(home), []
+    while (job := studio.claim(worker, os.getpid())) is not None:
+        mine.append(job.id)
+        studio.adopt(job.id, job.attempt, os.getpid())
+    return mine
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120.0, pause: float = 0.05) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
+import shutil
 import stat
 import subprocess
 import sys
+import time
+import tomllib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,6 +25,8 @@ from peftbook.studio.pages.projects import listing
 from peftbook.studio.store import Studio
 from peftbook.tasks.files import Split
 from peftbook.tasks.table import Caps, Columns
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
 
 HOST = "http://127.0.0.1:7861"
 OTHER = "http://evil.example"
@@ -85,22 +92,38 @@ def ask(served):
     return Client(served)
 
 
-@pytest.fixture
-def locked(tmp_path, monkeypatch):
-    """An application that wants a login, in front of nothing but the form."""
+@pytest.fixture(scope="module")
+def login_file(tmp_path_factory):
+    """Of Ada alone."""
+    path = tmp_path_factory.mktemp("logins") / "login.json"
+    add_user(path, "ada")
+    return path
+
+
+def add_user(path: Path, name: str, password: str = PASSWORD) -> None:
+    """As somebody would who types the password."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
+        access.add_user(path, name)
+
+
+def start(login_file: Path, home: Path) -> Client:
+    """A process that wants a login, in front of nothing but the form."""
     from fastapi import FastAPI
     from fastapi.responses import PlainTextResponse
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
-    path = tmp_path / "login.json"
-    access.add_user(path, "ada")
-    inside, logins, sessions = FastAPI(), access.Logins(path), access.Sessions()
+    inside, sessions = FastAPI(), access.Sessions(home, access.Logins(login_file))
     inside.add_api_route("/", lambda: PlainTextResponse("inside"), methods=["GET"], response_model=None)
     inside.add_api_route(
         "/gradio_api/run/predict", lambda: PlainTextResponse("inside"), methods=["POST"], response_model=None
     )
-    app.add_login(inside, logins, sessions)
-    return Client(access.Door(inside, app.LOOPBACK, logins, sessions))
+    app.add_login(inside, sessions)
+    return Client(access.Door(inside, app.LOOPBACK, sessions))
+
+
+@pytest.fixture
+def locked(login_file, tmp_path):
+    return start(login_file, tmp_path)
 
 
 def log_in(client: Client, name: str = "ada", password: str = PASSWORD) -> httpx.Response:
@@ -116,6 +139,27 @@ def test_the_page_is_served_to_its_own_host(ask):
     assert page.status_code == 200 and "gradio_config" in page.text
     for name in ("style.css", "page.js", "icon.svg", "fonts/inter-latin-wght-normal.woff2"):
         assert ask.get(f"/studio/{name}").status_code == 200, name
+
+
+def test_a_wheel_carries_the_fonts_where_the_studio_looks_for_them(monkeypatch, tmp_path):
+    """The build puts the book's fonts, with their licences, into the first folder that is looked in; every font that
+    the style sheet names is served from there too."""
+    root = Path(app.__file__).resolve().parents[3]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    place = app.FONTS[0].relative_to(root / "src").as_posix()
+    source = next(name for name, target in wheel["sources"].items() if target == place)
+    assert source in wheel["only-include"] and root / source == app.FONTS[1]
+    named = set(re.findall(r"/studio/fonts/([\w.-]+)", (app.HERE / "style.css").read_text()))
+    held = {path.name for path in (root / source).iterdir()}
+    assert named and named <= held and sum(name.startswith("LICENSE") for name in held) == 3
+    installed = tmp_path / "fonts"
+    shutil.copytree(root / source, installed)
+    monkeypatch.setattr(app, "FONTS", (installed, tmp_path / "no checkout"))
+    from fastapi import FastAPI
+
+    made = FastAPI()
+    app.add_files(made)
+    assert named <= {route.path.rpartition("/")[2] for route in made.routes}
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7861", "127.0.0.1.evil.example", "", "localhost.evil"])
@@ -293,6 +337,47 @@ def test_the_right_password_opens_and_logging_out_closes(locked):
     assert locked.post("/studio/logout", headers={"origin": HOST}).status_code == 303
     locked.cookies = kept  # the old cookie, as a thief would
     assert locked.get("/").status_code == 303
+
+
+def test_a_restart_logs_nobody_out_and_logging_out_is_for_good(locked, login_file, tmp_path):
+    """Another process on the same home knows the cookie; when it has logged out, none does."""
+    log_in(locked)
+    kept = httpx.Cookies(locked.cookies)
+    again = start(login_file, tmp_path)
+    again.cookies = kept
+    assert again.get("/").text == "inside"
+    assert again.post("/studio/logout", headers={"origin": HOST}).status_code == 303
+    for client in (again, locked, start(login_file, tmp_path)):
+        client.cookies = kept
+        assert client.get("/").status_code == 303
+
+
+@pytest.mark.parametrize("end", ["time", "password", "name"])
+def test_a_session_ends_with_its_time_its_password_and_its_name(login_file, tmp_path, monkeypatch, end):
+    """A cookie does not outlive a changed password or a person who was struck off, whatever is restarted."""
+    path = tmp_path / "login.json"
+    path.write_bytes(login_file.read_bytes())
+    before = start(path, tmp_path)
+    log_in(before)
+    assert before.get("/").text == "inside"
+    if end == "time":
+        now = time.time()
+        monkeypatch.setattr(access.time, "time", lambda: now + access.SESSION_SECONDS + 1)
+    else:
+        add_user(path, "ada" if end == "password" else "bob", PASSWORD + "!")
+    if end == "name":
+        path.write_text(json.dumps({name: one for name, one in json.loads(path.read_text()).items() if name == "bob"}))
+    after = start(path, tmp_path)
+    after.cookies = before.cookies
+    assert after.get("/").status_code == 303
+
+
+def test_the_database_keeps_no_cookie(locked, tmp_path):
+    """Only its hash: who reads the file gets in nowhere."""
+    token = log_in(locked).cookies[access.COOKIE]
+    files = [path.read_bytes() for path in tmp_path.glob("studio.sqlite*")]
+    assert not any(token.encode() in content for content in files)
+    assert any(access.digest(token).encode() in content for content in files)
 
 
 def test_a_forged_cookie_opens_nothing(locked):

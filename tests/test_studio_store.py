@@ -18,12 +18,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from studio_home import SMALL, colours_csv, colours_project
+from studio_home import SMALL, claim_all, colours_csv, colours_project
 
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Record
 from peftbook.studio import attempts
+from peftbook.studio.database import SCHEMA
 from peftbook.studio.jobs import EDGES
 from peftbook.studio.processes import end_group, identity, is_alive
 from peftbook.studio.store import Project, Studio
@@ -49,15 +50,6 @@ def runs(count: int) -> list[specs.Run]:
 
 def save_record(studio: Studio, project: Project, run: specs.Run, failure: str = "") -> None:
     studio.records(project.id).save(Record(key=run.key, spec=run, measurements={"loss_nats": 1.0}, failure=failure))
-
-
-def claim_all(home: Path, worker: str) -> list[str]:
-    """What one worker gets when several claim at once; for another process."""
-    studio, mine = Studio(home), []
-    while (job := studio.claim(worker, os.getpid())) is not None:
-        mine.append(job.id)
-        studio.adopt(job.id, job.attempt, os.getpid())
-    return mine
 
 
 # --- projects --------------------------------------------------------------------------------------------------
@@ -101,6 +93,16 @@ def test_a_home_of_another_version_or_no_database_is_refused(tmp_path):
     (tmp_path / "other" / "studio.sqlite").write_text("something else\n" * 100)
     with pytest.raises(InputError, match="no studio database"):
         Studio(tmp_path / "other")
+
+
+def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project):
+    """Version 1 had no sessions; what it has stays."""
+    with studio._write() as db:
+        db.execute("DROP TABLE sessions")
+        db.execute("PRAGMA user_version = 1")
+    again = Studio(studio.home)
+    assert again._rows("SELECT * FROM sessions") == [] and again.projects() == [project]
+    assert again._row("PRAGMA user_version")[0] == SCHEMA
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(studio, monkeypatch):
@@ -452,7 +454,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.studio = Studio(Path(self.folder.name))
+        self.studio = Studio(Path(self.folder.name), durable=False)  # whether the disk has it is another question
         self.project = colours_project(self.studio, 12)
         self.held: dict[str, tuple[str, int]] = {}  # worker → job, attempt
         self.seen: dict[str, str] = {}

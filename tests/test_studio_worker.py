@@ -15,14 +15,17 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from studio_home import SMALL, colours_project, log_of, small_run, wait_for
+from tiny import save_tiny_folder, tiny_llama
 
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.studio import artefacts, assistant, work
+from peftbook.studio.compare import model_named
 from peftbook.studio.processes import is_alive
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
 from peftbook.studio.trained import UNMERGED, load_trained, merge, share_weights
@@ -54,6 +57,7 @@ METHODS: dict[str, specs.Spec] = {
     "full": specs.Full(),
 }
 RATES = {"full": 3e-4, "prompt": 0.1, "prefix": 0.05, "ia3": 0.05, "vera": 0.05, "norm": 0.01}
+IDS = list(range(5, 45))
 PATIENCE = 600.0  # of a machine that does ten other things; half a minute on an idle one
 
 
@@ -72,11 +76,13 @@ def compute_here(studio: Studio, job_id: str) -> Job:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> tuple[Studio, Project, dict[str, Job]]:
-    """A project on which every method was trained for a moment."""
+    """A project on which every method was trained for a moment; LoRA's job wrote texts, which the card tells of."""
     studio = Studio(tmp_path_factory.mktemp("shop"))
     project = colours_project(studio)
     runs = {
-        name: small_run(studio, project, method, tokens=600, rate=RATES.get(name, 3e-3), texts=3)
+        name: small_run(
+            studio, project, method, tokens=600, rate=RATES.get(name, 3e-3), texts=3 if name == "lora" else 0
+        )
         for name, method in METHODS.items()
     }
     plan = studio.submit(project.id, list(runs.values()))
@@ -84,18 +90,60 @@ def shop(tmp_path_factory) -> tuple[Studio, Project, dict[str, Job]]:
     return studio, project, dict(zip(runs, jobs, strict=True))
 
 
+def end_worker(home: Path) -> None:
+    """End whatever worker serves a home."""
+    for worker in Studio(home).workers():
+        if worker.alive:
+            os.kill(worker.pid, signal.SIGTERM)
+            wait_for(lambda: not worker_alive(home))
+
+
 @pytest.fixture
 def home(tmp_path):
     """An empty home; whatever worker serves it at the end is ended."""
     yield tmp_path / "home"
-    for worker in Studio(tmp_path / "home").workers():
-        if worker.alive:
-            os.kill(worker.pid, signal.SIGTERM)
-            wait_for(lambda: not worker_alive(tmp_path / "home"))
+    end_worker(tmp_path / "home")
 
 
-def all_ended(studio: Studio) -> bool:
-    return all(job.state in ("done", "failed", "cancelled") for job in studio.jobs())
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A home whose worker several tests share."""
+    home = tmp_path_factory.mktemp("served") / "home"
+    yield home
+    end_worker(home)
+
+
+def start(home: Path) -> bool:
+    """Start a worker whose jobs checkpoint at every step, unless one is alive."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTBOOK_CHECKPOINT_SECONDS", "0")
+        return start_worker(home)
+
+
+@pytest.fixture(scope="module")
+def first(served) -> SimpleNamespace:
+    """What one worker made of a good, a diverging and a refused job; the good one nobody disturbed."""
+    studio = Studio(served)
+    project = colours_project(studio)
+    good = small_run(studio, project, specs.LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
+    diverging = small_run(studio, project, specs.LoRA(rank=4), rate=1e20)
+    other = good.model_copy(update={"task": specs.Task(name="files", data_sha256="0" * 64)})
+    plan = studio.submit(project.id, [good, diverging, other])
+    started = [start(served), start(served)]
+    phases: list[str] = []
+
+    def ended() -> bool:
+        job = studio.jobs(plan=plan)[0]
+        if job.state == "running" and job.phase not in phases[-1:]:
+            phases.append(job.phase)
+        return all_ended(studio, project)
+
+    wait_for(ended, PATIENCE, 0.02)
+    return SimpleNamespace(studio=studio, project=project, run=good, plan=plan, started=started, phases=phases)
+
+
+def all_ended(studio: Studio, project: Project) -> bool:
+    return all(job.state in ("done", "failed", "cancelled") for job in studio.jobs(project.id))
 
 
 def child_of(studio: Studio, job: Job) -> tuple[int, str]:
@@ -114,29 +162,15 @@ def logits(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_jobs_end_with_their_word_and_the_assistant_answers(home):
+def test_jobs_end_with_their_word_and_the_assistant_answers(served, first):
     """One worker: trained, diverged and refused jobs; then two texts that stream side by side; a second worker goes."""
-    studio = Studio(home)
-    project = colours_project(studio)
-    good = small_run(studio, project, specs.LoRA(rank=4), texts=2)
-    diverging = small_run(studio, project, specs.LoRA(rank=4), rate=1e20)
-    other = good.model_copy(update={"task": specs.Task(name="files", data_sha256="0" * 64)})
-    plan = studio.submit(project.id, [good, diverging, other])
-    assert start_worker(home) and not start_worker(home)
-    phases: list[str] = []
-
-    def seen() -> bool:
-        job = studio.jobs(plan=plan)[0]
-        if job.state == "running" and job.phase not in phases[-1:]:
-            phases.append(job.phase)
-        return all_ended(studio)
-
-    wait_for(seen, PATIENCE, 0.02)
-    jobs = studio.jobs(plan=plan)
-    assert [job.state for job in jobs] == ["done", "failed", "failed"], log_of(home)
+    studio, project, phases = first.studio, first.project, first.phases
+    jobs = studio.jobs(plan=first.plan)
+    assert [job.state for job in jobs] == ["done", "failed", "failed"], log_of(served)
+    assert first.started == [True, False]
     assert phases[:2] == ["loading", "training"] and {"generating", "scoring texts"} & set(phases)
     assert "diverged" in jobs[1].error and "the run names 000000000000" in jobs[2].error
-    record = studio.records(project.id).get(good)
+    record = studio.records(project.id).get(first.run)
     assert [loss for _, loss in studio.curve(jobs[0].id)] == record.curve["train_loss_nats"]
     points = [tuple(row) for row in studio._rows("SELECT step, loss FROM points WHERE job = ?", jobs[0].id)]
     assert points and all(abs(dict(studio.curve(jobs[0].id))[step] - loss) < 1e-5 for step, loss in points)
@@ -159,28 +193,22 @@ def test_jobs_end_with_their_word_and_the_assistant_answers(home):
     assert [studio.answer(request).state for request in asked] == ["done", "done"], studio.answer(asked[0]).error
     assert all(len(growing) > 3 for growing in texts)  # it streamed
 
-    command = [sys.executable, "-m", "peftbook.studio.worker", "--home", str(home)]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "peftbook.studio.worker", "--home", str(served)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert second.returncode == 2 and second.stderr == ""
-    assert second.stdout.count("\n") == 1 and "serves" in second.stdout and worker_alive(home)
+    assert second.stdout.count("\n") == 1 and "serves" in second.stdout and worker_alive(served)
 
 
 @pytest.mark.slow
-def test_killed_child_and_killed_worker_change_no_bit_of_the_result(home, monkeypatch):
+def test_killed_child_and_killed_worker_change_no_bit_of_the_result(first, home):
     """SIGKILL in the middle of training, once each; the record and the adapter are those of an undisturbed run."""
-    monkeypatch.setenv("PEFTBOOK_CHECKPOINT_SECONDS", "0")
-    studio = Studio(home)
-    project = colours_project(studio)
-    run = small_run(studio, project, specs.LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
-    job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
-    start_worker(home)
-    wait_for(lambda: all_ended(studio), PATIENCE)
-    calm = studio.records(project.id).get(run)
-    assert calm is not None, log_of(home)
-    trained = (studio.adapter(job) / "adapter_model.safetensors").read_bytes()
-    studio.delete_project(project.id)
+    calm = first.studio.records(first.project.id).get(first.run)
+    assert calm is not None, log_of(first.studio.home)
+    trained = (first.studio.adapter(first.studio.jobs(plan=first.plan)[0]) / "adapter_model.safetensors").read_bytes()
+    studio, run = Studio(home), first.run
     project = colours_project(studio)
     job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
+    start(home)
 
     def training(more: int) -> bool:
         now = studio.job(job.id)
@@ -197,8 +225,8 @@ def test_killed_child_and_killed_worker_change_no_bit_of_the_result(home, monkey
     os.kill(worker.pid, signal.SIGKILL)
     wait_for(lambda: not worker_alive(home) and not is_alive(pid, known), 20)
     assert studio.job(job.id).state == "running"  # nobody could say otherwise
-    wait_for(lambda: start_worker(home), 20)
-    wait_for(lambda: all_ended(studio), PATIENCE)
+    wait_for(lambda: start(home), 20)
+    wait_for(lambda: all_ended(studio, project), PATIENCE)
     job = studio.job(job.id)
     assert (job.state, job.attempt) == ("done", 3), (job.error, log_of(home))
     record = studio.records(project.id).get(run)
@@ -212,14 +240,13 @@ def test_killed_child_and_killed_worker_change_no_bit_of_the_result(home, monkey
 
 
 @pytest.mark.slow
-def test_cancel_resume_retry_and_delete_a_running_job(home, monkeypatch):
+def test_cancel_resume_retry_and_delete_a_running_job(served):
     """Cancelled within a second; resumed from the checkpoint; retried anew; deleted with every file and process."""
-    monkeypatch.setenv("PEFTBOOK_CHECKPOINT_SECONDS", "0")
-    studio = Studio(home)
+    studio = Studio(served)
     project = colours_project(studio)
     run = small_run(studio, project, specs.LoRA(rank=4), tokens=200_000)  # longer than the test
     job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
-    start_worker(home)
+    start(served)
 
     def cancel_at(step: int) -> int:
         """Cancel when training has come so far; the step that the last checkpoint names."""
@@ -243,24 +270,29 @@ def test_cancel_resume_retry_and_delete_a_running_job(home, monkeypatch):
     assert studio.job(job.id).step < again and studio.job(job.id).attempt == 3
     pid, known = child_of(studio, job)
     studio.delete_project(project.id)
-    assert studio.projects() == [] and studio.jobs() == []
-    wait_for(lambda: not (home / "projects" / project.id).exists(), 20)
-    assert not is_alive(pid, known) and worker_alive(home)
-    assert studio._row("SELECT count(*) FROM jobs")[0] == 0
+    assert project not in studio.projects() and job.id not in {one.id for one in studio.jobs()}
+    wait_for(lambda: not studio._rows("SELECT 1 FROM jobs WHERE project = ?", project.id), 20)  # after the files
+    assert not (served / "projects" / project.id).exists()
+    assert not is_alive(pid, known) and worker_alive(served)
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_told_to_end_leaves_its_job_to_the_next(home):
+def test_a_worker_that_is_told_to_end_leaves_its_job_to_the_next(served):
     """SIGTERM, as a shutdown sends it: the job is queued, no process stays, no worker is listed."""
-    studio = Studio(home)
+    studio = Studio(served)
     project = colours_project(studio)
-    studio.submit(project.id, [small_run(studio, project, specs.LoRA(rank=4), tokens=200_000)])
-    start_worker(home)
-    wait_for(lambda: studio.jobs()[0].state == "running" and child_of(studio, studio.jobs()[0])[0], PATIENCE)
-    pid, known = child_of(studio, studio.jobs()[0])
-    os.kill(studio.workers()[0].pid, signal.SIGTERM)
-    wait_for(lambda: not worker_alive(home), 20)
-    assert studio.jobs()[0].state == "queued" and studio.workers() == [] and not is_alive(pid, known)
+    plan = studio.submit(project.id, [small_run(studio, project, specs.LoRA(rank=4), tokens=200_000)])
+    start(served)
+
+    def job() -> Job:
+        return studio.jobs(plan=plan)[0]
+
+    wait_for(lambda: job().state == "running" and child_of(studio, job())[0], PATIENCE)
+    pid, known = child_of(studio, job())
+    os.kill(next(worker.pid for worker in studio.workers() if worker.alive), signal.SIGTERM)
+    wait_for(lambda: not worker_alive(served), 20)
+    assert job().state == "queued" and studio.workers() == [] and not is_alive(pid, known)
+    studio.delete_project(project.id)  # or the next test's worker would go on with it
 
 
 def test_a_child_whose_job_is_not_its_own_touches_nothing(tmp_path):
@@ -452,18 +484,22 @@ def test_control_tokens_that_are_typed_are_plain_text(shop):
     assert counts == sum(token in control for token in plain)
 
 
+@pytest.fixture(scope="module")
+def base_logits() -> torch.Tensor:
+    """Of the small Llama as it comes, on IDS."""
+    return logits(load_model(SMALL).model.eval(), IDS)
+
+
 @pytest.mark.parametrize("name", ["lora", "pissa", "qlora", "int4", "ia3", "vera", "norm", "full"])
-def test_the_merged_model_is_the_models_equal(shop, name):
+def test_the_merged_model_is_the_models_equal(shop, base_logits, name):
     """Same logits to rounding, without peft around it."""
     studio, _, jobs = shop
-    ids = list(range(5, 45))
     tuned, merged = load_trained(studio, jobs[name]), merge(studio, jobs[name])
     assert not hasattr(merged.model, "peft_config") or name in ("norm", "full")
-    base = logits(load_model(SMALL).model.eval(), ids)
-    wanted, found = logits(tuned.model, ids), logits(merged.model.eval(), ids)
+    wanted, found = logits(tuned.model, IDS), logits(merged.model.eval(), IDS)
     tolerance = 0.05 if name == "qlora" else 2e-4  # bitsandbytes multiplies in bfloat16
     assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
-    assert (wanted - base).abs().max() > 0.01 * wanted.abs().max()  # training had changed something
+    assert (wanted - base_logits).abs().max() > 0.01 * wanted.abs().max()  # training had changed something
 
 
 @pytest.mark.parametrize("name", sorted(UNMERGED))
@@ -485,8 +521,7 @@ def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
     assert answer.state == "done", answer.error
     zipfile.ZipFile(answer.result["path"]).extractall(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    ids = list(range(5, 45))
-    assert torch.allclose(logits(model, ids), logits(merge(studio, jobs["lora"]).model, ids), atol=1e-5)
+    assert torch.allclose(logits(model, IDS), logits(merge(studio, jobs["lora"]).model, IDS), atol=1e-5)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
     downloads = studio.folder(project.id) / "downloads"
     assert not [path for path in downloads.iterdir() if path.name.startswith(".")]
@@ -503,12 +538,52 @@ def test_the_adapter_zip_loads_with_peft(shop, tmp_path, name):
     assert set(archive.namelist()) == {"adapter_config.json", "adapter_model.safetensors", "README.md", "run.json"}
     archive.extractall(tmp_path)
     tuned = PeftModel.from_pretrained(load_model(SMALL).model, str(tmp_path)).eval()
-    ids = list(range(5, 45))
-    wanted = logits(load_trained(studio, jobs[name]).model, ids)
-    assert torch.allclose(logits(tuned, ids), wanted, atol=1e-3 * wanted.abs().max())
+    wanted = logits(load_trained(studio, jobs[name]).model, IDS)
+    assert torch.allclose(logits(tuned, IDS), wanted, atol=1e-3 * wanted.abs().max())
     assert specs.Run.model_validate_json(archive.read("run.json")) == jobs[name].run
     assert not any(str(Path(__file__).parents[1]).encode() in archive.read(name) for name in archive.namelist())
     assert artefacts.adapter_zip(studio, jobs[name]).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # peft uses the old name
+@pytest.mark.parametrize("name", ["qlora", "prefix"])
+def test_a_downloaded_adapter_needs_nothing_of_ours(tmp_path, name):
+    """On a base that transformers loads as the card says, peft's own forward gives the logits of the studio's model;
+    with other weights in the folder of the base, the studio has no model any more."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder, studio = save_tiny_folder(tmp_path / "tiny"), Studio(tmp_path / "home")
+    project, base = colours_project(studio), model_named(str(folder))
+    run = small_run(studio, project, METHODS[name], tokens=600, rate=RATES.get(name, 3e-3), model=base)
+    job = compute_here(studio, studio.jobs(plan=studio.submit(project.id, [run]))[0].id)
+    zipfile.ZipFile(artefacts.adapter_zip(studio, job)).extractall(tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "`PeftModel.from_pretrained(base, FOLDER)` loads it." in card
+    assert f"hash of the folder {base.revision}" in card
+    options: dict = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if name == "qlora":
+        assert "linear layers in nf4 (block 64, double quantisation: True)" in card
+        options |= {
+            "device_map": {"": "cpu"},
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            ),
+        }
+    model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    asked = {"input_ids": torch.tensor([IDS]), "attention_mask": torch.ones((1, len(IDS)), dtype=torch.long)}
+    with torch.no_grad():
+        untuned = model(**asked).logits[0]
+        found = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()(**asked).logits[0]
+    wanted = logits(load_trained(studio, job).model, IDS)
+    tolerance = (0.02 if name == "qlora" else 1e-4) * wanted.abs().max()  # bitsandbytes multiplies in bfloat16
+    assert (found - wanted).abs().max() < tolerance < (found - untuned).abs().max() / 2
+    tiny_llama(seed=1, vocabulary=untuned.shape[-1]).save_pretrained(folder)
+    with pytest.raises(InputError, match="was changed: the hash of its folder"):
+        load_trained(studio, job)
 
 
 def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
@@ -604,10 +679,10 @@ def test_a_worker_that_nobody_needs_ends_and_one_of_an_open_studio_stays(tmp_pat
     studio = Studio(tmp_path / "home")
     say_open(studio.home)
     began = time.monotonic()
-    serve(studio.home, seconds=2.0, idle_seconds=0.5)
-    assert time.monotonic() - began >= 2.0
+    serve(studio.home, seconds=1.0, idle_seconds=0.2)
+    assert time.monotonic() - began >= 1.0
     (studio.home / "open").unlink()
     began = time.monotonic()
-    serve(studio.home, seconds=60.0, idle_seconds=0.5)
+    serve(studio.home, seconds=60.0, idle_seconds=0.2)
     assert time.monotonic() - began < 30.0
     assert not worker_alive(studio.home)

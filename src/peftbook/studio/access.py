@@ -2,7 +2,8 @@
 
 Three doors, one behind the other. The *host* that a request names must be ours (a page elsewhere cannot rebind its own
 name to 127.0.0.1). What *changes* something, and every answer that is not the page itself, must be asked for by a page
-of ours. With a login file, a session cookie that no script can read. Only the paths that the page uses exist.
+of ours. With a login file, a session cookie that no script can read; sessions are in the studio's database, so that a
+restart logs nobody out. Only the paths that the page uses exist.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from peftbook.errors import InputError
+from peftbook.studio.database import Database
 
 __all__ = ["COOKIE", "Door", "Logins", "Sessions", "add_user", "is_ours"]
 
@@ -120,6 +121,11 @@ class Logins:
             del self._wrong[one]
         return recent[-FAILURES] + WINDOW_SECONDS - now if len(recent) >= FAILURES else 0.0
 
+    def mark(self, name: str) -> str:
+        """What changes with somebody's password and is nothing for who has none; no password can be told from it."""
+        known = self.users.get(name)
+        return digest(known["salt"] + known["scrypt"]) if known else ""
+
     def check(self, name: str, password: str, address: str) -> bool:
         """Whether the password is right; wrong ones count. An unknown name takes as long as a known one."""
         known = self.users.get(name, {"salt": "00" * 16, "scrypt": ""})
@@ -135,27 +141,36 @@ class Logins:
         return False
 
 
-@dataclass
-class Sessions:
-    """Who is logged in: hashes of the cookies' values. They end with the process."""
+class Sessions(Database):
+    """Who is logged in, in the database of a home: hashes of the cookies' values, for SESSION_SECONDS.
 
-    known: dict[str, tuple[str, float]] = field(default_factory=dict)
+    A session ends sooner when its cookie logs out, and when its name or its password leaves the login file.
+    """
+
+    def __init__(self, home: Path, logins: Logins):
+        super().__init__(home)
+        self.logins = logins
 
     def begin(self, name: str) -> str:
         """A new cookie for somebody."""
-        now = time.time()
-        self.known = {key: one for key, one in self.known.items() if one[1] > now}
-        token = secrets.token_urlsafe(32)
-        self.known[digest(token)] = (name, now + SESSION_SECONDS)
+        now, token = time.time(), secrets.token_urlsafe(32)
+        with self._write() as db:
+            db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
+            row = (digest(token), name, self.logins.mark(name), now + SESSION_SECONDS)
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
         return token
 
     def who(self, token: str) -> str | None:
         """Whose cookie it is."""
-        name, until = self.known.get(digest(token), ("", 0.0))
-        return name if until > time.time() else None
+        row = self._row("SELECT name, password FROM sessions WHERE token = ? AND until > ?", digest(token), time.time())
+        if row is None or not row["password"] or row["password"] != self.logins.mark(row["name"]):
+            return None
+        return row["name"]
 
     def end(self, token: str) -> None:
-        self.known.pop(digest(token), None)
+        """Forget a cookie."""
+        with self._write() as db:
+            db.execute("DELETE FROM sessions WHERE token = ?", (digest(token),))
 
 
 def digest(token: str) -> str:
@@ -196,11 +211,11 @@ def host_of(value: str) -> str:
 class Door:
     """ASGI: let in what may come in, and put the headers on what goes out.
 
-    hosts: names under which the studio is reached.  upload_bytes: of an upload, which its own route counts.
+    hosts: names under which the studio is reached.  sessions: of those who may come in; without, everybody may.
     """
 
-    def __init__(self, app: App, hosts: Iterable[str], logins: Logins | None, sessions: Sessions):
-        self.app, self.hosts, self.logins, self.sessions = app, frozenset(hosts), logins, sessions
+    def __init__(self, app: App, hosts: Iterable[str], sessions: Sessions | None = None):
+        self.app, self.hosts, self.sessions = app, frozenset(hosts), sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -230,7 +245,7 @@ class Door:
         visit = method in ("GET", "HEAD") and path in ("/", LOGIN)
         if not visit and not is_ours(headers, self.hosts):
             return 403, "This was asked for by another site: open the studio itself."
-        if self.logins is None or OPEN.fullmatch(path) or path == LOGIN:
+        if self.sessions is None or OPEN.fullmatch(path) or path == LOGIN:
             return None
         scope["peftbook.user"] = self.sessions.who(cookie(headers))
         if scope["peftbook.user"] is None:

@@ -1,7 +1,7 @@
 """The studio's web service: `peftbook studio`. It shows and asks; a worker process computes.
 
-This process never imports torch or transformers, holds no state that a restart would lose but who is logged in, and
-opens no file whose name came from outside: projects and jobs are looked up by their ids.
+This process never imports torch or transformers, holds no state that a restart would lose, and opens no file whose name
+came from outside: projects and jobs are looked up by their ids.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def build_app(
 
     from peftbook.studio.pages import HEAD, THEME, build_pages
 
-    drafts, sessions = Drafts(studio.home, caps), Sessions()
+    drafts = Drafts(studio.home, caps)
+    sessions = None if logins is None else Sessions(studio.home, logins)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -126,7 +127,8 @@ def build_app(
     add_files(app)
     add_uploads(app, drafts)
     add_downloads(app, studio)
-    add_login(app, logins, sessions)
+    if sessions is not None:
+        add_login(app, sessions)
     app = gr.mount_gradio_app(
         app,
         build_pages(studio, drafts, caps, with_login=logins is not None),
@@ -143,7 +145,7 @@ def build_app(
         enable_monitoring=False,
         mcp_server=False,
     )
-    return Door(app, hosts, logins, sessions)
+    return Door(app, hosts, sessions)
 
 
 def add_files(app: FastAPI) -> None:
@@ -261,13 +263,13 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "studio"
 
 
-def add_login(app: FastAPI, logins: Logins | None, sessions: Sessions) -> None:
+def add_login(app: FastAPI, sessions: Sessions) -> None:
     """A page with a form, and what it sends."""
-    if logins is None:
-        return
     from fastapi import Request
     from fastapi.responses import HTMLResponse, RedirectResponse
     from starlette.concurrency import run_in_threadpool
+
+    logins = sessions.logins
 
     async def form() -> Response:
         return HTMLResponse(login_page(""))
@@ -285,7 +287,7 @@ def add_login(app: FastAPI, logins: Logins | None, sessions: Sessions) -> None:
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
             COOKIE,
-            sessions.begin(name),
+            await run_in_threadpool(sessions.begin, name),
             max_age=int(SESSION_SECONDS),
             httponly=True,
             samesite="strict",
@@ -294,7 +296,7 @@ def add_login(app: FastAPI, logins: Logins | None, sessions: Sessions) -> None:
         return answer
 
     async def log_out(request: Request) -> Response:
-        sessions.end(cookie(dict(request.headers)))
+        await run_in_threadpool(sessions.end, cookie(dict(request.headers)))
         answer = RedirectResponse(LOGIN, 303)
         answer.delete_cookie(COOKIE)
         return answer

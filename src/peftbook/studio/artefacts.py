@@ -19,6 +19,7 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import ZIP_DATE, Record, write_atomically
+from peftbook.studio.folders import pinned
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.tabular import escape_cell
 
@@ -153,7 +154,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
     lines = [
         *head, "", f"# {run.method.kind} on {inline(project.name)}", "", loading(run, merged=merged), "",
         "## What it is", "",
-        f"- base: {run.model.name}, revision {run.model.revision or 'not pinned'}",
+        f"- base: {run.model.name}, {pinned(run.model)}",
         f"- licence of the base: {licence}; the weights here follow it",
         f"- method: `{run.method.model_dump_json()}`",
         f"- training: `{run.budget.model_dump_json() if run.budget else 'none'}`, seed {run.seed}, {run.dtype}",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.studio.folders import check_model
 from peftbook.studio.processes import die_with_parent
 from peftbook.studio.requests import Request
 from peftbook.studio.store import Job, Studio
@@ -71,6 +72,7 @@ class Models:
         from peftbook.training.models import Loaded, load_model
 
         def load() -> Loaded:
+            check_model(model)
             found = load_model(model, None, platform)
             return Loaded(found.model.eval().requires_grad_(False), found.tokenizer)
 

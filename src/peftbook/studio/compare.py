@@ -23,6 +23,7 @@ from peftbook.decision import Comparison, check_choices, compare
 from peftbook.errors import InputError
 from peftbook.records import Record, write_atomically
 from peftbook.studio import report
+from peftbook.studio.folders import folder_revision
 from peftbook.studio.markup import span
 from peftbook.studio.plan import Settings, plan
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
@@ -149,14 +150,17 @@ def rate_named(text: str) -> tuple[str, float]:
 
 
 def model_named(name: str) -> specs.Model:
-    """An embedded model, a folder, or a hub id with a revision after @. Raises InputError for anything else."""
+    """An embedded model, a folder with the hash of what is in it, or a hub id with a revision after @.
+
+    Raises InputError for anything else.
+    """
     if name == specs.EMBEDDED_MODEL:
         return specs.Model()
     if name == specs.SMALL_MODEL:
         return specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return specs.Model(name=str(folder.absolute()), revision="")
+        return specs.Model(name=str(folder.absolute()), revision=folder_revision(folder))
     match = HUB_ID.fullmatch(name)
     if match is None or name[0] in "./~":
         raise InputError(

@@ -16,7 +16,7 @@ from peftbook.errors import InputError
 
 __all__ = ["Database", "clear_failures", "default_home"]
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no sessions
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -62,6 +62,9 @@ CREATE TABLE IF NOT EXISTS requests (
     created REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, text TEXT NOT NULL DEFAULT '',
     result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT ''
 ) STRICT;
+CREATE TABLE IF NOT EXISTS sessions (
+    token TEXT PRIMARY KEY, name TEXT NOT NULL, password TEXT NOT NULL, until REAL NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 
 
@@ -117,12 +120,12 @@ class Database:
             self._prepare()
 
     def _prepare(self) -> None:
-        """Make the tables, or check their version; two processes may do so at once."""
+        """Make the tables that are missing, or check their version; two processes may do so at once."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 version = self._connection().execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
+                if version < SCHEMA:
                     self._connection().execute("PRAGMA journal_mode = WAL")
                     with self._write() as db:
                         for statement in TABLES.split(";"):

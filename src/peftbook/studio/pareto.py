@@ -37,14 +37,14 @@ STYLE = (
     ".pareto-svg .mark{stroke:var(--muted,#66707b);stroke-width:1.8;fill:var(--paper,none)}"
     ".pareto-svg .on{stroke:var(--accent,#0b6360);fill:var(--accent,#0b6360)}"
 )
-TOP, BOTTOM, LEFT, ZERO = 30, 46, 52, 34
+TOP, BOTTOM, LEFT, ZERO = 30, 64, 52, 34
 
 
 def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int = 360) -> str:
     """The deciding measure with its 95 % intervals against a cost in logarithms; empty where nothing is compared.
 
     cost: one of COSTS, the comparison's own without. Rows without that cost, as the untuned ones, stand left of the
-    axis at 0. Below a width of 500 the labels are shorter.
+    axis at 0; the axis says so. Below a width of 500 the labels are shorter.
     """
     cost = cost or found.cost
     rows = [row for row in found.contest if all(map(math.isfinite, ends(found, row)))]
@@ -75,7 +75,10 @@ def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int 
     ]
     for row, place in zip(rows, places, strict=True):
         parts.append(point(found, row, row in front, x(row), y, place, right, labels_width))
-    label = f"{found.measure.label} against {COSTS[cost]}; on the front: {', '.join(row.label for row in front)}."
+    label = (
+        f"{found.measure.label} against {COSTS[cost]}. {scale(len(costs) < len(rows))}. "
+        f"On the front: {', '.join(row.label for row in front)}."
+    )
     return str(
         piece(
             '<svg class="pareto-svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{label}">'
@@ -141,7 +144,7 @@ def y_axis(found: Comparison, bottom: float, top: float, y, right: float, height
 
 
 def x_axis(cost: str, low: float, high: float, start: float, right: float, height: float, zero: bool) -> Markup:
-    """Numbers in logarithms, 0 apart from them, and what is paid."""
+    """Numbers in logarithms, 0 apart from them, what is paid, and what the scale is."""
     base, unit = height - BOTTOM, "bytes" if cost.endswith("bytes") else ""
     marks = [
         factor * 10.0**power
@@ -149,23 +152,33 @@ def x_axis(cost: str, low: float, high: float, start: float, right: float, heigh
         for factor in (1, 2, 5)
         if low <= math.log10(factor * 10.0**power) <= high
     ]
-    if len(marks) < 3:  # within a decade: round numbers, still in their logarithmic places
-        marks = [one for one in ticks(10**low, 10**high, 4) if one > 0]
+    if len(marks) < 3:  # within a decade: more round numbers, still in their logarithmic places
+        marks = max(marks, [one for one in ticks(10**low, 10**high, 4) if one > 0], key=len)
     elif len(marks) > 5:
         marks = [one for one in marks if math.log10(one) % 1 < 1e-9] or marks[::3]
     if not marks:
         marks = [float(f"{10 ** ((low + high) / 2):.2g}")]
     marks = marks[:: math.ceil(len(marks) / 5)]
-    lines = [piece('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/>', LEFT, right, y=base)]
+    stretches = [(LEFT, LEFT + ZERO - 7), (LEFT + ZERO, right)] if zero else [(LEFT, right)]  # with a gap beside 0
+    lines = [piece('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/>', *one, y=base) for one in stretches]
     shown = [(start + (math.log10(one) - low) / (high - low) * (right - start), words(one, unit)) for one in marks]
-    for place, said in [(LEFT + ZERO / 2, "0")] * zero + shown:
+    if zero:
+        apart = [one for one in shown if one[0] > LEFT + ZERO + 14] or shown  # its 0 and a number would touch
+        shown = [(LEFT + ZERO / 2, "0"), *apart]
+    for place, said in shown:
         lines.append(
             piece('<line class="grid" x1="{x}" x2="{x}" y1="{}" y2="{}"/><text class="quiet" x="{x}" y="{}" '
                   'text-anchor="middle">{}</text>', base, base + 5, base + 18, said, x=f"{place:.1f}")
         )  # fmt: skip
     name = COSTS[cost].capitalize() + {"train_seconds": ", seconds", "gigabyte_seconds": ", GB·s"}.get(cost, "")
-    lines.append(piece('<text x="{}" y="{}">{}</text>', LEFT, height - 8, name))
+    lines.append(piece('<text x="{}" y="{}">{}</text>', LEFT, height - 26, name))
+    lines.append(piece('<text class="quiet" x="{}" y="{}">{}</text>', LEFT, height - 8, scale(zero)))
     return joined(lines)
+
+
+def scale(zero: bool) -> str:
+    """How the axis is to be read."""
+    return "Logarithmic scale" + ("; 0 stands apart" if zero else "")
 
 
 def words(value: float, unit: str) -> str:

@@ -17,6 +17,7 @@ from peftbook.decision import COSTS, Comparison, Row
 from peftbook.metrics import Interval
 from peftbook.records import Record
 from peftbook.results import describe, format_value
+from peftbook.studio.folders import pinned
 from peftbook.studio.markup import clipped, joined, number, piece, size, span
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.tabular import difference, digits, ends, escape_cell, marks, short, table, to_csv, typeset
@@ -259,7 +260,7 @@ def data(found: Comparison, project: Project | None, splits: Mapping[str, int] |
 def settings(found: Comparison, records: Sequence[Record], commands: Sequence[str]) -> Markup:
     """Models, methods, machine, versions and commands: what is needed to repeat it."""
     runs = [one.spec for one in records if isinstance(one.spec, specs.Run)]
-    models = dict.fromkeys(f"{run.model.name} ({run.model.revision[:12] or 'no revision'})" for run in runs)
+    models = dict.fromkeys(f"{run.model.name} ({pinned(run.model, 12)})" for run in runs)
     told: list[tuple[str, object]] = [("Models", "; ".join(models))] if models else []
     if runs:
         one = runs[0].evaluation

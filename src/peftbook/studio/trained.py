@@ -10,6 +10,7 @@ from torch import nn
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.studio.folders import check_model
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.work import TENSORS
 from peftbook.training.methods import apply_method, trainable_state
@@ -28,6 +29,7 @@ UNMERGED = {
 def load_trained(studio: Studio, job: Job) -> Loaded:
     """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""
     run = job.run
+    check_model(run.model)
     loaded = load_model(run.model, run.method, run.platform)
     model: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
     if run.budget is not None:
@@ -84,6 +86,7 @@ def merge(studio: Studio, job: Job) -> Loaded:
     folder = studio.adapter(job)
     if job.state != "done" or folder is None:
         raise InputError(f"Job {job.id!r} is {job.state} and has nothing to merge: run it, or retry it, first.")
+    check_model(run.model)
     loaded = load_model(run.model, None, run.platform)
     quantise_dense(loaded.model, run.method.quant, double_quant=run.method.double_quant)
     tuned: Any = PeftModel.from_pretrained(loaded.model, str(folder))

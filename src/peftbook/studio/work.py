@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.studio.folders import check_model
 from peftbook.studio.processes import die_with_parent
 from peftbook.studio.store import Job, Studio
 from peftbook.training.worker import end_with_input, free_micro_batch
@@ -72,6 +73,7 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     studio.begun(job.id, job.attempt)
     if job.run in store:
         return  # its last process died between the record and the word that it is done
+    check_model(job.run.model)
     from peftbook.training.execute import Watch, execute, quieten_libraries
 
     quieten_libraries()

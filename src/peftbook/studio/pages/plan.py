@@ -16,6 +16,7 @@ from markupsafe import Markup
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.studio import markup
+from peftbook.studio.folders import folder_revision
 from peftbook.studio.markup import Cell, badge, joined, loading, number, piece, size, span, table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 from peftbook.studio.plan import Check, Settings, plan, presets
@@ -80,7 +81,7 @@ def build_plan(context: Context) -> Step:
                 lines=1,
                 max_lines=4,
                 placeholder="/path/to/a/folder, or owner/name",
-                info="one a line: a folder with safetensors, or a hub id if the hub can be reached; a revision after @",
+                info="one a line: a folder with safetensors, or a hub id (with @revision) if the hub can be reached",
             )
             with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                 with gr.Row(equal_height=True):
@@ -247,16 +248,16 @@ def number_of(name: str, value: Any) -> float | int:
 
 
 def models_named(text: str) -> tuple[specs.Model, ...]:
-    """Models named one a line, as folder or hub id, with a revision after @. Raises InputError for a missing folder."""
+    """Models named one a line: folders, or hub ids with a revision after @. Raises InputError for a missing folder."""
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        match = REVISION.fullmatch(line)
+        match = None if line.startswith(("/", "~", ".")) else REVISION.fullmatch(line)
         name, revision = (match[1], match[2]) if match else (line, "")
         if name.startswith(("/", "~", ".")):
             folder = Path(name).expanduser().absolute()
             if not (folder / "config.json").is_file():
                 raise InputError(f"There is no model in {name!r}: name a folder that has config.json and safetensors.")
-            name = str(folder)
+            name, revision = str(folder), folder_revision(folder)
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise InputError(f"{name!r} is neither a folder nor a hub id: write /path/to/folder or owner/name.")
         found.append(specs.Model(name=name, revision=revision))

@@ -1,0 +1,97 @@
+"""What pins a model in a local folder: a hash that takes moments whatever its size, and changes with its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftbook import specs
+from peftbook.errors import InputError
+
+__all__ = ["check_model", "folder_revision", "pinned"]
+
+SMALL_FILES = (".json", ".jinja", ".model", ".txt")  # settings, tokenizer and chat template: read whole
+BLOCK_BYTES = 1 << 16
+HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+
+def folder_revision(folder: Path) -> str:
+    """SHA-256 of what decides what the model in a folder computes, in hexadecimal; neither path nor dates count.
+
+    File by file in the order of their names: settings, tokenizer and chat template whole; of each `*.safetensors` its
+    length, its header (names, types, shapes and places of the tensors) and of each tensor the first, the middle and
+    the last 64 KiB, which is all of a tensor of up to 192 KiB. Training changes every tensor that it touches nearly
+    everywhere, so another training is another hash; an edit between the three places of a large tensor is not seen.
+    Raises InputError for a folder without a model, for a file that cannot be read, or that is no safetensors file.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"Model folder {str(folder)!r} has no config.json: name one that save_pretrained wrote.")
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (*SMALL_FILES, ".safetensors") or not path.is_file():
+            continue
+        try:
+            found.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            for block in samples(path) if path.suffix == ".safetensors" else whole(path):
+                found.update(block)
+        except OSError as error:
+            raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
+    return found.hexdigest()
+
+
+def whole(path: Path) -> Iterator[bytes]:
+    """A file, piece by piece."""
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            yield block
+
+
+def samples(path: Path) -> Iterator[bytes]:
+    """The header of a safetensors file, then blocks of each tensor in the order in which they lie.
+
+    The format: the header's length, 8 bytes, little-endian; the header, JSON; the tensors, one after the other.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, HEADER_BYTES))
+        try:
+            tensors = json.loads(header)
+            tensors.pop("__metadata__", None)
+            places = sorted((int(begin), int(end)) for begin, end in (one["data_offsets"] for one in tensors.values()))
+            if any(not 0 <= begin <= end for begin, end in places):
+                raise ValueError("a tensor lies before the file")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InputError(f"{str(path)!r} is no safetensors file: save the model again.") from None
+        yield header
+        for begin, end in places:
+            last = max(begin, end - BLOCK_BYTES)
+            for place in sorted({begin, max(begin, (begin + end - BLOCK_BYTES) // 2), last}):
+                stream.seek(8 + length + place)
+                yield stream.read(min(BLOCK_BYTES, end - place))
+
+
+def check_model(model: specs.Model) -> None:
+    """Raises InputError if the folder that a run names holds another model by now: its results would be another's."""
+    folder = Path(model.name)
+    if not in_folder(model) or model.revision in ("", specs.EMBEDDED_REVISION) or not folder.is_dir():
+        return
+    if (found := folder_revision(folder)) != model.revision:
+        raise InputError(
+            f"The model in {model.name!r} was changed: the hash of its folder is {found[:12]}…, the run names "
+            f"{model.revision[:12]}…. Put the old files back, or plan the run again."
+        )
+
+
+def in_folder(model: specs.Model) -> bool:
+    """Whether a model is a folder of this machine, not an embedded one and no hub id."""
+    return Path(model.name).is_absolute()
+
+
+def pinned(model: specs.Model, digits: int | None = None) -> str:
+    """What its revision is, in words; all of it, or its first digits."""
+    if not model.revision:
+        return "not pinned"
+    what = "hash of the folder" if in_folder(model) else "revision"
+    return f"{what} {model.revision[:digits]}"
