@@ -213,7 +213,7 @@ def sql_answers(store: Store) -> Figure:
     ):
         rows = []
         for arm in arms:
-            seeds = [np.mean(one) for one in sql.COMPARISON.table(arm, score, store)]
+            seeds = [float(np.mean(one)) for one in sql.COMPARISON.table(arm, score, store)]
             found = quantity(f"sql_prompt.{arm}_{score}", store)
             rows.append(as_row(METHODS[arm].label, found, seeds, arm, METHODS[arm].marker))
         draw_rows(axes, rows, label)
