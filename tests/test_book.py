@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -136,6 +137,19 @@ def test_an_unknown_published_value_names_the_nearest():
     """A typo is answered with what was probably meant."""
     with pytest.raises(InputError, match="did you mean 'hu2021-checkpoint-after'"):
         published("hu2021-checkpoint-aftr")
+
+
+def test_a_formula_keeps_the_punctuation_that_touches_it():
+    """And nothing more: the words around it stay text, and none is lost."""
+    from peftbook.site.mathematics import keep_together
+
+    parts = ["see (", nodes.math("", "x"), "), ", nodes.math("", "y"), "), ", nodes.math("", "z")]
+    paragraph = nodes.paragraph("", "", *[nodes.Text(one) if isinstance(one, str) else one for one in parts])
+    keep_together(SimpleNamespace(builder=SimpleNamespace(format="html")), paragraph, "page")
+    first, second, third = paragraph.findall(nodes.math)
+    assert (first["before"], first["after"], second["after"]) == ("(", "),", "),")
+    assert "before" not in second and "after" not in third
+    assert paragraph.astext() == "see x y z"
 
 
 def test_tex_becomes_html_and_mathml():

@@ -6,6 +6,7 @@ The output holds HTML for the eye and MathML for screen readers. An error in TeX
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -18,7 +19,8 @@ from sphinx.util.math import get_node_equation_number
 __all__ = ["KatexError", "render_tex", "setup"]
 
 LOGGER = logging.getLogger(__name__)
-JOINER, OPENING = "\N{WORD JOINER}", ("(", "[", "“", "‘")
+PIECE = '<span class="katex-base">'
+OPENING, CLOSING = re.compile(r"[(\[“‘]+$"), re.compile(r"^[.,;:!?)\]”’]+")
 KATEX = Path("book/assets/katex/katex.min.js")
 
 
@@ -58,11 +60,27 @@ def _render_or_warn(translator: Any, node: nodes.Element, display: bool) -> str:
 
 
 def visit_math(translator: Any, node: nodes.math) -> None:
-    """Inline mathematics. Joiners keep a bracket before it and what follows without a space on its line."""
-    before = JOINER if translator.body and translator.body[-1].endswith(OPENING) else ""
-    formula = _render_or_warn(translator, node, display=False)
-    translator.body.append(f'{before}<span class="math">{formula}</span>{JOINER}')
+    """Inline mathematics, with the bracket or full stop that no line may part from it; it may break where TeX would."""
+    first, *others = _render_or_warn(translator, node, display=False).split(PIECE)
+    formula = PIECE.join([first, f"<wbr>{PIECE}".join(others)]) if others else first
+    before, after = (escape(node.get(place, "")) for place in ("before", "after"))
+    translator.body.append(f'<span class="math">{before}{formula}{after}</span>')
     raise nodes.SkipNode
+
+
+def keep_together(app: Any, doctree: nodes.document, page: str) -> None:
+    """Hand each inline formula the punctuation that touches it: browsers break a line between a formula and a stop."""
+    if app.builder.format != "html":
+        return
+    for node in list(doctree.findall(nodes.math)):
+        around = node.parent
+        at = around.children.index(node)
+        before = around[at - 1] if at else None
+        after = around[at + 1] if at + 1 < len(around) else None
+        if isinstance(before, nodes.Text) and (found := OPENING.search(before)):
+            node["before"], around[at - 1] = found[0], nodes.Text(before[: found.start()])
+        if isinstance(after, nodes.Text) and (found := CLOSING.match(after)):
+            node["after"], around[at + 1] = found[0], nodes.Text(after[found.end() :])
 
 
 def visit_displayed(translator: Any, node: nodes.math_block) -> None:
@@ -83,6 +101,7 @@ def setup(app: Any) -> None:
     """Make KaTeX the HTML math renderer and ship its style sheet and fonts."""
     app.add_html_math_renderer("katex", inline_renderers=(visit_math, None), block_renderers=(visit_displayed, None))
     app.connect("config-inited", _choose_renderer, priority=900)
+    app.connect("doctree-resolved", keep_together)
     app.add_css_file("katex/katex.min.css", priority=300)
 
 
