@@ -100,6 +100,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(place, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "peftbook.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(job.state == "running" for job in Studio(home).jobs()):

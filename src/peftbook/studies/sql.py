@@ -83,8 +83,8 @@ STUDIES = {
     "sql_prompt": Study(
         name="sql_prompt",
         title="SQL: eight tuned tokens against five solved examples",
-        claim="A tuned prompt of eight tokens writes queries that five solved examples in the prompt do not.",
-        source="the first notebook",
+        claim="A tuned prompt of eight tokens answers more questions than five solved examples in the prompt.",
+        source="lester2021, abstract",
         refuted_if=f"the tuned prompt answers fewer questions than five examples, by more than {MARGIN:.0%} of them "
         "(the whole 95 % interval beyond the margin).",
         does_not_show=LIMITS,
