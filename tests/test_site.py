@@ -216,6 +216,16 @@ def test_an_explorer_answers_its_sliders(open_page, page, figure, viewport):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("section", ["the-rule", "what-this-does-not-show"])
+def test_a_link_to_a_section_lands_on_it(open_page, viewport, section):
+    """Its heading is at the top of the window, whatever figures and formulas stand above it."""
+    page, _ = open_page(f"book/head-to-head.html#{section}", viewport=viewport)
+    top = page.evaluate("id => document.getElementById(id).getBoundingClientRect().top", section)
+    assert 0 <= top <= 120
+
+
+@pytest.mark.browser
 def test_search_finds_a_chapter(open_page):
     """Search runs in the page, over an index that the site carries."""
     page, troubles = open_page("search.html?q=rank")

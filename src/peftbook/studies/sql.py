@@ -64,13 +64,13 @@ def answers_verdict(first: str, second: str, what: str, store: Store) -> Verdict
 
 def prompt_verdict(store: Store) -> Verdict:
     """Does the tuned prompt answer more of the questions than five examples do?"""
-    what = "The share of questions that the tuned prompt answers, minus that of five solved examples,"
+    what = "The share of questions that the tuned prompt answers minus that of five solved examples"
     return answers_verdict("prompt", "fewshot", what, store)
 
 
 def lora_verdict(store: Store) -> Verdict:
     """Does LoRA answer more of the questions than the tuned prompt?"""
-    what = "The share of questions that LoRA answers, minus that of the tuned prompt,"
+    what = "The share of questions that LoRA answers minus that of the tuned prompt"
     return answers_verdict("lora", "prompt", what, store)
 
 
