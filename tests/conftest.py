@@ -61,15 +61,8 @@ def built_site() -> Path:
     site.parent.mkdir(exist_ok=True)
     with FileLock(site.parent / "html.lock"):
         if not is_fresh(site, ROOT):
-            command = [
-                Path(sys.executable).with_name("jupyter-book"),
-                "build",
-                ".",
-                "--all",
-                "-W",
-                "-n",
-                "--keep-going",
-            ]
+            options = ["build", ".", "--all", "-W", "-n", "--keep-going"]
+            command = [Path(sys.executable).with_name("jupyter-book"), *options]
             result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     return site

@@ -251,9 +251,10 @@ def models_named(text: str) -> tuple[specs.Model, ...]:
     """Models named one a line: folders, or hub ids with a revision after @. Raises InputError for a missing folder."""
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        match = None if line.startswith(("/", "~", ".")) else REVISION.fullmatch(line)
+        local = line.startswith(("/", "~", "."))
+        match = None if local else REVISION.fullmatch(line)
         name, revision = (match[1], match[2]) if match else (line, "")
-        if name.startswith(("/", "~", ".")):
+        if local:
             folder = Path(name).expanduser().absolute()
             if not (folder / "config.json").is_file():
                 raise InputError(f"There is no model in {name!r}: name a folder that has config.json and safetensors.")
