@@ -23,9 +23,9 @@ from studio_home import SMALL, colours_project, log_of, small_run, wait_for
 from tiny import save_tiny_folder, tiny_llama
 
 from peftbook import specs
+from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.studio import artefacts, assistant, work
-from peftbook.studio.compare import model_named
 from peftbook.studio.processes import is_alive
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
 from peftbook.studio.trained import UNMERGED, load_trained, merge, share_weights

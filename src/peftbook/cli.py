@@ -320,12 +320,12 @@ def command_bench_book(args: argparse.Namespace) -> int:
 
 def command_generate(args: argparse.Namespace) -> int:
     """Answer one message with a model, greedily."""
-    from peftbook import specs
+    from peftbook.base_models import model_named
     from peftbook.training.encode import encode_turns
     from peftbook.training.generate import generate
     from peftbook.training.models import load_model
 
-    loaded = load_model(specs.Model(name=args.model))
+    loaded = load_model(model_named(args.model))
     pieces = encode_turns(loaded.tokenizer, [{"role": "user", "content": args.message}])
     prompt = [token for piece in pieces for token in piece]
     print(generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=args.max_new_tokens)[0])

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from peftbook import specs
+from peftbook.base_models import pinned
 from peftbook.errors import InputError
 from peftbook.records import ZIP_DATE, Record, write_atomically
-from peftbook.studio.folders import pinned
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.tabular import escape_cell
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
+from peftbook.base_models import check_model
 from peftbook.errors import InputError
-from peftbook.studio.folders import check_model
 from peftbook.studio.processes import die_with_parent
 from peftbook.studio.requests import Request
 from peftbook.studio.store import Job, Studio
@@ -271,8 +271,8 @@ class Assistant:
         parent = psutil.Process().parent()
         family = [] if parent is None else parent.children()
         known = all(known_rates(run.platform) is not None for run in runs)
-        quiet = not self.trains() and os.getloadavg()[0] < cores() / 2  # else measuring them takes many minutes
-        return [asdict(one) for one in preflight(task, runs, memory_for(runs, family), timed=known or quiet)]
+        timed = known or not self.trains()  # beside a training, measuring them takes many minutes
+        return [asdict(one) for one in preflight(task, runs, memory_for(runs, family), timed=timed)]
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import time
@@ -19,11 +18,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from peftbook import specs
+from peftbook.base_models import model_named
 from peftbook.decision import Comparison, check_choices, compare
 from peftbook.errors import InputError
 from peftbook.records import Record, write_atomically
 from peftbook.studio import report
-from peftbook.studio.folders import folder_revision
 from peftbook.studio.markup import span
 from peftbook.studio.plan import Settings, plan
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
@@ -32,13 +31,12 @@ from peftbook.tasks import TaskData
 from peftbook.tasks.files import Split, task_from_table
 from peftbook.tasks.table import Caps, Columns, Table, read_table
 
-__all__ = ["Outcome", "compare_file", "find_project", "model_named", "wait_for"]
+__all__ = ["Outcome", "compare_file", "find_project", "wait_for"]
 
 POLL_SECONDS = 0.25
 SAID = ("command", "handler", "file", "input", "target")
 PLACES = ("home", "report", "csv", "json")  # options that say where results go
 REPEATED = ("run", "learning_rate")  # options that may be given several times
-HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 
 
 @dataclass(frozen=True)
@@ -147,27 +145,6 @@ def rate_named(text: str) -> tuple[str, float]:
         return name.strip(), float(value)
     except ValueError:
         raise InputError(f"{text!r} is no learning rate of a method: write it as lora=4e-4.") from None
-
-
-def model_named(name: str) -> specs.Model:
-    """An embedded model, a folder with the hash of what is in it, or a hub id with a revision after @.
-
-    Raises InputError for anything else.
-    """
-    if name == specs.EMBEDDED_MODEL:
-        return specs.Model()
-    if name == specs.SMALL_MODEL:
-        return specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return specs.Model(name=str(folder.absolute()), revision=folder_revision(folder))
-    match = HUB_ID.fullmatch(name)
-    if match is None or name[0] in "./~":
-        raise InputError(
-            f"Model {name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, {specs.SMALL_MODEL!r}, a "
-            "folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
-        )
-    return specs.Model(name=match[1], revision=match[2] or "")
 
 
 def given_run(text: str, task: TaskData) -> specs.Run:

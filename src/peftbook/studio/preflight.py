@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "preflight"]
 
-BUSY = 0.3  # load of each core from which a measurement of speed would mean little
+BUSY = 30.0  # per cent of all cores, in use by others, from which a measurement of speed would mean little
 UNTUNED_LENGTH = 4096  # tokens of a pair that an untuned run reads, as training.execute has it
 SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing
 PROCESS_BYTES = 0.7 * 2**30  # what Python and the libraries take of a machine's memory
@@ -215,8 +215,7 @@ def rates_here(platform: str) -> Rates | None:
 
     if (known := known_rates(platform)) is not None:
         return known
-    idle = psutil.getloadavg()[0] < BUSY * (psutil.cpu_count() or 1)
-    return machine_rates(platform) if idle else None
+    return machine_rates(platform) if psutil.cpu_percent(interval=1.0) < BUSY else None
 
 
 def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from peftbook import __version__, specs
+from peftbook.base_models import pinned
 from peftbook.decision import COSTS, Comparison, Row
 from peftbook.metrics import Interval
 from peftbook.records import Record
 from peftbook.results import describe, format_value
-from peftbook.studio.folders import pinned
 from peftbook.studio.markup import clipped, joined, number, piece, size, span
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.tabular import difference, digits, ends, escape_cell, marks, short, table, to_csv, typeset

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from peftbook import specs
+from peftbook.base_models import check_model
 from peftbook.errors import InputError
-from peftbook.studio.folders import check_model
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.work import TENSORS
 from peftbook.training.methods import apply_method, trainable_state

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
+from peftbook.base_models import check_model
 from peftbook.errors import InputError
-from peftbook.studio.folders import check_model
 from peftbook.studio.processes import die_with_parent
 from peftbook.studio.store import Job, Studio
 from peftbook.training.worker import end_with_input, free_micro_batch

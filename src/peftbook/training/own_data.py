@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from peftbook import specs
+from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.records import Store
 from peftbook.tasks.files import load_files
@@ -32,7 +33,7 @@ def train_on_file(args: argparse.Namespace) -> int:
     n_test = len(task.splits["test"])
     run = specs.build(
         specs.Run,
-        model=specs.Model() if args.model == specs.EMBEDDED_MODEL else specs.Model(name=args.model, revision=""),
+        model=model_named(args.model),
         task=task.spec,
         method=method,
         budget=budget,

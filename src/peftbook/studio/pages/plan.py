@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,25 +13,19 @@ import gradio as gr
 from markupsafe import Markup
 
 from peftbook import specs
+from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.studio import markup
-from peftbook.studio.folders import folder_revision
 from peftbook.studio.markup import Cell, badge, joined, loading, number, piece, size, span, table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 from peftbook.studio.plan import Check, Settings, plan, presets
 from peftbook.studio.requests import Answer
 
-__all__ = ["PLANS", "build_plan", "models_named", "rates_named"]
+__all__ = ["PLANS", "build_plan", "rates_named"]
 
 EMBEDDED = {
-    specs.EMBEDDED_MODEL: (
-        specs.Model(),
-        "SmolLM2 135M Instruct — the embedded model, Apache-2.0; minutes a run on two cores.",
-    ),
-    specs.SMALL_MODEL: (
-        specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
-        "Small Llama, 5M — trained for this book on plain prose; seconds a run, to try the studio out.",
-    ),
+    specs.EMBEDDED_MODEL: "SmolLM2 135M Instruct — the embedded model, Apache-2.0; minutes a run on two cores.",
+    specs.SMALL_MODEL: "Small Llama, 5M — trained for this book on plain prose; seconds a run, to try the studio out.",
 }
 # name → (what it is for, methods, seeds, tokens)
 PLANS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
@@ -53,7 +46,6 @@ PLANS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
 }
 FIRST = "quick"
 FIRST_METHODS = 6  # shown at once; the others on demand
-REVISION = re.compile(r"(.+)@([0-9a-f]{40}|[\w.-]+)")
 
 
 def build_plan(context: Context) -> Step:
@@ -70,7 +62,7 @@ def build_plan(context: Context) -> Step:
                 elem_id="recipe",
             )
             models = gr.CheckboxGroup(
-                [(words, name) for name, (_, words) in EMBEDDED.items()],
+                [(words, name) for name, words in EMBEDDED.items()],
                 value=[specs.EMBEDDED_MODEL],
                 label="Models",
                 elem_classes="stacked",
@@ -168,7 +160,7 @@ def build_plan(context: Context) -> Step:
         )
         whole = {key: number_of(key, value) for key, value in zip(keys, numbers, strict=True)}
         settings = Settings(
-            models=tuple(EMBEDDED[name][0] for name in named or () if name in EMBEDDED) + models_named(other or ""),
+            models=tuple(model_named(name) for name in (*(named or ()), *lines(other))),
             methods=(*(chosen or ()), *(kin or ())),
             learning_rates=rates_named(said or ""),
             platform=platform,
@@ -247,28 +239,15 @@ def number_of(name: str, value: Any) -> float | int:
     return float(value) if name == "epochs" else int(value)
 
 
-def models_named(text: str) -> tuple[specs.Model, ...]:
-    """Models named one a line: folders, or hub ids with a revision after @. Raises InputError for a missing folder."""
-    found = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        local = line.startswith(("/", "~", "."))
-        match = None if local else REVISION.fullmatch(line)
-        name, revision = (match[1], match[2]) if match else (line, "")
-        if local:
-            folder = Path(name).expanduser().absolute()
-            if not (folder / "config.json").is_file():
-                raise InputError(f"There is no model in {name!r}: name a folder that has config.json and safetensors.")
-            name, revision = str(folder), folder_revision(folder)
-        elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            raise InputError(f"{name!r} is neither a folder nor a hub id: write /path/to/folder or owner/name.")
-        found.append(specs.Model(name=name, revision=revision))
-    return tuple(found)
+def lines(text: str | None) -> list[str]:
+    """Those of a text that are not empty, without the spaces around them."""
+    return list(filter(None, map(str.strip, (text or "").splitlines())))
 
 
 def rates_named(text: str) -> dict[str, float]:
     """Learning rates as `method = rate`, one a line. Raises InputError for another line."""
     known, found = {one.name for one in presets()}, {}
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in lines(text):
         name, _, value = (part.strip() for part in line.partition("="))
         try:
             found[name.lower()] = float(value)
@@ -299,7 +278,11 @@ def checks_of(answer: Answer) -> tuple[Check, ...]:
 def preflight_table(found: Sequence[Check]) -> Markup:
     """What each run will read, take and need."""
     seconds = [one.seconds for one in found if one.fits]
-    total = f"about {span(sum(one or 0 for one in seconds))} in all on this machine" if any(seconds) else "time unknown"
+    total = (
+        f"about {span(sum(one or 0 for one in seconds))} in all on this machine"
+        if any(seconds)
+        else "time unknown until this machine is idle during a check, which then measures how fast it is"
+    )
     refused = [one for one in found if not one.fits]
     rows = [
         (

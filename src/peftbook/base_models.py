@@ -1,20 +1,46 @@
-"""What pins a model in a local folder: a hash that takes moments whatever its size, and changes with its weights."""
+"""Which base model a name means: an embedded one, a hub id, or a local folder, pinned by a hash of what is in it.
+
+The hash takes moments whatever the size of the model, and changes with its weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from peftbook import specs
 from peftbook.errors import InputError
 
-__all__ = ["check_model", "folder_revision", "pinned"]
+__all__ = ["check_model", "folder_revision", "model_named", "pinned"]
 
 SMALL_FILES = (".json", ".jinja", ".model", ".txt")  # settings, tokenizer and chat template: read whole
 BLOCK_BYTES = 1 << 16
 HEADER_BYTES = 100_000_000  # safetensors' own limit
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
+
+
+def model_named(name: str) -> specs.Model:
+    """An embedded model, a folder with the hash of what is in it, or a hub id with a revision after @.
+
+    Raises InputError for anything else.
+    """
+    if name == specs.EMBEDDED_MODEL:
+        return specs.Model()
+    if name == specs.SMALL_MODEL:
+        return specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return specs.Model(name=str(folder.absolute()), revision=folder_revision(folder))
+    match = HUB_ID.fullmatch(name)
+    if match is None or name[0] in "./~":
+        raise InputError(
+            f"Model {name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, {specs.SMALL_MODEL!r}, a "
+            "folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
+        )
+    return specs.Model(name=match[1], revision=match[2] or "")
 
 
 def folder_revision(folder: Path) -> str:

@@ -11,12 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from studio_home import colours_project
 
-from peftbook import specs
+from peftbook import base_models, specs
+from peftbook.base_models import BLOCK_BYTES, check_model, folder_revision, model_named, pinned
 from peftbook.errors import InputError
-from peftbook.studio import folders
-from peftbook.studio.compare import model_named
-from peftbook.studio.folders import BLOCK_BYTES, check_model, folder_revision, pinned
-from peftbook.studio.pages.plan import models_named
 from peftbook.studio.plan import Settings, plan
 from peftbook.studio.store import Studio
 
@@ -87,7 +84,7 @@ def test_little_is_read_however_large_a_tensor_is(folder):
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(struct.pack("<Q", len(header)) + header)
         stream.truncate(8 + len(header) + size)
-    assert sum(map(len, folders.samples(folder / "model.safetensors"))) == len(header) + 3 * BLOCK_BYTES
+    assert sum(map(len, base_models.samples(folder / "model.safetensors"))) == len(header) + 3 * BLOCK_BYTES
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\x02" + bytes(7) + b"[]", b"\x07" + bytes(7) + b'{"a":1}'])
@@ -101,9 +98,8 @@ def test_a_file_that_is_none_is_one_sentence(folder, content):
         folder_revision(folder)
 
 
-def test_page_and_command_pin_the_folder_and_the_key_follows_its_weights(folder, tmp_path):
-    """The same name typed in both is the same run; with other weights it is another run, so nothing is taken from the
-    cache."""
+def test_the_key_of_a_run_follows_the_weights_in_the_folder(folder, tmp_path):
+    """The same name is the same run; with other weights it is another one, so nothing is taken from the cache."""
     studio = Studio(tmp_path / "home")
     task = studio.task(colours_project(studio).id)
 
@@ -111,12 +107,11 @@ def test_page_and_command_pin_the_folder_and_the_key_follows_its_weights(folder,
         return plan(task, Settings(models=(model_named(str(folder)),), methods=()))[0].key
 
     before = key()
-    hub = specs.Model(name="owner/name", revision="main")
-    assert models_named(f"{folder}\nowner/name@main") == (model_named(str(folder)), hub) and key() == before
+    assert key() == before and model_named("owner/name@main") == specs.Model(name="owner/name", revision="main")
     changed(folder, "small", 3)
     assert key() != before
-    with pytest.raises(InputError, match="There is no model in"):
-        models_named(f"{folder}@main")
+    with pytest.raises(InputError, match="neither a folder nor a hub id"):
+        model_named(f"{folder}@main")
 
 
 def test_a_run_of_a_folder_that_was_changed_is_refused(folder):
