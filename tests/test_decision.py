@@ -131,6 +131,16 @@ def test_intervals_are_the_books():
             assert row.against_untuned["rougeL"] == metrics.paired_interval(lora, plain * 3)
 
 
+def test_a_share_has_no_interval_outside_0_and_1():
+    """One exact match in forty: the interval of its mean would begin below zero. Differences keep theirs."""
+    rare = [1.0] + [0.0] * 39
+    found = compare([record_of("untuned", 0, [0.0] * 40), record_of("lora", 0, rare)], {}, ())
+    plain, row = metrics.example_interval(rare), next(one for one in found.rows if one.label == "LoRA")
+    shown = row.scores["exact_match"]
+    assert plain.low < 0 == shown.low and (shown.mean, shown.high) == (plain.mean, plain.high)
+    assert row.against_untuned["exact_match"] == plain
+
+
 def test_perplexity_is_compared_through_loss_per_token():
     """Its interval is exp of the loss's, and differences are in nats per label token."""
     records = invented({"untuned": 0.3, "lora": 0.5})

@@ -41,9 +41,9 @@ def table() -> str:
     return written.getvalue() + "ragged\n"
 
 
-def start(home: Path, port: int = 0) -> tuple[subprocess.Popen[str], str]:
+def start(home: Path, port: int = 0, *options: str) -> tuple[subprocess.Popen[str], str]:
     """A studio as people start it; returns its process and address."""
-    command = [sys.executable, "-m", "peftbook", "studio", "--home", str(home), "--port", str(port)]
+    command = [sys.executable, "-m", "peftbook", "studio", "--home", str(home), "--port", str(port), *options]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     assert process.stdout is not None
@@ -226,6 +226,46 @@ def test_everything_can_be_taken_away(session, running, tmp_path):
         waiting.value.save_as(tmp_path / "taken")
         text = (tmp_path / "taken").read_text("utf-8-sig")
         assert text.startswith(start_) and "LoRA" in text and "<img" not in text
+
+
+def test_a_merged_model_is_made_and_taken_away(session, tmp_path):
+    """On demand, by the worker; what arrives is a model that transformers loads, without an adapter."""
+    from transformers import AutoModelForCausalLM
+
+    page = session.page
+    open_step(page, "files")
+    page.locator("#downloads [data-act=merge]").click()
+    page.wait_for_selector(".note-good a[download]", timeout=PATIENCE)
+    with page.expect_download() as waiting:
+        page.click(".note-good a[download]")
+    waiting.value.save_as(tmp_path / "model.zip")
+    zipfile.ZipFile(tmp_path / "model.zip").extractall(tmp_path / "model")
+    names = [name for name, _ in AutoModelForCausalLM.from_pretrained(tmp_path / "model").named_parameters()]
+    assert names and not any("lora" in name for name in names)
+
+
+def test_a_login_lets_in_who_knows_the_password(browser, tmp_path):
+    """The form, a wrong password, the right one, and out again; nothing of the studio is seen before."""
+    logins = tmp_path / "login.json"
+    command = [sys.executable, "-m", "peftbook", "studio", "--login-file", str(logins), "--add-user", "ada"]
+    subprocess.run(command, input="correct horse battery\n", text=True, check=True, capture_output=True)
+    process, address = start(tmp_path / "home", 0, "--no-worker", "--login-file", str(logins))
+    try:
+        page = browser.new_context(viewport=PHONE).new_page()
+        page.goto(address)
+        for password, seen in (("wrong", ".note-trouble"), ("correct horse battery", "#projects .empty")):
+            assert page.locator("#projects").count() == 0
+            page.get_by_label("Name").fill("ada")
+            page.get_by_label("Password").fill(password)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(seen)
+        page.get_by_role("button", name="Log out").click()
+        page.wait_for_selector("input[name=password]")
+        page.goto(address)
+        assert page.locator("#projects").count() == 0
+        page.context.close()
+    finally:
+        stop(process)
 
 
 def test_two_models_answer_side_by_side(session, running):

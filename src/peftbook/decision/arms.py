@@ -14,6 +14,8 @@ from peftbook.records import Record
 
 __all__ = ["Arm", "describe_row", "encoder_in_words", "group_records", "label_arms", "method_label"]
 
+SHARES = ("rouge1", "rouge2", "rougeL", "exact_match")  # measures that lie between 0 and 1
+
 
 @dataclass
 class Arm:
@@ -116,10 +118,12 @@ def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_paramet
 
 
 def score_interval(arm: Arm, measure: Measure) -> Interval:
-    """The book's interval of an arm's score; of perplexity exp of that of the loss."""
+    """The book's interval of an arm's score, within what such a score can be; of perplexity exp of the loss's."""
     table = arm.columns[measure.column]
     weights = arm.weights if measure.column == "loss_nats" else None
     one = metrics.example_interval(table[0], weights) if len(table) == 1 else metrics.mean_interval(table, weights)
+    if measure.name in SHARES and (one.low < 0 or one.high > 1):
+        return Skewed(**vars(one), ends=(max(0.0, one.low), min(1.0, one.high)))
     if measure.name != "perplexity":
         return one
     mean, low, high = (metrics.perplexity([nats], [1]) for nats in (one.mean, one.low, one.high))

@@ -69,7 +69,10 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Skewed(Interval):
-    """An interval that is not even about its mean: perplexity, exp of an interval of loss. ends: of 95 %."""
+    """An interval that is not even about its mean: exp of an interval of loss, or a share's, cut at 0 and 1.
+
+    ends: of 95 %.
+    """
 
     ends: tuple[float, float] = (math.nan, math.nan)
 
