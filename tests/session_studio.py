@@ -30,7 +30,7 @@ from test_studio import DESKTOP, open_step, start, stop
 from peftbook.studio.store import Studio
 from peftbook.tasks import docstrings_build as build
 
-WEBP, MARGIN = 80, 32  # quality; pixels below the last thing on a page
+WEBP, WIDTH, MARGIN = 70, 960, 32  # quality; pixels of a picture's width; those of the page below the last thing on it
 LONGEST = 3_600_000  # ms, for all trainings
 
 
@@ -69,9 +69,11 @@ def picture(page, path: Path, before: str = "") -> None:
     with Image.open(io.BytesIO(page.screenshot(full_page=True))) as taken:
         image = taken.convert("RGB")
     paper = Image.new("RGB", image.size, image.getpixel((2, image.height - 2)))
-    cut = page.get_by_text(before).bounding_box()["y"] - MARGIN if before else image.height
+    cut = round(page.get_by_text(before).bounding_box()["y"]) - MARGIN if before else image.height
     _, _, _, bottom = ImageChops.difference(image, paper).point(lambda value: 255 * (value > 12)).getbbox()
-    image.crop((0, 0, image.width, min(cut, bottom + MARGIN))).save(path, "WEBP", quality=WEBP, method=6)
+    image = image.crop((0, 0, image.width, min(cut, bottom + MARGIN)))
+    image.thumbnail((WIDTH, image.height))
+    image.save(path, "WEBP", quality=WEBP, method=6)
 
 
 @contextlib.contextmanager
