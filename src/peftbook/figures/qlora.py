@@ -79,13 +79,12 @@ def slowdown_against_tokens(store: Store) -> Figure:
         look = {"color": colour(tone), "linestyle": line, "marker": marker, "markeredgecolor": colour("paper")}
         axes.plot(TOKENS, middle, **look, label=label)
     known = study_quantities("quantised_step_time", store)
+    labels = {"qlora": "4 layers, measured", "lora": "all layers, measured"}
     for name, (shape, length, _) in memory.TIMED.items():
         if (one := known.get(f"qlora_over_lora_{name}")) is not None:
             tone = "qlora" if shape.hidden == SHAPES["llama-2-7b"].hidden else "lora"
             axes.plot([length] * 2, [one.low, one.high], color=colour(tone), linewidth=2)
-            axes.plot(
-                length, one.value, **(mark(tone, "*") | {"markersize": 14}), label=f"{shape.layers} layers, measured"
-            )
+            axes.plot(length, one.value, **(mark(tone, "*") | {"markersize": 14}), label=labels.pop(tone, None))
     axes.axhline(1, color=colour("muted"), linewidth=1.2)
     axes.set(xscale="log", xlabel=f"Tokens of the step, one row ({store.machine or merging.MACHINE})")
     axes.set_ylabel("Time of a step, QLoRA / LoRA")
