@@ -62,11 +62,11 @@ def runs_an_hour(store: Store) -> Figure:
     axes.barh(places, [row.value for row in rows], height=0.55, color=colour("lora"), alpha=0.85)
     for place, row in zip(places, rows, strict=True):
         axes.plot([row.low, row.high], [place, place], color=colour("ink"), linewidth=2.0)
-        axes.annotate(f"{row.value:,.0f}", (row.high, place), xytext=(8, 0), textcoords="offset points",
+        axes.annotate(f"{row.value:,.0f}", (row.high or row.value, place), xytext=(8, 0), textcoords="offset points",
                       va="center", fontsize=SMALL)  # fmt: skip
     axes.set_yticks(places, [f"{count} worker{'s' * (count > 1)}" for count in throughput.MEASURED])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(row.high for row in rows))
+    axes.set_xlim(0, 1.15 * max(row.high or row.value for row in rows))
     axes.set_xlabel("Small runs an hour, median and range")
     axes.grid(axis="y", visible=False)
     question(figure, "Do more workers on two cores make more runs?")
