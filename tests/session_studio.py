@@ -4,7 +4,7 @@
 
 Functions of CPython's own standard library and the first sentences of their docstrings, split by module: the embedded
 model untuned, with LoRA and with prompt tuning. Not collected by pytest: it trains for minutes. Prints what each step
-took, the recommendation and the scores; the pictures are those of the chapter on your own data.
+took, the recommendation and the scores; the chapter on your own data shows three of the pictures.
 """
 
 from __future__ import annotations
