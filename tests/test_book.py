@@ -23,7 +23,7 @@ from peftbook.site import bibliography
 from peftbook.site.display import evidence, show, verdicts
 from peftbook.site.execution import Ledger
 from peftbook.site.figure_numbers import number_figures
-from peftbook.site.mathematics import KatexError, render_tex
+from peftbook.site.mathematics import KatexError, parts, render_tex
 from peftbook.site.numbers import CitedNumber, MeasuredNumber
 from peftbook.site.prose import typed_results, typed_results_in
 from peftbook.studies import NAMES, get_study
@@ -156,6 +156,21 @@ def test_tex_becomes_html_and_mathml():
     """Screen readers get MathML, eyes get HTML, and no script is needed."""
     html = render_tex(r"\frac{\alpha}{r} B A x", display=True, script=ROOT / "book/assets/katex/katex.min.js")
     assert "<math" in html and "katex-display" in html and "<script" not in html
+
+
+@pytest.mark.parametrize(
+    ("tex", "expected"),
+    [
+        (r"G = g\,x^\top, \qquad y = W x .", [r"G = g\,x^\top,", "y = W x ."]),
+        (r"a \quad\text{if}\quad b", ["a", r"\text{if}", "b"]),
+        (r"\begin{aligned} a &= 1, \quad b \\ c &= 2 \end{aligned}", None),
+        (r"\left( a \quad b \right)^{c \qquad d}", None),
+        (r"\{ a \leftarrow b \quad \}", [r"\{ a \leftarrow b", r"\}"]),
+    ],
+)
+def test_a_display_parts_at_its_wide_gaps_and_never_inside_a_group(tex, expected):
+    """So that a phone can put formulas below each other instead of breaking one."""
+    assert parts(tex) == (expected or [tex])
 
 
 def test_an_error_in_tex_is_an_error():

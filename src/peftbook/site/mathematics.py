@@ -16,11 +16,12 @@ from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
-__all__ = ["KatexError", "render_tex", "setup"]
+__all__ = ["KatexError", "parts", "render_tex", "setup"]
 
 LOGGER = logging.getLogger(__name__)
 PIECE = '<span class="katex-base">'
 OPENING, CLOSING = re.compile(r"[(\[“‘]+$"), re.compile(r"^[.,;:!?)\]”’]+")
+TOKEN = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\\.|[{}]")
 KATEX = Path("book/assets/katex/katex.min.js")
 
 
@@ -50,10 +51,25 @@ def render_tex(tex: str, display: bool, script: Path = KATEX) -> str:
     return answer["html"]
 
 
+def parts(tex: str) -> list[str]:
+    r"""The formulas that stand side by side in one display: TeX split at each `\quad` and `\qquad` outside a group."""
+    found, depth, start = [], 0, 0
+    for token in TOKEN.finditer(tex):
+        if token[0] in ("{", r"\left") or token[0].startswith(r"\begin"):
+            depth += 1
+        elif token[0] in ("}", r"\right") or token[0].startswith(r"\end"):
+            depth -= 1
+        elif token[0] in (r"\quad", r"\qquad") and not depth:
+            found.append(tex[start : token.start()])
+            start = token.end()
+    return [part.strip() for part in (*found, tex[start:]) if part.strip()]
+
+
 def _render_or_warn(translator: Any, node: nodes.Element, display: bool) -> str:
     tex = node.astext()
+    script = Path(translator.builder.app.srcdir) / KATEX
     try:
-        return render_tex(tex, display, Path(translator.builder.app.srcdir) / KATEX)
+        return "".join(render_tex(part, display, script) for part in (parts(tex) if display else [tex]))
     except KatexError as error:
         LOGGER.warning("%s in $%s$", error, tex, location=node, type="math", subtype="katex")
         return f'<code class="math-error">{escape(tex)}</code>'
@@ -84,7 +100,7 @@ def keep_together(app: Any, doctree: nodes.document, page: str) -> None:
 
 
 def visit_displayed(translator: Any, node: nodes.math_block) -> None:
-    """A displayed formula, with its number and a link to itself where it has a label."""
+    """A display, its number and a link to itself where it has a label; its parts stand below each other on a phone."""
     ids = f' id="{node["ids"][0]}"' if node.get("ids") else ""
     number = ""
     if node.get("number"):
