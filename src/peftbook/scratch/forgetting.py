@@ -11,7 +11,7 @@ __all__ = ["at_target", "energy_rank", "intruders"]
 def energy_rank(update: Tensor, share: float = 0.9) -> int:
     """Singular directions that hold `share` of an update's energy: the least k with Σ_{i≤k} σᵢ² ≥ share · ‖Δ‖².
 
-    update: (d_out, d_in). Source: Biderman et al. 2024, arXiv:2405.09673, section 4.5, with the share of 90 %.
+    update: (d_out, d_in). Source: Biderman et al. 2024, arXiv:2405.09673v2, section 4.6, with the share of 90 %.
     """
     energy = torch.linalg.svdvals(update.double()).square().cumsum(0)
     return int((energy < share * energy[-1]).sum()) + 1

@@ -288,8 +288,8 @@ STUDIES = {
     "forgetting": Study(
         name="forgetting",
         title="Does LoRA forget less?",
-        claim="LoRA forgets less than full fine-tuning even where both have learned the same: the paper finds it on "
-        "code, and the reverse on mathematics.",
+        claim="LoRA forgets less than full fine-tuning even where both have learned the same: the paper leans to it "
+        "on code, and to the reverse on mathematics.",
         source="biderman2024, section 4.3",
         refuted_if=f"at matched target loss LoRA (r = 64) has lost more on prose than full fine-tuning at its best "
         f"rate by over {MARGIN} nats per token (the whole 95 % interval beyond the margin), and more at its other "
