@@ -1,4 +1,4 @@
-"""What the chapter on quantisation says about bitsandbytes and transformers, checked against the installed versions.
+"""What the chapter on quantisation says about bitsandbytes, transformers and the base, held against what is there.
 
 When one of these fails, the library has changed: reread the sentence in the chapter.
 """
@@ -10,8 +10,12 @@ import inspect
 import bitsandbytes.functional as bnb
 import torch
 from bitsandbytes.nn import Linear4bit
+from safetensors import safe_open
 from scipy import special
 from transformers import BitsAndBytesConfig
+
+from peftbook.scratch.codebooks import round_trip
+from peftbook.training.models import prepare_embedded
 
 
 def default(function, name: str):
@@ -57,3 +61,14 @@ def test_the_formula_gives_the_table_but_for_its_float32_grid():
 def test_the_comment_over_the_table_says_that_bins_are_equal():
     """The chapter quotes it as an example of the error."""
     assert "equal probability mass" in inspect.getsource(bnb.get_4bit_type)
+
+
+def test_the_book_s_base_was_quantised_before():
+    """Its linear layers are Q4_1 bit for bit; scaled, the two constants of a block are rounded to float16 anew."""
+    with safe_open(prepare_embedded() / "model.safetensors", "pt") as file:
+        names = [name for name in file.offset_keys() if name.endswith("_proj.weight")]
+        for name in (names[0], names[len(names) // 2], names[-1]):
+            w = file.get_tensor(name)
+            assert torch.equal(round_trip(w, "q4_1", 32), w)
+            w = w / w.square().mean().sqrt()
+            assert 0 < (round_trip(w, "q4_1", 32) - w).square().mean() < 1e-5
