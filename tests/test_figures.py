@@ -37,7 +37,7 @@ from peftbook.figures import (
     style,
 )
 from peftbook.memory import SHAPES, Configuration, training_step
-from peftbook.records import Record, Store
+from peftbook.records import Record, Store, default_store
 from peftbook.results import study_quantities
 from peftbook.scratch.capacity import free_numbers
 from peftbook.scratch.codebooks import expected_error
@@ -134,12 +134,32 @@ def invented_run(run: specs.Run, rng: np.random.Generator, examples: int = 12) -
         counted = {f"bleu_total_{n}": [21.0 - n] * examples for n in (1, 2, 3, 4)}
         counted |= {f"bleu_matched_{n}": np.round((21 - n) * rouge**n).tolist() for n in (1, 2, 3, 4)}
         counted |= {"bleu_length": [20.0] * examples, "bleu_reference_length": [20.0] * examples}
-        per_example |= {"rougeL": rouge.tolist(), **counted}
-        if run.task.name == "sql":
-            per_example |= {"execution_match": (rng.random(examples) < rouge).astype(float).tolist()}
-        measured |= {"rougeL": float(rouge.mean()), "bleu": metrics.bleu(counted)}
+        if run.task.name == "sql":  # scored by what comes back alone
+            answered = (rng.random(examples) < rouge).astype(float)
+            per_example |= {"execution_match": answered.tolist()}
+            measured |= {"execution_match": float(answered.mean())}
+        else:
+            per_example |= {"rougeL": rouge.tolist()}
+            measured |= {"rougeL": float(rouge.mean())}
+        if run.task.name == "e2e":  # several references
+            per_example |= counted
+            measured |= {"bleu": metrics.bleu(counted)}
     curve = {"train_loss_nats": (level + (5 - level) * np.exp(-np.arange(40) / 8)).tolist()} if run.budget else {}
     return {"measurements": measured, "per_example": per_example, "curve": curve}
+
+
+def test_invented_runs_have_no_column_that_real_ones_lack():
+    """A figure that reads one would be drawn here and fail once its study has run."""
+    real = {
+        record.spec.task.name: record
+        for record in default_store().all()
+        if isinstance(record.spec, specs.Run) and record.spec.evaluation.n_generate and not record.failure
+    }
+    assert {"docstrings", "e2e", "sql"} <= set(real)
+    for record in real.values():
+        found = invented_run(record.spec, np.random.default_rng(0))
+        for part in ("measurements", "per_example"):
+            assert set(found[part]) <= set(getattr(record, part)), (record.spec.task.name, part)
 
 
 def invented_curve(probe: specs.Probe, rng: np.random.Generator) -> dict:

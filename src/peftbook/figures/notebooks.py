@@ -204,19 +204,21 @@ def summary_baselines(store: Store) -> Figure:
 
 
 def sql_answers(store: Store) -> Figure:
-    """What do eight tokens reach? Executed answers and ROUGE-L of the arms on the SQL task, with their seeds."""
+    """What do eight tokens reach? Loss and executed answers of the arms on the SQL task, with their seeds."""
     figure, panels = canvas(1, 2, height=3.6, sharey=True)
     arms = ("untuned", "fewshot", "prompt", "lora")
-    for axes, score, label in (
-        (panels[0], "execution_match", "Questions answered, share\n(better →)"),
-        (panels[1], "rougeL", "ROUGE-L, 0–1\n(better →)"),
+    for axes, measure, score, label in (
+        (panels[0], "loss_nats", "loss", "Loss, nats per token\n(← better)"),
+        (panels[1], "execution_match", "execution_match", "Questions answered, share\n(better →)"),
     ):
         rows = []
         for arm in arms:
-            seeds = [float(np.mean(one)) for one in sql.COMPARISON.table(arm, score, store)]
+            seeds = [float(record.measurements[measure] or 0) for record in sql.COMPARISON.finals(arm, store)]
             found = quantity(f"sql_prompt.{arm}_{score}", store)
+            found = replace(found, low=max(found.low or 0, 0))  # Student's t does not know that shares are positive
             rows.append(as_row(METHODS[arm].label, found, seeds, arm, METHODS[arm].marker))
         draw_rows(axes, rows, label)
+        axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
     question(figure, "What do eight tuned tokens reach on the SQL task?")
     return figure
 
