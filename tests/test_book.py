@@ -159,7 +159,7 @@ def test_no_heading_breaks_inside_a_compound():
     link, paragraph = '<a href="#why-fine-tune" title="x">#</a>', "<p>fine-tuning</p>"
     context = {"body": f"<h2>Why fine-tune?{link}</h2>{paragraph}"}
     keep_compounds(None, "page", "page.html", context, None)
-    assert context["body"] == f'<h2>Why <span class="compound">fine-tune?</span>{link}</h2>{paragraph}'
+    assert context["body"] == f'<h2>Why <span class="unbroken">fine-tune?</span>{link}</h2>{paragraph}'
 
 
 def test_tex_becomes_html_and_mathml():

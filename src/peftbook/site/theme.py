@@ -141,7 +141,7 @@ def name_list_entries(app: Any, page: str, template: str, context: dict[str, Any
 def keep_compounds(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """No heading breaks a line inside a hyphenated word."""
     context["body"] = HEADING.sub(
-        lambda heading: COMPOUND.sub(r'<span class="compound">\g<0></span>', heading[0]), context.get("body", "")
+        lambda heading: COMPOUND.sub(r'<span class="unbroken">\g<0></span>', heading[0]), context.get("body", "")
     )
 
 
