@@ -155,6 +155,15 @@ def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page, scheme
     assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+@pytest.mark.browser
+def test_lines_break_inside_the_containers_of_docutils(open_page):
+    """The printed book holds its chapters in a `toctree-wrapper compound`, which no rule of ours may mean."""
+    opened, _ = open_page("book/lora.html", PHONE, "light")
+    opened.evaluate("document.querySelector('.bd-article').classList.add('toctree-wrapper', 'compound', 'container')")
+    wide = "[...document.querySelectorAll('.bd-article p')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert opened.evaluate(wide) == 0
+
+
 def run_pages_to_look_at(site: Path) -> list[str]:
     """A study's page, the page of a run, and that of a probe."""
     found = {type(record.spec): record.short_key for record in default_store().all()}
