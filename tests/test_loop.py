@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import (
     INTERRUPTED,
+    INTERRUPTED_BUDGET,
     NumberTokenizer,
     random_examples,
     randomize_adapters,
@@ -149,7 +150,7 @@ def test_frozen_weights_as_bf16_copies_change_no_bit(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = []
     for dtype in ("fp32", "bf16"):
-        with loop.frozen_linears_in_bf16(model, dtype), loop.autocast("bf16", "cpu"):
+        with loop.frozen_linears_in(dtype, model), loop.autocast("bf16", "cpu"):
             kinds = {p.dtype for p in model.parameters() if not p.requires_grad and p.dim() == 2}
             nats, _ = label_losses(model, batch, 2)
         nats.sum().backward()
@@ -157,6 +158,41 @@ def test_frozen_weights_as_bf16_copies_change_no_bit(name):
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     assert found[0][2] != found[1][2]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_width_trains_as_float32_does(dtype):
+    """Losses and unclipped gradient norms, to what rounding leaves: an fp16 loss is scaled, its gradients are not."""
+    curves = {}
+    for each in ("fp32", dtype):
+        result = train(a_model(), random_examples(20), BUDGET.model_copy(update={"learning_rate": 1e-3}), seed=0,
+                       pad_id=2, dtype=each)  # fmt: skip
+        curves[each] = result.losses, result.gradient_norms
+    assert curves[dtype][0] == pytest.approx(curves["fp32"][0], rel=2e-3)
+    assert curves[dtype][1] == pytest.approx(curves["fp32"][1], rel=1e-2)
+
+
+def test_a_step_whose_gradients_overflow_is_left_out():
+    """It moves nothing and lowers the scale; training goes on from there."""
+    seen = []
+    model = apply_method(tiny_llama(), specs.LoRA(rank=2), seed=3)
+
+    def note(progress) -> None:
+        seen.append(torch.cat([value.detach().flatten() for value in trainable_state(model).values()]))
+
+    start = torch.cat([value.detach().flatten() for value in trainable_state(model).values()])
+    result = train(model, random_examples(20), INTERRUPTED_BUDGET, seed=3, pad_id=2, dtype="fp16", on_step=note)
+    left_out = [norm == 0.0 for norm in result.gradient_norms]
+    assert left_out[0] and not all(left_out)  # at the first scale, 2 to the 16th, this model's gradients overflow
+    for before, after, skipped in zip([start, *seen], seen, left_out, strict=False):
+        assert torch.equal(before, after) is skipped
+
+
+def test_an_fp16_training_that_diverges_says_so(monkeypatch):
+    """Gradients that overflow although nothing scales them up are no reason to go on."""
+    monkeypatch.setattr(loop, "LEAST_SCALE", 1e9)
+    with pytest.raises(InputError, match="diverged at step 1"):
+        train_interrupted("lora-fp16")
 
 
 @pytest.mark.parametrize("ratio", [1.0, 4.0])

@@ -18,7 +18,9 @@ from peftbook.records import Record, Store, import_records
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
 from peftbook.training import queue
-from peftbook.training.queue import Estimates, cores, run_studies, run_subprocess
+from peftbook.training.hardware import cores
+from peftbook.training.queue import Estimates, run_studies, run_subprocess
+from peftbook.training.threads import best_threads
 from peftbook.training.worker import alone, cuda_micro_batch
 
 
@@ -139,7 +141,7 @@ def test_runs_go_side_by_side_with_their_share_of_the_cores(store):
         return True, ""
 
     outcomes = go([a_study("s", [a_run(seed) for seed in range(4)])], store, compute, workers=2)
-    assert len(outcomes) == 4 and given == [max(1, cores() // 2)] * 4
+    assert len(outcomes) == 4 and given == [best_threads(max(1, cores() // 2))] * 4
 
 
 def test_a_timing_run_has_the_machine_to_itself(store):
@@ -350,7 +352,7 @@ def test_a_worker_is_told_where_to_write_and_how_many_threads_to_use(tmp_path, m
     """`verify` repeats runs into a folder of its own; without one the worker's environment is ours."""
     monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, "exit 0"))
     monkeypatch.setenv("PEFTBOOK_RECORDS", "/mine")
-    for folder, threads, told in [(None, 3, ["/mine", "3"]), (tmp_path, 0, [str(tmp_path), str(cores())])]:
+    for folder, threads, told in [(None, 3, ["/mine", "3"]), (tmp_path, 0, [str(tmp_path), str(best_threads())])]:
         run_subprocess(a_run(0), threads, folder=folder)
         assert (tmp_path / "told").read_text().split() == told
 

@@ -111,6 +111,7 @@ def tiny_task(metrics: tuple[str, ...] = ("rouge", "bertscore", "exact_match")) 
 # What the kill-and-resume test trains: method, dtype, micro-batch. Weight decay is on so that it is part of the state.
 INTERRUPTED = {
     "lora": (specs.LoRA(rank=2), "bf16", None),
+    "lora-fp16": (specs.LoRA(rank=2), "fp16", None),
     "lora-dropout": (specs.LoRA(rank=2, dropout=0.3), "fp32", 1),
     "full": (specs.Full(), "fp32", None),
     "prompt": (specs.PromptTuning(length=3), "fp32", None),

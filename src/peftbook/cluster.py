@@ -34,6 +34,7 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Store, files_of, receive_record
 from peftbook.training import queue
+from peftbook.training.hardware import cores
 from peftbook.training.request import Request, request_for
 
 __all__ = ["Answer", "Cluster", "Node", "code_here", "compute_on_node", "connect"]
@@ -278,7 +279,7 @@ def connect(
         check_token()
     options: dict[str, Any] = {"address": address}
     if not address:
-        here = {"num_cpus": queue.cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        here = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
         options = {"address": "local", **here}
     try:
         with silent_stderr():

@@ -121,7 +121,7 @@ def training_setup(run: specs.Run) -> Setup:
     Methods that the walk does not know stand as those that do most alike: an adapter as LoRA of its width after
     attention and MLP, VeRA as LoRA of its rank, trained gains as (IA)³, and nothing trained as the smallest LoRA.
     """
-    method, autocast = run.method, run.dtype == "bf16"
+    method, autocast = run.method, run.dtype != "fp32"
     common: dict[str, Any] = {
         "dtype": "fp32", "autocast": autocast, "held": autocast and method.kind != "full", "labels": 1,
         "batch": run.budget.batch_size if run.budget else 1, "device": run.platform,

@@ -157,6 +157,9 @@ def count_verdicts(claims: list[Claim]) -> dict[str, int]:
     return {outcome: said.count(outcome) for outcome in (*OUTCOMES, *said) if outcome in said}
 
 
+COMPUTED = {"fp32": "float32", "fp16": "float16"}  # said of a run; bfloat16 is the usual type
+
+
 def describe(spec: specs.Run | specs.Probe) -> str:
     """What a run or a probe is, in one line: `lora on e2e, rank 16, rate 0.0004, 136,000 tokens, seed 0, test`."""
     if isinstance(spec, specs.Probe):
@@ -170,7 +173,7 @@ def describe(spec: specs.Run | specs.Probe) -> str:
         if spec.budget is not None:
             parts += [f"rate {spec.budget.learning_rate:g}", f"{spec.budget.tokens:,} tokens"]
             parts += _unusual(spec.budget, ("tokens", "learning_rate"))
-        parts += ["float32"] if spec.dtype == "fp32" else []
+        parts += [COMPUTED[spec.dtype]] if spec.dtype in COMPUTED else []
     parts += [f"model {spec.model.name}"] if spec.model.name != specs.EMBEDDED_MODEL else []
     parts.append(f"seed {spec.seed}")
     if spec.purpose == "timing":

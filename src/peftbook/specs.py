@@ -254,7 +254,7 @@ class Budget(Spec):
 class Evaluation(Spec):
     """What is measured at the end: label loss on `n_loss` examples and, if `n_generate` > 0, generated texts.
 
-    generation_dtype: `fp32` decodes with the float32 weights, `bf16` under the autocast that training uses.
+    generation_dtype: `fp32` decodes with the float32 weights, `bf16` and `fp16` under the autocast of training in them.
     """
 
     added: ClassVar[tuple[str, ...]] = ("generation_dtype",)
@@ -263,7 +263,7 @@ class Evaluation(Spec):
     n_loss: int = Field(default=200, ge=1)
     n_generate: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=40, ge=1)
-    generation_dtype: Literal["fp32", "bf16"] = "fp32"
+    generation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class Keyed(Spec):
@@ -284,7 +284,8 @@ class Run(Keyed):
 
     `purpose` separates quality records from timing records; a timing record names its `machine`, so that another
     machine adds a record of its own and never replaces this one. `dtype` is the compute type: `bf16` is float32
-    master weights under bfloat16 autocast.
+    master weights under bfloat16 autocast, `fp16` the same in float16 with a loss that is scaled. What multiplies them
+    (`training.products`) may change the order of sums and nothing else, and is provenance.
     """
 
     model: Model = Model()
@@ -293,7 +294,7 @@ class Run(Keyed):
     budget: Budget | None = None
     evaluation: Evaluation = Evaluation()
     seed: int = Field(default=0, ge=0)
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Literal["bf16", "fp32", "fp16"] = "bf16"
     platform: Literal["cpu", "cuda"] = "cpu"
     purpose: Literal["quality", "timing"] = "quality"
     machine: str = ""

@@ -25,7 +25,7 @@ from peftbook.studio.processes import die_with_parent
 from peftbook.studio.requests import Request
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.work import sentence_for
-from peftbook.training.queue import cores
+from peftbook.training.threads import best_threads
 from peftbook.training.worker import end_with_input
 
 if TYPE_CHECKING:
@@ -102,17 +102,18 @@ def continuation(
 
     from peftbook.training.loop import autocast
     from peftbook.training.methods import causal_model, start_cache
+    from peftbook.training.products import half_products
 
     base: Any = causal_model(model)
     if base.config._attn_implementation != "sdpa":
         base.set_attn_implementation("sdpa")
     device = base.get_input_embeddings().weight.device
-    with torch.no_grad(), autocast(dtype, platform):
+    with torch.no_grad(), half_products(platform), autocast(dtype, platform):
         cache = start_cache(model, torch.empty((1, 0), dtype=torch.long, device=device), 1)
     past = cache.get_seq_length() if cache is not None else 0
     ids = torch.tensor([prompt], device=device)
     while True:
-        with torch.no_grad(), autocast(dtype, platform):
+        with torch.no_grad(), half_products(platform), autocast(dtype, platform):
             width = ids.shape[1]
             output = base.model(
                 input_ids=ids,
@@ -253,7 +254,7 @@ class Assistant:
         most = min(MAX_PROMPT_TOKENS, positions - limit)
         if len(prompt) > most:
             raise InputError(f"The text has {len(prompt):,} tokens, and {most:,} fit before the answer: shorten it.")
-        torch.set_num_threads(1 if self.trains() else cores())
+        torch.set_num_threads(1 if self.trains() else best_threads())
         ids = continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
         return Stream(request.id, ids, loaded.tokenizer, limit)
 
@@ -265,7 +266,7 @@ class Assistant:
         from peftbook.studio.plan import preflight
         from peftbook.training.calibration import known_rates
 
-        torch.set_num_threads(cores())  # the rates are those of so many
+        torch.set_num_threads(best_threads())  # the rates are those of so many
         runs = [specs.Run.model_validate_json(text) for text in asked["runs"]]
         task = self.studio.task(asked["project"])
         parent = psutil.Process().parent()

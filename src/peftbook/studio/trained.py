@@ -30,7 +30,7 @@ def load_trained(studio: Studio, job: Job) -> Loaded:
     """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""
     run = job.run
     check_model(run.model)
-    loaded = load_model(run.model, run.method, run.platform)
+    loaded = load_model(run.model, run.method, run.platform, run.dtype)
     model: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
     if run.budget is not None:
         folder = studio.adapter(job)

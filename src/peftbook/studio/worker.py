@@ -24,7 +24,7 @@ from peftbook.errors import InputError
 from peftbook.studio.database import default_home
 from peftbook.studio.processes import end_group, hold, identity
 from peftbook.studio.store import Job, Studio, is_open
-from peftbook.training.queue import cores
+from peftbook.training.threads import best_threads
 
 __all__ = ["Child", "Worker", "serve"]
 
@@ -132,7 +132,7 @@ class Worker:
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:
-            self.child = Child("work", *arguments, threads=cores(), job=job)
+            self.child = Child("work", *arguments, threads=best_threads(), job=job)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
@@ -170,7 +170,7 @@ class Worker:
                 self.studio.unanswered(f"The assistant {assistant_end(died)}: ask again, with a shorter text.")
             died.close()
         if self.assistant is None and self.studio.is_asked():
-            self.assistant = Child("assistant", "--home", str(self.studio.home), threads=cores())
+            self.assistant = Child("assistant", "--home", str(self.studio.home), threads=best_threads())
 
     def end(self) -> None:
         """End what runs and leave the job to the next worker."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,25 +21,31 @@ from torch.nn import functional
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
 from peftbook.memory import Setup, Shape
 from peftbook.records import write_atomically
-from peftbook.training.hardware import machine_name
-from peftbook.training.models import cache_folder
+from peftbook.training.folders import cache_folder
+from peftbook.training.hardware import machine_name, waited
+from peftbook.training.precision import instruction_limits
+from peftbook.training.products import TORCH_DTYPES, half_products
 from peftbook.training.random_model import random_ids, subject
 
 __all__ = ["calibrate", "known_rates", "machine_rates"]
 
-VERSION = 2  # of what is measured: raised when it changes, so that no older file is read
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VERSION = 3  # of what is measured: raised when it changes, so that no older file is read
+DTYPES = ("fp32", "bf16")
+MOST_SECONDS = 20.0  # of all measurements together
+SHARES = {"products": 0.2, "batched": 0.1, "fused": 0.05, "curve": 0.03}  # of that, for each type of number
+ONCE = 0.25  # a call of so many seconds is not repeated
 LEAST_SECONDS, LEAST_REPEATS, REPEATS = 0.06, 3, 30  # a measurement takes so long, or so many repeats
-# rows, inner, columns: few and many tokens, narrow and wide matrices, an adapter's, a head's
+# rows, inner, columns, smallest first: few and many tokens, narrow and wide matrices, an adapter's, a head's
 PRODUCTS = (
-    (1, 576, 1536), (8, 1536, 576), (64, 576, 1536), (512, 576, 1536), (512, 576, 16), (512, 16, 576), (16, 512, 576),
-    (128, 576, 16_384), (24, 576, 32_768), (256, 2048, 2048), (576, 512, 1536),
+    (1, 576, 1536), (512, 576, 16), (512, 16, 576), (16, 512, 576), (8, 1536, 576), (64, 576, 1536), (512, 576, 1536),
+    (24, 576, 32_768), (576, 512, 1536), (256, 2048, 2048), (128, 576, 16_384),
 )  # fmt: skip
 BATCHED = ((72, 48, 64, 48), (72, 96, 64, 96), (36, 256, 64, 256), (36, 256, 256, 64))  # copies, rows, inner, columns
 ELEMENTS = (256, 4096, 65_536, 524_288, 4_194_304, 16_777_216)
 # Operands take turns and results stay for a while, as in training: no weight is still in a cache when it is used again.
 IN_TURN, MOST_IN_TURN, CACHES = 4, 64, 64_000_000
-FUSED = (4, 9, 256, 64)  # rows, heads, tokens, width of a head
+TURNS_SECONDS = 0.25  # what they may take together
+FUSED = ((1, 9, 64, 64), (4, 9, 256, 64))  # rows, heads, tokens, width of a head
 MATRIX = (1536, 2048)
 TINY = Shape(layers=3, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
 
@@ -58,22 +67,34 @@ def known_rates(platform: str = "cpu") -> Rates | None:
 
 def kept_at(platform: str) -> Path:
     """The file of this machine's rates with so many threads."""
-    name = f"{machine_name(platform)} {torch.get_num_threads()} {torch.__version__} {VERSION}"
+    limits = instruction_limits()
+    name = f"{machine_name(platform)} {limits} {torch.get_num_threads()} {torch.__version__} {VERSION}"
     return cache_folder() / "rates" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
-def calibrate(platform: str = "cpu") -> Rates:
-    """Measure the rates of this machine, in less than twenty seconds."""
+def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
+    """Measure the rates of this machine, products of bfloat16 as the loop computes them here, in so many seconds.
+
+    On a slow machine the largest sizes are left out, and calls that take long are made once.
+    """
     device = torch.device(platform)
-    with torch.random.fork_rng(devices=[]):
+    share = {name: part * seconds for name, part in SHARES.items()}
+    types = {name: TORCH_DTYPES[name] for name in DTYPES}
+    with torch.random.fork_rng(devices=[]), half_products(platform):
         torch.manual_seed(0)
         rates = Rates(
-            products={name: product_law(PRODUCTS, dtype, device) for name, dtype in DTYPES.items()},
-            batched={name: product_law(BATCHED, dtype, device) for name, dtype in DTYPES.items()},
-            fused={name: fused(dtype, device) for name, dtype in DTYPES.items()},
-            plain={name: curve(lambda x: x * x, dtype, device) for name, dtype in DTYPES.items()},
+            products={
+                name: product_law(PRODUCTS, dtype, device, layer, share["products"]) for name, dtype in types.items()
+            },
+            batched={
+                name: product_law(BATCHED, dtype, device, torch.matmul, share["batched"])
+                for name, dtype in types.items()
+            },
+            fused={name: fused(dtype, device, share["fused"]) for name, dtype in types.items()},
+            plain={name: curve(lambda x: x * x, dtype, device, share["curve"]) for name, dtype in types.items()},
             exponential={
-                name: curve(lambda x: x.view(-1, 256).softmax(-1), dtype, device) for name, dtype in DTYPES.items()
+                name: curve(lambda x: x.view(-1, 256).softmax(-1), dtype, device, share["curve"])
+                for name, dtype in types.items()
             },
             dequantised=dequantised(device),
             optimiser=optimiser(device),
@@ -82,35 +103,67 @@ def calibrate(platform: str = "cpu") -> Rates:
         return replace(rates, operation=operation(rates, platform))
 
 
-def seconds_each(work: Callable[..., object], operands: Sequence[Sequence[Tensor]], device: torch.device) -> float:
-    """Seconds of work with one of the operands after another, all results being kept until the last."""
-    return seconds_of(lambda: [work(*some) for some in operands], device) / len(operands)
+def layer(x: Tensor, w: Tensor) -> Tensor:
+    """x Wᵀ as a linear layer computes it. x: (t, k), w: (n, k)."""
+    return functional.linear(x, w)
+
+
+def seconds_each(
+    work: Callable[..., object], operands: Callable[[], Sequence[Tensor]], most: int, device: torch.device
+) -> float:
+    """Seconds of work with one set of operands after another, all results being kept until the last.
+
+    operands: makes a set.  most: how many take turns, fewer where they would take longer than TURNS_SECONDS.
+    """
+    first = operands()
+    alone = seconds_of(lambda: work(*first), device)
+    turns = min(most, int(TURNS_SECONDS / alone))
+    if turns < 2:
+        return alone
+    sets = [first, *(operands() for _ in range(turns - 1))]
+    return seconds_of(lambda: [work(*some) for some in sets], device) / turns
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, the fastest of several after a first one: what else the machine does only adds.
 
-    What this thread waited for a core meanwhile is taken off, where the system tells.
+    A first call that takes long is the only one.
     """
-    work()
+    first = seconds_once(work, device)
+    if first > ONCE:
+        return first
     found: list[float] = []
     while len(found) < LEAST_REPEATS or (sum(found) < LEAST_SECONDS and len(found) < REPEATS):
-        synchronise(device)
-        outer, before = time.perf_counter(), waited()
-        began = time.perf_counter()
-        work()
-        synchronise(device)
-        inner, delay = time.perf_counter() - began, waited() - before
-        found.append(time.perf_counter() - outer - delay if delay else inner)
+        found.append(seconds_once(work, device))
     return min(found)
 
 
-def waited() -> float:
-    """Seconds that this thread has waited for a core since it began (Linux; elsewhere 0)."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
+def seconds_once(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call; what this thread waited for a core meanwhile is taken off, where the system tells."""
+    synchronise(device)
+    outer, before = time.perf_counter(), waited()
+    began = time.perf_counter()
+    work()
+    synchronise(device)
+    inner, delay = time.perf_counter() - began, waited() - before
+    return time.perf_counter() - outer - delay if delay else inner
+
+
+T = TypeVar("T")
+
+
+def while_time_lasts(sizes: Sequence[T], amount: Callable[[T], float], seconds: float) -> Iterator[T]:
+    """The sizes, smallest first, until the next one would take longer than what is left of so many seconds.
+
+    amount: what the time of a size is proportional to at most. At least two sizes are measured.
+    """
+    began = last = time.monotonic()
+    for at, size in enumerate(sizes):
+        now = time.monotonic()
+        if at > 1 and now - began + (now - last) * amount(size) / amount(sizes[at - 1]) > seconds:
+            return
+        last = now
+        yield size
 
 
 def synchronise(device: torch.device) -> None:
@@ -119,30 +172,48 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def product_law(sizes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> ProductLaw:
-    """Least squares of relative errors, with no negative coefficient, over products of several sizes."""
+def product_law(
+    sizes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    device: torch.device,
+    multiply: Callable[[Tensor, Tensor], Tensor],
+    seconds: float,
+) -> ProductLaw:
+    """Least squares of relative errors, with no negative coefficient, over products of several sizes.
+
+    multiply: `layer`, or a product of batches.
+    """
     rows = []
-    for size in sizes:
+    for size in while_time_lasts(sizes, math.prod, seconds):
         *copies, m, k, n = size
-        each = dtype.itemsize * int(np.prod(copies)) * (m * k + k * n)
-        turns = min(max(IN_TURN, CACHES // each), MOST_IN_TURN)
-        operands = [
-            [torch.ones(*copies, *one, dtype=dtype, device=device) for one in ((m, k), (k, n))] for _ in range(turns)
-        ]
-        found = seconds_each(torch.matmul, operands, device)
-        times, moved = int(np.prod(copies)), dtype.itemsize * (m * k + k * n + m * n)
+        shapes = ((m, k), (n, k) if multiply is layer else (k, n))
+        times, moved = math.prod(copies), dtype.itemsize * (m * k + k * n + m * n)
+        turns = min(max(IN_TURN, CACHES // (dtype.itemsize * times * (m * k + k * n))), MOST_IN_TURN)
+
+        def operands(copies=tuple(copies), shapes=shapes) -> list[Tensor]:
+            return [torch.ones(*copies, *one, dtype=dtype, device=device) for one in shapes]
+
+        found = seconds_each(multiply, operands, turns, device)
         rows.append([2 * times * m * k * n / found, times * moved / found])
     scale = np.array(rows).max(axis=0)
     found, _ = nnls(np.array(rows) / scale, np.ones(len(rows)))
     return ProductLaw(*(float(one) for one in found / scale))
 
 
-def fused(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Seconds of a floating-point operation in fused causal attention, forward and backward.
+def fused(dtype: torch.dtype, device: torch.device, seconds: float) -> tuple[float, float]:
+    """Seconds of a floating-point operation in fused causal attention, forward and backward, at the largest size.
 
     Operations are counted as if nothing were masked: two products forward, five backward.
     """
-    b, a, t, d = FUSED
+    found = (0.0, 0.0)
+    for size in while_time_lasts(FUSED, lambda one: math.prod(one) * one[2], seconds):
+        found = fused_at(size, dtype, device)
+    return found
+
+
+def fused_at(size: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+    """Seconds of an operation at one size: rows, heads, tokens, width of a head."""
+    b, a, t, d = size
     q, k, v = (torch.randn(b, a, t, d, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
 
     def forward() -> Tensor:
@@ -156,13 +227,18 @@ def fused(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
     return ahead / (2 * flops), back / (5 * flops)
 
 
-def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.device) -> Curve:
+def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.device, seconds: float) -> Curve:
     """Seconds of an elementwise operation by number of elements."""
-    seconds = []
-    for count in ELEMENTS:
-        operands = [[torch.randn(count, dtype=dtype, device=device)] for _ in range(IN_TURN)]
-        seconds.append(seconds_each(work, operands, device))
-    return Curve(tuple(map(float, ELEMENTS)), tuple(seconds))
+    found = {}
+    for count in while_time_lasts(ELEMENTS, float, seconds):
+        operands = functools.partial(drawn, count, dtype, device)
+        found[float(count)] = seconds_each(work, operands, IN_TURN, device)
+    return Curve(tuple(found), tuple(found.values()))
+
+
+def drawn(count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """So many random elements."""
+    return [torch.randn(count, dtype=dtype, device=device)]
 
 
 def dequantised(device: torch.device) -> float:

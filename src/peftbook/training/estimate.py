@@ -120,7 +120,7 @@ def generation_seconds(
     """Seconds of greedy generation. pairs: tokens of each prompt, and of its reference, which the answer is taken to be
     as long as.
     """
-    autocast = run.evaluation.generation_dtype == "bf16"
+    autocast = run.evaluation.generation_dtype != "fp32"
     plain = replace(training_setup(run), autocast=autocast, held=autocast and run.method.kind != "full")
     virtual, most = plain.symbols["P"], run.evaluation.max_new_tokens
     rows, own, seen = [], [], []

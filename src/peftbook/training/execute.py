@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -39,11 +40,13 @@ from peftbook.training.encode import (
     loss_batch,
 )
 from peftbook.training.estimate import predicted_seconds
+from peftbook.training.folders import checkpoints_folder
 from peftbook.training.generate import generate
 from peftbook.training.hardware import cpu_model, peak_memory
-from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in_bf16, losses, train
+from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, train
 from peftbook.training.methods import apply_method, rate_factor, trainable_state
-from peftbook.training.models import Loaded, checkpoints_folder, load_model
+from peftbook.training.models import Loaded, load_model
+from peftbook.training.precision import products_here
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "Watch", "execute", "prepare"]
@@ -144,7 +147,7 @@ def prepare(run: specs.Run, task: TaskData | None = None, processes: Processes =
             f"Task {run.task.name!r} has data {task.data_sha256[:12]}…, the run names {run.task.data_sha256[:12]}…: "
             "use the version of peftbook that shipped this data."
         )
-    loaded = load_model(run.model, run.method, "cpu" if processes.sharded else run.platform)
+    loaded = load_model(run.model, run.method, "cpu" if processes.sharded else run.platform, run.dtype)
     model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
     return Trainee(run, task, loaded, model, processes)
 
@@ -326,7 +329,7 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict, watch: Watch = NOBODY) ->
     dtype = wanted.generation_dtype
     with (
         tqdm(total=len(prompts), disable=quiet, unit="text", desc="generate", leave=False) as bar,
-        frozen_linears_in_bf16(model, dtype),
+        frozen_linears_in(dtype, model),
         autocast(dtype, run.platform),
     ):
 
@@ -414,6 +417,7 @@ def provenance(started: datetime.datetime, micro_batch: int | None, processes: P
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "bf16_products": "native" if products_here().native else "widened",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {name: metadata.version(name) for name in PACKAGES},
@@ -436,6 +440,7 @@ def quieten_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft still reads it
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from peftbook.training.distributed import gathered
 from peftbook.training.encode import sorted_batches
 from peftbook.training.methods import causal_model, start_cache
+from peftbook.training.products import half_products
 
 __all__ = ["generate"]
 
@@ -32,9 +33,11 @@ def generate(
     """
     model.eval()
     texts = [""] * len(prompts)
+    platform = causal_model(model).get_input_embeddings().weight.device.type
     for batch in sorted_batches([len(prompt) for prompt in prompts], batch_size):
         asked = [list(prompts[index]) for index in batch]
-        answers = gathered(model, decode_batch, tokenizer, asked, max_new_tokens)
+        with half_products(platform):
+            answers = gathered(model, decode_batch, tokenizer, asked, max_new_tokens)
         for index, ids in zip(batch, answers, strict=True):
             texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if on_batch:

@@ -1,16 +1,21 @@
-"""What this machine is called, and the peak of its memory."""
+"""What this machine is: processor, cores, memory, how busy it is; every reading has its way without `/proc`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
 import psutil
-import torch
 
-__all__ = ["cpu_model", "machine_name", "peak_memory"]
+__all__ = ["cores", "cpu_model", "is_idle", "machine_name", "peak_memory", "waited"]
+
+PROC = Path("/proc")  # Linux; elsewhere there is none
+BUSY = 30.0  # per cent of all cores, in use by others, from which a measurement of speed would mean little
+LOOK_SECONDS = 0.1
 
 
 def peak_memory(platform_name: str) -> int:
@@ -19,9 +24,11 @@ def peak_memory(platform_name: str) -> int:
     On Linux from VmHWM: `ru_maxrss` survives fork and exec, so a child would report its parent's peak.
     """
     if platform_name == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in (PROC / "self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     import resource
@@ -32,14 +39,38 @@ def peak_memory(platform_name: str) -> int:
 def cpu_model() -> str:
     """The processor's name as the system gives it."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (PROC / "cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
+    if sys.platform == "darwin":  # where platform.processor() says "arm"
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_idle() -> bool:
+    """Whether others leave enough of the processor for a measurement of speed."""
+    return psutil.cpu_percent(LOOK_SECONDS) < BUSY
+
+
+def waited() -> float:
+    """Seconds that this thread has waited for a core since it began (Linux; elsewhere 0)."""
+    try:
+        return int((PROC / "thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def machine_name(platform_name: str = "cpu") -> str:
     """What a timing record carries in its key: processor or GPU, and cores."""
     if platform_name == "cuda":
+        import torch
+
         return torch.cuda.get_device_name()
     return f"{cpu_model()}, {psutil.cpu_count(logical=True)} cores"

@@ -41,6 +41,8 @@ def obstacle_to_split(spec: specs.Run | specs.Probe, count: int, strategy: str) 
         return f"its batch has {spec.budget.batch_size} examples; give --processes at most that."
     if strategy == "fsdp" and isinstance(spec.method, (specs.PromptTuning, specs.Prefix)):
         return "soft prompts and prefixes reach the layers on ways that fsdp does not see; use --strategy ddp."
+    if strategy == "fsdp" and spec.dtype == "fp16":
+        return "each shard would scale its fp16 gradients by itself; use --strategy ddp, or compute in bf16."
     return ""
 
 
@@ -134,7 +136,7 @@ def compute_together(spec: specs.Run | specs.Probe, strategy: str, adapter: Path
     from peftbook.records import default_store
     from peftbook.training.distributed import join
     from peftbook.training.execute import execute, quieten_libraries
-    from peftbook.training.models import checkpoints_folder
+    from peftbook.training.folders import checkpoints_folder
 
     quieten_libraries()
     processes = join(strategy, spec.platform)

@@ -23,9 +23,11 @@ from peftbook.records import write_atomically
 from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
 from peftbook.training.methods import causal_model, hidden_states, trainable_state
+from peftbook.training.products import TORCH_DTYPES, half_products
 
-__all__ = ["Progress", "Trained", "autocast", "frozen_linears_in_bf16", "label_losses", "losses", "train"]
+__all__ = ["Progress", "Trained", "autocast", "frozen_linears_in", "label_losses", "losses", "train"]
 
+LEAST_SCALE = 1.0  # of an fp16 loss: gradients that overflow without being scaled up have diverged
 CHECKPOINT_SECONDS = 60.0  # between checkpoints, unless PEFTBOOK_CHECKPOINT_SECONDS says otherwise
 
 
@@ -55,10 +57,10 @@ class Trained:
 
 
 def autocast(dtype: str, platform: str):
-    """bfloat16 autocast over float32 master weights, or plain float32."""
+    """Autocast to bfloat16 or float16 over float32 master weights, or plain float32."""
     if dtype == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast("cuda" if platform == "cuda" else "cpu", dtype=torch.bfloat16)
+    return torch.autocast("cuda" if platform == "cuda" else "cpu", dtype=TORCH_DTYPES[dtype])
 
 
 def pad(examples: list[Encoded], pad_id: int, device: torch.device) -> torch.Tensor:
@@ -89,18 +91,18 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
 
 
 @contextlib.contextmanager
-def frozen_linears_in_bf16(model: nn.Module, dtype: str) -> Iterator[None]:
-    """Hold frozen dense linear weights as the bfloat16 copies that autocast would make again in every forward pass.
+def frozen_linears_in(dtype: str, model: nn.Module) -> Iterator[None]:
+    """Hold frozen dense linear weights as the half-width copies that autocast would make again in every forward pass.
 
     The arithmetic is the same bit by bit. The float32 weights come back afterwards, for merging and generation. Shards
     stay as they are.
     """
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    if dtype == "bf16" and not is_sharded(model):
+    if dtype != "fp32" and not is_sharded(model):
         for part in causal_model(model).model.modules():
             if isinstance(part, nn.Linear) and part.weight.dtype == torch.float32 and not part.weight.requires_grad:
                 kept.append((part.weight, part.weight.data))
-                part.weight.data = part.weight.data.bfloat16()
+                part.weight.data = part.weight.data.to(TORCH_DTYPES[dtype])
     try:
         yield
     finally:
@@ -144,7 +146,8 @@ def train(
     `processes` share the batch (each of which calls this). With `checkpoint`, the state is written there every
     `checkpoint_seconds` and a later call with the same arguments goes on from it: on CPU the result is bit-equal to an
     uninterrupted run of as many processes. `rate_factor` multiplies the learning rate of a parameter, by its name.
-    Raises InputError if the loss is not finite.
+    In fp16 the loss is scaled before the backward pass, and a step whose gradients overflow is left out and lowers the
+    scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). Raises InputError if the loss is not finite.
     """
     plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
     parameters = trainable_state(model)
@@ -155,12 +158,13 @@ def train(
         [{"params": values, "factor": factor} for factor, values in groups.items()],
         lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True,
     )  # fmt: skip
+    scaler = torch.amp.GradScaler(platform, enabled=dtype == "fp16")
     result = Trained()
-    first = result.resumed_from = resume(checkpoint, parameters, optimizer, result) if checkpoint else 0
+    first = result.resumed_from = resume(checkpoint, parameters, optimizer, scaler, result) if checkpoint else 0
     pause = checkpoint_seconds()
     model.train()
     saved = time.monotonic()
-    with frozen_linears_in_bf16(model, dtype):
+    with half_products(platform), frozen_linears_in(dtype, model):
         for step in range(first, len(plan)):
             began = time.monotonic()
             torch.manual_seed(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
@@ -173,19 +177,22 @@ def train(
                 with autocast(dtype, platform):
                     nats, _ = gathered(model, label_losses, examples, pad_id)
                 part = weight * nats.sum() / labels
-                part.backward()
+                scaler.scale(part).backward()
                 loss += part.item()
             late = processes.first and time.monotonic() - saved > pause
             loss, due = processes.sum(loss, late)
             processes.sum_gradients(parameters.values())
+            scaler.unscale_(optimizer)
             norm = whole(nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm)).item()
-            if not math.isfinite(loss) or not math.isfinite(norm):
+            overflown = scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() > LEAST_SCALE
+            if not math.isfinite(loss) or not (math.isfinite(norm) or overflown):
                 raise InputError(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
             result.losses.append(loss)
-            result.gradient_norms.append(norm)
+            result.gradient_norms.append(0.0 if overflown else norm)  # of what the step went by
             result.tokens += sum(len(example.ids) for example in batch)
             result.label_tokens += labels
             result.step_seconds.append(time.monotonic() - began)
@@ -195,13 +202,14 @@ def train(
                 left = (len(plan) - step - 1) * result.seconds / (step + 1)
                 on_step(Progress(step + 1, len(plan), loss, result.tokens, speed, left))
             if checkpoint and step + 1 < len(plan) and due:
-                save_checkpoint(checkpoint if processes.first else None, parameters, optimizer, result, step + 1)
+                place = checkpoint if processes.first else None
+                save_checkpoint(place, parameters, optimizer, scaler, result, step + 1)
                 saved = time.monotonic()
     model.eval()
     return result
 
 
-def save_checkpoint(folder: Path | None, parameters: dict, optimizer, result: Trained, step: int) -> None:
+def save_checkpoint(folder: Path | None, parameters: dict, optimizer, scaler, result: Trained, step: int) -> None:
     """Parameters and Adam's moments as safetensors, the rest as JSON; the JSON is written last and names the step.
 
     Whole tensors, however many processes there are, so that any number of them goes on from the file. folder: None
@@ -218,18 +226,20 @@ def save_checkpoint(folder: Path | None, parameters: dict, optimizer, result: Tr
     save_file({name: value.contiguous() for name, value in tensors.items()}, state)
     with state.open("rb") as stream:
         os.fsync(stream.fileno())  # what names the file may not outlive a power cut without it
-    write_atomically(folder / "progress.json", json.dumps({"step": step, **vars(result)}).encode())
+    progress = {"step": step, "scale": scaler.state_dict(), **vars(result)}
+    write_atomically(folder / "progress.json", json.dumps(progress).encode())
     for old in folder.glob("state-*.safetensors"):
         if old.name != f"state-{step}.safetensors":
             old.unlink()
 
 
-def resume(folder: Path, parameters: dict, optimizer, result: Trained) -> int:
+def resume(folder: Path, parameters: dict, optimizer, scaler, result: Trained) -> int:
     """Load a checkpoint into parameters, optimiser and curve; returns the step to go on from (0 without one)."""
     if not (folder / "progress.json").is_file():
         return 0
     progress = json.loads((folder / "progress.json").read_text())
     step = progress.pop("step")
+    scaler.load_state_dict(progress.pop("scale", {}))
     vars(result).update(progress)
     with safe_open(folder / f"state-{step}.safetensors", framework="pt") as file, torch.no_grad():
         for name, value in parameters.items():
@@ -249,7 +259,7 @@ def losses(
     """Summed nats and label tokens of every example, in the order given; all processes compute the same batches."""
     model.eval()
     nats, counts = [0.0] * len(data), [0] * len(data)
-    with frozen_linears_in_bf16(model, dtype):
+    with half_products(platform), frozen_linears_in(dtype, model):
         for batch in sorted_batches([len(example.ids) for example in data], batch_size):
             with autocast(dtype, platform):
                 flat, sizes = gathered(model, label_losses, [data[index] for index in batch], pad_id)

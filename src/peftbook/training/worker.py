@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
     args = parser.parse_args(argv)
     spec = read_spec()
-    from peftbook.training.models import checkpoints_folder
+    from peftbook.training.folders import checkpoints_folder
 
     try:
         patience = float(os.environ.get("PEFTBOOK_PATIENCE", 0))

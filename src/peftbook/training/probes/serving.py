@@ -24,13 +24,13 @@ from peftbook.training.loop import losses, pad
 from peftbook.training.methods import apply_method, causal_model
 from peftbook.training.models import load_model
 from peftbook.training.probes import Findings
+from peftbook.training.products import TORCH_DTYPES
 from peftbook.training.quantise import quantise_dense
 
 __all__ = ["latency", "many_adapters", "merge_gap", "requantise_gap"]
 
 VARIANTS = ("base", "merged", "lora", "adapter")
 CONTENDERS = ("mixed", "mixed_peft", "swapped", "merged")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RANDOM_STD = 0.02  # of the random adapters; time does not depend on their values, the check of the logits does
 SCALING = 2.0  # alpha / r
 LOGIT_EXAMPLES = 4
@@ -94,9 +94,9 @@ def variant(name: str, probe: specs.Probe) -> nn.Module:
 def chosen_dtype(probe: specs.Probe) -> torch.dtype:
     """The type of the weights. Raises InputError for an unknown one."""
     name = probe.word("dtype")
-    if name not in DTYPES:
-        raise InputError(f"The probe's dtype is {name!r}: choose one of {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    if name not in TORCH_DTYPES:
+        raise InputError(f"The probe's dtype is {name!r}: choose one of {', '.join(TORCH_DTYPES)}.")
+    return TORCH_DTYPES[name]
 
 
 def positive(probe: specs.Probe, *names: str) -> list[int]:

@@ -1,0 +1,207 @@
+"""In which type to compute: what the processor or GPU multiplies fastest, measured once and kept.
+
+Importing this loads no torch, so that pages and commands can ask what runs here will be computed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peftbook.errors import InputError
+from peftbook.records import write_atomically
+from peftbook.training.folders import cache_folder
+from peftbook.training.hardware import cpu_model
+
+__all__ = [
+    "DTYPES",
+    "Products",
+    "chosen_dtype",
+    "gpu_dtype",
+    "instruction_limits",
+    "keep",
+    "kept",
+    "machine_file",
+    "products_here",
+]
+
+DTYPES = ("fp32", "bf16", "fp16")
+# Variables by which a processor plays a plainer one: what was measured without them says nothing of it.
+INSTRUCTION_SETS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+SIZES = ((16, 64, 128), (32, 256, 256), (128, 576, 576), (512, 576, 1536))  # rows, inner, columns, ever larger
+SLOW = 0.004  # seconds of one pass: larger sizes are not tried
+REPEATS = 4
+VERSION = 1  # of what is measured: raised when it changes
+
+
+@dataclass(frozen=True)
+class Products:
+    """Floating-point operations a second of one thread in a linear layer, forward and backward, by type of matrix."""
+
+    bf16: float
+    fp32: float
+
+    @property
+    def native(self) -> bool:
+        """Whether products of bfloat16 are faster than those of float32, so that they are worth having."""
+        return self.bf16 > self.fp32
+
+
+def chosen_dtype(asked: str = "auto", platform: str = "cpu") -> str:
+    """The compute type of a run: the one that is asked for, or with `auto` the fastest here.
+
+    On a CPU bf16 where its products are faster than those of float32, else fp32; on a GPU by its capability. Raises
+    InputError for another type, and for a GPU that is not there.
+    """
+    if asked in DTYPES:
+        return asked
+    if asked != "auto":
+        raise InputError(f"Unknown dtype {asked!r}: choose auto, {', '.join(DTYPES)}.")
+    if platform == "cuda":
+        return gpu_dtype(*gpu_capability())
+    return "bf16" if products_here().native else "fp32"
+
+
+def gpu_dtype(major: int, minor: int) -> str:
+    """The type that a GPU of this compute capability multiplies fastest.
+
+    bf16 from 8.0 on (Ampere), which has it in its tensor cores; fp16 from 7.0 on (Volta, Turing), which has only that
+    there; else fp32. Source: NVIDIA, CUDA C++ Programming Guide, section "Compute Capabilities".
+    """
+    if (major, minor) >= (8, 0):
+        return "bf16"
+    return "fp16" if (major, minor) >= (7, 0) else "fp32"
+
+
+@functools.cache
+def products_here() -> Products:
+    """What this machine's processor makes of products, measured at the first call on a machine and then kept."""
+    path = machine_file("products")
+    if (known := kept(path)) is not None:
+        return Products(**known)
+    found = measure_products() if "torch" in sys.modules else Products(**json.loads(asked_elsewhere("cpu")))
+    keep(path, asdict(found))
+    return found
+
+
+@functools.cache
+def gpu_capability() -> tuple[int, int]:
+    """Compute capability of the GPU. Raises InputError where there is none."""
+    if "torch" not in sys.modules:
+        major, minor = json.loads(asked_elsewhere("cuda") or "[0, 0]")
+        return refuse_without_gpu(major, minor)
+    import torch
+
+    return refuse_without_gpu(*(torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)))
+
+
+def refuse_without_gpu(major: int, minor: int) -> tuple[int, int]:
+    """The capability; 0.0 stands for no GPU, which raises InputError."""
+    if not major:
+        raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
+    return major, minor
+
+
+def asked_elsewhere(platform: str) -> str:
+    """What a process that loads torch says: products of a CPU, or capability of a GPU, as JSON."""
+    command = [sys.executable, "-m", "peftbook.training.precision", platform]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def machine_file(what: str, *more: str) -> Path:
+    """The file of what was measured of this processor, as far as its instructions may be used."""
+    name = " ".join((cpu_model(), instruction_limits(), importlib.metadata.version("torch"), str(VERSION), *more))
+    return cache_folder() / what / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def kept(path: Path) -> Any | None:
+    """What was kept there; None where nothing was, or it is torn."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return None
+
+
+def keep(path: Path, measured: Any) -> None:
+    """Keep what was measured for later processes; where the cache cannot be written they measure again."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(measured).encode())
+
+
+def instruction_limits() -> str:
+    """The variables that keep the libraries from some of the processor's instructions, as they are set."""
+    return " ".join(f"{name}={os.environ[name]}" for name in INSTRUCTION_SETS if os.environ.get(name))
+
+
+def measure_products() -> Products:
+    """Measure products in bfloat16, as torch computes them, and in float32, in some 50 ms on any processor.
+
+    With one thread, by the time that it had the processor: what else runs here changes nothing.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return products_of({"bf16": torch.bfloat16, "fp32": torch.float32})
+    finally:
+        torch.set_num_threads(threads)
+
+
+def products_of(dtypes: Mapping[str, Any]) -> Products:
+    """Operations a second at the largest size that no type takes long for."""
+    import torch
+
+    rates: dict[str, float] = {}
+    for rows, inner, columns in SIZES:
+        operations, slowest = 4 * rows * inner * columns, 0.0
+        for name, dtype in dtypes.items():
+            x, w, g = (torch.ones(size, dtype=dtype) for size in ((rows, inner), (columns, inner), (rows, columns)))
+            seconds = fastest(functools.partial(forward_and_backward, x, w, g))
+            rates[name], slowest = operations / seconds, max(slowest, seconds)
+        if slowest > SLOW:
+            break
+    return Products(**rates)
+
+
+def forward_and_backward(x, w, g) -> None:
+    """x Wᵀ as a linear layer computes it, and G W, the gradient of x. x: (t, k), w: (n, k), g: (t, n)."""
+    from torch.nn.functional import linear
+
+    linear(x, w)
+    g @ w
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls; a slow one is made twice, as the first pays for preparations."""
+    found: list[float] = []
+    while len(found) < 2 or (len(found) < REPEATS and min(found) < SLOW):
+        began = time.thread_time()
+        work()
+        found.append(time.thread_time() - began)
+    return min(found)
+
+
+def main() -> None:
+    """Print the products of the CPU, or the capability of the GPU, whichever the first argument names, as JSON."""
+    import torch
+
+    if sys.argv[1] == "cpu":
+        print(json.dumps(asdict(products_here())))
+    else:
+        print(json.dumps(torch.cuda.get_device_capability() if torch.cuda.is_available() else [0, 0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""How many threads a run gets, by what more of them gain here: cores that a system counts may be halves or slow ones.
+
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+
+from peftbook.training.hardware import cores, is_idle
+from peftbook.training.precision import chosen_dtype, keep, kept, machine_file
+
+__all__ = ["best_threads", "cores_gained", "step_seconds"]
+
+GAIN = 1.05  # what twice the threads must be worth
+REPEATS = 7
+ROWS, INNER, COLUMNS, RANK = 512, 576, 1536, 16  # of a layer, and of an adapter beside it
+
+
+def best_threads(most: int | None = None) -> int:
+    """The number of threads, of at most so many (default: all cores), beyond which a run gains nothing."""
+    most = most or cores()
+    known = {count: seconds for count, seconds in step_seconds().items() if count <= most} if most > 1 else {}
+    best = 1
+    for count in sorted(known):
+        if known[best] / known[count] >= GAIN:
+            best = count
+    return best
+
+
+def cores_gained() -> int:
+    """How many threads' worth of work the processor does at most: so many runs are worth having side by side."""
+    if cores() == 1:
+        return 1
+    known = step_seconds()
+    return max(1, round(known[1] / min(known.values())))
+
+
+@functools.cache
+def step_seconds() -> dict[int, float]:
+    """Threads → seconds of a layer's large and small products; measured once, and kept if the machine was idle."""
+    path = machine_file("threads", str(cores()))
+    if (found := kept(path)) is None:
+        idle = is_idle()
+        if "torch" in sys.modules:
+            found = {str(count): seconds for count, seconds in measure(cores()).items()}
+        else:
+            command = [sys.executable, "-m", "peftbook.training.threads", str(cores())]
+            found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        if idle:
+            keep(path, found)
+    return {int(count): seconds for count, seconds in found.items()}
+
+
+def counts(most: int) -> list[int]:
+    """Numbers of threads to try: powers of two, and all."""
+    return sorted({1 << bit for bit in range(most.bit_length()) if 1 << bit <= most} | {most})
+
+
+def measure(most: int) -> Mapping[int, float]:
+    """Threads → seconds, in the type that runs compute in here."""
+    import torch
+
+    from peftbook.training.products import TORCH_DTYPES
+
+    before = torch.get_num_threads()
+    dtype = TORCH_DTYPES[chosen_dtype()]
+    x, w, a, b = (
+        torch.ones(size, dtype=dtype) for size in ((ROWS, INNER), (COLUMNS, INNER), (RANK, INNER), (COLUMNS, RANK))
+    )
+    try:
+        return {count: seconds_with(count, x, w, a, b) for count in counts(most)}
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds_with(count: int, x, w, a, b) -> float:
+    """Seconds of x Wᵀ + x Aᵀ Bᵀ and of an activation of it with so many threads, the fastest of several."""
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(count)
+    found = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        y = functional.linear(x, w) + functional.linear(functional.linear(x, a), b)
+        functional.silu(y).mul_(y)
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def main() -> None:
+    """Print threads and seconds as JSON; the first argument is the largest number of threads."""
+    print(json.dumps(measure(int(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()
