@@ -67,7 +67,9 @@ def check_engine(args: argparse.Namespace) -> None:
 def engine(args: argparse.Namespace, store) -> Iterator[dict]:
     """What `run_studies` computes with: processes on this machine, or tasks of a Ray cluster."""
     from peftbook.training import queue
+    from peftbook.training.hardware import cores
     from peftbook.training.launch import obstacle_to_split
+    from peftbook.training.threads import best_threads
 
     folder = args.checkpoints.absolute() if args.checkpoints else None
     if args.engine == "local":
@@ -76,7 +78,7 @@ def engine(args: argparse.Namespace, store) -> Iterator[dict]:
         shared = {"processes": args.processes, "strategy": args.strategy}
         yield {
             "compute": functools.partial(queue.run_subprocess, variables=variables, **shared),
-            "predict": functools.partial(queue.predicted_here, threads=max(1, queue.cores() // workers)),
+            "predict": functools.partial(queue.predicted_here, threads=best_threads(max(1, cores() // workers))),
             "refuse": functools.partial(obstacle_to_split, count=args.processes, strategy=args.strategy),
             "workers": workers,
         }
@@ -323,12 +325,30 @@ def command_generate(args: argparse.Namespace) -> int:
     from peftbook.base_models import model_named
     from peftbook.training.encode import encode_turns
     from peftbook.training.generate import generate
+    from peftbook.training.loop import autocast, frozen_linears_in
     from peftbook.training.models import load_model
+    from peftbook.training.precision import chosen_dtype
 
-    loaded = load_model(model_named(args.model))
+    dtype = chosen_dtype(args.dtype)
+    loaded = load_model(model_named(args.model), dtype=dtype)
+    loaded.model.requires_grad_(False)
     pieces = encode_turns(loaded.tokenizer, [{"role": "user", "content": args.message}])
     prompt = [token for piece in pieces for token in piece]
-    print(generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=args.max_new_tokens)[0])
+    with frozen_linears_in(dtype, loaded.model), autocast(dtype, "cpu"):
+        print(generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=args.max_new_tokens)[0])
+    return 0
+
+
+def command_doctor(args: argparse.Namespace) -> int:
+    """Say what this machine is, what it computes in and how fast, and what is missing; for reports of faults too."""
+    from dataclasses import asdict
+
+    from peftbook.training.doctor import as_text, examine
+    from peftbook.training.execute import quieten_libraries
+
+    quieten_libraries()
+    found = examine()
+    print(json.dumps(asdict(found), indent=1) if args.json else as_text(found))
     return 0
 
 
@@ -398,7 +418,7 @@ def command_fit(args: argparse.Namespace) -> int:
         rank=args.rank,
         targets=targets_named(args.targets),
         length=args.length,
-        dtype=args.dtype,
+        dtype=weights_dtype(args.dtype, args.device),
         adapter_dtype=args.adapter_dtype,
         quantised=quantised,
         double=not args.single_quant,
@@ -430,6 +450,13 @@ def command_fit(args: argparse.Namespace) -> int:
             )
             print(f"A step takes about {sum(seconds.values()):.3g} s on this machine: {parts}.")
     return 0 if found.fits else 1
+
+
+def weights_dtype(asked: str, device: str) -> str:
+    """The type of weights that is asked for; auto is bf16 on a GPU and what this machine computes in on a CPU."""
+    from peftbook.training.precision import chosen_dtype
+
+    return "bf16" if asked == "auto" and device == "cuda" else chosen_dtype(asked)
 
 
 def step_seconds_here(one) -> dict[str, float]:
@@ -494,6 +521,7 @@ def build_parser() -> argparse.ArgumentParser:
     claims.add_argument("--json", action="store_true")
     on_platform(claims)
     add("prepare", command_prepare)
+    add("doctor", command_doctor).add_argument("--json", action="store_true")
     add("book", command_book).add_argument("--strict", action="store_true", help="all pages, warnings are errors")
     add("pdf", command_pdf)
     add("epub", command_epub)
@@ -508,6 +536,7 @@ def build_parser() -> argparse.ArgumentParser:
     say.add_argument("message")
     say.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, a folder, or a hub id")
     say.add_argument("--max-new-tokens", type=positive, default=60)
+    on_dtype(say)
     own = add("train", command_train)
     own.add_argument("file", type=Path, help="CSV, JSONL or Parquet")
     own.add_argument("--input", required=True, help="column that the model reads")
@@ -520,6 +549,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--tokens", type=positive, default=20_000)
     own.add_argument("--seed", type=int, default=0)
     own.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
+    on_dtype(own)
     on_compare(add("compare", command_compare))
     on_studio(add("studio", command_studio))
     room = add("fit", command_fit)
@@ -536,7 +566,12 @@ def build_parser() -> argparse.ArgumentParser:
     room.add_argument("--length", type=positive, default=20, help="virtual tokens of prompt and prefix (default 20)")
     room.add_argument("--quant", choices=("none", "nf4", "fp4"), default="none", help="base in 4 bits")
     room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
-    room.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights that are not in 4 bits")
+    room.add_argument(
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="of the weights that are not in 4 bits (default auto: bf16, on a CPU the faster one here)",
+    )
     room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), default="fp32", help="of adapters (peft's: fp32)")
     room.add_argument("--autocast", action="store_true", help="matrix products in bfloat16 by autocast")
     room.add_argument("--dropout", action="store_true", help="LoRA with dropout")
@@ -603,12 +638,23 @@ def on_compare(own: argparse.ArgumentParser) -> None:
     own.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
     own.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
     own.add_argument("--json", action="store_true", help="print numbers in full as JSON")
+    on_dtype(own)
     on_platform(own)
 
 
 def on_platform(parser: argparse.ArgumentParser) -> None:
     """The option that turns a study's CPU runs into those of a GPU."""
     parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu", help="which records (default cpu)")
+
+
+def on_dtype(parser: argparse.ArgumentParser) -> None:
+    """The option that says what a run computes in."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="to compute in (default auto: the fastest here)",
+    )
 
 
 def positive(text: str) -> int:

@@ -129,6 +129,7 @@ def chosen_runs(args: argparse.Namespace, task: TaskData) -> tuple[specs.Run, ..
             learning_rates=rates,
             rank=args.rank,
             platform=args.platform,
+            dtype=args.dtype,
         ),
     )
 

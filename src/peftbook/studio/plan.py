@@ -12,6 +12,7 @@ from peftbook.errors import InputError
 from peftbook.studio.preflight import Check, preflight
 from peftbook.studio.presets import Preset, preset, presets
 from peftbook.tasks import TaskData
+from peftbook.training.precision import chosen_dtype
 
 __all__ = ["Check", "Preset", "Settings", "plan", "preflight", "presets", "training_tokens"]
 
@@ -29,6 +30,7 @@ class Settings:
     test_examples: how many answers are generated and scored; of no more than 1,000 the loss is taken.
     learning_rates: by preset, in place of the book's.  rank: of LoRA and its kin, 0 for the preset's;
     prompt_length, prefix_length: virtual tokens, 0 for the preset's.
+    dtype: to compute in, or auto for the fastest on the platform here; the runs name the type itself.
     """
 
     models: tuple[specs.Model, ...] = (specs.Model(),)
@@ -45,6 +47,7 @@ class Settings:
     prompt_length: int = 0
     prefix_length: int = 0
     platform: Literal["cpu", "cuda"] = "cpu"
+    dtype: str = "auto"
 
 
 def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tuple[specs.Run, ...]:
@@ -56,8 +59,9 @@ def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tup
     check_settings(settings)
     chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
     tokens = settings.tokens or whole_tokens(task, settings, tokens_of_training)
+    dtype = chosen_dtype(settings.dtype, settings.platform)
     runs = [
-        run_of(task, settings, model, one, tokens, seed)
+        run_of(task, settings, model, one, tokens, seed, dtype)
         for model in dict.fromkeys(settings.models)
         for one in chosen
         for seed in range(1 if isinstance(one.method, specs.Untuned) else settings.seeds)
@@ -104,7 +108,9 @@ def training_tokens(task: TaskData, settings: Settings) -> int:
     return max(1, int(float(f"{total:.2g}")))
 
 
-def run_of(task: TaskData, settings: Settings, model: specs.Model, one: Preset, tokens: int, seed: int) -> specs.Run:
+def run_of(
+    task: TaskData, settings: Settings, model: specs.Model, one: Preset, tokens: int, seed: int, dtype: str
+) -> specs.Run:
     """One run of a plan."""
     budget = None
     if not isinstance(one.method, specs.Untuned):
@@ -123,7 +129,7 @@ def run_of(task: TaskData, settings: Settings, model: specs.Model, one: Preset, 
         n_loss=min(tests, MOST_LOSS),
         n_generate=generated,
         max_new_tokens=settings.max_new_tokens,
-        generation_dtype="bf16" if generated else "fp32",
+        generation_dtype=dtype if generated else "fp32",
     )
     return specs.build(
         specs.Run,
@@ -133,6 +139,7 @@ def run_of(task: TaskData, settings: Settings, model: specs.Model, one: Preset, 
         budget=budget,
         evaluation=evaluation,
         seed=seed,
+        dtype=dtype,
         platform=settings.platform,
     )
 

@@ -13,6 +13,7 @@ from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.records import Store
 from peftbook.tasks.files import load_files
+from peftbook.training.precision import chosen_dtype
 
 __all__ = ["train_on_file"]
 
@@ -30,15 +31,19 @@ def train_on_file(args: argparse.Namespace) -> int:
     budget = None
     if not isinstance(method, specs.Untuned):
         budget = specs.build(specs.Budget, tokens=args.tokens, learning_rate=args.learning_rate)
-    n_test = len(task.splits["test"])
+    n_test, dtype = len(task.splits["test"]), chosen_dtype(args.dtype)
+    evaluation = specs.build(
+        specs.Evaluation, split="test", n_loss=n_test, n_generate=min(n_test, 200), generation_dtype=dtype
+    )
     run = specs.build(
         specs.Run,
         model=model_named(args.model),
         task=task.spec,
         method=method,
         budget=budget,
-        evaluation=specs.Evaluation(split="test", n_loss=n_test, n_generate=min(n_test, 200)),
+        evaluation=evaluation,
         seed=args.seed,
+        dtype=dtype,
     )
     from peftbook.training.execute import execute, quieten_libraries
 

@@ -44,6 +44,7 @@ PLANS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     ),
     "own": ("As chosen below.", (), 0, 0),
 }
+DTYPE_CHOICES = [("the fastest here", "auto"), ("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")]
 FIRST = "quick"
 FIRST_METHODS = 6  # shown at once; the others on demand
 
@@ -103,6 +104,9 @@ def build_plan(context: Context) -> Step:
                     device = gr.Dropdown(
                         devices(), value=devices()[0][1], label="Runs on", interactive=len(devices()) > 1
                     )
+                    dtype = gr.Dropdown(
+                        DTYPE_CHOICES, value="auto", label="Computes in", info="the fastest: measured on this machine"
+                    )
                 rates = gr.Textbox(label="Learning rates", lines=3, placeholder="lora = 4e-4", info=rates_in_words())
         with gr.Column(min_width=320):
             offered = [(f"{one.label} — {one.words}", one.name) for one in presets()]
@@ -137,6 +141,7 @@ def build_plan(context: Context) -> Step:
         new,
         tests,
         device,
+        dtype,
         rates,
     ]
 
@@ -145,7 +150,7 @@ def build_plan(context: Context) -> Step:
 
     def runs_of(project_id: str, values: Sequence[Any]) -> tuple[specs.Run, ...]:
         """The runs that the form asks for."""
-        named, other, chosen, kin, *numbers, platform, said = values
+        named, other, chosen, kin, *numbers, platform, computes_in, said = values
         keys = (
             "seeds",
             "tokens",
@@ -164,6 +169,7 @@ def build_plan(context: Context) -> Step:
             methods=(*(chosen or ()), *(kin or ())),
             learning_rates=rates_named(said or ""),
             platform=platform,
+            dtype=computes_in,
             **whole,  # type: ignore[arg-type]
         )
         return plan(context.studio.task(project_id), settings)

@@ -1,0 +1,230 @@
+"""What this machine is, in which type it computes and how fast: one screen, for readers and reports of faults."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+import peftbook
+from peftbook import specs
+from peftbook.tasks import DATA, task_spec
+from peftbook.training.folders import cache_folder
+from peftbook.training.hardware import cores, cpu_model
+from peftbook.training.precision import Products, chosen_dtype, instruction_limits, products_here
+from peftbook.training.threads import best_threads
+
+__all__ = ["Examination", "as_text", "book_machines", "examine", "slow_words"]
+
+MACHINES = DATA / "machines"  # what `peftbook doctor --json` said on the machines of the book; the first made the runs
+TASK, TOKENS, RATE = "docstrings", 6_000, 1e-4  # of the training whose speed is predicted
+PROGRAMS = {"chromium": "make pdf, make audit", "soffice": "the deck's handout", "node": "make audit"}
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+SLOW = 10.0  # times as long as on the book's machine, from which a run says so before it starts
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `peftbook doctor` finds.
+
+    instructions: what torch may use of the processor, and variables that keep libraries from more.  threads: of a run.
+    cache: the folder of prepared models, on a disk with so many bytes free.  gpu: its name and what runs on it compute
+    in, or empty.  dtype, why: what runs on the CPU compute in.  operations_per_second: of one thread in products, by
+    type.  tokens_per_second: by method, of training on docstrings, predicted from the machine's rates.
+    missing: extra or program → what is not installed.
+    """
+
+    version: str
+    system: str
+    python: str
+    processor: str
+    instructions: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    free_memory_bytes: int
+    cache: str
+    free_disk_bytes: int
+    gpu: str
+    dtype: str
+    why: str
+    operations_per_second: Mapping[str, float]
+    tokens_per_second: Mapping[str, float]
+    missing: Mapping[str, str]
+    libraries: Mapping[str, str]
+
+
+def examine() -> Examination:
+    """Look at this machine; its rates are measured at the first time, which takes some twenty seconds."""
+    import torch
+
+    memory, folder, threads, found = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
+    torch.set_num_threads(threads)
+    return Examination(
+        version=peftbook.__version__,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        processor=cpu_model(),
+        instructions=", ".join(filter(None, (torch.backends.cpu.get_cpu_capability(), instruction_limits()))),
+        cores=cores(),
+        threads=threads,
+        memory_bytes=memory.total,
+        free_memory_bytes=memory.available,
+        cache=str(folder),
+        free_disk_bytes=shutil.disk_usage(existing(folder)).free,
+        gpu=gpu_words(),
+        dtype=chosen_dtype(),
+        why=why(found),
+        operations_per_second={"fp32": found.fp32, "bf16": found.bf16},
+        tokens_per_second=tokens_per_second(),
+        missing=missing_extras() | missing_programs(),
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES if is_installed(name)},
+    )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+
+
+def gpu_words() -> str:
+    """The GPU's name and the type that runs on it compute in; empty without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    return f"{torch.cuda.get_device_name()}, computes in {chosen_dtype('auto', 'cuda')}"
+
+
+def why(found: Products) -> str:
+    """Why runs compute in the type they do, in a sentence."""
+    if found.native:
+        return f"its products are {found.bf16 / found.fp32:.1f} times as fast as those of float32"
+    return (
+        f"products of bfloat16 are {found.fp32 / found.bf16:.0f} times as slow; the book's runs, which fix bfloat16, "
+        "are multiplied in float32 and rounded"
+    )
+
+
+def tokens_per_second() -> dict[str, float]:
+    """Method → tokens of training a second that it will have here on docstrings with the embedded model."""
+    from transformers import AutoTokenizer
+
+    from peftbook.cost import training_setup
+    from peftbook.memory import read_shape
+    from peftbook.tasks import get_task
+    from peftbook.training.calibration import machine_rates
+    from peftbook.training.encode import batch_plan, encode_training
+    from peftbook.training.estimate import training_seconds
+    from peftbook.training.models import resolve
+
+    budget = specs.Budget(tokens=TOKENS, learning_rate=RATE, train_examples=200)
+    model, dtype, found = specs.Model(), chosen_dtype(), {}
+    source, _ = resolve(model)
+    data = encode_training(AutoTokenizer.from_pretrained(source), get_task(TASK), budget)
+    plan = batch_plan([len(one.ids) for one in data], budget.batch_size, budget.tokens, seed=0)
+    batches = [[data[index] for index in batch] for batch in plan]
+    tokens = sum(len(one.ids) for batch in batches for one in batch)
+    shape, rates = read_shape(source), machine_rates("cpu")
+    for name, method in specs.METHODS.items():
+        if name == "untuned":
+            continue
+        run = specs.Run(model=model, task=task_spec(TASK), method=method(), budget=budget, dtype=dtype)  # type: ignore
+        found[name] = tokens / training_seconds(shape, training_setup(run), rates, batches)
+    return found
+
+
+def is_installed(name: str) -> bool:
+    """Whether a distribution is."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def missing_extras() -> dict[str, str]:
+    """Extra → its packages that are not installed, for extras that lack some; and the packages that carry weights."""
+    found: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("peftbook") or ():
+        package, _, condition = line.partition(";")
+        name = re.split(r"[<>=!~ \[]", package.strip(), maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([^'\"]+)", condition)
+        if not is_installed(name):
+            found.setdefault(extra[1] if extra else "peftbook", []).append(name)
+    return {f"[{extra}]": f"pip install 'peftbook[{extra}]' ({', '.join(names)})" for extra, names in found.items()}
+
+
+def missing_programs() -> dict[str, str]:
+    """Program → what needs it, for those that are not on the path."""
+    return {name: f"needed by {use}" for name, use in PROGRAMS.items() if shutil.which(name) is None}
+
+
+# --- the machines of the book ----------------------------------------------------------------------------------
+
+
+def book_machines() -> list[Examination]:
+    """What was found on machines of the book; the first made its runs."""
+    return [Examination(**json.loads(path.read_text())) for path in sorted(MACHINES.glob("*.json"))]
+
+
+def slow_words(here: float | None, there: float | None) -> str:
+    """That a run takes far longer than on the machine of the book, in a sentence; empty where it does not.
+
+    here, there: its seconds, None where they are not known.
+    """
+    if not here or not there or here < SLOW * there:
+        return ""
+    from peftbook.training.queue import duration
+
+    return (
+        f"This will take about {duration(here)}, {here / there:.0f} times as long as on the book's machine "
+        f"({duration(there)}): `peftbook doctor` says what this one has."
+    )
+
+
+# --- text ------------------------------------------------------------------------------------------------------
+
+
+def as_text(found: Examination) -> str:
+    """One screen."""
+    rates = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in found.operations_per_second.items())
+    memory = f"{gib(found.memory_bytes)}, {gib(found.free_memory_bytes)} free"
+    rows = {
+        "peftbook": f"{found.version}, Python {found.python}, {found.system}",
+        "processor": f"{found.processor}, {found.cores} cores, {found.instructions}",
+        "a run gets": f"{found.threads} thread{'s' * (found.threads > 1)}",
+        "memory": memory,
+        "disk": f"{gib(found.free_disk_bytes)} free at {found.cache}",
+        "GPU": found.gpu or "none that torch can use",
+        "computes in": f"{found.dtype}: {found.why}",
+        "GFLOP/s": f"{rates} a thread",
+        "libraries": ", ".join(f"{name} {version}" for name, version in found.libraries.items()),
+        **{f"missing {name}": words for name, words in found.missing.items()},
+    }
+    width = max(map(len, rows)) + 2
+    lines = [f"{name:<{width}}{words}" for name, words in rows.items()]
+    return "\n".join([*lines, "", *speed_lines(found)])
+
+
+def speed_lines(found: Examination) -> list[str]:
+    """Tokens a second of each method here, beside those of the book's machines."""
+    others = [("the book's", one) for one in book_machines()[:1]]
+    heads = "".join(f"{name:>14}" for name, _ in (("here", found), *others))
+    lines = [f"{'tokens/s, training':<22}{heads}"]
+    for name, rate in found.tokens_per_second.items():
+        cells = "".join(f"{one.tokens_per_second.get(name, 0):>14.0f}" for _, one in others)
+        lines.append(f"  {name:<20}{rate:>14.0f}{cells}")
+    return [*lines, f"Predicted from measured rates, for {TASK} in batches of 8 with {specs.EMBEDDED_MODEL}."]
+
+
+def gib(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 2**30:.1f} GiB"
