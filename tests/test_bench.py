@@ -31,7 +31,14 @@ def fake_result(name: str, seconds: float, loss: float = 2.0) -> dict:
         "train_seconds": 12 * seconds,
         "peak_memory_mib": 2000.0 + seconds,
         "validation_loss_nats": loss,
-        "machine": {"name": "A machine", "threads": 2, "nice": 0, "load_average": 0.1, "versions": {"torch": "2"}},
+        "machine": {
+            "name": "A machine",
+            "instructions": "AVX9",
+            "threads": 2,
+            "nice": 0,
+            "load_average": 0.1,
+            "versions": {"torch": "2"},
+        },
     }
 
 
@@ -41,6 +48,8 @@ def run_fakes(times: dict[str, list[float]], **arguments) -> tuple[list[dict], l
 
     def compute(job: dict) -> dict:
         name = job["contestant"]
+        if job["steps"] == bench.TRIAL_STEPS:
+            return fake_result(name, 1.0)
         order.append(name)
         return fake_result(name, times.get(name, [1.0] * 9)[order.count(name) - 1])
 
@@ -77,6 +86,27 @@ def test_speed_is_the_median_over_rounds_without_the_first_step():
     assert rows[0]["loss_start_nats"] == 3.0
     assert rows[0]["loss_end_nats"] == pytest.approx(2.5)
     assert rows[0]["examples"] == 24
+
+
+@pytest.mark.usefixtures("trl_at_hand")
+@pytest.mark.parametrize(
+    ("seconds", "faster"), [({"bf16": 1.0, "fp32": 3.0}, "bf16"), ({"bf16": 3.0, "fp32": 1.0}, "fp32")]
+)
+def test_each_contestant_runs_in_the_type_that_is_faster_for_it(seconds, faster):
+    """Those by their library's defaults keep these; both speeds are in the table."""
+    jobs: list[dict] = []
+
+    def compute(job: dict) -> dict:
+        jobs.append(job)
+        return fake_result(job["contestant"], seconds.get(job["dtype"], 1.0))
+
+    rows = bench.train_bench(3, rounds=1, compute=compute, report=lambda line: None)
+    ran = {job["contestant"]: job["dtype"] for job in jobs if job["steps"] == 3}
+    for one in bench.CONTESTANTS:
+        assert ran[one.name] == (faster if one.dtypes else "")
+        assert bool(one.dtypes) is not one.name.endswith("default")
+    rates = [f"{800 / seconds[name]:.0f}" for name in bench.BOTH]
+    assert " | ".join(rates) in bench.table(rows) and "its own" in bench.table(rows)
 
 
 @pytest.mark.usefixtures("trl_at_hand")

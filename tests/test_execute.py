@@ -162,9 +162,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     save = loop.save_checkpoint
 
-    def save_and_die(folder, parameters, optimizer, result, step):
-        save(folder, parameters, optimizer, result, step)
-        if step == 2:
+    def save_and_die(*state):
+        save(*state)
+        if state[-1] == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "save_checkpoint", save_and_die)

@@ -3,7 +3,8 @@
 Every contestant of `train_bench` trains the same weights (one seeded adapter) on the same examples, each seen once,
 in a process of its own; rounds are interleaved (A, B, C, A, B, C), so that a slow spell of the machine hits all. One
 function, ours, computes the validation loss of all of them after training: that is the check that the work was the
-same. Run it on an otherwise idle machine.
+same. Before the rounds each contestant that leaves it open tries both types, and its rounds are run in the faster one.
+Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Contestant:
     """One way to train: `library` is "ours", "trl" or "trainer"; `arguments` go beyond what all peers share.
 
     With `raw_chat` the library applies the chat template itself; else it is given our token ids and labels.
+    dtypes: those that it tries before the rounds; a contestant by its library's defaults tries none.
     """
 
     name: str
@@ -64,11 +66,14 @@ class Contestant:
     arguments: dict[str, Any] = field(default_factory=dict)
     raw_chat: bool = False
     note: str = ""
+    dtypes: tuple[str, ...] = ()
 
 
-TUNED: dict[str, Any] = {"gradient_checkpointing": False, "bf16": True}
+TUNED: dict[str, Any] = {"gradient_checkpointing": False}
+BOTH = ("bf16", "fp32")
+TRIAL_STEPS = 2  # the first of which pays for preparations
 CONTESTANTS: tuple[Contestant, ...] = (
-    Contestant("ours", "ours", note="The step as in every run of the book, no checkpoint written."),
+    Contestant("ours", "ours", note="The step as in every run of the book, no checkpoint written.", dtypes=BOTH),
     Contestant(
         "trl-default",
         "trl",
@@ -82,6 +87,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
         "trl",
         {**TUNED, "train_sampling_strategy": "group_by_length", "max_length": MAX_LENGTH},
         note="Our token ids and labels. Length groups come longest first.",
+        dtypes=BOTH,
     ),
     Contestant(
         "trl-packed",
@@ -90,6 +96,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
         note="Our token ids and labels, one pack a step; max_length is 8 × the mean length, so a pack holds 8 examples "
         "on average, not exactly. TRL documents packing for flash attention; under sdpa position ids still isolate "
         "the examples (tested: equal losses), but attention is computed densely over the whole pack.",
+        dtypes=BOTH,
     ),
     Contestant(
         "trainer-default",
@@ -103,6 +110,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
         {**TUNED, "train_sampling_strategy": "group_by_length"},
         note="Our token ids and labels, DataCollatorForSeq2Seq. Logits are computed at all positions: Trainer has no "
         "setting that restricts them to labels. Length groups come longest first.",
+        dtypes=BOTH,
     ),
 )
 PEERS = ("trl", "trainer")
@@ -158,18 +166,38 @@ def train_bench(
     chosen = pick(peers)
     check(steps, rounds, methods)
     results: dict[tuple[str, str], list[dict]] = {}
-    for turn in range(rounds):
+    trials: dict[tuple[str, str], dict[str, float]] = {}
+    shared: dict[str, Any] = {"model": model, "task": task, "validation": validation}
+    for turn in range(-1, rounds):
         for method in methods:
             for contestant in chosen:
-                report(f"round {turn + 1} of {rounds}: {method}, {contestant.name}")
-                job = {"contestant": contestant.name, "method": method, "steps": steps, "model": model, "task": task}
-                found = (compute or run_process)(job | {"validation": validation})
-                results.setdefault((method, contestant.name), []).append(found)
+                name = method, contestant.name
+                job = shared | {"contestant": contestant.name, "method": method}
+                if turn < 0:
+                    trials[name] = try_types(contestant, job, compute or run_process, report)
+                    continue
+                dtype = max(trials[name], key=lambda one: trials[name][one], default="")
+                report(f"round {turn + 1} of {rounds}: {method}, {contestant.name} {dtype}")
+                found = (compute or run_process)(job | {"steps": steps, "dtype": dtype})
+                results.setdefault(name, []).append(found)
                 report("    " + (found.get("failure") or f"{speed(found, 'real_tokens'):.0f} real tokens/s"))
-    rows = [aggregate(method, name, found) for (method, name), found in results.items()]
+    rows = [aggregate(*name, found) | {"tokens_per_second_by_dtype": trials[name]} for name, found in results.items()]
     if out is not None:
         write_atomically(Path(out), (json.dumps(rows, indent=1) + "\n").encode())
     return rows
+
+
+def try_types(
+    contestant: Contestant, job: dict, compute: Callable[[dict], dict], report: Callable[[str], None]
+) -> dict[str, float]:
+    """Type → real tokens a second in a training of TRIAL_STEPS; 0 where it failed."""
+    found = {}
+    for dtype in contestant.dtypes:
+        report(f"trial: {job['method']}, {contestant.name} {dtype}")
+        result = compute(job | {"steps": TRIAL_STEPS, "dtype": dtype})
+        found[dtype] = 0.0 if result.get("failure") else speed(result, "real_tokens")
+        report("    " + (result.get("failure") or f"{found[dtype]:.0f} real tokens/s"))
+    return found
 
 
 def pick(peers: bool | Sequence[str]) -> list[Contestant]:
@@ -266,6 +294,7 @@ def measure(job: dict) -> dict:
     contestant = next(one for one in CONTESTANTS if one.name == job["contestant"])
     began = time.perf_counter()
     method = specs.method_from(job["method"])
+    dtype = job.get("dtype", "")
     loaded = load_model(specs.Model(name=job["model"]), method)
     tokenizer = loaded.tokenizer
     model = apply_method(loaded.model, method, SEED, tokenizer)
@@ -275,9 +304,9 @@ def measure(job: dict) -> dict:
     chosen = choose(tokenizer, task, "train", job["steps"] * BATCH)
     dtypes = watch_dtype(model)
     if contestant.library == "ours":
-        trace = train_ours(model, tokenizer, chosen)
+        trace = train_ours(model, tokenizer, chosen, dtype or "bf16")
     else:
-        trace = train_peer(contestant, model, tokenizer, task, chosen)
+        trace = train_peer(with_dtype(contestant, dtype), model, tokenizer, task, chosen)
     peak = peak_memory_mib()
     trace.set_here["method"] = json.loads(method.model_dump_json())
     trace.left_alone["dtype of the weights"] = str(next(model.parameters()).dtype)
@@ -292,6 +321,11 @@ def measure(job: dict) -> dict:
         "validation_loss_nats": sum(nats) / sum(counts),
         "machine": machine(),
     }
+
+
+def with_dtype(contestant: Contestant, dtype: str) -> Contestant:
+    """The contestant told to compute in a type; as it is where none is said."""
+    return replace(contestant, arguments=contestant.arguments | {"bf16": dtype == "bf16"}) if dtype else contestant
 
 
 def choose(tokenizer, task: TaskData, split: str, count: int) -> list[tuple[Any, Any]]:
@@ -328,7 +362,10 @@ def watch_dtype(model) -> set[str]:
     return seen
 
 
-def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]]) -> Trace:
+PRECISION = {"bf16": "bfloat16 autocast over float32 weights", "fp32": "float32"}
+
+
+def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]], dtype: str) -> Trace:
     """The book's loop with the book's encoding."""
     from peftbook.training.encode import batch_plan
     from peftbook.training.loop import learning_rate, train
@@ -341,7 +378,7 @@ def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]]) -> Trace:
     trace = Trace()
     began = time.perf_counter()
     result = train(
-        model, data, budget, seed=SEED, pad_id=tokenizer.pad_token_id,
+        model, data, budget, seed=SEED, pad_id=tokenizer.pad_token_id, dtype=dtype,
         on_step=lambda progress: trace.ends.append(time.perf_counter() - began),
     )  # fmt: skip
     trace.train_seconds = time.perf_counter() - began
@@ -355,7 +392,7 @@ def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]]) -> Trace:
     trace.left_alone = {
         "optimizer": "torch.optim.AdamW, fused, betas 0.9 and 0.999, eps 1e-08",
         "schedule": "linear warm-up, then constant",
-        "precision": "bfloat16 autocast over float32 weights",
+        "precision": PRECISION[dtype],
         "gradient checkpointing": False,
         "batches": "random permutation, pools of 16 batches sorted by length, batches shuffled",
         "attention mask": "none (right padding, causal attention)",
@@ -488,17 +525,10 @@ def count_work(inputs: dict) -> Work:
 
 
 def peak_memory_mib() -> float:
-    """Peak resident memory of this process's own program.
+    """Peak resident memory of this process's own program."""
+    from peftbook.training.hardware import peak_memory
 
-    Linux's ru_maxrss is inherited from the parent through fork and exec, so VmHWM is read where there is one.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return peak_memory("cpu") / 2**20
 
 
 def machine() -> dict[str, Any]:
@@ -508,6 +538,7 @@ def machine() -> dict[str, Any]:
     import torch
 
     from peftbook.training.hardware import machine_name
+    from peftbook.training.precision import instruction_limits
 
     versions = {}
     for name in PACKAGES:
@@ -515,6 +546,7 @@ def machine() -> dict[str, Any]:
             versions[name] = metadata.version(name)
     return {
         "name": machine_name(),
+        "instructions": ", ".join(filter(None, (torch.backends.cpu.get_cpu_capability(), instruction_limits()))),
         "threads": torch.get_num_threads(),
         "nice": os.nice(0),
         "load_average": round(os.getloadavg()[0], 2),
@@ -598,8 +630,8 @@ def timed(command: Sequence[str], folder: Path) -> float:
 
 # ---- text ----
 
-COLUMNS = ("contestant", "examples/s", "label tok/s", "real tok/s", "× ours", "padding", "peak MiB", "train loss",
-           "validation")  # fmt: skip
+COLUMNS = ("contestant", "examples/s", "label tok/s", "real tok/s", "× ours", "bf16 | fp32", "padding", "peak MiB",
+           "train loss", "validation")  # fmt: skip
 
 
 def print_table(rows: Sequence[dict]) -> None:
@@ -634,6 +666,7 @@ def numbers(method: str, rows: Sequence[dict]) -> str:
             ranged(row["label_tokens_per_second"], 1),
             ranged(row["real_tokens_per_second"], 0),
             f"{median / base:.2f}" if base else "",
+            " | ".join(f"{rate:.0f}" for rate in row["tokens_per_second_by_dtype"].values()) or "its own",
             f"{1 - row['real_tokens'] / row['padded_tokens']:.1%}",
             ranged(row["peak_memory_mib"], 0),
             f"{row['loss_start_nats']:.3f} → {row['loss_end_nats']:.3f}",
@@ -645,12 +678,15 @@ def numbers(method: str, rows: Sequence[dict]) -> str:
     title = f"{method}: median of {rounds} rounds [lowest–highest], first step left out"
     foot = (
         "examples/s and label tok/s: real tok/s times their number per real token in the whole run.\n"
+        f"bf16 | fp32: real tok/s of the second step in either type; the rounds are in the faster one.\n"
         f"train loss: nats per label token, first step → mean of the last {LAST_STEPS} steps, on each library's own "
         "batches.\nvalidation: nats per label token of the same held-out examples, by our function, after training."
     )
     if where := next((row["machine"] for row in rows if row["rounds"]), None):
         versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-        foot += f"\n{where['name']}, {where['threads']} threads, nice {where['nice']}; {versions}"
+        foot += (
+            f"\n{where['name']}, {where['instructions']}, {where['threads']} threads, nice {where['nice']}; {versions}"
+        )
     return "\n".join([title, *lines, foot])
 
 

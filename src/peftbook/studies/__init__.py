@@ -76,6 +76,7 @@ MODULES = {
     "quantised_step_time": "memory",
     "throughput": "throughput",
     "learning_rate_long": "learning_rate",
+    "half_products": "half_products",
 }
 NAMES = tuple(MODULES)
 
