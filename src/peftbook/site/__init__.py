@@ -17,6 +17,7 @@ PARTS = (
     "execution",
     "notebooks",
     "run_pages",
+    "machines",
     "citation",
     "lecture",
     "pictures",

@@ -51,7 +51,7 @@ def _table(rows: Iterable[tuple[str, str]], kind: str = "facts") -> str:
     return f'<div class="table-scroll" tabindex="0"><table class="table {kind}"><tbody>{body}</tbody></table></div>'
 
 
-def _grid(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+def grid(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
     heads, rows = list(heads), [list(row) for row in rows]
     if not rows:
         return '<p class="nothing">None yet.</p>'
@@ -134,7 +134,7 @@ def _quantities(found: Mapping[str, studies.Quantity]) -> str:
         ]
         for name, quantity in found.items()
     )
-    return _grid(["Name", "Value [95 % interval]", "n", "Seeds", "Runs"], rows, "quantities")
+    return grid(["Name", "Value [95 % interval]", "n", "Seeds", "Runs"], rows, "quantities")
 
 
 def _run_links(keys: Iterable[str]) -> str:
@@ -249,7 +249,7 @@ def _probe_spec(probe: specs.Probe, spec: dict[str, Any], known: Collection[str]
             name = link if run.key in known else f'<span class="run-key">{key}</span>'
             rows.append([name, escape(results.describe(run)), "its own record" if run.key in known else "made here"])
         yield "<h3>The runs that it trains or reads</h3>"
-        yield _grid(["Run", "What", "Record"], rows, "runs")
+        yield grid(["Run", "What", "Record"], rows, "runs")
         for run, one in zip(probe.runs[:SHOWN_SPECS], runs[:SHOWN_SPECS], strict=True):
             yield _details(f"Spec of {run.key[:12]}", _table(_flatten(one)))
 
@@ -264,7 +264,7 @@ def study_page(study: studies.Study, store: Store, cuda: Store | None = None) ->
     deciding = {name: quantities[name] for name in one.verdict.quantities if name in quantities}
     others = {name: quantity for name, quantity in quantities.items() if name not in deciding}
     records = study.records(store)
-    runs = _grid(["Run", "What", "Result"], _run_rows(records), "runs")
+    runs = grid(["Run", "What", "Result"], _run_rows(records), "runs")
     parts = [f"<h1>{escape(study.title)}</h1>", _claim(one, cuda, home="../", page="")]
     if deciding:
         parts += ['<h2 id="deciding">What decided</h2>', _quantities(deciding)]
@@ -431,7 +431,7 @@ def _index_count(mine: int, before: int) -> str:
 
 
 def _index_entry(anchor: str, title: str, count: str, records: list[Record], link: str = "") -> str:
-    table = _grid(["Run", "What", "Result"], _run_rows(records, "runs/"), "runs") if records else ""
+    table = grid(["Run", "What", "Result"], _run_rows(records, "runs/"), "runs") if records else ""
     summary = f'<span class="fold-title">{escape(title)}</span> <span class="fold-count">{count}</span>'
     return f'<section id="{anchor}">{_details(summary, link + table)}</section>'
 

@@ -31,7 +31,7 @@ __all__ = ["calibrate", "known_rates", "machine_rates"]
 
 VERSION = 3  # of what is measured: raised when it changes, so that no older file is read
 DTYPES = ("fp32", "bf16")
-MOST_SECONDS = 20.0  # of all measurements together
+MOST_SECONDS = 12.0  # of measurements whose sizes can be left out; the others take a few more
 SHARES = {"products": 0.2, "batched": 0.1, "fused": 0.05, "curve": 0.03}  # of that, for each type of number
 ONCE = 0.25  # a call of so many seconds is not repeated
 LEAST_SECONDS, LEAST_REPEATS, REPEATS = 0.06, 3, 30  # a measurement takes so long, or so many repeats
@@ -73,9 +73,9 @@ def kept_at(platform: str) -> Path:
 
 
 def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
-    """Measure the rates of this machine, products of bfloat16 as the loop computes them here, in so many seconds.
+    """Measure the rates of this machine, products of bfloat16 as the loop computes them here, in twenty seconds.
 
-    On a slow machine the largest sizes are left out, and calls that take long are made once.
+    seconds: for the sizes that can be left out; on a slow machine the largest are, and what takes long is called once.
     """
     device = torch.device(platform)
     share = {name: part * seconds for name, part in SHARES.items()}

@@ -21,13 +21,12 @@ from peftbook.training.hardware import cores, cpu_model
 from peftbook.training.precision import Products, chosen_dtype, instruction_limits, products_here
 from peftbook.training.threads import best_threads
 
-__all__ = ["Examination", "as_text", "book_machines", "examine", "slow_words"]
+__all__ = ["Examination", "as_text", "book_machines", "examine"]
 
 MACHINES = DATA / "machines"  # what `peftbook doctor --json` said on the machines of the book; the first made the runs
 TASK, TOKENS, RATE = "docstrings", 6_000, 1e-4  # of the training whose speed is predicted
 PROGRAMS = {"chromium": "make pdf, make audit", "soffice": "the deck's handout", "node": "make audit"}
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-SLOW = 10.0  # times as long as on the book's machine, from which a run says so before it starts
 
 
 @dataclass(frozen=True)
@@ -173,21 +172,6 @@ def missing_programs() -> dict[str, str]:
 def book_machines() -> list[Examination]:
     """What was found on machines of the book; the first made its runs."""
     return [Examination(**json.loads(path.read_text())) for path in sorted(MACHINES.glob("*.json"))]
-
-
-def slow_words(here: float | None, there: float | None) -> str:
-    """That a run takes far longer than on the machine of the book, in a sentence; empty where it does not.
-
-    here, there: its seconds, None where they are not known.
-    """
-    if not here or not there or here < SLOW * there:
-        return ""
-    from peftbook.training.queue import duration
-
-    return (
-        f"This will take about {duration(here)}, {here / there:.0f} times as long as on the book's machine "
-        f"({duration(there)}): `peftbook doctor` says what this one has."
-    )
 
 
 # --- text ------------------------------------------------------------------------------------------------------

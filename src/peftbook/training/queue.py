@@ -23,16 +23,18 @@ from pathlib import Path
 from typing import Protocol
 
 from peftbook.errors import InputError
-from peftbook.records import Store, export_records
+from peftbook.records import Record, Store, export_records
 from peftbook.results import describe
 from peftbook.specs import Probe, Run
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
-from peftbook.training.hardware import cores
+from peftbook.training.hardware import cores, cpu_model
+from peftbook.training.precision import products_here
 from peftbook.training.threads import best_threads, cores_gained
 
 __all__ = ["Outcome", "default_workers", "predicted_here", "run_studies", "run_subprocess"]
 
+SLOW = 10.0  # times as long as on the book's machines, from which a run says so before it starts
 WORKER_BYTES = 5e9  # what training at 135M parameters may take on a CPU
 WORKER = ("-m", "peftbook.training.worker")
 
@@ -130,27 +132,39 @@ def _talk(process: subprocess.Popen, spec: str) -> str:
 
 @dataclass
 class Estimates:
-    """How long a run takes, from the records at hand and from what this queue has seen; else as predicted."""
+    """How long a run takes, from the records made here and from what this queue has seen; else as predicted.
+
+    elsewhere: of runs on other machines, which say what to expect only where nothing better is known.
+    """
 
     seconds: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
+    elsewhere: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
     predicted: dict[Hashable, float | None] = field(default_factory=dict)
     asked: bool = False
 
-    def note(self, spec: Spec, seconds: float) -> None:
+    def note(self, spec: Spec, seconds: float, here: bool = True) -> None:
         """One more run that took so long."""
-        self.seconds[kind_of_work(spec)].append(seconds)
-        self.seconds[spec.platform].append(seconds)
+        known = self.seconds if here else self.elsewhere
+        known[kind_of_work(spec)].append(seconds)
+        known[spec.platform].append(seconds)
 
     def of(self, spec: Spec) -> float | None:
         """Median seconds of runs with the same kind of work, else what is predicted for one of them, else the median
-        of all runs of the platform, else None."""
+        on other machines, else of all runs of the platform, else None."""
         kind = kind_of_work(spec)
         if found := self.seconds.get(kind):
             return statistics.median(found)
         if (predicted := self.predicted.get(kind)) is not None:
             return predicted
-        found = self.seconds.get(spec.platform)
-        return statistics.median(found) if found else None
+        for known, name in ((self.elsewhere, kind), (self.seconds, spec.platform), (self.elsewhere, spec.platform)):
+            if found := known.get(name):
+                return statistics.median(found)
+        return None
+
+    def slow_words(self, spec: Spec) -> str:
+        """That a run takes far longer here than it did on the machines of its kind's records; else empty."""
+        there = self.elsewhere.get(kind_of_work(spec))
+        return slow_words(self.of(spec), statistics.median(there) if there else None)
 
     def foresee(self, specs: Sequence[Spec], predict: Predict) -> None:
         """Have one run of every kind predicted that was neither seen nor asked for.
@@ -343,7 +357,7 @@ def run_studies(
     queue = Queue(studies, store, report, workers, deadline, *asked, predict, refuse)
     for record in store.all():
         if (seconds := record.wall_seconds) is not None:
-            queue.estimates.note(record.spec, seconds)
+            queue.estimates.note(record.spec, seconds, made_here(record))
     running: dict[Future, tuple[Spec, float]] = {}
     made: list[str] = []
     with ThreadPoolExecutor(workers) as pool, ending_workers():
@@ -356,6 +370,8 @@ def run_studies(
                 queue.tried.add(spec.key)
                 queue.waiting.remove(spec)
                 queue.say(f"start [{queue.done}/{queue.known}] {name_of(spec)}")
+                if slow := queue.estimates.slow_words(spec):
+                    queue.say(f"SLOW  {slow}")
                 threads = cores() if spec.purpose == "timing" else best_threads(max(1, cores() // workers))
                 running[pool.submit(compute, spec, threads)] = spec, time.monotonic()
             if not running:
@@ -380,6 +396,24 @@ def ending_workers() -> Iterator[None]:
         for process in list(RUNNING):
             process.terminate()
         raise
+
+
+def made_here(record: Record) -> bool:
+    """Whether a record comes from a machine like this one: that processor, multiplying bfloat16 as this one does."""
+    if record.spec.platform != "cpu":
+        return True
+    native = record.provenance.get("bf16_products", "native") == "native"
+    return record.provenance.get("cpu") == cpu_model() and native == products_here().native
+
+
+def slow_words(here: float | None, there: float | None) -> str:
+    """That a run takes SLOW times as long here as there, in a sentence; empty where it does not. Seconds, or None."""
+    if not here or not there or here < SLOW * there:
+        return ""
+    return (
+        f"This takes about {duration(here)} here and took {duration(there)} on the machine of the book's records: "
+        "`peftbook doctor` says what this machine has."
+    )
 
 
 def name_of(spec: Spec) -> str:

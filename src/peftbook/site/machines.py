@@ -1,0 +1,50 @@
+"""The directive `{machines}`: what `peftbook doctor` found on machines of the book, and how to ask for the reader's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from peftbook.site.run_pages import grid
+from peftbook.training.doctor import MACHINES, Examination, book_machines
+
+__all__ = ["machines_table", "setup"]
+
+HEADS = ("Machine", "Computes in", "GFLOP/s a thread: float32", "bfloat16", "Tokens/s, two threads: LoRA", "QLoRA",
+         "prompt", "full")  # fmt: skip
+SHOWN = ("lora", "qlora", "prompt", "full")
+
+
+def machines_table() -> str:
+    """One row a machine."""
+    return grid(HEADS, [list(cells(one)) for one in book_machines()], "machines")
+
+
+def cells(one: Examination) -> Iterator[str]:
+    """The cells of a machine's row."""
+    best, _, limits = one.instructions.partition(", ")
+    what = f"held to {best}" if limits else best
+    yield escape(f"{one.processor}, {one.cores} cores, {what}")
+    yield escape(one.dtype)
+    for name in ("fp32", "bf16"):
+        yield f"{one.operations_per_second[name] / 1e9:,.0f}"
+    for name in SHOWN:
+        yield f"{one.tokens_per_second[name]:,.0f}"
+
+
+class Machines(SphinxDirective):
+    """The directive."""
+
+    def run(self) -> list[nodes.Node]:
+        for path in sorted(MACHINES.glob("*.json")):
+            self.env.note_dependency(str(path))
+        return [nodes.raw("", machines_table(), format="html")]
+
+
+def setup(app: Any) -> None:
+    """Register the directive."""
+    app.add_directive("machines", Machines)
