@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def train_on_file(args: argparse.Namespace) -> int:
     work = Path(tempfile.mkdtemp(dir=args.out.parent, prefix=".peftbook-"))
     try:
         adapter = None if budget is None else work / "adapter"
-        record = execute(run, Store(work), task=task, adapter=adapter, quiet=not sys.stderr.isatty())
+        record = execute(run, Store(work), task=task, adapter=adapter)
         if record.failure:
             raise InputError(record.failure)
         work.replace(args.out)
