@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from peftbook import cli
+from peftbook import cli, specs
 from peftbook.studio import compare
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Job, Studio
+from peftbook.studio.terminal import Ticker, progress_line
 
 ROWS = 40
 SETTINGS = ("--input", "phrase", "--target", "entry", "--models", "small-llama", "--methods", "untuned,prompt",
@@ -111,6 +113,42 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(place, tmp_path):
     studio = Studio(home)
     assert not any(worker.alive for worker in studio.workers())
     assert {job.state for job in studio.jobs()} <= {"queued", "done"}
+
+
+def a_job(state: str, **fields) -> Job:
+    """A job of no project."""
+    return Job(
+        id="j", project="p", plan="q", run=specs.Run.model_construct(), label="LoRA\x1b[2J", state=state, **fields
+    )
+
+
+def test_a_log_of_a_plan_says_each_phase_once_and_each_end():
+    """`nohup peftbook compare … > log`: what is waited for, and no line a quarter of a second."""
+    log = io.StringIO()
+    with Ticker(log) as ticker:
+        ticker.show([a_job("queued")])
+        for phase, done in (("loading", 0), ("scoring loss", 0), ("scoring loss", 32), ("scoring loss", 48)):
+            ticker.show([a_job("running", phase=phase, phase_done=done, phase_total=64 if done else 0)])
+        ticker.show([a_job("done", started=100.0, finished=130.0)])
+        ticker.show([a_job("done", started=100.0, finished=130.0)])
+    assert [line[9:] for line in log.getvalue().splitlines()] == [
+        "0 of 1 runs done; waiting for the worker",
+        "0 of 1 runs done; LoRA [2J: loading the model",
+        "0 of 1 runs done; LoRA [2J: scoring the loss",
+        "LoRA [2J: done in 30 s",
+    ]
+
+
+def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
+    """The line of the terminal and the card of the page say the same."""
+    from peftbook.studio.pages.runs import progress
+
+    monkeypatch.setattr(time, "time", lambda: 1020.0)
+    counts = {"phase_done": 128, "phase_total": 400, "phase_began": 1000.0, "seconds_left": 42.0}
+    job = a_job("running", phase="bertscore", **counts)
+    words = ["computing BERTScore", "128 of 400", "20 s so far", "42 s left"]
+    assert progress_line([job]) == f"0 of 1 runs done; LoRA [2J: {', '.join(words)}"
+    assert " · ".join(words) in progress(job) and 'aria-valuenow="32"' in progress(job)
 
 
 @pytest.mark.parametrize(
