@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -29,14 +28,14 @@ from peftbook.studio.plan import Settings, plan
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
 from peftbook.studio.terminal import Ticker, as_json, show
 from peftbook.tasks import TaskData
-from peftbook.tasks.files import Split, task_from_table
-from peftbook.tasks.table import Caps, Columns, Table, read_table
+from peftbook.tasks.files import Split, describe_reading, read_file, task_from_table
+from peftbook.tasks.table import Columns
 
 __all__ = ["Outcome", "compare_file", "find_project", "wait_for"]
-PLAN = "peftbook compare"
 
-STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one
+PLAN = "peftbook compare"
 POLL_SECONDS = 0.25
+STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one
 SAID = ("command", "handler", "file", "input", "target")
 PLACES = ("home", "report", "csv", "json")  # options that say where results go
 REPEATED = ("run", "learning_rate")  # options that may be given several times
@@ -70,7 +69,10 @@ def compare_file(args: argparse.Namespace, usual: argparse.Namespace) -> int:
     runs = chosen_runs(args, task)
     studio = Studio(args.home)
     project = find_project(studio, table.sha256, columns, split, args.instruction)
-    say_data(table, task, project, args)
+    for line in describe_reading(args.file.name, table, columns, task):
+        note(line)
+    if project is not None:
+        note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
     refuse_misfits(studio, project, task, runs)
     if project is None:
         project = studio.create_project(args.file.stem, content, args.file.name, columns, split, args.instruction)
@@ -93,19 +95,6 @@ def check_output(args: argparse.Namespace) -> None:
             raise InputError(f"{str(path)!r} cannot be written: name a file in a folder that exists.")
         if path.absolute() == args.file.absolute():
             raise InputError(f"{str(path)!r} is the data itself: name another file for the result.")
-
-
-def read_file(path: Path) -> tuple[bytes, Table]:
-    """The file's bytes and the table in them. Raises InputError where there is none."""
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is not a file: check the path.")
-    if (size := path.stat().st_size) > Caps.bytes:
-        raise InputError(f"{str(path)!r} has {size:,} bytes, more than the cap of {Caps.bytes:,}: cut it.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
-    return content, read_table(content, path.name)
 
 
 def split_of(args: argparse.Namespace) -> Split:
@@ -180,18 +169,6 @@ def find_project(studio: Studio, sha256: str, columns: Columns, split: Split, in
     return None
 
 
-def say_data(table: Table, task: TaskData, project: Project | None, args: argparse.Namespace) -> None:
-    """What was read, on standard error."""
-    counts = ", ".join(f"{name} {len(examples):,}" for name, examples in task.splits.items())
-    usable = sum(map(len, task.splits.values()))
-    left_out = len(table.rows) + len(table.faults) - usable
-    note(f"{args.file.name}: {usable:,} rows ({counts}){f', {left_out:,} rows left out' if left_out else ''}.")
-    for fault in table.faults[:3]:
-        note(f"  row {fault.row}: {f'column {fault.column!r} ' if fault.column else ''}{fault.problem}")
-    if project is not None:
-        note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
-
-
 def refuse_misfits(studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run]) -> None:
     """Raises InputError if a run that must be computed does not fit this machine; says how long they will take."""
     new = [run for run in runs if project is None or run not in studio.records(project.id)]
@@ -224,6 +201,29 @@ def unfinished(job: Job) -> bool:
     """Whether a job has not ended."""
     return job.state in ("queued", "running")
 
+
+def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> bool:
+    """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
+
+    elsewhere: ids of jobs that are left to others who want them too.  A worker that this process started is ended when
+    nothing is left to do, or with Ctrl-C.
+    """
+    try:
+        with Ticker(sys.stderr) as ticker:
+            while True:
+                jobs = studio.jobs(plan=plan_id)
+                ticker.show(jobs)
+                if not any(map(unfinished, jobs)):
+                    break
+                start_worker(studio.home)
+                time.sleep(POLL_SECONDS)
+        end_worker(studio, waiting=False)
+    except KeyboardInterrupt:
+        note(stop(studio, plan_id, elsewhere))
+        return False
+    return True
+
+
 def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> str:
     """Take a plan's jobs off the queue, so that nothing waits behind them, and wait until none runs; what was done.
 
@@ -247,29 +247,6 @@ def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) 
     if left := sum(unfinished(job) and job.id in elsewhere for job in jobs):
         parts.append(f"{left} stay queued for the studio, which asked for them too")
     return f"Stopped: {', '.join(parts)}; give the same command again to go on."
-
-
-
-def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> bool:
-    """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
-
-    elsewhere: ids of jobs that are left to others who want them too.  A worker that this process started is ended when
-    nothing is left to do, or with Ctrl-C.
-    """
-    try:
-        with Ticker(sys.stderr) as ticker:
-            while True:
-                jobs = studio.jobs(plan=plan_id)
-                ticker.show(jobs)
-                if not any(map(unfinished, jobs)):
-                    break
-                start_worker(studio.home)
-                time.sleep(POLL_SECONDS)
-        end_worker(studio, waiting=False)
-    except KeyboardInterrupt:
-        note(stop(studio, plan_id, elsewhere))
-        return False
-    return True
 
 
 def end_worker(studio: Studio, waiting: bool) -> bool:
