@@ -209,8 +209,8 @@ def test_a_log_of_a_plan_says_each_phase_once_and_each_end():
         ticker.show([a_job("done", started=100.0, finished=130.0)])
     assert [line[9:] for line in log.getvalue().splitlines()] == [
         "0 of 1 runs done; waiting for the worker",
-        "0 of 1 runs done; LoRA [2J: loading the model",
-        "0 of 1 runs done; LoRA [2J: scoring the loss",
+        "0 of 1 runs done; loading the model; LoRA [2J",
+        "0 of 1 runs done; scoring the loss; LoRA [2J",
         "LoRA [2J: done in 30 s",
     ]
 
@@ -223,7 +223,7 @@ def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
     counts = {"phase_done": 128, "phase_total": 400, "phase_began": 1000.0, "seconds_left": 42.0}
     job = a_job("running", phase="bertscore", **counts)
     words = ["computing BERTScore", "128 of 400", "20 s so far", "42 s left"]
-    assert progress_line([job]) == f"0 of 1 runs done; LoRA [2J: {', '.join(words)}"
+    assert progress_line([job]) == f"0 of 1 runs done; {', '.join(words)}; LoRA [2J"
     assert " · ".join(words) in progress(job) and 'aria-valuenow="32"' in progress(job)
 
 

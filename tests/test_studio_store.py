@@ -267,7 +267,7 @@ def test_progress_is_what_the_page_sees(studio, project):
     assert (seen.phase, seen.step, seen.steps, seen.loss, seen.tokens_per_second, seen.seconds_left) == (
         "training", 2, 9, 0.5, 100.0, 7.0
     )  # fmt: skip
-    assert seen.doing.words()[:3] == ["training", "step 2 of 9", "loss 0.500, 100 tokens/s"]
+    assert seen.doing.words() == ["training", "step 2 of 9", "7 s left", "loss 0.500, 100 tokens/s"]
     assert studio.curve(job.id) == [(1, 1.0), (2, 0.5)]
     studio.cancel(job.id)
     assert studio.job(job.id).cancelling and not studio.progress(job.id, job.attempt, phase="training")

@@ -51,10 +51,13 @@ def one_line(text: str) -> str:
 
 
 def progress_line(jobs: Sequence[Job]) -> str:
-    """`2 of 5 runs done; LoRA: training, step 12 of 40, loss 2.310, 900 tokens/s, 9 s so far, 20 s left`."""
+    """`2 of 5 runs done; training, step 12 of 40, 9 s so far, 20 s left, loss 2.310, 900 tokens/s; LoRA on …`.
+
+    The label comes last: it is long, and a narrow terminal cuts the end off.
+    """
     ended = sum(job.state not in ("queued", "running") for job in jobs)
     parts = [f"{ended} of {len(jobs)} runs done"]
-    parts += [f"{one_line(job.label)}: {', '.join(job.doing.words())}" for job in jobs if job.state == "running"]
+    parts += [f"{', '.join(job.doing.words())}; {one_line(job.label)}" for job in jobs if job.state == "running"]
     if len(parts) == 1:
         parts.append("waiting for the worker")
     return "; ".join(parts)

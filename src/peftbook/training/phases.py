@@ -69,17 +69,15 @@ class Phase:
         return replace(self, seconds=self.seconds + seconds, left=left)
 
     def words(self) -> list[str]:
-        """`training`, `step 12 of 40`, `loss 2.310, 900 tokens/s`, `35 s so far`, `1 min 20 s left`."""
+        """`training`, `step 12 of 40`, `35 s so far`, `1 min 20 s left`, `loss 2.310, 900 tokens/s`."""
         words = [SAID.get(self.name, self.name)]
         if self.total:
             words.append(f"{'step ' if self.name == 'training' else ''}{self.done:,} of {self.total:,}")
-        if self.detail:
-            words.append(self.detail)
         if self.seconds >= 1:
             words.append(f"{running(self.seconds)} so far")
         if self.left is not None and self.done < self.total:
             words.append(f"{running(self.left)} left")
-        return words
+        return [*words, self.detail] if self.detail else words
 
 
 def describe_step(loss: float | None, tokens_per_second: float | None) -> str:
