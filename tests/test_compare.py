@@ -222,6 +222,8 @@ def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1020.0)
     counts = {"phase_done": 128, "phase_total": 400, "phase_began": 1000.0, "seconds_left": 42.0}
     job = a_job("running", phase="bertscore", **counts)
+    resumed = a_job("running", phase="training", step=20, steps=40, loss=3.6, tokens_per_second=9.0)
+    assert resumed.doing.words() == ["training"], "loss and pace are those of an earlier attempt"
     words = ["computing BERTScore", "128 of 400", "20 s so far", "42 s left"]
     assert progress_line([job]) == f"0 of 1 runs done; {', '.join(words)}; LoRA [2J"
     assert " · ".join(words) in progress(job) and 'aria-valuenow="32"' in progress(job)

@@ -88,7 +88,10 @@ class Job:
     def doing(self) -> Phase:
         """What its process is doing now, since when and how much longer."""
         seconds = 0.0 if self.phase_began is None else max(0.0, time.time() - self.phase_began)
-        detail = describe_step(self.loss, self.tokens_per_second) if self.phase == "training" else ""
+        steps = (
+            self.phase == "training" and self.phase_total
+        )  # until there is one, loss and pace are an earlier attempt's
+        detail = describe_step(self.loss, self.tokens_per_second) if steps else ""
         name = self.phase or "starting"
         return Phase(name, self.phase_done, self.phase_total, seconds, self.seconds_left, detail)
 
