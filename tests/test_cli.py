@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import sys
 import pytest
 
 from peftbook import cli
+from peftbook.errors import InputError
 from peftbook.records import default_store
 
 
@@ -64,8 +67,8 @@ def test_wrong_column_lists_the_columns(capsys, pairs, tmp_path):
     ("name", "content", "word"),
     [
         ("empty.csv", b"", "empty"),
-        ("latin.csv", b"question,answer\ncaf\xe9,1\n", "UTF-8"),
-        ("data.pkl", b"\x80\x04\x95", "pkl"),
+        ("data.pkl", b"\x80\x04\x95", "pickle"),
+        ("data.xlsx", b"PK\x03\x04", "Excel"),
         ("short.csv", b"question,answer\na,b\n", "rows"),
     ],
 )
@@ -73,6 +76,34 @@ def test_bad_files_are_named(capsys, tmp_path, name, content, word):
     path = tmp_path / name
     path.write_bytes(content)
     assert word in refused(capsys, *train(path, tmp_path))
+
+
+READINGS = {
+    "comma": (",", "utf-8"), "semicolon": (";", "utf-8"), "tab": ("\t", "utf-8"), "UTF-16": (";", "utf-16"),
+    "Excel on Windows": (";", "cp1252"), "mark": (",", "utf-8-sig"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("delimiter", "encoding"), READINGS.values(), ids=READINGS)
+def test_train_reads_what_compare_reads(delimiter, encoding, tmp_path, monkeypatch, capsys):
+    """However the program that wrote it spells a table, it is the same examples, and nothing is guessed by its name."""
+    from peftbook.training import execute
+
+    given = []
+
+    def stop(run, store, *, task, **_):
+        given.append(task)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(execute, "execute", stop)
+    rows = [("question", "answer"), *((f"Größe {n}?", f"{n}, oder {n + 1}; né") for n in range(20))]
+    for name, sign, code in (("plain.csv", ",", "utf-8"), ("other.txt", delimiter, encoding)):
+        stream = io.StringIO()
+        csv.writer(stream, delimiter=sign).writerows(rows)
+        (tmp_path / name).write_bytes(stream.getvalue().encode(code))
+        assert cli.main(train(tmp_path / name, tmp_path)) == 2
+        assert f"{name}: 20 rows (train 16, validation 2, test 2)." in capsys.readouterr().err
+    assert given[0].splits == given[1].splits
 
 
 def test_missing_file_is_named(capsys, tmp_path):
@@ -90,8 +121,9 @@ def test_pickle_checkpoint_is_refused(capsys, pairs, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    said = refused(capsys, *train(pairs, tmp_path, "--model", str(folder)))
-    assert "pickle" in said and "safetensors" in said
+    assert cli.main(train(pairs, tmp_path, "--model", str(folder))) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("peftbook: ") and "pickle" in said and "safetensors" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from studio_home import colours_project, small_run
 
-from peftbook import cli
+from peftbook import cli, specs
 from peftbook.studio import compare
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Job, Project, Studio
+from peftbook.studio.terminal import Ticker, progress_line
 
 ROWS = 40
 SETTINGS = ("--input", "phrase", "--target", "entry", "--models", "small-llama", "--methods", "untuned,prompt",
@@ -93,7 +98,7 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
 @pytest.mark.model
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(place, tmp_path):
-    """Interrupted while it waits: status 130, one sentence, the job back in the queue, nothing left running."""
+    """Interrupted while it waits: status 130, one sentence, nothing left running or waiting; then it is given again."""
     home = tmp_path / "home"
     words = command(place)
     words[words.index("--home") + 1] = str(home)
@@ -110,7 +115,118 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(place, tmp_path):
     assert process.returncode == 130 and "give the same command again to go on" in err and "Traceback" not in err
     studio = Studio(home)
     assert not any(worker.alive for worker in studio.workers())
-    assert {job.state for job in studio.jobs()} <= {"queued", "done"}
+    off = sum(job.state == "cancelled" for job in studio.jobs())
+    assert {job.state for job in studio.jobs()} <= {"cancelled", "done"} and f"{off} taken off the queue" in err
+    assert cli.main(words) == 0
+    assert [job.state for job in studio.jobs()] == ["done", "done"] and len(studio.projects()) == 1
+
+
+def interrupt(monkeypatch) -> None:
+    """Ctrl-C as soon as a plan is waited for."""
+
+    def pressed(home: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "start_worker", pressed)
+
+
+def submitted(studio: Studio, project: Project, seeds: Sequence[int], name: str = compare.PLAN) -> str:
+    """A plan of quick runs."""
+    return studio.submit(project.id, [small_run(studio, project, specs.LoRA(), seed=seed) for seed in seeds], name)
+
+
+def test_after_ctrl_c_another_command_waits_behind_nothing(tmp_path, monkeypatch, capsys):
+    """The jobs of an aborted plan leave the queue, and those of another stay; the same plan is queued again."""
+    studio = Studio(tmp_path)
+    project = colours_project(studio)
+    plan, other = submitted(studio, project, (0, 1, 2)), submitted(studio, project, (3,))
+    interrupt(monkeypatch)
+    assert not compare.wait_for(studio, plan)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "Stopped: 0 of 3 runs are done, 3 taken off the queue; give the same command again to go on."
+    claimed = studio.claim("w", os.getpid())
+    assert claimed is not None and claimed.id == studio.jobs(plan=other)[0].id
+    again = studio.jobs(plan=submitted(studio, project, (0, 1, 2)))
+    assert {job.state for job in again} == {"queued"}
+    assert [job.id for job in again] == [job.id for job in studio.jobs(plan=plan)]
+
+
+def test_ctrl_c_stops_a_run_that_a_worker_of_the_studio_computes_and_leaves_the_worker(tmp_path, monkeypatch, capsys):
+    """It waits until the run has stopped, so that the same command can queue it; the checkpoint stays."""
+    studio = Studio(tmp_path)
+    project = colours_project(studio)
+    plan = submitted(studio, project, (0, 1))
+    studio.beat("w", os.getpid())
+    job = studio.claim("w", os.getpid())
+    studio.adopt(job.id, job.attempt, os.getpid())
+    checkpoint = studio.folder(project.id) / "checkpoints" / job.key[:16]
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "progress.json").write_text("{}")
+    real = studio.cancel
+
+    def cancel(job_id: str) -> None:
+        """And the worker, which looks after its child, stops it soon."""
+        real(job_id)
+        threading.Timer(0.3, lambda: Studio(tmp_path).stopped(job.id, job.attempt)).start()
+
+    monkeypatch.setattr(studio, "cancel", cancel)
+    interrupt(monkeypatch)
+    assert not compare.wait_for(studio, plan)
+    assert "2 taken off the queue, the one under way keeps its checkpoint; give" in capsys.readouterr().err
+    assert [one.state for one in studio.jobs(plan=plan)] == ["cancelled", "cancelled"]
+    assert [worker.id for worker in studio.workers()] == ["w"] and checkpoint.is_dir()
+
+
+def test_ctrl_c_leaves_what_the_studio_asked_for_too(tmp_path, monkeypatch, capsys):
+    """A run that waits for a plan of the page is not taken from it; one that only commands asked for is."""
+    studio = Studio(tmp_path)
+    project = colours_project(studio)
+    submitted(studio, project, (0,), "From the page")
+    submitted(studio, project, (1,))
+    elsewhere = compare.wanted_elsewhere(studio, project)
+    plan = submitted(studio, project, (0, 1, 2))
+    interrupt(monkeypatch)
+    assert not compare.wait_for(studio, plan, elsewhere)
+    assert "2 taken off the queue, 1 stay queued for the studio" in capsys.readouterr().err
+    assert [job.state for job in studio.jobs(plan=plan)] == ["queued", "cancelled", "cancelled"]
+
+
+def a_job(state: str, **fields) -> Job:
+    """A job of no project."""
+    return Job(
+        id="j", project="p", plan="q", run=specs.Run.model_construct(), label="LoRA\x1b[2J", state=state, **fields
+    )
+
+
+def test_a_log_of_a_plan_says_each_phase_once_and_each_end():
+    """`nohup peftbook compare … > log`: what is waited for, and no line a quarter of a second."""
+    log = io.StringIO()
+    with Ticker(log) as ticker:
+        ticker.show([a_job("queued")])
+        for phase, done in (("loading", 0), ("scoring loss", 0), ("scoring loss", 32), ("scoring loss", 48)):
+            ticker.show([a_job("running", phase=phase, phase_done=done, phase_total=64 if done else 0)])
+        ticker.show([a_job("done", started=100.0, finished=130.0)])
+        ticker.show([a_job("done", started=100.0, finished=130.0)])
+    assert [line[9:] for line in log.getvalue().splitlines()] == [
+        "0 of 1 runs done; waiting for the worker",
+        "0 of 1 runs done; loading the model; LoRA [2J",
+        "0 of 1 runs done; scoring the loss; LoRA [2J",
+        "LoRA [2J: done in 30 s",
+    ]
+
+
+def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
+    """The line of the terminal and the card of the page say the same."""
+    from peftbook.studio.pages.runs import progress
+
+    monkeypatch.setattr(time, "time", lambda: 1020.0)
+    counts = {"phase_done": 128, "phase_total": 400, "phase_began": 1000.0, "seconds_left": 42.0}
+    job = a_job("running", phase="bertscore", **counts)
+    resumed = a_job("running", phase="training", step=20, steps=40, loss=3.6, tokens_per_second=9.0)
+    assert resumed.doing.words() == ["training"], "loss and pace are those of an earlier attempt"
+    words = ["computing BERTScore", "128 of 400", "20 s so far", "42 s left"]
+    assert progress_line([job]) == f"0 of 1 runs done; {', '.join(words)}; LoRA [2J"
+    assert " · ".join(words) in progress(job) and 'aria-valuenow="32"' in progress(job)
 
 
 @pytest.mark.parametrize(

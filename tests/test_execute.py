@@ -15,8 +15,9 @@ from peftbook.records import Store
 from peftbook.training import execute as module
 from peftbook.training import loop, scoring
 from peftbook.training.encode import encode_example
-from peftbook.training.execute import execute, few_shots, main
+from peftbook.training.execute import Watch, execute, few_shots, main
 from peftbook.training.models import load_model
+from peftbook.training.phases import Phase, Phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
@@ -221,6 +222,40 @@ def test_data_without_a_name_and_the_trained_adapter(folder, store, tmp_path, mo
     assert nats == pytest.approx(record.per_example["loss_nats"], abs=2e-6)
 
 
+def test_every_phase_of_a_run_says_how_far_it_is(folder, store):
+    """Who waits sees what for: each phase by name, and what is counted from none to all."""
+    told: list[Phase] = []
+    execute(a_run(folder), store, quiet=True, watch=Watch(phase=told.append))
+    assert list(dict.fromkeys(one.name for one in told)) == [
+        "loading", "encoding", "training", "scoring loss", "generating", "scoring texts", "bertscore", "saving"
+    ]  # fmt: skip
+    for name, total in (("scoring loss", 5), ("generating", 3)):
+        counts = [(one.done, one.total) for one in told if one.name == name]
+        assert counts[0] == (0, total) and counts[-1] == (total, total)
+    read = [one for one in told if one.name == "bertscore" and one.total]
+    assert read[0].done == 0 and read[-1].done == read[-1].total > 0
+    steps = [one for one in told if one.name == "training" and one.total]
+    assert [one.done for one in steps] == list(range(1, steps[0].total + 1)) and "loss" in steps[0].detail
+
+
+def test_an_untuned_run_neither_encodes_nor_trains(folder, store):
+    """A phase that is not there is not named."""
+    told: list[Phase] = []
+    execute(a_run(folder, "untuned"), store, quiet=True, watch=Watch(phase=told.append))
+    assert not {"encoding", "training"} & {one.name for one in told}
+
+
+def test_a_log_says_what_is_waited_for_and_a_quiet_run_nothing(folder, store, tmp_path, capsys):
+    """`nohup … > log` shows life; the workers of a queue do not."""
+    execute(a_run(folder), store, quiet=True)
+    assert "lora seed 1" not in capsys.readouterr().err
+    execute(a_run(folder), Store(tmp_path / "again"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "lora seed 1" in line]
+    assert lines[0].endswith("lora seed 1: loading the model") and len(lines) < 20
+    assert any("lora seed 1: scoring the loss, 0 of 5" in line for line in lines)
+    assert any("lora seed 1: training, " in line for line in lines)
+
+
 # ---- failures and bad input
 
 
@@ -293,7 +328,7 @@ def test_only_the_tasks_metrics_are_computed(folder):
     out = {"measurements": {}, "per_example": {}, "metrics_info": {}}
     task = tiny_task(("exact_match",))
     examples = task.splits["test"][:2]
-    module.score_texts([examples[0].target, "other"], examples, task, out)
+    module.score_texts([examples[0].target, "other"], examples, task, out, Phases())
     assert out["measurements"] == {"exact_match": 0.5} and out["metrics_info"] == {}
 
 

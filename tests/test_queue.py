@@ -357,6 +357,14 @@ def test_a_worker_is_told_where_to_write_and_how_many_threads_to_use(tmp_path, m
         assert (tmp_path / "told").read_text().split() == told
 
 
+@pytest.mark.parametrize("show", [False, True])
+def test_a_worker_says_how_far_it_is_only_where_it_is_shown(tmp_path, monkeypatch, show):
+    """The lines of several runs side by side would be read by nobody."""
+    monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, f'echo "$@" > {tmp_path}/asked'))
+    run_subprocess(a_run(0), show=show)
+    assert ("--show" in (tmp_path / "asked").read_text().split()) == show
+
+
 FAKE_WORKER = """
 import os, pathlib, time
 from peftbook.records import Record, Store

@@ -105,6 +105,18 @@ def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project):
     assert again._row("PRAGMA user_version")[0] == SCHEMA
 
 
+def test_a_database_without_the_time_of_a_phase_goes_on(studio, project):
+    """Version 2 kept no time since when a phase goes on: its jobs stay, and the next one has it."""
+    studio.submit(project.id, runs(2))
+    before = studio.jobs()
+    with studio._write() as db:
+        db.execute("ALTER TABLE jobs DROP COLUMN phase_began")
+        db.execute("PRAGMA user_version = 2")
+    again = Studio(studio.home)
+    assert again.jobs() == before and again._row("PRAGMA user_version")[0] == SCHEMA
+    assert Studio(studio.home).claim("w", ME).phase_began is not None
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(studio, monkeypatch):
     """Neither a folder without a row nor a row without a folder."""
 
@@ -242,7 +254,7 @@ def test_jobs_are_claimed_oldest_first_and_a_resumed_one_waits_its_turn(studio, 
 
 
 def test_progress_is_what_the_page_sees(studio, project):
-    """Phase, step, loss, speed, time left and curve; a point written twice is one point."""
+    """Phase, step, loss, speed, times and curve; a point written twice is one point."""
     studio.submit(project.id, runs(1))
     job = studio.claim("w", ME)
     assert studio.job(job.id).phase == "loading"
@@ -255,9 +267,24 @@ def test_progress_is_what_the_page_sees(studio, project):
     assert (seen.phase, seen.step, seen.steps, seen.loss, seen.tokens_per_second, seen.seconds_left) == (
         "training", 2, 9, 0.5, 100.0, 7.0
     )  # fmt: skip
+    assert seen.doing.words() == ["training", "step 2 of 9", "7 s left", "loss 0.500, 100 tokens/s"]
     assert studio.curve(job.id) == [(1, 1.0), (2, 0.5)]
     studio.cancel(job.id)
     assert studio.job(job.id).cancelling and not studio.progress(job.id, job.attempt, phase="training")
+
+
+def test_a_phase_has_one_beginning_however_often_it_is_told(studio, project):
+    """Loading began when the job was claimed, before its process could speak; the next phase when it says."""
+    studio.submit(project.id, runs(1))
+    job = studio.claim("w", ME)
+    studio.progress(job.id, job.attempt, phase="loading", seconds=0.0)
+    assert studio.job(job.id).phase_began == job.phase_began
+    for done in (0, 64, 128):
+        studio.progress(job.id, job.attempt, phase="generating", done=done, total=200, seconds_left=9.0)
+    with studio._write() as db:
+        db.execute("UPDATE jobs SET phase_began = phase_began - 100")
+    name, count, so_far, left = studio.job(job.id).doing.words()
+    assert (name, count, left) == ("generating answers", "128 of 200", "9 s left") and so_far.startswith("1 min 4")
 
 
 def test_who_lost_a_job_changes_nothing_about_it(studio, project):

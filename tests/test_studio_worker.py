@@ -168,7 +168,8 @@ def test_jobs_end_with_their_word_and_the_assistant_answers(served, first):
     jobs = studio.jobs(plan=first.plan)
     assert [job.state for job in jobs] == ["done", "failed", "failed"], log_of(served)
     assert first.started == [True, False]
-    assert phases[:2] == ["loading", "training"] and {"generating", "scoring texts"} & set(phases)
+    assert [phase for phase in phases if phase != "encoding"][:2] == ["loading", "training"]
+    assert {"generating", "scoring texts", "bertscore"} & set(phases)
     assert "diverged" in jobs[1].error and "the run names 000000000000" in jobs[2].error
     record = studio.records(project.id).get(first.run)
     assert [loss for _, loss in studio.curve(jobs[0].id)] == record.curve["train_loss_nats"]
@@ -360,6 +361,7 @@ def test_half_files_and_broken_checkpoints_of_killed_processes_are_cleared_away(
 def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
     """A thousand steps in two seconds are nine writes; a store that cannot be written stops no training."""
     from peftbook.training.loop import Progress
+    from peftbook.training.phases import Phase
 
     studio = Studio(tmp_path)
     project = colours_project(studio)
@@ -370,11 +372,12 @@ def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
     reporter = work.Reporter(studio, job, lambda: now[0])
     for step in range(1, 1001):
         now[0] += 0.002
-        reporter.step(Progress(step, 1000, 1 / step, step * 10, 5000.0, 1.0))
-    reporter.phase("generating", 0, 4)
+        reporter.step(Progress(step, 1000, 1 / step, step * 10, 5000.0))
+        reporter.phase(Phase("training", step, 1000, left=1.0))
+    reporter.phase(Phase("generating", 0, 4))
     assert len(writes) <= 10 and len(studio.curve(job.id)) == 1000
     now[0] += 3.0
-    reporter.phase("generating", 1, 4)
+    reporter.phase(Phase("generating", 1, 4, seconds=3.0, left=9.0))
     seen = studio.job(job.id)
     assert (seen.phase, seen.phase_done, seen.phase_total, seen.step) == ("generating", 1, 4, 1000)
     assert seen.seconds_left == pytest.approx(9.0)
@@ -383,7 +386,7 @@ def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
         raise InputError("The disk is full.")
 
     studio.progress = broken
-    reporter.phase("scoring texts", 0, 0)
+    reporter.phase(Phase("scoring texts"))
 
 
 # --- what can be done with it ----------------------------------------------------------------------------------

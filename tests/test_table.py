@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from peftbook.errors import InputError
 from peftbook.tasks import docstrings_build, similarity
-from peftbook.tasks.files import Split, examine, load_files, split_examples, task_from_table, usable_rows
+from peftbook.tasks.files import Split, examine, split_examples, task_from_table, usable_rows
 from peftbook.tasks.table import Caps, Columns, guess_columns, read_table
 
 COLUMNS = Columns("question", "answer")
@@ -388,11 +388,3 @@ def test_texts_of_any_script_have_tokens():
     assert similarity.text_tokens("Привет, мир") == {"привет", ",", "мир"}
     assert similarity.text_tokens("漢字だ") == {"漢", "字", "だ"}
     assert docstrings_build.jaccard is similarity.jaccard
-
-
-def test_the_command_line_reads_what_it_read_before(tmp_path):
-    """One hash for the same arguments, whatever reads the file: pinned from before the reader was rewritten."""
-    path = tmp_path / "data.csv"
-    path.write_text(written(pairs(20)), encoding="utf-8")
-    task = load_files(path, input="question", target="answer")
-    assert task.data_sha256 == "55607735fedf8b36c4589bd17eb208d85bd1bbb9a7c480c03a8bf80effe191aa"

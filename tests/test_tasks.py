@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import csv
+import dataclasses
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -24,8 +24,9 @@ from peftbook.errors import InputError
 from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose, references
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks import docstrings_build as build
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.docstrings_packages import PACKAGES, PERMITTED
-from peftbook.tasks.files import load_files, split_examples
+from peftbook.tasks.files import Split, describe_reading, read_file, split_examples, task_from_table
 from peftbook.tasks.rows import Caps
 
 
@@ -215,6 +216,13 @@ def _write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def load(path: Path, *, seed: int = 0, fractions=(0.8, 0.1, 0.1), instruction: str = "{input}", caps=None, **columns):
+    """A file as a task, as `peftbook train` and `compare` read it."""
+    _, table = read_file(path, caps or Caps())
+    columns = Columns(**({"input": "q", "target": "a"} | columns))
+    return task_from_table(table, columns, Split(seed, fractions), instruction)
+
+
 def _content(task) -> dict[str, list[tuple[str, str, str]]]:
     return {split: [(each.input, each.target, each.group) for each in task.splits[split]] for split in SPLITS}
 
@@ -222,7 +230,7 @@ def _content(task) -> dict[str, list[tuple[str, str, str]]]:
 def test_the_format_does_not_change_the_task(tmp_path):
     """CSV, JSONL and Parquet of the same rows give the same splits."""
     files = [_write(tmp_path / f"data{end}", _pairs(40)) for end in (".csv", ".jsonl", ".parquet")]
-    first, *others = [_content(load_files(path, input="q", target="a", group="who")) for path in files]
+    first, *others = [_content(load(path, group="who")) for path in files]
     assert all(other == first for other in others)
     assert sum(map(len, first.values())) == 40
 
@@ -230,12 +238,11 @@ def test_the_format_does_not_change_the_task(tmp_path):
 def test_the_key_depends_on_everything_that_changes_the_task(tmp_path):
     """Two tasks with one hash would share records."""
     path = _write(tmp_path / "data.csv", _pairs(40))
-    default = {"input": "q", "target": "a"}
     variants = [{}, {"seed": 1}, {"group": "who"}, {"fractions": (0.6, 0.2, 0.2)}, {"instruction": "Say: {input}"}]
     variants.append({"input": "a", "target": "q"})
-    tasks = [load_files(path, **(default | variant)) for variant in variants]
+    tasks = [load(path, **variant) for variant in variants]
     assert len({task.data_sha256 for task in tasks}) == len(variants)
-    assert load_files(path, **default) == tasks[0]
+    assert load(path) == tasks[0]
     assert _content(tasks[1]) != _content(tasks[0])
 
 
@@ -268,18 +275,6 @@ def test_the_order_of_the_rows_does_not_change_the_splits():
     assert split_examples(examples) == split_examples(examples[::-1])
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(TEXT, TEXT), min_size=10, max_size=20, unique_by=lambda pair: pair[0]))
-def test_any_text_survives_csv(tmp_path_factory, pairs):
-    """Quotes, commas, line breaks and every script come back as they were."""
-    path = tmp_path_factory.mktemp("csv") / "data.csv"
-    stream = io.StringIO(newline="")
-    csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([("q", "a"), *pairs])
-    path.write_bytes(stream.getvalue().encode())
-    task = load_files(path, input="q", target="a")
-    assert sorted((each.input, each.target) for split in SPLITS for each in task.splits[split]) == sorted(pairs)
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([".csv", ".jsonl", ".parquet"]))
 def test_any_bytes_load_or_give_an_input_error(tmp_path_factory, content, extension):
@@ -287,7 +282,7 @@ def test_any_bytes_load_or_give_an_input_error(tmp_path_factory, content, extens
     path = tmp_path_factory.mktemp("fuzz") / f"data{extension}"
     path.write_bytes(content)
     with pytest.raises(InputError):
-        load_files(path, input="q", target="a")
+        load(path)
 
 
 @settings(max_examples=100, deadline=None)
@@ -300,7 +295,7 @@ def test_a_damaged_parquet_file_loads_or_gives_an_input_error(tmp_path_factory, 
         content[place] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
     try:
-        load_files(path, input="q", target="a")
+        load(path)
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -310,36 +305,26 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path):
     path = _write(tmp_path / "bomb.parquet", [{"q": "x" * 90_000, "a": str(n)} for n in range(200)])
     assert path.stat().st_size < 1_000_000
     with pytest.raises(InputError, match="more than 1,000,000 characters"):
-        load_files(path, input="q", target="a", max_bytes=1_000_000)
+        load(path, caps=Caps(bytes=1_000_000))
 
 
-CSV = "q,a\n" + "".join(f"q{n},a{n}\n" for n in range(12))
 BAD_FILES = {
     "empty": ("d.csv", b"", "d.csv is empty"),
     "blank": ("d.jsonl", b" \n\n", "d.jsonl is empty"),
-    "extension": ("d.xlsx", b"x", r"the extension '.xlsx': save the data as .csv"),
-    "no extension": ("d", b"x", "no extension"),
+    "no table": ("d.xlsx", b"x", "d.xlsx has a header and no rows"),
     "pickle": ("d.csv", pickle.dumps([1]), "looks like a pickle"),
-    "pickle by name": ("d.pkl", pickle.dumps([1]), "extension '.pkl'"),
     "zip": ("d.csv", b"PK\x03\x04...", "looks like a zip archive"),
     "gzip": ("d.jsonl", b"\x1f\x8b...", "looks like a gzip archive"),
-    "column": ("d.csv", b"q,b\n" * 12, "no column 'a': its columns are 'q', 'b'"),
-    "column twice": ("d.csv", b"q,a,a\n" * 12, "2 columns named 'a'"),
-    "not UTF-8": ("d.csv", b"q,a\ncaf\xe9,x\n", r"byte offset 7 \(0xe9\): save it as UTF-8"),
-    "UTF-16": ("d.csv", CSV.encode("utf-16"), "byte offset 0"),
-    "ragged": ("d.csv", (CSV + "only one\n").encode(), r"row 13 \(line 14\) has 1 cells, the header has 2"),
-    "quotes": ("d.csv", (CSV + '"open,x\n').encode(), "line 14 is not valid CSV"),
-    "empty cells": ("d.csv", (CSV + "x,\n ,y\nz,\n").encode(), "'a' has 2 empty cells (rows 13, 15)"),
-    "few rows": ("d.csv", b"q,a\n1,2\n", "has 1 rows: a split needs at least 10"),
-    "header only": ("d.csv", b"q,a\n", "has 0 rows"),
-    "broken JSON": ("d.jsonl", b'{"q": "1", "a": "2"}\n{"q": \n', "row 2 is not valid JSON"),
-    "not an object": ("d.jsonl", b"[1]\n", "row 1 is a JSON list"),
-    "missing key": ("d.jsonl", b'{"q": "1"}\n', "row 1 has no column 'a': its columns are 'q'"),
-    "nested": ("d.jsonl", b'{"q": ["1"], "a": "2"}\n', "row 1, column 'q' holds a list"),
-    "null": ("d.jsonl", b'{"q": null, "a": "2"}\n', "'q' has 1 empty cells (rows 1)"),
+    "column": ("d.csv", b"q,b\n" * 12, "no column 'a': the columns are 'q', 'b'"),
+    "few rows": ("d.csv", b"q,a\n1,2\n", "1 usable rows: a split needs at least 10"),
+    "header only": ("d.csv", b"q,a\n", "d.csv has a header and no rows"),
+    "broken JSON": ("d.jsonl", b'{"q": "1", "a": "2"}\n{"q": \n', "the first of 1 rows left out is row 2"),
+    "not an object": ("d.jsonl", b"[1]\n", "row 1: is a JSON int"),
+    "missing key": ("d.jsonl", b'{"q": "1"}\n', "no column 'a': the columns are 'q'"),
+    "null": ("d.jsonl", b'{"q": null, "a": "2"}\n', "0 usable rows"),
     "surrogate": ("d.jsonl", b'{"q": "\\ud800", "a": "2"}\n', "half of a surrogate pair"),
-    "deep": ("d.jsonl", b"[" * 100_000 + b"\n", "row 1 is not valid JSON"),
-    "huge number": ("d.jsonl", b'{"q": ' + b"9" * 5_000 + b', "a": "2"}\n', "row 1 is not valid JSON"),
+    "deep": ("d.jsonl", b"[" * 100_000 + b"\n", "row 1"),
+    "huge number": ("d.jsonl", b'{"q": ' + b"9" * 5_000 + b', "a": "2"}\n', "row 1: is not valid JSON"),
     "long cell": ("d.jsonl", json.dumps({"q": "x" * (Caps.cell_chars + 1), "a": "2"}).encode(), "more than the cap"),
     "not Parquet": ("d.parquet", b"PAR1nonsensePAR1", "not a readable Parquet file"),
     "one input": ("d.csv", b"q,a\n" + b"same,b\n" * 12, "only 1 groups that no split may divide"),
@@ -353,21 +338,21 @@ def test_a_bad_file_gets_one_sentence(name, content, sentence, tmp_path):
     path.write_bytes(content)
     pattern = sentence if "\\" in sentence else sentence.replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(InputError, match=pattern) as caught:
-        load_files(path, input="q", target="a")
+        load(path)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"target": "q"}, "both column 'q'"),
+        ({"target": "q"}, "'q' is chosen twice"),
         ({"group": "nobody"}, "no column 'nobody'"),
         ({"instruction": "no place"}, "'no place' does not say where"),
         ({"fractions": (0.5, 0.5, 0.5)}, r"\(0.5, 0.5, 0.5\)"),
         ({"fractions": (1.0, 0.0, 0.0)}, r"\(1.0, 0.0, 0.0\)"),
         ({"fractions": (float("nan"), 0.5, 0.5)}, "nan"),
-        ({"max_bytes": 10}, "more than the cap of 10"),
-        ({"max_rows": 11}, "more than 11 rows"),
+        ({"caps": Caps(bytes=10)}, "more than the cap of 10"),
+        ({"caps": Caps(rows=11)}, "more than 11 rows"),
     ],
 )
 def test_a_bad_argument_gets_one_sentence(options, sentence, tmp_path):
@@ -375,7 +360,22 @@ def test_a_bad_argument_gets_one_sentence(options, sentence, tmp_path):
     for extension in (".csv", ".jsonl", ".parquet"):
         path = _write(tmp_path / f"data{extension}", _pairs(12))
         with pytest.raises(InputError, match=sentence):
-            load_files(path, **({"input": "q", "target": "a"} | options))
+            load(path, **options)
+
+
+def test_rows_that_are_left_out_are_named(tmp_path):
+    """Whoever gave the file hears how many rows were used, and why the first of the others were not."""
+    path = tmp_path / "d.csv"
+    path.write_text("q,a\n" + "".join(f"q{n},a{n}\n" for n in range(12)) + 'only one\n ,y\nz,\nw,x\n"open,x\n')
+    task, (_, table) = load(path), read_file(path)
+    said = describe_reading("d.csv", table, Columns("q", "a"), task)
+    assert said[0] == "d.csv: 13 rows (train 11, validation 1, test 1), 4 rows left out."
+    assert said[1].startswith("  row 13: has 1 cells") and said[2] == (
+        "  row 14: column 'q' is empty: fill it, or remove the row"
+    )
+    assert said[4] == "  …" and len(said) == 5
+    table = dataclasses.replace(table, rows=table.rows[:12], numbers=table.numbers[:12], faults=())
+    assert len(describe_reading("d.csv", table, Columns("q", "a"), task)) == 1
 
 
 def test_a_missing_file_or_a_folder_is_refused(tmp_path):
@@ -383,8 +383,8 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
     for path in (tmp_path / "absent.csv", tmp_path / "folder.csv"):
         if path.stem == "folder":
             path.mkdir()
-        with pytest.raises(InputError, match=f"{path.name} is not a file"):
-            load_files(path, input="q", target="a")
+        with pytest.raises(InputError, match=f"{path.name}' is not a file"):
+            load(path)
 
 
 # --- public data sets ------------------------------------------------------------------------------------------

@@ -538,7 +538,7 @@ def build_parser() -> argparse.ArgumentParser:
     say.add_argument("--max-new-tokens", type=positive, default=60)
     on_dtype(say)
     own = add("train", command_train)
-    own.add_argument("file", type=Path, help="CSV, JSONL or Parquet")
+    own.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
     own.add_argument("--input", required=True, help="column that the model reads")
     own.add_argument("--target", required=True, help="column that it should write")
     own.add_argument("--group", help="column whose values a split never divides")

@@ -82,9 +82,9 @@ class Attempts(Jobs):
                 return None
             db.execute(
                 "UPDATE jobs SET state = 'running', attempt = attempt + 1, started = ?, finished = NULL, worker = ?, "
-                "child = 0, child_identity = '', phase = 'loading', phase_done = 0, phase_total = 0, wanted = '', "
-                "error = '' WHERE id = ?",
-                (time.time(), worker, found["id"]),
+                "child = 0, child_identity = '', phase = 'loading', phase_done = 0, phase_total = 0, phase_began = ?, "
+                "seconds_left = NULL, wanted = '', error = '' WHERE id = ?",
+                (now := time.time(), worker, now, found["id"]),
             )
         return self.job(found["id"])
 
@@ -117,15 +117,20 @@ class Attempts(Jobs):
         steps: int = 0,
         loss: float | None = None,
         tokens_per_second: float | None = None,
+        seconds: float = 0.0,
         seconds_left: float | None = None,
         points: Sequence[tuple[int, float]] = (),
     ) -> bool:
-        """Write where an attempt stands, with new points of its curve; False if it should stop."""
+        """Write where an attempt stands, with new points of its curve; False if it should stop.
+
+        seconds: since its phase began, if it is another than before.  seconds_left: until the phase ends.
+        """
         with self._write() as db:
             row = db.execute(
-                "UPDATE jobs SET phase = ?, phase_done = ?, phase_total = ?, seconds_left = ? "
+                "UPDATE jobs SET phase = ?, phase_done = ?, phase_total = ?, seconds_left = ?, "
+                "phase_began = CASE WHEN phase = ? AND phase_began IS NOT NULL THEN phase_began ELSE ? END "
                 "WHERE id = ? AND attempt = ? AND state = 'running' RETURNING wanted",
-                (phase, done, total, seconds_left, job_id, attempt),
+                (phase, done, total, seconds_left, phase, time.time() - seconds, job_id, attempt),
             ).fetchone()
             if row is None:
                 return False

@@ -1,7 +1,8 @@
 """Compare: `peftbook compare`, the studio from the command line. Same store, same jobs, same table.
 
 The same file with the same columns, split and instruction is the same project, and a run that the project has a record
-of is answered from it. What is waited for goes on from its checkpoint when the command is given again.
+of is answered from it. Ctrl-C takes what is not done off the queue; it goes on from its checkpoint when the command is
+given again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -28,12 +28,14 @@ from peftbook.studio.plan import Settings, plan
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
 from peftbook.studio.terminal import Ticker, as_json, show
 from peftbook.tasks import TaskData
-from peftbook.tasks.files import Split, task_from_table
-from peftbook.tasks.table import Caps, Columns, Table, read_table
+from peftbook.tasks.files import Split, describe_reading, read_file, task_from_table
+from peftbook.tasks.table import Columns
 
 __all__ = ["Outcome", "compare_file", "find_project", "wait_for"]
 
+PLAN = "peftbook compare"
 POLL_SECONDS = 0.25
+STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one
 SAID = ("command", "handler", "file", "input", "target")
 PLACES = ("home", "report", "csv", "json")  # options that say where results go
 REPEATED = ("run", "learning_rate")  # options that may be given several times
@@ -67,12 +69,16 @@ def compare_file(args: argparse.Namespace, usual: argparse.Namespace) -> int:
     runs = chosen_runs(args, task)
     studio = Studio(args.home)
     project = find_project(studio, table.sha256, columns, split, args.instruction)
-    say_data(table, task, project, args)
+    for line in describe_reading(args.file.name, table, columns, task):
+        note(line)
+    if project is not None:
+        note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
     refuse_misfits(studio, project, task, runs)
     if project is None:
         project = studio.create_project(args.file.stem, content, args.file.name, columns, split, args.instruction)
-    plan_id = studio.submit(project.id, runs, name="peftbook compare")
-    if not wait_for(studio, plan_id):
+    elsewhere = wanted_elsewhere(studio, project)
+    plan_id = studio.submit(project.id, runs, name=PLAN)
+    if not wait_for(studio, plan_id, elsewhere):
         return 130
     found = outcome(studio, project, task, studio.jobs(plan=plan_id), args)
     return write_out(found, args, usual)
@@ -89,19 +95,6 @@ def check_output(args: argparse.Namespace) -> None:
             raise InputError(f"{str(path)!r} cannot be written: name a file in a folder that exists.")
         if path.absolute() == args.file.absolute():
             raise InputError(f"{str(path)!r} is the data itself: name another file for the result.")
-
-
-def read_file(path: Path) -> tuple[bytes, Table]:
-    """The file's bytes and the table in them. Raises InputError where there is none."""
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is not a file: check the path.")
-    if (size := path.stat().st_size) > Caps.bytes:
-        raise InputError(f"{str(path)!r} has {size:,} bytes, more than the cap of {Caps.bytes:,}: cut it.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
-    return content, read_table(content, path.name)
 
 
 def split_of(args: argparse.Namespace) -> Split:
@@ -177,18 +170,6 @@ def find_project(studio: Studio, sha256: str, columns: Columns, split: Split, in
     return None
 
 
-def say_data(table: Table, task: TaskData, project: Project | None, args: argparse.Namespace) -> None:
-    """What was read, on standard error."""
-    counts = ", ".join(f"{name} {len(examples):,}" for name, examples in task.splits.items())
-    usable = sum(map(len, task.splits.values()))
-    left_out = len(table.rows) + len(table.faults) - usable
-    note(f"{args.file.name}: {usable:,} rows ({counts}){f', {left_out:,} rows left out' if left_out else ''}.")
-    for fault in table.faults[:3]:
-        note(f"  row {fault.row}: {f'column {fault.column!r} ' if fault.column else ''}{fault.problem}")
-    if project is not None:
-        note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
-
-
 def refuse_misfits(studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run]) -> None:
     """Raises InputError if a run that must be computed does not fit this machine; says how long they will take."""
     new = [run for run in runs if project is None or run not in studio.records(project.id)]
@@ -211,35 +192,67 @@ def refuse_misfits(studio: Studio, project: Project | None, task: TaskData, runs
     note(f"{len(new)} runs to compute{about}{cached}.")
 
 
-def wait_for(studio: Studio, plan_id: str) -> bool:
+def wanted_elsewhere(studio: Studio, project: Project) -> frozenset[str]:
+    """Ids of the jobs that wait or run because a plan of the studio's page asked for them."""
+    asked = {job for plan in studio.plans(project.id) if plan.name != PLAN for job in plan.jobs}
+    return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked and unfinished(job))
+
+
+def unfinished(job: Job) -> bool:
+    """Whether a job has not ended."""
+    return job.state in ("queued", "running")
+
+
+def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> bool:
     """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
 
-    A worker that this process started is ended when nothing is left to do, or with Ctrl-C: the job under way goes back
-    to the queue and goes on from its checkpoint.
+    elsewhere: ids of jobs that are left to others who want them too.  A worker that this process started is ended when
+    nothing is left to do, or with Ctrl-C.
     """
     try:
         with Ticker(sys.stderr) as ticker:
             while True:
                 jobs = studio.jobs(plan=plan_id)
                 ticker.show(jobs)
-                if all(job.state not in ("queued", "running") for job in jobs):
+                if not any(map(unfinished, jobs)):
                     break
                 start_worker(studio.home)
                 time.sleep(POLL_SECONDS)
         end_worker(studio, waiting=False)
     except KeyboardInterrupt:
-        jobs = studio.jobs(plan=plan_id)
-        done = sum(job.state == "done" for job in jobs)
-        ended = end_worker(studio, waiting=True)
-        what = "what was under way is kept" if ended else "the studio's worker goes on with the rest"
-        note(f"Stopped: {done} of {len(jobs)} runs are done, {what}; give the same command again to go on.")
+        note(stop(studio, plan_id, elsewhere))
         return False
     return True
 
 
+def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> str:
+    """Take a plan's jobs off the queue, so that nothing waits behind them, and wait until none runs; what was done.
+
+    The one under way is ended and keeps its last checkpoint, whoever's worker it was. Those in `elsewhere` stay.
+    """
+    taken = [job for job in studio.jobs(plan=plan_id) if unfinished(job) and job.id not in elsewhere]
+    for job in taken:
+        studio.cancel(job.id)
+    end_worker(studio, waiting=True)
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(studio.job(job.id).state == "running" for job in taken) and time.monotonic() < deadline:
+        studio.release()
+        time.sleep(POLL_SECONDS)
+    jobs = studio.jobs(plan=plan_id)
+    done, off = (sum(job.state == state for job in jobs) for state in ("done", "cancelled"))
+    parts = [f"{done} of {len(jobs)} runs are done", f"{off} taken off the queue"]
+    for job in taken:
+        if job.state == "running":
+            kept = (studio.folder(job.project) / "checkpoints" / job.key[:16] / "progress.json").is_file()
+            parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
+    if left := sum(unfinished(job) and job.id in elsewhere for job in jobs):
+        parts.append(f"{left} stay queued for the studio, which asked for them too")
+    return f"Stopped: {', '.join(parts)}; give the same command again to go on."
+
+
 def end_worker(studio: Studio, waiting: bool) -> bool:
     """End the worker if this process started it, and if nothing waits or that is no reason; whether it was ended."""
-    busy = any(job.state in ("queued", "running") for job in studio.jobs())
+    busy = any(map(unfinished, studio.jobs()))
     mine = [process for process in STARTED if process.poll() is None]
     if not mine or (busy and not waiting):
         return False

@@ -16,7 +16,7 @@ from peftbook.errors import InputError
 
 __all__ = ["Database", "clear_failures", "default_home"]
 
-SCHEMA = 2  # 1 had no sessions
+SCHEMA = 3  # 1 had no sessions, 2 no phase_began
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     label TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
     queued REAL NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, finished REAL,
     phase TEXT NOT NULL DEFAULT '', phase_done INTEGER NOT NULL DEFAULT 0, phase_total INTEGER NOT NULL DEFAULT 0,
+    phase_began REAL,
     step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, loss REAL, tokens_per_second REAL,
     seconds_left REAL, error TEXT NOT NULL DEFAULT '', wanted TEXT NOT NULL DEFAULT '',
     anew INTEGER NOT NULL DEFAULT 0, deaths INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '',
@@ -130,6 +131,8 @@ class Database:
                     with self._write() as db:
                         for statement in TABLES.split(";"):
                             db.execute(statement)
+                        if "phase_began" not in [row["name"] for row in db.execute("PRAGMA table_info(jobs)")]:
+                            db.execute("ALTER TABLE jobs ADD COLUMN phase_began REAL")
                         db.execute(f"PRAGMA user_version = {SCHEMA}")
                     version = SCHEMA
                 break

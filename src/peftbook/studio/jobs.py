@@ -23,6 +23,7 @@ from peftbook.errors import InputError
 from peftbook.records import Store
 from peftbook.results import describe
 from peftbook.studio.database import Database
+from peftbook.training.phases import Phase, describe_step
 
 __all__ = ["EDGES", "Job", "JobState", "Jobs", "Plan", "parse_run"]
 
@@ -36,11 +37,11 @@ EDGES: dict[JobState, tuple[JobState, ...]] = {
 }
 JOB_COLUMNS = (
     "id", "project", "run", "label", "state", "attempt", "created", "started", "finished", "phase", "phase_done",
-    "phase_total", "step", "steps", "loss", "tokens_per_second", "seconds_left", "error",
+    "phase_total", "phase_began", "step", "steps", "loss", "tokens_per_second", "seconds_left", "error",
 )  # fmt: skip
 CLEAN = (
-    "error = '', started = NULL, finished = NULL, phase = '', phase_done = 0, phase_total = 0, seconds_left = NULL, "
-    "tokens_per_second = NULL, wanted = '', deaths = 0"
+    "error = '', started = NULL, finished = NULL, phase = '', phase_done = 0, phase_total = 0, "
+    "phase_began = NULL, seconds_left = NULL, tokens_per_second = NULL, wanted = '', deaths = 0"
 )
 
 
@@ -49,9 +50,9 @@ class Job:
     """One run of a project, where it stands.
 
     plan: the plan that was asked for, or the first that wants this job.  attempt: how often it was started.
-    created, started, finished: seconds since 1970.  phase: "loading", "training", "scoring loss", "generating",
-    "scoring texts", with `phase_done` of `phase_total` where they count.  step … seconds_left: of the training.
-    error: why it failed, one sentence.  cached: its record was at hand when the plan was submitted.
+    created, started, finished, phase_began: seconds since 1970.  phase: a name of `training.phases`, with `phase_done`
+    of `phase_total` where it counts, and `seconds_left` when that was written.  step … tokens_per_second: of the
+    training.  error: why it failed, one sentence.  cached: its record was at hand when the plan was submitted.
     cancelling: it still runs, and is to stop.
     """
 
@@ -68,6 +69,7 @@ class Job:
     phase: str = ""
     phase_done: int = 0
     phase_total: int = 0
+    phase_began: float | None = None
     step: int = 0
     steps: int = 0
     loss: float | None = None
@@ -81,6 +83,17 @@ class Job:
     def key(self) -> str:
         """The key of its run and of its record."""
         return self.run.key
+
+    @property
+    def doing(self) -> Phase:
+        """What its process is doing now, since when and how much longer."""
+        seconds = 0.0 if self.phase_began is None else max(0.0, time.time() - self.phase_began)
+        steps = (
+            self.phase == "training" and self.phase_total
+        )  # until there is one, loss and pace are an earlier attempt's
+        detail = describe_step(self.loss, self.tokens_per_second) if steps else ""
+        name = self.phase or "starting"
+        return Phase(name, self.phase_done, self.phase_total, seconds, self.seconds_left, detail)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from peftbook.results import format_value
+from peftbook.training.phases import span
 
 __all__ = [
     "Cell",
@@ -179,20 +180,6 @@ def number(value: float | None, digits: int = 0) -> str:
 def size(value: float | None) -> str:
     """Bytes for people."""
     return "–" if value is None or not math.isfinite(value) else format_value(value, 0, "bytes")
-
-
-def span(seconds: float | None) -> str:
-    """A length of time in its two largest units."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, length, below in (("d", 86400, "h"), ("h", 3600, "min"), ("min", 60, "s")):
-        if whole >= length:
-            rest = (whole % length) // {"h": 3600, "min": 60, "s": 1}[below]
-            return f"{whole // length} {unit} {rest} {below}" if rest else f"{whole // length} {unit}"
-    return f"{whole} s"
 
 
 def ago(when: float) -> str:

@@ -13,6 +13,7 @@ from peftbook.metrics import Interval
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import span
 from peftbook.studio.tabular import table, typeset
+from peftbook.training.phases import Line
 
 __all__ = ["Ticker", "as_json", "progress_line", "show"]
 
@@ -20,25 +21,17 @@ WIDEST = 120
 
 
 class Ticker:
-    """What a plan is doing: one line that is written over on a terminal, else a line for each job that ends."""
+    """What a plan is doing: one line that is written over on a terminal, in a log one now and then; what has ended."""
 
     def __init__(self, stream: TextIO):
-        self.stream = stream
-        self.live = stream.isatty()
+        self.line = Line(stream)
         self.ended: set[str] = set()
-        self.drawn = 0
 
     def __enter__(self) -> Ticker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.drawn:
-            print("\r" + " " * self.drawn + "\r", end="", file=self.stream, flush=True)
-            self.drawn = 0
+        self.line.clear()
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Say what has ended since the last time, and what runs."""
@@ -46,13 +39,10 @@ class Ticker:
             if job.state in ("done", "failed", "cancelled") and job.id not in self.ended:
                 self.ended.add(job.id)
                 if not job.cached:
-                    self.clear()
                     seconds = (job.finished or 0) - (job.started or job.finished or 0)
-                    print(f"{one_line(job.label)}: {job.state} in {span(seconds)}", file=self.stream, flush=True)
-        if self.live and len(self.ended) < len(jobs):
-            line = progress_line(jobs)[: shutil.get_terminal_size().columns - 1]
-            print("\r" + line.ljust(self.drawn), end="", file=self.stream, flush=True)
-            self.drawn = len(line)
+                    self.line.end(f"{one_line(job.label)}: {job.state} in {span(seconds)}")
+        if len(self.ended) < len(jobs):
+            self.line.show(progress_line(jobs), tuple((job.id, job.phase) for job in jobs if job.state == "running"))
 
 
 def one_line(text: str) -> str:
@@ -61,20 +51,13 @@ def one_line(text: str) -> str:
 
 
 def progress_line(jobs: Sequence[Job]) -> str:
-    """`2 of 5 runs done; LoRA: training, step 12 of 40, loss 2.31, 900 tokens/s, 20 s left`."""
+    """`2 of 5 runs done; training, step 12 of 40, 9 s so far, 20 s left, loss 2.310, 900 tokens/s; LoRA on …`.
+
+    The label comes last: it is long, and a narrow terminal cuts the end off.
+    """
     ended = sum(job.state not in ("queued", "running") for job in jobs)
     parts = [f"{ended} of {len(jobs)} runs done"]
-    for job in jobs:
-        if job.state == "running":
-            told = [job.phase or "starting"]
-            if job.phase == "training" and job.steps:
-                told += [f"step {job.step} of {job.steps}"]
-                told += [f"loss {job.loss:.2f}"] if job.loss is not None else []
-                told += [f"{job.tokens_per_second:,.0f} tokens/s"] if job.tokens_per_second else []
-                told += [f"{span(job.seconds_left)} left"] if job.seconds_left is not None else []
-            elif job.phase_total:
-                told += [f"{job.phase_done} of {job.phase_total}"]
-            parts.append(f"{one_line(job.label)}: {', '.join(told)}")
+    parts += [f"{', '.join(job.doing.words())}; {one_line(job.label)}" for job in jobs if job.state == "running"]
     if len(parts) == 1:
         parts.append("waiting for the worker")
     return "; ".join(parts)

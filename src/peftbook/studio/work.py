@@ -30,6 +30,7 @@ from peftbook.training.worker import end_with_input, free_micro_batch
 if TYPE_CHECKING:
     from peftbook.training.execute import Trainee
     from peftbook.training.loop import Progress
+    from peftbook.training.phases import Phase
 
 __all__ = ["NOT_MINE", "Reporter", "compute", "keep_trained", "sentence_for", "tidy", "trained_tensors"]
 
@@ -119,27 +120,18 @@ class Reporter:
         self.written = -1e9
         self.points: list[tuple[int, float]] = []
         self.last: Progress | None = None
-        self.generating = 0.0
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        """Another phase, or more of one that counts."""
-        now = self.clock()
-        left = None
-        if name == "generating":
-            if done == 0:
-                self.generating = now
-            else:
-                left = (now - self.generating) * (total - done) / done
-        self._write(name, done, total, left)
+        self.name = ""
 
     def step(self, progress: Progress) -> None:
-        """One more step of training."""
+        """One more step of training, which the phase is told next."""
         self.points.append((progress.step, progress.loss))
         self.last = progress
-        if self.clock() - self.written >= PAUSE_SECONDS:
-            self._write("training", progress.step, progress.steps, progress.seconds_left)
 
-    def _write(self, name: str, done: int, total: int, left: float | None) -> None:
+    def phase(self, phase: Phase) -> None:
+        """Another phase, written at once, or more of the one that is under way."""
+        if phase.name == self.name and self.clock() - self.written < PAUSE_SECONDS:
+            return
+        self.name = phase.name
         at, points = self.last, self.points
         fields = {} if at is None else {
             "step": at.step, "steps": at.steps, "loss": at.loss, "tokens_per_second": at.tokens_per_second
@@ -147,7 +139,8 @@ class Reporter:
         self.written = self.clock()
         with contextlib.suppress(sqlite3.Error, InputError):
             self.studio.progress(
-                self.job.id, self.job.attempt, phase=name, done=done, total=total, seconds_left=left, points=points,
+                self.job.id, self.job.attempt, phase=phase.name, done=phase.done, total=phase.total,
+                seconds=phase.seconds, seconds_left=phase.left, points=points,
                 **fields,  # type: ignore[arg-type]
             )  # fmt: skip
             self.points = []

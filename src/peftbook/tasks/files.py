@@ -1,8 +1,7 @@
 """Files: the reader's own table as a task: which rows can be used, how they are split, and what leaks between splits.
 
-`load_files` is the command line's way: one file by its extension, UTF-8, and every fault an InputError. The other is
-`tasks.table.read_table`, then `examine` and `task_from_table`: faulty rows are listed and left out. Rows are counted
-from 1, without the header.
+A table comes from `read_file`, or from `tasks.table.read_table` where the bytes are at hand; `examine` says what is in
+it and `task_from_table` makes it a task. Faulty rows are listed and left out, counted from 1, without the header.
 """
 
 from __future__ import annotations
@@ -20,20 +19,21 @@ from peftbook.tasks.columns import Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault
 from peftbook.tasks.similarity import count_near_duplicates
 from peftbook.tasks.splitting import check_fractions, split_examples
-from peftbook.tasks.strict import content_of, texts_of
-from peftbook.tasks.table import Table
+from peftbook.tasks.table import Table, read_table
 
 __all__ = [
     "MIN_ROWS",
     "Findings",
     "Split",
+    "describe_reading",
     "examine",
-    "load_files",
+    "read_file",
     "split_examples",
     "task_from_table",
     "usable_rows",
 ]
 
+FAULTS_SHOWN = 3
 METRICS = ("rouge", "bertscore", "exact_match")
 
 
@@ -171,40 +171,28 @@ def check_instruction(instruction: str) -> None:
         raise InputError(f"The instruction {instruction!r} does not say where the input goes: put {{input}} in it.")
 
 
-# --- the command line's way: one file, every fault an error ----------------------------------------------------
+# --- a file on the command line --------------------------------------------------------------------------------
 
 
-def load_files(
-    path: str | Path,
-    *,
-    input: str,  # noqa: A002
-    target: str,
-    group: str | None = None,
-    instruction: str | None = None,
-    seed: int = 0,
-    fractions: Sequence[float] = (0.8, 0.1, 0.1),
-    max_bytes: int = Caps.bytes,
-    max_rows: int = Caps.rows,
-) -> TaskData:
-    """A task from one file with named columns, split at random by `seed`.
+def read_file(path: Path, caps: Caps = Caps()) -> tuple[bytes, Table]:  # noqa: B008
+    """A file's bytes and the table in them. Raises InputError where there is none."""
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} is not a file: check the path.")
+    if (size := path.stat().st_size) > caps.bytes:
+        raise InputError(f"{str(path)!r} has {size:,} bytes, more than the cap of {caps.bytes:,}: cut it.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
+    return content, read_table(content, path.name, caps)
 
-    input, target: names of the columns that the model reads and should write.
-    group: name of a column whose values no split divides (an author, a conversation); None splits by row.
-    instruction: the user turn, with `{input}` where the input goes; None is the input alone.
-    fractions: of the rows, for train, validation and test. Rows with the same input always share a split.
-    Raises InputError for anything wrong with the file or these arguments.
-    """
-    path = Path(path)
-    instruction = "{input}" if instruction is None else instruction
-    check_instruction(instruction)
-    check_fractions(fractions)
-    if input == target:
-        raise InputError(f"Input and target are both column {input!r}: name two different columns.")
-    columns = [input, target] if group is None else [input, target, group]
-    caps = Caps(bytes=max_bytes, rows=max_rows)
-    content = content_of(path, caps)
-    rows = texts_of(path, content, columns, caps)
-    examples = [Example(f"row-{number:06d}", *row) for number, row in enumerate(rows, start=1)]
-    settings = [hashlib.sha256(content).hexdigest(), input, target, group, seed, *map(float, fractions), instruction]
-    splits = split_examples(examples, seed=seed, fractions=fractions)
-    return task_of(instruction, splits, hashlib.sha256(json.dumps(settings).encode()).hexdigest())
+
+def describe_reading(name: str, table: Table, columns: Columns, task: TaskData) -> list[str]:
+    """What was read of a file and what was left out, a line each."""
+    counts = ", ".join(f"{split} {len(examples):,}" for split, examples in task.splits.items())
+    examples, faults = usable_rows(table, columns)
+    left_out = f", {len(faults):,} rows left out" if faults else ""
+    lines = [f"{name}: {len(examples):,} rows ({counts}){left_out}."]
+    for fault in faults[:FAULTS_SHOWN]:
+        lines.append(f"  row {fault.row}: {f'column {fault.column!r} ' if fault.column else ''}{fault.problem}")
+    return [*lines, "  …"] if len(faults) > FAULTS_SHOWN else lines

@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbook.tasks.rows import Caps, RowError
 
-__all__ = ["chat_fields", "is_chat", "json_lines", "looks_like_json", "objects"]
+__all__ = ["chat_fields", "is_chat", "looks_like_json", "objects"]
 
 LINE = re.compile(r"\S[^\n]*")
 BETWEEN = re.compile(r"[ \t\r\n,]*")

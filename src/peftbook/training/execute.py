@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -22,7 +23,6 @@ from typing import Any
 import psutil
 import torch
 from pydantic import TypeAdapter
-from tqdm import tqdm
 
 from peftbook import metrics, specs
 from peftbook.errors import InputError
@@ -46,6 +46,7 @@ from peftbook.training.hardware import cpu_model, peak_memory
 from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, train
 from peftbook.training.methods import apply_method, rate_factor, trainable_state
 from peftbook.training.models import Loaded, load_model
+from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.precision import products_here
 from peftbook.training.scoring import bertscore, embedded_encoder
 
@@ -119,11 +120,11 @@ class Trainee:
 class Watch:
     """Who follows a run as it is computed; nothing here changes a result.
 
-    phase(name, done, total): "training", "scoring loss", "generating" with texts done, "scoring texts".
-    step: after each step of training.  keep: has what was trained, before the record says that it is done.
+    phase: whenever there is something new about the phase that is under way.  step: after each step of training.
+    keep: has what was trained, before the record says that it is done.
     """
 
-    phase: Callable[[str, int, int], None] = lambda name, done, total: None
+    phase: Callable[[Phase], None] = lambda phase: None
     step: Callable[[Progress], None] = lambda progress: None
     keep: Callable[[Trainee], None] = lambda trainee: None
 
@@ -167,12 +168,31 @@ def execute(
 
     task: the loaded data of a task that has no name in the registry.  adapter: a folder for what was trained.
     processes: those that compute the run together, each of which calls this; the first one writes.
-    watch: is told how a run gets on.
+    watch: is told how a run gets on.  quiet: nothing about it on standard error, of a terminal or a log.
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
+    title = run.measure if isinstance(run, specs.Probe) else f"{run.method.kind} seed {run.seed}"
+    hidden = quiet or not processes.first
+    with contextlib.nullcontext() if hidden else Display(title, sys.stderr) as display:
+        phases = Phases(watch.phase, *([] if display is None else [display]))
+        return compute(run, store, phases, task, adapter, micro_batch, processes, watch)
+
+
+def compute(
+    run: specs.Run | specs.Probe,
+    store: Store,
+    phases: Phases,
+    task: TaskData | None,
+    adapter: Path | None,
+    micro_batch: int | None,
+    processes: Processes,
+    watch: Watch,
+) -> Record:
+    """As `execute`, which says where it stands."""
     started = datetime.datetime.now(datetime.UTC)
     if isinstance(run, specs.Probe):
+        phases("measuring")
         from peftbook.training.probes import measure
 
         found = measure(run)
@@ -180,10 +200,12 @@ def execute(
             name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")
         }
         return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
-    quiet = quiet or not processes.first
+    phases("loading")
     trainee = processes.agree(lambda: prepare(run, task, processes))
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
     count_parameters(trainee.model, out["measurements"])
+    if run.budget is not None:
+        phases("encoding")
     predicted = predict(trainee) if processes.count == 1 else {}
     trainee.spread()
     checkpoint = checkpoints_folder() / run.key[:16]
@@ -191,11 +213,12 @@ def execute(
     resumed: dict[str, int] = {}
     failure = ""
     try:
-        result = train_with_bar(trainee, checkpoint, quiet, micro_batch, out, watch)
+        result = train_in_steps(trainee, checkpoint, phases, micro_batch, out, watch)
         if result is not None:
             describe_training(result, out)
             resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
-        texts = evaluate(trainee, quiet, out, watch)
+        texts = evaluate(trainee, phases, out)
+        phases("saving")
         if adapter is not None:
             save_trained(trainee, adapter)
         watch.keep(trainee)
@@ -257,27 +280,25 @@ def count_parameters(model: torch.nn.Module, out: dict) -> None:
     out["total_parameters"] = total
 
 
-def train_with_bar(
-    trainee: Trainee, checkpoint: Path, quiet: bool, micro_batch: int | None, out: dict, watch: Watch = NOBODY
+def train_in_steps(
+    trainee: Trainee, checkpoint: Path, phases: Phases, micro_batch: int | None, out: dict, watch: Watch = NOBODY
 ) -> Trained | None:
-    """Train under a progress bar with loss, tokens/s and time left."""
+    """Train, and say after each step how far it is."""
     run = trainee.run
-    if run.budget is not None:
-        watch.phase("training", 0, 0)
-    with tqdm(disable=quiet, unit="step", desc=f"{run.method.kind} seed {run.seed}", leave=False) as bar:
+    if run.budget is None:
+        return None
+    phases("training", detail=f"{len(trainee.encoded):,} examples")
 
-        def show(progress: Progress) -> None:
-            bar.total = progress.steps
-            bar.set_postfix_str(f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tok/s", refresh=False)
-            bar.update(progress.step - bar.n)
-            watch.step(progress)
+    def show(progress: Progress) -> None:
+        watch.step(progress)
+        phases("training", progress.step, progress.steps, describe_step(progress.loss, progress.tokens_per_second))
 
-        return trainee.train(
-            show,
-            checkpoint=checkpoint if run.purpose == "quality" else None,
-            micro_batch=micro_batch,
-            out=out["measurements"],
-        )
+    return trainee.train(
+        show,
+        checkpoint=checkpoint if run.purpose == "quality" else None,
+        micro_batch=micro_batch,
+        out=out["measurements"],
+    )
 
 
 def describe_training(result: Trained, out: dict) -> None:
@@ -297,19 +318,19 @@ def describe_training(result: Trained, out: dict) -> None:
     }
 
 
-def evaluate(trainee: Trainee, quiet: bool, out: dict, watch: Watch = NOBODY) -> list[str] | None:
+def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     """Label loss on the split's first n_loss examples and, if asked, greedy texts and their scores."""
     model, task, run, tokenizer = trainee.model, trainee.task, trainee.run, trainee.tokenizer
     wanted = run.evaluation
     examples = task.splits[wanted.split]
     shots = few_shots(task, run)
-    watch.phase("scoring loss", 0, 0)
+    count_loss = phases.count("scoring loss", len(examples[: wanted.n_loss]))
     began = time.monotonic()
     limit = run.budget.max_length if run.budget else 4096
     encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples[: wanted.n_loss]]
     nats, counts = losses(
         model, encoded, pad_id=tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform,
-        batch_size=loss_batch(len(shots)),
+        batch_size=loss_batch(len(shots)), on_batch=count_loss,
     )  # fmt: skip
     if not all(map(math.isfinite, nats)):
         raise InputError("Training diverged: the loss after training is not finite; lower the learning rate.")
@@ -327,28 +348,15 @@ def evaluate(trainee: Trainee, quiet: bool, out: dict, watch: Watch = NOBODY) ->
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
     dtype = wanted.generation_dtype
-    with (
-        tqdm(total=len(prompts), disable=quiet, unit="text", desc="generate", leave=False) as bar,
-        frozen_linears_in(dtype, model),
-        autocast(dtype, run.platform),
-    ):
-
-        def show(count: int) -> None:
-            bar.update(count)
-            written[0] += count
-            watch.phase("generating", written[0], len(prompts))
-
-        written = [0]
-        watch.phase("generating", 0, len(prompts))
+    with frozen_linears_in(dtype, model), autocast(dtype, run.platform):
         texts = generate(
-            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, on_batch=show,
-            batch_size=generation_batch(len(shots)),
+            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=generation_batch(len(shots)),
+            on_batch=phases.count("generating", len(prompts)),
         )  # fmt: skip
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)
     if trainee.processes.first:
-        watch.phase("scoring texts", 0, 0)
-        score_texts(texts, chosen, task, out)
+        score_texts(texts, chosen, task, out, phases)
     return texts
 
 
@@ -363,8 +371,9 @@ def few_shots(task: TaskData, run: specs.Run):
     return tuple(train_split[index] for index in picks)
 
 
-def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, out: dict) -> None:
+def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, out: dict, phases: Phases) -> None:
     """The task's generation metrics, each example's score and the mean, 0–1; BLEU is of the corpus, 0–100."""
+    phases("scoring texts")
     known = references(task)
     answers = [known[one.id] for one in examples]
     scores: dict[str, list[float]] = {}
@@ -374,9 +383,11 @@ def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, o
     if "exact_match" in task.metrics:
         scores["exact_match"] = metrics.exact_match(texts, answers)
     if "bertscore" in task.metrics:
-        scores["bertscore_f1"] = bertscore(texts, answers)
+        phases("bertscore")
+        scores["bertscore_f1"] = bertscore(texts, answers, on_batch=functools.partial(phases, "bertscore"))
         out["metrics_info"]["bertscore"] = embedded_encoder().info()
     if task.judge is not None:
+        phases("scoring texts")
         scores[task.judge_name] = task.judge(texts, examples)
     for name, values in scores.items():
         out["per_example"][name] = [round(value, 6) for value in values]

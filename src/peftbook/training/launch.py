@@ -55,8 +55,10 @@ def refuse_missing_gpus(spec: specs.Run | specs.Probe, count: int) -> None:
             raise InputError(f"{count} processes need a GPU each and {found} are here: give --processes at most that.")
 
 
-def launch(spec: specs.Run | specs.Probe, count: int, strategy: str) -> None:
+def launch(spec: specs.Run | specs.Probe, count: int, strategy: str, *, show: bool = False) -> None:
     """Start `count` processes on this machine for a run and wait for them; they end when this process does.
+
+    show: the first of them says on standard error how far the run is.
 
     Raises InputError for what cannot be split. If they refuse the run, one of them has said why: exit status 2. If one
     dies, the others are ended and why it died is the last line on standard error: exit status 1.
@@ -70,6 +72,8 @@ def launch(spec: specs.Run | specs.Probe, count: int, strategy: str) -> None:
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     os.environ |= {SPEC: spec.canonical(), "OMP_NUM_THREADS": str(max(1, threads // count))}
     asked = ["--standalone", "--nproc-per-node", str(count), "-m", "peftbook.training", "--strategy", strategy]
+    if not show:
+        asked.append("--quiet")
     try:
         run(get_args_parser().parse_args(asked))
     except ChildFailedError as error:
@@ -98,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("spec", type=Path, nargs="?", help="a JSON file with the run")
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="default ddp")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="keep what was trained here")
+    parser.add_argument("--quiet", action="store_true", help="do not say on standard error how far the run is")
     args = parser.parse_args(argv)
     started_by_worker = SPEC in os.environ
     if started_by_worker:
@@ -109,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(compute_together)(spec, args.strategy, args.adapter, locked=started_by_worker)
+    record(compute_together)(spec, args.strategy, args.adapter, locked=started_by_worker, quiet=args.quiet)
 
 
 def read_file(path: Path) -> specs.Run | specs.Probe:
@@ -129,7 +134,9 @@ def parsed(text: str, where: str) -> specs.Run | specs.Probe:
         raise InputError(f"What {where} holds is no run ({reason}): give a file with its canonical spec.") from None
 
 
-def compute_together(spec: specs.Run | specs.Probe, strategy: str, adapter: Path | None, *, locked: bool) -> None:
+def compute_together(
+    spec: specs.Run | specs.Probe, strategy: str, adapter: Path | None, *, locked: bool, quiet: bool
+) -> None:
     """Meet the other processes, compute the run, let the first one write; a refusal ends all with exit status 2."""
     from torch import distributed
 
@@ -149,7 +156,7 @@ def compute_together(spec: specs.Run | specs.Probe, strategy: str, adapter: Path
             if not locked:
                 processes.agree(lambda: held.enter_context(alone(lock)) if processes.first else None)
             execute(
-                spec, default_store(), quiet=not sys.stderr.isatty(), adapter=adapter, processes=processes,
+                spec, default_store(), quiet=quiet, adapter=adapter, processes=processes,
                 micro_batch=free_micro_batch(spec, processes.count),
             )  # fmt: skip
     except InputError as error:

@@ -33,14 +33,13 @@ CHECKPOINT_SECONDS = 60.0  # between checkpoints, unless PEFTBOOK_CHECKPOINT_SEC
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress bar shows after each step."""
+    """What there is to say after each step."""
 
     step: int
     steps: int
     loss: float
     tokens: int
     tokens_per_second: float
-    seconds_left: float
 
 
 @dataclass
@@ -198,9 +197,7 @@ def train(
             result.step_seconds.append(time.monotonic() - began)
             result.seconds += result.step_seconds[-1]
             if on_step:
-                speed = result.tokens / result.seconds
-                left = (len(plan) - step - 1) * result.seconds / (step + 1)
-                on_step(Progress(step + 1, len(plan), loss, result.tokens, speed, left))
+                on_step(Progress(step + 1, len(plan), loss, result.tokens, result.tokens / result.seconds))
             if checkpoint and step + 1 < len(plan) and due:
                 place = checkpoint if processes.first else None
                 save_checkpoint(place, parameters, optimizer, scaler, result, step + 1)
@@ -254,9 +251,13 @@ def resume(folder: Path, parameters: dict, optimizer, scaler, result: Trained) -
 
 @torch.no_grad()
 def losses(
-    model: nn.Module, data: list[Encoded], *, pad_id: int, batch_size: int = 16, dtype="bf16", platform="cpu"
-) -> tuple[list[float], list[int]]:
-    """Summed nats and label tokens of every example, in the order given; all processes compute the same batches."""
+    model: nn.Module, data: list[Encoded], *, pad_id: int, batch_size: int = 16, dtype="bf16", platform="cpu",
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[list[float], list[int]]:  # fmt: skip
+    """Summed nats and label tokens of every example, in the order given; all processes compute the same batches.
+
+    on_batch: is told after each batch how many examples it had.
+    """
     model.eval()
     nats, counts = [0.0] * len(data), [0] * len(data)
     with half_products(platform), frozen_linears_in(dtype, model):
@@ -265,4 +266,6 @@ def losses(
                 flat, sizes = gathered(model, label_losses, [data[index] for index in batch], pad_id)
             for index, part in zip(batch, flat.split(sizes), strict=True):
                 nats[index], counts[index] = part.sum().item(), len(part)
+            if on_batch:
+                on_batch(len(batch))
     return nats, counts

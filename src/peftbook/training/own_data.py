@@ -12,7 +12,8 @@ from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.records import Store
-from peftbook.tasks.files import load_files
+from peftbook.tasks.files import Split, describe_reading, read_file, task_from_table
+from peftbook.tasks.table import Columns
 from peftbook.training.precision import chosen_dtype
 
 __all__ = ["train_on_file"]
@@ -27,7 +28,9 @@ def train_on_file(args: argparse.Namespace) -> int:
         raise InputError(f"Output folder {str(args.out)!r} exists: name a new one, results are never overwritten.")
     fields = {"rank": args.rank} if args.rank is not None else {}
     method = specs.method_from(args.method, **fields)
-    task = load_files(args.file, input=args.input, target=args.target, group=args.group, seed=args.seed)
+    _, table = read_file(args.file)
+    columns = Columns(args.input, args.target, group=args.group)
+    task = task_from_table(table, columns, Split(seed=args.seed))
     budget = None
     if not isinstance(method, specs.Untuned):
         budget = specs.build(specs.Budget, tokens=args.tokens, learning_rate=args.learning_rate)
@@ -45,6 +48,8 @@ def train_on_file(args: argparse.Namespace) -> int:
         seed=args.seed,
         dtype=dtype,
     )
+    for line in describe_reading(args.file.name, table, columns, task):
+        print(line, file=sys.stderr, flush=True)
     from peftbook.training.execute import execute, quieten_libraries
 
     quieten_libraries()
@@ -52,7 +57,7 @@ def train_on_file(args: argparse.Namespace) -> int:
     work = Path(tempfile.mkdtemp(dir=args.out.parent, prefix=".peftbook-"))
     try:
         adapter = None if budget is None else work / "adapter"
-        record = execute(run, Store(work), task=task, adapter=adapter, quiet=not sys.stderr.isatty())
+        record = execute(run, Store(work), task=task, adapter=adapter)
         if record.failure:
             raise InputError(record.failure)
         work.replace(args.out)

@@ -86,12 +86,14 @@ def run_subprocess(
     """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
 
     threads: of the process; 0 means as many as speed it up.  folder: where its record goes (default: the usual).
-    show: let its progress bar and a traceback through to the terminal.  variables: more of its environment.
+    show: let how far it is, and a traceback, through to standard error.  variables: more of its environment.
     processes: with more than one, the process starts so many, which compute the run together and share its threads.
     """
     command = [sys.executable, *WORKER]
     if processes > 1:
         command += ["--processes", str(processes), "--strategy", strategy]
+    if show:
+        command.append("--show")
     environment = os.environ | {"OMP_NUM_THREADS": str(threads or best_threads())} | dict(variables or {})
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, so a neighbour is not slowed down
     if folder is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,23 +40,28 @@ def embedded_encoder() -> Encoder:
 
 
 @functools.cache
-def scorer(batch_size: int):
+def scorer():
     from bert_score import BERTScorer
 
     return BERTScorer(
         model_type=str(embedded_folder()),
         num_layers=embedded_encoder().layer,
-        batch_size=batch_size,
         idf=False,
         device="cpu",
         rescale_with_baseline=False,
     )
 
 
-def bertscore(predictions: Sequence[str], references: Sequence[Reference], *, batch_size: int = 64) -> list[float]:
+def bertscore(
+    predictions: Sequence[str],
+    references: Sequence[Reference],
+    *,
+    batch_size: int = 64,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[float]:
     """BERTScore F1 of every pair, raw (not rescaled), with the embedded encoder; the best of several references.
 
-    An empty prediction scores 0.
+    An empty prediction scores 0. on_batch: is told how many of the different texts the encoder has read, of how many.
 
     R = mean over reference tokens of the best cosine with a prediction token, P the reverse, F1 = 2PR / (P + R).
     Source: Zhang et al. 2020, arXiv:1904.09675, section 3; no idf weights.
@@ -65,9 +71,35 @@ def bertscore(predictions: Sequence[str], references: Sequence[Reference], *, ba
     known = [[one for one in answers(reference) if one.strip()] for reference in references]
     kept = [i for i, (text, right) in enumerate(zip(predictions, known, strict=True)) if text.strip() and right]
     if kept:
-        with warnings.catch_warnings():
+        texts, rights = [predictions[i] for i in kept], [known[i] for i in kept]
+        different = len({*texts, *(one for right in rights for one in right)})
+        with warnings.catch_warnings(), counted(scorer()._model, different, on_batch):
             warnings.simplefilter("ignore")
-            _, _, f1 = scorer(batch_size).score([predictions[i] for i in kept], [known[i] for i in kept])
+            _, _, f1 = scorer().score(texts, rights, batch_size=batch_size)
         for index, value in zip(kept, f1.tolist(), strict=True):
             scores[index] = value
     return scores
+
+
+@contextlib.contextmanager
+def counted(encoder, total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Tell how many texts an encoder has read, of how many, after each of its batches.
+
+    bert_score sorts all texts and reads each once; to give it a part at a time would change batches and last bits.
+    """
+    if on_batch is None:
+        yield
+        return
+    done = 0
+
+    def count(_, ids, __) -> None:
+        nonlocal done
+        done += len(ids[0])
+        on_batch(done, total)
+
+    on_batch(0, total)
+    hook = encoder.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

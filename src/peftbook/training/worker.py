@@ -99,13 +99,13 @@ def free_micro_batch(spec: specs.Run | specs.Probe, processes: int = 1) -> int |
     return cuda_micro_batch(-(-spec.budget.batch_size // processes), torch.cuda.mem_get_info()[0])
 
 
-def compute(spec: specs.Run | specs.Probe) -> None:
+def compute(spec: specs.Run | specs.Probe, show: bool) -> None:
     """Compute the run in this process and save its record."""
     from peftbook.records import default_store
     from peftbook.training.execute import execute, quieten_libraries
 
     quieten_libraries()
-    execute(spec, default_store(), quiet=not sys.stderr.isatty(), micro_batch=free_micro_batch(spec))
+    execute(spec, default_store(), quiet=not show, micro_batch=free_micro_batch(spec))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m peftbook.training.worker", description=__doc__)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
+    parser.add_argument("--show", action="store_true", help="how far the run is, on standard error")
     args = parser.parse_args(argv)
     spec = read_spec()
     from peftbook.training.folders import checkpoints_folder
@@ -124,11 +125,11 @@ def main(argv: list[str] | None = None) -> None:
         patience = float(os.environ.get("PEFTBOOK_PATIENCE", 0))
         with alone(checkpoints_folder() / f"{spec.key[:16]}.lock", patience):
             if args.processes == 1:
-                compute(spec)
+                compute(spec, args.show)
             else:
                 from peftbook.training.launch import launch
 
-                launch(spec, args.processes, args.strategy)
+                launch(spec, args.processes, args.strategy, show=args.show)
     except InputError as error:
         print(error)
         raise SystemExit(2) from None

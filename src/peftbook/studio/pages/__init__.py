@@ -245,8 +245,8 @@ def worker_line(studio: Studio) -> Markup:
         return piece('<p class="status" role="status"><span aria-hidden="true">●</span> Worker ready{}</p>', more)
     job = studio.job(workers[0].job)
     return piece(
-        '<p class="status status-busy" role="status"><span aria-hidden="true">▸</span> {} of {}{}</p>',
-        (job.phase or "working").capitalize(),
+        '<p class="status status-busy" role="status"><span aria-hidden="true">▸</span> {}: {}{}</p>',
         job.label,
+        job.doing.words()[0],
         more,
     )

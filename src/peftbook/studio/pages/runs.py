@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import Any
 
 import gradio as gr
@@ -12,12 +11,11 @@ from markupsafe import Markup
 from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.jobs import Job, Plan
-from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, number, piece, span
+from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, span
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 
 __all__ = ["build_runs", "queue"]
 
-DOING = {"loading": "loading the model", "scoring loss": "scoring the loss", "scoring texts": "scoring the texts"}
 ACTS = ("cancel", "resume", "retry", "cancel-plan")
 
 
@@ -130,21 +128,10 @@ def job_piece(context: Context, job: Job, ahead: list[str]) -> Markup:
 
 
 def progress(job: Job) -> Markup:
-    """How far a running job is, in numbers and as a bar."""
-    if job.phase == "training" and job.steps:
-        share: float | None = job.step / job.steps
-        words = [f"step {job.step:,} of {job.steps:,}"]
-        words += [f"loss {job.loss:.3f}"] if job.loss is not None else []
-        words += [f"{number(job.tokens_per_second)} tokens/s"] if job.tokens_per_second else []
-        words += [f"{span(job.seconds_left)} left"] if job.seconds_left is not None else []
-    else:
-        share = job.phase_done / job.phase_total if job.phase_total and job.phase_done else None
-        words = [DOING.get(job.phase, job.phase or "starting")]
-        words += [f"{job.phase_done:,} of {job.phase_total:,}"] if job.phase_total else []
-        words += [f"{span(job.seconds_left)} left"] if job.seconds_left is not None else []
-    if job.started and job.phase == "loading":
-        words.append(span(round(time.time() - job.started)))
-    return piece('{}<p class="fine">{}</p>', bar(share, f"Progress of {job.label}"), " · ".join(words))
+    """How far a running job is, in words and as a bar."""
+    phase = job.doing
+    share = phase.done / phase.total if phase.total and phase.done else None
+    return piece('{}<p class="fine">{}</p>', bar(share, f"Progress of {job.label}"), " · ".join(phase.words()))
 
 
 def digest(text: str) -> str:
