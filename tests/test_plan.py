@@ -19,7 +19,7 @@ from peftbook.errors import InputError
 from peftbook.records import default_store
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
-from peftbook.studio.plan import Settings, plan, preflight, presets, training_tokens
+from peftbook.studio.plan import BOUNDS, Settings, check_settings, plan, preflight, presets, training_tokens
 from peftbook.tasks import TaskData, get_task
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import Columns, read_table
@@ -136,18 +136,32 @@ def test_the_loss_is_taken_of_a_thousand_test_rows_at_most():
     [
         ({"models": ()}, "No model"),
         ({"methods": ("magic",)}, "Unknown method 'magic'"),
-        ({"seeds": 0}, "0 seeds"),
-        ({"seeds": 99}, "99 seeds"),
-        ({"epochs": 0.0}, "0 epochs"),
+        ({"seeds": 0}, "0 seeds are chosen: choose a whole number from 1 to 10"),
+        ({"seeds": 11}, "11 seeds are chosen: choose a whole number from 1 to 10"),
+        ({"seeds": 1.5}, "1.5 seeds are chosen: choose a whole number from 1 to 10"),
+        ({"seeds": "three"}, "'three' seeds"),
+        ({"seeds": True}, "True seeds"),
+        ({"epochs": 0.0}, "0 epochs are chosen: choose a number from 0.01 to 1,000"),
+        ({"epochs": 1001}, "1,001 epochs"),
         ({"epochs": float("nan")}, "nan epochs"),
-        ({"tokens": -1}, "tokens is -1"),
-        ({"batch_size": 0}, "batch_size = 0"),
-        ({"max_length": 2}, "max_length = 2"),
-        ({"max_new_tokens": 0}, "max_new_tokens = 0"),
-        ({"test_examples": 1000}, "1000 test examples"),
+        ({"tokens": -5}, "-5 training tokens .*: choose a whole number from 0 to 100,000,000"),
+        ({"tokens": 0.5}, "0.5 training tokens"),
+        ({"tokens": 999_999_999_999}, "999,999,999,999 training tokens"),
+        ({"tokens": 90_000_000}, "passes over the about 1,[0-9]{3} tokens .* choose at most 1,[0-9]{3},000"),
+        ({"batch_size": 0}, "batch size of 0"),
+        ({"batch_size": 10**9}, "batch size of 1,000,000,000 is chosen: choose a whole number from 1 to 512"),
+        ({"max_length": 2}, "longest example of 2 tokens is chosen: choose a whole number from 8"),
+        ({"max_length": 10**6}, "longest example of 1,000,000 tokens"),
+        ({"max_new_tokens": 0}, "longest answer of 0 tokens"),
+        ({"max_new_tokens": 10**6}, "longest answer of 1,000,000 tokens"),
+        ({"test_examples": 100_000}, "100,000 test rows are chosen: choose a whole number from 0 to 200"),
+        ({"test_examples": -1}, "-1 test rows"),
+        ({"prompt_length": 10**6}, "prompt length of 1,000,000"),
+        ({"prefix_length": -1}, "prefix length of -1"),
+        ({"rank": 4096}, "rank of 4,096"),
         ({"learning_rates": {"lora": -1.0}}, "learning rate of lora"),
         ({"learning_rates": {"magic": 1.0}}, "Unknown method 'magic'"),
-        ({"rank": -3}, "rank is -3"),
+        ({"rank": -3}, "rank of -3"),
         ({"seeds": 10, "methods": tuple(one.name for one in presets()),
           "models": (SMALL, specs.Model())}, "runs, more than 200"),
     ],
@@ -157,6 +171,26 @@ def test_settings_that_cannot_be_get_one_sentence(change, words):
     with pytest.raises(InputError, match=words) as caught:
         plan(TASK, dataclasses.replace(Settings(models=(SMALL,)), **change))
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_of_the_settings_has_bounds_that_its_usual_value_keeps():
+    """A field without them would be the next to spin for ever."""
+    numbers = {one.name for one in dataclasses.fields(Settings) if isinstance(one.default, (int, float))}
+    assert numbers == set(BOUNDS)
+    check_settings(Settings())
+
+
+def test_no_run_trains_on_more_tokens_than_a_plan_may_have():
+    """Not from a file's specs either: the plan of its batches would fill the memory."""
+    with pytest.raises(InputError, match="tokens = 999999999999"):
+        specs.build(specs.Budget, tokens=999_999_999_999, learning_rate=1e-3)
+
+
+def test_many_epochs_of_a_large_file_are_refused_by_their_tokens():
+    """The sentence says how many would do."""
+    with pytest.raises(InputError, match="more than 100,000,000: choose at most 33 epochs"):
+        plan(TASK, Settings(models=(SMALL,), epochs=500.0), tokens_of_training=3_000_000)
+    assert plan(TASK, Settings(models=(SMALL,), epochs=33.0), tokens_of_training=3_000_000)[1].budget.tokens == 99e6
 
 
 # --- preflight -------------------------------------------------------------------------------------------------
