@@ -49,7 +49,10 @@ FIRST_METHODS = 6  # shown at once; the others on demand
 
 
 def build_plan(context: Context) -> Step:
-    """The tab. `checked` holds the question whose answer is the table, in the browser."""
+    """The tab. `checked` holds the question whose answer is the table, in the browser.
+
+    The fields have no limits of Gradio's, which end in an error without words: the plan says its own.
+    """
     _, methods_first, seeds_first, tokens_first = PLANS[FIRST]
     checked = gr.Textbox("", visible="hidden", elem_classes="unseen")
     with gr.Row(elem_classes="columns"):
@@ -77,29 +80,19 @@ def build_plan(context: Context) -> Step:
             )
             with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                 with gr.Row(equal_height=True):
-                    seeds = gr.Number(
-                        seeds_first, label="Seeds", info="trainings of each method", precision=0, minimum=1, maximum=10
-                    )
-                    tokens = gr.Number(
-                        tokens_first, label="Training tokens", info="0: by epochs", precision=0, minimum=0
-                    )
-                    epochs = gr.Number(3, label="Epochs", info="where tokens are 0", minimum=0.01)
+                    seeds = gr.Number(seeds_first, label="Seeds", info="trainings of each method")
+                    tokens = gr.Number(tokens_first, label="Training tokens", info="0: by epochs")
+                    epochs = gr.Number(3, label="Epochs", info="where tokens are 0")
                 with gr.Row(equal_height=True):
-                    rank = gr.Number(0, label="LoRA rank", info="0: the preset's", precision=0, minimum=0)
-                    prompt_length = gr.Number(
-                        0, label="Prompt length", info="virtual tokens, 0: usual", precision=0, minimum=0
-                    )
-                    prefix_length = gr.Number(
-                        0, label="Prefix length", info="virtual tokens, 0: usual", precision=0, minimum=0
-                    )
+                    rank = gr.Number(0, label="LoRA rank", info="0: the preset's")
+                    prompt_length = gr.Number(0, label="Prompt length", info="virtual tokens, 0: usual")
+                    prefix_length = gr.Number(0, label="Prefix length", info="virtual tokens, 0: usual")
                 with gr.Row(equal_height=True):
-                    batch = gr.Number(8, label="Batch size", info="examples a step", precision=0, minimum=1)
-                    length = gr.Number(512, label="Longest example", info="tokens; more is cut", precision=0, minimum=8)
-                    new = gr.Number(64, label="Longest answer", info="tokens generated", precision=0, minimum=1)
+                    batch = gr.Number(8, label="Batch size", info="examples a step")
+                    length = gr.Number(512, label="Longest example", info="tokens; more is cut")
+                    new = gr.Number(64, label="Longest answer", info="tokens generated")
                 with gr.Row(equal_height=True):
-                    tests = gr.Number(
-                        100, label="Test rows", info="answers generated and scored", precision=0, minimum=0, maximum=200
-                    )
+                    tests = gr.Number(100, label="Test rows", info="answers generated and scored")
                     device = gr.Dropdown(
                         devices(), value=devices()[0][1], label="Runs on", interactive=len(devices()) > 1
                     )
@@ -236,7 +229,7 @@ def number_of(name: str, value: Any) -> float | int:
     """A field's number. Raises InputError for an empty one."""
     if value is None:
         raise InputError(f"The field for {name.replace('_', ' ')} is empty: give a number.")
-    return float(value) if name == "epochs" else int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def lines(text: str | None) -> list[str]:
