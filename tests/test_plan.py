@@ -9,6 +9,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 from test_cost import rates
@@ -250,6 +251,53 @@ def test_a_sample_of_a_large_split_stands_for_it(monkeypatch):
     monkeypatch.setattr(preflighting, "SAMPLE", 24)
     sampled = preflight(TASK, run, ROOMY)[0]
     assert sampled.rows == whole.rows and sampled.tokens == pytest.approx(whole.tokens, rel=0.2)
+
+
+def test_long_rows_are_sampled_by_their_length(monkeypatch):
+    """Some thousand of them would take a tokenizer minutes; those that are counted stand for all."""
+    task = task_of([(f"{n} " + "word " * 400, "yes") for n in range(60)])
+    run = plan(task, Settings(models=(SMALL,), methods=("lora",), max_length=1024))[1:]
+    whole = preflight(task, run, ROOMY)[0]
+    monkeypatch.setattr(preflighting, "SAMPLE_CHARS", 20_000)
+    subject = preflighting.Subject(task, run[0])
+    assert sum(len(one.input) for one in subject.sample) <= 20_000
+    assert preflight(task, run, ROOMY)[0].tokens == pytest.approx(whole.tokens, rel=0.05)
+
+
+def test_a_check_goes_in_steps_that_each_read_one_row_at_most():
+    """Between two of them texts are written, and a check that nobody waits for is dropped."""
+    asked = []
+    runs = plan(TASK, Settings(models=(SMALL,), methods=("lora", "prompt")))
+    steps = preflighting.preflight_steps(TASK, runs, ROOMY)
+    subject = preflighting.Subject
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskData, "messages", lambda *args, known=TaskData.messages: asked.append(1) or known(*args))
+        patch.setattr(subject, "memory", lambda *_: (None, None))
+        patch.setattr(subject, "seconds", lambda *_: {})
+        most, found = 0, []
+        for step in steps:
+            most, asked[:] = max(most, len(asked)), []
+            found += [step] if step else []
+    assert most == 1 and [check.key for check in found] == [run.key for run in runs]
+
+
+def test_the_largest_budget_is_checked_as_fast_as_a_small_one():
+    """Time and epochs come from one pass over the rows."""
+    runs = plan(TASK, Settings(models=(SMALL,), methods=("lora",), epochs=1000.0))
+    runs = [run.model_copy(update={"budget": run.budget.model_copy(update={"tokens": 10**12})}) for run in runs[1:]]
+    began = time.monotonic()
+    check = preflight(TASK, runs, ROOMY)[0]
+    assert time.monotonic() - began < 10 and check.seconds > 1e5 and check.epochs > 1e6
+    assert check.seconds > check.training_seconds > 0 and check.generation_seconds > 0
+
+
+def test_a_measurement_that_takes_long_is_ended_and_time_is_unknown(monkeypatch):
+    """Other work has begun beside it; the check goes on."""
+    from peftbook.training import calibration
+
+    monkeypatch.setattr(preflighting, "MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr(calibration, "known_rates", lambda platform: None)
+    assert preflighting.measured_apart("cpu") is None
 
 
 def test_a_model_out_of_reach_is_refused_and_the_others_are_not(tmp_path):
