@@ -16,7 +16,7 @@ from peftbook.errors import InputError
 
 __all__ = ["Database", "clear_failures", "default_home"]
 
-SCHEMA = 2  # 1 had no sessions
+SCHEMA = 3  # 1 had no sessions, 2 did not know whether a page still waits for an answer
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS requests (
     project TEXT REFERENCES projects ON DELETE CASCADE, kind TEXT NOT NULL, payload TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'done', 'failed', 'withdrawn')),
     created REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, text TEXT NOT NULL DEFAULT '',
-    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT ''
+    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT '', seen REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sessions (
     token TEXT PRIMARY KEY, name TEXT NOT NULL, password TEXT NOT NULL, until REAL NOT NULL
@@ -128,6 +128,8 @@ class Database:
                 if version < SCHEMA:
                     self._connection().execute("PRAGMA journal_mode = WAL")
                     with self._write() as db:
+                        if db.execute("PRAGMA user_version").fetchone()[0] < 3:
+                            db.execute("DROP TABLE IF EXISTS requests")  # of an earlier day: nobody waits for them
                         for statement in TABLES.split(";"):
                             db.execute(statement)
                         db.execute(f"PRAGMA user_version = {SCHEMA}")
