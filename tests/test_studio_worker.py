@@ -26,7 +26,7 @@ from tiny import save_tiny_folder, tiny_llama
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
-from peftbook.studio import artefacts, assistant, preflight, requests, work
+from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
 from peftbook.studio.processes import is_alive
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
 from peftbook.studio.trained import UNMERGED, load_trained, merge, share_weights
@@ -694,7 +694,7 @@ def test_checks_and_texts_take_turns(endless):
 def test_a_withdrawn_check_is_dropped(endless, monkeypatch):
     """Nobody waits for it: the assistant has nothing to do any more."""
     studio, _, payload = endless
-    monkeypatch.setattr(assistant, "CHECK_PAUSE", 0.0)
+    monkeypatch.setattr(checking.Checking, "pause", 0.0)
     helper = assistant.Assistant(studio)
     request = studio.ask("preflight", payload)
     assert helper.tick() and helper.under_way
@@ -724,7 +724,7 @@ def test_a_check_whose_page_is_gone_is_withdrawn_and_one_that_is_watched_is_not(
 def test_a_check_that_takes_too_long_ends_with_what_to_do(endless, monkeypatch):
     """In one sentence that says how long it took."""
     studio, _, payload = endless
-    monkeypatch.setattr(assistant, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(checking, "CHECK_SECONDS", 0.2)
     helper = assistant.Assistant(studio)
     request = studio.ask("preflight", payload)
     wait_for(lambda: not helper.tick(), 30)

@@ -15,13 +15,14 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
+from peftbook.studio.checking import Checking
 from peftbook.studio.processes import die_with_parent
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Job, Studio
@@ -35,14 +36,12 @@ if TYPE_CHECKING:
     from peftbook.studio.preflight import Check
     from peftbook.training.models import Loaded
 
-__all__ = ["Assistant", "Checking", "Models", "Stream", "choose", "continuation"]
+__all__ = ["Assistant", "Models", "Stream", "choose", "continuation"]
 
 IDLE_SECONDS = 300.0
 PAUSE_SECONDS = 0.05  # between two writes of one text
 STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
-MOMENT_SECONDS = 0.05  # of a check's work before the texts have their turn
-CHECK_SECONDS = 180.0  # of a check: ten times what one takes on a slow machine that measures its speed first
-CHECK_PAUSE, LAPSE_PAUSE = 0.5, 1.0  # seconds between two looks whether a check is wanted, and for pages that are gone
+LAPSE_PAUSE = 1.0  # seconds between two looks for pages that are gone
 MODELS = 4  # kept loaded; models on one base share its tensors
 SPARE = 0.15  # of the memory: with less available no second model is kept
 MAX_PROMPT_TOKENS = 4096
@@ -178,37 +177,6 @@ class Stream:
         """So far; while it grows, a character whose last bytes are missing waits for them."""
         text = self.tokenizer.decode(self.written, skip_special_tokens=True).strip()
         return text if self.ended else text.rstrip("\ufffd")
-
-
-@dataclass
-class Checking:
-    """One check of a plan under way. result: the checks so far, as dictionaries."""
-
-    request: str
-    steps: Iterator[Check | None]
-    began: float = field(default_factory=time.monotonic)
-    result: list[dict] = field(default_factory=list)
-    ended: bool = False
-    said: float = -1e9
-    pause = CHECK_PAUSE
-
-    def advance(self) -> None:
-        """A moment's work, or the end. Raises InputError when it has taken too long."""
-        until = time.monotonic() + MOMENT_SECONDS
-        for check in self.steps:
-            if check is not None:
-                self.result.append(asdict(check))
-            if (now := time.monotonic()) > self.began + CHECK_SECONDS:
-                raise InputError(
-                    f"The check was ended after {CHECK_SECONDS / 60:.0f} minutes: choose fewer models or methods, or "
-                    "check again when this machine does less."
-                )
-            if now > until:
-                return
-        self.ended = True
-
-    def text(self) -> str:
-        return ""
 
 
 class Assistant:
