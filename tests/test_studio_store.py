@@ -447,6 +447,7 @@ def test_a_question_that_a_page_no_longer_watches_is_withdrawn(studio, project, 
     studio.watch(asked[1])
     studio.lapse()
     assert [studio.answer(one).state for one in asked] == ["withdrawn", "waiting", "withdrawn", "waiting"]
+    assert "its page was away" in studio.answer(asked[0]).error
 
 
 def test_a_kind_of_question_can_be_left_for_later(studio, project):

@@ -21,13 +21,14 @@ KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # so often the assistant may die over one request
 SEEN_SECONDS = 2.0  # between two notes that a page still waits
 GONE_SECONDS = 20.0  # without such a note, after which nobody waits; a hidden page of a browser asks every second or so
+LAPSED = "It was stopped, as its page was away: ask again."
 CHECK_DIED = "The check was ended from outside, twice: check again, with fewer models or methods if that does not help."
 
 
 @dataclass(frozen=True)
 class Answer:
     """text: what has been generated so far.  result: what a question without text is answered with, or None.
-    error: why it failed, one sentence.
+    error: why it failed, one sentence; or why it was withdrawn, if that was not asked for.
     """
 
     state: AnswerState
@@ -150,7 +151,7 @@ class Requests(Database):
         gone, under_way = time.time() - GONE_SECONDS, "state IN ('waiting', 'working') AND seen < ?"
         if self._row(f"SELECT 1 FROM requests WHERE {under_way}", gone) is not None:
             with self._write() as db:
-                db.execute(f"UPDATE requests SET state = 'withdrawn' WHERE {under_way}", (gone,))
+                db.execute(f"UPDATE requests SET state = 'withdrawn', error = ? WHERE {under_way}", (LAPSED, gone))
 
     def unanswered(self, why: str) -> None:
         """The assistant died: what it was working on waits again; what it died over before has failed.
