@@ -18,7 +18,7 @@ import pytest
 from studio_home import colours_project, small_run
 
 from peftbook import cli, specs
-from peftbook.studio import compare
+from peftbook.studio import compare, plan
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.terminal import Ticker, progress_line
 
@@ -237,6 +237,10 @@ def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
         (("--models", "no/such/model/here"), "neither a folder nor a hub id"),
         (("--instruction", "Say it"), "{input}"),
         (("--seeds", "11"), "11 seeds"),
+        (("--seeds", "1.5"), "1.5 seeds are chosen: choose a whole number"),
+        (("--tokens", "999999999999"), "999,999,999,999 training tokens"),
+        (("--tokens", "-5"), "-5 training tokens"),
+        (("--test-examples", "100000"), "100,000 test rows"),
         (("--report", "/no/such/folder/out.html"), "folder that exists"),
         (("--run", "{"), "--run is not a run"),
         (("--learning-rate", "lora"), "write it as lora=4e-4"),
@@ -251,6 +255,23 @@ def test_bad_input_is_one_sentence_and_leaves_no_project(place, tmp_path, capsys
     argv[argv.index("--home") + 1] = str(home)
     assert words in refused(capsys, *argv, *more)
     assert not (home / "projects").exists() or not any((home / "projects").iterdir())
+
+
+def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, capsys, monkeypatch):
+    """In one line before anything is queued; nothing is said where the hour is kept, or where runs are given whole."""
+    args = cli.build_parser().parse_args([*command(place), "--seeds", "3"])
+    columns, split = compare.Columns(args.input, args.target), compare.split_of(args)
+    task = compare.task_from_table(compare.read_file(args.file)[1], columns, split, args.instruction)
+    runs, settings, studio = compare.chosen_runs(args, task), compare.settings_of(args), Studio(tmp_path / "home")
+
+    def said(seconds: float, settings: plan.Settings | None) -> str:
+        long = [plan.Check(run.key, "", 1, 1, 0, seconds, 1.0, True, "", 1.0, 0.9 * seconds) for run in runs]
+        monkeypatch.setattr(plan, "preflight", lambda *_, **__: long)
+        compare.refuse_misfits(studio, None, task, runs, settings)
+        return capsys.readouterr().err
+
+    assert "A smaller plan would take about" in said(1800.0, settings) and "--seeds 1\n" in said(1800.0, settings)
+    assert "smaller" not in said(60.0, settings) and "smaller" not in said(1800.0, None)
 
 
 def test_the_data_is_never_overwritten(place, capsys):

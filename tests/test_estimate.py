@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -60,6 +61,43 @@ def test_the_seconds_of_a_plan_are_those_of_its_batches():
     assert len(estimate.by_attention(setup, batches)) == 2
     each = [estimate.training_seconds(shape, setup, EVERYTHING, [batch]) for batch in batches]
     assert estimate.training_seconds(shape, setup, EVERYTHING, batches) == pytest.approx(sum(each), rel=1e-9)
+
+
+def budget_seconds(tokens: int, data: list[Encoded], seed: int = 0) -> float:
+    """The estimate for a budget of so many tokens of a tiny model's LoRA."""
+    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    budget = specs.Budget(tokens=tokens, batch_size=4, learning_rate=1e-3)
+    return estimate.budget_seconds(shape, setup, EVERYTHING, data, budget, seed)
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.3, 0.77, 1.0])
+def test_a_budget_of_at_most_an_epoch_is_timed_by_the_batches_it_trains_on(share):
+    """The loop's own plan, batch for batch."""
+    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    data = random_examples(300)
+    lengths = [len(one.ids) for one in data]
+    tokens = max(1, round(share * sum(lengths)))
+    batches = [[data[index] for index in batch] for batch in batch_plan(lengths, 4, tokens, 5)]
+    assert budget_seconds(tokens, data, 5) == estimate.training_seconds(shape, setup, EVERYTHING, batches)
+
+
+def test_epochs_take_their_number_times_the_first():
+    """Exactly so, what is left of a last one added; and nearly what all their own batches take."""
+    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    data = random_examples(300)
+    lengths = [len(one.ids) for one in data]
+    once, part = budget_seconds(sum(lengths), data), budget_seconds(500, data)
+    assert budget_seconds(7 * sum(lengths) + 500, data) == pytest.approx(7 * once + part)
+    batches = [[data[index] for index in batch] for batch in batch_plan(lengths, 4, 7 * sum(lengths), 0)]
+    assert 7 * once == pytest.approx(estimate.training_seconds(shape, setup, EVERYTHING, batches), rel=0.02)
+
+
+def test_a_budget_that_no_machine_could_train_on_is_timed_at_once():
+    """Walking through its batches would fill the memory."""
+    data = random_examples(50)
+    began = time.monotonic()
+    seconds = budget_seconds(999_999_999_999, data)
+    assert time.monotonic() - began < 5 and seconds > 1e3 * budget_seconds(10**6, data)
 
 
 def test_generation_takes_a_step_for_every_token_of_the_longest_answer():

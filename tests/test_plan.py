@@ -9,6 +9,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 from test_cost import rates
@@ -19,7 +20,8 @@ from peftbook.errors import InputError
 from peftbook.records import default_store
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
-from peftbook.studio.plan import Settings, plan, preflight, presets, training_tokens
+from peftbook.studio.plan import BOUNDS, Check, Settings, check_settings, plan, preflight, presets, training_tokens
+from peftbook.studio.smaller import smaller_plan
 from peftbook.tasks import TaskData, get_task
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import Columns, read_table
@@ -66,7 +68,8 @@ def test_every_method_of_the_package_is_offered_with_the_rate_that_the_book_chos
 def test_planning_imports_neither_torch_nor_transformers():
     """The web process plans; it must start at once and stay small."""
     code = (
-        "import sys; from peftbook.studio.plan import Settings, plan, presets; presets(); "
+        "import sys; from peftbook.studio import smaller; from peftbook.studio.plan import Settings, plan, presets; "
+        "presets(); "
         "print([name for name in ('torch', 'transformers', 'peft', 'gradio') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -136,18 +139,32 @@ def test_the_loss_is_taken_of_a_thousand_test_rows_at_most():
     [
         ({"models": ()}, "No model"),
         ({"methods": ("magic",)}, "Unknown method 'magic'"),
-        ({"seeds": 0}, "0 seeds"),
-        ({"seeds": 99}, "99 seeds"),
-        ({"epochs": 0.0}, "0 epochs"),
+        ({"seeds": 0}, "0 seeds are chosen: choose a whole number from 1 to 10"),
+        ({"seeds": 11}, "11 seeds are chosen: choose a whole number from 1 to 10"),
+        ({"seeds": 1.5}, "1.5 seeds are chosen: choose a whole number from 1 to 10"),
+        ({"seeds": "three"}, "'three' seeds"),
+        ({"seeds": True}, "True seeds"),
+        ({"epochs": 0.0}, "0 epochs are chosen: choose a number from 0.01 to 1,000"),
+        ({"epochs": 1001}, "1,001 epochs"),
         ({"epochs": float("nan")}, "nan epochs"),
-        ({"tokens": -1}, "tokens is -1"),
-        ({"batch_size": 0}, "batch_size = 0"),
-        ({"max_length": 2}, "max_length = 2"),
-        ({"max_new_tokens": 0}, "max_new_tokens = 0"),
-        ({"test_examples": 1000}, "1000 test examples"),
+        ({"tokens": -5}, "-5 training tokens .*: choose a whole number from 0 to 100,000,000"),
+        ({"tokens": 0.5}, "0.5 training tokens"),
+        ({"tokens": 999_999_999_999}, "999,999,999,999 training tokens"),
+        ({"tokens": 90_000_000}, "passes over the about 1,[0-9]{3} tokens .* choose at most 1,[0-9]{3},000"),
+        ({"batch_size": 0}, "batch size of 0"),
+        ({"batch_size": 10**9}, "batch size of 1,000,000,000 is chosen: choose a whole number from 1 to 512"),
+        ({"max_length": 2}, "longest example of 2 tokens is chosen: choose a whole number from 8"),
+        ({"max_length": 10**6}, "longest example of 1,000,000 tokens"),
+        ({"max_new_tokens": 0}, "longest answer of 0 tokens"),
+        ({"max_new_tokens": 10**6}, "longest answer of 1,000,000 tokens"),
+        ({"test_examples": 100_000}, "100,000 test rows are chosen: choose a whole number from 0 to 200"),
+        ({"test_examples": -1}, "-1 test rows"),
+        ({"prompt_length": 10**6}, "prompt length of 1,000,000"),
+        ({"prefix_length": -1}, "prefix length of -1"),
+        ({"rank": 4096}, "rank of 4,096"),
         ({"learning_rates": {"lora": -1.0}}, "learning rate of lora"),
         ({"learning_rates": {"magic": 1.0}}, "Unknown method 'magic'"),
-        ({"rank": -3}, "rank is -3"),
+        ({"rank": -3}, "rank of -3"),
         ({"seeds": 10, "methods": tuple(one.name for one in presets()),
           "models": (SMALL, specs.Model())}, "runs, more than 200"),
     ],
@@ -157,6 +174,26 @@ def test_settings_that_cannot_be_get_one_sentence(change, words):
     with pytest.raises(InputError, match=words) as caught:
         plan(TASK, dataclasses.replace(Settings(models=(SMALL,)), **change))
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_of_the_settings_has_bounds_that_its_usual_value_keeps():
+    """A field without them would be the next to spin for ever."""
+    numbers = {one.name for one in dataclasses.fields(Settings) if isinstance(one.default, (int, float))}
+    assert numbers == set(BOUNDS)
+    check_settings(Settings())
+
+
+def test_no_run_trains_on_more_tokens_than_a_plan_may_have():
+    """Not from a file's specs either: the plan of its batches would fill the memory."""
+    with pytest.raises(InputError, match="tokens = 999999999999"):
+        specs.build(specs.Budget, tokens=999_999_999_999, learning_rate=1e-3)
+
+
+def test_many_epochs_of_a_large_file_are_refused_by_their_tokens():
+    """The sentence says how many would do."""
+    with pytest.raises(InputError, match="more than 100,000,000: choose at most 33 epochs"):
+        plan(TASK, Settings(models=(SMALL,), epochs=500.0), tokens_of_training=3_000_000)
+    assert plan(TASK, Settings(models=(SMALL,), epochs=33.0), tokens_of_training=3_000_000)[1].budget.tokens == 99e6
 
 
 # --- preflight -------------------------------------------------------------------------------------------------
@@ -218,6 +255,53 @@ def test_a_sample_of_a_large_split_stands_for_it(monkeypatch):
     assert sampled.rows == whole.rows and sampled.tokens == pytest.approx(whole.tokens, rel=0.2)
 
 
+def test_long_rows_are_sampled_by_their_length(monkeypatch):
+    """Some thousand of them would take a tokenizer minutes; those that are counted stand for all."""
+    task = task_of([(f"{n} " + "word " * 400, "yes") for n in range(60)])
+    run = plan(task, Settings(models=(SMALL,), methods=("lora",), max_length=1024))[1:]
+    whole = preflight(task, run, ROOMY)[0]
+    monkeypatch.setattr(preflighting, "SAMPLE_CHARS", 20_000)
+    subject = preflighting.Subject(task, run[0])
+    assert sum(len(one.input) for one in subject.sample) <= 20_000
+    assert preflight(task, run, ROOMY)[0].tokens == pytest.approx(whole.tokens, rel=0.05)
+
+
+def test_a_check_goes_in_steps_that_each_read_one_row_at_most():
+    """Between two of them texts are written, and a check that nobody waits for is dropped."""
+    asked = []
+    runs = plan(TASK, Settings(models=(SMALL,), methods=("lora", "prompt")))
+    steps = preflighting.preflight_steps(TASK, runs, ROOMY)
+    subject = preflighting.Subject
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskData, "messages", lambda *args, known=TaskData.messages: asked.append(1) or known(*args))
+        patch.setattr(subject, "memory", lambda *_: (None, None))
+        patch.setattr(subject, "seconds", lambda *_: {})
+        most, found = 0, []
+        for step in steps:
+            most, asked[:] = max(most, len(asked)), []
+            found += [step] if step else []
+    assert most == 1 and [check.key for check in found] == [run.key for run in runs]
+
+
+def test_the_largest_budget_is_checked_as_fast_as_a_small_one():
+    """Time and epochs come from one pass over the rows."""
+    runs = plan(TASK, Settings(models=(SMALL,), methods=("lora",), epochs=1000.0))
+    runs = [run.model_copy(update={"budget": run.budget.model_copy(update={"tokens": 10**12})}) for run in runs[1:]]
+    began = time.monotonic()
+    check = preflight(TASK, runs, ROOMY)[0]
+    assert time.monotonic() - began < 10 and check.seconds > 1e5 and check.epochs > 1e6
+    assert check.seconds > check.training_seconds > 0 and check.generation_seconds > 0
+
+
+def test_a_measurement_that_takes_long_is_ended_and_time_is_unknown(monkeypatch):
+    """Other work has begun beside it; the check goes on."""
+    from peftbook.training import calibration
+
+    monkeypatch.setattr(preflighting, "MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr(calibration, "known_rates", lambda platform: None)
+    assert preflighting.measured_apart("cpu") is None
+
+
 def test_a_model_out_of_reach_is_refused_and_the_others_are_not(tmp_path):
     """One wrong folder does not spoil a plan."""
     wrong = specs.Model(name=str(tmp_path), revision="")
@@ -262,6 +346,71 @@ def test_predicted_peaks_are_near_those_of_the_books_own_runs():
     for kind, ratios in found.items():
         assert 0.8 < statistics.median(ratios) < 1.25, (kind, ratios)
         assert min(ratios) > 0.7 and max(ratios) < 1.6, (kind, ratios)
+
+
+# --- a smaller plan --------------------------------------------------------------------------------------------
+
+
+def checked(settings: Settings, speed: float = 1e-3) -> tuple[tuple[specs.Run, ...], list[Check]]:
+    """The runs of settings on a machine that takes so many seconds for a training token, 300 times as many for an
+    answer, and a minute for the loss.
+    """
+    runs, checks = plan(TASK, settings), []
+    for run in runs:
+        training = speed * run.budget.tokens if run.budget else 0.0
+        writing = 300 * speed * run.evaluation.n_generate
+        seconds = 60 + training + writing
+        checks.append(Check(run.key, "", 48, 1000, 0, seconds, 1e9, True, "", 1.0, training, writing))
+    return runs, checks
+
+
+LONG = Settings(models=(SMALL,), methods=("lora", "prompt"), tokens=500_000, seeds=3)
+
+
+@pytest.mark.parametrize("speed", [3e-3, 1e-2, 5e-2, 0.2])
+@pytest.mark.parametrize(
+    "change", [{}, {"seeds": 10}, {"tokens": 0, "epochs": 400.0}, {"methods": ("untuned", "lora")}]
+)
+def test_a_smaller_plan_ends_within_the_hour_and_gives_nothing_up_without_need(change, speed):
+    """By the same check; the settings differ in what its words and options say, and nowhere else."""
+    settings = dataclasses.replace(LONG, **change)
+    runs, checks = checked(settings, speed)
+    assert sum(check.seconds for check in checks) > 3600
+    less = smaller_plan(settings, runs, checks)
+    seconds = sum(check.seconds for check in checked(less.settings, speed)[1])
+    assert seconds <= 3600 and seconds == pytest.approx(less.seconds, rel=0.1) and seconds > 1800
+    assert dataclasses.replace(less.settings, **{name: getattr(settings, name) for name in less.changes}) == settings
+    given = dict(zip(less.options.split()[::2], less.options.split()[1::2], strict=True))
+    fields = {name.lstrip("-").replace("-", "_"): int(value) for name, value in given.items()}
+    assert fields == less.changes and all(f"{value:,}" in less.words for value in fields.values())
+
+
+def test_seeds_are_kept_as_long_as_training_is_worth_it():
+    """Intervals over the luck of training are what seeds are for."""
+    kept = smaller_plan(LONG, *checked(LONG, 2e-3))
+    assert kept.settings.seeds == 3 and 10_000 <= kept.settings.tokens < LONG.tokens
+    given_up = smaller_plan(LONG, *checked(LONG, 0.1))
+    assert given_up.settings.seeds == 1 and "1 seed" in given_up.words
+    least = smaller_plan(LONG, *checked(LONG, 0.3))
+    assert least.settings.seeds == 1 and 1000 <= least.settings.tokens < 10_000
+
+
+def test_no_smaller_plan_where_there_is_no_need_or_no_way():
+    """Within the hour; hours for the loss alone; and seconds that nobody knows."""
+    assert smaller_plan(LONG, *checked(LONG, 1e-4)) is None
+    assert smaller_plan(LONG, *checked(LONG, 100.0)) is None
+    runs, checks = checked(LONG, 1.0)
+    assert smaller_plan(LONG, runs, [dataclasses.replace(checks[0], seconds=None), *checks[1:]]) is None
+
+
+def test_the_smaller_plan_of_a_real_check_is_checked_to_be_within_the_hour(monkeypatch):
+    """Time is not quite proportional to tokens and rows; what is aimed at leaves room for that."""
+    monkeypatch.setattr(preflighting, "rates_here", lambda platform: rates(2e-9, 1e-10, RATES.plain["fp32"], 1e-5))
+    settings = dataclasses.replace(LONG, methods=("lora", "prompt", "full"), test_examples=6)
+    runs = plan(TASK, settings)
+    less = smaller_plan(settings, runs, preflight(TASK, runs, ROOMY))
+    again = sum(check.seconds for check in preflight(TASK, plan(TASK, less.settings), ROOMY))
+    assert again <= 3600 and again == pytest.approx(less.seconds, rel=0.15)
 
 
 # --- what a cell may say ---------------------------------------------------------------------------------------

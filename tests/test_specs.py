@@ -32,7 +32,7 @@ methods = st.one_of(
 )
 budgets = st.builds(
     specs.Budget,
-    tokens=st.integers(1, 10**9),
+    tokens=st.integers(1, specs.MOST_TOKENS - 1),
     batch_size=st.integers(1, 64),
     learning_rate=positive,
     warmup=st.floats(0, 0.99),

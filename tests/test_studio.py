@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import os
 import signal
@@ -21,7 +22,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from peftbook import specs
+from peftbook.studio.plan import Check
 from peftbook.studio.store import Studio
+from peftbook.tasks.files import Split
+from peftbook.tasks.table import Columns
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -266,6 +271,94 @@ def test_a_login_lets_in_who_knows_the_password(browser, tmp_path):
         page.context.close()
     finally:
         stop(process)
+
+
+@pytest.fixture(scope="module")
+def planning(browser, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """The plan of a project in a studio without a worker: what the assistant says is said by the tests."""
+    home = tmp_path_factory.mktemp("planning")
+    studio = Studio(home)
+    rows = table().rpartition("ragged")[0].encode()
+    project = studio.create_project("plan", rows, "plan.csv", Columns("question", "answer"), Split())
+    process, address = start(home, 0, "--no-worker")
+    page, troubles = browser.new_context(viewport=DESKTOP).new_page(), []
+    page.on("response", lambda r: troubles.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+    page.goto(f"{address}?project={project.id}&step=plan")
+    page.wait_for_selector("#models")
+    page.locator("#advanced button").first.click()
+    yield SimpleNamespace(studio=studio, page=page, troubles=troubles, fields=page.locator("#advanced"))
+    page.context.close()
+    stop(process)
+
+
+def last_state(studio: Studio) -> str:
+    """Of the question asked last."""
+    return studio._row("SELECT state FROM requests ORDER BY number DESC")["state"]
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "usual", "words"),
+    [
+        ("Seeds", "11", "1", "11 seeds"),
+        ("Seeds", "1.5", "1", "1.5 seeds are chosen: choose a whole number from 1 to 10"),
+        ("Seeds", "", "1", "The field for seeds is empty"),
+        ("Training tokens", "-5", "2000", "-5 training tokens"),
+        ("Training tokens", "999999999999", "2000", "999,999,999,999 training tokens"),
+        ("Test rows", "100000", "10", "100,000 test rows are chosen: choose a whole number from 0 to 200"),
+        ("Batch size", "0", "8", "A batch size of 0"),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_sentence_that_goes_with_it(planning, label, value, usual, words):
+    """No error of the server's; the sentence names the value and leaves when that is changed."""
+    page = planning.page
+    planning.fields.get_by_label(label).fill(value)
+    page.click("#check")
+    page.wait_for_selector(".note-trouble:visible")
+    assert words in page.inner_text(".note-trouble:visible")
+    planning.fields.get_by_label(label).fill(usual)
+    page.wait_for_selector(".note-trouble", state="hidden")
+    assert planning.troubles == []
+
+
+def test_a_check_counts_the_seconds_and_is_cancelled_or_goes_with_a_change(planning):
+    """Cancel, a change of the form and another check each withdraw the one that waits."""
+    page, studio = planning.page, planning.studio
+    page.click("#check")
+    page.wait_for_selector("#cancel-check:visible")
+    page.wait_for_function("parseInt(document.querySelector('#preflight [data-since]').textContent) >= 1")
+    assert last_state(studio) == "waiting"
+    page.click("#cancel-check")
+    page.wait_for_selector("#cancel-check", state="hidden")
+    assert last_state(studio) == "withdrawn" and page.inner_text("#preflight") == ""
+    page.click("#check")
+    page.wait_for_selector("#cancel-check:visible")
+    planning.fields.get_by_label("Test rows").fill("11")
+    page.wait_for_selector("#cancel-check", state="hidden")
+    assert last_state(studio) == "withdrawn" and planning.troubles == []
+
+
+def test_a_plan_of_hours_offers_one_within_the_hour(planning):
+    """One click fills the form with it and has it checked; a check that failed says why in place."""
+    page, studio = planning.page, planning.studio
+    planning.fields.get_by_label("Training tokens").fill("20000")
+    page.click("#check")
+    page.wait_for_selector("#cancel-check:visible")
+    asked = studio.take()
+    runs = [specs.Run.model_validate_json(text) for text in asked.payload["runs"]]
+    hours = [Check(run.key, "A run", 9, 99, 0, 9e3, 1e9, True, "", 2.0, 8e3, 500.0) for run in runs if run.budget]
+    short = [Check(run.key, "Untuned", 9, 99, 0, 9.0, 1e9, True) for run in runs if not run.budget]
+    studio.settle(asked.id, result=[dataclasses.asdict(check) for check in short + hours])
+    page.wait_for_selector("[data-act=smaller]")
+    assert "2 h 30 min" in page.inner_text("#preflight .note-warn") and page.locator("#submit:visible").count() == 1
+    page.click("[data-act=smaller]")
+    page.wait_for_selector("#cancel-check:visible")
+    taken = studio.take()
+    tokens = specs.Run.model_validate_json(taken.payload["runs"][1]).budget.tokens
+    assert tokens < 20_000 and planning.fields.get_by_label("Training tokens").input_value() == str(tokens)
+    assert page.locator("#recipe input[value=own]").is_checked()
+    studio.settle(taken.id, error="The check was ended.")
+    page.wait_for_selector(".note-trouble:visible")
+    assert page.locator("#cancel-check:visible").count() == 0 and planning.troubles == []
 
 
 def test_two_models_answer_side_by_side(session, running):

@@ -23,7 +23,7 @@ from studio_home import SMALL, claim_all, colours_csv, colours_project
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Record
-from peftbook.studio import attempts
+from peftbook.studio import attempts, requests
 from peftbook.studio.database import SCHEMA
 from peftbook.studio.jobs import EDGES
 from peftbook.studio.processes import end_group, identity, is_alive
@@ -96,11 +96,13 @@ def test_a_home_of_another_version_or_no_database_is_refused(tmp_path):
 
 
 def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project):
-    """Version 1 had no sessions; what it has stays."""
+    """Version 1 had no sessions, and its questions nobody who watched; what it has stays."""
     with studio._write() as db:
         db.execute("DROP TABLE sessions")
+        db.execute("ALTER TABLE requests DROP COLUMN seen")
         db.execute("PRAGMA user_version = 1")
     again = Studio(studio.home)
+    assert not again.watch(again.ask("preflight", {"project": project.id, "runs": []}, watched=True)).ended
     assert again._rows("SELECT * FROM sessions") == [] and again.projects() == [project]
     assert again._row("PRAGMA user_version")[0] == SCHEMA
 
@@ -459,6 +461,38 @@ def test_an_answer_grows_and_ends(studio, project):
     assert studio.answer(third).state == "withdrawn"
     with pytest.raises(InputError, match="does not know"):
         studio.ask("rm -rf", {"project": project.id})
+
+
+def test_a_question_that_a_page_no_longer_watches_is_withdrawn(studio, project, monkeypatch):
+    """Waiting or worked on; what was asked without a page stays, and so does what is watched."""
+    asked = [studio.ask("preflight", {"project": project.id}, watched=watched) for watched in (True, True, True, False)]
+    assert studio.take().id == asked[0]
+    studio.lapse()
+    assert {studio.answer(one).state for one in asked} == {"working", "waiting"}
+    now = time.time() + requests.GONE_SECONDS + 1
+    monkeypatch.setattr(requests.time, "time", lambda: now)
+    studio.watch(asked[1])
+    studio.lapse()
+    assert [studio.answer(one).state for one in asked] == ["withdrawn", "waiting", "withdrawn", "waiting"]
+    assert "its page was away" in studio.answer(asked[0]).error
+
+
+def test_a_kind_of_question_can_be_left_for_later(studio, project):
+    """A long one of another kind is not in its way."""
+    texts = [studio.ask("generate", {"project": project.id, "text": "a"}) for _ in range(2)]
+    check = studio.ask("preflight", {"project": project.id, "runs": []})
+    assert studio.take(["preflight", "merge"]).id == check and studio.take(["preflight"]) is None
+    assert [studio.take().id for _ in texts] == texts
+
+
+def test_a_check_that_the_assistant_dies_over_is_not_told_to_shorten_a_text(studio, project):
+    """It has none, and what ended the process may have been another's."""
+    request = studio.ask("preflight", {"project": project.id, "runs": []})
+    for _ in range(requests.TRIES):
+        studio.take()
+        studio.unanswered("The assistant was ended by signal 9 (out of memory?): ask again, with a shorter text.")
+    answer = studio.answer(request)
+    assert answer.state == "failed" and "check again" in answer.error and "memory" not in answer.error
 
 
 def test_a_question_that_the_assistant_dies_over_twice_has_failed(studio, project):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from tiny import save_tiny_folder, tiny_llama
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
-from peftbook.studio import artefacts, assistant, work
+from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
 from peftbook.studio.processes import is_alive
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
 from peftbook.studio.trained import UNMERGED, load_trained, merge, share_weights
@@ -656,10 +657,82 @@ def test_preflight_is_answered_by_the_assistant(shop):
     runs = [jobs[name].run.canonical() for name in ("untuned", "lora")]
     request = studio.ask("preflight", {"project": project.id, "runs": runs})
     helper = assistant.Assistant(studio)
-    assert helper.tick() and not helper.models.loaded
+    while not studio.answer(request).ended:
+        assert helper.tick() and not helper.models.loaded
     answer = studio.answer(request)
     assert answer.state == "done", answer.error
     assert len(answer.result) == 2 and all(check["fits"] for check in answer.result)
+
+
+def for_ever() -> Iterator[None]:
+    """A check that would never end."""
+    while True:
+        time.sleep(0.001)
+        yield None
+
+
+@pytest.fixture
+def endless(shop, monkeypatch):
+    """A project, the payload of a check of its untuned run, and checks that never end, by the assistant's own loop."""
+    studio, project, jobs = shop
+    monkeypatch.setattr(preflight, "preflight_steps", lambda *_, **__: for_ever())
+    return studio, jobs, {"project": project.id, "runs": [jobs["untuned"].run.canonical()]}
+
+
+def test_checks_and_texts_take_turns(endless):
+    """Two checks that never end, and beside them a text that does."""
+    studio, jobs, payload = endless
+    helper = assistant.Assistant(studio)
+    checks = [studio.ask("preflight", payload) for _ in range(2)]
+    asked = {"project": payload["project"], "job": jobs["lora"].id, "text": "red blue 7", "max_new_tokens": 3}
+    text = studio.ask("generate", asked)
+    for _ in range(40):
+        helper.tick()
+    assert studio.answer(text).state == "done", studio.answer(text).error
+    assert [studio.answer(one).state for one in checks] == ["working", "working"]
+    for one in checks:
+        studio.withdraw(one)
+
+
+def test_a_withdrawn_check_is_dropped(endless, monkeypatch):
+    """Nobody waits for it: the assistant has nothing to do any more."""
+    studio, _, payload = endless
+    monkeypatch.setattr(checking.Checking, "pause", 0.0)
+    helper = assistant.Assistant(studio)
+    request = studio.ask("preflight", payload)
+    assert helper.tick() and helper.under_way
+    studio.withdraw(request)
+    wait_for(lambda: not helper.tick(), 30)
+    assert not helper.under_way and studio.answer(request).state == "withdrawn"
+
+
+def test_a_check_whose_page_is_gone_is_withdrawn_and_one_that_is_watched_is_not(endless, monkeypatch):
+    """A closed browser cannot say goodbye: it no longer asks."""
+    studio, _, payload = endless
+    monkeypatch.setattr(requests, "GONE_SECONDS", 0.5)
+    monkeypatch.setattr(requests, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(assistant, "LAPSE_PAUSE", 0.0)
+    helper = assistant.Assistant(studio)
+    gone, here = (studio.ask("preflight", payload, watched=True) for _ in range(2))
+
+    def withdrawn() -> bool:
+        helper.tick()
+        return studio.watch(here).ended or studio.answer(gone).ended
+
+    wait_for(withdrawn, 30)
+    assert (studio.answer(gone).state, studio.watch(here).state) == ("withdrawn", "working")
+    studio.withdraw(here)
+
+
+def test_a_check_that_takes_too_long_ends_with_what_to_do(endless, monkeypatch):
+    """In one sentence that says how long it took."""
+    studio, _, payload = endless
+    monkeypatch.setattr(checking, "CHECK_SECONDS", 0.2)
+    helper = assistant.Assistant(studio)
+    request = studio.ask("preflight", payload)
+    wait_for(lambda: not helper.tick(), 30)
+    answer = studio.answer(request)
+    assert answer.state == "failed" and "minutes: choose fewer models or methods" in answer.error
 
 
 def test_a_faulty_question_is_answered_and_ends_nothing(shop):

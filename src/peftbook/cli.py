@@ -620,15 +620,15 @@ def on_compare(own: argparse.ArgumentParser) -> None:
     own.add_argument("--instruction-column", help="column whose text stands before the input")
     own.add_argument("--methods", default="untuned,lora,prompt", help="names with commas (default untuned,lora,prompt)")
     own.add_argument("--models", default="smollm2-135m-instruct", help="embedded models, folders or hub ids")
-    own.add_argument("--seeds", type=positive, default=1, help="trainings of each method (default 1)")
+    own.add_argument("--seeds", type=number, default=1, help="trainings of each method (default 1)")
     own.add_argument("--epochs", type=float, default=3.0, help="passes over the training rows (default 3)")
-    own.add_argument("--tokens", type=positive, default=0, help="of training, instead of --epochs")
+    own.add_argument("--tokens", type=number, default=0, help="of training, instead of --epochs")
     own.add_argument("--learning-rate", action="append", metavar="METHOD=RATE", help="instead of the book's; again")
-    own.add_argument("--rank", type=positive, default=0, help="of lora and its kin (default: the preset's)")
-    own.add_argument("--batch-size", type=positive, default=8)
-    own.add_argument("--max-length", type=positive, default=512, help="tokens of a training row (default 512)")
-    own.add_argument("--max-new-tokens", type=positive, default=64, help="of a generated answer (default 64)")
-    own.add_argument("--test-examples", type=int, default=200, help="answers to generate and score (default 200)")
+    own.add_argument("--rank", type=number, default=0, help="of lora and its kin (default: the preset's)")
+    own.add_argument("--batch-size", type=number, default=8)
+    own.add_argument("--max-length", type=number, default=512, help="tokens of a training row (default 512)")
+    own.add_argument("--max-new-tokens", type=number, default=64, help="of a generated answer (default 64)")
+    own.add_argument("--test-examples", type=number, default=200, help="answers to generate and score (default 200)")
     own.add_argument("--split-seed", type=int, default=0)
     own.add_argument("--fractions", type=float, nargs=3, default=(0.8, 0.1, 0.1), help="train, validation, test")
     own.add_argument("--measure", default="rougeL", help="what decides (default rougeL)")
@@ -663,6 +663,12 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above zero")
     return value
+
+
+def number(text: str) -> int | float:
+    """A number, for argparse; what it may be is said where its meaning is known."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def main(argv: list[str] | None = None) -> int:

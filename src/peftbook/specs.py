@@ -20,6 +20,7 @@ __all__ = [
     "EMBEDDED_MODEL",
     "EMBEDDED_REVISION",
     "IA3",
+    "MOST_TOKENS",
     "SMALL_MODEL",
     "SMALL_REVISION",
     "Adapter",
@@ -49,6 +50,9 @@ EMBEDDED_REVISION = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37372811
 SMALL_MODEL = "small-llama"
 # SHA-256 of model.safetensors of the small Llama in data/small_llama, trained by training/small_llama.py.
 SMALL_REVISION = "7f5eea5bdc7c34ee8deaa2151d73a52458c9997c5a2475ec0e8d9b5ed1aae1d8"
+# Of one training: four passes over the largest file that the studio takes, more than a day of the embedded model on two
+# cores. A larger number is a slip of the hand, and the plan of its batches would fill the memory.
+MOST_TOKENS = 100_000_000
 
 
 class Spec(BaseModel):
@@ -241,7 +245,7 @@ class Budget(Spec):
 
     added: ClassVar[tuple[str, ...]] = ("train_examples",)
 
-    tokens: int = Field(gt=0)
+    tokens: int = Field(gt=0, le=MOST_TOKENS)
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)

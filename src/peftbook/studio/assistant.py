@@ -1,8 +1,9 @@
 """The process that answers questions: `python -m peftbook.studio.assistant --home H --parent PID`.
 
-It generates text for the try-out, a token at a time and several texts in turn, counts tokens before a plan is
-submitted, and merges models for download. It runs at low priority, so that a job that trains beside it keeps its
-cores; it ends by itself when nobody has asked for a while, and its models leave the memory with it.
+It generates text for the try-out, a token at a time and several texts in turn, checks plans before they are
+submitted, a moment at a time between the tokens, and merges models for download. It runs at low priority, so that a job
+that trains beside it keeps its cores; it ends by itself when nobody has asked for a while, and its models leave the
+memory with it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
+from peftbook.studio.checking import Checking
 from peftbook.studio.processes import die_with_parent
-from peftbook.studio.requests import Request
+from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.work import sentence_for
 from peftbook.training.threads import best_threads
@@ -31,13 +33,15 @@ from peftbook.training.worker import end_with_input
 if TYPE_CHECKING:
     import torch
 
+    from peftbook.studio.preflight import Check
     from peftbook.training.models import Loaded
 
 __all__ = ["Assistant", "Models", "Stream", "choose", "continuation"]
 
 IDLE_SECONDS = 300.0
 PAUSE_SECONDS = 0.05  # between two writes of one text
-STREAMS = 4  # texts in turn
+STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
+LAPSE_PAUSE = 1.0  # seconds between two looks for pages that are gone
 MODELS = 4  # kept loaded; models on one base share its tensors
 SPARE = 0.15  # of the memory: with less available no second model is kept
 MAX_PROMPT_TOKENS = 4096
@@ -159,6 +163,8 @@ class Stream:
     written: list[int] = field(default_factory=list)
     ended: bool = False
     said: float = -1e9
+    result = None
+    pause = PAUSE_SECONDS
 
     def advance(self) -> None:
         """One token more, or the end."""
@@ -175,23 +181,35 @@ class Stream:
 
 
 class Assistant:
-    """The assistant at work; `tick` takes a question if there is one and adds a token to every text under way."""
+    """The assistant at work; `tick` takes a question if there is one, adds a token to every text under way and does a
+    moment's work for every check.
+    """
 
     def __init__(self, studio: Studio):
         self.studio = studio
         self.models = Models(studio)
-        self.streams: list[Stream] = []
+        self.under_way: list[Stream | Checking] = []
+        self.lapsed = -1e9
 
     def tick(self) -> bool:
         """Do what is to be done now; False if there was nothing."""
-        request = self.studio.take() if len(self.streams) < STREAMS else None
+        if time.monotonic() - self.lapsed > LAPSE_PAUSE:
+            self.studio.lapse()
+            self.lapsed = time.monotonic()
+        request = self.studio.take(self.room())
         if request is not None:
             self.guarded(request.id, functools.partial(self.begin, request))
-        under_way = list(self.streams)
-        for stream in under_way:
-            if not self.guarded(stream.request, functools.partial(self.advance, stream)) or stream.ended:
-                self.streams.remove(stream)
+        under_way = list(self.under_way)
+        for one in under_way:
+            if not self.guarded(one.request, functools.partial(self.advance, one)) or one.ended:
+                self.under_way.remove(one)
         return request is not None or bool(under_way)
+
+    def room(self) -> list[str]:
+        """The kinds of questions that can be taken now."""
+        texts = sum(isinstance(one, Stream) for one in self.under_way)
+        full = {"generate": texts >= STREAMS, "preflight": len(self.under_way) - texts >= CHECKS}
+        return [kind for kind in KINDS if not full.get(kind)]
 
     def guarded(self, request: str, work: Callable[[], None]) -> bool:
         """Do some work for a request; what goes wrong is its answer, and ends nothing else."""
@@ -206,25 +224,25 @@ class Assistant:
         return True
 
     def begin(self, request: Request) -> None:
-        """Answer at once, or start a text."""
+        """Answer at once, or start a text or a check."""
         if request.kind == "generate":
-            self.streams.append(self.stream(request))
+            self.under_way.append(self.stream(request))
         elif request.kind == "preflight":
-            self.studio.settle(request.id, result=self.preflight(request.payload))
+            self.under_way.append(Checking(request.id, self.preflight(request.payload)))
         else:
             from peftbook.studio.artefacts import merged_zip
 
             path = merged_zip(self.studio, self.studio.job(request.payload["job"]))
             self.studio.settle(request.id, result={"path": str(path)})
 
-    def advance(self, stream: Stream) -> None:
-        """A token more of a text, and what there is of it to the store."""
-        stream.advance()
-        if stream.ended:
-            self.studio.settle(stream.request, text=stream.text())
-        elif time.monotonic() - stream.said > PAUSE_SECONDS:
-            stream.ended = not self.studio.say(stream.request, stream.text())
-            stream.said = time.monotonic()
+    def advance(self, one: Stream | Checking) -> None:
+        """A token more of a text, or a moment of a check, and what there is of it to the store."""
+        one.advance()
+        if one.ended:
+            self.studio.settle(one.request, text=one.text(), result=one.result)
+        elif time.monotonic() - one.said > one.pause:
+            one.ended = not self.studio.say(one.request, one.text())
+            one.said = time.monotonic()
 
     def stream(self, request: Request) -> Stream:
         """The text that a "generate" request asks for. Raises InputError for what is out of bounds."""
@@ -258,12 +276,12 @@ class Assistant:
         ids = continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
         return Stream(request.id, ids, loaded.tokenizer, limit)
 
-    def preflight(self, asked: dict) -> list[dict]:
-        """What `plan.preflight` finds for the runs that a request names."""
+    def preflight(self, asked: dict) -> Iterator[Check | None]:
+        """The steps of `plan.preflight` for the runs that a request names."""
         import psutil
         import torch
 
-        from peftbook.studio.plan import preflight
+        from peftbook.studio.preflight import preflight_steps
         from peftbook.training.calibration import known_rates
 
         torch.set_num_threads(best_threads())  # the rates are those of so many
@@ -273,7 +291,7 @@ class Assistant:
         family = [] if parent is None else parent.children()
         known = all(known_rates(run.platform) is not None for run in runs)
         timed = known or not self.trains()  # beside a training, measuring them takes many minutes
-        return [asdict(one) for one in preflight(task, runs, memory_for(runs, family), timed=timed)]
+        return preflight_steps(task, runs, memory_for(runs, family), timed=timed)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""

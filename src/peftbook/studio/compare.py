@@ -25,6 +25,7 @@ from peftbook.records import Record, write_atomically
 from peftbook.studio import report
 from peftbook.studio.markup import span
 from peftbook.studio.plan import Settings, plan
+from peftbook.studio.smaller import smaller_plan
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
 from peftbook.studio.terminal import Ticker, as_json, show
 from peftbook.tasks import TaskData
@@ -73,7 +74,7 @@ def compare_file(args: argparse.Namespace, usual: argparse.Namespace) -> int:
         note(line)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
-    refuse_misfits(studio, project, task, runs)
+    refuse_misfits(studio, project, task, runs, None if args.run else settings_of(args))
     if project is None:
         project = studio.create_project(args.file.stem, content, args.file.name, columns, split, args.instruction)
     elsewhere = wanted_elsewhere(studio, project)
@@ -106,24 +107,26 @@ def chosen_runs(args: argparse.Namespace, task: TaskData) -> tuple[specs.Run, ..
     """The runs of the settings, or those that are given whole by --run."""
     if args.run:
         return tuple(given_run(text, task) for text in args.run)
+    return plan(task, settings_of(args))
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What the options ask for."""
     rates = {} if args.learning_rate is None else dict(rate_named(one) for one in args.learning_rate)
-    return plan(
-        task,
-        Settings(
-            models=tuple(model_named(name) for name in listed(args.models)),
-            methods=listed(args.methods),
-            seeds=args.seeds,
-            epochs=args.epochs,
-            tokens=args.tokens,
-            batch_size=args.batch_size,
-            max_length=args.max_length,
-            max_new_tokens=args.max_new_tokens,
-            test_examples=args.test_examples,
-            learning_rates=rates,
-            rank=args.rank,
-            platform=args.platform,
-            dtype=args.dtype,
-        ),
+    return Settings(
+        models=tuple(model_named(name) for name in listed(args.models)),
+        methods=listed(args.methods),
+        seeds=args.seeds,
+        epochs=args.epochs,
+        tokens=args.tokens,
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        max_new_tokens=args.max_new_tokens,
+        test_examples=args.test_examples,
+        learning_rates=rates,
+        rank=args.rank,
+        platform=args.platform,
+        dtype=args.dtype,
     )
 
 
@@ -170,8 +173,13 @@ def find_project(studio: Studio, sha256: str, columns: Columns, split: Split, in
     return None
 
 
-def refuse_misfits(studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run]) -> None:
-    """Raises InputError if a run that must be computed does not fit this machine; says how long they will take."""
+def refuse_misfits(
+    studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run], settings: Settings | None = None
+) -> None:
+    """Raises InputError if a run that must be computed does not fit this machine; says how long they will take.
+
+    settings: of the runs; where all are new and take long, the options of a smaller plan are said too.
+    """
     new = [run for run in runs if project is None or run not in studio.records(project.id)]
     if not new:
         return
@@ -190,6 +198,8 @@ def refuse_misfits(studio: Studio, project: Project | None, task: TaskData, runs
     about = f", about {span(sum(known))}" if len(known) == len(new) else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
     note(f"{len(new)} runs to compute{about}{cached}.")
+    if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
+        note(f"A smaller plan would take about {span(less.seconds)}: {less.options}")
 
 
 def wanted_elsewhere(studio: Studio, project: Project) -> frozenset[str]:

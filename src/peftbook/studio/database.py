@@ -16,7 +16,7 @@ from peftbook.errors import InputError
 
 __all__ = ["Database", "clear_failures", "default_home"]
 
-SCHEMA = 3  # 1 had no sessions, 2 no phase_began
+SCHEMA = 3  # 1 had no sessions, 2 neither phase_began nor whether a page still waits for an answer
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS requests (
     project TEXT REFERENCES projects ON DELETE CASCADE, kind TEXT NOT NULL, payload TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'done', 'failed', 'withdrawn')),
     created REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, text TEXT NOT NULL DEFAULT '',
-    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT ''
+    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT '', seen REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sessions (
     token TEXT PRIMARY KEY, name TEXT NOT NULL, password TEXT NOT NULL, until REAL NOT NULL
@@ -129,6 +129,8 @@ class Database:
                 if version < SCHEMA:
                     self._connection().execute("PRAGMA journal_mode = WAL")
                     with self._write() as db:
+                        if db.execute("PRAGMA user_version").fetchone()[0] < 3:
+                            db.execute("DROP TABLE IF EXISTS requests")  # of an earlier day: nobody waits for them
                         for statement in TABLES.split(";"):
                             db.execute(statement)
                         if "phase_began" not in [row["name"] for row in db.execute("PRAGMA table_info(jobs)")]:

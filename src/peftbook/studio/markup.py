@@ -71,9 +71,12 @@ def empty(title: str, words: str) -> Markup:
     return piece('<div class="empty"><h3>{}</h3><p>{}</p></div>', title, words)
 
 
-def loading(words: str) -> Markup:
-    """Something is under way."""
-    return piece('<p class="loading" role="status"><span class="spinner" aria-hidden="true"></span>{}</p>', words)
+def loading(words: str, *, timed: bool = False) -> Markup:
+    """Something is under way. timed: the page counts the seconds since it appeared."""
+    seconds = Markup('<span class="fine" data-since aria-hidden="true"></span>' if timed else "")
+    return piece(
+        '<p class="loading" role="status"><span class="spinner" aria-hidden="true"></span>{}{}</p>', words, seconds
+    )
 
 
 def badge(state: str, words: str = "") -> Markup:

@@ -35,6 +35,14 @@ window.studio = (() => {
     for (const row of element.querySelectorAll(`table.${field.dataset.filter} tbody tr`)) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
   };
 
+  /* ---- how long something has been under way, since it was first seen ---- */
+  setInterval(() => {
+    for (const element of document.querySelectorAll("[data-since]")) {
+      const since = (element.dataset.since ||= Date.now());
+      element.textContent = `${Math.round((Date.now() - since) / 1000)} s`;
+    }
+  }, 500);
+
   /* ---- uploads ---- */
   const send = (drop, body, name, trigger, event) => {
     const most = Number(drop.dataset.max), bar = drop.querySelector(".bar");

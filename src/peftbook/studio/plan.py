@@ -14,11 +14,47 @@ from peftbook.studio.presets import Preset, preset, presets
 from peftbook.tasks import TaskData
 from peftbook.training.precision import chosen_dtype
 
-__all__ = ["Check", "Preset", "Settings", "plan", "preflight", "presets", "training_tokens"]
+__all__ = ["BOUNDS", "Bound", "Check", "Preset", "Settings", "check_settings", "plan", "preflight", "presets",
+           "training_tokens"]  # fmt: skip
 
-MOST_SEEDS, MOST_RUNS = 10, 200
+MOST_RUNS = 200
 MOST_GENERATED, MOST_LOSS = 200, 1000  # test examples
+MOST_EPOCHS = 1000  # with so many passes the recipes' tokens are allowed on a file of three short rows
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a number of the settings may be. words: a sentence's start with the number in it."""
+
+    words: str
+    least: float
+    most: float
+    whole: bool = True
+
+    def check(self, value: object) -> None:
+        """Raises InputError, naming the value and the fix, for one that is out of bounds, or no number."""
+        said = repr(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if self.least <= value <= self.most and not (self.whole and value % 1):
+                return
+            said = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        kind = "a whole number" if self.whole else "a number"
+        raise InputError(f"{self.words.format(said)}: choose {kind} from {self.least:,} to {self.most:,}.")
+
+
+BOUNDS: dict[str, Bound] = {
+    "seeds": Bound("{} seeds are chosen", 1, 10),
+    "tokens": Bound("{} training tokens are chosen, where 0 stands for epochs", 0, specs.MOST_TOKENS),
+    "epochs": Bound("{} epochs are chosen", 0.01, MOST_EPOCHS, whole=False),
+    "test_examples": Bound("{} test rows are chosen", 0, MOST_GENERATED),
+    "batch_size": Bound("A batch size of {} is chosen", 1, 512),  # larger ones are for pretraining
+    "max_length": Bound("A longest example of {} tokens is chosen", 8, 8192),  # the context of most small models
+    "max_new_tokens": Bound("A longest answer of {} tokens is chosen", 1, 1024),  # as the try-out has it
+    "rank": Bound("A rank of {} is chosen, where 0 stands for the usual one", 0, 1024),
+    "prompt_length": Bound("A prompt length of {} is chosen, where 0 stands for the usual one", 0, 1024),
+    "prefix_length": Bound("A prefix length of {} is chosen, where 0 stands for the usual one", 0, 1024),
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +94,13 @@ def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tup
     """
     check_settings(settings)
     chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
-    tokens = settings.tokens or whole_tokens(task, settings, tokens_of_training)
+    tokens = budget_tokens(task, settings, tokens_of_training)
     dtype = chosen_dtype(settings.dtype, settings.platform)
     runs = [
         run_of(task, settings, model, one, tokens, seed, dtype)
         for model in dict.fromkeys(settings.models)
         for one in chosen
-        for seed in range(1 if isinstance(one.method, specs.Untuned) else settings.seeds)
+        for seed in range(1 if isinstance(one.method, specs.Untuned) else int(settings.seeds))
     ]
     if len(runs) > MOST_RUNS:
         raise InputError(
@@ -77,24 +113,33 @@ def check_settings(settings: Settings) -> None:
     """Raises InputError for what no spec would notice."""
     if not settings.models:
         raise InputError("No model is chosen: choose at least one.")
-    if not 1 <= settings.seeds <= MOST_SEEDS:
-        raise InputError(f"{settings.seeds} seeds are chosen: choose 1 to {MOST_SEEDS}.")
-    if not settings.tokens and not (math.isfinite(settings.epochs) and 0 < settings.epochs <= 1000):
-        raise InputError(f"{settings.epochs:g} epochs are chosen: choose more than 0 and at most 1,000.")
-    if not 0 <= settings.test_examples <= MOST_GENERATED:
-        raise InputError(f"{settings.test_examples} test examples are chosen: choose 0 to {MOST_GENERATED}.")
+    for name, bound in BOUNDS.items():
+        if name != "epochs" or not settings.tokens:
+            bound.check(getattr(settings, name))
     for name, rate in settings.learning_rates.items():
         preset(name)
         if not (math.isfinite(rate) and rate > 0):
             raise InputError(f"The learning rate of {name} is {rate!r}: choose a number above zero.")
-    for name in ("rank", "prompt_length", "prefix_length", "tokens"):
-        if getattr(settings, name) < 0:
-            raise InputError(f"{name} is {getattr(settings, name)}: choose 0 for the usual one, or a number above it.")
 
 
-def whole_tokens(task: TaskData, settings: Settings, once: int) -> int:
-    """Tokens of all epochs."""
-    return max(1, round(settings.epochs * (once or training_tokens(task, settings))))
+def budget_tokens(task: TaskData, settings: Settings, once: int = 0) -> int:
+    """Tokens of one training: those chosen, or those of all epochs. Raises InputError for more than anybody can mean.
+
+    once: tokens of one pass over the training split; 0 is an estimate.
+    """
+    once = once or training_tokens(task, settings)
+    tokens = settings.tokens or max(1, round(settings.epochs * once))
+    if tokens > specs.MOST_TOKENS:
+        raise InputError(
+            f"{settings.epochs:g} epochs of {once:,} tokens are {tokens:,} training tokens, more than "
+            f"{specs.MOST_TOKENS:,}: choose at most {specs.MOST_TOKENS / once:.2g} epochs."
+        )
+    if tokens > MOST_EPOCHS * once:
+        raise InputError(
+            f"{tokens:,} training tokens are {tokens / once:,.0f} passes over the about {once:,} tokens of the "
+            f"training rows, more than {MOST_EPOCHS:,}: choose at most {MOST_EPOCHS * once:,}."
+        )
+    return tokens
 
 
 def training_tokens(task: TaskData, settings: Settings) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +21,13 @@ from peftbook.tasks import TaskData
 if TYPE_CHECKING:
     from peftbook.training.encode import Encoded
 
-__all__ = ["Check", "preflight"]
+__all__ = ["Check", "preflight", "preflight_steps"]
 
-BUSY = 30.0  # per cent of all cores, in use by others, from which a measurement of speed would mean little
+LOOK_SECONDS = 1.0  # at how busy the machine is, before it is measured
 UNTUNED_LENGTH = 4096  # tokens of a pair that an untuned run reads, as training.execute has it
 SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing
+SAMPLE_CHARS = 8_000_000  # of those rows, some seconds of a tokenizer; of longer ones fewer are counted
+MEASURE_SECONDS = 60.0  # for measuring this machine, three times what it takes an idle one
 PROCESS_BYTES = 0.7 * 2**30  # what Python and the libraries take of a machine's memory
 # What a CPU's allocator holds of all that comes and goes in a step, over the tensors themselves: the book's own runs on
 # CPU peak at 1.3 (full fine-tuning) to 1.9 times (QLoRA).
@@ -36,8 +42,9 @@ class Check:
 
     rows, tokens: of one pass over the training split; epochs: how often the budget passes over it; truncated: rows
     whose input is cut at `max_length`; all of them estimates where the split is large.  seconds: of training and
-    evaluation, None where they cannot be predicted.  peak_bytes: of its memory, the process included, None where the
-    model's shape is not known.  fits: whether it can be run; words: why not, and what would help; or a remark.
+    evaluation, None where they cannot be predicted; training_seconds, generation_seconds: parts of them.
+    peak_bytes: of its memory, the process included, None where the model's shape is not known.  fits: whether it can be
+    run; words: why not, and what would help; or a remark.
     """
 
     key: str
@@ -50,6 +57,8 @@ class Check:
     fits: bool
     words: str = ""
     epochs: float = 0.0
+    training_seconds: float = 0.0
+    generation_seconds: float = 0.0
 
 
 def preflight(
@@ -59,10 +68,21 @@ def preflight(
 
     timed: predict seconds too, for which this machine's rates are measured where they are not known.
     """
+    return tuple(check for check in preflight_steps(task, runs, memory_bytes, timed=timed) if check is not None)
+
+
+def preflight_steps(
+    task: TaskData, runs: Sequence[specs.Run], memory_bytes: float, *, timed: bool = True
+) -> Iterator[Check | None]:
+    """The checks of `preflight` one by one, and None after every small piece of the work for them.
+
+    Whoever asks for the next may do something else before, or ask no more.
+    """
     models: dict[specs.Model, Subject | str] = {}
+    rates: dict[str, Rates | None] = {}
     known: dict[str, Check] = {}
-    checks = []
     for run in runs:
+        yield None
         if run.model not in models:
             try:
                 models[run.model] = Subject(task, run)
@@ -74,9 +94,10 @@ def preflight(
             if isinstance(subject, str):
                 known[alike] = Check(run.key, "", len(task.splits["train"]), 0, 0, None, None, False, subject)
             else:
-                known[alike] = subject.check(run, memory_bytes, timed)
-        checks.append(replace(known[alike], key=run.key, label=label_of(run, runs)))
-    return tuple(checks)
+                if timed and subject.shape is not None and run.platform not in rates:
+                    rates[run.platform] = rates_here(run.platform)
+                known[alike] = yield from subject.steps(run, memory_bytes, rates.get(run.platform))
+        yield replace(known[alike], key=run.key, label=label_of(run, runs))
 
 
 def label_of(run: specs.Run, runs: Sequence[specs.Run]) -> str:
@@ -106,6 +127,10 @@ class Remembering:
             self._known[key] = self._tokenizer.encode(text, **options)
         return self._known[key]
 
+    def count(self, text: str) -> int:
+        """How many ids a plain text has; they are not kept."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
 
 class Subject:
     """A model's tokenizer and shape, and the task's texts as it reads them."""
@@ -114,31 +139,60 @@ class Subject:
         self.task = task
         self.tokenizer, self.shape = load_parts(run.model)
         self.encoded: dict[int, list[Encoded]] = {}
+        self.tests: dict[str, int] = {}
         train = task.splits["train"]
-        self.sample = train if len(train) <= SAMPLE else [train[at * len(train) // SAMPLE] for at in range(SAMPLE)]
+        chars = sum(len(one.input) + len(one.target) for one in train)
+        most = max(1, min(SAMPLE, SAMPLE_CHARS * len(train) // max(chars, 1)))
+        self.sample = train if len(train) <= most else [train[at * len(train) // most] for at in range(most)]
         self.scale = len(train) / len(self.sample)
 
     def training(self, max_length: int) -> list[Encoded]:
         """The sample as token ids. Raises InputError for a row whose target alone is too long, in the sample or not."""
-        from peftbook.training.encode import encode_example
-
-        if max_length not in self.encoded:
-            for one in (*self.task.splits["train"], *self.task.splits["test"]):
-                if len(one.target.encode()) > max_length // 2:  # a token is at least a byte
-                    encode_example(self.tokenizer, self.task, one, max_length)
-            self.encoded[max_length] = [
-                encode_example(self.tokenizer, self.task, one, max_length) for one in self.sample
-            ]
+        for _ in self.reading(max_length):
+            pass
         return self.encoded[max_length]
 
-    def check(self, run: specs.Run, memory_bytes: float, timed: bool = True) -> Check:
-        """What is known of one run."""
+    def reading(self, max_length: int) -> Iterator[None]:
+        """Make the sample's token ids, a row a step."""
+        from peftbook.training.encode import encode_example
+
+        if max_length in self.encoded:
+            return
+        half, sample = max_length // 2, []
+        for one in (*self.task.splits["train"], *self.task.splits["test"]):
+            # A token is at least a byte: few targets need to be counted.
+            if len(one.target.encode()) > half and self.tokenizer.count(one.target) > half:
+                encode_example(self.tokenizer, self.task, one, max_length)
+            yield
+        for one in self.sample:
+            sample.append(encode_example(self.tokenizer, self.task, one, max_length))
+            yield
+        self.encoded[max_length] = sample
+
+    def reading_tests(self, run: specs.Run) -> Iterator[None]:
+        """Have the tokenizer read what a run is tested on, a row a step: whoever asks it again waits no more."""
+        from peftbook.training.encode import encode_plain, encode_prompt
+
+        split, most = run.evaluation.split, max(run.evaluation.n_loss, run.evaluation.n_generate)
+        for one in self.task.splits[split][self.tests.get(split, 0) : most]:
+            encode_prompt(self.tokenizer, self.task, one)
+            encode_plain(self.tokenizer, one.target)
+            self.tokenizer.encode(one.target)
+            yield
+        self.tests[split] = max(most, self.tests.get(split, 0))
+
+    def steps(self, run: specs.Run, memory_bytes: float, rates: Rates | None) -> Generator[None, None, Check]:
+        """What is known of one run, after small pieces of work."""
         rows = len(self.task.splits["train"])
         plain = Check(run.key, "", rows, 0, 0, None, None, False)
+        max_length = run.budget.max_length if run.budget else UNTUNED_LENGTH
         try:
-            data = self.training(run.budget.max_length if run.budget else UNTUNED_LENGTH)
+            yield from self.reading(max_length)
+            yield from self.reading_tests(run)
+            data = self.encoded[max_length]
             peak, found = self.memory(run, data, memory_bytes)
-            seconds = self.seconds(run, data) if timed else None
+            yield
+            parts = self.seconds(run, data, rates)
         except InputError as error:
             return replace(plain, words=str(error))
         tokens = round(self.scale * sum(len(one.ids) for one in data))
@@ -147,20 +201,22 @@ class Subject:
             plain,
             tokens=tokens,
             truncated=truncated,
-            seconds=seconds,
+            seconds=sum(parts.values()) if parts else None,
+            training_seconds=parts.get("train", 0.0),
+            generation_seconds=parts.get("generate", 0.0),
             peak_bytes=peak,
             fits=peak is None or peak <= memory_bytes,
             words=self.words(run, data, peak, found, memory_bytes),
             epochs=run.budget.tokens / max(1, tokens) if run.budget else 0.0,
         )
 
-    def seconds(self, run: specs.Run, data: list[Encoded]) -> float | None:
-        """Predicted seconds of a run, evaluation included, or None."""
+    def seconds(self, run: specs.Run, data: list[Encoded], rates: Rates | None) -> dict[str, float]:
+        """Predicted seconds of a run by part, or nothing."""
         from peftbook.training.estimate import predicted_seconds
 
-        if self.shape is None or (rates := rates_here(run.platform)) is None:
-            return None
-        return sum(predicted_seconds(run, self.shape, self.task, self.tokenizer, data, rates).values())
+        if self.shape is None or rates is None:
+            return {}
+        return predicted_seconds(run, self.shape, self.task, self.tokenizer, data, rates)
 
     def memory(self, run: specs.Run, data: list[Encoded], room: float) -> tuple[float | None, Fit | None]:
         """Bytes at the peak of a run, in training or generation, and how its training fits in so much memory."""
@@ -209,13 +265,26 @@ class Subject:
 
 def rates_here(platform: str) -> Rates | None:
     """This machine's rates; None where they are not known and it does other work, beside which none is measured."""
-    import psutil
-
-    from peftbook.training.calibration import known_rates, machine_rates
+    from peftbook.training.calibration import known_rates
+    from peftbook.training.hardware import is_idle
 
     if (known := known_rates(platform)) is not None:
         return known
-    return machine_rates(platform) if psutil.cpu_percent(interval=1.0) < BUSY else None
+    return measured_apart(platform) if is_idle(LOOK_SECONDS) else None
+
+
+def measured_apart(platform: str) -> Rates | None:
+    """This machine's rates, measured by another process; None where that takes long, as other work has begun."""
+    import torch
+
+    from peftbook.training.calibration import known_rates
+
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [sys.executable, "-m", "peftbook.training.estimate", platform], input=b"", capture_output=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}, timeout=MEASURE_SECONDS,
+        )  # fmt: skip
+    return known_rates(platform)
 
 
 def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +19,16 @@ KINDS = ("preflight", "generate", "merge")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # so often the assistant may die over one request
+SEEN_SECONDS = 2.0  # between two notes that a page still waits
+GONE_SECONDS = 20.0  # without such a note, after which nobody waits; a hidden page of a browser asks every second or so
+LAPSED = "It was stopped, as its page was away: ask again."
+CHECK_DIED = "The check was ended from outside, twice: check again, with fewer models or methods if that does not help."
 
 
 @dataclass(frozen=True)
 class Answer:
     """text: what has been generated so far.  result: what a question without text is answered with, or None.
-    error: why it failed, one sentence.
+    error: why it failed, one sentence; or why it was withdrawn, if that was not asked for.
     """
 
     state: AnswerState
@@ -48,8 +53,11 @@ class Request:
 class Requests(Database):
     """Questions and answers."""
 
-    def ask(self, kind: str, payload: dict) -> str:
+    def ask(self, kind: str, payload: dict, *, watched: bool = False) -> str:
         """Put a question and return its id.
+
+        watched: a page waits for the answer and calls `watch`; when it does so no longer, the question is withdrawn.
+
 
         "preflight": {"project": id, "runs": [canonical text of a run, …]}; the result is a list of `plan.Check` as
         dictionaries.
@@ -71,8 +79,9 @@ class Requests(Database):
                 raise InputError(f"There is no project {payload.get('project')!r}: it may have been deleted.")
             db.execute("DELETE FROM requests WHERE created < ?", (now - KEPT_SECONDS,))
             db.execute(
-                "INSERT INTO requests (id, project, kind, payload, state, created) VALUES (?, ?, ?, ?, 'waiting', ?)",
-                (request, payload["project"], kind, text, now),
+                "INSERT INTO requests (id, project, kind, payload, state, created, seen) "
+                "VALUES (?, ?, ?, ?, 'waiting', ?, ?)",
+                (request, payload["project"], kind, text, now, now if watched else None),
             )
         return request
 
@@ -82,6 +91,15 @@ class Requests(Database):
         if row is None:
             raise InputError(f"There is no request {request_id!r}: ask again.")
         return Answer(row["state"], row["text"], json.loads(row["result"]), row["error"])
+
+    def watch(self, request_id: str) -> Answer:
+        """What there is of an answer, and a note that a page waits for it."""
+        now = time.time()
+        row = self._row("SELECT 1 FROM requests WHERE id = ? AND seen < ?", request_id, now - SEEN_SECONDS)
+        if row is not None:
+            with self._write() as db:
+                db.execute("UPDATE requests SET seen = ? WHERE id = ?", (now, request_id))
+        return self.answer(request_id)
 
     def withdraw(self, request_id: str) -> None:
         """Nobody waits for this answer any more; the assistant stops."""
@@ -97,14 +115,16 @@ class Requests(Database):
         """Whether a question waits."""
         return self._row("SELECT 1 FROM requests WHERE state = 'waiting'") is not None
 
-    def take(self) -> Request | None:
-        """The question that has waited longest, now being worked on; None if none waits."""
-        if not self.is_asked():
+    def take(self, kinds: Sequence[str] = KINDS) -> Request | None:
+        """The question of these kinds that has waited longest, now being worked on; None if none waits."""
+        waiting = f"state = 'waiting' AND kind IN ({', '.join('?' * len(kinds))})"
+        if self._row(f"SELECT 1 FROM requests WHERE {waiting}", *kinds) is None:
             return None
         with self._write() as db:
             row = db.execute(
                 "UPDATE requests SET state = 'working', tries = tries + 1 WHERE number = "
-                "(SELECT min(number) FROM requests WHERE state = 'waiting') RETURNING id, kind, payload"
+                f"(SELECT min(number) FROM requests WHERE {waiting}) RETURNING id, kind, payload",
+                tuple(kinds),
             ).fetchone()
         return None if row is None else Request(row["id"], row["kind"], json.loads(row["payload"]))
 
@@ -126,10 +146,22 @@ class Requests(Database):
                 ("failed" if error else "done", text, text, json.dumps(result), error, request_id),
             )
 
+    def lapse(self) -> None:
+        """Withdraw what a page asked for that is gone."""
+        gone, under_way = time.time() - GONE_SECONDS, "state IN ('waiting', 'working') AND seen < ?"
+        if self._row(f"SELECT 1 FROM requests WHERE {under_way}", gone) is not None:
+            with self._write() as db:
+                db.execute(f"UPDATE requests SET state = 'withdrawn', error = ? WHERE {under_way}", (LAPSED, gone))
+
     def unanswered(self, why: str) -> None:
-        """The assistant died: what it was working on waits again; what it died over before has failed."""
+        """The assistant died: what it was working on waits again; what it died over before has failed.
+
+        A check has a sentence of its own: it holds no model, and no text that could be shorter.
+        """
         with self._write() as db:
             db.execute(
-                "UPDATE requests SET state = 'failed', error = ? WHERE state = 'working' AND tries >= ?", (why, TRIES)
+                "UPDATE requests SET state = 'failed', error = CASE kind WHEN 'preflight' THEN ? ELSE ? END "
+                "WHERE state = 'working' AND tries >= ?",
+                (CHECK_DIED, why, TRIES),
             )
             db.execute("UPDATE requests SET state = 'waiting', text = '' WHERE state = 'working'")

@@ -48,9 +48,7 @@ def predicted_seconds(
     """Seconds of a run by part: train, loss, generate. data: its encoded training examples."""
     setup, parts = training_setup(run), {}
     if run.budget is not None:
-        lengths = [len(one.ids) for one in data]
-        plan = batch_plan(lengths, run.budget.batch_size, run.budget.tokens, run.seed)
-        parts["train"] = training_seconds(shape, setup, rates, [[data[index] for index in batch] for batch in plan])
+        parts["train"] = budget_seconds(shape, setup, rates, data, run.budget, run.seed)
     examples = task.splits[run.evaluation.split]
     shots = run.method.shots if isinstance(run.method, specs.Untuned) else 0
     some = tuple(task.splits["train"][:shots])
@@ -65,6 +63,24 @@ def predicted_seconds(
         ]
         parts["generate"] = generation_seconds(shape, run, rates, pairs, generation_batch(shots))
     return {name: round(seconds, 2) for name, seconds in parts.items()}
+
+
+def budget_seconds(
+    shape: Shape, setup: Setup, rates: Rates, data: Sequence[Encoded], budget: specs.Budget, seed: int
+) -> float:
+    """Seconds of training on a budget: whole epochs at the seconds of the first one, and the batches of what is left.
+
+    epochs · seconds(first epoch) + seconds(rest), with tokens = epochs · (tokens of an epoch) + rest. Each epoch has
+    the same examples in other batches, so that a budget of several epochs is approximate, and a smaller one is not.
+    """
+    lengths = [len(one.ids) for one in data]
+
+    def seconds(tokens: int) -> float:
+        plan = batch_plan(lengths, budget.batch_size, tokens, seed)
+        return training_seconds(shape, setup, rates, [[data[index] for index in batch] for batch in plan])
+
+    epochs, rest = divmod(budget.tokens, max(1, sum(lengths)))
+    return (epochs * seconds(sum(lengths)) if epochs else 0.0) + (seconds(rest) if rest else 0.0)
 
 
 def training_seconds(shape: Shape, setup: Setup, rates: Rates, batches: Sequence[Sequence[Encoded]]) -> float:
@@ -140,11 +156,14 @@ def sum_of(parts) -> float:
     return float(np.sum(np.sum(np.broadcast_arrays(*parts.values()), axis=0)))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure this machine unless it is known; then for every spec on standard input, one a line, print its predicted
     seconds, or an empty line where there are none. OMP_NUM_THREADS says how many threads a run will have.
+
+    argv: the platform to measure, without it the GPU where there is one.
     """
-    machine_rates("cuda" if torch.cuda.is_available() else "cpu")
+    platform, *_ = [*(sys.argv[1:] if argv is None else argv), "cuda" if torch.cuda.is_available() else "cpu"]
+    machine_rates(platform)
     for line in sys.stdin:
         run = TypeAdapter(specs.Run | specs.Probe).validate_json(line)
         try:

@@ -54,9 +54,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def is_idle() -> bool:
+def is_idle(seconds: float = LOOK_SECONDS) -> bool:
     """Whether others leave enough of the processor for a measurement of speed."""
-    return psutil.cpu_percent(LOOK_SECONDS) < BUSY
+    return psutil.cpu_percent(seconds) < BUSY
 
 
 def waited() -> float:

@@ -12,6 +12,7 @@ from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
+from peftbook.studio.plan import Bound
 from peftbook.studio.store import Project
 from peftbook.tasks.files import Findings, Split, examine
 from peftbook.tasks.table import Columns, Table, guess_columns
@@ -24,6 +25,11 @@ __all__ = ["build_data", "build_new"]
 PREVIEWED = 5
 FAULTS = 20
 NONE = "none"
+SPLIT_BOUNDS = (
+    Bound("A validation share of {} % is chosen", 1, 49, whole=False),
+    Bound("A test share of {} % is chosen", 1, 49, whole=False),
+    Bound("A split seed of {} is chosen", 0, 2**32 - 1),
+)
 FORMATS = {
     "csv": "CSV",
     "tsv": "TSV",
@@ -179,9 +185,9 @@ def build_new(context: Context, opened: Callable[[str], dict[Any, Any]], outputs
             elem_id="new-instruction",
         )
         with gr.Row(equal_height=True):
-            validation = gr.Number(10, label="Validation, %", minimum=1, maximum=49)
-            test = gr.Number(10, label="Test, %", minimum=1, maximum=49)
-            seed = gr.Number(0, label="Split seed", precision=0, minimum=0)
+            validation = gr.Number(10, label="Validation, %")
+            test = gr.Number(10, label="Test, %")
+            seed = gr.Number(0, label="Split seed")
         found = panel(elem_id="findings")
         create = gr.Button("Create the project", variant="primary", elem_id="create")
     fields = [draft, source, target, before, group, validation, test, seed]
@@ -220,9 +226,9 @@ def build_new(context: Context, opened: Callable[[str], dict[Any, Any]], outputs
         whole = context.drafts.table(str(draft_id))
         if source is None or target is None:
             raise InputError("Choose an input column and a target column.")
-        parts = [float(one or 0) / 100 for one in (validation, test)]
-        if min(parts) <= 0 or sum(parts) >= 1:
-            raise InputError("Validation and test need a share above zero, and must leave some rows for training.")
+        for bound, value in zip(SPLIT_BOUNDS, (validation or 0, test or 0, seed or 0), strict=True):
+            bound.check(value)
+        parts = [float(one) / 100 for one in (validation, test)]
         return (
             whole,
             Columns(source, target, before, group),

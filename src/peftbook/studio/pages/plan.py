@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
 
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.studio import markup
-from peftbook.studio.markup import Cell, badge, joined, loading, number, piece, size, span, table
+from peftbook.studio.markup import joined, loading, piece
+from peftbook.studio.pages.checks import checks_of, long_plan, preflight_table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 from peftbook.studio.plan import Check, Settings, plan, presets
-from peftbook.studio.requests import Answer
+from peftbook.studio.smaller import Smaller, smaller_plan
 
 __all__ = ["PLANS", "build_plan", "rates_named"]
 
@@ -50,7 +49,10 @@ FIRST_METHODS = 6  # shown at once; the others on demand
 
 
 def build_plan(context: Context) -> Step:
-    """The tab. `checked` holds the question whose answer is the table, in the browser."""
+    """The tab. `checked` holds the question whose answer is the table, in the browser.
+
+    The fields have no limits of Gradio's, which end in an error without words: the plan says its own.
+    """
     _, methods_first, seeds_first, tokens_first = PLANS[FIRST]
     checked = gr.Textbox("", visible="hidden", elem_classes="unseen")
     with gr.Row(elem_classes="columns"):
@@ -78,29 +80,19 @@ def build_plan(context: Context) -> Step:
             )
             with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                 with gr.Row(equal_height=True):
-                    seeds = gr.Number(
-                        seeds_first, label="Seeds", info="trainings of each method", precision=0, minimum=1, maximum=10
-                    )
-                    tokens = gr.Number(
-                        tokens_first, label="Training tokens", info="0: by epochs", precision=0, minimum=0
-                    )
-                    epochs = gr.Number(3, label="Epochs", info="where tokens are 0", minimum=0.01)
+                    seeds = gr.Number(seeds_first, label="Seeds", info="trainings of each method")
+                    tokens = gr.Number(tokens_first, label="Training tokens", info="0: by epochs")
+                    epochs = gr.Number(3, label="Epochs", info="where tokens are 0")
                 with gr.Row(equal_height=True):
-                    rank = gr.Number(0, label="LoRA rank", info="0: the preset's", precision=0, minimum=0)
-                    prompt_length = gr.Number(
-                        0, label="Prompt length", info="virtual tokens, 0: usual", precision=0, minimum=0
-                    )
-                    prefix_length = gr.Number(
-                        0, label="Prefix length", info="virtual tokens, 0: usual", precision=0, minimum=0
-                    )
+                    rank = gr.Number(0, label="LoRA rank", info="0: the preset's")
+                    prompt_length = gr.Number(0, label="Prompt length", info="virtual tokens, 0: usual")
+                    prefix_length = gr.Number(0, label="Prefix length", info="virtual tokens, 0: usual")
                 with gr.Row(equal_height=True):
-                    batch = gr.Number(8, label="Batch size", info="examples a step", precision=0, minimum=1)
-                    length = gr.Number(512, label="Longest example", info="tokens; more is cut", precision=0, minimum=8)
-                    new = gr.Number(64, label="Longest answer", info="tokens generated", precision=0, minimum=1)
+                    batch = gr.Number(8, label="Batch size", info="examples a step")
+                    length = gr.Number(512, label="Longest example", info="tokens; more is cut")
+                    new = gr.Number(64, label="Longest answer", info="tokens generated")
                 with gr.Row(equal_height=True):
-                    tests = gr.Number(
-                        100, label="Test rows", info="answers generated and scored", precision=0, minimum=0, maximum=200
-                    )
+                    tests = gr.Number(100, label="Test rows", info="answers generated and scored")
                     device = gr.Dropdown(
                         devices(), value=devices()[0][1], label="Runs on", interactive=len(devices()) > 1
                     )
@@ -121,6 +113,7 @@ def build_plan(context: Context) -> Step:
                 more = gr.CheckboxGroup(offered[FIRST_METHODS:], value=[], show_label=False, elem_classes="stacked")
     with gr.Row(elem_classes="buttons"):
         check = gr.Button("Check the plan", variant="primary", elem_id="check")
+        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-check")
         submit = gr.Button("Queue the runs", variant="primary", visible=False, elem_id="submit")
     note = gr.HTML("", elem_classes="in-place")
     shown = panel(elem_id="preflight")
@@ -145,11 +138,14 @@ def build_plan(context: Context) -> Step:
         rates,
     ]
 
-    def show(project_id: str) -> dict[Any, Any]:
-        return {note: "", shown: "", submit: gr.update(visible=False), checked: "", timer: gr.Timer(active=False)}
+    waits_no_more = {cancel: gr.update(visible=False), timer: gr.Timer(active=False)}
+    nothing = {submit: gr.update(visible=False), shown: "", checked: "", **waits_no_more}
 
-    def runs_of(project_id: str, values: Sequence[Any]) -> tuple[specs.Run, ...]:
-        """The runs that the form asks for."""
+    def show(project_id: str) -> dict[Any, Any]:
+        return {note: "", **nothing}
+
+    def settings_of(values: Sequence[Any]) -> Settings:
+        """What the form says."""
         named, other, chosen, kin, *numbers, platform, computes_in, said = values
         keys = (
             "seeds",
@@ -164,7 +160,7 @@ def build_plan(context: Context) -> Step:
             "test_examples",
         )
         whole = {key: number_of(key, value) for key, value in zip(keys, numbers, strict=True)}
-        settings = Settings(
+        return Settings(
             models=tuple(model_named(name) for name in (*(named or ()), *lines(other))),
             methods=(*(chosen or ()), *(kin or ())),
             learning_rates=rates_named(said or ""),
@@ -172,27 +168,65 @@ def build_plan(context: Context) -> Step:
             dtype=computes_in,
             **whole,  # type: ignore[arg-type]
         )
-        return plan(context.studio.task(project_id), settings)
 
-    def ask(project_id: str, *values: Any) -> dict[Any, Any]:
-        """Have the plan looked at."""
-        runs = runs_of(project_id, values)
-        request = context.studio.ask("preflight", {"project": project_id, "runs": [run.canonical() for run in runs]})
-        words = loading(f"Counting tokens and memory of {len(runs)} runs…")
-        return {checked: request, shown: words, submit: gr.update(visible=False), timer: gr.Timer(active=True)}
+    def runs_of(project_id: str, values: Sequence[Any]) -> tuple[specs.Run, ...]:
+        """The runs that the form asks for."""
+        return plan(context.studio.task(project_id), settings_of(values))
 
-    def look(request: str) -> dict[Any, Any]:
-        """Whether it has been."""
-        answer = context.studio.answer(request)
-        if not answer.ended:
-            return {}
-        stop = {timer: gr.Timer(active=False)}
-        if answer.state != "done":
-            return {shown: markup.trouble(answer.error or "The check was stopped: check again."), **stop}
-        found = checks_of(answer)
+    def ask(project_id: str, before: str, *values: Any) -> dict[Any, Any]:
+        """Have the plan looked at; nobody waits for what was asked before."""
+        context.studio.withdraw(before)
+        try:
+            runs = runs_of(project_id, values)
+        except InputError as error:
+            return {note: markup.trouble(error), **nothing}
+        asked = {"project": project_id, "runs": [run.canonical() for run in runs]}
+        request = context.studio.ask("preflight", asked, watched=True)
+        words = loading(f"Counting tokens and memory of {len(runs)} runs…", timed=True)
+        waits = {cancel: gr.update(visible=True), timer: gr.Timer(active=True)}
+        return {note: "", checked: request, shown: words, submit: gr.update(visible=False), **waits}
+
+    def look(project_id: str, request: str, *values: Any) -> dict[Any, Any]:
+        """Whether it has been. Of one that was withdrawn here, whoever withdrew it has said what comes next."""
+        try:
+            answer = context.studio.watch(request)
+            if not answer.ended or (answer.state == "withdrawn" and not answer.error):
+                return {}
+            if answer.state != "done":
+                raise InputError(answer.error)
+            found = checks_of(answer)
+            less = smaller(project_id, found, values)
+        except InputError as error:
+            return {note: markup.trouble(error), **nothing}
         fitting = sum(one.fits for one in found)
         words = f"Queue the {fitting} runs" if fitting == len(found) else f"Queue the {fitting} runs that fit"
-        return {shown: preflight_table(found), submit: gr.update(value=words, visible=fitting > 0), **stop}
+        said = joined([long_plan(found, less), preflight_table(found)])
+        return {shown: said, submit: gr.update(value=words, visible=fitting > 0), **waits_no_more}
+
+    def smaller(project_id: str, found: Sequence[Check], values: Sequence[Any]) -> Smaller | None:
+        """A smaller plan than the form's, which was checked."""
+        runs = {run.key: run for run in runs_of(project_id, values)}
+        if set(runs) != {one.key for one in found}:
+            raise InputError("The settings were changed after the check: check the plan again.")
+        return smaller_plan(settings_of(values), [runs[one.key] for one in found], found)
+
+    def act(project_id: str, request: str, *values: Any) -> dict[Any, Any]:
+        """Take the smaller plan into the form, and have it checked."""
+        less = smaller(project_id, checks_of(context.studio.answer(request)), values)
+        if less is None:
+            return {}
+        new = {
+            field: less.changes[name]
+            for name, field in (("tokens", tokens), ("seeds", seeds), ("test_examples", tests))
+            if name in less.changes
+        }
+        changed_values = [new.get(field, value) for field, value in zip(fields, values, strict=True)]
+        return {recipe: "own", **new, **ask(project_id, request, *changed_values)}
+
+    def stop(request: str) -> dict[Any, Any]:
+        """Nobody waits any more."""
+        context.studio.withdraw(request)
+        return {note: "", **nothing}
 
     def send(project_id: str, request: str, *values: Any) -> dict[Any, Any]:
         """Queue what was checked, as it was checked."""
@@ -212,17 +246,16 @@ def build_plan(context: Context) -> Step:
         _, chosen, count, budget = PLANS[name]
         return {recipe: name, methods: list(chosen), more: [], seeds: count, tokens: budget}
 
-    def changed() -> dict[Any, Any]:
-        """What was checked is no longer what is asked for."""
-        return {submit: gr.update(visible=False), shown: "", checked: "", timer: gr.Timer(active=False)}
-
-    outdated = [submit, shown, checked, timer]
+    outdated = [submit, shown, checked, cancel, timer]
+    asked = [context.place, checked, *fields]
     recipe.input(start_from, recipe, [recipe, methods, more, seeds, tokens], **QUIET)
-    check.click(in_place(note, ask), [context.place, *fields], [note, *outdated], **QUIET)
-    timer.tick(in_place(note, look), [checked], [note, *outdated], **QUIET)
-    submit.click(in_place(note, send), [context.place, checked, *fields], [note, *outdated], **QUIET)
-    for one in [recipe, *fields]:
-        one.input(changed, None, outdated, **QUIET)
+    check.click(in_place(note, ask), asked, [note, *outdated], **QUIET)
+    cancel.click(in_place(note, stop), [checked], [note, *outdated], **QUIET)
+    timer.tick(in_place(note, look), asked, [note, *outdated], **QUIET)
+    shown.act(in_place(note, act), asked, [note, recipe, seeds, tokens, tests, *outdated], **QUIET)
+    submit.click(in_place(note, send), asked, [note, *outdated], **QUIET)
+    for one in [recipe, *fields]:  # what was checked is no longer what is asked for
+        one.input(in_place(note, stop), [checked], [note, *outdated], **QUIET)
     for one in (methods, more, seeds, tokens):
         one.input(lambda: "own", None, recipe, **QUIET)
     return Step([note, *outdated], show)
@@ -242,7 +275,7 @@ def number_of(name: str, value: Any) -> float | int:
     """A field's number. Raises InputError for an empty one."""
     if value is None:
         raise InputError(f"The field for {name.replace('_', ' ')} is empty: give a number.")
-    return float(value) if name == "epochs" else int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def lines(text: str | None) -> list[str]:
@@ -268,61 +301,3 @@ def rates_in_words() -> str:
     """The presets' rates."""
     said = ", ".join(f"{one.name} {one.learning_rate:g}" for one in presets() if one.learning_rate)
     return f"one a line, in place of what the book's sweeps chose: {said}"
-
-
-# --- what was found --------------------------------------------------------------------------------------------
-
-
-def checks_of(answer: Answer) -> tuple[Check, ...]:
-    """The checks in an answer."""
-    if answer.state != "done":
-        raise InputError("The plan has not been checked yet: check it first.")
-    names = {one.name for one in dataclasses.fields(Check)}
-    return tuple(Check(**{key: value for key, value in one.items() if key in names}) for one in answer.result)
-
-
-def preflight_table(found: Sequence[Check]) -> Markup:
-    """What each run will read, take and need."""
-    seconds = [one.seconds for one in found if one.fits]
-    total = (
-        f"about {span(sum(one or 0 for one in seconds))} in all on this machine"
-        if any(seconds)
-        else "time unknown until this machine is idle during a check, which then measures how fast it is"
-    )
-    refused = [one for one in found if not one.fits]
-    rows = [
-        (
-            one.label,
-            number(one.rows),
-            number(one.tokens),
-            Cell(f"{one.epochs:.2g}" if one.epochs else "–", one.epochs),
-            piece('<span class="hot">{}</span>', number(one.truncated)) if one.truncated else "0",
-            Cell(span(one.seconds), one.seconds or 0),
-            Cell(size(one.peak_bytes), one.peak_bytes or 0),
-            piece('{} <span class="fine">{}</span>', badge("fits" if one.fits else "refused"), one.words),
-        )
-        for one in found
-    ]
-    parts: list[object] = [
-        table(
-            ["Run", "Rows", "Tokens", "Epochs", "Cut", "Time", "Peak memory", "Verdict"],
-            rows,
-            kind="preflight",
-            caption=f"{len(found)} runs, {total}",
-            numeric=range(1, 7),
-        )
-    ]
-    if refused:
-        parts.insert(
-            0, markup.note(f"{len(refused)} of {len(found)} runs cannot be run here; the table says why.", "warn")
-        )
-    cut = max((one.truncated for one in found), default=0)
-    if cut:
-        parts.append(
-            markup.note(
-                f"{cut:,} rows are longer than the longest example allows and lose the end of their input: "
-                "raise it under Advanced.",
-                "warn",
-            )
-        )
-    return joined(parts)

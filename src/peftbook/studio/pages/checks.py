@@ -1,0 +1,85 @@
+"""What a check of a plan has found, as the plan's page shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from peftbook.errors import InputError
+from peftbook.studio import markup
+from peftbook.studio.markup import Cell, badge, button, joined, number, piece, size, span, table
+from peftbook.studio.plan import Check
+from peftbook.studio.requests import Answer
+from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
+
+__all__ = ["checks_of", "long_plan", "preflight_table"]
+
+
+def checks_of(answer: Answer) -> tuple[Check, ...]:
+    """The checks in an answer."""
+    if answer.state != "done":
+        raise InputError("The plan has not been checked yet: check it first.")
+    names = {one.name for one in dataclasses.fields(Check)}
+    return tuple(Check(**{key: value for key, value in one.items() if key in names}) for one in answer.result)
+
+
+def long_plan(found: Sequence[Check], less: Smaller | None) -> Markup:
+    """What to do about a plan of more than an hour; nothing about another."""
+    if (seconds := plan_seconds(found)) <= LONG_SECONDS:
+        return Markup("")
+    if less is None:
+        return markup.note(
+            f"The whole plan takes about {span(seconds)}: choose fewer methods or a smaller model for a shorter one.",
+            "warn",
+        )
+    words = f"The whole plan takes about {span(seconds)}. With {less.words} it takes about {span(less.seconds)}."
+    return joined([markup.note(words, "warn"), button("Take the smaller plan", "smaller")])
+
+
+def preflight_table(found: Sequence[Check]) -> Markup:
+    """What each run will read, take and need."""
+    seconds = [one.seconds for one in found if one.fits]
+    total = (
+        f"about {span(sum(one or 0 for one in seconds))} in all on this machine"
+        if any(seconds)
+        else "time unknown until this machine is idle during a check, which then measures how fast it is"
+    )
+    refused = [one for one in found if not one.fits]
+    rows = [
+        (
+            one.label,
+            number(one.rows),
+            number(one.tokens),
+            Cell(number(one.epochs, 0 if one.epochs >= 10 else -2) if one.epochs else "–", one.epochs),
+            piece('<span class="hot">{}</span>', number(one.truncated)) if one.truncated else "0",
+            Cell(span(one.seconds), one.seconds or 0),
+            Cell(size(one.peak_bytes), one.peak_bytes or 0),
+            piece('{} <span class="fine">{}</span>', badge("fits" if one.fits else "refused"), one.words),
+        )
+        for one in found
+    ]
+    parts: list[object] = [
+        table(
+            ["Run", "Rows", "Tokens", "Epochs", "Cut", "Time", "Peak memory", "Verdict"],
+            rows,
+            kind="preflight",
+            caption=f"{len(found)} runs, {total}",
+            numeric=range(1, 7),
+        )
+    ]
+    if refused:
+        parts.insert(
+            0, markup.note(f"{len(refused)} of {len(found)} runs cannot be run here; the table says why.", "warn")
+        )
+    cut = max((one.truncated for one in found), default=0)
+    if cut:
+        parts.append(
+            markup.note(
+                f"{cut:,} rows are longer than the longest example allows and lose the end of their input: "
+                "raise it under Advanced.",
+                "warn",
+            )
+        )
+    return joined(parts)
