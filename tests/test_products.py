@@ -11,12 +11,17 @@ from tiny import random_examples, tiny_llama
 from torch.nn import functional
 
 from peftbook import specs
+from peftbook.records import Record, Store, default_store
+from peftbook.studies import half_products as study
+from peftbook.studies import methods
 from peftbook.training import products
 from peftbook.training.generate import decode_batch
 from peftbook.training.loop import losses, train
 from peftbook.training.methods import apply_method
 from peftbook.training.models import keep_linear4bit_layout, quantization_config
+from peftbook.training.probes.products import losses_of
 from peftbook.training.products import HALF, TORCH_DTYPES, half_products, widened_products
+from peftbook.training.verify import TOLERANCES
 
 EXACT = 0.998  # share of elements that equal the exact sum, rounded once; float16 has the finer grid
 
@@ -184,6 +189,32 @@ def test_a_training_goes_as_with_native_products(name, monkeypatch, tmp_path):
     monkeypatch.setattr("peftbook.training.loop.half_products", lambda platform: products.contextlib.nullcontext())
     native = trained(METHODS[name], tmp_path / "model")
     assert widened == pytest.approx(native, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_first_steps_of_a_shipped_run_are_repeated():
+    """Within what `peftbook verify` allows, whatever processor made the record; the study goes through all methods."""
+    store = default_store()
+    finals = [one for one in methods.STUDY.records(store) if one.spec.method.kind == "lora" and one.spec.budget]
+    record = max(finals, key=lambda one: one.spec.seed)
+    found = losses_of(record.spec, 4, widened_products)
+    assert found == pytest.approx(record.curve["train_loss_nats"][:4], abs=TOLERANCES["loss_nats"])
+
+
+def test_the_study_takes_the_largest_difference_of_each_way(tmp_path):
+    """From invented curves, of which one is off by a known amount."""
+    store, off = Store(tmp_path), {"native": 0.0, "widened": 0.001, "float32": 0.03}
+    for name in study.METHODS:
+        probe = study.probe(name)
+        curve = {way: [3.0, 2.0 + each, *[1.0] * (study.STEPS - 2)] for way, each in off.items()}
+        store.save(Record(key=probe.key, spec=probe, curve=curve, provenance={"cpu": "One"}))
+    found = study.quantities(store)
+    for name in study.METHODS:
+        assert found[f"{name}_widened"].value == pytest.approx(0.001)
+        assert found[f"{name}_float32"].value == pytest.approx(0.03)
+    assert found["largest_float32"].value == pytest.approx(0.03)
+    assert study.STUDIES["half_products"].verdict(store).outcome == "not yet run"  # no record of another processor
 
 
 def test_no_product_of_a_4_bit_layer_escapes(monkeypatch, tmp_path):

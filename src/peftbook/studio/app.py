@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from peftbook.errors import InputError
 from peftbook.studio.access import COOKIE, LOGIN, SESSION_SECONDS, Door, Logins, Sessions, cookie
 from peftbook.studio.drafts import Drafts
+from peftbook.studio.machine import examine_apart
 from peftbook.studio.markup import trouble
 from peftbook.studio.store import Studio, say_open, start_worker
 from peftbook.tasks.table import Caps
@@ -59,6 +60,7 @@ def serve(
         os.nice(NICE)  # of this thread and those that it starts, not of the keeper
     import uvicorn
 
+    examine_apart()
     app = build_app(studio, caps or Caps(), logins=logins, hosts=(*LOOPBACK, host))
     shown = f"[{host}]" if ":" in host else host
     print(

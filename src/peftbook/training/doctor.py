@@ -7,17 +7,19 @@ import json
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 import peftbook
 from peftbook import specs
+from peftbook.records import write_atomically
 from peftbook.tasks import DATA, task_spec
 from peftbook.training.folders import cache_folder
-from peftbook.training.hardware import cores, cpu_model
+from peftbook.training.hardware import cores, cpu_model, is_idle
 from peftbook.training.precision import Products, chosen_dtype, instruction_limits, products_here
 from peftbook.training.threads import best_threads
 
@@ -61,7 +63,7 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Look at this machine; its rates are measured at the first time, which takes some twenty seconds."""
+    """Look at this machine. Its rates are measured at the first time that it is idle, in some twenty seconds."""
     import torch
 
     memory, folder, threads, found = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
@@ -113,17 +115,22 @@ def why(found: Products) -> str:
 
 
 def tokens_per_second() -> dict[str, float]:
-    """Method → tokens of training a second that it will have here on docstrings with the embedded model."""
+    """Method → tokens of training a second that it will have here on docstrings with the embedded model.
+
+    Empty where the machine's rates are not known and it does other work, beside which they would be wrong for good.
+    """
     from transformers import AutoTokenizer
 
     from peftbook.cost import training_setup
     from peftbook.memory import read_shape
     from peftbook.tasks import get_task
-    from peftbook.training.calibration import machine_rates
+    from peftbook.training.calibration import known_rates, machine_rates
     from peftbook.training.encode import batch_plan, encode_training
     from peftbook.training.estimate import training_seconds
     from peftbook.training.models import resolve
 
+    if known_rates("cpu") is None and not is_idle():
+        return {}
     budget = specs.Budget(tokens=TOKENS, learning_rate=RATE, train_examples=200)
     model, dtype, found = specs.Model(), chosen_dtype(), {}
     source, _ = resolve(model)
@@ -200,6 +207,8 @@ def as_text(found: Examination) -> str:
 
 def speed_lines(found: Examination) -> list[str]:
     """Tokens a second of each method here, beside those of the book's machines."""
+    if not found.tokens_per_second:
+        return ["Tokens a second are not known: the machine does other work now. Ask again when it is idle."]
     others = [("the book's", one) for one in book_machines()[:1]]
     heads = "".join(f"{name:>14}" for name, _ in (("here", found), *others))
     lines = [f"{'tokens/s, training':<22}{heads}"]
@@ -212,3 +221,15 @@ def speed_lines(found: Examination) -> list[str]:
 def gib(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 2**30:.1f} GiB"
+
+
+def main() -> None:
+    """Examine this machine and write what was found, as JSON, into the file that the first argument names."""
+    from peftbook.training.execute import quieten_libraries
+
+    quieten_libraries()
+    write_atomically(Path(sys.argv[1]), json.dumps(asdict(examine()), indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.studio import markup
+from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import joined, loading, piece
 from peftbook.studio.pages.checks import checks_of, long_plan, preflight_table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
@@ -117,6 +118,8 @@ def build_plan(context: Context) -> Step:
         submit = gr.Button("Queue the runs", variant="primary", visible=False, elem_id="submit")
     note = gr.HTML("", elem_classes="in-place")
     shown = panel(elem_id="preflight")
+    with gr.Accordion("This machine", open=False, elem_id="machine"):
+        machine = panel()
     timer = gr.Timer(0.7, active=False)
     fields: list[Any] = [
         models,
@@ -142,7 +145,8 @@ def build_plan(context: Context) -> Step:
     nothing = {submit: gr.update(visible=False), shown: "", checked: "", **waits_no_more}
 
     def show(project_id: str) -> dict[Any, Any]:
-        return {note: "", **nothing}
+        said = piece('<pre class="machine">{}</pre>', machine_words())
+        return {note: "", machine: said, **nothing}
 
     def settings_of(values: Sequence[Any]) -> Settings:
         """What the form says."""
@@ -258,7 +262,7 @@ def build_plan(context: Context) -> Step:
         one.input(in_place(note, stop), [checked], [note, *outdated], **QUIET)
     for one in (methods, more, seeds, tokens):
         one.input(lambda: "own", None, recipe, **QUIET)
-    return Step([note, *outdated], show)
+    return Step([note, machine, *outdated], show)
 
 
 # --- what was typed --------------------------------------------------------------------------------------------
