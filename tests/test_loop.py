@@ -160,6 +160,7 @@ def test_frozen_weights_as_bf16_copies_change_no_bit(name):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_width_trains_as_float32_does(dtype):
     """Losses and unclipped gradient norms, to what rounding leaves: an fp16 loss is scaled, its gradients are not."""

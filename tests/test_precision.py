@@ -15,6 +15,8 @@ from peftbook.errors import InputError
 from peftbook.training import precision
 from peftbook.training.precision import Products, chosen_dtype, gpu_dtype
 
+pytestmark = pytest.mark.plain
+
 
 @pytest.fixture
 def unknown_machine(monkeypatch, tmp_path):
@@ -115,3 +117,11 @@ def test_a_processor_without_bf16_is_found_out_in_a_moment(monkeypatch):
     assert time.thread_time() - began < 0.5
     assert not found.native and found.bf16 < 1e9 < found.fp32
     assert torch.get_num_threads() == threads
+
+
+def test_a_processor_that_plays_a_plainer_one_computes_in_float32():
+    """In this very process, where it does: nothing that may choose computes in what its instructions lack."""
+    limits = precision.instruction_limits()
+    if "AVX2" in limits:
+        assert not precision.measure_products().native
+    assert bool(limits) is any(name in limits for name in precision.INSTRUCTION_SETS)

@@ -25,7 +25,10 @@ from peftbook.training.verify import TOLERANCES
 
 EXACT = 0.998  # share of elements that equal the exact sum, rounded once; float16 has the finer grid
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.plain,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 
 def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

@@ -75,6 +75,7 @@ def test_the_sample_is_drawn_by_its_seed(tmp_path, monkeypatch):
 
 
 @pytest.mark.model
+@pytest.mark.plain
 @pytest.mark.slow
 def test_the_quickest_shipped_run_on_docstrings_repeats():
     """In a process of its own, through the queue's worker: the numbers that the book prints come out again.

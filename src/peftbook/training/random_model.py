@@ -24,7 +24,7 @@ from peftbook.memory.setup import IA3_TARGETS
 from peftbook.training.loop import autocast, frozen_linears_in
 from peftbook.training.methods import causal_model, trainable_state
 from peftbook.training.models import keep_linear4bit_layout
-from peftbook.training.products import TORCH_DTYPES, half_products
+from peftbook.training.products import TORCH_DTYPES
 
 __all__ = ["Subject", "random_ids", "random_model", "subject"]
 
@@ -74,10 +74,9 @@ class Subject:
         return autocast("bf16" if self.setup.autocast else "fp32", ids.device.type)
 
     def step(self, ids: Tensor) -> float:
-        """Forward, backward and optimiser; returns the seconds."""
+        """Forward, backward and optimiser; returns the seconds. Products are torch's unless the caller widens them."""
         began = time.perf_counter()
-        with half_products(ids.device.type):
-            self.loss(ids).backward()
+        self.loss(ids).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - began

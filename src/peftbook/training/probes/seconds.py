@@ -13,6 +13,7 @@ from peftbook.memory import Configuration
 from peftbook.training.calibration import calibrate
 from peftbook.training.probes import Findings
 from peftbook.training.probes.serving import positive
+from peftbook.training.products import half_products
 from peftbook.training.random_model import random_ids, subject
 
 __all__ = ["steps"]
@@ -33,8 +34,9 @@ def steps(probe: specs.Probe) -> Findings:
     for text in probe.words("configurations"):
         one = Configuration.parse(text)
         tuned, ids = subject(one.shape, one.setup, probe.seed), random_ids(one.shape, one.setup, probe.seed)
-        tuned.step(ids)
-        seconds.append(round(median(tuned.step(ids) for _ in range(trials)), 5))
+        with half_products(probe.platform):
+            tuned.step(ids)
+            seconds.append(round(median(tuned.step(ids) for _ in range(trials)), 5))
         del tuned
         gc.collect()
     return Findings(
