@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from peftbook import cli, specs
 from peftbook.records import Record
 from peftbook.site.machines import HEADS, machines_table
 from peftbook.studio import machine
-from peftbook.training import doctor, hardware, precision, queue, threads
+from peftbook.training import doctor, hardware, own_data, precision, queue, threads
 from peftbook.training.precision import Products
 
 
@@ -105,8 +105,9 @@ def test_measuring_threads_leaves_their_number_as_it_was():
 
 
 @pytest.fixture
-def examined(monkeypatch) -> doctor.Examination:
+def examined(monkeypatch, tmp_path) -> doctor.Examination:
     """This machine, its speed left out."""
+    monkeypatch.setattr(doctor, "kept_examination", lambda: tmp_path / "doctor" / "kept.json")
     monkeypatch.setattr(doctor, "tokens_per_second", lambda: {"lora": 321.0, "full": 123.0})
     return doctor.examine()
 
@@ -218,11 +219,24 @@ def test_the_studio_examines_the_machine_once_a_day(monkeypatch, tmp_path):
     monkeypatch.setattr(machine.subprocess, "Popen", lambda command, **options: started.append(command))
     machine.examine_apart()
     assert "being examined" in machine.machine_words()
-    (path,) = (started[0][-1],)
-    machine.Path(path).write_text(json.dumps(asdict(doctor.book_machines()[0])))
+    path = doctor.kept_examination()
+    precision.keep(path, asdict(doctor.book_machines()[0]))
     assert doctor.book_machines()[0].why in machine.machine_words()
     machine.examine_apart()
     assert len(started) == 1
     os.utime(path, (0, 0))
     machine.examine_apart()
     assert len(started) == 2
+
+
+@pytest.mark.parametrize(("factor", "said"), [(20.0, True), (2.0, False), (None, False)])
+def test_train_says_when_the_books_machine_is_far_faster(monkeypatch, factor, said):
+    """By tokens a second of the method; a machine that was never examined says nothing."""
+    book = doctor.book_machines()[0]
+    slower = None if factor is None else replace(
+        book, tokens_per_second={name: rate / factor for name, rate in book.tokens_per_second.items()}
+    )  # fmt: skip
+    monkeypatch.setattr(doctor, "last_examination", lambda: slower)
+    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=specs.LoRA(),
+                    budget=specs.Budget(tokens=100_000, learning_rate=1e-3))  # fmt: skip
+    assert bool(own_data.slow_on_own_data(run)) is said

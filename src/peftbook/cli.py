@@ -104,9 +104,22 @@ def run_one(args: argparse.Namespace) -> int:
         print(f"Run {run.key[:12]} is cached: {path}")
         return 0
     folder = rerun_folder() if args.again else None
+    if slow := slow_here(run, store):
+        print(slow, file=sys.stderr)
     ok, message = run_subprocess(run, folder=folder, show=True, processes=args.processes, strategy=args.strategy)
     print(message or f"Run {run.key[:12]} is done{f': its record is in {folder}' if folder else ''}.")
     return 0 if ok else 1
+
+
+def slow_here(run, store) -> str:
+    """That a run takes far longer here than on the machines of the records, in a sentence; else empty."""
+    from peftbook.training.queue import Estimates, predicted_here
+    from peftbook.training.threads import best_threads
+
+    estimates = Estimates()
+    estimates.read(store)
+    estimates.foresee([run], lambda specs: predicted_here(specs, best_threads()))
+    return estimates.slow_words(run)
 
 
 def store_on(platform: str, *, to_run: bool = False):

@@ -7,7 +7,6 @@ import json
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ import psutil
 
 import peftbook
 from peftbook import specs
-from peftbook.records import write_atomically
 from peftbook.tasks import DATA, task_spec
 from peftbook.training.folders import cache_folder
 from peftbook.training.hardware import cores, cpu_model, is_idle
-from peftbook.training.precision import Products, chosen_dtype, instruction_limits, products_here
+from peftbook.training.precision import Products, chosen_dtype, instruction_limits, keep, machine_file, products_here
 from peftbook.training.threads import best_threads
 
-__all__ = ["Examination", "as_text", "book_machines", "examine"]
+__all__ = ["Examination", "as_text", "book_machines", "examine", "kept_examination", "last_examination"]
 
 MACHINES = DATA / "machines"  # what `peftbook doctor --json` said on the machines of the book; the first made the runs
 TASK, TOKENS, RATE = "docstrings", 6_000, 1e-4  # of the training whose speed is predicted
@@ -63,12 +61,12 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Look at this machine. Its rates are measured at the first time that it is idle, in some twenty seconds."""
+    """Look at this machine and keep what is found. Its rates are measured once, when it is idle, in some twenty seconds."""
     import torch
 
     memory, folder, threads, found = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
     torch.set_num_threads(threads)
-    return Examination(
+    result = Examination(
         version=peftbook.__version__,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -88,6 +86,8 @@ def examine() -> Examination:
         missing=missing_extras() | missing_programs(),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES if is_installed(name)},
     )
+    keep(kept_examination(), asdict(result))
+    return result
 
 
 def existing(folder: Path) -> Path:
@@ -173,6 +173,19 @@ def missing_programs() -> dict[str, str]:
     return {name: f"needed by {use}" for name, use in PROGRAMS.items() if shutil.which(name) is None}
 
 
+def kept_examination() -> Path:
+    """The file in which the last examination of this machine is kept."""
+    return machine_file("doctor")
+
+
+def last_examination() -> Examination | None:
+    """What was found last; None where this machine was never examined, or by another version."""
+    try:
+        return Examination(**json.loads(kept_examination().read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 # --- the machines of the book ----------------------------------------------------------------------------------
 
 
@@ -224,11 +237,11 @@ def gib(size: float) -> str:
 
 
 def main() -> None:
-    """Examine this machine and write what was found, as JSON, into the file that the first argument names."""
+    """Examine this machine; what is found is kept."""
     from peftbook.training.execute import quieten_libraries
 
     quieten_libraries()
-    write_atomically(Path(sys.argv[1]), json.dumps(asdict(examine()), indent=1).encode())
+    examine()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def train_on_file(args: argparse.Namespace) -> int:
     )
     for line in describe_reading(args.file.name, table, columns, task):
         print(line, file=sys.stderr, flush=True)
+    if slow := slow_on_own_data(run):
+        print(slow, file=sys.stderr, flush=True)
     from peftbook.training.execute import execute, quieten_libraries
 
     quieten_libraries()
@@ -68,3 +70,18 @@ def train_on_file(args: argparse.Namespace) -> int:
             print(f"{name:<22} {record.measurements[name]:,.4g}")
     print(f"Record, texts{' and adapter' if adapter else ''} are in {args.out}")
     return 0
+
+
+def slow_on_own_data(run: specs.Run) -> str:
+    """That training takes far longer here than on the book's machine, in a sentence; empty where it does not.
+
+    By the tokens a second that were found on both; empty, too, where this machine was never examined.
+    """
+    from peftbook.training.doctor import book_machines, last_examination
+    from peftbook.training.queue import slow_words
+
+    here, there = last_examination(), next(iter(book_machines()), None)
+    if run.budget is None or here is None or there is None:
+        return ""
+    rates = [one.tokens_per_second.get(run.method.kind) for one in (here, there)]
+    return slow_words(*(run.budget.tokens / rate if rate else None for rate in rates))

@@ -150,6 +150,12 @@ class Estimates:
         known[kind_of_work(spec)].append(seconds)
         known[spec.platform].append(seconds)
 
+    def read(self, store: Store) -> None:
+        """Note how long every record at hand took to make."""
+        for record in store.all():
+            if (seconds := record.wall_seconds) is not None:
+                self.note(record.spec, seconds, made_here(record))
+
     def of(self, spec: Spec) -> float | None:
         """Median seconds of runs with the same kind of work, else what is predicted for one of them, else the median
         on other machines, else of all runs of the platform, else None."""
@@ -357,9 +363,7 @@ def run_studies(
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     asked = functools.cache(missing_data), functools.cache(this_machine)
     queue = Queue(studies, store, report, workers, deadline, *asked, predict, refuse)
-    for record in store.all():
-        if (seconds := record.wall_seconds) is not None:
-            queue.estimates.note(record.spec, seconds, made_here(record))
+    queue.estimates.read(store)
     running: dict[Future, tuple[Spec, float]] = {}
     made: list[str] = []
     with ThreadPoolExecutor(workers) as pool, ending_workers():
