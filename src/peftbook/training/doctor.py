@@ -61,7 +61,7 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Look at this machine and keep what is found. Its rates are measured once, when it is idle, in some twenty seconds."""
+    """Look at this machine and keep what is found; its rates are measured once, when it is idle, in twenty seconds."""
     import torch
 
     memory, folder, threads, found = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
