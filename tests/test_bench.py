@@ -179,6 +179,18 @@ def test_what_stops_a_process_comes_back_as_its_last_line(monkeypatch: pytest.Mo
     assert bench.run_process({}) == {"failure": "The last line."}
 
 
+def test_a_trial_that_takes_too_long_is_lost(monkeypatch: pytest.MonkeyPatch):
+    """A library that multiplies bfloat16 slowly must not hold up the others for hours."""
+
+    def run(command, *, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    ours = next(one for one in bench.CONTESTANTS if one.name == "ours")
+    found = bench.try_types(ours, {"contestant": "ours", "method": "lora"}, bench.run_process, lambda line: None)
+    assert found == dict.fromkeys(ours.dtypes, 0.0)
+
+
 def test_serving_the_longest_examples_first_does_not_raise_the_speed():
     """At a constant 100 real tokens a second the order of lengths must not matter."""
 

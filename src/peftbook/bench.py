@@ -72,6 +72,7 @@ class Contestant:
 TUNED: dict[str, Any] = {"gradient_checkpointing": False}
 BOTH = ("bf16", "fp32")
 TRIAL_STEPS = 2  # the first of which pays for preparations
+TRIAL_SECONDS = 90  # a trial that takes longer is lost
 CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("ours", "ours", note="The step as in every run of the book, no checkpoint written.", dtypes=BOTH),
     Contestant(
@@ -194,7 +195,7 @@ def try_types(
     found = {}
     for dtype in contestant.dtypes:
         report(f"trial: {job['method']}, {contestant.name} {dtype}")
-        result = compute(job | {"steps": TRIAL_STEPS, "dtype": dtype})
+        result = compute(job | {"steps": TRIAL_STEPS, "dtype": dtype, "seconds": TRIAL_SECONDS})
         found[dtype] = 0.0 if result.get("failure") else speed(result, "real_tokens")
         report("    " + (result.get("failure") or f"{found[dtype]:.0f} real tokens/s"))
     return found
@@ -223,14 +224,17 @@ def check(steps: int, rounds: int, methods: Sequence[str]) -> None:
 
 
 def run_process(job: dict) -> dict:
-    """`measure` in a fresh process; the result, or a dictionary with its `failure`."""
+    """`measure` in a fresh process, of at most job["seconds"]; the result, or a dictionary with its `failure`."""
     with tempfile.TemporaryDirectory(prefix="peftbook-bench-") as folder:
         target = Path(folder) / "result.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "peftbook.bench", str(target)],
-            input=json.dumps(job), text=True, capture_output=True, check=False,
-            env={"HF_HUB_OFFLINE": "1", **os.environ},
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "peftbook.bench", str(target)],
+                input=json.dumps(job), text=True, capture_output=True, check=False, timeout=job.get("seconds"),
+                env={"HF_HUB_OFFLINE": "1", **os.environ},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {"failure": f"took more than {job['seconds']} s"}
         said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
         if done.returncode == 2:
             raise InputError(said)
