@@ -66,7 +66,7 @@ def test_the_seconds_of_a_plan_are_those_of_its_batches():
 def budget_seconds(tokens: int, data: list[Encoded], seed: int = 0) -> float:
     """The estimate for a budget of so many tokens of a tiny model's LoRA."""
     shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
-    budget = specs.Budget(tokens=tokens, batch_size=4, learning_rate=1e-3)
+    budget = specs.Budget(tokens=1, batch_size=4, learning_rate=1e-3).model_copy(update={"tokens": tokens})
     return estimate.budget_seconds(shape, setup, EVERYTHING, data, budget, seed)
 
 
