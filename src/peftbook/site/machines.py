@@ -14,9 +14,9 @@ from peftbook.training.doctor import MACHINES, Examination, book_machines
 
 __all__ = ["machines_table", "setup"]
 
-HEADS = ("Machine", "Computes in", "GFLOP/s a thread: float32", "bfloat16", "Tokens/s, two threads: LoRA", "QLoRA",
-         "prompt", "full")  # fmt: skip
-SHOWN = ("lora", "qlora", "prompt", "full")
+SHOWN = {"lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning", "full": "full"}
+HEADS = ("Machine", "computes in", "GFLOP/s a thread, float32", "GFLOP/s a thread, bfloat16",
+         *(f"tokens/s, {words}" for words in SHOWN.values()))  # fmt: skip
 
 
 def machines_table() -> str:
