@@ -80,18 +80,16 @@ def test_one_core_needs_no_measurement(monkeypatch):
 
 
 @pytest.mark.parametrize("idle", [True, False])
-def test_only_what_an_idle_machine_shows_is_kept(monkeypatch, tmp_path, idle):
-    """Beside other work more threads look slow; a later process measures again."""
+def test_threads_are_measured_once_and_on_an_idle_machine(monkeypatch, tmp_path, idle):
+    """Beside other work more threads look slow: until then all cores count."""
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))
     monkeypatch.setattr(threads, "is_idle", lambda: idle)
     calls: list[int] = []
-    monkeypatch.setattr(threads, "measure", lambda most: calls.append(most) or {1: 2.0, most: 1.0})
+    monkeypatch.setattr(threads, "measure", lambda most: calls.append(most) or {1: 2.0, most: 2.1})
     monkeypatch.setattr(threads, "cores", lambda: 2)
     for _ in range(2):
-        threads.step_seconds.cache_clear()
-        assert threads.step_seconds() == {1: 2.0, 2: 1.0}
-    threads.step_seconds.cache_clear()
-    assert calls == ([2] if idle else [2, 2])
+        assert threads.best_threads() == threads.cores_gained() == (1 if idle else 2)
+    assert calls == ([2] if idle else [])
 
 
 def test_measuring_threads_leaves_their_number_as_it_was():

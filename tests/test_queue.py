@@ -18,7 +18,8 @@ from peftbook.records import Record, Store, import_records
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
 from peftbook.training import queue
-from peftbook.training.hardware import cores
+from peftbook.training.hardware import cores, cpu_model
+from peftbook.training.precision import products_here
 from peftbook.training.queue import Estimates, run_studies, run_subprocess
 from peftbook.training.threads import best_threads
 from peftbook.training.worker import alone, cuda_micro_batch
@@ -197,7 +198,8 @@ def made(seed: int, seconds: int, **fields) -> Record:
         "started": "2026-01-01T00:00:00+00:00",
         "finished": f"2026-01-01T00:{seconds // 60:02}:{seconds % 60:02}+00:00",
     }
-    return Record(key=run.key, spec=run, provenance=clock)
+    here = {"cpu": cpu_model(), "bf16_products": "native" if products_here().native else "widened"}
+    return Record(key=run.key, spec=run, provenance=clock | here)
 
 
 def test_the_time_that_a_run_takes_is_the_median_of_its_like():

@@ -5,7 +5,6 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -25,9 +24,10 @@ ROWS, INNER, COLUMNS, RANK = 512, 576, 1536, 16  # of a layer, and of an adapter
 def best_threads(most: int | None = None) -> int:
     """The number of threads, of at most so many (default: all cores), beyond which a run gains nothing."""
     most = most or cores()
-    known = {count: seconds for count, seconds in step_seconds().items() if count <= most} if most > 1 else {}
+    if most == 1 or not (known := step_seconds()):
+        return most
     best = 1
-    for count in sorted(known):
+    for count in sorted(one for one in known if one <= most):
         if known[best] / known[count] >= GAIN:
             best = count
     return best
@@ -35,25 +35,26 @@ def best_threads(most: int | None = None) -> int:
 
 def cores_gained() -> int:
     """How many threads' worth of work the processor does at most: so many runs are worth having side by side."""
-    if cores() == 1:
-        return 1
-    known = step_seconds()
+    if cores() == 1 or not (known := step_seconds()):
+        return cores()
     return max(1, round(known[1] / min(known.values())))
 
 
-@functools.cache
 def step_seconds() -> dict[int, float]:
-    """Threads → seconds of a layer's large and small products; measured once, and kept if the machine was idle."""
+    """Threads → seconds of a layer's large and small products; measured once, when the machine is idle, and kept.
+
+    Empty before: beside other work more threads look slow.
+    """
     path = machine_file("threads", str(cores()))
     if (found := kept(path)) is None:
-        idle = is_idle()
+        if not is_idle():
+            return {}
         if "torch" in sys.modules:
             found = {str(count): seconds for count, seconds in measure(cores()).items()}
         else:
             command = [sys.executable, "-m", "peftbook.training.threads", str(cores())]
             found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        if idle:
-            keep(path, found)
+        keep(path, found)
     return {int(count): seconds for count, seconds in found.items()}
 
 
