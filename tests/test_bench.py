@@ -290,8 +290,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_job(name: str, folder: Path) -> dict:
+    dtype = next((one.dtypes[0] for one in bench.CONTESTANTS if one.name == name and one.dtypes), "")
     return {"contestant": name, "method": "lora", "steps": STEPS, "model": str(folder), "task": "docstrings",
-            "validation": 8}  # fmt: skip
+            "validation": 8, "dtype": dtype}  # fmt: skip
 
 
 # transformers renamed gradient_checkpointing; peft and the bench still use the name that all allowed versions know.
