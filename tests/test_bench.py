@@ -187,8 +187,22 @@ def test_a_trial_that_takes_too_long_is_lost(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(bench.subprocess, "run", run)
     ours = next(one for one in bench.CONTESTANTS if one.name == "ours")
-    found = bench.try_types(ours, {"contestant": "ours", "method": "lora"}, bench.run_process, lambda line: None)
-    assert found == dict.fromkeys(ours.dtypes, 0.0)
+    tried = bench.try_types(ours, {"contestant": "ours", "method": "lora"}, bench.run_process, lambda line: None)
+    assert set(tried) == set(ours.dtypes) and not any(map(bench.trial_speed, tried.values()))
+
+
+@pytest.mark.usefixtures("trl_at_hand")
+def test_a_contestant_whose_trials_are_all_lost_runs_no_round():
+    """Not even a default one, whose rounds would take hours; its row says why."""
+
+    def compute(job: dict) -> dict:
+        slow = job["contestant"] == "trl-default"
+        assert not (slow and job["steps"] > bench.TRIAL_STEPS)
+        return {"failure": "2 steps took more than 90 s"} if slow else fake_result("x", 1.0)
+
+    rows = bench.train_bench(3, rounds=2, compute=compute, report=lambda line: None)
+    assert [row["contestant"] for row in rows if not row["rounds"]] == ["trl-default"]
+    assert "FAILED: 2 steps took more than 90 s" in bench.table(rows)
 
 
 def test_serving_the_longest_examples_first_does_not_raise_the_speed():

@@ -3,8 +3,8 @@
 Every contestant of `train_bench` trains the same weights (one seeded adapter) on the same examples, each seen once,
 in a process of its own; rounds are interleaved (A, B, C, A, B, C), so that a slow spell of the machine hits all. One
 function, ours, computes the validation loss of all of them after training: that is the check that the work was the
-same. Before the rounds each contestant that leaves it open tries both types, and its rounds are run in the faster one.
-Run it on an otherwise idle machine.
+same. Before the rounds each contestant tries what it leaves open: both types, and its rounds are run in the faster one.
+One that takes too long for two steps is a row that says so. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def train_bench(
     chosen = pick(peers)
     check(steps, rounds, methods)
     results: dict[tuple[str, str], list[dict]] = {}
-    trials: dict[tuple[str, str], dict[str, float]] = {}
+    trials: dict[tuple[str, str], dict[str, dict]] = {}
     shared: dict[str, Any] = {"model": model, "task": task, "validation": validation}
     for turn in range(-1, rounds):
         for method in methods:
@@ -177,12 +177,18 @@ def train_bench(
                 if turn < 0:
                     trials[name] = try_types(contestant, job, compute or run_process, report)
                     continue
-                dtype = max(trials[name], key=lambda one: trials[name][one], default="")
+                dtype = max(trials[name], key=lambda dtype: trial_speed(trials[name][dtype]))
+                if trials[name][dtype].get("failure"):
+                    results.setdefault(name, []).append(trials[name][dtype])
+                    continue
                 report(f"round {turn + 1} of {rounds}: {method}, {contestant.name} {dtype}")
                 found = (compute or run_process)(job | {"steps": steps, "dtype": dtype})
                 results.setdefault(name, []).append(found)
                 report("    " + (found.get("failure") or f"{speed(found, 'real_tokens'):.0f} real tokens/s"))
-    rows = [aggregate(*name, found) | {"tokens_per_second_by_dtype": trials[name]} for name, found in results.items()]
+    rows = [aggregate(*name, found) for name, found in results.items()]
+    for row, tried in zip(rows, trials.values(), strict=True):
+        rates = {dtype: trial_speed(result) for dtype, result in tried.items() if dtype}
+        row["tokens_per_second_by_dtype"] = rates
     if out is not None:
         write_atomically(Path(out), (json.dumps(rows, indent=1) + "\n").encode())
     return rows
@@ -190,15 +196,20 @@ def train_bench(
 
 def try_types(
     contestant: Contestant, job: dict, compute: Callable[[dict], dict], report: Callable[[str], None]
-) -> dict[str, float]:
-    """Type → real tokens a second in a training of TRIAL_STEPS; 0 where it failed."""
-    found = {}
-    for dtype in contestant.dtypes:
-        report(f"trial: {job['method']}, {contestant.name} {dtype}")
+) -> dict[str, dict]:
+    """Type → what a training of TRIAL_STEPS gave; one that is left to its library has the type "" alone."""
+    results = {}
+    for dtype in contestant.dtypes or ("",):
+        report(f"trial: {job['method']}, {contestant.name} {dtype}".rstrip())
         result = compute(job | {"steps": TRIAL_STEPS, "dtype": dtype, "seconds": TRIAL_SECONDS})
-        found[dtype] = 0.0 if result.get("failure") else speed(result, "real_tokens")
-        report("    " + (result.get("failure") or f"{found[dtype]:.0f} real tokens/s"))
-    return found
+        report("    " + (result.get("failure") or f"{trial_speed(result):.0f} real tokens/s"))
+        results[dtype] = result
+    return results
+
+
+def trial_speed(result: dict) -> float:
+    """Real tokens a second of a trial; 0 where it failed."""
+    return 0.0 if result.get("failure") else speed(result, "real_tokens")
 
 
 def pick(peers: bool | Sequence[str]) -> list[Contestant]:
@@ -234,7 +245,7 @@ def run_process(job: dict) -> dict:
                 env={"HF_HUB_OFFLINE": "1", **os.environ},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {"failure": f"took more than {job['seconds']} s"}
+            return {"failure": f"{job['steps']} steps took more than {job['seconds']} s"}
         said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
         if done.returncode == 2:
             raise InputError(said)
@@ -682,7 +693,8 @@ def numbers(method: str, rows: Sequence[dict]) -> str:
     title = f"{method}: median of {rounds} rounds [lowest–highest], first step left out"
     foot = (
         "examples/s and label tok/s: real tok/s times their number per real token in the whole run.\n"
-        f"bf16 | fp32: real tok/s of the second step in either type; the rounds are in the faster one.\n"
+        f"bf16 | fp32: real tok/s of the second step in either type (0: two steps took more than {TRIAL_SECONDS} s); "
+        "the rounds are in the faster one.\n"
         f"train loss: nats per label token, first step → mean of the last {LAST_STEPS} steps, on each library's own "
         "batches.\nvalidation: nats per label token of the same held-out examples, by our function, after training."
     )
