@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from test_cli import refused
 from test_queue import a_run, a_study, interpreter, until
 
@@ -28,6 +29,7 @@ from peftbook.memory import SHAPES
 from peftbook.records import Record, Store, default_store
 from peftbook.tasks import get_task
 from peftbook.training import queue
+from peftbook.training.execute import execute
 from peftbook.training.request import request_for, setup_of, shape_of
 
 LOCAL = specs.Model()
@@ -387,6 +389,18 @@ class Machines:
         until(lambda: "Ray runtime started" in log.read_text() or self.nodes[name].poll() is not None, 120)
         assert self.nodes[name].poll() is None, log.read_text()[-3000:]
 
+    def fill(self, count: int) -> None:
+        """Start nodes, in turn, until so many compute: two at the same time would choose the same name of a socket."""
+        alive = sum(self.computes(name) for name in self.nodes if name != "head")
+        for _ in range(count - alive):
+            name = f"node{len(self.nodes)}"
+            self.start_worker(name)
+            self.up(name)
+
+    def computes(self, name: str) -> bool:
+        """Whether the node's raylet lives."""
+        return any(process.name() == "raylet" for process in family(self.nodes[name].pid))
+
     def driver(self, store: Path, checkpoints: Path | None, *runs: specs.Run) -> subprocess.Popen:
         """A command that runs two studies, which share the first run, on the cluster."""
         script = DRIVER.format(tests=str(Path(__file__).parent))
@@ -439,20 +453,24 @@ def family(pid: int) -> list[psutil.Process]:
     return []
 
 
-@pytest.fixture
-def machines() -> Iterator[Machines]:
-    """A head that computes nothing and two nodes, with token authentication."""
+@pytest.fixture(scope="module")
+def head() -> Iterator[Machines]:
+    """A head that computes nothing, with token authentication; nodes join it as tests need them."""
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:  # sockets have short names
         found = Machines(Path(folder))
         try:
             found.start_head()
             found.up("head")
-            for name in ("one", "two"):  # in turn: at the same time two would choose the same name of a socket
-                found.start_worker(name)
-                found.up(name)
             yield found
         finally:
             found.stop()
+
+
+@pytest.fixture
+def machines(head: Machines) -> Machines:
+    """The cluster with two nodes that compute."""
+    head.fill(2)
+    return head
 
 
 def said_by(driver: subprocess.Popen) -> list[str]:
@@ -492,43 +510,58 @@ def kill_mid_run(machines: Machines, run: specs.Run, folders: list[Path]) -> str
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_killed_node_loses_no_run(machines, tmp_path):
-    """Three real nodes. A run whose node dies goes on from its shared checkpoint on the other node, or starts anew
-    where nothing is shared; each run is computed once, and every record is that of an uninterrupted run here.
+    """A run whose node dies goes on from its shared checkpoint on the other node; two studies that share a run compute
+    it once, and every record is that of an uninterrupted run here.
     """
-    long, short, unshared = small_run(0, 40), small_run(1, 4, n_generate=2), small_run(2, 30)
+    long, short = small_run(0, 40), small_run(1, 4, n_generate=2)
     shared, store = tmp_path / "checkpoints", Store(tmp_path / "cluster")
     shared.mkdir()
     driver = machines.driver(store.folders[0], shared, long, short, long)
-    lost = kill_mid_run(machines, long, [shared])
-    machines.start_worker("three")
+    kill_mid_run(machines, long, [shared])
     lines = said_by(driver)
     assert sum("start [" in line for line in lines) == 2 and sum(" done " in line for line in lines) == 2
     steps = store.get(long).measurements["train_steps"]
     assert 3 <= store.get(long).provenance["resumed_from_step"] < steps
     assert "resumed_from_step" not in store.get(short).provenance
     assert not (shared / long.key[:16]).exists()  # a finished run leaves no checkpoint
-
-    machines.up("three")
-    caches = [machines.folder / name / "checkpoints" for name in machines.nodes]
-    driver = machines.driver(store.folders[0], None, unshared)
-    assert kill_mid_run(machines, unshared, caches) != lost
-    said_by(driver)
-    assert "resumed_from_step" not in store.get(unshared).provenance
-
-    here = Store(tmp_path / "here")
-    for run in (long, short, unshared):
-        assert queue.run_subprocess(run, 1, folder=here.folders[0]) == (True, "")
-        assert measured(store.get(run)) == measured(here.get(run))
-        assert store.texts(store.get(run)) == here.texts(here.get(run))
+    assert_as_here(store, tmp_path / "here", long, short)
     assert len(store.texts(store.get(short))) == 2 and store.get(long).curve["train_loss_nats"]
 
-    assert_a_wrong_token_is_refused(machines)
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_without_shared_checkpoints_the_run_of_a_killed_node_starts_anew(machines, tmp_path):
+    """With the same record in the end."""
+    run, store = small_run(2, 30), Store(tmp_path / "cluster")
+    caches = [machines.folder / name / "checkpoints" for name in machines.nodes]
+    driver = machines.driver(store.folders[0], None, run)
+    kill_mid_run(machines, run, caches)
+    said_by(driver)
+    assert "resumed_from_step" not in store.get(run).provenance
+    assert_as_here(store, tmp_path / "here", run)
 
 
-def assert_a_wrong_token_is_refused(machines: Machines) -> None:
+def assert_as_here(store: Store, folder: Path, *runs: specs.Run) -> None:
+    """The records in the store are those of uninterrupted runs in this process, with one thread as on a node."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in runs:
+            execute(run, Store(folder), quiet=True)
+    finally:
+        torch.set_num_threads(threads)
+    here = Store(folder)
+    for run in runs:
+        assert measured(store.get(run)) == measured(here.get(run))
+        assert store.texts(store.get(run)) == here.texts(here.get(run))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_wrong_token_is_refused(head):
     """One sentence and status 2, before anything runs."""
-    command = [sys.executable, "-m", "peftbook", "run", "methods", "--engine", "ray", "--address", machines.address]
-    environment = machines.environment("head") | {"RAY_AUTH_TOKEN": "f" * 64}
+    command = [sys.executable, "-m", "peftbook", "run", "methods", "--engine", "ray", "--address", head.address]
+    environment = head.environment("head") | {"RAY_AUTH_TOKEN": "f" * 64}
     wrong = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.startswith("peftbook: ") and "token" in wrong.stderr and wrong.stderr.count("\n") == 1

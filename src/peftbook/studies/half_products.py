@@ -1,8 +1,9 @@
 """Are bfloat16 products in float32 those of native instructions? The first steps of a training of every method.
 
-No claim is at stake: it is the check behind runs that repeat a record on a processor without bfloat16. There are two
-yardsticks: the same steps in float32, which does not round at all, and, for the methods of the study `methods`, the
-shipped record of the same training on another processor with native products.
+With them goes a whole run, so short that anyone can repeat it in a minute. No claim is at stake: it is the check behind
+runs that repeat a record on a processor without bfloat16. There are two yardsticks: the same steps in float32, which
+does not round at all, and, for the methods of the study `methods`, the shipped record of the same training on another
+processor with native products.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from peftbook import specs
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict, methods
 from peftbook.studies.chosen_rates import learning_rate_for
+from peftbook.studies.sweep import validation_loss
 from peftbook.tasks import task_spec
 
-__all__ = ["METHODS", "STUDIES", "probe", "records"]
+__all__ = ["METHODS", "STUDIES", "probe", "records", "short_run"]
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
 METHODS = tuple(name for name in specs.METHODS if name != "untuned")
 WAYS = ("widened", "elsewhere", "float32")
+SHORT_TOKENS = 6_000
 
 
 def probe(method: str) -> specs.Probe:
@@ -27,6 +30,17 @@ def probe(method: str) -> specs.Probe:
     budget = specs.Budget(tokens=TOKENS, learning_rate=learning_rate_for(method))
     run = specs.Run(task=task_spec("docstrings"), method=specs.method_from(method), budget=budget, seed=SEED)
     return specs.Probe(measure="products.first_losses", settings={"steps": STEPS}, runs=(run,))
+
+
+def short_run() -> specs.Run:
+    """A LoRA training of a few steps, with few examples and answers: to be repeated anywhere."""
+    return specs.Run(
+        task=task_spec("docstrings"),
+        method=specs.method_from("lora"),
+        budget=specs.Budget(tokens=SHORT_TOKENS, learning_rate=learning_rate_for("lora")),
+        evaluation=specs.Evaluation(n_loss=32, n_generate=32, generation_dtype="bf16"),
+        seed=SEED,
+    )
 
 
 def records(store: Store) -> dict[str, Record]:
@@ -76,6 +90,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
                 max(values), "nats per token", keys, min(values), max(values), seeds=1, n=STEPS, digits=3,
                 note="largest and range over methods",
             )  # fmt: skip
+    if (record := store.get(short_run())) is not None:
+        out["short_run_loss"] = Quantity(
+            validation_loss(record), "nats per token", (record.key,), seeds=1, n=short_run().evaluation.n_loss, digits=3
+        )
     return out
 
 
@@ -103,7 +121,7 @@ STUDIES = {
         refuted_if="nothing: this study checks a tool of the book",
         does_not_show="Later steps, where differences grow; other models. One seed a method, one other processor.",
         chapter="book/many-machines",
-        runs=lambda store: [probe(name) for name in METHODS],
+        runs=lambda store: [short_run(), *map(probe, METHODS)],
         quantities=quantities,
         verdict=verdict,
     )
