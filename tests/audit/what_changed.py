@@ -1,7 +1,7 @@
 """Every key, quantity and verdict of the shipped records, or what differs from those of another time.
 
-python tests/audit/numbers.py now.json               write them
-python tests/audit/numbers.py now.json before.json   write them, and print what changed, name by name
+python tests/audit/what_changed.py now.json               write them
+python tests/audit/what_changed.py now.json before.json   write them, and print what changed, name by name
 """
 
 from __future__ import annotations
