@@ -183,12 +183,20 @@ def test_waiting_for_a_core_is_not_counted(monkeypatch):
 
 
 def test_a_machine_is_measured_once(monkeypatch, tmp_path, here):
-    """The second call reads what the first wrote."""
+    """The second call reads what the first wrote; what a busy machine wrote is read until it is idle."""
     calls: list[str] = []
+    idle = [False]
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibration, "is_idle", lambda: idle[0])
     monkeypatch.setattr(calibration, "calibrate", lambda platform: calls.append(platform) or here)
     assert calibration.machine_rates() == calibration.machine_rates() == here
     assert calls == ["cpu"]
+    idle[0] = True
+    assert calibration.known_rates() is None
+    assert calibration.machine_rates() == calibration.machine_rates() == here
+    idle[0] = False
+    assert calibration.machine_rates() == here
+    assert calls == ["cpu", "cpu"]
 
 
 @pytest.mark.alone

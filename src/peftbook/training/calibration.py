@@ -22,7 +22,7 @@ from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
 from peftbook.memory import Setup, Shape
 from peftbook.records import write_atomically
 from peftbook.training.folders import cache_folder
-from peftbook.training.hardware import machine_name, waited
+from peftbook.training.hardware import is_idle, machine_name, waited
 from peftbook.training.precision import instruction_limits
 from peftbook.training.products import TORCH_DTYPES, half_products
 from peftbook.training.random_model import random_ids, subject
@@ -51,18 +51,24 @@ TINY = Shape(layers=3, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=
 
 
 def machine_rates(platform: str = "cpu") -> Rates:
-    """The rates of this machine with the threads that this process has, measured at the first call and then kept."""
+    """The rates of this machine with the threads that this process has, measured at the first call and then kept.
+
+    Those that were measured beside other work are kept until the machine is idle.
+    """
     if (known := known_rates(platform)) is not None:
         return known
+    path = kept_at(platform) if is_idle() else kept_while_busy(platform)
     rates = calibrate(platform)
-    write_atomically(kept_at(platform), json.dumps(rates.as_json(), indent=1).encode())
+    write_atomically(path, json.dumps(rates.as_json(), indent=1).encode())
     return rates
 
 
 def known_rates(platform: str = "cpu") -> Rates | None:
-    """The rates that were measured on this machine before, or None."""
-    path = kept_at(platform)
-    return Rates.from_json(json.loads(path.read_text())) if path.is_file() else None
+    """The rates that were measured on this machine before, or None; those of a busy machine hold only while it is."""
+    for path, holds in ((kept_at(platform), lambda: True), (kept_while_busy(platform), lambda: not is_idle())):
+        if path.is_file() and holds():
+            return Rates.from_json(json.loads(path.read_text()))
+    return None
 
 
 def kept_at(platform: str) -> Path:
@@ -70,6 +76,11 @@ def kept_at(platform: str) -> Path:
     limits = instruction_limits()
     name = f"{machine_name(platform)} {limits} {torch.get_num_threads()} {torch.__version__} {VERSION}"
     return cache_folder() / "rates" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def kept_while_busy(platform: str) -> Path:
+    """The file of rates that were measured beside other work, which made the machine look slower than it is."""
+    return kept_at(platform).with_suffix(".busy.json")
 
 
 def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
