@@ -227,8 +227,8 @@ def end_group(pid: int, known: str, patience: float = 10.0) -> None:
 def hold(path: Path, otherwise: str, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock file until the process dies of anything. Raises InputError(otherwise) if another process holds it.
 
-    patience: seconds to wait for a holder that may be dying.  The file stays: a lock on a file that somebody deletes
-    is no lock.
+    patience: seconds to wait for a holder that may be dying.  The file goes with the lock: whoever has opened it
+    meanwhile is told by filelock that it is no longer there, and tries again.
     """
     from filelock import FileLock, Timeout
 
@@ -241,4 +241,6 @@ def hold(path: Path, otherwise: str, patience: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
         lock.release()
