@@ -31,6 +31,17 @@ with Child("-c", code) as child:
 """
 
 
+CONTENDER = """
+import pathlib, sys
+from peftbook.processes import hold
+inside = pathlib.Path(sys.argv[1], "inside")
+for _ in range(40):
+    with hold(pathlib.Path(sys.argv[1], "lock"), "held", patience=60):
+        inside.mkdir()
+        inside.rmdir()
+"""
+
+
 def until(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -118,3 +129,12 @@ def test_threads_of_a_child_sleep_when_they_are_idle(threads, monkeypatch):
     told = json.loads(ask("-c", code, threads=threads)[0])
     assert told == (["3", "PASSIVE"] if threads else ["1", None])
     assert processes.HOST
+
+
+def test_one_at_a_time_holds_a_lock_whose_file_goes_with_it(tmp_path):
+    """Although each that leaves takes the file away that the others have opened."""
+    contenders = [Child("-c", CONTENDER, str(tmp_path)) for _ in range(4)]
+    for child in contenders:
+        with child:
+            assert child.wait(120) and child.why() == ""
+    assert not list(tmp_path.iterdir())
