@@ -50,10 +50,19 @@ def test_the_form_of_the_plan_has_every_number_of_the_settings_with_its_default(
     pytest.importorskip("gradio")
     fields = json.loads(ask("-c", FORM)[-1])
     options = {name: option for name, option in options_of(Settings).items() if option.bound is not None}
-    assert fields == {
-        name: [option.label, option.help, 3 if name == "seeds" else getattr(Settings, name)]
-        for name, option in options.items()
-    }
+    assert fields.keys() == options.keys()
+    for name, (label, info, value) in fields.items():
+        assert label == options[name].label and info.startswith(options[name].help)
+        assert value == (3 if name == "seeds" else getattr(Settings, name) or 0)
+
+
+def test_a_field_that_gradio_shows_as_0_is_no_number_where_none_is_usual():
+    """And a number everywhere else, where an empty field is refused."""
+    pages = "from peftbook.studio.pages.plan import number_of as n; "
+    code = "print([n('rank', 0), n('rank', None), n('rank', 4.0), n('tokens', 0), n('epochs', 0.5)]); n('tokens', None)"
+    with pytest.raises(RuntimeError, match="The field for tokens is empty"):
+        ask("-c", pages + code)
+    assert ask("-c", pages + code.partition(";")[0]) == ["[None, None, 4, 0, 0.5]"]
 
 
 @given(

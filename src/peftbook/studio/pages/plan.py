@@ -242,21 +242,24 @@ def devices() -> list[tuple[str, str]]:
 def number_fields(first: Mapping[str, float]) -> dict[str, gr.Number]:
     """A field for each number of the settings by its name, three in a row; first: what some of them begin with.
 
-    They have no limits of Gradio's, which end in an error without words.
+    They have no limits of Gradio's, which end in an error without words. Gradio shows a number that is not there as 0.
     """
     names = [name for name, option in ASKED.items() if option.bound]
     made = {}
     for place in range(0, len(names), 3):
         with gr.Row(equal_height=True):
             for name in names[place : place + 3]:
-                value = first.get(name, getattr(Settings, name))
-                made[name] = gr.Number(value, label=ASKED[name].label, info=ASKED[name].help)
+                usual, words = getattr(Settings, name), ASKED[name].help
+                info = f"{words}, else 0" if usual is None else words
+                made[name] = gr.Number(first.get(name, usual or 0), label=ASKED[name].label, info=info)
     return made
 
 
 def number_of(name: str, value: Any) -> Any:
-    """A field's number, None in an empty one that may be. Raises InputError for another that is empty."""
-    if value is None and getattr(Settings, name) is not None:
+    """A field's number; None for 0, or nothing, where none is usual. Raises InputError for another that is empty."""
+    if not value and getattr(Settings, name) is None:
+        return None
+    if value is None:
         raise InputError(f"The field for {name.replace('_', ' ')} is empty: give a number.")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
