@@ -26,7 +26,7 @@ from pathlib import Path
 from studio_home import SMALL, colours_project
 
 from peftbook import specs
-from peftbook.studio.processes import identity, is_alive
+from peftbook.processes import identity, is_alive
 from peftbook.studio.store import Studio
 
 ENDS = """

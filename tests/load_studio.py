@@ -25,10 +25,11 @@ import httpx
 from test_studio import start, stop, table
 
 from peftbook import specs
-from peftbook.studio.plan import Settings, plan
+from peftbook.studio.plan import plan
+from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
-from peftbook.tasks.table import Columns
 
 
 def train(studio: Studio, project: str, run: specs.Run) -> float:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from peftbook import specs
 from peftbook.studio.store import Project, Studio
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
-from peftbook.tasks.table import Columns
 
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
 SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)

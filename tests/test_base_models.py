@@ -14,7 +14,8 @@ from studio_home import colours_project
 from peftbook import base_models, specs
 from peftbook.base_models import BLOCK_BYTES, check_model, folder_revision, model_named, pinned
 from peftbook.errors import InputError
-from peftbook.studio.plan import Settings, plan
+from peftbook.studio.plan import plan
+from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
 
 LARGE = BLOCK_BYTES  # numbers of four bytes: four blocks, of which the second and third are read in part

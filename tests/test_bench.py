@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_queue import interpreter
 
-from peftbook import bench
+from peftbook.bench import measuring, peers, rounds
+from peftbook.bench.book import book_bench
+from peftbook.bench.contestants import BATCH, BOTH, CONTESTANTS, named
+from peftbook.bench.table import table
 from peftbook.errors import InputError
 
 
@@ -48,24 +52,24 @@ def run_fakes(times: dict[str, list[float]], **arguments) -> tuple[list[dict], l
 
     def compute(job: dict) -> dict:
         name = job["contestant"]
-        if job["steps"] == bench.TRIAL_STEPS:
+        if job["steps"] == rounds.TRIAL_STEPS:
             return fake_result(name, 1.0)
         order.append(name)
         return fake_result(name, times.get(name, [1.0] * 9)[order.count(name) - 1])
 
-    return bench.train_bench(3, compute=compute, report=lambda line: None, **arguments), order
+    return rounds.train_bench(3, compute=compute, report=lambda line: None, **arguments), order
 
 
 @pytest.fixture
 def trl_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes stand for TRL, so these tests also run where it is not installed."""
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(rounds.importlib.util, "find_spec", lambda name: object())
 
 
 @pytest.mark.usefixtures("trl_at_hand")
 def test_rounds_are_interleaved():
     """A, B, C, A, B, C: a slow spell of the machine must not fall on one contestant alone."""
-    names = [one.name for one in bench.CONTESTANTS]
+    names = [one.name for one in CONTESTANTS]
     _, order = run_fakes({}, rounds=3)
     assert order == names * 3
 
@@ -100,20 +104,20 @@ def test_each_contestant_runs_in_the_type_that_is_faster_for_it(seconds, faster)
         jobs.append(job)
         return fake_result(job["contestant"], seconds.get(job["dtype"], 1.0))
 
-    rows = bench.train_bench(3, rounds=1, compute=compute, report=lambda line: None)
+    rows = rounds.train_bench(3, rounds=1, compute=compute, report=lambda line: None)
     ran = {job["contestant"]: job["dtype"] for job in jobs if job["steps"] == 3}
-    for one in bench.CONTESTANTS:
+    for one in CONTESTANTS:
         assert ran[one.name] == (faster if one.dtypes else "")
         assert bool(one.dtypes) is not one.name.endswith("default")
-    rates = [f"{800 / seconds[name]:.0f}" for name in bench.BOTH]
-    assert " | ".join(rates) in bench.table(rows) and "its own" in bench.table(rows)
+    rates = [f"{800 / seconds[name]:.0f}" for name in BOTH]
+    assert " | ".join(rates) in table(rows) and "its own" in table(rows)
 
 
 @pytest.mark.usefixtures("trl_at_hand")
 def test_the_table_prints_every_setting():
     """A comparison whose settings are not shown cannot be checked."""
     rows, _ = run_fakes({"ours": [1.0, 1.0], "trl-tuned": [2.0, 4.0]}, rounds=2)
-    text = " ".join(bench.table(rows).split())
+    text = " ".join(table(rows).split())
     for row in rows:
         for name, value in (row["set_here"] | row["left_alone"]).items():
             assert f"{name}={value}" in text
@@ -129,9 +133,9 @@ def test_a_contestant_that_fails_is_a_row_and_the_others_go_on():
     def compute(job: dict) -> dict:
         return {"failure": "It broke."} if job["contestant"] == "trl-packed" else fake_result("x", 1.0)
 
-    rows = bench.train_bench(3, rounds=2, compute=compute, report=lambda line: None)
+    rows = rounds.train_bench(3, rounds=2, compute=compute, report=lambda line: None)
     assert [row["rounds"] for row in rows] == [0 if row["contestant"] == "trl-packed" else 2 for row in rows]
-    assert "FAILED: It broke." in bench.table(rows)
+    assert "FAILED: It broke." in table(rows)
 
 
 def test_rows_are_also_written_as_json(tmp_path: Path):
@@ -148,47 +152,41 @@ def test_bad_input_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="Unknown peer 'jax'"):
         run_fakes({}, peers=("jax",))
     with pytest.raises(InputError, match="at least 2"):
-        bench.train_bench(1, peers=())
+        rounds.train_bench(1, peers=())
     with pytest.raises(InputError, match="at least 1"):
-        bench.train_bench(2, peers=(), rounds=0)
+        rounds.train_bench(2, peers=(), rounds=0)
     with pytest.raises(InputError, match="not trained"):
-        bench.train_bench(2, ("untuned",), peers=())
+        rounds.train_bench(2, ("untuned",), peers=())
     with pytest.raises(InputError, match="Unknown method 'dora'"):
-        bench.train_bench(2, ("dora",), peers=())
+        rounds.train_bench(2, ("dora",), peers=())
 
 
 def test_contestants_differ_only_in_what_their_names_say():
     """No peer changes rate, batch, optimiser or clipping, and a default changes nothing."""
-    for contestant in bench.CONTESTANTS:
+    for contestant in CONTESTANTS:
         assert not {"learning_rate", "optim", "max_grad_norm", "num_train_epochs"} & set(contestant.arguments)
         if contestant.name.endswith("default"):
             assert not contestant.arguments
 
 
-def test_what_stops_a_process_comes_back_as_its_last_line(monkeypatch: pytest.MonkeyPatch):
+def test_what_stops_a_process_comes_back_as_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Bad input stops the bench with its sentence; a crash becomes the row's failure."""
-
-    def ends(status: int):
-        done = subprocess.CompletedProcess([], status, "", "Traceback\nThe last line.\n")
-        monkeypatch.setattr(bench.subprocess, "run", lambda *args, **kwargs: done)
-
-    ends(2)
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, "echo Note; echo 'The last line.'; exit 2"))
     with pytest.raises(InputError, match=r"^The last line\.$"):
-        bench.run_process({})
-    ends(1)
-    assert bench.run_process({}) == {"failure": "The last line."}
+        rounds.run_process({})
+    monkeypatch.setattr(
+        sys, "executable", interpreter(tmp_path, "echo Traceback >&2; echo 'The last line.' >&2; exit 1")
+    )
+    assert rounds.run_process({}) == {"failure": "The last line."}
 
 
-def test_a_trial_that_takes_too_long_is_lost(monkeypatch: pytest.MonkeyPatch):
+def test_a_trial_that_takes_too_long_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A library that multiplies bfloat16 slowly must not hold up the others for hours."""
-
-    def run(command, *, timeout, **options):
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(bench.subprocess, "run", run)
-    ours = next(one for one in bench.CONTESTANTS if one.name == "ours")
-    tried = bench.try_types(ours, {"contestant": "ours", "method": "lora"}, bench.run_process, lambda line: None)
-    assert set(tried) == set(ours.dtypes) and not any(map(bench.trial_speed, tried.values()))
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, "sleep 60"))
+    monkeypatch.setattr(rounds, "TRIAL_SECONDS", 0.2)
+    ours = named("ours")
+    tried = rounds.try_types(ours, {"contestant": "ours", "method": "lora"}, rounds.run_process, lambda line: None)
+    assert set(tried) == set(ours.dtypes) and not any(map(rounds.trial_speed, tried.values()))
 
 
 @pytest.mark.usefixtures("trl_at_hand")
@@ -197,12 +195,12 @@ def test_a_contestant_whose_trials_are_all_lost_runs_no_round():
 
     def compute(job: dict) -> dict:
         slow = job["contestant"] == "trl-default"
-        assert not (slow and job["steps"] > bench.TRIAL_STEPS)
+        assert not (slow and job["steps"] > rounds.TRIAL_STEPS)
         return {"failure": "2 steps took more than 90 s"} if slow else fake_result("x", 1.0)
 
-    rows = bench.train_bench(3, rounds=2, compute=compute, report=lambda line: None)
+    rows = rounds.train_bench(3, rounds=2, compute=compute, report=lambda line: None)
     assert [row["contestant"] for row in rows if not row["rounds"]] == ["trl-default"]
-    assert "FAILED: 2 steps took more than 90 s" in bench.table(rows)
+    assert "FAILED: 2 steps took more than 90 s" in table(rows)
 
 
 def test_serving_the_longest_examples_first_does_not_raise_the_speed():
@@ -211,7 +209,7 @@ def test_serving_the_longest_examples_first_does_not_raise_the_speed():
     def rate(tokens: list[int]) -> float:
         work = [{"examples": 8, "label_tokens": 80, "real_tokens": count} for count in tokens]
         ends = [sum(tokens[: at + 1]) / 100 for at in range(len(tokens))]
-        return bench.speed({"ends": ends, "work": work}, "examples")
+        return rounds.speed({"ends": ends, "work": work}, "examples")
 
     assert rate([900, 300, 300]) == pytest.approx(rate([300, 300, 900])) == pytest.approx(8 * 3 / 15)
 
@@ -219,9 +217,9 @@ def test_serving_the_longest_examples_first_does_not_raise_the_speed():
 def test_peak_memory_is_not_inherited_from_the_parent():
     """ru_maxrss of a small child is its parent's on Linux; the bench must report the child's own peak."""
     ballast = bytearray(b"x" * (300 << 20))
-    code = "from peftbook.bench import peak_memory_mib; print(peak_memory_mib())"
+    code = "from peftbook.bench.measuring import peak_memory_mib; print(peak_memory_mib())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert bench.peak_memory_mib() > 300 and len(ballast) == 300 << 20
+    assert measuring.peak_memory_mib() > 300 and len(ballast) == 300 << 20
     assert 5 < float(child.stdout) < 250
 
 
@@ -261,13 +259,13 @@ def test_book_bench_builds_cold_warm_and_touched_and_restores_the_tree(book: Pat
     arguments = {"command": build_command(log, status), "chapter": "book/one.md", "report": lambda line: None}
     if status:
         with pytest.raises(InputError, match="status 3"):
-            bench.book_bench(book, **arguments)
+            book_bench(book, **arguments)
     else:
-        rows = bench.book_bench(book, **arguments)
+        rows = book_bench(book, **arguments)
         assert [row["build"] for row in rows] == ["cold", "warm", "touched"]
         assert all(row["seconds"] > 0 for row in rows)
         assert log.read_text().splitlines() == ["False False", "True False", "True True"]
-        assert "touched" in bench.table(rows)
+        assert "touched" in table(rows)
     assert (page.read_bytes(), page.stat().st_mtime_ns) == before
     assert sorted(path.name for path in book.iterdir()) == ["_build", "book"]
     assert [path.name for path in (book / "_build").iterdir()] == ["old.html"]
@@ -277,16 +275,16 @@ def test_book_bench_refuses_what_a_killed_bench_left(book: Path):
     """Moving a half-made build aside would lose the build that waits there."""
     (book / ".bench-aside").mkdir()
     with pytest.raises(InputError, match="killed"):
-        bench.book_bench(book, chapter="book/one.md")
+        book_bench(book, chapter="book/one.md")
     assert (book / "_build" / "old.html").is_file()
 
 
 def test_book_bench_names_what_is_missing(book: Path):
     """A wrong root or chapter, and a command that does not exist."""
     with pytest.raises(InputError, match="no chapter"):
-        bench.book_bench(book, chapter="book/two.md")
+        book_bench(book, chapter="book/two.md")
     with pytest.raises(InputError, match="cannot be run"):
-        bench.book_bench(book, ["/no/such/program"], chapter="book/one.md", report=lambda line: None)
+        book_bench(book, ["/no/such/program"], chapter="book/one.md", report=lambda line: None)
     assert (book / "_build" / "old.html").is_file()
 
 
@@ -304,7 +302,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_job(name: str, folder: Path) -> dict:
-    dtype = next((one.dtypes[0] for one in bench.CONTESTANTS if one.name == name and one.dtypes), "")
+    dtype = next((one.dtypes[0] for one in CONTESTANTS if one.name == name and one.dtypes), "")
     return {"contestant": name, "method": "lora", "steps": STEPS, "model": str(folder), "task": "docstrings",
             "validation": 8, "dtype": dtype}  # fmt: skip
 
@@ -322,13 +320,14 @@ THEIR_WARNINGS = (
 def test_every_contestant_does_the_same_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Same examples, tokens and labels, so nearly the same model afterwards; TRL's own template adds one label."""
     pytest.importorskip("trl")
-    monkeypatch.setattr(bench, "BATCH", 2)
-    found = {one.name: bench.measure(tiny_job(one.name, folder)) for one in bench.CONTESTANTS}
+    monkeypatch.setattr(measuring, "BATCH", 2)
+    monkeypatch.setattr(peers, "BATCH", 2)
+    found = {one.name: measuring.measure(tiny_job(one.name, folder)) for one in CONTESTANTS}
     totals = {
         name: {key: sum(step[key] for step in one["work"]) for key in one["work"][0]} for name, one in found.items()
     }
     ours = totals["ours"]
-    assert ours["examples"] == STEPS * bench.BATCH
+    assert ours["examples"] == STEPS * measuring.BATCH
     for name, total in totals.items():
         extra = ours["examples"] if name == "trl-default" else 0
         assert total["examples"] == ours["examples"], name
@@ -364,9 +363,9 @@ def test_packed_examples_do_not_see_each_other(folder: Path, tmp_path: Path):
     loaded = load_model(Model(name=str(folder)))
     model = apply_method(loaded.model, LoRA(rank=2), 0)
     task = get_task("docstrings")
-    chosen = bench.choose(loaded.tokenizer, task, "train", bench.BATCH)
-    packed = next(one for one in bench.CONTESTANTS if one.name == "trl-packed")
-    trainer, _ = bench.build_peer(packed, model, loaded.tokenizer, task, chosen, str(tmp_path), [])
+    chosen = measuring.choose(loaded.tokenizer, task, "train", BATCH)
+    packed = named("trl-packed")
+    trainer, _ = peers.build_peer(packed, model, loaded.tokenizer, task, chosen, str(tmp_path), [])
     (batch,) = trainer.get_train_dataloader()
     data = [encoded for _, encoded in chosen]
     nats, counts = losses(model, data, pad_id=loaded.tokenizer.pad_token_id, dtype="fp32")
@@ -382,6 +381,6 @@ def test_packed_examples_do_not_see_each_other(folder: Path, tmp_path: Path):
 @pytest.mark.model
 def test_a_contestant_runs_in_a_process_of_its_own(folder: Path):
     """The result comes back whole, with a peak that training raised."""
-    found = bench.run_process(tiny_job("ours", folder))
+    found = rounds.run_process(tiny_job("ours", folder))
     assert len(found["losses"]) == STEPS
     assert found["peak_memory_mib"] >= found["load_memory_mib"] > 100

@@ -33,7 +33,24 @@ def pairs(tmp_path):
 
 
 def train(pairs, tmp_path, *more: str) -> list[str]:
-    return ["train", str(pairs), "--input", "question", "--target", "answer", "--out", str(tmp_path / "out"), *more]
+    home = ["--home", str(tmp_path / "home")]
+    return [
+        "train",
+        str(pairs),
+        "--input",
+        "question",
+        "--target",
+        "answer",
+        "--out",
+        str(tmp_path / "out"),
+        *home,
+        *more,
+    ]
+
+
+def compare(pairs, tmp_path) -> list[str]:
+    """The same file for `compare`."""
+    return ["compare", *train(pairs, tmp_path)[1:6], "--home", str(tmp_path / "home")]
 
 
 def test_unknown_study_names_the_known_ones(capsys):
@@ -87,23 +104,25 @@ READINGS = {
 @pytest.mark.parametrize(("delimiter", "encoding"), READINGS.values(), ids=READINGS)
 def test_train_reads_what_compare_reads(delimiter, encoding, tmp_path, monkeypatch, capsys):
     """However the program that wrote it spells a table, it is the same examples, and nothing is guessed by its name."""
-    from peftbook.training import execute
+    from peftbook.studio import own_file
 
     given = []
 
-    def stop(run, store, *, task, **_):
+    def stop(studio, project, task, *_):
         given.append(task)
         raise InputError("far enough")
 
-    monkeypatch.setattr(execute, "execute", stop)
+    monkeypatch.setattr(own_file, "refuse_misfits", stop)
     rows = [("question", "answer"), *((f"Größe {n}?", f"{n}, oder {n + 1}; né") for n in range(20))]
     for name, sign, code in (("plain.csv", ",", "utf-8"), ("other.txt", delimiter, encoding)):
         stream = io.StringIO()
         csv.writer(stream, delimiter=sign).writerows(rows)
         (tmp_path / name).write_bytes(stream.getvalue().encode(code))
-        assert cli.main(train(tmp_path / name, tmp_path)) == 2
-        assert f"{name}: 20 rows (train 16, validation 2, test 2)." in capsys.readouterr().err
-    assert given[0].splits == given[1].splits
+        for words in (train(tmp_path / name, tmp_path), compare(tmp_path / name, tmp_path)):
+            assert cli.main(words) == 2
+            assert f"{name}: 20 rows (train 16, validation 2, test 2)." in capsys.readouterr().err
+    assert given[0].splits == given[1].splits == given[2].splits == given[3].splits
+    assert given[0] == given[1] and given[2] == given[3]
 
 
 def test_missing_file_is_named(capsys, tmp_path):

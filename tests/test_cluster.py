@@ -30,6 +30,7 @@ from peftbook.records import Record, Store, default_store
 from peftbook.tasks import get_task
 from peftbook.training import queue
 from peftbook.training.execute import execute
+from peftbook.training.peak import WORKER_BYTES
 from peftbook.training.request import request_for, setup_of, shape_of
 
 LOCAL = specs.Model()
@@ -82,8 +83,8 @@ def test_a_probe_is_counted_as_the_largest_of_its_runs():
     """And never below what the queue counts for any run."""
     runs = tuple(a_run(seed, method=specs.Full()) for seed in range(3))
     probe = specs.Probe(measure="curves.learning_curve", runs=runs)
-    assert request_for(probe).memory_bytes == request_for(runs[0]).memory_bytes > queue.WORKER_BYTES
-    assert request_for(specs.Probe(measure="codebooks.codebook_error")).memory_bytes == queue.WORKER_BYTES
+    assert request_for(probe).memory_bytes == request_for(runs[0]).memory_bytes > WORKER_BYTES
+    assert request_for(specs.Probe(measure="codebooks.codebook_error")).memory_bytes == WORKER_BYTES
 
 
 def test_the_shape_of_a_model_comes_from_its_name_or_its_folder(tmp_path):
@@ -189,7 +190,7 @@ def test_a_node_computes_in_a_process_of_its_own_and_gives_the_files_back(tmp_pa
         f'cat "$PEFTBOOK_RECORDS/given.json" > {tmp_path}/read; echo "$PEFTBOOK_CHECKPOINTS $PEFTBOOK_PATIENCE" '
         f'> {tmp_path}/variables; cp {tmp_path}/made/* "$PEFTBOOK_RECORDS"'
     )
-    monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, script))
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, script))
     answer = on_node(run, checkpoints=str(tmp_path), **{"given.json": b"what a probe reads"})
     assert answer.ok and answer.node == "here"
     assert answer.files == {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
@@ -209,7 +210,7 @@ def test_a_node_computes_in_a_process_of_its_own_and_gives_the_files_back(tmp_pa
 )
 def test_what_fails_on_a_node_is_said_as_it_is_here(tmp_path, monkeypatch, script, message):
     """A refusal keeps its sentence, a crash its signal; neither leaves a record."""
-    monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, script))
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, script))
     answer, store = on_node(a_run(0)), Store(tmp_path / "mine")
     assert (answer.ok, answer.message, dict(answer.files)) == (False, message, {})
     assert a_cluster(store).keep(a_run(0), answer) == (False, f"on here: {message}")

@@ -18,7 +18,11 @@ import pytest
 from studio_home import colours_project, small_run
 
 from peftbook import cli, specs
-from peftbook.studio import compare, plan
+from peftbook.options import read_options
+from peftbook.records import Store
+from peftbook.studio import own_file, preflight, waiting
+from peftbook.studio.plan import plan as planned
+from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.terminal import Ticker, progress_line
 
@@ -75,7 +79,7 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
     def never(*_):
         raise AssertionError("a worker was started for runs that are at hand")
 
-    monkeypatch.setattr(compare, "start_worker", never)
+    monkeypatch.setattr(waiting, "start_worker", never)
     began = time.monotonic()
     assert cli.main(command(place, "--json")) == 0
     out, err = capsys.readouterr()
@@ -121,16 +125,51 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(place, tmp_path):
     assert [job.state for job in studio.jobs()] == ["done", "done"] and len(studio.projects()) == 1
 
 
+def alone(place: Path, out: Path, *more: str) -> list[str]:
+    """The same settings for `train`."""
+    words = command(place)[1:]
+    for plural, single in (("--models", "--model"), ("--methods", "--method")):
+        words[words.index(plural)] = single
+    words[words.index("--method") + 1] = "prompt"
+    return ["train", *words, "--out", str(out), *more]
+
+
+def trained(out: Path) -> tuple[str, set[str]]:
+    """Key of the record in a folder that `train` made, and the names beside it."""
+    (record,) = Store(out).all()
+    return record.key, {path.name for path in out.iterdir()}
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_train_and_compare_find_each_others_runs(place, tmp_path, capsys, monkeypatch):
+    """The same file with the same settings is the same key: what one has trained the other takes, texts and adapter."""
+    home = ("--home", str(tmp_path / "home"))
+    assert cli.main(alone(place, tmp_path / "one", *home)) == 0
+    key, names = trained(tmp_path / "one")
+    assert {"adapter", f"{key[:12]}.json", f"{key[:12]}.texts.json.gz"} <= names
+    assert "1 runs to compute" in capsys.readouterr().err
+    assert cli.main([*command(place), *home, "--json"]) == 0
+    assert "1 are at hand" in capsys.readouterr().err
+    assert cli.main([*command(place), *home, "--seeds", "2"]) == 0
+    monkeypatch.setattr(waiting, "start_worker", lambda *_: pytest.fail("a worker was started for a run at hand"))
+    assert cli.main(alone(place, tmp_path / "two", *home, "--seed", "1")) == 0
+    assert cli.main(alone(place, tmp_path / "again", *home)) == 0
+    assert trained(tmp_path / "again") == (key, names) and trained(tmp_path / "two")[0] != key
+    assert (tmp_path / "again/adapter/adapter_config.json").is_file()
+    assert len(Studio(tmp_path / "home").jobs()) == 3
+
+
 def interrupt(monkeypatch) -> None:
     """Ctrl-C as soon as a plan is waited for."""
 
     def pressed(home: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "start_worker", pressed)
+    monkeypatch.setattr(waiting, "start_worker", pressed)
 
 
-def submitted(studio: Studio, project: Project, seeds: Sequence[int], name: str = compare.PLAN) -> str:
+def submitted(studio: Studio, project: Project, seeds: Sequence[int], name: str = waiting.COMPARE) -> str:
     """A plan of quick runs."""
     return studio.submit(project.id, [small_run(studio, project, specs.LoRA(), seed=seed) for seed in seeds], name)
 
@@ -141,7 +180,7 @@ def test_after_ctrl_c_another_command_waits_behind_nothing(tmp_path, monkeypatch
     project = colours_project(studio)
     plan, other = submitted(studio, project, (0, 1, 2)), submitted(studio, project, (3,))
     interrupt(monkeypatch)
-    assert not compare.wait_for(studio, plan)
+    assert not waiting.wait_for(studio, plan)
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "Stopped: 0 of 3 runs are done, 3 taken off the queue; give the same command again to go on."
     claimed = studio.claim("w", os.getpid())
@@ -171,7 +210,7 @@ def test_ctrl_c_stops_a_run_that_a_worker_of_the_studio_computes_and_leaves_the_
 
     monkeypatch.setattr(studio, "cancel", cancel)
     interrupt(monkeypatch)
-    assert not compare.wait_for(studio, plan)
+    assert not waiting.wait_for(studio, plan)
     assert "2 taken off the queue, the one under way keeps its checkpoint; give" in capsys.readouterr().err
     assert [one.state for one in studio.jobs(plan=plan)] == ["cancelled", "cancelled"]
     assert [worker.id for worker in studio.workers()] == ["w"] and checkpoint.is_dir()
@@ -183,10 +222,10 @@ def test_ctrl_c_leaves_what_the_studio_asked_for_too(tmp_path, monkeypatch, caps
     project = colours_project(studio)
     submitted(studio, project, (0,), "From the page")
     submitted(studio, project, (1,))
-    elsewhere = compare.wanted_elsewhere(studio, project)
+    elsewhere = waiting.wanted_elsewhere(studio, project)
     plan = submitted(studio, project, (0, 1, 2))
     interrupt(monkeypatch)
-    assert not compare.wait_for(studio, plan, elsewhere)
+    assert not waiting.wait_for(studio, plan, elsewhere)
     assert "2 taken off the queue, 1 stay queued for the studio" in capsys.readouterr().err
     assert [job.state for job in studio.jobs(plan=plan)] == ["queued", "cancelled", "cancelled"]
 
@@ -237,6 +276,7 @@ def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
         (("--models", "no/such/model/here"), "neither a folder nor a hub id"),
         (("--instruction", "Say it"), "{input}"),
         (("--seeds", "11"), "11 seeds"),
+        (("--rank", "0"), "rank of 0"),
         (("--seeds", "1.5"), "1.5 seeds are chosen: choose a whole number"),
         (("--tokens", "999999999999"), "999,999,999,999 training tokens"),
         (("--tokens", "-5"), "-5 training tokens"),
@@ -260,14 +300,14 @@ def test_bad_input_is_one_sentence_and_leaves_no_project(place, tmp_path, capsys
 def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, capsys, monkeypatch):
     """In one line before anything is queued; nothing is said where the hour is kept, or where runs are given whole."""
     args = cli.build_parser().parse_args([*command(place), "--seeds", "3"])
-    columns, split = compare.Columns(args.input, args.target), compare.split_of(args)
-    task = compare.task_from_table(compare.read_file(args.file)[1], columns, split, args.instruction)
-    runs, settings, studio = compare.chosen_runs(args, task), compare.settings_of(args), Studio(tmp_path / "home")
+    settings, studio = read_options(Settings, args), Studio(tmp_path / "home")
+    task = own_file.OwnFile.read(args.file, read_options(Reading, args)).task
+    runs = planned(task, settings)
 
-    def said(seconds: float, settings: plan.Settings | None) -> str:
-        long = [plan.Check(run.key, "", 1, 1, 0, seconds, 1.0, True, "", 1.0, 0.9 * seconds) for run in runs]
-        monkeypatch.setattr(plan, "preflight", lambda *_, **__: long)
-        compare.refuse_misfits(studio, None, task, runs, settings)
+    def said(seconds: float, settings: Settings | None) -> str:
+        long = [preflight.Check(run.key, "", 1, 1, 0, seconds, 1.0, True, "", 1.0, 0.9 * seconds) for run in runs]
+        monkeypatch.setattr(preflight, "preflight", lambda *_, **__: long)
+        own_file.refuse_misfits(studio, None, task, runs, settings)
         return capsys.readouterr().err
 
     assert "A smaller plan would take about" in said(1800.0, settings) and "--seeds 1\n" in said(1800.0, settings)

@@ -18,8 +18,8 @@ from peftbook.records import Record
 from peftbook.studio import report
 from peftbook.studio.terminal import as_json, show
 from peftbook.tasks import Example
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
-from peftbook.tasks.table import Columns
 
 METHODS = {
     "untuned": specs.Untuned(),

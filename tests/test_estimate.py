@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 
 import pytest
 import torch
 from test_cost import rates
-from test_queue import Worker, a_run, a_study
+from test_queue import Worker, a_run, a_study, interpreter
 from tiny import NumberTokenizer, random_examples, save_tiny_folder, tiny_llama, tiny_task
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,10 +17,11 @@ from peftbook import specs
 from peftbook.cost import Curve, training_setup
 from peftbook.memory import shape_from_config
 from peftbook.records import Store
-from peftbook.training import estimate, execute, loop, queue
+from peftbook.training import estimate, execute, loop
+from peftbook.training.durations import Estimates, predicted_here
 from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.methods import apply_method
-from peftbook.training.queue import Estimates, run_studies
+from peftbook.training.queue import run_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
@@ -160,13 +162,12 @@ def test_a_kind_of_run_that_no_record_tells_of_is_predicted_once(tmp_path):
     assert estimates.of(runs[3]) == 30.0 == estimates.of(runs[0])
 
 
-def test_predictions_come_from_another_process_in_the_order_asked(monkeypatch):
+def test_predictions_come_from_another_process_in_the_order_asked(tmp_path, monkeypatch):
     """A spec that it cannot predict has an empty line, and a process that fails knows nothing."""
-    said = queue.subprocess.CompletedProcess([], 0, stdout="12.5\n\n7\n")
-    monkeypatch.setattr(queue.subprocess, "run", lambda *args, **options: said)
-    assert queue.predicted_here([a_run(0), a_run(1), a_run(2)]) == [12.5, None, 7.0]
-    said.stdout = ""
-    assert queue.predicted_here([a_run(0), a_run(1)]) == [None, None]
+    runs = [a_run(0), a_run(1), a_run(2)]
+    for script, predicted in (("printf '12.5\\n\\n7\\n'", [12.5, None, 7.0]), ("exit 1", [None, None, None])):
+        monkeypatch.setattr(sys, "executable", interpreter(tmp_path, script))
+        assert predicted_here(runs) == predicted
 
 
 def test_arrays_of_one_batch_are_numbers():

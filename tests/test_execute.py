@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 
 import pytest
@@ -13,9 +11,9 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Store
 from peftbook.training import execute as module
-from peftbook.training import loop, scoring
+from peftbook.training import loop, scoring, worker
 from peftbook.training.encode import encode_example
-from peftbook.training.execute import Watch, execute, few_shots, main
+from peftbook.training.execute import Watch, execute, few_shots
 from peftbook.training.models import load_model
 from peftbook.training.phases import Phase, Phases
 
@@ -335,20 +333,20 @@ def test_only_the_tasks_metrics_are_computed(folder):
 # ---- the worker process
 
 
-def test_the_worker_computes_the_run_on_its_standard_input(folder, tmp_path, monkeypatch):
+def test_the_worker_computes_the_run_that_it_is_given(folder, tmp_path, monkeypatch):
     """Into the folder that the environment names."""
     run = a_run(folder, evaluation=specs.Evaluation(n_loss=1))
-    monkeypatch.setattr("sys.stdin", io.StringIO(run.canonical()))
-    main()
+    monkeypatch.setattr(worker, "read_spec", lambda: run)
+    worker.main([])
     assert run in Store(tmp_path / "records")
 
 
 def test_the_worker_exits_with_2_on_bad_input(folder, tmp_path, monkeypatch, capsys):
     """The sentence goes to standard output, where the queue reads it."""
     run = a_run(folder, task=specs.Task(name="colours", data_sha256="b" * 64))
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(run.model_dump(mode="json"))))
+    monkeypatch.setattr(worker, "read_spec", lambda: run)
     with pytest.raises(SystemExit) as caught:
-        main()
+        worker.main([])
     assert caught.value.code == 2
     assert capsys.readouterr().out.strip().endswith("shipped this data.")
     assert_nothing_left(tmp_path)

@@ -15,8 +15,8 @@ import torch
 from peftbook import cli, specs
 from peftbook.records import Record
 from peftbook.site.machines import HEADS, machines_table
-from peftbook.studio import machine
-from peftbook.training import doctor, hardware, own_data, precision, queue, threads
+from peftbook.studio import machine, train
+from peftbook.training import doctor, durations, hardware, precision, threads
 from peftbook.training.precision import Products
 
 
@@ -167,7 +167,7 @@ def test_the_books_machines_tell_every_method_and_no_path():
                                                      (1000.0, None, False)])  # fmt: skip
 def test_a_run_that_takes_ten_times_as_long_says_so(here, there, said):
     """With both times, and where to look; where one is not known nothing is said."""
-    words = queue.slow_words(here, there)
+    words = durations.slow_words(here, there)
     assert bool(words) is said
     if said:
         assert "17 min" in words and "50 s" in words and "peftbook doctor" in words
@@ -176,7 +176,7 @@ def test_a_run_that_takes_ten_times_as_long_says_so(here, there, said):
 def test_records_of_another_machine_say_nothing_of_this_one(monkeypatch):
     """They are what a prediction is compared with; a run made here is believed before it."""
     run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=specs.Untuned())
-    estimates = queue.Estimates()
+    estimates = durations.Estimates()
     estimates.note(run, 10.0, here=False)
     assert estimates.of(run) == 10.0
     estimates.foresee([run], lambda specs: [200.0])
@@ -192,12 +192,12 @@ def test_records_of_another_machine_say_nothing_of_this_one(monkeypatch):
 ])  # fmt: skip
 def test_a_record_is_of_this_machine_by_processor_and_products(monkeypatch, cpu, how, native, here):
     """A virtual machine's processor may have one name with and without bfloat16."""
-    monkeypatch.setattr(queue, "cpu_model", lambda: "This")
-    monkeypatch.setattr(queue, "products_here", lambda: Products(2.0 if native else 0.5, 1.0))
+    monkeypatch.setattr(durations, "cpu_model", lambda: "This")
+    monkeypatch.setattr(durations, "products_here", lambda: Products(2.0 if native else 0.5, 1.0))
     run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=specs.Untuned())
     provenance = {"cpu": cpu} | ({"bf16_products": how} if how else {})
     record = Record(key=run.key, spec=run, measurements={}, provenance=provenance)
-    assert queue.made_here(record) is here
+    assert durations.made_here(record) is here
 
 
 def test_the_studio_and_the_queue_load_no_torch_to_choose():
@@ -237,4 +237,4 @@ def test_train_says_when_the_books_machine_is_far_faster(monkeypatch, factor, sa
     monkeypatch.setattr(doctor, "last_examination", lambda: slower)
     run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=specs.LoRA(),
                     budget=specs.Budget(tokens=100_000, learning_rate=1e-3))  # fmt: skip
-    assert bool(own_data.slow_on_own_data(run)) is said
+    assert bool(train.slow_on_own_data(run)) is said

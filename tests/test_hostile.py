@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from peftbook.errors import InputError
+from peftbook.tasks.columns import guess_columns
 from peftbook.tasks.files import examine, task_from_table
-from peftbook.tasks.table import Table, guess_columns, read_table
+from peftbook.tasks.table import Table, read_table
 
 COUNT = 1000
 SECONDS_EACH = 10.0  # on a slow machine that does other things too; most take milliseconds

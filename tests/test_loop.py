@@ -22,7 +22,7 @@ from tiny import (
 )
 
 from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.errors import Diverged
 from peftbook.training import loop
 from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.loop import label_losses, learning_rate, losses, train
@@ -192,7 +192,7 @@ def test_a_step_whose_gradients_overflow_is_left_out():
 def test_an_fp16_training_that_diverges_says_so(monkeypatch):
     """Gradients that overflow although nothing scales them up are no reason to go on."""
     monkeypatch.setattr(loop, "LEAST_SCALE", 1e9)
-    with pytest.raises(InputError, match="diverged at step 1"):
+    with pytest.raises(Diverged, match="diverged at step 1"):
         train_interrupted("lora-fp16")
 
 
@@ -315,7 +315,7 @@ def test_frozen_weights_keep_every_bit(name):
 def test_divergence_is_said_in_one_sentence():
     """A NaN would otherwise train on for hours."""
     budget = BUDGET.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(InputError, match=r"diverged at step \d+ .*lower the learning rate\.$"):
+    with pytest.raises(Diverged, match=r"diverged at step \d+ .*lower the learning rate\.$"):
         train(a_model(), random_examples(20), budget, seed=0, pad_id=2, dtype="fp32")
 
 

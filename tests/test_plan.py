@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import get_args, get_type_hints
 
 import pytest
 from test_cost import rates
@@ -17,14 +18,19 @@ from test_cost import rates
 from peftbook import specs
 from peftbook.cost import Curve
 from peftbook.errors import InputError
+from peftbook.options import options_of
 from peftbook.records import default_store
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
-from peftbook.studio.plan import BOUNDS, Check, Settings, check_settings, plan, preflight, presets, training_tokens
+from peftbook.studio.plan import check_settings, plan, training_tokens
+from peftbook.studio.preflight import Check, preflight
+from peftbook.studio.presets import presets
+from peftbook.studio.settings import Settings
 from peftbook.studio.smaller import smaller_plan
 from peftbook.tasks import TaskData, get_task
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
-from peftbook.tasks.table import Columns, read_table
+from peftbook.tasks.table import read_table
 
 SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
 RATES = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
@@ -68,7 +74,8 @@ def test_every_method_of_the_package_is_offered_with_the_rate_that_the_book_chos
 def test_planning_imports_neither_torch_nor_transformers():
     """The web process plans; it must start at once and stay small."""
     code = (
-        "import sys; from peftbook.studio import smaller; from peftbook.studio.plan import Settings, plan, presets; "
+        "import sys; from peftbook.studio import smaller; from peftbook.studio.plan import plan; "
+        "from peftbook.studio.presets import presets; "
         "presets(); "
         "print([name for name in ('torch', 'transformers', 'peft', 'gradio') if name in sys.modules])"
     )
@@ -178,8 +185,8 @@ def test_settings_that_cannot_be_get_one_sentence(change, words):
 
 def test_every_number_of_the_settings_has_bounds_that_its_usual_value_keeps():
     """A field without them would be the next to spin for ever."""
-    numbers = {one.name for one in dataclasses.fields(Settings) if isinstance(one.default, (int, float))}
-    assert numbers == set(BOUNDS)
+    numbers = {name for name, hint in get_type_hints(Settings).items() if {int, float} & {hint, *get_args(hint)}}
+    assert numbers - {"learning_rates"} == {name for name, option in options_of(Settings).items() if option.bound}
     check_settings(Settings())
 
 

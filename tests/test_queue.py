@@ -14,15 +14,16 @@ import pytest
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.processes import hold
 from peftbook.records import Record, Store, import_records
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
-from peftbook.training import queue
+from peftbook.training.durations import Estimates
 from peftbook.training.hardware import cores, cpu_model
+from peftbook.training.micro_batch import cuda_micro_batch
 from peftbook.training.precision import products_here
-from peftbook.training.queue import Estimates, run_studies, run_subprocess
+from peftbook.training.queue import run_studies, run_subprocess
 from peftbook.training.threads import best_threads
-from peftbook.training.worker import alone, cuda_micro_batch
 
 
 def a_run(seed: int, **fields) -> specs.Run:
@@ -292,14 +293,14 @@ def test_two_processes_never_compute_one_run_at_a_time(tmp_path):
     ask = f"""
 import pathlib, sys
 from peftbook.errors import InputError
-from peftbook.training.worker import alone
+from peftbook.processes import hold
 try:
-    with alone(pathlib.Path({str(path)!r})):
+    with hold(pathlib.Path({str(path)!r}), "Another process has it."):
         print("mine")
 except InputError as error:
     print(error)
 """
-    with alone(path):
+    with hold(path, ""):
         assert "Another process" in subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout
     assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == "mine\n"
 
@@ -307,20 +308,20 @@ except InputError as error:
 def test_a_patient_process_waits_until_the_other_one_ends(tmp_path):
     """What a dead node left behind may take a moment to end; then the run is ours."""
     path = tmp_path / "run.lock"
-    hold = f"""
+    holder = f"""
 import pathlib, time
-from peftbook.training.worker import alone
-with alone(pathlib.Path({str(path)!r})):
+from peftbook.processes import hold
+with hold(pathlib.Path({str(path)!r}), ""):
     print("held", flush=True)
     time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="Another process"), alone(path, patience=0.3):
+        with pytest.raises(InputError, match="Another process"), hold(path, "Another process has it.", patience=0.3):
             pass
         threading.Timer(0.5, other.kill).start()
         began = time.monotonic()
-        with alone(path, patience=60):
+        with hold(path, "", patience=60):
             assert 0.4 < time.monotonic() - began < 60
 
 
@@ -345,14 +346,14 @@ def interpreter(folder, script: str) -> str:
 )
 def test_a_worker_process_reports_by_exit_status_and_last_line(tmp_path, monkeypatch, script, expected):
     """Each run has a process of its own, which gets the spec on standard input and may die of anything."""
-    monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, script))
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, script))
     assert run_subprocess(a_run(0)) == expected
     assert specs.Run.model_validate_json((tmp_path / "spec").read_text()) == a_run(0)
 
 
 def test_a_worker_is_told_where_to_write_and_how_many_threads_to_use(tmp_path, monkeypatch):
     """`verify` repeats runs into a folder of its own; without one the worker's environment is ours."""
-    monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, "exit 0"))
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, "exit 0"))
     monkeypatch.setenv("PEFTBOOK_RECORDS", "/mine")
     for folder, threads, told in [(None, 3, ["/mine", "3"]), (tmp_path, 0, [str(tmp_path), str(best_threads())])]:
         run_subprocess(a_run(0), threads, folder=folder)
@@ -362,7 +363,7 @@ def test_a_worker_is_told_where_to_write_and_how_many_threads_to_use(tmp_path, m
 @pytest.mark.parametrize("show", [False, True])
 def test_a_worker_says_how_far_it_is_only_where_it_is_shown(tmp_path, monkeypatch, show):
     """The lines of several runs side by side would be read by nobody."""
-    monkeypatch.setattr(queue.sys, "executable", interpreter(tmp_path, f'echo "$@" > {tmp_path}/asked'))
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, f'echo "$@" > {tmp_path}/asked'))
     run_subprocess(a_run(0), show=show)
     assert ("--show" in (tmp_path / "asked").read_text().split()) == show
 
@@ -388,7 +389,8 @@ import pathlib, sys
 sys.path.insert(0, {tests!r})
 import test_queue
 from peftbook.records import Store
-test_queue.queue.WORKER = ({worker!r},)
+from peftbook.training import queue
+queue.WORKER = ({worker!r},)
 test_queue.run_studies(
     [test_queue.a_study("s", [test_queue.a_run(seed) for seed in range(6)])], Store(pathlib.Path({folder!r})), workers=2
 )

@@ -23,10 +23,10 @@ from types import SimpleNamespace
 import pytest
 
 from peftbook import specs
-from peftbook.studio.plan import Check
+from peftbook.studio.preflight import Check
 from peftbook.studio.store import Studio
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
-from peftbook.tasks.table import Columns
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

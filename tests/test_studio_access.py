@@ -23,8 +23,9 @@ from peftbook.errors import InputError
 from peftbook.studio import access, app, markup
 from peftbook.studio.pages.projects import listing
 from peftbook.studio.store import Studio
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
-from peftbook.tasks.table import Caps, Columns
+from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
 

@@ -22,11 +22,11 @@ from studio_home import SMALL, claim_all, colours_csv, colours_project
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.processes import end_group, identity, is_alive
 from peftbook.records import Record
 from peftbook.studio import attempts, requests
 from peftbook.studio.database import SCHEMA
 from peftbook.studio.jobs import EDGES
-from peftbook.studio.processes import end_group, identity, is_alive
 from peftbook.studio.store import Project, Studio
 
 ME = os.getpid()

@@ -26,14 +26,14 @@ from tiny import save_tiny_folder, tiny_llama
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
+from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
-from peftbook.studio.processes import is_alive
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
 from peftbook.studio.trained import UNMERGED, load_trained, merge, share_weights
 from peftbook.studio.worker import serve
 from peftbook.tasks import Example
+from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
-from peftbook.tasks.table import Columns
 from peftbook.training.encode import encode_prompt
 from peftbook.training.generate import generate
 from peftbook.training.methods import causal_model, hidden_states
@@ -605,15 +605,17 @@ def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
 def test_the_command_line_names_the_same_run(shop):
     """Read back by the command's own parser, on the same file, it is the job's run: same data, same key."""
     from peftbook.cli import build_parser
-    from peftbook.studio.compare import chosen_runs, split_of
+    from peftbook.options import read_options
+    from peftbook.studio.compare import given_run
+    from peftbook.studio.settings import Reading
     from peftbook.tasks.files import task_from_table
 
     studio, project, jobs = shop
     words = shlex.split(artefacts.command_line(studio, jobs["qlora"]))
     args = build_parser().parse_args(words[1:])
-    columns = Columns(args.input, args.target, args.instruction_column, args.group)
-    task = task_from_table(studio.table(project.id), columns, split_of(args), args.instruction)
-    assert words[0] == "peftbook" and [run.key for run in chosen_runs(args, task)] == [jobs["qlora"].key]
+    reading = read_options(Reading, args)
+    task = task_from_table(studio.table(project.id), reading.columns, reading.split, reading.instruction)
+    assert words[0] == "peftbook" and [given_run(text, task).key for text in args.run] == [jobs["qlora"].key]
 
 
 def test_what_cannot_be_downloaded_says_why(shop, tmp_path):

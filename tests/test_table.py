@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from peftbook.errors import InputError
 from peftbook.tasks import docstrings_build, similarity
+from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Split, examine, split_examples, task_from_table, usable_rows
-from peftbook.tasks.table import Caps, Columns, guess_columns, read_table
+from peftbook.tasks.table import Caps, read_table
 
 COLUMNS = Columns("question", "answer")
 PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from("\n\t"), max_size=12)

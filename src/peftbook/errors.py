@@ -1,6 +1,6 @@
-"""The one exception that every public entry point raises for bad input."""
+"""What every public entry point raises for bad input, and what a training raises that got nowhere."""
 
-__all__ = ["InputError"]
+__all__ = ["Diverged", "InputError"]
 
 
 class InputError(ValueError):
@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The command line prints the sentence and exits with status 2.
     """
+
+
+class Diverged(InputError):  # noqa: N818 — the field's word for it
+    """A loss or a gradient that is no finite number: a result, which is recorded as the run's failure."""

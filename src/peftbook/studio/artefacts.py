@@ -19,7 +19,9 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.base_models import pinned
 from peftbook.errors import InputError
+from peftbook.options import words_of
 from peftbook.records import ZIP_DATE, Record, write_atomically
+from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.tabular import escape_cell
 
@@ -98,14 +100,8 @@ def outputs_csv(studio: Studio, job: Job) -> Path:
 def command_line(studio: Studio, job: Job) -> str:
     """The command that repeats a job on the same file, to the same key."""
     project = studio.project(job.project)
-    columns, split = project.columns, project.split
     name = project.filename or "data.csv"
-    words = ["peftbook", "compare", f"./{name}" if name.startswith("-") else name]
-    words += ["--input", columns.input, "--target", columns.target]
-    words += ["--group", columns.group] if columns.group is not None else []
-    words += ["--instruction-column", columns.instruction] if columns.instruction is not None else []
-    words += ["--instruction", project.instruction] if project.instruction != "{input}" else []
-    words += ["--split-seed", str(split.seed), "--fractions", *(f"{part:g}" for part in split.fractions)]
+    words = ["peftbook", "compare", f"./{name}" if name.startswith("-") else name, *words_of(Reading, project.reading)]
     return shlex.join([*words, "--run", job.run.canonical()])
 
 

@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any
 from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
+from peftbook.processes import die_with_parent
 from peftbook.studio.checking import Checking
-from peftbook.studio.processes import die_with_parent
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.work import sentence_for
 from peftbook.training.threads import best_threads
-from peftbook.training.worker import end_with_input
 
 if TYPE_CHECKING:
     import torch
@@ -333,9 +332,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
-    end_with_input()
     os.nice(10)
-    from peftbook.training.execute import quieten_libraries
+    from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     assistant = Assistant(Studio(args.home, durable=False))

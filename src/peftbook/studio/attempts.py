@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peftbook.errors import InputError
+from peftbook.processes import HOST, end_group, identity, is_alive
 from peftbook.records import Store
 from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
-from peftbook.studio.processes import HOST, end_group, identity, is_alive
 
 __all__ = ["DEATHS", "STALE_SECONDS", "Attempts", "WorkerState"]
 

@@ -3,87 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.studio.preflight import Check, preflight
-from peftbook.studio.presets import Preset, preset, presets
+from peftbook.options import check_bounds
+from peftbook.studio.presets import Preset, preset_named
+from peftbook.studio.settings import MOST_EPOCHS, Settings, Single
 from peftbook.tasks import TaskData
 from peftbook.training.precision import chosen_dtype
 
-__all__ = ["BOUNDS", "Bound", "Check", "Preset", "Settings", "check_settings", "plan", "preflight", "presets",
-           "training_tokens"]  # fmt: skip
+__all__ = ["check_settings", "plan", "run_alone", "training_tokens"]
 
 MOST_RUNS = 200
-MOST_GENERATED, MOST_LOSS = 200, 1000  # test examples
-MOST_EPOCHS = 1000  # with so many passes the recipes' tokens are allowed on a file of three short rows
-CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What a number of the settings may be. words: a sentence's start with the number in it."""
-
-    words: str
-    least: float
-    most: float
-    whole: bool = True
-
-    def check(self, value: object) -> None:
-        """Raises InputError, naming the value and the fix, for one that is out of bounds, or no number."""
-        said = repr(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if self.least <= value <= self.most and not (self.whole and value % 1):
-                return
-            said = f"{value:,}" if isinstance(value, int) else f"{value:g}"
-        kind = "a whole number" if self.whole else "a number"
-        raise InputError(f"{self.words.format(said)}: choose {kind} from {self.least:,} to {self.most:,}.")
-
-
-BOUNDS: dict[str, Bound] = {
-    "seeds": Bound("{} seeds are chosen", 1, 10),
-    "tokens": Bound("{} training tokens are chosen, where 0 stands for epochs", 0, specs.MOST_TOKENS),
-    "epochs": Bound("{} epochs are chosen", 0.01, MOST_EPOCHS, whole=False),
-    "test_examples": Bound("{} test rows are chosen", 0, MOST_GENERATED),
-    "batch_size": Bound("A batch size of {} is chosen", 1, 512),  # larger ones are for pretraining
-    "max_length": Bound("A longest example of {} tokens is chosen", 8, 8192),  # the context of most small models
-    "max_new_tokens": Bound("A longest answer of {} tokens is chosen", 1, 1024),  # as the try-out has it
-    "rank": Bound("A rank of {} is chosen, where 0 stands for the usual one", 0, 1024),
-    "prompt_length": Bound("A prompt length of {} is chosen, where 0 stands for the usual one", 0, 1024),
-    "prefix_length": Bound("A prefix length of {} is chosen, where 0 stands for the usual one", 0, 1024),
+MOST_LOSS = 1000  # test examples
+# Setting → the methods that have it, and their name for it.
+SIZES: dict[str, tuple[type[specs.Spec], str]] = {
+    "rank": (specs.LoRA, "rank"),
+    "prompt_length": (specs.PromptTuning, "length"),
+    "prefix_length": (specs.Prefix, "length"),
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a plan is made of.
-
-    methods: names of presets; the untuned model is always there.  seeds: trainings of each method.
-    tokens: of training text that every method sees; 0: as many as `epochs` passes over the training split have.
-    test_examples: how many answers are generated and scored; of no more than 1,000 the loss is taken.
-    learning_rates: by preset, in place of the book's.  rank: of LoRA and its kin, 0 for the preset's;
-    prompt_length, prefix_length: virtual tokens, 0 for the preset's.
-    dtype: to compute in, or auto for the fastest on the platform here; the runs name the type itself.
-    """
-
-    models: tuple[specs.Model, ...] = (specs.Model(),)
-    methods: tuple[str, ...] = ("untuned", "lora")
-    seeds: int = 1
-    epochs: float = 3.0
-    tokens: int = 0
-    batch_size: int = 8
-    max_length: int = 512
-    max_new_tokens: int = 64
-    test_examples: int = MOST_GENERATED
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
-    rank: int = 0
-    prompt_length: int = 0
-    prefix_length: int = 0
-    platform: Literal["cpu", "cuda"] = "cpu"
-    dtype: str = "auto"
+CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
 
 
 def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tuple[specs.Run, ...]:
@@ -93,14 +32,14 @@ def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tup
     before both. Raises InputError for settings that are none.
     """
     check_settings(settings)
-    chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
+    chosen = [preset_named(name) for name in dict.fromkeys(("untuned", *settings.methods))]
     tokens = budget_tokens(task, settings, tokens_of_training)
     dtype = chosen_dtype(settings.dtype, settings.platform)
     runs = [
-        run_of(task, settings, model, one, tokens, seed, dtype)
+        run_of(task, settings, model, preset, tokens, seed, dtype)
         for model in dict.fromkeys(settings.models)
-        for one in chosen
-        for seed in range(1 if isinstance(one.method, specs.Untuned) else int(settings.seeds))
+        for preset in chosen
+        for seed in range(1 if isinstance(preset.method, specs.Untuned) else int(settings.seeds))
     ]
     if len(runs) > MOST_RUNS:
         raise InputError(
@@ -109,15 +48,28 @@ def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tup
     return tuple(runs)
 
 
+def run_alone(task: TaskData, single: Single) -> specs.Run:
+    """The run of one method and one seed: that of the plan with the same settings.
+
+    Raises InputError for settings that are none, and for a rank or a length that the method does not have.
+    """
+    settings, chosen = single.settings, preset_named(single.method)
+    check_settings(settings)
+    for name, (kind, _) in SIZES.items():
+        if (value := getattr(single, name)) is not None and not isinstance(chosen.method, kind):
+            what = name.replace("_", " ")
+            raise InputError(f"A {what} of {value} is chosen, which {chosen.name!r} does not take: leave it out.")
+    tokens, dtype = budget_tokens(task, settings), chosen_dtype(settings.dtype, settings.platform)
+    return run_of(task, settings, single.model, chosen, tokens, single.seed, dtype)
+
+
 def check_settings(settings: Settings) -> None:
     """Raises InputError for what no spec would notice."""
     if not settings.models:
         raise InputError("No model is chosen: choose at least one.")
-    for name, bound in BOUNDS.items():
-        if name != "epochs" or not settings.tokens:
-            bound.check(getattr(settings, name))
+    check_bounds(settings, leave_out=("epochs",) if settings.tokens else ())
     for name, rate in settings.learning_rates.items():
-        preset(name)
+        preset_named(name)
         if not (math.isfinite(rate) and rate > 0):
             raise InputError(f"The learning rate of {name} is {rate!r}: choose a number above zero.")
 
@@ -148,22 +100,22 @@ def training_tokens(task: TaskData, settings: Settings) -> int:
     The tokens themselves are counted in `preflight`, which has the tokenizer.
     """
     around = len(task.instruction) - len("{input}")
-    texts = ((around + len(one.input) + len(one.target)) / CHARS_A_TOKEN for one in task.splits["train"])
+    texts = ((around + len(row.input) + len(row.target)) / CHARS_A_TOKEN for row in task.splits["train"])
     total = sum(min(length + TEMPLATE_TOKENS, settings.max_length) for length in texts)
     return max(1, int(float(f"{total:.2g}")))
 
 
 def run_of(
-    task: TaskData, settings: Settings, model: specs.Model, one: Preset, tokens: int, seed: int, dtype: str
+    task: TaskData, settings: Settings, model: specs.Model, preset: Preset, tokens: int, seed: int, dtype: str
 ) -> specs.Run:
     """One run of a plan."""
     budget = None
-    if not isinstance(one.method, specs.Untuned):
+    if not isinstance(preset.method, specs.Untuned):
         budget = specs.build(
             specs.Budget,
             tokens=tokens,
             batch_size=settings.batch_size,
-            learning_rate=settings.learning_rates.get(one.name, one.learning_rate),
+            learning_rate=settings.learning_rates.get(preset.name, preset.learning_rate),
             max_length=settings.max_length,
         )
     tests = len(task.splits["test"])
@@ -180,7 +132,7 @@ def run_of(
         specs.Run,
         model=model,
         task=task.spec,
-        method=method_of(one, settings),
+        method=method_of(preset, settings),
         budget=budget,
         evaluation=evaluation,
         seed=seed,
@@ -189,16 +141,13 @@ def run_of(
     )
 
 
-def method_of(one: Preset, settings: Settings) -> specs.Method:
+def method_of(preset: Preset, settings: Settings) -> specs.Method:
     """A preset's method with the rank or the length that was chosen; the rate suits it, as alpha / rank stays."""
-    method = one.method
+    method = preset.method
     changed: dict[str, float] = {}
-    if isinstance(method, specs.LoRA) and settings.rank:
-        changed = {"rank": settings.rank}
-        if method.scaling == "standard":
-            changed["alpha"] = method.alpha * settings.rank / method.rank
-    if isinstance(method, specs.PromptTuning) and settings.prompt_length:
-        changed = {"length": settings.prompt_length}
-    if isinstance(method, specs.Prefix) and settings.prefix_length:
-        changed = {"length": settings.prefix_length}
+    for name, (kind, part) in SIZES.items():
+        if (value := getattr(settings, name)) is not None and isinstance(method, kind):
+            changed[part] = value
+    if isinstance(method, specs.LoRA) and changed and method.scaling == "standard":
+        changed["alpha"] = method.alpha * changed["rank"] / method.rank
     return specs.build(type(method), **(method.model_dump() | changed)) if changed else method

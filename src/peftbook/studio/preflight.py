@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +13,9 @@ from peftbook.decision import method_label
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
+from peftbook.processes import ask
 from peftbook.tasks import TaskData
+from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 
 if TYPE_CHECKING:
     from peftbook.training.encode import Encoded
@@ -28,12 +27,6 @@ UNTUNED_LENGTH = 4096  # tokens of a pair that an untuned run reads, as training
 SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing
 SAMPLE_CHARS = 8_000_000  # of those rows, some seconds of a tokenizer; of longer ones fewer are counted
 MEASURE_SECONDS = 60.0  # for measuring this machine, three times what it takes an idle one
-PROCESS_BYTES = 0.7 * 2**30  # what Python and the libraries take of a machine's memory
-# What a CPU's allocator holds of all that comes and goes in a step, over the tensors themselves: the book's own runs on
-# CPU peak at 1.3 (full fine-tuning) to 1.9 times (QLoRA).
-CPU_SLACK = 1.7
-STATE = ("weights", "quantisation constants", "adapter", "moments")  # terms of the peak that are there all the time
-CONTEXT_BYTES = 1.0 * 2**30  # what a GPU's context and allocator take
 
 
 @dataclass(frozen=True)
@@ -222,16 +215,12 @@ class Subject:
         """Bytes at the peak of a run, in training or generation, and how its training fits in so much memory."""
         if self.shape is None:
             return None, None
-        around = PROCESS_BYTES if run.platform == "cpu" else CONTEXT_BYTES
-        generating = around + self.generation_bytes(run)
+        generating = PROCESS_BYTES[run.platform] + self.generation_bytes(run)
         if run.budget is None:
             return generating, None
-        setup = training_step_setup(run, data, self.shape)
-        step = Configuration(self.shape, setup)
-        terms = step.step.peak().terms
-        state, slack = sum(terms.get(name, 0.0) for name in STATE), CPU_SLACK if run.platform == "cpu" else 1.0
-        training = around + state + slack * (sum(terms.values()) - state)
-        return max(generating, training), fit(step, max(1.0, state + (room - around - state) / slack))
+        longest = Configuration(self.shape, training_step_setup(run, data, self.shape))
+        training = process_peak(longest.step, run.platform)
+        return max(generating, training), fit(longest, max(1.0, step_room(longest.step, run.platform, room)))
 
     def generation_bytes(self, run: specs.Run) -> float:
         """Weights, copies for autocast, and keys and values of a batch that is generated."""
@@ -279,11 +268,8 @@ def measured_apart(platform: str) -> Rates | None:
 
     from peftbook.training.calibration import known_rates
 
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            [sys.executable, "-m", "peftbook.training.estimate", platform], input=b"", capture_output=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}, timeout=MEASURE_SECONDS,
-        )  # fmt: skip
+    with contextlib.suppress(RuntimeError):
+        ask("-m", "peftbook.training.estimate", platform, threads=torch.get_num_threads(), seconds=MEASURE_SECONDS)
     return known_rates(platform)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peftbook import specs
 
-__all__ = ["Preset", "preset", "presets"]
+__all__ = ["NAMES", "Preset", "preset_named", "presets"]
 
 SHOTS = 5
 
@@ -92,6 +92,7 @@ OFFERED: tuple[tuple[str, str, str, specs.Method, str], ...] = (
         specs.LoRA(freeze_a=True), "frozen_a",
     ),
 )  # fmt: skip
+NAMES = tuple(name for name, *_ in OFFERED)
 
 
 @functools.cache
@@ -105,11 +106,11 @@ def presets() -> tuple[Preset, ...]:
     )
 
 
-def preset(name: str) -> Preset:
+def preset_named(name: str) -> Preset:
     """A method by its name. Raises InputError for an unknown one."""
     from peftbook.errors import InputError
 
-    found = {one.name: one for one in presets()}
-    if name not in found:
-        raise InputError(f"Unknown method {name!r}: choose among {', '.join(found)}.")
-    return found[name]
+    known = {preset.name: preset for preset in presets()}
+    if name not in known:
+        raise InputError(f"Unknown method {name!r}: choose among {', '.join(known)}.")
+    return known[name]

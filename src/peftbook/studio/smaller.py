@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from peftbook import specs
-from peftbook.studio.plan import Settings
 from peftbook.studio.preflight import Check
+from peftbook.studio.settings import Settings
 from peftbook.training.encode import generation_batch
 
 __all__ = ["LONG_SECONDS", "Smaller", "plan_seconds", "smaller_plan"]

@@ -28,11 +28,13 @@ from peftbook.studio.attempts import Attempts, WorkerState
 from peftbook.studio.database import clear_failures, default_home
 from peftbook.studio.jobs import Job, JobState, Plan
 from peftbook.studio.requests import Answer, Request, Requests
+from peftbook.studio.settings import Reading
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
+    from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
-    from peftbook.tasks.table import Caps, Columns, Table
+    from peftbook.tasks.table import Caps, Table
 
 __all__ = [
     "Answer",
@@ -75,6 +77,15 @@ class Project:
     instruction: str
     caps: Caps
     sha256: str
+
+    @property
+    def reading(self) -> Reading:
+        """The options of a command that read the file in this way."""
+        columns, split = self.columns, self.split
+        return Reading(
+            columns.input, columns.target, columns.group, self.instruction, columns.instruction, split.seed,
+            split.fractions,
+        )  # fmt: skip
 
 
 class Studio(Attempts, Requests):
@@ -253,8 +264,9 @@ def link(source: str, target: str) -> None:
 
 
 def _project(row) -> Project:
+    from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
-    from peftbook.tasks.table import Caps, Columns
+    from peftbook.tasks.table import Caps
 
     split = json.loads(row["split"])
     return Project(

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
-from peftbook.studio.processes import die_with_parent
+from peftbook.processes import die_with_parent
 from peftbook.studio.store import Job, Studio
-from peftbook.training.worker import end_with_input, free_micro_batch
+from peftbook.training.micro_batch import free_micro_batch
 
 if TYPE_CHECKING:
     from peftbook.training.execute import Trainee
@@ -48,7 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
-    end_with_input()
     with contextlib.suppress(OSError):  # where memory runs out, this process goes, not the worker
         Path("/proc/self/oom_score_adj").write_text("500")
     studio = Studio(args.home, durable=False)
@@ -75,7 +74,8 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     if job.run in store:
         return  # its last process died between the record and the word that it is done
     check_model(job.run.model)
-    from peftbook.training.execute import Watch, execute, quieten_libraries
+    from peftbook.training.execute import Watch, execute
+    from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     os.environ["PEFTBOOK_CHECKPOINTS"] = str(checkpoint.parent)

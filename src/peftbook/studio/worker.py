@@ -13,20 +13,17 @@ import os
 import secrets
 import signal
 import sqlite3
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import IO
 
 from peftbook.errors import InputError
+from peftbook.processes import Child, hold
 from peftbook.studio.database import default_home
-from peftbook.studio.processes import end_group, hold, identity
 from peftbook.studio.store import Job, Studio, is_open
 from peftbook.training.threads import best_threads
 
-__all__ = ["Child", "Worker", "serve"]
+__all__ = ["Worker", "serve"]
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
@@ -34,55 +31,17 @@ IDLE_SECONDS = 600.0  # with nothing to do and no studio open, after which a wor
 NOT_MINE = 3
 
 
-class Child:
-    """A process that this worker started, leader of its own group, with what it said and complained.
-
-    Its standard input is a pipe that ends when this process does.
-    """
-
-    def __init__(self, module: str, *arguments: str, threads: int, job: Job | None = None):
-        self.job = job
-        self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the child
-        self.complained: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"peftbook.studio.{module}", *arguments, "--parent", str(os.getpid())],
-            stdin=subprocess.PIPE, stdout=self.said, stderr=self.complained, env=environment, start_new_session=True,
-        )  # fmt: skip
-        self.identity = identity(self.process.pid)
-
-    def ended(self) -> bool:
-        return self.process.poll() is not None
-
-    def end(self) -> None:
-        """Kill it, and wait until it is gone."""
-        if not self.ended():
-            end_group(self.process.pid, self.identity, patience=0.0)
-            self.process.kill()
-            self.process.wait()
-
-    def close(self) -> None:
-        """Let go of its pipes and files."""
-        assert self.process.stdin is not None
-        for stream in (self.process.stdin, self.said, self.complained):
-            stream.close()
-
-    def why(self) -> str:
-        """Why it ended badly: the sentence that it said, or the last line of its complaint."""
-        status = self.process.returncode
-        if status == 2 and (line := last_line(self.said)):
-            return line
-        if status < 0:
-            return f"was ended by signal {-status}{' (out of memory?)' * (status == -signal.SIGKILL)}"
-        return f"The job stopped with an error that nobody foresaw: {last_line(self.complained) or f'status {status}'}"
+def start(module: str, *arguments: str) -> Child:
+    """A process of the studio, which ends with this one."""
+    words = ("-m", f"peftbook.studio.{module}", *arguments, "--parent", str(os.getpid()))
+    return Child(*words, threads=best_threads(), variables={"TOKENIZERS_PARALLELISM": "false"})
 
 
-def last_line(stream: IO[bytes]) -> str:
-    """The last line with something on it, at most a thousand characters."""
-    stream.seek(0)
-    lines = stream.read().decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:1000] if lines else ""
+def sentence_of(child: Child) -> str:
+    """Why the process of a job ended badly."""
+    if child.status < 0:
+        return f"was {child.why()}"
+    return child.why() if child.status == 2 else f"The job stopped with an error that nobody foresaw: {child.why()}"
 
 
 class Worker:
@@ -91,6 +50,7 @@ class Worker:
     def __init__(self, home: Path):
         self.studio = Studio(home)
         self.id = secrets.token_hex(8)
+        self.job: Job | None = None
         self.child: Child | None = None
         self.assistant: Child | None = None
         self.last_beat = -1e9
@@ -118,8 +78,8 @@ class Worker:
             self.studio.beat(self.id, os.getpid())
             self.studio.release()
             self.last_beat = time.monotonic()
-        if self.child is not None:
-            self.look_after(self.child)
+        if self.child is not None and self.job is not None:
+            self.look_after(self.child, self.job)
         if self.child is None:
             self.studio.purge()
             self.start_next()
@@ -132,16 +92,15 @@ class Worker:
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:
-            self.child = Child("work", *arguments, threads=best_threads(), job=job)
+            self.job, self.child = job, start("work", *arguments)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
         self.log(f"job {job.id} attempt {job.attempt} started")
 
-    def look_after(self, child: Child) -> None:
+    def look_after(self, child: Child, job: Job) -> None:
         """End a job's process that is not wanted any more; write down what became of one that has ended."""
-        job, studio = child.job, self.studio
-        assert job is not None
+        studio = self.studio
         if not child.ended() and studio.wanted(job.id, job.attempt):
             return
         wanted = child.ended() and studio.wanted(job.id, job.attempt)
@@ -151,13 +110,13 @@ class Worker:
         elif not wanted:
             studio.stopped(job.id, job.attempt)
             outcome = "stopped"
-        elif child.process.returncode < 0 or child.process.returncode == NOT_MINE:
-            studio.died(job.id, job.attempt, child.why())
-            outcome = child.why()
+        elif child.status < 0 or child.status == NOT_MINE:
+            outcome = sentence_of(child)
+            studio.died(job.id, job.attempt, outcome)
         else:
-            studio.fail(job.id, job.attempt, child.why())
+            studio.fail(job.id, job.attempt, sentence_of(child))
             outcome = "failed"
-        self.child = None
+        self.job = self.child = None
         child.close()
         self.log(f"job {job.id} attempt {job.attempt} {outcome}")
 
@@ -165,12 +124,13 @@ class Worker:
         """Start the assistant when a question waits; if it died over one, that one waits again."""
         if self.assistant is not None and self.assistant.ended():
             died, self.assistant = self.assistant, None
-            if died.process.returncode != 0:
+            if died.status:
                 self.log(f"assistant ended: {died.why()}")
-                self.studio.unanswered(f"The assistant {assistant_end(died)}: ask again, with a shorter text.")
+                how = f"was {died.why()}" if died.status < 0 else "stopped with an error"
+                self.studio.unanswered(f"The assistant {how}: ask again, with a shorter text.")
             died.close()
         if self.assistant is None and self.studio.is_asked():
-            self.assistant = Child("assistant", "--home", str(self.studio.home), threads=best_threads())
+            self.assistant = start("assistant", "--home", str(self.studio.home))
 
     def end(self) -> None:
         """End what runs and leave the job to the next worker."""
@@ -178,7 +138,7 @@ class Worker:
             if child is not None:
                 child.end()
                 child.close()
-        self.child = self.assistant = None
+        self.job = self.child = self.assistant = None
         self.studio.leave(self.id)
         self.studio.release()
         self.studio.unanswered("The assistant was ended: ask again.")
@@ -187,11 +147,6 @@ class Worker:
     def log(line: str) -> None:
         """One event, one line: ids and states, never texts."""
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
-
-
-def assistant_end(child: Child) -> str:
-    """How the assistant ended, in words that fit after its name."""
-    return child.why() if child.process.returncode < 0 else "stopped with an error"
 
 
 def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_SECONDS) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from peftbook.errors import InputError
-
-if TYPE_CHECKING:
-    from peftbook.tasks.table import Table
+from peftbook.tasks.table import Table
 
 __all__ = ["Columns", "guess_columns"]
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from peftbook.options import Bound, Option
 
 __all__ = ["MIN_ROWS", "QUOTE_CELLS", "Caps", "Fault", "RowError", "cell_fault", "cell_text"]
 
 MIN_ROWS = 10  # that a split needs
 QUOTE_CELLS = "quote cells that hold commas, quotes or line breaks"
+
+
+def cap(help: str, what: str) -> Option:  # noqa: A002
+    """An option of the studio that caps something."""
+    return Option(
+        help, bound=Bound(f"A cap of {{}} {what} is chosen", 1, 10**12), flag=f"--max-{what.replace(' ', '-')}"
+    )
 
 
 @dataclass(frozen=True)
@@ -18,11 +28,11 @@ class Caps:
     cell_chars: characters of one cell.
     """
 
-    bytes: int = 100_000_000
-    rows: int = 200_000
-    cell_chars: int = 100_000
-    columns: int = 200
-    cells: int = 5_000_000
+    bytes: Annotated[int, cap("of an upload", "bytes")] = 100_000_000
+    rows: Annotated[int, cap("of an upload", "rows")] = 200_000
+    cell_chars: Annotated[int, cap("characters of a cell", "cell chars")] = 100_000
+    columns: Annotated[int, cap("of an upload", "columns")] = 200
+    cells: Annotated[int, cap("of an upload", "cells")] = 5_000_000
 
     @property
     def row_chars(self) -> int:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftbook.errors import InputError
-from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.content import FIX, decode, is_markup, shown, what_it_is
 from peftbook.tasks.delimited import DELIMITERS, find_delimiter, records
 from peftbook.tasks.jsonlines import chat_fields, is_chat, looks_like_json, objects
 from peftbook.tasks.parquet import parquet_rows
 from peftbook.tasks.rows import QUOTE_CELLS, Caps, Fault, RowError, cell_fault, cell_text
 
-__all__ = ["Caps", "Columns", "Fault", "Format", "Table", "guess_columns", "read_table"]
+__all__ = ["Caps", "Fault", "Format", "Table", "read_table"]
 
 Format = Literal["csv", "tsv", "jsonl", "chat", "parquet"]
 

@@ -5,27 +5,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import json
 import math
-import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from pydantic import TypeAdapter
 
 from peftbook import metrics, specs
-from peftbook.errors import InputError
+from peftbook.errors import Diverged, InputError
 from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, references
@@ -42,17 +34,15 @@ from peftbook.training.encode import (
 from peftbook.training.estimate import predicted_seconds
 from peftbook.training.folders import checkpoints_folder
 from peftbook.training.generate import generate
-from peftbook.training.hardware import cpu_model, peak_memory
+from peftbook.training.hardware import peak_memory
 from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, train
 from peftbook.training.methods import apply_method, rate_factor, trainable_state
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.phases import Display, Phase, Phases, describe_step
-from peftbook.training.precision import products_here
+from peftbook.training.provenance import provenance
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "Watch", "execute", "prepare"]
-
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
 
 
 @dataclass
@@ -222,9 +212,7 @@ def compute(
         if adapter is not None:
             save_trained(trainee, adapter)
         watch.keep(trainee)
-    except InputError as error:
-        if "diverged" not in str(error):
-            raise
+    except Diverged as error:
         failure = str(error)
     record = Record(
         key=run.key,
@@ -333,7 +321,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
         batch_size=loss_batch(len(shots)), on_batch=count_loss,
     )  # fmt: skip
     if not all(map(math.isfinite, nats)):
-        raise InputError("Training diverged: the loss after training is not finite; lower the learning rate.")
+        raise Diverged("Training diverged: the loss after training is not finite; lower the learning rate.")
     measured, per_example = out["measurements"], out["per_example"]
     measured["loss_nats"] = math.fsum(nats) / sum(counts)
     measured["perplexity"] = metrics.perplexity(nats, counts)
@@ -399,76 +387,6 @@ def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, o
         out["metrics_info"]["bleu"] = {"package": "sacrebleu", "signature": signature}
 
 
-def commit() -> dict[str, object]:
-    """Commit and dirty flag of the checkout, or nothing outside one."""
-    folder = Path(__file__).resolve().parent
-    try:
-        ask = ["git", "-C", str(folder)]
-        revision = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run(
-            [*ask, "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent)],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"commit": revision.strip(), "dirty": bool(changed.strip())}
-
-
 def examples_at_a_time(run: specs.Run, processes: Processes) -> int | None:
     """How many examples of a batch a process computes at once where nothing smaller is asked for."""
     return -(-run.budget.batch_size // processes.count) if run.budget else None
-
-
-def provenance(started: datetime.datetime, micro_batch: int | None, processes: Processes = ALONE) -> dict:
-    """Where and with what a record was made."""
-    finished = datetime.datetime.now(datetime.UTC)
-    return {
-        "cpu": cpu_model(),
-        "cores": psutil.cpu_count(logical=True),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "bf16_products": "native" if products_here().native else "widened",
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-        "micro_batch": micro_batch,
-        "processes": processes.count,
-        "strategy": processes.strategy,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": finished.isoformat(timespec="seconds"),
-        "load_average": round(os.getloadavg()[0], 2),
-        **commit(),
-    }
-
-
-def quieten_libraries() -> None:
-    """Keep the libraries' loading bars and hints off the terminal; their errors still raise."""
-    import logging
-
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft still reads it
-
-
-def main() -> None:
-    """Execute the run whose canonical spec comes on standard input: one process a run, so peaks are its own.
-
-    The progress bar goes to standard error, a refusal to standard output, where the queue reads it.
-    """
-    from peftbook.records import default_store
-
-    run = TypeAdapter(specs.Run | specs.Probe).validate_python(json.loads(sys.stdin.read()))
-    quieten_libraries()
-    try:
-        execute(run, default_store(), quiet=not sys.stderr.isatty())
-    except InputError as error:
-        print(error)
-        raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
-__all__ = ["cache_folder", "checkpoints_folder"]
+from peftbook.processes import hold
+
+__all__ = ["cache_folder", "checkpoints_folder", "run_lock"]
 
 
 def cache_folder() -> Path:
@@ -22,3 +25,12 @@ def checkpoints_folder() -> Path:
     if folder := os.environ.get("PEFTBOOK_CHECKPOINTS"):
         return Path(folder)
     return cache_folder() / "checkpoints"
+
+
+def run_lock(key: str, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
+    """The right to compute a run, so that two processes never write its checkpoint. Raises InputError if it is held.
+
+    patience: seconds to wait for a holder that may be dying.
+    """
+    taken = "Another process is computing this run: wait for it, then run the command again."
+    return hold(checkpoints_folder() / f"{key[:16]}.lock", taken, patience)

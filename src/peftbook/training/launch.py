@@ -18,7 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.training.worker import alone, end_with_input, free_micro_batch
+from peftbook.processes import end_with_input
+from peftbook.training.folders import run_lock
+from peftbook.training.micro_batch import free_micro_batch
 
 __all__ = ["launch", "main", "refuse_to_split"]
 
@@ -142,19 +144,18 @@ def compute_together(
 
     from peftbook.records import default_store
     from peftbook.training.distributed import join
-    from peftbook.training.execute import execute, quieten_libraries
-    from peftbook.training.folders import checkpoints_folder
+    from peftbook.training.execute import execute
+    from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     processes = join(strategy, spec.platform)
-    lock = checkpoints_folder() / f"{spec.key[:16]}.lock"
     status = 0
     try:
         with contextlib.ExitStack() as held:
             if processes.count > 1:
                 refuse_to_split(spec, processes.count, strategy)
             if not locked:
-                processes.agree(lambda: held.enter_context(alone(lock)) if processes.first else None)
+                processes.agree(lambda: held.enter_context(run_lock(spec.key)) if processes.first else None)
             execute(
                 spec, default_store(), quiet=quiet, adapter=adapter, processes=processes,
                 micro_batch=free_micro_batch(spec, processes.count),

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.errors import Diverged, InputError
 from peftbook.records import write_atomically
 from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
@@ -146,7 +146,7 @@ def train(
     `checkpoint_seconds` and a later call with the same arguments goes on from it: on CPU the result is bit-equal to an
     uninterrupted run of as many processes. `rate_factor` multiplies the learning rate of a parameter, by its name.
     In fp16 the loss is scaled before the backward pass, and a step whose gradients overflow is left out and lowers the
-    scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). Raises InputError if the loss is not finite.
+    scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). Raises Diverged if the loss is not finite.
     """
     plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
     parameters = trainable_state(model)
@@ -185,7 +185,7 @@ def train(
             norm = whole(nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm)).item()
             overflown = scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() > LEAST_SCALE
             if not math.isfinite(loss) or not (math.isfinite(norm) or overflown):
-                raise InputError(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
+                raise Diverged(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

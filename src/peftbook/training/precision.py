@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.errors import InputError
+from peftbook.processes import elsewhere
 from peftbook.records import write_atomically
 from peftbook.training.folders import cache_folder
 from peftbook.training.hardware import cpu_model
@@ -90,7 +90,7 @@ def products_here() -> Products:
     path = machine_file("products")
     if (known := kept(path)) is not None:
         return Products(**known)
-    found = measure_products() if "torch" in sys.modules else Products(**json.loads(asked_elsewhere("cpu")))
+    found = measure_products() if "torch" in sys.modules else Products(**elsewhere(measure_products))
     keep(path, asdict(found))
     return found
 
@@ -98,25 +98,16 @@ def products_here() -> Products:
 @functools.cache
 def gpu_capability() -> tuple[int, int]:
     """Compute capability of the GPU. Raises InputError where there is none."""
-    if "torch" not in sys.modules:
-        major, minor = json.loads(asked_elsewhere("cuda") or "[0, 0]")
-        return refuse_without_gpu(major, minor)
+    if (found := capability() if "torch" in sys.modules else elsewhere(capability)) is None:
+        raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
+    return found[0], found[1]
+
+
+def capability() -> tuple[int, int] | None:
+    """What torch says of the GPU; None where there is none."""
     import torch
 
-    return refuse_without_gpu(*(torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)))
-
-
-def refuse_without_gpu(major: int, minor: int) -> tuple[int, int]:
-    """The capability; 0.0 stands for no GPU, which raises InputError."""
-    if not major:
-        raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
-    return major, minor
-
-
-def asked_elsewhere(platform: str) -> str:
-    """What a process that loads torch says: products of a CPU, or capability of a GPU, as JSON."""
-    command = [sys.executable, "-m", "peftbook.training.precision", platform]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def machine_file(what: str, *more: str) -> Path:
@@ -191,17 +182,3 @@ def fastest(work: Callable[[], object]) -> float:
         work()
         found.append(time.thread_time() - began)
     return min(found)
-
-
-def main() -> None:
-    """Print the products of the CPU, or the capability of the GPU, whichever the first argument names, as JSON."""
-    import torch
-
-    if sys.argv[1] == "cpu":
-        print(json.dumps(asdict(products_here())))
-    else:
-        print(json.dumps(torch.cuda.get_device_capability() if torch.cuda.is_available() else [0, 0]))
-
-
-if __name__ == "__main__":
-    main()

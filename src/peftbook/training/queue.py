@@ -9,38 +9,31 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from peftbook.errors import InputError
-from peftbook.records import Record, Store, export_records
+from peftbook.processes import Child, elsewhere
+from peftbook.records import Store, export_records
 from peftbook.results import describe
-from peftbook.specs import Probe, Run
+from peftbook.specs import Run
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
-from peftbook.training.hardware import cores, cpu_model
-from peftbook.training.precision import products_here
+from peftbook.training.durations import Estimates, Predict, Spec, duration
+from peftbook.training.hardware import cores, machine_name
+from peftbook.training.peak import WORKER_BYTES
 from peftbook.training.threads import best_threads, cores_gained
 
-__all__ = ["Outcome", "default_workers", "predicted_here", "run_studies", "run_subprocess"]
+__all__ = ["Outcome", "default_workers", "run_studies", "run_subprocess"]
 
-SLOW = 10.0  # times as long as on the book's machines, from which a run says so before it starts
-WORKER_BYTES = 5e9  # what training at 135M parameters may take on a CPU
 WORKER = ("-m", "peftbook.training.worker")
 
-Spec = Run | Probe
 Compute = Callable[[Spec, int], tuple[bool, str]]
-Predict = Callable[[Sequence[Spec]], Sequence[float | None]]
 
 
 class Running(Protocol):
@@ -89,128 +82,20 @@ def run_subprocess(
     show: let how far it is, and a traceback, through to standard error.  variables: more of its environment.
     processes: with more than one, the process starts so many, which compute the run together and share its threads.
     """
-    command = [sys.executable, *WORKER]
+    words = [*WORKER, *(["--show"] if show else [])]
     if processes > 1:
-        command += ["--processes", str(processes), "--strategy", strategy]
-    if show:
-        command.append("--show")
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads or best_threads())} | dict(variables or {})
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, so a neighbour is not slowed down
-    if folder is not None:
-        environment["PEFTBOOK_RECORDS"] = str(folder)
-    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-            stderr=None if show else complaints,
-        )  # fmt: skip
-        RUNNING.add(process)
+        words += ["--processes", str(processes), "--strategy", strategy]
+    places = {} if folder is None else {"PEFTBOOK_RECORDS": str(folder)}
+    with Child(
+        *words, threads=threads or best_threads(), variables={**(variables or {}), **places}, show=show
+    ) as child:
+        RUNNING.add(child)
         try:
-            said = _talk(process, run.canonical()).strip().splitlines()
+            child.tell(f"{run.canonical()}\n")
+            child.wait()
         finally:
-            RUNNING.discard(process)
-        if process.returncode == 0:
-            return True, ""
-        complaints.seek(0)
-        complained = complaints.read().strip().splitlines()
-    if process.returncode < 0:
-        return False, f"ended by signal {-process.returncode}{' (out of memory?)' * (process.returncode == -9)}"
-    lines = said if process.returncode == 2 else complained  # a refusal is said, a traceback is complained
-    return False, lines[-1] if lines else f"ended with exit status {process.returncode}"
-
-
-def _talk(process: subprocess.Popen, spec: str) -> str:
-    """Give the worker its spec and read what it says until it ends. Its input stays open: it ends when we do."""
-    assert process.stdin is not None and process.stdout is not None
-    with process.stdout:
-        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status says so
-            process.stdin.write(f"{spec}\n")
-            process.stdin.flush()
-        said = process.stdout.read()
-    process.wait()
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    return said
-
-
-@dataclass
-class Estimates:
-    """How long a run takes, from the records made here and from what this queue has seen; else as predicted.
-
-    elsewhere: of runs on other machines, which say what to expect only where nothing better is known.
-    """
-
-    seconds: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
-    elsewhere: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
-    predicted: dict[Hashable, float | None] = field(default_factory=dict)
-    asked: bool = False
-
-    def note(self, spec: Spec, seconds: float, here: bool = True) -> None:
-        """One more run that took so long."""
-        known = self.seconds if here else self.elsewhere
-        known[kind_of_work(spec)].append(seconds)
-        known[spec.platform].append(seconds)
-
-    def read(self, store: Store) -> None:
-        """Note how long every record at hand took to make."""
-        for record in store.all():
-            if (seconds := record.wall_seconds) is not None:
-                self.note(record.spec, seconds, made_here(record))
-
-    def of(self, spec: Spec) -> float | None:
-        """Median seconds of runs with the same kind of work, else what is predicted for one of them, else the median
-        on other machines, else of all runs of the platform, else None."""
-        kind = kind_of_work(spec)
-        if found := self.seconds.get(kind):
-            return statistics.median(found)
-        if (predicted := self.predicted.get(kind)) is not None:
-            return predicted
-        for known, name in ((self.elsewhere, kind), (self.seconds, spec.platform), (self.elsewhere, spec.platform)):
-            if found := known.get(name):
-                return statistics.median(found)
-        return None
-
-    def slow_words(self, spec: Spec) -> str:
-        """That a run takes far longer here than it did on the machines of its kind's records; else empty."""
-        there = self.elsewhere.get(kind_of_work(spec))
-        return slow_words(self.of(spec), statistics.median(there) if there else None)
-
-    def foresee(self, specs: Sequence[Spec], predict: Predict) -> None:
-        """Have one run of every kind predicted that was neither seen nor asked for.
-
-        Where there are runs at all the first call asks, if for nothing: asking measures the machine, by whose rates
-        each record will say what was predicted.
-        """
-        new: dict[Hashable, Spec] = {}
-        for spec in specs:
-            kind = kind_of_work(spec)
-            if kind not in self.predicted and not self.seconds.get(kind):
-                new.setdefault(kind, spec)
-        if new or (specs and not self.asked):
-            self.asked = True
-            self.predicted |= dict(zip(new, predict(list(new.values())), strict=True))
-
-
-def kind_of_work(spec: Spec) -> Hashable:
-    """What makes two runs take about equally long: platform, task, method, tokens, texts; or the measure of a probe."""
-    if isinstance(spec, Probe):
-        return spec.platform, spec.measure, len(spec.runs)
-    tokens = spec.budget.tokens if spec.budget else 0
-    shots = getattr(spec.method, "shots", 0)
-    return spec.platform, spec.task.name, spec.method.kind, shots, tokens, spec.evaluation.n_generate
-
-
-def predicted_here(specs: Sequence[Spec], threads: int = 1) -> list[float | None]:
-    """Seconds that runs will take on this machine, by the time model; None for those that it does not know.
-
-    Another process computes them, after measuring the machine if that was never done. threads: of each run.
-    """
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    said = subprocess.run(
-        [sys.executable, "-m", "peftbook.training.estimate"], capture_output=True, text=True, env=environment,
-        input="".join(f"{spec.canonical()}\n" for spec in specs),
-    ).stdout.splitlines()  # fmt: skip
-    lines = said[: len(specs)] + [""] * (len(specs) - len(said))
-    return [float(line) if line else None for line in lines]
+            RUNNING.discard(child)
+        return child.status == 0, child.why()
 
 
 def missing_data(task: str) -> str:
@@ -225,8 +110,9 @@ def missing_data(task: str) -> str:
 
 def machine_here(platform: str) -> str:
     """The name that timing runs made here carry; empty where there is no such platform. Asked in another process."""
-    ask = f"from peftbook.training.hardware import machine_name; print(machine_name({platform!r}))"
-    return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
+    with contextlib.suppress(RuntimeError):
+        return elsewhere(machine_name, platform)
+    return ""
 
 
 @dataclass
@@ -307,17 +193,18 @@ class Queue:
     def time_left(self) -> str:
         """About how long the known rest takes, in words."""
         seconds = [self.estimates.of(spec) for spec in self.waiting]
-        if not seconds or any(one is None for one in seconds):
+        known = [each for each in seconds if each is not None]
+        if not seconds or len(known) < len(seconds):
             return "time left unknown" if seconds else "last ones"
-        alone = sum(one or 0 for one, spec in zip(seconds, self.waiting, strict=True) if spec.purpose == "timing")
-        return f"about {duration(alone + (sum(one or 0 for one in seconds) - alone) / self.workers)} left"
+        alone = sum(each for each, spec in zip(known, self.waiting, strict=True) if spec.purpose == "timing")
+        return f"about {duration(alone + (sum(known) - alone) / self.workers)} left"
 
     def finish(self, outcome: Outcome) -> None:
         """Keep what became of a run and say it."""
         self.outcomes.append(outcome)
         if outcome.ok:
             self.estimates.note(outcome.run, outcome.seconds)
-        failed = sum(not one.ok for one in self.outcomes)
+        failed = sum(not made.ok for made in self.outcomes)
         self.survey()
         word = "done " if outcome.ok else "FAILED"
         counts = f"{self.done}/{self.known}, {f'{failed} failed, ' if failed else ''}{self.time_left()}"
@@ -404,32 +291,6 @@ def ending_workers() -> Iterator[None]:
         raise
 
 
-def made_here(record: Record) -> bool:
-    """Whether a record comes from a machine like this one: that processor, multiplying bfloat16 as this one does."""
-    if record.spec.platform != "cpu":
-        return True
-    native = record.provenance.get("bf16_products", "native") == "native"
-    return record.provenance.get("cpu") == cpu_model() and native == products_here().native
-
-
-def slow_words(here: float | None, there: float | None) -> str:
-    """That a run takes SLOW times as long here as there, in a sentence; empty where it does not. Seconds, or None."""
-    if not here or not there or here < SLOW * there:
-        return ""
-    return (
-        f"This takes about {duration(here)} here and took {duration(there)} on the machine of the book's records: "
-        "`peftbook doctor` says what this machine has."
-    )
-
-
 def name_of(spec: Spec) -> str:
     """Key and description, in one line."""
     return f"{spec.key[:12]} {describe(spec)}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: `41 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

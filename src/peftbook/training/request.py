@@ -10,11 +10,11 @@ from peftbook import specs
 from peftbook.cost import training_setup
 from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
 from peftbook.tasks import DATA
-from peftbook.training.queue import WORKER_BYTES, Spec
+from peftbook.training.durations import Spec
+from peftbook.training.peak import WORKER_BYTES, process_peak
 
 __all__ = ["Request", "request_for", "setup_of", "shape_of"]
 
-PROCESS_BYTES = 1.2e9  # Python, torch and what the allocator holds beyond a step; see request_for
 LABELS = 1 / 8  # of the tokens; see setup_of
 HOST_BYTES = 4e9  # of a process that computes on a GPU, beside the weights that pass through it
 
@@ -31,9 +31,9 @@ class Request:
 def request_for(spec: Spec, threads: int = 1) -> Request:
     """What a run is placed by: `threads` cores, a GPU on that platform, and memory by the byte model, in bytes.
 
-    On a CPU: the peak of the training step (`setup_of`) and PROCESS_BYTES, which is the smallest tenth of a gigabyte
-    that covers the measured peak of every shipped record; a test holds it against them. Generation keeps no
-    activations and takes less. On a GPU the run has the GPU to itself, and the host holds the weights once.
+    On a CPU: the peak of a process whose largest step is `setup_of`; a test holds it against the measured peak of every
+    shipped record. Generation keeps no activations and takes less. On a GPU the run has the GPU to itself, and the host
+    holds the weights once.
     A probe is counted as the largest of its runs, and at least as the queue counts any run.
     Raises InputError where a model's shape is unknown.
     """
@@ -44,13 +44,13 @@ def request_for(spec: Spec, threads: int = 1) -> Request:
     shape = shape_of(spec.model)
     if gpus:
         return Request(threads, gpus, int(HOST_BYTES + 4 * shape.parameters))
-    return Request(threads, gpus, int(step_bytes(shape, setup_of(spec)) + PROCESS_BYTES))
+    return Request(threads, gpus, int(cpu_peak(shape, setup_of(spec))))
 
 
 @functools.lru_cache(maxsize=1024)
-def step_bytes(shape: Shape, setup: Setup) -> float:
-    """The byte model's peak of a training step."""
-    return training_step(shape, setup).peak().total
+def cpu_peak(shape: Shape, setup: Setup) -> float:
+    """Bytes at the peak of a training on a CPU."""
+    return process_peak(training_step(shape, setup), "cpu")
 
 
 def setup_of(run: specs.Run) -> Setup:

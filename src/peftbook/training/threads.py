@@ -5,12 +5,11 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 
+from peftbook.processes import elsewhere
 from peftbook.training.hardware import cores, is_idle
 from peftbook.training.precision import chosen_dtype, keep, kept, machine_file
 
@@ -49,11 +48,8 @@ def step_seconds() -> dict[int, float]:
     if (found := kept(path)) is None:
         if not is_idle():
             return {}
-        if "torch" in sys.modules:
-            found = {str(count): seconds for count, seconds in measure(cores()).items()}
-        else:
-            command = [sys.executable, "-m", "peftbook.training.threads", str(cores())]
-            found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        measured = measure(cores()) if "torch" in sys.modules else elsewhere(measure, cores())
+        found = {str(count): seconds for count, seconds in measured.items()}
         keep(path, found)
     return {int(count): seconds for count, seconds in found.items()}
 
@@ -93,12 +89,3 @@ def seconds_with(count: int, x, w, a, b) -> float:
         functional.silu(y).mul_(y)
         found.append(time.perf_counter() - began)
     return min(found)
-
-
-def main() -> None:
-    """Print threads and seconds as JSON; the first argument is the largest number of threads."""
-    print(json.dumps(measure(int(sys.argv[1]))))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.markup import Cell, badge, button, joined, number, piece, size, span, table
-from peftbook.studio.plan import Check
+from peftbook.studio.preflight import Check
 from peftbook.studio.requests import Answer
 from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
 

@@ -9,13 +9,14 @@ import gradio as gr
 from markupsafe import Markup
 
 from peftbook.errors import InputError
+from peftbook.options import Bound
 from peftbook.studio import markup
 from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
-from peftbook.studio.plan import Bound
 from peftbook.studio.store import Project
+from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Findings, Split, examine
-from peftbook.tasks.table import Columns, Table, guess_columns
+from peftbook.tasks.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

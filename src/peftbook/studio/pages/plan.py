@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,19 @@ import gradio as gr
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
+from peftbook.options import options_of
 from peftbook.studio import markup
 from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import joined, loading, piece
 from peftbook.studio.pages.checks import checks_of, long_plan, preflight_table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
-from peftbook.studio.plan import Check, Settings, plan, presets
+from peftbook.studio.plan import plan
+from peftbook.studio.preflight import Check
+from peftbook.studio.presets import presets
+from peftbook.studio.settings import Settings, rates_named
 from peftbook.studio.smaller import Smaller, smaller_plan
 
-__all__ = ["PLANS", "build_plan", "rates_named"]
+__all__ = ["PLANS", "build_plan"]
 
 EMBEDDED = {
     specs.EMBEDDED_MODEL: "SmolLM2 135M Instruct — the embedded model, Apache-2.0; minutes a run on two cores.",
@@ -45,15 +49,13 @@ PLANS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "own": ("As chosen below.", (), 0, 0),
 }
 DTYPE_CHOICES = [("the fastest here", "auto"), ("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")]
+ASKED = options_of(Settings)
 FIRST = "quick"
 FIRST_METHODS = 6  # shown at once; the others on demand
 
 
 def build_plan(context: Context) -> Step:
-    """The tab. `checked` holds the question whose answer is the table, in the browser.
-
-    The fields have no limits of Gradio's, which end in an error without words: the plan says its own.
-    """
+    """The tab. `checked` holds the question whose answer is the table, in the browser."""
     _, methods_first, seeds_first, tokens_first = PLANS[FIRST]
     checked = gr.Textbox("", visible="hidden", elem_classes="unseen")
     with gr.Row(elem_classes="columns"):
@@ -80,27 +82,19 @@ def build_plan(context: Context) -> Step:
                 info="one a line: a folder with safetensors, or a hub id (with @revision) if the hub can be reached",
             )
             with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+                numbers = number_fields({"seeds": seeds_first, "tokens": tokens_first})
                 with gr.Row(equal_height=True):
-                    seeds = gr.Number(seeds_first, label="Seeds", info="trainings of each method")
-                    tokens = gr.Number(tokens_first, label="Training tokens", info="0: by epochs")
-                    epochs = gr.Number(3, label="Epochs", info="where tokens are 0")
-                with gr.Row(equal_height=True):
-                    rank = gr.Number(0, label="LoRA rank", info="0: the preset's")
-                    prompt_length = gr.Number(0, label="Prompt length", info="virtual tokens, 0: usual")
-                    prefix_length = gr.Number(0, label="Prefix length", info="virtual tokens, 0: usual")
-                with gr.Row(equal_height=True):
-                    batch = gr.Number(8, label="Batch size", info="examples a step")
-                    length = gr.Number(512, label="Longest example", info="tokens; more is cut")
-                    new = gr.Number(64, label="Longest answer", info="tokens generated")
-                with gr.Row(equal_height=True):
-                    tests = gr.Number(100, label="Test rows", info="answers generated and scored")
                     device = gr.Dropdown(
-                        devices(), value=devices()[0][1], label="Runs on", interactive=len(devices()) > 1
+                        devices(), value=devices()[0][1], label=ASKED["platform"].label, interactive=len(devices()) > 1
                     )
                     dtype = gr.Dropdown(
-                        DTYPE_CHOICES, value="auto", label="Computes in", info="the fastest: measured on this machine"
+                        DTYPE_CHOICES, value=Settings.dtype, label=ASKED["dtype"].label, info=ASKED["dtype"].help
                     )
-                rates = gr.Textbox(label="Learning rates", lines=3, placeholder="lora = 4e-4", info=rates_in_words())
+                asked_rates = ASKED["learning_rates"]
+                rates = gr.Textbox(
+                    label=asked_rates.label, lines=3, placeholder="lora = 4e-4",
+                    info=f"{asked_rates.help}, one a line: {rates_in_words()}",
+                )  # fmt: skip
         with gr.Column(min_width=320):
             offered = [(f"{one.label} — {one.words}", one.name) for one in presets()]
             methods = gr.CheckboxGroup(
@@ -121,25 +115,8 @@ def build_plan(context: Context) -> Step:
     with gr.Accordion("This machine", open=False, elem_id="machine"):
         machine = panel()
     timer = gr.Timer(0.7, active=False)
-    fields: list[Any] = [
-        models,
-        others,
-        methods,
-        more,
-        seeds,
-        tokens,
-        epochs,
-        rank,
-        prompt_length,
-        prefix_length,
-        batch,
-        length,
-        new,
-        tests,
-        device,
-        dtype,
-        rates,
-    ]
+    seeds, tokens, tests = (numbers[name] for name in ("seeds", "tokens", "test_examples"))
+    fields: list[Any] = [models, others, methods, more, *numbers.values(), device, dtype, rates]
 
     waits_no_more = {cancel: gr.update(visible=False), timer: gr.Timer(active=False)}
     nothing = {submit: gr.update(visible=False), shown: "", checked: "", **waits_no_more}
@@ -150,27 +127,14 @@ def build_plan(context: Context) -> Step:
 
     def settings_of(values: Sequence[Any]) -> Settings:
         """What the form says."""
-        named, other, chosen, kin, *numbers, platform, computes_in, said = values
-        keys = (
-            "seeds",
-            "tokens",
-            "epochs",
-            "rank",
-            "prompt_length",
-            "prefix_length",
-            "batch_size",
-            "max_length",
-            "max_new_tokens",
-            "test_examples",
-        )
-        whole = {key: number_of(key, value) for key, value in zip(keys, numbers, strict=True)}
+        named, other, chosen, kin, *typed, platform, computes_in, said = values
         return Settings(
             models=tuple(model_named(name) for name in (*(named or ()), *lines(other))),
             methods=(*(chosen or ()), *(kin or ())),
-            learning_rates=rates_named(said or ""),
+            learning_rates=rates_named(lines(said)),
             platform=platform,
             dtype=computes_in,
-            **whole,  # type: ignore[arg-type]
+            **{name: number_of(name, value) for name, value in zip(numbers, typed, strict=True)},
         )
 
     def runs_of(project_id: str, values: Sequence[Any]) -> tuple[specs.Run, ...]:
@@ -275,8 +239,26 @@ def devices() -> list[tuple[str, str]]:
     return [("GPU", "cuda"), cpu] if has_gpu else [cpu]
 
 
-def number_of(name: str, value: Any) -> float | int:
-    """A field's number. Raises InputError for an empty one."""
+def number_fields(first: Mapping[str, float]) -> dict[str, gr.Number]:
+    """A field for each number of the settings by its name, three in a row; first: what some of them begin with.
+
+    They have no limits of Gradio's, which end in an error without words. Gradio shows a number that is not there as 0.
+    """
+    names = [name for name, option in ASKED.items() if option.bound]
+    made = {}
+    for place in range(0, len(names), 3):
+        with gr.Row(equal_height=True):
+            for name in names[place : place + 3]:
+                usual, words = getattr(Settings, name), ASKED[name].help
+                info = f"{words}, else 0" if usual is None else words
+                made[name] = gr.Number(first.get(name, usual or 0), label=ASKED[name].label, info=info)
+    return made
+
+
+def number_of(name: str, value: Any) -> Any:
+    """A field's number; None for 0, or nothing, where none is usual. Raises InputError for another that is empty."""
+    if not value and getattr(Settings, name) is None:
+        return None
     if value is None:
         raise InputError(f"The field for {name.replace('_', ' ')} is empty: give a number.")
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -287,21 +269,6 @@ def lines(text: str | None) -> list[str]:
     return list(filter(None, map(str.strip, (text or "").splitlines())))
 
 
-def rates_named(text: str) -> dict[str, float]:
-    """Learning rates as `method = rate`, one a line. Raises InputError for another line."""
-    known, found = {one.name for one in presets()}, {}
-    for line in lines(text):
-        name, _, value = (part.strip() for part in line.partition("="))
-        try:
-            found[name.lower()] = float(value)
-        except ValueError:
-            raise InputError(f"{line!r} is no learning rate: write `lora = 4e-4`, one a line.") from None
-        if name.lower() not in known:
-            raise InputError(f"Unknown method {name!r}: choose among {', '.join(sorted(known))}.")
-    return found
-
-
 def rates_in_words() -> str:
     """The presets' rates."""
-    said = ", ".join(f"{one.name} {one.learning_rate:g}" for one in presets() if one.learning_rate)
-    return f"one a line, in place of what the book's sweeps chose: {said}"
+    return ", ".join(f"{one.name} {one.learning_rate:g}" for one in presets() if one.learning_rate)

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.errors import Diverged, InputError
 from peftbook.training.encode import Encoded
 from peftbook.training.loop import losses, train
 from peftbook.training.methods import apply_method, causal_model, hidden_states, trainable_state
@@ -101,9 +101,7 @@ def fit(model: nn.Module, data: list[Encoded], steps: int, batch: int, rate: flo
     budget = specs.Budget(tokens=steps * batch * len(data[0].ids), batch_size=batch, learning_rate=rate)
     try:
         return train(model, data, budget, seed=seed, pad_id=0, dtype="fp32").losses[-1]
-    except InputError as error:
-        if "diverged" not in str(error):
-            raise
+    except Diverged:
         return math.inf
 
 

@@ -1,0 +1,53 @@
+"""The command line: `peftbook …`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+import peftbook
+from peftbook.cli import evidence, fit, machine, own_data, products, runs
+from peftbook.errors import InputError
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(prog="peftbook", description=peftbook.__doc__)
+    parser.add_argument("--version", action="version", version=f"peftbook {peftbook.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (runs, evidence, machine, products, own_data, fit):
+        module.add_commands(functools.partial(command, commands))
+    bench = commands.add_parser("bench", help="measure speed: train, book").add_subparsers(required=True, dest="what")
+    machine.add_benches(functools.partial(command, bench))
+    return parser
+
+
+def command(group, name: str, handler: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    """A parser of a group for one command, which its handler's docstring describes."""
+    text = (handler.__doc__ or "").strip()
+    parser = group.add_parser(name, help=text[0].lower() + text[1:].rstrip("."), description=text)
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: bad input is one sentence on standard error and exit status 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        status = args.handler(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell reports for a closed pipe
+    except InputError as error:
+        print(f"peftbook: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("peftbook: stopped; what was finished is kept, run the same command to go on.", file=sys.stderr)
+        return 130

@@ -1,0 +1,7 @@
+"""`python -m peftbook.cli`."""
+
+import sys
+
+from peftbook.cli import main
+
+sys.exit(main())

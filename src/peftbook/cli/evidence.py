@@ -1,0 +1,125 @@
+"""Commands on records and claims: import, status, verify, claims."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from peftbook.cli.arguments import Add, on_platform, positive
+from peftbook.cli.runs import store_on
+from peftbook.errors import InputError
+
+__all__ = ["add_commands"]
+
+
+def add_commands(add: Add) -> None:
+    """The commands and their options."""
+    take = add("import", command_import)
+    take.add_argument("file", type=Path, metavar="FILE.zip")
+    status = add("status", command_status)
+    on_platform(status)
+    status.add_argument("-v", "--verbose", action="store_true", help="list every run")
+    verify = add("verify", command_verify)
+    verify.add_argument("--sample", type=positive, default=2, help="how many records (default 2)")
+    verify.add_argument("--seed", type=int, default=0, help="which sample")
+    claims = add("claims", command_claims)
+    claims.add_argument("--json", action="store_true")
+    on_platform(claims)
+
+
+def command_import(args: argparse.Namespace) -> int:
+    """Check and add the records of a file that `peftbook run --export` wrote; none at hand is replaced."""
+    from peftbook.records import default_store, import_records
+
+    added, refused = import_records(default_store(), args.file)
+    print(f"{len(added)} records added.")
+    if refused:
+        names = ", ".join(key[:12] for key in refused)
+        raise InputError(f"{len(refused)} records differ from those at hand and were refused: {names}; delete either.")
+    return 0
+
+
+def command_status(args: argparse.Namespace) -> int:
+    """Say for each study which runs are cached, missing, failed or stale."""
+    from peftbook.results import describe
+    from peftbook.studies import NAMES, get_study
+
+    store = store_on(args.platform)
+    used: set[str] = set()
+    for name in NAMES:
+        study = get_study(name)
+        runs = [store.spec(run) for run in study.runs(store)]
+        used |= {run.key for run in runs}
+        records = study.records(store)
+        failed = [record for record in records if record.failure]
+        print(f"{name}: {len(records)} of {len(runs)} runs cached, {len(failed)} of them diverged")
+        if args.verbose:
+            for run in runs:
+                print(f"  {'cached ' if store.path(run.key) else 'missing'} {run.key[:12]} {describe(run)}")
+        if len(records) < len(runs):
+            print(f"  {len(runs) - len(records)} missing: run `{command_for(name, args.platform)}`")
+    at_hand = [record for record in store.all() if record.spec.platform == args.platform]
+    stale = [record.key[:12] for record in at_hand if record.key not in used]
+    if stale:
+        print(f"{len(stale)} records belong to no study (stale): {', '.join(stale)}; delete them or restore the study")
+    return 0
+
+
+def command_for(study: str, platform: str) -> str:
+    """The command that makes a study's missing runs on a platform."""
+    from peftbook.results import run_command
+
+    return run_command(study) + ("" if platform == "cpu" else f" --platform {platform}")
+
+
+def command_verify(args: argparse.Namespace) -> int:
+    """Rerun a random sample of records and compare within stated tolerances; nothing shipped is touched."""
+    from peftbook.records import default_store
+    from peftbook.training.verify import verify_sample
+
+    counts: Counter[str] = Counter()
+    for result in verify_sample(default_store(), args.sample, args.seed):
+        print(result.sentence, flush=True)
+        counts[result.outcome] += result.count
+    print(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())) or "no records to verify")
+    return 1 if counts["drift"] or counts["failed"] else 0
+
+
+def command_claims(args: argparse.Namespace) -> int:
+    """Print the verdict on each claim, in order of worth."""
+    from peftbook.results import claims, count_verdicts, format_quantity
+
+    judged = claims(store_on(args.platform))
+    if args.json:
+        print(json.dumps([claim_row(claim, args.platform) for claim in judged], indent=1, ensure_ascii=False))
+        return 0
+    print(f"{len(judged)} claims: " + ", ".join(f"{count} {said}" for said, count in count_verdicts(judged).items()))
+    for claim in judged:
+        study, verdict = claim.study, claim.verdict
+        print(f"\n{verdict.outcome.upper()}: {study.claim} [{study.source}]")
+        print(f"  {study.name}: {verdict.sentence}")
+        if claim.effect is not None:
+            print(
+                f"  {claim.name} = {format_quantity(claim.effect)} ({claim.runs - claim.missing} of {claim.runs} runs)"
+            )
+        elif claim.missing:
+            print(f"  {claim.missing} of {claim.runs} runs are missing: {command_for(study.name, args.platform)}")
+        print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")
+    return 0
+
+
+def claim_row(claim, platform: str) -> dict:
+    """A claim as plain values; the effect is null until it is known."""
+    study, effect = claim.study, claim.effect
+    return {
+        "study": study.name, "claim": study.claim, "source": study.source, "platform": platform,
+        "verdict": claim.verdict.outcome, "evidence": claim.verdict.sentence,
+        "effect": None if effect is None else {
+            "name": claim.name, "value": effect.value, "low": effect.low, "high": effect.high, "unit": effect.unit,
+            "seeds": effect.seeds, "n": effect.n, "runs": list(effect.runs),
+        },
+        "refuted_if": study.refuted_if, "does_not_show": study.does_not_show, "chapter": study.chapter,
+        "runs": claim.runs, "missing": claim.missing, "command": command_for(study.name, platform),
+    }  # fmt: skip

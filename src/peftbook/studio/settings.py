@@ -1,0 +1,157 @@
+"""Settings: how a file is read and what is trained on it, as options of `train` and `compare` and fields of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from peftbook import specs
+from peftbook.base_models import model_named
+from peftbook.errors import InputError
+from peftbook.options import Bound, Option, listed
+from peftbook.studio.presets import NAMES
+from peftbook.tasks.columns import Columns
+from peftbook.tasks.files import Split
+
+__all__ = ["MOST_EPOCHS", "MOST_GENERATED", "Judging", "Reading", "Settings", "Single", "Training", "rates_named"]
+
+MOST_GENERATED = 200  # test examples
+MOST_EPOCHS = 1000  # with so many passes the recipes' tokens are allowed on a file of three short rows
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which columns of a file are what, how its rows are split, and what the model is told to do."""
+
+    input: Annotated[str, Option("column that the model reads")]
+    target: Annotated[str, Option("column that it should write")]
+    group: Annotated[str | None, Option("column whose values a split never divides")] = None
+    instruction: Annotated[str, Option("what to say to the model, with {input} in it")] = "{input}"
+    instruction_column: Annotated[str | None, Option("column whose text stands before the input")] = None
+    split_seed: Annotated[int, Option("by which rows are split", type=int)] = 0
+    fractions: Annotated[
+        tuple[float, float, float],
+        Option("of the rows for train, validation and test", type=float, count=3, convert=tuple),
+    ] = (0.8, 0.1, 0.1)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.input, self.target, self.instruction_column, self.group)
+
+    @property
+    def split(self) -> Split:
+        return Split(self.split_seed, self.fractions)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What all runs on a file have in common; of no more than 1,000 test rows the loss is taken.
+
+    dtype: the runs name the type itself, so that the same options elsewhere may be other runs.
+    """
+
+    tokens: Annotated[int, Option(
+        "of training text that every method sees, 0: by epochs", "Training tokens",
+        Bound("{} training tokens are chosen, where 0 stands for epochs", 0, specs.MOST_TOKENS),
+    )] = 0  # fmt: skip
+    epochs: Annotated[float, Option(
+        "passes over the training rows, where tokens are 0", "Epochs",
+        Bound("{} epochs are chosen", 0.01, MOST_EPOCHS, whole=False),
+    )] = 3.0  # fmt: skip
+    batch_size: Annotated[int, Option(
+        "examples a step", "Batch size",
+        Bound("A batch size of {} is chosen", 1, 512),  # larger ones are for pretraining
+    )] = 8  # fmt: skip
+    max_length: Annotated[int, Option(
+        "tokens of a training row, more is cut", "Longest example",
+        Bound("A longest example of {} tokens is chosen", 8, 8192),  # the context of most small models
+    )] = 512  # fmt: skip
+    max_new_tokens: Annotated[int, Option(
+        "tokens of a generated answer", "Longest answer",
+        Bound("A longest answer of {} tokens is chosen", 1, 1024),  # as the try-out has it
+    )] = 64  # fmt: skip
+    test_examples: Annotated[int, Option(
+        "answers generated and scored", "Test rows", Bound("{} test rows are chosen", 0, MOST_GENERATED),
+    )] = MOST_GENERATED  # fmt: skip
+    rank: Annotated[int | None, Option(
+        "of LoRA and its kin, if not the method's own", "LoRA rank", Bound("A rank of {} is chosen", 1, 1024),
+    )] = None  # fmt: skip
+    prompt_length: Annotated[int | None, Option(
+        "virtual tokens of a prompt, if not the method's own", "Prompt length",
+        Bound("A prompt length of {} is chosen", 1, 1024),
+    )] = None  # fmt: skip
+    prefix_length: Annotated[int | None, Option(
+        "virtual tokens of a prefix, if not the method's own", "Prefix length",
+        Bound("A prefix length of {} is chosen", 1, 1024),
+    )] = None  # fmt: skip
+    platform: Annotated[Literal["cpu", "cuda"], Option("where it runs", "Runs on", choices=("cpu", "cuda"))] = "cpu"
+    dtype: Annotated[str, Option(
+        "to compute in, auto: the fastest here", "Computes in", choices=("auto", "fp32", "bf16", "fp16"),
+    )] = "auto"  # fmt: skip
+
+
+def models_named(text: str) -> tuple[specs.Model, ...]:
+    """The models in a list with commas."""
+    return tuple(map(model_named, listed(text)))
+
+
+def rates_named(texts: Sequence[str]) -> dict[str, float]:
+    """Learning rates by method from `lora=4e-4` and the like. Raises InputError for another text."""
+    rates = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            rates[name.strip().lower()] = float(value)
+        except ValueError:
+            raise InputError(f"{text!r} is no learning rate of a method: write it as lora=4e-4.") from None
+    return rates
+
+
+@dataclass(frozen=True)
+class Settings(Training):
+    """What a plan of several methods is made of; the untuned model is always there.
+
+    methods: names of presets.  learning_rates: by preset, in place of the book's.
+    """
+
+    seeds: Annotated[int, Option("trainings of each method", "Seeds", Bound("{} seeds are chosen", 1, 10))] = 1
+    models: Annotated[tuple[specs.Model, ...], Option(
+        "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
+    )] = (specs.Model(),)  # fmt: skip
+    methods: Annotated[tuple[str, ...], Option(
+        f"of {', '.join(NAMES)}, with commas", convert=listed, usual="untuned,lora,prompt",
+    )] = ("untuned", "lora", "prompt")  # fmt: skip
+    learning_rates: Annotated[Mapping[str, float], Option(
+        "of a method, instead of what the book's sweeps chose", "Learning rates", convert=rates_named, repeated=True,
+        metavar="METHOD=RATE", flag="--learning-rate",
+    )] = field(default_factory=dict)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Single(Training):
+    """What one training is made of: of the plan with the same settings, one method and one seed."""
+
+    model: Annotated[specs.Model, Option(
+        "embedded model, a folder, or a hub id", convert=model_named, usual=specs.EMBEDDED_MODEL,
+    )] = specs.Model()  # noqa: RUF009  # fmt: skip
+    method: Annotated[str, Option(f"one of {', '.join(NAMES)}")] = "lora"
+    seed: Annotated[int, Option("of the training", type=int)] = 0
+    learning_rate: Annotated[float | None, Option("if not what the book's sweeps chose", type=float)] = None
+
+    @property
+    def settings(self) -> Settings:
+        """Those of a plan with this method alone."""
+        rates = {} if self.learning_rate is None else {self.method: self.learning_rate}
+        shared: dict[str, Any] = {name.name: getattr(self, name.name) for name in fields(Training)}
+        return Settings(models=(self.model,), methods=(self.method,), learning_rates=rates, **shared)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What decides between the rows of a comparison."""
+
+    measure: Annotated[str, Option("what decides")] = "rougeL"
+    margin: Annotated[float | None, Option(
+        "differences below it do not matter, if not the measure's own", type=float,
+    )] = None  # fmt: skip

@@ -1,0 +1,83 @@
+"""Train: `peftbook train`, one run on a reader's file, by the studio's worker; a run that is at hand is taken."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.options import read_options
+from peftbook.records import Record, Store, files_of, receive_record
+from peftbook.studio.own_file import OwnFile, compute
+from peftbook.studio.plan import run_alone
+from peftbook.studio.settings import Reading, Single
+from peftbook.studio.store import Job, Studio
+from peftbook.studio.waiting import TRAIN, note
+
+__all__ = ["train_on_file"]
+
+SHOWN = ("loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match",
+         "trainable_parameters", "train_steps", "train_seconds", "peak_memory_bytes")  # fmt: skip
+
+
+def train_on_file(args: argparse.Namespace) -> int:
+    """The command: 0 if the run is done, 130 after Ctrl-C. Raises InputError for bad input and for a failed run.
+
+    Everything is checked before anything is stored; the folder appears whole, by rename, when all is done.
+    """
+    if args.out.exists():
+        raise InputError(f"Output folder {str(args.out)!r} exists: name a new one, results are never overwritten.")
+    single = read_options(Single, args)
+    file = OwnFile.read(args.file, read_options(Reading, args))
+    run = run_alone(file.task, single)
+    if slow := slow_on_own_data(run):
+        note(slow)
+    studio = Studio(args.home)
+    if (computed := compute(studio, file, [run], TRAIN)) is None:
+        return 130
+    project, (job,) = computed
+    record = studio.records(project.id).get(run)
+    if record is None or record.failure:
+        raise InputError(job.error or f"The run is {job.state}: give the same command again.")
+    write_out(studio, job, args.out)
+    print_measurements(record)
+    print(f"Record, texts{' and adapter' if run.budget else ''} are in {args.out}")
+    return 0
+
+
+def write_out(studio: Studio, job: Job, out: Path) -> None:
+    """Copy record, texts and what was trained into a new folder, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".peftbook-"))
+    try:
+        receive_record(Store(work), job.key, files_of(studio.records(job.project), job.key))
+        if (trained := studio.adapter(job)) is not None:
+            shutil.copytree(trained, work / "adapter")
+        work.replace(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def print_measurements(record: Record) -> None:
+    """Scores and costs, one a line."""
+    for name in SHOWN:
+        if name in record.measurements:
+            print(f"{name:<22} {record.measurements[name]:,.4g}")
+
+
+def slow_on_own_data(run: specs.Run) -> str:
+    """That training takes far longer here than on the book's machine, in a sentence; empty where it does not.
+
+    By the tokens a second that were found on both; empty, too, where this machine was never examined.
+    """
+    from peftbook.training.doctor import book_machines, last_examination
+    from peftbook.training.durations import slow_words
+
+    here, there = last_examination(), next(iter(book_machines()), None)
+    if run.budget is None or here is None or there is None:
+        return ""
+    rates = [machine.tokens_per_second.get(run.method.kind) for machine in (here, there)]
+    return slow_words(*(run.budget.tokens / rate if rate else None for rate in rates))

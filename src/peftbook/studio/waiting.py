@@ -1,0 +1,92 @@
+"""Waiting for a plan at the terminal: how far it is, a worker always alive, and what Ctrl-C leaves behind."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
+from peftbook.studio.terminal import Ticker
+
+__all__ = ["COMPARE", "TRAIN", "note", "wait_for", "wanted_elsewhere"]
+
+COMMANDS = COMPARE, TRAIN = "peftbook compare", "peftbook train"  # names of plans that no page asked for
+POLL_SECONDS = 0.25
+STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one
+
+
+def wanted_elsewhere(studio: Studio, project: Project) -> frozenset[str]:
+    """Ids of the jobs that wait or run because a plan of the studio's page asked for them."""
+    asked = {job for plan in studio.plans(project.id) if plan.name not in COMMANDS for job in plan.jobs}
+    return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked and unfinished(job))
+
+
+def unfinished(job: Job) -> bool:
+    """Whether a job has not ended."""
+    return job.state in ("queued", "running")
+
+
+def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> bool:
+    """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
+
+    elsewhere: ids of jobs that are left to others who want them too.  A worker that this process started is ended when
+    nothing is left to do, or with Ctrl-C.
+    """
+    try:
+        with Ticker(sys.stderr) as ticker:
+            while True:
+                jobs = studio.jobs(plan=plan_id)
+                ticker.show(jobs)
+                if not any(map(unfinished, jobs)):
+                    break
+                start_worker(studio.home)
+                time.sleep(POLL_SECONDS)
+        end_worker(studio, waiting=False)
+    except KeyboardInterrupt:
+        note(stop(studio, plan_id, elsewhere))
+        return False
+    return True
+
+
+def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> str:
+    """Take a plan's jobs off the queue, so that nothing waits behind them, and wait until none runs; what was done.
+
+    The one under way is ended and keeps its last checkpoint, whoever's worker it was. Those in `elsewhere` stay.
+    """
+    taken = [job for job in studio.jobs(plan=plan_id) if unfinished(job) and job.id not in elsewhere]
+    for job in taken:
+        studio.cancel(job.id)
+    end_worker(studio, waiting=True)
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(studio.job(job.id).state == "running" for job in taken) and time.monotonic() < deadline:
+        studio.release()
+        time.sleep(POLL_SECONDS)
+    jobs = studio.jobs(plan=plan_id)
+    done, off = (sum(job.state == state for job in jobs) for state in ("done", "cancelled"))
+    parts = [f"{done} of {len(jobs)} runs are done", f"{off} taken off the queue"]
+    for job in taken:
+        if job.state == "running":
+            kept = (studio.folder(job.project) / "checkpoints" / job.key[:16] / "progress.json").is_file()
+            parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
+    if left := sum(unfinished(job) and job.id in elsewhere for job in jobs):
+        parts.append(f"{left} stay queued for the studio, which asked for them too")
+    return f"Stopped: {', '.join(parts)}; give the same command again to go on."
+
+
+def end_worker(studio: Studio, waiting: bool) -> bool:
+    """End the worker if this process started it, and if nothing waits or that is no reason; whether it was ended."""
+    busy = any(map(unfinished, studio.jobs()))
+    mine = [process for process in STARTED if process.poll() is None]
+    if not mine or (busy and not waiting):
+        return False
+    for process in mine:
+        process.terminate()
+    for process in mine:
+        process.wait()
+    STARTED[:] = [process for process in STARTED if process not in mine]
+    return True
+
+
+def note(words: str) -> None:
+    """A line on standard error."""
+    print(words, file=sys.stderr, flush=True)

@@ -1,0 +1,59 @@
+"""Provenance: where, with what and by which commit a record was made."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+from peftbook.training.distributed import ALONE, Processes
+from peftbook.training.hardware import cpu_model
+from peftbook.training.precision import products_here
+
+__all__ = ["provenance"]
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
+
+
+def provenance(started: datetime.datetime, micro_batch: int | None, processes: Processes = ALONE) -> dict:
+    """Where and with what a record was made."""
+    finished = datetime.datetime.now(datetime.UTC)
+    return {
+        "cpu": cpu_model(),
+        "cores": psutil.cpu_count(logical=True),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "bf16_products": "native" if products_here().native else "widened",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "micro_batch": micro_batch,
+        "processes": processes.count,
+        "strategy": processes.strategy,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "load_average": round(os.getloadavg()[0], 2),
+        **commit(),
+    }
+
+
+def commit() -> dict[str, object]:
+    """Commit and dirty flag of the checkout, or nothing outside one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        ask = ["git", "-C", str(folder)]
+        revision = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*ask, "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": revision.strip(), "dirty": bool(changed.strip())}

@@ -1,0 +1,121 @@
+"""Options are said once: command line, form and plan have the same fields, bounds and defaults, and the same runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_plan import SMALL, TASK
+
+from peftbook import cli, specs
+from peftbook.errors import InputError
+from peftbook.options import Bound, add_options, check_bounds, options_of, read_options, words_of
+from peftbook.processes import ask
+from peftbook.studio.plan import plan, run_alone
+from peftbook.studio.presets import presets
+from peftbook.studio.settings import Judging, Reading, Settings, Single
+from peftbook.tasks.rows import Caps
+
+COMMANDS = {"train": (Reading, Single), "compare": (Reading, Settings, Judging), "studio": (Caps,)}
+GIVEN = {"train": ["x.csv", "--input", "a", "--target", "b", "--out", "y"],
+         "compare": ["x.csv", "--input", "a", "--target", "b"], "studio": []}  # fmt: skip
+NAMES = st.text("abcdefghij ", min_size=1).filter(str.strip)
+MODELS = [(name, model) for name, models in COMMANDS.items() for model in models]
+
+
+@pytest.mark.parametrize(("name", "model"), MODELS)
+def test_a_command_without_options_has_the_defaults_of_the_model(name, model):
+    """Nothing is said twice that could drift."""
+    args = cli.build_parser().parse_args([name, *GIVEN[name]])
+    made = read_options(model, args)
+    assert made == (Reading("a", "b") if model is Reading else model())
+    check_bounds(made)
+
+
+FORM = """
+import json
+import gradio as gr
+from peftbook.studio.pages.plan import number_fields
+with gr.Blocks():
+    fields = number_fields({"seeds": 3})
+print(json.dumps({name: [field.label, field.info, field.value] for name, field in fields.items()}))
+"""
+
+
+def test_the_form_of_the_plan_has_every_number_of_the_settings_with_its_default():
+    """But those that a recipe begins with. In a process of its own: gradio leaves an event loop behind."""
+    pytest.importorskip("gradio")
+    fields = json.loads(ask("-c", FORM)[-1])
+    options = {name: option for name, option in options_of(Settings).items() if option.bound is not None}
+    assert fields.keys() == options.keys()
+    for name, (label, info, value) in fields.items():
+        assert label == options[name].label and info.startswith(options[name].help)
+        assert value == (3 if name == "seeds" else getattr(Settings, name) or 0)
+
+
+def test_a_field_that_gradio_shows_as_0_is_no_number_where_none_is_usual():
+    """And a number everywhere else, where an empty field is refused."""
+    pages = "from peftbook.studio.pages.plan import number_of as n; "
+    code = "print([n('rank', 0), n('rank', None), n('rank', 4.0), n('tokens', 0), n('epochs', 0.5)]); n('tokens', None)"
+    with pytest.raises(RuntimeError, match="The field for tokens is empty"):
+        ask("-c", pages + code)
+    assert ask("-c", pages + code.partition(";")[0]) == ["[None, None, 4, 0, 0.5]"]
+
+
+@given(
+    st.builds(
+        Reading, NAMES, NAMES, st.none() | NAMES, st.just("{input}") | NAMES, st.none() | NAMES, st.integers(0, 99),
+        st.tuples(*[st.floats(0.01, 0.9)] * 3),
+    )
+)  # fmt: skip
+def test_the_words_of_a_reading_are_read_as_that_reading(reading):
+    """The command that a report prints is the command that was given."""
+    parser = argparse.ArgumentParser()
+    add_options(parser, Reading)
+    assert read_options(Reading, parser.parse_args(list(words_of(Reading, reading)))) == reading
+
+
+def test_words_repeat_what_was_said_and_nothing_else():
+    """Once for each value of an option that may be given again."""
+    said = ["--seeds", "3", "--learning-rate", "lora=0.001", "--learning-rate", "full=0.1", "--epochs", "3"]
+    args = cli.build_parser().parse_args(["compare", *GIVEN["compare"], *said])
+    assert list(words_of(Settings, args)) == [
+        "--seeds",
+        "3",
+        "--learning-rate",
+        "lora=0.001",
+        "--learning-rate",
+        "full=0.1",
+    ]
+    assert read_options(Settings, args).learning_rates == {"lora": 1e-3, "full": 0.1}
+
+
+@pytest.mark.parametrize("name", [preset.name for preset in presets()])
+@pytest.mark.parametrize("change", [{}, {"tokens": 777, "test_examples": 3}, {"epochs": 0.5, "max_length": 64}])
+def test_train_computes_the_run_that_compare_does(name, change):
+    """The same file with the same settings is the same key."""
+    single = Single(model=SMALL, method=name, seed=0 if name in ("untuned", "fewshot") else 2, **change)
+    runs = plan(TASK, Settings(models=(SMALL,), methods=(name,), seeds=3, **change))
+    assert run_alone(TASK, single).key in {run.key for run in runs}
+
+
+def test_a_rank_that_a_method_does_not_have_is_refused():
+    """Of several methods each takes what it has; of one that has none it must be a mistake."""
+    assert run_alone(TASK, Single(model=SMALL, rank=16)).method == specs.LoRA()
+    with pytest.raises(InputError, match="A rank of 4 is chosen, which 'prompt' does not take: leave it out"):
+        run_alone(TASK, Single(model=SMALL, method="prompt", rank=4))
+
+
+@given(st.integers() | st.floats() | st.booleans() | st.none() | st.text())
+def test_a_bound_lets_through_whole_numbers_within_it_and_nothing_else(value):
+    """Each refusal is one sentence."""
+    inside = type(value) in (int, float) and 1 <= value <= 9 and value % 1 == 0
+    try:
+        Bound("{} things are chosen", 1, 9).check(value)
+    except InputError as error:
+        assert not inside and str(error).endswith("things are chosen: choose a whole number from 1 to 9.")
+    else:
+        assert inside
