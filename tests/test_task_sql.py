@@ -18,7 +18,7 @@ from peftbook.tasks import DATA, SPLITS, Example, get_task, sql
 from peftbook.tasks import sql_build as build
 from peftbook.tasks.docstrings_packages import PERMITTED
 from peftbook.tasks.sql_forms import FORMS
-from peftbook.tasks.sql_sources import MAX_COLUMNS, MAX_ROWS, WHEELS, download
+from peftbook.tasks.sql_sources import MAX_COLUMNS, MAX_ROWS, WHEELS
 from peftbook.tasks.sql_sources import TABLES as SOURCES
 
 TABLES = sql.load_tables()
@@ -141,9 +141,10 @@ def test_changed_or_missing_data_are_refused(tmp_path, monkeypatch):
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path):
     """A registry that serves other bytes must stop the build."""
-    (tmp_path / f"vega_datasets-{WHEELS['vega-datasets'].version}-py3-none-any.whl").write_bytes(b"other")
+    wheel = WHEELS["vega-datasets"]
+    (tmp_path / f"vega_datasets-{wheel.version}-py3-none-any.whl").write_bytes(b"other")
     with pytest.raises(InputError, match="not the pinned"):
-        download("vega-datasets", tmp_path)
+        build.download_wheel("vega-datasets", wheel.version, wheel.sha256, tmp_path)
 
 
 # --- judge -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, TaskData
+from peftbook.tasks import DATA, SPLITS, Example, TaskData, how_to_restore
 
 __all__ = [
     "DATA_SHA256",
@@ -177,15 +177,15 @@ def gold_result(table: str, sql: str) -> tuple[Row, ...]:
 
 def read_checked() -> tuple[bytes, bytes]:
     """The bytes of both files. Raises InputError if one is missing or they are not the pinned ones."""
-    rebuild = "run `python -m peftbook.tasks.sql_build` or restore it from the repository"
+    remedy = how_to_restore("sql")
     for path in (TABLES_PATH, PATH):
         if not path.is_file():
-            raise InputError(f"The data file {path} is missing: {rebuild}.")
+            raise InputError(f"The data file {path} is missing: {remedy}.")
     tables, questions = TABLES_PATH.read_bytes(), PATH.read_bytes()
-    found = hashlib.sha256(tables + questions).hexdigest()
-    if found != DATA_SHA256:
+    digest = hashlib.sha256(tables + questions).hexdigest()
+    if digest != DATA_SHA256:
         raise InputError(
-            f"{TABLES_PATH.name} and {PATH.name} have SHA-256 {found}, not the pinned {DATA_SHA256}: {rebuild}."
+            f"{TABLES_PATH.name} and {PATH.name} have SHA-256 {digest}, not the pinned {DATA_SHA256}: {remedy}."
         )
     return tables, questions
 
