@@ -287,7 +287,7 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
         env = os.environ | {"PYTHONPATH": str(tmp_path / "package"), "PYTHONWARNINGS": "ignore"}
         result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert result.returncode == 0, result.stderr
-        return set(re.findall(r"^executing (\w+)", result.stdout, re.MULTILINE))
+        return set(re.findall(r"^executed (\w+)", result.stdout, re.MULTILINE))
 
     assert executed() == set(chapters)
     assert executed() == set()
