@@ -9,7 +9,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from peftbook.site.run_pages import grid
+from peftbook.site.tables import grid
 from peftbook.training.doctor import MACHINES, Examination, book_machines
 
 __all__ = ["machines_table", "setup"]
