@@ -20,7 +20,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.memory import Setup, Shape
-from peftbook.memory.decoder import walk
+from peftbook.memory.walk import walk
 from peftbook.memory.step import elements, trained
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Value, evaluate, product, repeated
 

@@ -40,10 +40,10 @@ CHECKED = (nodes.paragraph, nodes.caption, nodes.term)
 def typed_results_in(text: str) -> list[str]:
     """The result-like numbers in a piece of text, in order."""
     text = FREE.sub(" ", text)
-    found = [(match.start(), match[0].strip()) for match in RESULT.finditer(text)]
-    taken = [range(start, start + len(number)) for start, number in found]
-    found += [(m.start(), m[0]) for m in DECIMAL.finditer(text) if not any(m.end() - 1 in span for span in taken)]
-    return [number for _, number in sorted(found)]
+    numbers = [(match.start(), match[0].strip()) for match in RESULT.finditer(text)]
+    taken = [range(start, start + len(number)) for start, number in numbers]
+    numbers += [(m.start(), m[0]) for m in DECIMAL.finditer(text) if not any(m.end() - 1 in span for span in taken)]
+    return [number for _, number in sorted(numbers)]
 
 
 def typed_results(document: nodes.document) -> Iterator[tuple[str, str]]:

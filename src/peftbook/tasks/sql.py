@@ -122,25 +122,25 @@ def extract_query(text: str) -> str:
     return (fenced[1] if fenced else text).partition(";")[0].strip()
 
 
-def same_value(one: Any, two: Any) -> bool:
+def same_value(left: Any, right: Any) -> bool:
     """Equal values: NULL only with NULL, text only with the same text, numbers within a relative 1e-6."""
-    if isinstance(one, int | float) and isinstance(two, int | float):
-        return math.isclose(one, two, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-    return type(one) is type(two) and one == two
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return math.isclose(left, right, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    return type(left) is type(right) and left == right
 
 
-def same_row(one: Row, two: Row) -> bool:
-    return len(one) == len(two) and all(map(same_value, one, two))
+def same_row(left: Row, right: Row) -> bool:
+    return len(left) == len(right) and all(map(same_value, left, right))
 
 
-def same_result(found: Sequence[Row], gold: Sequence[Row], ordered: bool) -> bool:
+def same_result(rows: Sequence[Row], gold: Sequence[Row], ordered: bool) -> bool:
     """Whether two results are equal: the same rows as often, columns in the same order; row order only if `ordered`."""
-    if len(found) != len(gold):
+    if len(rows) != len(gold):
         return False
     if ordered:
-        return all(map(same_row, found, gold))
+        return all(map(same_row, rows, gold))
     left = list(gold)
-    for row in found:
+    for row in rows:
         at = next((at for at, other in enumerate(left) if same_row(row, other)), None)
         if at is None:
             return False
@@ -162,10 +162,10 @@ def answers(text: str, example: Example) -> bool:
     gold = gold_result(example.group, example.target)
     with closing(connect(load_tables()[example.group])) as connection:
         try:
-            found = query(connection, extract_query(text), len(gold) + 1)
+            rows = query(connection, extract_query(text), len(gold) + 1)
         except InputError:
             return False
-    return same_result(found, gold, ordered=" ORDER BY " in example.target)
+    return same_result(rows, gold, ordered=" ORDER BY " in example.target)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -120,7 +120,7 @@ def is_sound(table: Table, sql: str, decoys: Sequence[str]) -> bool:
             return False
         if result == [(0,)] or not same_result(query(mirrored, sql, MAX_RESULT_ROWS + 1), result, ordered):
             return False
-        return not any(same_result(query(there, one, MAX_ROWS + 1), result, ordered) for one in decoys)
+        return not any(same_result(query(there, decoy, MAX_ROWS + 1), result, ordered) for decoy in decoys)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def ask(form: Form, source: Source, table: Table, draw: Draw, seen: set[str]) ->
             continue
         sql = form.sql.format_map(as_sql)
         words = mend(draw.one(form.wordings).format_map(as_text))
-        if sql in seen or words in seen or not is_sound(table, sql, [one.format_map(as_sql) for one in form.decoys]):
+        if sql in seen or words in seen or not is_sound(table, sql, [decoy.format_map(as_sql) for decoy in form.decoys]):
             continue
         seen |= {sql, words}
         identity = hashlib.sha256(f"{table.name}\n{words}\n{sql}".encode()).hexdigest()[:12]
@@ -159,16 +159,16 @@ def mend(words: str) -> str:
 
 def questions(source: Source, table: Table, count: int) -> list[Question]:
     """`count` questions about one table, the forms in turn until each is used up."""
-    draw, seen, found = Draw(f"sql {source.name}"), set[str](), list[Question]()
+    draw, seen, asked = Draw(f"sql {source.name}"), set[str](), list[Question]()
     open_forms = list(FORMS)
-    while open_forms and len(found) < count:
+    while open_forms and len(asked) < count:
         for each in list(open_forms):
             question = ask(each, source, table, draw, seen)
             if question is None:
                 open_forms.remove(each)
             else:
-                found.append(question)
-    return found[:count]
+                asked.append(question)
+    return asked[:count]
 
 
 def facts(tables: Mapping[str, Table], rows: Sequence[Question], wheels: Mapping[str, Path]) -> dict[str, Any]:
