@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from docutils import frontend, nodes, utils
+from typed_numbers import typed_results, typed_results_in
 
 from peftbook.errors import InputError
 from peftbook.literature import published, published_values
@@ -25,7 +26,6 @@ from peftbook.site.execution import Ledger
 from peftbook.site.figure_numbers import number_figures
 from peftbook.site.mathematics import KatexError, parts, render_tex
 from peftbook.site.numbers import CitedNumber, MeasuredNumber
-from peftbook.site.prose import typed_results, typed_results_in
 from peftbook.studies import NAMES, get_study
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 
 from docutils import nodes
 
-__all__ = ["typed_results", "typed_results_in"]
-
 NUMBER = r"(?<![\w.,/-])[+\N{MINUS SIGN}~≈<>]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?"
 UNIT = (
     r"(?:[kKMGT]i?B|bytes?|ms|s|secs?|seconds?|mins?|minutes?|hours?|h|days?|W|Wh|kWh|FLOPs?|TFLOPs?"
