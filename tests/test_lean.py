@@ -82,7 +82,7 @@ def test_figures_leave_the_page_and_equal_ones_become_one_file():
 
     images = [base64.b64encode(body).decode() for body in (b"<svg/>", b"<svg>2</svg>", b"<svg/>")]
     page = (
-        "".join(f'<img alt="a" src="data:image/svg+xml;base64,{one}">' for one in images)
+        "".join(f'<img alt="a" src="data:image/svg+xml;base64,{image}">' for image in images)
         + '<img src="data:image/png;base64,AA">'
     )
     html = outside(page, write)
@@ -94,9 +94,9 @@ def test_figures_leave_the_page_and_equal_ones_become_one_file():
 def test_addresses_are_seen_from_the_new_place():
     """Relative ones move with the sheet; data and absolute ones stay."""
     css = "a{b:url(../fonts/a.woff2)}c{d:url('e.png')}f{g:url(data:image/png;base64,AA)}h{i:url(#j)}"
-    found = moved(css, "css")
-    assert 'url("fonts/a.woff2")' in found and 'url("css/e.png")' in found
-    assert "url(data:image/png;base64,AA)" in found and "url(#j)" in found
+    sheet = moved(css, "css")
+    assert 'url("fonts/a.woff2")' in sheet and 'url("css/e.png")' in sheet
+    assert "url(data:image/png;base64,AA)" in sheet and "url(#j)" in sheet
 
 
 def test_a_page_loads_one_sheet_and_carries_no_figure(built_site):

@@ -115,7 +115,7 @@ def test_questions_are_rebuilt_from_the_shipped_tables(name):
     (source,) = (each for each in SOURCES if each.name == name)
     again = build.questions(source, TABLES[name], build.QUESTIONS_PER_TABLE[source.split])
     shipped = {row["id"]: (row["question"], row["sql"], row["form"]) for row in ROWS if row["table"] == name}
-    assert {one.id: (one.question, one.sql, one.form) for one in again} == shipped
+    assert {question.id: (question.question, question.sql, question.form) for question in again} == shipped
 
 
 def test_loading_is_pinned_and_shows_the_schema():
@@ -153,7 +153,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path):
 def test_the_reference_scores_one_and_another_query_zero():
     """Both ends of the scale, over all test questions; the other query is right SQL on the right table."""
     examples = get_task("sql").splits["test"]
-    assert sql.execution_match([one.target for one in examples], examples) == [1.0] * len(examples)
+    assert sql.execution_match([example.target for example in examples], examples) == [1.0] * len(examples)
     assert sql.execution_match(["SELECT 'nothing'"] * len(examples), examples) == [0.0] * len(examples)
 
 

@@ -368,12 +368,12 @@ def test_rows_that_are_left_out_are_named(tmp_path):
     path = tmp_path / "d.csv"
     path.write_text("q,a\n" + "".join(f"q{n},a{n}\n" for n in range(12)) + 'only one\n ,y\nz,\nw,x\n"open,x\n')
     task, (_, table) = load(path), read_file(path)
-    said = describe_reading("d.csv", table, Columns("q", "a"), task)
-    assert said[0] == "d.csv: 13 rows (train 11, validation 1, test 1), 4 rows left out."
-    assert said[1].startswith("  row 13: has 1 cells") and said[2] == (
+    lines = describe_reading("d.csv", table, Columns("q", "a"), task)
+    assert lines[0] == "d.csv: 13 rows (train 11, validation 1, test 1), 4 rows left out."
+    assert lines[1].startswith("  row 13: has 1 cells") and lines[2] == (
         "  row 14: column 'q' is empty: fill it, or remove the row"
     )
-    assert said[4] == "  …" and len(said) == 5
+    assert lines[4] == "  …" and len(lines) == 5
     table = dataclasses.replace(table, rows=table.rows[:12], numbers=table.numbers[:12], faults=())
     assert len(describe_reading("d.csv", table, Columns("q", "a"), task)) == 1
 
