@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from torch import nn
 from tiny import narrow_llama
+from torch import nn
 
 from peftbook.scratch.adapter_format import export_lora, export_prompt, load_lora
 from peftbook.scratch.lora import LoRALinear, add_lora

@@ -190,7 +190,9 @@ def test_every_formula_is_mathml(book):
             source = html.fromstring((book.site / f"{page}.html").read_text(encoding="utf-8"))
             wanted = source.xpath("//article//*[@class='katex']//annotation")
             formulas = tree.xpath("//m:math", namespaces=SPACES)
-            assert [formula.get("alttext") for formula in formulas] == [" ".join(formula.text.split()) for formula in wanted]
+            assert [formula.get("alttext") for formula in formulas] == [
+                " ".join(formula.text.split()) for formula in wanted
+            ]
             assert all(len(formula) for formula in formulas)
             item = book.package.find(f".//o:item[@href='{xhtml.file_name(page)}']", SPACES)
             assert ("mathml" in (item.get("properties") or "").split()) == bool(formulas)
@@ -233,7 +235,11 @@ def test_drawings_keep_the_case_that_xml_asks_for(small_site):
 
 def test_letters_of_other_alphabets_are_characters():
     """MathML has given up the attribute that KaTeX writes for them."""
-    assert [xhtml.styled(*letter) for letter in (("R", "DOUBLE-STRUCK"), ("L", "SCRIPT"), ("x", "BOLD"))] == ["ℝ", "ℒ", "𝐱"]
+    assert [xhtml.styled(*letter) for letter in (("R", "DOUBLE-STRUCK"), ("L", "SCRIPT"), ("x", "BOLD"))] == [
+        "ℝ",
+        "ℒ",
+        "𝐱",
+    ]
     assert xhtml.styled("1", "BOLD") == "𝟏" and xhtml.styled("+", "BOLD") == "+"
     formula = render_tex(r"\operatorname{rank} M \in \mathbb{R}", False, KATEX)
     text = xhtml.chapter("book/one", page("One", f"<p>{formula}</p>"), [], lambda path: b"").text.decode()

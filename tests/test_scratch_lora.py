@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from torch import nn
 from tiny import narrow_llama
+from torch import nn
 
 from peftbook.scratch.lora import LoRALinear, add_lora, load_lora_state, lora_state, trainable_fraction
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import nn
 from tiny import narrow_llama
+from torch import nn
 
 from peftbook.scratch.double_quant import bits_per_parameter, double_dequantize, double_quantize, dynamic_levels
 from peftbook.scratch.lora import LoRALinear, add_lora, trainable_fraction

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PromptTuningConfig, get_peft_model
-from torch import nn
 from tiny import narrow_llama
+from torch import nn
 
 from peftbook.scratch.prompt import SoftPrompt, prompt_parameters, random_init, text_init, vocabulary_init
 

@@ -25,7 +25,9 @@ def test_counts_are_what_training_encodes(name):
     task = get_task(name)
     for split, examples in task.splits.items():
         encoded = [encode_example(real_tokenizer(), task, example, LONGEST) for example in examples[:40]]
-        assert data.token_counts(name, split)[:40].tolist() == [[example.start, example.label_tokens] for example in encoded]
+        assert data.token_counts(name, split)[:40].tolist() == [
+            [example.start, example.label_tokens] for example in encoded
+        ]
         assert len(data.token_counts(name, split)) == len(examples)
 
 

@@ -8,11 +8,11 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.memory.walk import walk
 from peftbook.memory.setup import Setup
 from peftbook.memory.shapes import FAMILIES, Shape
 from peftbook.memory.step import Step, training_step
 from peftbook.memory.tape import evaluate
+from peftbook.memory.walk import walk
 
 __all__ = ["Configuration"]
 

@@ -55,7 +55,15 @@ def fit(configuration: Configuration, memory: float, reserve: float = 0.0) -> Fi
         raise InputError(f"A reserve of {reserve / 2**30:.1f} GiB leaves nothing of {memory / 2**30:.1f} GiB.")
     peak = configuration.step.peak()
     changes = () if peak.total <= room else cheapest(configuration, room)
-    return Fit(configuration, peak, memory, reserve, largest(configuration, room, "batch"), largest(configuration, room, "seq"), changes)
+    return Fit(
+        configuration,
+        peak,
+        memory,
+        reserve,
+        largest(configuration, room, "batch"),
+        largest(configuration, room, "seq"),
+        changes,
+    )
 
 
 def largest(configuration: Configuration, room: float, name: str) -> int:

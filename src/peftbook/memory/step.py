@@ -17,6 +17,7 @@ from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
 from peftbook.memory.timeline import Moments, kind_of, moments
+from peftbook.memory.walk import walk
 
 __all__ = ["Peak", "Step", "training_step"]
 

@@ -15,8 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from peftbook.memory.walk import Walk
 from peftbook.memory.tape import NOTHING, Operation, Size, Value, repeated
+from peftbook.memory.walk import Walk
 
 __all__ = ["KINDS", "Moments", "kind_of", "moments"]
 
@@ -223,7 +223,9 @@ class Gradients:
                 self.give(operation.output, self.make(operation.output), operation.where)
             mine = self.of.pop(operation.output.key)
             readers = [value for value in unique(operation.inputs) if value.grad]
-            gradients = [mine if operation.passes and value.size == mine.size else self.make(value) for value in readers]
+            gradients = [
+                mine if operation.passes and value.size == mine.size else self.make(value) for value in readers
+            ]
             for gradient in gradients:
                 timeline.hold(gradient, kind)
             if self.accumulated and not operation.held:  # what is held is new in every micro-batch

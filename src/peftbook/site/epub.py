@@ -74,12 +74,12 @@ def write_epub(site: Path, parts: list[Part], out: Path) -> Path:
         "cover.xhtml": framed(identity.TITLE, cover_page(), "cover"),
         "title.xhtml": framed(identity.TITLE, title_page(), "titlepage"),
         "contents.xhtml": framed("Contents", navigation(parts, chapters)),
-        **{chapter.name: chapter.text for chapter in chapters.values()},
+        **{document.name: document.text for document in chapters.values()},
         "book.css": STYLE.read_bytes(),
         "images/cover.png": cover(),
     }
-    for chapter in chapters.values():
-        files |= chapter.images
+    for document in chapters.values():
+        files |= document.images
     files["package.opf"] = package(files, list(chapters.values())).encode()
     pack(files, out)
     return out

@@ -79,7 +79,8 @@ def largest_somewhere(step: Step, rows: Sequence[int]) -> list[dict[str, list[li
     values = {**step.symbols, **dict(zip("bsr", choices, strict=True))} | {"t": choices[1], "k": choices[1]}
     columns = [
         np.prod(
-            [np.broadcast_to(values[symbol], choices.shape[1:]) for symbol in symbols] or [np.ones(choices.shape[1])], axis=0
+            [np.broadcast_to(values[symbol], choices.shape[1:]) for symbol in symbols] or [np.ones(choices.shape[1])],
+            axis=0,
         )
         for _, symbols in step.moments.columns
     ]

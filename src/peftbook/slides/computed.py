@@ -51,8 +51,12 @@ def training_state(sources: Sources) -> Chart:
 def trained_numbers(sources: Sources) -> Chart:
     """Numbers that each method trains on Llama-2-7B; computed."""
     counts = family.trained_parameters(SHAPES["llama-2-7b"])
-    shown = {name: member for name, member in family.MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
-    labels = [f"{', '.join(filter(None, (member.label, member.setting)))}: {counts[name]:,}" for name, member in shown.items()]
+    shown = {
+        name: member for name, member in family.MEMBERS.items() if counts[name] and name not in ("dora", "adalora")
+    }
+    labels = [
+        f"{', '.join(filter(None, (member.label, member.setting)))}: {counts[name]:,}" for name, member in shown.items()
+    ]
     series = Series("Trained numbers", [float(counts[name]) for name in shown])
     return Chart([series], "", "Trained numbers of Llama-2-7B", labels, log={"y": 10}, y_range=(100, 1e10),
                  horizontal=True, number_format=SHORT_NUMBERS, gap=35,

@@ -228,7 +228,9 @@ def notes_text(outline: dict[str, Any], sources: Sources, address: str) -> str:
     if source := fill(outline.get("source", ""), sources):
         parts.append(source if ":" in source.split(" ", 1)[0] else f"Source: {source}")
     if sources.verdicts:
-        parts.append("Verdicts: " + ", ".join(f"{study} {outcome}" for study, outcome in sources.verdicts.items()) + ".")
+        parts.append(
+            "Verdicts: " + ", ".join(f"{study} {outcome}" for study, outcome in sources.verdicts.items()) + "."
+        )
     if runs := list(dict.fromkeys(sources.runs)):
         more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
         where = f"each on {short(address)}/book/runs.html"

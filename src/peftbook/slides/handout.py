@@ -40,7 +40,9 @@ def convert(source: Path, folder: Path, to: str = "pdf") -> Path:
         process = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
     made = folder / f"{source.stem}.{to.partition(':')[0]}"
     if process.returncode or not made.is_file():
-        raise InputError(f"LibreOffice could not convert {source.name}: {(process.stderr or process.stdout).strip()[-200:]}")
+        raise InputError(
+            f"LibreOffice could not convert {source.name}: {(process.stderr or process.stdout).strip()[-200:]}"
+        )
     return made
 
 

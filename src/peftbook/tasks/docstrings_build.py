@@ -44,8 +44,6 @@ TARGET_WORDS = (3, 16)
 FOREIGN_LICENCE = re.compile(r"\bA?L?GPL\b|General Public License|CC[ -]BY|Creative Commons|stackoverflow\.com", re.I)
 
 
-
-
 @dataclass(frozen=True)
 class Row:
     """One pair with its source."""

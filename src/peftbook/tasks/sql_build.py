@@ -144,7 +144,11 @@ def ask(form: Form, source: Source, table: Table, draw: Draw, seen: set[str]) ->
             continue
         sql = form.sql.format_map(as_sql)
         words = mend(draw.one(form.wordings).format_map(as_text))
-        if sql in seen or words in seen or not is_sound(table, sql, [decoy.format_map(as_sql) for decoy in form.decoys]):
+        if (
+            sql in seen
+            or words in seen
+            or not is_sound(table, sql, [decoy.format_map(as_sql) for decoy in form.decoys])
+        ):
             continue
         seen |= {sql, words}
         identity = hashlib.sha256(f"{table.name}\n{words}\n{sql}".encode()).hexdigest()[:12]

@@ -109,8 +109,8 @@ def why(products: Products) -> str:
     if products.native:
         return f"its products are {products.bf16 / products.fp32:.1f} times as fast as those of float32"
     return (
-        f"products of bfloat16 are {products.fp32 / products.bf16:.0f} times as slow; the book's runs, which fix bfloat16, "
-        "are multiplied in float32 and rounded"
+        f"products of bfloat16 are {products.fp32 / products.bf16:.0f} times as slow; the book's runs, which fix "
+        "bfloat16, are multiplied in float32 and rounded"
     )
 
 

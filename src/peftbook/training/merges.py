@@ -16,7 +16,15 @@ from peftbook.training.methods import causal_model
 from peftbook.training.probes import Findings
 from peftbook.training.quantise import quantise_dense
 
-__all__ = ["adapter_state", "base_parameters", "compare_merges", "lora_layers", "merge_state", "requantised_losses", "rms"]
+__all__ = [
+    "adapter_state",
+    "base_parameters",
+    "compare_merges",
+    "lora_layers",
+    "merge_state",
+    "requantised_losses",
+    "rms",
+]
 
 LOGIT_EXAMPLES = 4
 

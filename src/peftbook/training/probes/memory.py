@@ -28,7 +28,7 @@ from peftbook.memory import Configuration, Shape
 from peftbook.memory.walk import layer_names
 from peftbook.training.hardware import peak_memory
 from peftbook.training.probes import Findings, positive
-from peftbook.training.random_model import Subject, random_ids, subject
+from peftbook.training.random_model import Subject, model_and_ids, random_ids, subject
 
 __all__ = ["activations", "peak", "step_peaks", "step_time"]
 

@@ -165,7 +165,9 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     curve: dict[str, list[float]] = {}
     per_example: dict[str, list[float] | list[str]] = {}
     for arm in arms:
-        data = {split: [sequence(numbers, arm.task, "ascending") for numbers in chosen] for split, chosen in lists.items()}
+        data = {
+            split: [sequence(numbers, arm.task, "ascending") for numbers in chosen] for split, chosen in lists.items()
+        }
         measured[f"{arm.name}_accuracy_before"] = mean(exact(base, data["test"]))
         best: tuple[float, float] | None = None
         trials: list[tuple[float, float]] = []

@@ -45,7 +45,9 @@ def throughput(probe: specs.Probe) -> Findings:
             raise InputError(f"A run of the measurement failed: {failed[0].message}.")
         work = [record.wall_seconds or 0.0 for run in runs if (record := store.get(run)) is not None]
     measured = {"seconds": seconds, "runs_per_hour": 3600 * jobs / seconds, "driver_seconds": driver / jobs}
-    return Findings(measured, per_example={"run_seconds": [outcome.seconds for outcome in outcomes], "work_seconds": work})
+    return Findings(
+        measured, per_example={"run_seconds": [outcome.seconds for outcome in outcomes], "work_seconds": work}
+    )
 
 
 def small_run(seed: int) -> specs.Probe:
