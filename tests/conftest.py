@@ -44,9 +44,9 @@ def missing() -> list[str]:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of the browser."""
-    found = NEEDS["browser"][0]()
-    assert found is not None
-    return found
+    browser = NEEDS["browser"][0]()
+    assert browser is not None
+    return browser
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ LONGEST = 3_600_000  # ms, for all trainings
 
 def pairs(rows: int) -> list[tuple[str, str, str]]:
     """(module, function, first sentence of its docstring), drawn with a fixed seed."""
-    found, library = [], Path(sysconfig.get_paths()["stdlib"])
+    rows_of_code, library = [], Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.glob("*.py")):
         text = path.read_text("utf-8")
         with warnings.catch_warnings():
@@ -49,8 +49,8 @@ def pairs(rows: int) -> list[tuple[str, str, str]]:
             if docstring and source:
                 sentence = build.first_sentence(docstring)
                 if not (build.source_fault(source, node) or build.target_fault(sentence)):
-                    found.append((path.stem, source, sentence))
-    return random.Random(0).sample(found, min(rows, len(found)))
+                    rows_of_code.append((path.stem, source, sentence))
+    return random.Random(0).sample(rows_of_code, min(rows, len(rows_of_code)))
 
 
 def file_of(rows: list[tuple[str, str, str]]) -> bytes:

@@ -7,28 +7,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
+from tiny import narrow_llama
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftbook.scratch.adapter_format import export_lora, export_prompt, load_lora
 from peftbook.scratch.lora import LoRALinear, add_lora
 from peftbook.scratch.prompt import SoftPrompt, random_init
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-        max_position_embeddings=64,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def tokens() -> torch.Tensor:
@@ -48,7 +34,7 @@ def tuned(base: nn.Module, targets: set[str]) -> nn.Module:
 @pytest.mark.parametrize("targets", [{"q_proj", "v_proj"}, {"down_proj"}])
 def test_exported_lora_gives_the_same_logits_in_peft(targets, tmp_path):
     """What was trained with the page of code in the book runs wherever peft runs."""
-    base = tiny_llama()
+    base = narrow_llama()
     model = tuned(base, targets)
     plain = base(tokens()).logits
     export_lora(model, tmp_path, "tiny")
@@ -59,7 +45,7 @@ def test_exported_lora_gives_the_same_logits_in_peft(targets, tmp_path):
 
 def test_peft_lora_gives_the_same_logits_here(tmp_path):
     """The way back, through the files that peft itself writes."""
-    base = tiny_llama()
+    base = narrow_llama()
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     theirs = get_peft_model(copy.deepcopy(base), config).eval()
     theirs.save_pretrained(tmp_path)
@@ -71,7 +57,7 @@ def test_peft_lora_gives_the_same_logits_here(tmp_path):
 
 def test_export_then_load_is_the_identity(tmp_path):
     """No number changes on the way through the file."""
-    base = tiny_llama()
+    base = narrow_llama()
     model = tuned(base, {"o_proj"})
     export_lora(model, tmp_path)
     load_lora(base, tmp_path)
@@ -81,7 +67,7 @@ def test_export_then_load_is_the_identity(tmp_path):
 
 def test_only_some_layers_stay_only_some_layers(tmp_path):
     """Full names in the config: peft must not add LoRA to the layers that have none."""
-    base = tiny_llama()
+    base = narrow_llama()
     model = copy.deepcopy(base)
     add_lora(model.model.layers[1], {"q_proj"}, rank=2, alpha=2)
     nn.init.normal_(model.model.layers[1].self_attn.q_proj.B)
@@ -95,7 +81,7 @@ def test_only_some_layers_stay_only_some_layers(tmp_path):
 
 def test_tensors_are_named_as_by_peft(tmp_path):
     """Same keys and shapes as a file that peft writes for the same targets."""
-    base = tiny_llama()
+    base = narrow_llama()
     export_lora(tuned(base, {"k_proj"}), tmp_path / "ours")
     get_peft_model(base, LoraConfig(r=4, target_modules=["k_proj"])).save_pretrained(tmp_path / "theirs")
     ours, theirs = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
@@ -104,7 +90,7 @@ def test_tensors_are_named_as_by_peft(tmp_path):
 
 def test_exported_prompt_gives_the_same_logits_in_peft(tmp_path):
     """The same for a soft prompt, which is one tensor."""
-    base = tiny_llama()
+    base = narrow_llama()
     soft = SoftPrompt(copy.deepcopy(base), random_init(5, 32))
     export_prompt(soft, tmp_path, "tiny")
     theirs = PeftModel.from_pretrained(base, tmp_path)
@@ -113,7 +99,7 @@ def test_exported_prompt_gives_the_same_logits_in_peft(tmp_path):
 
 def test_export_needs_one_rank_and_alpha(tmp_path):
     """The config has room for one r and one lora_alpha; without LoRA layers there is nothing to write."""
-    model = tiny_llama()
+    model = narrow_llama()
     with pytest.raises(ValueError, match="found no layer"):
         export_lora(model, tmp_path)
     add_lora(model.model.layers[0], {"q_proj"}, rank=2, alpha=2)
@@ -136,14 +122,14 @@ def test_export_needs_one_rank_and_alpha(tmp_path):
 def test_other_forms_of_lora_are_refused(setting, tmp_path):
     """They would load without an error and compute something else."""
     config = LoraConfig(r=4, target_modules=["q_proj"], **setting)
-    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
+    get_peft_model(narrow_llama(), config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=next(iter(setting))):
-        load_lora(tiny_llama(), tmp_path)
+        load_lora(narrow_llama(), tmp_path)
 
 
 def test_other_methods_and_other_models_are_refused(tmp_path):
     """A prompt is no LoRA, and a layer that the model lacks cannot be wrapped."""
-    base = tiny_llama()
+    base = narrow_llama()
     prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(copy.deepcopy(base), prompt).save_pretrained(tmp_path / "prompt")
     with pytest.raises(ValueError, match="found peft_type PROMPT_TUNING"):
@@ -155,7 +141,7 @@ def test_other_methods_and_other_models_are_refused(tmp_path):
 
 def test_config_is_plain_json(tmp_path):
     """A reader can open it: no field that the method does not need."""
-    export_lora(tuned(tiny_llama(), {"q_proj"}), tmp_path, "tiny")
+    export_lora(tuned(narrow_llama(), {"q_proj"}), tmp_path, "tiny")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["r"] == 4 and config["lora_alpha"] == 6
     assert config["base_model_name_or_path"] == "tiny"

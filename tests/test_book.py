@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from docutils import frontend, nodes, utils
+from typed_numbers import typed_results, typed_results_in
 
 from peftbook.errors import InputError
 from peftbook.literature import published, published_values
@@ -25,7 +26,6 @@ from peftbook.site.execution import Ledger
 from peftbook.site.figure_numbers import number_figures
 from peftbook.site.mathematics import KatexError, parts, render_tex
 from peftbook.site.numbers import CitedNumber, MeasuredNumber
-from peftbook.site.prose import typed_results, typed_results_in
 from peftbook.studies import NAMES, get_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,7 +287,7 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
         env = os.environ | {"PYTHONPATH": str(tmp_path / "package"), "PYTHONWARNINGS": "ignore"}
         result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert result.returncode == 0, result.stderr
-        return set(re.findall(r"^executing (\w+)", result.stdout, re.MULTILINE))
+        return set(re.findall(r"^executed (\w+)", result.stdout, re.MULTILINE))
 
     assert executed() == set(chapters)
     assert executed() == set()

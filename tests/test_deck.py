@@ -66,19 +66,19 @@ def charts_of(deck) -> dict:
 def test_the_story_is_told_in_fifty_minutes_and_has_a_backup():
     """28 to 36 slides in the order of the argument, then derivations and the scoreboard."""
     outline = slides.read_outline()
-    assert list(dict.fromkeys(one["section"] for one in outline)) == STORY
-    main = [one for one in outline if one["section"] != "Backup"]
+    assert list(dict.fromkeys(slide["section"] for slide in outline)) == STORY
+    main = [slide for slide in outline if slide["section"] != "Backup"]
     assert 28 <= len(main) <= 36
     backup = outline[len(main) :]
-    assert sum("steps" in one for one in backup) >= 4 and sum("claims" in one for one in backup) == 2
+    assert sum("steps" in slide for slide in backup) >= 4 and sum("claims" in slide for slide in backup) == 2
 
 
 def test_every_slide_has_a_statement_and_notes(deck):
     """A lecturer reads what to say, the question students ask, the runs and the chapter."""
     for slide in deck.slides:
         assert len(slide.shapes.title.text_frame.text.split()) >= 3
-        said, asked, *rest = notes(slide).split("\n\n")
-        assert slides.SPOKEN[0] <= len(said.split()) <= slides.SPOKEN[1]
+        spoken, asked, *rest = notes(slide).split("\n\n")
+        assert slides.SPOKEN[0] <= len(spoken.split()) <= slides.SPOKEN[1]
         assert re.match(r"Students ask: .+\? .+", asked) and rest[-1].startswith("Chapter: peftbook")
         measured = any(shape.name == "Source" and "easured" in shape.text_frame.text for shape in slide.shapes)
         assert not measured or "Runs: " in notes(slide) or "Verdicts: " in notes(slide) or "claims" in rest[-1]
@@ -117,17 +117,17 @@ def test_shapes_are_read_in_the_order_of_the_argument(deck):
 def test_footers_name_section_version_and_a_heading_of_the_book(deck):
     """A listener asks for a slide by its number and finds its place in the book."""
     headings = {}
-    for slide, one in zip(list(deck.slides)[1:], slides.read_outline()[1:], strict=True):
+    for slide, entry in zip(list(deck.slides)[1:], slides.read_outline()[1:], strict=True):
         footer = slide.shapes[-2].text_frame
-        assert footer.text.startswith(f"{one['section']} · version {identity.version()} · peftbook")
-        page, _, anchor = one["chapter"].partition("#")
+        assert footer.text.startswith(f"{entry['section']} · version {identity.version()} · peftbook")
+        page, _, anchor = entry["chapter"].partition("#")
         assert footer.paragraphs[0].runs[-1].hyperlink.address == f"{BOOK['address']}book/{page}.html" + (
             f"#{anchor}" if anchor else ""
         )
         text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
         if page not in headings:
             headings[page] = {make_id(line.replace("'", "’")) for line in re.findall(r"^#{2,3} (.+)$", text, re.M)}
-        assert not anchor or anchor in headings[page], one["chapter"]
+        assert not anchor or anchor in headings[page], entry["chapter"]
 
 
 def test_every_numbered_chapter_has_slides():
@@ -148,7 +148,7 @@ def test_no_text_is_smaller_than_sixteen_points_but_sources(deck):
             if shape.has_chart:
                 sizes = [int(size) for size in shape.chart._chartSpace.xpath(".//@sz")]
                 assert min(sizes) >= 1600
-    for name in {name for one in slides.read_outline() for name in one.get("figures", [])}:
+    for name in {name for entry in slides.read_outline() for name in entry.get("figures", [])}:
         drawn = pictures.drawing(name, slides.Sources(default_store()), 7.7, 4.88)
         assert drawn.smallest >= 15.99, name
 
@@ -215,10 +215,10 @@ def test_error_bars_are_the_intervals(deck):
             side: [float(v.text) for v in chart._chartSpace.xpath(f".//c:errBars/c:{side}//c:v")]
             for side in ("plus", "minus")
         }
-        for at, one in enumerate(quantities):
-            found = results.quantity(one, default_store())
-            assert found.value + ends["plus"][at] == pytest.approx(found.high)
-            assert found.value - ends["minus"][at] == pytest.approx(found.low)
+        for at, cited in enumerate(quantities):
+            quantity = results.quantity(cited, default_store())
+            assert quantity.value + ends["plus"][at] == pytest.approx(quantity.high)
+            assert quantity.value - ends["minus"][at] == pytest.approx(quantity.low)
 
 
 def test_an_interval_is_seen_whole(deck):
@@ -245,10 +245,10 @@ def test_two_builds_are_the_same_bytes(part: Path, tmp_path: Path):
 def test_a_lecturer_takes_some_sections_in_another_colour(part: Path, tmp_path: Path):
     """Cover and the named sections; the accent changes the theme and nothing else."""
     titles = [slide.shapes.title.text_frame.text for slide in Presentation(str(part)).slides]
-    assert len(titles) == 1 + sum(one["section"] in ("Idea", "LoRA") for one in slides.read_outline())
+    assert len(titles) == 1 + sum(entry["section"] in ("Idea", "LoRA") for entry in slides.read_outline())
     green = slides.build(tmp_path / "green.pptx", default_store(), sections=["idea", "lora"], accent="#0B6E4F", **BOOK)
-    with zipfile.ZipFile(part) as one, zipfile.ZipFile(green) as other:
-        changed = [name for name in one.namelist() if one.read(name) != other.read(name)]
+    with zipfile.ZipFile(part) as plain, zipfile.ZipFile(green) as other:
+        changed = [name for name in plain.namelist() if plain.read(name) != other.read(name)]
         assert changed == ["ppt/theme/theme1.xml"] and b"0B6E4F" in other.read(changed[0])
     with pytest.raises(InputError, match="Unknown section 'loras': choose from opening, cost"):
         slides.build(tmp_path / "deck.pptx", default_store(), sections=["loras"], **BOOK)
@@ -280,11 +280,11 @@ def test_a_broken_file_is_found(part: Path, name: str, old: bytes, new: bytes, m
     """The checks must see what they are for."""
     out = io.BytesIO()
     with zipfile.ZipFile(part) as source, zipfile.ZipFile(out, "w") as target:
-        for one in source.namelist():
-            body = source.read(one)
-            target.writestr(one, body.replace(old, new) if one.startswith(name) else body)
-    found = slides.faults(out.getvalue())
-    assert any(message in one for one in found) if message else found == []
+        for file in source.namelist():
+            body = source.read(file)
+            target.writestr(file, body.replace(old, new) if file.startswith(name) else body)
+    sentences = slides.faults(out.getvalue())
+    assert any(message in sentence for sentence in sentences) if message else sentences == []
 
 
 def test_a_missing_number_fails_the_build_and_names_the_command(tmp_path: Path):
@@ -380,7 +380,7 @@ def test_a_chapter_links_its_slides(tmp_path: Path):
     html = Environment(loader=FileSystemLoader(ROOT / "book/templates")).get_template("lecture.html").render(context)
     assert '<a href="../slides/peft-handout.pdf#page=7">7</a>' in html and 'href="../slides/peft.pptx"' in html
     lecture.copy_lecture(tmp_path / "slides", tmp_path / "site")
-    assert sorted(one.name for one in (tmp_path / "site/slides").iterdir()) == ["peft-handout.pdf", "peft.pptx"]
+    assert sorted(path.name for path in (tmp_path / "site/slides").iterdir()) == ["peft-handout.pdf", "peft.pptx"]
 
 
 @pytest.mark.office
@@ -390,11 +390,11 @@ def test_libreoffice_reads_the_deck_and_writes_it_back(part: Path, tmp_path: Pat
     (tmp_path / "back").mkdir()
     before = Presentation(str(part))
     after = Presentation(str(slides.convert(part, tmp_path / "back", "pptx")))
-    for one, other in zip(before.slides, after.slides, strict=True):
-        title, texts = one.shapes.title.text_frame.text, [s.text_frame.text for s in other.shapes if s.has_text_frame]
+    for slide, other in zip(before.slides, after.slides, strict=True):
+        title, texts = slide.shapes.title.text_frame.text, [s.text_frame.text for s in other.shapes if s.has_text_frame]
         assert any(title.split() == text.split() for text in texts), title
-        assert sum(s.has_chart for s in one.shapes) == sum(s.has_chart for s in other.shapes)
-        assert notes(one).split()[:20] == notes(other).split()[:20]
+        assert sum(s.has_chart for s in slide.shapes) == sum(s.has_chart for s in other.shapes)
+        assert notes(slide).split()[:20] == notes(other).split()[:20]
 
 
 @pytest.mark.office
@@ -421,7 +421,7 @@ def test_text_takes_the_lines_that_were_measured(part: Path, tmp_path: Path):
     boxes = subprocess.run(["pdftotext", "-bbox", str(pdf), "-"], check=True, capture_output=True, text=True).stdout
     for page, slide in zip(boxes.split("<page ")[1:], list(Presentation(str(part)).slides), strict=True):
         width, height = (float(re.search(rf'{side}="([\d.]+)"', page)[1]) for side in ("width", "height"))
-        words = [[float(v) for v in one] for one in
+        words = [[float(v) for v in line] for line in
                  re.findall(r'xMin="([\d.-]+)" yMin="([\d.-]+)" xMax="([\d.-]+)" yMax="([\d.-]+)"', page)]  # fmt: skip
         assert all(x0 >= 0 and x1 <= width and y0 >= 0 and y1 <= height for x0, y0, x1, y1 in words)
         title = slide.shapes.title.text_frame.text

@@ -75,10 +75,10 @@ def test_ordinary_prompts_equal_transformers_own_tokenisation():
     """Encoding in pieces changes no token of a docstring prompt, so the model sees its chat format."""
     task = get_task("docstrings")
     examples = task.splits["validation"][:300]
-    assert all(not any(mark in one.input for mark in CONTROL) for one in examples)
-    for one in examples:
-        text = task.messages(one)[0]["content"]
-        assert encode_prompt(real_tokenizer(), task, one) == template_of(text, tokenize=True, return_dict=False)
+    assert all(not any(mark in example.input for mark in CONTROL) for example in examples)
+    for example in examples:
+        text = task.messages(example)[0]["content"]
+        assert encode_prompt(real_tokenizer(), task, example) == template_of(text, tokenize=True, return_dict=False)
 
 
 def test_a_text_that_starts_with_a_line_break_keeps_it():
@@ -186,8 +186,8 @@ def test_a_plan_is_its_seed_and_a_longer_one_begins_alike(lengths, batch_size, t
 
 def test_another_seed_is_another_order_and_epochs_differ():
     """Otherwise seeds would not sample the order of data."""
-    one, two = (batch_plan([3] * 40, 4, 240, seed) for seed in (0, 1))
-    assert one != two and one[:10] != one[10:20]
+    first, second = (batch_plan([3] * 40, 4, 240, seed) for seed in (0, 1))
+    assert first != second and first[:10] != first[10:20]
     long = batch_plan([3] * 200, 4, 1200, 0)
     assert set(map(tuple, long[:50])) != set(map(tuple, long[50:])), "beyond a pool, batches have other members too"
 

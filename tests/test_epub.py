@@ -86,7 +86,7 @@ class Book:
 
     def select(self, path):
         """(page, element) of every match on every page."""
-        return [(name, one) for name, tree in self.pages.items() for one in tree.xpath(path, namespaces=SPACES)]
+        return [(name, node) for name, tree in self.pages.items() for node in tree.xpath(path, namespaces=SPACES)]
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +139,9 @@ def test_every_page_is_read_in_its_order(book):
 def test_the_contents_lead_to_every_chapter_in_order(book):
     """Parts by their captions, chapters by their titles."""
     toc = book.pages["book/contents.xhtml"].find(".//h:nav[@e:type='toc']", SPACES)
-    found = [link.get("href") for link in toc.iterfind(".//h:a", SPACES) if "#" not in link.get("href")]
-    assert found == [xhtml.file_name(page) for part in book.parts for page in part.pages]
-    assert [one.text for one in toc.iterfind(".//h:span", SPACES)] == [one.caption for one in book.parts[1:]]
+    links = [link.get("href") for link in toc.iterfind(".//h:a", SPACES) if "#" not in link.get("href")]
+    assert links == [xhtml.file_name(page) for part in book.parts for page in part.pages]
+    assert [part.text for part in toc.iterfind(".//h:span", SPACES)] == [part.caption for part in book.parts[1:]]
     assert all("".join(link.itertext()).strip() for link in toc.iterfind(".//h:a", SPACES))
 
 
@@ -163,8 +163,8 @@ def test_every_link_leads_somewhere(book):
 def test_identifiers_are_unique(book):
     """Each page's anchors name one place."""
     for name, tree in book.pages.items():
-        found = tree.xpath("//@id")
-        assert len(found) == len(set(found)), name
+        identifiers = tree.xpath("//@id")
+        assert len(identifiers) == len(set(identifiers)), name
 
 
 def test_every_image_is_in_the_archive_and_described(book):
@@ -173,9 +173,9 @@ def test_every_image_is_in_the_archive_and_described(book):
         assert image.get("alt", "").strip(), name
         assert f"book/{image.get('src')}" in book.files, name
     loading = "//*[@src or self::h:link or self::h:script or self::h:iframe or self::h:object]"
-    for name, one in book.select(loading):
-        assert not urlsplit(one.get("src") or one.get("href") or "").scheme, name
-        assert not one.tag.endswith("script"), name
+    for name, node in book.select(loading):
+        assert not urlsplit(node.get("src") or node.get("href") or "").scheme, name
+        assert not node.tag.endswith("script"), name
     assert b"url(" not in book.files["book/book.css"] and b"@import" not in book.files["book/book.css"]
     for name, body in book.files.items():
         if name.endswith(".svg"):
@@ -190,8 +190,10 @@ def test_every_formula_is_mathml(book):
             source = html.fromstring((book.site / f"{page}.html").read_text(encoding="utf-8"))
             wanted = source.xpath("//article//*[@class='katex']//annotation")
             formulas = tree.xpath("//m:math", namespaces=SPACES)
-            assert [one.get("alttext") for one in formulas] == [" ".join(one.text.split()) for one in wanted]
-            assert all(len(one) for one in formulas)
+            assert [formula.get("alttext") for formula in formulas] == [
+                " ".join(formula.text.split()) for formula in wanted
+            ]
+            assert all(len(formula) for formula in formulas)
             item = book.package.find(f".//o:item[@href='{xhtml.file_name(page)}']", SPACES)
             assert ("mathml" in (item.get("properties") or "").split()) == bool(formulas)
     assert not book.select("//*[contains(@class, 'katex')] | //m:annotation | //h:math")
@@ -233,7 +235,11 @@ def test_drawings_keep_the_case_that_xml_asks_for(small_site):
 
 def test_letters_of_other_alphabets_are_characters():
     """MathML has given up the attribute that KaTeX writes for them."""
-    assert [xhtml.styled(*one) for one in (("R", "DOUBLE-STRUCK"), ("L", "SCRIPT"), ("x", "BOLD"))] == ["ℝ", "ℒ", "𝐱"]
+    assert [xhtml.styled(*letter) for letter in (("R", "DOUBLE-STRUCK"), ("L", "SCRIPT"), ("x", "BOLD"))] == [
+        "ℝ",
+        "ℒ",
+        "𝐱",
+    ]
     assert xhtml.styled("1", "BOLD") == "𝟏" and xhtml.styled("+", "BOLD") == "+"
     formula = render_tex(r"\operatorname{rank} M \in \mathbb{R}", False, KATEX)
     text = xhtml.chapter("book/one", page("One", f"<p>{formula}</p>"), [], lambda path: b"").text.decode()
@@ -268,9 +274,9 @@ def test_an_image_of_another_kind_is_refused():
 
 def test_the_cover_holds_the_title():
     """Every line of it, whatever its length."""
-    texts = [one.get_text() for one in cover(identity.TITLE, "Authors").axes[0].texts]
+    texts = [text.get_text() for text in cover(identity.TITLE, "Authors").axes[0].texts]
     assert " ".join(texts) == f"{identity.TITLE} Authors"
-    assert [one.get_text() for one in cover("Short", "A").axes[0].texts] == ["Short", "A"]
+    assert [text.get_text() for text in cover("Short", "A").axes[0].texts] == ["Short", "A"]
 
 
 @pytest.mark.epubcheck

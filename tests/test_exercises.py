@@ -40,20 +40,20 @@ def exercises(text: str) -> list[str]:
 
 def solutions(text: str) -> dict[str, list[str]]:
     """Label of the exercise → the Python blocks of its solution; also those between solution-start and solution-end."""
-    found: dict[str, list[str]] = {}
+    code: dict[str, list[str]] = {}
     inside = ""
     for kind, argument, fence in fences(text):
         if kind == "solution":
-            found[argument] = [inner.content for name, _, inner in fences(fence.content) if name == "python"]
+            code[argument] = [inner.content for name, _, inner in fences(fence.content) if name == "python"]
         elif kind == "solution-start":
             inside = argument
-            found[inside] = []
+            code[inside] = []
         elif kind == "solution-end":
             inside = ""
         elif inside and kind in ("python", "code-cell"):
             lines = fence.content.splitlines(keepends=True)
-            found[inside].append("".join(line for line in lines if not re.match(r":[\w-]+:", line)))
-    return found
+            code[inside].append("".join(line for line in lines if not re.match(r":[\w-]+:", line)))
+    return code
 
 
 WITH_EXERCISES = [path for path in CHAPTERS if exercises(path.read_text(encoding="utf-8"))]

@@ -42,11 +42,11 @@ def test_the_calculator_says_what_the_byte_model_says(ask):
         for method, setup in explorers.METHODS.items():
             for again in (False, True):
                 rows, tokens, rank = map(draw.choice, (explorers.ROWS, explorers.TOKENS, explorers.RANKS))
-                found = ask(f"peak(of_memory, '{label}', '{method}', {json.dumps(again)}, {rows}, {tokens}, {rank})")
+                peak = ask(f"peak(of_memory, '{label}', '{method}', {json.dumps(again)}, {rows}, {tokens}, {rank})")
                 chosen = replace(setup, checkpointing=again, batch=rows, seq=tokens, rank=rank)
                 expected = training_step(SHAPES[model], chosen).peak()
-                assert found["total"] == pytest.approx(expected.total, rel=1e-9), (model, method, again)
-                assert {name: size for name, size in found["terms"].items() if size} == pytest.approx(expected.terms)
+                assert peak["total"] == pytest.approx(expected.total, rel=1e-9), (model, method, again)
+                assert {name: size for name, size in peak["terms"].items() if size} == pytest.approx(expected.terms)
 
 
 @pytest.mark.parametrize("label", explorers.CODEBOOKS)
@@ -56,16 +56,16 @@ def test_the_quantiser_snaps_as_the_scratch_code_does(ask, label, outlier):
     weights = torch.tensor([outlier, *explorers.quantiser_numbers()["weights"][1:]])
     levels = codebook(explorers.CODEBOOKS[label])
     expected = dequantize_blocks(*quantize_blocks(weights, levels, explorers.BLOCK), levels, explorers.BLOCK)
-    found = ask(f"quantised({weights.tolist()}, of_quantiser.levels['{label}'])")
-    torch.testing.assert_close(torch.tensor(found), expected, atol=2e-5, rtol=1e-5)
+    snapped = ask(f"quantised({weights.tolist()}, of_quantiser.levels['{label}'])")
+    torch.testing.assert_close(torch.tensor(snapped), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_ranks_are_counted_and_spectra_summed(ask):
     """r (d_in + d_out) of every matrix; a flat spectrum leaves out its share of directions."""
     for name, label in explorers.MODELS.items():
         shape = SHAPES[name]
-        found = ask(f"parameters(of_rank.models['{label}'], of_rank.targets['all'], 7)")
-        assert found == 7 * shape.layers * sum(d_in + d_out for d_in, d_out in shape.linears.values())
+        count = ask(f"parameters(of_rank.models['{label}'], of_rank.targets['all'], 7)")
+        assert count == 7 * shape.layers * sum(d_in + d_out for d_in, d_out in shape.linears.values())
     assert ask("left(200, 50, 0)") == pytest.approx(0.75)
     assert ask("left(200, 200, 1.3)") == pytest.approx(0)
 

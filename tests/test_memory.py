@@ -10,10 +10,10 @@ from torch.utils import flop_counter
 
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
-from peftbook.memory.decoder import walk
 from peftbook.memory.fit import as_json, as_text, largest
 from peftbook.memory.shapes import FAMILIES, shape_from_config
 from peftbook.memory.tape import Tape, Weight, evaluate
+from peftbook.memory.walk import walk
 from peftbook.studies import activations as study
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes

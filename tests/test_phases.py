@@ -42,7 +42,7 @@ def test_the_time_left_is_that_of_the_rest_at_the_pace_so_far():
     more(4)
     clock.now += 12
     more(6)
-    assert [(one.done, one.total, one.seconds, one.left) for one in told] == [
+    assert [(phase.done, phase.total, phase.seconds, phase.left) for phase in told] == [
         (0, 10, 0, None), (4, 10, 8, pytest.approx(12)), (10, 10, 20, 0)
     ]  # fmt: skip
 

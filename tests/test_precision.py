@@ -95,9 +95,9 @@ def test_a_process_without_torch_asks_another_one(unknown_machine):
         "import sys\nfrom peftbook.training.precision import chosen_dtype\nfound = chosen_dtype()\n"
         "assert 'torch' not in sys.modules\nprint(found)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     kept = Products(**json.loads(precision.machine_file("products").read_text()))
-    assert said == ("bf16" if kept.native else "fp32")
+    assert printed == ("bf16" if kept.native else "fp32")
 
 
 def test_a_processor_without_bf16_is_found_out_in_a_moment(monkeypatch):
@@ -113,9 +113,9 @@ def test_a_processor_without_bf16_is_found_out_in_a_moment(monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "linear", slow)
     began = time.thread_time()
-    found = precision.measure_products()
+    products = precision.measure_products()
     assert time.thread_time() - began < 0.5
-    assert not found.native and found.bf16 < 1e9 < found.fp32
+    assert not products.native and products.bf16 < 1e9 < products.fp32
     assert torch.get_num_threads() == threads
 
 

@@ -17,6 +17,8 @@ from peftbook.records import Record, Store
 from peftbook.scratch.lora import add_lora, load_lora_state, lora_state
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
 from peftbook.studies import merging, serving
+from peftbook.training import merges
+from peftbook.training.loop import losses
 from peftbook.training.methods import apply_method
 from peftbook.training.probes import measure
 from peftbook.training.probes import serving as probes
@@ -72,7 +74,7 @@ def test_mixed_batch_equals_peft_row_by_row_and_mixed():
         tuned.add_adapter(name, config)
     randomize_adapters(tuned)
     tuned.eval()
-    mixed = add_multi_lora(tiny_llama(), [probes.adapter_state(tuned, name) for name in names], scaling=2.0)
+    mixed = add_multi_lora(tiny_llama(), [merges.adapter_state(tuned, name) for name in names], scaling=2.0)
     rows, ids = [2, 0, 1, 2], tokens(4)
     select_adapters(mixed, rows)
     with torch.no_grad():
@@ -153,7 +155,7 @@ def test_merging_in_float32_is_the_same_function_and_leaves_no_trace():
     """merged ≡ unmerged; afterwards base and adapter are bit by bit what they were."""
     model = trained(std=0.3)
     before = copy.deepcopy(model.state_dict())
-    found = probes.compare_merges(model, random_examples(6), pad_id=2)
+    found = merges.compare_merges(model, random_examples(6), pad_id=2)
     assert found.measurements["merged_logit_gap"] < 1e-4
     np.testing.assert_allclose(
         found.per_example["merged_loss_nats"], found.per_example["unmerged_loss_nats"], rtol=1e-4
@@ -165,8 +167,8 @@ def test_merging_in_float32_is_the_same_function_and_leaves_no_trace():
 
 def test_untuned_is_the_base_model():
     """The adapter's gain is measured from the model without it."""
-    found = probes.compare_merges(trained(std=0.3), random_examples(6), pad_id=2)
-    plain, _ = probes.losses(tiny_llama(), random_examples(6), pad_id=2, dtype="fp32")
+    found = merges.compare_merges(trained(std=0.3), random_examples(6), pad_id=2)
+    plain, _ = losses(tiny_llama(), random_examples(6), pad_id=2, dtype="fp32")
     np.testing.assert_allclose(found.per_example["untuned_loss_nats"], plain, rtol=1e-5)
 
 
@@ -174,9 +176,9 @@ def test_an_update_below_half_a_step_of_bfloat16_is_lost_in_merging():
     """bfloat16 has 8 significant bits: W + D rounds back to W where |D| is below |W| / 512, so the model is untuned."""
     model = trained(std=1e-7)
     with torch.no_grad():
-        for _, value in probes.base_parameters(model):
+        for _, value in merges.base_parameters(model):
             value.copy_(value.sign() * value.abs().clamp(min=0.01))  # so that every D is far below |W| / 512
-    found = probes.compare_merges(model, random_examples(6), pad_id=2)
+    found = merges.compare_merges(model, random_examples(6), pad_id=2)
     assert found.measurements["unchanged_weights_share"] == 1
     assert found.measurements["update_kept_share"] == 0
     assert found.per_example["merged_bf16_loss_nats"] == found.per_example["untuned_bf16_loss_nats"]
@@ -184,7 +186,7 @@ def test_an_update_below_half_a_step_of_bfloat16_is_lost_in_merging():
 
 def test_a_large_update_survives_merging_in_bfloat16():
     """What is lost to rounding shrinks with the size of the update."""
-    small, large = (probes.compare_merges(trained(std), random_examples(6), pad_id=2) for std in (0.003, 1.0))
+    small, large = (merges.compare_merges(trained(std), random_examples(6), pad_id=2) for std in (0.003, 1.0))
     assert large.measurements["update_kept_share"] == pytest.approx(1, abs=0.01)
     assert large.measurements["update_error_share"] < small.measurements["update_error_share"]
     assert large.measurements["unchanged_weights_share"] < small.measurements["unchanged_weights_share"]
@@ -195,8 +197,8 @@ QUANTISED = specs.QLoRA(rank=4, alpha=8, quant="nf4", double_quant=False)
 
 def requantised(std: float) -> dict[str, list[float]]:
     """The losses of every recipe for an adapter whose B has this size."""
-    state = probes.adapter_state(trained(std), "default")
-    return probes.requantised_losses(tiny_llama(), state, 2.0, QUANTISED, random_examples(6), pad_id=2)
+    state = merges.adapter_state(trained(std), "default")
+    return merges.requantised_losses(tiny_llama(), state, 2.0, QUANTISED, random_examples(6), pad_id=2)
 
 
 def test_without_an_update_requantising_changes_nothing():
@@ -209,7 +211,7 @@ def test_without_an_update_requantising_changes_nothing():
 def test_merging_into_the_dequantised_base_is_the_adapter_beside_it():
     """peft over a dense quantised base is the oracle."""
     beside = trained(0.3, quantise_dense(tiny_llama(), "nf4", double_quant=False))
-    expected, _ = probes.losses(beside, random_examples(6), pad_id=2, dtype="fp32")
+    expected, _ = losses(beside, random_examples(6), pad_id=2, dtype="fp32")
     found = requantised(0.3)
     np.testing.assert_allclose(found["merged"], expected, rtol=1e-4)
     assert found["requantised"] != found["merged"] != found["untuned"]

@@ -28,8 +28,8 @@ def test_what_a_module_offers_is_listed_with_its_first_line(module):
     """Functions and classes of __all__; constants are left to the source."""
     html = reference.library().html
     part = html.partition(f'id="{module}"')[2].partition("</details>")[0]
-    found = importlib.import_module(module)
-    offered = {name for name in found.__all__ if callable(getattr(found, name))}
+    imported = importlib.import_module(module)
+    offered = {name for name in imported.__all__ if callable(getattr(imported, name))}
     listed = set(re.findall(r"<dt><code>(?:class )?(\w+)", part))
     assert listed == offered
     assert part.count("<dd></dd>") == 0

@@ -118,12 +118,12 @@ def offline(monkeypatch):
 def test_evaluate_loads_the_metric_without_a_network(offline, tmp_path):
     """Means of the same per-pair scores that the records hold, and the encoder beside them."""
     metric = evaluate.load(PATH, cache_dir=str(tmp_path))
-    found = metric.compute(predictions=PREDICTIONS, references=REFERENCES)
+    scores = metric.compute(predictions=PREDICTIONS, references=REFERENCES)
     for kind, values in metrics.rouge(PREDICTIONS, REFERENCES).items():
-        assert found[kind] == pytest.approx(sum(values) / 5)
-    assert found["bertscore_f1"] == pytest.approx(sum(bertscore(PREDICTIONS, REFERENCES)) / 5, abs=1e-6)
-    assert found["bertscore_encoder"] == embedded_encoder().info()
-    assert set(found) == {"rouge1", "rouge2", "rougeL", "bertscore_f1", "bertscore_encoder"}
+        assert scores[kind] == pytest.approx(sum(values) / 5)
+    assert scores["bertscore_f1"] == pytest.approx(sum(bertscore(PREDICTIONS, REFERENCES)) / 5, abs=1e-6)
+    assert scores["bertscore_encoder"] == embedded_encoder().info()
+    assert set(scores) == {"rouge1", "rouge2", "rougeL", "bertscore_f1", "bertscore_encoder"}
 
 
 def test_the_metric_accumulates_batches(offline, tmp_path):

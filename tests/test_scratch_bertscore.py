@@ -26,10 +26,10 @@ def test_matching_is_that_of_bert_score(shape, seed):
     x, y = vectors(n, width, seed), vectors(m, width, seed + 1000)
     weights = [torch.rand(rows, generator=torch.Generator().manual_seed(rows + seed)) + 0.1 for rows in (n, m)]
     masks = [torch.ones(1, rows, dtype=torch.long) for rows in (n, m)]
-    found = greedy_cos_idf(
+    theirs = greedy_cos_idf(
         y[None].clone(), masks[1], weights[1][None].clone(), x[None].clone(), masks[0], weights[0][None].clone()
     )
-    torch.testing.assert_close(torch.stack(greedy_match(x, y, *weights)), torch.cat(found), **close)
+    torch.testing.assert_close(torch.stack(greedy_match(x, y, *weights)), torch.cat(theirs), **close)
 
 
 @few
@@ -58,8 +58,8 @@ def test_one_word_more_never_lowers_recall_and_moves_precision_by_its_share(shap
 
 def test_a_word_of_every_reference_weighs_nothing():
     """df = M gives log 1; rarer words weigh more."""
-    found = idf([["the", "sum", "the"], ["the", "graph"], ["the", "sum"]])
-    assert found["the"] == 0 and found["graph"] > found["sum"] > 0
+    weights = idf([["the", "sum", "the"], ["the", "graph"], ["the", "sum"]])
+    assert weights["the"] == 0 and weights["graph"] > weights["sum"] > 0
 
 
 def test_rescaling_keeps_the_order_and_the_top():

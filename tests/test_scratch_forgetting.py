@@ -21,9 +21,9 @@ def test_the_effective_rank_is_at_most_the_rank_and_blind_to_scale_and_rotation(
     """It counts directions of the product, whatever A and B are and however large."""
     torch.manual_seed(seed)
     update = torch.randn(side, rank) @ torch.randn(rank, side + 3)
-    found = energy_rank(update)
-    assert 1 <= found <= rank
-    assert energy_rank(1e-4 * update) == found == energy_rank(orthogonal(side, seed).float() @ update)
+    effective = energy_rank(update)
+    assert 1 <= effective <= rank
+    assert energy_rank(1e-4 * update) == effective == energy_rank(orthogonal(side, seed).float() @ update)
 
 
 def test_the_effective_rank_of_known_spectra():

@@ -35,14 +35,14 @@ def test_the_masked_loss_is_the_loss_of_the_answers_alone(shape, padding):
     model = tiny_llama()
     ids, starts, ends = batch(shape, padding)
     with torch.no_grad():
-        found = mean_over_tokens(model(ids).logits, answer_labels(ids, starts, ends))
+        masked = mean_over_tokens(model(ids).logits, answer_labels(ids, starts, ends))
         nats = [
             functional.cross_entropy(
                 model(row[None, :end]).logits[0, start - 1 : end - 1], row[start:end], reduction="sum"
             )
             for row, start, end in zip(ids, starts, ends, strict=True)
         ]
-    torch.testing.assert_close(found, sum(nats) / (ends - starts).sum(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(masked, sum(nats) / (ends - starts).sum(), atol=1e-5, rtol=1e-5)
 
 
 @few
@@ -85,8 +85,8 @@ def test_weighted_micro_batches_are_the_whole_batch(shape, size):
     logits, labels = torch.randn(*ids.shape, 96), answer_labels(ids, starts, ends)
     total = (labels != IGNORE).sum()
     parts = [
-        (part != IGNORE).sum() / total * mean_over_tokens(some, part)
-        for some, part in zip(logits.split(size), labels.split(size), strict=True)
+        (part != IGNORE).sum() / total * mean_over_tokens(share, part)
+        for share, part in zip(logits.split(size), labels.split(size), strict=True)
     ]
     torch.testing.assert_close(sum(parts), mean_over_tokens(logits, labels))
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from tiny import narrow_llama
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftbook.scratch.lora import LoRALinear, add_lora, load_lora_state, lora_state, trainable_fraction
 
@@ -16,20 +16,6 @@ SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 shapes = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 2))  # d_in, d_out, rank
 few = settings(max_examples=20, deadline=None)
 peft_warning = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-        max_position_embeddings=64,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def tokens(seed: int = 1) -> torch.Tensor:
@@ -53,7 +39,7 @@ def a_layer(d_in: int, d_out: int, rank: int, bias: bool = True) -> LoRALinear:
 
 def test_zero_b_leaves_the_model_unchanged():
     """Training starts from the pretrained model, bit for bit."""
-    model = tiny_llama()
+    model = narrow_llama()
     before = model(tokens()).logits
     add_lora(model, SEVEN, rank=4, alpha=8)
     assert torch.equal(model(tokens()).logits, before)
@@ -88,7 +74,7 @@ def test_merged_equals_unmerged_and_unmerge_restores(shape):
 
 def test_merged_model_equals_unmerged_model():
     """The same through two layers of attention, where the update reaches every logit."""
-    model = tiny_llama()
+    model = narrow_llama()
     plain = model(tokens()).logits
     add_lora(model, SEVEN, rank=4, alpha=8)
     randomize_b(model)
@@ -138,7 +124,7 @@ def test_trainable_parameters_are_r_times_d_in_plus_d_out(shape):
 
 def test_trainable_fraction_counts_the_whole_model():
     """Trainable over all, the new A and B included in both."""
-    model = tiny_llama()
+    model = narrow_llama()
     base = sum(p.numel() for p in model.parameters())
     add_lora(model, {"q_proj", "v_proj"}, rank=4, alpha=8)
     new = 2 * 4 * ((32 + 32) + (32 + 16))  # q: 32 to 32, v: 32 to 16, two layers
@@ -147,7 +133,7 @@ def test_trainable_fraction_counts_the_whole_model():
 
 def test_frozen_weights_get_no_gradient():
     """Only A and B are trained, and both are reached: A as soon as B is not zero."""
-    model = tiny_llama()
+    model = narrow_llama()
     add_lora(model, SEVEN, rank=4, alpha=8)
     randomize_b(model)
     model(tokens(), labels=tokens()).loss.backward()
@@ -160,7 +146,7 @@ def test_frozen_weights_get_no_gradient():
 
 def test_first_step_moves_b_only():
     """With B = 0 the gradient of A is zero: dL/dA = (alpha / r) Bᵀ (dL/dh) xᵀ."""
-    model = tiny_llama()
+    model = narrow_llama()
     add_lora(model, {"q_proj"}, rank=4, alpha=8)
     model(tokens(), labels=tokens()).loss.backward()
     layer = model.model.layers[0].self_attn.q_proj
@@ -172,7 +158,7 @@ def test_first_step_moves_b_only():
 @pytest.mark.parametrize("targets", [{"q_proj", "v_proj"}, SEVEN])
 def test_logits_and_gradients_equal_peft(targets):
     """peft is the oracle: same weights, same logits, same gradients of A and B."""
-    ours = tiny_llama()
+    ours = narrow_llama()
     theirs = get_peft_model(copy.deepcopy(ours), LoraConfig(r=4, lora_alpha=8, target_modules=sorted(targets)))
     names = add_lora(ours, targets, rank=4, alpha=8)
     randomize_b(ours)
@@ -203,7 +189,7 @@ def test_a_starts_as_torch_starts_a_linear_layer():
 
 def test_state_moves_an_adapter_between_models():
     """A fine-tune is its A and B: loaded into a fresh copy they give the same logits."""
-    source, target = tiny_llama(), tiny_llama()
+    source, target = narrow_llama(), narrow_llama()
     for model in (source, target):
         add_lora(model, SEVEN, rank=4, alpha=8)
     randomize_b(source)
@@ -218,7 +204,7 @@ def test_state_moves_an_adapter_between_models():
 @pytest.mark.parametrize("change", ["missing", "unknown", "broadcastable"])
 def test_loading_refuses_a_state_that_does_not_fit(change):
     """A rank-1 A would broadcast into any rank without an error from torch."""
-    model = tiny_llama()
+    model = narrow_llama()
     (first, *_) = add_lora(model, {"q_proj"}, rank=4, alpha=8)
     state = lora_state(model)
     if change == "missing":
@@ -233,7 +219,7 @@ def test_loading_refuses_a_state_that_does_not_fit(change):
 
 def test_loading_refuses_a_merged_model():
     """Unmerging afterwards would subtract the new update from a weight that holds the old one."""
-    model = tiny_llama()
+    model = narrow_llama()
     (first, *_) = add_lora(model, {"q_proj"}, rank=4, alpha=8)
     model.get_submodule(first).merge()
     with pytest.raises(ValueError, match="unmerge"):
@@ -257,7 +243,7 @@ def test_rank_above_the_matrix_warns_with_the_effective_rank():
 
 def test_add_lora_refuses_no_match_and_a_second_time():
     """A misspelt target would train nothing, a second call would nest the layers."""
-    model = tiny_llama()
+    model = narrow_llama()
     with pytest.raises(ValueError, match="no linear layer is named any of"):
         add_lora(model, {"query"}, rank=4, alpha=8)
     add_lora(model, {"q_proj"}, rank=4, alpha=8)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny import narrow_llama
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftbook.scratch.double_quant import bits_per_parameter, double_dequantize, double_quantize, dynamic_levels
 from peftbook.scratch.lora import LoRALinear, add_lora, trainable_fraction
@@ -293,24 +293,10 @@ def test_nf4_linear_computes_with_its_dequantised_weight(double_quant):
     assert 0 < error < 0.16
 
 
-def tiny_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-        max_position_embeddings=64,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def test_qlora_trains_like_lora_on_the_dequantised_weights():
     """QLoRA is LoRA on other frozen weights: same logits, same gradients of A and B."""
     ids = torch.randint(128, (2, 9), generator=torch.Generator().manual_seed(1))
-    quantized, dense = tiny_llama(), tiny_llama()
+    quantized, dense = narrow_llama(), narrow_llama()
     names = quantize_linears(quantized, SEVEN)
     for name in names:
         dense.get_submodule(name).weight.data.copy_(quantized.get_submodule(name).dequantize())
@@ -336,4 +322,4 @@ def test_qlora_trains_like_lora_on_the_dequantised_weights():
 def test_quantize_linears_refuses_no_match():
     """A misspelt target would quantise nothing."""
     with pytest.raises(ValueError, match="no linear layer is named any of"):
-        quantize_linears(tiny_llama(), {"query"})
+        quantize_linears(narrow_llama(), {"query"})

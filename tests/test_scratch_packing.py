@@ -29,10 +29,10 @@ def texts(sizes=(9, 5, 12)) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def leak(model, some: list[torch.Tensor], *, walls: bool, reset: bool) -> float:
+def leak(model, rows: list[torch.Tensor], *, walls: bool, reset: bool) -> float:
     """The largest change of a logit against the texts run alone."""
-    alone = torch.cat([model(text[None]).logits[0] for text in some])
-    ids, positions, numbers = packed_row(some)
+    alone = torch.cat([model(text[None]).logits[0] for text in rows])
+    ids, positions, numbers = packed_row(rows)
     options = {"attention_mask": block_mask(numbers)[None, None]} if walls else {}
     where = positions if reset else torch.arange(len(ids))
     return (model(ids[None], position_ids=where[None], **options).logits[0] - alone).abs().max().item()
@@ -63,9 +63,9 @@ def test_rotary_models_need_only_walls_and_learned_positions_need_both():
 @pytest.mark.parametrize(("options", "walled"), [({"use_cache": False}, True), ({}, False)])
 def test_transformers_reads_walls_from_positions_only_without_a_cache(options, walled):
     """Data chapter: the same call with and without `use_cache=False` is packed training or leaking training."""
-    model, some = tiny_llama(), texts()
-    ids, positions, _ = packed_row(some)
-    alone = torch.cat([model(text[None]).logits[0] for text in some])
+    model, rows = tiny_llama(), texts()
+    ids, positions, _ = packed_row(rows)
+    alone = torch.cat([model(text[None]).logits[0] for text in rows])
     packed = model(ids[None], position_ids=positions[None], **options).logits[0]
     assert ((packed - alone).abs().max() < 1e-4) == walled
 

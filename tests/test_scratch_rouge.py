@@ -35,9 +35,9 @@ def test_the_table_ends_with_the_longest_common_subsequence(x, y):
     """By the definition: the largest length of which both have a subsequence in common; and where it stands in y."""
     longest = max(n for n in range(len(y) + 1) if subsequences(x, n) & subsequences(y, n))
     assert lcs_table(x, y)[-1][-1] == longest
-    found = lcs_positions(x, y)
-    assert len(found) == longest and found == sorted(set(found))
-    assert tuple(y[at] for at in found) in subsequences(x, longest)
+    positions = lcs_positions(x, y)
+    assert len(positions) == longest and positions == sorted(set(positions))
+    assert tuple(y[at] for at in positions) in subsequences(x, longest)
 
 
 @few

@@ -91,8 +91,8 @@ def test_logits_and_gradients_equal_peft():
     torch.testing.assert_close(mine.logits, peft.logits, atol=1e-6, rtol=0)
     mine.loss.backward()
     peft.loss.backward()
-    for one, other in pairs:
-        torch.testing.assert_close(one.grad, other.grad.flatten(), atol=1e-6, rtol=1e-5)
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.grad, other.grad.flatten(), atol=1e-6, rtol=1e-5)
     assert all(value.grad is None for name, value in ours.named_parameters() if not name.endswith(".scale"))
 
 

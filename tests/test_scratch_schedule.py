@@ -32,9 +32,9 @@ def test_a_driver_starts_one_run_at_a_time(studies, workers):
     It may end sooner than without: a run that starts later can leave its worker to a longer one (Graham's anomaly).
     """
     every = [seconds for stages in studies for stage in stages for seconds in stage]
-    found = makespan(studies, workers, dispatch=2.0)
-    assert found >= bounds(studies, workers)[0] * (1 - 1e-9)
-    assert found >= 2.0 * len(every) + min(every) - 1e-9
+    span = makespan(studies, workers, dispatch=2.0)
+    assert span >= bounds(studies, workers)[0] * (1 - 1e-9)
+    assert span >= 2.0 * len(every) + min(every) - 1e-9
 
 
 def test_a_later_start_can_end_sooner():

@@ -83,8 +83,8 @@ def test_logits_and_gradients_equal_peft():
     torch.testing.assert_close(mine.logits, peft.logits, atol=1e-5, rtol=0)
     mine.loss.backward()
     peft.loss.backward()
-    for one, other in pairs:
-        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_no_match_is_refused():

@@ -17,7 +17,7 @@ from fake_records import fill_store
 
 from peftbook import results, specs, studies
 from peftbook.records import Record, Store, default_store
-from peftbook.site import bibliography, run_pages
+from peftbook.site import bibliography, claim_cards, display, run_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADING = {
@@ -263,7 +263,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def board(store):
     """The scoreboard of that store."""
-    return BeautifulSoup(run_pages.scoreboard(store), "html.parser")
+    return BeautifulSoup(claim_cards.scoreboard(store), "html.parser")
 
 
 def badge(element) -> str:
@@ -317,7 +317,7 @@ def test_a_card_shows_its_effect_or_the_command_that_makes_it(board, store):
 
 def test_a_claim_is_said_to_be_not_yet_run_without_any_record(tmp_path):
     """Then every card that waits for runs names its command, and the counts say so."""
-    empty = BeautifulSoup(run_pages.scoreboard(Store(tmp_path)), "html.parser")
+    empty = BeautifulSoup(claim_cards.scoreboard(Store(tmp_path)), "html.parser")
     for card in empty.select("article"):
         assert badge(card) == "not yet run"
         assert f"peftbook run {card['id'].removeprefix('claim-')}" in card.text
@@ -335,9 +335,9 @@ def test_the_filter_counts_the_cards(board):
 
 def test_every_verdict_has_its_own_sign_a_meaning_and_a_filter():
     """A verdict that a study can reach is not told by colour alone, and can be filtered for."""
-    assert set(run_pages.VERDICTS) == set(results.OUTCOMES)
-    signs = [sign for sign, _ in run_pages.VERDICTS.values()]
-    assert len(set(signs)) == len(signs) and all(meaning for _, meaning in run_pages.VERDICTS.values())
+    assert set(display.VERDICTS) == set(results.OUTCOMES)
+    signs = [sign for sign, _ in display.VERDICTS.values()]
+    assert len(set(signs)) == len(signs) and all(meaning for _, meaning in display.VERDICTS.values())
     style = (ROOT / "book/assets/css/evidence.css").read_text(encoding="utf-8")
     for slug in (outcome.replace(" ", "-") for outcome in results.OUTCOMES):
         assert f".claims:has(#show-{slug}:checked) .claim:not(.is-{slug})" in style

@@ -60,7 +60,7 @@ def test_its_weights_lie_on_no_four_bit_grid(loaded):
 def test_it_has_learned(loaded):
     """On held-out sentences and functions it is far better than a uniform guess, whose loss is ln V."""
     data, kinds = small_llama.held_out(loaded.tokenizer, "validation", 8)
-    data = [one for one, kind in zip(data, kinds, strict=True) if kind != "prose"]
+    data = [example for example, kind in zip(data, kinds, strict=True) if kind != "prose"]
     nats, counts = losses(loaded.model, data, pad_id=0, dtype="fp32")
     assert sum(nats) / sum(counts) < math.log(small_llama.VOCABULARY) - 2
 
@@ -68,11 +68,11 @@ def test_it_has_learned(loaded):
 def test_tasks_can_be_trained_on_it(loaded):
     """The template is ChatML; a target ends with the end of a turn, which is not the padding."""
     task = get_task("docstrings")
-    found = encode_example(loaded.tokenizer, task, task.splits["train"][0], 512)
-    text = loaded.tokenizer.decode(found.ids)
+    encoded = encode_example(loaded.tokenizer, task, task.splits["train"][0], 512)
+    text = loaded.tokenizer.decode(encoded.ids)
     assert text.startswith("<|im_start|>user\n") and text.endswith("<|im_end|>")
-    assert found.ids[-1] == loaded.tokenizer.eos_token_id != loaded.tokenizer.pad_token_id
-    assert loaded.tokenizer.decode(found.ids[found.start : -1]) == task.splits["train"][0].target
+    assert encoded.ids[-1] == loaded.tokenizer.eos_token_id != loaded.tokenizer.pad_token_id
+    assert loaded.tokenizer.decode(encoded.ids[encoded.start : -1]) == task.splits["train"][0].target
 
 
 @settings(max_examples=30, deadline=None)
@@ -90,7 +90,7 @@ def test_every_text_survives_the_tokenizer(text):
 def test_held_out_texts_are_not_trained_on():
     """Packages and whole prose texts are held out."""
     train = set(small_llama.documents("train"))
-    functions = {one.input for one in get_task("docstrings").splits["train"]}
+    functions = {example.input for example in get_task("docstrings").splits["train"]}
     assert functions < train
     for split in ("validation", "test"):
         other = small_llama.documents(split)

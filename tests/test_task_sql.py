@@ -18,7 +18,7 @@ from peftbook.tasks import DATA, SPLITS, Example, get_task, sql
 from peftbook.tasks import sql_build as build
 from peftbook.tasks.docstrings_packages import PERMITTED
 from peftbook.tasks.sql_forms import FORMS
-from peftbook.tasks.sql_sources import MAX_COLUMNS, MAX_ROWS, WHEELS, download
+from peftbook.tasks.sql_sources import MAX_COLUMNS, MAX_ROWS, WHEELS
 from peftbook.tasks.sql_sources import TABLES as SOURCES
 
 TABLES = sql.load_tables()
@@ -115,7 +115,7 @@ def test_questions_are_rebuilt_from_the_shipped_tables(name):
     (source,) = (each for each in SOURCES if each.name == name)
     again = build.questions(source, TABLES[name], build.QUESTIONS_PER_TABLE[source.split])
     shipped = {row["id"]: (row["question"], row["sql"], row["form"]) for row in ROWS if row["table"] == name}
-    assert {one.id: (one.question, one.sql, one.form) for one in again} == shipped
+    assert {question.id: (question.question, question.sql, question.form) for question in again} == shipped
 
 
 def test_loading_is_pinned_and_shows_the_schema():
@@ -141,9 +141,10 @@ def test_changed_or_missing_data_are_refused(tmp_path, monkeypatch):
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path):
     """A registry that serves other bytes must stop the build."""
-    (tmp_path / f"vega_datasets-{WHEELS['vega-datasets'].version}-py3-none-any.whl").write_bytes(b"other")
+    wheel = WHEELS["vega-datasets"]
+    (tmp_path / f"vega_datasets-{wheel.version}-py3-none-any.whl").write_bytes(b"other")
     with pytest.raises(InputError, match="not the pinned"):
-        download("vega-datasets", tmp_path)
+        build.download_wheel("vega-datasets", wheel.version, wheel.sha256, tmp_path)
 
 
 # --- judge -----------------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path):
 def test_the_reference_scores_one_and_another_query_zero():
     """Both ends of the scale, over all test questions; the other query is right SQL on the right table."""
     examples = get_task("sql").splits["test"]
-    assert sql.execution_match([one.target for one in examples], examples) == [1.0] * len(examples)
+    assert sql.execution_match([example.target for example in examples], examples) == [1.0] * len(examples)
     assert sql.execution_match(["SELECT 'nothing'"] * len(examples), examples) == [0.0] * len(examples)
 
 

@@ -104,7 +104,7 @@ def test_the_counts_add_up(rows, facts):
     removed = {name: count for name, count in facts["filters"].items() if name not in by_files | {"functions_seen"}}
     assert sum(removed.values()) == facts["filters"]["functions_seen"]
     assert facts["filters"]["kept"] == len(rows) == sum(facts["splits"].values())
-    assert set(facts["filters"]) == set(build.FILTERS)
+    assert set(facts["filters"]) == set(docstrings_task.FILTERS)
 
 
 def test_loading_is_deterministic_and_pinned():
@@ -183,7 +183,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path):
     """A registry that serves other bytes must stop the build."""
     (tmp_path / f"toolz-{PACKAGES['toolz'].version}-py3-none-any.whl").write_bytes(b"other")
     with pytest.raises(InputError, match="not the pinned"):
-        build.download("toolz", tmp_path)
+        build.download_wheel("toolz", PACKAGES["toolz"].version, PACKAGES["toolz"].sha256, tmp_path)
 
 
 def test_prose_is_whole_texts_with_unique_ids():
@@ -368,12 +368,12 @@ def test_rows_that_are_left_out_are_named(tmp_path):
     path = tmp_path / "d.csv"
     path.write_text("q,a\n" + "".join(f"q{n},a{n}\n" for n in range(12)) + 'only one\n ,y\nz,\nw,x\n"open,x\n')
     task, (_, table) = load(path), read_file(path)
-    said = describe_reading("d.csv", table, Columns("q", "a"), task)
-    assert said[0] == "d.csv: 13 rows (train 11, validation 1, test 1), 4 rows left out."
-    assert said[1].startswith("  row 13: has 1 cells") and said[2] == (
+    lines = describe_reading("d.csv", table, Columns("q", "a"), task)
+    assert lines[0] == "d.csv: 13 rows (train 11, validation 1, test 1), 4 rows left out."
+    assert lines[1].startswith("  row 13: has 1 cells") and lines[2] == (
         "  row 14: column 'q' is empty: fill it, or remove the row"
     )
-    assert said[4] == "  …" and len(said) == 5
+    assert lines[4] == "  …" and len(lines) == 5
     table = dataclasses.replace(table, rows=table.rows[:12], numbers=table.numbers[:12], faults=())
     assert len(describe_reading("d.csv", table, Columns("q", "a"), task)) == 1
 

@@ -13,9 +13,9 @@ from peftbook.training.token_lengths import LONGEST, SPELT, TASKS, spell
 
 def test_counts_name_the_data_and_the_tokenizer_of_the_book():
     """New data or another tokenizer: run the module again."""
-    found = data.counted()
-    assert found["revision"] == specs.EMBEDDED_REVISION and tuple(found["tasks"]) == TASKS
-    assert all(found["tasks"][name]["data_sha256"] == task_spec(name).data_sha256 for name in TASKS)
+    counted = data.counted()
+    assert counted["revision"] == specs.EMBEDDED_REVISION and tuple(counted["tasks"]) == TASKS
+    assert all(counted["tasks"][name]["data_sha256"] == task_spec(name).data_sha256 for name in TASKS)
 
 
 @pytest.mark.model
@@ -24,8 +24,10 @@ def test_counts_are_what_training_encodes(name):
     """The first of each split, again."""
     task = get_task(name)
     for split, examples in task.splits.items():
-        encoded = [encode_example(real_tokenizer(), task, one, LONGEST) for one in examples[:40]]
-        assert data.token_counts(name, split)[:40].tolist() == [[one.start, one.label_tokens] for one in encoded]
+        encoded = [encode_example(real_tokenizer(), task, example, LONGEST) for example in examples[:40]]
+        assert data.token_counts(name, split)[:40].tolist() == [
+            [example.start, example.label_tokens] for example in encoded
+        ]
         assert len(data.token_counts(name, split)) == len(examples)
 
 
@@ -33,7 +35,7 @@ def test_counts_are_what_training_encodes(name):
 def test_the_strip_is_what_training_encodes():
     """Token by token, and graded where the loop grades."""
     task = get_task("docstrings")
-    example = next(one for one in task.splits["validation"] if one.id == SPELT)
+    example = next(candidate for candidate in task.splits["validation"] if candidate.id == SPELT)
     tokens = [list(pair) for pair in spell(real_tokenizer(), task, example)]
     assert data.counted()["example"]["tokens"] == tokens
     encoded = encode_example(real_tokenizer(), task, example, LONGEST)
@@ -63,7 +65,7 @@ def test_a_random_split_gives_more_away():
     """Data chapter: the nearest function is nearer and copying its sentence scores more; by package never its own."""
     similarity, index = data.split_similarities()
     splits = get_task("docstrings").splits
-    everything = [one for split in splits.values() for one in split]
+    everything = [example for split in splits.values() for example in split]
     first = len(everything) - len(splits["test"])
     assert (similarity[0] > similarity[1]).mean() > (similarity[0] < similarity[1]).mean()
     for row, (random, package) in enumerate(index.T):

@@ -23,11 +23,11 @@ PAGE = (Path(__file__).resolve().parents[1] / "book/two-notebooks.md").read_text
 
 def block(words: str) -> str:
     """The only code block of the page that holds these words."""
-    found = re.findall(
+    cells = re.findall(
         r"^```(?:python|\{code-cell\} ipython3)\n(?::[^\n]*\n)*(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
     )
-    (one,) = [each for each in found if words in each]
-    return one
+    (cell,) = [each for each in cells if words in each]
+    return cell
 
 
 def test_the_parts_of_the_drawn_row_are_the_medians():
@@ -59,11 +59,11 @@ def test_a_cut_row_fills_the_limit(policy):
 
 def test_the_text_about_systems_without_a_model_is_true():
     """Exact match calls a right query wrong, ROUGE-L a wrong one perfect, and copies earn over half of its points."""
-    found = notebooks.sql_scores()
-    assert found["wrapped"]["exact match"] == 0 and found["wrapped"]["execution match"] == 1
-    assert found["turned"]["ROUGE-L"] == 1 and found["turned"]["execution match"] < 0.6
-    assert found["copied"]["ROUGE-L"] > 0.5 and found["copied"]["execution match"] == 0
-    assert found["everything"]["ROUGE-L"] > 0.5
+    scores = notebooks.sql_scores()
+    assert scores["wrapped"]["exact match"] == 0 and scores["wrapped"]["execution match"] == 1
+    assert scores["turned"]["ROUGE-L"] == 1 and scores["turned"]["execution match"] < 0.6
+    assert scores["copied"]["ROUGE-L"] > 0.5 and scores["copied"]["execution match"] == 0
+    assert scores["everything"]["ROUGE-L"] > 0.5
 
 
 def test_the_name_beats_the_untuned_model():
@@ -86,7 +86,7 @@ def test_double_quantisation_is_the_smallest_change_and_checkpointing_the_larges
     """The sentence beside the memory figure."""
     peaks = {name: sum(notebooks.bytes_by_part(setup).values()) for name, setup in notebooks.SETUPS.items()}
     names = list(peaks)[2:]
-    saved = [peaks[one] - peaks[two] for one, two in itertools.pairwise(names)]
+    saved = [peaks[larger] - peaks[smaller] for larger, smaller in itertools.pairwise(names)]
     assert saved[0] == min(saved) > 0 and saved[-1] == max(saved)
     assert saved[0] == pytest.approx(0.302e9, rel=0.01)
 
@@ -107,8 +107,8 @@ def test_transformers_leaves_double_quantisation_off():
 def invented(name: str):
     """A few rows as the hub's tasks would have them."""
     rows = [
-        (f"Which {one} is red? Columns: {one}, colour", f"SELECT {one} FROM t")
-        for one in ("car", "hat", "cup", "pen", "tea", "sea", "map")
+        (f"Which {thing} is red? Columns: {thing}, colour", f"SELECT {thing} FROM t")
+        for thing in ("car", "hat", "cup", "pen", "tea", "sea", "map")
     ]
     return _task(name, *_one_example_a_test_input({"train": rows, "validation": rows[:2], "test": rows[2:4]}))
 
@@ -127,8 +127,8 @@ def test_the_recipe_for_a_gpu_runs_on_the_small_model(tmp_path, monkeypatch):
     exec(block("RECIPES = "), namespace)
     from peftbook.records import Store
 
-    found = Store(tmp_path / "runs").all()
-    kinds = [record.spec.method.kind for record in found]
+    records = Store(tmp_path / "runs").all()
+    kinds = [record.spec.method.kind for record in records]
     assert kinds.count("prompt") == kinds.count("qlora") == 6 and kinds.count("untuned") == 4
     assert sum((tmp_path / f"{name}-{seed}").is_dir() for name in ("wikisql", "tweetsumm") for seed in (1, 2, 3)) == 6
 

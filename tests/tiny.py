@@ -39,6 +39,21 @@ def tiny_llama(seed: int = 0, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def narrow_llama(seed: int = 0) -> LlamaForCausalLM:
+    """Two Llama layers of width 32 with an output matrix of their own."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=64,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
 class NumberTokenizer:
     """Token ids as decimal numbers: what a test says about texts, it says about ids."""
 

@@ -20,9 +20,9 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.memory import Setup, Shape
-from peftbook.memory.decoder import walk
 from peftbook.memory.step import elements, trained
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Value, evaluate, product, repeated
+from peftbook.memory.walk import walk
 
 __all__ = ["Curve", "ProductLaw", "Rates", "forward_seconds", "layers_seconds", "step_seconds", "training_setup"]
 

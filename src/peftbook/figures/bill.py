@@ -14,7 +14,7 @@ from peftbook.figures.parts import SMALL, mark
 from peftbook.figures.style import METHODS, canvas, colour, question, shade
 from peftbook.literature import published
 from peftbook.memory import SHAPES, TARGETS, Setup, Shape, training_step
-from peftbook.memory.decoder import layer_names, layer_of
+from peftbook.memory.walk import layer_names, layer_of
 from peftbook.scratch.adam import RECIPES
 
 __all__ = [

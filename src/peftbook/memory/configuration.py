@@ -8,11 +8,11 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.memory.decoder import walk
 from peftbook.memory.setup import Setup
 from peftbook.memory.shapes import FAMILIES, Shape
 from peftbook.memory.step import Step, training_step
 from peftbook.memory.tape import evaluate
+from peftbook.memory.walk import walk
 
 __all__ = ["Configuration"]
 
@@ -52,21 +52,21 @@ class Configuration:
         walked = walk(self.shape, self.setup)
         symbols = self.shape.symbols | self.setup.symbols
         kept = walked.kept(self.setup.checkpointing)
-        found = {module: walked.copies_of(module) * evaluate(size, symbols) for module, size in kept.items()}
-        return {module: size for module, size in found.items() if size}
+        sizes = {module: walked.copies_of(module) * evaluate(size, symbols) for module, size in kept.items()}
+        return {module: size for module, size in sizes.items() if size}
 
 
 def given(part: Shape | Setup) -> dict[str, Any]:
     """The fields that differ from their defaults, and of a shape from what its family and its sizes imply."""
-    implied = {one.name: one.default for one in fields(part)}
+    implied = {field.name: field.default for field in fields(part)}
     if isinstance(part, Shape):
-        needed = {one.name: getattr(part, one.name) for one in fields(part) if one.default is MISSING}
+        needed = {field.name: getattr(part, field.name) for field in fields(part) if field.default is MISSING}
         alike = Shape(**needed, **(FAMILIES[part.family] | {"family": part.family, "window": part.window}))
         implied = {name: getattr(alike, name) for name in implied if name not in (*needed, "family", "window")}
         implied |= {"family": "llama", "window": 0}
     missing = object()
-    found = {one.name: getattr(part, one.name) for one in fields(part)}
-    return {name: value for name, value in found.items() if implied.get(name, missing) != value}
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {name: value for name, value in values.items() if implied.get(name, missing) != value}
 
 
 def tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,13 @@ Written from the sources of transformers 5.24, peft 0.21 and bitsandbytes 0.50; 
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
-from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, Value, Weight, multiple, product, repeated
+from peftbook.memory.tape import MatrixProduct, Tape, Value, Weight, product
 
-__all__ = ["WIDTHS", "Walk", "layer_names", "layer_of", "walk"]
+__all__ = ["WIDTHS", "Context", "Decoder", "embed", "mask_of", "virtual_tokens"]
 
 # matrix → (inputs, outputs)
 WIDTHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -27,105 +24,6 @@ WIDTHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "down_proj": (("f",), ("h",)),
 }  # fmt: skip
 GENERATOR = 5056  # bytes of the state of torch's random generator on a CPU, which a checkpoint puts by
-
-
-@dataclass(frozen=True)
-class Walk:
-    """A tape of a whole forward pass. copies: how many layers each layer on the tape stands for."""
-
-    tape: Tape
-    copies: Mapping[str, int]
-
-    @functools.cached_property
-    def sections(self) -> dict[str, list[Operation]]:
-        """Operations by part of the model: before the layers, each layer, after the layers."""
-        found: dict[str, list[Operation]] = {"embedding": []}
-        for one in self.tape.operations:
-            layer = layer_of(one.where)
-            name = layer if layer in self.copies else "embedding" if len(found) == 1 else "head"
-            found.setdefault(name, []).append(one)
-        return found
-
-    def flops(self, checkpointing: bool) -> dict[str, Size]:
-        """Floating-point operations of matrix products, in forward, in backward, and of layers that are run again."""
-        found: dict[str, Size] = {"forward": Counter(), "backward": Counter(), "again": Counter()}
-        for name, operations in self.sections.items():
-            copies = self.copies.get(name, 1)
-            for one in operations:
-                found["forward"].update(multiple(flops_of(one.products), copies))
-                found["backward"].update(multiple(flops_of(one.undoing_products), copies))
-            for one in repeated(operations)[0] if checkpointing and name in self.copies else ():
-                found["again"].update(multiple(flops_of(one.products), copies))
-        return found
-
-    def copies_of(self, module: str) -> int:
-        """How many modules this one stands for."""
-        return self.copies.get(layer_of(module), 1)
-
-    def kept(self, checkpointing: bool) -> dict[str, Size]:
-        """Module → bytes that autograd keeps of it between forward and backward; of a checkpointed layer its input."""
-        found = self.tape.kept()
-        if not checkpointing:
-            return found
-        inputs: dict[str, Size] = {}
-        for one in self.tape.operations:
-            if (layer := layer_of(one.where)) in self.copies and layer not in inputs:
-                inputs[layer] = one.inputs[0].size
-        return inputs | {module: size for module, size in found.items() if layer_of(module) not in self.copies}
-
-
-def flops_of(products: Iterable[MatrixProduct]) -> Size:
-    """Floating-point operations of matrix products."""
-    total: Size = Counter()
-    for one in products:
-        total.update(one.flops)
-    return total
-
-
-def layer_of(module: str) -> str:
-    """The layer that a module is a part of, or the module itself."""
-    return ".".join(module.split(".")[:2])
-
-
-@functools.lru_cache(maxsize=64)
-def walk(shape: Shape, setup: Setup) -> Walk:
-    """Embedding, the layers, head and loss.
-
-    The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
-    first to keep what all share. Of the others there is one of each kind, see `layer_names`.
-    """
-    tape = Tape(setup.autocast, promotes=setup.device == "cpu")
-    each = BYTES[setup.dtype]
-    kinds = sorted({*shape.sliding})
-    masks = {sliding: mask_of(tape, shape, setup, sliding) for sliding in kinds}
-    pairs = [[tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]
-    rotations = {sliding: pairs[sliding and shape.two_rotations] for sliding in kinds}
-    decoder = Decoder(shape, setup, tape)
-    if setup.method == "prefix":
-        decoder.prefix.append(virtual_tokens(decoder, ("L", "g", "d", "two")))
-    x = first = embed(decoder)
-    names = layer_names(shape)
-    kinds_of = dict(zip(names, shape.sliding, strict=True))
-    for name in sorted(kinds_of):
-        sliding = kinds_of[name]
-        with tape.at(name):
-            x = decoder.layer(x, Context(rotations[sliding], masks[sliding]))
-    decoder.head(x)
-    tables = (table for pair in pairs for table in pair)
-    tape.touch(first, *tables, *(one for one in masks.values() if one), *decoder.prefix, *tape.cached)
-    return Walk(tape, Counter(names))
-
-
-def layer_names(shape: Shape) -> list[str]:
-    """For each layer the name of the one on the tape that stands for it.
-
-    The first two stand for themselves, and so does the first of each kind, which may be the first to keep what its kind
-    shares; of the others there is one of each kind.
-    """
-    sliding = shape.sliding
-    labels = [(not kind, kind in sliding[:index]) for index, kind in enumerate(sliding)]
-    others = sorted({*labels[2:]})
-    return [f"layers.{index if index < 2 else 2 + others.index(label)}" for index, label in enumerate(labels)]
 
 
 def mask_of(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
@@ -259,7 +157,7 @@ class Decoder:
             k, v = self.for_every_head(k), self.for_every_head(v)
         if not eager:
             if tape.autocast:
-                q, k, v = (tape.cast(one, 2) for one in (q, k, v))
+                q, k, v = (tape.cast(factor, 2) for factor in (q, k, v))
             kept = [q, k, v, tape.value(("b", "t", "a"), 4)]
             kept += [tape.value(("b", "t", "k"), q.bytes_each)] if mask else []
             score = MatrixProduct(("t",), ("d",), ("k",), q.bytes_each, ("b", "a"), fused=True)

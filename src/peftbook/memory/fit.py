@@ -48,24 +48,32 @@ class Fit:
         return self.peak.total + self.reserve <= self.memory
 
 
-def fit(one: Configuration, memory: float, reserve: float = 0.0) -> Fit:
+def fit(configuration: Configuration, memory: float, reserve: float = 0.0) -> Fit:
     """Hold a training step against `memory` bytes."""
     room = memory - reserve
     if room <= 0:
         raise InputError(f"A reserve of {reserve / 2**30:.1f} GiB leaves nothing of {memory / 2**30:.1f} GiB.")
-    found = one.step.peak()
-    changes = () if found.total <= room else cheapest(one, room)
-    return Fit(one, found, memory, reserve, largest(one, room, "batch"), largest(one, room, "seq"), changes)
+    peak = configuration.step.peak()
+    changes = () if peak.total <= room else cheapest(configuration, room)
+    return Fit(
+        configuration,
+        peak,
+        memory,
+        reserve,
+        largest(configuration, room, "batch"),
+        largest(configuration, room, "seq"),
+        changes,
+    )
 
 
-def largest(one: Configuration, room: float, name: str) -> int:
+def largest(configuration: Configuration, room: float, name: str) -> int:
     """The largest batch or seq with a peak of no more than `room` bytes, by bisection; 0 if not even 1 has it."""
     most = MOST[name]
-    if name == "seq" and one.shape.context:
-        most = one.shape.context
+    if name == "seq" and configuration.shape.context:
+        most = configuration.shape.context
 
     def holds(value: int) -> bool:
-        return peak_with(one, **{name: value}) <= room
+        return peak_with(configuration, **{name: value}) <= room
 
     if not holds(1):
         return 0
@@ -76,16 +84,16 @@ def largest(one: Configuration, room: float, name: str) -> int:
     return low
 
 
-def peak_with(one: Configuration, **fields) -> float:
+def peak_with(configuration: Configuration, **fields) -> float:
     """The peak of the same step with other settings."""
-    return Configuration(one.shape, replace(one.setup, **fields)).step.peak().total
+    return Configuration(configuration.shape, replace(configuration.setup, **fields)).step.peak().total
 
 
 def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
     """(what, at what cost, settings) of single changes, in the order of what they cost."""
     full, adapter = setup.method == "full", setup.method != "full"
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
-    found: list[tuple[bool, str, str, dict[str, object]]] = [
+    changes: list[tuple[bool, str, str, dict[str, object]]] = [
         (
             setup.attention == "eager" and not in_float32,
             "fused attention",
@@ -131,28 +139,28 @@ def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
             {"method": "lora", "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False},
         ),
     ]
-    return [(what, cost, fields) for holds, what, cost, fields in found if holds]
+    return [(what, cost, fields) for holds, what, cost, fields in changes if holds]
 
 
-def cheapest(one: Configuration, room: float) -> tuple[Change, ...]:
+def cheapest(configuration: Configuration, room: float) -> tuple[Change, ...]:
     """The single changes that make it fit; else all in the order of their cost until it does, without idle ones."""
-    options = cheaper(one.setup)
-    singles = [Change((what,), (cost,), peak_with(one, **fields)) for what, cost, fields in options]
+    options = cheaper(configuration.setup)
+    singles = [Change((what,), (cost,), peak_with(configuration, **fields)) for what, cost, fields in options]
     if enough := tuple(change for change in singles if change.peak <= room):
         return enough
     taken: list[tuple[str, str, dict[str, object]]] = []
     for option in options:
         taken.append(option)
-        if peak_with(one, **merged(taken)) <= room:
+        if peak_with(configuration, **merged(taken)) <= room:
             break
     else:
         return ()
     for option in list(taken):
         rest = [other for other in taken if other is not option]
-        if peak_with(one, **merged(rest)) <= room:
+        if peak_with(configuration, **merged(rest)) <= room:
             taken = rest
     names, costs = (tuple(option[index] for option in taken) for index in (0, 1))
-    return (Change(names, costs, peak_with(one, **merged(taken))),)  # type: ignore[arg-type]
+    return (Change(names, costs, peak_with(configuration, **merged(taken))),)  # type: ignore[arg-type]
 
 
 def merged(options: list[tuple[str, str, dict[str, object]]]) -> dict[str, object]:
@@ -162,60 +170,60 @@ def merged(options: list[tuple[str, str, dict[str, object]]]) -> dict[str, objec
 
 def bytes_of_text(text: str) -> float:
     """Bytes of a size such as 24GiB, 24 GB or 512MiB; a bare number is GiB. Raises InputError for another text."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    unit = found and (found[2].upper() or "GIB")
-    if not found or unit not in UNITS or not float(found[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = match and (match[2].upper() or "GIB")
+    if not match or unit not in UNITS or not float(match[1]):
         raise InputError(f"{text!r} is no size of memory: write it like 24GiB, 80GB or 512MiB.")
-    return float(found[1]) * UNITS[unit]
+    return float(match[1]) * UNITS[unit]
 
 
-def as_json(found: Fit) -> dict[str, Any]:
+def as_json(answer: Fit) -> dict[str, Any]:
     """What `peftbook fit` says, and the table of terms from which it can be computed again."""
     return {
-        "peak_bytes": round(found.peak.total),
-        "at": found.peak.at,
-        "terms_bytes": {name: round(size) for name, size in found.peak.terms.items()},
-        "step_flops": round(sum(flops_of(found).values())),
-        "memory_bytes": round(found.memory),
-        "reserve_bytes": round(found.reserve),
-        "fits": found.fits,
-        "largest_batch": found.largest_batch,
-        "largest_seq": found.largest_seq,
+        "peak_bytes": round(answer.peak.total),
+        "at": answer.peak.at,
+        "terms_bytes": {name: round(size) for name, size in answer.peak.terms.items()},
+        "step_flops": round(sum(flops_of(answer).values())),
+        "memory_bytes": round(answer.memory),
+        "reserve_bytes": round(answer.reserve),
+        "fits": answer.fits,
+        "largest_batch": answer.largest_batch,
+        "largest_seq": answer.largest_seq,
         "changes": [
-            {"change": list(one.names), "costs": list(one.costs), "peak_bytes": round(one.peak)}
-            for one in found.changes
+            {"change": list(change.names), "costs": list(change.costs), "peak_bytes": round(change.peak)}
+            for change in answer.changes
         ],
-        "model": found.configuration.step.table(),
+        "model": answer.configuration.step.table(),
     }
 
 
-def flops_of(found: Fit) -> dict[str, float]:
+def flops_of(answer: Fit) -> dict[str, float]:
     """Floating-point operations of the step's matrix products: forward, backward, again."""
-    step = found.configuration.step
+    step = answer.configuration.step
     return step.numbers(step.flops)
 
 
-def as_text(found: Fit, model: str) -> str:
+def as_text(answer: Fit, model: str) -> str:
     """The terms at the peak, what fits, and what would help."""
-    setup = found.configuration.setup
+    setup = answer.configuration.setup
     base = f" over {setup.quantised.upper()}" if setup.quantised else ""
     where = f"on each of {setup.devices} × {setup.device}" if setup.devices > 1 else f"on {setup.device}"
     lines = [f"{model}, {setup.method}{base}, {setup.batch} × {setup.seq} tokens, {where}", ""]
-    lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in found.peak.terms.items() if size >= 2**19]
-    lines += [f"  {'peak':24} {found.peak.total / 2**30:9.3f} GiB   ({found.peak.at})"]
-    room = f"{found.memory / 2**30:.1f} GiB" + (f" less {found.reserve / 2**30:.1f}" if found.reserve else "")
-    lines += ["", f"It {'fits' if found.fits else 'does not fit'} in {room}."]
-    rows = f"{found.largest_batch} × {setup.seq}" if found.largest_batch else f"not even 1 × {setup.seq}"
-    tokens = f"{setup.batch} × {found.largest_seq}" if found.largest_seq else f"not even {setup.batch} × 1"
-    limit = ", its context" if found.largest_seq and found.largest_seq == found.configuration.shape.context else ""
+    lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in answer.peak.terms.items() if size >= 2**19]
+    lines += [f"  {'peak':24} {answer.peak.total / 2**30:9.3f} GiB   ({answer.peak.at})"]
+    room = f"{answer.memory / 2**30:.1f} GiB" + (f" less {answer.reserve / 2**30:.1f}" if answer.reserve else "")
+    lines += ["", f"It {'fits' if answer.fits else 'does not fit'} in {room}."]
+    rows = f"{answer.largest_batch} × {setup.seq}" if answer.largest_batch else f"not even 1 × {setup.seq}"
+    tokens = f"{setup.batch} × {answer.largest_seq}" if answer.largest_seq else f"not even {setup.batch} × 1"
+    limit = ", its context" if answer.largest_seq and answer.largest_seq == answer.configuration.shape.context else ""
     lines.append(f"With all else as it is, the largest batch is {rows} tokens,")
     lines.append(f"and the longest rows are {tokens} tokens{limit}.")
-    for one in found.changes:
-        costs = "; ".join(one.costs)
-        lines.append(f"With {' and '.join(one.names)}: {one.peak / 2**30:.3f} GiB. Cost: {costs}.")
-    if not found.fits and not found.changes:
+    for change in answer.changes:
+        costs = "; ".join(change.costs)
+        lines.append(f"With {' and '.join(change.names)}: {change.peak / 2**30:.3f} GiB. Cost: {costs}.")
+    if not answer.fits and not answer.changes:
         lines.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
-    flops = flops_of(found)
+    flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
     lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
     lines.append("Tensors only; --reserve is what a GPU's context, allocator and cuBLAS take.")

@@ -66,7 +66,7 @@ class Setup:
     def __post_init__(self):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                words = ", ".join(repr(one) for one in known if one)
+                words = ", ".join(repr(value) for value in known if value)
                 raise InputError(f"{name} is {getattr(self, name)!r}: choose one of {words}.")
         for name in ("rank", "length", "batch", "seq", "devices"):
             value = getattr(self, name)
@@ -74,7 +74,7 @@ class Setup:
                 raise InputError(f"{name} is {value!r}: give a whole number of at least 1.")
         if not isinstance(self.labels, int) or self.labels < 0:
             raise InputError(f"labels is {self.labels!r}: give a whole number, 0 for all positions.")
-        unknown = [one for one in self.targets if one not in TARGETS]
+        unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets:
             raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
         if self.method == "full" and self.quantised:

@@ -200,7 +200,7 @@ def sliding_layers(config: Mapping[str, Any], family: str, window: int) -> list[
     if not window:
         return [False] * layers
     if listed := config.get("layer_types"):
-        return [one == "sliding_attention" for one in listed]
+        return [kind == "sliding_attention" for kind in listed]
     if family == "gemma3_text":
         pattern = config.get("sliding_window_pattern") or 6
         return [(index + 1) % pattern > 0 for index in range(layers)]

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.memory.decoder import WIDTHS, walk
+from peftbook.memory.decoder import WIDTHS
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
 from peftbook.memory.timeline import Moments, kind_of, moments
+from peftbook.memory.walk import walk
 
 __all__ = ["Peak", "Step", "training_step"]
 
@@ -99,8 +100,8 @@ def training_step(shape: Shape, setup: Setup) -> Step:
         )
     slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
     alike = replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1, labels=min(setup.labels, 1))
-    found = structure(shape, alike)
-    return replace(found, symbols={**shape.symbols, **setup.symbols})
+    step = structure(shape, alike)
+    return replace(step, symbols={**shape.symbols, **setup.symbols})
 
 
 @functools.lru_cache(maxsize=1024)
@@ -110,12 +111,12 @@ def structure(shape: Shape, setup: Setup) -> Step:
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():
         kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
-    found = moments(walked, setup.checkpointing, setup.accumulated)
+    held = moments(walked, setup.checkpointing, setup.accumulated)
     return Step(
         state(shape, setup) if setup.devices == 1 else shared(state(shape, setup), shape, setup),
         kept,
         multiple(gradients_of(shape, setup), 1 / setup.devices),
-        found.scaled("gradients", 1 / setup.devices) if setup.devices > 1 else found,
+        held.scaled("gradients", 1 / setup.devices) if setup.devices > 1 else held,
         walked.flops(setup.checkpointing),
         {},
     )
@@ -145,7 +146,7 @@ def shared(terms: dict[str, Size], shape: Shape, setup: Setup) -> dict[str, Size
 def one_layer(size: Size) -> Size:
     """What of a polynomial falls to one of the layers."""
     return Counter(
-        {tuple(one for one in symbols if one != "L"): each for symbols, each in size.items() if "L" in symbols}
+        {tuple(symbol for symbol in symbols if symbol != "L"): each for symbols, each in size.items() if "L" in symbols}
     )
 
 
@@ -201,7 +202,7 @@ def rest(shape: Shape) -> Size:
 
 def trained(shape: Shape, setup: Setup) -> Tensors:
     """The trained tensors."""
-    layers, one = product(1, "L"), product(1)
+    layers, single = product(1, "L"), product(1)
     if setup.method == "lora":
         pairs = [WIDTHS[name] for name in setup.targets]
         first = [] if setup.freeze_a else [(layers, (*d_in, "r")) for d_in, _ in pairs]
@@ -209,12 +210,12 @@ def trained(shape: Shape, setup: Setup) -> Tensors:
     if setup.method == "ia3":
         return [(layers, WIDTHS[name][0 if name == "down_proj" else 1]) for name in IA3_TARGETS]
     if setup.method == "prompt":
-        return [(one, ("P", "h"))]
+        return [(single, ("P", "h"))]
     if setup.method == "prefix":
-        return [(one, ("P", "L", "two", "g", "d"))]
+        return [(single, ("P", "L", "two", "g", "d"))]
     tensors: Tensors = [(layers, (*d_in, *d_out)) for d_in, d_out in WIDTHS.values()]
     tensors += [(layers, WIDTHS[name][1]) for name in shape.biased]
-    tensors += [(product(shape.layer_norms, "L") + one, ("h",)), (product(1 if shape.tied else 2), ("V", "h"))]
+    tensors += [(product(shape.layer_norms, "L") + single, ("h",)), (product(1 if shape.tied else 2), ("V", "h"))]
     return tensors + [(product(2, "L"), ("d",))] * shape.head_norms
 
 
@@ -238,12 +239,12 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
     each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
     symbols = {**shape.symbols, **setup.symbols}
     terms: dict[str, Size] = {}
-    for count, one in tensors:
-        size = evaluate(product(1, *one), symbols)
+    for count, axes in tensors:
+        size = evaluate(product(1, *axes), symbols)
         bytes_each = 8.0 if setup.optimiser == "paged_adamw" else 2.0 * each
         if setup.optimiser.endswith("8bit"):
             bytes_each = 2 * (1 + 4 / STATE_BLOCK) if size >= LEAST_8BIT else 8.0
         paged = setup.optimiser.startswith("paged") and size >= LEAST_PAGED
-        total = multiple(elements([(count, one)]), bytes_each)
+        total = multiple(elements([(count, axes)]), bytes_each)
         terms.setdefault("paged moments" if paged else "moments", Counter()).update(total)
     return terms

@@ -184,8 +184,8 @@ class Tape:
 
         trained: bytes of the gradients of the weights that it uses; the result then has a gradient too.
         """
-        grad = any(one.grad for one in inputs) or trained is not None
-        each = max(one.bytes_each for one in inputs) if bytes_each is None else bytes_each
+        grad = any(value.grad for value in inputs) or trained is not None
+        each = max(value.bytes_each for value in inputs) if bytes_each is None else bytes_each
         output = self.value(inputs[0].shape if shape is None else shape, each, grad)
         saved = (*kept, *(output,) * keeps_output) if grad else ()
         self.operations.append(
@@ -221,7 +221,7 @@ class Tape:
 
     def promotion(self, x: Value, y: Value) -> Size:
         """Bytes of the copy that brings two tensors to one dtype."""
-        narrow, wide = sorted((x, y), key=lambda one: one.bytes_each)
+        narrow, wide = sorted((x, y), key=lambda value: value.bytes_each)
         mixed = self.promotes and narrow.bytes_each < wide.bytes_each
         return product(wide.bytes_each, *narrow.shape) if mixed else Counter()
 
@@ -231,7 +231,7 @@ class Tape:
 
     def multiply(self, x: Value, y: Value) -> Value:
         """x · y, elementwise. Each factor is kept where the other gets a gradient."""
-        kept = [one for one, other in ((x, y), (y, x)) if other.grad]
+        kept = [factor for factor, other in ((x, y), (y, x)) if other.grad]
         return self.apply(x, y, kept=kept, working=self.promotion(x, y))
 
     def linear(self, x: Value, weight: Weight) -> Value:
@@ -285,13 +285,13 @@ class Tape:
     def kept(self) -> dict[str, Size]:
         """Module → bytes that autograd keeps of it: each tensor once, where it was kept first."""
         seen: set[int] = set()
-        found: dict[str, Size] = {}
-        for one in self.operations:
-            for value in one.kept:
+        sizes: dict[str, Size] = {}
+        for operation in self.operations:
+            for value in operation.kept:
                 if not value.fixed and value.key not in seen:
                     seen.add(value.key)
-                    found.setdefault(one.where, Counter()).update(value.size)
-        return found
+                    sizes.setdefault(operation.where, Counter()).update(value.size)
+        return sizes
 
 
 def repeated(operations: Sequence[Operation]) -> tuple[list[Operation], tuple[Value, ...]]:
@@ -299,7 +299,7 @@ def repeated(operations: Sequence[Operation]) -> tuple[list[Operation], tuple[Va
 
     An input is kept before its operation has a result, so that this operation is not run any more.
     """
-    needed = max(index for index, one in enumerate(operations) if one.kept)
+    needed = max(index for index, operation in enumerate(operations) if operation.kept)
     last = operations[needed]
     if last.output in last.kept:
         return list(operations[: needed + 1]), ()

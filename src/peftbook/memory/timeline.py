@@ -15,8 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from peftbook.memory.decoder import Walk
 from peftbook.memory.tape import NOTHING, Operation, Size, Value, repeated
+from peftbook.memory.walk import Walk
 
 __all__ = ["KINDS", "Moments", "kind_of", "moments"]
 
@@ -77,7 +77,7 @@ class Moments:
 
     def pruned(self) -> list[tuple[str, dict[str, Size]]]:
         """Those that no other one outweighs in every product of symbols; of equal ones the first."""
-        products = {symbols: index for index, symbols in enumerate(dict.fromkeys(one for _, one in self.columns))}
+        products = {symbols: index for index, symbols in enumerate(dict.fromkeys(column for _, column in self.columns))}
         weights = np.zeros((len(self.names), len(products)))
         for (_, symbols), column in zip(self.columns, self.table.T, strict=True):
             weights[:, products[symbols]] += column
@@ -90,11 +90,11 @@ class Moments:
 
     def by_kind(self, index: int) -> dict[str, Size]:
         """Kind → bytes of one moment, as polynomials."""
-        found: dict[str, dict[tuple[str, ...], float]] = {}
+        kinds: dict[str, dict[tuple[str, ...], float]] = {}
         for (kind, symbols), each in zip(self.columns, self.table[index], strict=True):
             if each:
-                found.setdefault(kind, {})[symbols] = float(each)
-        return {kind: Counter(sizes) for kind, sizes in found.items()}
+                kinds.setdefault(kind, {})[symbols] = float(each)
+        return {kind: Counter(sizes) for kind, sizes in kinds.items()}
 
 
 class Timeline:
@@ -171,14 +171,14 @@ class Timeline:
 
     def forward(self, operations: Iterable[Operation], readers: Counter[int], keep: bool = True) -> None:
         """Run operations. readers: how many operations have yet to read each tensor; it is freed after the last."""
-        for one in operations:
-            kind = kind_of(one.where)
-            self.hold(one.output, passing(kind))
-            self.made.add(one.output.key)
-            for value in (*one.kept, *one.held) if keep else ():
+        for operation in operations:
+            kind = kind_of(operation.where)
+            self.hold(operation.output, passing(kind))
+            self.made.add(operation.output.key)
+            for value in (*operation.kept, *operation.held) if keep else ():
                 self.hold(value, kind)
-            self.note(f"forward {one.where}", one.working)
-            for value in unique(one.inputs):
+            self.note(f"forward {operation.where}", operation.working)
+            for value in unique(operation.inputs):
                 readers[value.key] -= 1
                 if value.key in self.made and not readers[value.key]:
                     self.drop(value)
@@ -190,9 +190,9 @@ class Timeline:
         self.forward(again, readers_of(operations) + readers_of(operations[:1]))
         for value in inputs:
             self.hold(value, kind_of(operations[len(again)].where))
-        for one in again:
-            if rest[one.output.key] and self.holders[one.output.key]:
-                self.drop(one.output)
+        for operation in again:
+            if rest[operation.output.key] and self.holders[operation.output.key]:
+                self.drop(operation.output)
 
 
 class Gradients:
@@ -214,28 +214,30 @@ class Gradients:
     def backward(self, operations: Sequence[Operation], recompute: Callable[[], None] | None = None) -> None:
         """Undo operations from the last to the first. recompute: what is done once a kept tensor is needed."""
         timeline = self.timeline
-        for one in reversed([one for one in operations if one.output.grad]):
-            if recompute and any(not value.fixed for value in one.kept):
+        for operation in reversed([operation for operation in operations if operation.output.grad]):
+            if recompute and any(not value.fixed for value in operation.kept):
                 recompute()
                 recompute = None
-            kind = passing(kind_of(one.where))
-            if one.output.key not in self.of:  # the loss
-                self.give(one.output, self.make(one.output), one.where)
-            mine = self.of.pop(one.output.key)
-            readers = [value for value in unique(one.inputs) if value.grad]
-            found = [mine if one.passes and value.size == mine.size else self.make(value) for value in readers]
-            for gradient in found:
+            kind = passing(kind_of(operation.where))
+            if operation.output.key not in self.of:  # the loss
+                self.give(operation.output, self.make(operation.output), operation.where)
+            mine = self.of.pop(operation.output.key)
+            readers = [value for value in unique(operation.inputs) if value.grad]
+            gradients = [
+                mine if operation.passes and value.size == mine.size else self.make(value) for value in readers
+            ]
+            for gradient in gradients:
                 timeline.hold(gradient, kind)
-            if self.accumulated and not one.held:  # what is held is new in every micro-batch
-                timeline.note(f"backward {one.where}", one.undoing + one.weights)
+            if self.accumulated and not operation.held:  # what is held is new in every micro-batch
+                timeline.note(f"backward {operation.where}", operation.undoing + operation.weights)
             else:
-                timeline.add(labelled("gradients", one.weights))
-                timeline.note(f"backward {one.where}", one.undoing)
+                timeline.add(labelled("gradients", operation.weights))
+                timeline.note(f"backward {operation.where}", operation.undoing)
             timeline.drop(mine)
-            for value in (*one.kept, *one.held):
+            for value in (*operation.kept, *operation.held):
                 timeline.drop(value)
-            for value, gradient in zip(readers, found, strict=True):
-                self.give(value, gradient, one.where)
+            for value, gradient in zip(readers, gradients, strict=True):
+                self.give(value, gradient, operation.where)
                 timeline.drop(gradient)
 
     def give(self, value: Value, gradient: Value, where: str) -> None:
@@ -266,7 +268,7 @@ def unique(values: tuple[Value, ...]) -> Iterable[Value]:
 
 def readers_of(operations: Iterable[Operation]) -> Counter[int]:
     """How many operations read each tensor."""
-    return Counter(value.key for one in operations for value in unique(one.inputs))
+    return Counter(value.key for operation in operations for value in unique(operation.inputs))
 
 
 def moments(walked: Walk, checkpointing: bool, accumulated: bool = False) -> Moments:
@@ -306,8 +308,8 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False) -> Mom
         if name in left:
             others = walked.copies[name] - 1
             timeline.add(stays[name], -others)
-            for one in operations if not accumulated else ():
-                timeline.add(labelled("gradients", one.weights), others)
+            for operation in operations if not accumulated else ():
+                timeline.add(labelled("gradients", operation.weights), others)
     timeline.note("optimiser")
     return timeline.moments()
 
@@ -319,7 +321,7 @@ def labelled(kind: str, size: Size) -> Bytes:
 
 def own_arguments(parts: dict[str, list[Operation]], name: str) -> Size:
     """Bytes of the arguments that a layer does not share with the others."""
-    others = {value.key for other, found in parts.items() if other != name for value in found[0].inputs}
+    others = {value.key for other, operations in parts.items() if other != name for value in operations[0].inputs}
     total: Size = Counter()
     for value in parts[name][0].inputs:
         total.update(value.size if value.key not in others else NOTHING)

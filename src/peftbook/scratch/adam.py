@@ -44,13 +44,13 @@ class AdamW:
                 continue
             if w not in self.state:
                 self.state[w] = Moments(torch.zeros_like(w), torch.zeros_like(w))
-            one = self.state[w]
-            one.t += 1
-            one.m.mul_(b1).add_(w.grad, alpha=1 - b1)
-            one.v.mul_(b2).addcmul_(w.grad, w.grad, value=1 - b2)
-            size = one.v.sqrt() / (1 - b2**one.t) ** 0.5 + self.eps  # √v̂ + ε
+            moments = self.state[w]
+            moments.t += 1
+            moments.m.mul_(b1).add_(w.grad, alpha=1 - b1)
+            moments.v.mul_(b2).addcmul_(w.grad, w.grad, value=1 - b2)
+            size = moments.v.sqrt() / (1 - b2**moments.t) ** 0.5 + self.eps  # √v̂ + ε
             w.mul_(1 - self.rate * self.decay)
-            w.addcdiv_(one.m, size, value=-self.rate / (1 - b1**one.t))
+            w.addcdiv_(moments.m, size, value=-self.rate / (1 - b1**moments.t))
 
 
 def held_bytes(weights: Iterable[Tensor], optimizer: AdamW) -> dict[str, int]:
@@ -59,7 +59,7 @@ def held_bytes(weights: Iterable[Tensor], optimizer: AdamW) -> dict[str, int]:
     return {
         "weights": sum(w.nbytes for w in weights),
         "gradients": sum(w.grad.nbytes for w in weights if w.grad is not None),
-        "moments": sum(one.m.nbytes + one.v.nbytes for one in optimizer.state.values()),
+        "moments": sum(moments.m.nbytes + moments.v.nbytes for moments in optimizer.state.values()),
     }
 
 

@@ -79,7 +79,7 @@ def moments(low: np.ndarray, high: np.ndarray, block: int, power: int) -> tuple[
     The weight M^power turns an error of scaled weights into one of the weights themselves: M for absolute, M² for
     squared errors, 1 for counts. The block's largest weight, which is ±1, is not counted.
     """
-    M, weight = (one[:, None] for one in largest_magnitudes(block))
+    M, weight = (column[:, None] for column in largest_magnitudes(block))
     a, b = M * low, M * high
     scale = weight * M**power / (2 * special.ndtr(M) - 1) * (block - 1) / block
     mass = special.ndtr(b) - special.ndtr(a)
@@ -135,8 +135,8 @@ def optimal_levels(name: str, block: int) -> np.ndarray:
         levels[free] = values
         return levels
 
-    found = optimize.root(lambda values: imbalance(complete(values), name, block)[free], start[free], tol=1e-13)
-    levels = complete(found.x)
+    solution = optimize.root(lambda values: imbalance(complete(values), name, block)[free], start[free], tol=1e-13)
+    levels = complete(solution.x)
     assert np.all(np.diff(levels) > 0), f"{name} at block {block} did not converge"
     return levels
 

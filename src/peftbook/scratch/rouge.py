@@ -31,7 +31,7 @@ def rouge_n(text: str, reference: str, n: int = 1) -> float:
 
     Source: Lin 2004, section 2, whose ROUGE-N is the recall; rouge_score 0.1.2 gives P, R and F.
     """
-    x, y = (ngrams(tokens(one), n) for one in (text, reference))
+    x, y = (ngrams(tokens(words), n) for words in (text, reference))
     return f_measure((x & y).total(), x.total(), y.total())
 
 
@@ -55,16 +55,16 @@ def rouge_l(text: str, reference: str) -> float:
 
 def lcs_positions(x: Sequence[str], y: Sequence[str]) -> list[int]:
     """Where in y one longest common subsequence stands, read backwards from the end of the table."""
-    L, i, j, found = lcs_table(x, y), len(y), len(x), []
+    L, i, j, positions = lcs_table(x, y), len(y), len(x), []
     while i and j:
         if y[i - 1] == x[j - 1]:
             i, j = i - 1, j - 1
-            found.append(i)
+            positions.append(i)
         elif L[i][j - 1] > L[i - 1][j]:
             j -= 1
         else:
             i -= 1
-    return found[::-1]
+    return positions[::-1]
 
 
 def rouge_lsum(text: str, reference: str) -> float:
@@ -73,7 +73,7 @@ def rouge_lsum(text: str, reference: str) -> float:
     No word counts more often than it occurs in either text. On texts of one line it is ROUGE-L.
     Source: Lin 2004, section 3.2; the clipping is that of ROUGE-1.5.5 and rouge_score 0.1.2.
     """
-    x, y = ([tokens(line) for line in one.split("\n")] for one in (text, reference))
+    x, y = ([tokens(line) for line in words.split("\n")] for words in (text, reference))
     left = Counter(chain(*x)) & Counter(chain(*y))  # how often each word may still be counted
     shared = 0
     for wanted in y:

@@ -54,7 +54,7 @@ def add_vera(model: nn.Module, targets: set[str], rank: int, seed: int = 0) -> l
     layers = {name: part for name, part in named.items() if name.split(".")[-1] in targets}
     if not layers:
         raise ValueError(f"no linear layer is named any of {sorted(targets)}.")
-    d_in, d_out = (max(getattr(one, side) for one in layers.values()) for side in ("in_features", "out_features"))
+    d_in, d_out = (max(getattr(layer, side) for layer in layers.values()) for side in ("in_features", "out_features"))
     generator = torch.Generator().manual_seed(seed)
     A, B = (_uniform(shape, generator) for shape in ((rank, d_in), (d_out, rank)))
     model.requires_grad_(False)

@@ -18,13 +18,13 @@ def entries() -> dict[str, tuple[str, str]]:
         return {}
     from pybtex.database import parse_file
 
-    found = {}
+    works = {}
     for key, entry in parse_file(str(BIBLIOGRAPHY), bib_format="bibtex").entries.items():
         people = entry.persons.get("author", [])
         names = [re.sub(r"[{}\\\\\"]", "", " ".join([*person.prelast_names, *person.last_names])) for person in people]
         short = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
-        found[key] = (short, str(entry.fields.get("year", "")))
-    return found
+        works[key] = (short, str(entry.fields.get("year", "")))
+    return works
 
 
 def short_name(key: str) -> str | None:

@@ -112,12 +112,12 @@ def verdicts(*names: str) -> Shown:
 
     store, rows = default_store(), []
     for name in names:
-        study, found = get_study(name), results.study_verdict(name, store)
-        said = escape(found.sentence)
-        if found.outcome == "not yet run":
-            said += f" <code>{escape(results.run_command(name))}</code>"
+        study, verdict = get_study(name), results.study_verdict(name, store)
+        words = escape(verdict.sentence)
+        if verdict.outcome == "not yet run":
+            words += f" <code>{escape(results.run_command(name))}</code>"
         claim = f'<a href="runs/study-{name}.html">{escape(study.claim)}</a>'
-        rows.append([claim, f"{badge(found.outcome)}<br>{said}"])
+        rows.append([claim, f"{badge(verdict.outcome)}<br>{words}"])
     return table(["Claim", "What the runs say"], rows)
 
 

@@ -56,7 +56,7 @@ def contents(root: Path) -> list[Part]:
     import yaml
 
     table = yaml.safe_load((root / CONTENTS).read_text(encoding="utf-8"))
-    parts = [Part(part["caption"], [one["file"] for one in part["chapters"]]) for part in table["parts"]]
+    parts = [Part(part["caption"], [chapter["file"] for chapter in part["chapters"]]) for part in table["parts"]]
     return [Part("", [table["root"]]), *parts]
 
 
@@ -74,12 +74,12 @@ def write_epub(site: Path, parts: list[Part], out: Path) -> Path:
         "cover.xhtml": framed(identity.TITLE, cover_page(), "cover"),
         "title.xhtml": framed(identity.TITLE, title_page(), "titlepage"),
         "contents.xhtml": framed("Contents", navigation(parts, chapters)),
-        **{one.name: one.text for one in chapters.values()},
+        **{document.name: document.text for document in chapters.values()},
         "book.css": STYLE.read_bytes(),
         "images/cover.png": cover(),
     }
-    for one in chapters.values():
-        files |= one.images
+    for document in chapters.values():
+        files |= document.images
     files["package.opf"] = package(files, list(chapters.values())).encode()
     pack(files, out)
     return out
@@ -115,12 +115,12 @@ def navigation(parts: list[Part], chapters: dict[str, Chapter]) -> str:
     """The table of contents that reading systems show: parts, chapters, sections."""
 
     def line(page: str) -> str:
-        one = chapters[page]
+        chapter = chapters[page]
         below = "".join(
-            f'<li><a href="{one.name}#{escape(anchor, quote=True)}">{escape(title)}</a></li>'
-            for anchor, title in one.sections
+            f'<li><a href="{chapter.name}#{escape(anchor, quote=True)}">{escape(title)}</a></li>'
+            for anchor, title in chapter.sections
         )
-        return f'<li><a href="{one.name}">{escape(one.title)}</a>{f"<ol>{below}</ol>" if below else ""}</li>'
+        return f'<li><a href="{chapter.name}">{escape(chapter.title)}</a>{f"<ol>{below}</ol>" if below else ""}</li>'
 
     lines = ""
     for part in parts:
@@ -138,7 +138,7 @@ def navigation(parts: list[Part], chapters: dict[str, Chapter]) -> str:
 
 def package(files: dict[str, bytes], chapters: list[Chapter]) -> str:
     """The package document: what the book is, all of its files, and the order in which they are read."""
-    properties = {one.name: " ".join(one.properties) for one in chapters if one.properties}
+    properties = {chapter.name: " ".join(chapter.properties) for chapter in chapters if chapter.properties}
     properties |= {"contents.xhtml": "nav", "images/cover.png": "cover-image"}
     names = {file: f"f{number}" for number, file in enumerate(files)}
     items = "".join(
@@ -147,7 +147,7 @@ def package(files: dict[str, bytes], chapters: list[Chapter]) -> str:
         + "/>\n"
         for file in files
     )
-    order = ["cover.xhtml", "title.xhtml", "contents.xhtml", *(one.name for one in chapters)]
+    order = ["cover.xhtml", "title.xhtml", "contents.xhtml", *(chapter.name for chapter in chapters)]
     spine = "".join(f'<itemref idref="{names[file]}"/>\n' for file in order)
     day = released.isoformat() if (released := identity.released()) else "1970-01-01"
     people = "".join(f"<dc:creator>{escape(author)}</dc:creator>" for author in identity.AUTHORS)

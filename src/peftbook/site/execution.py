@@ -12,13 +12,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from jupyter_cache import get_cache
+from myst_nb.sphinx_ import NbMetadataCollector, Parser
 from sphinx.util import logging
 
-__all__ = ["Ledger", "file_hash", "setup"]
+__all__ = ["Ledger", "TracingParser", "cached_outputs", "file_hash", "setup"]
 
 LOGGER = logging.getLogger(__name__)
 LOCK_FILES = ("constraints.txt",)
@@ -89,8 +92,6 @@ def _ledger(app: Any) -> Ledger:
 
 def drop_stale(app: Any) -> None:
     """Before reading: drop the cached notebooks whose files changed."""
-    from jupyter_cache import get_cache
-
     ledger, cache = _ledger(app), get_cache(_cache_folder(app))
     app.peftbook_stale = list(ledger.failed)
     known = set()
@@ -136,42 +137,43 @@ def _traced(target: Path, roots: list[str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def trace_executions(app: Any) -> None:
-    """Wrap MyST-NB's cache client: trace each execution and give the downloadable notebook its outputs."""
-    from jupyter_cache import get_cache
-    from myst_nb.core.execute import cache as myst_cache
+class TracingParser(Parser):
+    """MyST-NB's parser, which executes a chapter while it reads it unless the cache has it; traces the execution."""
 
-    execute, start = myst_cache.single_nb_execution, myst_cache.NotebookClientCache.start_client
-    if getattr(start, "peftbook", False):  # a second build in this process
-        execute, start = execute.original, start.original
-
-    def traced_execution(notebook: Any, **options: Any) -> Any:
-        page, ledger = app.env.docname, _ledger(app)
-        # As jupyter-cache counts: code cells and kernel, before execution.
-        code_hash = get_cache(_cache_folder(app)).create_hashed_notebook(notebook)[1]
-        LOGGER.info("executing %s", page)
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        """Read one page; note what its kernel used, if one was started."""
+        app = document.settings.env.app
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "trace.json"
-            with _traced(target, _roots(app)):
-                result = execute(notebook, **options)
-            if result.err is not None or not target.is_file():
-                ledger.failed = sorted({*ledger.failed, page})
-            else:
-                ledger.note(code_hash, page, json.loads(target.read_text()))
-        ledger.save()
-        return result
+            try:
+                with _traced(target, _roots(app)):
+                    super().parse(inputstring, document)
+            finally:
+                _note(app, target)
 
-    def start_client(client: Any) -> None:
-        original = client.notebook
-        start(client)
-        for cell, executed in zip(original.cells, client.notebook.cells, strict=True):
-            if cell.cell_type == "code" and cell is not executed:
-                cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
 
-    traced_execution.original = execute  # type: ignore[attr-defined]
-    start_client.original, start_client.peftbook = start, True  # type: ignore[attr-defined]
-    myst_cache.single_nb_execution = traced_execution
-    myst_cache.NotebookClientCache.start_client = start_client
+def _note(app: Any, trace: Path) -> None:
+    """Store what the execution that wrote a trace used, or that it failed; without a trace there was none."""
+    if not trace.is_file():
+        return
+    page, ledger = app.env.docname, _ledger(app)
+    LOGGER.info("executed %s", page)
+    outcome = NbMetadataCollector.get_exec_data(app.env, page)
+    if outcome and outcome["succeeded"]:
+        uri = app.env.doc2path(page)
+        cached = [record for record in get_cache(_cache_folder(app)).list_cache_records() if record.uri == uri]
+        newest = max(cached, key=lambda record: record.pk)
+        ledger.note(newest.hashkey, page, json.loads(trace.read_text()))
+    else:
+        ledger.failed = sorted({*ledger.failed, page})
+    ledger.save()
+
+
+def cached_outputs(app: Any, notebook: Any) -> Any:
+    """A notebook with the outputs of its cached execution, if there is one."""
+    with suppress(KeyError):
+        return get_cache(_cache_folder(app)).merge_match_into_notebook(notebook)[1]
+    return notebook
 
 
 def _roots(app: Any) -> list[str]:
@@ -184,7 +186,8 @@ def _roots(app: Any) -> list[str]:
 
 
 def setup(app: Any) -> None:
-    """Connect the ledger to the build."""
+    """Read pages with the tracing parser and connect the ledger to the build."""
+    app.setup_extension("myst_nb")
+    app.add_source_parser(TracingParser, override=True)
     app.connect("builder-inited", drop_stale)
-    app.connect("builder-inited", trace_executions)
     app.connect("env-get-outdated", outdated)

@@ -79,19 +79,20 @@ def largest_somewhere(step: Step, rows: Sequence[int]) -> list[dict[str, list[li
     values = {**step.symbols, **dict(zip("bsr", choices, strict=True))} | {"t": choices[1], "k": choices[1]}
     columns = [
         np.prod(
-            [np.broadcast_to(values[one], choices.shape[1:]) for one in symbols] or [np.ones(choices.shape[1])], axis=0
+            [np.broadcast_to(values[symbol], choices.shape[1:]) for symbol in symbols] or [np.ones(choices.shape[1])],
+            axis=0,
         )
         for _, symbols in step.moments.columns
     ]
-    found = sorted(set((step.moments.table @ np.array(columns)).argmax(axis=0).tolist()))
-    return [{kind: as_list(size) for kind, size in step.moments.by_kind(index).items()} for index in found]
+    largest = sorted(set((step.moments.table @ np.array(columns)).argmax(axis=0).tolist()))
+    return [{kind: as_list(size) for kind, size in step.moments.by_kind(index).items()} for index in largest]
 
 
 def quantiser_numbers() -> dict[str, Any]:
     """A block of weights, drawn once, and the levels of three codebooks."""
     weights = np.random.default_rng(4).normal(size=BLOCK)
-    levels = {label: [round(float(one), 7) for one in codebook(name)] for label, name in CODEBOOKS.items()}
-    return {"weights": [round(float(one), 3) for one in weights], "levels": levels}
+    levels = {label: [round(float(level), 7) for level in codebook(name)] for label, name in CODEBOOKS.items()}
+    return {"weights": [round(float(level), 3) for level in weights], "levels": levels}
 
 
 def rank_numbers() -> dict[str, Any]:

@@ -8,76 +8,57 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-__all__ = ["blocks", "lean", "moved", "setup"]
+import tinycss2
+from tinycss2 import serialize
+
+__all__ = ["lean", "may_match", "moved", "setup"]
 
 SHEET = "site.css"
 FIRST = ("basic.css", "styles/pydata-sphinx-theme.css")  # the theme names them outside Sphinx's list
 WHOLE = ("css/", "katex/")  # the book's own
 ADDRESS = re.compile(r"""url\((["']?)(?!data:|#|/|https?:)([^"')]+)\1\)""")
-TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|[{};]', re.DOTALL)
-COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-CLASS = re.compile(r"\.(-?[A-Za-z_][\w-]*)")
 WORD = re.compile(r"[A-Za-z_][\w-]*")
-GROUPS = ("@media", "@supports", "@layer", "@container")
+GROUPS = ("media", "supports", "layer", "container")
 
 
-def blocks(css: str) -> Iterator[tuple[str, str | None]]:
-    """What stands before and inside each pair of outermost braces; (statement, None) for one without braces."""
-    start = opened = depth = 0
-    for token in TOKEN.finditer(css):
-        if token[0] == "{":
-            depth += 1
-            if depth == 1:
-                opened = token.start()
-        elif token[0] == "}":
-            depth -= 1
-            if depth == 0:
-                yield css[start:opened].strip(), css[opened + 1 : token.start()]
-                start = token.end()
-        elif token[0] == ";" and depth == 0:
-            yield css[start : token.start()].strip(), None
-            start = token.end()
+def lean(css: str | list[Any], known: Collection[str]) -> str:
+    """The rules that can match where only the classes `known` occur, without comments and fonts of icons.
 
-
-def lean(css: str, known: Collection[str]) -> str:
-    """The rules that can match where only the classes `known` occur, and no font of icons."""
+    css: a sheet, or the tokens in the block of a group of rules.
+    """
     kept = []
-    for before, inside in blocks(COMMENT.sub("", css)):
-        if inside is None:
-            kept.append(f"{before};")
-        elif before.startswith(GROUPS):
-            if rules := lean(inside, known):
-                kept.append(f"{before}{{{rules}}}")
-        elif before.startswith("@"):
-            if not re.search(r"Font ?Awesome", inside):
-                kept.append(f"{before}{{{inside}}}")
-        elif selectors := [one for one in alternatives(before) if may_match(one, known)]:
-            kept.append(f"{','.join(selectors)}{{{inside}}}")
+    for rule in tinycss2.parse_stylesheet(css, skip_comments=True, skip_whitespace=True):
+        if rule.type == "qualified-rule":
+            selectors = [serialize(part).strip() for part in alternatives(rule.prelude) if may_match(part, known)]
+            kept.append(f"{','.join(selectors)}{{{serialize(rule.content)}}}" if selectors else "")
+        elif rule.type == "at-rule" and rule.content is not None and rule.lower_at_keyword in GROUPS:
+            inside = lean(rule.content, known)
+            kept.append(f"@{rule.at_keyword}{serialize(rule.prelude).rstrip()}{{{inside}}}" if inside else "")
+        elif rule.type == "at-rule" and not is_icon_font(rule):
+            kept.append(rule.serialize())
     return "".join(kept)
 
 
-def alternatives(selectors: str) -> list[str]:
-    """A list of selectors split at the commas that no parenthesis or bracket holds."""
-    parts, depth = [""], 0
-    for letter in selectors:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
+def is_icon_font(rule: Any) -> bool:
+    """Whether a rule declares a font of icons, which no page uses."""
+    return rule.lower_at_keyword == "font-face" and re.search(r"Font ?Awesome", serialize(rule.content)) is not None
 
 
-def may_match(selector: str, known: Collection[str]) -> bool:
+def alternatives(selectors: list[Any]) -> list[list[Any]]:
+    """The tokens of a list of selectors split at its commas; those in parentheses and brackets are inside a token."""
+    return [list(part) for comma, part in groupby(selectors, key=lambda token: token == ",") if not comma]
+
+
+def may_match(selector: list[Any], known: Collection[str]) -> bool:
     """Whether all classes that the selector needs are known; those in parentheses may be alternatives or negations."""
-    while (bare := re.sub(r"\([^()]*\)|\[[^\[\]]*\]", "", selector)) != selector:
-        selector = bare
+    classes = (token.value for dot, token in pairwise(selector) if dot == "." and token.type == "ident")
     # Bootstrap joins names that begin with bs- when it runs.
-    return "\\" in selector or all(name in known or name.startswith("bs-") for name in CLASS.findall(selector))
+    return all(name in known or name.startswith("bs-") for name in classes)
 
 
 def known_classes(site: Path) -> set[str]:

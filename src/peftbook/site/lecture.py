@@ -15,7 +15,7 @@ FILES = ("peft.pptx", "peft-handout.pdf")
 def slides_of(page: str, outline: Path) -> list[int]:
     """Numbers of the slides whose chapter is this page, in the lecture's order."""
     slides = tomllib.loads(outline.read_text(encoding="utf-8"))["slide"]
-    return [at for at, one in enumerate(slides, 1) if f"book/{one['chapter'].partition('#')[0]}" == page]
+    return [at for at, slide in enumerate(slides, 1) if f"book/{slide['chapter'].partition('#')[0]}" == page]
 
 
 def add_lecture(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:

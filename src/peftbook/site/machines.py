@@ -9,7 +9,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from peftbook.site.run_pages import grid
+from peftbook.site.tables import grid
 from peftbook.training.doctor import MACHINES, Examination, book_machines
 
 __all__ = ["machines_table", "setup"]
@@ -21,19 +21,19 @@ HEADS = ("Machine", "computes in", "GFLOP/s a thread, float32", "GFLOP/s a threa
 
 def machines_table() -> str:
     """One row a machine."""
-    return grid(HEADS, [list(cells(one)) for one in book_machines()], "machines")
+    return grid(HEADS, [list(cells(machine)) for machine in book_machines()], "machines")
 
 
-def cells(one: Examination) -> Iterator[str]:
+def cells(machine: Examination) -> Iterator[str]:
     """The cells of a machine's row."""
-    best, _, limits = one.instructions.partition(", ")
+    best, _, limits = machine.instructions.partition(", ")
     what = f"held to {best}" if limits else best
-    yield escape(f"{one.processor}, {one.cores} cores, {what}")
-    yield escape(one.dtype)
+    yield escape(f"{machine.processor}, {machine.cores} cores, {what}")
+    yield escape(machine.dtype)
     for name in ("fp32", "bf16"):
-        yield f"{one.operations_per_second[name] / 1e9:,.0f}"
+        yield f"{machine.operations_per_second[name] / 1e9:,.0f}"
     for name in SHOWN:
-        yield f"{one.tokens_per_second[name]:,.0f}"
+        yield f"{machine.tokens_per_second[name]:,.0f}"
 
 
 class Machines(SphinxDirective):

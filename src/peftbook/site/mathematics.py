@@ -53,16 +53,16 @@ def render_tex(tex: str, display: bool, script: Path = KATEX) -> str:
 
 def parts(tex: str) -> list[str]:
     r"""The formulas that stand side by side in one display: TeX split at each `\quad` and `\qquad` outside a group."""
-    found, depth, start = [], 0, 0
+    pieces, depth, start = [], 0, 0
     for token in TOKEN.finditer(tex):
         if token[0] in ("{", r"\left") or token[0].startswith(r"\begin"):
             depth += 1
         elif token[0] in ("}", r"\right") or token[0].startswith(r"\end"):
             depth -= 1
         elif token[0] in (r"\quad", r"\qquad") and not depth:
-            found.append(tex[start : token.start()])
+            pieces.append(tex[start : token.start()])
             start = token.end()
-    return [part.strip() for part in (*found, tex[start:]) if part.strip()]
+    return [part.strip() for part in (*pieces, tex[start:]) if part.strip()]
 
 
 def _render_or_warn(translator: Any, node: nodes.Element, display: bool) -> str:
@@ -93,10 +93,10 @@ def keep_together(app: Any, doctree: nodes.document, page: str) -> None:
         at = around.children.index(node)
         before = around[at - 1] if at else None
         after = around[at + 1] if at + 1 < len(around) else None
-        if isinstance(before, nodes.Text) and (found := OPENING.search(before)):
-            node["before"], around[at - 1] = found[0], nodes.Text(before[: found.start()])
-        if isinstance(after, nodes.Text) and (found := CLOSING.match(after)):
-            node["after"], around[at + 1] = found[0], nodes.Text(after[found.end() :])
+        if isinstance(before, nodes.Text) and (mark := OPENING.search(before)):
+            node["before"], around[at - 1] = mark[0], nodes.Text(before[: mark.start()])
+        if isinstance(after, nodes.Text) and (mark := CLOSING.match(after)):
+            node["after"], around[at + 1] = mark[0], nodes.Text(after[mark.end() :])
 
 
 def visit_displayed(translator: Any, node: nodes.math_block) -> None:

@@ -11,6 +11,7 @@ import nbformat
 from peftbook.errors import InputError
 from peftbook.literature import published
 from peftbook.site import identity
+from peftbook.site.execution import cached_outputs
 from peftbook.site.numbers import printed
 
 __all__ = ["portable", "setup"]
@@ -53,7 +54,7 @@ def copy_notebook(app: Any, page: str, template: str, context: dict[str, Any], d
         return
     target = Path(app.outdir) / "_sources" / f"{page}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    notebook = portable(nbformat.read(executed, as_version=4), page)
+    notebook = portable(cached_outputs(app, nbformat.read(executed, as_version=4)), page)
     target.write_text(nbformat.writes(notebook), encoding="utf-8")
     context["ipynb_source"] = f"{page}.ipynb"
 

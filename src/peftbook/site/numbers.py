@@ -41,22 +41,22 @@ def printed(name: str, form: str) -> tuple[str, str]:
     """Text and tooltip of the quantity `study.name`; form `value` leaves the interval out. Raises InputError."""
     if form not in FORMS:
         raise InputError(f"Unknown form {form!r} of {name!r}: write {name!r} or '{name};value'.")
-    found = quantity(name)
-    return format_quantity(found, interval=form != "value"), describe(name, found)
+    measured = quantity(name)
+    return format_quantity(measured, interval=form != "value"), describe(name, measured)
 
 
-def describe(name: str, found: Quantity) -> str:
+def describe(name: str, measured: Quantity) -> str:
     """The tooltip: what is behind the number."""
     parts = [name]
-    if found.low is not None:
+    if measured.low is not None:
         parts.append("95 % interval")
-    if found.n:
-        parts.append(f"n = {found.n:,}")
-    if found.seeds:
-        parts.append(f"{found.seeds} seed" + "s" * (found.seeds > 1))
-    parts.append(f"{len(found.runs)} run" + "s" * (len(found.runs) != 1))
-    if found.note:
-        parts.append(found.note)
+    if measured.n:
+        parts.append(f"n = {measured.n:,}")
+    if measured.seeds:
+        parts.append(f"{measured.seeds} seed" + "s" * (measured.seeds > 1))
+    parts.append(f"{len(measured.runs)} run" + "s" * (len(measured.runs) != 1))
+    if measured.note:
+        parts.append(measured.note)
     return "; ".join(parts)
 
 
@@ -154,12 +154,12 @@ def _forget(app: Any, env: Any, docname: str) -> None:
 def _outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
     """Pages on which a number is missing, or would be printed differently now."""
     published_values.cache_clear()
-    found = []
+    pages = []
     for page, answers in _numbers(env).items():
         stale = any(isinstance(old, str) or ANSWERS[role](text) != old for (role, text), old in answers.items())
         if stale and page in env.all_docs:
-            found.append(page)
-    return found
+            pages.append(page)
+    return pages
 
 
 def _fail_on_missing(app: Any, error: Exception | None) -> None:

@@ -21,8 +21,8 @@ GROUPS = ("", "scratch", "memory", "tasks", "studies", "training", "figures")
 def commands(parser: argparse.ArgumentParser) -> Shown:
     """Every command with its options, folded."""
     parts = [
-        fold(f"command-{name.replace(' ', '-')}", f"peftbook {name}", one.description or "", options(one))
-        for name, one in subcommands(parser)
+        fold(f"command-{name.replace(' ', '-')}", f"peftbook {name}", command.description or "", options(command))
+        for name, command in subcommands(parser)
     ]
     return Shown("".join(parts), "")
 
@@ -46,8 +46,8 @@ def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[t
     if not groups:
         yield before, parser
     for group in groups:
-        for name, one in group.choices.items():
-            yield from subcommands(one, f"{before} {name}".strip())
+        for name, command in group.choices.items():
+            yield from subcommands(command, f"{before} {name}".strip())
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -73,7 +73,7 @@ def library() -> Shown:
             if path.stem.startswith("__") or not (offered := public(tree)):
                 continue
             name = ".".join(filter(None, ("peftbook", group, path.stem)))
-            lines = (f"<dt><code>{escape(one)}</code></dt><dd>{prose(text)}</dd>" for one, text in offered)
+            lines = (f"<dt><code>{escape(signature)}</code></dt><dd>{prose(text)}</dd>" for signature, text in offered)
             parts.append(fold(name, name, first_line(tree), lines))
     return Shown("".join(parts), "")
 
@@ -84,13 +84,13 @@ def public(tree: ast.Module) -> list[tuple[str, str]]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "__all__" for target in node.targets):
             names = set(ast.literal_eval(node.value))
-    found = []
+    offers = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in names:
-            found.append((f"{node.name}({ast.unparse(node.args)})", first_line(node)))
+            offers.append((f"{node.name}({ast.unparse(node.args)})", first_line(node)))
         elif isinstance(node, ast.ClassDef) and node.name in names:
-            found.append((f"class {node.name}", first_line(node)))
-    return found
+            offers.append((f"class {node.name}", first_line(node)))
+    return offers
 
 
 def first_line(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:

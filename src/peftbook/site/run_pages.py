@@ -1,4 +1,4 @@
-"""Pages made from the store: one for each run, one for each study, the list of runs and the claims scoreboard.
+"""Pages made from the store: one for each run, one for each study, and the list of runs.
 
 Run and study pages are plain HTML in the theme's frame: they skip Sphinx's reading, so hundreds cost little, and one
 whose record and frame did not change is not written again. They stand at `book/runs/<key>.html` and
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from html import escape
@@ -23,11 +21,11 @@ from sphinx.util.docutils import SphinxDirective
 from peftbook import results, specs, studies
 from peftbook.errors import InputError
 from peftbook.records import Record, Store, default_store
-from peftbook.site.bibliography import BIBLIOGRAPHY, short_name
+from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
 from peftbook.site.curves import curve_svg
-from peftbook.site.display import VERDICTS, badge, sign, slug
+from peftbook.site.tables import command_block, details, fact_table, flatten, grid, raised, with_unit
 
-__all__ = ["run_index", "run_page", "scoreboard", "setup", "study_page"]
+__all__ = ["run_index", "run_page", "setup", "study_page"]
 
 FOLDER, MEMORY = "book/runs", ".written.json"
 SAMPLE = 10
@@ -36,75 +34,10 @@ SHOWN_MEASUREMENTS = 6  # of a probe, in a list of runs
 SHOWN_VALUES = 12  # of a list that is no curve
 SHOWN_SPECS = 3  # of the runs that a probe trains or reads; the raw record holds them all
 UNFOLDED = 24  # rows of a table that a reader need not ask for
-SECONDS_PER_MINUTE, BYTES_PER_MEGABYTE = 60, 1e6
 UNITS = ("nats", "seconds", "bytes", "bits")  # last words of measurements' names
 HEADLINES = {"quality": ("loss_nats", "rougeL", "bleu"), "timing": ("median_step_seconds", "peak_memory_bytes")}
 AXES = ("step", "steps", "tokens")  # lists of a curve that say where the others were taken
 EVERY_STEP = "train_"  # a probe's list that is so named has a value for each step; those of a run all have
-
-
-# ---------------------------------------------------------------------------------------------- pieces of HTML
-
-
-def _table(rows: Iterable[tuple[str, str]], kind: str = "facts") -> str:
-    body = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
-    return f'<div class="table-scroll" tabindex="0"><table class="table {kind}"><tbody>{body}</tbody></table></div>'
-
-
-def grid(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    heads, rows = list(heads), [list(row) for row in rows]
-    if not rows:
-        return '<p class="nothing">None yet.</p>'
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    # The head's words again on each cell: on a phone the rows are shown as cards.
-    cells = (
-        "".join(f'<td data-head="{name}">{cell}</td>' for name, cell in zip(heads, row, strict=True)) for row in rows
-    )
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    table = f'<table class="table {kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="table-scroll" tabindex="0">{table}</div>'
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings as rows with dotted names."""
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flatten(item, f"{prefix}{name}.")
-        else:
-            yield escape(prefix + name), escape(_plain(item))
-
-
-def _plain(value: Any) -> str:
-    """A setting for people."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "—"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.12g}" if isinstance(value, float) else "—" if value in (None, "") else str(value)
-
-
-def _number(text: str) -> str:
-    """A printed quantity as HTML, powers of ten raised: `5 × 10^−5`."""
-    return re.sub(r"10\^([−-]?\d+)", r"10<sup>\1</sup>", escape(text))
-
-
-def with_unit(name: str, value: float | int | None) -> tuple[str, str]:
-    """A measurement for people, its unit beside the value: ("train_seconds", 130) → ("train_time", "2.2 min")."""
-    if value is None:
-        return name, "—"
-    stem, _, unit = name.rpartition("_")
-    if unit == "bytes":
-        return stem, f"{value / BYTES_PER_MEGABYTE:,.1f} MB"
-    if unit == "seconds":
-        return (
-            f"{stem}_time",
-            f"{value / SECONDS_PER_MINUTE:,.1f} min" if value >= 2 * SECONDS_PER_MINUTE else f"{value:,.2f} s",
-        )
-    if unit == "nats":
-        return stem, f"{value:.4f} nats"
-    if name.endswith("_per_second"):
-        return name, f"{value:,.1f}"
-    return name, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _headline(record: Record) -> str:
@@ -118,21 +51,21 @@ def _headline(record: Record) -> str:
         if len(names) > SHOWN_MEASUREMENTS:
             return f"{len(names)} measurements"
         names = names[:2]
-    found = [with_unit(name, measured[name]) for name in names if measured.get(name) is not None]
-    return escape("; ".join(f"{name} {value}" for name, value in found).replace("_", " "))
+    rows = [with_unit(name, measured[name]) for name in names if measured.get(name) is not None]
+    return escape("; ".join(f"{name} {value}" for name, value in rows).replace("_", " "))
 
 
-def _quantities(found: Mapping[str, studies.Quantity]) -> str:
+def _quantities(quantities: Mapping[str, studies.Quantity]) -> str:
     """A table of quantities; each row is the anchor that measured numbers link to."""
     rows = (
         [
             f'<span id="{escape(name)}"><code>{escape(name).replace("_", "_<wbr>")}</code></span>',
-            _number(results.format_quantity(quantity)),
+            raised(results.format_quantity(quantity)),
             f"{quantity.n:,}" if quantity.n else "",
             str(quantity.seeds or ""),
             _run_links(quantity.runs),
         ]
-        for name, quantity in found.items()
+        for name, quantity in quantities.items()
     )
     return grid(["Name", "Value [95 % interval]", "n", "Seeds", "Runs"], rows, "quantities")
 
@@ -148,14 +81,6 @@ def _platform(record: Record) -> str:
     if record.spec.platform == "cpu":
         return ""
     return f' <span class="platform" title="{escape(record.hardware)}">{escape(record.spec.platform)}</span>'
-
-
-def _details(summary: str, body: str) -> str:
-    return f'<details class="fold"><summary>{summary}</summary>{body}</details>'
-
-
-def _command(text: str) -> str:
-    return f'<div class="highlight"><pre tabindex="0"><span></span>{escape(text)}</pre></div>'
 
 
 # ---------------------------------------------------------------------------------------------- the pages
@@ -187,13 +112,13 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
     measurements = [
         (escape(n.replace("_", " ")), escape(v)) for n, v in (with_unit(*m) for m in record.measurements.items())
     ]
-    table = _table(measurements)
+    table = fact_table(measurements)
     if len(measurements) > UNFOLDED:
-        table = _details(f"{len(measurements)} measurements", table)
+        table = details(f"{len(measurements)} measurements", table)
     parts += ['<h2 id="measured">What was measured</h2>', table, *_curves(record)]
     parts += [
         '<h2 id="repeat">Repeat it</h2>',
-        _command(f"peftbook run --key {record.short_key}{platform} --again"),
+        command_block(f"peftbook run --key {record.short_key}{platform} --again"),
         f'<p><a href="{record.short_key}.json" download>Download the raw record (JSON)</a>; its full key, '
         f'<code class="key">{record.key}</code>, is the SHA-256 of the spec below.</p>',
     ]
@@ -201,10 +126,10 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
     if isinstance(record.spec, specs.Probe):
         parts += _probe_spec(record.spec, spec, known)
     else:
-        parts.append(_table(_flatten(spec)))
-    parts += ['<h2 id="provenance">Where it was made</h2>', _table(_flatten(record.provenance))]
+        parts.append(fact_table(flatten(spec)))
+    parts += ['<h2 id="provenance">Where it was made</h2>', fact_table(flatten(record.provenance))]
     if record.metrics_info:
-        parts += ['<h2 id="metrics">How it was scored</h2>', _table(_flatten(record.metrics_info))]
+        parts += ['<h2 id="metrics">How it was scored</h2>', fact_table(flatten(record.metrics_info))]
     if texts:
         shown = "".join(f"<li><pre>{escape(text)}</pre></li>" for text in texts[:SAMPLE])
         parts += [f'<h2 id="texts">What it wrote</h2><p>The first {min(SAMPLE, len(texts))} of {len(texts)}.</p>']
@@ -217,7 +142,7 @@ def _curves(record: Record) -> Iterator[str]:
     curve = record.curve
     along = curve.get("step") or curve.get("steps") or []
     lists = []
-    for name, values in sorted(curve.items(), key=lambda one: not one[0].endswith("_nats")):  # losses first
+    for name, values in sorted(curve.items(), key=lambda item: not item[0].endswith("_nats")):  # losses first
         if not values or name in AXES:
             continue
         stem, _, unit = name.rpartition("_")
@@ -229,7 +154,7 @@ def _curves(record: Record) -> Iterator[str]:
         else:
             lists.append((escape(title), escape(_numbers(values))))
     if lists:
-        yield _details(f"{len(lists)} list{'s' * (len(lists) > 1)} of numbers", _table(lists))
+        yield details(f"{len(lists)} list{'s' * (len(lists) > 1)} of numbers", fact_table(lists))
 
 
 def _numbers(values: list[float]) -> str:
@@ -240,7 +165,7 @@ def _numbers(values: list[float]) -> str:
 def _probe_spec(probe: specs.Probe, spec: dict[str, Any], known: Collection[str]) -> Iterator[str]:
     """A probe's own fields, then each run that it trains or reads, folded."""
     runs = spec.pop("runs", [])
-    yield _table(_flatten(spec))
+    yield fact_table(flatten(spec))
     if runs:
         rows = []
         for run in probe.runs:
@@ -250,8 +175,8 @@ def _probe_spec(probe: specs.Probe, spec: dict[str, Any], known: Collection[str]
             rows.append([name, escape(results.describe(run)), "its own record" if run.key in known else "made here"])
         yield "<h3>The runs that it trains or reads</h3>"
         yield grid(["Run", "What", "Record"], rows, "runs")
-        for run, one in zip(probe.runs[:SHOWN_SPECS], runs[:SHOWN_SPECS], strict=True):
-            yield _details(f"Spec of {run.key[:12]}", _table(_flatten(one)))
+        for run, settings in zip(probe.runs[:SHOWN_SPECS], runs[:SHOWN_SPECS], strict=True):
+            yield details(f"Spec of {run.key[:12]}", fact_table(flatten(settings)))
 
 
 def study_page(study: studies.Study, store: Store, cuda: Store | None = None) -> str:
@@ -259,20 +184,20 @@ def study_page(study: studies.Study, store: Store, cuda: Store | None = None) ->
 
     cuda: the same records seen from a GPU, if any was made there.
     """
-    one = results.claim(study.name, store)
+    claim = results.claim(study.name, store)
     quantities = results.study_quantities(study.name, store)
-    deciding = {name: quantities[name] for name in one.verdict.quantities if name in quantities}
+    deciding = {name: quantities[name] for name in claim.verdict.quantities if name in quantities}
     others = {name: quantity for name, quantity in quantities.items() if name not in deciding}
     records = study.records(store)
     runs = grid(["Run", "What", "Result"], _run_rows(records), "runs")
-    parts = [f"<h1>{escape(study.title)}</h1>", _claim(one, cuda, home="../", page="")]
+    parts = [f"<h1>{escape(study.title)}</h1>", claim_card(claim, cuda, home="../", page="")]
     if deciding:
         parts += ['<h2 id="deciding">What decided</h2>', _quantities(deciding)]
     parts += [
         '<h2 id="repeat">Repeat it</h2>',
-        _command(results.run_command(study.name)),
-        f'<h2 id="runs">Runs</h2><p>{len(records)} cached, {one.missing} missing.</p>',
-        _details("Every run, and what it found", runs) if len(records) > UNFOLDED else runs,
+        command_block(results.run_command(study.name)),
+        f'<h2 id="runs">Runs</h2><p>{len(records)} cached, {claim.missing} missing.</p>',
+        details("Every run, and what it found", runs) if len(records) > UNFOLDED else runs,
     ]
     if others:
         parts += [f'<h2 id="quantities">{"Other" if deciding else "All"} quantities</h2>', _quantities(others)]
@@ -288,125 +213,12 @@ def _run_rows(records: Iterable[Record], prefix: str = "") -> Iterator[list[str]
         ]
 
 
-def _source_link(source: str, prefix: str = "") -> str:
-    """A study's source as a link into the bibliography where it starts with a key, else as it stands."""
-    key, _, rest = source.partition(",")
-    name = short_name(key.strip())
-    if name is None:
-        return escape(source)
-    where = f",{escape(rest)}" if rest else ""
-    return f'<a href="{prefix}bibliography.html#ref-{key.strip()}">{escape(name)}</a>{where}'
-
-
-def _chapter_link(study: studies.Study, prefix: str = "") -> str:
-    """A link to the study's chapter, empty where the book has none yet."""
-    page = study.chapter.removeprefix("book/").removesuffix(".md")
-    if not page or not BIBLIOGRAPHY.with_name(f"{page}.md").is_file():
-        return ""
-    return f'<a href="{prefix}{escape(page)}.html">{escape(page.replace("-", " "))}</a>'
-
-
-def _seen_from_cuda(store: Store) -> Store | None:
-    """The same records seen from a GPU, if any was made there."""
-    return store.on("cuda") if any(record.spec.platform == "cuda" for record in store.all()) else None
-
-
-# ---------------------------------------------------------------------------------------------- the scoreboard
-
-
-def scoreboard(store: Store) -> str:
-    """Every claim as a card, in order of worth, behind a row of counts that filters them."""
-    claims, cuda = results.claims(store), _seen_from_cuda(store)
-    counts = results.count_verdicts(claims)
-    cards = "".join(_claim(one, cuda, home="", page=f"runs/study-{one.study.name}.html") for one in claims)
-    return f'<div class="claims">{_filter(counts, len(claims))}{_meanings(counts)}{cards}</div>'
-
-
-def _filter(counts: Mapping[str, int], total: int) -> str:
-    """Counts as radio buttons, which the style sheet reads: no script. A browser without :has() shows every card."""
-    choices = [("all", "all", total)]
-    choices += [(slug(name), f"{sign(name)} {escape(name)}", count) for name, count in counts.items()]
-    buttons = "".join(
-        f'<input type="radio" name="verdict" id="show-{name}"{" checked" if name == "all" else ""}>'
-        f'<label for="show-{name}" class="choice verdict-{name}">{text} <b>{count}</b></label>'
-        for name, text, count in choices
-    )
-    return f'<fieldset class="claim-filter"><legend>Show claims by verdict</legend>{buttons}</fieldset>'
-
-
-def _meanings(outcomes: Iterable[str]) -> str:
-    """What each verdict says, folded."""
-    said = "".join(
-        f"<div><dt>{badge(one)}</dt><dd>{escape(VERDICTS[one][1])}</dd></div>" for one in outcomes if one in VERDICTS
-    )
-    return _details("What the verdicts mean", f'<dl class="meanings">{said}</dl>')
-
-
-def _claim(one: results.Claim, cuda: Store | None, *, home: str, page: str) -> str:
-    """One claim as a card: verdict, source, effect, what would have refuted it and what it does not show.
-
-    home: the way to the book's pages.   page: the way to the study's page, empty on that page itself.
-    """
-    study, verdict = one.study, one.verdict
-    said = (f'<p class="claim-evidence">{text}</p>' for text in (escape(verdict.sentence), *_on_cuda(study, cuda)))
-    terms = (
-        f"<dl><div><dt>Refuted if</dt><dd>{escape(study.refuted_if)}</dd></div>"
-        f"<div><dt>What this does not show</dt><dd>{escape(study.does_not_show)}</dd></div></dl>"
-    )
-    if page and verdict.outcome == "not yet run":
-        terms = _details("What would refute it, and what this will not show", terms)
-    chapter = _chapter_link(study, home)
-    links = [
-        f'Study: <a href="{page}">{escape(study.title)}</a>' if page else '<a href="../claims.html">All claims</a>',
-        f"Chapter: {chapter}" if chapter else "",
-        f'<a href="{page}#runs">{one.runs - one.missing} of {one.runs} runs</a>',
-    ]
-    return (
-        f'<article class="claim is-{slug(verdict.outcome)}" id="claim-{study.name}">'
-        f'<header>{badge(verdict.outcome)}<span class="claim-source">Source: {_source_link(study.source, home)}</span>'
-        f"</header><h2>{escape(study.claim)}</h2>{_effect(one, page)}{''.join(said)}"
-        f'{terms}<p class="claim-links">{" · ".join(filter(None, links))}</p></article>'
-    )
-
-
-def _on_cuda(study: studies.Study, cuda: Store | None) -> Iterator[str]:
-    """What the GPU records say about a study, if there are any."""
-    if cuda is not None:
-        verdict = results.study_verdict(study.name, cuda)
-        if verdict.outcome != "not yet run":
-            yield f'<span class="platform">cuda</span> {badge(verdict.outcome)} {escape(verdict.sentence)}'
-
-
-def _effect(one: results.Claim, page: str) -> str:
-    """The deciding number with its interval, or the command that makes it."""
-    if one.effect is None:
-        if one.verdict.outcome != "not yet run" and not one.missing:
-            return ""
-        more = f"At least {one.missing} run{'s' * (one.missing != 1)} to go: " if one.missing else "Run "
-        return f'<p class="claim-effect">{more}<code>{escape(results.run_command(one.study.name))}</code></p>'
-    found = one.effect
-    inside, beside = (found.unit, "") if found.unit in ("bytes", "%") else ("", found.unit)
-    value = _number(results.format_value(found.value, found.digits, inside))
-    unit = f' <span class="unit">{escape(beside)}</span>' if beside else ""
-    interval = ""
-    if found.low is not None and found.high is not None and math.isfinite(found.low) and math.isfinite(found.high):
-        low, high = (_number(results.format_value(end, found.digits, inside)) for end in (found.low, found.high))
-        interval = f' <span class="interval">{escape(found.note or "95 % interval")}: {low} to {high}</span>'
-    facts = [f"{found.seeds} seed{'s' * (found.seeds > 1)}"] if found.seeds else []
-    facts += [f"n = {found.n:,}"] if found.n else []
-    behind = f'<a href="{page}#{escape(one.name)}">{escape(one.name.replace("_", " "))}</a>'
-    return (
-        f'<p class="claim-effect"><strong>{value}</strong>{unit}{interval}'
-        f'<span class="claim-facts">{", ".join([behind, *facts])}</span></p>'
-    )
-
-
 def run_index(store: Store) -> str:
     """All runs, each under the first study that uses it, folded."""
     parts: list[str] = []
     shown: set[str] = set()
     every = {record.key: record for record in store.all()}
-    for study, keys in _keys_by_study(store, _seen_from_cuda(store)):
+    for study, keys in _keys_by_study(store, seen_from_cuda(store)):
         mine = [every[key] for key in keys if key in every and key not in shown]
         before = sum(key in every and key in shown for key in keys)
         shown |= {record.key for record in mine}
@@ -433,7 +245,7 @@ def _index_count(mine: int, before: int) -> str:
 def _index_entry(anchor: str, title: str, count: str, records: list[Record], link: str = "") -> str:
     table = grid(["Run", "What", "Result"], _run_rows(records, "runs/"), "runs") if records else ""
     summary = f'<span class="fold-title">{escape(title)}</span> <span class="fold-count">{count}</span>'
-    return f'<section id="{anchor}">{_details(summary, link + table)}</section>'
+    return f'<section id="{anchor}">{details(summary, link + table)}</section>'
 
 
 class _StoreDirective(SphinxDirective):
@@ -474,8 +286,8 @@ def _frame(app: Any) -> str:
 
 def _state(app: Any) -> str:
     """Hash of all that the pages are made from: the sources when the build began, and the records wherever they lie."""
-    found = [path for folder in default_store().folders for path in sorted(folder.glob("*.json*"))]
-    times = [(str(path), path.stat().st_mtime_ns) for path in found]
+    records = [path for folder in default_store().folders for path in sorted(folder.glob("*.json*"))]
+    times = [(str(path), path.stat().st_mtime_ns) for path in records]
     return hashlib.sha256(f"{app.peftbook_sources}{times}".encode()).hexdigest()
 
 
@@ -511,7 +323,7 @@ def collect_pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
 def _articles(store: Store, out: Path) -> Iterator[tuple[str, str, str]]:
     """Name, title and article of every page; each record's raw file is copied beside its page."""
     where: dict[str, list[studies.Study]] = {}
-    cuda = _seen_from_cuda(store)
+    cuda = seen_from_cuda(store)
     for study, keys in _keys_by_study(store, cuda):
         for key in keys:
             where.setdefault(key, []).append(study)

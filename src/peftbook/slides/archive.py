@@ -68,25 +68,25 @@ def faults(data: bytes) -> list[str]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         parts = {name: archive.read(name) for name in names}
-    found = [f"{name} is in the archive {count} times." for name, count in Counter(names).items() if count > 1]
+    sentences = [f"{name} is in the archive {count} times." for name, count in Counter(names).items() if count > 1]
     trees = {}
     for name, body in parts.items():
         if name.endswith((".xml", ".rels")):
             try:
                 trees[name] = etree.fromstring(body)
             except etree.XMLSyntaxError as error:
-                found.append(f"{name} is not well formed: {error}.")
-    found += type_faults(parts, trees["[Content_Types].xml"])
-    found += relationship_faults(parts, trees)
+                sentences.append(f"{name} is not well formed: {error}.")
+    sentences += type_faults(parts, trees["[Content_Types].xml"])
+    sentences += relationship_faults(parts, trees)
     for name, tree in trees.items():
-        found += [f"{name}: {text}" for text in element_faults(tree)]
-    return found
+        sentences += [f"{name}: {text}" for text in element_faults(tree)]
+    return sentences
 
 
 def type_faults(parts: dict[str, bytes], types: etree._Element) -> Iterator[str]:
     """Parts without a content type, types without a part, and types that are stated twice."""
-    overrides = [one.get("PartName", "").lstrip("/") for one in types.iter(f"{TYPES}Override")]
-    defaults = [one.get("Extension", "").lower() for one in types.iter(f"{TYPES}Default")]
+    overrides = [entry.get("PartName", "").lstrip("/") for entry in types.iter(f"{TYPES}Override")]
+    defaults = [entry.get("Extension", "").lower() for entry in types.iter(f"{TYPES}Default")]
     for kind, listed in (("part", overrides), ("extension", defaults)):
         yield from (f"The type of {kind} {name} is stated twice." for name, n in Counter(listed).items() if n > 1)
     yield from (f"{name} has a content type and is missing." for name in overrides if name not in parts)
@@ -109,13 +109,13 @@ def relationship_faults(parts: dict[str, bytes], trees: dict[str, etree._Element
             yield f"{name} belongs to no part."
         ids = {}
         kinds = []
-        for one in tree.iter(f"{PACKAGE}Relationship"):
-            key, target = one.get("Id", ""), one.get("Target", "")
+        for relation in tree.iter(f"{PACKAGE}Relationship"):
+            key, target = relation.get("Id", ""), relation.get("Target", "")
             if key in ids:
                 yield f"{name} has two relationships {key}."
             ids[key] = target
-            kinds.append(one.get("Type", "").rpartition("/")[2])
-            if one.get("TargetMode") == "External":
+            kinds.append(relation.get("Type", "").rpartition("/")[2])
+            if relation.get("TargetMode") == "External":
                 if not target.startswith("https://"):
                     yield f"{name} leads to {target}, which is no https address."
                 continue
@@ -125,7 +125,7 @@ def relationship_faults(parts: dict[str, bytes], trees: dict[str, etree._Element
                 yield f"{name} leads to {target}, which is missing."
         if owner in trees:
             used = {value for element in trees[owner].iter() for key, value in element.attrib.items() if OFFICE in key}
-            yield from (f"{owner} uses the relationship {one}, which is missing." for one in used - set(ids))
+            yield from (f"{owner} uses the relationship {key}, which is missing." for key in used - set(ids))
         wanted = WANTED.get(posixpath.basename(posixpath.dirname(owner)).removesuffix("s"))
         if wanted and kinds.count(wanted) != 1:
             yield f"{owner} leads to {kinds.count(wanted)} parts of kind {wanted}, it needs one."
@@ -134,15 +134,15 @@ def relationship_faults(parts: dict[str, bytes], trees: dict[str, etree._Element
 
 def element_faults(tree: etree._Element) -> Iterator[str]:
     """Ids that are repeated or out of range, and children out of the schema's order."""
-    shapes = [one.get("id") for one in tree.iter(f"{P}cNvPr")]
+    shapes = [element.get("id") for element in tree.iter(f"{P}cNvPr")]
     yield from (f"two shapes have the id {key}." for key, count in Counter(shapes).items() if count > 1)
     for tag, low in (("sldId", 256), ("sldMasterId", 2**31), ("sldLayoutId", 2**31)):
-        ids = [int(one.get("id", "0")) for one in tree.iter(f"{P}{tag}")]
+        ids = [int(element.get("id", "0")) for element in tree.iter(f"{P}{tag}")]
         yield from (f"{tag} {key} is repeated." for key, count in Counter(ids).items() if count > 1)
         yield from (f"{tag} {key} is below {low}." for key in ids if key < low)
     for element in tree.iter(*ORDERS):
         order = ORDERS[element.tag]
         local = [etree.QName(child).localname for child in element if isinstance(child.tag, str)]
-        ranks = [order.index(one) for one in local if one in order]
+        ranks = [order.index(name) for name in local if name in order]
         if ranks != sorted(ranks):
             yield f"the children of {etree.QName(element).localname} are out of order: {', '.join(local)}."

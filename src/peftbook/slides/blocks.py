@@ -43,7 +43,7 @@ def add_body(shape: Any, lines: list[str], right: float) -> None:
     """Paragraphs in the body placeholder, between the left margin and `right`."""
     width = right - MARGIN
     check_fit([(line, BODY_SIZE, False) for line in lines], width, BOTTOM - TOP, gap=14)
-    shape.left, shape.top, shape.width, shape.height = (Inches(one) for one in (MARGIN, TOP, width, BOTTOM - TOP))
+    shape.left, shape.top, shape.width, shape.height = (Inches(length) for length in (MARGIN, TOP, width, BOTTOM - TOP))
     frame = shape.text_frame
     frame.word_wrap = True
     frame.text = "\n".join(lines)
@@ -97,7 +97,7 @@ def add_sketch(slide: Any, kind: str, left: float, top: float) -> None:
     group.name = f"Sketch {kind}"
     group._element.nvGrpSpPr.cNvPr.set("descr", alt)
     for x, y, width, height, trained in boxes:
-        part = [Inches(one) for one in (left + x, top + y, width, height)]
+        part = [Inches(length) for length in (left + x, top + y, width, height)]
         shape = group.shapes.add_shape(MSO_SHAPE.RECTANGLE, *part)
         shape.fill.solid()
         shape.fill.fore_color.theme_color = MSO_THEME_COLOR.TEXT_2 if trained else MSO_THEME_COLOR.ACCENT_5
@@ -185,16 +185,16 @@ def add_claims(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
     """The claims with these verdicts under their heads, in order of worth, in two columns; the rest is counted."""
     gap, room = 0.4, BOTTOM - TOP - 0.35
     width = (WIDTH - 2 * MARGIN - gap) / 2
-    said = outcomes(sources.store)
+    verdicts = outcomes(sources.store)
     lines: list[tuple[str, float, bool, str]] = []
     for outcome in outline["claims"]:
-        titles = [get_study(name).title for name, one in said.items() if one == outcome]
+        titles = [get_study(name).title for name, verdict in verdicts.items() if verdict == outcome]
         head = f"{outcome.capitalize()} ({len(titles)})"
         lines += [(head, HEAD_SIZE, True, ACCENT_COLOUR)] * bool(titles)
         lines += [(title, LIST_SIZE, False, INK) for title in titles]
     columns: list[list[tuple[str, float, bool, str]]] = [[], []]
     for column in columns:
-        while lines and height_needed([one[:3] for one in [*column, lines[0]]], width, LIST_GAP) <= room:
+        while lines and height_needed([line[:3] for line in [*column, lines[0]]], width, LIST_GAP) <= room:
             column.append(lines.pop(0))
         if lines and column and column[-1][2]:  # no head at the foot of a column
             lines.insert(0, column.pop())
@@ -211,7 +211,7 @@ def add_text(
     slide: Any, name: str, paragraphs: Sequence[tuple[str, float, bool, str]], box: Box, gap: float = 0.0
 ) -> Any:
     """A text box without margins; returns its frame."""
-    shape = slide.shapes.add_textbox(*(Inches(one) for one in box))
+    shape = slide.shapes.add_textbox(*(Inches(length) for length in box))
     shape.name = name
     frame = shape.text_frame
     frame.margin_left = frame.margin_right = frame.margin_top = frame.margin_bottom = 0
@@ -244,8 +244,8 @@ def add_tokens(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
         apart.font.size = Pt(6)
         if "\n" in text:
             paragraph, rows = frame.add_paragraph(), rows + 1
-    for one in frame.paragraphs:
-        one.line_spacing = 1.0
+    for paragraph in frame.paragraphs:
+        paragraph.line_spacing = 1.0
     if rows * size * LINE / 72 > BOTTOM - TOP:
         raise InputError(f"The example has {rows} lines of tokens, which overflow the slide: choose another.")
 

@@ -51,12 +51,16 @@ def training_state(sources: Sources) -> Chart:
 def trained_numbers(sources: Sources) -> Chart:
     """Numbers that each method trains on Llama-2-7B; computed."""
     counts = family.trained_parameters(SHAPES["llama-2-7b"])
-    shown = {name: one for name, one in family.MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
-    labels = [f"{', '.join(filter(None, (one.label, one.setting)))}: {counts[name]:,}" for name, one in shown.items()]
+    shown = {
+        name: member for name, member in family.MEMBERS.items() if counts[name] and name not in ("dora", "adalora")
+    }
+    labels = [
+        f"{', '.join(filter(None, (member.label, member.setting)))}: {counts[name]:,}" for name, member in shown.items()
+    ]
     series = Series("Trained numbers", [float(counts[name]) for name in shown])
     return Chart([series], "", "Trained numbers of Llama-2-7B", labels, log={"y": 10}, y_range=(100, 1e10),
                  horizontal=True, number_format=SHORT_NUMBERS, gap=35,
-                 point_looks=[one.tone for one in shown.values()])  # fmt: skip
+                 point_looks=[member.tone for member in shown.values()])  # fmt: skip
 
 
 def time_ratio(sources: Sources) -> Chart:
@@ -133,8 +137,8 @@ def break_even(sources: Sources) -> Chart:
 
 
 CHARTS: dict[str, Callable[[Sources], Chart]] = {
-    one.__name__: one
-    for one in (
+    chart.__name__: chart
+    for chart in (
         parameter_counts,
         training_state,
         trained_numbers,

@@ -84,8 +84,8 @@ def build(
     stream = io.BytesIO()
     deck.save(stream)
     data = fixed_zip(stream.getvalue())
-    if found := faults(data):
-        raise InputError(f"The deck would need repair: {found[0]}")
+    if sentences := faults(data):
+        raise InputError(f"The deck would need repair: {sentences[0]}")
     write_atomically(Path(out), data)
     return Path(out)
 
@@ -122,7 +122,7 @@ def fill_slide(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
     """Text and visuals in reading order: text, then what it speaks of, then the source."""
     lines = [fill(line, sources) for line in outline.get("body", [])]
     pictures = [drawing_of(name, outline, sources) for name in outline.get("figures", [])]
-    left = min([WIDTH - MARGIN - one.width for one in pictures] + [left_of(outline)])
+    left = min([WIDTH - MARGIN - picture.width for picture in pictures] + [left_of(outline)])
     if lines:
         right = outline.get("body_right", left - 0.35 if left < WIDTH - MARGIN else left)
         add_body(slide.placeholders[1], lines, right)
@@ -178,7 +178,7 @@ def add_footers(slide: Any, layout: Any, words: Sequence[str], page: str, link: 
         if kind not in ("FOOTER", "SLIDE_NUMBER"):
             continue
         element = copy.deepcopy(shape._element)
-        used = [int(one.get("id")) for one in slide.shapes._spTree.iter(qn("p:cNvPr"))]
+        used = [int(other.get("id")) for other in slide.shapes._spTree.iter(qn("p:cNvPr"))]
         element.nvSpPr.cNvPr.set("id", str(max(used) + 1))
         slide.shapes._spTree.append(element)
         if kind == "FOOTER":
@@ -186,8 +186,8 @@ def add_footers(slide: Any, layout: Any, words: Sequence[str], page: str, link: 
             text = " · ".join(words) + " · "
             if text_width(text + short(page), SMALL) > FOOTER_WIDTH:
                 raise InputError(f"The footer {text + short(page)!r} is too long: shorten the section's name.")
-            for one in paragraph.runs:
-                one._r.getparent().remove(one._r)
+            for run in paragraph.runs:
+                run._r.getparent().remove(run._r)
             paragraph.add_run().text = text
             run = paragraph.add_run()
             run.text = short(page)
@@ -220,15 +220,17 @@ def add_sections(deck: Any, names: Sequence[str]) -> None:
 
 def notes_text(outline: dict[str, Any], sources: Sources, address: str) -> str:
     """What to say, what students ask, where it comes from, and the verdicts and runs behind it."""
-    said = " ".join(fill(outline["notes"], sources).split())
-    count = len(said.split())
+    spoken = " ".join(fill(outline["notes"], sources).split())
+    count = len(spoken.split())
     if not SPOKEN[0] <= count <= SPOKEN[1]:
         raise InputError(f"The notes have {count} words to say: write {SPOKEN[0]} to {SPOKEN[1]}.")
-    parts = [said, "Students ask: " + " ".join(fill(outline["asked"], sources).split())]
+    parts = [spoken, "Students ask: " + " ".join(fill(outline["asked"], sources).split())]
     if source := fill(outline.get("source", ""), sources):
         parts.append(source if ":" in source.split(" ", 1)[0] else f"Source: {source}")
     if sources.verdicts:
-        parts.append("Verdicts: " + ", ".join(f"{study} {said}" for study, said in sources.verdicts.items()) + ".")
+        parts.append(
+            "Verdicts: " + ", ".join(f"{study} {outcome}" for study, outcome in sources.verdicts.items()) + "."
+        )
     if runs := list(dict.fromkeys(sources.runs)):
         more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
         where = f"each on {short(address)}/book/runs.html"

@@ -37,10 +37,12 @@ def convert(source: Path, folder: Path, to: str = "pdf") -> Path:
     with tempfile.TemporaryDirectory() as profile:
         command = [office, "--headless", f"-env:UserInstallation=file://{profile}", "--convert-to", to]
         command += ["--outdir", str(folder), str(source)]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
     made = folder / f"{source.stem}.{to.partition(':')[0]}"
-    if said.returncode or not made.is_file():
-        raise InputError(f"LibreOffice could not convert {source.name}: {(said.stderr or said.stdout).strip()[-200:]}")
+    if process.returncode or not made.is_file():
+        raise InputError(
+            f"LibreOffice could not convert {source.name}: {(process.stderr or process.stdout).strip()[-200:]}"
+        )
     return made
 
 

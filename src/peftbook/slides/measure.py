@@ -23,8 +23,8 @@ def advances(bold: bool) -> dict[str, int]:
     """Width of each character in thousandths of the size. Helvetica's table, which matplotlib ships, is Arial's too."""
     name = "Helvetica-Bold.afm" if bold else "Helvetica.afm"
     table = (Path(matplotlib.get_data_path()) / "fonts" / "pdfcorefonts" / name).read_text(encoding="ascii")
-    found = re.findall(r"^C -?\d+ ; WX (\d+) ; N (\w+)", table, re.MULTILINE)
-    widths = {agl.toUnicode(glyph): int(width) for width, glyph in found}
+    glyphs = re.findall(r"^C -?\d+ ; WX (\d+) ; N (\w+)", table, re.MULTILINE)
+    widths = {agl.toUnicode(glyph): int(width) for width, glyph in glyphs}
     return widths | {"\N{NO-BREAK SPACE}": widths[" "]}
 
 

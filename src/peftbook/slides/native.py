@@ -51,16 +51,16 @@ def add_chart(slide: Any, chart: Chart, name: str, alt: str, box: tuple[float, f
         data = CategoryChartData()
         upwards = -1 if chart.horizontal else 1  # horizontal bars are drawn from below
         data.categories = chart.categories[::upwards]
-        for one in chart.series:
-            data.add_series(one.name, one.values[::upwards])
+        for bars in chart.series:
+            data.add_series(bars.name, bars.values[::upwards])
         kind = XL_CHART_TYPE.COLUMN_CLUSTERED
         if chart.horizontal:
             kind = XL_CHART_TYPE.BAR_STACKED if chart.stacked else XL_CHART_TYPE.BAR_CLUSTERED
     else:
         data = XyChartData()
-        for one in chart.series:
-            series = data.add_series(one.name)
-            for x, y in zip(one.x, one.values, strict=True):
+        for line in chart.series:
+            series = data.add_series(line.name)
+            for x, y in zip(line.x, line.values, strict=True):
                 series.add_data_point(x, y)
         kind = XL_CHART_TYPE.XY_SCATTER_LINES
     frame = slide.shapes.add_chart(kind, *(Inches(value) for value in box), data)
@@ -73,7 +73,7 @@ def add_chart(slide: Any, chart: Chart, name: str, alt: str, box: tuple[float, f
     if native.has_legend:
         native.legend.position, native.legend.include_in_layout = XL_LEGEND_POSITION.BOTTOM, False
         native.legend.font.size = Pt(SMALL)
-    y_range = seen(chart) if any(one.spread for one in chart.series) else chart.y_range
+    y_range = seen(chart) if any(series.spread for series in chart.series) else chart.y_range
     axes = (
         (native.category_axis, chart.x_title, chart.x_range, chart.x_format, "x"),
         (native.value_axis, chart.y_title, y_range, chart.number_format, "y"),
@@ -98,10 +98,10 @@ def add_chart(slide: Any, chart: Chart, name: str, alt: str, box: tuple[float, f
 
 def seen(chart: Chart) -> tuple[float, float]:
     """A range of round numbers that shows every interval, which programs leave out when they choose one."""
-    values = [end for one in chart.series for pair in one.spread for end in pair]
+    values = [end for series in chart.series for pair in series.spread for end in pair]
     low, high = min(*values, 0.0), max(*values, 0.0)
     step = 10 ** math.floor(math.log10((high - low) / 4))
-    step *= next(one for one in (1, 2, 5, 10) if (high - low) / (one * step) <= 7)
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= 7)
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
 
 
@@ -156,7 +156,7 @@ def paint(target: Any, colour: str, *, light: bool) -> None:
 
 def mixed(colour: str, share: float) -> str:
     """The colour in this share, the rest paper."""
-    pairs = [[int(one[at : at + 2], 16) for at in (1, 3, 5)] for one in (colour, PAPER["light"])]
+    pairs = [[int(tone[at : at + 2], 16) for at in (1, 3, 5)] for tone in (colour, PAPER["light"])]
     return "#" + "".join(f"{round(share * front + (1 - share) * back):02x}" for front, back in zip(*pairs, strict=True))
 
 

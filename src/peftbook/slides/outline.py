@@ -48,4 +48,8 @@ def choose(slides: Sequence[dict[str, Any]], sections: Sequence[str]) -> list[di
     for name in sections:
         if name not in known:
             raise InputError(f"Unknown section {name!r}: choose from {', '.join(known)}.")
-    return [one for one in slides if not sections or one.get("layout") == "cover" or slug(one["section"]) in sections]
+    return [
+        slide
+        for slide in slides
+        if not sections or slide.get("layout") == "cover" or slug(slide["section"]) in sections
+    ]

@@ -45,11 +45,11 @@ def drawing(name: str, sources: Sources, width: float, height: float) -> Picture
         figure.suptitle("")
         rough = trimmed(png(figure, 100))
         scale = min(width / (rough.width / 100), height / (rough.height / 100))
-        texts = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]
-        for one in texts:
-            one.set_fontsize(max(float(one.get_fontsize()), SMALL / scale))
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+        for text in texts:
+            text.set_fontsize(max(float(text.get_fontsize()), SMALL / scale))
         image = trimmed(png(figure, SHARP * scale + 1))
-    smallest = min(float(one.get_fontsize()) for one in texts)
+    smallest = min(float(text.get_fontsize()) for text in texts)
     shown = min(width, height * image.width / image.height)
     return Picture(as_png(image), shown, shown * image.height / image.width, smallest * scale)
 
@@ -80,8 +80,8 @@ def png(figure: Figure, dpi: float) -> Image.Image:
 
 def trimmed(image: Image.Image) -> Image.Image:
     """The image without its border of paper."""
-    found = ImageChops.difference(image, Image.new("RGB", image.size, PAPER["light"])).getbbox()
-    return image.crop(found) if found else image
+    box = ImageChops.difference(image, Image.new("RGB", image.size, PAPER["light"])).getbbox()
+    return image.crop(box) if box else image
 
 
 def as_png(image: Image.Image) -> bytes:

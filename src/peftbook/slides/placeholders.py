@@ -36,9 +36,9 @@ class Sources:
 
     def quantity(self, name: str) -> Quantity:
         """A quantity by name; its runs are noted. Raises InputError naming the command that makes it."""
-        found = results.quantity(name, self.store)
-        self.runs += found.runs
-        return found
+        quantity = results.quantity(name, self.store)
+        self.runs += quantity.runs
+        return quantity
 
     def verdict(self, study: str) -> str:
         """What a claim's runs decided; it is noted."""
@@ -48,9 +48,9 @@ class Sources:
     def demand(self, verdicts: dict[str, str]) -> None:
         """Raise InputError unless the records say what the slide's words rest on."""
         for study, wanted in verdicts.items():
-            if (found := self.verdict(study)) != wanted:
+            if (outcome := self.verdict(study)) != wanted:
                 raise InputError(
-                    f"The words rest on {study} being {wanted}, the records say {found}: "
+                    f"The words rest on {study} being {wanted}, the records say {outcome}: "
                     f"run `{results.run_command(study)}` or rewrite them."
                 )
 
@@ -73,22 +73,22 @@ def placeholder(name: str, sources: Sources) -> str:
     if colon and kind == "verdict":
         return sources.verdict(rest)
     if colon and kind == "claims":
-        said = list(outcomes(sources.store).values())
-        return str(len(said) if rest == "all" else said.count(rest))
+        verdicts = list(outcomes(sources.store).values())
+        return str(len(verdicts) if rest == "all" else verdicts.count(rest))
     name, *forms = name.split(";")
-    found = sources.quantity(name)
+    quantity = sources.quantity(name)
     if not forms:
-        return results.format_quantity(found)
+        return results.format_quantity(quantity)
     if forms[0] == "value":
-        return results.format_quantity(found, interval=False)
+        return results.format_quantity(quantity, interval=False)
     words = forms[0].split("|")
     if len(words) != 3:
         raise InputError(
             f"Placeholder {{{name};{forms[0]}}} is not valid: write ';value' or three words 'below|neither|above'."
         )
     pivot = float(forms[1]) if len(forms) > 1 else 0.0
-    low = found.value if found.low is None else found.low
-    high = found.value if found.high is None else found.high
+    low = quantity.value if quantity.low is None else quantity.low
+    high = quantity.value if quantity.high is None else quantity.high
     return words[0] if high < pivot else words[2] if low > pivot else words[1]
 
 

@@ -64,13 +64,13 @@ def rgb(colour: str) -> RGBColor:
 def luminance(colour: str) -> float:
     """Relative luminance of `#rrggbb`, 0 to 1, as WCAG 2 defines it."""
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(colour: str, other: str) -> float:
     """Contrast of two colours, 1 to 21, as WCAG 2 defines it."""
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    high, low = sorted((luminance(colour), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
@@ -162,8 +162,8 @@ def set_text_styles(master: Any) -> None:
     body.set("marL", "0")
     body.set("indent", "0")
     for name in ("a:buFont", "a:buChar"):
-        if (found := body.find(qn(name))) is not None:
-            body.remove(found)
+        if (bullet := body.find(qn(name))) is not None:
+            body.remove(bullet)
     space = body.find(qn("a:spcBef"))
     after = [qn("a:lnSpc"), qn("a:spcBef"), qn("a:spcAft")]
     none = etree.Element(qn("a:buNone"))
@@ -224,7 +224,7 @@ def decorate(place: Any) -> None:
 
 def rectangle(place: Any, name: str, left: float, top: float, width: float, height: float, colour: str) -> Any:
     """A plain rectangle in a theme colour, in inches; decoration, so that screen readers pass over it."""
-    used = [int(one.get("id")) for one in place.shapes._spTree.iter(qn("p:cNvPr"))]
+    used = [int(shape.get("id")) for shape in place.shapes._spTree.iter(qn("p:cNvPr"))]
     xml = (
         f'<p:sp xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main" '
         f'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"><p:nvSpPr>'

@@ -20,9 +20,11 @@ __all__ = [
     "DATA",
     "Example",
     "TaskData",
+    "check_pinned",
     "data_at_hand",
     "file_sha256",
     "get_task",
+    "how_to_restore",
     "references",
     "task_names",
     "task_spec",
@@ -86,6 +88,19 @@ def file_sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_pinned(path: Path, sha256: str, remedy: str) -> None:
+    """Raise InputError, with what to do about it, if a file is missing or is not the pinned one."""
+    if not path.is_file():
+        raise InputError(f"The data file {path} is missing: {remedy}.")
+    if (digest := file_sha256(path)) != sha256:
+        raise InputError(f"{path} has SHA-256 {digest}, not the pinned {sha256}: {remedy}.")
+
+
+def how_to_restore(name: str) -> str:
+    """What to do about data of the book that are missing or not the pinned ones."""
+    return f"run `python -m peftbook.tasks.{name}_build` in a checkout of the repository, or install peftbook again"
 
 
 def references(task: TaskData) -> dict[str, tuple[str, ...]]:

@@ -36,21 +36,21 @@ class Lines:
         return self
 
     def __next__(self) -> str:
-        found = LINE.match(self.text, self.place)
-        if found is None:
+        match = LINE.match(self.text, self.place)
+        if match is None:
             raise StopIteration
-        if self.place > self.began and found.end() - self.began > self.record_chars:
+        if self.place > self.began and match.end() - self.began > self.record_chars:
             raise TooLongError
-        self.place = found.end()
+        self.place = match.end()
         self.number += 1
-        return found[0]
+        return match[0]
 
     def skip_blank(self) -> None:
         """Go on behind blank lines."""
-        found = BLANK.match(self.text, self.place)
-        if found is not None:
-            self.number += lines_in(found[0])
-            self.place = found.end()
+        match = BLANK.match(self.text, self.place)
+        if match is not None:
+            self.number += lines_in(match[0])
+            self.place = match.end()
 
 
 def lines_in(text: str) -> int:
@@ -107,11 +107,11 @@ def skip_quoted(lines: Lines, inside: int, delimiter: str) -> bool:
     """Go on behind the record that has a long quoted cell around the place `inside`; not if its quote is never closed,
     that is if the next one does not end a cell.
     """
-    found = QUOTED_REST.match(lines.text, inside)
-    if found is None or lines.text[found.end() : found.end() + 1] not in (delimiter, "\r", "\n", ""):
+    match = QUOTED_REST.match(lines.text, inside)
+    if match is None or lines.text[match.end() : match.end() + 1] not in (delimiter, "\r", "\n", ""):
         return False
-    rest = LINE.match(lines.text, found.end())
-    end = rest.end() if rest else found.end()
+    rest = LINE.match(lines.text, match.end())
+    end = rest.end() if rest else match.end()
     lines.number += lines_in(lines.text[lines.place : end])
     lines.place = end
     return True
@@ -128,19 +128,19 @@ def find_delimiter(text: str, likely: str = ",") -> str:
         if widths and widths[0] > 1:
             share = widths.count(widths[0]) / len(widths)
             scores[delimiter] = (round(share, 1) if share >= 0.5 else 0.0, widths[0], delimiter == likely)
-    return max(scores, key=lambda one: scores[one], default=likely)
+    return max(scores, key=lambda delimiter: scores[delimiter], default=likely)
 
 
 def widths_of(text: str, delimiter: str) -> list[int]:
     """Cells of the first records; the last of a cut sample is left out."""
-    sample, found = text[:SAMPLE_CHARS], []
+    sample, widths = text[:SAMPLE_CHARS], []
     reader = csv.reader(Lines(sample, SAMPLE_CHARS), delimiter=delimiter)
     try:
         for cells in reader:
             if cells:
-                found.append(len(cells))
-            if len(found) > SAMPLE_RECORDS:
+                widths.append(len(cells))
+            if len(widths) > SAMPLE_RECORDS:
                 break
     except (csv.Error, TooLongError):
         pass
-    return found[:-1] if len(found) > 1 and (len(text) > SAMPLE_CHARS or len(found) > SAMPLE_RECORDS) else found
+    return widths[:-1] if len(widths) > 1 and (len(text) > SAMPLE_CHARS or len(widths) > SAMPLE_RECORDS) else widths

@@ -5,26 +5,45 @@ The data are built by `docstrings_build.py` and described in the book's data she
 
 from __future__ import annotations
 
-from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, TaskData, file_sha256
+from peftbook.tasks import DATA, SPLITS, Example, TaskData, check_pinned, how_to_restore
 
-__all__ = ["DATA_SHA256", "INSTRUCTION", "PATH", "load"]
+__all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "load"]
 
 PATH = DATA / "docstrings.parquet"
 DATA_SHA256 = "bde040a5a6a5f6e4669734f927605db1a3b53e6e783b8aa16b60ecba33c428ee"
 INSTRUCTION = "Write the first sentence of this Python function's docstring.\n\n```python\n{input}\n```"
+# What each count in docstrings.json says, in the order in which the filters are applied.
+FILTERS = {
+    "file_unparsed": "files (not functions) that are not valid Python 3.11: newer syntax, templates",
+    "file_other_licence": "files (not functions) that mention GPL, Creative Commons or Stack Overflow",
+    "functions_seen": "functions and methods in the other files; tests and vendored folders are never opened",
+    "no_docstring": "no docstring",
+    "docstring_not_separable": "the docstring shares a line with code, or the rest cannot be cut out by lines",
+    "source_length": "source shorter or longer than the limits, in characters, without decorators and docstring",
+    "source_not_ascii": "source not ASCII",
+    "stub": "body only passes or raises",
+    "target_length": "sentence shorter or longer than the limits, in words",
+    "target_not_ascii": "sentence not ASCII",
+    "target_not_a_sentence": "does not start with a capital and end with a full stop, or ends in a preposition",
+    "target_markup": "markup, code or an address is left after reStructuredText and Markdown are removed",
+    "target_trivial": "says nothing of its own (“See …”, “Deprecated …”, “Helper …”) or starts in mid-thought",
+    "overload_or_accessor": "overload, abstract or deprecated method, setter, deleter",
+    "test_function": "named like a test",
+    "dunder_generic": "`__init__`, or another dunder method with a short sentence",
+    "target_not_guessable": "too few of the sentence's words have their stem in the code",
+    "target_repeated": "the sentence, without case, punctuation and articles, occurs elsewhere too",
+    "target_templated": "the sentence with its names masked occurs more than twice",
+    "near_duplicate": "code tokens too similar to those of a pair kept before, in any split",
+    "not_sampled": "left out by the even sampling over packages",
+    "kept": "pairs in the data set",
+}
 
 
 def load() -> TaskData:
     """The task, its splits in the file's order. Raises InputError if the data file is missing or not the pinned one."""
     import pyarrow.parquet as pq
 
-    rebuild = "run `python -m peftbook.tasks.docstrings_build` or restore it from the repository"
-    if not PATH.is_file():
-        raise InputError(f"The data file {PATH} is missing: {rebuild}.")
-    found = file_sha256(PATH)
-    if found != DATA_SHA256:
-        raise InputError(f"{PATH} has SHA-256 {found}, not the pinned {DATA_SHA256}: {rebuild}.")
+    check_pinned(PATH, DATA_SHA256, how_to_restore("docstrings"))
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for row in pq.read_table(PATH, columns=["id", "input", "target", "group", "split"]).to_pylist():
         splits[row["split"]].append(Example(row["id"], row["input"], row["target"], row["group"]))
@@ -34,5 +53,5 @@ def load() -> TaskData:
         instruction=INSTRUCTION,
         splits={split: tuple(examples) for split, examples in splits.items()},
         metrics=("rouge", "bertscore", "exact_match"),
-        data_sha256=found,
+        data_sha256=DATA_SHA256,
     )

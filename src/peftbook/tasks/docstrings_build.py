@@ -9,14 +9,12 @@ byte, each time.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import inspect
 import json
 import platform
 import re
-import tempfile
 import textwrap
 import warnings
 from collections import Counter, defaultdict
@@ -24,12 +22,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbook.tasks import DATA, file_sha256
-from peftbook.tasks.docstrings_packages import PACKAGES, download, notice, python_files
+from peftbook.tasks import file_sha256
+from peftbook.tasks.data_build import answer_command_line, download_wheel, notice, write_parquet
+from peftbook.tasks.docstrings import FILTERS
+from peftbook.tasks.docstrings_packages import PACKAGES, python_files
 from peftbook.tasks.similarity import NEAR_DUPLICATE, SimilarSets, jaccard
 
 __all__ = [
-    "FILTERS",
     "Row",
     "build",
     "code_tokens",
@@ -43,33 +42,6 @@ SOURCE_CHARS = (80, 500)
 TARGET_WORDS = (3, 16)
 
 FOREIGN_LICENCE = re.compile(r"\bA?L?GPL\b|General Public License|CC[ -]BY|Creative Commons|stackoverflow\.com", re.I)
-
-
-# What each count in docstrings.json says, in the order in which the filters are applied.
-FILTERS = {
-    "file_unparsed": "files (not functions) that are not valid Python 3.11: newer syntax, templates",
-    "file_other_licence": "files (not functions) that mention GPL, Creative Commons or Stack Overflow",
-    "functions_seen": "functions and methods in the other files; tests and vendored folders are never opened",
-    "no_docstring": "no docstring",
-    "docstring_not_separable": "the docstring shares a line with code, or the rest cannot be cut out by lines",
-    "source_length": "source shorter or longer than the limits, in characters, without decorators and docstring",
-    "source_not_ascii": "source not ASCII",
-    "stub": "body only passes or raises",
-    "target_length": "sentence shorter or longer than the limits, in words",
-    "target_not_ascii": "sentence not ASCII",
-    "target_not_a_sentence": "does not start with a capital and end with a full stop, or ends in a preposition",
-    "target_markup": "markup, code or an address is left after reStructuredText and Markdown are removed",
-    "target_trivial": "says nothing of its own (“See …”, “Deprecated …”, “Helper …”) or starts in mid-thought",
-    "overload_or_accessor": "overload, abstract or deprecated method, setter, deleter",
-    "test_function": "named like a test",
-    "dunder_generic": "`__init__`, or another dunder method with a short sentence",
-    "target_not_guessable": "too few of the sentence's words have their stem in the code",
-    "target_repeated": "the sentence, without case, punctuation and articles, occurs elsewhere too",
-    "target_templated": "the sentence with its names masked occurs more than twice",
-    "near_duplicate": "code tokens too similar to those of a pair kept before, in any split",
-    "not_sampled": "left out by the even sampling over packages",
-    "kept": "pairs in the data set",
-}
 
 
 @dataclass(frozen=True)
@@ -352,18 +324,6 @@ def select(rows: list[Row], counts: Counter[str]) -> list[Row]:
     return chosen
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Write the rows as Parquet: zstd, one row group, no pandas metadata."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {name: [getattr(row, name) for row in rows] for name in Row.__dataclass_fields__}
-    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd", compression_level=19, row_group_size=len(rows))
-    temporary.replace(path)
-
-
 def report(
     rows: list[Row], per_package: dict[str, Counter[str]], counts: Counter[str], wheels: dict[str, Path]
 ) -> dict:
@@ -392,31 +352,19 @@ def build(cache: Path, output: Path) -> str:
     """Download, filter and write `docstrings.parquet` and `docstrings.json`; returns the Parquet file's SHA-256."""
     rows: list[Row] = []
     per_package: dict[str, Counter[str]] = {}
-    wheels = {name: download(name, cache) for name in PACKAGES}
+    wheels = {name: download_wheel(name, pin.version, pin.sha256, cache) for name, pin in PACKAGES.items()}
     for name, wheel in wheels.items():
         per_package[name] = Counter()
         rows.extend(candidates(name, wheel, per_package[name]))
     counts: Counter[str] = sum(per_package.values(), Counter())
     chosen = select(rows, counts)
     parquet = output / "docstrings.parquet"
-    write(chosen, parquet)
+    write_parquet(chosen, parquet)
     sha256 = file_sha256(parquet)
     facts = report(chosen, per_package, counts, wheels) | {"parquet_sha256": sha256, "bytes": parquet.stat().st_size}
     (output / "docstrings.json").write_text(json.dumps(facts, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
     return sha256
 
 
-def main() -> None:
-    """Run the build from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, help="keep the wheels in this folder (default: a temporary one)")
-    parser.add_argument("--output", type=Path, default=DATA, help="folder of the Parquet and JSON files")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        cache = options.cache or Path(folder)
-        cache.mkdir(parents=True, exist_ok=True)
-        print(f"DATA_SHA256 = {build(cache, options.output)!r}")
-
-
 if __name__ == "__main__":
-    main()
+    answer_command_line(build, __doc__.splitlines()[0])

@@ -1,23 +1,13 @@
-"""The pinned PyPI wheels behind the docstrings task: which, under what licence, in which split, and how they are read.
-
-Nothing is installed or imported: pip downloads a wheel, its SHA-256 is compared with the table, and its Python files
-are read as text.
-"""
+"""The pinned PyPI wheels behind the docstrings task: which, under what licence, in which split, how they are read."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from peftbook.errors import InputError
-from peftbook.tasks import file_sha256
-
-__all__ = ["PACKAGES", "PERMITTED", "Package", "download", "notice", "python_files"]
+__all__ = ["PACKAGES", "PERMITTED", "Package", "python_files"]
 
 
 class Package(NamedTuple):
@@ -117,32 +107,11 @@ PERMITTED = {
     "Apache-2.0 OR BSD-3-Clause",
 }
 
-# The wheels are chosen for one fixed interpreter and platform, so that every machine downloads the same file.
-PIP_TARGET = ["--python-version", "3.12"] + [
-    part
-    for tag in ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
-    for part in ("--platform", tag)
-]
-
 SKIP_FOLDERS = {
     "test", "tests", "testing", "_testing", "benchmarks", "examples", "demo", "conftest",
     "vendor", "_vendor", "vendored", "_vendored", "extern", "_extern", "external", "externals", "ext", "third_party",
     "thirdparty", "array_api_compat", "array_api_extra", "_distutils", "_py", "deprecated",
 }  # fmt: skip
-
-
-def download(name: str, cache: Path) -> Path:
-    """Path of the pinned wheel in `cache`, downloaded if it is not there. Raises InputError on a wrong hash."""
-    package = PACKAGES[name]
-    pattern = f"{name.replace('-', '_')}-{package.version}-*.whl"
-    if not list(cache.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*command, *PIP_TARGET, "--dest", str(cache), f"{name}=={package.version}"], check=True)
-    (wheel,) = cache.glob(pattern)
-    found = file_sha256(wheel)
-    if found != package.sha256:
-        raise InputError(f"{wheel.name} has SHA-256 {found}, not the pinned {package.sha256}: delete it and run again.")
-    return wheel
 
 
 def python_files(wheel: Path) -> Iterator[tuple[str, str]]:
@@ -158,15 +127,3 @@ def _is_foreign(path: str) -> bool:
     *folders, name = path.lower().split("/")
     is_test = name.startswith(("test_", "conftest")) or name.endswith(("_test.py", "_tests.py"))
     return is_test or any(folder in SKIP_FOLDERS or folder.endswith(".data") for folder in folders)
-
-
-def notice(wheel: Path) -> str:
-    """Text of the package's main licence file, then of its NOTICE files (Apache-2.0, section 4d)."""
-    with zipfile.ZipFile(wheel) as archive:
-        paths = [path for path in archive.namelist() if ".dist-info/" in path and not path.endswith("/")]
-        licences = [path for path in paths if re.search(r"/(licen[cs]e|copying)[^/]*$", path, re.I)]
-        notices = [path for path in paths if re.search(r"/notice[^/]*$", path, re.I)]
-        if not licences:
-            raise InputError(f"{wheel.name} holds no licence file: take the package out of PACKAGES.")
-        main = min(licences, key=lambda path: (path.count("/"), len(path), path))
-        return "\n\n".join(archive.read(path).decode("utf-8", "replace") for path in [main, *sorted(notices)])

@@ -103,28 +103,28 @@ def examine(table: Table, columns: Columns, split: Split = Split()) -> Findings:
     check_fractions(split.fractions)
     examples, faults = usable_rows(table, columns)
     targets: dict[str, set[str]] = defaultdict(set)
-    for one in examples:
-        targets[one.input].add(one.target)
+    for example in examples:
+        targets[example.input].add(example.target)
     counts = {
         "rows": len(table.rows) + len(table.faults),
         "usable": len(examples),
         "faults": faults,
-        "duplicates": len(examples) - len({(one.input, one.target) for one in examples}),
-        "conflicting": sum(len(targets[one.input]) > 1 for one in examples),
+        "duplicates": len(examples) - len({(example.input, example.target) for example in examples}),
+        "conflicting": sum(len(targets[example.input]) > 1 for example in examples),
     }
     try:
         check_enough(examples, faults)
         splits = split_examples(examples, seed=split.seed, fractions=split.fractions)
     except InputError as error:
         return Findings(**counts, splits={}, shared_targets=0, near_duplicates=0, obstacle=str(error))  # type: ignore[arg-type]
-    learned = {one.target for one in splits["train"]}
+    learned = {example.target for example in splits["train"]}
     near, compared = count_near_duplicates(
-        [one.input for one in splits["test"]], [one.input for one in splits["train"]]
+        [example.input for example in splits["test"]], [example.input for example in splits["train"]]
     )
     return Findings(
         **counts,  # type: ignore[arg-type]
         splits={name: len(splits[name]) for name in SPLITS},
-        shared_targets=sum(one.target in learned for one in splits["test"]),
+        shared_targets=sum(example.target in learned for example in splits["test"]),
         near_duplicates=near,
         compared=compared,
     )
@@ -154,8 +154,8 @@ def task_from_table(
     digest = hashlib.sha256()
     settings = [table.sha256, columns.input, columns.target, columns.instruction, columns.group]
     digest.update(json.dumps([*settings, split.seed, *map(float, split.fractions), instruction]).encode())
-    for one in examples:
-        digest.update(json.dumps([one.id, one.input, one.target, one.group]).encode())
+    for example in examples:
+        digest.update(json.dumps([example.id, example.input, example.target, example.group]).encode())
     splits = split_examples(examples, seed=split.seed, fractions=split.fractions)
     return task_of(instruction, splits, digest.hexdigest())
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.errors import InputError
-from peftbook.tasks import SPLITS, Example, TaskData, file_sha256
+from peftbook.tasks import SPLITS, Example, TaskData, check_pinned
 
 __all__ = ["E2E_SHA256", "HUB", "PARQUET_REVISION", "HubSource", "load_hub"]
 
@@ -210,11 +210,7 @@ def _e2e(folder: Path) -> tuple[dict[str, tuple[Example, ...]], dict[str, tuple[
 
 def _e2e_pairs(path: Path) -> list[tuple[str, str]]:
     """(meaning representation, reference) of each line. Raises InputError if the file is not the pinned one."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing: the folder needs valid.txt and test.txt of the E2E challenge.")
-    found = file_sha256(path)
-    if found != E2E_SHA256[path.name]:
-        raise InputError(f"{path} has SHA-256 {found}, not the pinned {E2E_SHA256[path.name]}: use the original file.")
+    check_pinned(path, E2E_SHA256[path.name], "the folder needs the valid.txt and test.txt of E2E")
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         source, mark, target = line.partition("||")

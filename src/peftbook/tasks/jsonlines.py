@@ -43,14 +43,14 @@ def objects(text: str, caps: Caps) -> Iterator[Row]:
 def json_lines(text: str, caps: Caps) -> Iterator[Row]:
     """One row a line; blank lines are none."""
     counted, number = 0, 1
-    for found in LINE.finditer(text):
-        number += text.count("\n", counted, found.start())
-        counted = found.start()
-        if len(found[0]) > caps.row_chars:
-            yield number, f"has {len(found[0]):,} characters, more than the cap of {caps.row_chars:,}: shorten it"
+    for match in LINE.finditer(text):
+        number += text.count("\n", counted, match.start())
+        counted = match.start()
+        if len(match[0]) > caps.row_chars:
+            yield number, f"has {len(match[0]):,} characters, more than the cap of {caps.row_chars:,}: shorten it"
             continue
         try:
-            value = json.loads(found[0])
+            value = json.loads(match[0])
         except (ValueError, RecursionError) as error:
             yield number, f"is not valid JSON ({error}): put one object on a line"
             continue
@@ -110,14 +110,14 @@ def chat_fields(row: dict[str, Any]) -> dict[str, Any]:
     """
     if not is_chat(row):
         raise RowError("has no list of `messages`: give each chat one")
-    turns = [turn_of(one) for one in row["messages"]]
+    turns = [turn_of(message) for message in row["messages"]]
     places = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
     if not places:
         raise RowError("has no assistant turn: the last one is what the model learns to write")
-    said = [(ROLES[role], text) for role, text in turns[: places[-1]] if ROLES[role]]
-    if not any(speaker == "User" for speaker, _ in said):
+    earlier = [(ROLES[role], text) for role, text in turns[: places[-1]] if ROLES[role]]
+    if not any(speaker == "User" for speaker, _ in earlier):
         raise RowError("has no user turn before its last assistant turn: give the model something to answer")
-    plain = said[0][1] if len(said) == 1 else "\n\n".join(f"{speaker}: {text}" for speaker, text in said)
+    plain = earlier[0][1] if len(earlier) == 1 else "\n\n".join(f"{speaker}: {text}" for speaker, text in earlier)
     others = {name: value for name, value in row.items() if name not in ("messages", "instruction", "input", "target")}
     system = "\n\n".join(text for role, text in turns if not ROLES[role])
     return {"instruction": system, "input": plain, "target": turns[places[-1]][1], **others}
@@ -132,8 +132,8 @@ def turn_of(turn: object) -> tuple[str, str]:
         raise RowError(f"has a turn of role {str(role)[:40]!r}: use system, user and assistant")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        said = [part for part in parts if isinstance(part, str)]
-        content = "\n".join(said) if said and len(said) == len(parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "\n".join(texts) if texts and len(texts) == len(parts) else None
     if not isinstance(content, str):
         raise RowError(f"has a turn of the {role} without text: give its content as text")
     return role, content

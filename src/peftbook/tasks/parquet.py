@@ -42,8 +42,8 @@ def parquet_rows(content: bytes, what: str, caps: Caps) -> Iterator[tuple[list[s
 
         def rows(wanted: list[str]) -> Rows:
             tell(child, json.dumps(wanted).encode() + b"\n")
-            while isinstance(said := hear(child, what, state), list):
-                yield from map(tuple, said)
+            while isinstance(batch := hear(child, what, state), list):
+                yield from map(tuple, batch)
 
         yield names, rows
     finally:
@@ -68,12 +68,12 @@ def hear(child: subprocess.Popen[bytes], what: str, state: dict[str, bool]) -> A
             f"{what} is not a readable Parquet file: reading it took more than {SECONDS:g} seconds or than the memory "
             "it may have, or it is damaged; write it again."
         )
-    said = json.loads(line)
-    if isinstance(said, dict) and said.keys() & {"end", "error"}:
+    answer = json.loads(line)
+    if isinstance(answer, dict) and answer.keys() & {"end", "error"}:
         state["ended"] = True
-    if isinstance(said, dict) and "error" in said:
-        raise InputError(said["error"])
-    return said
+    if isinstance(answer, dict) and "error" in answer:
+        raise InputError(answer["error"])
+    return answer
 
 
 def take_child() -> subprocess.Popen[bytes]:

@@ -155,8 +155,8 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether values of a type have a length in bytes."""
     import pyarrow as pa
 
-    found = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(holds(kind) for holds in found)
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(holds(kind) for holds in kinds)
 
 
 def values_of(column: pa.Array) -> list[Any]:

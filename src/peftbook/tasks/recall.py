@@ -63,7 +63,10 @@ def make(n: int, seed: int) -> TaskData:
 
 def content_sha256(instruction: str, splits: Mapping[str, Sequence[Example]]) -> str:
     """SHA-256 of a generated task: its instruction and the id, input and target of each example, as JSON."""
-    rows = {split: [[one.id, one.input, one.target] for one in examples] for split, examples in splits.items()}
+    rows = {
+        split: [[example.id, example.input, example.target] for example in examples]
+        for split, examples in splits.items()
+    }
     text = json.dumps([instruction, rows], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

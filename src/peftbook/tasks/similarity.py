@@ -81,17 +81,17 @@ def count_near_duplicates(texts: Sequence[str], against: Sequence[str]) -> tuple
     each = max(LEAST_EACH, MOST_CHARS // max(1, len(texts) + len(against)))
     mine, others = token_sets(texts, each), token_sets(against, each)
     frequency = Counter(token for tokens in (*mine, *others) for token in tokens)
-    index, found = SimilarSets(frequency), 0
+    index, similar = SimilarSets(frequency), 0
     for tokens in others:
         index.add(tokens)
     for compared, tokens in enumerate(mine, start=1):
-        found += index.has_similar(tokens)
+        similar += index.has_similar(tokens)
         if index.effort > EFFORT:
-            return found, compared
-    return found, len(mine)
+            return similar, compared
+    return similar, len(mine)
 
 
 def token_sets(texts: Iterable[str], chars: int) -> list[frozenset[str]]:
     """Token sets of the texts' beginnings; equal tokens are one object."""
-    one: dict[str, str] = {}
-    return [frozenset(one.setdefault(token, token) for token in text_tokens(text[:chars])) for text in texts]
+    known: dict[str, str] = {}
+    return [frozenset(known.setdefault(token, token) for token in text_tokens(text[:chars])) for text in texts]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, TaskData
+from peftbook.tasks import DATA, SPLITS, Example, TaskData, how_to_restore
 
 __all__ = [
     "DATA_SHA256",
@@ -122,25 +122,25 @@ def extract_query(text: str) -> str:
     return (fenced[1] if fenced else text).partition(";")[0].strip()
 
 
-def same_value(one: Any, two: Any) -> bool:
+def same_value(left: Any, right: Any) -> bool:
     """Equal values: NULL only with NULL, text only with the same text, numbers within a relative 1e-6."""
-    if isinstance(one, int | float) and isinstance(two, int | float):
-        return math.isclose(one, two, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-    return type(one) is type(two) and one == two
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return math.isclose(left, right, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    return type(left) is type(right) and left == right
 
 
-def same_row(one: Row, two: Row) -> bool:
-    return len(one) == len(two) and all(map(same_value, one, two))
+def same_row(left: Row, right: Row) -> bool:
+    return len(left) == len(right) and all(map(same_value, left, right))
 
 
-def same_result(found: Sequence[Row], gold: Sequence[Row], ordered: bool) -> bool:
+def same_result(rows: Sequence[Row], gold: Sequence[Row], ordered: bool) -> bool:
     """Whether two results are equal: the same rows as often, columns in the same order; row order only if `ordered`."""
-    if len(found) != len(gold):
+    if len(rows) != len(gold):
         return False
     if ordered:
-        return all(map(same_row, found, gold))
+        return all(map(same_row, rows, gold))
     left = list(gold)
-    for row in found:
+    for row in rows:
         at = next((at for at, other in enumerate(left) if same_row(row, other)), None)
         if at is None:
             return False
@@ -162,10 +162,10 @@ def answers(text: str, example: Example) -> bool:
     gold = gold_result(example.group, example.target)
     with closing(connect(load_tables()[example.group])) as connection:
         try:
-            found = query(connection, extract_query(text), len(gold) + 1)
+            rows = query(connection, extract_query(text), len(gold) + 1)
         except InputError:
             return False
-    return same_result(found, gold, ordered=" ORDER BY " in example.target)
+    return same_result(rows, gold, ordered=" ORDER BY " in example.target)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -177,15 +177,15 @@ def gold_result(table: str, sql: str) -> tuple[Row, ...]:
 
 def read_checked() -> tuple[bytes, bytes]:
     """The bytes of both files. Raises InputError if one is missing or they are not the pinned ones."""
-    rebuild = "run `python -m peftbook.tasks.sql_build` or restore it from the repository"
+    remedy = how_to_restore("sql")
     for path in (TABLES_PATH, PATH):
         if not path.is_file():
-            raise InputError(f"The data file {path} is missing: {rebuild}.")
+            raise InputError(f"The data file {path} is missing: {remedy}.")
     tables, questions = TABLES_PATH.read_bytes(), PATH.read_bytes()
-    found = hashlib.sha256(tables + questions).hexdigest()
-    if found != DATA_SHA256:
+    digest = hashlib.sha256(tables + questions).hexdigest()
+    if digest != DATA_SHA256:
         raise InputError(
-            f"{TABLES_PATH.name} and {PATH.name} have SHA-256 {found}, not the pinned {DATA_SHA256}: {rebuild}."
+            f"{TABLES_PATH.name} and {PATH.name} have SHA-256 {digest}, not the pinned {DATA_SHA256}: {remedy}."
         )
     return tables, questions
 

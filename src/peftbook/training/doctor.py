@@ -64,7 +64,7 @@ def examine() -> Examination:
     """Look at this machine and keep what is found; its rates are measured once, when it is idle, in twenty seconds."""
     import torch
 
-    memory, folder, threads, found = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
+    memory, folder, threads, products = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
     torch.set_num_threads(threads)
     result = Examination(
         version=peftbook.__version__,
@@ -80,8 +80,8 @@ def examine() -> Examination:
         free_disk_bytes=shutil.disk_usage(existing(folder)).free,
         gpu=gpu_words(),
         dtype=chosen_dtype(),
-        why=why(found),
-        operations_per_second={"fp32": found.fp32, "bf16": found.bf16},
+        why=why(products),
+        operations_per_second={"fp32": products.fp32, "bf16": products.bf16},
         tokens_per_second=tokens_per_second(),
         missing=missing_extras() | missing_programs(),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES if is_installed(name)},
@@ -92,7 +92,7 @@ def examine() -> Examination:
 
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
-    return next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    return next(candidate for candidate in (folder, *folder.absolute().parents) if candidate.is_dir())
 
 
 def gpu_words() -> str:
@@ -104,13 +104,13 @@ def gpu_words() -> str:
     return f"{torch.cuda.get_device_name()}, computes in {chosen_dtype('auto', 'cuda')}"
 
 
-def why(found: Products) -> str:
+def why(products: Products) -> str:
     """Why runs compute in the type they do, in a sentence."""
-    if found.native:
-        return f"its products are {found.bf16 / found.fp32:.1f} times as fast as those of float32"
+    if products.native:
+        return f"its products are {products.bf16 / products.fp32:.1f} times as fast as those of float32"
     return (
-        f"products of bfloat16 are {found.fp32 / found.bf16:.0f} times as slow; the book's runs, which fix bfloat16, "
-        "are multiplied in float32 and rounded"
+        f"products of bfloat16 are {products.fp32 / products.bf16:.0f} times as slow; the book's runs, which fix "
+        "bfloat16, are multiplied in float32 and rounded"
     )
 
 
@@ -132,19 +132,19 @@ def tokens_per_second() -> dict[str, float]:
     if known_rates("cpu") is None and not is_idle():
         return {}
     budget = specs.Budget(tokens=TOKENS, learning_rate=RATE, train_examples=200)
-    model, dtype, found = specs.Model(), chosen_dtype(), {}
+    model, dtype, speeds = specs.Model(), chosen_dtype(), {}
     source, _ = resolve(model)
     data = encode_training(AutoTokenizer.from_pretrained(source), get_task(TASK), budget)
-    plan = batch_plan([len(one.ids) for one in data], budget.batch_size, budget.tokens, seed=0)
+    plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed=0)
     batches = [[data[index] for index in batch] for batch in plan]
-    tokens = sum(len(one.ids) for batch in batches for one in batch)
+    tokens = sum(len(example.ids) for batch in batches for example in batch)
     shape, rates = read_shape(source), machine_rates("cpu")
     for name, method in specs.METHODS.items():
         if name == "untuned":
             continue
         run = specs.Run(model=model, task=task_spec(TASK), method=method(), budget=budget, dtype=dtype)  # type: ignore
-        found[name] = tokens / training_seconds(shape, training_setup(run), rates, batches)
-    return found
+        speeds[name] = tokens / training_seconds(shape, training_setup(run), rates, batches)
+    return speeds
 
 
 def is_installed(name: str) -> bool:
@@ -158,14 +158,14 @@ def is_installed(name: str) -> bool:
 
 def missing_extras() -> dict[str, str]:
     """Extra → its packages that are not installed, for extras that lack some; and the packages that carry weights."""
-    found: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("peftbook") or ():
         package, _, condition = line.partition(";")
         name = re.split(r"[<>=!~ \[]", package.strip(), maxsplit=1)[0]
         extra = re.search(r"extra == ['\"]([^'\"]+)", condition)
         if not is_installed(name):
-            found.setdefault(extra[1] if extra else "peftbook", []).append(name)
-    return {f"[{extra}]": f"pip install 'peftbook[{extra}]' ({', '.join(names)})" for extra, names in found.items()}
+            missing.setdefault(extra[1] if extra else "peftbook", []).append(name)
+    return {f"[{extra}]": f"pip install 'peftbook[{extra}]' ({', '.join(names)})" for extra, names in missing.items()}
 
 
 def missing_programs() -> dict[str, str]:
@@ -197,36 +197,36 @@ def book_machines() -> list[Examination]:
 # --- text ------------------------------------------------------------------------------------------------------
 
 
-def as_text(found: Examination) -> str:
+def as_text(examination: Examination) -> str:
     """One screen."""
-    rates = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in found.operations_per_second.items())
-    memory = f"{gib(found.memory_bytes)}, {gib(found.free_memory_bytes)} free"
+    rates = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in examination.operations_per_second.items())
+    memory = f"{gib(examination.memory_bytes)}, {gib(examination.free_memory_bytes)} free"
     rows = {
-        "peftbook": f"{found.version}, Python {found.python}, {found.system}",
-        "processor": f"{found.processor}, {found.cores} cores, {found.instructions}",
-        "a run gets": f"{found.threads} thread{'s' * (found.threads > 1)}",
+        "peftbook": f"{examination.version}, Python {examination.python}, {examination.system}",
+        "processor": f"{examination.processor}, {examination.cores} cores, {examination.instructions}",
+        "a run gets": f"{examination.threads} thread{'s' * (examination.threads > 1)}",
         "memory": memory,
-        "disk": f"{gib(found.free_disk_bytes)} free at {found.cache}",
-        "GPU": found.gpu or "none that torch can use",
-        "computes in": f"{found.dtype}: {found.why}",
+        "disk": f"{gib(examination.free_disk_bytes)} free at {examination.cache}",
+        "GPU": examination.gpu or "none that torch can use",
+        "computes in": f"{examination.dtype}: {examination.why}",
         "GFLOP/s": f"{rates} a thread",
-        "libraries": ", ".join(f"{name} {version}" for name, version in found.libraries.items()),
-        **{f"missing {name}": words for name, words in found.missing.items()},
+        "libraries": ", ".join(f"{name} {version}" for name, version in examination.libraries.items()),
+        **{f"missing {name}": words for name, words in examination.missing.items()},
     }
     width = max(map(len, rows)) + 2
     lines = [f"{name:<{width}}{words}" for name, words in rows.items()]
-    return "\n".join([*lines, "", *speed_lines(found)])
+    return "\n".join([*lines, "", *speed_lines(examination)])
 
 
-def speed_lines(found: Examination) -> list[str]:
+def speed_lines(examination: Examination) -> list[str]:
     """Tokens a second of each method here, beside those of the book's machines."""
-    if not found.tokens_per_second:
+    if not examination.tokens_per_second:
         return ["Tokens a second are not known: the machine does other work now. Ask again when it is idle."]
-    others = [("the book's", one) for one in book_machines()[:1]]
-    heads = "".join(f"{name:>14}" for name, _ in (("here", found), *others))
+    others = [("the book's", machine) for machine in book_machines()[:1]]
+    heads = "".join(f"{name:>14}" for name, _ in (("here", examination), *others))
     lines = [f"{'tokens/s, training':<22}{heads}"]
-    for name, rate in found.tokens_per_second.items():
-        cells = "".join(f"{one.tokens_per_second.get(name, 0):>14.0f}" for _, one in others)
+    for name, rate in examination.tokens_per_second.items():
+        cells = "".join(f"{machine.tokens_per_second.get(name, 0):>14.0f}" for _, machine in others)
         lines.append(f"  {name:<20}{rate:>14.0f}{cells}")
     return [*lines, f"Predicted from measured rates, for {TASK} in batches of 8 with {specs.EMBEDDED_MODEL}."]
 

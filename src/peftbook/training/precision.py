@@ -90,9 +90,9 @@ def products_here() -> Products:
     path = machine_file("products")
     if (known := kept(path)) is not None:
         return Products(**known)
-    found = measure_products() if "torch" in sys.modules else Products(**elsewhere(measure_products))
-    keep(path, asdict(found))
-    return found
+    products = measure_products() if "torch" in sys.modules else Products(**elsewhere(measure_products))
+    keep(path, asdict(products))
+    return products
 
 
 @functools.cache
@@ -176,9 +176,9 @@ def forward_and_backward(x, w, g) -> None:
 
 def fastest(work: Callable[[], object]) -> float:
     """Seconds of the fastest of a few calls; a slow one is made twice, as the first pays for preparations."""
-    found: list[float] = []
-    while len(found) < 2 or (len(found) < REPEATS and min(found) < SLOW):
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < REPEATS and min(seconds) < SLOW):
         began = time.thread_time()
         work()
-        found.append(time.thread_time() - began)
-    return min(found)
+        seconds.append(time.thread_time() - began)
+    return min(seconds)

@@ -158,12 +158,12 @@ def attention(own: Any) -> Callable:
     """
 
     def kernel(keys, first: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, ...]:
-        found = own.call_boxed(keys, wide(first), *map(wide, rest), **{k: wide(v) for k, v in options.items()})
+        results = own.call_boxed(keys, wide(first), *map(wide, rest), **{k: wide(v) for k, v in options.items()})
         if first.dtype not in HALF:
-            return found
-        if len(found) == 2:  # output and, in float32, the logarithm of the sums
-            return found[0].to(first.dtype), found[1]
-        return tuple(one.to(first.dtype) for one in found)
+            return results
+        if len(results) == 2:  # output and, in float32, the logarithm of the sums
+            return results[0].to(first.dtype), results[1]
+        return tuple(result.to(first.dtype) for result in results)
 
     return kernel
 

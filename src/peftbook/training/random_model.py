@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peftbook.errors import InputError
-from peftbook.memory import Setup, Shape, training_step
+from peftbook.memory import Configuration, Setup, Shape, training_step
 from peftbook.memory.setup import IA3_TARGETS
 from peftbook.training.loop import autocast, frozen_linears_in
 from peftbook.training.methods import causal_model, trainable_state
 from peftbook.training.models import keep_linear4bit_layout
 from peftbook.training.products import TORCH_DTYPES
 
-__all__ = ["Subject", "random_ids", "random_model", "subject"]
+__all__ = ["Subject", "model_and_ids", "random_ids", "random_model", "subject"]
 
 STD = 0.02
 PADDED = 3  # positions at the end of the first row, where rows are padded
@@ -250,3 +250,9 @@ def random_ids(shape: Shape, setup: Setup, seed: int) -> Tensor:
     """Rows of random tokens, (batch, seq); the first three ids are left to padding and its kin."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, shape.vocab, (setup.batch, setup.seq), generator=generator)
+
+
+def model_and_ids(configuration: Configuration, seed: int) -> tuple[Subject, Tensor]:
+    """A configuration's random model, and a batch of random tokens for it."""
+    shape, setup = configuration.shape, configuration.setup
+    return subject(shape, setup, seed), random_ids(shape, setup, seed)

@@ -14,7 +14,7 @@ from typing import Any
 from peftbook import specs
 from peftbook.errors import InputError
 
-__all__ = ["Findings", "measure"]
+__all__ = ["Findings", "measure", "positive"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,17 @@ class Findings:
 def measure(probe: specs.Probe) -> Findings:
     """Make the measurement: `module.function` of this package. Raises InputError for an unknown name."""
     module_name, _, name = probe.measure.partition(".")
-    known = [one.name for one in pkgutil.iter_modules(__path__)]
+    known = [entry.name for entry in pkgutil.iter_modules(__path__)]
     module = importlib.import_module(f"{__name__}.{module_name}") if module_name in known else None
     if module is None or name not in module.__all__:
         raise InputError(f"Unknown measure {probe.measure!r}: name it as module.function.")
     return getattr(module, name)(probe)
+
+
+def positive(probe: specs.Probe, *names: str) -> list[int]:
+    """Settings that are positive integers. Raises InputError for another value."""
+    values = [probe.whole(name) for name in names]
+    for name, value in zip(names, values, strict=True):
+        if value < 1:
+            raise InputError(f"The probe's {name} is {value!r}: give an integer of 1 or more.")
+    return values

@@ -44,8 +44,8 @@ def codebook_error(probe: specs.Probe) -> Findings:
     curve: dict[str, list[float]] = {"block": [float(block) for block in blocks]}
     per_example: dict[str, list[float]] = {}
     for name in names:
-        found = [code_statistics(weights, name, block) for block in blocks]
-        for block, (squared, absolute, counts) in zip(blocks, found, strict=True):
+        statistics = [code_statistics(weights, name, block) for block in blocks]
+        for block, (squared, absolute, counts) in zip(blocks, statistics, strict=True):
             share = counts / counts.sum()
             row = {
                 "mse": math.fsum(squared) / total,
@@ -115,9 +115,9 @@ def source_weights(probe: specs.Probe) -> Iterator[Tensor]:
 def encoder_file(probe: specs.Probe):
     """The encoder's weights, checked against settings["encoder_sha256"]."""
     path = embedded_folder() / "model.safetensors"
-    if (found := file_sha256(path)) != probe.word("encoder_sha256"):
+    if (digest := file_sha256(path)) != probe.word("encoder_sha256"):
         raise InputError(
-            f"{path.name} of the encoder has SHA-256 {found[:12]}…, the probe names another: reinstall it."
+            f"{path.name} of the encoder has SHA-256 {digest[:12]}…, the probe names another: reinstall it."
         )
     return path
 
@@ -206,7 +206,7 @@ def evaluated_model(probe: specs.Probe) -> tuple[nn.Module, Mapping[str, list[fl
         return [significant(value) for value in nats]
 
     known: dict[str, list[float] | list[str]] = {
-        "label_tokens": [float(one.label_tokens) for one in data],
+        "label_tokens": [float(example.label_tokens) for example in data],
         "kind": kinds,
     }
     return loaded.model, known, score
@@ -222,7 +222,7 @@ def texts_of(probe: specs.Probe, tokenizer) -> tuple[list[Encoded], list[str]]:
         kept = [at for at, kind in enumerate(kinds) if kind != "sentence"]
         return [data[at] for at in kept], [kinds[at] for at in kept]
     task = get_task("docstrings")
-    pairs = [encode_example(tokenizer, task, one, 512) for one in task.splits["validation"][:count]]
+    pairs = [encode_example(tokenizer, task, example, 512) for example in task.splits["validation"][:count]]
     prose = prose_pieces(tokenizer)
     return pairs + prose, ["docstring"] * len(pairs) + ["prose"] * len(prose)
 
@@ -233,7 +233,7 @@ def embedding_model(probe: specs.Probe) -> tuple[nn.Module, Mapping[str, list[fl
 
     folder = encoder_file(probe).parent
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    texts = [one.target for one in get_task("docstrings").splits["test"][: probe.whole("texts")]]
+    texts = [example.target for example in get_task("docstrings").splits["test"][: probe.whole("texts")]]
 
     @torch.no_grad()
     def embed() -> Tensor:

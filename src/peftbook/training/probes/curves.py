@@ -29,8 +29,8 @@ def learning_curve(probe: specs.Probe) -> Findings:
     limit = run.budget.max_length if run.budget else 512
     sets = {
         "validation": [
-            encode_example(trainee.tokenizer, task, one, limit)
-            for one in task.splits["validation"][: run.evaluation.n_loss]
+            encode_example(trainee.tokenizer, task, example, limit)
+            for example in task.splits["validation"][: run.evaluation.n_loss]
         ]
     }
     if probe.settings.get("prose"):
@@ -74,15 +74,15 @@ def mean_loss(trainee: Trainee, data: list[Encoded], run: specs.Run) -> float:
 
 def held_out_losses(trainee: Trainee, data: list[Encoded], run: specs.Run) -> tuple[list[float], list[int]]:
     """Summed nats and label tokens of each example; the model goes back to training afterwards."""
-    found = losses(trainee.model, data, pad_id=trainee.tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform)
+    nats = losses(trainee.model, data, pad_id=trainee.tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform)
     trainee.model.train()
-    return found
+    return nats
 
 
 def prose_pieces(tokenizer, each: int = PROSE_PIECES, tokens: int = PROSE_TOKENS) -> list[Encoded]:
     """The first `each` stretches of `tokens` tokens of every text; every token after a stretch's first is a label."""
     pieces = []
-    for one in prose.load():
-        ids = encode_plain(tokenizer, one.target)
+    for text in prose.load():
+        ids = encode_plain(tokenizer, text.target)
         pieces += [ids[at : at + tokens] for at in range(0, len(ids) - tokens + 1, tokens)][:each]
     return [Encoded(tuple(ids), 1, False) for ids in pieces]

@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Shape
-from peftbook.memory.decoder import layer_names
+from peftbook.memory.walk import layer_names
 from peftbook.training.hardware import peak_memory
-from peftbook.training.probes import Findings
-from peftbook.training.probes.serving import positive
-from peftbook.training.random_model import Subject, random_ids, subject
+from peftbook.training.probes import Findings, positive
+from peftbook.training.random_model import Subject, model_and_ids, random_ids, subject
 
 __all__ = ["activations", "peak", "step_peaks", "step_time"]
 
@@ -53,13 +52,13 @@ def peak(probe: specs.Probe) -> Findings:
     if probe.platform != "cpu":
         raise InputError(f"memory.peak measures a process's memory: use platform 'cpu', not {probe.platform!r}.")
     (trials,) = positive(probe, "trials")
-    one = Configuration.parse(probe.word("configuration"))
-    first = subject(WARM_UP, replace(one.setup, seq=min(one.setup.seq, 128)), probe.seed)
+    configuration = Configuration.parse(probe.word("configuration"))
+    first = subject(WARM_UP, replace(configuration.setup, seq=min(configuration.setup.seq, 128)), probe.seed)
     first.step(random_ids(WARM_UP, first.setup, probe.seed))
     del first
     gc.collect()
     before = resident_bytes()
-    tuned, ids = subject(one.shape, one.setup, probe.seed), random_ids(one.shape, one.setup, probe.seed)
+    tuned, ids = model_and_ids(configuration, probe.seed)
     counted = count_step(tuned, ids)
     was_reset = reset_peak()
     seconds = [round(tuned.step(ids), 4) for _ in range(trials)]
@@ -88,14 +87,14 @@ def activations(probe: specs.Probe) -> Findings:
     settings: configurations (texts of `Configuration`s). per_example: module → bytes in each configuration; layers
     that are alike are counted together, under the name that they have on the byte model's tape.
     """
-    found: dict[str, list[float]] = {}
+    sizes: dict[str, list[float]] = {}
     texts = probe.words("configurations")
     for index, text in enumerate(texts):
-        one = Configuration.parse(text)
-        tuned, ids = subject(one.shape, one.setup, probe.seed), random_ids(one.shape, one.setup, probe.seed)
-        for module, size in kept_by_module(tuned, ids, one.shape).items():
-            found.setdefault(module, [0.0] * len(texts))[index] += size
-    return Findings(measurements={"configurations": len(texts)}, per_example=found)
+        configuration = Configuration.parse(text)
+        tuned, ids = model_and_ids(configuration, probe.seed)
+        for module, size in kept_by_module(tuned, ids, configuration.shape).items():
+            sizes.setdefault(module, [0.0] * len(texts))[index] += size
+    return Findings(measurements={"configurations": len(texts)}, per_example=sizes)
 
 
 def step_peaks(probe: specs.Probe) -> Findings:
@@ -104,13 +103,12 @@ def step_peaks(probe: specs.Probe) -> Findings:
     settings: configurations (texts of `Configuration`s). per_example: peak_bytes, beyond weights and optimiser. A step
     comes first, so that the optimiser has its moments and kernels what they keep.
     """
-    found = []
+    peaks = []
     for text in probe.words("configurations"):
-        one = Configuration.parse(text)
-        tuned, ids = subject(one.shape, one.setup, probe.seed), random_ids(one.shape, one.setup, probe.seed)
+        tuned, ids = model_and_ids(Configuration.parse(text), probe.seed)
         tuned.step(ids)
-        found.append(float(allocated_peak(functools.partial(tuned.step, ids))))
-    return Findings(measurements={"configurations": len(found)}, per_example={"peak_bytes": found})
+        peaks.append(float(allocated_peak(functools.partial(tuned.step, ids))))
+    return Findings(measurements={"configurations": len(peaks)}, per_example={"peak_bytes": peaks})
 
 
 def step_time(probe: specs.Probe) -> Findings:
@@ -121,16 +119,16 @@ def step_time(probe: specs.Probe) -> Findings:
     """
     (trials,) = positive(probe, "trials")
     names = probe.words("contenders")
-    both = zip(names, map(Configuration.parse, probe.words("configurations")), strict=True)
-    made = {name: (subject(one.shape, one.setup, probe.seed), one) for name, one in both}
+    texts = zip(names, probe.words("configurations"), strict=True)
+    made = {name: model_and_ids(Configuration.parse(text), probe.seed) for name, text in texts}
     rng = np.random.default_rng(probe.seed)
     seconds: dict[str, list[float]] = {f"{name}_seconds": [] for name in names}
     for trial in range(trials + 1):
         for name in rng.permutation(names).tolist():
-            tuned, one = made[name]
-            found = tuned.step(random_ids(one.shape, one.setup, probe.seed))
+            tuned, ids = made[name]
+            elapsed = tuned.step(ids)
             if trial:
-                seconds[f"{name}_seconds"].append(round(found, 5))
+                seconds[f"{name}_seconds"].append(round(elapsed, 5))
     medians = {name: median(values) for name, values in seconds.items()}
     return Findings(measurements={**medians, "threads": torch.get_num_threads()}, per_example=seconds)
 
@@ -149,8 +147,8 @@ def constants(model: nn.Module) -> list[Tensor]:
     """What 4-bit parameters need to be read: scales, their own scales and mean, and both code tables."""
     states = [state for value in model.parameters() if (state := getattr(value, "quant_state", None)) is not None]
     inner = [state.state2 for state in states if state.nested]
-    found = [value for state in (*states, *inner) for value in (state.absmax, state.code, state.offset)]
-    return [value for value in found if isinstance(value, Tensor)]
+    tensors = [value for state in (*states, *inner) for value in (state.absmax, state.code, state.offset)]
+    return [value for value in tensors if isinstance(value, Tensor)]
 
 
 def count_step(tuned: Subject, ids: Tensor) -> dict[str, int]:
@@ -216,17 +214,17 @@ def kept_by_module(tuned: Subject, ids: Tensor, shape: Shape) -> dict[str, int]:
     _, kept = with_kept(tuned, ids, lambda: inside[-1])
     for hook in hooks:
         hook.remove()
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name, size in kept:
         module = name_on_tape(name, shape)
-        found[module] = found.get(module, 0) + size
-    return found
+        sizes[module] = sizes.get(module, 0) + size
+    return sizes
 
 
 def name_on_tape(name: str, shape: Shape) -> str:
     """A module's name on the byte model's tape, where one layer stands for all that are like it."""
-    if found := re.search(r"layers\.(\d+)\.?(.*)$", name):
-        return f"{layer_names(shape)[int(found[1])]}.{found[2]}".rstrip(".")
+    if match := re.search(r"layers\.(\d+)\.?(.*)$", name):
+        return f"{layer_names(shape)[int(match[1])]}.{match[2]}".rstrip(".")
     name = name.replace("base_model.", "").removeprefix("model.").removeprefix("model.")
     return name if name not in ("", "model", "base_model") else "loss"
 
@@ -241,8 +239,8 @@ def allocated_peak(step: Callable[[], object]) -> int:
             step()
         trace.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    notes = sorted((one for one in events if one.get("name") == "[memory]"), key=lambda one: one["ts"])
-    totals = [one["args"]["Total Allocated"] for one in notes]
+    notes = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    totals = [event["args"]["Total Allocated"] for event in notes]
     return max(totals) - (totals[0] - notes[0]["args"]["Bytes"])
 
 

@@ -10,8 +10,7 @@ from peftbook.errors import InputError
 from peftbook.training.execute import prepare
 from peftbook.training.loop import Progress
 from peftbook.training.precision import products_here
-from peftbook.training.probes import Findings
-from peftbook.training.probes.serving import positive
+from peftbook.training.probes import Findings, positive
 from peftbook.training.products import widened_products
 
 __all__ = ["first_losses"]
@@ -44,14 +43,14 @@ def first_losses(probe: specs.Probe) -> Findings:
 
 def losses_of(run: specs.Run, steps: int, multiply: Callable[[], contextlib.AbstractContextManager]) -> list[float]:
     """Losses of a run's first steps."""
-    found: list[float] = []
+    values: list[float] = []
 
     def note(progress: Progress) -> None:
-        found.append(round(progress.loss, 6))
+        values.append(round(progress.loss, 6))
         if progress.step == steps:
             raise EnoughError
 
     trainee = prepare(run)
     with multiply(), contextlib.suppress(EnoughError):
         trainee.train(note)
-    return found
+    return values

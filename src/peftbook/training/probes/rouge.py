@@ -54,7 +54,7 @@ def rouge_l(texts: Sequence[str], answers: Sequence[str], setting: str) -> list[
     tokenizer = Pattern(*PATTERNS[setting]) if setting in PATTERNS else None
     scorer = RougeScorer([kind], use_stemmer=setting == "stem", tokenizer=tokenizer)
     if setting == "lsum_sentences":
-        texts, answers = ([SENTENCE_END.sub("\n", one) for one in many] for many in (texts, answers))
+        texts, answers = ([SENTENCE_END.sub("\n", text) for text in many] for many in (texts, answers))
     return [scorer.score(right, text)[kind].fmeasure for text, right in zip(texts, answers, strict=True)]
 
 
@@ -95,7 +95,7 @@ def strings(probe: specs.Probe, name: str) -> tuple[str, ...]:
     value = probe.settings.get(name)
     if not isinstance(value, tuple) or not value:
         raise InputError(f"The probe's {name} is {value!r}: give a tuple of one or more names.")
-    return tuple(str(one) for one in value)
+    return tuple(str(item) for item in value)
 
 
 def stored_texts(run: specs.Run, store: Store) -> tuple[list[str], list[str]]:
@@ -106,7 +106,7 @@ def stored_texts(run: specs.Run, store: Store) -> tuple[list[str], list[str]]:
         raise InputError(f"Run {run.key[:12]} has no stored texts: run `peftbook run methods` first.")
     task = get_task(run.task.name)
     known = references(task)
-    return texts, [known[one.id][0] for one in task.splits[run.evaluation.split][: len(texts)]]
+    return texts, [known[example.id][0] for example in task.splits[run.evaluation.split][: len(texts)]]
 
 
 def bootstrap_mids(texts: Sequence[str], answers: Sequence[str], seeds: int) -> list[float]:
@@ -165,7 +165,7 @@ def negate(sentence: str) -> str | None:
     first, blank, rest = sentence.partition(" ")
     if blank and first.lower() in OPENINGS:
         return f"{OPENINGS[first.lower()]} {rest}"
-    changed, count = AUXILIARY.subn(lambda found: insert_not(found.group()), sentence, count=1)
+    changed, count = AUXILIARY.subn(lambda match: insert_not(match.group()), sentence, count=1)
     return changed if count else None
 
 
@@ -185,7 +185,7 @@ def negation(probe: specs.Probe) -> Findings:
     task = get_task(probe.word("task"))
     if task.data_sha256 != probe.word("data_sha256"):
         raise InputError(f"Task {task.name!r} has data {task.data_sha256[:12]}…, not those that the probe names.")
-    answers = [one.target for one in task.splits["test"][: probe.whole("examples")]]
+    answers = [example.target for example in task.splits["test"][: probe.whole("examples")]]
     pairs = [(at, text) for at, answer in enumerate(answers) if (text := negate(answer)) is not None]
     chosen, negated = [at for at, _ in pairs], [text for _, text in pairs]
     right = [answers[at] for at in chosen]

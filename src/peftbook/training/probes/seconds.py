@@ -11,10 +11,9 @@ import torch
 from peftbook import specs
 from peftbook.memory import Configuration
 from peftbook.training.calibration import calibrate
-from peftbook.training.probes import Findings
-from peftbook.training.probes.serving import positive
+from peftbook.training.probes import Findings, positive
 from peftbook.training.products import half_products
-from peftbook.training.random_model import random_ids, subject
+from peftbook.training.random_model import model_and_ids
 
 __all__ = ["steps"]
 
@@ -32,8 +31,7 @@ def steps(probe: specs.Probe) -> Findings:
     spent = time.perf_counter() - began
     seconds: list[float] = []
     for text in probe.words("configurations"):
-        one = Configuration.parse(text)
-        tuned, ids = subject(one.shape, one.setup, probe.seed), random_ids(one.shape, one.setup, probe.seed)
+        tuned, ids = model_and_ids(Configuration.parse(text), probe.seed)
         with half_products(probe.platform):
             tuned.step(ids)
             seconds.append(round(median(tuned.step(ids) for _ in range(trials)), 5))

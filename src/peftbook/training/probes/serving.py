@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -20,12 +19,12 @@ from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
 from peftbook.tasks import get_task
 from peftbook.training.encode import Encoded, encode_example
 from peftbook.training.execute import prepare
-from peftbook.training.loop import losses, pad
+from peftbook.training.loop import losses
+from peftbook.training.merges import adapter_state, compare_merges, lora_layers, merge_state, requantised_losses, rms
 from peftbook.training.methods import apply_method, causal_model
 from peftbook.training.models import load_model
-from peftbook.training.probes import Findings
+from peftbook.training.probes import Findings, positive
 from peftbook.training.products import TORCH_DTYPES
-from peftbook.training.quantise import quantise_dense
 
 __all__ = ["latency", "many_adapters", "merge_gap", "requantise_gap"]
 
@@ -33,7 +32,6 @@ VARIANTS = ("base", "merged", "lora", "adapter")
 CONTENDERS = ("mixed", "mixed_peft", "swapped", "merged")
 RANDOM_STD = 0.02  # of the random adapters; time does not depend on their values, the check of the logits does
 SCALING = 2.0  # alpha / r
-LOGIT_EXAMPLES = 4
 
 # ids, following, platform → seconds of the forward pass, seconds of decoding, last logits
 Server = Callable[[Tensor, Tensor, str], tuple[float, float, Tensor]]
@@ -99,15 +97,6 @@ def chosen_dtype(probe: specs.Probe) -> torch.dtype:
     return TORCH_DTYPES[name]
 
 
-def positive(probe: specs.Probe, *names: str) -> list[int]:
-    """Settings that are positive integers. Raises InputError for another value."""
-    values = [probe.whole(name) for name in names]
-    for name, value in zip(names, values, strict=True):
-        if value < 1:
-            raise InputError(f"The probe's {name} is {value!r}: give an integer of 1 or more.")
-    return values
-
-
 @torch.no_grad()
 def randomize(model: nn.Module, seed: int) -> None:
     """Fill what starts at zero, LoRA's B and the adapter's W_up, with N(0, RANDOM_STD²)."""
@@ -149,11 +138,6 @@ def clock(platform: str) -> float:
     if platform == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def rms(values: Tensor) -> float:
-    """Root mean square."""
-    return values.square().mean().sqrt().item()
 
 
 def many_adapters(probe: specs.Probe) -> Findings:
@@ -232,8 +216,8 @@ def in_turn(
     parts = []
     for model, group, first in zip(models, groups, before, strict=True):
         if group:
-            one, two, logits = request(model, ids[group], following[group], platform, before=first)
-            forward, decode = forward + one, decode + two
+            ahead, after, logits = request(model, ids[group], following[group], platform, before=first)
+            forward, decode = forward + ahead, decode + after
             parts.append(logits)
     order = torch.tensor([row for group in groups for row in group], device=ids.device)
     return forward, decode, torch.cat(parts)[order.argsort()]
@@ -242,27 +226,6 @@ def in_turn(
 def shallow_copy(model: nn.Module, shared: Sequence[Tensor]) -> nn.Module:
     """A copy of the model that holds the tensors in `shared` in common with it."""
     return copy.deepcopy(model, {id(value): value for value in shared})
-
-
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """peft's LoRA layers by their names in the model under peft's wrapper."""
-    return {name: part for name, part in causal_model(model).named_modules() if hasattr(part, "lora_A")}
-
-
-def adapter_state(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """A and B of one of peft's adapters under the names that `peftbook.scratch.lora` uses."""
-    state = {}
-    for name, layer in lora_layers(model).items():
-        state[f"{name}.A"] = layer.lora_A[adapter].weight.detach()
-        state[f"{name}.B"] = layer.lora_B[adapter].weight.detach()
-    return state
-
-
-@torch.no_grad()
-def merge_state(model: nn.Module, state: dict[str, Tensor], scaling: float) -> None:
-    """Add gamma B A to the weights of the layers that the state names."""
-    for name in {key.rpartition(".")[0] for key in state}:
-        model.get_submodule(name).weight += scaling * state[f"{name}.B"] @ state[f"{name}.A"]
 
 
 def merge_gap(probe: specs.Probe) -> Findings:
@@ -278,10 +241,10 @@ def merge_gap(probe: specs.Probe) -> Findings:
     trainee = prepare(run)
     encoded = evaluation_examples(run, trainee.tokenizer)
     trained = trainee.train()
-    found = compare_merges(trainee.model, encoded, trainee.tokenizer.pad_token_id, run.platform)
+    gaps = compare_merges(trainee.model, encoded, trainee.tokenizer.pad_token_id, run.platform)
     return Findings(
-        measurements={**found.measurements, "train_tokens": trained.tokens if trained else 0},
-        per_example=found.per_example,
+        measurements={**gaps.measurements, "train_tokens": trained.tokens if trained else 0},
+        per_example=gaps.per_example,
     )
 
 
@@ -290,110 +253,7 @@ def evaluation_examples(run: specs.Run, tokenizer: Any) -> list[Encoded]:
     task = get_task(run.task.name)
     limit = run.budget.max_length if run.budget else 512
     chosen = task.splits[run.evaluation.split][: run.evaluation.n_loss]
-    return [encode_example(tokenizer, task, one, limit) for one in chosen]
-
-
-def compare_merges(model: Any, encoded: list[Encoded], pad_id: int, platform: str = "cpu") -> Findings:
-    """Loss, logits and weights of a trained LoRA model in the states that `merge_gap` lists; it is left as it was."""
-    nats: dict[str, list[float]] = {}
-    logits: dict[str, Tensor] = {}
-    counts: list[int] = []
-
-    def note(name: str) -> None:
-        nonlocal counts
-        nats[f"{name}_loss_nats"], counts = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
-        logits[name] = some_logits(model, encoded, pad_id)
-
-    note("unmerged")
-    with model.disable_adapter():
-        note("untuned")
-    with base_restored(model):
-        model.merge_adapter()
-        note("merged")
-        round_base(model)
-        note("merged_then_rounded")
-    with base_restored(model):
-        round_base(model)
-        note("unmerged_bf16")
-        with model.disable_adapter():
-            note("untuned_bf16")
-        changes = merge_in_bf16(model)
-        note("merged_bf16")
-    effect = rms(logits["unmerged"] - logits["untuned"])
-    gaps = {
-        f"{name}_logit_gap": rms(values - logits["unmerged"]) / effect
-        for name, values in logits.items()
-        if name not in ("unmerged", "untuned")
-    }
-    means = {name: sum(values) / sum(counts) for name, values in nats.items()}
-    per_example = {name: [round(value, 6) for value in values] for name, values in nats.items()}
-    return Findings(
-        measurements={**means, **gaps, **changes},
-        per_example={**per_example, "label_tokens": [float(count) for count in counts]},
-    )
-
-
-@torch.no_grad()
-def some_logits(model: nn.Module, encoded: list[Encoded], pad_id: int) -> Tensor:
-    """Logits at the label positions of the first examples, (labels, V), float32."""
-    base = causal_model(model)
-    few = encoded[:LOGIT_EXAMPLES]
-    output = base(input_ids=pad(few, pad_id, base.get_input_embeddings().weight.device), use_cache=False)
-    return torch.cat([output.logits[row, one.start - 1 : len(one.ids) - 1] for row, one in enumerate(few)])
-
-
-@contextmanager
-def base_restored(model: Any) -> Iterator[None]:
-    """Put the base weights back, bit by bit, and the adapter beside them when the block ends."""
-    kept = {name: value.detach().clone() for name, value in base_parameters(model)}
-    try:
-        yield
-    finally:
-        model.unmerge_adapter()
-        for name, value in base_parameters(model):
-            value.data = kept[name]
-
-
-def base_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """All parameters that are not the adapter's."""
-    return [(name, value) for name, value in model.named_parameters() if ".lora_" not in name]
-
-
-def round_base(model: nn.Module) -> None:
-    """Round all base weights to bfloat16; they stay stored in float32."""
-    for _, value in base_parameters(model):
-        value.data = value.data.bfloat16().float()
-
-
-@torch.no_grad()
-def merge_in_bf16(model: Any) -> dict[str, float]:
-    """Let peft merge into bfloat16 base weights and say what became of the update D = gamma B A.
-
-    update_kept_share: <W' − W, D> / ‖D‖², 1 if the update arrives whole.   update_error_share: ‖W' − W − D‖ / ‖D‖.
-    unchanged_weights_share: weights of the adapted layers that the merge left at their value.
-    """
-    layers = list(lora_layers(model).values())
-    before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
-    updates = [layer.get_delta_weight(layer.active_adapters[0]) for layer in layers]
-    for layer in layers:
-        layer.get_base_layer().weight.data = layer.get_base_layer().weight.data.bfloat16()
-    model.merge_adapter()
-    kept = norm = error = unchanged = total = 0.0
-    for layer, old, update in zip(layers, before, updates, strict=True):
-        weight = layer.get_base_layer().weight
-        weight.data = weight.data.float()
-        moved = weight - old
-        kept += (moved * update).sum().item()
-        norm += update.square().sum().item()
-        error += (moved - update).square().sum().item()
-        unchanged += (moved == 0).sum().item()
-        total += moved.numel()
-    return {
-        "update_kept_share": kept / norm,
-        "update_error_share": (error / norm) ** 0.5,
-        "unchanged_weights_share": unchanged / total,
-        "update_rms": (norm / total) ** 0.5,
-    }
+    return [encode_example(tokenizer, task, example, limit) for example in chosen]
 
 
 def requantise_gap(probe: specs.Probe) -> Findings:
@@ -422,43 +282,3 @@ def requantise_gap(probe: specs.Probe) -> Findings:
         measurements={**means, "train_tokens": trained.tokens if trained else 0},
         per_example={**per_example, "label_tokens": [float(count) for count in counts]},
     )
-
-
-@torch.no_grad()
-def requantised_losses(
-    model: nn.Module,
-    state: dict[str, Tensor],
-    scaling: float,
-    method: specs.QLoRA,
-    encoded: list[Encoded],
-    pad_id: int,
-    platform: str = "cpu",
-) -> dict[str, list[float]]:
-    """Summed nats of every example with the weights of each recipe; the model is left as the last one made it.
-
-    W: the model's weights; Q: to the method's type and back, block 64; D = γ B A, the adapter's update.
-    full W; untuned Q(W); merged Q(W) + D; requantised Q(Q(W) + D); merged_16bit W + D; requantised_16bit Q(W + D).
-    """
-    kept = {name: value.detach().clone() for name, value in model.named_parameters()}
-    nats: dict[str, list[float]] = {}
-
-    def note(name: str) -> None:
-        nats[name], _ = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
-
-    def quantise() -> None:
-        quantise_dense(model, method.quant, double_quant=method.double_quant)
-
-    note("full")
-    quantise()
-    note("untuned")
-    merge_state(model, state, scaling)
-    note("merged")
-    quantise()
-    note("requantised")
-    for name, value in model.named_parameters():
-        value.copy_(kept[name])
-    merge_state(model, state, scaling)
-    note("merged_16bit")
-    quantise()
-    note("requantised_16bit")
-    return nats

@@ -112,7 +112,7 @@ def exact(model: nn.Module, data: list[Encoded]) -> list[float]:
     All right with the right answer before it, or wrong somewhere: for a whole answer that is the same as decoding.
     """
     model.eval()
-    ids, start = torch.tensor([one.ids for one in data]), data[0].start
+    ids, start = torch.tensor([item.ids for item in data]), data[0].start
     logits = causal_model(model).lm_head(hidden_states(model, ids)[:, start - 1 : -1])
     return (logits.argmax(-1) == ids[:, start:]).all(dim=1).float().tolist()
 
@@ -153,8 +153,8 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     lists = lists_by_split(seed, max(pretrain_steps, steps) * BATCH)
     base = small_llama(depth, hidden, heads, VOCABULARY, seed)
     mixed = [
-        sequence(one, task, task)
-        for one, task in zip(lists["train"], itertools.cycle(PRETRAINED), strict=False)
+        sequence(numbers, task, task)
+        for numbers, task in zip(lists["train"], itertools.cycle(PRETRAINED), strict=False)
     ]  # fmt: skip
     fit(base, mixed, pretrain_steps, BATCH, probe.number("pretrain_rate"), seed)
     measured: dict[str, float | int | None] = {}
@@ -163,7 +163,9 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     curve: dict[str, list[float]] = {}
     per_example: dict[str, list[float] | list[str]] = {}
     for arm in arms:
-        data = {split: [sequence(one, arm.task, "ascending") for one in chosen] for split, chosen in lists.items()}
+        data = {
+            split: [sequence(numbers, arm.task, "ascending") for numbers in chosen] for split, chosen in lists.items()
+        }
         measured[f"{arm.name}_accuracy_before"] = mean(exact(base, data["test"]))
         best: tuple[float, float] | None = None
         trials: list[tuple[float, float]] = []

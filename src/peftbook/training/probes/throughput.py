@@ -13,8 +13,7 @@ from peftbook.errors import InputError
 from peftbook.records import Store
 from peftbook.studies import Study, Verdict
 from peftbook.training import queue
-from peftbook.training.probes import Findings
-from peftbook.training.probes.serving import positive
+from peftbook.training.probes import Findings, positive
 
 __all__ = ["throughput"]
 
@@ -42,11 +41,13 @@ def throughput(probe: specs.Probe) -> Findings:
         began, used = time.monotonic(), time.process_time()
         outcomes = queue.run_studies([study], store, compute=compute, report=lambda line: None, workers=workers)
         seconds, driver = time.monotonic() - began, time.process_time() - used
-        if failed := [one for one in outcomes if not one.ok]:
+        if failed := [outcome for outcome in outcomes if not outcome.ok]:
             raise InputError(f"A run of the measurement failed: {failed[0].message}.")
         work = [record.wall_seconds or 0.0 for run in runs if (record := store.get(run)) is not None]
     measured = {"seconds": seconds, "runs_per_hour": 3600 * jobs / seconds, "driver_seconds": driver / jobs}
-    return Findings(measured, per_example={"run_seconds": [one.seconds for one in outcomes], "work_seconds": work})
+    return Findings(
+        measured, per_example={"run_seconds": [outcome.seconds for outcome in outcomes], "work_seconds": work}
+    )
 
 
 def small_run(seed: int) -> specs.Probe:

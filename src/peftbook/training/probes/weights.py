@@ -48,8 +48,8 @@ def subspaces(probe: specs.Probe) -> Findings:
     rank, most = (run.method.rank for run in probe.runs[:2])
     pairs = {"small_large": (small, large), "large_large": (large, other), "start": starts}
     maps = {
-        name: torch.stack([overlap(one[n].right, two[n].right, rank, most) for n in names])
-        for name, (one, two) in pairs.items()
+        name: torch.stack([overlap(left[n].right, right[n].right, rank, most) for n in names])
+        for name, (left, right) in pairs.items()
     }
     maps |= {
         f"{name}_left": torch.stack(
@@ -58,8 +58,8 @@ def subspaces(probe: specs.Probe) -> Findings:
         for name in ("small_large", "large_large")
     }
     inside = {
-        f"{name}_in_start": torch.stack([(start[n].right.T @ one[n].right[:, 0]).square().sum() for n in names])
-        for name, one, start in (("small", small, starts[0]), ("large", large, starts[1]))
+        f"{name}_in_start": torch.stack([(start[n].right.T @ directions[n].right[:, 0]).square().sum() for n in names])
+        for name, directions, start in (("small", small, starts[0]), ("large", large, starts[1]))
     }
     generator = torch.Generator().manual_seed(probe.seed)
     widths = [len(small[name].right) for name in names]
@@ -104,8 +104,8 @@ def updates(trainee: Trainee, *, start: bool = False) -> dict[str, Directions]:
             a = part.lora_A["default"].weight.detach().double()  # (r, d_in)
             b = part.lora_B["default"].weight.detach().double()  # (d_out, r)
             q, r = torch.linalg.qr(b)
-            found = torch.linalg.svd(a if start else r @ a, full_matrices=False)  # BA = Q (RA)
-            out[name] = Directions(found.Vh.T, b if start else q @ found.U)
+            svd = torch.linalg.svd(a if start else r @ a, full_matrices=False)  # BA = Q (RA)
+            out[name] = Directions(svd.Vh.T, b if start else q @ svd.U)
     if not out:
         raise InputError("A subspace probe needs LoRA runs: give three of them.")
     return out
@@ -136,11 +136,11 @@ def update_size(probe: specs.Probe) -> Findings:
     task = get_task(run.task.name)
     limit = run.budget.max_length if run.budget else 512
     examples = task.splits["validation"][: run.evaluation.n_loss]
-    encoded = [encode_example(trainee.tokenizer, task, one, limit) for one in examples]
-    found = output_changes(trainee.model, encoded)
+    encoded = [encode_example(trainee.tokenizer, task, example, limit) for example in examples]
+    changes = output_changes(trainee.model, encoded)
     return Findings(
-        measurements={"modules": len(found), "median_change": median(found.values())},
-        per_example={"change": [round(value, 8) for value in found.values()], "module": list(found)},
+        measurements={"modules": len(changes), "median_change": median(changes.values())},
+        per_example={"change": [round(value, 8) for value in changes.values()], "module": list(changes)},
     )
 
 
@@ -162,8 +162,8 @@ def output_changes(model: nn.Module, encoded: Sequence[Encoded]) -> dict[str, fl
     layers = {name: part for name, part in causal_model(model).named_modules() if hasattr(part, "lora_A")}
     hooks = [layer.base_layer.register_forward_hook(note(name, layer)) for name, layer in layers.items()]
     model.eval()
-    for one in encoded:
-        causal_model(model)(input_ids=torch.tensor([one.ids]), use_cache=False)
+    for example in encoded:
+        causal_model(model)(input_ids=torch.tensor([example.ids]), use_cache=False)
     for hook in hooks:
         hook.remove()
     return {name: math.sqrt(update / output) for name, (update, output) in sums.items()}
@@ -192,7 +192,7 @@ def intruders(probe: specs.Probe) -> Findings:
         trainee.model.merge_adapter()
     after = linears(trainee.model)
     counts = dict.fromkeys(EPSILONS, 0)
-    ranks, found = [], {}
+    ranks, intruding = [], {}
     for name, old in before.items():
         new = after[name]
         change = torch.linalg.svdvals((new - old).float())
@@ -204,16 +204,16 @@ def intruders(probe: specs.Probe) -> Findings:
         for epsilon in EPSILONS:
             counts[epsilon] += int((nearest < epsilon).sum())
         at = (nearest < 0.6).nonzero().flatten()
-        found[name] = (left[:, at] * values[at]) @ right[at]
+        intruding[name] = (left[:, at] * values[at]) @ right[at]
     task = get_task(run.task.name)
     limit = run.budget.max_length if run.budget else 512
     examples = task.splits["validation"][: run.evaluation.n_loss]
-    target = [encode_example(trainee.tokenizer, task, one, limit) for one in examples]
+    target = [encode_example(trainee.tokenizer, task, example, limit) for example in examples]
     prose = prose_pieces(trainee.tokenizer)
     curve: dict[str, list[float]] = {"scale": [], "validation_loss_nats": [], "prose_loss_nats": []}
     parts = dict(model.named_modules())
     for scale in SCALES:
-        for name, part in found.items():
+        for name, part in intruding.items():
             weight_of(parts[name]).copy_(after[name] + (scale - 1) * part)
         curve["scale"].append(scale)
         curve["validation_loss_nats"].append(round(mean_loss(trainee, target, run), 6))

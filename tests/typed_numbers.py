@@ -11,8 +11,6 @@ from collections.abc import Iterator
 
 from docutils import nodes
 
-__all__ = ["typed_results", "typed_results_in"]
-
 NUMBER = r"(?<![\w.,/-])[+\N{MINUS SIGN}~≈<>]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?"
 UNIT = (
     r"(?:[kKMGT]i?B|bytes?|ms|s|secs?|seconds?|mins?|minutes?|hours?|h|days?|W|Wh|kWh|FLOPs?|TFLOPs?"
@@ -40,10 +38,10 @@ CHECKED = (nodes.paragraph, nodes.caption, nodes.term)
 def typed_results_in(text: str) -> list[str]:
     """The result-like numbers in a piece of text, in order."""
     text = FREE.sub(" ", text)
-    found = [(match.start(), match[0].strip()) for match in RESULT.finditer(text)]
-    taken = [range(start, start + len(number)) for start, number in found]
-    found += [(m.start(), m[0]) for m in DECIMAL.finditer(text) if not any(m.end() - 1 in span for span in taken)]
-    return [number for _, number in sorted(found)]
+    numbers = [(match.start(), match[0].strip()) for match in RESULT.finditer(text)]
+    taken = [range(start, start + len(number)) for start, number in numbers]
+    numbers += [(m.start(), m[0]) for m in DECIMAL.finditer(text) if not any(m.end() - 1 in span for span in taken)]
+    return [number for _, number in sorted(numbers)]
 
 
 def typed_results(document: nodes.document) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,117 @@
+"""A training step's forward pass walked through on sizes: its operations by part of the model, what it keeps, its work.
+
+Symbols are those of `decoder`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from peftbook.memory.decoder import Context, Decoder, embed, mask_of, virtual_tokens
+from peftbook.memory.setup import BYTES, Setup
+from peftbook.memory.shapes import Shape
+from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, multiple, repeated
+
+__all__ = ["Walk", "layer_names", "layer_of", "walk"]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A tape of a whole forward pass. copies: how many layers each layer on the tape stands for."""
+
+    tape: Tape
+    copies: Mapping[str, int]
+
+    @functools.cached_property
+    def sections(self) -> dict[str, list[Operation]]:
+        """Operations by part of the model: before the layers, each layer, after the layers."""
+        parts: dict[str, list[Operation]] = {"embedding": []}
+        for operation in self.tape.operations:
+            layer = layer_of(operation.where)
+            name = layer if layer in self.copies else "embedding" if len(parts) == 1 else "head"
+            parts.setdefault(name, []).append(operation)
+        return parts
+
+    def flops(self, checkpointing: bool) -> dict[str, Size]:
+        """Floating-point operations of matrix products, in forward, in backward, and of layers that are run again."""
+        totals: dict[str, Size] = {"forward": Counter(), "backward": Counter(), "again": Counter()}
+        for name, operations in self.sections.items():
+            copies = self.copies.get(name, 1)
+            for operation in operations:
+                totals["forward"].update(multiple(flops_of(operation.products), copies))
+                totals["backward"].update(multiple(flops_of(operation.undoing_products), copies))
+            for operation in repeated(operations)[0] if checkpointing and name in self.copies else ():
+                totals["again"].update(multiple(flops_of(operation.products), copies))
+        return totals
+
+    def copies_of(self, module: str) -> int:
+        """How many modules this one stands for."""
+        return self.copies.get(layer_of(module), 1)
+
+    def kept(self, checkpointing: bool) -> dict[str, Size]:
+        """Module → bytes that autograd keeps of it between forward and backward; of a checkpointed layer its input."""
+        sizes = self.tape.kept()
+        if not checkpointing:
+            return sizes
+        inputs: dict[str, Size] = {}
+        for operation in self.tape.operations:
+            if (layer := layer_of(operation.where)) in self.copies and layer not in inputs:
+                inputs[layer] = operation.inputs[0].size
+        return inputs | {module: size for module, size in sizes.items() if layer_of(module) not in self.copies}
+
+
+def flops_of(products: Iterable[MatrixProduct]) -> Size:
+    """Floating-point operations of matrix products."""
+    total: Size = Counter()
+    for matrix_product in products:
+        total.update(matrix_product.flops)
+    return total
+
+
+def layer_of(module: str) -> str:
+    """The layer that a module is a part of, or the module itself."""
+    return ".".join(module.split(".")[:2])
+
+
+@functools.lru_cache(maxsize=64)
+def walk(shape: Shape, setup: Setup) -> Walk:
+    """Embedding, the layers, head and loss.
+
+    The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
+    first to keep what all share. Of the others there is one of each kind, see `layer_names`.
+    """
+    tape = Tape(setup.autocast, promotes=setup.device == "cpu")
+    each = BYTES[setup.dtype]
+    kinds = sorted({*shape.sliding})
+    masks = {sliding: mask_of(tape, shape, setup, sliding) for sliding in kinds}
+    pairs = [[tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]
+    rotations = {sliding: pairs[sliding and shape.two_rotations] for sliding in kinds}
+    decoder = Decoder(shape, setup, tape)
+    if setup.method == "prefix":
+        decoder.prefix.append(virtual_tokens(decoder, ("L", "g", "d", "two")))
+    x = first = embed(decoder)
+    names = layer_names(shape)
+    kinds_of = dict(zip(names, shape.sliding, strict=True))
+    for name in sorted(kinds_of):
+        sliding = kinds_of[name]
+        with tape.at(name):
+            x = decoder.layer(x, Context(rotations[sliding], masks[sliding]))
+    decoder.head(x)
+    tables = (table for pair in pairs for table in pair)
+    tape.touch(first, *tables, *(mask for mask in masks.values() if mask), *decoder.prefix, *tape.cached)
+    return Walk(tape, Counter(names))
+
+
+def layer_names(shape: Shape) -> list[str]:
+    """For each layer the name of the one on the tape that stands for it.
+
+    The first two stand for themselves, and so does the first of each kind, which may be the first to keep what its kind
+    shares; of the others there is one of each kind.
+    """
+    sliding = shape.sliding
+    labels = [(not kind, kind in sliding[:index]) for index, kind in enumerate(sliding)]
+    others = sorted({*labels[2:]})
+    return [f"layers.{index if index < 2 else 2 + others.index(label)}" for index, label in enumerate(labels)]
