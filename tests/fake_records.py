@@ -9,7 +9,7 @@ import numpy as np
 
 from peftbook.records import Record, Store
 from peftbook.specs import Run
-from peftbook.studies import costs, methods
+from peftbook.studies import get_study, methods
 
 __all__ = ["fill_store"]
 
@@ -28,11 +28,11 @@ def fill_store(folder: Path, *, timing: bool = True, diverge: bool = True) -> St
     diverge: whether full fine-tuning's highest rate is recorded as a failure.
     """
     store = Store(folder)
-    while missing := methods.STUDY.missing(store):
+    while missing := get_study("methods").missing(store):
         for run in missing:
             store.save(fake_record(run, diverge))
     if timing:
-        for run in costs.STUDY.missing(store):
+        for run in get_study("costs").missing(store):
             store.save(fake_timing(run))
     return store
 

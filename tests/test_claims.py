@@ -9,7 +9,7 @@ import pytest
 
 from peftbook import specs
 from peftbook.records import Record, Store
-from peftbook.studies import learning_rate, recovery, scaling, two_rates, variants
+from peftbook.studies import get_study, learning_rate, recovery, scaling, variants
 
 TOKENS = 4.0
 
@@ -113,10 +113,10 @@ def test_a_collapsed_replica_leaves_the_fit(tmp_path):
 def test_missing_sweeps_are_not_yet_run(tmp_path):
     """And with one seed after a long training nothing is decided."""
     store = Store(tmp_path)
-    for study in learning_rate.STUDIES.values():
+    for study in map(get_study, ("learning_rate", "learning_rate_by_rank", "learning_rate_long")):
         assert study.verdict(store).outcome == "not yet run"
-    complete(store, learning_rate.STUDIES["learning_rate_long"].runs, bowl(lambda rank: 4e-5 * (10 if rank else 1)))
-    found = learning_rate.STUDIES["learning_rate_long"]
+    complete(store, get_study("learning_rate_long").runs, bowl(lambda rank: 4e-5 * (10 if rank else 1)))
+    found = get_study("learning_rate_long")
     assert found.verdict(store).outcome == "measured"
     assert found.quantities(store)["long_ratio"].value == pytest.approx(10, rel=0.1)
 
@@ -146,7 +146,7 @@ def test_a_variant_is_faster_only_if_it_gets_there_earlier(tmp_path, speed, floo
         lambda run: 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 4e-4)) + 0.001 * run.seed,
         lambda run: falling(speed, floor) if is_pissa(run) else falling(1.0),
     )
-    found = variants.STUDIES["pissa"].verdict(store)
+    found = get_study("pissa").verdict(store)
     assert found.outcome == outcome, found.sentence
 
 
@@ -159,7 +159,7 @@ def test_no_variant_is_judged_before_its_family_is_there(tmp_path):
         lambda run: 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 4e-4)),
         lambda run: falling(2.0 if is_pissa(run) else 1.0),
     )
-    assert variants.STUDIES["pissa"].verdict(store).outcome == "not yet run"
+    assert get_study("pissa").verdict(store).outcome == "not yet run"
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------
@@ -175,8 +175,8 @@ def test_no_gain_of_rank_stabilised_scaling_refutes_both_claims(tmp_path, gain, 
     store = Store(tmp_path)
     complete(store, scaling.runs, lambda run: 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 4e-4))
              - gain * stabilised(run))  # fmt: skip
-    assert scaling.STUDIES["scaling"].verdict(store).outcome == outcome
-    assert scaling.STUDIES["scaling_tuned"].verdict(store).outcome == outcome
+    assert get_study("scaling").verdict(store).outcome == outcome
+    assert get_study("scaling_tuned").verdict(store).outcome == outcome
 
 
 def test_a_run_that_diverges_at_the_fixed_rate_leaves_the_claim_undecided(tmp_path):
@@ -187,7 +187,7 @@ def test_a_run_that_diverges_at_the_fixed_rate_leaves_the_claim_undecided(tmp_pa
     path = store.path(pair.key)
     path.unlink()
     save(store, pair, 9.0, failure="Training diverged")
-    assert scaling.STUDIES["scaling"].verdict(store).outcome == "undecided"
+    assert get_study("scaling").verdict(store).outcome == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_run_that_diverges_at_the_fixed_rate_leaves_the_claim_undecided(tmp_pa
 )
 def test_the_size_of_the_update_is_a_power_of_the_rank(tmp_path, plain, stabilised, noise, outcome):
     """Sizes that are powers of the rank give their exponents back; both scalings must do what the claim says."""
-    store, study = Store(tmp_path), scaling.STUDIES["scaling_size"]
+    store, study = Store(tmp_path), get_study("scaling_size")
     assert study.verdict(store).outcome == "not yet run" and not study.quantities(store)
     for probe in study.runs(store):
         method = probe.runs[0].method
@@ -225,7 +225,7 @@ def test_a_higher_rate_for_b_is_judged_at_each_ratios_best(tmp_path, gain, outco
         away = math.log(run.budget.learning_rate / best)
         return 1.5 + 0.02 * away**2 - gain * (method.b_rate_ratio == 16) - 0.5 * (method.b_rate_ratio == 64)
 
-    (study,) = two_rates.STUDIES.values()
+    study = get_study("two_rates")
     complete(store, study.runs, loss)
     found = study.verdict(store)
     assert found.outcome == outcome and "at a ratio of 64" in found.sentence
@@ -251,7 +251,7 @@ def test_without_a_gap_there_is_nothing_to_recover(tmp_path, before, after, outc
         return 2.0 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4)) + after * bool(quant)
 
     complete(store, recovery.COMPARISONS["small"].runs, loss)
-    assert recovery.STUDIES["recovery"].verdict(store).outcome == outcome
+    assert get_study("recovery").verdict(store).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -260,12 +260,12 @@ def test_without_a_gap_there_is_nothing_to_recover(tmp_path, before, after, outc
 def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost, apart, outcome):
     """The untuned base has 3 nats a token and the merged model 1; requantising gives back a share of these 2."""
     store = Store(tmp_path)
-    assert recovery.STUDIES["requantised"].verdict(store).outcome == "not yet run"
+    assert get_study("requantised").verdict(store).outcome == "not yet run"
 
     def loss(run):
         return 2.0 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4))
 
-    while missing := recovery.STUDIES["requantised"].missing(store):
+    while missing := get_study("requantised").missing(store):
         for run in missing:
             if isinstance(run, specs.Run):
                 save(store, run, loss(run))
@@ -275,8 +275,8 @@ def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost,
             levels |= dict.fromkeys(("full", "unmerged", "merged_16bit", "requantised_16bit"), 1.0)
             nats = {f"{name}_loss_nats": [TOKENS * level] * 20 for name, level in levels.items()}
             store.save(Record(key=run.key, spec=run, per_example={**nats, "label_tokens": [TOKENS] * 20}))
-    assert recovery.STUDIES["requantised"].verdict(store).outcome == outcome
-    found = recovery.STUDIES["requantised"].quantities(store)
+    assert get_study("requantised").verdict(store).outcome == outcome
+    found = get_study("requantised").quantities(store)
     assert found["small_nf4_requantised_lost"].value == pytest.approx(100 * lost)
     assert found["small_nf4_requantised_lost"].seeds == len(recovery.COMPARISONS["small"].seeds)
     assert found["small_nf4_gain"].value == pytest.approx(2)

@@ -27,10 +27,11 @@ from peftbook.scratch.codebooks import (
 )
 from peftbook.scratch.nf4 import quantize_blocks
 from peftbook.studies import codebooks as study
-from peftbook.studies import weight_error
+from peftbook.studies import get_study, weight_error
 from peftbook.training.probes import codebooks as probes
 from peftbook.training.probes import measure
 
+CLAIMS = ("codebooks_squared", "codebooks_absolute", "codebooks_bins")
 names = pytest.mark.parametrize("name", NAMES)
 few = settings(max_examples=15, deadline=None)
 
@@ -280,10 +281,10 @@ def fake(probe: specs.Probe, errors: dict[str, float], unevenness: float) -> Rec
 def test_codebook_verdicts_follow_the_errors(tmp_path, best, unevenness, outcome, bins):
     """NF4 is refuted, equivalent or optimal as the rival's error says, and its bins as their counts do."""
     store = Store(tmp_path)
-    assert {one.verdict(store).outcome for one in study.STUDIES.values()} == {"not yet run"}
+    assert {get_study(name).verdict(store).outcome for name in CLAIMS} == {"not yet run"}
     for probe in study.runs(store):
         store.save(fake(probe, {"nf4": 0.0084, "lloyd_pinned": best, "l1_pinned": best}, unevenness))
-    found = {name: one.verdict(store) for name, one in study.STUDIES.items()}
+    found = {name: get_study(name).verdict(store) for name in CLAIMS}
     assert found["codebooks_squared"].outcome == found["codebooks_absolute"].outcome == outcome
     assert found["codebooks_bins"].outcome == bins
     quantities = study.quantities(store)
@@ -298,5 +299,5 @@ def test_partial_records_give_partial_quantities(tmp_path):
     store.save(fake(study.probe("minilm"), {"nf4": 0.01}, 5.0))
     found = study.quantities(store)
     assert found and all(name.startswith("minilm_") for name in found)
-    assert study.STUDIES["codebooks_squared"].verdict(store).outcome == "not yet run"
+    assert get_study("codebooks_squared").verdict(store).outcome == "not yet run"
     assert isinstance(study.excess([store.get(study.probe("minilm"))] * 2, "lloyd", "mse"), metrics.Interval)

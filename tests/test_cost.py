@@ -13,7 +13,7 @@ from peftbook import specs
 from peftbook.cost import Curve, ProductLaw, Rates, layers_seconds, step_seconds
 from peftbook.memory import Configuration, Setup, Shape, training_step
 from peftbook.records import Record, Store
-from peftbook.studies import activations
+from peftbook.studies import activations, get_study
 from peftbook.studies import step_seconds as study
 from peftbook.training import calibration
 from peftbook.training.probes import seconds as probes
@@ -104,7 +104,7 @@ def test_rates_are_read_as_they_were_written():
 def timed(store: Store, off: float) -> None:
     """Records of the whole study from a machine of one speed, whose steps all take `off` times what is predicted."""
     machine = rates(1e-10, curve=Curve((1.0,), (1e-9,)))
-    for run in study.STUDIES["step_seconds"].runs(store):
+    for run in get_study("step_seconds").runs(store):
         ones = [Configuration.parse(text) for text in run.words("configurations")]
         seconds = [off * float(sum(step_seconds(one.shape, one.setup, machine).values())) for one in ones]
         fields = {"measurements": {"calibration_seconds": 5.0}, "per_example": {"step_seconds": seconds}}
@@ -114,7 +114,7 @@ def timed(store: Store, off: float) -> None:
 @pytest.mark.parametrize(("off", "outcome"), [(1.0, "reproduced"), (1.1, "reproduced"), (1.5, "refuted")])
 def test_the_verdict_on_seconds_is_about_the_median_error(off, outcome, tmp_path):
     """Each record is predicted by its own rates; every configuration of the byte model's grid is there, enlarged."""
-    store, one = Store(tmp_path), study.STUDIES["step_seconds"]
+    store, one = Store(tmp_path), get_study("step_seconds")
     assert one.verdict(store).outcome == "not yet run"
     timed(store, off)
     known = one.quantities(store)

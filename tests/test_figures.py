@@ -20,6 +20,7 @@ from peftbook import figures, metrics, specs
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
 from peftbook.errors import InputError
 from peftbook.figures import (
+    bits,
     costs,
     evidence,
     limits,
@@ -35,14 +36,16 @@ from peftbook.figures import (
     retention,
     shipping,
     style,
+    updates,
 )
 from peftbook.memory import SHAPES, Configuration, training_step
-from peftbook.records import Record, Store, default_store
+from peftbook.records import Missing, Record, Store, default_store
 from peftbook.results import study_quantities
 from peftbook.scratch.capacity import free_numbers
 from peftbook.scratch.codebooks import expected_error
 from peftbook.scratch.forgetting import energy_rank
 from peftbook.studies import (
+    NAMES,
     activations,
     benchmark,
     codebooks,
@@ -51,30 +54,48 @@ from peftbook.studies import (
     learning_rate,
     memory,
     merging,
+    prompt_design,
     subspace,
 )
 
-OF_STUDIES = [module.__name__ for module in (evidence, limits, lora_practice, qlora)]
-EVIDENCE = [name for name, entry in figures.FIGURES.items() if entry.function.__module__ in OF_STUDIES]
+OF_STUDIES = [module.__name__ for module in (bits, evidence, limits, lora_practice, qlora, updates)]
+EVIDENCE = [name for name, function in figures.FIGURES.items() if function.__module__ in OF_STUDIES]
 DRAWN = [
     *EVIDENCE,
     *(
         name
-        for name, entry in figures.FIGURES.items()
-        if entry.function.__module__ in (measuring.__name__, notebooks.__name__, retention.__name__, shipping.__name__)
+        for name, function in figures.FIGURES.items()
+        if function.__module__ in (measuring.__name__, notebooks.__name__, retention.__name__, shipping.__name__)
     ),
 ]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Invented records of every study that a figure names, stage after stage."""
+    """Invented records of every run that a figure lacks: what its message says is run, until it is drawn."""
     store = fill_store(tmp_path_factory.mktemp("records"))
-    for name in dict.fromkeys(need.partition(".")[0] for entry in figures.FIGURES.values() for need in entry.needs):
-        while missing := get_study(name).missing(store):
-            for run in missing:
-                store.save(invented(run))
+    for name in figures.FIGURES:
+        while command := lacking(name, store):
+            follow(command, store)
     return store
+
+
+def lacking(name: str, store: Store) -> str:
+    """The study that the figure's message asks to run; empty once it is drawn."""
+    try:
+        figures.runs(name, store)
+    except Missing as missing:
+        return re.search(r"`peftbook run (\w+)`", str(missing))[1]
+    return ""
+
+
+def follow(name: str, store: Store) -> None:
+    """What `peftbook run NAME` would do, with invented records; it must have something to do."""
+    study = get_study(name)
+    assert study.missing(store), f"{name} lacks nothing"
+    while missing := study.missing(store):
+        for run in missing:
+            store.save(invented(run))
 
 
 def invented(run: specs.Run | specs.Probe) -> Record:
@@ -380,7 +401,7 @@ def test_an_empty_store_renders_only_what_is_computed(tmp_path: Path):
     """A figure without records is left out, and asking for it names the command that makes them."""
     empty = Store(tmp_path / "none")
     names = {path.stem for path in figures.render_all(tmp_path / "out", empty)}
-    assert names == {name for name, entry in figures.FIGURES.items() if not entry.needs}
+    assert names == {name for name in figures.FIGURES if not figures.from_records(name)}
     with pytest.raises(InputError, match="peftbook run methods"):
         figures.svg("head_to_head", empty)
     with pytest.raises(InputError, match="Unknown figure"):
@@ -521,6 +542,14 @@ def test_a_figure_names_the_runs_behind_it(store: Store):
     assert all(re.fullmatch(r"[0-9a-f]{64}", key) for key in keys)
 
 
+def test_the_runs_of_a_figure_are_those_that_it_draws(store: Store):
+    """A curve of sweeps names its sweeps, whatever other runs its study has."""
+    comparison = prompt_design.COMPARISON
+    arms = [comparison.arm(prompt_design.arm_name(length, "vocabulary")) for length in (1, 5, 20, 100)]
+    drawn = {comparison.sweep_run(arm, rate, 0).key for arm in arms for rate in comparison.rates(arm, store)}
+    assert set(figures.runs("prompt_rates", store)) == drawn
+
+
 # The figures of the studies.
 
 
@@ -542,8 +571,7 @@ def visible_texts(figure: Figure) -> dict[Text, tuple[float, float, float, float
 def test_no_text_is_clipped_or_covered_or_tiny(name: str, store: Store):
     """Readable on a phone and a slide: every text lies inside the figure and on no other text."""
     with style.mode_context("light"):
-        entry = figures.FIGURES[name]
-        figure = entry.function(*((store,) if entry.needs else ()))
+        figure = figures.draw(name, store)
         FigureCanvasAgg(figure)
         boxes = visible_texts(figure)
     assert len(boxes) > 5
@@ -559,8 +587,7 @@ def test_no_text_is_clipped_or_covered_or_tiny(name: str, store: Store):
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_a_figure_of_a_study_names_what_it_lacks(name: str, tmp_path: Path):
     """Without records the answer is the command that makes them, not a crash."""
-    study = figures.FIGURES[name].needs[0].partition(".")[0]
-    with pytest.raises(InputError, match=f"peftbook run {study}"):
+    with pytest.raises(InputError, match="peftbook run (" + "|".join(NAMES) + ")"):
         figures.svg(name, Store(tmp_path))
 
 
@@ -644,7 +671,7 @@ def test_prose_loss_at_equal_target_loss_is_the_studys(store: Store):
     """The seeds drawn beside a difference must average to it."""
     full, found = forgetting.best_full(store), study_quantities("forgetting", store)
     for arm in ("r8", "r64", "r256"):
-        seeds = evidence.matched_seeds(full, arm, store)
+        seeds = updates.matched_seeds(full, arm, store)
         assert np.mean(seeds) == pytest.approx(found[f"full_minus_{arm}_prose"].value)
 
 
@@ -660,27 +687,27 @@ def test_the_shown_overlaps_are_those_of_the_map_beyond_chance(store: Store):
     """Row i and column j of the small table are φ(i, j) − max(i, j) / d of the whole map."""
     record = subspace.records(store)[0]
     whole = np.reshape(record.curve["small_large_map"], (8, 64))
-    for (row, column), value in np.ndenumerate(evidence.shown_overlap(record, "small_large")):
-        i, j = evidence.SHOWN[0][row], evidence.SHOWN[1][column]
+    for (row, column), value in np.ndenumerate(updates.shown_overlap(record, "small_large")):
+        i, j = updates.SHOWN[0][row], updates.SHOWN[1][column]
         assert value == pytest.approx(whole[i - 1, j - 1] - max(i, j) / 576)
-    assert evidence.shown_overlap(record, "start") == pytest.approx(0)
+    assert updates.shown_overlap(record, "start") == pytest.approx(0)
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_numbers_are_readable_on_the_darkest_fill(mode: str):
     """WCAG AA, 4.5:1, where the overlap is 1."""
     with style.mode_context(mode):  # type: ignore[arg-type]
-        fill, ink = luminance(style.shade("lora", evidence.FULL_OVERLAP)), luminance(style.colour("ink"))
+        fill, ink = luminance(style.shade("lora", updates.FULL_OVERLAP)), luminance(style.colour("ink"))
     assert (max(fill, ink) + 0.05) / (min(fill, ink) + 0.05) >= 4.5
 
 
 def test_what_is_drawn_is_what_the_studies_have():
     """Every codebook, arm and path has a look of its own, told apart without colour."""
-    assert tuple(evidence.BOOKS) == codebooks.CODEBOOKS
-    assert tuple(evidence.PATHS) == tuple(forgetting.ARMS)
+    assert tuple(bits.BOOKS) == codebooks.CODEBOOKS
+    assert tuple(updates.PATHS) == tuple(forgetting.ARMS)
     arms = [evidence.arm_look(arm.name) for arm in benchmark.COMPARISON.arms]
     ranks = [evidence.RANK_MARKS[rank] for rank in learning_rate.RANKS]
-    for markers in ([m for _, m, _ in evidence.BOOKS.values()], [m for _, _, m in arms], ranks):
+    for markers in ([m for _, m, _ in bits.BOOKS.values()], [m for _, _, m in arms], ranks):
         assert len(set(markers)) == len(markers)
 
 

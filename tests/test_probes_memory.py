@@ -11,7 +11,7 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.memory import TARGETS, Configuration, Setup, Shape
 from peftbook.records import Record, Store
-from peftbook.studies import activations
+from peftbook.studies import activations, get_study
 from peftbook.studies import memory as study
 from peftbook.training.hardware import peak_memory
 from peftbook.training.probes import measure
@@ -169,14 +169,14 @@ def fill(store: Store, factors: dict[str, float], worst: float | None = None) ->
 def test_memory_verdicts_follow_the_bytes(tmp_path, tensors, process, worst, outcomes):
     """Within the margin bears a claim out, every repeat beyond it refutes, repeats that disagree decide nothing."""
     store = Store(tmp_path)
-    both = [study.STUDIES[name] for name in ("memory", "memory_process")]
+    both = [get_study(name) for name in ("memory", "memory_process")]
     assert [one.verdict(store).outcome for one in both] == ["not yet run"] * 2
-    assert study.STUDY.quantities(store) == {}
+    assert get_study("memory").quantities(store) == {}
     fill(store, {"tensor_peak": tensors, "process_peak": process}, worst)
-    assert not study.STUDY.missing(store)
+    assert not get_study("memory").missing(store)
     found = [one.verdict(store) for one in both]
     assert tuple(one.outcome for one in found) == outcomes
-    known = study.STUDY.quantities(store)
+    known = get_study("memory").quantities(store)
     assert all(name in known for one in found for name in one.quantities)
     assert known["qlora_7b_tensor_peak_error"].value == pytest.approx(100 * (1 / tensors - 1), abs=1e-3)
     assert known["held_out_tensor_peak_median_error"].value == pytest.approx(100 * abs(1 / tensors - 1), abs=1e-3)
@@ -189,7 +189,7 @@ def test_memory_verdicts_follow_the_bytes(tmp_path, tensors, process, worst, out
 )
 def test_time_verdict_follows_the_times(tmp_path, factor, noise, outcome):
     """Slower by more than the margin bears the claim out; as fast or faster refutes it."""
-    store, timed = Store(tmp_path), study.STUDIES["quantised_step_time"]
+    store, timed = Store(tmp_path), get_study("quantised_step_time")
     assert timed.verdict(store).outcome == "not yet run"
     for spec in timed.runs(store):
         rng = np.random.default_rng(spec.seed)
@@ -211,7 +211,7 @@ def test_time_verdict_follows_the_times(tmp_path, factor, noise, outcome):
 )
 def test_the_verdict_on_a_frozen_a_follows_the_peaks(tmp_path, factor, noise, outcome):
     """Lower by more than the margin bears the claim out."""
-    store, frozen = Store(tmp_path), study.STUDIES["lora_fa_memory"]
+    store, frozen = Store(tmp_path), get_study("lora_fa_memory")
     assert frozen.verdict(store).outcome == "not yet run" and not frozen.quantities(store)
     fill(store, {"tensor_peak": 1.0, "process_peak": 1.0})
     for seed in study.REPEATS:
@@ -276,14 +276,14 @@ def counts(store: Store, off: float = 1.0, peak: float = 1.0) -> None:
 )
 def test_the_verdicts_on_what_is_kept_follow_the_counts(tmp_path, off, peak, outcomes):
     """One byte off decides nothing, one in a hundred refutes; a peak may be a tenth off."""
-    store, both = Store(tmp_path), list(activations.STUDIES.values())
+    store, both = Store(tmp_path), [get_study(name) for name in ("activations", "step_peaks")]
     assert [one.verdict(store).outcome for one in both] == ["not yet run"] * 2
     counts(store, off, peak)
     found = [one.verdict(store) for one in both]
     assert tuple(one.outcome for one in found) == outcomes
     for one, verdict in zip(both, found, strict=True):
         assert not one.missing(store) and set(verdict.quantities) <= set(one.quantities(store))
-    assert activations.STUDY.quantities(store)["held_out_exact"].value == 105 - (off != 1.0)
+    assert get_study("activations").quantities(store)["held_out_exact"].value == 105 - (off != 1.0)
     worst = activations.furthest(store, 200)
     assert len(worst) == 105 and worst == sorted(worst, key=lambda one: -abs(one[2] - 1))
     assert peak == 1.0 or worst[0][0] == next(

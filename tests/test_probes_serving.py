@@ -16,7 +16,7 @@ from peftbook.errors import InputError
 from peftbook.records import Record, Store
 from peftbook.scratch.lora import add_lora, load_lora_state, lora_state
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
-from peftbook.studies import merging, serving
+from peftbook.studies import get_study, merging
 from peftbook.training import merges
 from peftbook.training.loop import losses
 from peftbook.training.methods import apply_method
@@ -275,13 +275,13 @@ def fill(store: Store, wanted, factors: dict[str, float], parts=("forward", "dec
 )
 def test_latency_verdicts_follow_the_times(tmp_path, factors, latency, adapter):
     """The verdicts are what the rule written beforehand makes of the times."""
-    store, studies = Store(tmp_path), merging.STUDIES
-    assert studies["merging_latency"].verdict(store).outcome == "not yet run"
-    assert studies["adapter_latency"].quantities(store) == {}
-    fill(store, studies["merging_latency"].runs(store), factors)
-    found = {name: studies[name].verdict(store) for name in ("merging_latency", "adapter_latency")}
+    store = Store(tmp_path)
+    assert get_study("merging_latency").verdict(store).outcome == "not yet run"
+    assert get_study("adapter_latency").quantities(store) == {}
+    fill(store, get_study("merging_latency").runs(store), factors)
+    found = {name: get_study(name).verdict(store) for name in ("merging_latency", "adapter_latency")}
     assert [one.outcome for one in found.values()] == [latency, adapter]
-    known = studies["merging_latency"].quantities(store)
+    known = get_study("merging_latency").quantities(store)
     assert all(name in known for one in found.values() for name in one.quantities)
     assert known["lora_over_merged_decode_bf16_batch32"].value == pytest.approx(
         factors["lora"] / factors["merged"], rel=0.05
@@ -292,17 +292,17 @@ def test_latency_verdicts_follow_the_times(tmp_path, factors, latency, adapter):
 def test_serving_verdict_follows_the_times(tmp_path, swapped, outcome):
     """Swapping that takes twice as long as the mixed batch bears the claim out; less time refutes it."""
     store = Store(tmp_path)
-    assert serving.STUDY.verdict(store).outcome == "not yet run"
-    fill(store, serving.STUDY.runs(store), {"mixed": 1, "mixed_peft": 1.5, "swapped": swapped, "merged": 0.9})
-    found = serving.STUDY.verdict(store)
+    assert get_study("serving").verdict(store).outcome == "not yet run"
+    fill(store, get_study("serving").runs(store), {"mixed": 1, "mixed_peft": 1.5, "swapped": swapped, "merged": 0.9})
+    found = get_study("serving").verdict(store)
     assert found.outcome == outcome
-    assert set(found.quantities) <= set(serving.STUDY.quantities(store))
+    assert set(found.quantities) <= set(get_study("serving").quantities(store))
 
 
 @pytest.mark.parametrize(("lost", "outcome"), [(0.0, "reproduced"), (0.5, "refuted"), (0.05, "undecided")])
 def test_quality_verdict_follows_the_loss(tmp_path, lost, outcome):
     """The share lost is measured against the same adapter beside the same bfloat16 weights."""
-    study, store = merging.STUDIES["merging_quality"], Store(tmp_path)
+    study, store = get_study("merging_quality"), Store(tmp_path)
     assert study.verdict(store).outcome == "not yet run"
     for probe in study.runs(store):
         rng = np.random.default_rng(probe.seed)

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from peftbook import specs
 from peftbook.records import Record, Store, default_store
+from peftbook.studies import get_study
 from peftbook.studies import half_products as study
-from peftbook.studies import methods
 from peftbook.training import products
 from peftbook.training.generate import decode_batch
 from peftbook.training.loop import losses, train
@@ -199,7 +199,7 @@ def test_a_training_goes_as_with_native_products(name, monkeypatch, tmp_path):
 def test_the_first_steps_of_a_shipped_run_are_repeated():
     """Within what `peftbook verify` allows, whatever processor made the record; the study goes through all methods."""
     store = default_store()
-    finals = [one for one in methods.STUDY.records(store) if one.spec.method.kind == "lora" and one.spec.budget]
+    finals = [one for one in get_study("methods").records(store) if one.spec.method.kind == "lora" and one.spec.budget]
     record = max(finals, key=lambda one: one.spec.seed)
     found = losses_of(record.spec, 4, widened_products)
     assert found == pytest.approx(record.curve["train_loss_nats"][:4], abs=TOLERANCES["loss_nats"])
@@ -217,7 +217,7 @@ def test_the_study_takes_the_largest_difference_of_each_way(tmp_path):
         assert found[f"{name}_widened"].value == pytest.approx(0.001)
         assert found[f"{name}_float32"].value == pytest.approx(0.03)
     assert found["largest_float32"].value == pytest.approx(0.03)
-    assert study.STUDIES["half_products"].verdict(store).outcome == "not yet run"  # no record of another processor
+    assert get_study("half_products").verdict(store).outcome == "not yet run"  # no record of another processor
 
 
 def test_no_product_of_a_4_bit_layer_escapes(monkeypatch, tmp_path):

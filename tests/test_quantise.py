@@ -15,7 +15,7 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Record, Store
 from peftbook.scratch.codebooks import linear_layers, round_trip
-from peftbook.studies import double_quant, weight_error
+from peftbook.studies import double_quant, get_study, weight_error
 from peftbook.tasks import get_task
 from peftbook.training import small_llama
 from peftbook.training.encode import Encoded
@@ -320,7 +320,7 @@ def test_double_quant_verdicts_follow_bytes_and_losses(tmp_path, extra, saved, b
             cost = 0.1 + (extra if kind == "dynamic8" else 0)
             per_example[f"{block}_{kind}"] = (10 * (text + cost + rng.normal(0, 1e-3, 60))).tolist()
     store.save(Record(key=probe.key, spec=probe, measurements=measurements, per_example=per_example))
-    found = {name: one.verdict(store) for name, one in double_quant.STUDIES.items()}
+    found = {name: get_study(name).verdict(store) for name in ("double_quant_bits", "double_quant_loss")}
     assert (found["double_quant_bits"].outcome, found["double_quant_loss"].outcome) == (bits, loss)
     quantities = double_quant.quantities(store)
     assert all(set(one.quantities) <= set(quantities) for one in found.values())

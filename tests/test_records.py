@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,19 @@ from hypothesis import strategies as st
 
 from peftbook import records, specs
 from peftbook.errors import InputError
-from peftbook.records import SHIPPED, Record, Store, default_store, load_record, write_atomically
+from peftbook.records import (
+    SHIPPED,
+    Missing,
+    Record,
+    Store,
+    aside,
+    default_store,
+    load_record,
+    report,
+    watch,
+    write_atomically,
+)
+from peftbook.site import tracing
 
 
 def a_run(seed: int = 0) -> specs.Run:
@@ -282,3 +296,83 @@ def test_every_shipped_record_loads():
         if record.texts_sha256:
             assert len(store.texts(record)) == record.measurements["generated_examples"]
         assert not record.failure or "diverged" in record.failure
+
+
+# --- who read what ---------------------------------------------------------------------------------------------
+
+
+def test_a_watch_sees_every_record_that_is_read_once_and_in_order(tmp_path):
+    """By run, by texts and by walking through the store; whoever only asks whether a record is there reads nothing."""
+    store = Store(tmp_path)
+    first, second, third = (a_record(seed) for seed in range(3))
+    for record in (first, second, third):
+        store.save(record, ["text"])
+    with watch() as seen:
+        assert first.spec in store and store.path(first.key)
+        assert not seen
+        store.get(second.spec)
+        store.need(first.spec)
+        store.need_all([second.spec, first.spec])
+        assert list(seen) == [second.key, first.key]
+        store.texts(store.get(third.spec))
+        assert list(store.all()) and len(seen) == 3
+    store.get(first.spec)
+    with watch() as again:
+        pass
+    assert not again
+
+
+def test_watches_nest_and_what_is_read_aside_stays_aside(tmp_path):
+    """The outer one sees what the inner one sees, unless the inner one is aside; then it is told what to report."""
+    store = Store(tmp_path)
+    first, second = (store.save(a_record(seed)) for seed in range(2))
+    with watch() as outer:
+        with watch() as inner:
+            store.get(first.spec)
+        assert list(outer) == list(inner) == [first.key]
+        with aside() as apart:
+            store.get(second.spec)
+        assert list(apart) == [second.key] and second.key not in outer
+        report(apart)
+        assert list(outer) == [first.key, second.key] and list(inner) == [first.key]
+
+
+def test_each_thread_has_its_own_watches(tmp_path):
+    """What one thread reads is not put down to what another computes."""
+    store = Store(tmp_path)
+    records = [store.save(a_record(seed)) for seed in range(8)]
+    barrier = threading.Barrier(len(records))
+
+    def read(record: Record) -> list[str]:
+        with watch() as seen:
+            barrier.wait()
+            store.get(record.spec)
+            barrier.wait()
+        return list(seen)
+
+    with watch() as outside, ThreadPoolExecutor(len(records)) as pool:
+        assert list(pool.map(read, records)) == [[record.key] for record in records]
+    assert not outside
+
+
+def test_a_record_that_is_needed_and_missing_is_named(tmp_path):
+    """The message says how to make it."""
+    run = a_record(0).spec
+    with pytest.raises(Missing, match=f"peftbook run --key {run.key[:12]}") as error:
+        Store(tmp_path).need(run)
+    assert error.value.run == run
+
+
+def test_a_record_that_is_looked_for_in_vain_is_told_to_the_interpreter(tmp_path):
+    """A chapter's kernel notes it, so that the page is drawn again once the record is there."""
+    told, run = [], a_record(0).spec
+    active = True
+    sys.addaudithook(lambda event, args: told.extend(args) if active and event == tracing.NOT_FOUND else None)
+    store = Store(tmp_path / "a", tmp_path / "b")
+    assert store.get(run) is None
+    assert told == [str(folder / f"{run.key[:12]}.json") for folder in store.folders]
+    store.save(a_record(0))
+    told.clear()
+    assert store.get(run) is not None
+    active = False
+    assert not told

@@ -8,7 +8,7 @@ import pytest
 
 from peftbook import results
 from peftbook.errors import InputError
-from peftbook.records import Store, default_store
+from peftbook.records import Store, default_store, watch
 from peftbook.studies import NAMES, Quantity, get_study, methods
 
 
@@ -63,6 +63,44 @@ def test_paired_difference_is_the_difference_of_the_arms():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_runs_that_a_quantity_names_are_among_those_that_it_is_seen_to_read(name):
+    """What a study says of its numbers is held against what it did."""
+    with watch() as seen:
+        known = get_study(name).quantities(default_store())
+    assert {key for quantity in known.values() for key in quantity.runs} <= seen.keys()
+
+
+def test_a_kept_quantity_is_seen_to_rest_on_its_runs_each_time():
+    """Whoever reads a number from the cache has read its runs; who reads none has read nothing."""
+    store = default_store()
+    for _ in range(2):
+        with watch() as seen:
+            known = results.study_quantities("methods", store)
+        assert not seen
+        with watch() as seen:
+            found = known["lora_minus_full_loss"]
+        assert set(found.runs) == seen.keys() and len(seen) == 6
+
+
+def test_a_kept_verdict_is_seen_to_rest_on_what_it_read_each_time():
+    """The final runs of both arms are behind the verdict on LoRA; what chose their rates is not."""
+    store = default_store()
+    for _ in range(2):
+        with watch() as seen:
+            results.study_verdict("methods", store)
+        assert seen.keys() == {run.key for arm in ("lora", "full") for run in methods.final_runs(arm, store)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_records_a_study_says_how_many_are_missing(name, tmp_path):
+    """Nothing is claimed, nothing raised, and the first stage of its runs is known."""
+    study, store = get_study(name), Store(tmp_path)
+    verdict, count = study.verdict(store), len(study.runs(store))
+    assert verdict.outcome == "not yet run" and f"{count} of {count} have no record" in verdict.sentence
+    assert count and len(study.missing(store)) == count and not study.quantities(store)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_study_states_its_claim_and_decides(name):
     study = get_study(name)
     assert study.claim and study.source and study.refuted_if and study.does_not_show
@@ -76,7 +114,7 @@ def test_best_rate_lies_inside_its_grid():
         exponents = methods.sweep_exponents(arm, store)
         chosen = methods.best_rate(arm, store)
         rates = [methods.rate(arm, exponent) for exponent in exponents]
-        assert chosen is not None and rates[0] < chosen < rates[-1], arm
+        assert rates[0] < chosen < rates[-1], arm
 
 
 def test_final_runs_use_fresh_seeds_and_the_test_split():

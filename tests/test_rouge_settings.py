@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peftbook import metrics, specs
 from peftbook.errors import InputError
 from peftbook.records import Record, Store
-from peftbook.studies import methods, rouge_settings
+from peftbook.studies import get_study, methods, rouge_settings
 from peftbook.tasks import task_spec
 from peftbook.training.probes import measure
 from peftbook.training.probes import rouge as probes
@@ -191,7 +191,7 @@ def filled(folder, spread: float) -> Store:
 @pytest.mark.parametrize(("spread", "outcome"), [(0.3, "reproduced"), (0.0, "refuted")])
 def test_settings_verdict_follows_the_spread(tmp_path, spread, outcome):
     """Settings that move a system by more than methods differ bear the claim out; none refutes it."""
-    study = rouge_settings.STUDIES["rouge_settings"]
+    study = get_study("rouge_settings")
     assert study.verdict(Store(tmp_path / "none")).outcome == "not yet run"
     assert study.quantities(Store(tmp_path / "none")) == {}
     store = filled(tmp_path, spread)
@@ -206,7 +206,7 @@ def test_settings_verdict_follows_the_spread(tmp_path, spread, outcome):
 @pytest.mark.parametrize(("score", "outcome"), [(0.95, "reproduced"), (0.1, "refuted")])
 def test_negation_verdict_follows_the_scores(tmp_path, score, outcome):
     """The negated copies are held against the arm with the highest BERTScore on the same examples."""
-    study, probe = rouge_settings.STUDIES["bertscore_negation"], rouge_settings.negation_probe()
+    study, probe = get_study("bertscore_negation"), rouge_settings.negation_probe()
     store = fill_store(tmp_path, timing=False)
     assert study.verdict(store).outcome == "not yet run"
     positions = list(range(0, 200, 2))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import Arm, Comparison, grid, holm, length_ratio, middle_first, shortfall
+from peftbook.studies.sweep import Arm, Comparison, corpus_bleu, grid, holm, length_ratio, middle_first, shortfall
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 
@@ -100,8 +100,11 @@ def test_nothing_is_chosen_before_the_grid_is_complete(tmp_path):
     arm = plan.arm("a")
     for rate in arm.rates[:-1]:
         save(store, plan.sweep_run(arm, rate, 0), 2.0)
-    assert plan.best(arm, store) is None and plan.final_runs(arm, store) == []
-    assert plan.difference("a", "b", "loss_nats", store) is None
+    for asked in (plan.best, plan.final_runs):
+        with pytest.raises(Missing):
+            asked(arm, store)
+    with pytest.raises(Missing):
+        plan.difference("a", "b", "loss_nats", store)
     assert not any(name.startswith("a_loss") for name in plan.quantities(store))
 
 
@@ -188,13 +191,14 @@ def test_a_diverged_final_run_is_said_and_decides_nothing(tmp_path):
         for rate in plan.arm(name).rates:
             save(store, plan.sweep_run(plan.arm(name), rate, 0), 1 + abs(math.log(rate / 2e-4)))
     claim = (0.0, (-math.inf, 0.05), "A minus B", store)
-    assert plan.verdict("a", "b", *claim).outcome == "not yet run"
+    with pytest.raises(Missing):
+        plan.verdict("a", "b", *claim)
     for name in "ab":
         for run in plan.final_runs(plan.arm(name), store):
             lost = name == "b" and run.seed == 2
             save(store, run, 2.0, failure="Training diverged" if lost else "")
-    found = plan.verdict("a", "b", *claim)
-    assert found.outcome == "undecided" and "B with seed 2" in found.sentence
+    with pytest.raises(Unusable, match="B with seed 2"):
+        plan.verdict("a", "b", *claim)
 
 
 def test_a_difference_in_corpus_bleu_is_paired(tmp_path):
@@ -216,10 +220,12 @@ def test_a_difference_in_corpus_bleu_is_paired(tmp_path):
             matched, total = ([sum(values[f"bleu_{kind}_{n}"]) for n in range(1, 5)] for kind in ("matched", "total"))
             mean = math.fsum(math.log(m / t) for m, t in zip(matched, total, strict=True)) / 4
             assert metrics.bleu(changed.per_example) == pytest.approx(100 * penalty * math.exp(mean))
-    one = plan.bleu("a", store)
+    one = corpus_bleu(plan.finals("a", store))
     assert one.shape == (1 + metrics.BOOTSTRAP_DRAWS, len(plan.seeds))
     for at, record in enumerate(plan.finals("a", store)):
         assert one[0, at] == pytest.approx(metrics.bleu(record.per_example))
     same = plan.bleu_difference("a", "a", store)
     assert same.mean == same.half95 == 0
-    assert plan.bleu_difference("b", "a", store).mean == pytest.approx((plan.bleu("b", store) - one)[0].mean())
+    assert plan.bleu_difference("b", "a", store).mean == pytest.approx(
+        (corpus_bleu(plan.finals("b", store)) - one)[0].mean()
+    )

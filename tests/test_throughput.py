@@ -40,13 +40,13 @@ def test_confirmations_wait_for_choices_and_timings_are_left_out(tmp_path):
 def test_the_verdict_follows_every_repeat(tmp_path, factors, outcome):
     """Two workers against one, repeat by repeat."""
     store = Store(tmp_path)
-    assert throughput.STUDY.verdict(store).outcome == "not yet run"
+    assert get_study("throughput").verdict(store).outcome == "not yet run"
     for seed, factor in zip(throughput.REPEATS, factors, strict=True):
         for workers, rate in ((1, 100.0), (2, 100.0 * factor), (4, 200.0)):
             measured = {"runs_per_hour": rate, "driver_seconds": 0.01, "seconds": 8 * 3600 / rate}
             times = {"run_seconds": [9.0] * 8, "work_seconds": [4.0] * 8}
             store.save(kept(throughput.probe(workers, seed), 5, measurements=measured, per_example=times))
-    found, known = throughput.STUDY.verdict(store), throughput.quantities(store)
+    found, known = get_study("throughput").verdict(store), throughput.quantities(store)
     assert found.outcome == outcome and set(found.quantities) <= set(known)
     assert known["start_1"].value == pytest.approx(5.0)
 

@@ -11,7 +11,7 @@ import pytest
 
 from peftbook import metrics, specs
 from peftbook.records import Record, Store, default_store
-from peftbook.studies import Study, Verdict, costs, double_quant, forgetting, subspace, weight_error
+from peftbook.studies import Study, Verdict, double_quant, forgetting, get_study, subspace, weight_error
 
 
 def fill(store: Store, study: Study, made: Callable[[specs.Run | specs.Probe], dict]) -> None:
@@ -75,7 +75,7 @@ def test_a_shared_direction_needs_the_papers_overlap_and_later_ones_that_are_not
     tmp_path, first, later, noise, outcome
 ):
     """An overlap above that of random vectors is not enough."""
-    store, study = Store(tmp_path), subspace.STUDIES["subspace"]
+    store, study = Store(tmp_path), get_study("subspace")
     fill(store, study, subspace_record(first, later, noise))
     decided(store, study, outcome)
     known = study.quantities(store)
@@ -150,7 +150,7 @@ def forgetting_record(slopes: Mapping[str, float], spread: float = 0.0, counts: 
 )
 def test_forgetting_is_compared_at_every_rate_and_over_pieces(tmp_path, slopes, spread, outcome, words):
     """The best rate decides, the others may not contradict it, and few pieces that differ decide nothing."""
-    store, study = Store(tmp_path), forgetting.STUDIES["forgetting"]
+    store, study = Store(tmp_path), get_study("forgetting")
     fill(store, study, forgetting_record(slopes, spread))
     assert forgetting.best_full(store) == "full_middle"
     decided(store, study, outcome, words)
@@ -158,7 +158,7 @@ def test_forgetting_is_compared_at_every_rate_and_over_pieces(tmp_path, slopes, 
 
 def test_the_difference_at_matched_loss_is_that_of_the_slopes(tmp_path):
     """Where prose loss is linear in target loss the difference is (slope − slope) · what both have learned."""
-    store, study = Store(tmp_path), forgetting.STUDIES["forgetting"]
+    store, study = Store(tmp_path), get_study("forgetting")
     fill(store, study, forgetting_record({"full": 0.05, "r64": 0.02}))
     known = study.quantities(store)
     for arm, learned in (("full_low", 0.6), ("full_middle", 1.0), ("full_high", 1.0)):
@@ -171,7 +171,7 @@ def test_pieces_that_differ_widen_every_interval_of_prose(tmp_path):
     """The same seeds, more spread over pieces: a larger interval of the loss, of its rise and of the difference."""
     stores = [Store(tmp_path / name) for name in "ab"]
     for store, spread in zip(stores, (0.01, 0.1), strict=True):
-        fill(store, forgetting.STUDIES["forgetting"], forgetting_record({"full": 0.05, "r64": 0.02}, spread))
+        fill(store, get_study("forgetting"), forgetting_record({"full": 0.05, "r64": 0.02}, spread))
     few, many = (forgetting.quantities(store) for store in stores)
     for name in ("r64_forgotten", "full_minus_r64_prose"):
         assert many[name].high - many[name].low > 5 * (few[name].high - few[name].low)
@@ -195,7 +195,7 @@ SOME = dict.fromkeys(forgetting.SWEEP, (20, 22, 21))
 )
 def test_intruders_need_an_interval_and_one_sign_over_the_sweep(tmp_path, counts, outcome, words):
     """None against none decides nothing, and neither does one ε."""
-    store, study = Store(tmp_path), forgetting.STUDIES["intruders"]
+    store, study = Store(tmp_path), get_study("intruders")
     fill(store, study, forgetting_record({"full": 0.05}, counts=counts))
     decided(store, study, outcome, words)
 
@@ -239,9 +239,9 @@ def timing_record(ratios: Sequence[float]) -> Callable:
 def test_memory_is_paired_by_repeat(tmp_path, ratios, outcome):
     """A machine on which all repeats overlap still tells methods apart, and one odd repeat refutes nothing."""
     store = Store(tmp_path)
-    fill(store, costs.STUDY, timing_record(ratios))
-    decided(store, costs.STUDY, outcome, "95 % interval")
-    found = costs.STUDY.quantities(store)["qlora_over_lora_peak_memory"]
+    fill(store, get_study("costs"), timing_record(ratios))
+    decided(store, get_study("costs"), outcome, "95 % interval")
+    found = get_study("costs").quantities(store)["qlora_over_lora_peak_memory"]
     assert found.value == pytest.approx(math.prod(ratios) ** (1 / 3))
     assert found.low < found.value < found.high
 
@@ -288,7 +288,7 @@ def test_weight_error_decides_only_where_the_loss_can_tell_codebooks_apart(
 ):
     """Losses that rise with the error, that fall with it, and that are rounding noise."""
     monkeypatch.setattr(weight_error, "DRAWS", 300)
-    store, study = Store(tmp_path), weight_error.STUDIES["weight_error"]
+    store, study = Store(tmp_path), get_study("weight_error")
     fill(store, study, error_record(loss, copies))
     found = decided(store, study, outcome, words)
     assert "MiniLM" in found.sentence
@@ -305,7 +305,7 @@ def test_weight_error_decides_only_where_the_loss_can_tell_codebooks_apart(
 )
 def test_the_order_of_codebooks_is_judged_over_copies(tmp_path, loss, copies, outcome):
     """The same mean losses decide where copies agree and do not where they scatter."""
-    store, study = Store(tmp_path), weight_error.STUDIES["weight_error_order"]
+    store, study = Store(tmp_path), get_study("weight_error_order")
     for probe in study.runs(store):
         store.save(Record(key=probe.key, spec=probe, **error_record(loss, copies)(probe)))
     found = study.verdict(store)
@@ -320,7 +320,9 @@ def test_without_its_copies_the_small_llama_decides_nothing(tmp_path, monkeypatc
         probe = weight_error.probe("small", seed)
         store.save(Record(key=probe.key, spec=probe, **made(probe)))
     assert weight_error.quantities(store)["small_correlation_mse"].seeds == 1
-    assert {one.verdict(store).outcome for one in weight_error.STUDIES.values()} == {"not yet run"}
+    assert {get_study(name).verdict(store).outcome for name in ("weight_error", "weight_error_order")} == {
+        "not yet run"
+    }
 
 
 def small_records(folder, made: Callable) -> list[Record]:
@@ -385,7 +387,7 @@ def constants_record(added: float, own: float = 0.1, noise: float = 1e-3, texts:
 )
 def test_double_quantisation_is_held_against_what_nf4_costs(tmp_path, added, own, outcome, words):
     """A tenth of NF4's own cost is the margin, whatever that cost is; where it is not known nothing is decided."""
-    store, study = Store(tmp_path), double_quant.STUDIES["double_quant_loss"]
+    store, study = Store(tmp_path), get_study("double_quant_loss")
     fill(store, study, constants_record(added, own))
     found = decided(store, study, outcome, words)
     assert "SmolLM2" in found.sentence and "decides nothing" in found.sentence

@@ -14,10 +14,13 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,13 +31,19 @@ from peftbook.errors import InputError
 from peftbook.specs import Probe, Run
 
 __all__ = [
+    "Missing",
     "Record",
+    "Seen",
     "Store",
+    "Unusable",
+    "aside",
     "default_store",
     "export_records",
     "files_of",
     "import_records",
     "receive_record",
+    "report",
+    "watch",
     "write_atomically",
 ]
 
@@ -44,6 +53,7 @@ CACHED_RECORDS = 2048  # a record at hand is read from disk once a process
 MEMBER = re.compile(r"([0-9a-f]{12})(\.json|\.texts\.json\.gz)")
 MEMBERS, MEMBER_BYTES, ALL_BYTES, TEXTS_BYTES = 4000, 8_000_000, 400_000_000, 64_000_000
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # so that equal records give equal files
+NOT_FOUND = "peftbook.record_not_found"  # the audit event; its arguments are paths
 SHIPPED = Path(__file__).resolve().parent / "records"
 
 
@@ -117,6 +127,58 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+Seen = dict[str, None]  # keys of records, each once, in the order in which they were read first
+_watches: ContextVar[tuple[Seen, ...]] = ContextVar("watches", default=())
+
+
+@contextmanager
+def watch() -> Iterator[Seen]:
+    """Collect the keys of the records that are read inside; watches nest, and each thread has its own."""
+    with _collected(_watches.get()) as seen:
+        yield seen
+
+
+@contextmanager
+def aside() -> Iterator[Seen]:
+    """A watch whose reads the watches outside do not see.
+
+    For a result that is kept together with what it read, to be reported whenever the result is used, and for reads
+    that only tell which runs count: what is shown then rests on those runs.
+    """
+    with _collected(()) as seen:
+        yield seen
+
+
+@contextmanager
+def _collected(outside: tuple[Seen, ...]) -> Iterator[Seen]:
+    seen: Seen = {}
+    token = _watches.set((*outside, seen))
+    try:
+        yield seen
+    finally:
+        _watches.reset(token)
+
+
+def report(keys: Iterable[str]) -> None:
+    """Tell every watch that these records were read, perhaps earlier, for a result that is used now."""
+    found = dict.fromkeys(keys)
+    for seen in _watches.get():
+        seen.update(found)
+
+
+class Missing(InputError):  # noqa: N818  # not an error: what rests on the run waits
+    """A run has no record, so that what rests on it is not known yet."""
+
+    def __init__(self, run: Run | Probe, sentence: str = ""):
+        key = run.key[:12]
+        super().__init__(sentence or f"Run {key} has no record yet: run `peftbook run --key {key}`.")
+        self.run = run
+
+
+class Unusable(Missing):
+    """All runs have records, but one of them failed or says too little, which is said in a sentence."""
+
+
 class Store:
     """Records in folders: read from all of them in order, written to the last.
 
@@ -139,7 +201,8 @@ class Store:
         return Store(*self.folders, platform=platform, machine=machine or self._timed_machine(platform))
 
     def _timed_machine(self, platform: str) -> str:
-        specs = [one.spec for one in self.all()]
+        with aside():
+            specs = [one.spec for one in self.all()]
         timed = [one.machine for one in specs if (one.platform, one.purpose) == (platform, "timing")]
         return max(sorted(set(timed)), key=timed.count, default="")
 
@@ -155,17 +218,28 @@ class Store:
         return run.model_copy(update=changes)
 
     def path(self, key: str) -> Path | None:
-        """The file that holds this key, or None."""
-        for folder in self.folders:
-            path = folder / f"{key[:12]}.json"
+        """The file that holds this key, or None; where it was looked for in vain is an audit event of Python's."""
+        paths = [folder / f"{key[:12]}.json" for folder in self.folders]
+        for path in paths:
             if path.is_file():
                 return path
+        sys.audit(NOT_FOUND, *map(str, paths))
         return None
 
     def get(self, run: Run | Probe) -> Record | None:
         """The record of a run, checked, or None."""
         path = self.path(self.spec(run).key)
-        return None if path is None else load_record(path)
+        return None if path is None else _read(path)
+
+    def need(self, run: Run | Probe) -> Record:
+        """The record of a run. Raises Missing where there is none."""
+        if (record := self.get(run)) is None:
+            raise Missing(run)
+        return record
+
+    def need_all(self, runs: Iterable[Run | Probe]) -> list[Record]:
+        """The records of these runs, in their order. Raises Missing where there is none of one."""
+        return [self.need(run) for run in runs]
 
     def __contains__(self, run: Run | Probe) -> bool:
         return self.path(self.spec(run).key) is not None
@@ -175,6 +249,7 @@ class Store:
         path = self.path(record.key)
         if path is None or not record.texts_sha256:
             return []
+        report([record.key])
         try:
             raw = gzip.decompress(path.with_suffix(".texts.json.gz").read_bytes())
         except (OSError, EOFError, zlib.error) as error:
@@ -204,7 +279,13 @@ class Store:
             for path in folder.glob("*.json"):
                 paths.setdefault(path.name, path)
         for name in sorted(paths):
-            yield load_record(paths[name])
+            yield _read(paths[name])
+
+
+def _read(path: Path) -> Record:
+    record = load_record(path)
+    report([record.key])
+    return record
 
 
 def _shorten_lists(body: str) -> str:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.records import Store, default_store
-from peftbook.studies import NAMES, Quantity, Study, Verdict, get_study
+from peftbook.records import Missing, Seen, Store, aside, default_store, report
+from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study
 
 __all__ = [
     "OUTCOMES",
     "Claim",
     "claims",
+    "command_for",
     "count_verdicts",
     "describe",
     "format_quantity",
@@ -44,17 +45,36 @@ def quantities(store: Store | None = None) -> dict[str, Quantity]:
     }
 
 
+class Quantities(Mapping[str, Quantity]):
+    """Named quantities; whoever reads one is seen to have read the runs behind it."""
+
+    def __init__(self, known: Mapping[str, Quantity]):
+        self.known = known
+
+    def __getitem__(self, name: str) -> Quantity:
+        report(self.known[name].runs)
+        return self.known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
 def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
     """The quantities of one study; computed once for each set of records (a record, once written, never changes).
 
     Studies of one module may share them.
     """
-    return _quantities(get_study(name).quantities, *_state(store))
+    return Quantities(_quantities(get_study(name).measure, *_state(store)))
 
 
 def study_verdict(name: str, store: Store) -> Verdict:
-    """The verdict of one study; decided once for each set of records."""
-    return _verdict(name, *_state(store))
+    """The verdict of one study; decided once for each set of records, and each time seen to rest on what it read."""
+    verdict, seen = _verdict(name, *_state(store))
+    report(seen)
+    return verdict
 
 
 def _state(store: Store) -> tuple:
@@ -65,14 +85,16 @@ def _state(store: Store) -> tuple:
 
 @functools.lru_cache(maxsize=256)
 def _quantities(
-    compute: Callable[[Store], Mapping[str, Quantity]], folders: tuple, platform: str, machine: str, names: tuple
+    measure: Callable[[Store], Mapping[str, Quantity]], folders: tuple, platform: str, machine: str, names: tuple
 ) -> Mapping[str, Quantity]:
-    return compute(Store(*folders, platform=platform, machine=machine))
+    with aside():
+        return determined(measure, Store(*folders, platform=platform, machine=machine))
 
 
 @functools.lru_cache(maxsize=256)
-def _verdict(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Verdict:
-    return get_study(name).verdict(Store(*folders, platform=platform, machine=machine))
+def _verdict(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> tuple[Verdict, Seen]:
+    with aside() as seen:
+        return get_study(name).verdict(Store(*folders, platform=platform, machine=machine)), seen
 
 
 def quantity(name: str, store: Store | None = None) -> Quantity:
@@ -84,9 +106,8 @@ def quantity(name: str, store: Store | None = None) -> Quantity:
         )
     found = study_quantities(get_study(study).name, store or default_store())
     if key not in found:
-        missing = get_study(study).missing(store or default_store())
-        if missing:
-            raise InputError(f"Quantity {name!r} has no record yet: run `{run_command(study)}`.")
+        if missing := get_study(study).missing(store or default_store()):
+            raise Missing(missing[0], f"Quantity {name!r} has no record yet: run `{run_command(study)}`.")
         near = ", ".join(sorted(found)[:8])
         raise InputError(f"Study {study!r} has no quantity {key!r}: it has {near}, …")
     return found[key]
@@ -95,6 +116,14 @@ def quantity(name: str, store: Store | None = None) -> Quantity:
 def run_command(study: str) -> str:
     """The command that computes what a study lacks."""
     return f"peftbook run {study}"
+
+
+def command_for(missing: Missing, store: Store) -> str:
+    """The command that computes a run which has no record: that of the first study which asks for it."""
+    for name in NAMES:
+        if missing.run in get_study(name).runs(store):
+            return run_command(name)
+    return f"peftbook run --key {missing.run.key[:12]}"
 
 
 def format_value(value: float, digits: int, unit: str = "") -> str:

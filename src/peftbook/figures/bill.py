@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, mark
 from peftbook.figures.style import METHODS, canvas, colour, question, shade
 from peftbook.literature import published
@@ -39,6 +40,7 @@ LOOKS = {
 }
 
 
+@figure
 def bytes_per_parameter() -> Figure:
     """What does a parameter cost? Bytes by recipe, trained and frozen."""
     figure, axes = canvas(height=4.7)
@@ -110,6 +112,7 @@ def landmarks(names: tuple[str, ...], shape: Shape) -> Iterator[tuple[float, int
             start += OUTSIDE
 
 
+@figure
 def step_timeline(model: str = "llama-2-7b") -> Figure:
     """What is in memory when? Bytes along one training step, all weights against LoRA."""
     figure, axes = canvas(2, 1, height=6.6, sharex=True, sharey=True)
@@ -189,6 +192,7 @@ def time_ratio(tokens: float, per_byte: float, moved: float = 14.0) -> float:
     return 2 * product / (3 * product + moved)
 
 
+@figure
 def time_saved() -> Figure:
     """How much time can LoRA save? Time of its step over that of full fine-tuning, against the tokens of a step."""
     figure, axes = canvas(height=4.3)
@@ -225,6 +229,7 @@ DISK = 1e12
 TASKS = (1, 10, 100, 1_000, 10_000, 100_000)
 
 
+@figure
 def tasks_on_disk() -> Figure:
     """How many tasks fit on a disk? Bytes of k fine-tuned copies, and of one base with k adapters, against k."""
     figure, axes = canvas(height=4.3)

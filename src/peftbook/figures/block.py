@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 
+from peftbook.figures import figure
 from peftbook.figures.family import FAMILIES, MEMBERS
 from peftbook.figures.parts import SMALL, mark
 from peftbook.figures.style import SIZE, colour, drawing, question
@@ -57,6 +58,7 @@ CARDS = (
 )
 
 
+@figure
 def touched_block() -> Figure:
     """Where does each method touch the model? One decoder block, from the tokens up, and a mark for every method."""
     figure, axes = drawing(5.8, 9.55)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.records import Store
@@ -25,6 +26,7 @@ def repeats(arm: str, store: Store, field: str) -> list[float]:
     return [float(record.measurements[field] or 0) for record in costs.arm_records(arm, store)]
 
 
+@figure
 def step_time(store: Store) -> Figure:
     """How long is a training step? Every repeat and their median, on the machine of the records."""
     return repeats_figure(
@@ -32,6 +34,7 @@ def step_time(store: Store) -> Figure:
     )
 
 
+@figure
 def peak_memory(store: Store) -> Figure:
     """How much memory does training need? Peak memory of the process, every repeat and their median."""
     return repeats_figure(
@@ -41,7 +44,7 @@ def peak_memory(store: Store) -> Figure:
 
 def repeats_figure(store: Store, field: str, unit: float, label: str, asked: str) -> Figure:
     figure, axes = canvas(height=3.3)
-    found = {arm: values for arm in costs.ARMS if (values := repeats(arm, store, field))}
+    found = {arm: repeats(arm, store, field) for arm in costs.ARMS}
     for row, (arm, values) in enumerate(found.items()):
         draw_repeats(axes, row, arm, [value / unit for value in values])
     axes.set_yticks(range(len(found)), [METHODS[arm].label for arm in found])
@@ -113,6 +116,7 @@ def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[
         )
 
 
+@figure
 def training_state() -> Figure:
     """What must training keep at 7B? Weights, gradients and optimiser, computed; activations come on top."""
     figure, axes = canvas(height=3.5)
@@ -153,6 +157,7 @@ def bytes_by_part(setup: Setup, model: str = "llama-2-7b") -> dict[str, float]:
     return {part: sum(terms.get(name, 0.0) for name in names) for part, (names, *_) in PARTS.items()}
 
 
+@figure
 def memory_by_term() -> Figure:
     """Where does the memory of a step go at 7B? The byte model's terms at the peak, for one row of 2,048 tokens."""
     figure, axes = canvas(height=4.4)

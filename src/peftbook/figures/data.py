@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from scipy import sparse
 
 from peftbook import metrics
+from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Row, draw_rows, mark, mosaic
 from peftbook.figures.style import canvas, colour, drawing, question, shade
 from peftbook.scratch.packing import bucketed, pack, padding_share
@@ -70,6 +71,7 @@ KINDS = {
 }
 
 
+@figure
 def token_strip() -> Figure:
     """What does the model see, and where is it graded? One validation example of the docstrings task."""
     tokens = [*map(tuple, counted()["example"]["tokens"]), *[("<|im_end|>", "padding")] * 3]
@@ -139,6 +141,7 @@ def lost(counts: np.ndarray, limit: int) -> tuple[float, float]:
     return float(np.mean(before >= limit)), float(np.mean(before + target > limit))
 
 
+@figure
 def truncated_targets() -> Figure:
     """How many targets does truncation destroy? Shares of the training examples against the length that is kept."""
     figure, axes = mosaic([[name] for name in TASKS], height=5.6, sharex=True, sharey=True)
@@ -222,6 +225,7 @@ def lookup() -> dict[str, np.ndarray]:
     return {name: np.array(scores) for name, scores in found.items()}
 
 
+@figure
 def nearest_neighbours() -> Figure:
     """What does a random split give away? The nearest training function, and what copying its sentence scores."""
     figure, axes = canvas(2, 1, height=5.8, gridspec_kw={"height_ratios": (3, 2)})
@@ -258,6 +262,7 @@ def waste(task: str) -> dict[str, float]:
     return batched | {name: padding_share(pack(lengths, row), lengths, row) for name, row in ROWS.items()}
 
 
+@figure
 def padding_waste() -> Figure:
     """How much of a batch is padding? Batches of 8 by the way they are made, and packed rows."""
     figure, axes = canvas(height=4.4)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.parts import LOSS, SMALL, mark, note
 from peftbook.figures.style import METHODS, canvas, colour, question, shade
 from peftbook.memory import SHAPES, Shape
@@ -100,6 +101,7 @@ def work_per_token(
     }
 
 
+@figure
 def numbers_by_method() -> Figure:
     """How many numbers does each method train? Two models, a logarithmic axis; BitFit finds no bias in a Llama."""
     figure, axes = canvas(height=5.6)
@@ -144,6 +146,7 @@ def plate() -> dict[str, Any]:
     return {"facecolor": colour("paper"), "edgecolor": "none", "pad": 0.8}
 
 
+@figure
 def work_against_count() -> Figure:
     """Does a small count mean little work? Multiplications that a method adds to a token, against its count."""
     shape = SHAPES["smollm2-135m"]
@@ -181,6 +184,7 @@ def work_against_count() -> Figure:
 SHOWN = {"lora": "right", "adapter": "left", "norm": "left", "ia3": "above", "prefix": "right", "prompt": "right"}
 
 
+@figure
 def loss_against_count(store: Store) -> Figure:
     """What does a smaller count cost? Test loss above that of full fine-tuning, paired, against trained numbers.
 
@@ -196,7 +200,6 @@ def loss_against_count(store: Store) -> Figure:
                   fontweight="bold", color=colour("full"), fontsize=SMALL)  # fmt: skip
     for name, side in SHOWN.items():
         one, found = MEMBERS[name], comparison.difference(name, "full", "loss_nats", store)
-        assert found is not None
         x = quantity(f"benchmark.{name}_parameters", store).value * {"lora": 1.18, "adapter": 0.82}.get(name, 1)
         axes.plot([x, x], [found.low, found.high], color=colour(one.tone), linewidth=2.4, solid_capstyle="butt")
         axes.plot(x, found.mean, **(mark(one.tone, one.marker) | {"markersize": 9}))
@@ -205,7 +208,6 @@ def loss_against_count(store: Store) -> Figure:
                       ha={"left": "right", "right": "left", "above": "center"}[side], color=colour(one.tone),
                       fontsize=SMALL)  # fmt: skip
     shots, untuned = (comparison.difference(name, "full", "loss_nats", store) for name in ("fewshot", "untuned"))
-    assert shots is not None and untuned is not None
     axes.axhline(shots.mean, color=colour("fewshot"), linestyle=METHODS["fewshot"].line, linewidth=1.6)
     remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "top", "color": colour("fewshot")}

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic, paint, plain_ticks
 from peftbook.figures.style import canvas, colour, question
@@ -40,6 +41,7 @@ BY_LENGTH = {
 }
 
 
+@figure
 def memory_by_model() -> Figure:
     """Where does the memory of a step go, from 135 million to 70 billion parameters? One row of 2,048 tokens."""
     figure, axes = mosaic([[name] for name in MODELS], height=7.4)
@@ -84,6 +86,7 @@ def draw_cards(axes: Axes, x: float, lift: float = 4, **look: Any) -> None:
         axes.annotate(card, (x, size / 1e9), xytext=(0, lift), textcoords="offset points", fontsize=SMALL, **look)
 
 
+@figure
 def memory_by_length() -> Figure:
     """How does memory grow with the text? Peak of Llama-2-7B's step against the tokens of its one row."""
     figure, axes = canvas(height=4.6)
@@ -103,6 +106,7 @@ def memory_by_length() -> Figure:
     return figure
 
 
+@figure
 def memory_by_rows() -> Figure:
     """How many rows fit? Peak of Llama-2-7B's step against the rows of a batch, 1,024 tokens each."""
     figure, axes = canvas(height=4.2)
@@ -121,6 +125,7 @@ def memory_by_rows() -> Figure:
     return figure
 
 
+@figure
 def memory_by_rank() -> Figure:
     """What does the rank cost? The adapter with its gradients and moments, and the whole peak, against the rank."""
     figure, axes = canvas(height=4.2)

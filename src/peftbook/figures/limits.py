@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.parts import (
     SMALL,
     Points,
@@ -27,6 +28,7 @@ __all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "step_peaks"
 Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
 
+@figure
 def accuracy_by_depth(store: Store) -> Figure:
     """What can a prompt not learn? Share of lists sorted downwards against the depth of the model."""
     looks = {
@@ -55,6 +57,7 @@ def accuracy_by_depth(store: Store) -> Figure:
     return figure
 
 
+@figure
 def stored_bits(store: Store) -> Figure:
     """How many bits does an adapter hold? Stored bits against trained parameters, one line a series."""
     looks = {
@@ -83,6 +86,7 @@ def stored_bits(store: Store) -> Figure:
     return figure
 
 
+@figure
 def adapters_served(store: Store) -> Figure:
     """What do many adapters cost to serve? Generated tokens a second against the number of adapters in a batch."""
     looks = {
@@ -109,6 +113,7 @@ def adapters_served(store: Store) -> Figure:
     return figure
 
 
+@figure
 def step_peaks(store: Store) -> Figure:
     """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
 
@@ -125,6 +130,7 @@ def step_peaks(store: Store) -> Figure:
     return figure
 
 
+@figure
 def step_times(store: Store) -> Figure:
     """Can the seconds of a step be computed? Predicted over measured seconds against those, for both halves."""
 
@@ -161,6 +167,7 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
     axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
 
 
+@figure
 def memory_errors(store: Store) -> Figure:
     """Does the byte model hold? Predicted over measured peak of every case, for torch's tensors and the process."""
     figure, axes = mosaic([["tensor_peak"], ["process_peak"]], height=6.4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from peftbook.figures import figure
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
 
 __all__ = ["SHAPES", "low_rank_update", "parameters_against_rank", "parameters_per_rank"]
@@ -33,6 +34,7 @@ def parameters_per_rank(targets: tuple[str, ...]) -> int:
     return LAYERS * sum(sum(SHAPES[name]) for name in targets)
 
 
+@figure
 def parameters_against_rank() -> Figure:
     """How many parameters does a rank buy? r (d_out + d_in) over SmolLM2-135M's layers, for four sets of targets."""
     ranks = [2**k for k in range(9)]
@@ -72,6 +74,7 @@ def parameters_against_rank() -> Figure:
     return figure
 
 
+@figure
 def low_rank_update(rank: int = 16) -> Figure:
     """What does LoRA add to a weight? W₀ (576 × 576) and its update B A, drawn to scale."""
     figure, axes = drawing(5.8, 3.2)

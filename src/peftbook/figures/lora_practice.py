@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from peftbook.figures import figure
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -36,13 +37,14 @@ RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256
 SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
 
 
+@figure
 def wrong_rate(store: Store) -> Figure:
     """What does a wrong learning rate cost? Loss above that of an arm's best rate, against the rate over the best."""
     figure, axes = canvas(height=4.3)
     ends: Points = {}
     for arm in learning_rate.SHORT.arms:
         curve = learning_rate.curve(learning_rate.SHORT, arm.name, learning_rate.SEEDS[0], store)
-        best = min(curve, key=lambda rate: curve[rate])
+        best = learning_rate.SHORT.best(arm, store)
         cost = {rate / best: loss - curve[best] for rate, loss in curve.items()}
         tone = "full" if arm.name == "full" else "lora"
         inside = {factor: value for factor, value in cost.items() if value <= SHOWN_COST}
@@ -64,6 +66,7 @@ def wrong_rate(store: Store) -> Figure:
     return figure
 
 
+@figure
 def rank_losses(store: Store) -> Figure:
     """Does the rank matter? Test loss by rank, each at its own best rate, and the paired difference from rank 16."""
     comparison = rank.COMPARISON
@@ -86,6 +89,7 @@ def rank_losses(store: Store) -> Figure:
 SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
 
 
+@figure
 def scaling_gains(store: Store) -> Figure:
     """Does α/√r help? Tuned test loss of both scalings by rank, and the paired differences at fixed and tuned rates."""
     comparison = scaling.COMPARISON
@@ -115,6 +119,7 @@ def scaling_gains(store: Store) -> Figure:
     return figure
 
 
+@figure
 def update_sizes(store: Store) -> Figure:
     """How large is the update at each rank? Change of the outputs under both scalings at one rate, log against log."""
     figure, axes = canvas(height=3.9)
@@ -137,6 +142,7 @@ WORST = 0.3  # nats above the best of the map where its fill fades to paper
 FULL_FILL = 0.5  # how much of the blue is in the fill of the best point: ink stays readable on it
 
 
+@figure
 def rate_map(store: Store) -> Figure:
     """Does B need a higher rate than A? Validation loss on the map of both rates; diagonals have one ratio."""
     comparison = two_rates.COMPARISON
@@ -170,6 +176,7 @@ def rate_map(store: Store) -> Figure:
     return figure
 
 
+@figure
 def variant_effects(store: Store) -> Figure:
     """Do the variants do what each claims? Steps to plain LoRA's training loss, and test loss, both against LoRA."""
     comparison = variants.COMPARISON

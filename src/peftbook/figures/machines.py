@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.fit import draw_cards
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
 from peftbook.figures.style import canvas, colour, question
@@ -31,6 +32,7 @@ COST = 5.0  # seconds that a checkpoint takes, in the drawing
 MOST_LOST = 300  # per cent
 
 
+@figure
 def time_by_workers(store: Store) -> Figure:
     """How long do the book's runs take on many workers? Simulated from their wall times, between what bounds it."""
     known = throughput.stages(store)
@@ -54,6 +56,7 @@ def time_by_workers(store: Store) -> Figure:
     return figure
 
 
+@figure
 def runs_an_hour(store: Store) -> Figure:
     """Do more workers make more runs? Runs an hour of small runs, measured, for one, two and four workers."""
     figure, axes = canvas(height=3.6)
@@ -73,6 +76,7 @@ def runs_an_hour(store: Store) -> Figure:
     return figure
 
 
+@figure
 def memory_by_devices() -> Figure:
     """What does each of many devices hold? Peak for Llama-2-70B in shards, a row of 2,048 tokens on each device."""
     figure, axes = canvas(height=4.6)
@@ -92,6 +96,7 @@ def memory_by_devices() -> Figure:
     return figure
 
 
+@figure
 def lost_work() -> Figure:
     """How often should a run write a checkpoint? Time lost to checkpoints and failures against the interval."""
     figure, axes = canvas(height=4.2)

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import optimize, stats
 
 from peftbook import metrics
+from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
 from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
 from peftbook.figures.style import METHODS, canvas, colour, look, question
@@ -49,6 +50,7 @@ SETTINGS = {
 }
 
 
+@figure
 def rouge_by_setting(store: Store) -> Figure:
     """Do settings move ROUGE-L more than methods differ? Scores of the same texts, and LoRA's leads, by setting."""
     figure, (scores, leads) = canvas(1, 2, height=5.4, sharey=True, width_ratios=(1, 1.1))
@@ -87,6 +89,7 @@ def unpaired_interval(
     return metrics.Interval(one.mean - two.mean, half95, half90, seed_se, example_se, one.seeds, one.examples)
 
 
+@figure
 def paired_intervals(store: Store) -> Figure:
     """What is pairing worth? Intervals of the head-to-head differences, with and without it."""
     panels = (("loss_nats", methods.MARGIN_NATS, "Loss difference, nats per token"),
@@ -143,6 +146,7 @@ def smallest_effect(seeds: int, often: float = OFTEN) -> float:
     return float(optimize.brentq(lambda effect: chance(effect, seeds, quantile(seeds)) - often, 1e-3, 1e2))
 
 
+@figure
 def seeds_needed() -> Figure:
     """What can n seeds see? Half-width and findable effect, and how often an effect of one SD is found."""
     figure, (sizes, found) = canvas(2, 1, height=6.6, sharex=True)
@@ -185,6 +189,7 @@ def case(centre: float, half95: float, seeds: int = 5) -> metrics.Interval:
     return metrics.Interval(centre, half95, ratio * half95, 0.0, 0.0, seeds, 200)
 
 
+@figure
 def verdict_rule() -> Figure:
     """Which verdict does an interval get? The book's own rule, on the claim that a − b is below zero."""
     tones = {"reproduced": "lora", "equivalent": "prompt", "undecided": "untuned", "refuted": "qlora"}
@@ -242,6 +247,7 @@ def curse(arms: int, spread: float, studies: int = STUDIES, seed: int = 0) -> tu
     return shown, confirmed
 
 
+@figure
 def winners_curse() -> Figure:
     """How much does the winner's score flatter it? Simulation and formula, on validation and on fresh runs."""
     figure, axes = canvas(height=4.2)

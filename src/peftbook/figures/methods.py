@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import stats
 
 from peftbook import metrics
+from peftbook.figures import figure
 from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
 from peftbook.records import Record, Store
 from peftbook.studies import methods
@@ -94,9 +95,10 @@ def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np
 # Figures.
 
 
+@figure
 def test_scores(store: Store, score: str = "rougeL") -> Figure:
     """How well does each arm do on the test split? Mean with its 95 % interval and the seeds behind it."""
-    found = {arm: records for arm in METHODS if (records := chosen_records(arm, store))}
+    found = {arm: chosen_records(arm, store) for arm in METHODS}
     figure, axes = canvas(height=0.95 + 0.42 * len(found))
     for row, (arm, records) in enumerate(found.items()):
         weights = [float(v) for v in records[0].per_example["label_tokens"]] if score == "loss" else None
@@ -108,10 +110,11 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
     return figure
 
 
+@figure
 def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
     base = chosen_records("untuned", store)
-    found = {arm: records for arm in METHODS if arm != "untuned" and (records := chosen_records(arm, store))}
+    found = {arm: chosen_records(arm, store) for arm in METHODS if arm != "untuned"}
     height = 1.2 + 0.373 * len(scores) * len(found)
     figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
     for axes, score in zip(panels[:, 0], scores, strict=True):
@@ -142,27 +145,26 @@ def better(score: str) -> str:
     return "  (← better)" if SCORES[score][2] < 0 else "  (better →)"
 
 
+@figure
 def quality_against_parameters(store: Store) -> Figure:
     """How many trained parameters does quality take? Test loss against trainable parameters, every seed."""
     figure, axes = canvas(height=3.9)
     top = 1.0
     for arm in ("untuned", "fewshot"):
-        if records := chosen_records(arm, store):
-            level = float(np.mean(per_seed(records, "loss")))
-            axes.axhline(level, color=colour(arm), linestyle=METHODS[arm].line, linewidth=1.6)
-            axes.annotate(
-                f"{METHODS[arm].label}: nothing trained",
-                (1.0, level),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 4),
-                textcoords="offset points",
-                color=colour(arm),
-                ha="right",
-                fontsize=SIZE - 1,
-            )
+        level = float(np.mean(per_seed(chosen_records(arm, store), "loss")))
+        axes.axhline(level, color=colour(arm), linestyle=METHODS[arm].line, linewidth=1.6)
+        axes.annotate(
+            f"{METHODS[arm].label}: nothing trained",
+            (1.0, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            color=colour(arm),
+            ha="right",
+            fontsize=SIZE - 1,
+        )
     for arm in methods.ARMS:
-        if not (records := chosen_records(arm, store)):
-            continue
+        records = chosen_records(arm, store)
         size = float(records[0].measurements["trainable_parameters"] or 0)
         weights = [float(v) for v in records[0].per_example["label_tokens"]]
         interval = metrics.mean_interval(methods.table(records, "loss_nats"), weights)
@@ -190,6 +192,7 @@ def quality_against_parameters(store: Store) -> Figure:
     return figure
 
 
+@figure
 def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)) -> Figure:
     """Which learning rate does each method want? Validation loss against rate, default and chosen rate marked."""
     figure, axes = canvas(height=4.1)
@@ -264,14 +267,16 @@ def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[fl
     )
 
 
+@figure
 def prompt_rate_curve(store: Store) -> Figure:
     """Which learning rate does prompt tuning want? The prompt arm of the sweep alone."""
     return learning_rate_curves(store, ("prompt",))
 
 
+@figure
 def training_loss(store: Store) -> Figure:
     """How fast does each method learn? Training loss of every final run, faint, and the smoothed mean of the seeds."""
-    found = {arm: records for arm in methods.ARMS if (records := chosen_records(arm, store))}
+    found = {arm: chosen_records(arm, store) for arm in methods.ARMS}
     columns = 2 if len(found) > 1 else 1
     figure, panels = canvas(
         math.ceil(len(found) / columns), columns, height=4.6, sharex=True, sharey=True, squeeze=False
@@ -294,11 +299,13 @@ def training_loss(store: Store) -> Figure:
     return figure
 
 
+@figure
 def lora_against_full(store: Store) -> Figure:
     """Does LoRA lose on some examples what it wins on others? Paired loss differences, example by example."""
     return paired_histogram(store, "lora", "full", "Is LoRA as good as full fine-tuning,\nexample by example?")
 
 
+@figure
 def qlora_against_lora(store: Store) -> Figure:
     """What does the 4-bit base cost? Paired loss differences, example by example."""
     return paired_histogram(store, "qlora", "lora", "What does a 4-bit base cost,\nexample by example?")
@@ -360,6 +367,7 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
     return figure
 
 
+@figure
 def rouge_against_bertscore(store: Store) -> Figure:
     """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
     records = chosen_records("lora", store)

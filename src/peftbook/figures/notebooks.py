@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from peftbook import metrics
+from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, Row, as_row, draw_rows, label_points, mark, plain_ticks
 from peftbook.figures.style import METHODS, canvas, colour, drawing, question, shade
@@ -71,6 +72,7 @@ LOOKS = {"task": ("fill", 1.0, ""), "schema": ("muted", 0.35, ""), "question": (
          "query": ("qlora", 0.7, "")}  # fmt: skip
 
 
+@figure
 def cut_row() -> Figure:
     """What does a limit of 64 tokens leave of a question about a table? One row, three ways to cut it."""
     scale, step = 5.5 / sum(SEGMENTS.values()), 0.86
@@ -145,6 +147,7 @@ def sql_scores() -> dict[str, dict[str, float]]:
     }
 
 
+@figure
 def scores_of_no_learning() -> Figure:
     """Which score sees that a query is right? Five systems without a model on the SQL task, three scores each."""
     figure, axes = canvas(height=4.6)
@@ -185,6 +188,7 @@ def summary_scores() -> dict[str, metrics.Interval]:
 ARMS = ("untuned", "fewshot", "prompt", "qlora", "lora", "full")
 
 
+@figure
 def summary_baselines(store: Store) -> Figure:
     """How good is a ROUGE-L? Two systems without a model below the arms of the head-to-head."""
     rows = [Row(name, one.mean, one.low, one.high, tone="muted", marker="s") for name, one in summary_scores().items()]
@@ -203,6 +207,7 @@ def summary_baselines(store: Store) -> Figure:
 # --- answers -----------------------------------------------------------------------------------------------------
 
 
+@figure
 def sql_answers(store: Store) -> Figure:
     """What do eight tokens reach? Loss and executed answers of the arms on the SQL task, with their seeds."""
     figure, panels = canvas(1, 2, height=3.6, sharey=True)
@@ -226,6 +231,7 @@ def sql_answers(store: Store) -> Figure:
 # --- rates -------------------------------------------------------------------------------------------------------
 
 
+@figure
 def prompt_rates(store: Store) -> Figure:
     """Was the rate wrong? Validation loss of prompts on E2E against their learning rate, one run a point."""
     figure, axes = canvas(height=4.3)
@@ -261,6 +267,7 @@ SETUPS = {
 }
 
 
+@figure
 def notebook_memory() -> Figure:
     """What do the two recipes need at 7B? Tensors at the peak of a step, as they were and changed one by one."""
     figure, axes = canvas(height=4.6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from peftbook.figures import figure
 from peftbook.figures.lora import HIDDEN, TARGETS, parameters_per_rank
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
 
@@ -16,6 +17,7 @@ def prompt_parameters(length: int, width: int = HIDDEN) -> int:
     return length * width
 
 
+@figure
 def soft_prompt_position() -> Figure:
     """What is trained in prompt tuning? The vectors before the embedded text; the whole model is frozen."""
     figure, axes = drawing(5.8, 3.5)
@@ -126,6 +128,7 @@ def soft_prompt_position() -> Figure:
     return figure
 
 
+@figure
 def parameters_against_length() -> Figure:
     """How small is a soft prompt? Parameters against virtual tokens, beside two LoRA adapters of the same model."""
     lengths = (1, 5, 10, 20, 50, 100, 200)

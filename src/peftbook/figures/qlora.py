@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from peftbook.cost import Rates, step_seconds
+from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, as_row, draw_rows, mark, plain_ticks
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.memory import SHAPES, Configuration, Setup, training_step
@@ -50,7 +51,7 @@ RECIPES = {"requantised": ("4-bit base", "qlora", "D"), "requantised_16bit": ("1
 
 def machine_rates(store: Store) -> list[str]:
     """The rates of every process that timed held-out configurations, as JSON."""
-    records = activations.by_half(measured_steps.probe, store)["held-out"]
+    records = activations.half(measured_steps.probe, "held-out", store)
     return [json.dumps(record.metrics_info["rates"], sort_keys=True) for record in records]
 
 
@@ -68,6 +69,7 @@ def step_times(setup: Setup, rates: list[str]) -> np.ndarray:
     return np.array([measured_steps.predicted(one, known) for known in rates])
 
 
+@figure
 def slowdown_against_tokens(store: Store) -> Figure:
     """When does a 4-bit base slow a step? QLoRA's time over LoRA's against the tokens of the step."""
     figure, axes = canvas(height=4.2)
@@ -95,6 +97,7 @@ def slowdown_against_tokens(store: Store) -> Figure:
     return figure
 
 
+@figure
 def memory_against_time(store: Store) -> Figure:
     """What does a saved byte cost? Peak memory of a step of Llama-2-7B against its time, relative to LoRA's."""
     figure, axes = canvas(height=4.6)
@@ -117,6 +120,7 @@ def memory_against_time(store: Store) -> Figure:
     return figure
 
 
+@figure
 def requantised_gains(store: Store) -> Figure:
     """What is left of an adapter after quantising again? The share of its gain that each recipe loses."""
     figure, axes = canvas(height=4.0)

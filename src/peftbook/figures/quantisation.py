@@ -14,6 +14,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import NullLocator
 from scipy import optimize, special
 
+from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, decimals, label_points
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
 from peftbook.scratch.codebooks import expected_error, imbalance
@@ -139,6 +140,7 @@ def bits_per_parameter(block: int, double: bool, block2: int = 256) -> float:
     return 4 + (8 / block + 32 / (block * block2) if double else 32 / block)
 
 
+@figure
 def codebook_levels(block: int = 64) -> Figure:
     """Where do the 16 levels lie? Each codebook's levels under the density of scaled normal weights."""
     figure, axes = canvas(height=3.9)
@@ -169,6 +171,7 @@ def codebook_levels(block: int = 64) -> Figure:
     return figure
 
 
+@figure
 def bin_mass(block: int = 64) -> Figure:
     """Does NF4 fill its 16 codes equally? The share of normal weights in each code."""
     shares = 100 * bin_shares(nf4_levels(), block)
@@ -196,6 +199,7 @@ def bin_mass(block: int = 64) -> Figure:
     return figure
 
 
+@figure
 def error_against_block() -> Figure:
     """Which codebook errs least, and at which block size? Mean squared error of N(0, 1) weights."""
     figure, axes = canvas(height=3.8)
@@ -224,6 +228,7 @@ def error_against_block() -> Figure:
 RATES = (2, 3, 4, 5, 6)  # bits of a code
 
 
+@figure
 def error_against_bits(block: int = 64) -> Figure:
     """How near is a codebook to the best there can be? Error against stored bits, by codebook, and the bound below."""
     figure, axes = canvas(height=4.4)
@@ -252,6 +257,7 @@ def error_against_bits(block: int = 64) -> Figure:
     return figure
 
 
+@figure
 def bits_against_block() -> Figure:
     """What does a stored weight cost? Bits against block size, with and without double quantisation."""
     blocks = (16, 32, 64, 128, 256, 512)
@@ -287,6 +293,7 @@ def bits_against_block() -> Figure:
     return figure
 
 
+@figure
 def quantisation_steps(count: int = 12) -> Figure:
     """How does a weight become four bits? One block's weights, scaled, snapped and coded, with real numbers."""
     weights = np.random.default_rng(7).normal(size=count) * 0.05
@@ -358,6 +365,7 @@ def quantisation_steps(count: int = 12) -> Figure:
     return figure
 
 
+@figure
 def outlier_error(count: int = 64) -> Figure:
     """What does one large weight do to the others? Their error against its size, in one block of normal weights."""
     others = np.random.default_rng(0).normal(size=(400, count - 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records, example_differences
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
 from peftbook.figures.style import METHODS, canvas, colour, question
@@ -26,6 +27,7 @@ def requests_to_earn_back(trained_tokens: float, extra_tokens: float) -> float:
     return 2 * trained_tokens / extra_tokens
 
 
+@figure
 def break_even() -> Figure:
     """After how many requests does tuning cost less than examples in the prompt? Operations, for three budgets."""
     figure, axes = canvas(height=4.2)
@@ -44,6 +46,7 @@ def break_even() -> Figure:
     return figure
 
 
+@figure
 def differences_seen(store: Store) -> Figure:
     """How small a difference can a test set see? Half of its 95 % interval against its size, three pairs of methods."""
     figure, axes = canvas(height=4.4)

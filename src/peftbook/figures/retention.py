@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbook.figures.evidence import PATHS
+from peftbook.figures import figure
 from peftbook.figures.lora import HIDDEN, SHAPES
 from peftbook.figures.parts import LOSS, SMALL, as_row, draw_series, mark, note, plain_ticks
 from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.updates import PATHS
 from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.scratch.capacity import free_numbers
@@ -23,6 +24,7 @@ __all__ = ["forgetting_by_rate", "rank_room", "update_directions"]
 LORA = tuple(arm for arm in forgetting.ARMS if arm not in forgetting.FULL)
 
 
+@figure
 def forgetting_by_rate(store: Store) -> Figure:
     """Does the rate decide what is forgotten? Task loss and prose loss added at the end, against the learning rate."""
     figure, (losses, forgotten) = canvas(2, 1, height=5.8, sharex=True)
@@ -71,6 +73,7 @@ def ends(curves: Sequence[Record], name: str) -> list[float]:
     return [float(losses[-1] - losses[0]) for losses in prose]
 
 
+@figure
 def update_directions(store: Store) -> Figure:
     """How many directions does an update use? Singular directions with 90 % of its energy, a dot a matrix."""
     figure, axes = canvas(height=5.0)
@@ -106,8 +109,8 @@ def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, to
 
 def matrix_ranks(arm: str, store: Store) -> list[float]:
     """Effective rank of the update of each matrix that was looked at, first seed."""
-    record = store.get(forgetting.intruder_probe(arm))
-    return [float(rank) for rank in record.per_example.get("update_rank", [])] if record is not None else []
+    record = store.need(forgetting.intruder_probe(arm))
+    return [float(rank) for rank in record.per_example.get("update_rank", [])]
 
 
 @cache
@@ -123,6 +126,7 @@ def energy_directions(shares: Sequence[float], share: float = 0.9) -> int:
     return int((np.cumsum(shares) < share).sum()) + 1
 
 
+@figure
 def rank_room(side: int = HIDDEN) -> Figure:
     """What does a rank buy of a square matrix? Shares of its numbers that are trained, are free, and catch noise."""
     ranks = np.arange(1, side + 1)

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 from matplotlib.figure import Figure
 
+from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Points, label_points, mark, note, plain_ticks
 from peftbook.figures.style import canvas, colour, question
 from peftbook.memory import SHAPES
@@ -34,6 +35,7 @@ def roundings() -> dict[str, np.ndarray]:
     return {name: np.array([getattr(one, name) for one in found]) for name in LABELS}
 
 
+@figure
 def rounded_updates(store: Store) -> Figure:
     """How much of an update survives rounding? Normal weights and updates, and the three shares that were measured."""
     figure, axes = canvas(height=4.2)
@@ -85,6 +87,7 @@ def decoding_bytes(adapters: int, way: str) -> float:
     return 2 * passes[way]
 
 
+@figure
 def bytes_a_step() -> Figure:
     """What does a decoding step over many adapters read? Bytes of weights by the number of adapters, three ways."""
     figure, axes = canvas(height=4.0)

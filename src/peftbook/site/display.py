@@ -1,13 +1,13 @@
 """What chapters call to show figures: one HTML figure that follows the page's colour mode and names its runs.
 
-show(learning_curves, records, name="curves", alt="…", caption="…", runs=[record.key for record in records])
+show(learning_curves, store, name="curves", alt="…", caption="…")
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from html import escape
 from typing import Any, Literal
 
@@ -53,22 +53,24 @@ def show(
     name: str,
     alt: str,
     caption: str,
-    runs: Sequence[str] = (),
     **options: Any,
 ) -> Shown:
     """Draw `figure(*args, **options)` for light and dark pages, with one caption.
 
     name: the figure's anchor (`#fig-name`), what {fig}`name` refers to.   alt: what a reader who cannot see it needs.
-    caption: what it shows, in HTML; numbers come from `measured`.   runs: keys of the runs behind it, linked below.
+    caption: what it shows, in HTML; numbers come from `measured`. Links to the runs that it is seen to read follow.
     Raises ValueError if the name is not lower-case words joined by hyphens, or the alternative text is empty.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"A figure's name is lower-case words joined by hyphens, not {name!r}.")
     if not alt.strip():
         raise ValueError(f"Figure {name!r} needs alternative text: what does it show?")
+    from peftbook.records import watch
+
     modes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-    images = "".join(_image(_render(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
-    facts = run_facts(runs)
+    with watch() as seen:
+        images = "".join(_image(_render(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
+    facts = run_facts(seen)
     html = (
         f'<figure class="book-figure" id="fig-{name}">{images}'
         f'<figcaption><span class="figure-number" data-figure="{name}">Figure</span> '
@@ -93,15 +95,13 @@ def evidence(which: str, *, alt: str, caption: str, name: str = "") -> Shown | N
     name: its anchor (default: the function's name with hyphens).
     """
     from peftbook import figures
-    from peftbook.records import default_store
+    from peftbook.records import Missing, default_store
 
-    store = default_store()
-    if not figures.available(which, store):
+    try:
+        anchor = name or which.replace("_", "-")
+        return show(figures.draw, which, default_store(), name=anchor, alt=alt, caption=caption)
+    except Missing:
         return None
-    entry = figures.entry(which)
-    arguments = (store,) if entry.needs else ()
-    anchor = name or which.replace("_", "-")
-    return show(entry.function, *arguments, name=anchor, alt=alt, caption=caption, runs=figures.runs(which, store))
 
 
 def verdicts(*names: str) -> Shown:
@@ -142,23 +142,20 @@ def _size(svg: bytes) -> tuple[int, int]:
     return (round(float(box[1]) * 4 / 3), round(float(box[2]) * 4 / 3)) if box else (0, 0)
 
 
-def run_facts(runs: Sequence[str]) -> str:
+def run_facts(keys: Collection[str]) -> str:
     """One line under a figure: how many runs and seeds, on what, with a link to each."""
     from peftbook.records import default_store, load_record
 
-    keys = list(dict.fromkeys(runs))
-    if not keys:
-        return ""
     store = default_store()
     records = [load_record(path) for key in keys if (path := store.path(key))]
+    if not records:
+        return ""
     if len(records) < len(keys):
-        raise ValueError(
-            f"A figure names {len(keys) - len(records)} run(s) that have no record: `peftbook status` lists them."
-        )
+        raise ValueError(f"{len(keys) - len(records)} run(s) behind a figure have no record: see `peftbook status`.")
     seeds = {record.spec.seed for record in records}
     hardware = sorted({text for record in records if (text := record.hardware)})
     facts = [_count(len(records), "run"), _count(len(seeds), "seed"), *hardware]
-    links = " ".join(f'<a class="run-link" href="runs/{key[:12]}.html">{key[:6]}</a>' for key in keys[:12])
+    links = " ".join(f'<a class="run-link" href="runs/{key[:12]}.html">{key[:6]}</a>' for key in list(keys)[:12])
     more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
     return f'<span class="run-facts">{escape("; ".join(facts))}. Runs: {links}{more}</span>'
 

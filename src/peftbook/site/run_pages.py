@@ -20,9 +20,10 @@ from sphinx.util.docutils import SphinxDirective
 
 from peftbook import results, specs, studies
 from peftbook.errors import InputError
+from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.svg import Frame, svg
 from peftbook.records import Record, Store, default_store
 from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
-from peftbook.site.curves import curve_svg
 from peftbook.site.tables import command_block, details, fact_table, flatten, grid, raised, with_unit
 
 __all__ = ["run_index", "run_page", "setup", "study_page"]
@@ -147,10 +148,12 @@ def _curves(record: Record) -> Iterator[str]:
             continue
         stem, _, unit = name.rpartition("_")
         title = f"{stem} ({unit})".replace("_", " ") if unit in UNITS else name.replace("_", " ")
-        steps = along if len(along) == len(values) else list(range(1, len(values) + 1))
+        steps = along if len(along) == len(values) else [float(step + 1) for step in range(len(values))]
         taken = steps is along or isinstance(record.spec, specs.Run) or name.startswith(EVERY_STEP)
-        if taken and (drawn := curve_svg(steps, values, escape(f"{title} by optimiser step"))):
-            yield f"<h3>{escape(title[:1].upper() + title[1:])} by optimiser step</h3>{drawn}"
+        said = f"{title} by optimiser step"
+        chart = Chart([Series(title, values, x=steps, marks=False)], "optimiser step", "", alt=said)
+        if taken and (drawn := svg(chart, Frame(640, 260), "run-curve")):
+            yield f"<h3>{escape(said[:1].upper() + said[1:])}</h3>{drawn}"
         else:
             lists.append((escape(title), escape(_numbers(values))))
     if lists:

@@ -5,19 +5,17 @@ Started by `kernel_startup.py`; writes a JSON file after every cell, named by `P
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 __all__ = ["start"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 OURS = frozenset({"peftbook.site", "peftbook.site.tracing"})  # in every kernel, chapter or not
+NOT_FOUND = "peftbook.record_not_found"  # what `records.Store` tells; it is not imported, so that only its users are
 SKIPPED = ("/.git/", "/.venv/", "/_build/", "/__pycache__/")
 
 
@@ -33,6 +31,8 @@ class Trace:
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Python calls this for every file opened: it must be quick and must not raise."""
+        if event == NOT_FOUND:
+            self.missing.update(args)
         if event != "open" or not self.active or not isinstance(args[0], str):
             return
         writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
@@ -56,41 +56,6 @@ class Trace:
         self.active = True
 
 
-class _RecordsFinder(importlib.abc.MetaPathFinder):
-    """When `peftbook.records` is imported, note the records that it looks for and does not find."""
-
-    def __init__(self, trace: Trace):
-        self.trace = trace
-
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
-        if name != "peftbook.records":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _RecordsLoader(spec.loader, self.trace)
-        return spec
-
-
-class _RecordsLoader(importlib.abc.Loader):
-    def __init__(self, loader: Any, trace: Trace):
-        self.loader, self.trace = loader, trace
-
-    def create_module(self, spec: Any) -> Any:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        find, missing = module.Store.path, self.trace.missing
-
-        def path(store: Any, key: str) -> Path | None:
-            found = find(store, key)
-            if found is None:
-                missing.update(str(folder / f"{key[:12]}.json") for folder in store.folders)
-            return found
-
-        module.Store.path = path
-
-
 def start() -> None:
     """Begin, if this kernel was started by the book's build."""
     target = os.environ.pop("PEFTBOOK_TRACE", "")
@@ -99,7 +64,6 @@ def start() -> None:
     roots = tuple(os.environ.pop("PEFTBOOK_TRACE_ROOTS", "").split(os.pathsep))
     trace = Trace(Path(target), roots)
     sys.addaudithook(trace.audit)
-    sys.meta_path.insert(0, _RecordsFinder(trace))
 
     from IPython import get_ipython
 

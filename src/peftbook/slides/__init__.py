@@ -4,8 +4,8 @@ Charts are native and hold the records' numbers; drawings and equations are pict
 """
 
 from peftbook.slides.archive import faults
-from peftbook.slides.charts import Chart
-from peftbook.slides.deck import CHARTS, SPOKEN, build
+from peftbook.slides.charts import CHARTS, Chart
+from peftbook.slides.deck import SPOKEN, build
 from peftbook.slides.handout import contact_sheet, convert, find_office, handout
 from peftbook.slides.measure import lines_needed, text_width
 from peftbook.slides.outline import OUTLINE, choose, read_outline, section_names

@@ -1,54 +1,27 @@
-"""What a native chart holds. `computed` and `measured` say which there are, `native` draws them."""
+"""The deck's charts by name: `computed` and `measured` make them, `native` draws them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from peftbook import results
+from peftbook.evidence.chart import Chart, Series
+from peftbook.records import Store
 from peftbook.studies import Quantity
 
-__all__ = ["LOSS", "TRAINED", "Chart", "Series", "ends", "forest", "named"]
+__all__ = ["CHARTS", "LOSS", "TRAINED", "chart", "ends", "forest", "named"]
 
 LOSS = "nats per token"
 TRAINED = ("full", "lora", "qlora", "prompt")
 
 
-@dataclass
-class Series:
-    """One series: bars have one value a category, lines have x and y.
-
-    look: a method whose colour, dash and marker it takes.  spread: (low, high) of each value.
-    line, marks: whether its points are joined and marked.
-    """
-
-    name: str
-    values: list[float]
-    look: str = ""
-    x: list[float] = field(default_factory=list)
-    spread: list[tuple[float, float]] = field(default_factory=list)
-    line: bool = True
-    marks: bool = True
+CHARTS: dict[str, Callable[[Store], Chart]] = {}
 
 
-@dataclass
-class Chart:
-    """A native chart. categories: bars; without them the series are lines over x."""
-
-    series: list[Series]
-    x_title: str
-    y_title: str
-    categories: list[str] = field(default_factory=list)
-    log: dict[str, int] = field(default_factory=dict)  # axis → base
-    y_range: tuple[float | None, float | None] = (None, None)
-    x_range: tuple[float | None, float | None] = (None, None)
-    horizontal: bool = False
-    stacked: bool = False
-    number_format: str = "General"
-    x_format: str = "General"
-    label_format: str = ""  # of the value on each bar; none without it
-    point_looks: list[str] = field(default_factory=list)
-    gap: int = 55  # between bars, in per cent of their width
+def chart(function: Callable[[Store], Chart]) -> Callable[[Store], Chart]:
+    """Register what makes a chart of the records under the name of its function."""
+    CHARTS[function.__name__] = function
+    return function
 
 
 def ends(found: Quantity) -> tuple[float, float]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import bill, costs, family, lora, machines, prompt, quantisation, restraint
 from peftbook.figures.style import METHODS
 from peftbook.memory import SHAPES, training_step
-from peftbook.slides.charts import Chart, Series
-from peftbook.slides.placeholders import Sources
-
-__all__ = ["CHARTS"]
+from peftbook.records import Store
+from peftbook.slides.charts import chart
 
 SHORT_NUMBERS = '[>=1000000000]0,,," bn";[>=1000000]0,," M";#,##0'
 
 
-def parameter_counts(sources: Sources) -> Chart:
+@chart
+def parameter_counts(store: Store) -> Chart:
     """LoRA's trained parameters against rank for four sets of target layers of SmolLM2-135M; computed."""
     ranks = [float(2**k) for k in range(9)]
     looks = dict(zip(reversed(lora.TARGETS), ("lora", "qlora", "prompt", "fewshot"), strict=True))
@@ -36,7 +35,8 @@ def parameter_counts(sources: Sources) -> Chart:
     )
 
 
-def training_state(sources: Sources) -> Chart:
+@chart
+def training_state(store: Store) -> Chart:
     """Gigabytes that training keeps for Llama-2-7B, activations not counted; computed."""
     arms = ["full", "lora", "qlora", "prompt"]
     parts = {"weights": "untuned", "gradients": "qlora", "optimiser": "lora"}
@@ -48,7 +48,8 @@ def training_state(sources: Sources) -> Chart:
     return Chart(series, "", "GB kept in training", labels, horizontal=True, stacked=True, number_format="0")
 
 
-def trained_numbers(sources: Sources) -> Chart:
+@chart
+def trained_numbers(store: Store) -> Chart:
     """Numbers that each method trains on Llama-2-7B; computed."""
     counts = family.trained_parameters(SHAPES["llama-2-7b"])
     shown = {
@@ -63,7 +64,8 @@ def trained_numbers(sources: Sources) -> Chart:
                  point_looks=[member.tone for member in shown.values()])  # fmt: skip
 
 
-def time_ratio(sources: Sources) -> Chart:
+@chart
+def time_ratio(store: Store) -> Chart:
     """Time of LoRA's step over that of full fine-tuning, computed for two cards."""
     tokens = [float(2**power) for power in range(4, 17)]
     lines = {"A100": ("a100", "lora"), "H100": ("h100", "qlora")}
@@ -76,7 +78,8 @@ def time_ratio(sources: Sources) -> Chart:
                  x_format="#,##0", x_range=(16, 65536), y_range=(0, 0.8))  # fmt: skip
 
 
-def codebook_errors(sources: Sources) -> Chart:
+@chart
+def codebook_errors(store: Store) -> Chart:
     """Mean squared error of normal weights against block size, four codebooks; computed."""
     blocks = [float(block) for block in quantisation.BLOCKS]
     looks = {"NF4": "lora", "INT4": "full", "FP4 (bnb)": "qlora", "FP4 (E2M1)": "prompt"}
@@ -89,7 +92,8 @@ def codebook_errors(sources: Sources) -> Chart:
                  x_format="0", x_range=(16, 4096), y_range=(0, None))  # fmt: skip
 
 
-def stored_bits(sources: Sources) -> Chart:
+@chart
+def stored_bits(store: Store) -> Chart:
     """Bits of a stored weight against block size, with 32-bit and with doubly quantised constants; computed."""
     blocks = [16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
     series = [
@@ -100,7 +104,8 @@ def stored_bits(sources: Sources) -> Chart:
                  number_format="0.0", x_format="0", x_range=(16, 512), y_range=(4, 6))  # fmt: skip
 
 
-def prompt_parameters(sources: Sources) -> Chart:
+@chart
+def prompt_parameters(store: Store) -> Chart:
     """Trained numbers against virtual tokens, beside two adapters of the same model; computed."""
     lengths = [1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0]
     series = [Series("Soft prompt", [float(prompt.prompt_parameters(int(n))) for n in lengths], "prompt", lengths)]
@@ -111,7 +116,8 @@ def prompt_parameters(sources: Sources) -> Chart:
                  x_format="0", x_range=(1, 1000), y_range=(100, 1e7))  # fmt: skip
 
 
-def devices(sources: Sources) -> Chart:
+@chart
+def devices(store: Store) -> Chart:
     """Peak on each device for Llama-2-70B in shards; computed."""
     devices = [float(count) for count in machines.DEVICES]
     series = []
@@ -122,7 +128,8 @@ def devices(sources: Sources) -> Chart:
                  number_format="#,##0", x_format="0", x_range=(1, 32), y_range=(1, 10_000))  # fmt: skip
 
 
-def break_even(sources: Sources) -> Chart:
+@chart
+def break_even(store: Store) -> Chart:
     """Requests after which tuning has cost less than examples in the prompt; computed."""
     extra = [10.0, 100.0, 1000.0, 10_000.0]
     looks = dict(zip(restraint.TRAINED, ("lora", "qlora", "prompt"), strict=True))
@@ -134,19 +141,3 @@ def break_even(sources: Sources) -> Chart:
     return Chart(series, "Tokens that the examples add to a request", "Requests until tuning has paid",
                  log={"x": 10, "y": 10}, number_format="#,##0", x_format="#,##0", x_range=(10, 10_000),
                  y_range=(1, 1e7))  # fmt: skip
-
-
-CHARTS: dict[str, Callable[[Sources], Chart]] = {
-    chart.__name__: chart
-    for chart in (
-        parameter_counts,
-        training_state,
-        trained_numbers,
-        time_ratio,
-        codebook_errors,
-        stored_bits,
-        prompt_parameters,
-        devices,
-        break_even,
-    )
-}

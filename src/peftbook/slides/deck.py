@@ -15,10 +15,11 @@ from pptx.oxml.ns import qn
 from pptx.util import Pt
 
 from peftbook.errors import InputError
-from peftbook.records import Store, write_atomically
-from peftbook.slides import computed, measured
+from peftbook.records import Store, watch, write_atomically
+from peftbook.slides import computed, measured  # noqa: F401  # they register their charts
 from peftbook.slides.archive import faults, fixed_zip
 from peftbook.slides.blocks import BLOCKS, add_body, add_picture, add_text
+from peftbook.slides.charts import CHARTS
 from peftbook.slides.measure import LINE, check_fit, text_width
 from peftbook.slides.native import add_chart
 from peftbook.slides.outline import OUTLINE, choose, read_outline
@@ -40,9 +41,8 @@ from peftbook.slides.template import (
     template,
 )
 
-__all__ = ["CHARTS", "SPOKEN", "build"]
+__all__ = ["SPOKEN", "build"]
 
-CHARTS = computed.CHARTS | measured.CHARTS
 SHORT_TITLE = "Parameter-efficient fine-tuning, measured"
 STAMP = datetime.datetime(2026, 1, 1)
 VISUAL_WIDTH = 7.7
@@ -72,7 +72,8 @@ def build(
     chosen = choose(read_outline(outline), sections)
     for number, slide in enumerate(chosen, 1):
         try:
-            add_slide(deck, slide, store, address, version)
+            with watch() as seen:
+                add_slide(deck, slide, Sources(store, seen), address, version)
         except InputError as error:
             raise InputError(f"Slide {number} ({slide['section']}): {error}") from None
     add_sections(deck, [slide["section"] for slide in chosen])
@@ -90,9 +91,8 @@ def build(
     return Path(out)
 
 
-def add_slide(deck: Any, outline: dict[str, Any], store: Store, address: str, version: str) -> None:
+def add_slide(deck: Any, outline: dict[str, Any], sources: Sources, address: str, version: str) -> None:
     """One slide: its statement, text and visuals, source line, footers and notes."""
-    sources = Sources(store)
     sources.demand(outline.get("verdicts", {}))
     cover, with_text = outline.get("layout") == "cover", bool(outline.get("body"))
     kind = "Backup" if outline["section"] == "Backup" else "Statement"
@@ -158,7 +158,7 @@ def add_visuals(slide: Any, outline: dict[str, Any], pictures: Sequence[Picture]
     for at, (name, alt) in enumerate(zip(charts, alts, strict=False)):
         if name not in CHARTS:
             raise InputError(f"Unknown chart {name!r}: choose one of {', '.join(CHARTS)}.")
-        add_chart(slide, CHARTS[name](sources), name, alt, (left + at * (width + gap), TOP, width, BOTTOM - TOP))
+        add_chart(slide, CHARTS[name](sources.store), name, alt, (left + at * (width + gap), TOP, width, BOTTOM - TOP))
     for name, picture, alt in zip(outline.get("figures", []), pictures, alts[len(charts) :], strict=True):
         x = WIDTH - MARGIN - picture.width if outline.get("body") else (WIDTH - picture.width) / 2
         add_picture(slide, picture, f"Figure {name}", alt, x, TOP + (BOTTOM - TOP - picture.height) / 2)
@@ -231,7 +231,7 @@ def notes_text(outline: dict[str, Any], sources: Sources, address: str) -> str:
         parts.append(
             "Verdicts: " + ", ".join(f"{study} {outcome}" for study, outcome in sources.verdicts.items()) + "."
         )
-    if runs := list(dict.fromkeys(sources.runs)):
+    if runs := list(sources.runs):
         more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
         where = f"each on {short(address)}/book/runs.html"
         parts.append("Runs: " + ", ".join(key[:12] for key in runs[:LISTED]) + f"{more}; {where}")

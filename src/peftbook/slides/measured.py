@@ -3,56 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from peftbook import results
-from peftbook.figures import costs, evidence, methods, quantisation
+from peftbook.evidence.chart import Chart, Series
+from peftbook.figures import costs, evidence, methods, quantisation, updates
 from peftbook.figures.style import METHODS
-from peftbook.slides.charts import LOSS, TRAINED, Chart, Series, ends, forest
-from peftbook.slides.placeholders import Sources, outcomes
+from peftbook.records import Store
+from peftbook.results import quantity
+from peftbook.slides.charts import LOSS, TRAINED, chart, ends, forest
+from peftbook.slides.placeholders import outcomes
 from peftbook.studies import Quantity, activations, benchmark, data_size, forgetting, prompt_design
 
-__all__ = ["CHARTS"]
 
-
-def arms_chart(sources: Sources, scores: dict[str, str], axis: str, number_format: str, arms: Iterable[str]) -> Chart:
+def arms_chart(store: Store, scores: dict[str, str], axis: str, number_format: str, arms: Iterable[str]) -> Chart:
     """Bars of the arms' test scores with 95 % intervals. scores: quantity suffix → series name."""
     arms = list(arms)
     series = []
     for score, name in scores.items():
-        found = [sources.quantity(f"methods.{arm}_{score}") for arm in arms]
+        found = [quantity(f"methods.{arm}_{score}", store) for arm in arms]
         spread = [(float(q.low or 0), float(q.high or 0)) for q in found]
         series.append(Series(name, [q.value for q in found], spread=spread))
     labels = [METHODS[arm].label for arm in arms]
     return Chart(series, "", axis, labels, number_format=number_format, y_range=(0, None), label_format="0.00")
 
 
-def test_loss(sources: Sources) -> Chart:
+@chart
+def test_loss(store: Store) -> Chart:
     """Test loss of every arm with its 95 % interval."""
-    chart = arms_chart(sources, {"loss": "Test loss"}, "Test loss, nats per token", "0.0", METHODS)
-    chart.point_looks = list(METHODS)
-    return chart
+    losses = arms_chart(store, {"loss": "Test loss"}, "Test loss, nats per token", "0.0", METHODS)
+    return replace(losses, point_looks=list(METHODS))
 
 
-def test_scores(sources: Sources) -> Chart:
+@chart
+def test_scores(store: Store) -> Chart:
     """ROUGE-L and BERTScore of every arm with 95 % intervals."""
-    chart = arms_chart(sources, {"rougeL": "ROUGE-L", "bertscore_f1": "BERTScore F1"}, "Score, 0–1", "0.0", METHODS)
+    chart = arms_chart(store, {"rougeL": "ROUGE-L", "bertscore_f1": "BERTScore F1"}, "Score, 0–1", "0.0", METHODS)
     for series, look in zip(chart.series, ("lora", "qlora"), strict=True):
         series.look = look
     return chart
 
 
-def learning_rates(sources: Sources) -> Chart:
+@chart
+def learning_rates(store: Store) -> Chart:
     """Validation loss against learning rate; diverged runs are left out."""
     series = []
     for arm in TRAINED:
-        sources.quantity(f"methods.{arm}_best_rate")
-        points = [
-            pair for pair in zip(*methods.sweep_points(arm, sources.store), strict=True) if math.isfinite(pair[1])
-        ]
+        points = [pair for pair in zip(*methods.sweep_points(arm, store), strict=True) if math.isfinite(pair[1])]
         series.append(Series(METHODS[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
     series.sort(key=lambda one: -len(one.x))  # LibreOffice drops points of a first series that is shorter
     values = [value for one in series for value in one.values]
@@ -72,12 +72,12 @@ def learning_rates(sources: Sources) -> Chart:
     )
 
 
-def training_curves(sources: Sources) -> Chart:
+@chart
+def training_curves(store: Store) -> Chart:
     """Training loss of the final runs, mean over seeds, smoothed over nine steps."""
     series = []
     for arm in TRAINED:
-        sources.quantity(f"methods.{arm}_loss")
-        curves = [record.curve["train_loss_nats"] for record in methods.chosen_records(arm, sources.store)]
+        curves = [record.curve["train_loss_nats"] for record in methods.chosen_records(arm, store)]
         mean = [math.fsum(step) / len(step) for step in zip(*curves, strict=False)]
         smoothed = [round(value, 4) for value in methods.smooth(mean)]
         steps = [float(step) for step in range(1, len(smoothed) + 1)]
@@ -93,12 +93,12 @@ def training_curves(sources: Sources) -> Chart:
     )
 
 
-def cost_chart(sources: Sources, name: str, axis: str, unit: float, number_format: str) -> Chart:
+def cost_chart(store: Store, name: str, axis: str, unit: float, number_format: str) -> Chart:
     """Bars of one cost by method with the range of the repeats."""
     arms = ["full", "lora", "qlora", "prompt"]
-    found = [sources.quantity(f"costs.{arm}_{name}") for arm in arms]
+    found = [quantity(f"costs.{arm}_{name}", store) for arm in arms]
     field_name = {"step_seconds": "median_step_seconds", "peak_memory": "peak_memory_bytes"}[name]
-    runs = [costs.repeats(arm, sources.store, field_name) for arm in arms]
+    runs = [costs.repeats(arm, store, field_name) for arm in arms]
     series = Series(axis, [q.value / unit for q in found], spread=[(min(r) / unit, max(r) / unit) for r in runs])
     return Chart(
         [series],
@@ -112,15 +112,15 @@ def cost_chart(sources: Sources, name: str, axis: str, unit: float, number_forma
     )
 
 
-def best_rates(sources: Sources) -> Chart:
+@chart
+def best_rates(store: Store) -> Chart:
     """Validation loss against learning rate on E2E, first seed, up to what the book's figure shows."""
     looks = {"full": ("Full", "full"), "r1": ("LoRA, r = 1", "fewshot"), "r16": ("LoRA, r = 16", "lora"),
              "r256": ("LoRA, r = 256", "qlora")}  # fmt: skip
-    curves = {arm: evidence.rate_sweep(arm, sources.store).seeds[0] for arm in looks}
+    curves = {arm: evidence.rate_sweep(arm, store).seeds[0] for arm in looks}
     lowest = min(min(one.values()) for one in curves.values())
     series = []
     for arm, (label, look) in looks.items():
-        sources.quantity(f"learning_rate.{arm}_best_rate")
         shown = {rate: loss for rate, loss in sorted(curves[arm].items()) if loss <= lowest + evidence.CAP}
         series.append(Series(label, list(shown.values()), look, list(shown)))
     series.sort(key=lambda one: -len(one.x))
@@ -129,45 +129,49 @@ def best_rates(sources: Sources) -> Chart:
                  number_format="0.0", x_format="0E+0", x_range=(1e-6, 0.1))  # fmt: skip
 
 
-def target_differences(sources: Sources) -> Chart:
+@chart
+def target_differences(store: Store) -> Chart:
     """Test loss above that of all linear layers, at equal parameters, paired."""
     arms = {"query_value": ("q and v", "fewshot"), "attention": ("attention", "prompt"), "mlp": ("MLP", "qlora")}
-    rows = [(label, look, sources.quantity(f"targets_all.{arm}_minus_all_loss")) for arm, (label, look) in arms.items()]
+    rows = [(label, look, quantity(f"targets_all.{arm}_minus_all_loss", store)) for arm, (label, look) in arms.items()]
     return forest(rows, f"Test loss − that of all linear layers, {LOSS}", 3, "0.00")
 
 
-def latency(sources: Sources) -> Chart:
+@chart
+def latency(store: Store) -> Chart:
     """Time of a forward pass at batch 1 over that of the merged model, two precisions."""
     names = {"merged_over_base": "merged / base", "adapter_over_merged": "adapter / merged",
              "lora_over_merged": "unmerged / merged"}  # fmt: skip
     series = []
     for dtype, label, look in (("fp32", "float32", "lora"), ("bf16", "bfloat16", "qlora")):
-        found = [sources.quantity(f"merging_latency.{name}_forward_{dtype}_batch1") for name in names]
+        found = [quantity(f"merging_latency.{name}_forward_{dtype}_batch1", store) for name in names]
         series.append(Series(label, [q.value for q in found], look, spread=[ends(q) for q in found]))
     return Chart(series, "", "Ratio of times, forward pass", list(names.values()), y_range=(0, None),
                  number_format="0.0", label_format="0.00")  # fmt: skip
 
 
-def code_shares(sources: Sources) -> Chart:
+@chart
+def code_shares(store: Store) -> Chart:
     """Share of normal weights that each of NF4's codes holds at block 64; computed, and measured by a study."""
-    sources.quantity("codebooks_bins.normal_nf4_fullest_over_emptiest_64")
     shares = [100 * float(one) for one in quantisation.bin_shares(quantisation.nf4_levels(), 64)]
     series = Series("Share of weights, %", shares, "lora")
     return Chart([series], "Code of NF4", "Share of the weights, %", [str(code) for code in range(16)],
                  y_range=(0, None), number_format="0", gap=20)  # fmt: skip
 
 
-def requantised(sources: Sources) -> Chart:
+@chart
+def requantised(store: Store) -> Chart:
     """Share of the adapter's gain that is lost when the merged model is quantised again."""
     cases = {"small_nf4": ("small Llama, NF4", "lora"), "small_nf2": ("small Llama, NF2", "qlora"),
              "smollm2_nf4": ("SmolLM2 *, NF4", "untuned")}  # fmt: skip
     rows = [
-        (label, look, sources.quantity(f"requantised.{case}_requantised_lost")) for case, (label, look) in cases.items()
+        (label, look, quantity(f"requantised.{case}_requantised_lost", store)) for case, (label, look) in cases.items()
     ]
     return forest(rows, "Share of the gain that is lost, %", 1, "0", "%")
 
 
-def recovered(sources: Sources) -> Chart:
+@chart
+def recovered(store: Store) -> Chart:
     """Test loss above that of the 16-bit base, before and after tuning, small Llama."""
     bits = {"nf4": "NF4", "fp4": "FP4", "int4": "INT4", "nf2": "NF2"}
     series = []
@@ -175,12 +179,13 @@ def recovered(sources: Sources) -> Chart:
         ("before tuning", "recovery.small_{}_before_minus_before_loss", "untuned"),
         ("after tuning", "recovery.small_{}_minus_lora_loss", "qlora"),
     ):
-        found = [sources.quantity(name.format(one)) for one in bits]
+        found = [quantity(name.format(one), store) for one in bits]
         series.append(Series(label, [q.value for q in found], look, spread=[ends(q) for q in found]))
     return Chart(series, "", f"Loss above 16 bits, {LOSS}", list(bits.values()), number_format="0.00")
 
 
-def prompt_lengths(sources: Sources) -> Chart:
+@chart
+def prompt_lengths(store: Store) -> Chart:
     """Test loss on E2E against the length of the prompt, three starts."""
     starts = {"vocabulary": ("from vocabulary", "prompt"), "text": ("from a text", "lora"),
               "random": ("random", "fewshot")}  # fmt: skip
@@ -188,36 +193,35 @@ def prompt_lengths(sources: Sources) -> Chart:
     series = []
     for init, (label, look) in starts.items():
         names = [prompt_design.arm_name(n, init) for n in prompt_design.LENGTHS]
-        found = [sources.quantity(f"prompt_length.{name}_loss") for name in names]
+        found = [quantity(f"prompt_length.{name}_loss", store) for name in names]
         series.append(Series(label, [q.value for q in found], look, lengths))
     low = math.floor(min(min(one.values) for one in series) * 10) / 10 - 0.1
     return Chart(series, "Virtual tokens", f"Test loss, {LOSS}", log={"x": 10}, number_format="0.0", x_format="0",
                  x_range=(1, 100), y_range=(low, None))  # fmt: skip
 
 
-def benchmark_differences(sources: Sources) -> Chart:
+@chart
+def benchmark_differences(store: Store) -> Chart:
     """E2E NLG: every method's test loss above LoRA's, paired, lowest on top."""
     comparison, rows = benchmark.COMPARISON, []
-    for arm in evidence.benchmark_order(sources.store):
-        sources.quantity(f"benchmark.{arm}_loss")
+    for arm in evidence.benchmark_order(store):
         label, tone, _ = evidence.arm_look(arm)
-        found = comparison.difference(arm, "lora", "loss_nats", sources.store)
-        if arm == "lora" or found is None:
+        found = comparison.difference(arm, "lora", "loss_nats", store)
+        if arm == "lora":
             continue
         look = tone if tone in METHODS else "untuned"
         rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
     return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
 
 
-def example_differences(sources: Sources) -> Chart:
+@chart
+def example_differences(store: Store) -> Chart:
     """Test loss minus LoRA's against the number of training examples, paired, with 95 % intervals."""
     series = []
     for arm, look in (("prompt", "prompt"), ("full", "full")):
         values, spread = [], []
-        for size, comparison in data_size.COMPARISONS.items():
-            sources.quantity(f"data_size.n{size}_{arm}_loss")
-            found = comparison.difference(arm, "lora", "loss_nats", sources.store)
-            assert found is not None
+        for comparison in data_size.COMPARISONS.values():
+            found = comparison.difference(arm, "lora", "loss_nats", store)
             values.append(found.mean)
             spread.append((found.low, found.high))
         x = [float(size) for size in data_size.SIZES]
@@ -226,19 +230,20 @@ def example_differences(sources: Sources) -> Chart:
                  number_format="0.0", x_format="#,##0", x_range=(10, 10_000))  # fmt: skip
 
 
-def forgotten(sources: Sources) -> Chart:
+@chart
+def forgotten(store: Store) -> Chart:
     """Loss on prose that training on E2E added, by method and rate."""
     rows = []
     for arm in forgetting.ARMS:
-        label, tone, _, _ = evidence.PATHS[arm]
-        rows.append((label, tone, sources.quantity(f"forgetting.{arm}_forgotten")))
+        label, tone, _, _ = updates.PATHS[arm]
+        rows.append((label, tone, quantity(f"forgetting.{arm}_forgotten", store)))
     return forest(rows, f"Loss added on other text, {LOSS}", 2, "0.0")
 
 
-def difference_histogram(sources: Sources) -> Chart:
+@chart
+def difference_histogram(store: Store) -> Chart:
     """How many test examples have which difference in loss, LoRA minus full, averaged over seeds."""
-    sources.quantity("methods.lora_minus_full_loss")
-    found = methods.example_differences(*(methods.chosen_records(arm, sources.store) for arm in ("lora", "full")))
+    found = methods.example_differences(*(methods.chosen_records(arm, store) for arm in ("lora", "full")))
     half = math.ceil(float(np.quantile(np.abs(found), 0.98)) * 10) / 10
     edges = np.linspace(-half, half, 13)
     counts, _ = np.histogram(np.clip(found, -half, half), edges)
@@ -249,12 +254,12 @@ def difference_histogram(sources: Sources) -> Chart:
                  y_range=(0, None), number_format="0", gap=4, point_looks=looks)  # fmt: skip
 
 
-def predicted_peaks(sources: Sources) -> Chart:
+@chart
+def predicted_peaks(store: Store) -> Chart:
     """Error of the computed peak against the measured one, a point a configuration."""
-    halves = activations.by_half(activations.peak_probe, sources.store)
+    halves = activations.by_half(activations.peak_probe, store)
     series = []
     for half, label, look in (("held-out", "held out", "lora"), ("open", "seen while it was written", "untuned")):
-        sources.quantity(f"step_peaks.{half.replace('-', '_')}_peak_ratio")
         x, errors = [], []
         for record in halves[half]:
             x += [float(size) / 1e6 for size in record.per_example["peak_bytes"]]
@@ -266,9 +271,10 @@ def predicted_peaks(sources: Sources) -> Chart:
                  number_format="0", x_format="#,##0", x_range=(1, 100), y_range=y_range)  # fmt: skip
 
 
-def verdicts(sources: Sources) -> Chart:
+@chart
+def verdicts(store: Store) -> Chart:
     """How many claims have each verdict."""
-    said = list(outcomes(sources.store).values())
+    said = list(outcomes(store).values())
     counts = {outcome: said.count(outcome) for outcome in results.OUTCOMES if outcome in said}
     labels = [f"{outcome}: {count}" for outcome, count in counts.items()]
     looks = {"reproduced": "lora", "equivalent": "prompt", "refuted": "qlora"}
@@ -277,28 +283,13 @@ def verdicts(sources: Sources) -> Chart:
                  point_looks=[looks.get(outcome, "untuned") for outcome in counts])  # fmt: skip
 
 
-CHARTS: dict[str, Callable[[Sources], Chart]] = {
-    one.__name__: one
-    for one in (
-        test_loss,
-        test_scores,
-        learning_rates,
-        training_curves,
-        best_rates,
-        target_differences,
-        latency,
-        code_shares,
-        requantised,
-        recovered,
-        prompt_lengths,
-        benchmark_differences,
-        example_differences,
-        forgotten,
-        difference_histogram,
-        predicted_peaks,
-        verdicts,
-    )
-} | {
-    "step_seconds": lambda sources: cost_chart(sources, "step_seconds", "Seconds per step", 1.0, "0.0"),
-    "peak_memory": lambda sources: cost_chart(sources, "peak_memory", "Peak memory, GB", 1e9, "0.0"),
-}
+@chart
+def step_seconds(store: Store) -> Chart:
+    """Seconds of a training step by method."""
+    return cost_chart(store, "step_seconds", "Seconds per step", 1.0, "0.0")
+
+
+@chart
+def peak_memory(store: Store) -> Chart:
+    """Peak memory of the process by method."""
+    return cost_chart(store, "peak_memory", "Peak memory, GB", 1e9, "0.0")

@@ -19,8 +19,8 @@ from pptx.enum.dml import MSO_LINE
 from pptx.oxml.ns import qn
 from pptx.util import Inches, Pt
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures.style import METHODS, PAPER
-from peftbook.slides.charts import Chart, Series
 from peftbook.slides.template import FONT, INK, MUTED, RULE, SMALL, rgb
 
 __all__ = ["add_chart"]

@@ -35,13 +35,8 @@ def drawing(name: str, sources: Sources, width: float, height: float) -> Picture
 
     Type that would be smaller than the slides' smallest is enlarged.
     """
-    entry = figures.FIGURES.get(name)
-    if entry is None or not figures.available(name, sources.store):
-        figures.svg(name, sources.store)  # raises InputError that says what is wrong
-        raise AssertionError
-    sources.runs += figures.runs(name, sources.store)
     with mode_context("light"):
-        figure = entry.function(*((sources.store,) if entry.needs else ()))
+        figure = figures.draw(name, sources.store)
         figure.suptitle("")
         rough = trimmed(png(figure, 100))
         scale = min(width / (rough.width / 100), height / (rough.height / 100))

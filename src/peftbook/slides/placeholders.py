@@ -18,8 +18,8 @@ from peftbook.errors import InputError
 from peftbook.figures import costs, lora, machines, prompt, quantisation
 from peftbook.literature import published
 from peftbook.memory import SHAPES, training_step
-from peftbook.records import Store
-from peftbook.studies import NAMES, Quantity
+from peftbook.records import Seen, Store, aside
+from peftbook.studies import NAMES
 
 __all__ = ["COMPUTED", "Sources", "fill", "outcomes"]
 
@@ -28,21 +28,16 @@ SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass
 class Sources:
-    """What a slide's text and visuals were made from: keys of runs and verdicts, in order of use."""
+    """What a slide's text and visuals were made from: runs, as a watch sees them, and verdicts, in order of use."""
 
     store: Store
-    runs: list[str] = field(default_factory=list)
+    runs: Seen = field(default_factory=dict)
     verdicts: dict[str, str] = field(default_factory=dict)
 
-    def quantity(self, name: str) -> Quantity:
-        """A quantity by name; its runs are noted. Raises InputError naming the command that makes it."""
-        quantity = results.quantity(name, self.store)
-        self.runs += quantity.runs
-        return quantity
-
     def verdict(self, study: str) -> str:
-        """What a claim's runs decided; it is noted."""
-        self.verdicts[study] = results.study_verdict(study, self.store).outcome
+        """What a claim's runs decided; it is noted by the study's name, not by its runs."""
+        with aside():
+            self.verdicts[study] = results.study_verdict(study, self.store).outcome
         return self.verdicts[study]
 
     def demand(self, verdicts: dict[str, str]) -> None:
@@ -76,7 +71,7 @@ def placeholder(name: str, sources: Sources) -> str:
         verdicts = list(outcomes(sources.store).values())
         return str(len(verdicts) if rest == "all" else verdicts.count(rest))
     name, *forms = name.split(";")
-    quantity = sources.quantity(name)
+    quantity = results.quantity(name, sources.store)
     if not forms:
         return results.format_quantity(quantity)
     if forms[0] == "value":
@@ -94,7 +89,8 @@ def placeholder(name: str, sources: Sources) -> str:
 
 def outcomes(store: Store) -> dict[str, str]:
     """Study → what its runs decided, in order of worth."""
-    return {name: results.study_verdict(name, store).outcome for name in NAMES}
+    with aside():
+        return {name: results.study_verdict(name, store).outcome for name in NAMES}
 
 
 def gigabytes(method: str) -> str:

@@ -1,84 +1,29 @@
-"""Studies: one module each. A study names a claim, its source, the runs that test it and what would refute it.
+"""Studies: one module each, and one paragraph of `claims.toml` for each claim that its runs decide.
 
-A study module exposes `STUDIES`, its studies by name: one for each claim that its runs decide. Adding a study means
-adding a module here and a line to `MODULES`, in the order of worth in which the queue serves them.
+The paragraph says what is claimed and what would refute it, its place in the file the order of worth in which the queue
+serves the studies. The module has the runs, the named values and, under `@study(name, runs, measure)`, the judge.
+Whatever a record is missing for raises Missing: values that lack one are not there, and a verdict is not yet run.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from peftbook.errors import InputError
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Probe, Run
 
-__all__ = ["NAMES", "Quantity", "Study", "Verdict", "get_study"]
+__all__ = ["NAMES", "Quantity", "Study", "Verdict", "determined", "get_study", "study"]
 
-MODULES = {
-    "standard": "standard",
-    "methods": "methods",
-    "costs": "costs",
-    "benchmark": "benchmark",
-    "benchmark_bleu": "benchmark",
-    "benchmark_prefix": "benchmark",
-    "learning_rate": "learning_rate",
-    "learning_rate_by_rank": "learning_rate",
-    "prompt_length": "prompt_design",
-    "prompt_longer": "prompt_design",
-    "prompt_init": "prompt_design",
-    "codebooks_squared": "codebooks",
-    "codebooks_absolute": "codebooks",
-    "codebooks_bins": "codebooks",
-    "weight_error": "weight_error",
-    "weight_error_order": "weight_error",
-    "double_quant_bits": "double_quant",
-    "double_quant_loss": "double_quant",
-    "data_size": "data_size",
-    "targets": "targets",
-    "targets_all": "targets",
-    "recovery": "recovery",
-    "loftq": "recovery",
-    "requantised": "recovery",
-    "forgetting": "forgetting",
-    "intruders": "forgetting",
-    "subspace": "subspace",
-    "merging_latency": "merging",
-    "adapter_latency": "merging",
-    "merging_quality": "merging",
-    "rouge_settings": "rouge_settings",
-    "bertscore_negation": "rouge_settings",
-    "sql_prompt": "sql",
-    "sql_lora": "sql",
-    "rank": "rank",
-    "scaling": "scaling",
-    "scaling_tuned": "scaling",
-    "scaling_size": "scaling",
-    "two_rates": "two_rates",
-    "lora_plus": "variants",
-    "pissa": "variants",
-    "olora": "variants",
-    "dora": "variants",
-    "vera": "variants",
-    "lora_fa": "variants",
-    "expressiveness": "expressiveness",
-    "expressiveness_depth": "expressiveness",
-    "serving": "serving",
-    "capacity": "capacity",
-    "activations": "activations",
-    "step_peaks": "activations",
-    "step_seconds": "step_seconds",
-    "memory": "memory",
-    "memory_process": "memory",
-    "lora_fa_memory": "memory",
-    "quantised_step_time": "memory",
-    "throughput": "throughput",
-    "learning_rate_long": "learning_rate",
-    "half_products": "half_products",
-}
-NAMES = tuple(MODULES)
+TEXTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text(encoding="utf-8"))
+NAMES = tuple(TEXTS["study"])
+_studies: dict[str, Study] = {}  # of the modules that are loaded
 
 
 @dataclass(frozen=True)
@@ -118,10 +63,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Study:
-    """A question put to runs.
+    """A claim to reproduce, its source, and the runs that decide it.
 
-    runs: given the store, every run that is already determined; later stages appear once earlier ones have records.
-    quantities: named values from the records; verdict: the one rule of the book applied to them.
+    runs: every run determined so far, in the order of worth; later stages appear once earlier ones have records.
+    measure: named values from the records; judge: the one rule of the book applied to them. Both may raise Missing.
     refuted_if: what would refute the claim, written before the runs.
     """
 
@@ -133,13 +78,23 @@ class Study:
     does_not_show: str
     chapter: str
     runs: Callable[[Store], Sequence[Run | Probe]]
-    quantities: Callable[[Store], Mapping[str, Quantity]]
-    verdict: Callable[[Store], Verdict]
+    measure: Callable[[Store], Mapping[str, Quantity]]
+    judge: Callable[[Store], Verdict]
 
-    def __post_init__(self):
-        for name in ("claim", "refuted_if", "does_not_show"):
-            text = typeset(getattr(self, name))
-            object.__setattr__(self, name, text[:1].upper() + text[1:])
+    def quantities(self, store: Store) -> Mapping[str, Quantity]:
+        """The named values that the records at hand determine."""
+        return determined(self.measure, store)
+
+    def verdict(self, store: Store) -> Verdict:
+        """What the records decided; or that there are too few, or that one of them is of a run that failed."""
+        try:
+            return self.judge(store)
+        except Unusable as error:
+            return Verdict("undecided", str(error))
+        except Missing:
+            count, total = len(self.missing(store)), len(self.runs(store))
+            said = f": {count} of {total} have no record" if count else ""
+            return Verdict("not yet run", f"The runs that decide are not all there{said}.")
 
     def records(self, store: Store) -> list[Record]:
         """The records at hand of the runs determined so far."""
@@ -148,6 +103,43 @@ class Study:
     def missing(self, store: Store) -> list[Run | Probe]:
         """The runs determined so far that have no record."""
         return [run for run in self.runs(store) if run not in store]
+
+
+def determined(measure: Callable[[Store], Mapping[str, Quantity]], store: Store) -> Mapping[str, Quantity]:
+    """What of the named values the records at hand determine."""
+    try:
+        return measure(store)
+    except Missing:
+        return {}
+
+
+def study(
+    name: str,
+    runs: Callable[[Store], Sequence[Run | Probe]],
+    measure: Callable[[Store], Mapping[str, Quantity]],
+    **words: object,
+) -> Callable[[Callable[[Store], Verdict]], Callable[[Store], Verdict]]:
+    """Make the decorated function the judge of the study of this name in `claims.toml`.
+
+    words: what its texts name beside the constants of the function's module.
+    """
+
+    def register(judge: Callable[[Store], Verdict]) -> Callable[[Store], Verdict]:
+        names = vars(sys.modules[judge.__module__]) | words
+        texts = {field: filled(text, names) for field, text in TEXTS["study"][name].items() if field != "module"}
+        for field in ("claim", "refuted_if", "does_not_show"):
+            texts[field] = typeset(texts[field][:1].upper() + texts[field][1:])
+        _studies[name] = Study(name=name, runs=runs, measure=measure, judge=judge, **texts)
+        return judge
+
+    return register
+
+
+def filled(text: str, names: Mapping[str, object]) -> str:
+    """A text of `claims.toml` with its shared parts and numbers."""
+    for part, shared in TEXTS["shared"].items():
+        text = text.replace(f"{{{part}}}", shared)
+    return text.format_map(names)
 
 
 def typeset(text: str) -> str:
@@ -159,4 +151,5 @@ def get_study(name: str) -> Study:
     """Load a study by name. Raises InputError for an unknown one."""
     if name not in NAMES:
         raise InputError(f"Unknown study {name!r}: choose one of {', '.join(NAMES)}.")
-    return importlib.import_module(f"peftbook.studies.{MODULES[name]}").STUDIES[name]
+    importlib.import_module(f"peftbook.studies.{TEXTS['study'][name].get('module', name)}")
+    return _studies[name]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -24,18 +25,18 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape
 from peftbook.memory.shapes import FAMILIES
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 
 __all__ = [
     "GRID",
     "PARTS",
     "SPLIT_SHA256",
-    "STUDIES",
     "beyond_state",
     "by_half",
     "furthest",
+    "half",
     "peak_probe",
     "peaks",
     "probe",
@@ -152,30 +153,34 @@ def furthest(store: Store, count: int = 10) -> list[tuple[str, float, float]]:
     """The held-out configurations whose peaks are predicted worst: (name, measured bytes, predicted / measured)."""
     found: list[tuple[str, float, float]] = []
     for family in SIZES:
-        record = store.get(peak_probe(family, "held-out"))
-        names = [name for name in GRID["held-out"] if name.startswith(f"{family}_")]
-        if record is not None:
+        with suppress(Missing):
+            record = store.need(peak_probe(family, "held-out"))
+            names = [name for name in GRID["held-out"] if name.startswith(f"{family}_")]
             sizes = [float(size) for size in record.per_example["peak_bytes"]]
             found += zip(names, sizes, peaks(record), strict=True)
     return sorted(found, key=lambda one: -abs(one[2] - 1))[:count]
 
 
+def half(make: Callable[[str, str], specs.Probe], part: str, store: Store) -> list[Record]:
+    """The records of a half. Raises Missing."""
+    return store.need_all(make(family, part) for family in SIZES)
+
+
 def by_half(make: Callable[[str, str], specs.Probe], store: Store) -> dict[str, list[Record]]:
-    """The records of each half; empty unless all are there."""
-    out = {}
-    for part in PARTS:
-        found = [record for family in SIZES if (record := store.get(make(family, part))) is not None]
-        out[part] = found if len(found) == len(SIZES) else []
-    return out
+    """The records of each half. Raises Missing."""
+    return {part: half(make, part, store) for part in PARTS}
 
 
 def whole_halves(
     make: Callable[[str, str], specs.Probe], store: Store
-) -> Iterator[tuple[str, tuple[str, ...], list[Record]]]:
+) -> list[tuple[str, tuple[str, ...], list[Record]]]:
     """(name in quantities, keys, records) of each half whose records are all there."""
-    for part, records in by_half(make, store).items():
-        if records:
-            yield part.replace("-", "_"), tuple(record.key for record in records), records
+    out = []
+    for part in PARTS:
+        with suppress(Missing):
+            records = half(make, part, store)
+            out.append((part.replace("-", "_"), tuple(record.key for record in records), records))
+    return out
 
 
 def configurations(record: Record) -> list[Configuration]:
@@ -229,10 +234,10 @@ def ratio(found: list[float], keys: tuple[str, ...]) -> Quantity:
     return Quantity(median(found), "×", keys, min(found), max(found), n=len(found), digits=4, note="median and range")
 
 
+@study("activations", lambda store: [probe(family, part) for part in PARTS for family in SIZES], quantities)
 def verdict(store: Store) -> Verdict:
     """Are the bytes of every module exact in every held-out configuration?"""
-    if not (records := by_half(probe, store)["held-out"]):
-        return Verdict("not yet run", "The held-out configurations are not all counted yet.")
+    records = half(probe, "held-out", store)
     known, pairs = quantities(store), [pair for record in records for pair in compared(record)]
     off = sum(one != other for one, other in pairs)
     far = sum(abs(sum(one.values()) / sum(other.values()) - 1) > MARGIN for one, other in pairs)
@@ -245,11 +250,10 @@ def verdict(store: Store) -> Verdict:
     return Verdict(outcome, sentence, ("held_out_exact", "held_out_ratio"))
 
 
+@study("step_peaks", lambda store: [peak_probe(family, part) for part in PARTS for family in SIZES], peak_quantities)
 def peak_verdict(store: Store) -> Verdict:
     """Is the predicted peak within the margin in every held-out configuration?"""
-    if not (records := by_half(peak_probe, store)["held-out"]):
-        return Verdict("not yet run", "The peaks of the held-out configurations are not all measured yet.")
-    found = [one for record in records for one in peaks(record)]
+    found = [one for record in half(peak_probe, "held-out", store) for one in peaks(record)]
     far = sum(abs(one - 1) > MARGIN_PEAK for one in found)
     worst = max(found, key=lambda one: abs(one - 1))
     sentence = (
@@ -258,38 +262,3 @@ def peak_verdict(store: Store) -> Verdict:
         f"times that, the worst {worst:.3f}."
     )
     return Verdict("refuted" if far else "reproduced", sentence, ("held_out_peak_ratio",))
-
-
-LIMITS = (
-    "Counted on a CPU with transformers, peft and bitsandbytes of the pinned versions, whose code may change; small "
-    "shapes, though the rules know no sizes. What kernels of a GPU keep beside (states of random generators), and "
-    "FlashAttention's own package, were not counted."
-)
-
-STUDY = Study(
-    name="activations",
-    title="Can the memory of activations be computed?",
-    claim="What autograd keeps for backward follows from the model's settings and the method, byte for byte.",
-    source="korthikanti2022, section 4, which counts a transformer's activations by hand",
-    refuted_if=f"in a held-out configuration the predicted sum is off by more than {MARGIN:.0%}.",
-    does_not_show=LIMITS,
-    chapter="book/will-it-fit",
-    runs=lambda store: [probe(family, part) for part in PARTS for family in SIZES],
-    quantities=quantities,
-    verdict=verdict,
-)
-
-PEAK_STUDY = replace(
-    STUDY,
-    name="step_peaks",
-    title="Can the peak of a training step be computed?",
-    claim="The most that the tensors of a training step take at once follows from the model's settings and the method, "
-    f"to within {MARGIN_PEAK:.0%}.",
-    refuted_if=f"in a held-out configuration the predicted peak is off by more than {MARGIN_PEAK:.0%}.",
-    does_not_show=f"{LIMITS} Tensors of torch's allocator, not what a process or a GPU's allocator reserves.",
-    runs=lambda store: [peak_probe(family, part) for part in PARTS for family in SIZES],
-    quantities=peak_quantities,
-    verdict=peak_verdict,
-)
-
-STUDIES = {one.name: one for one in (STUDY, PEAK_STUDY)}

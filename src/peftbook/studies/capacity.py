@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from peftbook import metrics
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Model, Probe
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 
-__all__ = ["SEEDS", "SERIES", "STUDIES", "Adapter", "probe"]
+__all__ = ["SEEDS", "SERIES", "Adapter", "probe"]
 
 SEEDS = (1, 2, 3)
 HIDDEN, HEADS = 64, 4
@@ -102,34 +103,34 @@ def runs(store: Store) -> list[Probe]:
 
 
 def records(adapter: Adapter, store: Store) -> list[Record]:
-    """The records of an adapter in seed order; empty unless all are there."""
-    found = [record for seed in SEEDS if (record := store.get(probe(adapter, seed))) is not None]
-    return found if len(found) == len(SEEDS) else []
+    """The records of an adapter in seed order. Raises Missing."""
+    return store.need_all(probe(adapter, seed) for seed in SEEDS)
 
 
 def bits(record: Record) -> float:
     return float(record.measurements["stored_bits"] or 0)
 
 
-def slope(store: Store) -> metrics.Interval | None:
-    """Bits for each further parameter in the ample series: a least-squares line for each seed, then the interval."""
+def slope(store: Store) -> metrics.Interval:
+    """Bits for each further parameter in the ample series: a least-squares line for each seed, then the interval.
+
+    Raises Missing.
+    """
     found = [records(adapter, store) for adapter in SERIES["ample"]]
-    if not all(found):
-        return None
     sizes = [adapter.parameters for adapter in SERIES["ample"]]
     lines = [np.polyfit(sizes, [bits(one[at]) for one in found], 1)[0] for at in range(len(SEEDS))]
     return metrics.mean_interval([[float(line)] for line in lines])
 
 
-def ratio(series: str, store: Store) -> metrics.Interval | None:
+def ratio(series: str, store: Store) -> metrics.Interval:
     """Bits a parameter of the largest adapter over those of the smallest, paired by seed.
 
-    None while a record is missing, or where a run of the smallest stored nothing.
+    Raises Missing, and Unusable where a run of the smallest stored nothing.
     """
     ends = SERIES[series][0], SERIES[series][-1]
     small, large = (records(adapter, store) for adapter in ends)
-    if not small or not large or min(map(bits, small)) == 0:
-        return None
+    if min(map(bits, small)) == 0:
+        raise Unusable(small[0].spec, f"A run at rank {ends[0].rank} stored nothing to compare with.")
     sizes = ends[0].parameters / ends[1].parameters
     return metrics.mean_interval([[sizes * bits(b) / bits(a)] for a, b in zip(small, large, strict=True)])
 
@@ -162,26 +163,31 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out: dict[str, Quantity] = {}
     for series, adapters in SERIES.items():
         for adapter in adapters:
-            if not (found := records(adapter, store)):
-                continue
-            keys = tuple(record.key for record in found)
-            for name, divisor, unit, digits in (
-                ("bits", 1.0, "bits", 0),
-                ("bits_per_parameter", float(adapter.parameters), "bits per parameter", 2),
-                ("share", adapter.data_bits, "", 3),
-            ):
-                interval = metrics.mean_interval([[bits(record) / divisor] for record in found])
-                out[f"{adapter.name}_{name}"] = as_quantity(interval, unit, keys, digits)
-            out[f"{adapter.name}_parameters"] = Quantity(adapter.parameters, "parameters", keys[:1], digits=0)
-            rate = best_rate(adapter, store)
-            out[f"{adapter.name}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
-        if (found_ratio := ratio(series, store)) is not None:
+            with suppress(Missing):
+                out |= adapter_quantities(adapter, store)
+        with suppress(Missing):
             keys = tuple(record.key for adapter in (adapters[0], adapters[-1]) for record in records(adapter, store))
-            out[f"{series}_ratio"] = as_quantity(found_ratio, "", keys, 2)
-    if (line := slope(store)) is not None:
+            out[f"{series}_ratio"] = as_quantity(ratio(series, store), "", keys, 2)
+    with suppress(Missing):
         keys = tuple(record.key for adapter in SERIES["ample"] for record in records(adapter, store))
-        out["slope"] = as_quantity(line, "bits per parameter", keys, 2)
+        out["slope"] = as_quantity(slope(store), "bits per parameter", keys, 2)
     return out
+
+
+def adapter_quantities(adapter: Adapter, store: Store) -> dict[str, Quantity]:
+    """Of one adapter. Raises Missing."""
+    found, out = records(adapter, store), {}
+    keys = tuple(record.key for record in found)
+    for name, divisor, unit, digits in (
+        ("bits", 1.0, "bits", 0),
+        ("bits_per_parameter", float(adapter.parameters), "bits per parameter", 2),
+        ("share", adapter.data_bits, "", 3),
+    ):
+        interval = metrics.mean_interval([[bits(record) / divisor] for record in found])
+        out[f"{adapter.name}_{name}"] = as_quantity(interval, unit, keys, digits)
+    out[f"{adapter.name}_parameters"] = Quantity(adapter.parameters, "parameters", keys[:1], digits=0)
+    rate = best_rate(adapter, store)
+    return out | {f"{adapter.name}_best_rate": Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)}
 
 
 def as_quantity(interval: metrics.Interval, unit: str, keys: tuple[str, ...], digits: int) -> Quantity:
@@ -189,32 +195,31 @@ def as_quantity(interval: metrics.Interval, unit: str, keys: tuple[str, ...], di
     return Quantity(interval.mean, unit, keys, interval.low, interval.high, len(SEEDS), digits=digits)
 
 
+@study("capacity", runs, quantities, least=GROWTH - MARGIN, low=1 - DELTA, high=1 + DELTA)
 def verdict(store: Store) -> Verdict:
     """Do the stored bits grow in proportion to the trained parameters while the data suffice?"""
     line = slope(store)
-    if line is None:
-        return Verdict("not yet run", "The runs with ample data are not all there.")
     smallest, largest = SERIES["ample"][0], SERIES["ample"][-1]
     said = (
         f"Each further parameter stores {line.mean:.2f} bits (95 % interval {line.low:.2f} to {line.high:.2f}; "
         f"growth counts from {GROWTH}, margin {MARGIN})"
     )
-    found = ratio("ample", store)
-    if found is None:
-        return Verdict(
-            "undecided", f"{said}; a run at rank {smallest.rank} stored nothing to compare with.", ("slope",)
-        )
+    try:
+        found = ratio("ample", store)
+    except Unusable as error:
+        return Verdict("undecided", f"{said}. {error}", ("slope",))
     said += (
         f"; rank {largest.rank} over rank {smallest.rank}, a parameter stores {found.mean:.2f} times as much "
         f"({found.low:.2f} to {found.high:.2f}; claim 1 ± {DELTA:g})"
     )
-    if (few := ratio("scarce", store)) is not None:
+    with suppress(Missing):
+        few = ratio("scarce", store)
         said += (
             f"; with only {SCARCE_PAIRS} pairs {few.mean:.2f} times, and the largest adapter holds "
             f"{share(SERIES['scarce'][-1], store):.0%} of what there is"
         )
-    if (deep := ratio("layers", store)) is not None:
-        said += f"; rank 1 on ten layers over one {deep.mean:.2f} times"
+    with suppress(Missing):
+        said += f"; rank 1 on ten layers over one {ratio('layers', store).mean:.2f} times"
     named = ("ample_ratio", "slope")
     if reason := unusable(store):
         return Verdict("undecided", f"{said}; but {reason}.", named)
@@ -224,24 +229,3 @@ def verdict(store: Store) -> Verdict:
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     return Verdict(outcome, f"{said}.", named)
-
-
-STUDIES = {
-    "capacity": Study(
-        name="capacity",
-        title="How many bits does an adapter store?",
-        claim="What an adapter stores grows in proportion to its trained parameters while the data suffice.",
-        source="allenzhu2024, abstract",
-        refuted_if=f"Each further parameter stores less than {GROWTH - MARGIN:g} bits, or a parameter of rank 8 "
-        f"stores less than {1 - DELTA:g} or more than {1 + DELTA:g} times what one of rank 1 does (the whole "
-        "95 % interval); only where data are left over and no best rate is an end of its grid.",
-        does_not_show="The two bits a parameter of Allen-Zhu and Li, which are for whole language models after 1,000 "
-        "exposures: here a random Llama of width 64 is frozen, only LoRA on q and v is trained, with 100 exposures "
-        "(1,000 at the two smallest ranks, as a row beside), three rates and one batch size. That storage ends with "
-        "the data is arithmetic, shown by the scarce series and not put to the test.",
-        chapter="book/forgetting",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 
-__all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "STUDIES", "normal_probe", "probe"]
+__all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "normal_probe", "probe"]
 
 CODEBOOKS = ("nf4", "af4", "int4", "int4_16", "fp4", "e2m1", "e3m0", "lloyd", "lloyd_pinned", "l1_pinned")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -56,9 +57,8 @@ def runs(store: Store) -> list[specs.Probe]:
 
 
 def found(source: str, store: Store) -> list[Record]:
-    """The records of a source, empty unless all are there."""
-    records = [record for one in probes(source) if (record := store.get(one)) is not None]
-    return records if len(records) == len(probes(source)) else []
+    """The records of a source. Raises Missing."""
+    return store.need_all(probes(source))
 
 
 def at_block(record: Record, name: str, block: int = BLOCK) -> float:
@@ -86,25 +86,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each source: error and entropy of every codebook at block 64 and 4096; NF4 against its rivals."""
     out: dict[str, Quantity] = {}
     for source in SOURCES:
-        records = found(source, store)
-        if not records:
-            continue
-        keys = tuple(record.key for record in records)
-        for block in (block for block in (64, 256, 4096) if float(block) in records[0].curve["block"]):
-            for name in CODEBOOKS:
-                for measure, unit, digits in (
-                    ("mse", "", 5), ("mae", "", 4), ("entropy_bits", "bits", 3), ("fullest_over_emptiest", "", 1),
-                ):  # fmt: skip
-                    values = [at_block(record, f"{name}_{measure}", block) for record in records]
-                    out[f"{source}_{name}_{measure}_{block}"] = Quantity(
-                        math.fsum(values) / len(values), unit, keys, seeds=len(records), digits=digits
-                    )
-        for measure, digits in (("mse", 5), ("mae", 4)):
-            value = math.fsum(float(record.measurements[f"q4_1_{measure}"] or 0) for record in records) / len(records)
-            out[f"{source}_q4_1_{measure}_32"] = Quantity(value, "", keys, seeds=len(records), digits=digits)
-        best = min(CODEBOOKS, key=lambda name: out[f"{source}_{name}_mse_{BLOCK}"].value)
-        out[f"{source}_best_mse_{BLOCK}"] = out[f"{source}_{best}_mse_{BLOCK}"]
-    if records := found("normal", store):
+        with suppress(Missing):
+            out |= source_quantities(source, found(source, store))
+    with suppress(Missing):
+        records = found("normal", store)
         for rival in ("lloyd", "lloyd_pinned", "l1_pinned", "af4"):
             for measure in ("mse", "mae"):
                 interval = excess(records, rival, measure)
@@ -113,14 +98,28 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+def source_quantities(source: str, records: list[Record]) -> dict[str, Quantity]:
+    """Every codebook on the weights of one source."""
+    out, keys, seeds = {}, tuple(record.key for record in records), len(records)
+    for block in (block for block in (64, 256, 4096) if float(block) in records[0].curve["block"]):
+        for name in CODEBOOKS:
+            for measure, unit, digits in (
+                ("mse", "", 5), ("mae", "", 4), ("entropy_bits", "bits", 3), ("fullest_over_emptiest", "", 1),
+            ):  # fmt: skip
+                value = math.fsum(at_block(record, f"{name}_{measure}", block) for record in records) / seeds
+                out[f"{source}_{name}_{measure}_{block}"] = Quantity(value, unit, keys, seeds=seeds, digits=digits)
+    for measure, digits in (("mse", 5), ("mae", 4)):
+        value = math.fsum(float(record.measurements[f"q4_1_{measure}"] or 0) for record in records) / seeds
+        out[f"{source}_q4_1_{measure}_32"] = Quantity(value, "", keys, seeds=seeds, digits=digits)
+    best = min(CODEBOOKS, key=lambda name: out[f"{source}_{name}_mse_{BLOCK}"].value)
+    return out | {f"{source}_best_mse_{BLOCK}": out[f"{source}_{best}_mse_{BLOCK}"]}
+
+
 def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdict]:
     """The verdict: is NF4's error above that of the best codebook under its constraints?"""
 
     def verdict(store: Store) -> Verdict:
-        records = found("normal", store)
-        if not records:
-            return Verdict("not yet run", "The draws are not all there.")
-        interval = excess(records, rival, measure)
+        interval = excess(found("normal", store), rival, measure)
         sentence = (
             f"NF4's {words} at block {BLOCK} is {interval.mean:+.2%} above that of the best codebook with −1, 0 and 1 "
             f"(95 % interval {interval.low:+.2%} to {interval.high:+.2%}; margin {MARGIN:.0%})."
@@ -131,11 +130,10 @@ def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdic
     return verdict
 
 
+@study("codebooks_bins", runs, quantities, most=1 + MARGIN_RATIO)
 def bins_verdict(store: Store) -> Verdict:
     """Do NF4's codes hold equal numbers of weights?"""
     records = found("normal", store)
-    if not records:
-        return Verdict("not yet run", "The draws are not all there.")
     uneven = unevenness(records)
     entropy = math.fsum(at_block(record, "nf4_entropy_bits") for record in records) / len(records)
     sentence = (
@@ -147,49 +145,9 @@ def bins_verdict(store: Store) -> Verdict:
     return Verdict(outcome, sentence, ("nf4_unevenness",))
 
 
-def study(name: str, title: str, claim: str, refuted_if: str, verdict: Callable[[Store], Verdict]) -> Study:
-    """One claim on the shared measurements."""
-    return Study(
-        name=name,
-        title=title,
-        claim=claim,
-        source="dettmers2023, section 3",
-        refuted_if=refuted_if,
-        does_not_show="Independent normal weights and round-to-nearest, at QLoRA's block of 64; real weights are only "
-        "close to normal, and which error counts for a model's output is another question.",
-        chapter="book/quantisation",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-
-
-BEATEN = "a codebook that also has 16 levels with −1, 0 and 1 among them has a {} lower by more than {:.0%} of its own"
-
-STUDIES = {
-    one.name: one
-    for one in (
-        study(
-            "codebooks_squared",
-            "Is NF4 optimal in squared error?",
-            "NF4 is information-theoretically optimal for normal weights (read as: least squared error).",
-            BEATEN.format("mean squared error", MARGIN) + " (the whole 95 % interval over draws).",
-            optimality("lloyd_pinned", "mse", "mean squared error"),
-        ),
-        study(
-            "codebooks_absolute",
-            "Is NF4 optimal in absolute error?",
-            "NF4 is information-theoretically optimal for normal weights (read as: least absolute error).",
-            BEATEN.format("mean absolute error", MARGIN) + " (the whole 95 % interval over draws).",
-            optimality("l1_pinned", "mae", "mean absolute error"),
-        ),
-        study(
-            "codebooks_bins",
-            "Does NF4 fill its codes equally?",
-            "Each of NF4's codes holds an equal number of the weights.",
-            f"the fullest code holds more than {1 + MARGIN_RATIO} times as many as the emptiest (the whole 95 % "
-            "interval over draws).",
-            bins_verdict,
-        ),
-    )
-}
+study("codebooks_squared", runs, quantities, error="mean squared error")(
+    optimality("lloyd_pinned", "mse", "mean squared error")
+)
+study("codebooks_absolute", runs, quantities, error="mean absolute error")(
+    optimality("l1_pinned", "mae", "mean absolute error")
+)

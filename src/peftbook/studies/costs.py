@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.methods import ARMS
 from peftbook.tasks import get_task
 
-__all__ = ["MACHINE", "REPEATS", "STUDY", "arm_records"]
+__all__ = ["MACHINE", "REPEATS", "arm_records"]
 
 MACHINE = "Intel(R) Xeon(R) Processor, 2 cores"  # the machine whose records ship
 REPEATS = (0, 1, 2)
@@ -45,56 +46,62 @@ def runs(store: Store) -> list[Run]:
 
 
 def arm_records(arm: str, store: Store) -> list[Record]:
-    """The arm's timing records at hand."""
-    return [record for seed in REPEATS if (record := store.get(timing_run(arm, seed))) is not None]
+    """The arm's timing records. Raises Missing."""
+    return store.need_all(timing_run(arm, seed) for seed in REPEATS)
 
 
-def log_ratio(first: str, second: str, field: str, store: Store) -> metrics.Interval | None:
-    """log(first / second) of a measurement, paired by repeat: mean ± t(n−1) · s / √n; None while a record is missing.
+def log_ratio(first: str, second: str, field: str, store: Store) -> metrics.Interval:
+    """log(first / second) of a measurement, paired by repeat: mean ± t(n−1) · s / √n. Raises Missing.
 
     Repeats of one seed follow each other, so that what the machine does in these minutes touches both.
     """
-    tables = [[float(one.measurements[field] or 0) for one in arm_records(arm, store)] for arm in (first, second)]
-    if any(len(values) < len(REPEATS) for values in tables):
-        return None
-    return metrics.mean_interval([[math.log(one / two)] for one, two in zip(*tables, strict=True)])
+    one, two = (measured(arm_records(arm, store), field) for arm in (first, second))
+    return metrics.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
+
+
+def measured(records: list[Record], field: str) -> list[float]:
+    """A measurement of each record."""
+    return [float(record.measurements[field] or 0) for record in records]
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Median, fastest and slowest of the repeats, for step time, speed and peak memory; ratios to LoRA, by repeat."""
     out: dict[str, Quantity] = {}
     for arm in ARMS:
-        records = arm_records(arm, store)
-        if len(records) < len(REPEATS):
-            continue
-        keys = tuple(record.key for record in records)
-        for name, field, unit, digits in (
-            ("step_seconds", "median_step_seconds", "s", 2),
-            ("tokens_per_second", "train_tokens_per_second", "tokens/s", 0),
-            ("peak_memory", "peak_memory_bytes", "bytes", 2),
-        ):
-            values = sorted(float(record.measurements[field] or 0) for record in records)
-            middle = values[len(values) // 2]
-            low, high = (None, None) if unit == "bytes" else (values[0], values[-1])
-            note = "median and range of the repeats"
-            out[f"{arm}_{name}"] = Quantity(middle, unit, keys, low, high, len(values), digits=digits, note=note)
+        with suppress(Missing):
+            out |= repeats(arm, arm_records(arm, store))
     for arm in ARMS:
         for name, field in (("step_seconds", "median_step_seconds"), ("peak_memory", "peak_memory_bytes")):
-            if arm != "lora" and (found := log_ratio(arm, "lora", field, store)) is not None:
-                value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
-                keys = tuple(record.key for one in (arm, "lora") for record in arm_records(one, store))
+            if arm == "lora":
+                continue
+            with suppress(Missing):
+                logs = log_ratio(arm, "lora", field, store)
+                value, low, high = (math.exp(end) for end in (logs.mean, logs.low, logs.high))
+                keys = tuple(record.key for other in (arm, "lora") for record in arm_records(other, store))
                 note = "geometric mean of the repeats' ratios, t interval over repeats"
-                out[f"{arm}_over_lora_{name}"] = Quantity(
-                    value, "×", keys, low, high, len(REPEATS), digits=2, note=note
-                )
+                out[f"{arm}_over_lora_{name}"] = Quantity(value, "×", keys, low, high, len(REPEATS), note=note)
     return out
 
 
+def repeats(arm: str, records: list[Record]) -> dict[str, Quantity]:
+    """An arm's median and range of the repeats."""
+    out, keys, note = {}, tuple(record.key for record in records), "median and range of the repeats"
+    for name, field, unit, digits in (
+        ("step_seconds", "median_step_seconds", "s", 2),
+        ("tokens_per_second", "train_tokens_per_second", "tokens/s", 0),
+        ("peak_memory", "peak_memory_bytes", "bytes", 2),
+    ):
+        values = sorted(measured(records, field))
+        low, high = (None, None) if unit == "bytes" else (values[0], values[-1])
+        middle = values[len(values) // 2]
+        out[f"{arm}_{name}"] = Quantity(middle, unit, keys, low, high, len(values), digits=digits, note=note)
+    return out
+
+
+@study("costs", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Does QLoRA need less peak memory than LoRA here?"""
     found = log_ratio("qlora", "lora", "peak_memory_bytes", store)
-    if found is None:
-        return Verdict("not yet run", "The timing runs of LoRA and QLoRA are not all there.")
     value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
     return Verdict(
         metrics.judge(found, math.log(1 + MARGIN), (-math.inf, 0.0)),
@@ -102,22 +109,3 @@ def verdict(store: Store) -> Verdict:
         f"{low:.2f} to {high:.2f} over {len(REPEATS)} paired repeats; margin {MARGIN:.0%}).",
         ("qlora_over_lora_peak_memory",),
     )
-
-
-STUDY = Study(
-    name="costs",
-    title="What does a training step cost?",
-    claim="At 135M parameters on a CPU QLoRA trains in less memory than LoRA on an unquantised base.",
-    source="dettmers2023, abstract",
-    refuted_if=f"QLoRA's peak process memory is more than {MARGIN:.0%} above LoRA's, paired by repeat (the whole 95 % "
-    "interval beyond the margin).",
-    does_not_show="The paper's case: at 135M parameters activations and logits dominate, and a CPU process counts its "
-    "libraries too; at 7B the weights dominate. Times are this machine's. The rule was changed after the first "
-    "records: it had had neither margin nor interval.",
-    chapter="book/head-to-head",
-    runs=runs,
-    quantities=quantities,
-    verdict=verdict,
-)
-
-STUDIES = {STUDY.name: STUDY}

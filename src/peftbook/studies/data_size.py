@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from peftbook import specs
 from peftbook.records import Store
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, Comparison
 
-__all__ = ["COMPARISONS", "SIZES", "STUDIES"]
+__all__ = ["COMPARISONS", "SIZES"]
 
 SIZES = (30, 100, 300, 1000, 3000)
 MARGIN = 0.05  # nats per token
@@ -54,27 +54,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+@study("data_size", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Is LoRA at least as good as full fine-tuning with 100 examples?"""
     what = "With 100 examples LoRA's test loss minus full fine-tuning's"
     return COMPARISONS[100].verdict("lora", "full", 0.0, (-math.inf, MARGIN), what, store, "n100_")
-
-
-STUDIES = {
-    "data_size": Study(
-        name="data_size",
-        title="How little data is enough?",
-        claim="With 100 training examples LoRA is at least as good as full fine-tuning.",
-        source="hu2021, Table 16",
-        refuted_if=f"full fine-tuning's test loss is lower than LoRA's by more than {MARGIN} nats per token (the whole "
-        "95 % interval beyond the margin).",
-        does_not_show="A generation task and a model of 135M parameters, against MNLI and GPT-3 in the paper's Table "
-        "16. One draw of the small sets: the first examples of the training split. Every size has the same number of "
-        "steps, so that small sets are gone through dozens of times; only the rate can hold against overfitting, no "
-        "early stopping.",
-        chapter="book/when-not",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-}

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies.sweep import as_quantity
 from peftbook.studies.weight_error import TEXTS, task_error, text_interval, weights_of
 
-__all__ = ["BLOCKS", "STUDIES", "probe"]
+__all__ = ["BLOCKS", "probe"]
 
 BLOCKS = (64, 256)
 SOURCES = ("small", "smollm2")
@@ -82,38 +85,36 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """
     out: dict[str, Quantity] = {}
     for source in SOURCES:
-        if (record := store.get(probe(source))) is None:
-            continue
-        keys, weights = (record.key,), weights_of(record)
-        note = "" if source == "small" else "confounded: the weights come from a 4-bit file"
-        for block in BLOCKS:
-            for kind in ("none", "dynamic8"):
-                name = f"{source}_{block}_{kind}"
-                out[f"{name}_bits"] = Quantity(bits(record, block, kind), "bits", keys, digits=4)
-                out[f"{name}_bytes"] = Quantity(
-                    float(record.measurements[f"{block}_{kind}_bytes"] or 0), "bytes", keys, digits=0
-                )
-                out[f"{name}_mse"] = Quantity(
-                    float(record.measurements[f"{block}_{kind}_mse"] or 0), "", keys, digits=6
-                )
-                loss = text_interval(task_error(record, f"{block}_{kind}"), task_error(record, "full"), weights)
-                out[f"{name}_cost"] = Quantity(
-                    loss.mean, "nats per token", keys, loss.low, loss.high, 1, loss.examples, 4, note
-                )
-            out[f"{source}_{block}_saved_bits"] = Quantity(saved(record, block), "bits", keys, digits=4)
-            for name, found in (("cost", cost(record, block)), ("beyond_margin", beyond_margin(record, block))):
-                out[f"{source}_{block}_{name}"] = Quantity(
-                    found.mean, "nats per token", keys, found.low, found.high, 1, found.examples, 5, note
-                )
-            margin = SHARE * nf4_cost(record, block).mean
-            out[f"{source}_{block}_margin"] = Quantity(margin, "nats per token", keys, seeds=1, digits=5, note=note)
+        with suppress(Missing):
+            out |= source_quantities(source, store.need(probe(source)))
     return out
 
 
+def source_quantities(source: str, record: Record) -> dict[str, Quantity]:
+    """Of one model."""
+    keys, weights, out = (record.key,), weights_of(record), dict[str, Quantity]()
+    note = "" if source == "small" else "confounded: the weights come from a 4-bit file"
+    for block in BLOCKS:
+        for kind in ("none", "dynamic8"):
+            name, stored = f"{source}_{block}_{kind}", f"{block}_{kind}"
+            out[f"{name}_bits"] = Quantity(bits(record, block, kind), "bits", keys, digits=4)
+            for measure, unit, digits in (("bytes", "bytes", 0), ("mse", "", 6)):
+                value = float(record.measurements[f"{stored}_{measure}"] or 0)
+                out[f"{name}_{measure}"] = Quantity(value, unit, keys, digits=digits)
+            loss = text_interval(task_error(record, stored), task_error(record, "full"), weights)
+            out[f"{name}_cost"] = replace(as_quantity(loss, "nats per token", keys, 1, 4), note=note)
+        out[f"{source}_{block}_saved_bits"] = Quantity(saved(record, block), "bits", keys, digits=4)
+        for name, found in (("cost", cost(record, block)), ("beyond_margin", beyond_margin(record, block))):
+            out[f"{source}_{block}_{name}"] = replace(as_quantity(found, "nats per token", keys, 1, 5), note=note)
+        margin = SHARE * nf4_cost(record, block).mean
+        out[f"{source}_{block}_margin"] = Quantity(margin, "nats per token", keys, seeds=1, digits=5, note=note)
+    return out
+
+
+@study("double_quant_bits", runs, quantities)
 def bits_verdict(store: Store) -> Verdict:
     """Are the bits saved those of the paper's count? A count has no interval: it is inside the margin or it is not."""
-    if (record := store.get(probe("small"))) is None:
-        return Verdict("not yet run", "The measurement of the small Llama is not there.")
+    record = store.need(probe("small"))
     found = {block: saved(record, block) for block in BLOCKS}
     agree = all(abs(found[block] - CLAIMED_BITS[block]) <= MARGIN_BITS for block in BLOCKS)
     said = " and ".join(f"{found[block]:.4f} bits at block {block} (count {CLAIMED_BITS[block]})" for block in BLOCKS)
@@ -121,11 +122,10 @@ def bits_verdict(store: Store) -> Verdict:
     return Verdict("reproduced" if agree else "refuted", f"Stored arrays shrink by {said} for each weight.", names)
 
 
+@study("double_quant_loss", runs, quantities)
 def loss_verdict(store: Store) -> Verdict:
     """Is the loss with 8-bit constants worse by more than a share of NF4's own cost, at either block size?"""
-    if (record := store.get(probe("small"))) is None:
-        return Verdict("not yet run", "The measurement of the small Llama is not there.")
-    outcomes, said = set(), []
+    record, outcomes, said = store.need(probe("small")), set(), []
     for block in BLOCKS:
         added, own = cost(record, block), nf4_cost(record, block)
         outcomes.add(metrics.judge(beyond_margin(record, block), 0.0, (-math.inf, 0.0)))  # the claim holds the margin
@@ -146,44 +146,3 @@ def loss_verdict(store: Store) -> Verdict:
         sentence += f". SmolLM2 ({' and '.join(rows)}) comes from a 4-bit file, is confounded and decides nothing"
     named = (*(f"small_{block}_cost" for block in BLOCKS), *(f"small_{block}_beyond_margin" for block in BLOCKS))
     return Verdict(outcome, f"{sentence}.", named)
-
-
-def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
-    """One claim on the shared measurements."""
-    return Study(
-        name=name,
-        title=title,
-        claim=claim,
-        source="dettmers2023, section 3",
-        refuted_if=refuted_if,
-        does_not_show="One model of 5M parameters, NF4, not tuned; intervals are over texts, not over models. The "
-        "bytes are those of the arrays, not of a file format or an allocator. The margin of the loss was changed after "
-        "the first records.",
-        chapter="book/quantisation",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-
-
-STUDIES = {
-    one.name: one
-    for one in (
-        study(
-            "double_quant_bits",
-            "What does double quantisation save?",
-            "Double quantisation saves 0.373 bits for each weight at block 64.",
-            f"the arrays kept shrink by anything that differs from {CLAIMED_BITS[64]} bits at block 64 or "
-            f"{CLAIMED_BITS[256]} at block 256 by more than {MARGIN_BITS}.",
-            bits_verdict,
-        ),
-        study(
-            "double_quant_loss",
-            "Is double quantisation free?",
-            "Double quantisation does not degrade performance.",
-            f"the loss with 8-bit constants is worse by more than {SHARE:.0%} of what NF4 itself costs the model (the "
-            "whole 95 % interval of the difference) at block 64 or 256.",
-            loss_verdict,
-        ),
-    )
-}

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store
 from peftbook.specs import Probe
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies.sweep import columns
 
-__all__ = ["ARMS", "DEPTHS", "SEEDS", "STUDIES", "probe"]
+__all__ = ["ARMS", "DEPTHS", "SEEDS", "probe"]
 
 DEPTHS = (1, 2, 4, 8, 30)  # 30, the embedded model's, is shown and decides nothing
 DEEPEST = 8
@@ -63,51 +65,51 @@ def runs(store: Store) -> list[Probe]:
 
 
 def records(depth: int, store: Store) -> list[Record]:
-    """The records of a depth in seed order; empty unless all are there."""
-    found = [record for seed in SEEDS if (record := store.get(probe(depth, seed))) is not None]
-    return found if len(found) == len(SEEDS) else []
+    """The records of a depth in seed order. Raises Missing."""
+    return store.need_all(probe(depth, seed) for seed in SEEDS)
 
 
 def table(depth: int, arm: str, store: Store) -> list[list[float]]:
-    """(seeds, test lists): 1 where the whole answer is right."""
-    return [[float(value) for value in record.per_example[f"{arm}_exact"]] for record in records(depth, store)]
+    """(seeds, test lists): 1 where the whole answer is right. Raises Missing."""
+    return columns(records(depth, store), f"{arm}_exact")
 
 
-def accuracy(depth: int, arm: str, store: Store) -> metrics.Interval | None:
-    """Test accuracy of an arm with its interval, or None while a record is missing."""
-    scores = table(depth, arm, store)
-    return metrics.mean_interval(scores) if scores else None
+def accuracy(depth: int, arm: str, store: Store) -> metrics.Interval:
+    """Test accuracy of an arm with its interval. Raises Missing."""
+    return metrics.mean_interval(table(depth, arm, store))
 
 
-def gain(arm: str, store: Store) -> metrics.Interval | None:
-    """Accuracy with DEEPEST layers minus accuracy with one, paired over seeds."""
-    deep, shallow = table(DEEPEST, arm, store), table(1, arm, store)
-    return metrics.paired_interval(deep, shallow) if deep and shallow else None
+def gain(arm: str, store: Store) -> metrics.Interval:
+    """Accuracy with DEEPEST layers minus accuracy with one, paired over seeds. Raises Missing."""
+    return metrics.paired_interval(table(DEEPEST, arm, store), table(1, arm, store))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each depth: accuracy and size of each arm, best rates, how well the model sorts upwards; gain from depth."""
     out: dict[str, Quantity] = {}
     for depth in DEPTHS:
-        found = records(depth, store)
-        if not found:
-            continue
-        keys = tuple(record.key for record in found)
-        for arm in ARMS:
-            interval = metrics.mean_interval(table(depth, arm, store))
-            out[f"depth{depth}_{arm}_accuracy"] = as_quantity(interval, keys)
-            size = float(found[0].measurements[f"{arm}_parameters"] or 0)
-            out[f"depth{depth}_{arm}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
-        for arm in CONTEXT_ARMS:
-            rate, _ = best_rate(depth, arm, store)
-            out[f"depth{depth}_{arm}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
-        learned = metrics.mean_interval([[ascending(record)] for record in found])
-        out[f"depth{depth}_pretrained_accuracy"] = as_quantity(learned, keys)
+        with suppress(Missing):
+            out |= depth_quantities(depth, store)
     for arm in ARMS:
-        if (gained := gain(arm, store)) is not None:
+        with suppress(Missing):
             keys = tuple(record.key for depth in (1, DEEPEST) for record in records(depth, store))
-            out[f"{arm}_gain_from_depth"] = as_quantity(gained, keys)
+            out[f"{arm}_gain_from_depth"] = as_quantity(gain(arm, store), keys)
     return out
+
+
+def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:
+    """Of one depth. Raises Missing."""
+    found, out = records(depth, store), {}
+    keys = tuple(record.key for record in found)
+    for arm in ARMS:
+        out[f"depth{depth}_{arm}_accuracy"] = as_quantity(accuracy(depth, arm, store), keys)
+        size = float(found[0].measurements[f"{arm}_parameters"] or 0)
+        out[f"depth{depth}_{arm}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
+    for arm in CONTEXT_ARMS:
+        rate, _ = best_rate(depth, arm, store)
+        out[f"depth{depth}_{arm}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
+    learned = metrics.mean_interval([[ascending(record)] for record in found])
+    return out | {f"depth{depth}_pretrained_accuracy": as_quantity(learned, keys)}
 
 
 def ascending(record: Record) -> float:
@@ -122,13 +124,12 @@ def as_quantity(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
 
 def better_context_arm(depth: int, store: Store) -> str:
     """Prompt or prefix, whichever has the higher accuracy at this depth: the harder test of the claim."""
-    return max(CONTEXT_ARMS, key=lambda arm: found.mean if (found := accuracy(depth, arm, store)) else -1.0)
+    return max(CONTEXT_ARMS, key=lambda arm: accuracy(depth, arm, store).mean)
 
 
 def solves(depth: int, arm: str, store: Store) -> bool:
     """Whether an arm surely solves its task: the whole 95 % interval of its accuracy above SOLVED."""
-    found = accuracy(depth, arm, store)
-    return found is not None and found.low > SOLVED
+    return accuracy(depth, arm, store).low > SOLVED
 
 
 def best_rate(depth: int, arm: str, store: Store) -> tuple[float, tuple[float, ...]]:
@@ -144,7 +145,7 @@ def best_rate(depth: int, arm: str, store: Store) -> tuple[float, tuple[float, .
 
 def unusable(depth: int, store: Store) -> str:
     """Why the failure of an arm at a depth decides nothing, or an empty text."""
-    worst = min(map(ascending, records(depth, store)), default=0.0)
+    worst = min(map(ascending, records(depth, store)))
     if worst < LEARNED:
         return f"a model of depth {depth} sorts only {worst:.0%} of the lists upwards, so it has nothing to adapt"
     for arm, what in (
@@ -160,13 +161,11 @@ def unusable(depth: int, store: Store) -> str:
     return ""
 
 
+@study("expressiveness", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Does no prompt and no prefix solve descending order at depth 1, where LoRA does?"""
-    if not records(1, store):
-        return Verdict("not yet run", "The runs with one layer are not all there.")
     arm = better_context_arm(1, store)
     found = accuracy(1, arm, store)
-    assert found is not None
     said = f"With one layer the better of prompt and prefix ({arm}) sorts {describe(found)} of the lists downwards"
     named = (f"depth1_{arm}_accuracy", "depth1_lora_accuracy", "depth1_prompt_copy_accuracy")
     outcome = metrics.judge(found, 0.0, (-math.inf, SOLVED))
@@ -178,13 +177,11 @@ def verdict(store: Store) -> Verdict:
     )
 
 
+@study("expressiveness_depth", runs, quantities, least=GAIN - MARGIN)
 def verdict_on_depth(store: Store) -> Verdict:
     """Does the better of prompt and prefix solve with DEEPEST layers what it does not solve with one?"""
-    if not records(1, store) or not records(DEEPEST, store):
-        return Verdict("not yet run", f"The runs with one and with {DEEPEST} layers are not all there.")
     arm = better_context_arm(DEEPEST, store)
     found, shallow = gain(arm, store), accuracy(1, arm, store)
-    assert found is not None and shallow is not None
     said = (
         f"From one layer to {DEEPEST} the accuracy of the better of prompt and prefix ({arm}) changes by "
         f"{found.mean:+.3f} (95 % interval {found.low:+.3f} to {found.high:+.3f}; "
@@ -199,47 +196,7 @@ def verdict_on_depth(store: Store) -> Verdict:
     return Verdict(metrics.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named)
 
 
-def describe(interval: metrics.Interval | None) -> str:
+def describe(interval: metrics.Interval) -> str:
     """An accuracy with its interval in per cent."""
-    if interval is None:
-        return "an unknown share"
     low, high = (100 * min(1.0, max(0.0, end)) for end in (interval.low, interval.high))
     return f"{100 * interval.mean:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-
-
-LIMITS = (
-    "Anything about the embedded model: these are Llamas of width 64 on twenty tokens that were trained for minutes, "
-    "with one new task, one length of prompt, a fixed number of steps and three rates for each arm. A method that "
-    "fails here may only need more steps."
-)
-
-STUDIES = {
-    "expressiveness": Study(
-        name="expressiveness",
-        title="What can a prompt not learn?",
-        claim="A one-layer model that sorts upwards cannot be made to sort downwards by a prompt or a prefix; "
-        "LoRA of rank 1 can make it.",
-        source="petrov2023, abstract",
-        refuted_if="At depth 1 the prompt or the prefix solves it: the whole 95 % interval of its accuracy is above "
-        f"{SOLVED}. A failure counts only where both controls succeed and no best rate is an end of its grid.",
-        does_not_show=LIMITS,
-        chapter="book/prompt-tuning",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict,
-    ),
-    "expressiveness_depth": Study(
-        name="expressiveness_depth",
-        title="Does depth give the prompt what it lacks?",
-        claim="The book's question, not a claim of the paper: what a prompt or a prefix cannot solve with one layer, "
-        "it solves with eight.",
-        source="petrov2023, abstract, which leaves it open",
-        refuted_if=f"The gain in accuracy from one layer to {DEEPEST} is below {GAIN - MARGIN:g} "
-        "(the whole 95 % interval), where one layer does not solve it and both controls succeed at both depths.",
-        does_not_show=LIMITS,
-        chapter="book/prompt-tuning",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict_on_depth,
-    ),
-}

@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
-__all__ = ["ARMS", "SEEDS", "STUDIES", "curves", "intruder_probe", "matched", "probe"]
+__all__ = ["ARMS", "SEEDS", "curves", "intruder_probe", "matched", "probe"]
 
 SEEDS = (1, 2, 3)
 STEPS = (5, 10, 20, 30, 45)
@@ -72,9 +73,8 @@ def intruder_probe(arm: str, seed: int = SEEDS[0]) -> specs.Probe:
 
 
 def curves(arm: str, store: Store) -> list[Record]:
-    """The arm's curves in seed order; empty unless all are there."""
-    found = [record for seed in SEEDS if (record := store.get(probe(arm, seed))) is not None]
-    return found if len(found) == len(SEEDS) else []
+    """The arm's curves in seed order. Raises Missing."""
+    return store.need_all(probe(arm, seed) for seed in SEEDS)
 
 
 def at_target(record: Record, values: np.ndarray, target: float) -> np.ndarray:
@@ -104,22 +104,17 @@ def prose_nats(record: Record) -> tuple[np.ndarray, list[float]]:
     return np.array(rows, dtype=float), [float(count) for count in record.per_example["prose_tokens"]]
 
 
-def best_full(store: Store) -> str | None:
-    """The rate of full fine-tuning with the lowest final target loss."""
-    final = {}
-    for arm in FULL:
-        if not (found := curves(arm, store)):
-            return None
-        final[arm] = math.fsum(float(one.curve["validation_loss_nats"][-1]) for one in found)
+def best_full(store: Store) -> str:
+    """The rate of full fine-tuning with the lowest final target loss. Raises Missing."""
+    final = {
+        arm: math.fsum(float(record.curve["validation_loss_nats"][-1]) for record in curves(arm, store)) for arm in FULL
+    }
     return min(final, key=lambda arm: final[arm])
 
 
-def difference(first: str, second: str, store: Store) -> metrics.Interval | None:
-    """Prose loss of first − second at matched target loss, paired over seeds and over pieces of prose."""
-    one, two = curves(first, store), curves(second, store)
-    if not one or not two:
-        return None
-    rows = []
+def difference(first: str, second: str, store: Store) -> metrics.Interval:
+    """Prose loss of first − second at matched target loss, paired over seeds and pieces of prose. Raises Missing."""
+    one, two, rows = curves(first, store), curves(second, store), []
     for pair in zip(one, two, strict=True):
         target = max(min(float(v) for v in record.curve["validation_loss_nats"]) for record in pair)
         a, b = (at_target(record, prose_nats(record)[0], target) for record in pair)
@@ -134,52 +129,67 @@ def share(record: Record, epsilon: float) -> float:
 
 
 def intruders(arm: str, store: Store) -> list[Record]:
-    """The arm's singular vectors in seed order; empty unless all three seeds are there."""
-    found = [record for seed in SEEDS if (record := store.get(intruder_probe(arm, seed))) is not None]
-    return found if len(found) == len(SEEDS) else []
+    """The arm's singular vectors in seed order. Raises Missing."""
+    return store.need_all(intruder_probe(arm, seed) for seed in SEEDS)
 
 
-def more_intruders(epsilon: float, store: Store) -> metrics.Interval | None:
-    """Share of intruders at ε of LoRA (r = 8) minus that of full fine-tuning at its best rate, paired by seed."""
-    full = best_full(store)
-    one, two = intruders("r8", store), intruders(full, store) if full else []
-    if not one or not two:
-        return None
+def more_intruders(epsilon: float, store: Store) -> metrics.Interval:
+    """Share of intruders at ε of LoRA (r = 8) minus that of full fine-tuning at its best rate, paired by seed.
+
+    Raises Missing.
+    """
+    one, two = intruders("r8", store), intruders(best_full(store), store)
     return metrics.mean_interval([[share(a, epsilon) - share(b, epsilon)] for a, b in zip(one, two, strict=True)])
+
+
+def runs(store: Store) -> list[specs.Probe]:
+    """Curves seed by seed, then the intruder runs: one seed of each arm, two more of r = 8 and the best full rate."""
+    first = [probe(arm, seed) for seed in SEEDS for arm in ARMS] + [
+        intruder_probe(arm) for arm in ("full_middle", "full_high", "full_low", "r8", "r64", "r256")
+    ]
+    arms = ["r8"]
+    with suppress(Missing):
+        arms.append(best_full(store))
+    return first + [intruder_probe(arm, seed) for seed in SEEDS[1:] for arm in arms]
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Final target and prose loss of each arm, differences at matched loss, intruders and rank of the update."""
     out: dict[str, Quantity] = {}
     for arm in ARMS:
-        if found := curves(arm, store):
-            keys = tuple(one.key for one in found)
-            rows = [[float(one.curve["validation_loss_nats"][-1])] for one in found]
-            target = as_quantity(metrics.mean_interval(rows), "nats per token", keys, len(SEEDS))
-            out[f"{arm}_validation_loss"] = replace(target, note="interval over seeds only")
-            prose, tokens = np.array([prose_nats(one)[0] for one in found]), prose_nats(found[0])[1]
-            for name, nats in (("prose_loss", prose[:, -1]), ("forgotten", prose[:, -1] - prose[:, 0])):
-                interval = metrics.mean_interval(nats.tolist(), tokens)
-                out[f"{arm}_{name}"] = as_quantity(interval, "nats per token", keys, len(SEEDS))
-        out |= intruder_quantities(arm, store)
+        with suppress(Missing):
+            out |= loss_quantities(arm, curves(arm, store))
+        with suppress(Missing):
+            out |= intruder_quantities(arm, store)
         if arm in FULL:
-            out |= difference_quantity(f"{arm}_minus_r64_prose", arm, "r64", store)
-    if (full := best_full(store)) is not None:
-        for arm in ("r8", "r64", "r256"):
-            out |= difference_quantity(f"full_minus_{arm}_prose", full, arm, store)
+            with suppress(Missing):
+                out[f"{arm}_minus_r64_prose"] = difference_quantity(arm, "r64", store)
+    for arm in ("r8", "r64", "r256"):
+        with suppress(Missing):
+            out[f"full_minus_{arm}_prose"] = difference_quantity(best_full(store), arm, store)
+    with suppress(Missing):
+        keys = tuple(record.key for name in ("r8", best_full(store)) for record in intruders(name, store))
         for epsilon in SWEEP:
-            if (more := more_intruders(epsilon, store)) is not None:
-                keys = tuple(one.key for name in ("r8", full) for one in intruders(name, store))
-                out[name_of(epsilon)] = as_quantity(more, "", keys, len(SEEDS))
+            out[name_of(epsilon)] = as_quantity(more_intruders(epsilon, store), "", keys, len(SEEDS))
     return out
 
 
-def difference_quantity(name: str, first: str, second: str, store: Store) -> dict[str, Quantity]:
-    """The difference of two arms under a name; empty while a curve is missing."""
-    if (found := difference(first, second, store)) is None:
-        return {}
-    keys = tuple(one.key for arm in (first, second) for one in curves(arm, store))
-    return {name: as_quantity(found, "nats per token", keys, len(SEEDS))}
+def loss_quantities(arm: str, found: list[Record]) -> dict[str, Quantity]:
+    """Final target and prose loss of an arm, and how much prose loss it has added."""
+    keys, rows = tuple(record.key for record in found), [record.curve["validation_loss_nats"][-1:] for record in found]
+    target = as_quantity(metrics.mean_interval(rows), "nats per token", keys, len(SEEDS))
+    out = {f"{arm}_validation_loss": replace(target, note="interval over seeds only")}
+    prose, tokens = np.array([prose_nats(record)[0] for record in found]), prose_nats(found[0])[1]
+    for name, nats in (("prose_loss", prose[:, -1]), ("forgotten", prose[:, -1] - prose[:, 0])):
+        interval = metrics.mean_interval(nats.tolist(), tokens)
+        out[f"{arm}_{name}"] = as_quantity(interval, "nats per token", keys, len(SEEDS))
+    return out
+
+
+def difference_quantity(first: str, second: str, store: Store) -> Quantity:
+    """The difference of two arms. Raises Missing."""
+    keys = tuple(record.key for arm in (first, second) for record in curves(arm, store))
+    return as_quantity(difference(first, second, store), "nats per token", keys, len(SEEDS))
 
 
 def name_of(epsilon: float) -> str:
@@ -188,10 +198,10 @@ def name_of(epsilon: float) -> str:
 
 
 def intruder_quantities(arm: str, store: Store) -> dict[str, Quantity]:
-    """Intruders of an arm at EPSILON and rank of its update: with an interval where all seeds are there."""
-    found = intruders(arm, store) or [record for record in [store.get(intruder_probe(arm))] if record is not None]
-    if not found:
-        return {}
+    """Intruders of an arm at EPSILON and rank of its update, with an interval of all seeds. Raises Missing."""
+    found = [store.need(intruder_probe(arm))]
+    with suppress(Missing):
+        found = intruders(arm, store)
     keys, vectors = tuple(one.key for one in found), int(found[0].measurements["vectors"] or 0)
     counts = metrics.mean_interval([[vectors * share(one, EPSILON)] for one in found])
     low, high = (counts.low, counts.high) if len(found) > 1 else (None, None)
@@ -202,12 +212,11 @@ def intruder_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     }
 
 
+@study("forgetting", runs, quantities)
 def forgetting_verdict(store: Store) -> Verdict:
     """At matched target loss, has full fine-tuning lost more on prose than LoRA of rank 64, at every rate?"""
     full = best_full(store)
-    found = {rate: one for rate in FULL if (one := difference(rate, "r64", store)) is not None}
-    if full is None or full not in found:
-        return Verdict("not yet run", "The curves of full fine-tuning and LoRA are not all there.")
+    found = {rate: difference(rate, "r64", store) for rate in FULL}
     chosen = found[full]
     said = "; ".join(
         f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f}) at {ARMS[rate][1]:g}" for rate, one in found.items()
@@ -229,11 +238,10 @@ def forgetting_verdict(store: Store) -> Verdict:
     )
 
 
+@study("intruders", runs, quantities)
 def intruder_verdict(store: Store) -> Verdict:
     """Does LoRA of rank 8 have more intruder dimensions than full fine-tuning at its best rate, at every ε?"""
     full, found = best_full(store), more_intruders(EPSILON, store)
-    if full is None or found is None:
-        return Verdict("not yet run", "The runs of full fine-tuning and LoRA are not all there.")
     pairs = {epsilon: tuple(mean_share(arm, epsilon, store) for arm in (full, "r8")) for epsilon in SWEEP}
     named = (name_of(EPSILON), "r8_intruders", f"{full}_intruders")
     if max(map(max, pairs.values())) == 0:
@@ -263,55 +271,3 @@ def intruder_verdict(store: Store) -> Verdict:
 def mean_share(arm: str, epsilon: float, store: Store) -> float:
     """Share of intruders of an arm, mean over seeds."""
     return math.fsum(share(one, epsilon) for one in intruders(arm, store)) / len(SEEDS)
-
-
-LIMITS = (
-    "A few dozen steps on one easy task; prose of two public-domain sources, which the model has probably read. Longer "
-    "training forgets more. Target loss is matched on 100 examples; their choice is not in the interval."
-)
-ONE_RATE = (
-    " LoRA has one rate for all ranks, which is not tuned for any, and α = 32, so that γ = α/r falls from 4 at rank 8 "
-    "to 0.125 at rank 256."
-)
-
-
-def runs(store: Store) -> list[specs.Probe]:
-    """Curves seed by seed, then the intruder runs: one seed of each arm, two more of r = 8 and the best full rate."""
-    first = [probe(arm, seed) for seed in SEEDS for arm in ARMS] + [
-        intruder_probe(arm) for arm in ("full_middle", "full_high", "full_low", "r8", "r64", "r256")
-    ]
-    arms = [arm for arm in ("r8", best_full(store)) if arm is not None]
-    return first + [intruder_probe(arm, seed) for seed in SEEDS[1:] for arm in arms]
-
-
-STUDIES = {
-    "forgetting": Study(
-        name="forgetting",
-        title="Does LoRA forget less?",
-        claim="LoRA forgets less than full fine-tuning even where both have learned the same: the paper leans to it "
-        "on code, and to the reverse on mathematics.",
-        source="biderman2024, section 4.3",
-        refuted_if=f"at matched target loss LoRA (r = 64) has lost more on prose than full fine-tuning at its best "
-        f"rate by over {MARGIN} nats per token (the whole 95 % interval beyond the margin), and more at its other "
-        "rates too.",
-        does_not_show=LIMITS + ONE_RATE,
-        chapter="book/forgetting",
-        runs=runs,
-        quantities=quantities,
-        verdict=forgetting_verdict,
-    ),
-    "intruders": Study(
-        name="intruders",
-        title="Does LoRA bring new singular directions?",
-        claim="LoRA brings more new leading singular directions (intruder dimensions) than full fine-tuning.",
-        source="shuttleworth2024, abstract",
-        refuted_if=f"at ε = {EPSILON:g} full fine-tuning at its best rate has more intruder dimensions than LoRA of "
-        "rank 8 (the whole 95 % interval over seeds), and more at every other ε at which either has any.",
-        does_not_show=LIMITS + ONE_RATE + " Five of thirty layers, ten singular vectors of each matrix. That full "
-        "fine-tuning brings none at all, as the paper says, is shown by its counts and not put to the test.",
-        chapter="book/forgetting",
-        runs=runs,
-        quantities=quantities,
-        verdict=intruder_verdict,
-    ),
-}

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peftbook import specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict, methods
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, get_study, study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studies.sweep import validation_loss
 from peftbook.tasks import task_spec
 
-__all__ = ["METHODS", "STUDIES", "probe", "records", "short_run"]
+__all__ = ["METHODS", "probe", "short_run"]
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
 METHODS = tuple(name for name in specs.METHODS if name != "untuned")
@@ -43,19 +43,15 @@ def short_run() -> specs.Run:
     )
 
 
-def records(store: Store) -> dict[str, Record]:
-    """Method → record, of those that are there."""
-    return {name: record for name in METHODS if (record := store.get(probe(name))) is not None}
-
-
-def shipped(name: str, store: Store) -> Record | None:
+def shipped(made: Record, store: Store) -> Record | None:
     """The record of the same training, whole, by another processor that has products of bfloat16."""
-    made, run = store.get(probe(name)), probe(name).runs[0]
-    for record in methods.STUDY.records(store):
+    assert isinstance(made.spec, specs.Probe)
+    (run,) = made.spec.runs
+    for record in get_study("methods").records(store):
         spec = record.spec
         if not isinstance(spec, specs.Run) or (spec.method, spec.budget, spec.seed) != (run.method, run.budget, SEED):
             continue
-        if made is not None and record.provenance.get("cpu") != made.provenance.get("cpu"):
+        if record.provenance.get("cpu") != made.provenance.get("cpu"):
             return record
     return None
 
@@ -63,8 +59,10 @@ def shipped(name: str, store: Store) -> Record | None:
 def differences(store: Store) -> dict[tuple[str, str], tuple[float, tuple[str, ...]]]:
     """(method, way) → the largest |loss − loss with native products| of the steps, in nats per token, and its runs."""
     found: dict[tuple[str, str], tuple[float, tuple[str, ...]]] = {}
-    for name, record in records(store).items():
-        native, other = record.curve["native"], shipped(name, store)
+    for name in METHODS:
+        if (record := store.get(probe(name))) is None:
+            continue
+        native, other = record.curve["native"], shipped(record, store)
         curves: dict[str, tuple[list[float], tuple[str, ...]]] = {
             way: (record.curve[way], (record.key,)) for way in ("widened", "float32")
         }
@@ -97,11 +95,12 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+@study("half_products", lambda store: [short_run(), *map(probe, METHODS)], quantities)
 def verdict(store: Store) -> Verdict:
     """No claim of a paper: a check of the book's own arithmetic."""
-    found = quantities(store)
-    if len(records(store)) < len(METHODS) or "largest_elsewhere" not in found:
-        return Verdict("not yet run", "The first steps are not there for every method yet.")
+    made, found = store.need_all(map(probe, METHODS)), quantities(store)
+    if "largest_elsewhere" not in found:
+        raise Missing(made[0].spec)
     widened, elsewhere, float32 = (found[f"largest_{way}"].value for way in WAYS)
     return Verdict(
         "measured",
@@ -110,19 +109,3 @@ def verdict(store: Store) -> Verdict:
         f"{elsewhere:.3f} away, float32 up to {float32:.3f}.",
         tuple(f"largest_{way}" for way in WAYS),
     )
-
-
-STUDIES = {
-    "half_products": Study(
-        name="half_products",
-        title="A processor without bfloat16 repeats the book's runs",
-        claim="Products of bfloat16 that are widened to float32 and rounded once train as native ones do.",
-        source="micikevicius2017, section 3.3: products in half width, sums in float32",
-        refuted_if="nothing: this study checks a tool of the book",
-        does_not_show="Later steps, where differences grow; other models. One seed a method, one other processor.",
-        chapter="book/many-machines",
-        runs=lambda store: [short_run(), *map(probe, METHODS)],
-        quantities=quantities,
-        verdict=verdict,
-    )
-}

@@ -24,17 +24,18 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 
 from peftbook import metrics, specs
 from peftbook.memory import SHAPES, Configuration, Setup
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store
 from peftbook.specs import Model
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, times
 
-__all__ = ["CASES", "HALVES", "SPLIT_SHA256", "STUDIES", "errors", "predicted", "probe", "split_sha256", "time_probe"]
+__all__ = ["CASES", "HALVES", "SPLIT_SHA256", "errors", "predicted", "probe", "split_sha256", "time_probe"]
 
 MARGIN = 0.10  # of the measured peak
 MARGIN_TIME = 0.05  # a share of the time of a step
@@ -134,6 +135,7 @@ TIMED = {
     "135m_512": (SMALL, 512, 4),
 }
 CONTENDERS = ("lora", "qlora_single", "qlora")
+FROZEN = ("lora_fa_512", "lora_512")  # cases of the study of LoRA-FA
 
 
 def predicted(one: Configuration) -> dict[str, float]:
@@ -176,9 +178,8 @@ def runs(store: Store) -> list[specs.Probe]:
 
 
 def records(name: str, store: Store) -> list[Record]:
-    """The repeats of a case; empty unless all are there."""
-    found = [record for seed in repeats(name) if (record := store.get(probe(name, seed))) is not None]
-    return found if len(found) == len(repeats(name)) else []
+    """The repeats of a case. Raises Missing."""
+    return store.need_all(probe(name, seed) for seed in repeats(name))
 
 
 def measured(record: Record, term: str) -> float:
@@ -212,42 +213,44 @@ MEASURED = {
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Every predicted and every measured term of each case, the errors of the total, and the seconds of a step."""
     out: dict[str, Quantity] = {}
-    for name, case in CASES.items():
-        if not (found := records(name, store)):
-            continue
-        keys = tuple(record.key for record in found)
-        for term, value in predicted(case).items():
-            out[f"{name}_{term}_predicted"] = Quantity(value, "bytes", keys, note="computed from the shape")
-        for term in (*MEASURED.values(), "tensor_peak", "process_rest"):
-            values = sorted(measured(record, term) for record in found)
-            out[f"{name}_{term}_measured"] = Quantity(values[len(values) // 2], "bytes", keys, seeds=len(values))
-        for against in ("process_peak", "tensor_peak"):
-            values = sorted(100 * one for one in errors(name, found, against))
-            out[f"{name}_{against}_error"] = spread(values, "%", keys, 1)
-        out[f"{name}_step_seconds"] = spread(
-            sorted(float(record.measurements["step_seconds"] or 0) for record in found), "s", keys, 2
+    for name in CASES:
+        with suppress(Missing):
+            out |= case_quantities(name, records(name, store))
+    for part in HALVES:
+        with suppress(Missing):
+            out |= half_quantities(part, store)
+    return out
+
+
+def case_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
+    """Of one case."""
+    out, keys = {}, tuple(record.key for record in found)
+    for term, value in predicted(CASES[name]).items():
+        out[f"{name}_{term}_predicted"] = Quantity(value, "bytes", keys, note="computed from the shape")
+    for term in (*MEASURED.values(), "tensor_peak", "process_rest"):
+        values = sorted(measured(record, term) for record in found)
+        out[f"{name}_{term}_measured"] = Quantity(values[len(values) // 2], "bytes", keys, seeds=len(values))
+    for against in ("process_peak", "tensor_peak"):
+        values = sorted(100 * error for error in errors(name, found, against))
+        out[f"{name}_{against}_error"] = spread(values, "%", keys, 1)
+    seconds = sorted(float(record.measurements["step_seconds"] or 0) for record in found)
+    return out | {f"{name}_step_seconds": spread(seconds, "s", keys, 2)}
+
+
+def half_quantities(part: str, store: Store) -> dict[str, Quantity]:
+    """Of one half: the median error, the largest, and predicted over measured. Raises Missing."""
+    known, out = {name: records(name, store) for name in HALVES[part]}, dict[str, Quantity]()
+    keys = tuple(record.key for found in known.values() for record in found)
+    each = functools.partial(Quantity, runs=keys, n=len(known))
+    for against in ("process_peak", "tensor_peak"):
+        typical = [median(errors(name, found, against)) for name, found in known.items()]
+        sizes, ratios = [100 * abs(error) for error in typical], [1 + error for error in typical]
+        stem, digits = f"{part.replace('-', '_')}_{against}", 1 if against == "process_peak" else 4
+        out[f"{stem}_ratio"] = each(
+            median(ratios), "×", low=min(ratios), high=max(ratios), note="median and range of the cases"
         )
-    return out | half_quantities(store)
-
-
-def half_quantities(store: Store) -> dict[str, Quantity]:
-    """For each half whose cases are all there: the median error, the largest, and predicted over measured."""
-    out: dict[str, Quantity] = {}
-    for half, cases in HALVES.items():
-        known = {name: records(name, store) for name in cases}
-        if not all(known.values()):
-            continue
-        keys, name = tuple(record.key for found in known.values() for record in found), half.replace("-", "_")
-        for against in ("process_peak", "tensor_peak"):
-            typical = [median(errors(one, found, against)) for one, found in known.items()]
-            sizes, ratios = [100 * abs(one) for one in typical], [1 + one for one in typical]
-            stem, each = f"{name}_{against}", functools.partial(Quantity, runs=keys, n=len(typical))
-            out[f"{stem}_ratio"] = each(
-                median(ratios), "×", low=min(ratios), high=max(ratios), note="median and range of the cases"
-            )
-            digits = 1 if against == "process_peak" else 4
-            out[f"{stem}_median_error"] = each(median(sizes), "%", digits=digits)
-            out[f"{stem}_largest_error"] = each(max(sizes), "%", digits=digits)
+        out[f"{stem}_median_error"] = each(median(sizes), "%", digits=digits)
+        out[f"{stem}_largest_error"] = each(max(sizes), "%", digits=digits)
     return out
 
 
@@ -260,9 +263,7 @@ def spread(values: list[float], unit: str, keys: tuple[str, ...], digits: int) -
 
 def decide(store: Store, against: str, what: str) -> Verdict:
     """Is the predicted total within the margin of a measured peak in every case?"""
-    known = {name: found for name in CASES if (found := records(name, store))}
-    if len(known) < len(CASES):
-        return Verdict("not yet run", f"{len(CASES) - len(known)} of {len(CASES)} memory cases are not there yet.")
+    known = {name: records(name, store) for name in CASES}
     beyond = {name: [abs(one) > MARGIN for one in errors(name, found, against)] for name, found in known.items()}
     broken = sum(all(repeats) for repeats in beyond.values())
     outcome = "refuted" if broken else "undecided" if any(map(any, beyond.values())) else "reproduced"
@@ -275,49 +276,45 @@ def decide(store: Store, against: str, what: str) -> Verdict:
     return Verdict(outcome, sentence, (f"{worst}_{against}_error",))
 
 
+@study("memory", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """The claim about tensors."""
     return decide(store, "tensor_peak", "torch's tensors")
 
 
+@study("memory_process", runs, quantities)
 def process_verdict(store: Store) -> Verdict:
     """The claim about the process."""
     return decide(store, "process_peak", "the process")
 
 
-def frozen_saving(store: Store) -> metrics.Interval | None:
-    """log(peak of LoRA-FA's tensors / that of LoRA's) at 512 tokens, paired by repeat; None if a record is missing."""
-    one, two = records("lora_fa_512", store), records("lora_512", store)
-    if not one or not two:
-        return None
-    return metrics.mean_interval(
-        [[math.log(measured(a, "tensor_peak") / measured(b, "tensor_peak"))] for a, b in zip(one, two, strict=True)]
-    )
+def frozen_saving(store: Store) -> metrics.Interval:
+    """log(peak of LoRA-FA's tensors / that of LoRA's) at 512 tokens, paired by repeat. Raises Missing."""
+    one, two = ([measured(record, "tensor_peak") for record in records(name, store)] for name in FROZEN)
+    return metrics.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
 
 
 def frozen_runs(store: Store) -> list[specs.Probe]:
     """The two cases, repeat by repeat."""
-    return [probe(name, seed) for seed in REPEATS for name in ("lora_fa_512", "lora_512")]
+    return [probe(name, seed) for seed in REPEATS for name in FROZEN]
 
 
 def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
     """The ratio of the peaks, and what both keep between forward and backward."""
-    if (found := frozen_saving(store)) is None:
-        return {}
-    names = ("lora_fa_512", "lora_512")
-    keys = tuple(record.key for name in names for record in records(name, store))
+    found = frozen_saving(store)
+    keys = tuple(record.key for name in FROZEN for record in records(name, store))
     value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
     out = {"lora_fa_over_lora_peak": Quantity(value, "×", keys, low, high, len(REPEATS), digits=3)}
     known = quantities(store)
     return out | {
-        f"{name}_{term}": known[f"{name}_{term}_measured"] for name in names for term in ("kept", "tensor_peak")
+        f"{name}_{term}": known[f"{name}_{term}_measured"] for name in FROZEN for term in ("kept", "tensor_peak")
     }
 
 
+@study("lora_fa_memory", frozen_runs, frozen_quantities)
 def frozen_verdict(store: Store) -> Verdict:
     """Is the peak of LoRA-FA lower than LoRA's by more than the margin?"""
-    if (found := frozen_saving(store)) is None:
-        return Verdict("not yet run", "The memory cases of LoRA and LoRA-FA at 512 tokens are not all there.")
+    found = frozen_saving(store)
     outcome = metrics.judge(found, 0.0, (-math.inf, math.log(1 - MARGIN_FROZEN)))
     sentence = (
         f"At SmolLM2-135M's shape and 512 tokens {said_ratio('the tensors of LoRA-FA take', found)} the memory of "
@@ -351,9 +348,8 @@ def time_runs(store: Store) -> list[specs.Probe]:
 
 
 def time_records(name: str, store: Store) -> list[Record]:
-    """The processes of a shape; empty unless all are there."""
-    found = [record for seed in REPEATS if (record := store.get(time_probe(name, seed))) is not None]
-    return found if len(found) == len(REPEATS) else []
+    """The processes of a shape. Raises Missing."""
+    return store.need_all(time_probe(name, seed) for seed in REPEATS)
 
 
 def slowdown(found: list[Record], first: str, second: str = "lora") -> metrics.Interval:
@@ -364,27 +360,30 @@ def slowdown(found: list[Record], first: str, second: str = "lora") -> metrics.I
 def time_quantities(store: Store) -> Mapping[str, Quantity]:
     """Median seconds of a step for every contender and shape, and QLoRA's time over LoRA's."""
     out: dict[str, Quantity] = {}
-    for name, (_, _, trials) in TIMED.items():
-        if not (found := time_records(name, store)):
-            continue
-        keys = tuple(record.key for record in found)
-        for one in CONTENDERS:
-            values = sorted(float(record.measurements[f"{one}_seconds"] or 0) for record in found)
-            note = "median and range of the processes' medians"
-            out[f"{one}_{name}_seconds"] = Quantity(
-                values[len(values) // 2], "s", keys, values[0], values[-1], len(values), trials, 2, note
-            )
-        for one in CONTENDERS[1:]:
-            out[f"{one}_over_lora_{name}"] = ratio_quantity(slowdown(found, one), keys)
+    for name in TIMED:
+        with suppress(Missing):
+            out |= shape_quantities(name, time_records(name, store))
     return out
 
 
+def shape_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
+    """Of one shape."""
+    out, keys, note = {}, tuple(record.key for record in found), "median and range of the processes' medians"
+    for contender in CONTENDERS:
+        values = sorted(float(record.measurements[f"{contender}_seconds"] or 0) for record in found)
+        out[f"{contender}_{name}_seconds"] = Quantity(
+            values[len(values) // 2], "s", keys, values[0], values[-1], len(values), TIMED[name][2], 2, note
+        )
+    for contender in CONTENDERS[1:]:
+        out[f"{contender}_over_lora_{name}"] = ratio_quantity(slowdown(found, contender), keys)
+    return out
+
+
+@study("quantised_step_time", time_runs, time_quantities, least=1 + MARGIN_TIME)
 def time_verdict(store: Store) -> Verdict:
     """Is QLoRA's step slower than LoRA's by more than the margin in layers of the 7B's shape?"""
     name = next(iter(TIMED))
-    if not (found := time_records(name, store)):
-        return Verdict("not yet run", "The timing probes in layers of Llama-2-7B's shape are not all there.")
-    interval = slowdown(found, "qlora")
+    interval = slowdown(time_records(name, store), "qlora")
     least = math.log(1 + MARGIN_TIME)
     outcome = "reproduced" if interval.low >= least else "refuted" if interval.high < least else "undecided"
     shape, tokens, _ = TIMED[name]
@@ -393,66 +392,3 @@ def time_verdict(store: Store) -> Verdict:
         f"{said_ratio('a step of QLoRA takes', interval)} that of LoRA on a bfloat16 base; margin {MARGIN_TIME:.0%}."
     )
     return Verdict(outcome, sentence, (f"qlora_over_lora_{name}",))
-
-
-LIMITS = (
-    f"One CPU ({MACHINE}), one or two rows, random weights, texts of 96 to 2,048 tokens (128 at 7B), bfloat16 without "
-    "autocast. A GPU has other kernels and another allocator."
-)
-
-STUDY = Study(
-    name="memory",
-    title="Does the byte model hold?",
-    claim="The peak of the tensors of a training step follows from the model's shape, the method and the number of "
-    f"tokens, to within {MARGIN:.0%}.",
-    source="dettmers2023, section 2, on memory",
-    refuted_if=f"in some case every repeat's peak of torch's tensors is more than {MARGIN:.0%} away from the "
-    "predicted total.",
-    does_not_show=LIMITS,
-    chapter="book/will-it-fit",
-    runs=runs,
-    quantities=quantities,
-    verdict=verdict,
-)
-
-PROCESS_STUDY = replace(
-    STUDY,
-    name="memory_process",
-    title="Does the byte model tell what a process needs?",
-    claim="The predicted bytes of a training step's tensors are the memory that the process needs beyond its start, to "
-    f"within {MARGIN:.0%}.",
-    refuted_if=f"in some case every repeat's peak memory of the process is more than {MARGIN:.0%} away from the "
-    "predicted total.",
-    verdict=process_verdict,
-)
-
-TIME_STUDY = Study(
-    name="quantised_step_time",
-    title="Is a step over a 4-bit base slower?",
-    claim="A QLoRA step takes longer than a LoRA step over the same weights in bfloat16.",
-    source="dettmers2023, section 1, which compares with full fine-tuning",
-    refuted_if=f"in layers of Llama-2-7B's shape QLoRA's step takes less than {1 + MARGIN_TIME:g} times LoRA's (the "
-    "whole 95 % interval).",
-    does_not_show=f"One CPU ({MACHINE}), where bitsandbytes dequantises a whole matrix before it multiplies; a GPU has "
-    "fused kernels. The paper compares QLoRA's time with that of full fine-tuning in 16 bits, not of LoRA.",
-    chapter="book/qlora",
-    runs=time_runs,
-    quantities=time_quantities,
-    verdict=time_verdict,
-)
-
-FROZEN_STUDY = Study(
-    name="lora_fa_memory",
-    title="Does freezing A save memory?",
-    claim="LoRA-FA needs less memory than LoRA, because a frozen A needs no input kept for its gradient.",
-    source="zhang2023fa, abstract",
-    refuted_if=f"the peak of torch's tensors is less than {MARGIN_FROZEN:.0%} below LoRA's (the whole 95 % interval).",
-    does_not_show=f"{LIMITS} One shape and one length; float32 adapters, whose inputs are copies of their own. The "
-    "paper's factor is for whole trainings on a GPU.",
-    chapter="book/will-it-fit",
-    runs=frozen_runs,
-    quantities=frozen_quantities,
-    verdict=frozen_verdict,
-)
-
-STUDIES = {one.name: one for one in (STUDY, PROCESS_STUDY, FROZEN_STUDY, TIME_STUDY)}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
@@ -22,7 +23,6 @@ __all__ = [
     "CONDITIONS",
     "MACHINE",
     "SEEDS",
-    "STUDIES",
     "latency_probe",
     "log_ratio",
     "lost_share",
@@ -76,10 +76,8 @@ def latency_probes(store: Store) -> list[specs.Probe]:
 
 
 def latency_records(condition: tuple[str, int], store: Store) -> list[Record]:
-    """The records of a condition; empty unless all are there."""
-    count = CONDITIONS[condition][1]
-    found = [record for seed in range(count) if (record := store.get(latency_probe(*condition, seed))) is not None]
-    return found if len(found) == count else []
+    """The records of a condition. Raises Missing."""
+    return store.need_all(latency_probe(*condition, seed) for seed in range(CONDITIONS[condition][1]))
 
 
 def merge_probe(seed: int) -> specs.Probe:
@@ -95,9 +93,8 @@ def merge_probe(seed: int) -> specs.Probe:
 
 
 def merge_records(store: Store) -> list[Record]:
-    """The records of the merged runs; empty unless all are there."""
-    found = [record for seed in SEEDS if (record := store.get(merge_probe(seed))) is not None]
-    return found if len(found) == len(SEEDS) else []
+    """The records of the merged runs. Raises Missing."""
+    return store.need_all(map(merge_probe, SEEDS))
 
 
 def log_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> metrics.Interval:
@@ -121,11 +118,8 @@ def times(records: Sequence[Record], name: str) -> list[list[float]]:
     return [[float(value) for value in record.per_example[f"{name}_seconds"]] for record in records]
 
 
-def slowdown(first: str, second: str, part: str, condition: tuple[str, int], store: Store) -> metrics.Interval | None:
-    """log(first / second) of a condition, or None while a record is missing."""
-    records = latency_records(condition, store)
-    if not records:
-        return None
+def slowdown(first: str, second: str, part: str, records: Sequence[Record]) -> metrics.Interval:
+    """log(first / second) of a condition's records."""
     return log_ratio(times(records, f"{first}_{part}"), times(records, f"{second}_{part}"))
 
 
@@ -133,22 +127,23 @@ def latency_quantities(store: Store) -> Mapping[str, Quantity]:
     """Median seconds of every variant, and each variant's time over the merged model's, for every condition."""
     out: dict[str, Quantity] = {}
     for condition in CONDITIONS:
-        records = latency_records(condition, store)
-        if not records:
-            continue
-        keys = tuple(record.key for record in records)
         for part in PARTS:
-            where = f"{part}_{condition[0]}_batch{condition[1]}"
-            for name in ("base", "merged", "lora", "adapter"):
-                medians = sorted(float(record.measurements[f"{name}_{part}_seconds"] or 0) for record in records)
-                out[f"{name}_{where}_milliseconds"] = Quantity(
-                    1000 * medians[len(medians) // 2], "ms", keys, 1000 * medians[0], 1000 * medians[-1],
-                    len(medians), CONDITIONS[condition][0], 1, "median and range of the processes' medians",
-                )  # fmt: skip
-            for first, second in (("merged", "base"), ("lora", "merged"), ("adapter", "merged")):
-                interval = slowdown(first, second, part, condition, store)
-                if interval is not None:
-                    out[f"{first}_over_{second}_{where}"] = ratio_quantity(interval, keys)
+            with suppress(Missing):
+                out |= condition_quantities(part, condition, latency_records(condition, store))
+    return out
+
+
+def condition_quantities(part: str, condition: tuple[str, int], records: list[Record]) -> dict[str, Quantity]:
+    """What one condition tells about a part of the work."""
+    out, keys, where = {}, tuple(record.key for record in records), f"{part}_{condition[0]}_batch{condition[1]}"
+    for name in ("base", "merged", "lora", "adapter"):
+        medians = sorted(float(record.measurements[f"{name}_{part}_seconds"] or 0) for record in records)
+        out[f"{name}_{where}_milliseconds"] = Quantity(
+            1000 * medians[len(medians) // 2], "ms", keys, 1000 * medians[0], 1000 * medians[-1],
+            len(medians), CONDITIONS[condition][0], 1, "median and range of the processes' medians",
+        )  # fmt: skip
+    for first, second in (("merged", "base"), ("lora", "merged"), ("adapter", "merged")):
+        out[f"{first}_over_{second}_{where}"] = ratio_quantity(slowdown(first, second, part, records), keys)
     return out
 
 
@@ -164,12 +159,11 @@ def slower_by_margin(interval: metrics.Interval) -> str:
     return "reproduced" if interval.low >= least else "refuted" if interval.high < least else "undecided"
 
 
+@study("merging_latency", latency_probes, latency_quantities)
 def latency_verdict(store: Store) -> Verdict:
     """Is the merged model as fast as the base, and slower if the LoRA is left beside the weights?"""
-    merged = slowdown("merged", "base", "forward", PAPERS, store)
-    beside = slowdown("lora", "merged", "forward", PAPERS, store)
-    if merged is None or beside is None:
-        return Verdict("not yet run", "The latency probes of the paper's condition are not all there.")
+    records = latency_records(PAPERS, store)
+    merged, beside = (slowdown(*pair, "forward", records) for pair in (("merged", "base"), ("lora", "merged")))
     parts = {metrics.judge(merged, 0.0, (-math.inf, math.log(1 + MARGIN_TIME))), slower_by_margin(beside)}
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     sentence = (
@@ -180,11 +174,10 @@ def latency_verdict(store: Store) -> Verdict:
     return Verdict(outcome, sentence, names)
 
 
+@study("adapter_latency", latency_probes, latency_quantities)
 def adapter_verdict(store: Store) -> Verdict:
     """Is a bottleneck adapter slower than a merged LoRA at batch 1?"""
-    interval = slowdown("adapter", "merged", "forward", PAPERS, store)
-    if interval is None:
-        return Verdict("not yet run", "The latency probes of the paper's condition are not all there.")
+    interval = slowdown("adapter", "merged", "forward", latency_records(PAPERS, store))
     sentence = (
         f"At batch 1 in float32 {said_ratio('a bottleneck adapter takes', interval)} the merged model's forward pass; "
         f"margin {MARGIN_TIME:.0%}."
@@ -211,8 +204,6 @@ def lost_share(records: Sequence[Record], state: str, against: str, tuned: str =
 def quality_quantities(store: Store) -> Mapping[str, Quantity]:
     """Losses of every state, what merging and rounding lose of the adapter's gain, and what became of the update."""
     records = merge_records(store)
-    if not records:
-        return {}
     keys = tuple(record.key for record in records)
     tokens = [float(value) for value in records[0].per_example["label_tokens"]]
     out: dict[str, Quantity] = {}
@@ -238,70 +229,13 @@ def percent(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
     return Quantity(value, "%", keys, low, high, interval.seeds, interval.examples, 2)
 
 
+@study("merging_quality", lambda store: [*map(merge_probe, SEEDS)], quality_quantities)
 def quality_verdict(store: Store) -> Verdict:
     """Does merging into bfloat16 weights lose more than the margin of the adapter's gain?"""
-    records = merge_records(store)
-    if not records:
-        return Verdict("not yet run", "The merged runs are not all there.")
-    lost = lost_share(records, "merged_bf16", "unmerged_bf16")
+    lost = lost_share(merge_records(store), "merged_bf16", "unmerged_bf16")
     outcome = metrics.judge(lost, 0.0, (-math.inf, MARGIN_QUALITY))  # the claim holds the margin already
     sentence = (
         f"Merging into bfloat16 weights loses {lost.mean:+.2%} of what the adapter gained "
         f"(95 % interval {lost.low:+.2%} to {lost.high:+.2%}; margin {MARGIN_QUALITY:.0%})."
     )
     return Verdict(outcome, sentence, ("bf16_merge_lost",))
-
-
-TIME_LIMITS = (
-    f"One CPU ({MACHINE}) and one model of 135M parameters, in eager PyTorch; the latency of small layers on a GPU, a "
-    "compiled graph or a larger model differs. The verdict is on the forward pass at batch 1 alone."
-)
-
-STUDIES = {
-    one.name: one
-    for one in (
-        Study(
-            name="merging_latency",
-            title="Does a merged LoRA cost time?",
-            claim="A merged LoRA adds no inference latency; left beside the weights it does.",
-            source="hu2021, section 4.1",
-            refuted_if=f"at batch 1 in float32 the merged model's forward pass is slower than the base model's by more "
-            f"than {MARGIN_TIME:.0%} (the whole 95 % interval beyond it), or an unmerged LoRA is not slower than the "
-            f"merged model by {MARGIN_TIME:.0%} (the whole interval below it).",
-            does_not_show=TIME_LIMITS,
-            chapter="book/shipping",
-            runs=latency_probes,
-            quantities=latency_quantities,
-            verdict=latency_verdict,
-        ),
-        Study(
-            name="adapter_latency",
-            title="Does a bottleneck adapter cost time?",
-            claim="Adapter layers add inference latency at batch 1, where LoRA merged into the weights adds none.",
-            source="hu2021, Table 1",
-            refuted_if=f"at batch 1 in float32 a bottleneck adapter's forward pass is not slower than the merged "
-            f"model's by {MARGIN_TIME:.0%} (the whole 95 % interval below it).",
-            does_not_show=f"{TIME_LIMITS} The adapters have width {WIDTH} after both sublayers; the paper's differ.",
-            chapter="book/shipping",
-            runs=latency_probes,
-            quantities=latency_quantities,
-            verdict=adapter_verdict,
-        ),
-        Study(
-            name="merging_quality",
-            title="Does merging cost quality?",
-            claim="A LoRA can be merged into the weights, bfloat16 ones too, without loss.",
-            source="hu2021, section 4.1",
-            refuted_if=f"the loss after merging into bfloat16 weights, minus that of the same adapter beside the same "
-            f"bfloat16 weights, is more than {MARGIN_QUALITY:.0%} of the adapter's gain over the untuned model (the "
-            "whole 95 % interval beyond it).",
-            does_not_show="One task, one short run and its size of update, which rounding is to be held against. "
-            "Validation loss in float32 arithmetic, so that only the weights differ; merging into 4-bit weights is "
-            "another matter. The base weights come from a 4-bit file.",
-            chapter="book/shipping",
-            runs=lambda store: [merge_probe(seed) for seed in SEEDS],
-            quantities=quality_quantities,
-            verdict=quality_verdict,
-        ),
-    )
-}

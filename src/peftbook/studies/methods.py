@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.tasks import get_task
 
-__all__ = ["ARMS", "SEEDS", "STUDY", "best_rate", "final_runs", "sweep"]
+__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep"]
 
 ARMS: dict[str, specs.Method] = {
     "full": specs.Full(),
@@ -68,7 +69,8 @@ def sweep_run(arm: str, exponent: int) -> Run:
 
 
 def sweep(arm: str, store: Store) -> dict[int, Record]:
-    """Exponent → record of the sweep runs at hand, extensions included, in order of the rate."""
+    """Exponent → record of the sweep and of further rates at hand, in order of the rate. Raises Missing."""
+    store.need_all(sweep_run(arm, exponent) for exponent in sweep_exponents(arm, store))
     found: dict[int, Record] = {}
     for exponent in range(-MAX_EXPONENT - 3, MAX_EXPONENT + 1):
         if (record := store.get(sweep_run(arm, exponent))) is not None:
@@ -84,40 +86,36 @@ def validation_loss(record: Record) -> float:
 def sweep_exponents(arm: str, store: Store) -> list[int]:
     """The grid, extended by one point beyond the edge at which the best run lies, as often as needed."""
     exponents = list(EXPONENTS[arm])
-    while True:
-        found = {k: record for k in exponents if (record := store.get(sweep_run(arm, k))) is not None}
-        if len(found) < len(exponents):
-            return exponents
-        best = min(found, key=lambda k: validation_loss(found[k]))
-        if best == exponents[0] and best > -MAX_EXPONENT - 3:
-            exponents.insert(0, best - 1)
-        elif best == exponents[-1] and best < MAX_EXPONENT:
-            exponents.append(best + 1)
-        else:
-            return exponents
+    with suppress(Missing):
+        while True:
+            losses = {k: validation_loss(store.need(sweep_run(arm, k))) for k in exponents}
+            best = min(losses, key=lambda k: losses[k])
+            if best == exponents[0] and best > -MAX_EXPONENT - 3:
+                exponents.insert(0, best - 1)
+            elif best == exponents[-1] and best < MAX_EXPONENT:
+                exponents.append(best + 1)
+            else:
+                break
+    return exponents
 
 
-def best_rate(arm: str, store: Store) -> float | None:
-    """The rate with the lowest validation loss once the whole sweep is there, else None."""
-    exponents = sweep_exponents(arm, store)
+def best_rate(arm: str, store: Store) -> float:
+    """The rate with the lowest validation loss. Raises Missing until the whole sweep is there."""
     found = sweep(arm, store)
-    if any(k not in found for k in exponents):
-        return None
+    exponents = sweep_exponents(arm, store)
     return rate(arm, min(exponents, key=lambda k: validation_loss(found[k])))
 
 
 def final_runs(arm: str, store: Store) -> list[Run]:
-    """The runs on fresh seeds whose test texts are compared; empty until the arm's rate is chosen."""
+    """The runs on fresh seeds whose test texts are compared. Raises Missing until the arm's rate is chosen."""
     evaluation = specs.Evaluation(split="test", n_loss=TEST_EXAMPLES, n_generate=TEST_EXAMPLES)
     task = get_task("docstrings").spec
     if arm == "untuned":
         return [Run(task=task, method=specs.Untuned(), evaluation=evaluation)]
     if arm == "fewshot":
         return [Run(task=task, method=specs.Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
-    chosen = best_rate(arm, store)
-    if chosen is None:
-        return []
-    budget = specs.Budget(tokens=TOKENS, learning_rate=chosen)
+    with aside():
+        budget = specs.Budget(tokens=TOKENS, learning_rate=best_rate(arm, store))
     return [Run(task=task, method=ARMS[arm], budget=budget, evaluation=evaluation, seed=seed) for seed in SEEDS]
 
 
@@ -127,15 +125,19 @@ def runs(store: Store) -> list[Run]:
     grids = {arm: sweep_exponents(arm, store) for arm in ARMS}
     for position in range(max(map(len, grids.values()))):
         first += [sweep_run(arm, grid[position]) for arm, grid in grids.items() if position < len(grid)]
-    finals = [final_runs(arm, store) for arm in ARMS]
-    return first + [arm[at] for at in range(len(SEEDS)) for arm in finals if arm] + final_runs("fewshot", store)
+    finals = []
+    for arm in ARMS:
+        with suppress(Missing):
+            finals.append(final_runs(arm, store))
+    return first + [arm[at] for at in range(len(SEEDS)) for arm in finals] + final_runs("fewshot", store)
 
 
 def final_records(arm: str, store: Store) -> list[Record]:
-    """The arm's final records, seed order; empty unless all are there."""
-    wanted = final_runs(arm, store)
-    found = [record for run in wanted if (record := store.get(run)) is not None and not record.failure]
-    return found if wanted and len(found) == len(wanted) else []
+    """The arm's final records, seed order. Raises Missing where one is not there, Unusable where one diverged."""
+    records = store.need_all(final_runs(arm, store))
+    if failed := [record for record in records if record.failure]:
+        raise Unusable(failed[0].spec, f"{LABELS[arm]} diverged at the chosen rate with seed {failed[0].spec.seed}.")
+    return records
 
 
 def table(records: list[Record], name: str) -> list[list[float]]:
@@ -147,15 +149,16 @@ def table(records: list[Record], name: str) -> list[list[float]]:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Every named result of the study that its records determine."""
     out: dict[str, Quantity] = {}
-    finals = {arm: records for arm in LABELS if (records := final_records(arm, store))}
+    finals: dict[str, list[Record]] = {}
     for arm in ARMS:
-        out |= sweep_quantities(arm, store)
-    for arm, records in finals.items():
-        out |= arm_quantities(arm, records)
-    for arm in finals:
-        if arm != "untuned" and "untuned" in finals:
-            out |= paired_quantities(f"{arm}_minus_untuned", finals[arm], finals["untuned"])
-    for first, second in (("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fewshot"),
+        with suppress(Missing):
+            out |= sweep_quantities(arm, store)
+    for arm in LABELS:
+        with suppress(Missing):
+            finals[arm] = final_records(arm, store)
+            out |= arm_quantities(arm, finals[arm])
+    pairs = [(arm, "untuned") for arm in finals if arm != "untuned"]
+    for first, second in (*pairs, ("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fewshot"),
                           ("lora", "fewshot"), ("qlora", "full"), ("prompt", "full")):  # fmt: skip
         if first in finals and second in finals:
             out |= paired_quantities(f"{first}_minus_{second}", finals[first], finals[second])
@@ -163,11 +166,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 
 def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
-    """Chosen and default rate with their validation losses, and how many runs the arm's tuning took."""
-    chosen = best_rate(arm, store)
-    found = sweep(arm, store)
-    if chosen is None:
-        return {}
+    """Chosen and default rate with their validation losses, and how many runs the tuning took. Raises Missing."""
+    chosen, found = best_rate(arm, store), sweep(arm, store)
     keys = tuple(record.key for record in found.values())
     best = min(found, key=lambda k: validation_loss(found[k]))
     out = {
@@ -225,11 +225,10 @@ def quantity(interval: metrics.Interval, unit: str, runs: tuple[str, ...], seeds
     return Quantity(interval.mean, unit, runs, interval.low, interval.high, seeds, interval.examples, digits)
 
 
+@study("methods", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Is LoRA's test loss within the margin of full fine-tuning's, or better? ROUGE-L is told beside it."""
     lora, full = final_records("lora", store), final_records("full", store)
-    if not lora or not full:
-        return Verdict("not yet run", "The final runs of LoRA and full fine-tuning are not all there.")
     weights = [float(value) for value in lora[0].per_example["label_tokens"]]
     difference = metrics.paired_interval(table(lora, "loss_nats"), table(full, "loss_nats"), weights)
     outcome = metrics.judge(difference, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
@@ -241,21 +240,3 @@ def verdict(store: Store) -> Verdict:
         f"{rouge.mean:+.3f} ({rouge.low:+.3f} to {rouge.high:+.3f}; margin {MARGIN_ROUGE}): {in_rouge}."
     )
     return Verdict(outcome, sentence, ("lora_minus_full_loss", "lora_minus_full_rougeL"))
-
-
-STUDY = Study(
-    name="methods",
-    title="Head to head: which method for one small task?",
-    claim="LoRA matches full fine-tuning while training a small share of the parameters.",
-    source="hu2021, Table 3",
-    refuted_if=f"LoRA's test loss is worse than full fine-tuning's by more than {MARGIN_NATS} nats per token "
-    "(the whole 95 % interval beyond the margin).",
-    does_not_show="One model of 135M parameters that comes from a 4-bit file, one task, one budget; "
-    "larger models, longer training and other tasks may order the methods differently.",
-    chapter="book/head-to-head",
-    runs=runs,
-    quantities=quantities,
-    verdict=verdict,
-)
-
-STUDIES = {STUDY.name: STUDY}

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 from peftbook import specs
 from peftbook.records import Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.studies.sweep import Arm, Comparison
 
-__all__ = ["COMPARISON", "INITS", "LENGTHS", "STUDIES", "arm_name"]
+__all__ = ["COMPARISON", "INITS", "LENGTHS", "arm_name"]
 
 LENGTHS = (1, 5, 20, 100)
 INITS = ("random", "vocabulary", "text")
@@ -55,6 +55,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+@study("prompt_length", COMPARISON.runs, quantities)
 def length_verdict(store: Store) -> Verdict:
     """Are 20 tokens better than one?"""
     first, second = arm_name(1, "vocabulary"), arm_name(20, "vocabulary")
@@ -63,6 +64,7 @@ def length_verdict(store: Store) -> Verdict:
     )
 
 
+@study("prompt_longer", COMPARISON.runs, quantities)
 def longer_verdict(store: Store) -> Verdict:
     """Do 100 tokens gain less than the margin over 20?"""
     first, second = arm_name(20, "vocabulary"), arm_name(100, "vocabulary")
@@ -71,6 +73,7 @@ def longer_verdict(store: Store) -> Verdict:
     )
 
 
+@study("prompt_init", COMPARISON.runs, quantities)
 def init_verdict(store: Store) -> Verdict:
     """Is a random start worse than a vocabulary start at 20 tokens?"""
     first, second = arm_name(20, "random"), arm_name(20, "vocabulary")
@@ -82,57 +85,3 @@ def init_verdict(store: Store) -> Verdict:
         "Test loss with a random start minus that with a vocabulary start",
         store,
     )
-
-
-LIMITS = (
-    "A model of 135M parameters and a few dozen steps, against 30,000 steps and up to 11B parameters in the paper; "
-    "AdamW instead of Adafactor. The random start is U(−½, ½), the paper's, whose root mean square is more than twice "
-    "that of this model's embeddings: it is a larger start, not only a random one."
-)
-
-
-def study(name: str, title: str, claim: str, source: str, refuted_if: str, verdict) -> Study:
-    """One claim on the shared runs."""
-    return Study(
-        name=name,
-        title=title,
-        claim=claim,
-        source=source,
-        refuted_if=refuted_if,
-        does_not_show=LIMITS,
-        chapter="book/prompt-tuning",
-        runs=COMPARISON.runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-
-
-STUDIES = {
-    one.name: one
-    for one in (
-        study(
-            "prompt_length",
-            "How long must a soft prompt be?",
-            "Twenty virtual tokens are better than one.",
-            "lester2021, Figure 3a",
-            f"20 tokens are not better than 1 by {MARGIN} nats per token (the whole 95 % interval below the margin).",
-            length_verdict,
-        ),
-        study(
-            "prompt_longer",
-            "Do more than twenty virtual tokens help?",
-            "Beyond twenty virtual tokens the gain is marginal.",
-            "lester2021, Figure 3a",
-            f"100 tokens are better than 20 by more than {MARGIN} nats per token (the whole 95 % interval beyond it).",
-            longer_verdict,
-        ),
-        study(
-            "prompt_init",
-            "Does the start of a soft prompt matter?",
-            "A random start is worse than starting from vocabulary embeddings.",
-            "lester2021, Figure 3b",
-            f"a random start is not worse by {MARGIN} nats per token (the whole 95 % interval below the margin).",
-            init_verdict,
-        ),
-    )
-}

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 
 from peftbook import metrics
 from peftbook.records import Store
-from peftbook.specs import Run
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.learning_rate import RANKS, SHORT
 from peftbook.studies.sweep import Comparison, holm
 
-__all__ = ["COMPARISON", "STUDIES"]
+__all__ = ["COMPARISON"]
 
 MARGIN = 0.02  # nats per token
 COMPARISON = Comparison(
@@ -36,12 +35,11 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+@study("rank", COMPARISON.runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Is no rank above 16 better than rank 16 by more than the margin?"""
-    found = {rank: COMPARISON.difference(f"r{rank}", "r16", "loss_nats", store) for rank in HIGHER}
-    if any(one is None for one in found.values()):
-        return COMPARISON.unsettled("Ranks above 16 against rank 16", store, "r16", *(f"r{rank}" for rank in HIGHER))
-    intervals = {f"r{rank}": one for rank, one in found.items() if one is not None}
+    COMPARISON.finals_of(("r16", *(f"r{rank}" for rank in HIGHER)), store)
+    intervals = {f"r{rank}": COMPARISON.difference(f"r{rank}", "r16", "loss_nats", store) for rank in HIGHER}
     outcomes = [metrics.judge(one, 0.0, (-MARGIN, float("inf"))) for one in intervals.values()]
     better = [name for name, different in holm(intervals).items() if different and intervals[name].high < -MARGIN]
     outcome = "refuted" if better else "reproduced" if set(outcomes) == {"reproduced"} else "undecided"
@@ -53,26 +51,3 @@ def verdict(store: Store) -> Verdict:
         f"Test loss minus that of rank 16, nats per token (95 % intervals; margin {MARGIN}): {parts}.",
         tuple(f"{name}_minus_r16_loss" for name in intervals),
     )
-
-
-def runs(store: Store) -> list[Run]:
-    """The sweeps that `learning_rate` shares, then the finals."""
-    return COMPARISON.runs(store)
-
-
-STUDIES = {
-    "rank": Study(
-        name="rank",
-        title="Does the rank matter?",
-        claim="A small rank is enough: beyond r = 16 the loss does not fall.",
-        source="hu2021, Table 18",
-        refuted_if=f"a rank above 16 is better than rank 16 by more than {MARGIN} nats per token (the whole 95 % "
-        "interval beyond the margin, and significant in the family by Holm's procedure).",
-        does_not_show="A short training on one easy task; what high ranks can do with much more data. Above rank 192 "
-        "the k and v projections of this model cannot use all of it.",
-        chapter="book/lora-practice",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-}

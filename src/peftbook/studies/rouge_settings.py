@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from peftbook import metrics
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Probe, Run
-from peftbook.studies import Quantity, Study, Verdict, methods
+from peftbook.studies import Quantity, Verdict, methods, study
 from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
-__all__ = ["ARMS", "SCORINGS", "SETTINGS", "STUDIES", "negation_probe", "settings_probe"]
+__all__ = ["ARMS", "SCORINGS", "SETTINGS", "negation_probe", "settings_probe"]
 
 ARMS = ("untuned", "fewshot", "full", "lora", "qlora", "prompt")
 SCORINGS = ("default", "stem", "cased", "words", "whitespace", "lsum", "lsum_sentences")
@@ -31,11 +32,10 @@ MARGIN_ROUGE = 0.01
 MARGIN_BERTSCORE = 0.05
 
 
-def settings_probe(store: Store) -> Probe | None:
-    """The probe over all final texts of `methods`, once they are all there."""
-    records = {arm: methods.final_records(arm, store) for arm in ARMS}
-    if not all(records.values()):
-        return None
+def settings_probe(store: Store) -> Probe:
+    """The probe over all final texts of `methods`. Raises Missing until they are all there."""
+    for arm in ARMS:
+        methods.final_records(arm, store)
     final = [(arm, run) for arm in ARMS for run in methods.final_runs(arm, store)]
     return Probe(
         measure="rouge.settings",
@@ -59,8 +59,10 @@ def negation_probe() -> Probe:
 
 def settings_runs(store: Store) -> list[Run | Probe]:
     """The runs whose texts are scored, then the probe."""
-    probe = settings_probe(store)
-    return [*methods.runs(store), *([probe] if probe else [])]
+    runs: list[Run | Probe] = [*methods.runs(store)]
+    with suppress(Missing):
+        runs.append(settings_probe(store))
+    return runs
 
 
 def negation_runs(store: Store) -> list[Run | Probe]:
@@ -68,10 +70,11 @@ def negation_runs(store: Store) -> list[Run | Probe]:
     return [negation_probe(), *methods.runs(store)]
 
 
-def settings_record(store: Store) -> Record | None:
-    """The record of the settings probe, if it is there."""
-    probe = settings_probe(store)
-    return None if probe is None else store.get(probe)
+def settings_record(store: Store) -> Record:
+    """The record of the settings probe. Raises Missing."""
+    with aside():
+        probe = settings_probe(store)
+    return store.need(probe)
 
 
 def seeds_of(arm: str, record: Record) -> list[int]:
@@ -117,8 +120,6 @@ def spread_minus_gap(lora: np.ndarray, prompt: np.ndarray, examples: int) -> met
 def settings_quantities(store: Store) -> Mapping[str, Quantity]:
     """Every arm's score under every setting, its spread and its bootstrap noise; differences of arms by setting."""
     record = settings_record(store)
-    if record is None:
-        return {}
     n, keys = examples_of(record), (record.key,)
     seeds = {arm: len(set(seeds_of(arm, record))) for arm in ARMS}
     scored = {arm: scores(arm, record) for arm in ARMS}
@@ -146,11 +147,10 @@ def by_setting(name: str, values: np.ndarray, keys: tuple[str, ...], seeds: int,
     }
 
 
+@study("rouge_settings", settings_runs, settings_quantities)
 def settings_verdict(store: Store) -> Verdict:
     """Do the settings move LoRA's score more than LoRA and prompt tuning differ?"""
     record = settings_record(store)
-    if record is None:
-        return Verdict("not yet run", "The texts of `methods` are not scored under other settings yet.")
     lora, prompt = scores("lora", record), scores("prompt", record)
     found = spread_minus_gap(lora, prompt, examples_of(record))
     score, lead = lora[0].mean(axis=0), (lora - prompt)[0].mean(axis=0)
@@ -162,35 +162,27 @@ def settings_verdict(store: Store) -> Verdict:
     return Verdict(metrics.judge(found, MARGIN_ROUGE, (0.0, math.inf)), sentence, ("spread_minus_gap", "lora_spread"))
 
 
-def system_scores(arm: str, positions: list[int], store: Store) -> np.ndarray | None:
-    """(seeds, examples) BERTScore F1 of an arm at these positions of the test split; None while a record is missing."""
-    records = methods.final_records(arm, store)
-    return np.array(methods.table(records, "bertscore_f1"))[:, positions] if records else None
-
-
-def negated_minus(arm: str, record: Record, store: Store) -> metrics.Interval | None:
-    """BERTScore F1 of the negated references minus that of the arm's texts, on the same examples."""
-    texts = system_scores(arm, [int(at) for at in record.per_example["example"]], store)
-    if texts is None:
-        return None
-    negated = np.array(record.per_example["negated_bertscore_f1"], dtype=float)
-    return metrics.mean_interval((negated - texts).tolist())
-
-
-def best_system(record: Record, store: Store) -> str | None:
-    """The arm with the highest mean BERTScore on the negated examples; None while a record is missing."""
+def system_scores(arm: str, record: Record, store: Store) -> np.ndarray:
+    """(seeds, examples) BERTScore F1 of an arm on the examples of the negated copies. Raises Missing."""
     positions = [int(at) for at in record.per_example["example"]]
-    found = {arm: system_scores(arm, positions, store) for arm in ARMS}
-    if any(one is None for one in found.values()):
-        return None
-    return max(ARMS, key=lambda arm: float(np.mean(found[arm])))  # type: ignore[arg-type]
+    return np.array(methods.table(methods.final_records(arm, store), "bertscore_f1"))[:, positions]
+
+
+def negated_minus(arm: str, record: Record, store: Store) -> metrics.Interval:
+    """BERTScore F1 of the negated references minus that of the arm's texts, on the same examples. Raises Missing."""
+    negated = np.array(record.per_example["negated_bertscore_f1"], dtype=float)
+    return metrics.mean_interval((negated - system_scores(arm, record, store)).tolist())
+
+
+def best_system(record: Record, store: Store) -> str:
+    """The arm with the highest mean BERTScore on the negated examples. Raises Missing."""
+    means = {arm: float(np.mean(system_scores(arm, record, store))) for arm in ARMS}
+    return max(means, key=lambda arm: means[arm])
 
 
 def negation_quantities(store: Store) -> Mapping[str, Quantity]:
     """Scores of negated copies and of other examples' references; the negated copy's lead over every arm."""
-    record = store.get(negation_probe())
-    if record is None:
-        return {}
+    record = store.need(negation_probe())
     keys, out = (record.key,), {}
     n = len(record.per_example["example"])
     out["negated_examples"] = Quantity(n, "examples", keys, digits=0)
@@ -201,68 +193,29 @@ def negation_quantities(store: Store) -> Mapping[str, Quantity]:
         note = "interval over examples only"
         out[name] = Quantity(mean, "", keys, mean - half, mean + half, 0, n, 3, note)
     for arm in ARMS:
-        interval = negated_minus(arm, record, store)
-        records = methods.final_records(arm, store)
-        if interval is not None:
-            both = (*keys, *(one.key for one in records))
-            out[f"negated_minus_{arm}"] = as_quantity(interval, "", both, len(records))
-    if (best := best_system(record, store)) is not None:
-        texts = system_scores(best, [int(at) for at in record.per_example["example"]], store)
-        above = np.array(record.per_example["negated_bertscore_f1"], dtype=float) > texts
+        with suppress(Missing):
+            records = methods.final_records(arm, store)
+            both = (*keys, *(each.key for each in records))
+            out[f"negated_minus_{arm}"] = as_quantity(negated_minus(arm, record, store), "", both, len(records))
+    with suppress(Missing):
+        best = best_system(record, store)
+        above = np.array(record.per_example["negated_bertscore_f1"], dtype=float) > system_scores(best, record, store)
         out["negated_above_best"] = Quantity(100 * float(above.mean()), "%", out[f"negated_minus_{best}"].runs, n=n)
         out["negated_minus_best"] = out[f"negated_minus_{best}"]
     return out
 
 
+@study("bertscore_negation", negation_runs, negation_quantities)
 def negation_verdict(store: Store) -> Verdict:
     """Does a reference with a "not" in it outscore the best system?"""
-    record = store.get(negation_probe())
-    best = None if record is None else best_system(record, store)
-    interval = None if record is None or best is None else negated_minus(best, record, store)
-    if record is None or interval is None:
-        return Verdict("not yet run", "The negated copies or the texts that they are compared with are not there.")
+    record = store.need(negation_probe())
+    best = best_system(record, store)
+    interval = negated_minus(best, record, store)
     encoder = record.metrics_info.get("bertscore", {}).get("name", "the encoder")
     sentence = (
         f"By BERTScore with {encoder}, references turned into their opposite score {interval.mean:+.3f} against the "
-        f"texts of the best system ({methods.LABELS[best or '']}; 95 % interval {interval.low:+.3f} to "
+        f"texts of the best system ({methods.LABELS[best]}; 95 % interval {interval.low:+.3f} to "
         f"{interval.high:+.3f}; margin {MARGIN_BERTSCORE})."
     )
     outcome = metrics.judge(interval, MARGIN_BERTSCORE, (MARGIN_BERTSCORE, math.inf))
     return Verdict(outcome, sentence, ("negated_minus_best",))
-
-
-STUDIES = {
-    one.name: one
-    for one in (
-        Study(
-            name="rouge_settings",
-            title="How fragile is ROUGE?",
-            claim="Settings that papers leave out move ROUGE as much as methods differ.",
-            source="grusky2023, abstract",
-            refuted_if="LoRA's spread over the settings is smaller than its lead over prompt tuning by more than "
-            f"{MARGIN_ROUGE} ROUGE-L (the whole 95 % interval beyond it).",
-            does_not_show="One task of single English sentences in ASCII, where line and Unicode handling have little "
-            "to act on; eight settings of one package, which is neither all settings nor faulty packages. A setting "
-            "that moves all systems alike changes no ranking: the leads by setting are listed too.",
-            chapter="book/measuring",
-            runs=settings_runs,
-            quantities=settings_quantities,
-            verdict=settings_verdict,
-        ),
-        Study(
-            name="bertscore_negation",
-            title='Does BERTScore notice a "not"?',
-            claim="BERTScore is weak on small errors in texts that are otherwise alike.",
-            source="hanna2021, abstract",
-            refuted_if="negated copies of the references score below the texts of the best system (the whole 95 % "
-            "interval below zero).",
-            does_not_show="One small encoder, its last layer, no rescaling and no idf; a larger one, or another layer, "
-            "may see more. Negation by a rule, on the sentences that the rule covers; other small errors are not "
-            "tried.",
-            chapter="book/measuring",
-            runs=negation_runs,
-            quantities=negation_quantities,
-            verdict=negation_verdict,
-        ),
-    )
-}

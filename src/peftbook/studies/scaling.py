@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from peftbook import metrics, specs
-from peftbook.records import Store
+from peftbook.records import Missing, Store, Unusable, aside
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide
+from peftbook.studies.sweep import Arm, Comparison, as_quantity, columns, decide
 from peftbook.tasks import task_spec
 
-__all__ = ["COMPARISON", "RANKS", "STUDIES"]
+__all__ = ["COMPARISON", "RANKS"]
 
 RANKS = (16, 64, 256)
 MARGIN = 0.02  # nats per token
@@ -52,28 +53,23 @@ COMPARISON = Comparison(
 
 
 def fixed_runs(store: Store) -> dict[str, list[Run]]:
-    """Both scalings at rank 256 with rank 16's best standard rate, on the fresh seeds; empty until it is known."""
-    rate = COMPARISON.best(COMPARISON.arm("standard16"), store)
-    if rate is None:
-        return {}
+    """Both scalings at rank 256 with rank 16's best standard rate, on the fresh seeds. Raises Missing."""
+    with aside():
+        rate = COMPARISON.best(COMPARISON.arm("standard16"), store)
     return {
         name: [COMPARISON.final_run(COMPARISON.arm(name), rate, seed) for seed in COMPARISON.seeds]
         for name in ("standard256", "stabilised256")
     }
 
 
-def fixed_difference(store: Store) -> metrics.Interval | None:
-    """Loss of α/√r minus α/r at rank 256 and the fixed rate."""
-    found = {name: [store.get(run) for run in runs] for name, runs in fixed_runs(store).items()}
-    if not found or any(one is None or one.failure for records in found.values() for one in records):
-        return None
-    tables = {
-        name: [[float(v) for v in one.per_example["loss_nats"]] for one in records if one]
-        for name, records in found.items()
-    }
-    first = found["standard256"][0]
-    weights = [float(value) for value in first.per_example["label_tokens"]] if first else []
-    return metrics.paired_interval(tables["stabilised256"], tables["standard256"], weights)
+def fixed_difference(store: Store) -> metrics.Interval:
+    """Loss of α/√r minus α/r at rank 256 and the fixed rate. Raises Missing."""
+    plain, stabilised = (store.need_all(runs) for runs in fixed_runs(store).values())
+    for record in (*plain, *stabilised):
+        if record.failure:
+            raise Unusable(record.spec, "A run diverged at the fixed rate.")
+    one, two = (columns(records, "loss_nats") for records in (stabilised, plain))
+    return metrics.paired_interval(one, two, columns(plain, "label_tokens")[0])
 
 
 def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:
@@ -94,16 +90,14 @@ def size_probes(store: Store) -> list[specs.Probe]:
 
 
 def sizes(scaling: str, rank: int, store: Store) -> list[float]:
-    """The median change of the outputs, for each seed; empty unless all are there."""
-    found = [record for seed in SIZE_SEEDS if (record := store.get(size_probe(scaling, rank, seed))) is not None]
-    return [float(one.measurements["median_change"] or 0) for one in found] if len(found) == len(SIZE_SEEDS) else []
+    """The median change of the outputs, for each seed. Raises Missing."""
+    records = store.need_all(size_probe(scaling, rank, seed) for seed in SIZE_SEEDS)
+    return [float(record.measurements["median_change"] or 0) for record in records]
 
 
-def exponent(scaling: str, store: Store) -> metrics.Interval | None:
-    """Slope of log(size) on log(rank), over seeds; None while a record is missing."""
+def exponent(scaling: str, store: Store) -> metrics.Interval:
+    """Slope of log(size) on log(rank), over seeds. Raises Missing."""
     table = [sizes(scaling, rank, store) for rank in SIZE_RANKS]
-    if not all(table):
-        return None
     slopes = np.polyfit(np.log(SIZE_RANKS), np.log(np.array(table)), 1)[0]
     return metrics.mean_interval([[float(slope)] for slope in slopes])
 
@@ -112,22 +106,21 @@ def size_quantities(store: Store) -> Mapping[str, Quantity]:
     """The size of the update at each rank and the exponent of the rank, for both scalings."""
     out: dict[str, Quantity] = {}
     for scaling, name in SCALINGS.items():
-        keys = tuple(size_probe(scaling, rank, seed).key for rank in SIZE_RANKS for seed in SIZE_SEEDS)
         for rank in SIZE_RANKS:
-            if values := sizes(scaling, rank, store):
-                mine = tuple(size_probe(scaling, rank, seed).key for seed in SIZE_SEEDS)
-                interval = metrics.mean_interval([[100 * value] for value in values])
-                out[f"{name}_r{rank}_change"] = as_quantity(interval, "%", mine, len(values), 2)
-        if (found := exponent(scaling, store)) is not None:
-            out[f"{name}_exponent"] = as_quantity(found, "", keys, len(SIZE_SEEDS), 2)
+            with suppress(Missing):
+                interval = metrics.mean_interval([[100 * value] for value in sizes(scaling, rank, store)])
+                keys = tuple(size_probe(scaling, rank, seed).key for seed in SIZE_SEEDS)
+                out[f"{name}_r{rank}_change"] = as_quantity(interval, "%", keys, len(SIZE_SEEDS), 2)
+        with suppress(Missing):
+            keys = tuple(size_probe(scaling, rank, seed).key for rank in SIZE_RANKS for seed in SIZE_SEEDS)
+            out[f"{name}_exponent"] = as_quantity(exponent(scaling, store), "", keys, len(SIZE_SEEDS), 2)
     return out
 
 
+@study("scaling_size", size_probes, size_quantities, highest=-LEAST_EXPONENT)
 def size_verdict(store: Store) -> Verdict:
     """Does the update shrink with the rank under α/r, and keep its size under α/√r?"""
     plain, stabilised = (exponent(scaling, store) for scaling in SCALINGS)
-    if plain is None or stabilised is None:
-        return Verdict("not yet run", "The trainings at one rate for all ranks are not all there.")
     parts = {
         metrics.judge(plain, 0.0, (-math.inf, -LEAST_EXPONENT)),
         metrics.judge(stabilised, 0.0, (-LEAST_EXPONENT, LEAST_EXPONENT)),
@@ -144,7 +137,10 @@ def size_verdict(store: Store) -> Verdict:
 
 def runs(store: Store) -> list[Run]:
     """Sweeps and finals, then the pair at the fixed rate."""
-    return COMPARISON.runs(store) + [run for pair in fixed_runs(store).values() for run in pair]
+    runs = COMPARISON.runs(store)
+    with suppress(Missing):
+        runs += [run for pair in fixed_runs(store).values() for run in pair]
+    return runs
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -153,71 +149,22 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for rank in RANKS:
         out |= COMPARISON.paired(f"stabilised{rank}", f"standard{rank}", store)
     out |= COMPARISON.paired("stabilised256", "plus256", store)
-    if (fixed := fixed_difference(store)) is not None:
+    with suppress(Missing):
         keys = tuple(run.key for pair in fixed_runs(store).values() for run in pair)
+        fixed = fixed_difference(store)
         out["fixed_rate_difference"] = as_quantity(fixed, "nats per token", keys, len(COMPARISON.seeds))
     return out
 
 
+@study("scaling", runs, quantities)
 def fixed_verdict(store: Store) -> Verdict:
     """At a fixed rate, is α/√r better at rank 256?"""
-    what, found = "At a fixed rate, the loss of α/√r minus α/r at rank 256", fixed_difference(store)
-    pairs = fixed_runs(store).values()
-    if found is None and pairs and all(run in store for runs in pairs for run in runs):
-        return Verdict("undecided", f"{what}: a run diverged at the fixed rate.")
-    return decide(found, 0.0, (-math.inf, -MARGIN), what, "fixed_rate_difference", "nats per token")
+    what = "At a fixed rate, the loss of α/√r minus α/r at rank 256"
+    return decide(fixed_difference(store), 0.0, (-math.inf, -MARGIN), what, "fixed_rate_difference", "nats per token")
 
 
+@study("scaling_tuned", runs, quantities)
 def tuned_verdict(store: Store) -> Verdict:
     """After tuning, is α/√r still better at rank 256?"""
     what = "After tuning one shared rate, the loss of α/√r minus α/r at rank 256"
     return COMPARISON.verdict("stabilised256", "standard256", 0.0, (-math.inf, -MARGIN), what, store)
-
-
-LIMITS = (
-    "Short training with Adam; without Adam, or where gradients are clipped, the two scalings do not differ by B's "
-    "learning rate alone. The fixed rate was tuned where γ = 2, which is the stabilised arm's γ and favours it."
-)
-STUDIES = {
-    "scaling": Study(
-        name="scaling",
-        title="Does α/√r help at a fixed learning rate?",
-        claim="At a fixed learning rate, α/√r makes high ranks learn better than α/r.",
-        source="kalajdzievski2023, abstract",
-        refuted_if=f"at rank 256 α/√r is not better by {MARGIN} nats per token (the whole 95 % interval above that).",
-        does_not_show=LIMITS,
-        chapter="book/lora-practice",
-        runs=runs,
-        quantities=quantities,
-        verdict=fixed_verdict,
-    ),
-    "scaling_tuned": Study(
-        name="scaling_tuned",
-        title="Does the gain of α/√r survive tuning?",
-        claim="The gain of α/√r survives the tuning of one learning rate for A and B.",
-        source="kalajdzievski2023, abstract",
-        refuted_if=f"after tuning α/√r is not better at rank 256 by {MARGIN} nats per token (the whole 95 % interval "
-        "above that): then the gain was learning rate.",
-        does_not_show=LIMITS + " A gain that survives may still be one of the ratio of B's rate to A's: the twin arm "
-        "with that ratio is shown beside it.",
-        chapter="book/lora-practice",
-        runs=runs,
-        quantities=quantities,
-        verdict=tuned_verdict,
-    ),
-    "scaling_size": Study(
-        name="scaling_size",
-        title="How large is the update at each rank?",
-        claim="With α/r the update shrinks as the rank grows; with α/√r it keeps its size.",
-        source="kalajdzievski2023, section 3",
-        refuted_if=f"the exponent of the rank is above {-LEAST_EXPONENT:g} with α/r, or beyond ±{LEAST_EXPONENT:g} "
-        "with α/√r (the whole 95 % interval).",
-        does_not_show="One rate and a training of a few steps with Adam; the paper's theorem is about the start of a "
-        "training and about the order of magnitude. The median over modules and the mean over positions, on texts like "
-        "those trained on.",
-        chapter="book/lora-practice",
-        runs=size_probes,
-        quantities=size_quantities,
-        verdict=size_verdict,
-    ),
-}

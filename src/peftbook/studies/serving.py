@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times
 
-__all__ = ["COUNTS", "REPEATS", "STUDY", "probe"]
+__all__ = ["COUNTS", "REPEATS", "probe"]
 
 COUNTS = (1, 2, 4, 8, 16)
 REPEATS = (0, 1, 2)
@@ -58,9 +59,8 @@ def runs(store: Store) -> list[specs.Probe]:
 
 
 def records(adapters: int, store: Store) -> list[Record]:
-    """The repeats for a number of adapters; empty unless all are there."""
-    found = [record for seed in REPEATS if (record := store.get(probe(adapters, seed))) is not None]
-    return found if len(found) == len(REPEATS) else []
+    """The repeats for a number of adapters. Raises Missing."""
+    return store.need_all(probe(adapters, seed) for seed in REPEATS)
 
 
 def seconds(found: list[Record], name: str) -> list[list[float]]:
@@ -69,39 +69,38 @@ def seconds(found: list[Record], name: str) -> list[list[float]]:
     return (np.array(parts[0]) + np.array(parts[1])).tolist()
 
 
-def speedup(first: str, second: str, adapters: int, store: Store) -> metrics.Interval | None:
-    """log(time of second / time of first), or None while a record is missing."""
-    found = records(adapters, store)
-    return log_ratio(seconds(found, second), seconds(found, first)) if found else None
+def speedup(first: str, second: str, records: list[Record]) -> metrics.Interval:
+    """log(time of second / time of first)."""
+    return log_ratio(seconds(records, second), seconds(records, first))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Generated tokens per second of every contender and number of adapters; speed of the mixed batch over the rest."""
     out: dict[str, Quantity] = {}
     for count in COUNTS:
-        found = records(count, store)
-        if not found:
-            continue
-        keys = tuple(record.key for record in found)
-        for name in CONTENDERS:
-            values = sorted(float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found)
-            note = "median and range of the processes' medians"
-            out[f"{name}_{count}_tokens_per_second"] = Quantity(
-                values[len(values) // 2], "tokens/s", keys, values[0], values[-1], len(values), TRIALS, 1, note
-            )
-        for other in CONTENDERS[1:]:
-            interval = speedup("mixed", other, count, store)
-            if interval is not None:
-                out[f"mixed_over_{other}_{count}"] = ratio_quantity(interval, keys)
+        with suppress(Missing):
+            out |= count_quantities(count, records(count, store))
     return out
 
 
+def count_quantities(count: int, found: list[Record]) -> dict[str, Quantity]:
+    """Of one number of adapters."""
+    out, keys, note = {}, tuple(record.key for record in found), "median and range of the processes' medians"
+    for name in CONTENDERS:
+        values = sorted(float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found)
+        out[f"{name}_{count}_tokens_per_second"] = Quantity(
+            values[len(values) // 2], "tokens/s", keys, values[0], values[-1], len(values), TRIALS, 1, note
+        )
+    for other in CONTENDERS[1:]:
+        out[f"mixed_over_{other}_{count}"] = ratio_quantity(speedup("mixed", other, found), keys)
+    return out
+
+
+@study("serving", runs, quantities, most=COUNTS[-1])
 def verdict(store: Store) -> Verdict:
     """Is the mixed batch faster than swapping at the largest number of adapters?"""
     count = COUNTS[-1]
-    interval = speedup("mixed", "swapped", count, store)
-    if interval is None:
-        return Verdict("not yet run", f"The serving probes with {count} adapters are not all there.")
+    interval = speedup("mixed", "swapped", records(count, store))
     least = math.log(1 + MARGIN)
     outcome = metrics.judge(interval, least, (least, math.inf))
     value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
@@ -110,22 +109,3 @@ def verdict(store: Store) -> Verdict:
         f"(95 % interval {low:.2f} to {high:.2f}; margin {MARGIN:.0%})."
     )
     return Verdict(outcome, sentence, (f"mixed_over_swapped_{count}",))
-
-
-STUDY = Study(
-    name="serving",
-    title="What do many adapters cost to serve?",
-    claim="Requests for many adapters are served faster in one mixed batch than by swapping adapters.",
-    source="chen2023punica, abstract",
-    refuted_if=f"with {COUNTS[-1]} adapters the mixed batch is slower than swapping (the whole 95 % interval).",
-    does_not_show=f"One CPU ({MACHINE}), one model of 135M parameters, one batch of {BATCH}, prompts of {TOKENS} "
-    "tokens, float32; no queueing, paging of adapters or fused kernels, which are what serving systems add: Punica is "
-    "measured on GPUs with a kernel of its own. The merged copies are all in memory: the linear weights of a whole "
-    "model for each adapter.",
-    chapter="book/shipping",
-    runs=runs,
-    quantities=quantities,
-    verdict=verdict,
-)
-
-STUDIES = {STUDY.name: STUDY}

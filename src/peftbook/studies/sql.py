@@ -13,12 +13,12 @@ from collections.abc import Mapping
 
 from peftbook import specs
 from peftbook.records import Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import rates
 from peftbook.studies.sweep import Arm, Comparison, decide
 
-__all__ = ["COMPARISON", "STUDIES"]
+__all__ = ["COMPARISON"]
 
 MARGIN = 0.05  # of the questions
 TEXT = "Write the SQL query that answers the question."
@@ -56,54 +56,19 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def answers_verdict(first: str, second: str, what: str, store: Store) -> Verdict:
     """Does one arm answer more of the questions than another?"""
     found = COMPARISON.difference(first, second, "execution_match", store)
-    if found is None:
-        return COMPARISON.unsettled(what, store, first, second)
     name = f"{first}_minus_{second}_execution_match"
     return decide(found, MARGIN, (0.0, math.inf), what, name, "of the questions")
 
 
+@study("sql_prompt", COMPARISON.runs, quantities)
 def prompt_verdict(store: Store) -> Verdict:
     """Does the tuned prompt answer more of the questions than five examples do?"""
     what = "The share of questions that the tuned prompt answers minus that of five solved examples"
     return answers_verdict("prompt", "fewshot", what, store)
 
 
+@study("sql_lora", COMPARISON.runs, quantities)
 def lora_verdict(store: Store) -> Verdict:
     """Does LoRA answer more of the questions than the tuned prompt?"""
     what = "The share of questions that LoRA answers minus that of the tuned prompt"
     return answers_verdict("lora", "prompt", what, store)
-
-
-LIMITS = (
-    "One model of 135M parameters, short questions of fixed forms over small tables, four unseen tables of test "
-    "questions, so that what is new is the table and not the form. One budget for both arms; the notebooks ran on "
-    "Llama-2-7B and WikiSQL."
-)
-STUDIES = {
-    "sql_prompt": Study(
-        name="sql_prompt",
-        title="SQL: eight tuned tokens against five solved examples",
-        claim="A tuned prompt of eight tokens answers more questions than five solved examples in the prompt.",
-        source="lester2021, abstract",
-        refuted_if=f"the tuned prompt answers fewer questions than five examples, by more than {MARGIN:.0%} of them "
-        "(the whole 95 % interval beyond the margin).",
-        does_not_show=LIMITS,
-        chapter="book/two-notebooks",
-        runs=COMPARISON.runs,
-        quantities=quantities,
-        verdict=prompt_verdict,
-    ),
-    "sql_lora": Study(
-        name="sql_lora",
-        title="SQL: LoRA against eight tuned tokens",
-        claim="LoRA answers more of the questions than a tuned prompt of eight tokens.",
-        source="hu2021, Table 4",
-        refuted_if=f"LoRA answers fewer questions than the tuned prompt, by more than {MARGIN:.0%} of them (the whole "
-        "95 % interval beyond the margin).",
-        does_not_show=LIMITS,
-        chapter="book/two-notebooks",
-        runs=COMPARISON.runs,
-        quantities=quantities,
-        verdict=lora_verdict,
-    ),
-}

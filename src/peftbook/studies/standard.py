@@ -8,13 +8,14 @@ of any of a task's runs that has 90 % of the gain over the untuned model, the ga
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from peftbook import specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.tasks import task_spec
 
-__all__ = ["E2E_TOKENS", "RUNS", "STEPS", "STUDY", "budget_point", "probes", "rates"]
+__all__ = ["E2E_TOKENS", "RUNS", "STEPS", "budget_point", "probes", "rates"]
 
 # task → (learning rate, tokens) of its runs
 RUNS = {"e2e": ((4e-4, 136_000), (1.6e-3, 52_000)), "docstrings": ((4e-4, 176_000),)}
@@ -53,9 +54,8 @@ def probes(task: str) -> list[specs.Probe]:
 
 
 def records(task: str, store: Store) -> list[Record]:
-    """The records of a task's runs; empty unless all are there."""
-    found = [record for probe in probes(task) if (record := store.get(probe)) is not None]
-    return found if len(found) == len(RUNS[task]) else []
+    """The records of a task's runs. Raises Missing."""
+    return store.need_all(probes(task))
 
 
 def budget_point(found: list[Record]) -> tuple[Record, int]:
@@ -75,44 +75,33 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each task: loss before and at best, and tokens and steps at which the share of the gain is reached."""
     out: dict[str, Quantity] = {}
     for task in RUNS:
-        if not (found := records(task, store)):
-            continue
-        record, at = budget_point(found)
-        losses = record.curve["validation_loss_nats"]
-        keys = tuple(one.key for one in found)
-        best = min(min(one.curve["validation_loss_nats"]) for one in found)
-        for name, value in (("before", losses[0]), ("best", best), ("at_budget", losses[at])):
-            out[f"{task}_loss_{name}"] = Quantity(
-                float(value), "nats per token", keys, seeds=1, n=EXAMPLES, digits=3
-            )  # fmt: skip
-        out[f"{task}_tokens"] = Quantity(float(record.curve["tokens"][at]), "tokens", keys, seeds=1, digits=0)
-        out[f"{task}_steps"] = Quantity(float(record.curve["step"][at]), "steps", keys, seeds=1, digits=0)
+        with suppress(Missing):
+            out |= budget(task, records(task, store))
     return out
 
 
+def budget(task: str, found: list[Record]) -> dict[str, Quantity]:
+    """Loss before and at best, and where the share of the gain is reached."""
+    (record, at), keys = budget_point(found), tuple(record.key for record in found)
+    losses, tokens, steps = (record.curve[name] for name in ("validation_loss_nats", "tokens", "step"))
+    best = min(min(record.curve["validation_loss_nats"]) for record in found)
+    nats = {"before": losses[0], "best": best, "at_budget": losses[at]}
+    return {
+        **{
+            f"{task}_loss_{name}": Quantity(float(value), "nats per token", keys, seeds=1, n=EXAMPLES, digits=3)
+            for name, value in nats.items()
+        },
+        f"{task}_tokens": Quantity(float(tokens[at]), "tokens", keys, seeds=1, digits=0),
+        f"{task}_steps": Quantity(float(steps[at]), "steps", keys, seeds=1, digits=0),
+    }
+
+
+@study("standard", lambda store: [probe for task in RUNS for probe in probes(task)], quantities)
 def verdict(store: Store) -> Verdict:
     """No claim of a paper: the study measures what the others are planned with."""
-    found = quantities(store)
-    if any(f"{task}_tokens" not in found for task in RUNS):
-        return Verdict("not yet run", "The long runs are not all there.")
+    found = {name: value for task in RUNS for name, value in budget(task, records(task, store)).items()}
     said = "; ".join(
         f"{task}: {found[f'{task}_tokens'].value:,.0f} tokens ({found[f'{task}_steps'].value:.0f} steps)"
         for task in RUNS
     )
     return Verdict("measured", f"LoRA has {SHARE:.0%} of its best gain after {said}.", ("e2e_tokens",))
-
-
-STUDY = Study(
-    name="standard",
-    title="The standard run: how long to train",
-    claim="A few dozen steps are enough to compare methods: LoRA's gain comes early.",
-    source="hu2021, Table 11, whose runs take five epochs",
-    refuted_if="nothing: this study measures the budget that the others use",
-    does_not_show="Where the gain of other methods, other rates or larger models comes; one seed a task.",
-    chapter="book/trials",
-    runs=lambda store: [probe for task in RUNS for probe in probes(task)],
-    quantities=quantities,
-    verdict=verdict,
-)
-
-STUDIES = {STUDY.name: STUDY}

@@ -23,12 +23,12 @@ from peftbook import metrics, specs
 from peftbook.cost import Rates, step_seconds
 from peftbook.memory import Configuration
 from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
-from peftbook.studies.activations import GRID, PARTS, SIZES, by_half, configurations, whole_halves
+from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, half, whole_halves
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE
 
-__all__ = ["STUDIES", "probe", "ratios"]
+__all__ = ["probe", "ratios"]
 
 MARGIN = 0.20  # of the measured seconds, for the median
 WIDER, LONGER, TRIALS = 8, 8, 3
@@ -91,11 +91,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+@study("step_seconds", lambda store: [probe(family, part) for part in PARTS for family in SIZES], quantities)
 def verdict(store: Store) -> Verdict:
     """Is the median error of the held-out configurations within the margin?"""
-    if not (records := by_half(probe, store)["held-out"]):
-        return Verdict("not yet run", "The steps of the held-out configurations are not all timed yet.")
-    found = [one for record in records for one in ratios(record)]
+    found = [one for record in half(probe, "held-out", store) for one in ratios(record)]
     error = median_error(found)
     outcome = "reproduced" if error.high <= MARGIN else "refuted" if error.low > MARGIN else "undecided"
     sentence = (
@@ -104,22 +103,3 @@ def verdict(store: Store) -> Verdict:
         f"is from {min(found):.2f} to {max(found):.2f}."
     )
     return Verdict(outcome, sentence, ("held_out_median_error", "held_out_ratio"))
-
-
-STUDIES = {
-    "step_seconds": Study(
-        name="step_seconds",
-        title="Can the seconds of a training step be computed?",
-        claim="The seconds of a training step follow from its operations and from rates that a machine shows in less "
-        f"than twenty seconds, to within {MARGIN:.0%} in the median.",
-        source="kaplan2020, section 2.1, which counts a step's operations alone",
-        refuted_if=f"the median error over the held-out configurations is above {MARGIN:.0%} (the whole 95 % "
-        "interval over configurations).",
-        does_not_show=f"One CPU ({MACHINE}), one step at a time, with nothing beside it. A GPU runs while Python "
-        "prepares, so that seconds do not add up there; its rates are measured in the same way, and are untried.",
-        chapter="book/will-it-fit",
-        runs=lambda store: [probe(family, part) for part in PARTS for family in SIZES],
-        quantities=quantities,
-        verdict=verdict,
-    )
-}

@@ -20,12 +20,12 @@ import numpy as np
 
 from peftbook import metrics, specs
 from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import as_quantity
+from peftbook.studies.sweep import as_quantity, columns
 from peftbook.tasks import task_spec
 
-__all__ = ["RANKS", "STUDIES", "later_overlap", "probes", "records"]
+__all__ = ["RANKS", "later_overlap", "probes", "records"]
 
 RANKS = (8, 64, 64)
 TRIPLES = ((1, 101, 201), (2, 102, 202), (3, 103, 203))
@@ -57,17 +57,13 @@ def probes() -> list[specs.Probe]:
 
 
 def records(store: Store) -> list[Record]:
-    """The probes' records; empty unless all are there."""
-    found = [record for probe in probes() if (record := store.get(probe)) is not None]
-    return found if len(found) == len(TRIPLES) else []
+    """The probes' records. Raises Missing."""
+    return store.need_all(probes())
 
 
-def pooled(store: Store, column: str) -> metrics.Interval | None:
-    """A column of the records, one value a module, over triples and modules; `…_first` is φ(1, 1)."""
-    found = records(store)
-    if not found:
-        return None
-    return metrics.mean_interval([[float(v) for v in one.per_example[column]] for one in found])
+def pooled(store: Store, column: str) -> metrics.Interval:
+    """A column of the records, one value a module, over triples and modules; `…_first` is φ(1, 1). Raises Missing."""
+    return metrics.mean_interval(columns(records(store), column))
 
 
 def later_overlap(record: Record, name: str) -> float:
@@ -89,10 +85,9 @@ def random_later(record: Record) -> float:
     return (RANKS[0] - 1) * float(record.measurements["mean_inverse_width"] or 0)
 
 
-def later_excess(store: Store, name: str) -> metrics.Interval | None:
-    """Overlap of directions 2 … r beyond that of random spaces, over triples; None while a record is missing."""
-    found = records(store)
-    return metrics.mean_interval([[later_overlap(one, name) - random_later(one)] for one in found]) if found else None
+def later_excess(store: Store, name: str) -> metrics.Interval:
+    """Overlap of directions 2 … r beyond that of random spaces, over triples. Raises Missing."""
+    return metrics.mean_interval([[later_overlap(one, name) - random_later(one)] for one in records(store)])
 
 
 def band(store: Store) -> float:
@@ -105,33 +100,28 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
     φ(1, 1) of the outputs' directions, and how much of the first direction lies in the rows that A started with.
     """
-    out: dict[str, Quantity] = {}
-    found = records(store)
-    keys = tuple(one.key for one in found)
+    found, out = records(store), dict[str, Quantity]()
+    keys = tuple(record.key for record in found)
     for name in PAIRS:
-        if (excess := later_excess(store, name)) is not None:
-            out[f"{name}_later_excess"] = as_quantity(excess, "", keys, len(TRIPLES))
+        out[f"{name}_later_excess"] = as_quantity(later_excess(store, name), "", keys, len(TRIPLES))
     for column in (*(f"{name}_first" for name in (*PAIRS, *LEFT)), *IN_START):
-        if (interval := pooled(store, column)) is not None:
-            out[column] = as_quantity(interval, "", keys, len(TRIPLES))
-    if found:
-        out["random_later"] = Quantity(random_later(found[0]), "", keys, digits=4)
-        out["random_band"] = Quantity(band(store), "", keys, seeds=len(TRIPLES), digits=4)
-        out["modules"] = Quantity(float(found[0].measurements["modules"] or 0), "modules", keys, digits=0)
+        out[column] = as_quantity(pooled(store, column), "", keys, len(TRIPLES))
+    out["random_later"] = Quantity(random_later(found[0]), "", keys, digits=4)
+    out["random_band"] = Quantity(band(store), "", keys, seeds=len(TRIPLES), digits=4)
+    out["modules"] = Quantity(float(found[0].measurements["modules"] or 0), "modules", keys, digits=0)
     return out
 
 
+@study("subspace", lambda store: probes(), quantities, least=SHARED - MARGIN)
 def verdict(store: Store) -> Verdict:
     """Is the first direction shared by the paper's measure, and are the later ones no more alike than random ones?"""
     first, later = pooled(store, "small_large_first"), later_excess(store, "small_large")
-    if first is None or later is None:
-        return Verdict("not yet run", "The three triples are not all there.")
     parts = {
         metrics.judge(first, MARGIN, (SHARED, math.inf)),
         metrics.judge(later, 0.0, (-math.inf, CHANCE)),  # the claim holds the margin already
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
-    others = {name: found.mean for name in PAIRS[1:] if (found := pooled(store, f"{name}_first")) is not None}
+    others = {name: pooled(store, f"{name}_first").mean for name in PAIRS[1:]}
     sentence = (
         f"The pooled overlap of the first directions of ranks {RANKS[0]} and {RANKS[1]} is {first.mean:.3f} (95 % "
         f"interval {first.low:.3f} to {first.high:.3f}; claim above {SHARED}, margin {MARGIN}), of two seeds at rank "
@@ -141,24 +131,3 @@ def verdict(store: Store) -> Verdict:
     )
     named = ("small_large_first", "small_large_later_excess", "large_large_first", "start_first")
     return Verdict(outcome, sentence, named)
-
-
-STUDIES = {
-    "subspace": Study(
-        name="subspace",
-        title="Do different ranks and seeds find the same directions?",
-        claim="The top direction of a LoRA update is shared between ranks 8 and 64 (overlap above 0.5); "
-        "the later ones are not.",
-        source="hu2021, section 7.2 and Figure 3",
-        refuted_if=f"the pooled φ(1, 1) of ranks 8 and 64 is below {SHARED - MARGIN:g}, or directions 2 to 8 overlap "
-        f"by more than {CHANCE} beyond random spaces (the whole 95 % interval).",
-        does_not_show="Shared directions may come from the data's strongest signal rather than from a low-rank task; a "
-        "short training of q and v on one task, after which much of an update still lies in the rows that A started "
-        "with. The later directions' interval is over three triples alone: the "
-        "record keeps the mean of their maps over modules.",
-        chapter="book/lora",
-        runs=lambda store: probes(),
-        quantities=quantities,
-        verdict=verdict,
-    )
-}

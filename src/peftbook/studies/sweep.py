@@ -8,19 +8,22 @@ and data order, so runs of different arms with one seed are paired.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
 from peftbook.tasks import task_spec
 
-__all__ = ["Arm", "Comparison", "as_quantity", "decide", "grid", "holm", "length_ratio"]
+__all__ = ["Arm", "Comparison", "as_quantity", "columns", "corpus_bleu", "decide", "grid", "holm", "length_ratio"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 SCORES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
@@ -89,40 +92,34 @@ class Comparison:
             seed=seed,
         )
 
-    def loss(self, arm: Arm, rate: float, store: Store) -> float | None:
-        """Mean validation loss of a rate over the sweep's seeds; infinite if a run diverged; None if one is missing."""
-        records = [store.get(self.sweep_run(arm, rate, seed)) for seed in self.sweep_seeds]
-        if any(record is None for record in records):
-            return None
-        return math.fsum(validation_loss(record) for record in records if record) / len(records)
+    def loss(self, arm: Arm, rate: float, store: Store) -> float:
+        """Mean validation loss of a rate over the sweep's seeds; infinite if a run diverged. Raises Missing."""
+        records = store.need_all(self.sweep_run(arm, rate, seed) for seed in self.sweep_seeds)
+        return math.fsum(map(validation_loss, records)) / len(records)
 
     def rates(self, arm: Arm, store: Store) -> list[float]:
         """The arm's grid, extended as far as the records at hand tell."""
         rates = list(arm.rates)
-        while rates and self.factor:
-            losses = {rate: self.loss(arm, rate, store) for rate in rates}
-            if any(loss is None for loss in losses.values()):
-                break
-            best = min(rates, key=lambda rate: losses[rate] or math.inf)
-            if best == rates[0] and best / self.factor >= LOWEST_RATE:
-                rates.insert(0, grid(best / self.factor, 1, 1)[0])
-            elif best == rates[-1] and best * self.factor <= HIGHEST_RATE:
-                rates.append(grid(best * self.factor, 1, 1)[0])
-            else:
-                break
+        with suppress(Missing):
+            while rates and self.factor:
+                losses = {rate: self.loss(arm, rate, store) for rate in rates}
+                best = min(rates, key=lambda rate: losses[rate])
+                if best == rates[0] and best / self.factor >= LOWEST_RATE:
+                    rates.insert(0, grid(best / self.factor, 1, 1)[0])
+                elif best == rates[-1] and best * self.factor <= HIGHEST_RATE:
+                    rates.append(grid(best * self.factor, 1, 1)[0])
+                else:
+                    break
         return rates
 
     def sweep(self, arm: Arm, store: Store) -> dict[float, float]:
-        """Rate → validation loss, for the rates whose runs are all there, ascending."""
-        found = {rate: self.loss(arm, rate, store) for rate in self.rates(arm, store)}
-        return {rate: loss for rate, loss in found.items() if loss is not None}
+        """Rate → validation loss over the whole grid, ascending. Raises Missing."""
+        return {rate: self.loss(arm, rate, store) for rate in self.rates(arm, store)}
 
-    def best(self, arm: Arm, store: Store) -> float | None:
-        """The rate with the lowest validation loss, once the whole grid is there."""
-        found = self.sweep(arm, store)
-        if not found or len(found) < len(self.rates(arm, store)):
-            return None
-        return min(found, key=lambda rate: found[rate])
+    def best(self, arm: Arm, store: Store) -> float:
+        """The rate with the lowest validation loss of the whole grid. Raises Missing."""
+        losses = self.sweep(arm, store)
+        return min(losses, key=lambda rate: losses[rate])
 
     def final_run(self, arm: Arm, rate: float | None, seed: int) -> Run:
         """A run on the test split."""
@@ -142,45 +139,53 @@ class Comparison:
         )
 
     def final_runs(self, arm: Arm, store: Store) -> list[Run]:
-        """The arm's runs on fresh seeds at its chosen rate; empty until it is chosen.
+        """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen.
 
         An untuned arm without examples in its prompt has no randomness and one run.
         """
         if not arm.rates:
             shots = isinstance(arm.method, specs.Untuned) and arm.method.shots > 0
             return [self.final_run(arm, None, seed) for seed in (self.seeds if shots else (0,))]
-        rate = self.best(arm, store)
-        return [] if rate is None else [self.final_run(arm, rate, seed) for seed in self.seeds]
+        with aside():
+            rate = self.best(arm, store)
+        return [self.final_run(arm, rate, seed) for seed in self.seeds]
 
     def runs(self, store: Store) -> list[Run]:
         """The sweeps, middle of each grid first and arms in turn; then the final runs, seed by seed."""
         grids = {arm.name: middle_first(self.rates(arm, store)) for arm in self.arms}
-        runs = []
+        runs, finals = [], []
         for at in range(max(map(len, grids.values()), default=0)):
             for arm in self.arms:
                 if at < len(grids[arm.name]):
                     runs += [self.sweep_run(arm, grids[arm.name][at], seed) for seed in self.sweep_seeds]
-        finals = [self.final_runs(arm, store) for arm in self.arms]
+        for arm in self.arms:
+            with suppress(Missing):
+                finals.append(self.final_runs(arm, store))
         return runs + [arm[at] for at in range(len(self.seeds)) for arm in finals if at < len(arm)]
 
     def finals(self, name: str, store: Store) -> list[Record]:
-        """The arm's final records in seed order; empty unless all are there."""
-        wanted = self.final_runs(self.arm(name), store)
-        found = [record for run in wanted if (record := store.get(run)) is not None and not record.failure]
-        return found if wanted and len(found) == len(wanted) else []
+        """The arm's final records in seed order. Raises Missing where one is not there, Unusable where one diverged."""
+        return self.finals_of((name,), store)[name]
+
+    def finals_of(self, names: Iterable[str], store: Store) -> dict[str, list[Record]]:
+        """The final records of these arms. Raises Missing where one is not there, Unusable where one diverged."""
+        found = {name: store.need_all(self.final_runs(self.arm(name), store)) for name in names}
+        if failed := [(name, record) for name, records in found.items() for record in records if record.failure]:
+            said = ", ".join(f"{self.arm(name).label} with seed {record.spec.seed}" for name, record in failed)
+            raise Unusable(failed[0][1].spec, f"Diverged at the chosen rate: {said}.")
+        return found
 
     def table(self, name: str, column: str, store: Store) -> list[list[float]]:
-        """(seeds, examples) scores, one row for a method without randomness; [] if incomplete."""
-        return [[float(value) for value in record.per_example[column]] for record in self.finals(name, store)]
+        """(seeds, examples) scores, one row for a method without randomness. Raises Missing."""
+        return columns(self.finals(name, store), column)
 
-    def difference(self, first: str, second: str, column: str, store: Store) -> metrics.Interval | None:
-        """first − second, paired over seeds and test examples; loss per label token. None if a record is missing.
+    def difference(self, first: str, second: str, column: str, store: Store) -> metrics.Interval:
+        """first − second, paired over seeds and test examples; loss per label token. Raises Missing.
 
         The one run of a method without randomness is set against every seed of the other.
         """
-        one, two = (np.array(self.table(name, column, store)) for name in (first, second))
-        if not one.size or not two.size:
-            return None
+        records = self.finals_of((first, second), store)
+        one, two = (np.array(columns(records[name], column)) for name in (first, second))
         return interval_of((one - two).tolist(), self.weights(first, store) if column == "loss_nats" else None)
 
     def verdict(
@@ -193,45 +198,19 @@ class Comparison:
         store: Store,
         prefix: str = "",
     ) -> Verdict:
-        """The one rule applied to the test loss of `first` minus that of `second`; undecided where a run diverged."""
+        """The one rule applied to the test loss of `first` minus that of `second`. Raises Missing."""
         found = self.difference(first, second, "loss_nats", store)
-        if found is None:
-            return self.unsettled(what, store, first, second)
         return decide(found, margin, claim, what, f"{prefix}{first}_minus_{second}_loss", "nats per token")
 
-    def unsettled(self, what: str, store: Store, *names: str) -> Verdict:
-        """Why these arms cannot be compared: final runs are missing, or they diverged."""
-        failed, missing = [], False
-        for name in names:
-            runs = self.final_runs(self.arm(name), store)
-            found = [store.get(run) for run in runs]
-            missing |= not runs or any(record is None for record in found)
-            failed += [f"{self.arm(name).label} with seed {one.spec.seed}" for one in found if one and one.failure]
-        if missing:
-            return Verdict("not yet run", f"{what}: the final runs are not all there.")
-        return Verdict("undecided", f"{what}: diverged at the chosen rate: {', '.join(failed)}.")
-
-    def bleu(self, name: str, store: Store) -> np.ndarray:
-        """(1 + draws, seeds): corpus BLEU of the arm on the rows of `metrics.resamples`; empty if incomplete."""
-        records = self.finals(name, store)
-        if not records or "bleu_length" not in records[0].per_example:
-            return np.zeros((0, 0))
-        columns = [[record.per_example[column] for column in metrics.BLEU_STATISTICS] for record in records]
-        statistics = np.array(columns, dtype=float).transpose(0, 2, 1)  # (seeds, examples, 10)
-        examples = statistics.shape[1]
-        counts = metrics.resample_counts(examples)
-        return np.stack([metrics.bleu_of_sums(counts @ one) for one in statistics], axis=1)
-
-    def bleu_difference(self, first: str, second: str, store: Store) -> metrics.Interval | None:
-        """Corpus BLEU of `first` − that of `second`, paired over seeds and examples. None if a record is missing."""
-        one, two = self.bleu(first, store), self.bleu(second, store)
-        if not one.size or not two.size:
-            return None
-        return metrics.statistic_interval(one - two, len(self.finals(first, store)[0].per_example["bleu_length"]))
+    def bleu_difference(self, first: str, second: str, store: Store) -> metrics.Interval:
+        """Corpus BLEU of `first` − that of `second`, paired over seeds and examples. Raises Missing."""
+        records = self.finals_of((first, second), store)
+        examples = len(records[first][0].per_example["bleu_length"])
+        return metrics.statistic_interval(corpus_bleu(records[first]) - corpus_bleu(records[second]), examples)
 
     def weights(self, name: str, store: Store) -> list[float]:
         """Label tokens of the test examples."""
-        return [float(value) for value in self.finals(name, store)[0].per_example["label_tokens"]]
+        return self.table(name, "label_tokens", store)[0]
 
     def keys(self, store: Store, *names: str) -> tuple[str, ...]:
         """Keys of the final records of the arms."""
@@ -242,72 +221,93 @@ class Comparison:
         out: dict[str, Quantity] = {}
         for arm in self.arms:
             out |= self.sweep_quantities(arm, store, prefix)
-            if not (records := self.finals(arm.name, store)):
-                continue
-            keys = self.keys(store, arm.name)
-            loss = interval_of(self.table(arm.name, "loss_nats", store), self.weights(arm.name, store))
-            out[f"{prefix}{arm.name}_loss"] = as_quantity(loss, "nats per token", keys, len(records))
-            for score in SCORES:
-                if score in records[0].per_example:
-                    interval = interval_of(self.table(arm.name, score, store))
-                    out[f"{prefix}{arm.name}_{score}"] = as_quantity(interval, "", keys, len(records))
-            if "bleu" in records[0].measurements:
-                n = len(records[0].per_example["bleu_length"])
-                interval = metrics.statistic_interval(self.bleu(arm.name, store), n)
-                out[f"{prefix}{arm.name}_bleu"] = as_quantity(interval, "BLEU", keys, len(records), 1)
-                ratios = [length_ratio(record) for record in records]
-                out[f"{prefix}{arm.name}_length_ratio"] = Quantity(
-                    math.fsum(ratios) / len(ratios), "", keys, min(ratios), max(ratios), len(ratios), n, 2,
-                    note="words written over words of the nearest references; mean and range of the seeds",
-                )  # fmt: skip
-            if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
-                share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
-                out[f"{prefix}{arm.name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
-            trained = float(records[0].measurements["trainable_parameters"] or 0)
-            out[f"{prefix}{arm.name}_parameters"] = Quantity(trained, "parameters", keys[:1], digits=0)
+            with suppress(Missing):
+                out |= self.final_quantities(f"{prefix}{arm.name}", self.finals(arm.name, store))
+        return out
+
+    def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
+        """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
+        first, keys, seeds = records[0], tuple(record.key for record in records), len(records)
+        loss = interval_of(columns(records, "loss_nats"), columns(records, "label_tokens")[0])
+        out = {f"{name}_loss": as_quantity(loss, "nats per token", keys, seeds)}
+        for score in SCORES:
+            if score in first.per_example:
+                out[f"{name}_{score}"] = as_quantity(interval_of(columns(records, score)), "", keys, seeds)
+        if "bleu" in first.measurements:
+            n = len(first.per_example["bleu_length"])
+            interval = metrics.statistic_interval(corpus_bleu(records), n)
+            out[f"{name}_bleu"] = as_quantity(interval, "BLEU", keys, seeds, 1)
+            ratios = [length_ratio(record) for record in records]
+            out[f"{name}_length_ratio"] = Quantity(
+                math.fsum(ratios) / seeds, "", keys, min(ratios), max(ratios), seeds, n, 2,
+                note="words written over words of the nearest references; mean and range of the seeds",
+            )  # fmt: skip
+        if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
+            share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
+            out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=seeds, digits=0)
+        trained = float(first.measurements["trainable_parameters"] or 0)
+        out[f"{name}_parameters"] = Quantity(trained, "parameters", keys[:1], digits=0)
         return out
 
     def sweep_quantities(self, arm: Arm, store: Store, prefix: str = "") -> dict[str, Quantity]:
-        """What the arm's sweep chose, with the number of runs it took."""
-        best, found = self.best(arm, store), self.sweep(arm, store)
-        if best is None:
-            return {}
-        seeds, name = len(self.sweep_seeds), f"{prefix}{arm.name}"
-        keys = {rate: tuple(self.sweep_run(arm, rate, seed).key for seed in self.sweep_seeds) for rate in found}
-        every = tuple(key for rate in found for key in keys[rate])
+        """What the arm's sweep chose, with the number of runs it took; empty until all of them are there."""
+        with suppress(Missing):
+            return self.choice(f"{prefix}{arm.name}", arm, self.sweep(arm, store)) if arm.rates else {}
+        return {}
+
+    def choice(self, name: str, arm: Arm, losses: Mapping[float, float]) -> dict[str, Quantity]:
+        """The best and the default rate of a sweep, rate → validation loss."""
+        best = min(losses, key=lambda rate: losses[rate])
+        keys = {rate: tuple(self.sweep_run(arm, rate, seed).key for seed in self.sweep_seeds) for rate in losses}
+        every = tuple(key for rate in losses for key in keys[rate])
+        nats: dict[str, Any] = {"unit": "nats per token", "n": self.sweep_examples, "digits": 3}
+        each = functools.partial(Quantity, seeds=len(self.sweep_seeds))
         out = {
-            f"{name}_best_rate": Quantity(best, "", every, digits=-2, seeds=seeds),
-            f"{name}_sweep_runs": Quantity(len(every), "runs", every, digits=0, seeds=seeds),
-            f"{name}_best_validation_loss": Quantity(
-                found[best], "nats per token", keys[best], seeds=seeds, n=self.sweep_examples, digits=3
+            f"{name}_best_rate": each(best, "", every, digits=-2),
+            f"{name}_sweep_runs": each(len(every), "runs", every, digits=0),
+            f"{name}_best_validation_loss": each(losses[best], runs=keys[best], **nats),
+            f"{name}_tuning_shortfall": each(
+                shortfall(losses, best), runs=every, **nats,
+                note="what a finer grid of rates might gain: parabola through the best rate and its neighbours",
             ),
-        }
-        out[f"{name}_tuning_shortfall"] = Quantity(
-            shortfall(found, best), "nats per token", every, seeds=seeds, n=self.sweep_examples, digits=3,
-            note="what a finer grid of rates might gain: parabola through the best rate and its neighbours",
-        )  # fmt: skip
-        if arm.default in found:
-            out[f"{name}_default_rate"] = Quantity(arm.default, "", keys[arm.default], digits=-2, seeds=seeds)
-            out[f"{name}_default_validation_loss"] = Quantity(
-                found[arm.default], "nats per token", keys[arm.default], seeds=seeds, n=self.sweep_examples, digits=3
-            )
+        }  # fmt: skip
+        if arm.default is not None and arm.default in losses:
+            out[f"{name}_default_rate"] = each(arm.default, "", keys[arm.default], digits=-2)
+            out[f"{name}_default_validation_loss"] = each(losses[arm.default], runs=keys[arm.default], **nats)
         return out
 
     def paired(self, first: str, second: str, store: Store, prefix: str = "") -> dict[str, Quantity]:
-        """The paired differences of two arms, loss and scores, as quantities `first_minus_second_<score>`."""
+        """The paired differences of two arms, loss and scores, as quantities `first_minus_second_<score>`.
+
+        Empty until all of their final records are there.
+        """
+        try:
+            records = self.finals_of((first, second), store)[first]
+        except Missing:
+            return {}
         out: dict[str, Quantity] = {}
-        if not (records := self.finals(first, store)) or not self.finals(second, store):
-            return out
-        keys = self.keys(store, first, second)
+        keys, name = self.keys(store, first, second), f"{prefix}{first}_minus_{second}"
         for column in ("loss_nats", *(score for score in SCORES if score in records[0].per_example)):
             interval = self.difference(first, second, column, store)
-            if interval is not None:
-                name = f"{prefix}{first}_minus_{second}_{'loss' if column == 'loss_nats' else column}"
-                unit = "nats per token" if column == "loss_nats" else ""
-                out[name] = as_quantity(interval, unit, keys, interval.seeds)
-        if (interval := self.bleu_difference(first, second, store)) is not None:
-            out[f"{prefix}{first}_minus_{second}_bleu"] = as_quantity(interval, "BLEU", keys, interval.seeds, 1)
+            score, unit = ("loss", "nats per token") if column == "loss_nats" else (column, "")
+            out[f"{name}_{score}"] = as_quantity(interval, unit, keys, interval.seeds)
+        if "bleu_length" in records[0].per_example:
+            interval = self.bleu_difference(first, second, store)
+            out[f"{name}_bleu"] = as_quantity(interval, "BLEU", keys, interval.seeds, 1)
         return out
+
+
+def columns(records: Sequence[Record], name: str) -> list[list[float]]:
+    """(records, examples): what the records hold for each example under a name."""
+    return [[float(value) for value in record.per_example[name]] for record in records]
+
+
+def corpus_bleu(records: Sequence[Record]) -> np.ndarray:
+    """(1 + draws, seeds): corpus BLEU of an arm's final records on the rows of `metrics.resamples`."""
+    rows = [[record.per_example[name] for name in metrics.BLEU_STATISTICS] for record in records]
+    statistics = np.array(rows, dtype=float).transpose(0, 2, 1)  # (seeds, examples, 10)
+    counts = metrics.resample_counts(statistics.shape[1])
+    return np.stack([metrics.bleu_of_sums(counts @ each) for each in statistics], axis=1)
 
 
 def validation_loss(record: Record) -> float:
@@ -353,11 +353,9 @@ def as_quantity(interval: metrics.Interval, unit: str, keys: tuple[str, ...], se
 
 
 def decide(
-    interval: metrics.Interval | None, margin: float, claim: tuple[float, float], what: str, quantity: str, unit: str
+    interval: metrics.Interval, margin: float, claim: tuple[float, float], what: str, quantity: str, unit: str
 ) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
-    if interval is None:
-        return Verdict("not yet run", f"{what}: the final runs are not all there.")
     outcome = metrics.judge(interval, margin, claim)
     least = f"; this n could have seen {interval.half95:.3f}" if outcome == "undecided" else ""
     return Verdict(

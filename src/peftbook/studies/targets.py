@@ -13,11 +13,11 @@ from collections.abc import Mapping
 
 from peftbook import specs
 from peftbook.records import Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, Comparison
 
-__all__ = ["COMPARISON", "STUDIES"]
+__all__ = ["COMPARISON"]
 
 MARGIN = 0.02  # nats per token
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -48,6 +48,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+@study("targets", COMPARISON.runs, quantities)
 def mlp_verdict(store: Store) -> Verdict:
     """Is attention-only worse than MLP-only?"""
     return COMPARISON.verdict(
@@ -55,43 +56,9 @@ def mlp_verdict(store: Store) -> Verdict:
     )
 
 
+@study("targets_all", COMPARISON.runs, quantities)
 def all_verdict(store: Store) -> Verdict:
     """Are q and v alone worse than all linear layers?"""
     return COMPARISON.verdict(
         "query_value", "all", MARGIN, (0.0, math.inf), "Test loss of q and v minus all linear layers", store
     )
-
-
-LIMITS = (
-    "One model and one easy task; equal parameters are not equal cost: more layers are more small matrix products. "
-    "Two of the five seeds were added after three had left both claims undecided, and an interval that is looked at "
-    "twice covers a little less than it says."
-)
-STUDIES = {
-    "targets": Study(
-        name="targets",
-        title="Attention or MLP?",
-        claim="At equal parameters, adapting the attention alone is worse than adapting the MLP alone.",
-        source="schulman2025, on the choice of layers",
-        refuted_if=f"attention-only is better than MLP-only by more than {MARGIN} nats per token (the whole 95 % "
-        "interval beyond the margin).",
-        does_not_show=LIMITS,
-        chapter="book/lora-practice",
-        runs=COMPARISON.runs,
-        quantities=quantities,
-        verdict=mlp_verdict,
-    ),
-    "targets_all": Study(
-        name="targets_all",
-        title="Query and value, or all linear layers?",
-        claim="Adapting all linear layers is better than adapting q and v with the same number of parameters.",
-        source="dettmers2023, section 4 and Figure 2",
-        refuted_if=f"q and v are better than all linear layers by more than {MARGIN} nats per token (the whole 95 % "
-        "interval beyond the margin).",
-        does_not_show=LIMITS,
-        chapter="book/lora-practice",
-        runs=COMPARISON.runs,
-        quantities=quantities,
-        verdict=all_verdict,
-    ),
-}

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import suppress
 from statistics import median
 
 from peftbook import specs
-from peftbook.records import Record, Store
+from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
-from peftbook.studies import NAMES, Quantity, Study, Verdict, get_study
+from peftbook.studies import NAMES, Quantity, Verdict, get_study, study
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE
 
-__all__ = ["MEASURED", "STUDIES", "WORKERS", "probe", "stages"]
+__all__ = ["MEASURED", "WORKERS", "probe", "stages"]
 
 WORKERS = (1, 10, 100, 1000)
 MEASURED = (1, 2, 4)
@@ -48,16 +49,18 @@ def runs(store: Store) -> list[specs.Probe]:
 
 
 def records(workers: int, store: Store) -> list[Record]:
-    """The repeats of a count of workers; empty unless all are there."""
-    found = [record for seed in REPEATS if (record := store.get(probe(workers, seed))) is not None]
-    return found if len(found) == len(REPEATS) else []
+    """The repeats of a count of workers. Raises Missing."""
+    return store.need_all(probe(workers, seed) for seed in REPEATS)
 
 
 def staged(store: Store) -> list[list[list[Record]]]:
-    """The quality runs at hand, by study and stage; a run that studies share counts where it comes first."""
+    """The quality runs at hand, by study and stage; a run that studies share counts where it comes first.
+
+    Raises Missing where there is none at all.
+    """
     found, seen = [], set()
     for name in NAMES:
-        if name == STUDY.name:
+        if name == "throughput":
             continue
         both: tuple[list[Record], list[Record]] = [], []
         for run in get_study(name).runs(store):
@@ -68,6 +71,8 @@ def staged(store: Store) -> list[list[list[Record]]]:
                 both[isinstance(run, specs.Run) and run.evaluation.split == "test"].append(record)
         if stage := [one for one in both if one]:
             found.append(stage)
+    if not found:
+        raise Missing(get_study(NAMES[0]).runs(store)[0])
     return found
 
 
@@ -84,30 +89,32 @@ def timed(found: list[list[list[Record]]]) -> Seconds:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Of the book's runs: how many, hours of the longest chain and on so many workers; and what was measured."""
     out: dict[str, Quantity] = {}
-    if found := staged(store):
-        keys = tuple(record.key for study in found for stage in study for record in stage)
-        known = timed(found)
+    with suppress(Missing):
+        found = staged(store)
+        keys, known = tuple(record.key for study in found for stage in study for record in stage), timed(found)
         hours = functools.partial(Quantity, unit="hours", runs=keys, note="from the wall times of the records")
         out["runs"] = Quantity(float(len(keys)), "runs", keys, digits=0)
         out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
         for workers in WORKERS:
             out[f"on_{workers}"] = hours(makespan(known, workers) / 3600, digits=1)
     for workers in MEASURED:
-        if not (repeats := records(workers, store)):
-            continue
-        keys = tuple(record.key for record in repeats)
-        rates = sorted(float(record.measurements["runs_per_hour"] or 0) for record in repeats)
-        note = "median and range of the repeats"
-        out[f"measured_{workers}"] = Quantity(
-            median(rates), "runs per hour", keys, rates[0], rates[-1], len(rates), JOBS, 0, note
-        )
-        driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
-        out[f"driver_{workers}"] = Quantity(
-            median(driver), "ms", keys, min(driver), max(driver), len(rates), digits=0, note=note
-        )
-        spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]
-        out[f"start_{workers}"] = Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs")
+        with suppress(Missing):
+            out |= measured(workers, records(workers, store))
     return out
+
+
+def measured(workers: int, repeats: list[Record]) -> dict[str, Quantity]:
+    """Runs an hour of a count of workers, and what the driver and a start take."""
+    keys, note = tuple(record.key for record in repeats), "median and range of the repeats"
+    rates = [float(record.measurements["runs_per_hour"] or 0) for record in repeats]
+    driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
+    spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]
+    each = functools.partial(Quantity, runs=keys, digits=0, seeds=len(repeats), note=note)
+    return {
+        f"measured_{workers}": each(median(rates), "runs per hour", low=min(rates), high=max(rates), n=JOBS),
+        f"driver_{workers}": each(median(driver), "ms", low=min(driver), high=max(driver)),
+        f"start_{workers}": Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs"),
+    }
 
 
 def seconds(record: Record) -> tuple[list[float], list[float]]:
@@ -116,11 +123,10 @@ def seconds(record: Record) -> tuple[list[float], list[float]]:
     return whole, work
 
 
+@study("throughput", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Do two workers make nearly twice the runs of one in every repeat?"""
     one, two = records(1, store), records(2, store)
-    if not one or not two:
-        return Verdict("not yet run", "The queue was not measured yet.")
     ratios = [
         float(b.measurements["runs_per_hour"] or 0) / float(a.measurements["runs_per_hour"] or 1)
         for a, b in zip(one, two, strict=True)
@@ -131,20 +137,3 @@ def verdict(store: Store) -> Verdict:
         f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} repeats)."
     )
     return Verdict(outcome, sentence, ("measured_2", "measured_1"))
-
-
-STUDY = Study(
-    name="throughput",
-    title="What do more workers buy?",
-    claim=f"Two workers on two cores make at least {LEAST} times the runs an hour of one worker that has both.",
-    source="graham1966, whose bound has runs share nothing",
-    refuted_if=f"in every repeat two workers make less than {LEAST} times the runs of one.",
-    does_not_show=f"One machine ({MACHINE}) and small runs of some seconds; what larger runs take from each other by "
-    "way of caches and memory is not in it. More machines than one are simulated, without failures.",
-    chapter="book/many-machines",
-    runs=runs,
-    quantities=quantities,
-    verdict=verdict,
-)
-
-STUDIES = {STUDY.name: STUDY}

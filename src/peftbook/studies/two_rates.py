@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 from peftbook import specs
-from peftbook.records import Store
-from peftbook.studies import Quantity, Study, Verdict, variants
+from peftbook.records import Missing, Store
+from peftbook.studies import Quantity, Verdict, study, variants
 from peftbook.studies.standard import rates
 from peftbook.studies.sweep import Arm, Comparison
 
-__all__ = ["COMPARISON", "RATIOS", "STUDIES"]
+__all__ = ["COMPARISON", "RATIOS"]
 
 MARGIN = 0.02  # nats per token
 # arm → η_B / η_A, ascending; the names of `variants` where they share runs
@@ -44,34 +45,14 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+@study("two_rates", COMPARISON.runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Is LoRA+ with ratio 16 better than one rate for both, each at its best?"""
     what = "With every rate tuned, the test loss of η_B = 16 η_A minus that of one shared rate"
     found = COMPARISON.verdict("plus16", "lora", MARGIN, (-math.inf, 0.0), what, store)
-    losses = {name: COMPARISON.sweep(COMPARISON.arm(name), store) for name in RATIOS}
-    if found.outcome == "not yet run" or not all(losses.values()):
-        return found
-    best = min(RATIOS, key=lambda name: min(losses[name].values()))
-    said = found.sentence.removesuffix(".")
-    return Verdict(
-        found.outcome, f"{said}; the lowest validation loss of the map is at a ratio of {RATIOS[best]:g}.",
-        found.quantities,
-    )  # fmt: skip
-
-
-STUDIES = {
-    "two_rates": Study(
-        name="two_rates",
-        title="Does B need a higher learning rate than A?",
-        claim="With both learning rates tuned, a rate for B sixteen times that of A gives a lower loss than one rate.",
-        source="hayou2024plus, abstract",
-        refuted_if=f"its test loss is higher than with one shared rate by more than {MARGIN} nats per token (the whole "
-        "95 % interval beyond the margin).",
-        does_not_show="Rank 16, a short training of one model of hidden size 576 on one easy task, rates a factor of "
-        "4 apart; the paper's argument is for widths that grow without end.",
-        chapter="book/lora-practice",
-        runs=COMPARISON.runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-}
+    with suppress(Missing):
+        losses = {name: COMPARISON.sweep(COMPARISON.arm(name), store) for name in RATIOS}
+        best = min(RATIOS, key=lambda name: min(losses[name].values()))
+        said = f"{found.sentence.removesuffix('.')}; the lowest validation loss of the map is at a ratio of"
+        return Verdict(found.outcome, f"{said} {RATIOS[best]:g}.", found.quantities)
+    return found

@@ -12,14 +12,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, Comparison, decide, holm
 
-__all__ = ["COMPARISON", "STUDIES", "steps_to"]
+__all__ = ["COMPARISON", "steps_to"]
 
 MARGIN = 0.02  # nats per token
 SPEED_MARGIN = 0.1  # of plain LoRA's steps
@@ -59,21 +60,18 @@ def steps_to(record: Record, target: float) -> int | None:
     return next((at + SMOOTH for at, loss in enumerate(smoothed(record)) if loss <= target), None)
 
 
-def speed(name: str, store: Store) -> metrics.Interval | None:
+def speed(name: str, store: Store) -> metrics.Interval:
     """log(steps to the target / plain LoRA's), by seed; a run that never gets there counts with all its steps."""
-    ours, base = COMPARISON.finals(name, store), COMPARISON.finals("lora", store)
-    if not ours or not base:
-        return None
-    rows = []
-    for one, plain in zip(ours, base, strict=True):
+    records, rows = COMPARISON.finals_of((name, "lora"), store), []
+    for record, plain in zip(records[name], records["lora"], strict=True):
         curve = smoothed(plain)
         target = curve[max(0, round(REACHED * (len(curve) + SMOOTH - 1)) - SMOOTH)]
-        steps = steps_to(one, target) or len(one.curve["train_loss_nats"])
+        steps = steps_to(record, target) or len(record.curve["train_loss_nats"])
         rows.append([math.log(steps / (steps_to(plain, target) or steps))])
     return metrics.mean_interval(rows)
 
 
-def effect(name: str, store: Store) -> metrics.Interval | None:
+def effect(name: str, store: Store) -> metrics.Interval:
     """What the variant's claim is about: log ratio of steps, or difference in test loss to plain LoRA."""
     if CLAIMS[name] == "speed":
         return speed(name, store)
@@ -88,36 +86,33 @@ def rule(name: str) -> tuple[float, tuple[float, float]]:
     return kinds[CLAIMS[name]]
 
 
-def stands(name: str, store: Store) -> bool | None:
-    """Whether the decided claim survives Holm's procedure over the six; None until all six are there.
+def stands(name: str, store: Store) -> bool:
+    """Whether the decided claim survives Holm's procedure over the six. Raises Missing until all six are there.
 
     Each claim is tested against the border of what would decide it: the nearest end of its claim, or of its margin.
     """
     borders = {}
-    for one in CLAIMS:
-        found, (margin, claim) = effect(one, store), rule(one)
-        if found is None:
-            return None
+    for arm in CLAIMS:
+        found, (margin, claim) = effect(arm, store), rule(arm)
         border = claim[1] if found.mean <= claim[1] else claim[1] + margin
-        borders[one] = dataclasses.replace(found, mean=found.mean - border)
+        borders[arm] = dataclasses.replace(found, mean=found.mean - border)
     return holm(borders)[name]
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Loss of each variant, its difference to LoRA, its speed, and how many differences survive Holm's correction."""
     out = COMPARISON.quantities(store)
-    family = {}
     for arm in COMPARISON.arms[1:]:
         out |= COMPARISON.paired(arm.name, "lora", store)
-        if (found := COMPARISON.difference(arm.name, "lora", "loss_nats", store)) is not None:
-            family[arm.name] = found
-        if (logs := speed(arm.name, store)) is not None:
+        with suppress(Missing):
+            logs = speed(arm.name, store)
             ratio, low, high = (math.exp(value) for value in (logs.mean, logs.low, logs.high))
             keys = COMPARISON.keys(store, arm.name, "lora")
             out[f"{arm.name}_steps"] = Quantity(ratio, "×", keys, low, high, logs.seeds, digits=2)
-    if len(family) == len(COMPARISON.arms) - 1:
-        keys = COMPARISON.keys(store, *(arm.name for arm in COMPARISON.arms))
-        count = sum(holm(family).values())
+    with suppress(Missing):
+        names = [arm.name for arm in COMPARISON.arms]
+        family = {name: COMPARISON.difference(name, "lora", "loss_nats", store) for name in names[1:]}
+        keys, count = COMPARISON.keys(store, *names), sum(holm(family).values())
         out["differ"] = Quantity(count, f"of {len(family)} variants", keys, seeds=len(COMPARISON.seeds), digits=0)
     return out
 
@@ -128,8 +123,6 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
     def verdict(store: Store) -> Verdict:
         found, (margin, claim) = effect(name, store), rule(name)
         label = COMPARISON.arm(name).label
-        if found is None:
-            return COMPARISON.unsettled(f"{label} against LoRA", store, name, "lora")
         if CLAIMS[name] == "speed":
             ratio, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
             said = (
@@ -142,10 +135,8 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
             alone = decide(found, margin, claim, what, quantity, "nats per token")
         if alone.outcome not in ("reproduced", "refuted"):
             return alone
-        said, corrected = alone.sentence.removesuffix("."), stands(name, store)
-        if corrected is None:
-            return Verdict("not yet run", f"{said}; the other claims of the family are not all there.")
-        if not corrected:
+        said = alone.sentence.removesuffix(".")
+        if not stands(name, store):
             rest = f"; alone {alone.outcome}, but not after Holm's correction over {len(CLAIMS)} claims."
             return Verdict("undecided", said + rest, alone.quantities)
         return Verdict(alone.outcome, f"{said}; stands after Holm's correction.", alone.quantities)
@@ -153,41 +144,7 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
     return verdict
 
 
-def study(name: str, arm: str, claim: str, source: str, refuted_if: str, limits: str = "") -> Study:
-    """One variant's own claim on the shared runs."""
-    return Study(
-        name=name,
-        title=f"{COMPARISON.arm(arm).label}: does it do what it claims?",
-        claim=claim,
-        source=source,
-        refuted_if=refuted_if,
-        does_not_show=f"Rank 16, a short training of one model on one easy task.{limits}",
-        chapter="book/lora-practice",
-        runs=COMPARISON.runs,
-        quantities=quantities,
-        verdict=variant_verdict(arm),
-    )
-
-
-SLOWER = "it needs more steps than plain LoRA (the whole 95 % interval, after Holm's correction)."
-WORSE = (
-    f"its test loss is worse than LoRA's by more than {MARGIN} nats per token (the whole 95 % interval beyond, after "
-    "Holm's correction)."
-)
-STUDIES = {
-    one.name: one
-    for one in (
-        study("lora_plus", "plus16", "A higher rate for B than for A makes LoRA reach a loss in at least "
-              f"{SPEED_MARGIN:.0%} fewer steps.", "hayou2024plus, abstract", SLOWER),
-        study("pissa", "pissa", "Starting from the principal singular directions makes LoRA reach a loss in at least "
-              f"{SPEED_MARGIN:.0%} fewer steps.", "meng2024, abstract", SLOWER),
-        study("olora", "olora", "Starting from an orthonormal factor makes LoRA reach a loss in at least "
-              f"{SPEED_MARGIN:.0%} fewer steps.", "buyukakyuz2024, abstract", SLOWER),
-        study("dora", "dora", "Learning magnitude and direction apart gives a lower loss at the same rank.",
-              "liu2024dora, abstract", WORSE),
-        study("vera", "vera", "Shared random projections with trained diagonals match LoRA with a tenth of the "
-              "parameters.", "kopiczko2023, abstract", WORSE),
-        study("lora_fa", "frozen_a", "Training B alone matches LoRA.", "zhang2023fa, abstract", WORSE,
-              " The memory that it saves has its own study."),
-    )
-}  # fmt: skip
+for _study, _arm in {
+    "lora_plus": "plus16", "pissa": "pissa", "olora": "olora", "dora": "dora", "vera": "vera", "lora_fa": "frozen_a"
+}.items():  # fmt: skip
+    study(_study, COMPARISON.runs, quantities, label=COMPARISON.arm(_arm).label)(variant_verdict(_arm))

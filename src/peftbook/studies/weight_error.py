@@ -15,17 +15,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 from scipy import stats
 
 from peftbook import metrics, specs
-from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Study, Verdict
+from peftbook.records import Missing, Record, Store
+from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
+from peftbook.studies.sweep import as_quantity
 
-__all__ = ["BLOCKS", "ORDER", "STUDIES", "probe", "text_interval"]
+__all__ = ["BLOCKS", "ORDER", "probe", "text_interval"]
 
 BLOCKS = (32, 64, 256, 1024)
 CONFOUNDED_BLOCKS = (64,)
@@ -67,16 +69,11 @@ def runs(store: Store) -> list[specs.Probe]:
 
 
 def records(source: str, store: Store) -> list[Record]:
-    """The model's record and, once all of them are there, those of its copies; empty without the first."""
-    found = [record for one in probes(source) if (record := store.get(one)) is not None]
-    first = store.get(probe(source))
-    return found if len(found) == len(probes(source)) else [first] if first is not None else []
-
-
-def decisive(store: Store) -> list[Record]:
-    """The small Llama's record with those of all copies; empty unless all are there."""
-    found = records("small", store)
-    return found if len(found) == len(SEEDS) else []
+    """The model's record and, once all of them are there, those of its copies. Raises Missing without the first."""
+    first = [store.need(probe(source))]
+    with suppress(Missing):
+        return store.need_all(probes(source))
+    return first
 
 
 def cells(record: Record) -> list[tuple[str, int]]:
@@ -208,29 +205,29 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each model: correlations, and for every codebook the error of its weights and what its use costs."""
     out: dict[str, Quantity] = {}
     for source in SOURCES:
-        if not (found := records(source, store)):
-            continue
-        keys, weights = tuple(one.key for one in found), weights_of(found[0])
-        unit = "nats per token" if weights else ""
-        for name, block in [*cells(found[0]), ("q4_1", 32)]:
-            added = cost(found, f"{name}_{block}")
-            out[f"{source}_{name}_{block}_cost"] = Quantity(
-                added.mean, unit, keys, added.low, added.high, added.seeds, added.examples, 4
-            )
-            for measure in ("mse", "mae"):
-                (value,) = weight_errors(found, [(name, block)], measure)
-                out[f"{source}_{name}_{block}_{measure}"] = Quantity(
-                    float(value), "", keys, seeds=added.seeds, digits=5
-                )
-        if weights:
-            loss = math.fsum(task_error(found[0], "full")) / math.fsum(weights)
-            out[f"{source}_full_loss"] = Quantity(loss, unit, keys[:1], seeds=1, n=len(weights), digits=3)
-        out |= correlation_quantities(source, found)
-        for better, worse in itertools.pairwise(ORDER):
-            apart = neighbours(found, better, worse)
-            out[f"{source}_{better}_minus_{worse}"] = Quantity(
-                apart.mean, unit, keys, apart.low, apart.high, apart.seeds, apart.examples, 4
-            )
+        with suppress(Missing):
+            found = records(source, store)
+            out |= cost_quantities(source, found) | correlation_quantities(source, found)
+    return out
+
+
+def cost_quantities(source: str, found: Sequence[Record]) -> dict[str, Quantity]:
+    """For every codebook the error of its weights and what its use costs; neighbours in the order of Table 2."""
+    out: dict[str, Quantity] = {}
+    keys, weights = tuple(record.key for record in found), weights_of(found[0])
+    unit = "nats per token" if weights else ""
+    for name, block in [*cells(found[0]), ("q4_1", 32)]:
+        added = cost(found, f"{name}_{block}")
+        out[f"{source}_{name}_{block}_cost"] = as_quantity(added, unit, keys, added.seeds, 4)
+        for measure in ("mse", "mae"):
+            (value,) = weight_errors(found, [(name, block)], measure)
+            out[f"{source}_{name}_{block}_{measure}"] = Quantity(float(value), "", keys, seeds=added.seeds, digits=5)
+    if weights:
+        loss = math.fsum(task_error(found[0], "full")) / math.fsum(weights)
+        out[f"{source}_full_loss"] = Quantity(loss, unit, keys[:1], seeds=1, n=len(weights), digits=3)
+    for better, worse in itertools.pairwise(ORDER):
+        apart = neighbours(found, better, worse)
+        out[f"{source}_{better}_minus_{worse}"] = as_quantity(apart, unit, keys, apart.seeds, 4)
     return out
 
 
@@ -259,14 +256,14 @@ def neighbours(found: Sequence[Record], better: str, worse: str) -> metrics.Inte
     return cost(found, f"{better}_{BLOCK}", f"{worse}_{BLOCK}")
 
 
+@study("weight_error", runs, quantities)
 def correlation_verdict(store: Store) -> Verdict:
     """Is the rank correlation on the small Llama above the threshold, within block sizes and pooled?
 
     All parts must agree: pooling alone also tests the block size. Where two halves of the data agree less than the
     threshold asks, the loss cannot tell the codebooks apart and nothing is decided.
     """
-    if not (found := decisive(store)):
-        return Verdict("not yet run", "The measurements of the small Llama and its copies are not all there.")
+    found = store.need_all(probes("small"))
     outcomes: dict[str, str] = {}
     said, dull = [], []
     for name, blocks in PARTS.items():
@@ -290,7 +287,8 @@ def correlation_verdict(store: Store) -> Verdict:
     elif outcome == "undecided":
         by_part = ", ".join(f"{one} {where}" for where, one in outcomes.items())
         sentence += f". By part it is {by_part}; {len(CODEBOOKS)} codebooks are few"
-    if witness := records("minilm", store):
+    with suppress(Missing):
+        witness = records("minilm", store)
         interval = correlation(witness)
         sentence += (
             f". On the MiniLM encoder, whose embeddings are sensitive, it is {point(witness):.2f} "
@@ -301,15 +299,14 @@ def correlation_verdict(store: Store) -> Verdict:
     return Verdict(outcome, f"{sentence}.", names)
 
 
+@study("weight_error_order", runs, quantities)
 def order_verdict(store: Store) -> Verdict:
     """Does Table 2's order hold on the small Llama? Reproduced if all three differences agree, refuted if one does not.
 
     The claim needs all three, which makes "reproduced" strict as it is; "refuted" by any one of three is taken at the
     98.3 % interval (Bonferroni).
     """
-    if not (found := decisive(store)):
-        return Verdict("not yet run", "The measurements of the small Llama and its copies are not all there.")
-    pairs = list(itertools.pairwise(ORDER))
+    found, pairs = store.need_all(probes("small")), list(itertools.pairwise(ORDER))
     outcomes, said = [], []
     for better, worse in pairs:
         apart = neighbours(found, better, worse)
@@ -331,46 +328,3 @@ def order_verdict(store: Store) -> Verdict:
     else:
         outcome = "undecided"
     return Verdict(outcome, sentence, tuple(f"small_{better}_minus_{worse}" for better, worse in pairs))
-
-
-def study(name: str, title: str, claim: str, refuted_if: str, verdict) -> Study:
-    """One claim on the shared measurements."""
-    return Study(
-        name=name,
-        title=title,
-        claim=claim,
-        source="dettmers2023, Table 2",
-        refuted_if=refuted_if,
-        does_not_show="One model of 5M parameters without the outlier features of large ones, quantised after training "
-        "and not tuned; intervals are over texts, codebooks and orders of the units, not over models. The blocks of "
-        "the attention's output matrix hold one head each, whatever the order. The rule was changed after the first "
-        "records, of one order of the units.",
-        chapter="book/quantisation",
-        runs=runs,
-        quantities=quantities,
-        verdict=verdict,
-    )
-
-
-STUDIES = {
-    one.name: one
-    for one in (
-        study(
-            "weight_error",
-            "Does weight error predict perplexity?",
-            "A codebook with the smaller weight error gives the smaller loss.",
-            f"the rank correlation of squared weight error and loss over codebooks is below {THRESHOLD} (the whole "
-            "95 % bootstrap interval) at block 64, at block 256 and over both, where two halves of the data agree by "
-            "that much.",
-            correlation_verdict,
-        ),
-        study(
-            "weight_error_order",
-            "Does the order of the 4-bit types hold?",
-            "Perplexity rises in the order NF4, FP4 (E3M0), FP4 (E2M1), Int4.",
-            f"one neighbour in this order is worse than the next by more than {MARGIN} nats per token at block {BLOCK} "
-            "(the whole interval, corrected for three comparisons).",
-            order_verdict,
-        ),
-    )
-}

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.svg import Frame, svg
 from peftbook.results import format_value
 from peftbook.training.phases import span
 
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 SHOWN_CHARS = 280
-WIDTH, HEIGHT, LEFT, BOTTOM = 320, 92, 34, 16
+MOST = 160  # points of a curve
 
 
 def piece(template: str, *values: object, **named: object) -> Markup:
@@ -203,25 +205,9 @@ def curve(points: Sequence[tuple[int, float]], steps: int, label: str) -> Markup
     finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
     if len(finite) < 2:
         return Markup("")
-    most = 160
-    chosen = finite if len(finite) <= most else [finite[round(i * (len(finite) - 1) / (most - 1))] for i in range(most)]
-    low, high = min(loss for _, loss in finite), max(loss for _, loss in finite)
-    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
-    last = max(steps, finite[-1][0])
-
-    def place(step: float, loss: float) -> str:
-        x = LEFT + (step - 1) / max(last - 1, 1) * (WIDTH - LEFT - 6)
-        return f"{x:.1f},{6 + (high - loss) / (high - low) * (HEIGHT - BOTTOM - 12):.1f}"
-
-    line = " ".join(place(*one) for one in chosen)
-    end = place(*finite[-1]).split(",")
-    return piece(
-        '<svg class="curve" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">'
-        '<line class="rule" x1="{left}" x2="{w}" y1="{base}" y2="{base}"/>'
-        '<text x="{gap}" y="14" text-anchor="end">{high}</text><text x="{gap}" y="{base}" '
-        'text-anchor="end">{low}</text>'
-        '<text x="{left}" y="{foot}">step 1</text><text x="{w}" y="{foot}" text-anchor="end">{last}</text>'
-        '<polyline points="{line}"/><circle cx="{x}" cy="{y}" r="3"/></svg>',
-        w=WIDTH, h=HEIGHT, left=LEFT, gap=LEFT - 6, base=HEIGHT - BOTTOM, foot=HEIGHT - 3, label=label,
-        high=f"{high:.2f}", low=f"{low:.2f}", last=last, line=line, x=end[0], y=end[1],
-    )  # fmt: skip
+    if len(finite) > MOST:
+        finite = [finite[round(at * (len(finite) - 1) / (MOST - 1))] for at in range(MOST)]
+    x, losses = [float(step) for step, _ in finite], [loss for _, loss in finite]
+    path, last = Series("loss", losses, x=x, marks=False), Series("last", losses[-1:], x=x[-1:], line=False)
+    chart = Chart([path, last], "step", "", x_range=(1, max(steps, x[-1])), alt=label)
+    return Markup(svg(chart, Frame(320, 112, left=40, right=8, top=8, bottom=38), "curve"))

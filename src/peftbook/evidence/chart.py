@@ -1,0 +1,52 @@
+"""One description of a chart: what is shown, in words and numbers; `svg` and `slides.native` draw it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["Chart", "Series"]
+
+
+@dataclass
+class Series:
+    """One series: bars have one value a category, lines and marks have x and y.
+
+    look: a method whose colour, dash and marker it takes.  spread: (low, high) of each value.
+    line, marks: whether its points are joined and marked.  steps: joined level first, then upright.
+    solid: whether its marks are filled.
+    """
+
+    name: str
+    values: list[float]
+    look: str = ""
+    x: list[float] = field(default_factory=list)
+    spread: list[tuple[float, float]] = field(default_factory=list)
+    line: bool = True
+    marks: bool = True
+    steps: bool = False
+    solid: bool = True
+
+
+@dataclass
+class Chart:
+    """A chart. categories: bars; without them the series have x.
+
+    alt: what a reader who cannot see it needs.  note: how an axis is to be read, in small type.
+    """
+
+    series: list[Series]
+    x_title: str
+    y_title: str
+    categories: list[str] = field(default_factory=list)
+    log: dict[str, int] = field(default_factory=dict)  # axis → base
+    y_range: tuple[float | None, float | None] = (None, None)
+    x_range: tuple[float | None, float | None] = (None, None)
+    horizontal: bool = False
+    stacked: bool = False
+    number_format: str = "General"
+    x_format: str = "General"
+    label_format: str = ""  # of the value on each bar; none without it
+    point_looks: list[str] = field(default_factory=list)
+    gap: int = 55  # between bars, in per cent of their width
+    alt: str = ""
+    note: str = ""
