@@ -190,6 +190,7 @@ ENTRIES = (
     Entry(limits.memory_errors, BYTES),
     Entry(measuring.rouge_by_setting, SPREAD),
     Entry(measuring.paired_intervals, FINAL[2:]),
+    Entry(measuring.coverage_of_rules, ("coverage.own_quantiles_aimed_coverage",)),
     Entry(measuring.seeds_needed),
     Entry(measuring.verdict_rule),
     Entry(measuring.winners_curse),

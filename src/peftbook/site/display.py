@@ -30,6 +30,7 @@ VERDICTS = {
     "reproduced": ("✓", "The runs bear the claim out: the whole 95 % interval lies inside it."),
     "equivalent": ("=", "The two sides differ by less than the margin that was set beforehand."),
     "refuted": ("✗", "The runs show what was named beforehand as refuting the claim."),
+    "direction only": ("↗", "The interval would decide, but it rests on two seeds, or on fewer than eight groups."),
     "undecided": ("?", "The interval is too wide to tell, or its place says neither yes nor no."),
     "measured": ("◆", "A quantity that the other studies rest on; no claim is at stake."),
     "not testable here": ("–", "The runs that are possible cannot answer the claim; the card says why."),

@@ -12,10 +12,11 @@ import math
 from collections.abc import Mapping
 
 from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide, grid, holm, length_ratio
+from peftbook.studies.sweep import Arm, Comparison, decide, grid, length_ratio
 
 __all__ = ["COMPARISON", "PAIRS", "STUDIES"]
 
@@ -60,14 +61,14 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             family[first] = interval
     if len(family) == sum(second == "lora" for _, second in PAIRS):
         keys = COMPARISON.keys(store, "lora", *family)
-        count = sum(holm(family).values())
+        count = sum(stats.holm({name: stats.p_value(one) for name, one in family.items()}).values())
         out["differ_from_lora"] = Quantity(
             count, f"of {len(family)} arms", keys, seeds=len(COMPARISON.seeds), digits=0, note="Holm, 5 %"
         )
     lora = COMPARISON.difference("full", "untuned", "loss_nats", store)
     if lora is not None:
         keys = COMPARISON.keys(store, "full", "untuned")
-        out["full_minus_untuned_loss"] = as_quantity(lora, "nats per token", keys, len(COMPARISON.seeds))
+        out["full_minus_untuned_loss"] = Quantity.of(lora, "nats per token", keys)
     return out
 
 

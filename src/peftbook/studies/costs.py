@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Study, Verdict
@@ -49,7 +50,7 @@ def arm_records(arm: str, store: Store) -> list[Record]:
     return [record for seed in REPEATS if (record := store.get(timing_run(arm, seed))) is not None]
 
 
-def log_ratio(first: str, second: str, field: str, store: Store) -> metrics.Interval | None:
+def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interval | None:
     """log(first / second) of a measurement, paired by repeat: mean ± t(n−1) · s / √n; None while a record is missing.
 
     Repeats of one seed follow each other, so that what the machine does in these minutes touches both.
@@ -57,7 +58,7 @@ def log_ratio(first: str, second: str, field: str, store: Store) -> metrics.Inte
     tables = [[float(one.measurements[field] or 0) for one in arm_records(arm, store)] for arm in (first, second)]
     if any(len(values) < len(REPEATS) for values in tables):
         return None
-    return metrics.mean_interval([[math.log(one / two)] for one, two in zip(*tables, strict=True)])
+    return stats.mean_interval([[math.log(one / two)] for one, two in zip(*tables, strict=True)])
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -97,7 +98,7 @@ def verdict(store: Store) -> Verdict:
         return Verdict("not yet run", "The timing runs of LoRA and QLoRA are not all there.")
     value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
     return Verdict(
-        metrics.judge(found, math.log(1 + MARGIN), (-math.inf, 0.0)),
+        stats.judge(found, math.log(1 + MARGIN), (-math.inf, 0.0)),
         f"At 135M parameters QLoRA's peak process memory is {value:.2f} times LoRA's on {MACHINE} (95 % interval "
         f"{low:.2f} to {high:.2f} over {len(REPEATS)} paired repeats; margin {MARGIN:.0%}).",
         ("qlora_over_lora_peak_memory",),

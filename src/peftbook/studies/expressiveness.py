@@ -20,7 +20,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.specs import Probe
 from peftbook.studies import Quantity, Study, Verdict
@@ -73,16 +74,16 @@ def table(depth: int, arm: str, store: Store) -> list[list[float]]:
     return [[float(value) for value in record.per_example[f"{arm}_exact"]] for record in records(depth, store)]
 
 
-def accuracy(depth: int, arm: str, store: Store) -> metrics.Interval | None:
+def accuracy(depth: int, arm: str, store: Store) -> stats.Interval | None:
     """Test accuracy of an arm with its interval, or None while a record is missing."""
     scores = table(depth, arm, store)
-    return metrics.mean_interval(scores) if scores else None
+    return stats.mean_interval(scores) if scores else None
 
 
-def gain(arm: str, store: Store) -> metrics.Interval | None:
+def gain(arm: str, store: Store) -> stats.Interval | None:
     """Accuracy with DEEPEST layers minus accuracy with one, paired over seeds."""
     deep, shallow = table(DEEPEST, arm, store), table(1, arm, store)
-    return metrics.paired_interval(deep, shallow) if deep and shallow else None
+    return stats.paired_interval(deep, shallow) if deep and shallow else None
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -94,30 +95,25 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             continue
         keys = tuple(record.key for record in found)
         for arm in ARMS:
-            interval = metrics.mean_interval(table(depth, arm, store))
-            out[f"depth{depth}_{arm}_accuracy"] = as_quantity(interval, keys)
+            interval = stats.mean_interval(table(depth, arm, store))
+            out[f"depth{depth}_{arm}_accuracy"] = Quantity.of(interval, "", keys)
             size = float(found[0].measurements[f"{arm}_parameters"] or 0)
             out[f"depth{depth}_{arm}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
         for arm in CONTEXT_ARMS:
             rate, _ = best_rate(depth, arm, store)
             out[f"depth{depth}_{arm}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
-        learned = metrics.mean_interval([[ascending(record)] for record in found])
-        out[f"depth{depth}_pretrained_accuracy"] = as_quantity(learned, keys)
+        learned = stats.mean_interval([[ascending(record)] for record in found])
+        out[f"depth{depth}_pretrained_accuracy"] = Quantity.of(learned, "", keys)
     for arm in ARMS:
         if (gained := gain(arm, store)) is not None:
             keys = tuple(record.key for depth in (1, DEEPEST) for record in records(depth, store))
-            out[f"{arm}_gain_from_depth"] = as_quantity(gained, keys)
+            out[f"{arm}_gain_from_depth"] = Quantity.of(gained, "", keys)
     return out
 
 
 def ascending(record: Record) -> float:
     """How many test lists the model sorted upwards after pretraining, 0–1."""
     return float(record.measurements["pretrained_ascending_accuracy"] or 0)
-
-
-def as_quantity(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
-    """An accuracy as a named quantity."""
-    return Quantity(interval.mean, "", keys, interval.low, interval.high, len(SEEDS), interval.examples, 3)
 
 
 def better_context_arm(depth: int, store: Store) -> str:
@@ -169,7 +165,7 @@ def verdict(store: Store) -> Verdict:
     assert found is not None
     said = f"With one layer the better of prompt and prefix ({arm}) sorts {describe(found)} of the lists downwards"
     named = (f"depth1_{arm}_accuracy", "depth1_lora_accuracy", "depth1_prompt_copy_accuracy")
-    outcome = metrics.judge(found, 0.0, (-math.inf, SOLVED))
+    outcome = stats.judge(found, 0.0, (-math.inf, SOLVED))
     if outcome != "refuted" and (reason := unusable(1, store)):  # a prompt that solves it refutes without a control
         return Verdict("undecided", f"{said}; but {reason}.", named)
     controls = [describe(accuracy(1, name, store)) for name in ("lora", "prompt_copy")]
@@ -196,10 +192,10 @@ def verdict_on_depth(store: Store) -> Verdict:
         reason = f"with one layer the {arm} is not surely below {SOLVED:.0%}, so that depth has nothing to give"
     if reason:
         return Verdict("undecided", f"{said}; but {reason}.", named)
-    return Verdict(metrics.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named)
+    return Verdict(stats.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named)
 
 
-def describe(interval: metrics.Interval | None) -> str:
+def describe(interval: stats.Interval | None) -> str:
     """An accuracy with its interval in per cent."""
     if interval is None:
         return "an unknown share"

@@ -21,11 +21,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
 __all__ = ["ARMS", "SEEDS", "STUDIES", "curves", "intruder_probe", "matched", "probe"]
@@ -114,7 +114,7 @@ def best_full(store: Store) -> str | None:
     return min(final, key=lambda arm: final[arm])
 
 
-def difference(first: str, second: str, store: Store) -> metrics.Interval | None:
+def difference(first: str, second: str, store: Store) -> stats.Interval | None:
     """Prose loss of first − second at matched target loss, paired over seeds and over pieces of prose."""
     one, two = curves(first, store), curves(second, store)
     if not one or not two:
@@ -124,7 +124,7 @@ def difference(first: str, second: str, store: Store) -> metrics.Interval | None
         target = max(min(float(v) for v in record.curve["validation_loss_nats"]) for record in pair)
         a, b = (at_target(record, prose_nats(record)[0], target) for record in pair)
         rows.append((a - b).tolist())
-    return metrics.mean_interval(rows, prose_nats(one[0])[1])
+    return stats.mean_interval(rows, prose_nats(one[0])[1])
 
 
 def share(record: Record, epsilon: float) -> float:
@@ -139,13 +139,13 @@ def intruders(arm: str, store: Store) -> list[Record]:
     return found if len(found) == len(SEEDS) else []
 
 
-def more_intruders(epsilon: float, store: Store) -> metrics.Interval | None:
+def more_intruders(epsilon: float, store: Store) -> stats.Interval | None:
     """Share of intruders at ε of LoRA (r = 8) minus that of full fine-tuning at its best rate, paired by seed."""
     full = best_full(store)
     one, two = intruders("r8", store), intruders(full, store) if full else []
     if not one or not two:
         return None
-    return metrics.mean_interval([[share(a, epsilon) - share(b, epsilon)] for a, b in zip(one, two, strict=True)])
+    return stats.mean_interval([[share(a, epsilon) - share(b, epsilon)] for a, b in zip(one, two, strict=True)])
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -155,12 +155,12 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         if found := curves(arm, store):
             keys = tuple(one.key for one in found)
             rows = [[float(one.curve["validation_loss_nats"][-1])] for one in found]
-            target = as_quantity(metrics.mean_interval(rows), "nats per token", keys, len(SEEDS))
+            target = Quantity.of(stats.mean_interval(rows), "nats per token", keys)
             out[f"{arm}_validation_loss"] = replace(target, note="interval over seeds only")
             prose, tokens = np.array([prose_nats(one)[0] for one in found]), prose_nats(found[0])[1]
             for name, nats in (("prose_loss", prose[:, -1]), ("forgotten", prose[:, -1] - prose[:, 0])):
-                interval = metrics.mean_interval(nats.tolist(), tokens)
-                out[f"{arm}_{name}"] = as_quantity(interval, "nats per token", keys, len(SEEDS))
+                interval = stats.mean_interval(nats.tolist(), tokens)
+                out[f"{arm}_{name}"] = Quantity.of(interval, "nats per token", keys)
         out |= intruder_quantities(arm, store)
         if arm in FULL:
             out |= difference_quantity(f"{arm}_minus_r64_prose", arm, "r64", store)
@@ -170,7 +170,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         for epsilon in SWEEP:
             if (more := more_intruders(epsilon, store)) is not None:
                 keys = tuple(one.key for name in ("r8", full) for one in intruders(name, store))
-                out[name_of(epsilon)] = as_quantity(more, "", keys, len(SEEDS))
+                out[name_of(epsilon)] = Quantity.of(more, "", keys)
     return out
 
 
@@ -179,7 +179,7 @@ def difference_quantity(name: str, first: str, second: str, store: Store) -> dic
     if (found := difference(first, second, store)) is None:
         return {}
     keys = tuple(one.key for arm in (first, second) for one in curves(arm, store))
-    return {name: as_quantity(found, "nats per token", keys, len(SEEDS))}
+    return {name: Quantity.of(found, "nats per token", keys)}
 
 
 def name_of(epsilon: float) -> str:
@@ -193,7 +193,7 @@ def intruder_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     if not found:
         return {}
     keys, vectors = tuple(one.key for one in found), int(found[0].measurements["vectors"] or 0)
-    counts = metrics.mean_interval([[vectors * share(one, EPSILON)] for one in found])
+    counts = stats.mean_interval([[vectors * share(one, EPSILON)] for one in found])
     low, high = (counts.low, counts.high) if len(found) > 1 else (None, None)
     rank = math.fsum(float(one.measurements["median_rank_of_update"] or 0) for one in found) / len(found)
     return {
@@ -217,7 +217,7 @@ def forgetting_verdict(store: Store) -> Verdict:
         f"fine-tuning, {said} nats per token (95 % intervals); the lowest target loss has {ARMS[full][1]:g}; margin "
         f"{MARGIN}"
     )
-    outcome, reason = metrics.judge(chosen, MARGIN, (0.0, math.inf)), ""
+    outcome, reason = stats.judge(chosen, MARGIN, (0.0, math.inf)), ""
     if outcome in ("reproduced", "refuted") and any(one.mean * chosen.mean <= 0 for one in found.values()):
         outcome, reason = "undecided", "; the sign changes with the rate"
     elif outcome == "equivalent" and any(one.low > MARGIN or one.high < -MARGIN for one in found.values()):
@@ -251,7 +251,7 @@ def intruder_verdict(store: Store) -> Verdict:
     )
     if max(pairs[EPSILON]) == 0:
         return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named)
-    outcome, reason = metrics.judge(found, LEAST, (LEAST, math.inf)), ""
+    outcome, reason = stats.judge(found, LEAST, (LEAST, math.inf)), ""
     signs = [b - a for a, b in pairs.values() if max(a, b) > 0]
     if outcome in ("reproduced", "refuted") and any(one * found.mean <= 0 for one in signs):
         outcome, reason = "undecided", "; the sign changes with ε"

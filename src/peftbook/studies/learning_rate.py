@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide, validation_loss
+from peftbook.studies.sweep import Arm, Comparison, decide, validation_loss
 
 __all__ = ["LONG", "RANKS", "SEEDS", "SHORT", "STUDIES", "curve", "vertex"]
 
@@ -120,14 +121,14 @@ def vertices(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def resampled(record: Record) -> np.ndarray:
-    """Mean validation loss on the rows of `metrics.resamples`, (1 + draws,)."""
+    """Mean validation loss on the rows of `stats.replicates`, (1 + draws,)."""
     nats, tokens = (np.array(record.per_example[name], dtype=float) for name in ("loss_nats", "label_tokens"))
-    counts = metrics.resample_counts(len(nats))
+    counts = stats.replicates(len(nats))
     return (counts @ nats) / (counts @ tokens)
 
 
 def log_best(comparison: Comparison, name: str, seeds: tuple[int, ...], store: Store) -> np.ndarray | None:
-    """log of the best rate, (1 + draws, seeds), on the rows of `metrics.resamples`; None until the runs are there.
+    """log of the best rate, (1 + draws, seeds), on the rows of `stats.replicates`; None until the runs are there.
 
     A run that has not `learned` is left out of the fit. Also None where the data themselves have no minimum.
     """
@@ -149,20 +150,20 @@ def keys(name: str, store: Store) -> tuple[str, ...]:
     return tuple(run.key for run in runs if run in store)
 
 
-def interval_of_logs(values: np.ndarray | None) -> metrics.Interval | None:
+def interval_of_logs(values: np.ndarray | None) -> stats.Interval | None:
     """Interval of a logarithm that `log_best` gave, or of a difference of two."""
-    return None if values is None else metrics.statistic_interval(values, SHORT.sweep_examples)
+    return None if values is None else stats.statistic_interval(values, SHORT.sweep_examples)
 
 
 def log_ratio(
     first: str, second: str, store: Store, comparison: Comparison = SHORT, seeds: tuple[int, ...] = SEEDS
-) -> metrics.Interval | None:
+) -> stats.Interval | None:
     """log(best rate of first / of second), paired by seed and examples; with one seed over examples alone."""
     one, two = (log_best(comparison, name, seeds, store) for name in (first, second))
     return interval_of_logs(None if one is None or two is None else one - two)
 
 
-def regret(name: str, store: Store) -> metrics.Interval | None:
+def regret(name: str, store: Store) -> stats.Interval | None:
     """Loss at rank 4's best grid rate minus the loss at the arm's own best grid rate, by seed and example.
 
     A seed's own best is the rate with the lowest mean loss of the other seeds. A diverged run at either rate makes it
@@ -181,11 +182,11 @@ def regret(name: str, store: Store) -> metrics.Interval | None:
         if any(one is None for one in records):
             return None
         if any(one.failure for one in records if one):
-            return metrics.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), SHORT.sweep_examples)
+            return stats.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), SHORT.sweep_examples)
         first, second = (np.array(one.per_example["loss_nats"], dtype=float) for one in records if one)
         tokens = [float(value) for one in records[:1] if one for value in one.per_example["label_tokens"]]
         rows.append((first - second).tolist())
-    return metrics.mean_interval(rows, tokens)
+    return stats.mean_interval(rows, tokens)
 
 
 def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
@@ -203,11 +204,11 @@ def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
         return None
     wrong, right = ([float(value) for value in one.per_example["loss_nats"]] for one in records)
     tokens = [float(value) for value in records[0].per_example["label_tokens"]]
-    cost = metrics.example_interval([one - two for one, two in zip(wrong, right, strict=True)], tokens)
-    return as_quantity(cost, "nats per token", tuple(run.key for run in runs), 1)
+    cost = stats.example_interval([one - two for one, two in zip(wrong, right, strict=True)], tokens)
+    return Quantity.of(cost, "nats per token", tuple(run.key for run in runs))
 
 
-def as_ratio(logs: metrics.Interval, unit: str, runs: tuple[str, ...], digits: int, note: str = "") -> Quantity:
+def as_ratio(logs: stats.Interval, unit: str, runs: tuple[str, ...], digits: int, note: str = "") -> Quantity:
     """An interval of logarithms as a quantity of ratios or rates."""
     mean, low, high = (math.exp(value) for value in (logs.mean, logs.low, logs.high))
     return Quantity(mean, unit, runs, low, high, logs.seeds, logs.examples, digits, note)
@@ -224,7 +225,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         if (ratio := log_ratio(name, "full", store)) is not None:
             out[f"{name}_over_full"] = as_ratio(ratio, "×", keys(name, store) + keys("full", store), 1)
         if name != "r4" and (cost := regret(name, store)) is not None and math.isfinite(cost.mean):
-            out[f"{name}_regret"] = as_quantity(cost, "nats per token", keys(name, store) + keys("r4", store), 3)
+            out[f"{name}_regret"] = Quantity.of(cost, "nats per token", keys(name, store) + keys("r4", store))
     for name in ("full", "r16"):
         out |= LONG.sweep_quantities(LONG.arm(name), store, "long_")
         for word, factor in FACTORS.items():
@@ -248,7 +249,7 @@ def ratio_verdict(store: Store) -> Verdict:
     ratio = log_ratio("r16", "full", store)
     if ratio is None:
         return unsettled(short_runs(store), store, "The sweeps of full fine-tuning and LoRA")
-    outcome = metrics.judge(ratio, 0.0, (math.log(RATIO[0]), math.log(RATIO[1])))
+    outcome = stats.judge(ratio, 0.0, (math.log(RATIO[0]), math.log(RATIO[1])))
     mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
     return Verdict(
         outcome,

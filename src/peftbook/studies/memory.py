@@ -27,7 +27,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.memory import SHAPES, Configuration, Setup
 from peftbook.records import Record, Store
 from peftbook.specs import Model
@@ -285,12 +286,12 @@ def process_verdict(store: Store) -> Verdict:
     return decide(store, "process_peak", "the process")
 
 
-def frozen_saving(store: Store) -> metrics.Interval | None:
+def frozen_saving(store: Store) -> stats.Interval | None:
     """log(peak of LoRA-FA's tensors / that of LoRA's) at 512 tokens, paired by repeat; None if a record is missing."""
     one, two = records("lora_fa_512", store), records("lora_512", store)
     if not one or not two:
         return None
-    return metrics.mean_interval(
+    return stats.mean_interval(
         [[math.log(measured(a, "tensor_peak") / measured(b, "tensor_peak"))] for a, b in zip(one, two, strict=True)]
     )
 
@@ -318,7 +319,7 @@ def frozen_verdict(store: Store) -> Verdict:
     """Is the peak of LoRA-FA lower than LoRA's by more than the margin?"""
     if (found := frozen_saving(store)) is None:
         return Verdict("not yet run", "The memory cases of LoRA and LoRA-FA at 512 tokens are not all there.")
-    outcome = metrics.judge(found, 0.0, (-math.inf, math.log(1 - MARGIN_FROZEN)))
+    outcome = stats.judge(found, 0.0, (-math.inf, math.log(1 - MARGIN_FROZEN)))
     sentence = (
         f"At SmolLM2-135M's shape and 512 tokens {said_ratio('the tensors of LoRA-FA take', found)} the memory of "
         f"LoRA's at the peak; margin {MARGIN_FROZEN:.0%}."
@@ -356,7 +357,7 @@ def time_records(name: str, store: Store) -> list[Record]:
     return found if len(found) == len(REPEATS) else []
 
 
-def slowdown(found: list[Record], first: str, second: str = "lora") -> metrics.Interval:
+def slowdown(found: list[Record], first: str, second: str = "lora") -> stats.Interval:
     """log(seconds of first / seconds of second)."""
     return log_ratio(times(found, first), times(found, second))
 

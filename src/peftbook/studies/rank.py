@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.records import Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.learning_rate import RANKS, SHORT
-from peftbook.studies.sweep import Comparison, holm
+from peftbook.studies.sweep import Comparison
 
 __all__ = ["COMPARISON", "STUDIES"]
 
@@ -42,8 +42,9 @@ def verdict(store: Store) -> Verdict:
     if any(one is None for one in found.values()):
         return COMPARISON.unsettled("Ranks above 16 against rank 16", store, "r16", *(f"r{rank}" for rank in HIGHER))
     intervals = {f"r{rank}": one for rank, one in found.items() if one is not None}
-    outcomes = [metrics.judge(one, 0.0, (-MARGIN, float("inf"))) for one in intervals.values()]
-    better = [name for name, different in holm(intervals).items() if different and intervals[name].high < -MARGIN]
+    outcomes = [stats.judge(one, 0.0, (-MARGIN, float("inf"))) for one in intervals.values()]
+    differ = stats.holm({name: stats.p_value(one) for name, one in intervals.items()})
+    better = [name for name, different in differ.items() if different and intervals[name].high < -MARGIN]
     outcome = "refuted" if better else "reproduced" if set(outcomes) == {"reproduced"} else "undecided"
     parts = ", ".join(
         f"r = {name[1:]} {one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for name, one in intervals.items()

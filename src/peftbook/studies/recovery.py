@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.merging import lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity
+from peftbook.studies.sweep import Arm, Comparison
 
 __all__ = ["COMPARISONS", "STUDIES"]
 
@@ -148,10 +149,10 @@ def merged_quantities(store: Store) -> Mapping[str, Quantity]:
         keys = tuple(record.key for record in found)
         tokens = [float(value) for value in found[0].per_example["label_tokens"]]
         for state in ("full", "untuned", "unmerged", "merged", *RECIPES):
-            interval = metrics.mean_interval(nats(found, state).tolist(), tokens)
-            out[f"{model}_{arm}_{state}_loss"] = as_quantity(interval, "nats per token", keys, len(found), 4)
-        gain = metrics.paired_interval(nats(found, "untuned").tolist(), nats(found, "merged").tolist(), tokens)
-        out[f"{model}_{arm}_gain"] = as_quantity(gain, "nats per token", keys, len(found))
+            interval = stats.mean_interval(nats(found, state).tolist(), tokens)
+            out[f"{model}_{arm}_{state}_loss"] = Quantity.of(interval, "nats per token", keys, 4)
+        gain = stats.paired_interval(nats(found, "untuned").tolist(), nats(found, "merged").tolist(), tokens)
+        out[f"{model}_{arm}_gain"] = Quantity.of(gain, "nats per token", keys)
         for recipe in RECIPES:
             out[f"{model}_{arm}_{recipe}_lost"] = percent(lost_share(found, recipe, "merged", "merged"), keys)
     return out
@@ -170,7 +171,7 @@ def merged_verdict(store: Store) -> Verdict:
         if others := merged_records(model, arm, store):
             share = lost_share(others, "requantised", "merged", "merged")
             said.append(f"{name}: {share.mean:+.1%} ({share.low:+.1%} to {share.high:+.1%})")
-    outcome = metrics.judge(lost, 0.0, (MARGIN_MERGED, math.inf))
+    outcome = stats.judge(lost, 0.0, (MARGIN_MERGED, math.inf))
     return Verdict(outcome, f"{'; '.join(said)}.", ("small_nf4_requantised_lost",))
 
 

@@ -19,12 +19,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide
+from peftbook.studies.sweep import Arm, Comparison, decide
 from peftbook.tasks import task_spec
 
 __all__ = ["COMPARISON", "RANKS", "STUDIES"]
@@ -62,7 +63,7 @@ def fixed_runs(store: Store) -> dict[str, list[Run]]:
     }
 
 
-def fixed_difference(store: Store) -> metrics.Interval | None:
+def fixed_difference(store: Store) -> stats.Interval | None:
     """Loss of α/√r minus α/r at rank 256 and the fixed rate."""
     found = {name: [store.get(run) for run in runs] for name, runs in fixed_runs(store).items()}
     if not found or any(one is None or one.failure for records in found.values() for one in records):
@@ -73,7 +74,7 @@ def fixed_difference(store: Store) -> metrics.Interval | None:
     }
     first = found["standard256"][0]
     weights = [float(value) for value in first.per_example["label_tokens"]] if first else []
-    return metrics.paired_interval(tables["stabilised256"], tables["standard256"], weights)
+    return stats.paired_interval(tables["stabilised256"], tables["standard256"], weights)
 
 
 def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:
@@ -99,13 +100,13 @@ def sizes(scaling: str, rank: int, store: Store) -> list[float]:
     return [float(one.measurements["median_change"] or 0) for one in found] if len(found) == len(SIZE_SEEDS) else []
 
 
-def exponent(scaling: str, store: Store) -> metrics.Interval | None:
+def exponent(scaling: str, store: Store) -> stats.Interval | None:
     """Slope of log(size) on log(rank), over seeds; None while a record is missing."""
     table = [sizes(scaling, rank, store) for rank in SIZE_RANKS]
     if not all(table):
         return None
     slopes = np.polyfit(np.log(SIZE_RANKS), np.log(np.array(table)), 1)[0]
-    return metrics.mean_interval([[float(slope)] for slope in slopes])
+    return stats.mean_interval([[float(slope)] for slope in slopes])
 
 
 def size_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -116,10 +117,10 @@ def size_quantities(store: Store) -> Mapping[str, Quantity]:
         for rank in SIZE_RANKS:
             if values := sizes(scaling, rank, store):
                 mine = tuple(size_probe(scaling, rank, seed).key for seed in SIZE_SEEDS)
-                interval = metrics.mean_interval([[100 * value] for value in values])
-                out[f"{name}_r{rank}_change"] = as_quantity(interval, "%", mine, len(values), 2)
+                interval = stats.mean_interval([[100 * value] for value in values])
+                out[f"{name}_r{rank}_change"] = Quantity.of(interval, "%", mine, 2)
         if (found := exponent(scaling, store)) is not None:
-            out[f"{name}_exponent"] = as_quantity(found, "", keys, len(SIZE_SEEDS), 2)
+            out[f"{name}_exponent"] = Quantity.of(found, "", keys, 2)
     return out
 
 
@@ -129,8 +130,8 @@ def size_verdict(store: Store) -> Verdict:
     if plain is None or stabilised is None:
         return Verdict("not yet run", "The trainings at one rate for all ranks are not all there.")
     parts = {
-        metrics.judge(plain, 0.0, (-math.inf, -LEAST_EXPONENT)),
-        metrics.judge(stabilised, 0.0, (-LEAST_EXPONENT, LEAST_EXPONENT)),
+        stats.judge(plain, 0.0, (-math.inf, -LEAST_EXPONENT)),
+        stats.judge(stabilised, 0.0, (-LEAST_EXPONENT, LEAST_EXPONENT)),
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     sentence = (
@@ -155,7 +156,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out |= COMPARISON.paired("stabilised256", "plus256", store)
     if (fixed := fixed_difference(store)) is not None:
         keys = tuple(run.key for pair in fixed_runs(store).values() for run in pair)
-        out["fixed_rate_difference"] = as_quantity(fixed, "nats per token", keys, len(COMPARISON.seeds))
+        out["fixed_rate_difference"] = Quantity.of(fixed, "nats per token", keys)
     return out
 
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times
@@ -69,7 +70,7 @@ def seconds(found: list[Record], name: str) -> list[list[float]]:
     return (np.array(parts[0]) + np.array(parts[1])).tolist()
 
 
-def speedup(first: str, second: str, adapters: int, store: Store) -> metrics.Interval | None:
+def speedup(first: str, second: str, adapters: int, store: Store) -> stats.Interval | None:
     """log(time of second / time of first), or None while a record is missing."""
     found = records(adapters, store)
     return log_ratio(seconds(found, second), seconds(found, first)) if found else None
@@ -103,7 +104,7 @@ def verdict(store: Store) -> Verdict:
     if interval is None:
         return Verdict("not yet run", f"The serving probes with {count} adapters are not all there.")
     least = math.log(1 + MARGIN)
-    outcome = metrics.judge(interval, least, (least, math.inf))
+    outcome = stats.judge(interval, least, (least, math.inf))
     value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
     sentence = (
         f"With {count} adapters for {BATCH} requests a mixed batch is {value:.2f} times as fast as swapping "

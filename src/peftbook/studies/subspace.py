@@ -18,11 +18,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
 __all__ = ["RANKS", "STUDIES", "later_overlap", "probes", "records"]
@@ -62,12 +62,12 @@ def records(store: Store) -> list[Record]:
     return found if len(found) == len(TRIPLES) else []
 
 
-def pooled(store: Store, column: str) -> metrics.Interval | None:
+def pooled(store: Store, column: str) -> stats.Interval | None:
     """A column of the records, one value a module, over triples and modules; `…_first` is φ(1, 1)."""
     found = records(store)
     if not found:
         return None
-    return metrics.mean_interval([[float(v) for v in one.per_example[column]] for one in found])
+    return stats.mean_interval([[float(v) for v in one.per_example[column]] for one in found])
 
 
 def later_overlap(record: Record, name: str) -> float:
@@ -89,10 +89,10 @@ def random_later(record: Record) -> float:
     return (RANKS[0] - 1) * float(record.measurements["mean_inverse_width"] or 0)
 
 
-def later_excess(store: Store, name: str) -> metrics.Interval | None:
+def later_excess(store: Store, name: str) -> stats.Interval | None:
     """Overlap of directions 2 … r beyond that of random spaces, over triples; None while a record is missing."""
     found = records(store)
-    return metrics.mean_interval([[later_overlap(one, name) - random_later(one)] for one in found]) if found else None
+    return stats.mean_interval([[later_overlap(one, name) - random_later(one)] for one in found]) if found else None
 
 
 def band(store: Store) -> float:
@@ -110,10 +110,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     keys = tuple(one.key for one in found)
     for name in PAIRS:
         if (excess := later_excess(store, name)) is not None:
-            out[f"{name}_later_excess"] = as_quantity(excess, "", keys, len(TRIPLES))
+            out[f"{name}_later_excess"] = Quantity.of(excess, "", keys)
     for column in (*(f"{name}_first" for name in (*PAIRS, *LEFT)), *IN_START):
         if (interval := pooled(store, column)) is not None:
-            out[column] = as_quantity(interval, "", keys, len(TRIPLES))
+            out[column] = Quantity.of(interval, "", keys)
     if found:
         out["random_later"] = Quantity(random_later(found[0]), "", keys, digits=4)
         out["random_band"] = Quantity(band(store), "", keys, seeds=len(TRIPLES), digits=4)
@@ -127,8 +127,8 @@ def verdict(store: Store) -> Verdict:
     if first is None or later is None:
         return Verdict("not yet run", "The three triples are not all there.")
     parts = {
-        metrics.judge(first, MARGIN, (SHARED, math.inf)),
-        metrics.judge(later, 0.0, (-math.inf, CHANCE)),  # the claim holds the margin already
+        stats.judge(first, MARGIN, (SHARED, math.inf)),
+        stats.judge(later, 0.0, (-math.inf, CHANCE)),  # the claim holds the margin already
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     others = {name: found.mean for name in PAIRS[1:] if (found := pooled(store, f"{name}_first")) is not None}

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from peftbook import metrics, specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
-from peftbook.tasks import task_spec
+from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "Comparison", "as_quantity", "decide", "grid", "holm", "length_ratio"]
+__all__ = ["Arm", "Comparison", "decide", "grid", "length_ratio"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 SCORES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
@@ -173,7 +174,7 @@ class Comparison:
         """(seeds, examples) scores, one row for a method without randomness; [] if incomplete."""
         return [[float(value) for value in record.per_example[column]] for record in self.finals(name, store)]
 
-    def difference(self, first: str, second: str, column: str, store: Store) -> metrics.Interval | None:
+    def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval | None:
         """first − second, paired over seeds and test examples; loss per label token. None if a record is missing.
 
         The one run of a method without randomness is set against every seed of the other.
@@ -181,7 +182,9 @@ class Comparison:
         one, two = (np.array(self.table(name, column, store)) for name in (first, second))
         if not one.size or not two.size:
             return None
-        return interval_of((one - two).tolist(), self.weights(first, store) if column == "loss_nats" else None)
+        return stats.score_interval(
+            one - two, self.weights(first, store) if column == "loss_nats" else None, self.groups
+        )
 
     def verdict(
         self,
@@ -212,26 +215,31 @@ class Comparison:
         return Verdict("undecided", f"{what}: diverged at the chosen rate: {', '.join(failed)}.")
 
     def bleu(self, name: str, store: Store) -> np.ndarray:
-        """(1 + draws, seeds): corpus BLEU of the arm on the rows of `metrics.resamples`; empty if incomplete."""
+        """(1 + replicates, seeds): corpus BLEU of the arm on the rows of `stats.replicates`; empty if incomplete."""
         records = self.finals(name, store)
         if not records or "bleu_length" not in records[0].per_example:
             return np.zeros((0, 0))
         columns = [[record.per_example[column] for column in metrics.BLEU_STATISTICS] for record in records]
         statistics = np.array(columns, dtype=float).transpose(0, 2, 1)  # (seeds, examples, 10)
         examples = statistics.shape[1]
-        counts = metrics.resample_counts(examples)
+        counts = stats.replicates(examples)
         return np.stack([metrics.bleu_of_sums(counts @ one) for one in statistics], axis=1)
 
-    def bleu_difference(self, first: str, second: str, store: Store) -> metrics.Interval | None:
+    def bleu_difference(self, first: str, second: str, store: Store) -> stats.Interval | None:
         """Corpus BLEU of `first` − that of `second`, paired over seeds and examples. None if a record is missing."""
         one, two = self.bleu(first, store), self.bleu(second, store)
         if not one.size or not two.size:
             return None
-        return metrics.statistic_interval(one - two, len(self.finals(first, store)[0].per_example["bleu_length"]))
+        return stats.statistic_interval(one - two, len(self.finals(first, store)[0].per_example["bleu_length"]))
 
     def weights(self, name: str, store: Store) -> list[float]:
         """Label tokens of the test examples."""
         return [float(value) for value in self.finals(name, store)[0].per_example["label_tokens"]]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the test examples share."""
+        return test_groups(self.task, self.test_examples)
 
     def keys(self, store: Store, *names: str) -> tuple[str, ...]:
         """Keys of the final records of the arms."""
@@ -245,16 +253,18 @@ class Comparison:
             if not (records := self.finals(arm.name, store)):
                 continue
             keys = self.keys(store, arm.name)
-            loss = interval_of(self.table(arm.name, "loss_nats", store), self.weights(arm.name, store))
-            out[f"{prefix}{arm.name}_loss"] = as_quantity(loss, "nats per token", keys, len(records))
+            loss = stats.score_interval(
+                self.table(arm.name, "loss_nats", store), self.weights(arm.name, store), self.groups
+            )
+            out[f"{prefix}{arm.name}_loss"] = Quantity.of(loss, "nats per token", keys)
             for score in SCORES:
                 if score in records[0].per_example:
-                    interval = interval_of(self.table(arm.name, score, store))
-                    out[f"{prefix}{arm.name}_{score}"] = as_quantity(interval, "", keys, len(records))
+                    interval = stats.score_interval(self.table(arm.name, score, store), None, self.groups)
+                    out[f"{prefix}{arm.name}_{score}"] = Quantity.of(interval, "", keys)
             if "bleu" in records[0].measurements:
                 n = len(records[0].per_example["bleu_length"])
-                interval = metrics.statistic_interval(self.bleu(arm.name, store), n)
-                out[f"{prefix}{arm.name}_bleu"] = as_quantity(interval, "BLEU", keys, len(records), 1)
+                interval = stats.statistic_interval(self.bleu(arm.name, store), n)
+                out[f"{prefix}{arm.name}_bleu"] = Quantity.of(interval, "BLEU", keys, 1)
                 ratios = [length_ratio(record) for record in records]
                 out[f"{prefix}{arm.name}_length_ratio"] = Quantity(
                     math.fsum(ratios) / len(ratios), "", keys, min(ratios), max(ratios), len(ratios), n, 2,
@@ -304,9 +314,9 @@ class Comparison:
             if interval is not None:
                 name = f"{prefix}{first}_minus_{second}_{'loss' if column == 'loss_nats' else column}"
                 unit = "nats per token" if column == "loss_nats" else ""
-                out[name] = as_quantity(interval, unit, keys, interval.seeds)
+                out[name] = Quantity.of(interval, unit, keys)
         if (interval := self.bleu_difference(first, second, store)) is not None:
-            out[f"{prefix}{first}_minus_{second}_bleu"] = as_quantity(interval, "BLEU", keys, interval.seeds, 1)
+            out[f"{prefix}{first}_minus_{second}_bleu"] = Quantity.of(interval, "BLEU", keys, 1)
         return out
 
 
@@ -327,11 +337,6 @@ def middle_first(rates: Sequence[float]) -> list[float]:
     return [rates[at] for at in sorted(range(len(rates)), key=lambda at: abs(at - middle))]
 
 
-def interval_of(rows: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> metrics.Interval:
-    """The book's interval; over examples alone where there is one row, of a method without randomness."""
-    return metrics.example_interval(rows[0], weights) if len(rows) == 1 else metrics.mean_interval(rows, weights)
-
-
 def shortfall(found: Mapping[float, float], best: float) -> float:
     """How much lower the loss of a finer grid might be: the least of a parabola through the best rate and its two
     neighbours in the logarithm of the rate, below the best. 0 where a neighbour is missing or diverged.
@@ -347,19 +352,17 @@ def shortfall(found: Mapping[float, float], best: float) -> float:
     return float(found[best] - (c - b**2 / (4 * a))) if a > 0 else 0.0
 
 
-def as_quantity(interval: metrics.Interval, unit: str, keys: tuple[str, ...], seeds: int, digits: int = 3) -> Quantity:
-    """An interval as a named quantity."""
-    return Quantity(interval.mean, unit, keys, interval.low, interval.high, seeds, interval.examples, digits)
-
-
 def decide(
-    interval: metrics.Interval | None, margin: float, claim: tuple[float, float], what: str, quantity: str, unit: str
+    interval: stats.Interval | None, margin: float, claim: tuple[float, float], what: str, quantity: str, unit: str
 ) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
     if interval is None:
         return Verdict("not yet run", f"{what}: the final runs are not all there.")
-    outcome = metrics.judge(interval, margin, claim)
-    least = f"; this n could have seen {interval.half95:.3f}" if outcome == "undecided" else ""
+    outcome = stats.judge(interval, margin, claim)
+    least = {
+        "undecided": f"; this n could have seen {interval.half95:.3f}",
+        "direction only": f"; {interval.basis} decide nothing",
+    }.get(outcome, "")
     return Verdict(
         outcome,
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
@@ -374,22 +377,3 @@ def bounds(claim: tuple[float, float]) -> str:
     return (
         f"at most {high}" if math.isinf(claim[0]) else f"at least {low}" if math.isinf(claim[1]) else f"{low} to {high}"
     )
-
-
-def holm(intervals: Mapping[str, metrics.Interval], level: float = 0.05) -> dict[str, bool]:
-    """Which differences of a family are not zero, by Holm's step-down procedure at the family-wise level.
-
-    p = 2 · P(T > |mean| / SE) with seeds − 1 degrees of freedom; the smallest p is held against level / m, the next
-    against level / (m − 1), until one fails. Source: Holm 1979.
-    """
-    from scipy import stats
-
-    p = {}
-    for name, one in intervals.items():
-        error = math.hypot(one.seed_se, one.example_se)
-        p[name] = 2 * float(stats.t.sf(abs(one.mean) / error, max(one.seeds - 1, 1))) if error else float(not one.mean)
-    found, open_ = dict.fromkeys(p, False), True
-    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
-        open_ = open_ and p[name] <= level / (len(p) - rank)
-        found[name] = open_
-    return found

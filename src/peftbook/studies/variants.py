@@ -13,11 +13,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, decide, holm
+from peftbook.studies.sweep import Arm, Comparison, decide
 
 __all__ = ["COMPARISON", "STUDIES", "steps_to"]
 
@@ -59,7 +60,7 @@ def steps_to(record: Record, target: float) -> int | None:
     return next((at + SMOOTH for at, loss in enumerate(smoothed(record)) if loss <= target), None)
 
 
-def speed(name: str, store: Store) -> metrics.Interval | None:
+def speed(name: str, store: Store) -> stats.Interval | None:
     """log(steps to the target / plain LoRA's), by seed; a run that never gets there counts with all its steps."""
     ours, base = COMPARISON.finals(name, store), COMPARISON.finals("lora", store)
     if not ours or not base:
@@ -70,10 +71,10 @@ def speed(name: str, store: Store) -> metrics.Interval | None:
         target = curve[max(0, round(REACHED * (len(curve) + SMOOTH - 1)) - SMOOTH)]
         steps = steps_to(one, target) or len(one.curve["train_loss_nats"])
         rows.append([math.log(steps / (steps_to(plain, target) or steps))])
-    return metrics.mean_interval(rows)
+    return stats.mean_interval(rows)
 
 
-def effect(name: str, store: Store) -> metrics.Interval | None:
+def effect(name: str, store: Store) -> stats.Interval | None:
     """What the variant's claim is about: log ratio of steps, or difference in test loss to plain LoRA."""
     if CLAIMS[name] == "speed":
         return speed(name, store)
@@ -99,8 +100,8 @@ def stands(name: str, store: Store) -> bool | None:
         if found is None:
             return None
         border = claim[1] if found.mean <= claim[1] else claim[1] + margin
-        borders[one] = dataclasses.replace(found, mean=found.mean - border)
-    return holm(borders)[name]
+        borders[one] = stats.p_value(dataclasses.replace(found, mean=found.mean - border))
+    return stats.holm(borders)[name]
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -110,14 +111,14 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for arm in COMPARISON.arms[1:]:
         out |= COMPARISON.paired(arm.name, "lora", store)
         if (found := COMPARISON.difference(arm.name, "lora", "loss_nats", store)) is not None:
-            family[arm.name] = found
+            family[arm.name] = stats.p_value(found)
         if (logs := speed(arm.name, store)) is not None:
             ratio, low, high = (math.exp(value) for value in (logs.mean, logs.low, logs.high))
             keys = COMPARISON.keys(store, arm.name, "lora")
             out[f"{arm.name}_steps"] = Quantity(ratio, "×", keys, low, high, logs.seeds, digits=2)
     if len(family) == len(COMPARISON.arms) - 1:
         keys = COMPARISON.keys(store, *(arm.name for arm in COMPARISON.arms))
-        count = sum(holm(family).values())
+        count = sum(stats.holm(family).values())
         out["differ"] = Quantity(count, f"of {len(family)} variants", keys, seeds=len(COMPARISON.seeds), digits=0)
     return out
 
@@ -136,7 +137,7 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
                 f"{label} needs {ratio:.2f} times the steps of plain LoRA to the same training loss "
                 f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})"
             )
-            alone = Verdict(metrics.judge(found, margin, claim), said, (f"{name}_steps",))
+            alone = Verdict(stats.judge(found, margin, claim), said, (f"{name}_steps",))
         else:
             what, quantity = f"Test loss of {label} minus LoRA", f"{name}_minus_lora_loss"
             alone = decide(found, margin, claim, what, quantity, "nats per token")

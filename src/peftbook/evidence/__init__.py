@@ -1,0 +1,1 @@
+"""Evidence: what numbers can carry, by rules that all parts of the book share."""
