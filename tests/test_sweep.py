@@ -223,7 +223,7 @@ def test_a_difference_in_corpus_bleu_is_paired(tmp_path):
             mean = math.fsum(math.log(m / t) for m, t in zip(matched, total, strict=True)) / 4
             assert metrics.bleu(changed.per_example) == pytest.approx(100 * penalty * math.exp(mean))
     one = plan.bleu("a", store)
-    assert one.shape == (1 + metrics.BOOTSTRAP_DRAWS, len(plan.seeds))
+    assert one.shape == (1 + stats.DRAWS, len(plan.seeds))
     for at, record in enumerate(plan.finals("a", store)):
         assert one[0, at] == pytest.approx(metrics.bleu(record.per_example))
     same = plan.bleu_difference("a", "a", store)

@@ -78,10 +78,10 @@ PAIRS = (("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fu
 
 
 def unpaired_interval(
-    first: stats.Scores, second: stats.Scores, weights: Sequence[float] | None = None
+    first: stats.Scores, second: stats.Scores, weights: Sequence[float] | None = None, groups: stats.Groups = ()
 ) -> stats.Interval:
     """The interval of first − second if the arms had shared nothing: errors add in squares, degrees of freedom too."""
-    one, two = (stats.mean_interval(rows, weights) for rows in (first, second))
+    one, two = (stats.mean_interval(rows, weights, groups) for rows in (first, second))
     errors = math.hypot(one.seed_se, two.seed_se), math.hypot(one.example_se, two.example_se)
     freedoms = one.seeds + two.seeds - 2, one.freedom + two.freedom
     half95, half90 = (float(stats.half_width(level, *errors, *freedoms)) for level in (0.05, 0.10))
@@ -98,9 +98,9 @@ def paired_intervals(store: Store) -> Figure:
         axes.axvline(0, color=colour("muted"), linewidth=1.2)
         for at, pair in enumerate(PAIRS):
             one, two = (chosen_records(arm, store) for arm in pair)
-            tables = methods.table(one, column), methods.table(two, column)
-            weights = [float(value) for value in one[0].per_example["label_tokens"]] if column == "loss_nats" else None
-            alone, together = unpaired_interval(*tables, weights), stats.paired_interval(*tables, weights)
+            tables, weights = (methods.table(one, column), methods.table(two, column)), methods.weights(one[0], column)
+            alone = unpaired_interval(*tables, weights, methods.groups())
+            together = methods.paired(one, two, column)
             draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
             draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
         axes.set_yticks(range(len(PAIRS)), [" − ".join(METHODS[arm].label for arm in pair) for pair in PAIRS])

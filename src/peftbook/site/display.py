@@ -14,6 +14,7 @@ from typing import Any, Literal
 __all__ = [
     "VERDICTS",
     "Shown",
+    "amendments",
     "badge",
     "evidence",
     "measured",
@@ -120,6 +121,29 @@ def verdicts(*names: str) -> Shown:
         claim = f'<a href="runs/study-{name}.html">{escape(study.claim)}</a>'
         rows.append([claim, f"{badge(found.outcome)}<br>{said}"])
     return table(["Claim", "What the runs say"], rows)
+
+
+def amendments() -> Shown:
+    """The ledger of the rule of uncertainty: each change with its reason and what became of every verdict."""
+    from peftbook.evidence.ledger import amendments as ledger
+
+    rows: list[tuple[str, str]] = []
+    for one in ledger():
+        count = f"{len(one.changed)} of {len(one.verdicts)} verdicts changed"
+        moves = "".join(
+            f'<li><a href="runs/study-{study}.html">{study.replace("_", " ")}</a>: {badge(old)} → {badge(new)}</li>'
+            for study, (old, new) in sorted(one.verdicts.items(), key=lambda item: item[0] not in one.changed)
+        )
+        rows += [
+            ("Date", one.date),
+            ("Rule before", escape(one.before)),
+            ("Rule now", escape(one.now)),
+            ("Why", escape(one.why)),
+            ("Last commit under the rule before", f"<code>{one.commit}</code>"),
+            ("Hash of the rule now", f"<code>{one.rule}</code>"),
+            ("Verdicts, before → now", f"<details><summary>{count}</summary><ul>{moves}</ul></details>"),
+        ]
+    return table(["Amendment", ""], rows)
 
 
 def _render(figure: Callable[..., Any], *args: Any, mode: Literal["light", "dark"], **options: Any) -> bytes:
