@@ -54,6 +54,7 @@ from peftbook.studies import (
     merging,
     subspace,
 )
+from peftbook.training.probes.coverage import simulated
 
 OF_STUDIES = [module.__name__ for module in (evidence, limits, lora_practice, qlora)]
 EVIDENCE = [name for name, entry in figures.FIGURES.items() if entry.function.__module__ in OF_STUDIES]
@@ -344,7 +345,13 @@ def invented_throughput(probe: specs.Probe, rng: np.random.Generator) -> dict:
     }
 
 
+def invented_coverage(probe: specs.Probe, _: np.random.Generator) -> dict:
+    """A few simulated studies of each cell."""
+    return vars(simulated(probe.model_copy(update={"settings": probe.settings | {"studies": 8}})))
+
+
 PROBES = {
+    "coverage.simulated": invented_coverage,
     "curves.learning_curve": invented_curve,
     "codebooks.codebook_error": invented_codebooks,
     "codebooks.quantised_loss": invented_loss,
