@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_llama
 
-from peftbook import metrics, specs
+from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.scratch.codebooks import (
     BLOCK_DEPENDENT,
@@ -300,4 +301,4 @@ def test_partial_records_give_partial_quantities(tmp_path):
     found = study.quantities(store)
     assert found and all(name.startswith("minilm_") for name in found)
     assert get_study("codebooks_squared").verdict(store).outcome == "not yet run"
-    assert isinstance(study.excess([store.get(study.probe("minilm"))] * 2, "lloyd", "mse"), metrics.Interval)
+    assert isinstance(study.excess([store.get(study.probe("minilm"))] * 2, "lloyd", "mse"), stats.Interval)

@@ -14,11 +14,12 @@ from fake_records import fill_store
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from scipy import stats
+from scipy import stats as oracle
 
 from peftbook import figures, metrics, specs
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
 from peftbook.errors import InputError
+from peftbook.evidence import stats
 from peftbook.figures import (
     bits,
     costs,
@@ -57,6 +58,7 @@ from peftbook.studies import (
     prompt_design,
     subspace,
 )
+from peftbook.training.probes.coverage import simulated
 
 OF_STUDIES = [module.__name__ for module in (bits, evidence, limits, lora_practice, qlora, updates)]
 EVIDENCE = [name for name, function in figures.FIGURES.items() if function.__module__ in OF_STUDIES]
@@ -364,7 +366,13 @@ def invented_throughput(probe: specs.Probe, rng: np.random.Generator) -> dict:
     }
 
 
+def invented_coverage(probe: specs.Probe, _: np.random.Generator) -> dict:
+    """A few simulated studies of each cell."""
+    return vars(simulated(probe.model_copy(update={"settings": probe.settings | {"studies": 8}})))
+
+
 PROBES = {
+    "coverage.simulated": invented_coverage,
     "curves.learning_curve": invented_curve,
     "codebooks.codebook_error": invented_codebooks,
     "codebooks.quantised_loss": invented_loss,
@@ -594,9 +602,9 @@ def test_a_figure_of_a_study_names_what_it_lacks(name: str, tmp_path: Path):
 @pytest.mark.parametrize("seeds", [3, 5, 20])
 def test_the_chance_to_find_an_effect_is_that_of_the_noncentral_t(seeds: int):
     """The oracle is scipy's; without an effect an interval of 95 % is wrong once in twenty."""
-    bar = stats.t.ppf(0.975, seeds - 1)
+    bar = oracle.t.ppf(0.975, seeds - 1)
     shift = math.sqrt(seeds)
-    expected = stats.nct.sf(bar, seeds - 1, shift) + stats.nct.cdf(-bar, seeds - 1, shift)
+    expected = oracle.nct.sf(bar, seeds - 1, shift) + oracle.nct.cdf(-bar, seeds - 1, shift)
     assert measuring.chance(1, seeds, bar) == pytest.approx(expected, abs=2e-4)
     assert measuring.chance(0, seeds, bar) == pytest.approx(0.05, abs=2e-4)
     assert measuring.chance(measuring.smallest_effect(seeds), seeds, bar) == pytest.approx(measuring.OFTEN)
@@ -609,10 +617,10 @@ def test_what_arms_share_widens_only_the_unpaired_interval():
     hard = 5 * rng.normal(size=50)
     alone, together = (
         measuring.unpaired_interval(one + hard, two + hard),
-        metrics.paired_interval(one + hard, two + hard),
+        stats.paired_interval(one + hard, two + hard),
     )
     assert alone.mean == pytest.approx(together.mean)
-    assert together.half95 == pytest.approx(metrics.paired_interval(one, two).half95)
+    assert together.half95 == pytest.approx(stats.paired_interval(one, two).half95)
     assert alone.half95 > 2 * measuring.unpaired_interval(one, two).half95
 
 
@@ -629,7 +637,7 @@ def test_the_winner_is_flattered_by_the_formula(spread: float):
 
 def test_the_drawn_intervals_have_all_four_verdicts():
     """The chapter's text names them by their letters."""
-    said = [metrics.judge(measuring.case(*one), 1.0, (-math.inf, 0.0)) for one in measuring.CASES]
+    said = [stats.judge(measuring.case(*one), 1.0, (-math.inf, 0.0)) for one in measuring.CASES]
     assert said == [*["reproduced"] * 2, "equivalent", *["undecided"] * 3, "refuted"]
 
 

@@ -1,4 +1,4 @@
-"""Metrics and the one uncertainty rule: hand counts, independent recounts, closed forms and a coverage simulation."""
+"""Metrics: hand counts, independent recounts and closed forms."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
-from scipy import stats
 
 from peftbook.errors import InputError
 from peftbook.metrics import (
     BLEU_STATISTICS,
-    Interval,
     bleu,
     bleu_of_sums,
     bleu_statistics,
     exact_match,
-    example_interval,
-    judge,
-    mean_interval,
-    paired_interval,
     perplexity,
     rouge,
 )
@@ -162,165 +156,6 @@ def test_perplexity_is_the_exponential_of_the_mean_per_token():
     assert perplexity([1e6], [1]) == math.inf
 
 
-# ---- the interval
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-def test_without_spread_over_examples_the_interval_is_students(seeds):
-    """Every example alike: the bootstrap term vanishes and t(n−1) · s/√n is left, as scipy gives it."""
-    means = np.random.default_rng(seeds).normal(0.3, 0.02, seeds)
-    interval = mean_interval(np.repeat(means[:, None], 40, axis=1))
-    low, high = stats.t.interval(0.95, seeds - 1, loc=means.mean(), scale=stats.sem(means))
-    assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
-    low90, high90 = stats.t.interval(0.90, seeds - 1, loc=means.mean(), scale=stats.sem(means))
-    assert interval.half90 == pytest.approx((high90 - low90) / 2)
-    assert interval.example_se == pytest.approx(0, abs=1e-12)
-    assert (interval.seeds, interval.examples) == (seeds, 40)
-
-
-def test_without_spread_over_seeds_the_example_term_is_the_standard_error():
-    """Seeds alike: SE_examples is σ/√N up to the bootstrap's own error of 1/√(2 · 2000) = 1.6 %."""
-    row = np.random.default_rng(0).normal(size=400)
-    interval = mean_interval(np.stack([row] * 3))
-    assert interval.seed_se == pytest.approx(0, abs=1e-12)
-    assert interval.example_se == pytest.approx(row.std() / 20, rel=0.06)
-    assert interval.half95 == pytest.approx(stats.t.ppf(0.975, 2) * interval.example_se)
-
-
-@given(st.integers(2, 5), st.integers(2, 30), st.integers(0, 999))
-@settings(deadline=None, max_examples=30)
-def test_weights_give_the_loss_per_label_token(seeds, examples, seed):
-    """Σ nats / Σ label tokens, which is not the mean of the examples' means; equal weights only rescale."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(1, 20, examples).astype(float)
-    nats = rng.gamma(2.0, size=(seeds, examples)) * labels
-    interval = mean_interval(nats, labels, draws=200)
-    assert interval.mean == pytest.approx((nats.sum(axis=1) / labels.sum()).mean())
-    plain, scaled = mean_interval(nats, draws=200), mean_interval(nats * 3, np.full(examples, 3.0), draws=200)
-    assert (scaled.mean, scaled.half95) == (pytest.approx(plain.mean), pytest.approx(plain.half95))
-
-
-@given(st.integers(0, 999), st.floats(-5, 5), st.floats(0.1, 10))
-@settings(deadline=None, max_examples=30)
-def test_intervals_move_with_the_scores(seed, shift, scale):
-    """Adding a constant moves the mean alone; a change of unit rescales everything; the same data, the same bits."""
-    scores = np.random.default_rng(seed).normal(size=(3, 20))
-    base, moved = mean_interval(scores, draws=300), mean_interval(scores * scale + shift, draws=300)
-    assert moved.mean == pytest.approx(base.mean * scale + shift)
-    assert moved.half95 == pytest.approx(base.half95 * scale)
-    assert base == mean_interval(scores, draws=300)
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    """400 simulated studies with seed, example and residual effects: at least 95 % cover, within 3 binomial SDs."""
-    rng = np.random.default_rng(7)
-    repetitions, seeds, examples, truth = 400, 4, 60, 0.4
-    covered = 0
-    for _ in range(repetitions):
-        scores = (
-            truth
-            + rng.normal(0, 0.03, (seeds, 1))
-            + rng.normal(0, 0.2, (1, examples))
-            + rng.normal(0, 0.1, (seeds, examples))
-        )
-        interval = mean_interval(scores, draws=150)
-        covered += interval.low <= truth <= interval.high
-    assert covered / repetitions >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / repetitions)
-
-
-def test_a_wrong_interval_would_fail_the_coverage_test():
-    """Leaving out the seeds' term, the commonest mistake, covers far less: the simulation can tell."""
-    rng = np.random.default_rng(7)
-    covered = 0
-    for _ in range(200):
-        scores = 0.4 + rng.normal(0, 0.05, (4, 1)) + rng.normal(0, 0.1, (1, 60))
-        interval = mean_interval(scores, draws=100)
-        covered += abs(interval.mean - 0.4) <= 1.96 * interval.example_se
-    assert covered / 200 < 0.8
-
-
-def test_one_seed_decides_nothing():
-    """Without a second seed there is no spread over seeds: infinite half-widths and no verdict on a bounded claim."""
-    interval = mean_interval([[0.1, 0.2, 0.3]])
-    assert interval.half95 == interval.half90 == interval.seed_se == math.inf
-    assert interval.mean == pytest.approx(0.2) and interval.example_se > 0
-    assert judge(interval, 0.1, (0.0, math.inf)) == "undecided"
-
-
-def test_identical_arms_differ_by_nothing():
-    """Zero, with an interval of zero width: pairing removes what the arms share."""
-    scores = np.random.default_rng(0).normal(size=(3, 25))
-    difference = paired_interval(scores, scores)
-    assert (difference.mean, difference.half95, difference.half90) == (0, 0, 0)
-    assert judge(difference, 0.01, (0.5, math.inf)) == "refuted"
-    assert judge(difference, 0.5, (0.2, math.inf)) == "equivalent"
-
-
-@given(st.integers(0, 999))
-@settings(deadline=None, max_examples=20)
-def test_exchanging_the_arms_changes_the_sign(seed):
-    """And nothing else; a shared effect of the examples does not widen the interval."""
-    rng = np.random.default_rng(seed)
-    one, two = rng.normal(size=(2, 3, 20))
-    there, back = paired_interval(one, two), paired_interval(two, one)
-    assert there.mean == pytest.approx(-back.mean) and there.half95 == pytest.approx(back.half95)
-    hard = 100 * rng.normal(size=20)
-    assert paired_interval(one + hard, two + hard).half95 == pytest.approx(there.half95)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: mean_interval([]),
-        lambda: mean_interval([[]]),
-        lambda: mean_interval([1.0, 2.0]),
-        lambda: mean_interval([[1.0, 2.0]], [1.0, 1.0, 1.0]),
-        lambda: mean_interval([[1.0, 2.0]], [1.0]),
-        lambda: paired_interval([[1.0, 2.0]], [[1.0]]),
-        lambda: paired_interval([[1.0], [2.0]], [[1.0]]),
-    ],
-)
-def test_tables_of_another_shape_are_refused(call):
-    """NumPy would broadcast some of them into a number."""
-    with pytest.raises(InputError, match=r"give|compare"):
-        call()
-
-
-def difference(mean: float, half95: float) -> Interval:
-    return Interval(mean, half95, 0.8 * half95, 0.0, 0.0, 3, 100)
-
-
-@pytest.mark.parametrize(
-    ("mean", "half95", "claim", "verdict"),
-    [  # margin 0.5 throughout
-        (2.0, 1.0, (0, math.inf), "reproduced"),
-        (1.0, 1.0, (0, math.inf), "reproduced"),  # touching the edge is inside
-        (0.0, 0.2, (-0.5, 0.5), "reproduced"),
-        (0.9, 1.0, (0, math.inf), "undecided"),
-        (-2.0, 1.0, (0, math.inf), "refuted"),
-        (-1.5, 1.0, (0, math.inf), "undecided"),  # outside, but not beyond the margin
-        (2.0, 0.5, (-math.inf, 0), "refuted"),
-        (0.9, 0.5, (-math.inf, 0), "undecided"),
-        (0.1, 0.4, (0.2, math.inf), "equivalent"),  # 90 % half-width 0.32 fits in ±0.5
-        (0.3, 0.4, (0.2, math.inf), "undecided"),
-        (-0.2, 0.3, (0, math.inf), "equivalent"),
-        (0.0, math.inf, (0, math.inf), "undecided"),
-    ],
-)
-def test_the_one_rule(mean, half95, claim, verdict):
-    """science.md, section 6, case by case."""
-    assert judge(difference(mean, half95), 0.5, claim) == verdict
-
-
-@given(st.floats(-3, 3), st.floats(0, 3), st.floats(0, 1), st.floats(-2, 2))
-def test_a_claim_and_its_opposite_are_never_both_reproduced(mean, half95, margin, edge):
-    """Nor is a claim reproduced and its opposite equivalent to it: reproduced here is refuted or undecided there."""
-    found = difference(mean, half95)
-    up, down = judge(found, margin, (edge, math.inf)), judge(found, margin, (-math.inf, edge))
-    assert not (up == down == "reproduced") or found.low == found.high == edge
-    assert up != "refuted" or down == "reproduced"
-
-
 @given(
     st.lists(st.tuples(*[st.integers(0, 6)] * 4, st.integers(10, 20), st.integers(8, 20)), min_size=1, max_size=4),
 )
@@ -335,11 +170,3 @@ def test_bleu_of_sums_is_sacrebleus(rows):
         columns["bleu_reference_length"].append(float(reference))
     sums = np.array([sum(columns[name]) for name in BLEU_STATISTICS])
     assert bleu_of_sums(sums) == pytest.approx(bleu(columns), abs=1e-9)
-
-
-def test_an_interval_over_examples_alone_is_normal():
-    """Narrower than with few seeds, and that of `mean_interval` up to the quantile."""
-    scores = np.random.default_rng(0).normal(size=60).tolist()
-    alone, seeded = example_interval(scores), mean_interval([scores, scores, scores])
-    assert alone.example_se == seeded.example_se and seeded.seed_se == 0
-    assert alone.half95 == pytest.approx(1.959964 * alone.example_se) and alone.half95 < seeded.half95

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama
 
-from peftbook import metrics, specs
+from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Record, Store
 from peftbook.scratch.lora import add_lora, load_lora_state, lora_state
@@ -229,14 +229,6 @@ def test_requantising_needs_a_plain_start():
     run = merging.merge_probe(1).runs[0].model_copy(update={"method": specs.QLoRA(init="loftq")})
     with pytest.raises(InputError, match="init 'kaiming'"):
         measure(specs.Probe(measure="serving.requantise_gap", runs=(run,)))
-
-
-def test_the_interval_of_a_mean_is_the_books_interval():
-    """`statistic_interval` is `metrics.mean_interval` where the statistic is a mean."""
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(3, 40))
-    found = metrics.statistic_interval(scores[:, metrics.resamples(40)].mean(axis=2).T, 40)
-    assert vars(found) == pytest.approx(vars(metrics.mean_interval(scores.tolist())))
 
 
 def test_a_ratio_of_times_does_not_depend_on_the_unit_or_the_direction():

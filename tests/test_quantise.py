@@ -324,12 +324,3 @@ def test_double_quant_verdicts_follow_bytes_and_losses(tmp_path, extra, saved, b
     assert (found["double_quant_bits"].outcome, found["double_quant_loss"].outcome) == (bits, loss)
     quantities = double_quant.quantities(store)
     assert all(set(one.quantities) <= set(quantities) for one in found.values())
-
-
-def test_text_interval_has_the_bootstrap_width():
-    """1.96 standard errors of the mean difference, which independent texts make σ / √n."""
-    rng = np.random.default_rng(4)
-    first, second = rng.normal(1, 0.5, 400), np.zeros(400)
-    found = weight_error.text_interval(first.tolist(), second.tolist(), None)
-    assert found.mean == pytest.approx(first.mean())
-    assert found.half95 == pytest.approx(1.96 * first.std() / 20, rel=0.06)

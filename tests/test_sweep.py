@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats as oracle
 
 from peftbook import metrics, specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import Arm, Comparison, corpus_bleu, grid, holm, length_ratio, middle_first, shortfall
+from peftbook.studies.sweep import Arm, Comparison, corpus_bleu, grid, length_ratio, middle_first, shortfall
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 
@@ -149,9 +150,14 @@ def test_the_vertex_of_an_exact_parabola_is_found(centre, width, height):
     assert vertex(dict(list(losses.items())[:2])) is None
 
 
-def an_interval(mean: float, error: float) -> metrics.Interval:
+def an_interval(mean: float, error: float) -> stats.Interval:
     """Four seeds, no error over examples."""
-    return metrics.Interval(mean, 0, 0, error, 0.0, 4, 10)
+    return stats.Interval(mean, 0, 0, error, 0.0, 4, 10)
+
+
+def holm(family: dict[str, stats.Interval]) -> dict[str, bool]:
+    """Holm's procedure on the p-values of intervals."""
+    return stats.holm({name: stats.p_value(one) for name, one in family.items()})
 
 
 def test_holm_rejects_what_bonferroni_rejects_and_never_more_than_single_tests():
@@ -159,7 +165,7 @@ def test_holm_rejects_what_bonferroni_rejects_and_never_more_than_single_tests()
     rng = np.random.default_rng(0)
     for _ in range(200):
         family = {str(at): an_interval(rng.normal(0, 3), 1.0) for at in range(5)}
-        p = {name: 2 * stats.t.sf(abs(one.mean), 3) for name, one in family.items()}
+        p = {name: 2 * oracle.t.sf(abs(one.mean), 3) for name, one in family.items()}
         found = holm(family)
         for name in family:
             assert found[name] or p[name] > 0.05 / len(family)
@@ -221,7 +227,7 @@ def test_a_difference_in_corpus_bleu_is_paired(tmp_path):
             mean = math.fsum(math.log(m / t) for m, t in zip(matched, total, strict=True)) / 4
             assert metrics.bleu(changed.per_example) == pytest.approx(100 * penalty * math.exp(mean))
     one = corpus_bleu(plan.finals("a", store))
-    assert one.shape == (1 + metrics.BOOTSTRAP_DRAWS, len(plan.seeds))
+    assert one.shape == (1 + stats.DRAWS, len(plan.seeds))
     for at, record in enumerate(plan.finals("a", store)):
         assert one[0, at] == pytest.approx(metrics.bleu(record.per_example))
     same = plan.bleu_difference("a", "a", store)

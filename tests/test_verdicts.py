@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store, default_store
 from peftbook.studies import Study, Verdict, double_quant, forgetting, get_study, subspace, weight_error
 
@@ -339,10 +340,10 @@ def test_the_ceiling_is_one_without_noise_and_none_without_signal(tmp_path):
 
 
 def test_differences_over_copies_are_the_books_interval(tmp_path):
-    """Copies stand where seeds stand in `metrics.paired_interval`, and their mean is the value."""
+    """Copies stand where seeds stand in `stats.paired_interval`, and their mean is the value."""
     found = small_records(tmp_path, error_record(RISING, 0.01))
     tables = [[record.per_example[f"{name}_64"] for record in found] for name in ("nf4", "e3m0")]
-    expected = metrics.paired_interval(*tables, found[0].per_example["label_tokens"])
+    expected = stats.paired_interval(*tables, found[0].per_example["label_tokens"])
     assert weight_error.neighbours(found, "nf4", "e3m0") == expected and expected.seeds == len(weight_error.SEEDS)
 
 

@@ -1,36 +1,24 @@
-"""Metrics and the one uncertainty rule: numbers in, numbers out, no models."""
+"""Metrics: texts and numbers in, numbers out, no models."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from peftbook.errors import InputError
 
 __all__ = [
-    "Interval",
     "bleu",
     "bleu_of_sums",
     "bleu_statistics",
     "exact_match",
-    "example_interval",
-    "judge",
-    "mean_interval",
-    "paired_interval",
     "perplexity",
-    "resample_counts",
-    "resamples",
     "rouge",
-    "statistic_interval",
 ]
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
-BOOTSTRAP_DRAWS = 2000
 BLEU_STATISTICS = (
     *(f"bleu_matched_{n}" for n in (1, 2, 3, 4)),
     *(f"bleu_total_{n}" for n in (1, 2, 3, 4)),
@@ -137,131 +125,3 @@ def perplexity(nats: Sequence[float], label_tokens: Sequence[int]) -> float:
         return math.exp(mean)
     except OverflowError:
         return math.inf
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its two-sided intervals and the standard errors behind them.
-
-    half95, half90: half-widths.  seed_se, example_se: the two terms; infinite with fewer than two seeds.
-    """
-
-    mean: float
-    half95: float
-    half90: float
-    seed_se: float
-    example_se: float
-    seeds: int
-    examples: int
-
-    @property
-    def low(self) -> float:
-        return self.mean - self.half95
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.half95
-
-
-def mean_interval(
-    scores: Sequence[Sequence[float]], weights: Sequence[float] | None = None, *, draws: int = BOOTSTRAP_DRAWS
-) -> Interval:
-    """The book's interval: mean ± t(n−1) · sqrt(s² / n + SE²_examples).
-
-    scores: (seeds, examples).  weights: (examples,) or None; with weights the mean of a seed is Σ scores / Σ weights
-    (loss per label token: scores are summed nats, weights are label tokens).  s is the SD of the per-seed means,
-    SE_examples the bootstrap error over examples of the seed-averaged mean.  For a paired comparison pass the
-    differences.  With one seed there is no t quantile: half-widths are infinite.
-    """
-    table = np.asarray(scores, dtype=float)
-    if table.ndim != 2 or 0 in table.shape:
-        raise InputError(f"Scores have shape {table.shape}: give a non-empty (seeds, examples) table.")
-    weight = np.ones(table.shape[1]) if weights is None else np.asarray(weights, dtype=float)
-    if weight.shape != table.shape[1:]:
-        raise InputError(f"There are {weight.size} weights for {table.shape[1]} examples: give one each.")
-    per_seed = table.sum(axis=1) / weight.sum()
-    seeds, examples = table.shape
-    counts = resample_counts(examples, draws)[1:]
-    boot = (counts @ table.mean(axis=0)) / (counts @ weight)
-    example_se = float(boot.std(ddof=1))
-    seed_se = float(per_seed.std(ddof=1) / math.sqrt(seeds)) if seeds > 1 else math.inf
-    total = math.hypot(seed_se, example_se)
-    quantile95, quantile90 = (float(stats.t.ppf(p, max(seeds - 1, 1))) for p in (0.975, 0.95))
-    return Interval(
-        float(per_seed.mean()), quantile95 * total, quantile90 * total, seed_se, example_se, seeds, examples
-    )
-
-
-def example_interval(scores: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
-    """The interval where nothing is random but the choice of examples: mean ± 1.96 · SE_examples.
-
-    scores: (examples,).  weights: (examples,) or None, as in `mean_interval`.
-    """
-    found = mean_interval([list(scores)], weights)
-    return normal_interval(found.mean, found.example_se, found.examples)
-
-
-def normal_interval(mean: float, error: float, examples: int) -> Interval:
-    """mean ± z · error of a single deterministic run."""
-    half95, half90 = (float(stats.norm.ppf(p)) * error for p in (0.975, 0.95))
-    return Interval(mean, half95, half90, 0.0, error, 1, examples)
-
-
-@functools.lru_cache(maxsize=4)
-def resamples(examples: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
-    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples), not to be written."""
-    rng = np.random.default_rng(20260101)
-    picks = np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
-    picks.flags.writeable = False
-    return picks
-
-
-@functools.lru_cache(maxsize=4)
-def resample_counts(examples: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
-    """How often each row of `resamples` has each example: (1 + draws, examples), not to be written."""
-    counts = np.stack([np.bincount(picks, minlength=examples) for picks in resamples(examples, draws)]).astype(float)
-    counts.flags.writeable = False
-    return counts
-
-
-def statistic_interval(values: np.ndarray, examples: int) -> Interval:
-    """The book's interval (`mean_interval`) for a statistic that is not a mean over examples.
-
-    values: (1 + draws, seeds), the statistic on the rows of `resamples(examples)`. With one seed, whose randomness is
-    not known, the interval covers the choice of examples alone.
-    """
-    per_seed, boot = values[0], values[1:].mean(axis=1)
-    example_se, seeds = float(np.nanstd(boot, ddof=1)), len(per_seed)
-    if seeds == 1:
-        return normal_interval(float(per_seed[0]), example_se, examples)
-    seed_se = float(per_seed.std(ddof=1) / math.sqrt(seeds))
-    total = math.hypot(seed_se, example_se)
-    half95, half90 = (float(stats.t.ppf(p, seeds - 1)) * total for p in (0.975, 0.95))
-    return Interval(float(per_seed.mean()), half95, half90, seed_se, example_se, seeds, examples)
-
-
-def paired_interval(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], weights: Sequence[float] | None = None
-) -> Interval:
-    """The interval of first − second over shared seeds and shared examples: row i of both has the same seed."""
-    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if one.shape != two.shape:
-        raise InputError(f"Paired scores have shapes {one.shape} and {two.shape}: compare equal seeds and examples.")
-    return mean_interval(one - two, weights)
-
-
-def judge(difference: Interval, margin: float, claim: tuple[float, float]) -> str:
-    """Verdict on a claim about a difference, by the one rule.
-
-    claim: the interval that the claim allows (−inf and inf are fine).  reproduced: the 95 % interval lies inside it.
-    refuted: the 95 % interval lies wholly outside it, beyond the margin.  equivalent: the 90 % interval lies inside
-    ±margin.  undecided: anything else.
-    """
-    low, high = difference.low, difference.high
-    if low >= claim[0] and high <= claim[1]:
-        return "reproduced"
-    if low > claim[1] + margin or high < claim[0] - margin:
-        return "refuted"
-    if -margin <= difference.mean - difference.half90 and difference.mean + difference.half90 <= margin:
-        return "equivalent"
-    return "undecided"

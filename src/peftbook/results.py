@@ -29,7 +29,9 @@ __all__ = [
     "study_verdict",
 ]
 
-OUTCOMES = ("reproduced", "equivalent", "refuted", "undecided", "measured", "not testable here", "not yet run")
+OUTCOMES = (
+    "reproduced", "equivalent", "refuted", "direction only", "undecided", "measured", "not testable here", "not yet run"
+)  # fmt: skip
 SAID = ("rank", "length", "width")  # of a method, always; other fields where they are not the default
 WORDS = {"shots": "{} examples in the prompt", "length": "{} virtual tokens", "train_examples": "{} examples"}
 HASH = re.compile("[0-9a-f]{64}")

@@ -1,7 +1,8 @@
 """Decision: records of one comparison to its table and to what should be taken; studio and command line share it.
 
-Each score and each paired difference has the book's 95 % interval: `metrics.paired_interval` over shared seeds,
-`metrics.example_interval` with one. Perplexity is compared through the loss. The decision is about one measure, and has
+Each score and each paired difference has the book's 95 % interval, `stats.score_interval`, over shared seeds and test
+examples, or over groups where examples share one. Perplexity is compared through the loss. The decision is about one
+measure, and has
 two questions, each answered at a family-wise level of 5 %:
 
 - Which rows may be the best? One-sided comparisons of each with every other, corrected by Bonferroni (`pairs`).
@@ -35,7 +36,7 @@ from peftbook.decision.comparison import (
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_arms
 from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
 from peftbook.errors import InputError
-from peftbook.metrics import Interval
+from peftbook.evidence.stats import Interval
 from peftbook.records import Record
 from peftbook.tasks import Example
 
@@ -95,15 +96,16 @@ def compare(
     scored = max(len(arm.columns[deciding.column][0]) for arm in arms if deciding.column in arm.columns)
     if examples and len(examples) < scored:
         raise InputError(f"{scored} test examples were scored and {len(examples)} are given: give the whole split.")
+    groups = [example.group for example in examples[:scored]]
     labelled = dict(zip(label_arms(arms), arms, strict=True))
     base = {arm.run.model: 0 for arm in arms}
     for arm in arms:
         base[arm.run.model] = max(base[arm.run.model], arm.base_parameters)
-    rows = [describe_row(label, arm, measures, base[arm.run.model]) for label, arm in labelled.items()]
+    rows = [describe_row(label, arm, measures, base[arm.run.model], groups) for label, arm in labelled.items()]
     contest = [row for row in rows if not row.failure and deciding.name in row.scores]
     contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
     competing = {row.label: labelled[row.label] for row in contest}
-    pairs = pair_arms(competing, measures, deciding)
+    pairs = pair_arms(competing, measures, deciding, groups)
     if scored >= FEWEST_EXAMPLES:
         pairs = detect(pairs, deciding, len(contest), level)
     found = Comparison(
@@ -121,7 +123,7 @@ def compare(
         contrasts=contrast(competing, deciding, texts, examples),
     )
     found = dataclasses.replace(found, recommendation=recommend(found))
-    return dataclasses.replace(found, cautions=list_cautions(found, examples[:scored]))
+    return dataclasses.replace(found, cautions=list_cautions(found))
 
 
 def says_something(measure: Measure, arms: Sequence[Arm]) -> bool:

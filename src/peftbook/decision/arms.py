@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from peftbook import metrics, specs
 from peftbook.decision.comparison import MEASURES, Measure, Row, Skewed
 from peftbook.errors import InputError
-from peftbook.metrics import Interval
+from peftbook.evidence import stats
+from peftbook.evidence.stats import Groups, Interval
 from peftbook.records import Record
 
 __all__ = ["Arm", "describe_row", "encoder_in_words", "group_records", "label_arms", "method_label"]
@@ -90,7 +91,7 @@ def group_records(records: Sequence[Record]) -> list[Arm]:
     return list(arms.values())
 
 
-def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_parameters: int) -> Row:
+def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_parameters: int, groups: Groups = ()) -> Row:
     """The row without its differences."""
     done = list(arm.finished.values())
 
@@ -106,7 +107,7 @@ def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_paramet
         method=arm.run.method,
         run=next(iter(arm.records.values())).spec,  # type: ignore[arg-type]
         seeds=tuple(arm.records) if arm.random else (),
-        scores={one.name: score_interval(arm, one) for one in measures if one.column in arm.columns},
+        scores={one.name: score_interval(arm, one, groups) for one in measures if one.column in arm.columns},
         trainable_parameters=trainable,
         model_parameters=base_parameters,
         adapter_bytes=stored or 4 * trainable,  # what is trained is saved in float32
@@ -117,17 +118,18 @@ def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_paramet
     )
 
 
-def score_interval(arm: Arm, measure: Measure) -> Interval:
+def score_interval(arm: Arm, measure: Measure, groups: Groups = ()) -> Interval:
     """The book's interval of an arm's score, within what such a score can be; of perplexity exp of the loss's."""
     table = arm.columns[measure.column]
     weights = arm.weights if measure.column == "loss_nats" else None
-    one = metrics.example_interval(table[0], weights) if len(table) == 1 else metrics.mean_interval(table, weights)
+    one = stats.score_interval(table, weights, groups[: len(table[0])])
     if measure.name in SHARES and (one.low < 0 or one.high > 1):
         return Skewed(**vars(one), ends=(max(0.0, one.low), min(1.0, one.high)))
     if measure.name != "perplexity":
         return one
     mean, low, high = (metrics.perplexity([nats], [1]) for nats in (one.mean, one.low, one.high))
-    return Skewed(mean, (high - low) / 2, math.nan, math.nan, math.nan, one.seeds, one.examples, (low, high))
+    half = (high - low) / 2
+    return Skewed(mean, half, math.nan, math.nan, math.nan, one.seeds, one.examples, one.groups, ends=(low, high))
 
 
 # --- names -----------------------------------------------------------------------------------------------------

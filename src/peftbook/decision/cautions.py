@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 from peftbook.decision.comparison import MEASURES, Comparison
 from peftbook.decision.recommendation import listed
-from peftbook.tasks import Example
+from peftbook.evidence.stats import FEWEST_GROUPS
 
 __all__ = ["list_cautions"]
 
 ROUGH_EXAMPLES = 50  # below, intervals are called rough
 
 
-def list_cautions(found: Comparison, examples: Sequence[Example]) -> tuple[str, ...]:
+def list_cautions(found: Comparison) -> tuple[str, ...]:
     """A sentence or two for each; the most important first."""
     out = []
     if found.seeds == 1 and any(not row.untuned for row in found.rows):
@@ -25,11 +22,11 @@ def list_cautions(found: Comparison, examples: Sequence[Example]) -> tuple[str, 
         )
     if found.test_examples < ROUGH_EXAMPLES:
         out.append(f"There are only {found.test_examples} test examples: every interval is rough.")
-    groups = Counter(example.group for example in examples if example.group)
-    if 1 < len(groups) < len(examples):
+    if groups := max((one.groups for row in found.contest for one in row.scores.values()), default=0):
         out.append(
-            f"The {len(examples)} test examples come from {len(groups)} groups. Examples of one group resemble each "
-            "other, and the intervals take them as independent: they may be too narrow."
+            f"The {found.test_examples} test examples come from {groups} group{'s' * (groups > 1)}. Examples of one "
+            "group resemble each other, so every interval is over groups, not over single examples"
+            + (f"; fewer than {FEWEST_GROUPS} show a direction and decide nothing." if groups < FEWEST_GROUPS else ".")
         )
     if failed := [row.label for row in found.rows if row.failure]:
         out.append(f"Not compared, because a run failed: {listed(failed)}.")

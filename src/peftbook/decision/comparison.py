@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Literal
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.metrics import Interval
+from peftbook.evidence.stats import Interval
 from peftbook.tasks import Example
 
 __all__ = [
@@ -157,7 +156,7 @@ class Pair:
 
     def reversed(self) -> Pair:
         """second − first."""
-        turned = {name: dataclasses.replace(one, mean=-one.mean) for name, one in self.differences.items()}
+        turned = {name: -one for name, one in self.differences.items()}
         return Pair(self.second, self.first, turned, self.p, self.detected)
 
 
@@ -219,6 +218,11 @@ class Comparison:
     cautions: tuple[str, ...] = ()
 
     @property
+    def decides(self) -> bool:
+        """Whether every difference rests on enough seeds, and on enough groups where examples share one."""
+        return all(one.differences[self.measure.name].decides for one in self.pairs)
+
+    @property
     def contest(self) -> tuple[Row, ...]:
         """The rows that are compared, best mean first."""
         return tuple(row for row in self.rows if row.may_be_best is not None)
@@ -238,7 +242,7 @@ class Comparison:
         if pair is None or self.measure.name not in pair.differences:
             return None
         one = pair.differences[self.measure.name]
-        return one if self.measure.sign > 0 else dataclasses.replace(one, mean=-one.mean)
+        return one if self.measure.sign > 0 else -one
 
     def baseline(self, row: Row) -> Row | None:
         """The untuned row of the same model, if it is compared."""

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 from peftbook.decision.comparison import Comparison, Recommendation, Row
-from peftbook.decision.pairs import settle
+from peftbook.evidence.stats import FEWEST_GROUPS, Interval, settle
 from peftbook.results import format_value
 
 __all__ = ["FEWEST_EXAMPLES", "amount", "bill", "listed", "recommend", "signed"]
 
-FEWEST_EXAMPLES = 20  # below, the bootstrap's error is too rough to decide anything
+FEWEST_EXAMPLES = 20  # below, the error itself is too rough to decide anything
 
 
 def recommend(found: Comparison) -> Recommendation:
@@ -33,7 +33,7 @@ def recommend(found: Comparison) -> Recommendation:
         return Recommendation("nothing to compare", (words,), None, leader)
     if found.measure.sign > 0 and leader.scores[found.measure.name].mean < found.margin:
         return Recommendation("nothing to compare", say_floor(found, leader), None, leader)
-    few = found.test_examples < FEWEST_EXAMPLES
+    few = found.test_examples < FEWEST_EXAMPLES or not found.decides
     equals = [row for row in contest if few or row.may_be_best or most_lost(found, leader, row) <= found.margin]
     near = [row for row in equals if mean_gain(found, leader, row) <= found.margin]
     chosen = min(near, key=lambda row: price(row, found.cost))
@@ -136,19 +136,15 @@ def say_open(
         first, second = (row, chosen) if mean_gain(found, row, chosen) >= 0 else (chosen, row)
         one = found.gain(first, second)
         if one is not None:
-            seeds_first = settle(one, found.margin, each)[::-1]
-            needs.setdefault(seeds_first, (first, second))
+            needs.setdefault(settle(one, found.margin, each)[::-1], (first, second))
     (seeds, examples), (first, second) = max(needs.items())
     one = found.gain(first, second)
     assert one is not None
-    examples = max(examples, FEWEST_EXAMPLES)
-    by_seeds = seeds > one.seeds
-    needed = [f"{seeds} seeds (there are {one.seeds})"] if by_seeds else []
-    needed += [f"{examples:,} test examples (there are {found.test_examples:,})"] if examples > one.examples else []
+    examples, by_seeds = max(examples, FEWEST_EXAMPLES), seeds > one.seeds
     words = [
-        f"Too few {'seeds' if by_seeds else 'test examples'} to tell {first.label} from {second.label}: the difference "
-        f"in the mean is {ahead(found, first, second)}, and {amount(found, found.margin)} would matter.",
-        f"About {listed(needed)} would be needed, if difference and spread stay what they are.",
+        f"Too few {lacking(one, by_seeds)} to tell {first.label} from {second.label}: the difference in the mean is "
+        f"{ahead(found, first, second)}, and {amount(found, found.margin)} would matter.",
+        say_plan(found, one, seeds, examples),
         f"Until then the best guess is {chosen.label} ({bill(chosen)}): it has the best mean."
         if chosen is found.contest[0]
         else f"Until then the best guess is {chosen.label} ({bill(chosen)}): the cheapest whose mean is within "
@@ -165,6 +161,26 @@ def say_open(
         loss,
         examples,
         seeds if by_seeds else None,
+    )
+
+
+def lacking(one: Interval, by_seeds: bool) -> str:
+    """What there is too little of."""
+    return "seeds" if by_seeds else "groups of test examples" if 0 < one.groups < FEWEST_GROUPS else "test examples"
+
+
+def say_plan(found: Comparison, one: Interval, seeds: int, examples: int) -> str:
+    """How many seeds and fresh test examples, of how many groups, would find a difference that matters."""
+    if found.margin == 0:
+        return "No number of test examples settles a margin of 0: state the difference that would matter."
+    needed = [f"{seeds} seeds (there are {one.seeds})"] if seeds > one.seeds else []
+    if not needed or examples > one.examples:
+        needed.append(f"{examples:,} test examples (there are {found.test_examples:,})")
+    groups = max(FEWEST_GROUPS, math.ceil(one.groups * examples / one.examples)) if one.groups else 0
+    needed += [f"{groups} groups (there are {one.groups})"] if groups > one.groups else []
+    return (
+        f"About {listed(needed)} would find a difference of {amount(found, found.margin)} four times in five, if the "
+        "spread stays what it is. Draw them anew: rows or seeds that are added after a look void the level."
     )
 
 

@@ -1,1 +1,1 @@
-"""What numbers rest on and how they are shown: one description of a chart, drawn for pages, slides and screens."""
+"""What numbers rest on and how they are shown: the rule of uncertainty, its ledger, and one description of a chart."""

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from scipy import sparse
 
 from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Row, draw_rows, mark, mosaic
 from peftbook.figures.style import canvas, colour, drawing, question, shade
@@ -243,7 +244,7 @@ def nearest_neighbours() -> Figure:
     rows = []
     for name, scores in lookup().items():
         tone, _, marker = looks.get(name, ("muted", "", "s"))
-        interval = metrics.example_interval(scores.tolist())
+        interval = stats.example_interval(scores.tolist())
         rows.append(Row(name, interval.mean, interval.low, interval.high, tone=tone, marker=marker))
     draw_rows(axes[1], rows, "ROUGE-L of copying that function's sentence")
     axes[1].set(xlim=(0, 0.25), xticks=(0, 0.05, 0.1, 0.15, 0.2, 0.25))

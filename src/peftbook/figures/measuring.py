@@ -9,16 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from scipy import optimize, stats
+from scipy import optimize
+from scipy.stats import chi2, norm
 
-from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
 from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
 from peftbook.figures.style import METHODS, canvas, colour, look, question
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import methods
+from peftbook.studies import coverage, methods
 
 __all__ = [
     "CASES",
@@ -26,6 +27,7 @@ __all__ = [
     "SPREADS",
     "case",
     "chance",
+    "coverage_of_rules",
     "curse",
     "inflation",
     "largest_of",
@@ -78,15 +80,14 @@ PAIRS = (("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fu
 
 
 def unpaired_interval(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], weights: Sequence[float] | None = None
-) -> metrics.Interval:
-    """The interval of first − second if the arms had shared nothing: errors add in squares, 2(n − 1) degrees."""
-    one, two = (metrics.mean_interval(rows, weights) for rows in (first, second))
-    seed_se, example_se = math.hypot(one.seed_se, two.seed_se), math.hypot(one.example_se, two.example_se)
-    half95, half90 = (
-        float(stats.t.ppf(p, 2 * (one.seeds - 1))) * math.hypot(seed_se, example_se) for p in (0.975, 0.95)
-    )
-    return metrics.Interval(one.mean - two.mean, half95, half90, seed_se, example_se, one.seeds, one.examples)
+    first: stats.Scores, second: stats.Scores, weights: Sequence[float] | None = None, groups: stats.Groups = ()
+) -> stats.Interval:
+    """The interval of first − second if the arms had shared nothing: errors add in squares, degrees of freedom too."""
+    one, two = (stats.mean_interval(rows, weights, groups) for rows in (first, second))
+    errors = math.hypot(one.seed_se, two.seed_se), math.hypot(one.example_se, two.example_se)
+    freedoms = one.seeds + two.seeds - 2, one.freedom + two.freedom
+    half95, half90 = (float(stats.half_width(level, *errors, *freedoms)) for level in (0.05, 0.10))
+    return stats.Interval(one.mean - two.mean, half95, half90, *errors, one.seeds, one.examples)
 
 
 @figure
@@ -100,9 +101,9 @@ def paired_intervals(store: Store) -> Figure:
         axes.axvline(0, color=colour("muted"), linewidth=1.2)
         for at, pair in enumerate(PAIRS):
             one, two = (chosen_records(arm, store) for arm in pair)
-            tables = methods.table(one, column), methods.table(two, column)
-            weights = [float(value) for value in one[0].per_example["label_tokens"]] if column == "loss_nats" else None
-            alone, together = unpaired_interval(*tables, weights), metrics.paired_interval(*tables, weights)
+            tables, weights = (methods.table(one, column), methods.table(two, column)), methods.weights(one[0], column)
+            alone = unpaired_interval(*tables, weights, methods.groups())
+            together = methods.paired(one, two, column)
             draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
             draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
         axes.set_yticks(range(len(PAIRS)), [" − ".join(METHODS[arm].label for arm in pair) for pair in PAIRS])
@@ -116,11 +117,41 @@ def paired_intervals(store: Store) -> Figure:
     return figure
 
 
-def of_interval(found: metrics.Interval, tone: str, marker: str, *, hollow: bool = False) -> Row:
+def of_interval(found: stats.Interval, tone: str, marker: str, *, hollow: bool = False) -> Row:
     """An interval as a line of a forest."""
     return Row("", found.mean, found.low, found.high, (), tone, marker, hollow)
 
 
+DRAWN = {"first_edition": ("untuned", "s"), "satterthwaite": ("qlora", "D"), coverage.RULE: ("lora", "o")}
+
+
+@figure
+def coverage_of_rules(store: Store) -> Figure:
+    """Does the interval cover, and what does it find? Three rules with three seeds, by the seeds' share."""
+    figure, (covered, found) = canvas(2, 1, height=6.4, sharex=True)
+    cells = [one for one in coverage.cells(store) if one.seeds == 3 and coverage.PARTS["aimed"](one)]
+    shares = sorted({one.share for one in cells})
+    for shift, (rule, (tone, marker)) in enumerate(DRAWN.items()):
+        for axes, at in ((covered, 0), (found, 1)):
+            rates = [[one.rates[rule][at] for one in cells if one.share == share] for share in shares]
+            means = np.array([np.mean(values) for values in rates])
+            ends = np.array([[min(values), max(values)] for values in rates])
+            axes.errorbar(np.arange(len(shares)) + 0.12 * (shift - 1), means, abs(ends.T - means), color=colour(tone),
+                          marker=marker, markersize=6, linewidth=1.6, elinewidth=1.2)  # fmt: skip
+    covered.axhspan(coverage.FEWEST, coverage.MOST, color=colour("fill"), linewidth=0, zorder=0)
+    covered.axhline(coverage.MEAN, color=colour("muted"), linewidth=1.2)
+    covered.set(ylabel="Truth inside, %", ylim=(88, 100.6))
+    found.axhline(100 * OFTEN, color=colour("muted"), linewidth=1.2)
+    found.set(ylabel="Difference found, %", xlabel="Share of the variance that is the seeds'", ylim=(0, 88))
+    found.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
+    handles = [covered.plot([], [], **mark(tone, marker), label=SHORT_RULES[rule])[0]
+               for rule, (tone, marker) in DRAWN.items()]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.2)
+    question(figure, "Does the interval cover, and what does it find?")
+    return figure
+
+
+SHORT_RULES = {"first_edition": "first edition", "satterthwaite": "Satterthwaite", coverage.RULE: "the rule"}
 SEEDS = (2, 3, 4, 5, 6, 8, 10, 14, 20)
 OFTEN = 0.8  # four times in five
 
@@ -131,14 +162,14 @@ def chance(effect: float, seeds: int, bar: float, points: int = 4000) -> float:
     The mean over s of a normal probability, at the midpoints of equally likely slices of s.
     """
     u = (np.arange(points) + 0.5) / points
-    s = np.sqrt(stats.chi2.ppf(u, seeds - 1) / (seeds - 1))
+    s = np.sqrt(chi2.ppf(u, seeds - 1) / (seeds - 1))
     shift = effect * math.sqrt(seeds)
-    return float(np.mean(stats.norm.sf(bar * s - shift) + stats.norm.cdf(-bar * s - shift)))
+    return float(np.mean(norm.sf(bar * s - shift) + norm.cdf(-bar * s - shift)))
 
 
 def quantile(seeds: int) -> float:
     """t(n − 1) at 97.5 %."""
-    return float(stats.t.ppf(0.975, seeds - 1))
+    return float(stats.quantile(0.05, seeds - 1))
 
 
 def smallest_effect(seeds: int, often: float = OFTEN) -> float:
@@ -183,10 +214,10 @@ def name(axes: Axes, x: float, y: float, text: str, tone: str, offset: tuple[flo
 CASES = ((-1.5, 0.9), (-0.45, 0.35), (0.15, 0.8), (-0.5, 0.95), (1.2, 0.9), (0.2, 2.2), (2.3, 0.9))
 
 
-def case(centre: float, half95: float, seeds: int = 5) -> metrics.Interval:
+def case(centre: float, half95: float, seeds: int = 5) -> stats.Interval:
     """An interval with the 90 % half-width that belongs to its 95 % one."""
-    ratio = float(stats.t.ppf(0.95, seeds - 1) / stats.t.ppf(0.975, seeds - 1))
-    return metrics.Interval(centre, half95, ratio * half95, 0.0, 0.0, seeds, 200)
+    ratio = float(stats.quantile(0.10, seeds - 1) / stats.quantile(0.05, seeds - 1))
+    return stats.Interval(centre, half95, ratio * half95, 0.0, 0.0, seeds, 200)
 
 
 @figure
@@ -199,7 +230,7 @@ def verdict_rule() -> Figure:
     axes.axvline(0, color=colour("muted"), linewidth=1.2)
     for at, (centre, half95) in enumerate(CASES):
         found = case(centre, half95)
-        said = metrics.judge(found, 1.0, (-math.inf, 0.0))
+        said = stats.judge(found, 1.0, (-math.inf, 0.0))
         tone = colour(tones[said])
         axes.plot([found.low, found.high], [at, at], color=tone, linewidth=1.4)
         axes.plot(
@@ -225,7 +256,7 @@ STUDIES = 4000
 def largest_of(arms: int, points: int = 20_001) -> float:
     """The mean of the largest of k standard normals: ∫ (1 − Φ(z)^k − Φ(−z)^k) dz over z > 0."""
     z = np.linspace(0, 9, points)
-    return float(np.trapezoid(1 - stats.norm.cdf(z) ** arms - stats.norm.cdf(-z) ** arms, z))
+    return float(np.trapezoid(1 - norm.cdf(z) ** arms - norm.cdf(-z) ** arms, z))
 
 
 def inflation(arms: int, spread: float) -> float:

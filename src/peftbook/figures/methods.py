@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from scipy import stats
+from scipy.stats import spearmanr
 
-from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
 from peftbook.records import Record, Store
@@ -63,15 +63,10 @@ def per_seed(records: Sequence[Record], score: str) -> list[float]:
     return means
 
 
-def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[metrics.Interval, list[float]]:
+def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[stats.Interval, list[float]]:
     """The paired difference first − second with its interval, and the difference of each seed."""
-    column = SCORES[score][1]
-    weights = [float(value) for value in first[0].per_example["label_tokens"]] if score == "loss" else None
-    interval = metrics.paired_interval(methods.table(list(first), column), methods.table(list(second), column), weights)
-    one, two = per_seed(first, score), per_seed(second, score)
-    count = max(len(one), len(two))
-    one, two = (row * count if len(row) == 1 else row for row in (one, two))
-    return interval, [a - b for a, b in zip(one, two, strict=True)]
+    by_seed = np.subtract(per_seed(first, score), per_seed(second, score))
+    return methods.paired(list(first), list(second), SCORES[score][1]), by_seed.tolist()
 
 
 def sweep_points(arm: str, store: Store) -> tuple[list[float], list[float]]:
@@ -88,7 +83,7 @@ def smooth(values: Sequence[float], span: int = 9) -> list[float]:
 
 def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np.ndarray:
     """Loss per label token of each test example, first − second, averaged over the shared seeds. (examples,)."""
-    one, two = (np.asarray(methods.table(list(records), "loss_nats")) for records in (first, second))
+    one, two = (methods.table(list(records), "loss_nats") for records in (first, second))
     return (one - two).mean(axis=0) / np.asarray(first[0].per_example["label_tokens"], dtype=float)
 
 
@@ -101,8 +96,7 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
     found = {arm: chosen_records(arm, store) for arm in METHODS}
     figure, axes = canvas(height=0.95 + 0.42 * len(found))
     for row, (arm, records) in enumerate(found.items()):
-        weights = [float(v) for v in records[0].per_example["label_tokens"]] if score == "loss" else None
-        interval = metrics.mean_interval(methods.table(records, SCORES[score][1]), weights)
+        interval = methods.score(records, SCORES[score][1])
         draw_row(axes, row, arm, interval, per_seed(records, score))
     finish_rows(axes, list(found), SCORES[score][0] + better(score))
     name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
@@ -126,7 +120,7 @@ def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     return figure
 
 
-def draw_row(axes: Axes, row: int, arm: str, interval: metrics.Interval, seeds: Sequence[float]) -> None:
+def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Sequence[float]) -> None:
     """One arm: the interval as a bar, its mean as the arm's marker, each seed as a small tick above."""
     axes.plot([interval.low, interval.high], [row, row], color=colour(arm), linewidth=2.4, solid_capstyle="butt")
     axes.plot(interval.mean, row, **look(arm, line=False))
@@ -166,8 +160,7 @@ def quality_against_parameters(store: Store) -> Figure:
     for arm in methods.ARMS:
         records = chosen_records(arm, store)
         size = float(records[0].measurements["trainable_parameters"] or 0)
-        weights = [float(v) for v in records[0].per_example["label_tokens"]]
-        interval = metrics.mean_interval(methods.table(records, "loss_nats"), weights)
+        interval = methods.score(records, "loss_nats")
         # Arms of equal size stand side by side, so that both are seen.
         size *= {"lora": 0.88, "qlora": 1.14}.get(arm, 1.0)
         axes.plot([size] * 2, [interval.low, interval.high], color=colour(arm), linewidth=2.2)
@@ -372,7 +365,7 @@ def rouge_against_bertscore(store: Store) -> Figure:
     """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
     records = chosen_records("lora", store)
     rouge, bert = (np.mean(methods.table(records, name), axis=0) for name in ("rougeL", "bertscore_f1"))
-    agreement = float(stats.spearmanr(rouge, bert).statistic)
+    agreement = float(spearmanr(rouge, bert).statistic)
     figure, axes = canvas(height=3.9)
     axes.plot(
         rouge, bert, "o", markersize=5, color=shade("lora", 0.7), markeredgecolor=colour("paper"), markeredgewidth=0.5

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, Row, as_row, draw_rows, label_points, mark, plain_ticks
@@ -22,8 +23,7 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.scratch import no_learning
 from peftbook.scratch.truncation import kept
-from peftbook.studies import prompt_design, sql
-from peftbook.studies.methods import TEST_EXAMPLES
+from peftbook.studies import methods, prompt_design, sql
 from peftbook.tasks import get_task
 
 __all__ = [
@@ -172,17 +172,16 @@ CONSTANT = "Return a list of the given values."
 
 
 @functools.cache
-def summary_scores() -> dict[str, metrics.Interval]:
+def summary_scores() -> dict[str, stats.Interval]:
     """ROUGE-L on the test functions of the head-to-head, of one constant sentence and of the function's name."""
-    test = get_task("docstrings").splits["test"][:TEST_EXAMPLES]
+    test = get_task("docstrings").splits["test"][: methods.TEST_EXAMPLES]
     references = [one.target for one in test]
     texts = {
         "one fixed sentence": [CONSTANT] * len(test),
         "the function's name": [no_learning.name_in_words(one.input) for one in test],
     }
-    return {
-        name: metrics.example_interval(metrics.rouge(written, references)["rougeL"]) for name, written in texts.items()
-    }
+    scores = {name: metrics.rouge(written, references)["rougeL"] for name, written in texts.items()}
+    return {name: stats.example_interval(values, None, methods.groups()) for name, values in scores.items()}
 
 
 ARMS = ("untuned", "fewshot", "prompt", "qlora", "lora", "full")

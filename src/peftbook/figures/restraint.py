@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from peftbook.evidence.stats import half_width
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records, example_differences
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
@@ -53,7 +54,8 @@ def differences_seen(store: Store) -> Figure:
     sizes, ends = np.array([10, 30, 100, 300, 1000, 3000]), dict[str, tuple[float, float, str]]()
     for arm, other in PAIRS.items():
         found = example_differences(chosen_records(arm, store), chosen_records(other, store))
-        halves = 1.96 * found.std(ddof=1) / np.sqrt(sizes)
+        errors = found.std(ddof=1) / np.sqrt(sizes)
+        halves = [float(half_width(0.05, 0.0, error, 0, n - 1)) for error, n in zip(errors, sizes, strict=True)]
         axes.plot(sizes, halves, color=colour(arm), marker=METHODS[arm].marker, linewidth=1.6, markersize=6)
         axes.plot(len(found), abs(found.mean()), marker="*", color=colour(arm), markersize=13, linestyle="none")
         ends[f"{SHORT[arm]} − {SHORT[other]}"] = float(sizes[-1]), float(halves[-1]), arm

@@ -14,6 +14,7 @@ from typing import Any, Literal
 __all__ = [
     "VERDICTS",
     "Shown",
+    "amendments",
     "badge",
     "evidence",
     "measured",
@@ -30,6 +31,7 @@ VERDICTS = {
     "reproduced": ("✓", "The runs bear the claim out: the whole 95 % interval lies inside it."),
     "equivalent": ("=", "The two sides differ by less than the margin that was set beforehand."),
     "refuted": ("✗", "The runs show what was named beforehand as refuting the claim."),
+    "direction only": ("↗", "The interval would decide, but it rests on two seeds, or on fewer than eight groups."),
     "undecided": ("?", "The interval is too wide to tell, or its place says neither yes nor no."),
     "measured": ("◆", "A quantity that the other studies rest on; no claim is at stake."),
     "not testable here": ("–", "The runs that are possible cannot answer the claim; the card says why."),
@@ -119,6 +121,29 @@ def verdicts(*names: str) -> Shown:
         claim = f'<a href="runs/study-{name}.html">{escape(study.claim)}</a>'
         rows.append([claim, f"{badge(verdict.outcome)}<br>{words}"])
     return table(["Claim", "What the runs say"], rows)
+
+
+def amendments() -> Shown:
+    """The ledger of the rule of uncertainty: each change with its reason and what became of every verdict."""
+    from peftbook.evidence.ledger import amendments as ledger
+
+    rows: list[tuple[str, str]] = []
+    for one in ledger():
+        count = f"{len(one.changed)} of {len(one.verdicts)} verdicts changed"
+        moves = "".join(
+            f'<li><a href="runs/study-{study}.html">{study.replace("_", " ")}</a>: {badge(old)} → {badge(new)}</li>'
+            for study, (old, new) in sorted(one.verdicts.items(), key=lambda item: item[0] not in one.changed)
+        )
+        rows += [
+            ("Date", one.date),
+            ("Rule before", escape(one.before)),
+            ("Rule now", escape(one.now)),
+            ("Why", escape(one.why)),
+            ("Last commit under the rule before", f"<code>{one.commit}</code>"),
+            ("Hash of the rule now", f"<code>{one.rule}</code>"),
+            ("Verdicts, before → now", f"<details><summary>{count}</summary><ul>{moves}</ul></details>"),
+        ]
+    return table(["Amendment", ""], rows)
 
 
 def _render(figure: Callable[..., Any], *args: Any, mode: Literal["light", "dark"], **options: Any) -> bytes:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.errors import InputError
+from peftbook.evidence.stats import Interval
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Probe, Run
 
@@ -44,10 +45,20 @@ class Quantity:
     digits: int = 2
     note: str = ""
 
+    @classmethod
+    def of(cls, interval: Interval, unit: str, runs: tuple[str, ...], digits: int = 3, note: str = "") -> Quantity:
+        """An interval as a named quantity; where its error is over groups, the note has the one over examples."""
+        if interval.by_example is not None:
+            low, high = (f"{end:.{max(digits, 0)}f}".replace("-", "−") for end in interval.by_example)
+            note = f"95 % interval over {interval.groups} groups of examples; over single examples {low} to {high}"
+        return cls(
+            interval.mean, unit, runs, interval.low, interval.high, interval.seeds, interval.examples, digits, note
+        )
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the data decided: reproduced, equivalent, refuted or undecided; or why they do not.
+    """What the data decided: reproduced, equivalent, refuted, direction only or undecided; or why they do not.
 
     `measured` is a study that puts no claim to the test, `not yet run` and `not testable here` say what is missing.
     quantities: the numbers that decided, the deciding one first.

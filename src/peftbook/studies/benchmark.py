@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, decide, grid, holm, length_ratio
+from peftbook.studies.sweep import Arm, Comparison, decide, grid, length_ratio
 
 __all__ = ["COMPARISON", "PAIRS"]
 
@@ -58,15 +59,15 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out |= COMPARISON.paired(first, second, store)
     with suppress(Missing):
         arms = [first for first, second in PAIRS if second == "lora"]
-        family = {arm: COMPARISON.difference(arm, "lora", "loss_nats", store) for arm in arms}
+        family = {arm: stats.p_value(COMPARISON.difference(arm, "lora", "loss_nats", store)) for arm in arms}
         out["differ_from_lora"] = Quantity(
-            sum(holm(family).values()), f"of {len(family)} arms", COMPARISON.keys(store, "lora", *family),
+            sum(stats.holm(family).values()), f"of {len(family)} arms", COMPARISON.keys(store, "lora", *family),
             seeds=len(COMPARISON.seeds), digits=0, note="Holm, 5 %",
         )  # fmt: skip
     with suppress(Missing):
         gain = COMPARISON.difference("full", "untuned", "loss_nats", store)
         keys = COMPARISON.keys(store, "full", "untuned")
-        out["full_minus_untuned_loss"] = as_quantity(gain, "nats per token", keys, len(COMPARISON.seeds))
+        out["full_minus_untuned_loss"] = Quantity.of(gain, "nats per token", keys)
     return out
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Model, Probe
 from peftbook.studies import Quantity, Verdict, study
@@ -111,7 +111,7 @@ def bits(record: Record) -> float:
     return float(record.measurements["stored_bits"] or 0)
 
 
-def slope(store: Store) -> metrics.Interval:
+def slope(store: Store) -> stats.Interval:
     """Bits for each further parameter in the ample series: a least-squares line for each seed, then the interval.
 
     Raises Missing.
@@ -119,10 +119,10 @@ def slope(store: Store) -> metrics.Interval:
     found = [records(adapter, store) for adapter in SERIES["ample"]]
     sizes = [adapter.parameters for adapter in SERIES["ample"]]
     lines = [np.polyfit(sizes, [bits(one[at]) for one in found], 1)[0] for at in range(len(SEEDS))]
-    return metrics.mean_interval([[float(line)] for line in lines])
+    return stats.mean_interval([[float(line)] for line in lines])
 
 
-def ratio(series: str, store: Store) -> metrics.Interval:
+def ratio(series: str, store: Store) -> stats.Interval:
     """Bits a parameter of the largest adapter over those of the smallest, paired by seed.
 
     Raises Missing, and Unusable where a run of the smallest stored nothing.
@@ -132,7 +132,7 @@ def ratio(series: str, store: Store) -> metrics.Interval:
     if min(map(bits, small)) == 0:
         raise Unusable(small[0].spec, f"A run at rank {ends[0].rank} stored nothing to compare with.")
     sizes = ends[0].parameters / ends[1].parameters
-    return metrics.mean_interval([[sizes * bits(b) / bits(a)] for a, b in zip(small, large, strict=True)])
+    return stats.mean_interval([[sizes * bits(b) / bits(a)] for a, b in zip(small, large, strict=True)])
 
 
 def share(adapter: Adapter, store: Store) -> float:
@@ -183,14 +183,14 @@ def adapter_quantities(adapter: Adapter, store: Store) -> dict[str, Quantity]:
         ("bits_per_parameter", float(adapter.parameters), "bits per parameter", 2),
         ("share", adapter.data_bits, "", 3),
     ):
-        interval = metrics.mean_interval([[bits(record) / divisor] for record in found])
+        interval = stats.mean_interval([[bits(record) / divisor] for record in found])
         out[f"{adapter.name}_{name}"] = as_quantity(interval, unit, keys, digits)
     out[f"{adapter.name}_parameters"] = Quantity(adapter.parameters, "parameters", keys[:1], digits=0)
     rate = best_rate(adapter, store)
     return out | {f"{adapter.name}_best_rate": Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)}
 
 
-def as_quantity(interval: metrics.Interval, unit: str, keys: tuple[str, ...], digits: int) -> Quantity:
+def as_quantity(interval: stats.Interval, unit: str, keys: tuple[str, ...], digits: int) -> Quantity:
     """An interval over seeds as a named quantity."""
     return Quantity(interval.mean, unit, keys, interval.low, interval.high, len(SEEDS), digits=digits)
 
@@ -224,8 +224,8 @@ def verdict(store: Store) -> Verdict:
     if reason := unusable(store):
         return Verdict("undecided", f"{said}; but {reason}.", named)
     parts = {
-        metrics.judge(line, MARGIN, (GROWTH, math.inf)),
-        metrics.judge(found, 0.0, (1 - DELTA, 1 + DELTA)),  # the claim holds the margin already
+        stats.judge(line, MARGIN, (GROWTH, math.inf)),
+        stats.judge(found, 0.0, (1 - DELTA, 1 + DELTA)),  # the claim holds the margin already
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     return Verdict(outcome, f"{said}.", named)

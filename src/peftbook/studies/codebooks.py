@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 
@@ -66,18 +67,18 @@ def at_block(record: Record, name: str, block: int = BLOCK) -> float:
     return record.curve[name][record.curve["block"].index(float(block))]
 
 
-def excess(records: list[Record], rival: str, measure: str) -> metrics.Interval:
+def excess(records: list[Record], rival: str, measure: str) -> stats.Interval:
     """error(NF4) / error(rival) − 1 over the draws: above zero where the rival is better."""
     ratios = [at_block(one, f"nf4_{measure}") / at_block(one, f"{rival}_{measure}") - 1 for one in records]
-    return metrics.mean_interval([[ratio] for ratio in ratios])
+    return stats.mean_interval([[ratio] for ratio in ratios])
 
 
-def unevenness(records: list[Record]) -> metrics.Interval:
+def unevenness(records: list[Record]) -> stats.Interval:
     """Weights in NF4's fullest code over those in its emptiest, less 1, over the draws."""
-    return metrics.mean_interval([[at_block(one, "nf4_fullest_over_emptiest") - 1] for one in records])
+    return stats.mean_interval([[at_block(one, "nf4_fullest_over_emptiest") - 1] for one in records])
 
 
-def named(interval: metrics.Interval, unit: str, records: list[Record], digits: int) -> Quantity:
+def named(interval: stats.Interval, unit: str, records: list[Record], digits: int) -> Quantity:
     keys = tuple(record.key for record in records)
     return Quantity(interval.mean, unit, keys, interval.low, interval.high, len(records), digits=digits)
 
@@ -124,7 +125,7 @@ def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdic
             f"NF4's {words} at block {BLOCK} is {interval.mean:+.2%} above that of the best codebook with −1, 0 and 1 "
             f"(95 % interval {interval.low:+.2%} to {interval.high:+.2%}; margin {MARGIN:.0%})."
         )
-        outcome = metrics.judge(interval, MARGIN, (-math.inf, 0.0))
+        outcome = stats.judge(interval, MARGIN, (-math.inf, 0.0))
         return Verdict(outcome, sentence, (f"nf4_excess_{measure}_over_{rival}",))
 
     return verdict
@@ -141,7 +142,7 @@ def bins_verdict(store: Store) -> Verdict:
         f"{BLOCK} (95 % interval {1 + uneven.low:.2f} to {1 + uneven.high:.2f}; equal would be 1); the entropy is "
         f"{entropy:.2f} of 4 bits."
     )
-    outcome = metrics.judge(uneven, MARGIN_RATIO, (0.0, 0.0))
+    outcome = stats.judge(uneven, MARGIN_RATIO, (0.0, 0.0))
     return Verdict(outcome, sentence, ("nf4_unevenness",))
 
 

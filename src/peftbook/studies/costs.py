@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
@@ -50,13 +51,13 @@ def arm_records(arm: str, store: Store) -> list[Record]:
     return store.need_all(timing_run(arm, seed) for seed in REPEATS)
 
 
-def log_ratio(first: str, second: str, field: str, store: Store) -> metrics.Interval:
+def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interval:
     """log(first / second) of a measurement, paired by repeat: mean ± t(n−1) · s / √n. Raises Missing.
 
     Repeats of one seed follow each other, so that what the machine does in these minutes touches both.
     """
     one, two = (measured(arm_records(arm, store), field) for arm in (first, second))
-    return metrics.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
+    return stats.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
 
 
 def measured(records: list[Record], field: str) -> list[float]:
@@ -104,7 +105,7 @@ def verdict(store: Store) -> Verdict:
     found = log_ratio("qlora", "lora", "peak_memory_bytes", store)
     value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
     return Verdict(
-        metrics.judge(found, math.log(1 + MARGIN), (-math.inf, 0.0)),
+        stats.judge(found, math.log(1 + MARGIN), (-math.inf, 0.0)),
         f"At 135M parameters QLoRA's peak process memory is {value:.2f} times LoRA's on {MACHINE} (95 % interval "
         f"{low:.2f} to {high:.2f} over {len(REPEATS)} paired repeats; margin {MARGIN:.0%}).",
         ("qlora_over_lora_peak_memory",),

@@ -11,15 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 
-import numpy as np
-
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.sweep import as_quantity
-from peftbook.studies.weight_error import TEXTS, task_error, text_interval, weights_of
+from peftbook.studies.weight_error import TEXTS, task_error, weights_of
 
 __all__ = ["BLOCKS", "probe"]
 
@@ -55,27 +52,25 @@ def saved(record: Record, block: int) -> float:
     return bits(record, block, "none") - bits(record, block, "dynamic8")
 
 
-def cost(record: Record, block: int) -> metrics.Interval:
+def cost(record: Record, block: int) -> stats.Interval:
     """Loss with constants in 8 bits minus loss with constants in 32, paired over texts."""
     quantised, plain = (task_error(record, f"{block}_{kind}") for kind in ("dynamic8", "none"))
-    return text_interval(quantised, plain, weights_of(record))
+    return stats.example_interval(quantised - plain, weights_of(record))
 
 
-def nf4_cost(record: Record, block: int) -> metrics.Interval:
+def nf4_cost(record: Record, block: int) -> stats.Interval:
     """Loss of NF4 with constants in 32 bits minus that of the unquantised model, paired over texts."""
     plain, full = (task_error(record, name) for name in (f"{block}_none", "full"))
-    return text_interval(plain, full, weights_of(record))
+    return stats.example_interval(plain - full, weights_of(record))
 
 
-def beyond_margin(record: Record, block: int) -> metrics.Interval:
+def beyond_margin(record: Record, block: int) -> stats.Interval:
     """The cost of 8-bit constants minus SHARE of NF4's own cost, paired over texts: free means below zero.
 
     A difference and not a quotient, since NF4's cost may not be far from zero.
     """
-    quantised, plain, full = (
-        np.array(task_error(record, name)) for name in (f"{block}_dynamic8", f"{block}_none", "full")
-    )
-    return text_interval((quantised - plain).tolist(), (SHARE * (plain - full)).tolist(), weights_of(record))
+    quantised, plain, full = (task_error(record, name) for name in (f"{block}_dynamic8", f"{block}_none", "full"))
+    return stats.example_interval(quantised - plain - SHARE * (plain - full), weights_of(record))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -101,11 +96,11 @@ def source_quantities(source: str, record: Record) -> dict[str, Quantity]:
             for measure, unit, digits in (("bytes", "bytes", 0), ("mse", "", 6)):
                 value = float(record.measurements[f"{stored}_{measure}"] or 0)
                 out[f"{name}_{measure}"] = Quantity(value, unit, keys, digits=digits)
-            loss = text_interval(task_error(record, stored), task_error(record, "full"), weights)
-            out[f"{name}_cost"] = replace(as_quantity(loss, "nats per token", keys, 1, 4), note=note)
+            loss = stats.example_interval(task_error(record, stored) - task_error(record, "full"), weights)
+            out[f"{name}_cost"] = Quantity.of(loss, "nats per token", keys, 4, note)
         out[f"{source}_{block}_saved_bits"] = Quantity(saved(record, block), "bits", keys, digits=4)
         for name, found in (("cost", cost(record, block)), ("beyond_margin", beyond_margin(record, block))):
-            out[f"{source}_{block}_{name}"] = replace(as_quantity(found, "nats per token", keys, 1, 5), note=note)
+            out[f"{source}_{block}_{name}"] = Quantity.of(found, "nats per token", keys, 5, note)
         margin = SHARE * nf4_cost(record, block).mean
         out[f"{source}_{block}_margin"] = Quantity(margin, "nats per token", keys, seeds=1, digits=5, note=note)
     return out
@@ -128,7 +123,7 @@ def loss_verdict(store: Store) -> Verdict:
     record, outcomes, said = store.need(probe("small")), set(), []
     for block in BLOCKS:
         added, own = cost(record, block), nf4_cost(record, block)
-        outcomes.add(metrics.judge(beyond_margin(record, block), 0.0, (-math.inf, 0.0)))  # the claim holds the margin
+        outcomes.add(stats.judge(beyond_margin(record, block), 0.0, (-math.inf, 0.0)))  # the claim holds the margin
         said.append(
             f"{added.mean:+.5f} nats per token at block {block} (95 % interval {added.low:+.5f} to {added.high:+.5f}; "
             f"NF4 itself costs {own.mean:+.5f}, {own.low:+.5f} to {own.high:+.5f})"

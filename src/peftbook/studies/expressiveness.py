@@ -21,7 +21,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Probe
 from peftbook.studies import Quantity, Verdict, study
@@ -74,14 +75,14 @@ def table(depth: int, arm: str, store: Store) -> list[list[float]]:
     return columns(records(depth, store), f"{arm}_exact")
 
 
-def accuracy(depth: int, arm: str, store: Store) -> metrics.Interval:
+def accuracy(depth: int, arm: str, store: Store) -> stats.Interval:
     """Test accuracy of an arm with its interval. Raises Missing."""
-    return metrics.mean_interval(table(depth, arm, store))
+    return stats.mean_interval(table(depth, arm, store))
 
 
-def gain(arm: str, store: Store) -> metrics.Interval:
+def gain(arm: str, store: Store) -> stats.Interval:
     """Accuracy with DEEPEST layers minus accuracy with one, paired over seeds. Raises Missing."""
-    return metrics.paired_interval(table(DEEPEST, arm, store), table(1, arm, store))
+    return stats.paired_interval(table(DEEPEST, arm, store), table(1, arm, store))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -93,7 +94,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for arm in ARMS:
         with suppress(Missing):
             keys = tuple(record.key for depth in (1, DEEPEST) for record in records(depth, store))
-            out[f"{arm}_gain_from_depth"] = as_quantity(gain(arm, store), keys)
+            out[f"{arm}_gain_from_depth"] = Quantity.of(gain(arm, store), "", keys)
     return out
 
 
@@ -102,24 +103,19 @@ def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:
     found, out = records(depth, store), {}
     keys = tuple(record.key for record in found)
     for arm in ARMS:
-        out[f"depth{depth}_{arm}_accuracy"] = as_quantity(accuracy(depth, arm, store), keys)
+        out[f"depth{depth}_{arm}_accuracy"] = Quantity.of(accuracy(depth, arm, store), "", keys)
         size = float(found[0].measurements[f"{arm}_parameters"] or 0)
         out[f"depth{depth}_{arm}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
     for arm in CONTEXT_ARMS:
         rate, _ = best_rate(depth, arm, store)
         out[f"depth{depth}_{arm}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
-    learned = metrics.mean_interval([[ascending(record)] for record in found])
-    return out | {f"depth{depth}_pretrained_accuracy": as_quantity(learned, keys)}
+    learned = stats.mean_interval([[ascending(record)] for record in found])
+    return out | {f"depth{depth}_pretrained_accuracy": Quantity.of(learned, "", keys)}
 
 
 def ascending(record: Record) -> float:
     """How many test lists the model sorted upwards after pretraining, 0–1."""
     return float(record.measurements["pretrained_ascending_accuracy"] or 0)
-
-
-def as_quantity(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
-    """An accuracy as a named quantity."""
-    return Quantity(interval.mean, "", keys, interval.low, interval.high, len(SEEDS), interval.examples, 3)
 
 
 def better_context_arm(depth: int, store: Store) -> str:
@@ -168,7 +164,7 @@ def verdict(store: Store) -> Verdict:
     found = accuracy(1, arm, store)
     said = f"With one layer the better of prompt and prefix ({arm}) sorts {describe(found)} of the lists downwards"
     named = (f"depth1_{arm}_accuracy", "depth1_lora_accuracy", "depth1_prompt_copy_accuracy")
-    outcome = metrics.judge(found, 0.0, (-math.inf, SOLVED))
+    outcome = stats.judge(found, 0.0, (-math.inf, SOLVED))
     if outcome != "refuted" and (reason := unusable(1, store)):  # a prompt that solves it refutes without a control
         return Verdict("undecided", f"{said}; but {reason}.", named)
     controls = [describe(accuracy(1, name, store)) for name in ("lora", "prompt_copy")]
@@ -193,10 +189,10 @@ def verdict_on_depth(store: Store) -> Verdict:
         reason = f"with one layer the {arm} is not surely below {SOLVED:.0%}, so that depth has nothing to give"
     if reason:
         return Verdict("undecided", f"{said}; but {reason}.", named)
-    return Verdict(metrics.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named)
+    return Verdict(stats.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named)
 
 
-def describe(interval: metrics.Interval) -> str:
+def describe(interval: stats.Interval) -> str:
     """An accuracy with its interval in per cent."""
     low, high = (100 * min(1.0, max(0.0, end)) for end in (interval.low, interval.high))
     return f"{100 * interval.mean:.1f} % (95 % interval {low:.1f} to {high:.1f})"

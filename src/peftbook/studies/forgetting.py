@@ -22,11 +22,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
 __all__ = ["ARMS", "SEEDS", "curves", "intruder_probe", "matched", "probe"]
@@ -112,14 +112,14 @@ def best_full(store: Store) -> str:
     return min(final, key=lambda arm: final[arm])
 
 
-def difference(first: str, second: str, store: Store) -> metrics.Interval:
+def difference(first: str, second: str, store: Store) -> stats.Interval:
     """Prose loss of first − second at matched target loss, paired over seeds and pieces of prose. Raises Missing."""
     one, two, rows = curves(first, store), curves(second, store), []
     for pair in zip(one, two, strict=True):
         target = max(min(float(v) for v in record.curve["validation_loss_nats"]) for record in pair)
         a, b = (at_target(record, prose_nats(record)[0], target) for record in pair)
         rows.append((a - b).tolist())
-    return metrics.mean_interval(rows, prose_nats(one[0])[1])
+    return stats.mean_interval(rows, prose_nats(one[0])[1])
 
 
 def share(record: Record, epsilon: float) -> float:
@@ -133,13 +133,13 @@ def intruders(arm: str, store: Store) -> list[Record]:
     return store.need_all(intruder_probe(arm, seed) for seed in SEEDS)
 
 
-def more_intruders(epsilon: float, store: Store) -> metrics.Interval:
+def more_intruders(epsilon: float, store: Store) -> stats.Interval:
     """Share of intruders at ε of LoRA (r = 8) minus that of full fine-tuning at its best rate, paired by seed.
 
     Raises Missing.
     """
     one, two = intruders("r8", store), intruders(best_full(store), store)
-    return metrics.mean_interval([[share(a, epsilon) - share(b, epsilon)] for a, b in zip(one, two, strict=True)])
+    return stats.mean_interval([[share(a, epsilon) - share(b, epsilon)] for a, b in zip(one, two, strict=True)])
 
 
 def runs(store: Store) -> list[specs.Probe]:
@@ -170,26 +170,26 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     with suppress(Missing):
         keys = tuple(record.key for name in ("r8", best_full(store)) for record in intruders(name, store))
         for epsilon in SWEEP:
-            out[name_of(epsilon)] = as_quantity(more_intruders(epsilon, store), "", keys, len(SEEDS))
+            out[name_of(epsilon)] = Quantity.of(more_intruders(epsilon, store), "", keys)
     return out
 
 
 def loss_quantities(arm: str, found: list[Record]) -> dict[str, Quantity]:
     """Final target and prose loss of an arm, and how much prose loss it has added."""
     keys, rows = tuple(record.key for record in found), [record.curve["validation_loss_nats"][-1:] for record in found]
-    target = as_quantity(metrics.mean_interval(rows), "nats per token", keys, len(SEEDS))
+    target = Quantity.of(stats.mean_interval(rows), "nats per token", keys)
     out = {f"{arm}_validation_loss": replace(target, note="interval over seeds only")}
     prose, tokens = np.array([prose_nats(record)[0] for record in found]), prose_nats(found[0])[1]
     for name, nats in (("prose_loss", prose[:, -1]), ("forgotten", prose[:, -1] - prose[:, 0])):
-        interval = metrics.mean_interval(nats.tolist(), tokens)
-        out[f"{arm}_{name}"] = as_quantity(interval, "nats per token", keys, len(SEEDS))
+        interval = stats.mean_interval(nats.tolist(), tokens)
+        out[f"{arm}_{name}"] = Quantity.of(interval, "nats per token", keys)
     return out
 
 
 def difference_quantity(first: str, second: str, store: Store) -> Quantity:
     """The difference of two arms. Raises Missing."""
     keys = tuple(record.key for arm in (first, second) for record in curves(arm, store))
-    return as_quantity(difference(first, second, store), "nats per token", keys, len(SEEDS))
+    return Quantity.of(difference(first, second, store), "nats per token", keys)
 
 
 def name_of(epsilon: float) -> str:
@@ -203,7 +203,7 @@ def intruder_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     with suppress(Missing):
         found = intruders(arm, store)
     keys, vectors = tuple(one.key for one in found), int(found[0].measurements["vectors"] or 0)
-    counts = metrics.mean_interval([[vectors * share(one, EPSILON)] for one in found])
+    counts = stats.mean_interval([[vectors * share(one, EPSILON)] for one in found])
     low, high = (counts.low, counts.high) if len(found) > 1 else (None, None)
     rank = math.fsum(float(one.measurements["median_rank_of_update"] or 0) for one in found) / len(found)
     return {
@@ -226,7 +226,7 @@ def forgetting_verdict(store: Store) -> Verdict:
         f"fine-tuning, {said} nats per token (95 % intervals); the lowest target loss has {ARMS[full][1]:g}; margin "
         f"{MARGIN}"
     )
-    outcome, reason = metrics.judge(chosen, MARGIN, (0.0, math.inf)), ""
+    outcome, reason = stats.judge(chosen, MARGIN, (0.0, math.inf)), ""
     if outcome in ("reproduced", "refuted") and any(one.mean * chosen.mean <= 0 for one in found.values()):
         outcome, reason = "undecided", "; the sign changes with the rate"
     elif outcome == "equivalent" and any(one.low > MARGIN or one.high < -MARGIN for one in found.values()):
@@ -259,7 +259,7 @@ def intruder_verdict(store: Store) -> Verdict:
     )
     if max(pairs[EPSILON]) == 0:
         return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named)
-    outcome, reason = metrics.judge(found, LEAST, (LEAST, math.inf)), ""
+    outcome, reason = stats.judge(found, LEAST, (LEAST, math.inf)), ""
     signs = [b - a for a, b in pairs.values() if max(a, b) > 0]
     if outcome in ("reproduced", "refuted") and any(one * found.mean <= 0 for one in signs):
         outcome, reason = "undecided", "; the sign changes with ε"

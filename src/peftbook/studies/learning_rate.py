@@ -16,12 +16,13 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, columns, decide, validation_loss
+from peftbook.studies.sweep import Arm, Comparison, columns, decide, validation_loss
 
 __all__ = ["LONG", "RANKS", "SEEDS", "SHORT", "curve", "vertex"]
 
@@ -126,14 +127,14 @@ def vertices(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def resampled(record: Record) -> np.ndarray:
-    """Mean validation loss on the rows of `metrics.resamples`, (1 + draws,)."""
+    """Mean validation loss on the rows of `stats.replicates`, (1 + draws,)."""
     nats, tokens = (np.array(record.per_example[name], dtype=float) for name in ("loss_nats", "label_tokens"))
-    counts = metrics.resample_counts(len(nats))
+    counts = stats.replicates(len(nats))
     return (counts @ nats) / (counts @ tokens)
 
 
 def log_best(comparison: Comparison, name: str, seeds: tuple[int, ...], store: Store) -> np.ndarray:
-    """log of the best rate, (1 + draws, seeds), on the rows of `metrics.resamples`.
+    """log of the best rate, (1 + draws, seeds), on the rows of `stats.replicates`.
 
     A run that has not `learned` is left out of the fit. Raises Missing until the runs are there, and Unusable where
     three are not left or the data themselves have no minimum.
@@ -156,14 +157,14 @@ def keys(name: str, store: Store) -> tuple[str, ...]:
     return tuple(run.key for run in runs if run in store)
 
 
-def interval_of_logs(values: np.ndarray) -> metrics.Interval:
+def interval_of_logs(values: np.ndarray) -> stats.Interval:
     """Interval of a logarithm that `log_best` gave, or of a difference of two."""
-    return metrics.statistic_interval(values, SHORT.sweep_examples)
+    return stats.statistic_interval(values, SHORT.sweep_examples)
 
 
 def log_ratio(
     first: str, second: str, store: Store, comparison: Comparison = SHORT, seeds: tuple[int, ...] = SEEDS
-) -> metrics.Interval:
+) -> stats.Interval:
     """log(best rate of first / of second), paired by seed and examples; with one seed over examples alone.
 
     Raises Missing.
@@ -172,7 +173,7 @@ def log_ratio(
     return interval_of_logs(one - two)
 
 
-def regret(name: str, store: Store) -> metrics.Interval:
+def regret(name: str, store: Store) -> stats.Interval:
     """Loss at rank 4's best grid rate minus the loss at the arm's own best grid rate, by seed and example.
 
     A seed's own best is the rate with the lowest mean loss of the other seeds. A diverged run at either rate makes it
@@ -186,11 +187,11 @@ def regret(name: str, store: Store) -> metrics.Interval:
         own = min(inside, key=lambda rate: math.fsum(loss.get(rate, math.inf) for loss in others))
         pair = store.need_all(SHORT.sweep_run(arm, rate, seed) for rate in (rate_of_r4, own))
         if any(record.failure for record in pair):
-            return metrics.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), SHORT.sweep_examples)
+            return stats.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), SHORT.sweep_examples)
         first, second = np.array(columns(pair, "loss_nats"))
         tokens = columns(pair, "label_tokens")[0]
         rows.append((first - second).tolist())
-    return metrics.mean_interval(rows, tokens)
+    return stats.mean_interval(rows, tokens)
 
 
 def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
@@ -206,11 +207,11 @@ def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
     if len(records) < 2:
         return None
     (wrong, right), tokens = columns(records, "loss_nats"), columns(records, "label_tokens")[0]
-    cost = metrics.example_interval([one - two for one, two in zip(wrong, right, strict=True)], tokens)
-    return as_quantity(cost, "nats per token", tuple(run.key for run in runs), 1)
+    cost = stats.example_interval([one - two for one, two in zip(wrong, right, strict=True)], tokens)
+    return Quantity.of(cost, "nats per token", tuple(run.key for run in runs))
 
 
-def as_ratio(logs: metrics.Interval, unit: str, runs: tuple[str, ...], digits: int, note: str = "") -> Quantity:
+def as_ratio(logs: stats.Interval, unit: str, runs: tuple[str, ...], digits: int, note: str = "") -> Quantity:
     """An interval of logarithms as a quantity of ratios or rates."""
     mean, low, high = (math.exp(value) for value in (logs.mean, logs.low, logs.high))
     return Quantity(mean, unit, runs, low, high, logs.seeds, logs.examples, digits, note)
@@ -231,7 +232,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         with suppress(Missing):
             cost = regret(name, store)
             if math.isfinite(cost.mean):
-                out[f"{name}_regret"] = as_quantity(cost, "nats per token", keys(name, store) + keys("r4", store), 3)
+                out[f"{name}_regret"] = Quantity.of(cost, "nats per token", keys(name, store) + keys("r4", store))
     for name in ("full", "r16"):
         out |= LONG.sweep_quantities(LONG.arm(name), store, "long_")
         for word, factor in FACTORS.items():
@@ -260,7 +261,7 @@ def ratio_verdict(store: Store) -> Verdict:
     """Is the best rate of LoRA (r = 16) between 5 and 20 times that of full fine-tuning?"""
     with whole(short_runs(store), store):
         ratio = log_ratio("r16", "full", store)
-    outcome = metrics.judge(ratio, 0.0, (math.log(RATIO[0]), math.log(RATIO[1])))
+    outcome = stats.judge(ratio, 0.0, (math.log(RATIO[0]), math.log(RATIO[1])))
     mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
     return Verdict(
         outcome,

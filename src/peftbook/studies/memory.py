@@ -28,7 +28,8 @@ from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.memory import SHAPES, Configuration, Setup
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Model
@@ -288,10 +289,10 @@ def process_verdict(store: Store) -> Verdict:
     return decide(store, "process_peak", "the process")
 
 
-def frozen_saving(store: Store) -> metrics.Interval:
+def frozen_saving(store: Store) -> stats.Interval:
     """log(peak of LoRA-FA's tensors / that of LoRA's) at 512 tokens, paired by repeat. Raises Missing."""
     one, two = ([measured(record, "tensor_peak") for record in records(name, store)] for name in FROZEN)
-    return metrics.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
+    return stats.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
 
 
 def frozen_runs(store: Store) -> list[specs.Probe]:
@@ -315,7 +316,7 @@ def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
 def frozen_verdict(store: Store) -> Verdict:
     """Is the peak of LoRA-FA lower than LoRA's by more than the margin?"""
     found = frozen_saving(store)
-    outcome = metrics.judge(found, 0.0, (-math.inf, math.log(1 - MARGIN_FROZEN)))
+    outcome = stats.judge(found, 0.0, (-math.inf, math.log(1 - MARGIN_FROZEN)))
     sentence = (
         f"At SmolLM2-135M's shape and 512 tokens {said_ratio('the tensors of LoRA-FA take', found)} the memory of "
         f"LoRA's at the peak; margin {MARGIN_FROZEN:.0%}."
@@ -352,7 +353,7 @@ def time_records(name: str, store: Store) -> list[Record]:
     return store.need_all(time_probe(name, seed) for seed in REPEATS)
 
 
-def slowdown(found: list[Record], first: str, second: str = "lora") -> metrics.Interval:
+def slowdown(found: list[Record], first: str, second: str = "lora") -> stats.Interval:
     """log(seconds of first / seconds of second)."""
     return log_ratio(times(found, first), times(found, second))
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.sweep import as_quantity
 from peftbook.tasks import task_spec
 
 __all__ = [
@@ -97,16 +97,16 @@ def merge_records(store: Store) -> list[Record]:
     return store.need_all(map(merge_probe, SEEDS))
 
 
-def log_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> metrics.Interval:
+def log_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> stats.Interval:
     """Interval of log(median of first / median of second), paired by process and trial: (processes, trials) seconds."""
     one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     trials = one.shape[1]
-    picks = metrics.resamples(trials)
+    picks = stats.resamples(trials)
     medians = (np.median(times[:, picks], axis=2).T for times in (one, two))  # (1 + draws, processes)
-    return metrics.statistic_interval(np.log(next(medians)) - np.log(next(medians)), trials)
+    return stats.statistic_interval(np.log(next(medians)) - np.log(next(medians)), trials)
 
 
-def ratio_quantity(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
+def ratio_quantity(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:
     """An interval of log ratios as a ratio."""
     value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
     note = "ratio of medians; interval over processes and trials"
@@ -118,7 +118,7 @@ def times(records: Sequence[Record], name: str) -> list[list[float]]:
     return [[float(value) for value in record.per_example[f"{name}_seconds"]] for record in records]
 
 
-def slowdown(first: str, second: str, part: str, records: Sequence[Record]) -> metrics.Interval:
+def slowdown(first: str, second: str, part: str, records: Sequence[Record]) -> stats.Interval:
     """log(first / second) of a condition's records."""
     return log_ratio(times(records, f"{first}_{part}"), times(records, f"{second}_{part}"))
 
@@ -147,16 +147,10 @@ def condition_quantities(part: str, condition: tuple[str, int], records: list[Re
     return out
 
 
-def said_ratio(what: str, interval: metrics.Interval) -> str:
+def said_ratio(what: str, interval: stats.Interval) -> str:
     """`what 1.02 times (95 % interval 0.99 to 1.05)`."""
     value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
     return f"{what} {value:.2f} times (95 % interval {low:.2f} to {high:.2f})"
-
-
-def slower_by_margin(interval: metrics.Interval) -> str:
-    """Verdict on "slower by more than the margin"; refuted if the whole 95 % interval lies below the margin."""
-    least = math.log(1 + MARGIN_TIME)
-    return "reproduced" if interval.low >= least else "refuted" if interval.high < least else "undecided"
 
 
 @study("merging_latency", latency_probes, latency_quantities)
@@ -164,7 +158,8 @@ def latency_verdict(store: Store) -> Verdict:
     """Is the merged model as fast as the base, and slower if the LoRA is left beside the weights?"""
     records = latency_records(PAPERS, store)
     merged, beside = (slowdown(*pair, "forward", records) for pair in (("merged", "base"), ("lora", "merged")))
-    parts = {metrics.judge(merged, 0.0, (-math.inf, math.log(1 + MARGIN_TIME))), slower_by_margin(beside)}
+    least = math.log(1 + MARGIN_TIME)
+    parts = {stats.judge(merged, 0.0, (-math.inf, least)), stats.judge(beside, 0.0, (least, math.inf))}
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     sentence = (
         f"At batch 1 in float32 {said_ratio('the merged model takes', merged)} the base model's forward pass and "
@@ -182,7 +177,11 @@ def adapter_verdict(store: Store) -> Verdict:
         f"At batch 1 in float32 {said_ratio('a bottleneck adapter takes', interval)} the merged model's forward pass; "
         f"margin {MARGIN_TIME:.0%}."
     )
-    return Verdict(slower_by_margin(interval), sentence, ("adapter_over_merged_forward_fp32_batch1",))
+    return Verdict(
+        stats.judge(interval, 0.0, (math.log(1 + MARGIN_TIME), math.inf)),
+        sentence,
+        ("adapter_over_merged_forward_fp32_batch1",),
+    )
 
 
 def nats(records: Sequence[Record], state: str) -> np.ndarray:
@@ -190,7 +189,7 @@ def nats(records: Sequence[Record], state: str) -> np.ndarray:
     return np.array([record.per_example[f"{state}_loss_nats"] for record in records], dtype=float)
 
 
-def lost_share(records: Sequence[Record], state: str, against: str, tuned: str = "unmerged") -> metrics.Interval:
+def lost_share(records: Sequence[Record], state: str, against: str, tuned: str = "unmerged") -> stats.Interval:
     """Loss of a state minus another's, as a share of what the adapter gained over the untuned model (float32).
 
     tuned: the state that has the whole gain. The gain of an example is averaged over seeds, so that numerator and
@@ -198,7 +197,7 @@ def lost_share(records: Sequence[Record], state: str, against: str, tuned: str =
     """
     gained = (nats(records, "untuned") - nats(records, tuned)).mean(axis=0)
     difference = nats(records, state) - nats(records, against)
-    return metrics.mean_interval(difference.tolist(), gained.tolist())
+    return stats.mean_interval(difference, gained)
 
 
 def quality_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -208,22 +207,22 @@ def quality_quantities(store: Store) -> Mapping[str, Quantity]:
     tokens = [float(value) for value in records[0].per_example["label_tokens"]]
     out: dict[str, Quantity] = {}
     for state in ("untuned", "untuned_bf16", "unmerged", *STATES):
-        interval = metrics.mean_interval(nats(records, state).tolist(), tokens)
-        out[f"{state}_loss"] = as_quantity(interval, "nats per token", keys, len(SEEDS), 4)
-    gain = metrics.paired_interval(nats(records, "untuned").tolist(), nats(records, "unmerged").tolist(), tokens)
-    out["gain"] = as_quantity(gain, "nats per token", keys, len(SEEDS))
+        interval = stats.mean_interval(nats(records, state).tolist(), tokens)
+        out[f"{state}_loss"] = Quantity.of(interval, "nats per token", keys, 4)
+    gain = stats.paired_interval(nats(records, "untuned").tolist(), nats(records, "unmerged").tolist(), tokens)
+    out["gain"] = Quantity.of(gain, "nats per token", keys)
     for state in STATES:
         out[f"{state}_lost"] = percent(lost_share(records, state, "unmerged"), keys)
         values = [[100 * float(record.measurements[f"{state}_logit_gap"] or 0)] for record in records]
-        out[f"{state}_logit_gap"] = as_quantity(metrics.mean_interval(values), "%", keys, len(SEEDS), 2)
+        out[f"{state}_logit_gap"] = Quantity.of(stats.mean_interval(values), "%", keys, 2)
     out["bf16_merge_lost"] = percent(lost_share(records, "merged_bf16", "unmerged_bf16"), keys)
     for name in ("update_kept_share", "update_error_share", "unchanged_weights_share"):
         values = [[100 * float(record.measurements[name] or 0)] for record in records]
-        out[name] = as_quantity(metrics.mean_interval(values), "%", keys, len(SEEDS), 1)
+        out[name] = Quantity.of(stats.mean_interval(values), "%", keys, 1)
     return out
 
 
-def percent(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
+def percent(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:
     """A share with its interval in percent."""
     value, low, high = (100 * one for one in (interval.mean, interval.low, interval.high))
     return Quantity(value, "%", keys, low, high, interval.seeds, interval.examples, 2)
@@ -233,7 +232,7 @@ def percent(interval: metrics.Interval, keys: tuple[str, ...]) -> Quantity:
 def quality_verdict(store: Store) -> Verdict:
     """Does merging into bfloat16 weights lose more than the margin of the adapter's gain?"""
     lost = lost_share(merge_records(store), "merged_bf16", "unmerged_bf16")
-    outcome = metrics.judge(lost, 0.0, (-math.inf, MARGIN_QUALITY))  # the claim holds the margin already
+    outcome = stats.judge(lost, 0.0, (-math.inf, MARGIN_QUALITY))  # the claim holds the margin already
     sentence = (
         f"Merging into bfloat16 weights loses {lost.mean:+.2%} of what the adapter gained "
         f"(95 % interval {lost.low:+.2%} to {lost.high:+.2%}; margin {MARGIN_QUALITY:.0%})."

@@ -13,11 +13,14 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook import metrics, specs
+import numpy as np
+
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.tasks import get_task
+from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep"]
 
@@ -140,10 +143,29 @@ def final_records(arm: str, store: Store) -> list[Record]:
     return records
 
 
-def table(records: list[Record], name: str) -> list[list[float]]:
-    """(seeds, examples) scores; one seed stands for all where a method has no randomness."""
-    rows = [[float(value) for value in record.per_example[name]] for record in records]
-    return rows * len(SEEDS) if len(rows) == 1 else rows
+def table(records: list[Record], name: str) -> np.ndarray:
+    """(seeds, examples) scores, one row for a method without randomness."""
+    return np.array([record.per_example[name] for record in records], dtype=float)
+
+
+def groups() -> tuple[str, ...]:
+    """The package of each test example."""
+    return test_groups("docstrings", TEST_EXAMPLES)
+
+
+def weights(record: Record, column: str) -> list[float] | None:
+    """What the examples weigh in a score: their label tokens in the loss, else the same."""
+    return [float(value) for value in record.per_example["label_tokens"]] if column == "loss_nats" else None
+
+
+def score(records: list[Record], column: str) -> stats.Interval:
+    """An arm's score over its seeds and the test examples."""
+    return stats.score_interval(table(records, column), weights(records[0], column), groups())
+
+
+def paired(first: list[Record], second: list[Record], column: str) -> stats.Interval:
+    """first − second over shared seeds and test examples; one run without randomness is set against every seed."""
+    return stats.score_interval(table(first, column) - table(second, column), weights(first[0], column), groups())
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -188,14 +210,12 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
     keys = tuple(record.key for record in records)
     first = records[0]
     out: dict[str, Quantity] = {}
-    weights = [float(value) for value in first.per_example["label_tokens"]]
-    loss = metrics.mean_interval(table(records, "loss_nats"), weights)
-    out[f"{arm}_loss"] = quantity(loss, "nats per token", keys, len(records), 3)
+    loss = score(records, "loss_nats")
+    out[f"{arm}_loss"] = Quantity.of(loss, "nats per token", keys)
     mean, low, high = (math.exp(value) for value in (loss.mean, loss.low, loss.high))
     out[f"{arm}_perplexity"] = Quantity(mean, "", keys, low, high, len(records), loss.examples, 2)
     for name in SCORES:
-        interval = metrics.mean_interval(table(records, name))
-        out[f"{arm}_{name}"] = quantity(interval, "", keys, len(records), 3)
+        out[f"{arm}_{name}"] = Quantity.of(score(records, name), "", keys)
     trainable, total = (int(first.measurements[f"{which}_parameters"] or 0) for which in ("trainable", "total"))
     out[f"{arm}_trainable_parameters"] = Quantity(trainable, "parameters", keys[:1], digits=0)
     out[f"{arm}_trainable_percent"] = Quantity(100 * trainable / total, "%", keys[:1], digits=3)
@@ -209,31 +229,21 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
 def paired_quantities(name: str, first: list[Record], second: list[Record]) -> dict[str, Quantity]:
     """Paired differences over shared seeds and test examples: loss, ROUGE-L, BERTScore, exact match."""
     keys = tuple(record.key for record in [*first, *second])
-    weights = [float(value) for value in first[0].per_example["label_tokens"]]
     out = {}
     for score, unit in (("loss", "nats per token"), *((score, "") for score in SCORES)):
         column = "loss_nats" if score == "loss" else score
-        interval = metrics.paired_interval(
-            table(first, column), table(second, column), weights if score == "loss" else None
-        )
-        out[f"{name}_{score}"] = quantity(interval, unit, keys, max(len(first), len(second)), 3)
+        out[f"{name}_{score}"] = Quantity.of(paired(first, second, column), unit, keys)
     return out
-
-
-def quantity(interval: metrics.Interval, unit: str, runs: tuple[str, ...], seeds: int, digits: int) -> Quantity:
-    """An interval as a named quantity."""
-    return Quantity(interval.mean, unit, runs, interval.low, interval.high, seeds, interval.examples, digits)
 
 
 @study("methods", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Is LoRA's test loss within the margin of full fine-tuning's, or better? ROUGE-L is told beside it."""
     lora, full = final_records("lora", store), final_records("full", store)
-    weights = [float(value) for value in lora[0].per_example["label_tokens"]]
-    difference = metrics.paired_interval(table(lora, "loss_nats"), table(full, "loss_nats"), weights)
-    outcome = metrics.judge(difference, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
-    rouge = metrics.paired_interval(table(lora, "rougeL"), table(full, "rougeL"))
-    in_rouge = metrics.judge(rouge, 0.0, (-MARGIN_ROUGE, math.inf))
+    difference = paired(lora, full, "loss_nats")
+    outcome = stats.judge(difference, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
+    rouge = paired(lora, full, "rougeL")
+    in_rouge = stats.judge(rouge, 0.0, (-MARGIN_ROUGE, math.inf))
     sentence = (
         f"LoRA's test loss minus full fine-tuning's is {difference.mean:+.3f} nats per token "
         f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f}; margin {MARGIN_NATS}). In ROUGE-L it is "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.learning_rate import RANKS, SHORT
-from peftbook.studies.sweep import Comparison, holm
+from peftbook.studies.sweep import Comparison
 
 __all__ = ["COMPARISON"]
 
@@ -40,8 +40,9 @@ def verdict(store: Store) -> Verdict:
     """Is no rank above 16 better than rank 16 by more than the margin?"""
     COMPARISON.finals_of(("r16", *(f"r{rank}" for rank in HIGHER)), store)
     intervals = {f"r{rank}": COMPARISON.difference(f"r{rank}", "r16", "loss_nats", store) for rank in HIGHER}
-    outcomes = [metrics.judge(one, 0.0, (-MARGIN, float("inf"))) for one in intervals.values()]
-    better = [name for name, different in holm(intervals).items() if different and intervals[name].high < -MARGIN]
+    outcomes = [stats.judge(one, 0.0, (-MARGIN, float("inf"))) for one in intervals.values()]
+    differ = stats.holm({name: stats.p_value(one) for name, one in intervals.items()})
+    better = [name for name, different in differ.items() if different and intervals[name].high < -MARGIN]
     outcome = "refuted" if better else "reproduced" if set(outcomes) == {"reproduced"} else "undecided"
     parts = ", ".join(
         f"r = {name[1:]} {one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for name, one in intervals.items()

@@ -18,13 +18,14 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, columns
+from peftbook.studies.sweep import Arm, Comparison, columns
 
 __all__ = ["COMPARISONS"]
 
@@ -157,10 +158,10 @@ def merged_losses(name: str, records: list[Record]) -> dict[str, Quantity]:
     out: dict[str, Quantity] = {}
     keys, tokens = tuple(record.key for record in records), columns(records, "label_tokens")[0]
     for state in ("full", "untuned", "unmerged", "merged", *RECIPES):
-        interval = metrics.mean_interval(nats(records, state).tolist(), tokens)
-        out[f"{name}_{state}_loss"] = as_quantity(interval, "nats per token", keys, len(records), 4)
-    gain = metrics.paired_interval(nats(records, "untuned").tolist(), nats(records, "merged").tolist(), tokens)
-    out[f"{name}_gain"] = as_quantity(gain, "nats per token", keys, len(records))
+        interval = stats.mean_interval(nats(records, state).tolist(), tokens)
+        out[f"{name}_{state}_loss"] = Quantity.of(interval, "nats per token", keys, 4)
+    gain = stats.paired_interval(nats(records, "untuned").tolist(), nats(records, "merged").tolist(), tokens)
+    out[f"{name}_gain"] = Quantity.of(gain, "nats per token", keys)
     for recipe in RECIPES:
         out[f"{name}_{recipe}_lost"] = percent(lost_share(records, recipe, "merged", "merged"), keys)
     return out
@@ -178,5 +179,5 @@ def merged_verdict(store: Store) -> Verdict:
         with suppress(Missing):
             share = lost_share(merged_records(model, arm, store), "requantised", "merged", "merged")
             said.append(f"{name}: {share.mean:+.1%} ({share.low:+.1%} to {share.high:+.1%})")
-    outcome = metrics.judge(lost, 0.0, (MARGIN_MERGED, math.inf))
+    outcome = stats.judge(lost, 0.0, (MARGIN_MERGED, math.inf))
     return Verdict(outcome, f"{'; '.join(said)}.", ("small_nf4_requantised_lost",))

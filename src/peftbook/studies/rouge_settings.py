@@ -8,17 +8,17 @@ are printed with them: stemmer, tokenizer, treatment of lines and sentences, mea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
-from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Probe, Run
 from peftbook.studies import Quantity, Verdict, methods, study
-from peftbook.studies.sweep import as_quantity
-from peftbook.tasks import task_spec
+from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "SCORINGS", "SETTINGS", "negation_probe", "settings_probe"]
 
@@ -78,26 +78,25 @@ def settings_record(store: Store) -> Record:
 
 
 def seeds_of(arm: str, record: Record) -> list[int]:
-    """The seeds of an arm's runs; an arm with one run stands for all seeds."""
+    """The seeds of an arm's runs."""
     spec = record.spec
     systems = spec.settings["systems"] if isinstance(spec, Probe) else ()
     runs = spec.runs if isinstance(spec, Probe) else ()
-    found = [run.seed for name, run in zip(systems, runs, strict=True) if name == arm]  # type: ignore[arg-type]
-    return found * len(methods.SEEDS) if len(found) == 1 else found
+    return [run.seed for name, run in zip(systems, runs, strict=True) if name == arm]  # type: ignore[arg-type]
 
 
-def scores(arm: str, record: Record) -> np.ndarray:
-    """The arm's scores for each row of `metrics.resamples`, seed and setting, (1 + draws, seeds, SETTINGS).
+def scores(arm: str, record: Record, groups: tuple[str, ...] = ()) -> np.ndarray:
+    """The arm's scores for each row of `stats.replicates`, seed and setting, (1 + replicates, seeds, SETTINGS).
 
     Each is the mean over examples; the last setting is the score of the corpus, 2 Σ LCS / Σ (tokens of text and
     reference) = Σ length · F / Σ length.
     """
-    counts = metrics.resample_counts(examples_of(record))
+    counts = stats.replicates(examples_of(record), groups)
     out = np.empty((len(counts), len(seeds_of(arm, record)), len(SETTINGS)))
     for at, seed in enumerate(seeds_of(arm, record)):
         columns = [np.array(record.per_example[f"{arm}_{seed}_{name}"], dtype=float) for name in SCORINGS]
         length = np.array(record.per_example[f"{arm}_{seed}_length"], dtype=float)
-        out[:, at, :-1] = counts @ np.stack(columns, axis=1) / counts.shape[1]
+        out[:, at, :-1] = counts @ np.stack(columns, axis=1) / counts.sum(axis=1, keepdims=True)
         out[:, at, -1] = counts @ (length * columns[0]) / (counts @ length)
     return out
 
@@ -112,38 +111,52 @@ def examples_of(record: Record) -> int:
     return next(len(values) for values in record.per_example.values())
 
 
-def spread_minus_gap(lora: np.ndarray, prompt: np.ndarray, examples: int) -> metrics.Interval:
+Scored = Mapping[tuple[str, ...], Mapping[str, np.ndarray]]
+
+
+def scored(record: Record) -> Scored:
+    """`scores` of every arm on replicates over single examples, (), and over their groups."""
+    groups = test_groups("docstrings", examples_of(record))
+    return {units: {arm: scores(arm, record, units) for arm in ARMS} for units in ((), groups)}
+
+
+def interval_of(found: Scored, pick: Callable[[Mapping[str, np.ndarray]], np.ndarray], examples: int) -> stats.Interval:
+    """The interval of what `pick` makes of the arms' scores, over groups, with the one over single examples."""
+    single, *grouped = (stats.statistic_interval(pick(arms), examples, units) for units, arms in found.items())
+    return replace(grouped[0], by_example=(single.low, single.high)) if grouped else single
+
+
+def spread_minus_gap(arms: Mapping[str, np.ndarray]) -> np.ndarray:
     """LoRA's spread over the settings minus how far it and prompt tuning are apart under the default settings."""
-    return metrics.statistic_interval(spread(lora) - np.abs(lora[..., 0] - prompt[..., 0]), examples)
+    return spread(arms["lora"]) - np.abs(arms["lora"][..., 0] - arms["prompt"][..., 0])
 
 
 def settings_quantities(store: Store) -> Mapping[str, Quantity]:
     """Every arm's score under every setting, its spread and its bootstrap noise; differences of arms by setting."""
     record = settings_record(store)
-    n, keys = examples_of(record), (record.key,)
-    seeds = {arm: len(set(seeds_of(arm, record))) for arm in ARMS}
-    scored = {arm: scores(arm, record) for arm in ARMS}
+    n, keys, found = examples_of(record), (record.key,), scored(record)
     out: dict[str, Quantity] = {}
     for arm in ARMS:
-        out |= by_setting(arm, scored[arm], keys, seeds[arm], n)
+        out |= by_setting(arm, lambda arms, arm=arm: arms[arm], found, keys, n)
         mids = record.curve[f"{arm}_mid"]
         out[f"{arm}_mid_range"] = Quantity(max(mids) - min(mids), "", keys, seeds=1, n=n, digits=4)
         out[f"{arm}_mid_sd"] = Quantity(float(np.std(mids, ddof=1)), "", keys, seeds=1, n=n, digits=5)
     for first, second in PAIRS:
-        most = max(seeds[first], seeds[second])
-        out |= by_setting(f"{first}_minus_{second}", scored[first] - scored[second], keys, most, n)
-    out["spread_minus_gap"] = as_quantity(
-        spread_minus_gap(scored["lora"], scored["prompt"], n), "", keys, seeds["lora"]
-    )
+        name = f"{first}_minus_{second}"
+        out |= by_setting(name, lambda arms, one=first, two=second: arms[one] - arms[two], found, keys, n)
+    out["spread_minus_gap"] = Quantity.of(interval_of(found, spread_minus_gap, n), "", keys)
     return out
 
 
-def by_setting(name: str, values: np.ndarray, keys: tuple[str, ...], seeds: int, examples: int) -> dict[str, Quantity]:
-    """A score or a difference of scores under every setting, and its spread. values: as `scores` gives them."""
-    columns = {setting: values[..., at] for at, setting in enumerate(SETTINGS)} | {"spread": spread(values)}
+def by_setting(
+    name: str, pick: Callable[..., np.ndarray], found: Scored, keys: tuple[str, ...], examples: int
+) -> dict[str, Quantity]:
+    """A score or a difference of scores, which `pick` makes of the arms', under every setting, and its spread."""
+    picks: dict[str, Callable] = {
+        setting: lambda arms, at=at: pick(arms)[..., at] for at, setting in enumerate(SETTINGS)
+    } | {"spread": lambda arms: spread(pick(arms))}
     return {
-        f"{name}_{setting}": as_quantity(metrics.statistic_interval(column, examples), "", keys, seeds)
-        for setting, column in columns.items()
+        f"{name}_{setting}": Quantity.of(interval_of(found, one, examples), "", keys) for setting, one in picks.items()
     }
 
 
@@ -151,27 +164,34 @@ def by_setting(name: str, values: np.ndarray, keys: tuple[str, ...], seeds: int,
 def settings_verdict(store: Store) -> Verdict:
     """Do the settings move LoRA's score more than LoRA and prompt tuning differ?"""
     record = settings_record(store)
-    lora, prompt = scores("lora", record), scores("prompt", record)
-    found = spread_minus_gap(lora, prompt, examples_of(record))
+    arms = scored(record)
+    lora, prompt = (arms[()][name] for name in ("lora", "prompt"))
+    found = interval_of(arms, spread_minus_gap, examples_of(record))
     score, lead = lora[0].mean(axis=0), (lora - prompt)[0].mean(axis=0)
     sentence = (
         f"Settings move LoRA's ROUGE-L from {score.min():.3f} to {score.max():.3f}; its lead over prompt tuning is "
         f"{lead[0]:+.3f} by default and {lead.min():+.3f} to {lead.max():+.3f} over the settings; spread minus lead "
         f"{found.mean:+.3f} (95 % interval {found.low:+.3f} to {found.high:+.3f}; margin {MARGIN_ROUGE})."
     )
-    return Verdict(metrics.judge(found, MARGIN_ROUGE, (0.0, math.inf)), sentence, ("spread_minus_gap", "lora_spread"))
+    return Verdict(stats.judge(found, MARGIN_ROUGE, (0.0, math.inf)), sentence, ("spread_minus_gap", "lora_spread"))
 
 
 def system_scores(arm: str, record: Record, store: Store) -> np.ndarray:
     """(seeds, examples) BERTScore F1 of an arm on the examples of the negated copies. Raises Missing."""
     positions = [int(at) for at in record.per_example["example"]]
-    return np.array(methods.table(methods.final_records(arm, store), "bertscore_f1"))[:, positions]
+    return methods.table(methods.final_records(arm, store), "bertscore_f1")[:, positions]
 
 
-def negated_minus(arm: str, record: Record, store: Store) -> metrics.Interval:
+def negated_minus(arm: str, record: Record, store: Store) -> stats.Interval:
     """BERTScore F1 of the negated references minus that of the arm's texts, on the same examples. Raises Missing."""
     negated = np.array(record.per_example["negated_bertscore_f1"], dtype=float)
-    return metrics.mean_interval((negated - system_scores(arm, record, store)).tolist())
+    return stats.score_interval(negated - system_scores(arm, record, store), None, groups_of(record))
+
+
+def groups_of(record: Record) -> tuple[str, ...]:
+    """The packages of the references that were negated."""
+    every = test_groups("docstrings", methods.TEST_EXAMPLES)
+    return tuple(every[int(at)] for at in record.per_example["example"])
 
 
 def best_system(record: Record, store: Store) -> str:
@@ -188,15 +208,13 @@ def negation_quantities(store: Store) -> Mapping[str, Quantity]:
     out["negated_examples"] = Quantity(n, "examples", keys, digits=0)
     for name in ("negated_bertscore_f1", "negated_rougeL", "other_bertscore_f1", "other_rougeL"):
         values = [float(value) for value in record.per_example[name]]
-        half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n)
-        mean = float(np.mean(values))
-        note = "interval over examples only"
-        out[name] = Quantity(mean, "", keys, mean - half, mean + half, 0, n, 3, note)
+        own = stats.example_interval(values, None, groups_of(record))
+        out[name] = replace(Quantity.of(own, "", keys), seeds=0)
     for arm in ARMS:
         with suppress(Missing):
             records = methods.final_records(arm, store)
             both = (*keys, *(each.key for each in records))
-            out[f"negated_minus_{arm}"] = as_quantity(negated_minus(arm, record, store), "", both, len(records))
+            out[f"negated_minus_{arm}"] = Quantity.of(negated_minus(arm, record, store), "", both)
     with suppress(Missing):
         best = best_system(record, store)
         above = np.array(record.per_example["negated_bertscore_f1"], dtype=float) > system_scores(best, record, store)
@@ -217,5 +235,5 @@ def negation_verdict(store: Store) -> Verdict:
         f"texts of the best system ({methods.LABELS[best]}; 95 % interval {interval.low:+.3f} to "
         f"{interval.high:+.3f}; margin {MARGIN_BERTSCORE})."
     )
-    outcome = metrics.judge(interval, MARGIN_BERTSCORE, (MARGIN_BERTSCORE, math.inf))
+    outcome = stats.judge(interval, MARGIN_BERTSCORE, (MARGIN_BERTSCORE, math.inf))
     return Verdict(outcome, sentence, ("negated_minus_best",))

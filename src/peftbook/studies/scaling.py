@@ -20,12 +20,13 @@ from contextlib import suppress
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, as_quantity, columns, decide
+from peftbook.studies.sweep import Arm, Comparison, columns, decide
 from peftbook.tasks import task_spec
 
 __all__ = ["COMPARISON", "RANKS"]
@@ -62,14 +63,14 @@ def fixed_runs(store: Store) -> dict[str, list[Run]]:
     }
 
 
-def fixed_difference(store: Store) -> metrics.Interval:
+def fixed_difference(store: Store) -> stats.Interval:
     """Loss of α/√r minus α/r at rank 256 and the fixed rate. Raises Missing."""
     plain, stabilised = (store.need_all(runs) for runs in fixed_runs(store).values())
     for record in (*plain, *stabilised):
         if record.failure:
             raise Unusable(record.spec, "A run diverged at the fixed rate.")
     one, two = (columns(records, "loss_nats") for records in (stabilised, plain))
-    return metrics.paired_interval(one, two, columns(plain, "label_tokens")[0])
+    return stats.paired_interval(one, two, columns(plain, "label_tokens")[0])
 
 
 def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:
@@ -95,11 +96,11 @@ def sizes(scaling: str, rank: int, store: Store) -> list[float]:
     return [float(record.measurements["median_change"] or 0) for record in records]
 
 
-def exponent(scaling: str, store: Store) -> metrics.Interval:
+def exponent(scaling: str, store: Store) -> stats.Interval:
     """Slope of log(size) on log(rank), over seeds. Raises Missing."""
     table = [sizes(scaling, rank, store) for rank in SIZE_RANKS]
     slopes = np.polyfit(np.log(SIZE_RANKS), np.log(np.array(table)), 1)[0]
-    return metrics.mean_interval([[float(slope)] for slope in slopes])
+    return stats.mean_interval([[float(slope)] for slope in slopes])
 
 
 def size_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -108,12 +109,12 @@ def size_quantities(store: Store) -> Mapping[str, Quantity]:
     for scaling, name in SCALINGS.items():
         for rank in SIZE_RANKS:
             with suppress(Missing):
-                interval = metrics.mean_interval([[100 * value] for value in sizes(scaling, rank, store)])
+                interval = stats.mean_interval([[100 * value] for value in sizes(scaling, rank, store)])
                 keys = tuple(size_probe(scaling, rank, seed).key for seed in SIZE_SEEDS)
-                out[f"{name}_r{rank}_change"] = as_quantity(interval, "%", keys, len(SIZE_SEEDS), 2)
+                out[f"{name}_r{rank}_change"] = Quantity.of(interval, "%", keys, 2)
         with suppress(Missing):
             keys = tuple(size_probe(scaling, rank, seed).key for rank in SIZE_RANKS for seed in SIZE_SEEDS)
-            out[f"{name}_exponent"] = as_quantity(exponent(scaling, store), "", keys, len(SIZE_SEEDS), 2)
+            out[f"{name}_exponent"] = Quantity.of(exponent(scaling, store), "", keys, 2)
     return out
 
 
@@ -122,8 +123,8 @@ def size_verdict(store: Store) -> Verdict:
     """Does the update shrink with the rank under α/r, and keep its size under α/√r?"""
     plain, stabilised = (exponent(scaling, store) for scaling in SCALINGS)
     parts = {
-        metrics.judge(plain, 0.0, (-math.inf, -LEAST_EXPONENT)),
-        metrics.judge(stabilised, 0.0, (-LEAST_EXPONENT, LEAST_EXPONENT)),
+        stats.judge(plain, 0.0, (-math.inf, -LEAST_EXPONENT)),
+        stats.judge(stabilised, 0.0, (-LEAST_EXPONENT, LEAST_EXPONENT)),
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     sentence = (
@@ -151,8 +152,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out |= COMPARISON.paired("stabilised256", "plus256", store)
     with suppress(Missing):
         keys = tuple(run.key for pair in fixed_runs(store).values() for run in pair)
-        fixed = fixed_difference(store)
-        out["fixed_rate_difference"] = as_quantity(fixed, "nats per token", keys, len(COMPARISON.seeds))
+        out["fixed_rate_difference"] = Quantity.of(fixed_difference(store), "nats per token", keys)
     return out
 
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times
@@ -69,7 +70,7 @@ def seconds(found: list[Record], name: str) -> list[list[float]]:
     return (np.array(parts[0]) + np.array(parts[1])).tolist()
 
 
-def speedup(first: str, second: str, records: list[Record]) -> metrics.Interval:
+def speedup(first: str, second: str, records: list[Record]) -> stats.Interval:
     """log(time of second / time of first)."""
     return log_ratio(seconds(records, second), seconds(records, first))
 
@@ -102,7 +103,7 @@ def verdict(store: Store) -> Verdict:
     count = COUNTS[-1]
     interval = speedup("mixed", "swapped", records(count, store))
     least = math.log(1 + MARGIN)
-    outcome = metrics.judge(interval, least, (least, math.inf))
+    outcome = stats.judge(interval, least, (least, math.inf))
     value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
     sentence = (
         f"With {count} adapters for {BATCH} requests a mixed batch is {value:.2f} times as fast as swapping "

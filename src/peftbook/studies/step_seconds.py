@@ -19,8 +19,9 @@ from statistics import median
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
 from peftbook.cost import Rates, step_seconds
+from peftbook.evidence import stats
 from peftbook.memory import Configuration
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
@@ -68,11 +69,11 @@ def predicted(one: Configuration, rates: str) -> float:
     return float(sum(step_seconds(one.shape, one.setup, Rates.from_json(json.loads(rates))).values()))
 
 
-def median_error(found: list[float]) -> metrics.Interval:
+def median_error(found: list[float]) -> stats.Interval:
     """Median |predicted / measured − 1| with its interval over configurations."""
     errors = np.abs(np.array(found) - 1)
-    drawn = np.median(errors[metrics.resamples(len(errors))], axis=1)
-    return metrics.statistic_interval(drawn[:, None], len(errors))
+    drawn = np.median(errors[stats.resamples(len(errors))], axis=1)
+    return stats.statistic_interval(drawn[:, None], len(errors))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

@@ -18,11 +18,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import as_quantity, columns
+from peftbook.studies.sweep import columns
 from peftbook.tasks import task_spec
 
 __all__ = ["RANKS", "later_overlap", "probes", "records"]
@@ -61,9 +62,9 @@ def records(store: Store) -> list[Record]:
     return store.need_all(probes())
 
 
-def pooled(store: Store, column: str) -> metrics.Interval:
+def pooled(store: Store, column: str) -> stats.Interval:
     """A column of the records, one value a module, over triples and modules; `…_first` is φ(1, 1). Raises Missing."""
-    return metrics.mean_interval(columns(records(store), column))
+    return stats.mean_interval(columns(records(store), column))
 
 
 def later_overlap(record: Record, name: str) -> float:
@@ -85,9 +86,9 @@ def random_later(record: Record) -> float:
     return (RANKS[0] - 1) * float(record.measurements["mean_inverse_width"] or 0)
 
 
-def later_excess(store: Store, name: str) -> metrics.Interval:
+def later_excess(store: Store, name: str) -> stats.Interval:
     """Overlap of directions 2 … r beyond that of random spaces, over triples. Raises Missing."""
-    return metrics.mean_interval([[later_overlap(one, name) - random_later(one)] for one in records(store)])
+    return stats.mean_interval([[later_overlap(one, name) - random_later(one)] for one in records(store)])
 
 
 def band(store: Store) -> float:
@@ -103,9 +104,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     found, out = records(store), dict[str, Quantity]()
     keys = tuple(record.key for record in found)
     for name in PAIRS:
-        out[f"{name}_later_excess"] = as_quantity(later_excess(store, name), "", keys, len(TRIPLES))
+        out[f"{name}_later_excess"] = Quantity.of(later_excess(store, name), "", keys)
     for column in (*(f"{name}_first" for name in (*PAIRS, *LEFT)), *IN_START):
-        out[column] = as_quantity(pooled(store, column), "", keys, len(TRIPLES))
+        out[column] = Quantity.of(pooled(store, column), "", keys)
     out["random_later"] = Quantity(random_later(found[0]), "", keys, digits=4)
     out["random_band"] = Quantity(band(store), "", keys, seeds=len(TRIPLES), digits=4)
     out["modules"] = Quantity(float(found[0].measurements["modules"] or 0), "modules", keys, digits=0)
@@ -117,8 +118,8 @@ def verdict(store: Store) -> Verdict:
     """Is the first direction shared by the paper's measure, and are the later ones no more alike than random ones?"""
     first, later = pooled(store, "small_large_first"), later_excess(store, "small_large")
     parts = {
-        metrics.judge(first, MARGIN, (SHARED, math.inf)),
-        metrics.judge(later, 0.0, (-math.inf, CHANCE)),  # the claim holds the margin already
+        stats.judge(first, MARGIN, (SHARED, math.inf)),
+        stats.judge(later, 0.0, (-math.inf, CHANCE)),  # the claim holds the margin already
     }
     outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
     others = {name: pooled(store, f"{name}_first").mean for name in PAIRS[1:]}

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from peftbook import metrics, specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
-from peftbook.tasks import task_spec
+from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "Comparison", "as_quantity", "columns", "corpus_bleu", "decide", "grid", "holm", "length_ratio"]
+__all__ = ["Arm", "Comparison", "columns", "corpus_bleu", "decide", "grid", "length_ratio"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 SCORES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
@@ -179,14 +180,15 @@ class Comparison:
         """(seeds, examples) scores, one row for a method without randomness. Raises Missing."""
         return columns(self.finals(name, store), column)
 
-    def difference(self, first: str, second: str, column: str, store: Store) -> metrics.Interval:
+    def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
         """first − second, paired over seeds and test examples; loss per label token. Raises Missing.
 
         The one run of a method without randomness is set against every seed of the other.
         """
         records = self.finals_of((first, second), store)
         one, two = (np.array(columns(records[name], column)) for name in (first, second))
-        return interval_of((one - two).tolist(), self.weights(first, store) if column == "loss_nats" else None)
+        weights = self.weights(first, store) if column == "loss_nats" else None
+        return stats.score_interval(one - two, weights, self.groups)
 
     def verdict(
         self,
@@ -202,15 +204,20 @@ class Comparison:
         found = self.difference(first, second, "loss_nats", store)
         return decide(found, margin, claim, what, f"{prefix}{first}_minus_{second}_loss", "nats per token")
 
-    def bleu_difference(self, first: str, second: str, store: Store) -> metrics.Interval:
+    def bleu_difference(self, first: str, second: str, store: Store) -> stats.Interval:
         """Corpus BLEU of `first` − that of `second`, paired over seeds and examples. Raises Missing."""
         records = self.finals_of((first, second), store)
         examples = len(records[first][0].per_example["bleu_length"])
-        return metrics.statistic_interval(corpus_bleu(records[first]) - corpus_bleu(records[second]), examples)
+        return stats.statistic_interval(corpus_bleu(records[first]) - corpus_bleu(records[second]), examples)
 
     def weights(self, name: str, store: Store) -> list[float]:
         """Label tokens of the test examples."""
         return self.table(name, "label_tokens", store)[0]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the test examples share."""
+        return test_groups(self.task, self.test_examples)
 
     def keys(self, store: Store, *names: str) -> tuple[str, ...]:
         """Keys of the final records of the arms."""
@@ -228,15 +235,16 @@ class Comparison:
     def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
         """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
         first, keys, seeds = records[0], tuple(record.key for record in records), len(records)
-        loss = interval_of(columns(records, "loss_nats"), columns(records, "label_tokens")[0])
-        out = {f"{name}_loss": as_quantity(loss, "nats per token", keys, seeds)}
+        weights = columns(records, "label_tokens")[0]
+        loss = stats.score_interval(columns(records, "loss_nats"), weights, self.groups)
+        out = {f"{name}_loss": Quantity.of(loss, "nats per token", keys)}
         for score in SCORES:
             if score in first.per_example:
-                out[f"{name}_{score}"] = as_quantity(interval_of(columns(records, score)), "", keys, seeds)
+                interval = stats.score_interval(columns(records, score), None, self.groups)
+                out[f"{name}_{score}"] = Quantity.of(interval, "", keys)
         if "bleu" in first.measurements:
             n = len(first.per_example["bleu_length"])
-            interval = metrics.statistic_interval(corpus_bleu(records), n)
-            out[f"{name}_bleu"] = as_quantity(interval, "BLEU", keys, seeds, 1)
+            out[f"{name}_bleu"] = Quantity.of(stats.statistic_interval(corpus_bleu(records), n), "BLEU", keys, 1)
             ratios = [length_ratio(record) for record in records]
             out[f"{name}_length_ratio"] = Quantity(
                 math.fsum(ratios) / seeds, "", keys, min(ratios), max(ratios), seeds, n, 2,
@@ -290,10 +298,9 @@ class Comparison:
         for column in ("loss_nats", *(score for score in SCORES if score in records[0].per_example)):
             interval = self.difference(first, second, column, store)
             score, unit = ("loss", "nats per token") if column == "loss_nats" else (column, "")
-            out[f"{name}_{score}"] = as_quantity(interval, unit, keys, interval.seeds)
+            out[f"{name}_{score}"] = Quantity.of(interval, unit, keys)
         if "bleu_length" in records[0].per_example:
-            interval = self.bleu_difference(first, second, store)
-            out[f"{name}_bleu"] = as_quantity(interval, "BLEU", keys, interval.seeds, 1)
+            out[f"{name}_bleu"] = Quantity.of(self.bleu_difference(first, second, store), "BLEU", keys, 1)
         return out
 
 
@@ -303,10 +310,10 @@ def columns(records: Sequence[Record], name: str) -> list[list[float]]:
 
 
 def corpus_bleu(records: Sequence[Record]) -> np.ndarray:
-    """(1 + draws, seeds): corpus BLEU of an arm's final records on the rows of `metrics.resamples`."""
+    """(1 + replicates, seeds): corpus BLEU of an arm's final records on the rows of `stats.replicates`."""
     rows = [[record.per_example[name] for name in metrics.BLEU_STATISTICS] for record in records]
     statistics = np.array(rows, dtype=float).transpose(0, 2, 1)  # (seeds, examples, 10)
-    counts = metrics.resample_counts(statistics.shape[1])
+    counts = stats.replicates(statistics.shape[1])
     return np.stack([metrics.bleu_of_sums(counts @ each) for each in statistics], axis=1)
 
 
@@ -327,11 +334,6 @@ def middle_first(rates: Sequence[float]) -> list[float]:
     return [rates[at] for at in sorted(range(len(rates)), key=lambda at: abs(at - middle))]
 
 
-def interval_of(rows: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> metrics.Interval:
-    """The book's interval; over examples alone where there is one row, of a method without randomness."""
-    return metrics.example_interval(rows[0], weights) if len(rows) == 1 else metrics.mean_interval(rows, weights)
-
-
 def shortfall(found: Mapping[float, float], best: float) -> float:
     """How much lower the loss of a finer grid might be: the least of a parabola through the best rate and its two
     neighbours in the logarithm of the rate, below the best. 0 where a neighbour is missing or diverged.
@@ -347,17 +349,15 @@ def shortfall(found: Mapping[float, float], best: float) -> float:
     return float(found[best] - (c - b**2 / (4 * a))) if a > 0 else 0.0
 
 
-def as_quantity(interval: metrics.Interval, unit: str, keys: tuple[str, ...], seeds: int, digits: int = 3) -> Quantity:
-    """An interval as a named quantity."""
-    return Quantity(interval.mean, unit, keys, interval.low, interval.high, seeds, interval.examples, digits)
-
-
 def decide(
-    interval: metrics.Interval, margin: float, claim: tuple[float, float], what: str, quantity: str, unit: str
+    interval: stats.Interval, margin: float, claim: tuple[float, float], what: str, quantity: str, unit: str
 ) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
-    outcome = metrics.judge(interval, margin, claim)
-    least = f"; this n could have seen {interval.half95:.3f}" if outcome == "undecided" else ""
+    outcome = stats.judge(interval, margin, claim)
+    least = {
+        "undecided": f"; this n could have seen {interval.half95:.3f}",
+        "direction only": f"; {interval.basis} decide nothing",
+    }.get(outcome, "")
     return Verdict(
         outcome,
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
@@ -372,22 +372,3 @@ def bounds(claim: tuple[float, float]) -> str:
     return (
         f"at most {high}" if math.isinf(claim[0]) else f"at least {low}" if math.isinf(claim[1]) else f"{low} to {high}"
     )
-
-
-def holm(intervals: Mapping[str, metrics.Interval], level: float = 0.05) -> dict[str, bool]:
-    """Which differences of a family are not zero, by Holm's step-down procedure at the family-wise level.
-
-    p = 2 · P(T > |mean| / SE) with seeds − 1 degrees of freedom; the smallest p is held against level / m, the next
-    against level / (m − 1), until one fails. Source: Holm 1979.
-    """
-    from scipy import stats
-
-    p = {}
-    for name, one in intervals.items():
-        error = math.hypot(one.seed_se, one.example_se)
-        p[name] = 2 * float(stats.t.sf(abs(one.mean) / error, max(one.seeds - 1, 1))) if error else float(not one.mean)
-    found, open_ = dict.fromkeys(p, False), True
-    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
-        open_ = open_ and p[name] <= level / (len(p) - rank)
-        found[name] = open_
-    return found

@@ -14,11 +14,12 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, decide, holm
+from peftbook.studies.sweep import Arm, Comparison, decide
 
 __all__ = ["COMPARISON", "steps_to"]
 
@@ -60,7 +61,7 @@ def steps_to(record: Record, target: float) -> int | None:
     return next((at + SMOOTH for at, loss in enumerate(smoothed(record)) if loss <= target), None)
 
 
-def speed(name: str, store: Store) -> metrics.Interval:
+def speed(name: str, store: Store) -> stats.Interval:
     """log(steps to the target / plain LoRA's), by seed; a run that never gets there counts with all its steps."""
     records, rows = COMPARISON.finals_of((name, "lora"), store), []
     for record, plain in zip(records[name], records["lora"], strict=True):
@@ -68,10 +69,10 @@ def speed(name: str, store: Store) -> metrics.Interval:
         target = curve[max(0, round(REACHED * (len(curve) + SMOOTH - 1)) - SMOOTH)]
         steps = steps_to(record, target) or len(record.curve["train_loss_nats"])
         rows.append([math.log(steps / (steps_to(plain, target) or steps))])
-    return metrics.mean_interval(rows)
+    return stats.mean_interval(rows)
 
 
-def effect(name: str, store: Store) -> metrics.Interval:
+def effect(name: str, store: Store) -> stats.Interval:
     """What the variant's claim is about: log ratio of steps, or difference in test loss to plain LoRA."""
     if CLAIMS[name] == "speed":
         return speed(name, store)
@@ -95,8 +96,8 @@ def stands(name: str, store: Store) -> bool:
     for arm in CLAIMS:
         found, (margin, claim) = effect(arm, store), rule(arm)
         border = claim[1] if found.mean <= claim[1] else claim[1] + margin
-        borders[arm] = dataclasses.replace(found, mean=found.mean - border)
-    return holm(borders)[name]
+        borders[arm] = stats.p_value(dataclasses.replace(found, mean=found.mean - border))
+    return stats.holm(borders)[name]
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -111,8 +112,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             out[f"{arm.name}_steps"] = Quantity(ratio, "×", keys, low, high, logs.seeds, digits=2)
     with suppress(Missing):
         names = [arm.name for arm in COMPARISON.arms]
-        family = {name: COMPARISON.difference(name, "lora", "loss_nats", store) for name in names[1:]}
-        keys, count = COMPARISON.keys(store, *names), sum(holm(family).values())
+        family = {name: stats.p_value(COMPARISON.difference(name, "lora", "loss_nats", store)) for name in names[1:]}
+        keys, count = COMPARISON.keys(store, *names), sum(stats.holm(family).values())
         out["differ"] = Quantity(count, f"of {len(family)} variants", keys, seeds=len(COMPARISON.seeds), digits=0)
     return out
 
@@ -129,7 +130,7 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
                 f"{label} needs {ratio:.2f} times the steps of plain LoRA to the same training loss "
                 f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})"
             )
-            alone = Verdict(metrics.judge(found, margin, claim), said, (f"{name}_steps",))
+            alone = Verdict(stats.judge(found, margin, claim), said, (f"{name}_steps",))
         else:
             what, quantity = f"Test loss of {label} minus LoRA", f"{name}_minus_lora_loss"
             alone = decide(found, margin, claim, what, quantity, "nats per token")

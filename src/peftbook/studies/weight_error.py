@@ -19,15 +19,15 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
-from scipy import stats
+from scipy.stats import rankdata
 
-from peftbook import metrics, specs
+from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
-from peftbook.studies.sweep import as_quantity
 
-__all__ = ["BLOCKS", "ORDER", "probe", "text_interval"]
+__all__ = ["BLOCKS", "ORDER", "probe"]
 
 BLOCKS = (32, 64, 256, 1024)
 CONFOUNDED_BLOCKS = (64,)
@@ -88,21 +88,11 @@ def weights_of(record: Record) -> list[float] | None:
     return None if found is None else [float(value) for value in found]
 
 
-def task_error(record: Record, name: str) -> list[float]:
+def task_error(record: Record, name: str) -> np.ndarray:
     """Each text's error with a quantised copy, or with the model as it is (`full`; 0 for the encoder)."""
     if name not in record.per_example:
-        return [0.0] * len(record.per_example["kind"])
-    return [float(value) for value in record.per_example[name]]
-
-
-def text_interval(first: Sequence[float], second: Sequence[float], weights: Sequence[float] | None) -> metrics.Interval:
-    """first − second of one model, paired over texts: normal intervals from the bootstrap over texts.
-
-    There is nothing random but the choice of texts, so no seed enters.
-    """
-    found = metrics.paired_interval([list(first)], [list(second)], weights)
-    error = found.example_se
-    return metrics.Interval(found.mean, 1.960 * error, 1.645 * error, 0.0, error, 1, found.examples)
+        return np.zeros(len(record.per_example["kind"]))
+    return np.array(record.per_example[name], dtype=float)
 
 
 def chosen_cells(found: Sequence[Record], blocks: Sequence[int] | None) -> list[tuple[str, int]]:
@@ -129,7 +119,7 @@ def task_errors(found: Sequence[Record], chosen: Sequence[tuple[str, int]]) -> n
     )
 
 
-def correlation(found: Sequence[Record], measure: str = "mse", blocks: Sequence[int] | None = None) -> metrics.Interval:
+def correlation(found: Sequence[Record], measure: str = "mse", blocks: Sequence[int] | None = None) -> stats.Interval:
     """Spearman's rank correlation of weight error and task error over codebooks × blocks, with a bootstrap interval.
 
     Errors are means over the model and its copies. Codebooks, each with all its block sizes, texts and copies are
@@ -149,11 +139,7 @@ def correlation(found: Sequence[Record], measure: str = "mse", blocks: Sequence[
         drawn = task[rng.integers(len(found), size=len(found))].mean(axis=0)  # (cells, texts)
         losses.append((drawn[:, texts].sum(axis=1) / weight[texts].sum())[picks[-1]])
     draws = spearman(error[np.array(picks)], np.array(losses))
-    low95, low90, high90, high95 = np.nanquantile(draws, [0.025, 0.05, 0.95, 0.975])
-    middle, examples = float(low95 + high95) / 2, task.shape[2]
-    return metrics.Interval(
-        middle, float(high95 - low95) / 2, float(high90 - low90) / 2, 0.0, float(np.nanstd(draws)), len(found), examples
-    )  # fmt: skip
+    return stats.percentile_interval(draws, len(found), task.shape[2])
 
 
 def ceiling(found: Sequence[Record], blocks: Sequence[int] | None = None) -> float:
@@ -183,7 +169,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def ranked(values: np.ndarray) -> np.ndarray:
     """Ranks along the last axis, equal values sharing their mean rank."""
-    return stats.rankdata(values, axis=-1)
+    return rankdata(values, axis=-1)
 
 
 def point(found: Sequence[Record], measure: str = "mse", blocks: Sequence[int] | None = None) -> float:
@@ -192,13 +178,11 @@ def point(found: Sequence[Record], measure: str = "mse", blocks: Sequence[int] |
     return float(spearman(weight_errors(found, chosen, measure), task_errors(found, chosen).sum(axis=(0, 2))))
 
 
-def cost(found: Sequence[Record], first: str, second: str = "full") -> metrics.Interval:
+def cost(found: Sequence[Record], first: str, second: str = "full") -> stats.Interval:
     """Task error of one state minus another's, paired over texts: over the copies that have both, as over seeds."""
     have = [one for one in found if first in one.per_example] or list(found[:1])
-    one, two = ([task_error(record, name) for record in have] for name in (first, second))
-    if len(have) == 1:
-        return text_interval(one[0], two[0], weights_of(found[0]))
-    return metrics.paired_interval(one, two, weights_of(found[0]))
+    one, two = (np.array([task_error(record, name) for record in have]) for name in (first, second))
+    return stats.score_interval(one - two, weights_of(found[0]))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -218,7 +202,7 @@ def cost_quantities(source: str, found: Sequence[Record]) -> dict[str, Quantity]
     unit = "nats per token" if weights else ""
     for name, block in [*cells(found[0]), ("q4_1", 32)]:
         added = cost(found, f"{name}_{block}")
-        out[f"{source}_{name}_{block}_cost"] = as_quantity(added, unit, keys, added.seeds, 4)
+        out[f"{source}_{name}_{block}_cost"] = Quantity.of(added, unit, keys, 4)
         for measure in ("mse", "mae"):
             (value,) = weight_errors(found, [(name, block)], measure)
             out[f"{source}_{name}_{block}_{measure}"] = Quantity(float(value), "", keys, seeds=added.seeds, digits=5)
@@ -227,7 +211,7 @@ def cost_quantities(source: str, found: Sequence[Record]) -> dict[str, Quantity]
         out[f"{source}_full_loss"] = Quantity(loss, unit, keys[:1], seeds=1, n=len(weights), digits=3)
     for better, worse in itertools.pairwise(ORDER):
         apart = neighbours(found, better, worse)
-        out[f"{source}_{better}_minus_{worse}"] = as_quantity(apart, unit, keys, apart.seeds, 4)
+        out[f"{source}_{better}_minus_{worse}"] = Quantity.of(apart, unit, keys, 4)
     return out
 
 
@@ -251,7 +235,7 @@ def correlation_quantities(source: str, found: Sequence[Record]) -> dict[str, Qu
     return out
 
 
-def neighbours(found: Sequence[Record], better: str, worse: str) -> metrics.Interval:
+def neighbours(found: Sequence[Record], better: str, worse: str) -> stats.Interval:
     """Task error of `better` − `worse` at block 64, over copies and texts."""
     return cost(found, f"{better}_{BLOCK}", f"{worse}_{BLOCK}")
 
@@ -275,7 +259,7 @@ def correlation_verdict(store: Store) -> Verdict:
         )
         if agreed < THRESHOLD:
             dull.append(where)
-        judged = metrics.judge(interval, 0.0, (THRESHOLD, math.inf))
+        judged = stats.judge(interval, 0.0, (THRESHOLD, math.inf))
         outcomes[where] = "undecided" if agreed < THRESHOLD else judged
     outcome = outcomes[where] if len(set(outcomes.values())) == 1 else "undecided"
     sentence = (
@@ -310,12 +294,11 @@ def order_verdict(store: Store) -> Verdict:
     outcomes, said = [], []
     for better, worse in pairs:
         apart = neighbours(found, better, worse)
-        half = float(stats.t.ppf(1 - 0.025 / len(pairs), apart.seeds - 1)) * math.hypot(apart.seed_se, apart.example_se)
-        wider = replace(apart, half95=half)
-        if metrics.judge(wider, MARGIN, (-math.inf, 0.0)) == "refuted":
+        wider = replace(apart, half95=apart.half(0.05 / len(pairs)))
+        if stats.judge(wider, MARGIN, (-math.inf, 0.0)) == "refuted":
             outcomes.append("refuted")
         else:
-            outcomes.append(metrics.judge(apart, MARGIN, (-math.inf, 0.0)))
+            outcomes.append(stats.judge(apart, MARGIN, (-math.inf, 0.0)))
         said.append(f"{LABELS[better]} − {LABELS[worse]} {apart.mean:+.4f} ({apart.low:+.4f} to {apart.high:+.4f})")
     sentence = (
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "

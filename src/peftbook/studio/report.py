@@ -15,7 +15,7 @@ from markupsafe import Markup
 from peftbook import __version__, specs
 from peftbook.base_models import pinned
 from peftbook.decision import COSTS, Comparison, Row
-from peftbook.metrics import Interval
+from peftbook.evidence.stats import Interval
 from peftbook.records import Record
 from peftbook.results import describe, format_value
 from peftbook.studio.markup import clipped, joined, number, piece, size, span

@@ -6,7 +6,7 @@ import csv
 import io
 
 from peftbook.decision import COSTS, Comparison, Row
-from peftbook.metrics import Interval
+from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
 from peftbook.studio.markup import number, size, span
 

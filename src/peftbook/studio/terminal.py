@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from peftbook.decision import COSTS, Comparison
-from peftbook.metrics import Interval
+from peftbook.evidence.stats import Interval
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import span
 from peftbook.studio.tabular import table, typeset

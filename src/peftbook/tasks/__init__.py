@@ -28,6 +28,7 @@ __all__ = [
     "references",
     "task_names",
     "task_spec",
+    "test_groups",
 ]
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -143,6 +144,15 @@ def get_task(name: str) -> TaskData:
             f"{pinned.data_sha256[:12]}…, version {pinned.version}: rebuild or restore its data."
         )
     return task
+
+
+@functools.cache
+def test_groups(name: str, count: int) -> tuple[str, ...]:
+    """The groups of the first `count` test examples; empty where none are shared, or the data is not at hand."""
+    if not data_at_hand(name):
+        return ()
+    groups = tuple(example.group for example in get_task(name).splits["test"][:count])
+    return groups if len(set(groups) - {""}) < sum(map(bool, groups)) else ()
 
 
 def data_at_hand(name: str) -> bool:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from peftbook import specs
 from peftbook.decision import COSTS, MEASURES, Comparison, Contrast, Row, compare
 from peftbook.errors import InputError
-from peftbook.metrics import Interval
+from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
 from peftbook.studio import markup
 from peftbook.studio.jobs import Job

@@ -1,0 +1,378 @@
+"""The one rule of uncertainty: intervals, p-values, families of comparisons, verdicts and plans; numbers to numbers."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from scipy import optimize, special
+
+from peftbook.errors import InputError
+
+__all__ = [
+    "FEWEST_GROUPS",
+    "FEWEST_SEEDS",
+    "RULE",
+    "Groups",
+    "Interval",
+    "Scores",
+    "example_interval",
+    "half_width",
+    "holm",
+    "judge",
+    "mean_interval",
+    "p_value",
+    "paired_interval",
+    "percentile_interval",
+    "quantile",
+    "replicates",
+    "resamples",
+    "score_interval",
+    "settle",
+    "standard_errors",
+    "statistic_interval",
+]
+
+DRAWS = 2000  # of the bootstrap
+FEWEST_SEEDS, FEWEST_GROUPS = 3, 8  # below, an interval says a direction and decides nothing
+POWER = 0.8  # of a comparison with the seeds and examples that are asked for
+MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
+
+RULE: list[Callable] = []  # the functions that make the rule, which the ledger of amendments watches
+F = TypeVar("F", bound=Callable)
+K = TypeVar("K", bound=Hashable)
+
+
+def rule(function: F) -> F:
+    """Mark a function as part of the rule."""
+    RULE.append(function)
+    return function
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its two-sided intervals and the standard errors behind them.
+
+    half95, half90: half-widths.  seed_se: what other seeds would change, infinite where one seed of several is known.
+    example_se: what other examples would change, or other groups where examples share one.  seeds: 1 where nothing is
+    random but the choice of examples.  groups: how many groups the examples form; 0 where each stands for itself.
+    freedom: degrees of freedom of `example_se`.  by_example: the 95 % interval if examples of a group were unrelated.
+    """
+
+    mean: float
+    half95: float
+    half90: float
+    seed_se: float
+    example_se: float
+    seeds: int
+    examples: int
+    groups: int = 0
+    freedom: float = math.inf
+    by_example: tuple[float, float] | None = None
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half95
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half95
+
+    @property
+    def standard_error(self) -> float:
+        return math.hypot(self.seed_se, self.example_se)
+
+    @property
+    @rule
+    def decides(self) -> bool:
+        """Whether it rests on enough: not on two seeds, nor on fewer than eight groups."""
+        return (self.seeds == 1 or self.seeds >= FEWEST_SEEDS) and not 0 < self.groups < FEWEST_GROUPS
+
+    def __neg__(self) -> Interval:
+        ends = None if self.by_example is None else (-self.by_example[1], -self.by_example[0])
+        return replace(self, mean=-self.mean, by_example=ends)
+
+    @property
+    def basis(self) -> str:
+        """What it rests on: `4 groups`, else `3 seeds`."""
+        return f"{self.groups} groups" if self.groups else f"{self.seeds} seed" + "s" * (self.seeds != 1)
+
+    def half(self, level: float) -> float:
+        """Half-width at 1 − level."""
+        return float(half_width(level, self.seed_se, self.example_se, self.seeds - 1, self.freedom))
+
+    @classmethod
+    def of(
+        cls, mean: float, seed_se: float, example_se: float, seeds: int, examples: int,
+        freedom: float | None = None, groups: int = 0,
+    ) -> Interval:  # fmt: skip
+        """The interval of the rule about a mean with these errors; freedom: examples − 1 unless given."""
+        known = max(examples - 1, 1) if freedom is None else freedom
+        bare = cls(mean, 0.0, 0.0, seed_se, example_se, seeds, examples, groups, known)
+        return replace(bare, half95=bare.half(0.05), half90=bare.half(0.10))
+
+
+# --- the rule --------------------------------------------------------------------------------------------------
+
+
+def quantile(level: float, freedom: np.ndarray | float) -> np.ndarray:
+    """The two-sided quantile of Student's t: |t| exceeds it with probability `level`; of the normal for ν = ∞."""
+    return np.where(np.isinf(freedom), -special.ndtri(level / 2), -special.stdtrit(freedom, level / 2))
+
+
+@rule
+def standard_errors(per_seed: np.ndarray, deviations: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """What other seeds and what other examples would change of the mean over seeds: (seed_se, example_se).
+
+    per_seed: (…, n).  deviations: (…, replicates, n), how far each replicate of the examples moves each seed's value;
+    `scale` times a sum of their squares is a variance.  The variance of the n values over n is σ_S²/n + σ_ε²/(nm), that
+    of the replicates' mean σ_E²/m + σ_ε²/(nm). The interplay σ_ε²/(nm) is in both: it is estimated from how the seeds
+    differ within a replicate, and taken out of the first, which is 0 where nothing is left.
+    """
+    seeds = per_seed.shape[-1]
+    mean = deviations.mean(axis=-1, keepdims=True)
+    example = scale * (mean[..., 0] ** 2).sum(axis=-1)
+    if seeds == 1:
+        return np.zeros_like(example), np.sqrt(example)
+    both = scale * ((deviations - mean) ** 2).sum(axis=(-1, -2)) / (seeds * (seeds - 1))
+    own = per_seed.var(axis=-1, ddof=1) / seeds - both
+    return np.sqrt(np.maximum(own, 0.0)), np.sqrt(example)
+
+
+@rule
+def half_width(
+    level: float, seed_se: np.ndarray | float, example_se: np.ndarray | float, seed_freedom: float, freedom: float
+) -> np.ndarray:
+    """Half-width at 1 − level: each error with its own quantile, √((t_{n−1} · seed_se)² + (t_ν · example_se)²).
+
+    Source: Banerjee 1960, who proves that two such errors are covered at least as often as the level says.
+    """
+    own = seed_se * quantile(level, seed_freedom) if seed_freedom else np.multiply(seed_se, 1.0)
+    return np.hypot(own, example_se * quantile(level, freedom))
+
+
+@rule
+def jackknife(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Deviations of Σ scores / Σ weights as each unit is left out, (…, units, n), and the scale of their squares.
+
+    scores: (…, n, units).  weights: (units,).  Leaving out a unit of weight share w moves the ratio by −r/(1 − w), with
+    r the unit's part of Σ (scores − ratio · weights) / Σ weights. A single unit moves nothing.
+    """
+    share, units = weights / weights.sum(), len(weights)
+    if units == 1:
+        return np.zeros((*scores.shape[:-2], 1, scores.shape[-2])), 0.0
+    ratio = scores.sum(axis=-1, keepdims=True) / weights.sum()
+    moved = (ratio * share - scores / weights.sum()) / (1 - share)
+    return np.swapaxes(moved, -1, -2), (units - 1) / units
+
+
+@rule
+def freedom_of(weights: np.ndarray) -> float:
+    """Degrees of freedom of an error over units: one less than as many equal units as weigh as unevenly, 1/Σw² − 1."""
+    share = weights / weights.sum()
+    return max(1 / float((share**2).sum()) - 1, 1.0)
+
+
+@rule
+def p_value(one: Interval) -> float:
+    """Two-sided, of the hypothesis that the mean is zero: the level at which its interval touches zero."""
+    if not 0 < one.standard_error < math.inf:
+        return float(one.mean == 0 or one.standard_error > 0)
+
+    def beyond(log_level: float) -> float:
+        return one.half(math.exp(log_level)) - abs(one.mean)
+
+    lowest = math.log(1e-12)
+    return math.exp(optimize.brentq(beyond, lowest, 0.0)) if beyond(lowest) > 0 else 0.0
+
+
+@rule
+def judge(difference: Interval, margin: float, claim: tuple[float, float]) -> str:
+    """Verdict on a claim about a difference.
+
+    claim: the interval that the claim allows (−inf and inf are fine).  reproduced: the 95 % interval lies inside it.
+    refuted: the 95 % interval lies wholly outside it, beyond the margin.  equivalent: the 90 % interval lies inside
+    ±margin.  undecided: anything else.  direction only: one of the first three, by too few seeds or groups.
+    """
+    low, high = difference.low, difference.high
+    if low >= claim[0] and high <= claim[1]:
+        outcome = "reproduced"
+    elif low > claim[1] + margin or high < claim[0] - margin:
+        outcome = "refuted"
+    elif -margin <= difference.mean - difference.half90 and difference.mean + difference.half90 <= margin:
+        outcome = "equivalent"
+    else:
+        return "undecided"
+    return outcome if difference.decides else "direction only"
+
+
+@rule
+def holm(p: Mapping[K, float], level: float = 0.05) -> dict[K, bool]:
+    """Which hypotheses of a family are rejected, by Holm's step-down procedure at the family-wise level.
+
+    p: by name.  The smallest is held against level / m, the next against level / (m − 1), until one fails.
+    Source: Holm 1979.
+    """
+    order = sorted(p, key=lambda name: p[name])
+    passed = [p[name] <= level / (len(p) - rank) for rank, name in enumerate(order)]
+    count = passed.index(False) if False in passed else len(passed)
+    return {name: order.index(name) < count for name in p}
+
+
+# --- intervals -------------------------------------------------------------------------------------------------
+
+Scores = Sequence[Sequence[float]] | np.ndarray
+Groups = Sequence[Hashable]
+
+
+def score_interval(scores: Scores, weights: Sequence[float] | None = None, groups: Groups = ()) -> Interval:
+    """The interval of a mean over seeds and examples; of one row, where nothing is random, over examples alone.
+
+    scores: (seeds, examples); for a paired comparison the differences.  weights: (examples,) or None; with weights the
+    value of a seed is Σ scores / Σ weights (loss per label token: scores are summed nats, weights are label tokens).
+    groups: (examples,), what examples share, or empty; then groups are the units of the second error. The error over a
+    single group is not known: its interval is over examples, and decides nothing.
+    """
+    table = np.array(scores, dtype=float, order="C")
+    if table.ndim != 2 or 0 in table.shape:
+        raise InputError(f"Scores have shape {table.shape}: give a non-empty (seeds, examples) table.")
+    weight = np.ones(table.shape[1]) if weights is None else np.asarray(weights, dtype=float)
+    if weight.shape != table.shape[1:]:
+        raise InputError(f"There are {weight.size} weights for {table.shape[1]} examples: give one each.")
+    found = interval_over_units(table, weight, table.shape[1])
+    if not (codes := group_codes(groups, table.shape[1])):
+        return found
+    member = np.eye(max(codes) + 1)[codes]
+    if member.shape[1] == 1:
+        return replace(found, groups=1)
+    grouped = interval_over_units(table @ member, weight @ member, table.shape[1], groups=member.shape[1])
+    return replace(grouped, mean=found.mean, by_example=(found.low, found.high))
+
+
+def interval_over_units(scores: np.ndarray, weights: np.ndarray, examples: int, groups: int = 0) -> Interval:
+    """The interval whose second error is over the columns of `scores`, (seeds, units)."""
+    per_seed, (deviations, scale) = scores.sum(axis=1) / weights.sum(), jackknife(scores, weights)
+    seed_se, example_se = (float(error) for error in standard_errors(per_seed, deviations, scale))
+    freedom = freedom_of(weights)
+    return Interval.of(float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom, groups)
+
+
+def group_codes(groups: Groups, examples: int) -> list[int]:
+    """The number of each example's group; an empty name is a group of its own. Empty where no two share one."""
+    if len(groups) not in (0, examples):
+        raise InputError(f"There are {len(groups)} groups for {examples} examples: give one each.")
+    numbers: dict[Hashable, int] = {}
+    codes = [numbers.setdefault((group,) if group != "" else at, len(numbers)) for at, group in enumerate(groups)]
+    return codes if len(numbers) < examples else []
+
+
+def mean_interval(scores: Scores, weights: Sequence[float] | None = None, groups: Groups = ()) -> Interval:
+    """`score_interval` where seeds matter: with a single one, what others would change is unknown, and infinite."""
+    found = score_interval(scores, weights, groups)
+    if found.seeds > 1:
+        return found
+    return replace(found, half95=math.inf, half90=math.inf, seed_se=math.inf, by_example=None)
+
+
+def example_interval(scores: Sequence[float], weights: Sequence[float] | None = None, groups: Groups = ()) -> Interval:
+    """`score_interval` where nothing is random but the choice of examples. scores: (examples,)."""
+    return score_interval([list(scores)], weights, groups)
+
+
+def paired_interval(
+    first: Scores, second: Scores, weights: Sequence[float] | None = None, groups: Groups = ()
+) -> Interval:
+    """The interval of first − second over shared seeds and shared examples: row i of both has the same seed."""
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if one.shape != two.shape:
+        raise InputError(f"Paired scores have shapes {one.shape} and {two.shape}: compare equal seeds and examples.")
+    return mean_interval(one - two, weights, groups)
+
+
+@functools.lru_cache(maxsize=4)
+def resamples(examples: int, draws: int = DRAWS) -> np.ndarray:
+    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples), not to be written."""
+    rng = np.random.default_rng(20260101)
+    picks = np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
+    picks.flags.writeable = False
+    return picks
+
+
+@functools.lru_cache(maxsize=8)
+def replicates(examples: int, groups: tuple[Hashable, ...] = ()) -> np.ndarray:
+    """How often each example counts, (1 + replicates, examples), not to be written: once, then as replicates have it.
+
+    Those are the bootstrap samples of `resamples`; where examples share groups, all examples but those of one group.
+    """
+    if codes := group_codes(groups, examples):
+        counts = np.concatenate([np.ones((1, examples)), np.arange(max(codes) + 1)[:, None] != np.array(codes)])
+    else:
+        counts = np.stack([np.bincount(picks, minlength=examples) for picks in resamples(examples)]).astype(float)
+    counts.flags.writeable = False
+    return counts
+
+
+def statistic_interval(values: np.ndarray, examples: int, groups: Groups = ()) -> Interval:
+    """`score_interval` for a statistic that is not a mean over examples.
+
+    values: (1 + replicates, seeds), the statistic on the rows of `replicates(examples, groups)`, or of `resamples`.
+    """
+    per_seed, moved = values[0], values[1:][np.isfinite(values[1:]).all(axis=1)]
+    if codes := group_codes(groups, examples):
+        units = np.bincount(codes).astype(float)
+        deviations, scale = moved - per_seed, 1 - 1 / len(units)
+    else:
+        units = np.ones(examples)
+        deviations, scale = moved - moved.mean(axis=0), 1 / (len(moved) - 1)
+    seed_se, example_se = (float(error) for error in standard_errors(per_seed, deviations, scale))
+    count = len(units) if codes else 0
+    return Interval.of(
+        float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom_of(units), count
+    )  # fmt: skip
+
+
+def percentile_interval(draws: np.ndarray, seeds: int, examples: int) -> Interval:
+    """The interval between percentiles of bootstrap draws of a statistic; `mean` is its middle, not the statistic."""
+    low95, low90, high90, high95 = (float(end) for end in np.nanquantile(draws, [0.025, 0.05, 0.95, 0.975]))
+    middle, half95, half90 = (low95 + high95) / 2, (high95 - low95) / 2, (high90 - low90) / 2
+    return Interval(middle, half95, half90, 0.0, float(np.nanstd(draws)), seeds, examples)
+
+
+# --- planning --------------------------------------------------------------------------------------------------
+
+
+def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
+    """About how many test examples and seeds find a true difference of `margin` four times in five: (examples, seeds).
+
+    spread: an interval of such a difference, of which only the errors are used; what it was is no part of a plan, since
+    a difference that happened to be large would ask for too little.  level: one-sided.  What is asked for is
+    half_width(2 · level) + z_0.8 · error ≤ margin, with squared errors that go with one over the numbers; seeds are
+    added until theirs alone leave half of what is wanted. The plan is for new seeds on a fresh test set.
+    """
+    z = float(quantile(2 * (1 - POWER), math.inf))
+
+    def beyond(examples: float, seeds: int) -> float:
+        seed_se = spread.seed_se * math.sqrt(spread.seeds / seeds)
+        example_se = spread.example_se * math.sqrt(spread.examples / examples)
+        freedom = spread.freedom * examples / spread.examples
+        half = float(half_width(2 * level, seed_se, example_se, seeds - 1, freedom))
+        return half + z * math.hypot(seed_se, example_se) - margin
+
+    seeds = spread.seeds if spread.seeds == 1 else max(spread.seeds, FEWEST_SEEDS)
+    while 1 < seeds < MOST_SEEDS and beyond(math.inf, seeds) > (math.sqrt(0.5) - 1) * margin:
+        seeds += 1
+    if beyond(spread.examples, seeds) <= 0:
+        return spread.examples, seeds
+    if beyond(MOST_EXAMPLES, seeds) > 0:
+        return MOST_EXAMPLES, seeds
+    return round_up(optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
+
+
+def round_up(count: float) -> int:
+    """Up to two significant digits."""
+    unit = 10 ** max(0, math.floor(math.log10(max(count, 1))) - 1)
+    return unit * math.ceil(count / unit - 1e-9)
