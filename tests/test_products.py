@@ -11,13 +11,19 @@ from tiny import random_examples, tiny_llama
 from torch.nn import functional
 
 from peftbook import specs
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
 from peftbook.records import Record, Store, default_store
 from peftbook.studies import half_products as study
 from peftbook.studies import methods
 from peftbook.training import products
+from peftbook.training.forward import apply_method
 from peftbook.training.generate import decode_batch
 from peftbook.training.loop import losses, train
-from peftbook.training.methods import apply_method
 from peftbook.training.models import keep_linear4bit_layout, quantization_config
 from peftbook.training.probes.products import losses_of
 from peftbook.training.products import HALF, TORCH_DTYPES, half_products, widened_products
@@ -161,18 +167,18 @@ def test_threads_do_not_write_into_each_others_scratch():
 
 
 METHODS = {
-    "full": specs.Full(),
-    "lora": specs.LoRA(rank=4),
-    "qlora": specs.QLoRA(rank=4),
-    "prompt": specs.PromptTuning(length=3, init="random"),
-    "ia3": specs.IA3(),
+    "full": Full(),
+    "lora": LoRA(rank=4),
+    "qlora": QLoRA(rank=4),
+    "prompt": PromptTuning(length=3, init="random"),
+    "ia3": IA3(),
 }
 
 
-def trained(method: specs.Spec, folder) -> list[float]:
+def trained(method: Method, folder) -> list[float]:
     """The losses of a few steps of a tiny model in bfloat16, and those of other examples afterwards."""
     model = tiny_llama()
-    if isinstance(method, specs.QLoRA):
+    if isinstance(method, QLoRA):
         model.save_pretrained(folder)
         config = quantization_config(method, torch.bfloat16)
         model = type(model).from_pretrained(folder, dtype=torch.float32, quantization_config=config)

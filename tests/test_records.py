@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from peftbook import records, specs
 from peftbook.errors import InputError
+from peftbook.methods.lora import LoRA
 from peftbook.records import SHIPPED, Record, Store, default_store, load_record, write_atomically
 
 
 def a_run(seed: int = 0) -> specs.Run:
     return specs.Run(
         task=specs.Task(name="t", data_sha256="0" * 64),
-        method=specs.LoRA(),
+        method=LoRA(),
         budget=specs.Budget(tokens=10, learning_rate=1e-3),
         seed=seed,
     )

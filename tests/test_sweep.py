@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from peftbook import metrics, specs
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store
 from peftbook.studies.learning_rate import vertex
 from peftbook.studies.sweep import Arm, Comparison, grid, holm, length_ratio, middle_first, shortfall
@@ -25,9 +27,9 @@ def comparison(**changes) -> Comparison:
         "task": "e2e",
         "tokens": 1000,
         "arms": (
-            Arm("untuned", "Untuned", specs.Untuned()),
-            Arm("a", "A", specs.LoRA(rank=2), grid(1e-4, 2, 3), 2e-4),
-            Arm("b", "B", specs.LoRA(rank=4), grid(1e-4, 2, 3)),
+            Arm("untuned", "Untuned", Untuned()),
+            Arm("a", "A", LoRA(rank=2), grid(1e-4, 2, 3), 2e-4),
+            Arm("b", "B", LoRA(rank=4), grid(1e-4, 2, 3)),
         ),
         "seeds": (1, 2),
     }

@@ -27,6 +27,7 @@ from typing import Any
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods import get, named
 from peftbook.records import write_atomically
 from peftbook.tasks import TaskData, get_task
 
@@ -218,9 +219,8 @@ def check(steps: int, rounds: int, methods: Sequence[str]) -> None:
     if rounds < 1:
         raise InputError(f"rounds = {rounds} measures nothing: use at least 1.")
     for name in methods:
-        if name == "untuned":
-            raise InputError("Method 'untuned' is not trained: choose full, lora, qlora or prompt.")
-        specs.method_from(name)
+        if not get(name).trains:
+            raise InputError(f"Method {name!r} is not trained: choose full, lora, qlora or prompt.")
 
 
 def run_process(job: dict) -> dict:
@@ -291,13 +291,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def measure(job: dict) -> dict:
     """Train as one contestant and measure it: JSON-ready. Meant for a process of its own."""
+    from peftbook.training.forward import apply_method
     from peftbook.training.loop import losses
-    from peftbook.training.methods import apply_method
     from peftbook.training.models import load_model
 
     contestant = next(one for one in CONTESTANTS if one.name == job["contestant"])
     began = time.perf_counter()
-    method = specs.method_from(job["method"])
+    method = named(job["method"])
     dtype = job.get("dtype", "")
     loaded = load_model(specs.Model(name=job["model"]), method)
     tokenizer = loaded.tokenizer
@@ -357,7 +357,7 @@ def watch_dtype(model) -> set[str]:
     """A set that fills with the types that the first adapted linear layer returns (shows whether autocast is on)."""
     from torch import nn
 
-    from peftbook.training.methods import causal_model
+    from peftbook.training.forward import causal_model
 
     seen: set[str] = set()
     layers = causal_model(model).model.layers

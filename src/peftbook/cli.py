@@ -15,7 +15,7 @@ from pathlib import Path
 
 import peftbook
 from peftbook.errors import InputError
-from peftbook.specs import METHODS
+from peftbook.methods import presets
 
 __all__ = ["build_parser", "main"]
 
@@ -555,7 +555,8 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--input", required=True, help="column that the model reads")
     own.add_argument("--target", required=True, help="column that it should write")
     own.add_argument("--group", help="column whose values a split never divides")
-    own.add_argument("--method", default="lora", help=f"{', '.join(METHODS)} (default lora)")
+    known = ", ".join(given.name for given in presets())
+    own.add_argument("--method", default="lora", help=f"{known}, or peft:NAME:argument=value (default lora)")
     own.add_argument("--rank", type=int, help="rank of lora, qlora or vera")
     own.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, a folder, or a hub id")
     own.add_argument("--learning-rate", type=float, help="default: what suits the method in the book's runs")
@@ -631,7 +632,9 @@ def on_compare(own: argparse.ArgumentParser) -> None:
     own.add_argument("--group", help="column whose values a split never divides")
     own.add_argument("--instruction", default="{input}", help="what to say to the model, with {input} in it")
     own.add_argument("--instruction-column", help="column whose text stands before the input")
-    own.add_argument("--methods", default="untuned,lora,prompt", help="names with commas (default untuned,lora,prompt)")
+    own.add_argument(
+        "--methods", default="untuned,lora,prompt", help="as of train, with commas (default untuned,lora,prompt)"
+    )
     own.add_argument("--models", default="smollm2-135m-instruct", help="embedded models, folders or hub ids")
     own.add_argument("--seeds", type=number, default=1, help="trainings of each method (default 1)")
     own.add_argument("--epochs", type=float, default=3.0, help="passes over the training rows (default 3)")

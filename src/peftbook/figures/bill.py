@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures.parts import SMALL, mark
-from peftbook.figures.style import METHODS, canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.literature import published
 from peftbook.memory import SHAPES, TARGETS, Setup, Shape, training_step
 from peftbook.memory.decoder import layer_names, layer_of
+from peftbook.methods import looks
 from peftbook.scratch.adam import RECIPES
 
 __all__ = [
@@ -121,7 +122,7 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         ax.set(ylim=(0, 1.22 * highest), ylabel="GB", xlim=(0, places[-1]))
         ax.tick_params(axis="x", length=0)
         ax.grid(axis="x", visible=False)
-        mark_peak(ax, places, totals[method], METHODS[method].label)
+        mark_peak(ax, places, totals[method], looks()[method].label)
         name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
@@ -239,7 +240,7 @@ def tasks_on_disk() -> Figure:
     axes.annotate("a disk of 1 TB", (TASKS[-1], DISK / 1e9), xytext=(0, -15), textcoords="offset points", ha="right",
                   fontsize=SMALL)  # fmt: skip
     for label, (once, each, method, at) in kinds.items():
-        look = METHODS[method]
+        look = looks()[method]
         axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
         axes.annotate(label, (at[0], at[1] / 1e9), color=colour(method), fontweight="bold", fontsize=SMALL)
         full_at = (DISK - once) // each

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+
+from peftbook.methods import preset
 from peftbook.records import Store, default_store
-from peftbook.studies import benchmark, methods, variants
 
 __all__ = ["learning_rate_for"]
 
 
-def learning_rate_for(method: str, store: Store | None = None) -> float:
-    """What the book's sweeps chose for a method, else the middle of the grid that they search; LoRA's for others."""
-    store = store or default_store()
-    if method in methods.ARMS and (chosen := methods.best_rate(method, store)):
-        return chosen
-    for comparison in (benchmark.COMPARISON, variants.COMPARISON):
-        for arm in comparison.arms:
-            if arm.name == method and arm.rates:
-                return comparison.best(arm, store) or arm.rates[len(arm.rates) // 2]
-    return learning_rate_for("lora", store)
+def learning_rate_for(name: str, store: Store | None = None) -> float:
+    """What the sweep that a preset names chose, else the preset's own rate. Raises InputError for an unknown name."""
+    return usual_rate(name) if store is None else swept_rate(name, store)
+
+
+@functools.cache
+def usual_rate(name: str) -> float:
+    """By the shipped records, read once."""
+    return swept_rate(name, default_store())
+
+
+def swept_rate(name: str, store: Store) -> float:
+    """A study that sweeps has `best_rate(arm, store)`, which is None until its sweep is whole."""
+    given = preset(name)
+    study, _, arm = given.swept.partition(".")
+    chosen = importlib.import_module(f"peftbook.studies.{study}").best_rate(arm, store) if study else None
+    return chosen or given.rate

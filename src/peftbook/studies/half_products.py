@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peftbook import specs
+from peftbook.methods import named, preset, usual
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict, methods
 from peftbook.studies.chosen_rates import learning_rate_for
@@ -18,14 +19,14 @@ from peftbook.tasks import task_spec
 __all__ = ["METHODS", "STUDIES", "probe", "records"]
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
-METHODS = tuple(name for name in specs.METHODS if name != "untuned")
+METHODS = tuple(kind for kind in usual() if preset(kind).swept)
 WAYS = ("widened", "elsewhere", "float32")
 
 
 def probe(method: str) -> specs.Probe:
     """The first steps of a method's training on docstrings, three ways."""
     budget = specs.Budget(tokens=TOKENS, learning_rate=learning_rate_for(method))
-    run = specs.Run(task=task_spec("docstrings"), method=specs.method_from(method), budget=budget, seed=SEED)
+    run = specs.Run(task=task_spec("docstrings"), method=named(method), budget=budget, seed=SEED)
     return specs.Probe(measure="products.first_losses", settings={"steps": STEPS}, runs=(run,))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from peftbook import metrics, specs
+from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.sweep import as_quantity
@@ -86,7 +87,7 @@ def merge_probe(seed: int) -> specs.Probe:
     """A short LoRA run whose adapter is merged."""
     run = specs.Run(
         task=task_spec("e2e"),
-        method=specs.LoRA(rank=RANK),
+        method=LoRA(rank=RANK),
         budget=specs.Budget(tokens=TRAIN_TOKENS, learning_rate=RATE),
         evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
         seed=seed,

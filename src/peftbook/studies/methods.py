@@ -13,6 +13,12 @@ import math
 from collections.abc import Mapping
 
 from peftbook import metrics, specs
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Study, Verdict
@@ -20,11 +26,11 @@ from peftbook.tasks import get_task
 
 __all__ = ["ARMS", "SEEDS", "STUDY", "best_rate", "final_runs", "sweep"]
 
-ARMS: dict[str, specs.Method] = {
-    "full": specs.Full(),
-    "lora": specs.LoRA(),
-    "qlora": specs.QLoRA(),
-    "prompt": specs.PromptTuning(),
+ARMS: dict[str, Method] = {
+    "full": Full(),
+    "lora": LoRA(),
+    "qlora": QLoRA(),
+    "prompt": PromptTuning(),
 }
 LABELS = {
     "untuned": "Untuned",
@@ -111,9 +117,9 @@ def final_runs(arm: str, store: Store) -> list[Run]:
     evaluation = specs.Evaluation(split="test", n_loss=TEST_EXAMPLES, n_generate=TEST_EXAMPLES)
     task = get_task("docstrings").spec
     if arm == "untuned":
-        return [Run(task=task, method=specs.Untuned(), evaluation=evaluation)]
+        return [Run(task=task, method=Untuned(), evaluation=evaluation)]
     if arm == "fewshot":
-        return [Run(task=task, method=specs.Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
+        return [Run(task=task, method=Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
     chosen = best_rate(arm, store)
     if chosen is None:
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peftbook import specs
+from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.tasks import task_spec
@@ -42,7 +43,7 @@ def probes(task: str) -> list[specs.Probe]:
             runs=(
                 specs.Run(
                     task=task_spec(task),
-                    method=specs.LoRA(),
+                    method=LoRA(),
                     budget=specs.Budget(tokens=tokens, learning_rate=rate),
                     evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
                 ),

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from peftbook import metrics, specs
+from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Study, Verdict
 from peftbook.studies.standard import E2E_TOKENS
@@ -45,9 +46,7 @@ def probes() -> list[specs.Probe]:
         specs.Probe(
             measure="weights.subspaces",
             runs=tuple(
-                specs.Run(
-                    task=task_spec("e2e"), method=specs.LoRA(rank=rank, targets=TARGETS), budget=budget, seed=seed
-                )
+                specs.Run(task=task_spec("e2e"), method=LoRA(rank=rank, targets=TARGETS), budget=budget, seed=seed)
                 for rank, seed in zip(RANKS, seeds, strict=True)
             ),
             seed=seeds[0],

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from peftbook import metrics, specs
+from peftbook.methods import Method
 from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
@@ -40,7 +41,7 @@ class Arm:
 
     name: str
     label: str
-    method: specs.Method
+    method: Method
     rates: tuple[float, ...] = ()
     default: float | None = None
 
@@ -124,6 +125,10 @@ class Comparison:
             return None
         return min(found, key=lambda rate: found[rate])
 
+    def best_rate(self, name: str, store: Store) -> float | None:
+        """The same, of the arm of this name."""
+        return self.best(self.arm(name), store)
+
     def final_run(self, arm: Arm, rate: float | None, seed: int) -> Run:
         """A run on the test split."""
         return Run(
@@ -147,8 +152,7 @@ class Comparison:
         An untuned arm without examples in its prompt has no randomness and one run.
         """
         if not arm.rates:
-            shots = isinstance(arm.method, specs.Untuned) and arm.method.shots > 0
-            return [self.final_run(arm, None, seed) for seed in (self.seeds if shots else (0,))]
+            return [self.final_run(arm, None, seed) for seed in (self.seeds if arm.method.random else (0,))]
         rate = self.best(arm, store)
         return [] if rate is None else [self.final_run(arm, rate, seed) for seed in self.seeds]
 

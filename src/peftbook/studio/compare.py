@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import time
@@ -131,15 +132,15 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The names in a list with commas."""
-    return tuple(filter(None, (one.strip() for one in text.split(","))))
+    """The names in a list with commas; those within brackets divide nothing."""
+    return tuple(filter(None, map(str.strip, re.split(r",(?![^\[]*\])", text))))
 
 
 def rate_named(text: str) -> tuple[str, float]:
     """`lora=4e-4` as a pair. Raises InputError for another text."""
-    name, _, value = text.partition("=")
+    name, sign, value = text.rpartition("=")
     try:
-        return name.strip(), float(value)
+        return name.strip(), float(value if sign else "")
     except ValueError:
         raise InputError(f"{text!r} is no learning rate of a method: write it as lora=4e-4.") from None
 

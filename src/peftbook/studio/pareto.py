@@ -11,22 +11,25 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from peftbook.decision import COSTS, Comparison, Row, pareto
+from peftbook.methods import look_of
 from peftbook.results import format_value
 from peftbook.studio.markup import joined, piece
 
 __all__ = ["pareto_svg"]
 
-MARKERS = {
-    "untuned": "M-5-5L5 5M5-5L-5 5",
-    "full": "M-5.5-5.5H5.5V5.5H-5.5Z",
-    "lora": "M-6 0A6 6 0 1 1 6 0A6 6 0 1 1-6 0Z",
-    "qlora": "M0-7.5L7.5 0L0 7.5L-7.5 0Z",
-    "prompt": "M0-7L6.5 5H-6.5Z",
-    "prefix": "M0 7L6.5-5H-6.5Z",
-    "adapter": "M-3-6.5H3V6.5H-3Z",
-    "ia3": "M-6.5-3H6.5V3H-6.5Z",
-    "norm": "M-6.5 0H6.5M0-6.5V6.5",
-    "vera": "M0-7L6.7-2.2L4.1 5.7H-4.1L-6.7-2.2Z",
+MARKERS = {  # matplotlib's name of a marker → its outline
+    "X": "M-5-5L5 5M5-5L-5 5",
+    "s": "M-5.5-5.5H5.5V5.5H-5.5Z",
+    "o": "M-6 0A6 6 0 1 1 6 0A6 6 0 1 1-6 0Z",
+    "D": "M0-7.5L7.5 0L0 7.5L-7.5 0Z",
+    "^": "M0-7L6.5 5H-6.5Z",
+    "v": "M0 7L6.5-5H-6.5Z",
+    "<": "M-7 0L5-6.5V6.5Z",
+    ">": "M7 0L-5-6.5V6.5Z",
+    "P": "M-6.5 0H6.5M0-6.5V6.5",
+    "h": "M0-7L6-3.5V3.5L0 7L-6 3.5V-3.5Z",
+    "p": "M0-7L6.7-2.2L4.1 5.7H-4.1L-6.7-2.2Z",
+    "*": "M0-7.5L1.8-2.4H7.1L2.9.9L4.4 6.1L0 3L-4.4 6.1L-2.9.9L-7.1-2.4H-1.8Z",
 }
 STYLE = (
     ".pareto-svg{font:13px system-ui,sans-serif;max-width:100%;height:auto;display:block}"
@@ -212,6 +215,6 @@ def point(found: Comparison, row: Row, on_front: bool, x: float, y, place: float
         '<text x="{text}" y="{base}">{label}</text></g>',
         full=row.label, score=format_value(mean, 3), x=f"{x:.1f}", low=f"{low:.1f}", high=f"{high:.1f}",
         from_=f"{x + 8:.1f}", mid=f"{y(mean):.1f}", edge=right - 6, place=f"{place:.1f}", end=right + 2,
-        on=" on" if on_front else "", shape=MARKERS.get(row.method.kind, MARKERS["lora"]), text=right + 6,
+        on=" on" if on_front else "", shape=MARKERS[look_of(row.method).marker], text=right + 6,
         base=f"{place + 4:.1f}", label=label,
     )  # fmt: skip

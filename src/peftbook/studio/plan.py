@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peftbook import specs
+from peftbook.canonical import build
 from peftbook.errors import InputError
+from peftbook.methods import Preset, preset
+from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.preflight import Check, preflight
-from peftbook.studio.presets import Preset, preset, presets
 from peftbook.tasks import TaskData
 from peftbook.training.precision import chosen_dtype
 
-__all__ = ["BOUNDS", "Bound", "Check", "Preset", "Settings", "check_settings", "plan", "preflight", "presets",
-           "training_tokens"]  # fmt: skip
+__all__ = ["BOUNDS", "Bound", "Check", "Settings", "check_settings", "plan", "preflight", "training_tokens"]
 
 MOST_RUNS = 200
 MOST_GENERATED, MOST_LOSS = 200, 1000  # test examples
@@ -100,7 +101,7 @@ def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tup
         run_of(task, settings, model, one, tokens, seed, dtype)
         for model in dict.fromkeys(settings.models)
         for one in chosen
-        for seed in range(1 if isinstance(one.method, specs.Untuned) else int(settings.seeds))
+        for seed in range(int(settings.seeds) if one.method.trains else 1)
     ]
     if len(runs) > MOST_RUNS:
         raise InputError(
@@ -158,17 +159,17 @@ def run_of(
 ) -> specs.Run:
     """One run of a plan."""
     budget = None
-    if not isinstance(one.method, specs.Untuned):
-        budget = specs.build(
+    if one.method.trains:
+        budget = build(
             specs.Budget,
             tokens=tokens,
             batch_size=settings.batch_size,
-            learning_rate=settings.learning_rates.get(one.name, one.learning_rate),
+            learning_rate=settings.learning_rates.get(one.name) or learning_rate_for(one.name),
             max_length=settings.max_length,
         )
     tests = len(task.splits["test"])
     generated = min(tests, settings.test_examples)
-    evaluation = specs.build(
+    evaluation = build(
         specs.Evaluation,
         split="test",
         n_loss=min(tests, MOST_LOSS),
@@ -176,29 +177,16 @@ def run_of(
         max_new_tokens=settings.max_new_tokens,
         generation_dtype=dtype if generated else "fp32",
     )
-    return specs.build(
+    return build(
         specs.Run,
         model=model,
         task=task.spec,
-        method=method_of(one, settings),
+        method=one.method.sized(
+            rank=settings.rank, prompt_length=settings.prompt_length, prefix_length=settings.prefix_length
+        ),
         budget=budget,
         evaluation=evaluation,
         seed=seed,
         dtype=dtype,
         platform=settings.platform,
     )
-
-
-def method_of(one: Preset, settings: Settings) -> specs.Method:
-    """A preset's method with the rank or the length that was chosen; the rate suits it, as alpha / rank stays."""
-    method = one.method
-    changed: dict[str, float] = {}
-    if isinstance(method, specs.LoRA) and settings.rank:
-        changed = {"rank": settings.rank}
-        if method.scaling == "standard":
-            changed["alpha"] = method.alpha * settings.rank / method.rank
-    if isinstance(method, specs.PromptTuning) and settings.prompt_length:
-        changed = {"length": settings.prompt_length}
-    if isinstance(method, specs.Prefix) and settings.prefix_length:
-        changed = {"length": settings.prefix_length}
-    return specs.build(type(method), **(method.model_dump() | changed)) if changed else method

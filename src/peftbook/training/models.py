@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods import Method
+from peftbook.methods.qlora import QLoRA
 from peftbook.tasks import DATA, file_sha256
 from peftbook.training.folders import cache_folder
-from peftbook.training.quantise import quantised_by_bitsandbytes
 
 __all__ = ["Loaded", "load_model", "prepare_embedded", "quantization_config"]
 
@@ -131,7 +132,7 @@ def check_folder(path: Path) -> None:
         raise InputError(f"Model folder {str(path)!r} has {what}: save it as safetensors, pickle is never loaded.")
 
 
-def quantization_config(method: specs.QLoRA, dtype: torch.dtype):
+def quantization_config(method: QLoRA, dtype: torch.dtype):
     """bitsandbytes' config for a QLoRA method: 4-bit type and double quantisation stated, never left to defaults."""
     from transformers import BitsAndBytesConfig
 
@@ -168,9 +169,7 @@ def check_head(model: torch.nn.Module, name: str) -> None:
         )
 
 
-def load_model(
-    model: specs.Model, method: specs.Spec | None = None, platform: str = "cpu", dtype: str = "bf16"
-) -> Loaded:
+def load_model(model: specs.Model, method: Method | None = None, platform: str = "cpu", dtype: str = "bf16") -> Loaded:
     """Load a causal language model in float32 with its chat tokenizer; in 4 bits for QLoRA where bitsandbytes can.
 
     dtype: of the run. A 4-bit weight is multiplied in half width: in float16 where the run is, else in bfloat16.
@@ -182,7 +181,7 @@ def load_model(
     source, revision = resolve(model)
     pinned = {"revision": revision} if revision else {}
     options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, **pinned}
-    if isinstance(method, specs.QLoRA) and quantised_by_bitsandbytes(method):
+    if method is not None and method.packed:
         options["quantization_config"] = quantization_config(
             method, torch.float16 if dtype == "fp16" else torch.bfloat16
         )

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from peftbook import specs
 from peftbook.base_models import model_named
+from peftbook.canonical import build
 from peftbook.errors import InputError
+from peftbook.methods import named
 from peftbook.records import Store
 from peftbook.tasks.files import Split, describe_reading, read_file, task_from_table
 from peftbook.tasks.table import Columns
@@ -18,7 +20,7 @@ from peftbook.training.precision import chosen_dtype
 
 __all__ = ["train_on_file"]
 
-SHOWN = ("loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match",
+SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match",
          "trainable_parameters", "train_steps", "train_seconds", "peak_memory_bytes")  # fmt: skip
 
 
@@ -27,18 +29,18 @@ def train_on_file(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise InputError(f"Output folder {str(args.out)!r} exists: name a new one, results are never overwritten.")
     fields = {"rank": args.rank} if args.rank is not None else {}
-    method = specs.method_from(args.method, **fields)
+    method = named(args.method, **fields)
     _, table = read_file(args.file)
     columns = Columns(args.input, args.target, group=args.group)
     task = task_from_table(table, columns, Split(seed=args.seed))
     budget = None
-    if not isinstance(method, specs.Untuned):
-        budget = specs.build(specs.Budget, tokens=args.tokens, learning_rate=args.learning_rate)
+    if method.trains:
+        budget = build(specs.Budget, tokens=args.tokens, learning_rate=args.learning_rate)
     n_test, dtype = len(task.splits["test"]), chosen_dtype(args.dtype)
-    evaluation = specs.build(
+    evaluation = build(
         specs.Evaluation, split="test", n_loss=n_test, n_generate=min(n_test, 200), generation_dtype=dtype
     )
-    run = specs.build(
+    run = build(
         specs.Run,
         model=model_named(args.model),
         task=task.spec,

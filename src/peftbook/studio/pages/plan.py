@@ -13,12 +13,14 @@ import gradio as gr
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
+from peftbook.methods import preset, presets
+from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import markup
 from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import joined, loading, piece
 from peftbook.studio.pages.checks import checks_of, long_plan, preflight_table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
-from peftbook.studio.plan import Check, Settings, plan, presets
+from peftbook.studio.plan import Check, Settings, plan
 from peftbook.studio.smaller import Smaller, smaller_plan
 
 __all__ = ["PLANS", "build_plan", "rates_named"]
@@ -102,7 +104,7 @@ def build_plan(context: Context) -> Step:
                     )
                 rates = gr.Textbox(label="Learning rates", lines=3, placeholder="lora = 4e-4", info=rates_in_words())
         with gr.Column(min_width=320):
-            offered = [(f"{one.label} — {one.words}", one.name) for one in presets()]
+            offered = [(f"{one.method.label} — {one.words}", one.name) for one in presets()]
             methods = gr.CheckboxGroup(
                 offered[:FIRST_METHODS],
                 value=list(methods_first),
@@ -289,19 +291,18 @@ def lines(text: str | None) -> list[str]:
 
 def rates_named(text: str) -> dict[str, float]:
     """Learning rates as `method = rate`, one a line. Raises InputError for another line."""
-    known, found = {one.name for one in presets()}, {}
+    found = {}
     for line in lines(text):
         name, _, value = (part.strip() for part in line.partition("="))
         try:
             found[name.lower()] = float(value)
         except ValueError:
             raise InputError(f"{line!r} is no learning rate: write `lora = 4e-4`, one a line.") from None
-        if name.lower() not in known:
-            raise InputError(f"Unknown method {name!r}: choose among {', '.join(sorted(known))}.")
+        preset(name.lower())
     return found
 
 
 def rates_in_words() -> str:
     """The presets' rates."""
-    said = ", ".join(f"{one.name} {one.learning_rate:g}" for one in presets() if one.learning_rate)
+    said = ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)
     return f"one a line, in place of what the book's sweeps chose: {said}"

@@ -15,7 +15,7 @@ from peftbook.errors import InputError
 from peftbook.tasks import get_task
 from peftbook.training.encode import Encoded, encode_example
 from peftbook.training.execute import Trainee, prepare
-from peftbook.training.methods import causal_model
+from peftbook.training.forward import causal_model
 from peftbook.training.probes import Findings
 from peftbook.training.probes.curves import mean_loss, prose_pieces
 
