@@ -471,14 +471,14 @@ def test_parameter_counts_add_up():
     """Rank 1: q and v, attention, MLP and all linear layers of SmolLM2-135M, and the weights of those layers."""
     counts = {name: lora.parameters_per_rank(targets) for name, targets in lora.TARGETS.items()}
     assert counts == {"q and v": 57_600, "attention": 115_200, "MLP": 190_080, "all linear": 305_280}
-    assert lora.LAYERS * sum(d_out * d_in for d_out, d_in in lora.SHAPES.values()) == 106_168_320
+    assert lora.SMOLLM2.linear_parameters == 106_168_320
     assert prompt.prompt_parameters(100) == counts["q and v"]
 
 
 def test_training_state_is_sixteen_bytes_a_trained_weight():
     """Full fine-tuning holds weight, gradient, master copy and two moments: 2 + 2 + 4 + 8."""
-    assert sum(costs.state_bytes("full").values()) == 16 * costs.TOTAL
-    assert costs.state_bytes("lora")["weights"] == 2 * (costs.TOTAL + 16 * costs.PER_RANK)
+    assert sum(costs.state_bytes("full").values()) == 16 * 6_738_415_616
+    assert costs.state_bytes("lora")["weights"] == 2 * (6_738_415_616 + 16 * 2_498_560)
     assert costs.state_bytes("qlora")["weights"] < costs.state_bytes("lora")["weights"] / 3
 
 
