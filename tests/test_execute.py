@@ -11,6 +11,7 @@ from tiny import save_tiny_folder, tiny_task
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
@@ -32,6 +33,7 @@ METHODS = {
     "full": Full(),
     "untuned": Untuned(),
     "two-shot": Untuned(shots=2),
+    "loha": PeftMethod(name="LOHA", arguments={"r": 2}),
 }
 VARYING = {  # what two executions of one run may differ in
     "train_seconds", "train_tokens_per_second", "median_step_seconds", "loss_seconds", "generate_seconds",
@@ -95,6 +97,7 @@ def test_a_record_holds_everything_a_page_needs(name, folder, store):
             "truncated_examples", "train_steps", "train_tokens", "train_label_tokens", "train_seconds",
             "train_tokens_per_second", "median_step_seconds",
         }  # fmt: skip
+    wanted |= {"as_lora_loss_nats"} if name == "loha" else set()
     assert set(m) == wanted
     assert all(math.isfinite(value) for value in m.values())
     assert len(record.curve["train_loss_nats"]) == m["train_steps"] if trains else record.curve == {}

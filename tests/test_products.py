@@ -24,7 +24,7 @@ from peftbook.training import products
 from peftbook.training.forward import apply_method
 from peftbook.training.generate import decode_batch
 from peftbook.training.loop import losses, train
-from peftbook.training.models import keep_linear4bit_layout, quantization_config
+from peftbook.training.models import keep_linear4bit_layout
 from peftbook.training.probes.products import losses_of
 from peftbook.training.products import HALF, TORCH_DTYPES, half_products, widened_products
 from peftbook.training.verify import TOLERANCES
@@ -180,7 +180,7 @@ def trained(method: Method, folder) -> list[float]:
     model = tiny_llama()
     if isinstance(method, QLoRA):
         model.save_pretrained(folder)
-        config = quantization_config(method, torch.bfloat16)
+        config = method.quantization(torch.bfloat16)
         model = type(model).from_pretrained(folder, dtype=torch.float32, quantization_config=config)
         keep_linear4bit_layout(model)
     model = apply_method(model, method, seed=0)
@@ -236,7 +236,7 @@ def test_no_product_of_a_4_bit_layer_escapes(monkeypatch, tmp_path):
     assert len(calls) > 2 * 7 * 2 * 5  # layers × matrices × directions × steps
     model = tiny_llama().__class__.from_pretrained(
         tmp_path / "model", dtype=torch.float32,
-        quantization_config=quantization_config(METHODS["qlora"], torch.bfloat16),
+        quantization_config=METHODS["qlora"].quantization(torch.bfloat16),
     )  # fmt: skip
     keep_linear4bit_layout(model)
     calls.clear()

@@ -25,7 +25,7 @@ from peftbook.training.encode import Encoded
 from peftbook.training.execute import prepare
 from peftbook.training.forward import apply_method, causal_model, trainable_state
 from peftbook.training.loop import losses
-from peftbook.training.models import keep_linear4bit_layout, load_model, quantization_config
+from peftbook.training.models import keep_linear4bit_layout, load_model
 from peftbook.training.probes import measure
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -53,7 +53,7 @@ def test_dense_base_computes_what_bitsandbytes_computes(folder, quant, double):
 
     bitsandbytes looks 8-bit constants up in a table and may miss the nearest level by a hair, hence the tolerance.
     """
-    config = quantization_config(QLoRA(quant=quant, double_quant=double), torch.float32)
+    config = QLoRA(quant=quant, double_quant=double).quantization(torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
     )

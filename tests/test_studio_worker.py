@@ -28,6 +28,7 @@ from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.adapter import Adapter
+from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
@@ -66,6 +67,7 @@ METHODS: dict[str, Method] = {
     "ia3": IA3(),
     "norm": NormTuning(),
     "vera": VeRA(rank=16),
+    "boft": PeftMethod(name="BOFT", arguments={"boft_block_size": 4}),
     "full": Full(),
 }
 RATES = {"full": 3e-4, "prompt": 0.1, "prefix": 0.05, "ia3": 0.05, "vera": 0.05, "norm": 0.01}
@@ -505,7 +507,7 @@ def base_logits() -> torch.Tensor:
     return logits(load_model(SMALL).model.eval(), IDS)
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa", "qlora", "int4", "ia3", "vera", "norm", "full"])
+@pytest.mark.parametrize("name", [name for name, one in METHODS.items() if one.trains and not one.unmerged])
 def test_the_merged_model_is_the_models_equal(shop, base_logits, name):
     """Same logits to rounding, without peft around it."""
     studio, _, jobs = shop
@@ -542,7 +544,7 @@ def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
     assert not [path for path in downloads.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera"])
+@pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera", "boft"])
 def test_the_adapter_zip_loads_with_peft(shop, tmp_path, name):
     """`PeftModel.from_pretrained` on the base computes what the job's model does; no path of this machine is in it."""
     from peft import PeftModel

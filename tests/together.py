@@ -30,7 +30,7 @@ from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, save
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.loop import Trained, losses, train
-from peftbook.training.models import keep_linear4bit_layout, quantization_config
+from peftbook.training.models import keep_linear4bit_layout
 
 COUNT = 2
 STRATEGIES = ("ddp", "fsdp")
@@ -66,7 +66,7 @@ def a_model(case: Case, folder: Path) -> nn.Module:
     if isinstance(case.method, QLoRA):
         if not folder.is_dir():
             model.save_pretrained(folder)
-        quantised = quantization_config(case.method, torch.float32 if case.dtype == "fp32" else torch.bfloat16)
+        quantised = case.method.quantization(torch.float32 if case.dtype == "fp32" else torch.bfloat16)
         model = type(model).from_pretrained(
             folder, dtype=torch.float32, quantization_config=quantised, device_map={"": "cpu"}
         )

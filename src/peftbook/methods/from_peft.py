@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -77,31 +78,42 @@ class PeftMethod(Method):
         return UNSHARDED if self.config.is_prompt_learning else "fsdp has not been tried with peft's other methods"
 
     @functools.cached_property
-    def config(self) -> PeftConfig:
+    def config(self) -> Any:
         """Its configuration. Raises InputError naming what peft does not know, and what it does."""
         known = peft_configs()
         if self.name not in known:
             raise InputError(f"peft has no method {self.name!r}: choose one of {', '.join(sorted(known))}.")
-        cls, arguments = known[self.name], {n: list(v) if isinstance(v, tuple) else v for n, v in self.arguments}
+        cls: Any = known[self.name]
+        arguments = {n: list(v) if isinstance(v, tuple) else v for n, v in self.arguments}
         fields = [one.name for one in dataclasses.fields(cls) if one.init and one.name not in OURS]
         for name in arguments:
             if name not in fields:
                 raise InputError(f"{cls.__name__} has no argument {name!r}: choose among {', '.join(fields)}.")
         try:
             return cls(**arguments, task_type="CAUSAL_LM")
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{cls.__name__} refuses {arguments}: {first_line(error)}") from error
+        except (ImportError, TypeError, ValueError) as error:
+            why = f"{cls.__name__} refuses {arguments or 'to be made without arguments'}"
+            raise InputError(f"{why}: {first_line(error)}.") from error
 
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """peft's model. Raises InputError where this loop would not train all that the method wants trained."""
         from peft import get_peft_model
 
-        config = dataclasses.replace(self.config)
+        config = copy.deepcopy(self.config)  # peft writes into it
         try:
             tuned = get_peft_model(model, config)
             left = [] if any(value.is_meta for value in tuned.parameters()) else unreached(tuned)
-        except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"peft cannot apply {self.label} here: {first_line(error)}") from error
+        except (
+            AttributeError,
+            ImportError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            why = f"peft cannot apply {self.label} here ({first_line(error)})"
+            raise InputError(f"{why}: give it other arguments, or choose another method.") from error
         if hasattr(tuned.base_model, "update_and_allocate"):
             raise InputError(f"{self.name} wants a call between steps, which this loop does not make: choose another.")
         if left or self.name == "CPT":
@@ -146,12 +158,32 @@ def peft_configs() -> dict[str, type[PeftConfig]]:
 
 @functools.lru_cache(maxsize=64)
 def counted(method: PeftMethod, shape: Shape) -> int:
-    """How many numbers peft lets train: it applies the method to a model of this shape without storage."""
+    """How many numbers peft lets train on a model of this shape, all of it without storage.
+
+    Some methods look at the weights: they are applied to one layer and to two that have some, and each of the others
+    counts as the second does.
+    """
+    try:
+        return counted_on(method, shape, stored=False)
+    except InputError:
+        one, two = (
+            counted_on(method, dataclasses.replace(shape, layers=layers, sliding=shape.sliding[:layers]), stored=True)
+            for layers in (1, 2)
+        )
+        return one + (shape.layers - 1) * (two - one)
+
+
+def counted_on(method: PeftMethod, shape: Shape, stored: bool) -> int:
+    """The same, for all layers of the shape. stored: whether the layers have weights, random ones."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        tuned = method.apply(AutoModelForCausalLM.from_config(as_config(shape)), 0, None)
+        model = AutoModelForCausalLM.from_config(as_config(shape))
+    if stored:
+        for value in model.model.layers.to_empty(device="cpu").parameters():
+            value.data.normal_(std=0.02)
+    tuned = method.apply(model, 0, None)
     return sum(value.numel() for value in tuned.parameters() if value.requires_grad)
 
 
@@ -171,5 +203,5 @@ def unreached(tuned: Any) -> list[str]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, as the end of a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".") + "."
+    """What an error says, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")

@@ -78,6 +78,10 @@ class Method(Spec):
         """Whether bitsandbytes holds the frozen matrices in 4 bits."""
         return False
 
+    def quantization(self, dtype: Any) -> Any:
+        """transformers' configuration of a base that is loaded in 4 bits and multiplied in dtype; None for no such."""
+        return None
+
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """Make the method's parameters and freeze all others. torch's generator has the seed already."""
         raise NotImplementedError

@@ -42,6 +42,21 @@ class QLoRA(LoRA):
         """bitsandbytes has no other types and no corrected starts: the base is then dense, with dequantised values."""
         return self.quant in ("nf4", "fp4") and self.init == "kaiming"
 
+    def quantization(self, dtype: Any) -> Any:
+        """4-bit type and double quantisation stated, never left to defaults."""
+        from transformers import BitsAndBytesConfig
+
+        return (
+            None
+            if not self.packed
+            else BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=self.quant,
+                bnb_4bit_use_double_quant=self.double_quant,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        )
+
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """LoRA on a 4-bit base as it was loaded, or on one that is rounded here and may have a corrected start."""
         if self.packed:

@@ -87,7 +87,8 @@ def merge(studio: Studio, job: Job) -> Loaded:
         raise InputError(f"Job {job.id!r} is {job.state} and has nothing to merge: run it, or retry it, first.")
     check_model(run.model)
     loaded = load_model(run.model, None, run.platform)
-    quantise_dense(loaded.model, run.method.quant, double_quant=run.method.double_quant)
+    method: Any = run.method
+    quantise_dense(loaded.model, method.quant, double_quant=method.double_quant)
     tuned: Any = PeftModel.from_pretrained(loaded.model, str(folder))
     return Loaded(tuned.eval().merge_and_unload(), loaded.tokenizer)
 

@@ -141,7 +141,7 @@ def tokens_per_second() -> dict[str, float]:
     tokens = sum(len(one.ids) for batch in batches for one in batch)
     shape, rates = read_shape(source), machine_rates("cpu")
     for method in filter(lambda method: method.trains, usual().values()):
-        run = specs.Run(model=model, task=task_spec(TASK), method=method, budget=budget, dtype=dtype)
+        run = specs.Run(model=model, task=task_spec(TASK), method=method, budget=budget, dtype=dtype)  # type: ignore
         found[method.kind] = tokens / training_seconds(shape, training_setup(run, shape), rates, batches)
     return found
 

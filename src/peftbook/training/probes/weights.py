@@ -45,7 +45,7 @@ def subspaces(probe: specs.Probe) -> Findings:
     small, large, other = (updates(prepare_and_train(run)) for run in probe.runs)
     names = sorted(small)
     starts = [updates(prepare(run), start=True) for run in probe.runs[:2]]
-    rank, most = (run.method.rank for run in probe.runs[:2])
+    rank, most = (int(run.method.model_dump()["rank"]) for run in probe.runs[:2])
     pairs = {"small_large": (small, large), "large_large": (large, other), "start": starts}
     maps = {
         name: torch.stack([overlap(one[n].right, two[n].right, rank, most) for n in names])
