@@ -103,15 +103,7 @@ class PeftMethod(Method):
         try:
             tuned = get_peft_model(model, config)
             left = [] if any(value.is_meta for value in tuned.parameters()) else unreached(tuned)
-        except (
-            AttributeError,
-            ImportError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
             why = f"peft cannot apply {self.label} here ({first_line(error)})"
             raise InputError(f"{why}: give it other arguments, or choose another method.") from error
         if hasattr(tuned.base_model, "update_and_allocate"):
