@@ -67,7 +67,7 @@ METHODS: dict[str, Method] = {
     "ia3": IA3(),
     "norm": NormTuning(),
     "vera": VeRA(rank=16),
-    "boft": PeftMethod(name="BOFT", arguments={"boft_block_size": 4}),
+    "loha": PeftMethod(name="LOHA", arguments={"r": 2}),
     "full": Full(),
 }
 RATES = {"full": 3e-4, "prompt": 0.1, "prefix": 0.05, "ia3": 0.05, "vera": 0.05, "norm": 0.01}
@@ -544,7 +544,7 @@ def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
     assert not [path for path in downloads.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera", "boft"])
+@pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera", "loha"])
 def test_the_adapter_zip_loads_with_peft(shop, tmp_path, name):
     """`PeftModel.from_pretrained` on the base computes what the job's model does; no path of this machine is in it."""
     from peft import PeftModel
