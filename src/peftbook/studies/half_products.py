@@ -19,7 +19,7 @@ from peftbook.tasks import task_spec
 __all__ = ["METHODS", "STUDIES", "probe", "records"]
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
-METHODS = tuple(kind for kind in usual() if preset(kind).swept)
+METHODS = tuple(kind for kind in usual() if preset(kind).swept.endswith(f".{kind}"))  # with a rate of their own
 WAYS = ("widened", "elsewhere", "float32")
 
 
