@@ -17,7 +17,7 @@ from peftbook import specs
 from peftbook.cost import training_setup
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, shape_from_config, training_step
-from peftbook.methods import Method, get, kinds, look_of, looks, named, preset, presets, read, usual
+from peftbook.methods import Method, arm_looks, get, kinds, look_of, named, preset, presets, read, usual
 from peftbook.records import Store, default_store
 from peftbook.slides import native
 from peftbook.studies.chosen_rates import learning_rate_for
@@ -139,7 +139,7 @@ from peftbook import methods, specs
 found = methods.preset("nothing")
 run = specs.Run(task=specs.Task(name="t", data_sha256=""), method={{"kind": "nothing"}},
                 budget=specs.Budget(tokens=1, learning_rate=1))
-print(run.method == found.method, "nothing" in methods.usual(), methods.looks()["nothing"].label)
+print(run.method == found.method, "nothing" in methods.usual(), methods.arm_looks()["nothing"].label)
 """
     (tmp_path / "nothing.py").write_text(
         "from typing import Literal\n"
@@ -165,12 +165,12 @@ def test_the_registry_imports_no_torch():
 
 def test_looks_differ_and_every_chart_can_draw_them():
     """Marker or line tells methods apart without colour, and matplotlib, SVG and PowerPoint know each marker."""
-    for name, look in looks().items():
+    for name, look in arm_looks().items():
         assert look.marker in Line2D.markers and look.marker in pareto.MARKERS and look.marker in native.MARKERS
         assert look.line in native.DASHES
         assert all(re.fullmatch(r"#[0-9a-f]{6}", tone) for tone in (look.light, look.dark) if tone)
         assert look_of(preset(name).method) == look
-    assert len({look.marker for look in looks().values()}) == len({look.label for look in looks().values()})
+    assert len({look.marker for look in arm_looks().values()}) == len({look.label for look in arm_looks().values()})
     assert look_of(read({"kind": "peft", "name": "BOFT"})).label == "BOFT"
 
 

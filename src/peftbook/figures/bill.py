@@ -15,7 +15,7 @@ from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.literature import published
 from peftbook.memory import SHAPES, Setup, Shape, training_step
 from peftbook.memory.decoder import layer_names, layer_of
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.scratch.adam import RECIPES
@@ -123,7 +123,7 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         ax.set(ylim=(0, 1.22 * highest), ylabel="GB", xlim=(0, places[-1]))
         ax.tick_params(axis="x", length=0)
         ax.grid(axis="x", visible=False)
-        mark_peak(ax, places, totals[method], looks()[method].label)
+        mark_peak(ax, places, totals[method], arm_looks()[method].label)
         name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
@@ -236,7 +236,7 @@ def tasks_on_disk() -> Figure:
     axes.annotate("a disk of 1 TB", (TASKS[-1], DISK / 1e9), xytext=(0, -15), textcoords="offset points", ha="right",
                   fontsize=SMALL)  # fmt: skip
     for label, (once, each, method, at) in kinds.items():
-        look = looks()[method]
+        look = arm_looks()[method]
         axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
         axes.annotate(label, (at[0], at[1] / 1e9), color=colour(method), fontweight="bold", fontsize=SMALL)
         full_at = (DISK - once) // each

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from peftbook.figures.style import SIZE, canvas, colour, look, question, shade
 from peftbook.memory import SHAPES, Setup, training_step
-from peftbook.methods import looks, named
+from peftbook.methods import arm_looks, named
 from peftbook.records import Store
 from peftbook.studies import costs
 
@@ -44,7 +44,7 @@ def repeats_figure(store: Store, field: str, unit: float, label: str, asked: str
     found = {arm: values for arm in costs.ARMS if (values := repeats(arm, store, field))}
     for row, (arm, values) in enumerate(found.items()):
         draw_repeats(axes, row, arm, [value / unit for value in values])
-    axes.set_yticks(range(len(found)), [looks()[arm].label for arm in found])
+    axes.set_yticks(range(len(found)), [arm_looks()[arm].label for arm in found])
     axes.set_ylim(len(found) - 0.45, -0.55)
     axes.set_xlim(0, max(max(values) for values in found.values()) / unit * 1.16)
     axes.set_xlabel(label)
@@ -120,7 +120,7 @@ def training_state() -> Figure:
     arms = ("full", "lora", "qlora", "prompt")
     tones = {"weights": (0.35, ""), "gradients": (0.65, "///"), "optimiser": (1.0, "")}
     draw_stacks(axes, [state_bytes(arm) for arm in arms], {part: ("lora", *one) for part, one in tones.items()})
-    axes.set_yticks(range(len(arms)), [looks()[arm].label for arm in arms])
+    axes.set_yticks(range(len(arms)), [arm_looks()[arm].label for arm in arms])
     axes.set_ylim(len(arms) - 0.45, -0.55)
     axes.set_xlim(0, 125)
     axes.set_xlabel("GB, Llama-2-7B, activations not counted (computed)")

@@ -36,7 +36,7 @@ from peftbook.figures.parts import (
     signed,
 )
 from peftbook.figures.style import SIZE, canvas, colour, question, shade
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 from peftbook.methods.qlora import QLoRA
 from peftbook.records import Record, Store
 from peftbook.results import quantity
@@ -94,7 +94,7 @@ SOURCES = {"normal": "N(0, 1)", "minilm": "MiniLM", "small": "Small Llama", "smo
 
 def arm_look(arm: str) -> tuple[str, str, str]:
     """Short label, tone and marker of an arm of the benchmark."""
-    look = looks()[arm]
+    look = arm_looks()[arm]
     return look.label, arm if look.light else "accent", look.marker
 
 
@@ -521,26 +521,26 @@ def examples_needed(store: Store) -> Figure:
     for axes, score, found in zip(panels, ("loss", "rougeL"), ends, strict=False):
         few = quantity(f"data_size.fewshot_{score}", store)
         axes.fill_between(span, few.low, few.high, color=shade("fewshot", 0.16), linewidth=0, zorder=0)
-        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=looks()["fewshot"].line, linewidth=1.6)
-        found[looks()["fewshot"].label] = (span[1], few.value, "fewshot")
+        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
+        found[arm_looks()["fewshot"].label] = (span[1], few.value, "fewshot")
         for arm, shift in arms.items():
             rows = [
                 as_row("", quantity(f"data_size.n{size}_{arm}_{score}", store), per_seed(one.finals(arm, store), score),
-                       arm, looks()[arm].marker)
+                       arm, arm_looks()[arm].marker)
                 for size, one in data_size.COMPARISONS.items()
             ]  # fmt: skip
-            draw_series(axes, data_size.SIZES, rows, line=looks()[arm].line, shift=shift)
-            found[looks()[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
+            draw_series(axes, data_size.SIZES, rows, line=arm_looks()[arm].line, shift=shift)
+            found[arm_looks()[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
     panels[2].axhspan(-data_size.MARGIN, data_size.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
     panels[2].plot(span, [0, 0], color=colour("lora"), linewidth=1.6)
-    ends[2][looks()["lora"].label] = (span[1], 0.0, "lora")
+    ends[2][arm_looks()["lora"].label] = (span[1], 0.0, "lora")
     for arm in ("prompt", "full"):
         rows = [
-            difference_row("", one, arm, "lora", store, tone=arm, marker=looks()[arm].marker)
+            difference_row("", one, arm, "lora", store, tone=arm, marker=arm_looks()[arm].marker)
             for one in data_size.COMPARISONS.values()
         ]
-        draw_series(panels[2], data_size.SIZES, rows, line=looks()[arm].line, shift=arms[arm])
-        ends[2][looks()[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
+        draw_series(panels[2], data_size.SIZES, rows, line=arm_looks()[arm].line, shift=arms[arm])
+        ends[2][arm_looks()[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
     panels[0].set(xscale="log", ylabel=f"Test loss,\n{LOSS}")
     panels[1].set_ylabel("ROUGE-L, 0–1")
     panels[2].set(ylabel="Test loss − LoRA's\n(paired)", xlabel="Training examples (one token budget; band: margin)")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from peftbook.figures.parts import LOSS, SMALL, mark, note
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.memory import SHAPES, Shape
-from peftbook.methods import get, looks
+from peftbook.methods import arm_looks, get
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
@@ -48,11 +48,11 @@ FAMILIES = {"prompt": "additive", "qlora": "selective", "lora": "reparametrised"
 def member(kind: str, setting: str = "") -> Member:
     """A method of the registry in the tree."""
     tone = next(tone for tone, family in FAMILIES.items() if family == get(kind).family)
-    return Member(looks()[kind].label, tone, looks()[kind].marker, setting)
+    return Member(arm_looks()[kind].label, tone, arm_looks()[kind].marker, setting)
 
 
 MEMBERS = {
-    "full": Member("All weights", "full", looks()["full"].marker),
+    "full": Member("All weights", "full", arm_looks()["full"].marker),
     "dora": Member("DoRA", "lora", "8", "r = 16"),
     "adalora": Member("AdaLoRA", "lora", "H", "r = 16"),
     "lora": member("lora", "r = 16"),
@@ -219,7 +219,7 @@ def loss_against_count(store: Store) -> Figure:
                       fontsize=SMALL)  # fmt: skip
     shots, untuned = (comparison.difference(name, "full", "loss_nats", store) for name in ("fewshot", "untuned"))
     assert shots is not None and untuned is not None
-    axes.axhline(shots.mean, color=colour("fewshot"), linestyle=looks()["fewshot"].line, linewidth=1.6)
+    axes.axhline(shots.mean, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
     remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "top", "color": colour("fewshot")}
     note(axes, remark, 0.99, shots.mean - 0.012, **place)

@@ -15,7 +15,7 @@ from peftbook import metrics
 from peftbook.figures.methods import chosen_records
 from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
 from peftbook.figures.style import canvas, colour, look, question
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import methods
@@ -55,7 +55,7 @@ def rouge_by_setting(store: Store) -> Figure:
     figure, (scores, leads) = canvas(1, 2, height=5.4, sharey=True, width_ratios=(1, 1.1))
     for arm in ("untuned", "prompt", "lora"):
         values = [quantity(f"rouge_settings.{arm}_{setting}", store).value for setting in SETTINGS]
-        scores.plot(values, range(len(SETTINGS)), **(look(arm) | {"linewidth": 1.0}), label=looks()[arm].label)
+        scores.plot(values, range(len(SETTINGS)), **(look(arm) | {"linewidth": 1.0}), label=arm_looks()[arm].label)
     for second, tone, marker, shift in (("prompt", "prompt", "^", -0.16), ("untuned", "untuned", "X", 0.16)):
         for at, setting in enumerate(SETTINGS):
             found = quantity(f"rouge_settings.lora_minus_{second}_{setting}", store)
@@ -103,7 +103,7 @@ def paired_intervals(store: Store) -> Figure:
             alone, together = unpaired_interval(*tables, weights), metrics.paired_interval(*tables, weights)
             draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
             draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
-        axes.set_yticks(range(len(PAIRS)), [" − ".join(looks()[arm].label for arm in pair) for pair in PAIRS])
+        axes.set_yticks(range(len(PAIRS)), [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS])
         axes.set_ylim(len(PAIRS) - 0.5, -0.55)
         axes.set_xlabel(label)
         axes.grid(axis="y", visible=False)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from peftbook import metrics
 from peftbook.figures.style import SIZE, canvas, colour, look, question, shade
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 from peftbook.records import Record, Store
 from peftbook.studies import methods
 
@@ -132,7 +132,7 @@ def draw_row(axes: Axes, row: int, arm: str, interval: metrics.Interval, seeds: 
 
 
 def finish_rows(axes: Axes, arms: Sequence[str], label: str) -> None:
-    axes.set_yticks(range(len(arms)), [looks()[arm].label for arm in arms])
+    axes.set_yticks(range(len(arms)), [arm_looks()[arm].label for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.65)
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -150,9 +150,9 @@ def quality_against_parameters(store: Store) -> Figure:
     for arm in ("untuned", "fewshot"):
         if records := chosen_records(arm, store):
             level = float(np.mean(per_seed(records, "loss")))
-            axes.axhline(level, color=colour(arm), linestyle=looks()[arm].line, linewidth=1.6)
+            axes.axhline(level, color=colour(arm), linestyle=arm_looks()[arm].line, linewidth=1.6)
             axes.annotate(
-                f"{looks()[arm].label}: nothing trained",
+                f"{arm_looks()[arm].label}: nothing trained",
                 (1.0, level),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 4),
@@ -175,7 +175,7 @@ def quality_against_parameters(store: Store) -> Figure:
         axes.plot(size, interval.mean, **look(arm, line=False))
         left = arm in ("lora", "full")
         axes.annotate(
-            looks()[arm].label,
+            arm_looks()[arm].label,
             (size, interval.mean),
             xytext=(-9 if left else 16, 0),
             textcoords="offset points",
@@ -214,7 +214,7 @@ def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)
     asked = (
         "Which learning rate does each method want?"
         if len(found) > 1
-        else f"Which learning rate does {looks()[arms[0]].label} want?"
+        else f"Which learning rate does {arm_looks()[arms[0]].label} want?"
     )
     question(figure, asked.replace("Prompt want", "prompt tuning want"))
     return figure
@@ -254,7 +254,7 @@ def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[fl
     # LoRA and QLoRA share their rates: one is named at the right end of its line, the other above its left end.
     at = len(inside) - 1 - inside[::-1].index(True) if arm == "lora" else inside.index(True)
     axes.annotate(
-        looks()[arm].label,
+        arm_looks()[arm].label,
         (rates[at], shown[at]),
         xytext=(9, -5) if arm == "lora" else (0, 15),
         textcoords="offset points",
@@ -286,7 +286,7 @@ def training_loss(store: Store) -> Figure:
         for curve in curves[arm]:
             axes.plot(range(1, len(curve) + 1), curve, color=shade(arm, 0.35), linewidth=0.8)
         axes.plot(range(1, len(means[arm]) + 1), means[arm], color=colour(arm), linewidth=2.6)
-        axes.set_title(looks()[arm].label, color=colour(arm))
+        axes.set_title(arm_looks()[arm].label, color=colour(arm))
     for axes in panels.flat[len(found) :]:
         axes.set_visible(False)
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
@@ -333,7 +333,7 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
         axes.text(
             0.02 if wins else 0.98,
             0.97,
-            f"{looks()[arm].label} better\non {100 * share:.0f} %",
+            f"{arm_looks()[arm].label} better\non {100 * share:.0f} %",
             color=colour(arm),
             transform=axes.transAxes,
             ha="left" if wins else "right",
@@ -355,7 +355,9 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
         color=colour("accent"),
         fontsize=SIZE - 1,
     )
-    axes.set(xlabel=f"{looks()[first].label} − {looks()[second].label}: loss, nats per token", ylabel="Test examples")
+    axes.set(
+        xlabel=f"{arm_looks()[first].label} − {arm_looks()[second].label}: loss, nats per token", ylabel="Test examples"
+    )
     axes.grid(axis="x", visible=False)
     question(figure, asked)
     return figure

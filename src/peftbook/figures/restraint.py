@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from peftbook.figures.methods import chosen_records, example_differences
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
 from peftbook.figures.style import canvas, colour, question
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 
 __all__ = ["break_even", "differences_seen", "requests_to_earn_back"]
@@ -52,7 +52,7 @@ def differences_seen(store: Store) -> Figure:
     for arm, other in PAIRS.items():
         found = example_differences(chosen_records(arm, store), chosen_records(other, store))
         halves = 1.96 * found.std(ddof=1) / np.sqrt(sizes)
-        axes.plot(sizes, halves, color=colour(arm), marker=looks()[arm].marker, linewidth=1.6, markersize=6)
+        axes.plot(sizes, halves, color=colour(arm), marker=arm_looks()[arm].marker, linewidth=1.6, markersize=6)
         axes.plot(len(found), abs(found.mean()), marker="*", color=colour(arm), markersize=13, linestyle="none")
         ends[f"{SHORT[arm]} − {SHORT[other]}"] = float(sizes[-1]), float(halves[-1]), arm
     axes.set(xscale="log", yscale="log", xlabel="Test examples", ylabel="Half of the interval, nats per token")

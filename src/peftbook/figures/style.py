@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 
 __all__ = [
     "Mode",
@@ -107,8 +107,8 @@ def mode_context(mode: Mode) -> Iterator[None]:
 def colour(name: str) -> str:
     """A method's colour, a tone (`ink`, `muted`, `rule`, `fill`, `accent`) or `paper`, in the current mode."""
     mode = _MODE.get()
-    if name in looks():
-        return getattr(looks()[name], mode) or TONES[mode]["accent"]
+    if name in arm_looks():
+        return getattr(arm_looks()[name], mode) or TONES[mode]["accent"]
     return PAPER[mode] if name == "paper" else TONES[mode][name]
 
 
@@ -122,8 +122,8 @@ def look(method: str, *, line: bool = True) -> dict[str, Any]:
     """Plot keywords of a method: colour and marker, with its line style or none."""
     return {
         "color": colour(method),
-        "marker": looks()[method].marker,
-        "linestyle": looks()[method].line if line else "none",
+        "marker": arm_looks()[method].marker,
+        "linestyle": arm_looks()[method].line if line else "none",
         "markeredgecolor": colour("paper"),
         "markeredgewidth": 0.8,
     }

@@ -12,8 +12,20 @@ from typing import Any
 from peftbook.errors import InputError
 from peftbook.methods.method import Look, Method, Preset
 
-__all__ = ["Look", "Method", "Preset", "get", "kinds", "look_of", "looks", "named", "preset", "presets", "read",
-           "usual"]  # fmt: skip
+__all__ = [
+    "Look",
+    "Method",
+    "Preset",
+    "arm_looks",
+    "get",
+    "kinds",
+    "look_of",
+    "named",
+    "preset",
+    "presets",
+    "read",
+    "usual",
+]  # fmt: skip
 
 
 @functools.cache
@@ -50,7 +62,7 @@ def usual() -> dict[str, Method]:
 
 
 @functools.cache
-def looks() -> dict[str, Look]:
+def arm_looks() -> dict[str, Look]:
     """Name of a preset → how it looks in charts."""
     return {given.name: given.look for given in presets() if given.look is not None}
 

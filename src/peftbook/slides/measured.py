@@ -10,7 +10,7 @@ import numpy as np
 
 from peftbook import results
 from peftbook.figures import costs, evidence, methods, quantisation
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 from peftbook.slides.charts import LOSS, TRAINED, Chart, Series, ends, forest
 from peftbook.slides.placeholders import Sources, outcomes
 from peftbook.studies import Quantity, activations, benchmark, data_size, forgetting, prompt_design
@@ -27,7 +27,7 @@ def arms_chart(sources: Sources, scores: dict[str, str], axis: str, number_forma
         found = [sources.quantity(f"methods.{arm}_{score}") for arm in arms]
         spread = [(float(q.low or 0), float(q.high or 0)) for q in found]
         series.append(Series(name, [q.value for q in found], spread=spread))
-    labels = [looks()[arm].label for arm in arms]
+    labels = [arm_looks()[arm].label for arm in arms]
     return Chart(series, "", axis, labels, number_format=number_format, y_range=(0, None), label_format="0.00")
 
 
@@ -54,7 +54,7 @@ def learning_rates(sources: Sources) -> Chart:
         points = [
             pair for pair in zip(*methods.sweep_points(arm, sources.store), strict=True) if math.isfinite(pair[1])
         ]
-        series.append(Series(looks()[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
+        series.append(Series(arm_looks()[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
     series.sort(key=lambda one: -len(one.x))  # LibreOffice drops points of a first series that is shorter
     values = [value for one in series for value in one.values]
     low, high = (
@@ -82,7 +82,7 @@ def training_curves(sources: Sources) -> Chart:
         mean = [math.fsum(step) / len(step) for step in zip(*curves, strict=False)]
         smoothed = [round(value, 4) for value in methods.smooth(mean)]
         steps = [float(step) for step in range(1, len(smoothed) + 1)]
-        series.append(Series(looks()[arm].label, smoothed, arm, steps, marks=False))
+        series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
     low = math.floor(min(min(one.values) for one in series) * 2) / 2
     return Chart(
         series,
@@ -105,7 +105,7 @@ def cost_chart(sources: Sources, name: str, axis: str, unit: float, number_forma
         [series],
         "",
         axis,
-        [looks()[arm].label for arm in arms],
+        [arm_looks()[arm].label for arm in arms],
         y_range=(0, None),
         number_format=number_format,
         label_format="0.00",
@@ -205,7 +205,7 @@ def benchmark_differences(sources: Sources) -> Chart:
         found = comparison.difference(arm, "lora", "loss_nats", sources.store)
         if arm == "lora" or found is None:
             continue
-        look = tone if tone in looks() else "untuned"
+        look = tone if tone in arm_looks() else "untuned"
         rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
     return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
 
@@ -222,7 +222,7 @@ def example_differences(sources: Sources) -> Chart:
             values.append(found.mean)
             spread.append((found.low, found.high))
         x = [float(size) for size in data_size.SIZES]
-        series.append(Series(f"{looks()[arm].label} − LoRA", values, look, x, spread))
+        series.append(Series(f"{arm_looks()[arm].label} − LoRA", values, look, x, spread))
     return Chart(series, "Training examples, one token budget", f"Test loss − LoRA's, {LOSS}", log={"x": 10},
                  number_format="0.0", x_format="#,##0", x_range=(10, 10_000))  # fmt: skip
 

@@ -20,7 +20,7 @@ from pptx.oxml.ns import qn
 from pptx.util import Inches, Pt
 
 from peftbook.figures.style import PAPER
-from peftbook.methods import looks
+from peftbook.methods import arm_looks
 from peftbook.slides.charts import Chart, Series
 from peftbook.slides.template import FONT, INK, MUTED, RULE, SMALL, rgb
 
@@ -141,9 +141,9 @@ def format_bars(native: Any, chart: Chart) -> None:
     upwards = -1 if chart.horizontal else 1
     for series, ours in zip(plot.series, chart.series, strict=True):
         series.invert_if_negative = False
-        paint(series.format, looks()[ours.look or "lora"].light, light=bool(ours.spread))
+        paint(series.format, arm_looks()[ours.look or "lora"].light, light=bool(ours.spread))
         for at, look in enumerate(chart.point_looks[::upwards]):
-            paint(series.points[at].format, looks()[look].light, light=bool(ours.spread))
+            paint(series.points[at].format, arm_looks()[look].light, light=bool(ours.spread))
         for index in series._element.xpath("c:dPt/c:idx"):
             index.addnext(etree.Element(qn("c:invertIfNegative"), val="0"))  # else negative bars lose their colour
         if ours.spread:
@@ -194,7 +194,7 @@ def add_error_bars(element: Any, series: Series, before: str, order: int = 1) ->
 def format_lines(native: Any, chart: Chart) -> None:
     """Each line in its method's colour, dash and marker; no smoothing between points."""
     for series, ours in zip(native.plots[0].series, chart.series, strict=True):
-        look = looks()[ours.look]
+        look = arm_looks()[ours.look]
         series.smooth = False
         line = series.format.line
         if ours.line:
