@@ -15,6 +15,7 @@ from peftbook.errors import InputError
 from peftbook.memory import shape_from_config
 from peftbook.methods import preset
 from peftbook.methods.from_peft import PeftMethod, peft_configs
+from peftbook.results import describe
 from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.loop import train
 
@@ -147,3 +148,10 @@ def test_the_order_of_arguments_makes_no_other_run():
     one = PeftMethod(name="boft", arguments={"target_modules": ["q_proj"], "bias": "none"})
     other = PeftMethod(name="BOFT", arguments={"bias": "none", "target_modules": ("q_proj",)})
     assert one == other and hash(one) == hash(other) and one.model_dump_json() == other.model_dump_json()
+
+
+def test_a_run_is_described_by_its_method_and_its_arguments():
+    """After peft was asked, too: what it answered is no field."""
+    run = specs.Run(task=specs.Task(name="t", data_sha256=""), method=preset("peft:LOHA:r=4").method, budget=BUDGET)
+    assert describe(run).startswith("peft:LOHA on t, arguments ('r', 4)")
+    assert {name for name, _ in run.method} == set(PeftMethod.model_fields)

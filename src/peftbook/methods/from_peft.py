@@ -77,23 +77,10 @@ class PeftMethod(Method):
     def unsharded(self) -> str:  # type: ignore[override]
         return UNSHARDED if self.config.is_prompt_learning else "fsdp has not been tried with peft's other methods"
 
-    @functools.cached_property
+    @property
     def config(self) -> Any:
-        """Its configuration. Raises InputError naming what peft does not know, and what it does."""
-        known = peft_configs()
-        if self.name not in known:
-            raise InputError(f"peft has no method {self.name!r}: choose one of {', '.join(sorted(known))}.")
-        cls: Any = known[self.name]
-        arguments = {n: list(v) if isinstance(v, tuple) else v for n, v in self.arguments}
-        fields = [one.name for one in dataclasses.fields(cls) if one.init and one.name not in OURS]
-        for name in arguments:
-            if name not in fields:
-                raise InputError(f"{cls.__name__} has no argument {name!r}: choose among {', '.join(fields)}.")
-        try:
-            return cls(**arguments, task_type="CAUSAL_LM")
-        except (ImportError, TypeError, ValueError) as error:
-            why = f"{cls.__name__} refuses {arguments or 'to be made without arguments'}"
-            raise InputError(f"{why}: {first_line(error)}.") from error
+        """Its configuration in peft, see `configuration`."""
+        return configuration(self)
 
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """peft's model. Raises InputError where this loop would not train all that the method wants trained."""
@@ -146,6 +133,25 @@ def peft_configs() -> dict[str, type[PeftConfig]]:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     return {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def configuration(method: PeftMethod) -> Any:
+    """Its configuration. Raises InputError naming what peft does not know, and what it does."""
+    known = peft_configs()
+    if method.name not in known:
+        raise InputError(f"peft has no method {method.name!r}: choose one of {', '.join(sorted(known))}.")
+    cls: Any = known[method.name]
+    arguments = {n: list(v) if isinstance(v, tuple) else v for n, v in method.arguments}
+    fields = [one.name for one in dataclasses.fields(cls) if one.init and one.name not in OURS]
+    for name in arguments:
+        if name not in fields:
+            raise InputError(f"{cls.__name__} has no argument {name!r}: choose among {', '.join(fields)}.")
+    try:
+        return cls(**arguments, task_type="CAUSAL_LM")
+    except (ImportError, TypeError, ValueError) as error:
+        why = f"{cls.__name__} refuses {arguments or 'to be made without arguments'}"
+        raise InputError(f"{why}: {first_line(error)}.") from error
 
 
 @functools.lru_cache(maxsize=64)
