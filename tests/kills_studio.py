@@ -26,6 +26,8 @@ from pathlib import Path
 from studio_home import SMALL, colours_project
 
 from peftbook import specs
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.processes import identity, is_alive
 from peftbook.studio.store import Studio
 
@@ -79,7 +81,7 @@ def tiny_runs(studio: Studio, project: str, count: int) -> list[specs.Run]:
             specs.Run(
                 model=SMALL,
                 task=studio.task(project).spec,
-                method=specs.LoRA(rank=2) if trains else specs.Untuned(),
+                method=LoRA(rank=2) if trains else Untuned(),
                 budget=specs.Budget(tokens=900, learning_rate=1e-3) if trains else None,
                 evaluation=specs.Evaluation(split="test", n_loss=4, n_generate=0),
                 seed=seed,

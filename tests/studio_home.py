@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peftbook import specs
+from peftbook.methods import Method
+from peftbook.methods.untuned import Untuned
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
@@ -30,7 +32,7 @@ def colours_project(studio: Studio, rows: int = 60) -> Project:
 def small_run(
     studio: Studio,
     project: Project,
-    method: specs.Spec,
+    method: Method,
     *,
     tokens: int = 1500,
     rate: float = 1e-3,
@@ -39,7 +41,7 @@ def small_run(
     model: specs.Model = SMALL,
 ) -> specs.Run:
     """A run of the small Llama on the project, or of another model, over in a second or so."""
-    trains = not isinstance(method, specs.Untuned)
+    trains = not isinstance(method, Untuned)
     return specs.Run(
         model=model,
         task=studio.task(project.id).spec,

@@ -18,6 +18,7 @@ import pytest
 from studio_home import colours_project, small_run
 
 from peftbook import cli, specs
+from peftbook.methods.lora import LoRA
 from peftbook.options import read_options
 from peftbook.records import Store
 from peftbook.studio import own_file, preflight, waiting
@@ -171,7 +172,7 @@ def interrupt(monkeypatch) -> None:
 
 def submitted(studio: Studio, project: Project, seeds: Sequence[int], name: str = waiting.COMPARE) -> str:
     """A plan of quick runs."""
-    return studio.submit(project.id, [small_run(studio, project, specs.LoRA(), seed=seed) for seed in seeds], name)
+    return studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in seeds], name)
 
 
 def test_after_ctrl_c_another_command_waits_behind_nothing(tmp_path, monkeypatch, capsys):

@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 
 from peftbook import specs
-from peftbook.decision import MEASURES, compare, method_label, pareto
+from peftbook.decision import MEASURES, compare, pareto
 from peftbook.errors import InputError
 from peftbook.evidence import stats
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
 from peftbook.studio import report
 from peftbook.studio.terminal import as_json, show
@@ -22,11 +27,11 @@ from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 
 METHODS = {
-    "untuned": specs.Untuned(),
-    "full": specs.Full(),
-    "lora": specs.LoRA(),
-    "qlora": specs.QLoRA(),
-    "prompt": specs.PromptTuning(),
+    "untuned": Untuned(),
+    "full": Full(),
+    "lora": LoRA(),
+    "qlora": QLoRA(),
+    "prompt": PromptTuning(),
 }
 TRAINABLE = {"untuned": 0, "full": 1_000_000, "lora": 40_000, "qlora": 40_000, "prompt": 500}
 SECONDS = {"untuned": 0.0, "full": 100.0, "lora": 60.0, "qlora": 90.0, "prompt": 55.0}
@@ -52,7 +57,7 @@ def record_of(kind: str, seed: int, values, *, failure: str = "", model: str = "
     values = np.clip(np.asarray(values, dtype=float), 0, 1)
     run = run_of(kind, seed, n or len(values), model)
     tokens = 5.0 + np.arange(len(values)) % 7
-    added = TRAINABLE[kind] if specs.parameter_efficient(METHODS[kind]) else 0
+    added = TRAINABLE[kind] if METHODS[kind].efficient else 0
     return Record(
         key=run.key,
         spec=run,
@@ -274,13 +279,13 @@ def test_records_that_cannot_be_compared_are_refused():
 def test_labels_tell_rows_apart():
     """Two ranks of one method, or one method on two models, never share a label."""
     lora = record_of("lora", 0, np.full(30, 0.5))
-    spec = lora.spec.model_copy(update={"method": specs.LoRA(rank=4, alpha=8)})
+    spec = lora.spec.model_copy(update={"method": LoRA(rank=4, alpha=8)})
     other = lora.model_copy(update={"spec": spec, "key": spec.key})
     labels = {row.label for row in compare([lora, other], {}, ()).rows}
     assert labels == {"LoRA (rank 16, alpha 32)", "LoRA (rank 4, alpha 8)"}
     far = record_of("lora", 0, np.full(30, 0.4), model="/home/someone/private/large")
     assert {row.label for row in compare([lora, far], {}, ()).rows} == {"LoRA · small", "LoRA · large"}
-    assert method_label(specs.QLoRA(dora=True)) == "QLoRA + DoRA" and method_label(specs.LoRA(dora=True)) == "DoRA"
+    assert QLoRA(dora=True).label == "QLoRA + DoRA" and LoRA(dora=True).label == "DoRA"
 
 
 def test_the_front_has_what_nothing_beats():

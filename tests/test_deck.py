@@ -21,11 +21,13 @@ from pptx.util import Emu, Pt
 
 from peftbook import results, slides
 from peftbook.errors import InputError
-from peftbook.figures.style import METHODS, PAPER
+from peftbook.figures.style import PAPER
+from peftbook.methods import arm_looks
 from peftbook.records import Store, default_store
 from peftbook.site import identity, lecture
 from peftbook.slides import native, pictures, template
 from peftbook.slides.placeholders import outcomes
+from peftbook.studies.methods import LABELS
 
 BOOK = {"address": identity.PUBLIC_ADDRESS, "version": identity.version()}
 STORY = ["Opening", "Cost", "Idea", "LoRA", "Practice", "Quantisation", "QLoRA", "Prompts", "Evidence", "Decision",
@@ -167,7 +169,7 @@ def test_colours_have_the_contrast_of_aa():
     for colour in (template.INK, template.MUTED, template.ACCENT):
         for ground in (PAPER["light"], template.FILL):
             assert template.contrast(colour, ground) >= 4.5
-    for look in METHODS.values():
+    for look in filter(lambda look: look.light, arm_looks().values()):
         assert template.contrast(template.INK, native.mixed(look.light, native.LIGHT)) >= 4.5
     assert template.contrast("#000000", "#ffffff") == pytest.approx(21)
     for bad, message in (("green", "not a colour"), ("#88cc99", "contrast")):
@@ -181,14 +183,14 @@ def test_charts_hold_the_quantities_of_the_records(deck):
     assert set(charts) == set(slides.CHARTS)
     value = lambda name: results.quantity(name, default_store()).value  # noqa: E731
     drawn = lambda name, at=0: list(charts[name].plots[0].series[at].values)  # noqa: E731
-    assert drawn("test_loss") == pytest.approx([value(f"methods.{arm}_loss") for arm in METHODS])
+    assert drawn("test_loss") == pytest.approx([value(f"methods.{arm}_loss") for arm in LABELS])
     for at, score in enumerate(("rougeL", "bertscore_f1")):
-        assert drawn("test_scores", at) == pytest.approx([value(f"methods.{arm}_{score}") for arm in METHODS])
+        assert drawn("test_scores", at) == pytest.approx([value(f"methods.{arm}_{score}") for arm in LABELS])
     trained = ("full", "lora", "qlora", "prompt")
     for name, unit in (("step_seconds", 1), ("peak_memory", 1e9)):
         assert drawn(name) == pytest.approx([value(f"costs.{arm}_{name}") / unit for arm in trained])
     for series in charts["learning_rates"].plots[0].series:
-        arm = next(name for name, look in METHODS.items() if look.label == series.name)
+        arm = next(name for name, look in arm_looks().items() if look.label == series.name)
         assert min(series.values) == pytest.approx(value(f"methods.{arm}_best_validation_loss"))
     upwards = [value(f"targets_all.{arm}_minus_all_loss") for arm in ("mlp", "attention", "query_value")]
     assert drawn("target_differences") == pytest.approx(upwards)
@@ -207,7 +209,7 @@ def test_charts_hold_the_quantities_of_the_records(deck):
 def test_error_bars_are_the_intervals(deck):
     """The distances stored in the chart, added to the value, are the ends of the interval; also from below."""
     for name, quantities in (
-        ("test_loss", [f"methods.{arm}_loss" for arm in METHODS]),
+        ("test_loss", [f"methods.{arm}_loss" for arm in LABELS]),
         ("target_differences", [f"targets_all.{a}_minus_all_loss" for a in ("mlp", "attention", "query_value")]),
     ):
         chart = charts_of(deck)[name]

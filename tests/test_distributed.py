@@ -21,12 +21,17 @@ from together import CASES, COUNT, STOP, STRATEGIES, train_case
 from peftbook import cli, specs
 from peftbook.errors import InputError
 from peftbook.memory import Setup, Shape, training_step
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
 from peftbook.training import loop
 from peftbook.training.distributed import ALONE, Processes
+from peftbook.training.forward import trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.launch import obstacle_to_split, refuse_missing_gpus, refuse_to_split
 from peftbook.training.loop import losses
-from peftbook.training.methods import trainable_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 HERE = Path(__file__).parent
@@ -235,7 +240,7 @@ def small_run(**fields) -> specs.Run:
     values = {
         "model": specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
         "task": get_task("recall").spec,
-        "method": specs.LoRA(rank=2),
+        "method": LoRA(rank=2),
         "budget": specs.Budget(tokens=700, batch_size=4, learning_rate=1e-3, train_examples=19),
         "evaluation": specs.Evaluation(n_loss=5, n_generate=2, max_new_tokens=4),
         "dtype": "fp32",
@@ -324,8 +329,8 @@ def test_a_refusal_comes_back_once_from_two_processes(tmp_path):
         (small_run(purpose="timing", machine="m"), 2, "ddp", "one process"),
         (specs.Probe(measure="codebooks.errors"), 2, "ddp", "one process"),
         (small_run(), 5, "ddp", "4 examples"),
-        (small_run(method=specs.PromptTuning()), 2, "fsdp", "--strategy ddp"),
-        (small_run(method=specs.Prefix()), 2, "fsdp", "--strategy ddp"),
+        (small_run(method=PromptTuning()), 2, "fsdp", "--strategy ddp"),
+        (small_run(method=Prefix()), 2, "fsdp", "--strategy ddp"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_with_the_fix(run, count, strategy, word):
@@ -337,9 +342,9 @@ def test_what_cannot_be_shared_is_refused_with_the_fix(run, count, strategy, wor
 
 def test_what_can_be_shared_is_not_refused():
     """Including what fsdp refuses, under ddp."""
-    for method in (specs.LoRA(), specs.QLoRA(), specs.Full(), specs.PromptTuning()):
+    for method in (LoRA(), QLoRA(), Full(), PromptTuning()):
         assert obstacle_to_split(small_run(method=method), 2, "ddp") == ""
-    assert obstacle_to_split(small_run(method=specs.QLoRA()), 4, "fsdp") == ""
+    assert obstacle_to_split(small_run(method=QLoRA()), 4, "fsdp") == ""
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -16,22 +16,28 @@ from torch.utils.flop_counter import FlopCounterMode
 from peftbook import specs
 from peftbook.cost import Curve, training_setup
 from peftbook.memory import shape_from_config
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
 from peftbook.records import Store
 from peftbook.training import estimate, execute, loop
 from peftbook.training.durations import Estimates, predicted_here
 from peftbook.training.encode import Encoded, batch_plan
-from peftbook.training.methods import apply_method
+from peftbook.training.forward import apply_method
 from peftbook.training.queue import run_studies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
-    "full": specs.Full(), "lora": specs.LoRA(rank=2), "lora_fa": specs.LoRA(rank=2, freeze_a=True),
-    "prompt": specs.PromptTuning(length=3), "ia3": specs.IA3(),
+    "full": Full(), "lora": LoRA(rank=2), "lora_fa": LoRA(rank=2, freeze_a=True),
+    "prompt": PromptTuning(length=3), "ia3": IA3(),
 }  # fmt: skip
+TINY = shape_from_config(tiny_llama().config.to_dict())
 EVERYTHING = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
 
 
-def trained(method: specs.Spec, **fields) -> specs.Run:
+def trained(method: Method, **fields) -> specs.Run:
     """A run of a method in float32."""
     values = {"budget": specs.Budget(tokens=1, batch_size=8, learning_rate=1e-3), "dtype": "fp32"}
     return a_run(0, method=method, **values | fields)
@@ -45,18 +51,18 @@ def test_operations_of_a_step_are_those_that_torch_counts_in_the_loop(name, shar
     start = tuple(range(5, 5 + shared))
     batch = [Encoded(start + one.ids, shared + one.start, False) for one in random_examples(8)]
     model = apply_method(tiny_llama(), METHODS[name], 0, NumberTokenizer()).train()
-    shape = shape_from_config(tiny_llama().config.to_dict())
+    shape = TINY
     with FlopCounterMode(display=False) as counted:
         nats, _ = loop.label_losses(model, batch, 2)
         nats.sum().backward()
-    setup = training_setup(trained(METHODS[name]))
+    setup = training_setup(trained(METHODS[name]), shape)
     found = estimate.training_seconds(shape, setup, rates(each_flop=1.0), [batch])
     assert found == pytest.approx(counted.get_total_flops(), rel=0.12 if shared or name == "prompt" else 1e-9)
 
 
 def test_the_seconds_of_a_plan_are_those_of_its_batches():
     """Short rows and long ones have different attention, and are put together again."""
-    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    shape, setup = TINY, training_setup(trained(LoRA(rank=2)), TINY)
     data = random_examples(20) + random_examples(20, longest=200)
     plan = batch_plan([len(one.ids) for one in data], 4, 2000, 0)
     batches = [[data[index] for index in batch] for batch in plan]
@@ -67,7 +73,7 @@ def test_the_seconds_of_a_plan_are_those_of_its_batches():
 
 def budget_seconds(tokens: int, data: list[Encoded], seed: int = 0) -> float:
     """The estimate for a budget of so many tokens of a tiny model's LoRA."""
-    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    shape, setup = TINY, training_setup(trained(LoRA(rank=2)), TINY)
     budget = specs.Budget(tokens=1, batch_size=4, learning_rate=1e-3).model_copy(update={"tokens": tokens})
     return estimate.budget_seconds(shape, setup, EVERYTHING, data, budget, seed)
 
@@ -75,7 +81,7 @@ def budget_seconds(tokens: int, data: list[Encoded], seed: int = 0) -> float:
 @pytest.mark.parametrize("share", [1e-9, 0.3, 0.77, 1.0])
 def test_a_budget_of_at_most_an_epoch_is_timed_by_the_batches_it_trains_on(share):
     """The loop's own plan, batch for batch."""
-    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    shape, setup = TINY, training_setup(trained(LoRA(rank=2)), TINY)
     data = random_examples(300)
     lengths = [len(one.ids) for one in data]
     tokens = max(1, round(share * sum(lengths)))
@@ -85,7 +91,7 @@ def test_a_budget_of_at_most_an_epoch_is_timed_by_the_batches_it_trains_on(share
 
 def test_epochs_take_their_number_times_the_first():
     """Exactly so, what is left of a last one added; and nearly what all their own batches take."""
-    shape, setup = shape_from_config(tiny_llama().config.to_dict()), training_setup(trained(specs.LoRA(rank=2)))
+    shape, setup = TINY, training_setup(trained(LoRA(rank=2)), TINY)
     data = random_examples(300)
     lengths = [len(one.ids) for one in data]
     once, part = budget_seconds(sum(lengths), data), budget_seconds(500, data)
@@ -104,8 +110,8 @@ def test_a_budget_that_no_machine_could_train_on_is_timed_at_once():
 
 def test_generation_takes_a_step_for_every_token_of_the_longest_answer():
     """At a second for every operation of a call: as many forward passes as the longest answer has tokens, capped."""
-    shape = shape_from_config(tiny_llama().config.to_dict())
-    run = trained(specs.LoRA(rank=2), evaluation=specs.Evaluation(n_generate=3, max_new_tokens=9))
+    shape = TINY
+    run = trained(LoRA(rank=2), evaluation=specs.Evaluation(n_generate=3, max_new_tokens=9))
     clock = rates(operation=1.0)
 
     def seconds(*answers: int) -> float:
@@ -120,7 +126,7 @@ def test_a_record_says_what_was_predicted_and_what_it_took(monkeypatch, tmp_path
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
     run = specs.Run(
         model=specs.Model(name=str(save_tiny_folder(tmp_path / "tiny")), revision="0" * 64), task=tiny_task().spec,
-        method=specs.LoRA(rank=2), budget=specs.Budget(tokens=300, batch_size=4, learning_rate=1e-3),
+        method=LoRA(rank=2), budget=specs.Budget(tokens=300, batch_size=4, learning_rate=1e-3),
         evaluation=specs.Evaluation(split="test", n_loss=5, n_generate=3, max_new_tokens=4),
     )  # fmt: skip
     unknown = execute.execute(run, Store(tmp_path / "one"), quiet=True)
@@ -141,7 +147,7 @@ def test_a_kind_of_run_that_no_record_tells_of_is_predicted_once(tmp_path):
         asked.append([spec.method.kind for spec in some])
         return [600.0 if spec.method.kind == "full" else None for spec in some]
 
-    runs = [a_run(0), a_run(1), a_run(2, method=specs.Full()), a_run(3, method=specs.Full())]
+    runs = [a_run(0), a_run(1), a_run(2, method=Full()), a_run(3, method=Full())]
     worker = Worker(store)
     run_studies([a_study("s", runs)], store, compute=worker, report=lambda line: None, minutes=1, predict=predict)
     assert asked == [["lora", "full"]]
@@ -173,7 +179,7 @@ def test_predictions_come_from_another_process_in_the_order_asked(tmp_path, monk
 def test_arrays_of_one_batch_are_numbers():
     """What stands before every row counts for a soft prompt even where nothing is shared."""
     batch = random_examples(1)
-    setup = training_setup(trained(specs.PromptTuning(length=3)))
+    setup = training_setup(trained(PromptTuning(length=3)), TINY)
     assert estimate.before_rows(setup, [batch])["t"].tolist() == [3]
     assert estimate.symbols_of(setup, [batch])["k"].tolist() == [len(batch[0].ids) + 3]
     assert torch.tensor(estimate.symbols_of(setup, [batch])["n"]).tolist() == [batch[0].label_tokens]

@@ -9,6 +9,12 @@ from tiny import save_tiny_folder, tiny_task
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods.from_peft import PeftMethod
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Store
 from peftbook.training import execute as module
 from peftbook.training import loop, scoring, worker
@@ -19,12 +25,13 @@ from peftbook.training.phases import Phase, Phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
-    "lora": specs.LoRA(rank=2),
-    "qlora": specs.QLoRA(rank=2),
-    "prompt": specs.PromptTuning(length=3),
-    "full": specs.Full(),
-    "untuned": specs.Untuned(),
-    "two-shot": specs.Untuned(shots=2),
+    "lora": LoRA(rank=2),
+    "qlora": QLoRA(rank=2),
+    "prompt": PromptTuning(length=3),
+    "full": Full(),
+    "untuned": Untuned(),
+    "two-shot": Untuned(shots=2),
+    "loha": PeftMethod(name="LOHA", arguments={"r": 2}),
 }
 VARYING = {  # what two executions of one run may differ in
     "train_seconds", "train_tokens_per_second", "median_step_seconds", "loss_seconds", "generate_seconds",
@@ -88,6 +95,7 @@ def test_a_record_holds_everything_a_page_needs(name, folder, store):
             "truncated_examples", "train_steps", "train_tokens", "train_label_tokens", "train_seconds",
             "train_tokens_per_second", "median_step_seconds",
         }  # fmt: skip
+    wanted |= {"as_lora_loss_nats"} if name == "loha" else set()
     assert set(m) == wanted
     assert all(math.isfinite(value) for value in m.values())
     assert len(record.curve["train_loss_nats"]) == m["train_steps"] if trains else record.curve == {}
@@ -301,9 +309,9 @@ def test_data_that_is_not_the_pinned_one_is_refused(folder, store, tmp_path, mon
     ("change", "message"),
     [
         ({"model": specs.Model(name="./no-such-model")}, "neither a folder nor a hub id"),
-        ({"method": specs.LoRA(targets=("nothing",))}, "match no linear layer"),
+        ({"method": LoRA(targets=("nothing",))}, "match no linear layer"),
         ({"budget": specs.Budget(tokens=9, learning_rate=1, max_length=8)}, "raise max_length"),
-        ({"method": specs.PromptTuning(init="text")}, "non-empty init_text"),
+        ({"method": PromptTuning(init="text")}, "non-empty init_text"),
     ],
 )
 def test_bad_input_saves_nothing(change, message, folder, store, tmp_path):

@@ -6,22 +6,29 @@ from peft import AdaLoraConfig, get_peft_model
 from tiny import NumberTokenizer, tiny_llama
 from torch import nn
 
-from peftbook import specs
 from peftbook.figures.family import MEMBERS, trained_parameters, work_per_token
 from peftbook.memory import SHAPES, shape_from_config
-from peftbook.training.methods import apply_method
+from peftbook.methods.adapter import Adapter
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.norm import NormTuning
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.vera import VeRA
+from peftbook.training.forward import apply_method
 
 SHAPE = shape_from_config(tiny_llama().config.to_dict())
 PREPARED = {
-    "full": specs.Full(),
-    "lora": specs.LoRA(rank=3),
-    "dora": specs.LoRA(rank=3, dora=True),
-    "adapter": specs.Adapter(width=5),
-    "vera": specs.VeRA(rank=7),
-    "prefix": specs.Prefix(length=4),
-    "ia3": specs.IA3(),
-    "norm": specs.NormTuning(),
-    "prompt": specs.PromptTuning(length=6, init="random"),
+    "full": Full(),
+    "lora": LoRA(rank=3),
+    "dora": LoRA(rank=3, dora=True),
+    "adapter": Adapter(width=5),
+    "vera": VeRA(rank=7),
+    "prefix": Prefix(length=4),
+    "ia3": IA3(),
+    "norm": NormTuning(),
+    "prompt": PromptTuning(length=6, init="random"),
 }
 COUNTS = trained_parameters(SHAPE, rank=3, width=5, length=6, prefix=4, random_rank=7)
 
@@ -40,7 +47,7 @@ def test_counts_are_those_of_models_prepared_for_training(name):
 @pytest.mark.filterwarnings("ignore")
 def test_the_count_of_adalora_is_that_of_peft():
     """Three factors a matrix, before anything is pruned."""
-    config = AdaLoraConfig(init_r=3, target_r=3, target_modules=list(specs.LoRA().targets), total_step=10)
+    config = AdaLoraConfig(init_r=3, target_r=3, target_modules=list(LoRA().targets), total_step=10)
     assert trained(get_peft_model(tiny_llama(), config)) == COUNTS["adalora"]
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from peftbook.figures import bill
 from peftbook.memory import SHAPES, Setup, training_step
+from peftbook.methods.lora import LoRA
 
 SETUPS = {
     "full": Setup(method="full", seq=256),
@@ -51,5 +52,5 @@ def test_time_is_two_thirds_where_products_take_all_of_it(card: str):
 def test_adapters_have_the_published_number_of_parameters():
     """LoRA on q and v at rank 4 is what the paper adapts: 2 L r (d_in + d_out)."""
     shape = SHAPES["llama-2-7b"]
-    assert bill.adapter_parameters(shape, 4, ("q_proj", "v_proj")) == 2 * 32 * 4 * (4096 + 4096)
-    assert bill.adapter_parameters(shape, 1) == 2_498_560
+    assert LoRA(rank=4, targets=("q_proj", "v_proj")).parameters(shape) == 2 * 32 * 4 * (4096 + 4096)
+    assert LoRA(rank=1).parameters(shape) == 2_498_560

@@ -6,19 +6,22 @@ import pytest
 import torch
 from tiny import NumberTokenizer, randomize_adapters, tiny_llama
 
-from peftbook import specs
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.untuned import Untuned
+from peftbook.training.forward import apply_method, causal_model, prefix_cache, soft_prompt
 from peftbook.training.generate import common_start, generate
-from peftbook.training.methods import apply_method, causal_model, prefix_cache, soft_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 NEW = 7
 NEVER = -1  # an end-of-turn id that no model writes
 PROMPTS = [[(7 * length + at) % 93 + 3 for at in range(length)] for length in (5, 1, 12, 3, 8, 2, 5)]
 METHODS = {
-    "untuned": specs.Untuned(),
-    "lora": specs.LoRA(rank=2),
-    "prompt": specs.PromptTuning(length=4, init="random"),
-    "prefix": specs.Prefix(length=3),
+    "untuned": Untuned(),
+    "lora": LoRA(rank=2),
+    "prompt": PromptTuning(length=4, init="random"),
+    "prefix": Prefix(length=3),
 }
 
 

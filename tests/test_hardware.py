@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from peftbook import cli, specs
+from peftbook.methods import usual
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
 from peftbook.site.machines import HEADS, machines_table
 from peftbook.studio import machine, train
@@ -149,7 +152,7 @@ def test_the_books_machines_tell_every_method_and_no_path():
     found = doctor.book_machines()
     assert found
     for one in found:
-        assert set(one.tokens_per_second) == set(specs.METHODS) - {"untuned"}
+        assert set(one.tokens_per_second) == {kind for kind, method in usual().items() if method.trains}
         assert not one.cache
         assert one.dtype == ("bf16" if Products(**{k: one.operations_per_second[k] for k in ("bf16", "fp32")}).native
                              else "fp32")  # fmt: skip
@@ -175,7 +178,7 @@ def test_a_run_that_takes_ten_times_as_long_says_so(here, there, said):
 
 def test_records_of_another_machine_say_nothing_of_this_one(monkeypatch):
     """They are what a prediction is compared with; a run made here is believed before it."""
-    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=specs.Untuned())
+    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=Untuned())
     estimates = durations.Estimates()
     estimates.note(run, 10.0, here=False)
     assert estimates.of(run) == 10.0
@@ -194,7 +197,7 @@ def test_a_record_is_of_this_machine_by_processor_and_products(monkeypatch, cpu,
     """A virtual machine's processor may have one name with and without bfloat16."""
     monkeypatch.setattr(durations, "cpu_model", lambda: "This")
     monkeypatch.setattr(durations, "products_here", lambda: Products(2.0 if native else 0.5, 1.0))
-    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=specs.Untuned())
+    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=Untuned())
     provenance = {"cpu": cpu} | ({"bf16_products": how} if how else {})
     record = Record(key=run.key, spec=run, measurements={}, provenance=provenance)
     assert durations.made_here(record) is here
@@ -235,6 +238,6 @@ def test_train_says_when_the_books_machine_is_far_faster(monkeypatch, factor, sa
         book, tokens_per_second={name: rate / factor for name, rate in book.tokens_per_second.items()}
     )  # fmt: skip
     monkeypatch.setattr(doctor, "last_examination", lambda: slower)
-    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=specs.LoRA(),
+    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=LoRA(),
                     budget=specs.Budget(tokens=100_000, learning_rate=1e-3))  # fmt: skip
     assert bool(train.slow_on_own_data(run)) is said

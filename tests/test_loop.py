@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -23,18 +22,23 @@ from tiny import (
 
 from peftbook import specs
 from peftbook.errors import Diverged
+from peftbook.methods.adapter import Adapter
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
 from peftbook.training import loop
 from peftbook.training.encode import Encoded, batch_plan
+from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.loop import label_losses, learning_rate, losses, train
-from peftbook.training.methods import apply_method, rate_factor, trainable_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
-    "full": specs.Full(),
-    "lora": specs.LoRA(rank=2),
-    "prompt": specs.PromptTuning(length=3, init="random"),
-    "prefix": specs.Prefix(length=3),
-    "adapter": specs.Adapter(width=4),
+    "full": Full(),
+    "lora": LoRA(rank=2),
+    "prompt": PromptTuning(length=3, init="random"),
+    "prefix": Prefix(length=3),
+    "adapter": Adapter(width=4),
 }
 BUDGET = specs.Budget(tokens=300, batch_size=4, learning_rate=1e-2)
 
@@ -176,7 +180,7 @@ def test_half_width_trains_as_float32_does(dtype):
 def test_a_step_whose_gradients_overflow_is_left_out():
     """It moves nothing and lowers the scale; training goes on from there."""
     seen = []
-    model = apply_method(tiny_llama(), specs.LoRA(rank=2), seed=3)
+    model = apply_method(tiny_llama(), LoRA(rank=2), seed=3)
 
     def note(progress) -> None:
         seen.append(torch.cat([value.detach().flatten() for value in trainable_state(model).values()]))
@@ -199,13 +203,13 @@ def test_an_fp16_training_that_diverges_says_so(monkeypatch):
 @pytest.mark.parametrize("ratio", [1.0, 4.0])
 def test_lora_plus_multiplies_the_rate_of_b(ratio):
     """The first Adam step moves every element by the rate, whatever the gradient: B's is ratio times A's."""
-    method = specs.LoRA(rank=2, b_rate_ratio=ratio)
+    method = LoRA(rank=2, b_rate_ratio=ratio)
     model = apply_method(tiny_llama(), method, seed=1)
     randomize_adapters(model)
     before = {key: value.detach().clone() for key, value in trainable_state(model).items()}
     budget = specs.Budget(tokens=20, batch_size=4, learning_rate=1e-3)
     trained = train(model, random_examples(4), budget, seed=0, pad_id=2, dtype="fp32",
-                    rate_factor=functools.partial(rate_factor, method))  # fmt: skip
+                    rate_factor=method.rate_factor)  # fmt: skip
     assert len(trained.losses) == 1
     moved = {key: (value - before[key]).abs().median().item() for key, value in trainable_state(model).items()}
     for key, value in moved.items():

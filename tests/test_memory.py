@@ -11,7 +11,7 @@ from torch.utils import flop_counter
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
 from peftbook.memory.fit import as_json, as_text, largest
-from peftbook.memory.shapes import FAMILIES, shape_from_config
+from peftbook.memory.shapes import FAMILIES, as_config, shape_from_config
 from peftbook.memory.tape import Tape, Weight, evaluate
 from peftbook.memory.walk import walk
 from peftbook.studies import activations as study
@@ -65,7 +65,7 @@ def test_parameters_are_those_that_transformers_makes(name):
 
     shape = replace(SHAPES[name], layers=2, sliding=())
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(random_model.settings(shape))
+        model = AutoModelForCausalLM.from_config(as_config(shape))
     assert shape.parameters == sum(value.numel() for value in model.parameters())
 
 
@@ -73,7 +73,7 @@ def test_parameters_are_those_that_transformers_makes(name):
 def test_a_config_json_is_read_as_transformers_writes_it(family, tmp_path):
     """From the file, from its folder, and the same shape that the settings were made from."""
     shape = study.shape_of(family)
-    config = random_model.settings(shape)
+    config = as_config(shape)
     config.save_pretrained(tmp_path)
     for source in (tmp_path, tmp_path / "config.json"):
         assert replace(read_shape(source), context=0) == shape

@@ -14,6 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods.lora import LoRA
+from peftbook.methods.qlora import QLoRA
 from peftbook.tasks import file_sha256
 from peftbook.training import models
 from peftbook.training.models import find_package_file, load_model, prepare_embedded, resolve
@@ -148,7 +150,7 @@ def test_a_missing_package_says_what_to_run():
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("method", [None, specs.LoRA()])
+@pytest.mark.parametrize("method", [None, LoRA()])
 def test_a_local_folder_loads_in_float32(folder, method):
     """Saved by save_pretrained: the same weights come back."""
     loaded = load_model(local(folder), method)
@@ -162,7 +164,7 @@ def test_qlora_loads_four_bit_linears_and_float32_for_the_rest(folder):
     """4-bit type, double quantisation and the guard against repacking are set on every linear layer, head excepted."""
     import bitsandbytes
 
-    method = specs.QLoRA(quant="fp4", double_quant=False)
+    method = QLoRA(quant="fp4", double_quant=False)
     model = load_model(local(folder), method).model
     quantised = {name: part for name, part in model.named_modules() if isinstance(part, bitsandbytes.nn.Linear4bit)}
     assert len(quantised) == 14 and "lm_head" not in quantised
@@ -170,7 +172,7 @@ def test_qlora_loads_four_bit_linears_and_float32_for_the_rest(folder):
         assert part.weight.quant_state.quant_type == "fp4" and part.weight.quant_state.blocksize == 64
         assert not part.weight.quant_state.nested
         assert part.support_avx512bf16_for_cpu is False
-    assert load_model(local(folder), specs.QLoRA()).model.model.layers[0].mlp.up_proj.weight.quant_state.nested
+    assert load_model(local(folder), QLoRA()).model.model.layers[0].mlp.up_proj.weight.quant_state.nested
     assert {value.dtype for value in model.parameters()} == {torch.uint8, torch.float32}
 
 

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_plan import SMALL, TASK
 
-from peftbook import cli, specs
+from peftbook import cli
 from peftbook.errors import InputError
+from peftbook.methods import presets
+from peftbook.methods.lora import LoRA
 from peftbook.options import Bound, add_options, check_bounds, options_of, read_options, words_of
 from peftbook.processes import ask
 from peftbook.studio.plan import plan, run_alone
-from peftbook.studio.presets import presets
 from peftbook.studio.settings import Judging, Reading, Settings, Single
 from peftbook.tasks.rows import Caps
 
@@ -104,7 +105,7 @@ def test_train_computes_the_run_that_compare_does(name, change):
 
 def test_a_rank_that_a_method_does_not_have_is_refused():
     """Of several methods each takes what it has; of one that has none it must be a mistake."""
-    assert run_alone(TASK, Single(model=SMALL, rank=16)).method == specs.LoRA()
+    assert run_alone(TASK, Single(model=SMALL, rank=16)).method == LoRA()
     with pytest.raises(InputError, match="A rank of 4 is chosen, which 'prompt' does not take: leave it out"):
         run_alone(TASK, Single(model=SMALL, method="prompt", rank=4))
 

@@ -16,15 +16,22 @@ import pytest
 from test_cost import rates
 
 from peftbook import specs
+from peftbook.canonical import build
 from peftbook.cost import Curve
 from peftbook.errors import InputError
+from peftbook.methods import kinds, presets
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
+from peftbook.methods.vera import VeRA
 from peftbook.options import options_of
 from peftbook.records import default_store
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
 from peftbook.studio.plan import check_settings, plan, training_tokens
 from peftbook.studio.preflight import Check, preflight
-from peftbook.studio.presets import presets
 from peftbook.studio.settings import Settings
 from peftbook.studio.smaller import smaller_plan
 from peftbook.tasks import TaskData, get_task
@@ -61,21 +68,19 @@ def known_rates(monkeypatch):
 def test_every_method_of_the_package_is_offered_with_the_rate_that_the_book_chose():
     """Untuned first; each preset says in one sentence what it is."""
     found = presets()
-    assert {one.method.kind for one in found} == set(specs.METHODS)
+    assert {one.method.kind for one in found} == set(kinds()) - {"peft"}
     assert found[0].name == "untuned" and len({one.name for one in found}) == len(found)
     for one in found:
-        assert one.words.endswith(".") and one.label
-        assert (one.learning_rate > 0) == (not isinstance(one.method, specs.Untuned))
-    by_name = {one.name: one.learning_rate for one in found}
-    for name in ("lora", "qlora", "prompt", "full", "prefix", "ia3", "dora"):
-        assert by_name[name] == learning_rate_for(name, default_store())
+        assert one.words.endswith(".") and one.method.label
+        assert (learning_rate_for(one.name) > 0) == one.method.trains
+        assert learning_rate_for(one.name) == learning_rate_for(one.name, default_store())
 
 
 def test_planning_imports_neither_torch_nor_transformers():
     """The web process plans; it must start at once and stay small."""
     code = (
         "import sys; from peftbook.studio import smaller; from peftbook.studio.plan import plan; "
-        "from peftbook.studio.presets import presets; "
+        "from peftbook.methods import kinds, presets; kinds(); "
         "presets(); "
         "print([name for name in ('torch', 'transformers', 'peft', 'gradio') if name in sys.modules])"
     )
@@ -90,7 +95,7 @@ def test_the_untuned_model_is_in_every_plan_once_for_every_model():
     assert len(runs) == len({run.key for run in runs}) == 2 * (1 + 2 * 3)
     for model in (SMALL, other):
         mine = [run for run in runs if run.model == model]
-        assert mine[0].method == specs.Untuned() and mine[0].budget is None
+        assert mine[0].method == Untuned() and mine[0].budget is None
         assert [run.seed for run in mine[1:]] == [0, 1, 2] * 2
     assert len({run.budget.tokens for run in runs if run.budget}) == 1
     assert len({run.evaluation.canonical() if hasattr(run.evaluation, "canonical") else str(run.evaluation)
@@ -116,9 +121,9 @@ def test_a_rank_keeps_the_scale_at_which_its_rate_was_chosen():
         runs = plan(TASK, Settings(models=(SMALL,), methods=("lora", "qlora", "rslora", "vera"), rank=rank))
         lora, qlora, stabilised, vera = (run.method for run in runs[1:])
         assert lora.rank == qlora.rank == stabilised.rank == rank and lora.alpha / rank == qlora.alpha / rank == 2
-        assert stabilised.alpha == 8 and vera == specs.VeRA()
+        assert stabilised.alpha == 8 and vera == VeRA()
     plain = next(one.method for one in presets() if one.name == "rslora")
-    assert plain.alpha / plain.rank**0.5 == specs.LoRA().alpha / specs.LoRA().rank
+    assert plain.alpha / plain.rank**0.5 == LoRA().alpha / LoRA().rank
 
 
 def test_epochs_become_tokens_near_those_of_the_tokenizer():
@@ -193,7 +198,7 @@ def test_every_number_of_the_settings_has_bounds_that_its_usual_value_keeps():
 def test_no_run_trains_on_more_tokens_than_a_plan_may_have():
     """Not from a file's specs either: the plan of its batches would fill the memory."""
     with pytest.raises(InputError, match="tokens = 999999999999"):
-        specs.build(specs.Budget, tokens=999_999_999_999, learning_rate=1e-3)
+        build(specs.Budget, tokens=999_999_999_999, learning_rate=1e-3)
 
 
 def test_many_epochs_of_a_large_file_are_refused_by_their_tokens():
@@ -343,7 +348,7 @@ def test_predicted_peaks_are_near_those_of_the_books_own_runs():
             continue
         if run.model != specs.Model() or run.platform != "cpu" or run.dtype != "bf16" or run.budget.train_examples:
             continue
-        if run.method not in (specs.LoRA(), specs.QLoRA(), specs.Full(), specs.PromptTuning()):
+        if run.method not in (LoRA(), QLoRA(), Full(), PromptTuning()):
             continue
         subject = subject or preflighting.Subject(few, run)
         trained = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"n_generate": 0})})

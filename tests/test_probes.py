@@ -14,11 +14,14 @@ from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_lla
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
 from peftbook.records import Record
 from peftbook.studies.forgetting import matched
 from peftbook.studies.variants import steps_to
 from peftbook.training import execute, probes
-from peftbook.training.methods import apply_method
+from peftbook.training.forward import apply_method
 from peftbook.training.probes import curves, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -69,7 +72,7 @@ def tiny(tmp_path, monkeypatch):
     for module in (curves, weights):
         monkeypatch.setattr(module, "prose_pieces", few_pieces)
 
-    def run(method: specs.Spec, seed: int = 1, rate: float = 1e-2) -> specs.Run:
+    def run(method: Method, seed: int = 1, rate: float = 1e-2) -> specs.Run:
         return specs.Run(
             model=specs.Model(name=str(folder), revision=""),
             task=task.spec,
@@ -85,7 +88,7 @@ def tiny(tmp_path, monkeypatch):
 
 def test_a_learning_curve_starts_at_the_untuned_model_and_ends_at_the_run(tiny):
     """Its ends are what an untuned run and the plain run measure."""
-    run = tiny(specs.LoRA(rank=2))
+    run = tiny(LoRA(rank=2))
     found = probes.measure(specs.Probe(measure="curves.learning_curve", settings={"steps": (1, 2)}, runs=(run,)))
     curve = found.curve
     assert curve["step"][:3] == [0, 1, 2] and curve["step"][-1] == len(curve["train_loss_nats"])
@@ -99,7 +102,7 @@ def test_a_learning_curve_starts_at_the_untuned_model_and_ends_at_the_run(tiny):
 
 def test_a_curve_with_prose_keeps_every_piece_and_one_without_keeps_none(tiny):
     """The curve's prose loss is the mean over its pieces at every moment; the rest of the curve is the same."""
-    settings, run = {"steps": (1, 2)}, tiny(specs.LoRA(rank=2))
+    settings, run = {"steps": (1, 2)}, tiny(LoRA(rank=2))
     plain, found = (
         probes.measure(specs.Probe(measure="curves.learning_curve", settings=settings | extra, runs=(run,)))
         for extra in ({}, {"prose": True})
@@ -118,7 +121,7 @@ def test_a_curve_with_prose_keeps_every_piece_and_one_without_keeps_none(tiny):
 
 def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):
     """The trap: equal seeds and ranks give equal updates, which says nothing about the task."""
-    runs = tuple(tiny(specs.LoRA(rank=rank, targets=("q_proj",)), seed) for rank, seed in ((2, 1), (3, 2), (3, 2)))
+    runs = tuple(tiny(LoRA(rank=rank, targets=("q_proj",)), seed) for rank, seed in ((2, 1), (3, 2), (3, 2)))
     found = probes.measure(specs.Probe(measure="weights.subspaces", runs=runs))
     assert np.allclose(found.per_example["large_large_first"], 1, atol=1e-4)
     assert max(found.per_example["start_first"]) < 0.9
@@ -133,7 +136,7 @@ def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):
 
 def test_the_directions_of_an_update_are_the_singular_vectors_of_ba():
     """Against the decomposition of the whole product: σ_k u_k v_kᵀ summed over k is BA."""
-    model = apply_method(tiny_llama(), specs.LoRA(rank=4, alpha=8), seed=0)
+    model = apply_method(tiny_llama(), LoRA(rank=4, alpha=8), seed=0)
     randomize_adapters(model)
     found = weights.updates(SimpleNamespace(model=model))
     assert found
@@ -147,7 +150,7 @@ def test_the_directions_of_an_update_are_the_singular_vectors_of_ba():
 @pytest.mark.parametrize("scaling", ["standard", "rank_stabilized"])
 def test_the_change_of_an_output_is_what_peft_adds_to_it(scaling):
     """Of every layer: what its LoRA layer puts out minus what the layer below it does, over the latter."""
-    model = apply_method(tiny_llama(), specs.LoRA(rank=4, alpha=8, scaling=scaling), seed=0)
+    model = apply_method(tiny_llama(), LoRA(rank=4, alpha=8, scaling=scaling), seed=0)
     randomize_adapters(model)
     (one, *_) = encoded = random_examples(3)
     found = weights.output_changes(model, encoded[:1])
@@ -165,7 +168,7 @@ def test_the_change_of_an_output_is_what_peft_adds_to_it(scaling):
 
 def test_positions_count_alike_whatever_their_text():
     """Two examples give the root mean square over all their positions."""
-    model = apply_method(tiny_llama(), specs.LoRA(rank=4, targets=("q_proj",), layers=(0,)), seed=0)
+    model = apply_method(tiny_llama(), LoRA(rank=4, targets=("q_proj",), layers=(0,)), seed=0)
     randomize_adapters(model)
     one, two = random_examples(2)
     (name,) = weights.output_changes(model, [one])
@@ -177,7 +180,7 @@ def test_positions_count_alike_whatever_their_text():
 def test_a_training_of_no_size_changes_no_output(tiny):
     """B starts at zero; with a rate it moves."""
     still, moved = (
-        probes.measure(specs.Probe(measure="weights.update_size", runs=(tiny(specs.LoRA(rank=2), rate=rate),)))
+        probes.measure(specs.Probe(measure="weights.update_size", runs=(tiny(LoRA(rank=2), rate=rate),)))
         for rate in (1e-12, 1e-2)
     )
     assert still.measurements["median_change"] < 1e-8 < 1e-3 < moved.measurements["median_change"]
@@ -185,7 +188,7 @@ def test_a_training_of_no_size_changes_no_output(tiny):
 
 def test_an_update_that_is_zero_has_no_intruders(tiny):
     """A vanishing rate leaves every leading direction in place, and scaling nothing down changes nothing."""
-    found = probes.measure(specs.Probe(measure="weights.intruders", runs=(tiny(specs.Full(), rate=1e-12),)))
+    found = probes.measure(specs.Probe(measure="weights.intruders", runs=(tiny(Full(), rate=1e-12),)))
     assert set(found.curve["intruders"]) == {0.0}
     assert len(set(found.curve["validation_loss_nats"])) == 1
     assert found.measurements["vectors"] == weights.TOP * found.measurements["matrices"] > 0
@@ -193,7 +196,7 @@ def test_an_update_that_is_zero_has_no_intruders(tiny):
 
 def test_a_large_update_brings_intruders_and_more_of_them_at_a_higher_threshold(tiny):
     """The count can only grow with ε; a LoRA of rank 2 changes no matrix by more than rank 2."""
-    run = tiny(specs.LoRA(rank=2, alpha=400), rate=0.1)
+    run = tiny(LoRA(rank=2, alpha=400), rate=0.1)
     found = probes.measure(specs.Probe(measure="weights.intruders", runs=(run,)))
     counts = found.curve["intruders"]
     assert counts == sorted(counts) and counts[-1] > 0

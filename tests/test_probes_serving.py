@@ -13,16 +13,18 @@ from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods.lora import LoRA
+from peftbook.methods.qlora import QLoRA
 from peftbook.records import Record, Store
+from peftbook.scratch.codebooks import quantise_dense
 from peftbook.scratch.lora import add_lora, load_lora_state, lora_state
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
 from peftbook.studies import get_study, merging
 from peftbook.training import merges
+from peftbook.training.forward import apply_method
 from peftbook.training.loop import losses
-from peftbook.training.methods import apply_method
 from peftbook.training.probes import measure
 from peftbook.training.probes import serving as probes
-from peftbook.training.quantise import quantise_dense
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 few = settings(max_examples=10, deadline=None)
@@ -146,7 +148,7 @@ def test_bad_settings_are_refused(tiny_model):
 
 def trained(std: float, base: torch.nn.Module | None = None) -> torch.nn.Module:
     """The tiny model, or another base, with a LoRA whose B has this size."""
-    model = apply_method(base or tiny_llama(), specs.LoRA(rank=4, alpha=8), seed=0, tokenizer=NumberTokenizer())
+    model = apply_method(base or tiny_llama(), LoRA(rank=4, alpha=8), seed=0, tokenizer=NumberTokenizer())
     randomize_adapters(model, std=std)
     return model
 
@@ -192,7 +194,7 @@ def test_a_large_update_survives_merging_in_bfloat16():
     assert large.measurements["unchanged_weights_share"] < small.measurements["unchanged_weights_share"]
 
 
-QUANTISED = specs.QLoRA(rank=4, alpha=8, quant="nf4", double_quant=False)
+QUANTISED = QLoRA(rank=4, alpha=8, quant="nf4", double_quant=False)
 
 
 def requantised(std: float) -> dict[str, list[float]]:
@@ -226,7 +228,7 @@ def test_requantising_rounds_a_small_update_away():
 
 def test_requantising_needs_a_plain_start():
     """LoftQ's base is not the rounded weight, so it cannot be made again from the model alone."""
-    run = merging.merge_probe(1).runs[0].model_copy(update={"method": specs.QLoRA(init="loftq")})
+    run = merging.merge_probe(1).runs[0].model_copy(update={"method": QLoRA(init="loftq")})
     with pytest.raises(InputError, match="init 'kaiming'"):
         measure(specs.Probe(measure="serving.requantise_gap", runs=(run,)))
 

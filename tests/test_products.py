@@ -11,14 +11,20 @@ from tiny import random_examples, tiny_llama
 from torch.nn import functional
 
 from peftbook import specs
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
 from peftbook.records import Record, Store, default_store
 from peftbook.studies import get_study
 from peftbook.studies import half_products as study
 from peftbook.training import products
+from peftbook.training.forward import apply_method
 from peftbook.training.generate import decode_batch
 from peftbook.training.loop import losses, train
-from peftbook.training.methods import apply_method
-from peftbook.training.models import keep_linear4bit_layout, quantization_config
+from peftbook.training.models import keep_linear4bit_layout
 from peftbook.training.probes.products import losses_of
 from peftbook.training.products import HALF, TORCH_DTYPES, half_products, widened_products
 from peftbook.training.verify import TOLERANCES
@@ -161,20 +167,20 @@ def test_threads_do_not_write_into_each_others_scratch():
 
 
 METHODS = {
-    "full": specs.Full(),
-    "lora": specs.LoRA(rank=4),
-    "qlora": specs.QLoRA(rank=4),
-    "prompt": specs.PromptTuning(length=3, init="random"),
-    "ia3": specs.IA3(),
+    "full": Full(),
+    "lora": LoRA(rank=4),
+    "qlora": QLoRA(rank=4),
+    "prompt": PromptTuning(length=3, init="random"),
+    "ia3": IA3(),
 }
 
 
-def trained(method: specs.Spec, folder) -> list[float]:
+def trained(method: Method, folder) -> list[float]:
     """The losses of a few steps of a tiny model in bfloat16, and those of other examples afterwards."""
     model = tiny_llama()
-    if isinstance(method, specs.QLoRA):
+    if isinstance(method, QLoRA):
         model.save_pretrained(folder)
-        config = quantization_config(method, torch.bfloat16)
+        config = method.quantization(torch.bfloat16)
         model = type(model).from_pretrained(folder, dtype=torch.float32, quantization_config=config)
         keep_linear4bit_layout(model)
     model = apply_method(model, method, seed=0)
@@ -230,7 +236,7 @@ def test_no_product_of_a_4_bit_layer_escapes(monkeypatch, tmp_path):
     assert len(calls) > 2 * 7 * 2 * 5  # layers × matrices × directions × steps
     model = tiny_llama().__class__.from_pretrained(
         tmp_path / "model", dtype=torch.float32,
-        quantization_config=quantization_config(METHODS["qlora"], torch.bfloat16),
+        quantization_config=METHODS["qlora"].quantization(torch.bfloat16),
     )  # fmt: skip
     keep_linear4bit_layout(model)
     calls.clear()

@@ -13,18 +13,20 @@ from transformers import AutoModelForCausalLM
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods import Method
+from peftbook.methods.qlora import QLoRA, init_corrected, top_singular
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store
-from peftbook.scratch.codebooks import linear_layers, round_trip
+from peftbook.scratch.codebooks import linear_layers, quantise_dense, round_trip
 from peftbook.studies import double_quant, get_study, weight_error
 from peftbook.tasks import get_task
 from peftbook.training import small_llama
 from peftbook.training.encode import Encoded
 from peftbook.training.execute import prepare
+from peftbook.training.forward import apply_method, causal_model, trainable_state
 from peftbook.training.loop import losses
-from peftbook.training.methods import apply_method, causal_model, trainable_state
-from peftbook.training.models import keep_linear4bit_layout, load_model, quantization_config
+from peftbook.training.models import keep_linear4bit_layout, load_model
 from peftbook.training.probes import measure
-from peftbook.training.quantise import init_corrected, quantise_dense, quantised_by_bitsandbytes, top_singular
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 QLORA = {"rank": 4, "alpha": 12.0}
@@ -51,7 +53,7 @@ def test_dense_base_computes_what_bitsandbytes_computes(folder, quant, double):
 
     bitsandbytes looks 8-bit constants up in a table and may miss the nearest level by a hair, hence the tolerance.
     """
-    config = quantization_config(specs.QLoRA(quant=quant, double_quant=double), torch.float32)
+    config = QLoRA(quant=quant, double_quant=double).quantization(torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
     )
@@ -83,7 +85,7 @@ def original() -> dict[str, torch.Tensor]:
 
 
 def start(**fields) -> torch.nn.Module:
-    return apply_method(tiny_llama(), specs.QLoRA(**{**QLORA, "quant": "int4", **fields}), seed=0)
+    return apply_method(tiny_llama(), QLoRA(**{**QLORA, "quant": "int4", **fields}), seed=0)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int4", "fp4"])
@@ -158,9 +160,9 @@ def test_head_and_embeddings_of_their_own_are_left_alone():
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in kept.items())
 
 
-def prepared(folder, method: specs.Spec) -> torch.nn.Module:
+def prepared(folder, method: Method) -> torch.nn.Module:
     """The model as a run of this method gets it, before training."""
-    budget = None if isinstance(method, specs.Untuned) else specs.Budget(tokens=100, learning_rate=1e-3)
+    budget = None if isinstance(method, Untuned) else specs.Budget(tokens=100, learning_rate=1e-3)
     model = specs.Model(name=str(folder))
     return prepare(specs.Run(model=model, task=tiny_task().spec, method=method, budget=budget), tiny_task()).model
 
@@ -168,8 +170,8 @@ def prepared(folder, method: specs.Spec) -> torch.nn.Module:
 @pytest.mark.parametrize("quant", ["nf4", "fp4", "int4"])
 def test_untuned_run_on_four_bits_computes_with_the_base_that_qlora_starts_from(folder, quant):
     """The gap before tuning is that of the quantised base, to float32's rounding of its constants; nothing trains."""
-    untuned, tuned = (prepared(folder, method) for method in (specs.Untuned(quant=quant), specs.QLoRA(quant=quant)))
-    found, full = weights_of(untuned), weights_of(prepared(folder, specs.Untuned()))
+    untuned, tuned = (prepared(folder, method) for method in (Untuned(quant=quant), QLoRA(quant=quant)))
+    found, full = weights_of(untuned), weights_of(prepared(folder, Untuned()))
     assert not trainable_state(untuned)
     for name, part in causal_model(tuned).named_modules():
         if not hasattr(part, "lora_A"):
@@ -185,7 +187,7 @@ def test_untuned_run_on_four_bits_computes_with_the_base_that_qlora_starts_from(
 def test_untuned_losses_show_the_cost_of_the_type(folder):
     """What the record of an untuned run holds differs from 16 bit by more than rounding."""
     nats = [
-        losses(prepared(folder, specs.Untuned(quant=quant)), random_examples(8), pad_id=2, dtype="fp32")[0]
+        losses(prepared(folder, Untuned(quant=quant)), random_examples(8), pad_id=2, dtype="fp32")[0]
         for quant in ("", "nf4", "int4")
     ]
     full, nf4, int4 = map(np.array, nats)
@@ -194,7 +196,7 @@ def test_untuned_losses_show_the_cost_of_the_type(folder):
 
 def test_int4_base_lies_on_fifteen_levels_and_only_adapters_train(folder):
     """Through the doors that a run uses: load_model, then apply_method."""
-    method = specs.QLoRA(quant="int4", double_quant=False, **QLORA)
+    method = QLoRA(quant="int4", double_quant=False, **QLORA)
     loaded = load_model(specs.Model(name=str(folder)), method)
     tuned = apply_method(loaded.model, method, seed=0)
     assert all("lora_" in name for name in trainable_state(tuned))
@@ -207,15 +209,15 @@ def test_int4_base_lies_on_fifteen_levels_and_only_adapters_train(folder):
 
 def test_only_what_bitsandbytes_lacks_is_held_dense():
     """NF4 and FP4 with a plain start stay in 4 bits."""
-    assert quantised_by_bitsandbytes(specs.QLoRA()) and quantised_by_bitsandbytes(specs.QLoRA(quant="fp4"))
-    assert not quantised_by_bitsandbytes(specs.QLoRA(quant="int4"))
-    assert not quantised_by_bitsandbytes(specs.QLoRA(init="loftq"))
+    assert QLoRA().packed and QLoRA(quant="fp4").packed
+    assert not QLoRA(quant="int4").packed
+    assert not QLoRA(init="loftq").packed
 
 
 def test_layers_without_an_adapter_are_quantised_as_they_are():
     """A start is for the adapted layers and targets only; embeddings and norms stay."""
     model, weights = tiny_llama(), original()
-    method = specs.QLoRA(init="loftq", targets=("q_proj",), layers=(1,), **QLORA)
+    method = QLoRA(init="loftq", targets=("q_proj",), layers=(1,), **QLORA)
     starts = init_corrected(model, method)
     assert list(starts) == ["model.layers.1.self_attn.q_proj"]
     whole_name = method.model_copy(update={"targets": ("self_attn.q_proj",)})
@@ -229,13 +231,13 @@ def test_layers_without_an_adapter_are_quantised_as_they_are():
 def test_a_start_without_a_quantised_form_is_refused():
     """olora would be computed from the quantised weights and change nothing that it claims."""
     with pytest.raises(InputError, match="olora"):
-        init_corrected(tiny_llama(), specs.QLoRA(init="olora"))
+        init_corrected(tiny_llama(), QLoRA(init="olora"))
 
 
 def test_a_corrected_start_under_dora_is_refused():
     """DoRA's magnitudes are taken from the base alone, so the start would not be W."""
     with pytest.raises(InputError, match="dora = False"):
-        init_corrected(tiny_llama(), specs.QLoRA(init="loftq", dora=True))
+        init_corrected(tiny_llama(), QLoRA(init="loftq", dora=True))
 
 
 def test_corrected_base_trains_as_any_other():

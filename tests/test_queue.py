@@ -14,6 +14,9 @@ import pytest
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
 from peftbook.processes import hold
 from peftbook.records import Record, Store, import_records
 from peftbook.studies import Study, Verdict
@@ -29,7 +32,7 @@ from peftbook.training.threads import best_threads
 def a_run(seed: int, **fields) -> specs.Run:
     values = {
         "task": specs.Task(name="t", data_sha256="0" * 64),
-        "method": specs.LoRA(),
+        "method": LoRA(),
         "budget": specs.Budget(tokens=10, learning_rate=1e-3),
     }
     return specs.Run(**values | fields, seed=seed)
@@ -40,8 +43,8 @@ def a_study(name: str, runs) -> Study:
     return Study(
         name=name, title="", claim="", source="", refuted_if="", does_not_show="", chapter="",
         runs=runs if callable(runs) else lambda store: list(runs),
-        quantities=lambda store: {},
-        verdict=lambda store: Verdict("not yet run", ""),
+        measure=lambda store: {},
+        judge=lambda store: Verdict("not yet run", ""),
     )  # fmt: skip
 
 
@@ -209,9 +212,9 @@ def test_the_time_that_a_run_takes_is_the_median_of_its_like():
     assert estimates.of(a_run(0)) is None
     for seed, seconds in enumerate((10, 30, 700)):
         estimates.note(a_run(seed), made(seed, seconds).wall_seconds)
-    estimates.note(a_run(9, method=specs.Full()), 50)
-    assert estimates.of(a_run(5)) == 30 and estimates.of(a_run(5, method=specs.Full())) == 50
-    assert estimates.of(a_run(5, method=specs.IA3())) == 40
+    estimates.note(a_run(9, method=Full()), 50)
+    assert estimates.of(a_run(5)) == 30 and estimates.of(a_run(5, method=Full())) == 50
+    assert estimates.of(a_run(5, method=IA3())) == 40
     assert estimates.of(a_run(5, platform="cuda")) is None
     assert Record(key="k", spec=a_run(0)).wall_seconds is None
 
@@ -220,8 +223,8 @@ def test_no_run_starts_that_would_end_too_late(store):
     """One is tried whatever it takes; a quicker kind of run still fits; the rest is left for the next call."""
     for seed in (0, 1, 2):
         store.save(made(seed, 600))
-    store.save(made(3, 5, method=specs.Full()))
-    runs = [a_run(4), a_run(5), a_run(6, method=specs.Full()), a_run(7)]
+    store.save(made(3, 5, method=Full()))
+    runs = [a_run(4), a_run(5), a_run(6, method=Full()), a_run(7)]
     worker, lines = Worker(store), []
     run_studies([a_study("s", runs)], store, compute=worker, report=lines.append, minutes=1)
     assert worker.seeds == [4, 6] and "STOP  2 runs" in lines[-1]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from peftbook import records, specs
 from peftbook.errors import InputError
+from peftbook.methods.lora import LoRA
 from peftbook.records import (
     SHIPPED,
     Missing,
@@ -35,7 +36,7 @@ from peftbook.site import tracing
 def a_run(seed: int = 0) -> specs.Run:
     return specs.Run(
         task=specs.Task(name="t", data_sha256="0" * 64),
-        method=specs.LoRA(),
+        method=LoRA(),
         budget=specs.Budget(tokens=10, learning_rate=1e-3),
         seed=seed,
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from peftbook import metrics, specs
 from peftbook.errors import InputError
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store
 from peftbook.studies import get_study, methods, rouge_settings
 from peftbook.tasks import task_spec
@@ -123,7 +124,7 @@ def save_texts(store: Store, examples: int) -> specs.Probe:
     runs = []
     for shots, texts in ((0, answers), (1, [text.upper() for text in answers])):
         evaluation = specs.Evaluation(split="test", n_loss=examples, n_generate=examples)
-        run = specs.Run(task=task_spec("docstrings"), method=specs.Untuned(shots=shots), evaluation=evaluation)
+        run = specs.Run(task=task_spec("docstrings"), method=Untuned(shots=shots), evaluation=evaluation)
         store.save(Record(key=run.key, spec=run), texts)
         runs.append(run)
     wanted = {"systems": ("right", "loud"), "scorings": ("default", "cased"), "bootstrap_seeds": 3}

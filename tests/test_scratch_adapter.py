@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tiny import tiny_llama
 from torch import nn
 
-from peftbook import specs
+from peftbook.methods.adapter import Adapter
 from peftbook.scratch.adapter import BottleneckAdapter, adapter_parameters, add_adapters
-from peftbook.training.methods import apply_method
+from peftbook.training.forward import apply_method
 
 few = settings(max_examples=10, deadline=None)
 WIDTH = 8
@@ -23,7 +23,7 @@ def tokens(length: int = 9, seed: int = 1) -> torch.Tensor:
 
 def adapted(width: int = WIDTH) -> nn.Module:
     """The tiny model as training prepares it: adapters in, all else frozen."""
-    return apply_method(tiny_llama(), specs.Adapter(width=width), seed=0)
+    return apply_method(tiny_llama(), Adapter(width=width), seed=0)
 
 
 def fill(model: nn.Module, std: float = 0.1) -> None:

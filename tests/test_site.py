@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 from fake_records import fill_store
 
 from peftbook import results, specs, studies
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store, default_store
 from peftbook.site import bibliography, claim_cards, display, run_pages
 
@@ -357,7 +358,7 @@ def test_a_study_page_anchors_every_quantity_once_and_lists_every_record(store, 
 def probe_record(platform: str = "cpu") -> Record:
     """An invented probe that reads one run with a record and trains one without."""
     task = specs.Task(name="docstrings", data_sha256="0" * 64)
-    runs = tuple(specs.Run(task=task, method=specs.Untuned(shots=shots), platform=platform) for shots in (0, 5))
+    runs = tuple(specs.Run(task=task, method=Untuned(shots=shots), platform=platform) for shots in (0, 5))
     spec = specs.Probe(measure="weights.update_rank", settings={"blocks": (32.0, 64.0)}, runs=runs, platform=platform)
     return Record(
         key=spec.key,

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from peftbook import specs
+from peftbook.canonical import build
 from peftbook.errors import InputError
+from peftbook.methods import get, kinds, named
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 
 positive = st.floats(1e-6, 10, allow_nan=False)
 names = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=8)
@@ -24,11 +31,11 @@ lora_fields = {
     "dropout": st.floats(0, 0.99),
 }
 methods = st.one_of(
-    st.builds(specs.Untuned, shots=st.integers(0, 8)),
-    st.builds(specs.Full),
-    st.builds(specs.LoRA, **lora_fields),
-    st.builds(specs.QLoRA, quant=st.sampled_from(["nf4", "fp4"]), double_quant=st.booleans(), **lora_fields),
-    st.builds(specs.PromptTuning, length=st.integers(1, 100), init=st.sampled_from(["random", "vocabulary", "text"])),
+    st.builds(Untuned, shots=st.integers(0, 8)),
+    st.builds(Full),
+    st.builds(LoRA, **lora_fields),
+    st.builds(QLoRA, quant=st.sampled_from(["nf4", "fp4"]), double_quant=st.booleans(), **lora_fields),
+    st.builds(PromptTuning, length=st.integers(1, 100), init=st.sampled_from(["random", "vocabulary", "text"])),
 )
 budgets = st.builds(
     specs.Budget,
@@ -49,7 +56,7 @@ def runs(draw) -> specs.Run:
         model=specs.Model(name=draw(names), revision=draw(names)),
         task=specs.Task(name=draw(names), data_sha256="0" * 64),
         method=method,
-        budget=None if isinstance(method, specs.Untuned) else draw(budgets),
+        budget=None if isinstance(method, Untuned) else draw(budgets),
         evaluation=specs.Evaluation(n_loss=draw(st.integers(1, 500))),
         seed=draw(st.integers(0, 2**31)),
         dtype=draw(st.sampled_from(["bf16", "fp32"])),
@@ -131,14 +138,14 @@ def test_two_runs_share_a_key_exactly_if_they_are_equal(one, other):
 def test_the_kind_of_method_changes_the_key():
     """LoRA and QLoRA share every LoRA field."""
     task, budget = specs.Task(name="t", data_sha256="0" * 64), specs.Budget(tokens=1, learning_rate=1)
-    keys = {specs.Run(task=task, method=m, budget=budget).key for m in (specs.LoRA(), specs.QLoRA(), specs.Full())}
+    keys = {specs.Run(task=task, method=m, budget=budget).key for m in (LoRA(), QLoRA(), Full())}
     assert len(keys) == 3
 
 
 def test_equal_numbers_give_equal_keys_whatever_they_are_written_as():
     """alpha = 32 in a study and 32.0 in its record are one run."""
-    assert specs.LoRA(alpha=32) == specs.LoRA(alpha=32.0)
-    assert specs.LoRA(alpha=32).model_dump_json() == specs.LoRA(alpha=32.0).model_dump_json()
+    assert LoRA(alpha=32) == LoRA(alpha=32.0)
+    assert LoRA(alpha=32).model_dump_json() == LoRA(alpha=32.0).model_dump_json()
 
 
 def test_the_canonical_text_is_sorted_json_without_spaces():
@@ -151,13 +158,13 @@ def test_the_canonical_text_is_sorted_json_without_spaces():
 def a_run(**fields) -> specs.Run:
     values = {
         "task": specs.Task(name="t", data_sha256="0" * 64),
-        "method": specs.LoRA(),
+        "method": LoRA(),
         "budget": specs.Budget(tokens=10, learning_rate=1e-3),
     }
     return specs.Run(**values | fields)
 
 
-@pytest.mark.parametrize("spec", [a_run(), specs.LoRA(), specs.Budget(tokens=1, learning_rate=1), specs.Model()])
+@pytest.mark.parametrize("spec", [a_run(), LoRA(), specs.Budget(tokens=1, learning_rate=1), specs.Model()])
 def test_specs_are_frozen_and_closed(spec):
     """A spec that changed after its key was taken would file a result under the wrong name."""
     name = next(iter(type(spec).model_fields))
@@ -170,16 +177,16 @@ def test_specs_are_frozen_and_closed(spec):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: specs.method_from("lroa"), ("'lroa'", "lora", "qlora", "prompt", "full", "untuned")),
-        (lambda: specs.method_from("lora", rank=0), ("LoRA", "rank", "0", "greater than or equal to 1")),
-        (lambda: specs.method_from("lora", rank="many"), ("LoRA", "rank", "'many'", "integer")),
-        (lambda: specs.method_from("lora", rnak=4), ("LoRA", "rnak", "4")),
-        (lambda: specs.method_from("qlora", quant="nf3"), ("QLoRA", "quant", "'nf3'", "'nf4'")),
-        (lambda: specs.method_from("prompt", length=-1), ("PromptTuning", "length", "-1")),
-        (lambda: specs.build(specs.Budget, tokens=0, learning_rate=1), ("Budget", "tokens", "0")),
-        (lambda: specs.build(specs.Budget, tokens=1, learning_rate=math.nan), ("Budget", "learning_rate", "nan")),
-        (lambda: specs.build(specs.Budget, tokens=1), ("Budget", "learning_rate", "required")),
-        (lambda: specs.build(specs.Budget, tokens=1, learning_rate=1, max_length=4), ("Budget", "max_length", "4")),
+        (lambda: named("lroa"), ("'lroa'", "lora", "qlora", "prompt", "full", "untuned")),
+        (lambda: named("lora", rank=0), ("LoRA", "rank", "0", "greater than or equal to 1")),
+        (lambda: named("lora", rank="many"), ("LoRA", "rank", "'many'", "integer")),
+        (lambda: named("lora", rnak=4), ("LoRA", "rnak", "4")),
+        (lambda: named("qlora", quant="nf3"), ("QLoRA", "quant", "'nf3'", "'nf4'")),
+        (lambda: named("prompt", length=-1), ("PromptTuning", "length", "-1")),
+        (lambda: build(specs.Budget, tokens=0, learning_rate=1), ("Budget", "tokens", "0")),
+        (lambda: build(specs.Budget, tokens=1, learning_rate=math.nan), ("Budget", "learning_rate", "nan")),
+        (lambda: build(specs.Budget, tokens=1), ("Budget", "learning_rate", "required")),
+        (lambda: build(specs.Budget, tokens=1, learning_rate=1, max_length=4), ("Budget", "max_length", "4")),
     ],
 )
 def test_bad_values_get_one_sentence_that_names_value_and_fix(make, named):
@@ -194,23 +201,22 @@ def test_bad_values_get_one_sentence_that_names_value_and_fix(make, named):
 def test_an_infinite_learning_rate_is_refused():
     """Infinity is above zero, but it is no learning rate, and JSON has no word for it."""
     with pytest.raises(InputError, match="learning_rate = inf"):
-        specs.build(specs.Budget, tokens=1, learning_rate=math.inf)
+        build(specs.Budget, tokens=1, learning_rate=math.inf)
 
 
 def test_a_budget_belongs_to_every_run_that_trains_and_to_no_other():
     """An untuned run with a budget would have two keys for one result."""
     budget = specs.Budget(tokens=1, learning_rate=1)
-    for method, wrong in [(specs.Untuned(), budget), (specs.LoRA(), None), (specs.Full(), None)]:
+    for method, wrong in [(Untuned(), budget), (LoRA(), None), (Full(), None)]:
         with pytest.raises(InputError, match="untuned run takes no budget"):
-            specs.build(specs.Run, task=specs.Task(name="t", data_sha256=""), method=method, budget=wrong)
+            build(specs.Run, task=specs.Task(name="t", data_sha256=""), method=method, budget=wrong)
 
 
 def test_every_method_but_untuned_and_full_is_parameter_efficient():
     """The head-to-head tables split on it."""
-    efficient = {name for name, method in specs.METHODS.items() if specs.parameter_efficient(method())}
-    assert efficient == {"lora", "qlora", "prompt", "prefix", "adapter", "ia3", "norm", "vera"}
+    assert {kind for kind, method in kinds().items() if not method.efficient} == {"untuned", "full"}
 
 
 def test_every_method_is_found_by_the_name_it_writes():
     """A record's `kind` is the command line's method name."""
-    assert all(specs.method_from(name).kind == name for name in specs.METHODS)
+    assert all(get(kind)().kind == kind == method.model_fields["kind"].default for kind, method in kinds().items())

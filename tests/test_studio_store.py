@@ -22,6 +22,8 @@ from studio_home import SMALL, claim_all, colours_csv, colours_project
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.processes import end_group, identity, is_alive
 from peftbook.records import Record
 from peftbook.studio import attempts, requests
@@ -45,7 +47,7 @@ def project(studio) -> Project:
 
 def runs(count: int) -> list[specs.Run]:
     task = specs.Task(name="files", data_sha256="a" * 64)
-    return [specs.Run(model=SMALL, task=task, method=specs.Untuned(), seed=seed) for seed in range(count)]
+    return [specs.Run(model=SMALL, task=task, method=Untuned(), seed=seed) for seed in range(count)]
 
 
 def save_record(studio: Studio, project: Project, run: specs.Run, failure: str = "") -> None:
@@ -204,7 +206,7 @@ def test_a_run_of_another_project_on_the_same_data_is_taken_over(studio, project
     """With what it trained, under the new project's own names: deleting the first takes nothing from the second."""
     untuned, trained, lost = (
         runs(1)[0],
-        *(runs(1)[0].model_copy(update={"method": specs.LoRA(), "budget": BUDGET, "seed": seed}) for seed in (0, 1)),
+        *(runs(1)[0].model_copy(update={"method": LoRA(), "budget": BUDGET, "seed": seed}) for seed in (0, 1)),
     )
     for run in (untuned, trained, lost):
         save_record(studio, project, run)

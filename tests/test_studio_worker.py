@@ -26,36 +26,49 @@ from tiny import save_tiny_folder, tiny_llama
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
+from peftbook.methods import Method
+from peftbook.methods.adapter import Adapter
+from peftbook.methods.from_peft import PeftMethod
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.norm import NormTuning
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
+from peftbook.methods.vera import VeRA
 from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
-from peftbook.studio.trained import UNMERGED, load_trained, merge, share_weights
+from peftbook.studio.trained import load_trained, merge, share_weights
 from peftbook.studio.worker import serve
 from peftbook.tasks import Example
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 from peftbook.training.encode import encode_prompt
+from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
-from peftbook.training.methods import causal_model, hidden_states
 from peftbook.training.models import load_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
 ]
-METHODS: dict[str, specs.Spec] = {
-    "untuned": specs.Untuned(),
-    "lora": specs.LoRA(rank=4),
-    "pissa": specs.LoRA(rank=4, init="pissa"),
-    "qlora": specs.QLoRA(rank=4),
-    "int4": specs.QLoRA(rank=4, quant="int4"),
-    "prompt": specs.PromptTuning(length=4),
-    "prefix": specs.Prefix(length=4),
-    "adapter": specs.Adapter(width=8),
-    "ia3": specs.IA3(),
-    "norm": specs.NormTuning(),
-    "vera": specs.VeRA(rank=16),
-    "full": specs.Full(),
+METHODS: dict[str, Method] = {
+    "untuned": Untuned(),
+    "lora": LoRA(rank=4),
+    "pissa": LoRA(rank=4, init="pissa"),
+    "qlora": QLoRA(rank=4),
+    "int4": QLoRA(rank=4, quant="int4"),
+    "prompt": PromptTuning(length=4),
+    "prefix": Prefix(length=4),
+    "adapter": Adapter(width=8),
+    "ia3": IA3(),
+    "norm": NormTuning(),
+    "vera": VeRA(rank=16),
+    "loha": PeftMethod(name="LOHA", arguments={"r": 2}),
+    "full": Full(),
 }
 RATES = {"full": 3e-4, "prompt": 0.1, "prefix": 0.05, "ia3": 0.05, "vera": 0.05, "norm": 0.01}
 IDS = list(range(5, 45))
@@ -126,8 +139,8 @@ def first(served) -> SimpleNamespace:
     """What one worker made of a good, a diverging and a refused job; the good one nobody disturbed."""
     studio = Studio(served)
     project = colours_project(studio)
-    good = small_run(studio, project, specs.LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
-    diverging = small_run(studio, project, specs.LoRA(rank=4), rate=1e20)
+    good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
+    diverging = small_run(studio, project, LoRA(rank=4), rate=1e20)
     other = good.model_copy(update={"task": specs.Task(name="files", data_sha256="0" * 64)})
     plan = studio.submit(project.id, [good, diverging, other])
     started = [start(served), start(served)]
@@ -246,7 +259,7 @@ def test_cancel_resume_retry_and_delete_a_running_job(served):
     """Cancelled within a second; resumed from the checkpoint; retried anew; deleted with every file and process."""
     studio = Studio(served)
     project = colours_project(studio)
-    run = small_run(studio, project, specs.LoRA(rank=4), tokens=200_000)  # longer than the test
+    run = small_run(studio, project, LoRA(rank=4), tokens=200_000)  # longer than the test
     job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
     start(served)
 
@@ -283,7 +296,7 @@ def test_a_worker_that_is_told_to_end_leaves_its_job_to_the_next(served):
     """SIGTERM, as a shutdown sends it: the job is queued, no process stays, no worker is listed."""
     studio = Studio(served)
     project = colours_project(studio)
-    plan = studio.submit(project.id, [small_run(studio, project, specs.LoRA(rank=4), tokens=200_000)])
+    plan = studio.submit(project.id, [small_run(studio, project, LoRA(rank=4), tokens=200_000)])
     start(served)
 
     def job() -> Job:
@@ -301,7 +314,7 @@ def test_a_child_whose_job_is_not_its_own_touches_nothing(tmp_path):
     """Cancelled, or claimed by another, between the worker's start of a process and the process's first word."""
     studio = Studio(tmp_path)
     project = colours_project(studio)
-    studio.submit(project.id, [small_run(studio, project, specs.Untuned())])
+    studio.submit(project.id, [small_run(studio, project, Untuned())])
     job = studio.claim("w", os.getpid())
     studio.cancel(job.id)
     before = sorted(tmp_path.rglob("*"))
@@ -322,7 +335,7 @@ def test_a_full_disk_fails_the_job_with_one_sentence_and_leaves_no_half_file(tmp
 
     studio = Studio(tmp_path)
     project = colours_project(studio)
-    job = studio.jobs(plan=studio.submit(project.id, [small_run(studio, project, specs.LoRA(rank=2), tokens=300)]))[0]
+    job = studio.jobs(plan=studio.submit(project.id, [small_run(studio, project, LoRA(rank=2), tokens=300)]))[0]
 
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -343,7 +356,7 @@ def test_half_files_and_broken_checkpoints_of_killed_processes_are_cleared_away(
     """Temporary files go; a checkpoint that cannot be read is started over, not fatal."""
     studio = Studio(tmp_path)
     project = colours_project(studio)
-    run = small_run(studio, project, specs.LoRA(rank=2), tokens=300)
+    run = small_run(studio, project, LoRA(rank=2), tokens=300)
     job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
     folder = studio.folder(project.id)
     checkpoint = folder / "checkpoints" / run.key[:16]
@@ -366,7 +379,7 @@ def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
 
     studio = Studio(tmp_path)
     project = colours_project(studio)
-    studio.submit(project.id, [small_run(studio, project, specs.LoRA(rank=2))])
+    studio.submit(project.id, [small_run(studio, project, LoRA(rank=2))])
     job, now, writes = studio.claim("w", os.getpid()), [0.0], []
     real = studio.progress
     studio.progress = lambda *a, **k: (writes.append(k), real(*a, **k))[1]
@@ -494,7 +507,7 @@ def base_logits() -> torch.Tensor:
     return logits(load_model(SMALL).model.eval(), IDS)
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa", "qlora", "int4", "ia3", "vera", "norm", "full"])
+@pytest.mark.parametrize("name", [name for name, one in METHODS.items() if one.trains and not one.unmerged])
 def test_the_merged_model_is_the_models_equal(shop, base_logits, name):
     """Same logits to rounding, without peft around it."""
     studio, _, jobs = shop
@@ -506,7 +519,7 @@ def test_the_merged_model_is_the_models_equal(shop, base_logits, name):
     assert (wanted - base_logits).abs().max() > 0.01 * wanted.abs().max()  # training had changed something
 
 
-@pytest.mark.parametrize("name", sorted(UNMERGED))
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.unmerged])
 def test_what_cannot_be_merged_says_why(shop, name):
     """One sentence with the way out."""
     studio, _, jobs = shop
@@ -531,7 +544,7 @@ def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
     assert not [path for path in downloads.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera"])
+@pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera", "loha"])
 def test_the_adapter_zip_loads_with_peft(shop, tmp_path, name):
     """`PeftModel.from_pretrained` on the base computes what the job's model does; no path of this machine is in it."""
     from peft import PeftModel
@@ -626,7 +639,7 @@ def test_what_cannot_be_downloaded_says_why(shop, tmp_path):
             artefacts.adapter_zip(studio, jobs[name])
     other = Studio(tmp_path)
     project = colours_project(other)
-    job = other.jobs(plan=other.submit(project.id, [small_run(other, project, specs.LoRA())]))[0]
+    job = other.jobs(plan=other.submit(project.id, [small_run(other, project, LoRA())]))[0]
     for make in (artefacts.adapter_zip, artefacts.merged_zip, artefacts.outputs_csv):
         with pytest.raises(InputError, match="is queued"):
             make(other, job)
@@ -642,7 +655,7 @@ def test_outputs_are_a_table_without_formulas(tmp_path):
     studio = Studio(tmp_path)
     rows = "ask,answer\n" + "".join(f'"=HYPERLINK(""x{at}"")",@SUM {at}\n' for at in range(20))
     project = studio.create_project("Formulas", rows.encode(), "f.csv", Columns("ask", "answer"), Split())
-    run = small_run(studio, project, specs.Untuned(), texts=2)
+    run = small_run(studio, project, Untuned(), texts=2)
     record = Record(key=run.key, spec=run, per_example={"rougeL": [0.5, 1.0], "loss_nats": [1.0] * 4})
     studio.records(project.id).save(record, ["+1", "-2\tx"])
     job = studio.jobs(plan=studio.submit(project.id, [run]))[0]

@@ -13,6 +13,8 @@ from scipy import stats as oracle
 
 from peftbook import metrics, specs
 from peftbook.evidence import stats
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.studies.learning_rate import vertex
 from peftbook.studies.sweep import Arm, Comparison, corpus_bleu, grid, length_ratio, middle_first, shortfall
@@ -26,9 +28,9 @@ def comparison(**changes) -> Comparison:
         "task": "e2e",
         "tokens": 1000,
         "arms": (
-            Arm("untuned", "Untuned", specs.Untuned()),
-            Arm("a", "A", specs.LoRA(rank=2), grid(1e-4, 2, 3), 2e-4),
-            Arm("b", "B", specs.LoRA(rank=4), grid(1e-4, 2, 3)),
+            Arm("untuned", "Untuned", Untuned()),
+            Arm("a", "A", LoRA(rank=2), grid(1e-4, 2, 3), 2e-4),
+            Arm("b", "B", LoRA(rank=4), grid(1e-4, 2, 3)),
         ),
         "seeds": (1, 2),
     }

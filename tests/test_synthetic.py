@@ -9,12 +9,14 @@ from collections import Counter
 import pytest
 import torch
 
-from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning, virtual_tokens
 from peftbook.records import Record, Store
 from peftbook.studies import capacity, expressiveness, get_study
 from peftbook.tasks import SPLITS, get_task, recall, sort
-from peftbook.training.methods import apply_method, causal_model, hidden_states, trainable_state, virtual_tokens
+from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.probes import measure, synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -116,7 +118,7 @@ def test_a_prompt_leaves_the_relative_attention_of_the_first_layer():
     assert torch.allclose(content / share, plain, atol=1e-5) and share.max() < 0.999
 
 
-@pytest.mark.parametrize("method", [specs.PromptTuning(length=4), specs.Prefix(length=4), specs.LoRA(rank=1, alpha=2)])
+@pytest.mark.parametrize("method", [PromptTuning(length=4), Prefix(length=4), LoRA(rank=1, alpha=2)])
 def test_adapting_a_copy_leaves_the_pretrained_model(method):
     """Every arm and rate must start from the same weights."""
     model = base()
@@ -134,7 +136,7 @@ def test_adapting_a_copy_leaves_the_pretrained_model(method):
 def test_a_prompt_starts_from_values_not_from_markers():
     """A marker in the prompt would announce a task by itself."""
     model = base()
-    tuned = apply_method(copy.deepcopy(model), specs.PromptTuning(length=20), 0, synthetic.Alphabet())
+    tuned = apply_method(copy.deepcopy(model), PromptTuning(length=20), 0, synthetic.Alphabet())
     table = model.get_input_embeddings().weight[: synthetic.VALUES]
     assert all((table == row).all(1).any() for row in virtual_tokens(tuned))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftbook import specs
+from peftbook.methods.lora import LoRA
 from peftbook.records import SHIPPED, Record, Store
 from peftbook.studies.half_products import short_run
 from peftbook.tasks import get_task, task_spec
@@ -13,9 +14,7 @@ from peftbook.training.verify import TOLERANCES, compare, verify_sample
 
 
 def a_record(seed: int = 0, failure: str = "", task: str = "docstrings", **measurements) -> Record:
-    run = specs.Run(
-        task=task_spec(task), method=specs.LoRA(), budget=specs.Budget(tokens=10, learning_rate=1e-3), seed=seed
-    )
+    run = specs.Run(task=task_spec(task), method=LoRA(), budget=specs.Budget(tokens=10, learning_rate=1e-3), seed=seed)
     return Record(key=run.key, spec=run, measurements=measurements, failure=failure)
 
 

@@ -10,13 +10,16 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peftbook import specs
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
 from peftbook.tasks import Example, TaskData
 from peftbook.training.encode import Encoded
-from peftbook.training.methods import apply_method
+from peftbook.training.forward import apply_method
 from peftbook.training.models import prepare_embedded
 
 VOCABULARY = 96
-SEVEN = specs.LoRA().targets
+SEVEN = LoRA().targets
 
 
 def tiny_llama(seed: int = 0, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
@@ -125,11 +128,11 @@ def tiny_task(metrics: tuple[str, ...] = ("rouge", "bertscore", "exact_match")) 
 
 # What the kill-and-resume test trains: method, dtype, micro-batch. Weight decay is on so that it is part of the state.
 INTERRUPTED = {
-    "lora": (specs.LoRA(rank=2), "bf16", None),
-    "lora-fp16": (specs.LoRA(rank=2), "fp16", None),
-    "lora-dropout": (specs.LoRA(rank=2, dropout=0.3), "fp32", 1),
-    "full": (specs.Full(), "fp32", None),
-    "prompt": (specs.PromptTuning(length=3), "fp32", None),
+    "lora": (LoRA(rank=2), "bf16", None),
+    "lora-fp16": (LoRA(rank=2), "fp16", None),
+    "lora-dropout": (LoRA(rank=2, dropout=0.3), "fp32", 1),
+    "full": (Full(), "fp32", None),
+    "prompt": (PromptTuning(length=3), "fp32", None),
 }
 INTERRUPTED_BUDGET = specs.Budget(tokens=500, batch_size=4, learning_rate=1e-2, weight_decay=0.1)
 

@@ -20,12 +20,17 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule
 
 from peftbook import specs
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
 from peftbook.training import loop
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard, whole
+from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.loop import Trained, losses, train
-from peftbook.training.methods import apply_method, trainable_state
-from peftbook.training.models import keep_linear4bit_layout, quantization_config
+from peftbook.training.models import keep_linear4bit_layout
 
 COUNT = 2
 STRATEGIES = ("ddp", "fsdp")
@@ -36,7 +41,7 @@ STOP = 4  # the step before which an interrupted training has its last checkpoin
 class Case:
     """One training: 19 examples in batches of three, so that processes have unequal shares and one once has none."""
 
-    method: specs.Spec
+    method: Method
     dtype: str = "fp32"
     micro_batch: int | None = None
     strategies: tuple[str, ...] = STRATEGIES
@@ -45,23 +50,23 @@ class Case:
 
 
 CASES = {
-    "lora": Case(specs.LoRA(rank=2)),
-    "lora-bf16": Case(specs.LoRA(rank=2), "bf16", batch_size=4),
-    "lora-micro": Case(specs.LoRA(rank=2), micro_batch=1, batch_size=4),
-    "qlora": Case(specs.QLoRA(rank=2)),
-    "qlora-bf16": Case(specs.QLoRA(rank=2), "bf16", batch_size=4),
-    "full": Case(specs.Full()),
-    "prompt": Case(specs.PromptTuning(length=3), strategies=("ddp",)),
+    "lora": Case(LoRA(rank=2)),
+    "lora-bf16": Case(LoRA(rank=2), "bf16", batch_size=4),
+    "lora-micro": Case(LoRA(rank=2), micro_batch=1, batch_size=4),
+    "qlora": Case(QLoRA(rank=2)),
+    "qlora-bf16": Case(QLoRA(rank=2), "bf16", batch_size=4),
+    "full": Case(Full()),
+    "prompt": Case(PromptTuning(length=3), strategies=("ddp",)),
 }
 
 
 def a_model(case: Case, folder: Path) -> nn.Module:
     """The tiny Llama with the method applied; in 4 bits for QLoRA, by way of a folder, computing in the case's type."""
     model = tiny_llama()
-    if isinstance(case.method, specs.QLoRA):
+    if isinstance(case.method, QLoRA):
         if not folder.is_dir():
             model.save_pretrained(folder)
-        quantised = quantization_config(case.method, torch.float32 if case.dtype == "fp32" else torch.bfloat16)
+        quantised = case.method.quantization(torch.float32 if case.dtype == "fp32" else torch.bfloat16)
         model = type(model).from_pretrained(
             folder, dtype=torch.float32, quantization_config=quantised, device_map={"": "cpu"}
         )

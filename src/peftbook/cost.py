@@ -114,32 +114,15 @@ def count(names: Iterable[str], symbols: Symbols) -> Number:
     return math.prod(symbols[name] for name in names)
 
 
-def training_setup(run: specs.Run) -> Setup:
+def training_setup(run: specs.Run, shape: Shape) -> Setup:
     """How the book's own loop trains: float32 weights, copies of frozen matrices in bfloat16 under autocast, logits at
-    labels alone.
-
-    Methods that the walk does not know stand as those that do most alike: an adapter as LoRA of its width after
-    attention and MLP, VeRA as LoRA of its rank, trained gains as (IA)³, and nothing trained as the smallest LoRA.
+    labels alone. What the method adds it says itself.
     """
-    method, autocast = run.method, run.dtype != "fp32"
-    common: dict[str, Any] = {
-        "dtype": "fp32", "autocast": autocast, "held": autocast and method.kind != "full", "labels": 1,
-        "batch": run.budget.batch_size if run.budget else 1, "device": run.platform,
-    }  # fmt: skip
-    if isinstance(method, (specs.LoRA, specs.VeRA)):
-        lora: dict[str, Any] = {"rank": method.rank, "targets": method.targets}
-        if isinstance(method, specs.LoRA):
-            lora |= {"dropout": method.dropout > 0, "freeze_a": method.freeze_a}
-        if isinstance(method, specs.QLoRA) and method.quant in ("nf4", "fp4"):
-            lora |= {"quantised": method.quant, "double": method.double_quant}
-        return Setup(method="lora", **lora, **common)
-    if isinstance(method, (specs.PromptTuning, specs.Prefix)):
-        return Setup(method=method.kind, length=method.length, **common)
-    if isinstance(method, specs.Adapter):
-        return Setup(method="lora", rank=method.width, targets=("o_proj", "down_proj"), **common)
-    if isinstance(method, specs.Untuned):
-        return Setup(method="lora", rank=1, targets=("q_proj",), **common)
-    return Setup(method="full" if isinstance(method, specs.Full) else "ia3", **common)
+    method, autocast = run.method.setup(shape), run.dtype != "fp32"
+    return Setup(
+        **method, dtype="fp32", autocast=autocast, held=autocast and method["method"] != "full", labels=1,
+        batch=run.budget.batch_size if run.budget else 1, device=run.platform,
+    )  # fmt: skip
 
 
 def step_seconds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar, get_type_hints
@@ -145,5 +146,5 @@ def number(text: str) -> int | float:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The names in a list with commas."""
-    return tuple(filter(None, (part.strip() for part in text.split(","))))
+    """The names in a list with commas; those within brackets divide nothing."""
+    return tuple(filter(None, map(str.strip, re.split(r",(?![^\[]*\])", text))))

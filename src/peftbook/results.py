@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from peftbook import specs
+from peftbook.canonical import Spec
 from peftbook.errors import InputError
 from peftbook.records import Missing, Seen, Store, aside, default_store, report
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study
@@ -200,7 +201,7 @@ def describe(spec: specs.Run | specs.Probe) -> str:
             return ", ".join([*parts, f"of {describe(spec.runs[0])}"])
         parts += [f"over {len(spec.runs)} runs"] if spec.runs else []
     else:
-        parts = [f"{spec.method.kind} on {spec.task.name}", *_unusual(spec.method, ("kind", "version"))]
+        parts = [f"{spec.method.full_kind} on {spec.task.name}", *_unusual(spec.method, ("kind", "name", "version"))]
         if spec.budget is not None:
             parts += [f"rate {spec.budget.learning_rate:g}", f"{spec.budget.tokens:,} tokens"]
             parts += _unusual(spec.budget, ("tokens", "learning_rate"))
@@ -214,7 +215,7 @@ def describe(spec: specs.Run | specs.Probe) -> str:
     return ", ".join([*parts, spec.platform] if spec.platform != "cpu" else parts)
 
 
-def _unusual(spec: specs.Spec, known: tuple[str, ...]) -> Iterator[str]:
+def _unusual(spec: Spec, known: tuple[str, ...]) -> Iterator[str]:
     """The fields that tell this spec from the default one of its class."""
     for name, value in spec:
         if name not in known and (name in SAID or value != type(spec).model_fields[name].default):

@@ -15,6 +15,7 @@ from peftbook import specs
 from peftbook.bench.contestants import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, WARMUP, Trace, Work, named
 from peftbook.bench.peers import train_peer, with_dtype
 from peftbook.errors import InputError
+from peftbook.methods import preset
 from peftbook.tasks import TaskData, get_task
 
 __all__ = ["choose", "measure"]
@@ -25,13 +26,13 @@ PRECISION = {"bf16": "bfloat16 autocast over float32 weights", "fp32": "float32"
 
 def measure(job: dict) -> dict:
     """Train as one contestant and measure it: JSON-ready. Meant for a process of its own."""
+    from peftbook.training.forward import apply_method
     from peftbook.training.loop import losses
-    from peftbook.training.methods import apply_method
     from peftbook.training.models import load_model
 
     contestant = named(job["contestant"])
     began = time.perf_counter()
-    method = specs.method_from(job["method"])
+    method = preset(job["method"]).method
     dtype = job.get("dtype", "")
     loaded = load_model(specs.Model(name=job["model"]), method)
     tokenizer = loaded.tokenizer
@@ -88,7 +89,7 @@ def watch_dtype(model) -> set[str]:
     """A set that fills with the types that the first adapted linear layer returns (shows whether autocast is on)."""
     from torch import nn
 
-    from peftbook.training.methods import causal_model
+    from peftbook.training.forward import causal_model
 
     seen: set[str] = set()
     layers = causal_model(model).model.layers

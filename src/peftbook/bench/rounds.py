@@ -21,6 +21,7 @@ from typing import Any
 from peftbook import specs
 from peftbook.bench.contestants import CONTESTANTS, PEERS, Contestant, named
 from peftbook.errors import InputError
+from peftbook.methods import get
 from peftbook.processes import Child
 from peftbook.records import write_atomically
 
@@ -116,9 +117,8 @@ def check(steps: int, rounds: int, methods: Sequence[str]) -> None:
     if rounds < 1:
         raise InputError(f"rounds = {rounds} measures nothing: use at least 1.")
     for name in methods:
-        if name == "untuned":
-            raise InputError("Method 'untuned' is not trained: choose full, lora, qlora or prompt.")
-        specs.method_from(name)
+        if not get(name).trains:
+            raise InputError(f"Method {name!r} is not trained: choose full, lora, qlora or prompt.")
 
 
 def run_process(job: dict) -> dict:

@@ -19,7 +19,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from peftbook.decision.arms import Arm, describe_row, encoder_in_words, group_records, label_arms, method_label
+from peftbook.decision.arms import Arm, describe_row, encoder_in_words, group_records, label_arms
 from peftbook.decision.cautions import list_cautions
 from peftbook.decision.comparison import (
     COSTS,
@@ -54,7 +54,6 @@ __all__ = [
     "Skewed",
     "check_choices",
     "compare",
-    "method_label",
     "pareto",
 ]
 

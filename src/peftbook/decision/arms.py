@@ -13,7 +13,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.stats import Groups, Interval
 from peftbook.records import Record
 
-__all__ = ["Arm", "describe_row", "encoder_in_words", "group_records", "label_arms", "method_label"]
+__all__ = ["Arm", "describe_row", "encoder_in_words", "group_records", "label_arms"]
 
 SHARES = ("rouge1", "rouge2", "rougeL", "exact_match")  # measures that lie between 0 and 1
 
@@ -29,7 +29,7 @@ class Arm:
     @property
     def random(self) -> bool:
         """Whether a seed changes anything: not where nothing is trained and no examples are drawn."""
-        return not isinstance(self.run.method, specs.Untuned) or self.run.method.shots > 0
+        return self.run.method.random
 
     @property
     def finished(self) -> dict[int, Record]:
@@ -49,7 +49,7 @@ class Arm:
     @property
     def base_parameters(self) -> int:
         """Parameters of the model without what was added to it; 0 where no record says."""
-        added = specs.parameter_efficient(self.run.method)
+        added = self.run.method.efficient
         counts = [
             int(one.measurements.get("total_parameters") or 0)
             - added * int(one.measurements.get("trainable_parameters") or 0)
@@ -134,42 +134,6 @@ def score_interval(arm: Arm, measure: Measure, groups: Groups = ()) -> Interval:
 
 # --- names -----------------------------------------------------------------------------------------------------
 
-METHOD_LABELS = {
-    "untuned": "Untuned",
-    "full": "Full fine-tuning",
-    "lora": "LoRA",
-    "qlora": "QLoRA",
-    "prompt": "Prompt tuning",
-    "prefix": "Prefix tuning",
-    "adapter": "Bottleneck adapter",
-    "ia3": "(IA)³",
-    "norm": "Norm gains",
-    "vera": "VeRA",
-}
-INITS = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"}
-
-
-def method_label(method: specs.Method) -> str:
-    """A method as the table names it: `LoRA`, `QLoRA + DoRA`, `5 examples in the prompt`."""
-    if isinstance(method, specs.Untuned):
-        name = f"{method.shots} examples in the prompt" if method.shots else METHOD_LABELS["untuned"]
-        return f"{name}, {method.quant}" if method.quant else name
-    name = METHOD_LABELS[method.kind]
-    if not isinstance(method, specs.LoRA):
-        return name
-    kin = [
-        word
-        for word, used in (
-            ("rsLoRA", method.scaling == "rank_stabilized"),
-            ("DoRA", method.dora),
-            ("LoRA-FA", method.freeze_a),
-            ("LoRA+", method.b_rate_ratio != 1),
-            (INITS.get(method.init, ""), method.init in INITS),
-        )
-        if used
-    ]
-    return " + ".join(kin if kin and method.kind == "lora" else [name, *kin])
-
 
 def model_label(name: str) -> str:
     """A model's name; without the folders it lies in, where it is a path of this machine."""
@@ -180,9 +144,7 @@ def model_label(name: str) -> str:
 def label_arms(arms: Sequence[Arm]) -> list[str]:
     """A label for each, no two alike: method, model where there are several, and what tells equal ones apart."""
     several = len({arm.run.model for arm in arms}) > 1
-    plain = [
-        method_label(arm.run.method) + (f" · {model_label(arm.run.model.name)}" if several else "") for arm in arms
-    ]
+    plain = [arm.run.method.label + (f" · {model_label(arm.run.model.name)}" if several else "") for arm in arms]
     settings = [settings_of(arm.run) for arm in arms]
     out = []
     for label, own in zip(plain, settings, strict=True):

@@ -10,6 +10,8 @@ from typing import Literal
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.evidence.stats import Interval
+from peftbook.methods import Method
+from peftbook.methods.untuned import Untuned
 from peftbook.tasks import Example
 
 __all__ = [
@@ -99,7 +101,7 @@ class Row:
 
     label: str
     model: str
-    method: specs.Method
+    method: Method
     run: specs.Run
     seeds: tuple[int, ...]
     scores: Mapping[str, Interval]
@@ -118,12 +120,12 @@ class Row:
     @property
     def untuned(self) -> bool:
         """Whether nothing is trained."""
-        return isinstance(self.method, specs.Untuned)
+        return not self.method.trains
 
     @property
     def plain(self) -> bool:
         """Whether this is the model as it comes: what the others of its model are held against."""
-        return isinstance(self.method, specs.Untuned) and not self.method.shots and not self.method.quant
+        return self.method == Untuned()
 
     @property
     def gigabyte_seconds(self) -> float:

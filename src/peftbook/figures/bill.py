@@ -12,14 +12,16 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, mark
-from peftbook.figures.style import METHODS, canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.literature import published
-from peftbook.memory import SHAPES, TARGETS, Setup, Shape, training_step
+from peftbook.memory import SHAPES, Setup, Shape, training_step
 from peftbook.memory.walk import layer_names, layer_of
+from peftbook.methods import arm_looks
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
 from peftbook.scratch.adam import RECIPES
 
 __all__ = [
-    "adapter_parameters",
     "balance",
     "bytes_per_parameter",
     "product_seconds",
@@ -124,7 +126,7 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         ax.set(ylim=(0, 1.22 * highest), ylabel="GB", xlim=(0, places[-1]))
         ax.tick_params(axis="x", length=0)
         ax.grid(axis="x", visible=False)
-        mark_peak(ax, places, totals[method], METHODS[method].label)
+        mark_peak(ax, places, totals[method], arm_looks()[method].label)
         name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
@@ -220,11 +222,6 @@ def time_saved() -> Figure:
     return figure
 
 
-def adapter_parameters(shape: Shape, rank: int, targets: tuple[str, ...] = TARGETS) -> int:
-    """LoRA's parameters: r (d_in + d_out) over the targets of every layer."""
-    return rank * shape.layers * sum(sum(shape.linears[name]) for name in targets)
-
-
 DISK = 1e12
 TASKS = (1, 10, 100, 1_000, 10_000, 100_000)
 
@@ -237,14 +234,14 @@ def tasks_on_disk() -> Figure:
     base = 2.0 * shape.parameters
     kinds = {  # label → bytes once, bytes a task, method, where its label stands
         "a copy a task": (0.0, base, "full", (1.2, 4e11)),
-        "LoRA, rank 16, all": (base, 4.0 * adapter_parameters(shape, 16), "lora", (900, 7e10)),
-        "20 soft tokens": (base, 4.0 * 20 * shape.hidden, "prompt", (1_000, 6e9)),
+        "LoRA, rank 16, all": (base, 4.0 * LoRA(rank=16).parameters(shape), "lora", (900, 7e10)),
+        "20 soft tokens": (base, 4.0 * PromptTuning(length=20).parameters(shape), "prompt", (1_000, 6e9)),
     }
     axes.axhline(DISK / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
     axes.annotate("a disk of 1 TB", (TASKS[-1], DISK / 1e9), xytext=(0, -15), textcoords="offset points", ha="right",
                   fontsize=SMALL)  # fmt: skip
     for label, (once, each, method, at) in kinds.items():
-        look = METHODS[method]
+        look = arm_looks()[method]
         axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
         axes.annotate(label, (at[0], at[1] / 1e9), color=colour(method), fontweight="bold", fontsize=SMALL)
         full_at = (DISK - once) // each

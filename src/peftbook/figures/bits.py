@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from peftbook import specs
 from peftbook.figures import figure
 from peftbook.figures.parts import (
     LOSS,
@@ -32,6 +31,7 @@ from peftbook.figures.parts import (
     signed,
 )
 from peftbook.figures.style import SIZE, canvas, colour, question, shade
+from peftbook.methods.qlora import QLoRA
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import codebooks, double_quant, recovery, weight_error
@@ -226,6 +226,6 @@ def gaps(source: str) -> dict[str, str]:
     starts = {"loftq": ", LoftQ", "pissa": ", PiSSA"}
     out = {}
     for arm in recovery.COMPARISONS[source].arms:
-        if isinstance(arm.method, specs.QLoRA):
+        if isinstance(arm.method, QLoRA):
             out[arm.name] = arm.method.quant.upper() + starts.get(arm.method.init, "")
     return out

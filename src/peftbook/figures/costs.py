@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, look, question, shade
 from peftbook.memory import SHAPES, Setup, training_step
+from peftbook.methods import arm_looks, named
 from peftbook.records import Store
 from peftbook.studies import costs
 
 __all__ = ["bytes_by_part", "memory_by_term", "peak_memory", "repeats", "state_bytes", "step_time", "training_state"]
 
-# Llama-2-7B: every parameter, those in linear layers of the blocks, and LoRA's at rank 1 on all of them.
-TOTAL, LINEAR, PER_RANK, WIDTH_7B = 6_738_415_616, 6_476_005_376, 2_498_560, 4096
+LLAMA = SHAPES["llama-2-7b"]
 QUANTISED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
@@ -47,7 +47,7 @@ def repeats_figure(store: Store, field: str, unit: float, label: str, asked: str
     found = {arm: repeats(arm, store, field) for arm in costs.ARMS}
     for row, (arm, values) in enumerate(found.items()):
         draw_repeats(axes, row, arm, [value / unit for value in values])
-    axes.set_yticks(range(len(found)), [METHODS[arm].label for arm in found])
+    axes.set_yticks(range(len(found)), [arm_looks()[arm].label for arm in found])
     axes.set_ylim(len(found) - 0.45, -0.55)
     axes.set_xlim(0, max(max(values) for values in found.values()) / unit * 1.16)
     axes.set_xlabel(label)
@@ -82,9 +82,10 @@ def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, floa
     16-bit weights (QLoRA: 4-bit linear layers with double-quantised scales, the rest 16-bit); each trained parameter
     adds a 16-bit gradient, a 32-bit copy and two 32-bit Adam moments, and a small method's own 16-bit weights.
     """
-    trained = {"full": TOTAL, "lora": rank * PER_RANK, "qlora": rank * PER_RANK, "prompt": length * WIDTH_7B}[method]
-    base = LINEAR * QUANTISED_BITS / 8 + 2 * (TOTAL - LINEAR) if method == "qlora" else 2.0 * TOTAL
-    own = 0 if method == "full" else 2 * trained
+    spec = named(method).sized(rank=rank, prompt_length=length)
+    total, linear, trained = LLAMA.parameters, LLAMA.linear_parameters, spec.parameters(LLAMA)
+    base = linear * QUANTISED_BITS / 8 + 2 * (total - linear) if spec.packed else 2.0 * total
+    own = 2 * trained if spec.efficient else 0
     return {"weights": base + own, "gradients": 2.0 * trained, "optimiser": 12.0 * trained}
 
 
@@ -123,7 +124,7 @@ def training_state() -> Figure:
     arms = ("full", "lora", "qlora", "prompt")
     tones = {"weights": (0.35, ""), "gradients": (0.65, "///"), "optimiser": (1.0, "")}
     draw_stacks(axes, [state_bytes(arm) for arm in arms], {part: ("lora", *one) for part, one in tones.items()})
-    axes.set_yticks(range(len(arms)), [METHODS[arm].label for arm in arms])
+    axes.set_yticks(range(len(arms)), [arm_looks()[arm].label for arm in arms])
     axes.set_ylim(len(arms) - 0.45, -0.55)
     axes.set_xlim(0, 125)
     axes.set_xlabel("GB, Llama-2-7B, activations not counted (computed)")

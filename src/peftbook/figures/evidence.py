@@ -31,7 +31,8 @@ from peftbook.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.figures.style import METHODS, SIZE, canvas, colour, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, question, shade
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import (
@@ -53,21 +54,10 @@ __all__ = [
 ]
 
 
-# Arms that style.METHODS does not name: short label and marker.
-OTHERS = {
-    "adapter": ("Adapter", "P"),
-    "norm": ("Norm gains", "p"),
-    "ia3": ("(IA)³", "h"),
-    "prefix": ("Prefix", "<"),
-}
-
-
 def arm_look(arm: str) -> tuple[str, str, str]:
     """Short label, tone and marker of an arm of the benchmark."""
-    if arm in METHODS:
-        return METHODS[arm].label, arm, METHODS[arm].marker
-    label, marker = OTHERS[arm]
-    return label, "accent", marker
+    look = arm_looks()[arm]
+    return look.label, arm if look.light else "accent", look.marker
 
 
 # The budget and the benchmark.
@@ -330,26 +320,26 @@ def examples_needed(store: Store) -> Figure:
     for axes, score, found in zip(panels, ("loss", "rougeL"), ends, strict=False):
         few = quantity(f"data_size.fewshot_{score}", store)
         axes.fill_between(span, few.low, few.high, color=shade("fewshot", 0.16), linewidth=0, zorder=0)
-        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=METHODS["fewshot"].line, linewidth=1.6)
-        found[METHODS["fewshot"].label] = (span[1], few.value, "fewshot")
+        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
+        found[arm_looks()["fewshot"].label] = (span[1], few.value, "fewshot")
         for arm, shift in arms.items():
             rows = [
                 as_row("", quantity(f"data_size.n{size}_{arm}_{score}", store), per_seed(one.finals(arm, store), score),
-                       arm, METHODS[arm].marker)
+                       arm, arm_looks()[arm].marker)
                 for size, one in data_size.COMPARISONS.items()
             ]  # fmt: skip
-            draw_series(axes, data_size.SIZES, rows, line=METHODS[arm].line, shift=shift)
-            found[METHODS[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
+            draw_series(axes, data_size.SIZES, rows, line=arm_looks()[arm].line, shift=shift)
+            found[arm_looks()[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
     panels[2].axhspan(-data_size.MARGIN, data_size.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
     panels[2].plot(span, [0, 0], color=colour("lora"), linewidth=1.6)
-    ends[2][METHODS["lora"].label] = (span[1], 0.0, "lora")
+    ends[2][arm_looks()["lora"].label] = (span[1], 0.0, "lora")
     for arm in ("prompt", "full"):
         rows = [
-            difference_row("", one, arm, "lora", store, tone=arm, marker=METHODS[arm].marker)
+            difference_row("", one, arm, "lora", store, tone=arm, marker=arm_looks()[arm].marker)
             for one in data_size.COMPARISONS.values()
         ]
-        draw_series(panels[2], data_size.SIZES, rows, line=METHODS[arm].line, shift=arms[arm])
-        ends[2][METHODS[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
+        draw_series(panels[2], data_size.SIZES, rows, line=arm_looks()[arm].line, shift=arms[arm])
+        ends[2][arm_looks()[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
     panels[0].set(xscale="log", ylabel=f"Test loss,\n{LOSS}")
     panels[1].set_ylabel("ROUGE-L, 0–1")
     panels[2].set(ylabel="Test loss − LoRA's\n(paired)", xlabel="Training examples (one token budget; band: margin)")

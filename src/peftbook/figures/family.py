@@ -8,8 +8,17 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import LOSS, SMALL, mark, note
-from peftbook.figures.style import METHODS, canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.memory import SHAPES, Shape
+from peftbook.methods import arm_looks, get
+from peftbook.methods.adapter import Adapter
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.norm import NormTuning
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.vera import VeRA
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import benchmark
@@ -35,17 +44,25 @@ class Member(NamedTuple):
 
 
 FAMILIES = {"prompt": "additive", "qlora": "selective", "lora": "reparametrised"}  # tone → family
+
+
+def member(kind: str, setting: str = "") -> Member:
+    """A method of the registry in the tree."""
+    tone = next(tone for tone, family in FAMILIES.items() if family == get(kind).family)
+    return Member(arm_looks()[kind].label, tone, arm_looks()[kind].marker, setting)
+
+
 MEMBERS = {
-    "full": Member("All weights", "full", "s"),
+    "full": Member("All weights", "full", arm_looks()["full"].marker),
     "dora": Member("DoRA", "lora", "8", "r = 16"),
     "adalora": Member("AdaLoRA", "lora", "H", "r = 16"),
-    "lora": Member("LoRA", "lora", "o", "r = 16"),
-    "adapter": Member("Adapter", "prompt", "P", "m = 64"),
-    "vera": Member("VeRA", "lora", ">", "r = 256"),
-    "prefix": Member("Prefix", "prompt", "<", "p = 10"),
-    "ia3": Member("(IA)³", "lora", "h"),
-    "norm": Member("Norm gains", "qlora", "p"),
-    "prompt": Member("Prompt", "prompt", "^", "p = 20"),
+    "lora": member("lora", "r = 16"),
+    "adapter": member("adapter", "m = 64"),
+    "vera": member("vera", "r = 256"),
+    "prefix": member("prefix", "p = 10"),
+    "ia3": member("ia3"),
+    "norm": member("norm"),
+    "prompt": member("prompt", "p = 20"),
     "subspace": Member("Subspace", "lora", "*", "n = 200"),
     "bias": Member("BitFit", "qlora", "d"),
 }
@@ -63,21 +80,17 @@ def trained_parameters(
     rank: of LoRA and its kin on all seven matrices.  width: of the adapters' bottleneck.  length, prefix: virtual
     tokens of a prompt and of a prefix.  random_rank: of VeRA.
     """
-    d, kv, f, layers = shape.hidden, shape.kv_width, shape.ffn, shape.layers
     inputs, outputs = (sum(pair[side] for pair in shape.linears.values()) for side in (0, 1))
+    methods = {
+        "full": Full(), "dora": LoRA(rank=rank, dora=True), "lora": LoRA(rank=rank), "adapter": Adapter(width=width),
+        "vera": VeRA(rank=random_rank), "prefix": Prefix(length=prefix), "ia3": IA3(), "norm": NormTuning(),
+        "prompt": PromptTuning(length=length),
+    }  # fmt: skip
     return {
-        "full": shape.parameters,
-        "dora": layers * (rank * (inputs + outputs) + outputs),
-        "adalora": layers * rank * (inputs + outputs + len(shape.linears)),
-        "lora": layers * rank * (inputs + outputs),
-        "adapter": 2 * layers * (2 * width * d + width + d),
-        "vera": layers * (outputs + random_rank * len(shape.linears)),
-        "prefix": 2 * layers * prefix * kv,
-        "ia3": layers * (2 * kv + f),
-        "norm": (shape.layer_norms * layers + 1) * d,
-        "prompt": length * d,
+        **{name: method.parameters(shape) for name, method in methods.items()},
+        "adalora": shape.layers * rank * (inputs + outputs + len(shape.linears)),
         "subspace": 200,
-        "bias": layers * sum(shape.linears[name][1] for name in shape.biased),
+        "bias": shape.layers * sum(shape.linears[name][1] for name in shape.biased),
     }
 
 
@@ -208,7 +221,7 @@ def loss_against_count(store: Store) -> Figure:
                       ha={"left": "right", "right": "left", "above": "center"}[side], color=colour(one.tone),
                       fontsize=SMALL)  # fmt: skip
     shots, untuned = (comparison.difference(name, "full", "loss_nats", store) for name in ("fewshot", "untuned"))
-    axes.axhline(shots.mean, color=colour("fewshot"), linestyle=METHODS["fewshot"].line, linewidth=1.6)
+    axes.axhline(shots.mean, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
     remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "top", "color": colour("fewshot")}
     note(axes, remark, 0.99, shots.mean - 0.012, **place)

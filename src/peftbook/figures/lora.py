@@ -7,31 +7,24 @@ from matplotlib.patches import Rectangle
 
 from peftbook.figures import figure
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
+from peftbook.memory import SHAPES
+from peftbook.methods.lora import LoRA
 
-__all__ = ["SHAPES", "low_rank_update", "parameters_against_rank", "parameters_per_rank"]
+__all__ = ["SMOLLM2", "low_rank_update", "parameters_against_rank", "parameters_per_rank"]
 
-HIDDEN, KEY_VALUE, FEED_FORWARD, LAYERS = 576, 192, 1536, 30  # SmolLM2-135M
-TOTAL = 134_515_008
-SHAPES = {  # (d_out, d_in) of each linear layer of a block
-    "q_proj": (HIDDEN, HIDDEN),
-    "k_proj": (KEY_VALUE, HIDDEN),
-    "v_proj": (KEY_VALUE, HIDDEN),
-    "o_proj": (HIDDEN, HIDDEN),
-    "gate_proj": (FEED_FORWARD, HIDDEN),
-    "up_proj": (FEED_FORWARD, HIDDEN),
-    "down_proj": (HIDDEN, FEED_FORWARD),
-}
+SMOLLM2 = SHAPES["smollm2-135m"]
+HIDDEN = SMOLLM2.hidden
 TARGETS = {
     "q and v": ("q_proj", "v_proj"),
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "MLP": ("gate_proj", "up_proj", "down_proj"),
-    "all linear": tuple(SHAPES),
+    "all linear": tuple(SMOLLM2.linears),
 }
 
 
 def parameters_per_rank(targets: tuple[str, ...]) -> int:
     """Trainable parameters at rank 1: Σ (d_out + d_in) over the targets of every layer."""
-    return LAYERS * sum(sum(SHAPES[name]) for name in targets)
+    return LoRA(rank=1, targets=targets).parameters(SMOLLM2)
 
 
 @figure
@@ -54,10 +47,10 @@ def parameters_against_rank() -> Figure:
             color=colour(tone),
             fontweight="bold",
         )
-    axes.axhline(TOTAL, color=colour("full"), linewidth=1.4)
+    axes.axhline(SMOLLM2.parameters, color=colour("full"), linewidth=1.4)
     axes.annotate(
         "every weight",
-        (1, TOTAL),
+        (1, SMOLLM2.parameters),
         xytext=(0, -6),
         textcoords="offset points",
         va="top",

@@ -16,7 +16,8 @@ from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
 from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
-from peftbook.figures.style import METHODS, canvas, colour, look, question
+from peftbook.figures.style import canvas, colour, look, question
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import coverage, methods
@@ -58,7 +59,7 @@ def rouge_by_setting(store: Store) -> Figure:
     figure, (scores, leads) = canvas(1, 2, height=5.4, sharey=True, width_ratios=(1, 1.1))
     for arm in ("untuned", "prompt", "lora"):
         values = [quantity(f"rouge_settings.{arm}_{setting}", store).value for setting in SETTINGS]
-        scores.plot(values, range(len(SETTINGS)), **(look(arm) | {"linewidth": 1.0}), label=METHODS[arm].label)
+        scores.plot(values, range(len(SETTINGS)), **(look(arm) | {"linewidth": 1.0}), label=arm_looks()[arm].label)
     for second, tone, marker, shift in (("prompt", "prompt", "^", -0.16), ("untuned", "untuned", "X", 0.16)):
         for at, setting in enumerate(SETTINGS):
             found = quantity(f"rouge_settings.lora_minus_{second}_{setting}", store)
@@ -106,7 +107,7 @@ def paired_intervals(store: Store) -> Figure:
             together = methods.paired(one, two, column)
             draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
             draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
-        axes.set_yticks(range(len(PAIRS)), [" − ".join(METHODS[arm].label for arm in pair) for pair in PAIRS])
+        axes.set_yticks(range(len(PAIRS)), [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS])
         axes.set_ylim(len(PAIRS) - 0.5, -0.55)
         axes.set_xlabel(label)
         axes.grid(axis="y", visible=False)

@@ -13,7 +13,8 @@ from scipy.stats import spearmanr
 
 from peftbook.evidence import stats
 from peftbook.figures import figure
-from peftbook.figures.style import METHODS, SIZE, canvas, colour, look, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, look, question, shade
+from peftbook.methods import arm_looks
 from peftbook.records import Record, Store
 from peftbook.studies import methods
 
@@ -93,7 +94,7 @@ def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np
 @figure
 def test_scores(store: Store, score: str = "rougeL") -> Figure:
     """How well does each arm do on the test split? Mean with its 95 % interval and the seeds behind it."""
-    found = {arm: chosen_records(arm, store) for arm in METHODS}
+    found = {arm: chosen_records(arm, store) for arm in methods.LABELS}
     figure, axes = canvas(height=0.95 + 0.42 * len(found))
     for row, (arm, records) in enumerate(found.items()):
         interval = methods.score(records, SCORES[score][1])
@@ -108,7 +109,7 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
 def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
     base = chosen_records("untuned", store)
-    found = {arm: chosen_records(arm, store) for arm in METHODS if arm != "untuned"}
+    found = {arm: chosen_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
     height = 1.2 + 0.373 * len(scores) * len(found)
     figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
     for axes, score in zip(panels[:, 0], scores, strict=True):
@@ -128,7 +129,7 @@ def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Se
 
 
 def finish_rows(axes: Axes, arms: Sequence[str], label: str) -> None:
-    axes.set_yticks(range(len(arms)), [METHODS[arm].label for arm in arms])
+    axes.set_yticks(range(len(arms)), [arm_looks()[arm].label for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.65)
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -146,9 +147,9 @@ def quality_against_parameters(store: Store) -> Figure:
     top = 1.0
     for arm in ("untuned", "fewshot"):
         level = float(np.mean(per_seed(chosen_records(arm, store), "loss")))
-        axes.axhline(level, color=colour(arm), linestyle=METHODS[arm].line, linewidth=1.6)
+        axes.axhline(level, color=colour(arm), linestyle=arm_looks()[arm].line, linewidth=1.6)
         axes.annotate(
-            f"{METHODS[arm].label}: nothing trained",
+            f"{arm_looks()[arm].label}: nothing trained",
             (1.0, level),
             xycoords=("axes fraction", "data"),
             xytext=(0, 4),
@@ -169,7 +170,7 @@ def quality_against_parameters(store: Store) -> Figure:
         axes.plot(size, interval.mean, **look(arm, line=False))
         left = arm in ("lora", "full")
         axes.annotate(
-            METHODS[arm].label,
+            arm_looks()[arm].label,
             (size, interval.mean),
             xytext=(-9 if left else 16, 0),
             textcoords="offset points",
@@ -209,7 +210,7 @@ def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)
     asked = (
         "Which learning rate does each method want?"
         if len(found) > 1
-        else f"Which learning rate does {METHODS[arms[0]].label} want?"
+        else f"Which learning rate does {arm_looks()[arms[0]].label} want?"
     )
     question(figure, asked.replace("Prompt want", "prompt tuning want"))
     return figure
@@ -249,7 +250,7 @@ def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[fl
     # LoRA and QLoRA share their rates: one is named at the right end of its line, the other above its left end.
     at = len(inside) - 1 - inside[::-1].index(True) if arm == "lora" else inside.index(True)
     axes.annotate(
-        METHODS[arm].label,
+        arm_looks()[arm].label,
         (rates[at], shown[at]),
         xytext=(9, -5) if arm == "lora" else (0, 15),
         textcoords="offset points",
@@ -283,7 +284,7 @@ def training_loss(store: Store) -> Figure:
         for curve in curves[arm]:
             axes.plot(range(1, len(curve) + 1), curve, color=shade(arm, 0.35), linewidth=0.8)
         axes.plot(range(1, len(means[arm]) + 1), means[arm], color=colour(arm), linewidth=2.6)
-        axes.set_title(METHODS[arm].label, color=colour(arm))
+        axes.set_title(arm_looks()[arm].label, color=colour(arm))
     for axes in panels.flat[len(found) :]:
         axes.set_visible(False)
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
@@ -332,7 +333,7 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
         axes.text(
             0.02 if wins else 0.98,
             0.97,
-            f"{METHODS[arm].label} better\non {100 * share:.0f} %",
+            f"{arm_looks()[arm].label} better\non {100 * share:.0f} %",
             color=colour(arm),
             transform=axes.transAxes,
             ha="left" if wins else "right",
@@ -354,7 +355,9 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
         color=colour("accent"),
         fontsize=SIZE - 1,
     )
-    axes.set(xlabel=f"{METHODS[first].label} − {METHODS[second].label}: loss, nats per token", ylabel="Test examples")
+    axes.set(
+        xlabel=f"{arm_looks()[first].label} − {arm_looks()[second].label}: loss, nats per token", ylabel="Test examples"
+    )
     axes.grid(axis="x", visible=False)
     question(figure, asked)
     return figure

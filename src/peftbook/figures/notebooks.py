@@ -17,8 +17,9 @@ from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, Row, as_row, draw_rows, label_points, mark, plain_ticks
-from peftbook.figures.style import METHODS, canvas, colour, drawing, question, shade
+from peftbook.figures.style import canvas, colour, drawing, question, shade
 from peftbook.memory import Setup
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.scratch import no_learning
@@ -192,7 +193,9 @@ def summary_baselines(store: Store) -> Figure:
     """How good is a ROUGE-L? Two systems without a model below the arms of the head-to-head."""
     rows = [Row(name, one.mean, one.low, one.high, tone="muted", marker="s") for name, one in summary_scores().items()]
     rows += [
-        as_row(METHODS[arm].label, quantity(f"methods.{arm}_rougeL", store), tone=arm, marker=METHODS[arm].marker)
+        as_row(
+            arm_looks()[arm].label, quantity(f"methods.{arm}_rougeL", store), tone=arm, marker=arm_looks()[arm].marker
+        )
         for arm in ARMS
     ]
     figure, axes = canvas(height=4.2)
@@ -220,7 +223,7 @@ def sql_answers(store: Store) -> Figure:
             seeds = [float(record.measurements[measure] or 0) for record in sql.COMPARISON.finals(arm, store)]
             found = quantity(f"sql_prompt.{arm}_{score}", store)
             found = replace(found, low=max(found.low or 0, 0))  # Student's t does not know that shares are positive
-            rows.append(as_row(METHODS[arm].label, found, seeds, arm, METHODS[arm].marker))
+            rows.append(as_row(arm_looks()[arm].label, found, seeds, arm, arm_looks()[arm].marker))
         draw_rows(axes, rows, label)
         axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
     question(figure, "What do eight tuned tokens reach on the SQL task?")

@@ -6,15 +6,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from peftbook.figures import figure
-from peftbook.figures.lora import HIDDEN, TARGETS, parameters_per_rank
+from peftbook.figures.lora import HIDDEN, SMOLLM2, TARGETS, parameters_per_rank
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
+from peftbook.methods.prompt import PromptTuning
 
 __all__ = ["parameters_against_length", "prompt_parameters", "soft_prompt_position"]
 
 
-def prompt_parameters(length: int, width: int = HIDDEN) -> int:
+def prompt_parameters(length: int) -> int:
     """Trainable numbers of a soft prompt: one vector of the model's width for each virtual token."""
-    return length * width
+    return PromptTuning(length=length).parameters(SMOLLM2)
 
 
 @figure

@@ -9,7 +9,8 @@ from peftbook.evidence.stats import half_width
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records, example_differences
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
-from peftbook.figures.style import METHODS, canvas, colour, question
+from peftbook.figures.style import canvas, colour, question
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 
 __all__ = ["break_even", "differences_seen", "requests_to_earn_back"]
@@ -56,7 +57,7 @@ def differences_seen(store: Store) -> Figure:
         found = example_differences(chosen_records(arm, store), chosen_records(other, store))
         errors = found.std(ddof=1) / np.sqrt(sizes)
         halves = [float(half_width(0.05, 0.0, error, 0, n - 1)) for error, n in zip(errors, sizes, strict=True)]
-        axes.plot(sizes, halves, color=colour(arm), marker=METHODS[arm].marker, linewidth=1.6, markersize=6)
+        axes.plot(sizes, halves, color=colour(arm), marker=arm_looks()[arm].marker, linewidth=1.6, markersize=6)
         axes.plot(len(found), abs(found.mean()), marker="*", color=colour(arm), markersize=13, linestyle="none")
         ends[f"{SHORT[arm]} − {SHORT[other]}"] = float(sizes[-1]), float(halves[-1]), arm
     axes.set(xscale="log", yscale="log", xlabel="Test examples", ylabel="Half of the interval, nats per token")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.lora import HIDDEN, SHAPES
+from peftbook.figures.lora import HIDDEN, SMOLLM2
 from peftbook.figures.parts import LOSS, SMALL, as_row, draw_series, mark, note, plain_ticks
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.figures.updates import PATHS
@@ -87,7 +87,7 @@ def update_directions(store: Store) -> Figure:
             axes.plot([rank, rank], [at - 0.36, at + 0.36], color=colour(tone), linewidth=2.4)
         found = quantity(f"forgetting.{arm}_intruders", store)
         note(axes, f"{found.value:.0f} new", 1.02, at, transform=axes.get_yaxis_transform(), va="center", ha="left")
-    noise = [energy_directions(noise_energy(*shape)) for shape in SHAPES.values()]
+    noise = [energy_directions(noise_energy(*reversed(sides))) for sides in SMOLLM2.linears.values()]
     draw_spread(axes, len(arms), noise, float(np.median(noise)), "muted", "*")
     axes.set_xscale("log")
     plain_ticks(axes, (1, 3, 10, 30, 100, 300))

@@ -9,16 +9,16 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from peftbook.methods import arm_looks
+
 __all__ = [
-    "METHODS",
-    "Look",
     "Mode",
     "canvas",
     "colour",
@@ -32,27 +32,6 @@ __all__ = [
 ]
 
 Mode = Literal["light", "dark"]
-
-
-class Look(NamedTuple):
-    """How one method looks everywhere: label, marker, line style and its colour in each mode."""
-
-    label: str
-    marker: str
-    line: Any
-    light: str
-    dark: str
-
-
-# Hues after Okabe and Ito, darkened to 4.5:1 on paper. Marker and line style tell methods apart without colour.
-METHODS: dict[str, Look] = {
-    "untuned": Look("Untuned", "X", ":", "#66707b", "#a3aeb9"),
-    "fewshot": Look("Five-shot", "v", (0, (1, 1)), "#a0427f", "#e3a3cb"),
-    "full": Look("Full", "s", "-", "#1f2933", "#eef1f4"),
-    "lora": Look("LoRA", "o", "-", "#0069a8", "#62b8ec"),
-    "qlora": Look("QLoRA", "D", (0, (4, 1.5)), "#b84a00", "#f39a56"),
-    "prompt": Look("Prompt", "^", (0, (5, 1.2, 1, 1.2)), "#00765a", "#4fd1a8"),
-}
 PAPER = {"light": "#fcfbf8", "dark": "#14181d"}
 TONES = {
     "light": {"ink": "#1f2933", "muted": "#56616d", "rule": "#dcd8cd", "fill": "#ece8dd", "accent": "#0b6360"},
@@ -128,8 +107,8 @@ def mode_context(mode: Mode) -> Iterator[None]:
 def colour(name: str) -> str:
     """A method's colour, a tone (`ink`, `muted`, `rule`, `fill`, `accent`) or `paper`, in the current mode."""
     mode = _MODE.get()
-    if name in METHODS:
-        return getattr(METHODS[name], mode)
+    if name in arm_looks():
+        return getattr(arm_looks()[name], mode) or TONES[mode]["accent"]
     return PAPER[mode] if name == "paper" else TONES[mode][name]
 
 
@@ -143,8 +122,8 @@ def look(method: str, *, line: bool = True) -> dict[str, Any]:
     """Plot keywords of a method: colour and marker, with its line style or none."""
     return {
         "color": colour(method),
-        "marker": METHODS[method].marker,
-        "linestyle": METHODS[method].line if line else "none",
+        "marker": arm_looks()[method].marker,
+        "linestyle": arm_looks()[method].line if line else "none",
         "markeredgecolor": colour("paper"),
         "markeredgewidth": 0.8,
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["FAMILIES", "SHAPES", "Shape", "read_shape", "shape_from_config"]
+__all__ = ["FAMILIES", "SHAPES", "Shape", "as_config", "read_shape", "shape_from_config"]
 
 # model_type in config.json → what sets the family's layer apart from Llama's
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -248,3 +248,32 @@ SHAPES: dict[str, Shape] = {
         sliding=tuple((index + 1) % 6 > 0 for index in range(26)),
     ),
 }  # fmt: skip
+
+
+def as_config(shape: Shape) -> Any:
+    """transformers' configuration of a model of this shape."""
+    from transformers import AutoConfig
+
+    given: dict[str, Any] = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "tie_word_embeddings": shape.tied,
+        "attention_bias": shape.out_bias,
+        "sliding_window": shape.window or None,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if shape.context:
+        given["max_position_embeddings"] = shape.context
+    if shape.family in ("qwen2", "qwen3", "gemma3_text", "smollm3"):
+        given["layer_types"] = ["sliding_attention" if one else "full_attention" for one in shape.sliding]
+        given["use_sliding_window"] = shape.window > 0
+    if shape.mlp_bias:
+        given["mlp_bias"] = True
+    return AutoConfig.for_model(shape.family, **given)

@@ -12,11 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from peftbook.memory.tape import NOTHING, Operation, Size, Value, repeated
 from peftbook.memory.walk import Walk
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["KINDS", "Moments", "kind_of", "moments"]
 
@@ -63,6 +65,8 @@ class Moments:
 
     def largest(self, symbols: Mapping[str, float]) -> tuple[str, dict[str, float]]:
         """The moment with most bytes, and its bytes by kind."""
+        import numpy as np
+
         sizes = self.table * np.array([math.prod(symbols[name] for name in product) for _, product in self.columns])
         row = int(sizes.sum(axis=1).argmax())
         terms: dict[str, float] = {}
@@ -72,11 +76,15 @@ class Moments:
 
     def scaled(self, kind: str, factor: float) -> Moments:
         """The same with `factor` times the bytes of one kind."""
+        import numpy as np
+
         factors = np.array([factor if name == kind else 1.0 for name, _ in self.columns])
         return Moments(self.names, self.columns, self.table * factors)
 
     def pruned(self) -> list[tuple[str, dict[str, Size]]]:
         """Those that no other one outweighs in every product of symbols; of equal ones the first."""
+        import numpy as np
+
         products = {symbols: index for index, symbols in enumerate(dict.fromkeys(column for _, column in self.columns))}
         weights = np.zeros((len(self.names), len(products)))
         for (_, symbols), column in zip(self.columns, self.table.T, strict=True):
@@ -158,6 +166,8 @@ class Timeline:
 
     def moments(self) -> Moments:
         """What was there at each moment."""
+        import numpy as np
+
         columns: dict[Column, int] = {}
         for _, column, _ in itertools.chain(self.changes, self.passing):
             columns.setdefault(column, len(columns))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from peftbook.scratch.double_quant import double_dequantize, double_quantize
 from peftbook.scratch.nf4 import dequantize_blocks, nf4_levels, quantize_blocks
 
-__all__ = ["BLOCK_DEPENDENT", "NAMES", "codebook", "expected_error", "linear_layers", "quantize_affine", "round_trip"]
+__all__ = ["BLOCK_DEPENDENT", "NAMES", "codebook", "expected_error", "linear_layers", "quantise_dense",
+           "quantize_affine", "round_trip"]  # fmt: skip
 
 POINTS = 400  # quadrature nodes for M
 PINNED = (0, 7, 15)  # places of −1, 0 and 1 among 16 levels: seven negative, zero, eight positive, as in NF4
@@ -194,3 +195,14 @@ def linear_layers(model: nn.Module, left_out: tuple[str, ...] = ("lm_head",)) ->
         for name, part in model.named_modules()
         if isinstance(part, nn.Linear) and name.rsplit(".", 1)[-1] not in left_out
     }
+
+
+@torch.no_grad()
+def quantise_dense(model: nn.Module, quant: str, block: int = 64, double_quant: bool = True) -> nn.Module:
+    """Replace the weight of every linear layer but the head by its dequantised values, in place.
+
+    This computes the same function as a 4-bit base, without its memory. quant: a codebook.
+    """
+    for part in linear_layers(model).values():
+        part.weight.copy_(round_trip(part.weight, quant, block, double_quant))
+    return model

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import bill, costs, family, lora, machines, prompt, quantisation, restraint
-from peftbook.figures.style import METHODS
 from peftbook.memory import SHAPES, training_step
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.slides.charts import chart
 
@@ -44,7 +44,7 @@ def training_state(store: Store) -> Chart:
         Series(part.capitalize(), [round(costs.state_bytes(arm)[part] / 1e9, 3) for arm in arms], look)
         for part, look in parts.items()
     ]
-    labels = [METHODS[arm].label for arm in arms]
+    labels = [arm_looks()[arm].label for arm in arms]
     return Chart(series, "", "GB kept in training", labels, horizontal=True, stacked=True, number_format="0")
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from peftbook import results
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import costs, evidence, methods, quantisation, updates
-from peftbook.figures.style import METHODS
+from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.slides.charts import LOSS, TRAINED, chart, ends, forest
 from peftbook.slides.placeholders import outcomes
 from peftbook.studies import Quantity, activations, benchmark, data_size, forgetting, prompt_design
+from peftbook.studies.methods import LABELS
 
 
 def arms_chart(store: Store, scores: dict[str, str], axis: str, number_format: str, arms: Iterable[str]) -> Chart:
@@ -27,21 +28,21 @@ def arms_chart(store: Store, scores: dict[str, str], axis: str, number_format: s
         found = [quantity(f"methods.{arm}_{score}", store) for arm in arms]
         spread = [(float(q.low or 0), float(q.high or 0)) for q in found]
         series.append(Series(name, [q.value for q in found], spread=spread))
-    labels = [METHODS[arm].label for arm in arms]
+    labels = [arm_looks()[arm].label for arm in arms]
     return Chart(series, "", axis, labels, number_format=number_format, y_range=(0, None), label_format="0.00")
 
 
 @chart
 def test_loss(store: Store) -> Chart:
     """Test loss of every arm with its 95 % interval."""
-    losses = arms_chart(store, {"loss": "Test loss"}, "Test loss, nats per token", "0.0", METHODS)
-    return replace(losses, point_looks=list(METHODS))
+    losses = arms_chart(store, {"loss": "Test loss"}, "Test loss, nats per token", "0.0", LABELS)
+    return replace(losses, point_looks=list(LABELS))
 
 
 @chart
 def test_scores(store: Store) -> Chart:
     """ROUGE-L and BERTScore of every arm with 95 % intervals."""
-    chart = arms_chart(store, {"rougeL": "ROUGE-L", "bertscore_f1": "BERTScore F1"}, "Score, 0–1", "0.0", METHODS)
+    chart = arms_chart(store, {"rougeL": "ROUGE-L", "bertscore_f1": "BERTScore F1"}, "Score, 0–1", "0.0", LABELS)
     for series, look in zip(chart.series, ("lora", "qlora"), strict=True):
         series.look = look
     return chart
@@ -53,7 +54,7 @@ def learning_rates(store: Store) -> Chart:
     series = []
     for arm in TRAINED:
         points = [pair for pair in zip(*methods.sweep_points(arm, store), strict=True) if math.isfinite(pair[1])]
-        series.append(Series(METHODS[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
+        series.append(Series(arm_looks()[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
     series.sort(key=lambda one: -len(one.x))  # LibreOffice drops points of a first series that is shorter
     values = [value for one in series for value in one.values]
     low, high = (
@@ -81,7 +82,7 @@ def training_curves(store: Store) -> Chart:
         mean = [math.fsum(step) / len(step) for step in zip(*curves, strict=False)]
         smoothed = [round(value, 4) for value in methods.smooth(mean)]
         steps = [float(step) for step in range(1, len(smoothed) + 1)]
-        series.append(Series(METHODS[arm].label, smoothed, arm, steps, marks=False))
+        series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
     low = math.floor(min(min(one.values) for one in series) * 2) / 2
     return Chart(
         series,
@@ -104,7 +105,7 @@ def cost_chart(store: Store, name: str, axis: str, unit: float, number_format: s
         [series],
         "",
         axis,
-        [METHODS[arm].label for arm in arms],
+        [arm_looks()[arm].label for arm in arms],
         y_range=(0, None),
         number_format=number_format,
         label_format="0.00",
@@ -209,7 +210,7 @@ def benchmark_differences(store: Store) -> Chart:
         found = comparison.difference(arm, "lora", "loss_nats", store)
         if arm == "lora":
             continue
-        look = tone if tone in METHODS else "untuned"
+        look = tone if tone in arm_looks() else "untuned"
         rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
     return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
 
@@ -225,7 +226,7 @@ def example_differences(store: Store) -> Chart:
             values.append(found.mean)
             spread.append((found.low, found.high))
         x = [float(size) for size in data_size.SIZES]
-        series.append(Series(f"{METHODS[arm].label} − LoRA", values, look, x, spread))
+        series.append(Series(f"{arm_looks()[arm].label} − LoRA", values, look, x, spread))
     return Chart(series, "Training examples, one token budget", f"Test loss − LoRA's, {LOSS}", log={"x": 10},
                  number_format="0.0", x_format="#,##0", x_range=(10, 10_000))  # fmt: skip
 

@@ -20,7 +20,8 @@ from pptx.oxml.ns import qn
 from pptx.util import Inches, Pt
 
 from peftbook.evidence.chart import Chart, Series
-from peftbook.figures.style import METHODS, PAPER
+from peftbook.figures.style import PAPER
+from peftbook.methods import arm_looks
 from peftbook.slides.template import FONT, INK, MUTED, RULE, SMALL, rgb
 
 __all__ = ["add_chart"]
@@ -32,15 +33,23 @@ MARKERS = {
     "^": XL_MARKER_STYLE.TRIANGLE,
     "v": XL_MARKER_STYLE.X,
     "X": XL_MARKER_STYLE.PLUS,
+    "P": XL_MARKER_STYLE.PLUS,
+    "<": XL_MARKER_STYLE.TRIANGLE,
+    ">": XL_MARKER_STYLE.TRIANGLE,
+    "h": XL_MARKER_STYLE.CIRCLE,
+    "H": XL_MARKER_STYLE.CIRCLE,
+    "8": XL_MARKER_STYLE.CIRCLE,
+    "p": XL_MARKER_STYLE.STAR,
+    "*": XL_MARKER_STYLE.STAR,
+    "d": XL_MARKER_STYLE.DIAMOND,
 }
 LIGHT = 0.4  # of a bar's colour
 DASHES = {
-    "full": MSO_LINE.SOLID,
-    "lora": MSO_LINE.SOLID,
-    "qlora": MSO_LINE.DASH,
-    "prompt": MSO_LINE.LONG_DASH_DOT,
-    "fewshot": MSO_LINE.ROUND_DOT,
-    "untuned": MSO_LINE.ROUND_DOT,
+    "-": MSO_LINE.SOLID,
+    (0, (4, 1.5)): MSO_LINE.DASH,
+    (0, (5, 1.2, 1, 1.2)): MSO_LINE.LONG_DASH_DOT,
+    (0, (1, 1)): MSO_LINE.ROUND_DOT,
+    ":": MSO_LINE.ROUND_DOT,
 }
 
 
@@ -132,9 +141,9 @@ def format_bars(native: Any, chart: Chart) -> None:
     upwards = -1 if chart.horizontal else 1
     for series, ours in zip(plot.series, chart.series, strict=True):
         series.invert_if_negative = False
-        paint(series.format, METHODS[ours.look or "lora"].light, light=bool(ours.spread))
+        paint(series.format, arm_looks()[ours.look or "lora"].light, light=bool(ours.spread))
         for at, look in enumerate(chart.point_looks[::upwards]):
-            paint(series.points[at].format, METHODS[look].light, light=bool(ours.spread))
+            paint(series.points[at].format, arm_looks()[look].light, light=bool(ours.spread))
         for index in series._element.xpath("c:dPt/c:idx"):
             index.addnext(etree.Element(qn("c:invertIfNegative"), val="0"))  # else negative bars lose their colour
         if ours.spread:
@@ -185,11 +194,11 @@ def add_error_bars(element: Any, series: Series, before: str, order: int = 1) ->
 def format_lines(native: Any, chart: Chart) -> None:
     """Each line in its method's colour, dash and marker; no smoothing between points."""
     for series, ours in zip(native.plots[0].series, chart.series, strict=True):
-        look = METHODS[ours.look]
+        look = arm_looks()[ours.look]
         series.smooth = False
         line = series.format.line
         if ours.line:
-            line.color.rgb, line.width, line.dash_style = rgb(look.light), Pt(2.75), DASHES[ours.look]
+            line.color.rgb, line.width, line.dash_style = rgb(look.light), Pt(2.75), DASHES[look.line]
         else:
             line.fill.background()
         if ours.spread:

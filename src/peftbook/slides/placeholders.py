@@ -116,7 +116,7 @@ COMPUTED: dict[str, Callable[[], str]] = {
     "state_lora_7b": lambda: gigabytes("lora"),
     "state_qlora_7b": lambda: gigabytes("qlora"),
     "lora_r16_parameters": lambda: f"{16 * per_rank('all linear'):,}",
-    "lora_r16_percent": lambda: f"{1600 * per_rank('all linear') / lora.TOTAL:.1f} %",
+    "lora_r16_percent": lambda: f"{1600 * per_rank('all linear') / lora.SMOLLM2.parameters:.1f} %",
     "lora_qv_r1_parameters": lambda: f"{per_rank('q and v'):,}",
     "prompt_20_parameters": lambda: f"{prompt.prompt_parameters(20):,}",
     "prompt_tokens_of_lora_qv_r1": lambda: f"{per_rank('q and v') // prompt.prompt_parameters(1)}",

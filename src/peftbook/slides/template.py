@@ -19,7 +19,8 @@ from pptx.oxml.ns import qn
 from pptx.util import Inches
 
 from peftbook.errors import InputError
-from peftbook.figures.style import METHODS, PAPER, TONES
+from peftbook.figures.style import PAPER, TONES
+from peftbook.methods import arm_looks
 
 __all__ = [
     "ACCENT",
@@ -140,7 +141,7 @@ def themed(blob: bytes, accent: str) -> bytes:
         latin.set("typeface", FONT)
     colours = {"dk1": INK, "lt1": PAPER["light"], "dk2": accent, "lt2": FILL, "hlink": accent, "folHlink": MUTED}
     colours |= {
-        f"accent{at}": METHODS[name].light
+        f"accent{at}": arm_looks()[name].light
         for at, name in enumerate(("lora", "qlora", "prompt", "fewshot", "untuned", "full"), 1)
     }
     for name, colour in colours.items():

@@ -12,14 +12,22 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods.adapter import Adapter
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.norm import NormTuning
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, Comparison, decide, grid, length_ratio
 
-__all__ = ["COMPARISON", "PAIRS"]
+__all__ = ["COMPARISON", "PAIRS", "best_rate"]
 
 MARGIN = 0.05  # nats per token
 MARGIN_BLEU = 1.0
@@ -30,22 +38,23 @@ COMPARISON = Comparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=(
-        Arm("untuned", "Untuned", specs.Untuned()),
-        Arm("fewshot", "Five examples in the prompt", specs.Untuned(shots=5)),
-        Arm("full", "Full fine-tuning", specs.Full(), rates(-4, 2, 2), 5e-5),
-        Arm("lora", "LoRA", specs.LoRA(), rates(-2, 4, 2), 2e-4),
-        Arm("qlora", "QLoRA (NF4, double quantisation)", specs.QLoRA(), rates(-2, 4, 2), 2e-4),
-        Arm("adapter", "Bottleneck adapter", specs.Adapter(), rates(-2, 4, 2), 2e-4),
-        Arm("norm", "Normalisation gains", specs.NormTuning(), rates(0, 6, 2)),
-        Arm("ia3", "(IA)³", specs.IA3(), rates(2, 8, 2)),
-        Arm("prefix", "Prefix tuning", specs.Prefix(), PROMPT_RATES),
-        Arm("prompt", "Prompt tuning", specs.PromptTuning(), PROMPT_RATES, 0.3),
+        Arm("untuned", "Untuned", Untuned()),
+        Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),
+        Arm("full", "Full fine-tuning", Full(), rates(-4, 2, 2), 5e-5),
+        Arm("lora", "LoRA", LoRA(), rates(-2, 4, 2), 2e-4),
+        Arm("qlora", "QLoRA (NF4, double quantisation)", QLoRA(), rates(-2, 4, 2), 2e-4),
+        Arm("adapter", "Bottleneck adapter", Adapter(), rates(-2, 4, 2), 2e-4),
+        Arm("norm", "Norm gains", NormTuning(), rates(0, 6, 2)),
+        Arm("ia3", "(IA)³", IA3(), rates(2, 8, 2)),
+        Arm("prefix", "Prefix tuning", Prefix(), PROMPT_RATES),
+        Arm("prompt", "Prompt tuning", PromptTuning(), PROMPT_RATES, 0.3),
     ),
     factor=4,
     test_examples=630,
     generate=630,
     max_new_tokens=64,
 )
+best_rate = COMPARISON.best_rate
 PAIRS = (
     ("lora", "full"), ("qlora", "lora"), ("qlora", "full"), ("adapter", "lora"), ("prefix", "lora"), ("prompt", "lora"),
     ("norm", "lora"), ("ia3", "lora"), ("prompt", "prefix"), ("prompt", "fewshot"),

@@ -1,25 +1,39 @@
-"""Learning rates that the book's sweeps chose, for runs on a reader's own data."""
+"""The learning rates that the sweeps of the book chose, for whoever starts where it ended."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from contextlib import suppress
 
-from peftbook.records import Missing, Store, default_store
-from peftbook.studies import benchmark, methods, variants
+from peftbook.methods import preset
+from peftbook.records import Missing, Store, aside, default_store, report
 
 __all__ = ["learning_rate_for"]
 
 
-def learning_rate_for(method: str, store: Store | None = None) -> float:
-    """What the book's sweeps chose for a method, else the middle of the grid that they search; LoRA's for others."""
-    store = store or default_store()
-    if method in methods.ARMS:
+def learning_rate_for(name: str, store: Store | None = None) -> float:
+    """What the sweep that a preset names chose, else the preset's own rate. Raises InputError for an unknown name."""
+    if store is not None:
+        return swept_rate(name, store)
+    rate, read = usual_rate(name)
+    report(read)
+    return rate
+
+
+@functools.cache
+def usual_rate(name: str) -> tuple[float, tuple[str, ...]]:
+    """By the shipped records, read once; and the keys of those read."""
+    with aside() as read:
+        rate = swept_rate(name, default_store())
+    return rate, tuple(read)
+
+
+def swept_rate(name: str, store: Store) -> float:
+    """A study that sweeps has `best_rate(arm, store)`, which raises Missing until its sweep is whole."""
+    given = preset(name)
+    if given.swept:
+        study, _, arm = given.swept.partition(".")
         with suppress(Missing):
-            return methods.best_rate(method, store)
-    for comparison in (benchmark.COMPARISON, variants.COMPARISON):
-        for arm in comparison.arms:
-            if arm.name == method and arm.rates:
-                with suppress(Missing):
-                    return comparison.best(arm, store)
-                return arm.rates[len(arm.rates) // 2]
-    return learning_rate_for("lora", store)
+            return float(importlib.import_module(f"peftbook.studies.{study}").best_rate(arm, store))
+    return given.rate

@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import specs
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
@@ -23,9 +26,9 @@ __all__ = ["COMPARISONS", "SIZES"]
 SIZES = (30, 100, 300, 1000, 3000)
 MARGIN = 0.05  # nats per token
 ARMS = (
-    Arm("prompt", "Prompt tuning", specs.PromptTuning(), PROMPT_RATES[:3]),
-    Arm("lora", "LoRA", specs.LoRA(), rates(-2, 2, 2), 2e-4),
-    Arm("full", "Full fine-tuning", specs.Full(), rates(-4, 0, 2), 5e-5),
+    Arm("prompt", "Prompt tuning", PromptTuning(), PROMPT_RATES[:3]),
+    Arm("lora", "LoRA", LoRA(), rates(-2, 2, 2), 2e-4),
+    Arm("full", "Full fine-tuning", Full(), rates(-4, 0, 2), 5e-5),
 )
 COMPARISONS = {
     size: Comparison(task="e2e", tokens=E2E_TOKENS, arms=ARMS, factor=4, train_examples=size, generate=200,
@@ -33,7 +36,7 @@ COMPARISONS = {
     for size in SIZES
 }  # fmt: skip
 FEWSHOT = Comparison(
-    task="e2e", tokens=E2E_TOKENS, arms=(Arm("fewshot", "Five examples in the prompt", specs.Untuned(shots=5)),),
+    task="e2e", tokens=E2E_TOKENS, arms=(Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),),
     generate=200, max_new_tokens=64,
 )  # fmt: skip
 

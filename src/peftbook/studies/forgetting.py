@@ -24,6 +24,9 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
@@ -37,13 +40,13 @@ MARGIN = 0.01  # nats per token of prose
 EPSILON = 0.6  # the ε that decides about intruders
 SWEEP = (0.4, 0.5, 0.6, 0.7, 0.8)
 LEAST = 0.01  # of the leading singular vectors: the least difference that counts
-ARMS: dict[str, tuple[specs.Method, float]] = {
-    "full_low": (specs.Full(), 2.5e-5),
-    "full_middle": (specs.Full(), 1e-4),
-    "full_high": (specs.Full(), 4e-4),
-    "r8": (specs.LoRA(rank=8), 8e-4),
-    "r64": (specs.LoRA(rank=64), 8e-4),
-    "r256": (specs.LoRA(rank=256), 8e-4),
+ARMS: dict[str, tuple[Method, float]] = {
+    "full_low": (Full(), 2.5e-5),
+    "full_middle": (Full(), 1e-4),
+    "full_high": (Full(), 4e-4),
+    "r8": (LoRA(rank=8), 8e-4),
+    "r64": (LoRA(rank=64), 8e-4),
+    "r256": (LoRA(rank=256), 8e-4),
 }
 FULL = ("full_low", "full_middle", "full_high")
 

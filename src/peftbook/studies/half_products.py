@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peftbook import specs
+from peftbook.methods import named, preset, usual
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, get_study, study
 from peftbook.studies.chosen_rates import learning_rate_for
@@ -20,7 +21,7 @@ from peftbook.tasks import task_spec
 __all__ = ["METHODS", "probe", "short_run"]
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
-METHODS = tuple(name for name in specs.METHODS if name != "untuned")
+METHODS = tuple(kind for kind in usual() if preset(kind).swept.endswith(f".{kind}"))  # with a rate of their own
 WAYS = ("widened", "elsewhere", "float32")
 SHORT_TOKENS = 6_000
 
@@ -28,7 +29,7 @@ SHORT_TOKENS = 6_000
 def probe(method: str) -> specs.Probe:
     """The first steps of a method's training on docstrings, three ways."""
     budget = specs.Budget(tokens=TOKENS, learning_rate=learning_rate_for(method))
-    run = specs.Run(task=task_spec("docstrings"), method=specs.method_from(method), budget=budget, seed=SEED)
+    run = specs.Run(task=task_spec("docstrings"), method=named(method), budget=budget, seed=SEED)
     return specs.Probe(measure="products.first_losses", settings={"steps": STEPS}, runs=(run,))
 
 
@@ -36,7 +37,7 @@ def short_run() -> specs.Run:
     """A LoRA training of a few steps, with few examples and answers: to be repeated anywhere."""
     return specs.Run(
         task=task_spec("docstrings"),
-        method=specs.method_from("lora"),
+        method=named("lora"),
         budget=specs.Budget(tokens=SHORT_TOKENS, learning_rate=learning_rate_for("lora")),
         evaluation=specs.Evaluation(n_loss=32, n_generate=32, generation_dtype="bf16"),
         seed=SEED,

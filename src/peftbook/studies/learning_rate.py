@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
@@ -37,8 +38,8 @@ FACTORS = {"quarter": 0.25, "fourfold": 4.0}  # wrong rates whose price is told
 
 def arms(ranks: tuple[int, ...]) -> tuple[Arm, ...]:
     """Full fine-tuning and LoRA by rank. Above rank 192 the k and v projections cannot use all of it."""
-    lora = tuple(Arm(f"r{rank}", f"LoRA, r = {rank}", specs.LoRA(rank=rank), rates(-2, 5), 2e-4) for rank in ranks)
-    return (Arm("full", "Full fine-tuning", specs.Full(), rates(-5, 2), 5e-5), *lora)
+    lora = tuple(Arm(f"r{rank}", f"LoRA, r = {rank}", LoRA(rank=rank), rates(-2, 5), 2e-4) for rank in ranks)
+    return (Arm("full", "Full fine-tuning", Full(), rates(-5, 2), 5e-5), *lora)
 
 
 SHORT = Comparison(task="e2e", tokens=E2E_TOKENS, arms=arms(RANKS), sweep_seeds=SEEDS[:1])

@@ -15,6 +15,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.tasks import task_spec
@@ -84,7 +85,7 @@ def merge_probe(seed: int) -> specs.Probe:
     """A short LoRA run whose adapter is merged."""
     run = specs.Run(
         task=task_spec("e2e"),
-        method=specs.LoRA(rank=RANK),
+        method=LoRA(rank=RANK),
         budget=specs.Budget(tokens=TRAIN_TOKENS, learning_rate=RATE),
         evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
         seed=seed,

@@ -17,6 +17,12 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
@@ -24,11 +30,11 @@ from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep"]
 
-ARMS: dict[str, specs.Method] = {
-    "full": specs.Full(),
-    "lora": specs.LoRA(),
-    "qlora": specs.QLoRA(),
-    "prompt": specs.PromptTuning(),
+ARMS: dict[str, Method] = {
+    "full": Full(),
+    "lora": LoRA(),
+    "qlora": QLoRA(),
+    "prompt": PromptTuning(),
 }
 LABELS = {
     "untuned": "Untuned",
@@ -114,9 +120,9 @@ def final_runs(arm: str, store: Store) -> list[Run]:
     evaluation = specs.Evaluation(split="test", n_loss=TEST_EXAMPLES, n_generate=TEST_EXAMPLES)
     task = get_task("docstrings").spec
     if arm == "untuned":
-        return [Run(task=task, method=specs.Untuned(), evaluation=evaluation)]
+        return [Run(task=task, method=Untuned(), evaluation=evaluation)]
     if arm == "fewshot":
-        return [Run(task=task, method=specs.Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
+        return [Run(task=task, method=Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
     with aside():
         budget = specs.Budget(tokens=TOKENS, learning_rate=best_rate(arm, store))
     return [Run(task=task, method=ARMS[arm], budget=budget, evaluation=evaluation, seed=seed) for seed in SEEDS]

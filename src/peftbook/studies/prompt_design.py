@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import specs
+from peftbook.methods.prompt import PromptTuning
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
@@ -31,7 +31,7 @@ def arm_name(length: int, init: str) -> str:
 
 def arm(length: int, init: str) -> Arm:
     """One soft prompt."""
-    method = specs.PromptTuning(length=length, init=init, init_text=TEXT if init == "text" else "")  # type: ignore[arg-type]
+    method = PromptTuning(length=length, init=init, init_text=TEXT if init == "text" else "")  # type: ignore[arg-type]
     return Arm(arm_name(length, init), f"{length} tokens, {init}", method, PROMPT_RATES, 0.3)
 
 

@@ -20,6 +20,9 @@ from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods.lora import LoRA
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
@@ -42,14 +45,14 @@ def arms(centre: int, model: str) -> tuple[Arm, ...]:
     """Untuned and tuned, on 16-bit and quantised bases."""
     grid = rates(centre - 2, centre + 2, 2)
     started = (
-        Arm("nf2_loftq", "NF2, LoftQ start", specs.QLoRA(quant="nf2", init="loftq"), grid),
-        Arm("nf2_pissa", "NF2, PiSSA start", specs.QLoRA(quant="nf2", init="pissa"), grid),
+        Arm("nf2_loftq", "NF2, LoftQ start", QLoRA(quant="nf2", init="loftq"), grid),
+        Arm("nf2_pissa", "NF2, PiSSA start", QLoRA(quant="nf2", init="pissa"), grid),
     )
     return (
-        Arm("before", "16 bit, untuned", specs.Untuned()),
-        *(Arm(f"{q}_before", f"{q.upper()}, untuned", specs.Untuned(quant=q)) for q in QUANTISED[model]),  # type: ignore[arg-type]
-        Arm("lora", "16 bit, LoRA", specs.LoRA(), grid),
-        *(Arm(q, f"{q.upper()}, LoRA", specs.QLoRA(quant=q), grid) for q in QUANTISED[model]),  # type: ignore[arg-type]
+        Arm("before", "16 bit, untuned", Untuned()),
+        *(Arm(f"{q}_before", f"{q.upper()}, untuned", Untuned(quant=q)) for q in QUANTISED[model]),  # type: ignore[arg-type]
+        Arm("lora", "16 bit, LoRA", LoRA(), grid),
+        *(Arm(q, f"{q.upper()}, LoRA", QLoRA(quant=q), grid) for q in QUANTISED[model]),  # type: ignore[arg-type]
         *(started if model == "small" else ()),
     )
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
@@ -42,12 +43,12 @@ COMPARISON = Comparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=(
-        *(Arm(f"standard{r}", f"α/r, r = {r}", specs.LoRA(rank=r), rates(-2, 4, 2), 2e-4) for r in RANKS),
+        *(Arm(f"standard{r}", f"α/r, r = {r}", LoRA(rank=r), rates(-2, 4, 2), 2e-4) for r in RANKS),
         *(
-            Arm(f"stabilised{r}", f"α/√r, r = {r}", specs.LoRA(rank=r, scaling="rank_stabilized"), rates(-4, 2, 2))
+            Arm(f"stabilised{r}", f"α/√r, r = {r}", LoRA(rank=r, scaling="rank_stabilized"), rates(-4, 2, 2))
             for r in RANKS
         ),
-        Arm("plus256", "α/r, r = 256, η_B = 16 η_A", specs.LoRA(rank=256, b_rate_ratio=16), rates(-4, 2, 2)),
+        Arm("plus256", "α/r, r = 256, η_B = 16 η_A", LoRA(rank=256, b_rate_ratio=16), rates(-4, 2, 2)),
     ),
     factor=4,
 )
@@ -77,7 +78,7 @@ def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:
     """One training at the fixed rate, whose update is measured."""
     run = specs.Run(
         task=task_spec("e2e"),
-        method=specs.LoRA(rank=rank, scaling=scaling),  # type: ignore[arg-type]
+        method=LoRA(rank=rank, scaling=scaling),  # type: ignore[arg-type]
         budget=specs.Budget(tokens=SIZE_TOKENS, learning_rate=SIZE_RATE),
         evaluation=specs.Evaluation(split="validation", n_loss=SIZE_EXAMPLES),
         seed=seed,

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import specs
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
@@ -26,13 +28,13 @@ COMPARISON = Comparison(
     task="sql",
     tokens=48_000,
     arms=(
-        Arm("untuned", "Untuned", specs.Untuned()),
-        Arm("fewshot", "Five examples in the prompt", specs.Untuned(shots=5)),
-        Arm("lora", "LoRA", specs.LoRA(), rates(-2, 4, 2), 2e-4),
+        Arm("untuned", "Untuned", Untuned()),
+        Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),
+        Arm("lora", "LoRA", LoRA(), rates(-2, 4, 2), 2e-4),
         Arm(
             "prompt",
             "Prompt tuning, 8 tokens",
-            specs.PromptTuning(length=8, init="text", init_text=TEXT),
+            PromptTuning(length=8, init="text", init_text=TEXT),
             PROMPT_RATES,
             0.3,
         ),

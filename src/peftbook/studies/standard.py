@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from peftbook import specs
+from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.tasks import task_spec
@@ -43,7 +44,7 @@ def probes(task: str) -> list[specs.Probe]:
             runs=(
                 specs.Run(
                     task=task_spec(task),
-                    method=specs.LoRA(),
+                    method=LoRA(),
                     budget=specs.Budget(tokens=tokens, learning_rate=rate),
                     evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
                 ),

@@ -20,6 +20,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
@@ -46,9 +47,7 @@ def probes() -> list[specs.Probe]:
         specs.Probe(
             measure="weights.subspaces",
             runs=tuple(
-                specs.Run(
-                    task=task_spec("e2e"), method=specs.LoRA(rank=rank, targets=TARGETS), budget=budget, seed=seed
-                )
+                specs.Run(task=task_spec("e2e"), method=LoRA(rank=rank, targets=TARGETS), budget=budget, seed=seed)
                 for rank, seed in zip(RANKS, seeds, strict=True)
             ),
             seed=seeds[0],

@@ -19,6 +19,7 @@ import numpy as np
 
 from peftbook import metrics, specs
 from peftbook.evidence import stats
+from peftbook.methods import Method
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
@@ -44,7 +45,7 @@ class Arm:
 
     name: str
     label: str
-    method: specs.Method
+    method: Method
     rates: tuple[float, ...] = ()
     default: float | None = None
 
@@ -122,6 +123,10 @@ class Comparison:
         losses = self.sweep(arm, store)
         return min(losses, key=lambda rate: losses[rate])
 
+    def best_rate(self, name: str, store: Store) -> float:
+        """The same, of the arm of this name. Raises Missing."""
+        return self.best(self.arm(name), store)
+
     def final_run(self, arm: Arm, rate: float | None, seed: int) -> Run:
         """A run on the test split."""
         return Run(
@@ -145,8 +150,7 @@ class Comparison:
         An untuned arm without examples in its prompt has no randomness and one run.
         """
         if not arm.rates:
-            shots = isinstance(arm.method, specs.Untuned) and arm.method.shots > 0
-            return [self.final_run(arm, None, seed) for seed in (self.seeds if shots else (0,))]
+            return [self.final_run(arm, None, seed) for seed in (self.seeds if arm.method.random else (0,))]
         with aside():
             rate = self.best(arm, store)
         return [self.final_run(arm, rate, seed) for seed in self.seeds]

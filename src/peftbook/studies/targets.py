@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import specs
+from peftbook.methods.lora import LoRA
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
@@ -32,7 +32,7 @@ COMPARISON = Comparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=tuple(
-        Arm(name, label, specs.LoRA(rank=rank, alpha=2 * rank, targets=targets), rates(-2, 4, 2), 2e-4)
+        Arm(name, label, LoRA(rank=rank, alpha=2 * rank, targets=targets), rates(-2, 4, 2), 2e-4)
         for name, (label, rank, targets) in CHOICES.items()
     ),
     factor=4,

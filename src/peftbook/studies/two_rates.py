@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook import specs
+from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study, variants
 from peftbook.studies.standard import rates
@@ -27,9 +27,9 @@ COMPARISON = Comparison(
     task="e2e",
     tokens=variants.COMPARISON.tokens,
     arms=(
-        Arm("quarter", "η_B = ¼ η_A", specs.LoRA(b_rate_ratio=0.25), rates(0, 6, 2)),
+        Arm("quarter", "η_B = ¼ η_A", LoRA(b_rate_ratio=0.25), rates(0, 6, 2)),
         *(variants.COMPARISON.arm(name) for name in ("lora", "plus", "plus16")),
-        Arm("plus64", "η_B = 64 η_A", specs.LoRA(b_rate_ratio=64), rates(-6, 0, 2)),
+        Arm("plus64", "η_B = 64 η_A", LoRA(b_rate_ratio=64), rates(-6, 0, 2)),
     ),
     factor=4,
     seeds=variants.COMPARISON.seeds,

@@ -14,14 +14,15 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.methods.lora import LoRA
+from peftbook.methods.vera import VeRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, Comparison, decide
 
-__all__ = ["COMPARISON", "steps_to"]
+__all__ = ["COMPARISON", "best_rate", "steps_to"]
 
 MARGIN = 0.02  # nats per token
 SPEED_MARGIN = 0.1  # of plain LoRA's steps
@@ -31,18 +32,19 @@ COMPARISON = Comparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=(
-        Arm("lora", "LoRA", specs.LoRA(), rates(-2, 4, 2), 2e-4),
-        Arm("plus", "LoRA+ (ratio 4)", specs.LoRA(b_rate_ratio=4), rates(-4, 2, 2)),
-        Arm("plus16", "LoRA+ (ratio 16)", specs.LoRA(b_rate_ratio=16), rates(-4, 2, 2)),
-        Arm("pissa", "PiSSA", specs.LoRA(init="pissa"), rates(-4, 2, 2)),
-        Arm("olora", "OLoRA", specs.LoRA(init="olora"), rates(-4, 2, 2)),
-        Arm("dora", "DoRA", specs.LoRA(dora=True), rates(-2, 4, 2), 2e-4),
-        Arm("frozen_a", "LoRA-FA", specs.LoRA(freeze_a=True), rates(0, 6, 2)),
-        Arm("vera", "VeRA", specs.VeRA(), rates(2, 8, 2)),
+        Arm("lora", "LoRA", LoRA(), rates(-2, 4, 2), 2e-4),
+        Arm("plus", "LoRA+ (ratio 4)", LoRA(b_rate_ratio=4), rates(-4, 2, 2)),
+        Arm("plus16", "LoRA+ (ratio 16)", LoRA(b_rate_ratio=16), rates(-4, 2, 2)),
+        Arm("pissa", "PiSSA", LoRA(init="pissa"), rates(-4, 2, 2)),
+        Arm("olora", "OLoRA", LoRA(init="olora"), rates(-4, 2, 2)),
+        Arm("dora", "DoRA", LoRA(dora=True), rates(-2, 4, 2), 2e-4),
+        Arm("frozen_a", "LoRA-FA", LoRA(freeze_a=True), rates(0, 6, 2)),
+        Arm("vera", "VeRA", VeRA(), rates(2, 8, 2)),
     ),
     factor=4,
     seeds=(1, 2, 3, 4, 5),
 )
+best_rate = COMPARISON.best_rate
 # variant → what the verdict is about: its speed, a lower loss, or a loss no higher
 CLAIMS = {
     "plus16": "speed", "pissa": "speed", "olora": "speed", "dora": "lower", "vera": "match", "frozen_a": "match"

@@ -34,7 +34,7 @@ LICENCES = {
     ),
     specs.SMALL_MODEL: ("mit", "the small Llama of peftbook, MIT"),
 }
-SHOWN = ("loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
+SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
 
 
 def adapter_zip(studio: Studio, job: Job) -> Path:
@@ -46,7 +46,7 @@ def adapter_zip(studio: Studio, job: Job) -> Path:
     record, folder = finished(studio, job), studio.adapter(job)
     if job.run.budget is None:
         raise InputError("The untuned model has no adapter: it is the base as it comes.")
-    if isinstance(job.run.method, specs.Full):
+    if job.run.method.saved == "model":
         raise InputError("Full fine-tuning leaves no adapter, it changes every weight: download the merged model.")
     if folder is None:
         raise InputError(f"The adapter of job {job.id!r} is not at hand any more: retry the job.")
@@ -148,7 +148,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
     head += ["library_name: transformers" if merged else "library_name: peft", "---"]
     sizes = {name: len(rows) for name, rows in studio.task(job.project).splits.items()}
     lines = [
-        *head, "", f"# {run.method.kind} on {inline(project.name)}", "", loading(run, merged=merged), "",
+        *head, "", f"# {run.method.full_kind} on {inline(project.name)}", "", loading(run, merged=merged), "",
         "## What it is", "",
         f"- base: {run.model.name}, {pinned(run.model)}",
         f"- licence of the base: {licence}; the weights here follow it",
@@ -179,20 +179,7 @@ def loading(run: specs.Run, *, merged: bool) -> str:
     """How to load what is in the file, in a sentence."""
     if merged:
         return "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
-    if isinstance(run.method, specs.NormTuning):
-        return "Gains of the normalisation layers, by name, in `trainable.safetensors`: copy them into the base."
-    if isinstance(run.method, specs.Adapter):
-        return (
-            f"Bottleneck adapters, by name, in `trainable.safetensors`: call `peftbook.scratch.adapter.add_adapters"
-            f"(base, {run.method.width})`, then copy the tensors into the result."
-        )
-    told = "`PeftModel.from_pretrained(base, FOLDER)` loads it."
-    if isinstance(run.method, specs.QLoRA):
-        quant = run.method.quant
-        corrected = f", with the start {run.method.init!r}" if run.method.init != "kaiming" else ""
-        return f"{told} The base has its linear layers in {quant} (block 64, double quantisation: "\
-               f"{run.method.double_quant}){corrected}; on another base it computes something else."  # fmt: skip
-    return told
+    return run.method.loading
 
 
 def measured(record: Record) -> list[str]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.base_models import check_model
+from peftbook.canonical import build
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
 from peftbook.studio.checking import Checking
@@ -64,7 +65,7 @@ class Models:
             from peftbook.studio.trained import load_trained, share_weights
 
             found = load_trained(self.studio, job)
-            if not isinstance(job.run.method, specs.QLoRA | specs.Full):
+            if job.run.method.shares_base:
                 share_weights(found.model, self.as_it_comes(job.run.model, job.run.platform).model)
             return found
 
@@ -103,8 +104,8 @@ def continuation(
     """
     import torch
 
+    from peftbook.training.forward import causal_model, start_cache
     from peftbook.training.loop import autocast
-    from peftbook.training.methods import causal_model, start_cache
     from peftbook.training.products import half_products
 
     base: Any = causal_model(model)
@@ -263,7 +264,7 @@ class Assistant:
             loaded, platform = self.models.of_job(job), job.run.platform
             shots, dtype = few_shots(task, job.run), job.run.evaluation.generation_dtype
         else:
-            model = specs.build(specs.Model, **asked.get("model", {}))
+            model = build(specs.Model, **asked.get("model", {}))
             platform = asked.get("platform", "cpu")
             loaded, shots, dtype = self.models.as_it_comes(model, platform), (), "fp32"
         prompt = encode_prompt(loaded.tokenizer, task, Example("typed", str(asked.get("text", "")), ""), shots)

@@ -11,21 +11,27 @@ from collections.abc import Sequence
 from peftbook.decision import COSTS, Comparison, Row, pareto
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
+from peftbook.methods import look_of
 from peftbook.results import format_value
 
 __all__ = ["pareto_svg"]
 
-MARKERS = {
-    "untuned": "M-5-5L5 5M5-5L-5 5",
-    "full": "M-5.5-5.5H5.5V5.5H-5.5Z",
-    "lora": "M-6 0A6 6 0 1 1 6 0A6 6 0 1 1-6 0Z",
-    "qlora": "M0-7.5L7.5 0L0 7.5L-7.5 0Z",
-    "prompt": "M0-7L6.5 5H-6.5Z",
-    "prefix": "M0 7L6.5-5H-6.5Z",
-    "adapter": "M-3-6.5H3V6.5H-3Z",
-    "ia3": "M-6.5-3H6.5V3H-6.5Z",
-    "norm": "M-6.5 0H6.5M0-6.5V6.5",
-    "vera": "M0-7L6.7-2.2L4.1 5.7H-4.1L-6.7-2.2Z",
+MARKERS = {  # matplotlib's name of a marker → its outline
+    "X": "M-5-5L5 5M5-5L-5 5",
+    "s": "M-5.5-5.5H5.5V5.5H-5.5Z",
+    "o": "M-6 0A6 6 0 1 1 6 0A6 6 0 1 1-6 0Z",
+    "D": "M0-7.5L7.5 0L0 7.5L-7.5 0Z",
+    "^": "M0-7L6.5 5H-6.5Z",
+    "v": "M0 7L6.5-5H-6.5Z",
+    "<": "M-7 0L5-6.5V6.5Z",
+    ">": "M7 0L-5-6.5V6.5Z",
+    "P": "M-6.5 0H6.5M0-6.5V6.5",
+    "h": "M0-7L6-3.5V3.5L0 7L-6 3.5V-3.5Z",
+    "H": "M-7 0L-3.5-6H3.5L7 0L3.5 6H-3.5Z",
+    "8": "M-2.7-6.5H2.7L6.5-2.7V2.7L2.7 6.5H-2.7L-6.5 2.7V-2.7Z",
+    "d": "M0-7.5L4.5 0L0 7.5L-4.5 0Z",
+    "p": "M0-7L6.7-2.2L4.1 5.7H-4.1L-6.7-2.2Z",
+    "*": "M0-7.5L1.8-2.4H7.1L2.9.9L4.4 6.1L0 3L-4.4 6.1L-2.9.9L-7.1-2.4H-1.8Z",
 }
 STYLE = (
     ".pareto-svg{font:13px system-ui,sans-serif;max-width:100%;height:auto;display:block}"
@@ -67,8 +73,9 @@ def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int 
 def point(found: Comparison, row: Row, cost: str, on_front: bool) -> Series:
     """A row with its interval."""
     low, mean, high = ends(found, row)
-    look = row.method.kind if row.method.kind in MARKERS else "lora"
-    return Series(row.label, [mean], look, [row.cost(cost)], [(low, high)], line=False, solid=on_front)
+    return Series(
+        row.label, [mean], look_of(row.method).marker, [row.cost(cost)], [(low, high)], line=False, solid=on_front
+    )
 
 
 def steps(found: Comparison, front: Sequence[Row], cost: str) -> Series:

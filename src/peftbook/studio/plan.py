@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 from peftbook import specs
+from peftbook.canonical import build
 from peftbook.errors import InputError
+from peftbook.methods import Preset, preset
 from peftbook.options import check_bounds
-from peftbook.studio.presets import Preset, preset_named
+from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.settings import MOST_EPOCHS, Settings, Single
 from peftbook.tasks import TaskData
 from peftbook.training.precision import chosen_dtype
@@ -16,12 +18,7 @@ __all__ = ["check_settings", "plan", "run_alone", "training_tokens"]
 
 MOST_RUNS = 200
 MOST_LOSS = 1000  # test examples
-# Setting → the methods that have it, and their name for it.
-SIZES: dict[str, tuple[type[specs.Spec], str]] = {
-    "rank": (specs.LoRA, "rank"),
-    "prompt_length": (specs.PromptTuning, "length"),
-    "prefix_length": (specs.Prefix, "length"),
-}
+SIZES = ("rank", "prompt_length", "prefix_length")  # settings that not every method has
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
 
 
@@ -32,14 +29,14 @@ def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tup
     before both. Raises InputError for settings that are none.
     """
     check_settings(settings)
-    chosen = [preset_named(name) for name in dict.fromkeys(("untuned", *settings.methods))]
+    chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
     tokens = budget_tokens(task, settings, tokens_of_training)
     dtype = chosen_dtype(settings.dtype, settings.platform)
     runs = [
-        run_of(task, settings, model, preset, tokens, seed, dtype)
+        run_of(task, settings, model, choice, tokens, seed, dtype)
         for model in dict.fromkeys(settings.models)
-        for preset in chosen
-        for seed in range(1 if isinstance(preset.method, specs.Untuned) else int(settings.seeds))
+        for choice in chosen
+        for seed in range(int(settings.seeds) if choice.method.trains else 1)
     ]
     if len(runs) > MOST_RUNS:
         raise InputError(
@@ -53,10 +50,11 @@ def run_alone(task: TaskData, single: Single) -> specs.Run:
 
     Raises InputError for settings that are none, and for a rank or a length that the method does not have.
     """
-    settings, chosen = single.settings, preset_named(single.method)
+    settings, chosen = single.settings, preset(single.method)
     check_settings(settings)
-    for name, (kind, _) in SIZES.items():
-        if (value := getattr(single, name)) is not None and not isinstance(chosen.method, kind):
+    for name in SIZES:
+        value, sized = getattr(single, name), chosen.method.sized
+        if value is not None and sized(**{name: value}) == sized(**{name: value + 1}):
             what = name.replace("_", " ")
             raise InputError(f"A {what} of {value} is chosen, which {chosen.name!r} does not take: leave it out.")
     tokens, dtype = budget_tokens(task, settings), chosen_dtype(settings.dtype, settings.platform)
@@ -69,7 +67,7 @@ def check_settings(settings: Settings) -> None:
         raise InputError("No model is chosen: choose at least one.")
     check_bounds(settings, leave_out=("epochs",) if settings.tokens else ())
     for name, rate in settings.learning_rates.items():
-        preset_named(name)
+        preset(name)
         if not (math.isfinite(rate) and rate > 0):
             raise InputError(f"The learning rate of {name} is {rate!r}: choose a number above zero.")
 
@@ -106,21 +104,21 @@ def training_tokens(task: TaskData, settings: Settings) -> int:
 
 
 def run_of(
-    task: TaskData, settings: Settings, model: specs.Model, preset: Preset, tokens: int, seed: int, dtype: str
+    task: TaskData, settings: Settings, model: specs.Model, choice: Preset, tokens: int, seed: int, dtype: str
 ) -> specs.Run:
     """One run of a plan."""
     budget = None
-    if not isinstance(preset.method, specs.Untuned):
-        budget = specs.build(
+    if choice.method.trains:
+        budget = build(
             specs.Budget,
             tokens=tokens,
             batch_size=settings.batch_size,
-            learning_rate=settings.learning_rates.get(preset.name, preset.learning_rate),
+            learning_rate=settings.learning_rates.get(choice.name) or learning_rate_for(choice.name),
             max_length=settings.max_length,
         )
     tests = len(task.splits["test"])
     generated = min(tests, settings.test_examples)
-    evaluation = specs.build(
+    evaluation = build(
         specs.Evaluation,
         split="test",
         n_loss=min(tests, MOST_LOSS),
@@ -128,26 +126,14 @@ def run_of(
         max_new_tokens=settings.max_new_tokens,
         generation_dtype=dtype if generated else "fp32",
     )
-    return specs.build(
+    return build(
         specs.Run,
         model=model,
         task=task.spec,
-        method=method_of(preset, settings),
+        method=choice.method.sized(**{name: getattr(settings, name) or 0 for name in SIZES}),
         budget=budget,
         evaluation=evaluation,
         seed=seed,
         dtype=dtype,
         platform=settings.platform,
     )
-
-
-def method_of(preset: Preset, settings: Settings) -> specs.Method:
-    """A preset's method with the rank or the length that was chosen; the rate suits it, as alpha / rank stays."""
-    method = preset.method
-    changed: dict[str, float] = {}
-    for name, (kind, part) in SIZES.items():
-        if (value := getattr(settings, name)) is not None and isinstance(method, kind):
-            changed[part] = value
-    if isinstance(method, specs.LoRA) and changed and method.scaling == "standard":
-        changed["alpha"] = method.alpha * changed["rank"] / method.rank
-    return specs.build(type(method), **(method.model_dump() | changed)) if changed else method

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.cost import Rates, training_setup
-from peftbook.decision import method_label
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
@@ -95,7 +94,7 @@ def preflight_steps(
 
 def label_of(run: specs.Run, runs: Sequence[specs.Run]) -> str:
     """Method, and what of model and seed differs among the runs."""
-    parts = [method_label(run.method)]
+    parts = [run.method.label]
     if len({one.model for one in runs}) > 1:
         parts.append(run.model.name.rstrip("/").rpartition("/")[2])
     if run.budget is not None and len({one.seed for one in runs}) > 1:
@@ -227,14 +226,14 @@ class Subject:
         from peftbook.training.encode import encode_prompt, generation_batch, loss_batch
 
         assert self.shape is not None
-        shots = run.method.shots if isinstance(run.method, specs.Untuned) else 0
+        shots = run.method.examples_shown
         some = tuple(self.task.splits["train"][:shots])
         examples = self.task.splits["test"][: max(run.evaluation.n_generate, 1)]
         longest = max(len(encode_prompt(self.tokenizer, self.task, one, some)) for one in examples)
         width, rows = longest + run.evaluation.max_new_tokens, min(generation_batch(shots), len(examples))
         kept = 2 * self.shape.layers * self.shape.kv_width * 4 * rows * width
         working = 4 * min(loss_batch(shots), len(examples)) * longest * (4 * self.shape.ffn + 4 * self.shape.hidden)
-        step = Configuration(self.shape, replace(training_setup(run), batch=1, seq=1, labels=1)).step
+        step = Configuration(self.shape, replace(training_setup(run, self.shape), batch=1, seq=1, labels=1)).step
         return sum(step.numbers(step.state).values()) + max(kept, working)
 
     def words(self, run: specs.Run, data: list[Encoded], peak: float | None, found: Fit | None, room: float) -> str:
@@ -296,7 +295,7 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
 
 def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
     """The step that needs most: the longest rows in one batch, as the training loop would run it."""
-    from peftbook.training.methods import SHORT_TOKENS
+    from peftbook.training.forward import SHORT_TOKENS
 
     assert run.budget is not None
     rows = min(run.budget.batch_size, len(data))
@@ -304,7 +303,7 @@ def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -
     labels = sum(sorted((one.label_tokens for one in data), reverse=True)[:rows])
     eager = run.platform == "cpu" and longest[0] <= SHORT_TOKENS
     return replace(
-        training_setup(run), batch=rows, seq=longest[0], labels=labels, padding=True,
+        training_setup(run, shape), batch=rows, seq=longest[0], labels=labels, padding=True,
         attention="eager" if eager else "sdpa",
     )  # fmt: skip
 
@@ -317,11 +316,7 @@ def remedy(run: specs.Run, found: Fit | None) -> str:
             ways.append(f"a batch size of at most {found.largest_batch}")
         if 8 <= found.largest_seq < min(run.budget.max_length, found.configuration.setup.seq):
             ways.append(f"a max_length of at most {found.largest_seq}")
-    if isinstance(run.method, specs.Full):
-        ways.append("LoRA instead of full fine-tuning")
-    elif not isinstance(run.method, (specs.Untuned, specs.QLoRA)):
-        ways.append("QLoRA")
-    return f"choose {' or '.join([*ways, 'a smaller model'])}"
+    return f"choose {' or '.join(filter(None, [*ways, run.method.lighter, 'a smaller model']))}"
 
 
 def gib(size: float) -> str:

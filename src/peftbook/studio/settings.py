@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
+from peftbook.methods import presets
 from peftbook.options import Bound, Option, listed
-from peftbook.studio.presets import NAMES
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 
 __all__ = ["MOST_EPOCHS", "MOST_GENERATED", "Judging", "Reading", "Settings", "Single", "Training", "rates_named"]
 
+NAMES = ", ".join(preset.name for preset in presets())
 MOST_GENERATED = 200  # test examples
 MOST_EPOCHS = 1000  # with so many passes the recipes' tokens are allowed on a file of three short rows
 
@@ -100,9 +101,10 @@ def rates_named(texts: Sequence[str]) -> dict[str, float]:
     """Learning rates by method from `lora=4e-4` and the like. Raises InputError for another text."""
     rates = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, sign, value = text.rpartition("=")
+        name = name.strip()
         try:
-            rates[name.strip().lower()] = float(value)
+            rates[name if ":" in name else name.lower()] = float(value if sign else "")
         except ValueError:
             raise InputError(f"{text!r} is no learning rate of a method: write it as lora=4e-4.") from None
     return rates
@@ -120,7 +122,7 @@ class Settings(Training):
         "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
     )] = (specs.Model(),)  # fmt: skip
     methods: Annotated[tuple[str, ...], Option(
-        f"of {', '.join(NAMES)}, with commas", convert=listed, usual="untuned,lora,prompt",
+        f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,lora,prompt",
     )] = ("untuned", "lora", "prompt")  # fmt: skip
     learning_rates: Annotated[Mapping[str, float], Option(
         "of a method, instead of what the book's sweeps chose", "Learning rates", convert=rates_named, repeated=True,
@@ -135,7 +137,7 @@ class Single(Training):
     model: Annotated[specs.Model, Option(
         "embedded model, a folder, or a hub id", convert=model_named, usual=specs.EMBEDDED_MODEL,
     )] = specs.Model()  # noqa: RUF009  # fmt: skip
-    method: Annotated[str, Option(f"one of {', '.join(NAMES)}")] = "lora"
+    method: Annotated[str, Option(f"one of {NAMES}, or peft:NAME:argument=value")] = "lora"
     seed: Annotated[int, Option("of the training", type=int)] = 0
     learning_rate: Annotated[float | None, Option("if not what the book's sweeps chose", type=float)] = None
 

@@ -95,7 +95,7 @@ def to_csv(found: Comparison) -> str:
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n")
     writer.writerow(headers)
     for row in found.rows:
-        cells: list[object] = [row.label, row.model, row.method.kind, max(len(row.seeds), 1)]
+        cells: list[object] = [row.label, row.model, row.method.full_kind, max(len(row.seeds), 1)]
         cells += [said(row.may_be_best), said(row.beats_untuned), row.failure]
         for one in found.measures:
             for which in (row.scores, row.against_untuned, row.against_leader):

@@ -132,7 +132,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
             {
                 "label": row.label,
                 "model": row.model,
-                "method": row.method.kind,
+                "method": row.method.full_kind,
                 "seeds": list(row.seeds),
                 "scores": intervals(row.scores),
                 "minus_untuned": intervals(row.against_untuned),

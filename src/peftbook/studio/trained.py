@@ -8,22 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
+from peftbook.methods import Method
+from peftbook.scratch.codebooks import quantise_dense
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.work import TENSORS
-from peftbook.training.methods import apply_method, trainable_state
+from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.models import Loaded, load_model
-from peftbook.training.quantise import quantise_dense, quantised_by_bitsandbytes
 
-__all__ = ["UNMERGED", "load_trained", "merge", "share_weights"]
-
-UNMERGED = {
-    "prompt": "virtual tokens before the input are no weights of the model",
-    "prefix": "keys and values before the input are no weights of the model",
-    "adapter": "the adapter's nonlinearity stands between its weights and the model's",
-}
+__all__ = ["load_trained", "merge", "share_weights"]
 
 
 def load_trained(studio: Studio, job: Job) -> Loaded:
@@ -41,7 +35,7 @@ def load_trained(studio: Studio, job: Job) -> Loaded:
 
 
 @torch.no_grad()
-def restore(model: Any, method: specs.Spec, folder: Path) -> None:
+def restore(model: Any, method: Method, folder: Path) -> None:
     """Put the values in a folder where `work.keep_trained` took them from. Raises InputError if they do not fit."""
     from safetensors.torch import load_file
 
@@ -51,7 +45,7 @@ def restore(model: Any, method: specs.Spec, folder: Path) -> None:
             raise InputError(f"The tensors in {folder.name!r} are not those of this method: retry the job.")
         for name, value in wanted.items():
             value.copy_(found[name])
-    elif isinstance(method, specs.Full):
+    elif method.saved == "model":
         state = {
             name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()
         }
@@ -74,12 +68,17 @@ def merge(studio: Studio, job: Job) -> Loaded:
     A base in 4 bits becomes the values that its codes stand for; the merged weights are not rounded again.
     """
     run = job.run
-    if why := UNMERGED.get(run.method.kind):
+    if why := run.method.unmerged:
         raise InputError(f"What {run.method.kind!r} trained cannot be merged ({why}): download the adapter instead.")
-    if not (isinstance(run.method, specs.QLoRA) and quantised_by_bitsandbytes(run.method)):
+    if not run.method.packed:
         loaded = load_trained(studio, job)
         model: Any = loaded.model
-        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        try:
+            merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"peft cannot merge {run.method.label} ({error}): download the adapter instead."
+            ) from error
         return Loaded(merged, loaded.tokenizer)
     from peft import PeftModel
 
@@ -88,7 +87,8 @@ def merge(studio: Studio, job: Job) -> Loaded:
         raise InputError(f"Job {job.id!r} is {job.state} and has nothing to merge: run it, or retry it, first.")
     check_model(run.model)
     loaded = load_model(run.model, None, run.platform)
-    quantise_dense(loaded.model, run.method.quant, double_quant=run.method.double_quant)
+    method: Any = run.method
+    quantise_dense(loaded.model, method.quant, double_quant=method.double_quant)
     tuned: Any = PeftModel.from_pretrained(loaded.model, str(folder))
     return Loaded(tuned.eval().merge_and_unload(), loaded.tokenizer)
 

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from peftbook.training.loop import Progress
     from peftbook.training.phases import Phase
 
-__all__ = ["NOT_MINE", "Reporter", "compute", "keep_trained", "sentence_for", "tidy", "trained_tensors"]
+__all__ = ["NOT_MINE", "Reporter", "compute", "keep_trained", "sentence_for", "tidy"]
 
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
 PAUSE_SECONDS = 0.25  # between writes of progress
@@ -158,10 +157,10 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        if trained_tensors(trainee.run.method):
+        if trainee.run.method.saved == "tensors":
             from safetensors.torch import save_file
 
-            from peftbook.training.methods import trainable_state
+            from peftbook.training.forward import trainable_state
 
             state = {name: value.detach().cpu() for name, value in trainable_state(trainee.model).items()}
             save_file({name: value.contiguous() for name, value in state.items()}, work / TENSORS)
@@ -177,11 +176,6 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
         sync(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def trained_tensors(method: specs.Spec) -> bool:
-    """Whether what this method trains is kept as plain tensors."""
-    return isinstance(method, specs.Adapter | specs.NormTuning)
 
 
 def sync(path: Path) -> None:

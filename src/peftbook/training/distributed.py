@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peftbook.errors import InputError
-from peftbook.training.methods import causal_model
+from peftbook.training.forward import causal_model
 
 __all__ = [
     "ALONE",

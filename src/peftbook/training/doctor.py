@@ -15,6 +15,7 @@ import psutil
 
 import peftbook
 from peftbook import specs
+from peftbook.methods import usual
 from peftbook.tasks import DATA, task_spec
 from peftbook.training.folders import cache_folder
 from peftbook.training.hardware import cores, cpu_model, is_idle
@@ -139,11 +140,9 @@ def tokens_per_second() -> dict[str, float]:
     batches = [[data[index] for index in batch] for batch in plan]
     tokens = sum(len(example.ids) for batch in batches for example in batch)
     shape, rates = read_shape(source), machine_rates("cpu")
-    for name, method in specs.METHODS.items():
-        if name == "untuned":
-            continue
-        run = specs.Run(model=model, task=task_spec(TASK), method=method(), budget=budget, dtype=dtype)  # type: ignore
-        speeds[name] = tokens / training_seconds(shape, training_setup(run), rates, batches)
+    for method in filter(lambda method: method.trains, usual().values()):
+        run = specs.Run(model=model, task=task_spec(TASK), method=method, budget=budget, dtype=dtype)  # type: ignore
+        speeds[method.kind] = tokens / training_seconds(shape, training_setup(run, shape), rates, batches)
     return speeds
 
 

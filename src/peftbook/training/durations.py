@@ -84,8 +84,8 @@ def kind_of_work(spec: Spec) -> Hashable:
     if isinstance(spec, Probe):
         return spec.platform, spec.measure, len(spec.runs)
     tokens = spec.budget.tokens if spec.budget else 0
-    shots = getattr(spec.method, "shots", 0)
-    return spec.platform, spec.task.name, spec.method.kind, shots, tokens, spec.evaluation.n_generate
+    shots = spec.method.examples_shown
+    return spec.platform, spec.task.name, spec.method.full_kind, shots, tokens, spec.evaluation.n_generate
 
 
 def predicted_here(specs: Sequence[Spec], threads: int = 1) -> list[float | None]:

@@ -28,7 +28,7 @@ from peftbook.training.encode import (
     shared_prefix,
     sorted_batches,
 )
-from peftbook.training.methods import SHORT_TOKENS
+from peftbook.training.forward import SHORT_TOKENS
 from peftbook.training.models import resolve
 
 __all__ = ["estimate", "predicted_seconds"]
@@ -46,11 +46,11 @@ def predicted_seconds(
     run: specs.Run, shape: Shape, task: TaskData, tokenizer, data: Sequence[Encoded], rates: Rates
 ) -> dict[str, float]:
     """Seconds of a run by part: train, loss, generate. data: its encoded training examples."""
-    setup, parts = training_setup(run), {}
+    setup, parts = training_setup(run, shape), {}
     if run.budget is not None:
         parts["train"] = budget_seconds(shape, setup, rates, data, run.budget, run.seed)
     examples = task.splits[run.evaluation.split]
-    shots = run.method.shots if isinstance(run.method, specs.Untuned) else 0
+    shots = run.method.examples_shown
     some = tuple(task.splits["train"][:shots])
     limit = run.budget.max_length if run.budget else 4096
     encoded = [encode_example(tokenizer, task, one, limit, some) for one in examples[: run.evaluation.n_loss]]
@@ -137,7 +137,8 @@ def generation_seconds(
     as long as.
     """
     autocast = run.evaluation.generation_dtype != "fp32"
-    plain = replace(training_setup(run), autocast=autocast, held=autocast and run.method.kind != "full")
+    setup = training_setup(run, shape)
+    plain = replace(setup, autocast=autocast, held=autocast and setup.method != "full")
     virtual, most = plain.symbols["P"], run.evaluation.max_new_tokens
     rows, own, seen = [], [], []
     for batch in sorted_batches([prompt for prompt, _ in pairs], batch_size):

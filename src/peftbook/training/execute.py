@@ -33,10 +33,10 @@ from peftbook.training.encode import (
 )
 from peftbook.training.estimate import predicted_seconds
 from peftbook.training.folders import checkpoints_folder
+from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.hardware import peak_memory
 from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, train
-from peftbook.training.methods import apply_method, rate_factor, trainable_state
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance
@@ -94,7 +94,7 @@ class Trainee:
             micro_batch=micro_batch,
             checkpoint=checkpoint,
             on_step=on_step,
-            rate_factor=functools.partial(rate_factor, self.run.method),
+            rate_factor=self.run.method.rate_factor,
             processes=self.processes,
         )
 
@@ -162,7 +162,7 @@ def execute(
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
-    title = run.measure if isinstance(run, specs.Probe) else f"{run.method.kind} seed {run.seed}"
+    title = run.measure if isinstance(run, specs.Probe) else f"{run.method.full_kind} seed {run.seed}"
     hidden = quiet or not processes.first
     with contextlib.nullcontext() if hidden else Display(title, sys.stderr) as display:
         phases = Phases(watch.phase, *([] if display is None else [display]))
@@ -212,6 +212,7 @@ def compute(
         if adapter is not None:
             save_trained(trainee, adapter)
         watch.keep(trainee)
+        score_as_lora(trainee, out["measurements"])
     except Diverged as error:
         failure = str(error)
     record = Record(
@@ -314,18 +315,13 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     shots = few_shots(task, run)
     count_loss = phases.count("scoring loss", len(examples[: wanted.n_loss]))
     began = time.monotonic()
-    limit = run.budget.max_length if run.budget else 4096
-    encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples[: wanted.n_loss]]
-    nats, counts = losses(
-        model, encoded, pad_id=tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform,
-        batch_size=loss_batch(len(shots)), on_batch=count_loss,
-    )  # fmt: skip
+    nats, counts = split_losses(trainee, model, count_loss)
     if not all(map(math.isfinite, nats)):
         raise Diverged("Training diverged: the loss after training is not finite; lower the learning rate.")
     measured, per_example = out["measurements"], out["per_example"]
     measured["loss_nats"] = math.fsum(nats) / sum(counts)
     measured["perplexity"] = metrics.perplexity(nats, counts)
-    measured["loss_examples"] = len(encoded)
+    measured["loss_examples"] = len(nats)
     measured["loss_seconds"] = round(time.monotonic() - began, 3)
     per_example["loss_nats"] = [round(value, 6) for value in nats]
     per_example["label_tokens"] = [float(count) for count in counts]
@@ -348,14 +344,34 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     return texts
 
 
+def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:
+    """Nats and label tokens of the split's first n_loss examples."""
+    task, run, tokenizer = trainee.task, trainee.run, trainee.tokenizer
+    shots, limit = few_shots(task, run), run.budget.max_length if run.budget else 4096
+    examples = task.splits[run.evaluation.split][: run.evaluation.n_loss]
+    encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples]
+    return losses(
+        model, encoded, pad_id=tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform,
+        batch_size=loss_batch(len(shots)), on_batch=on_batch,
+    )  # fmt: skip
+
+
+def score_as_lora(trainee: Trainee, measured: dict) -> None:
+    """Loss with the method converted to LoRA, where it can be; the trained model is used up by that."""
+    converted = trainee.run.method.as_lora(trainee.model) if trainee.run.purpose == "quality" else None
+    if converted is not None:
+        nats, counts = split_losses(trainee, converted, lambda done: None)
+        measured["as_lora_loss_nats"] = math.fsum(nats) / sum(counts)
+
+
 def few_shots(task: TaskData, run: specs.Run):
     """The solved examples before the question: drawn from the training split by the run's seed."""
     import numpy as np
 
-    if not isinstance(run.method, specs.Untuned) or not run.method.shots:
+    if not run.method.examples_shown:
         return ()
     train_split = task.splits["train"]
-    picks = np.random.default_rng(run.seed).choice(len(train_split), size=run.method.shots, replace=False)
+    picks = np.random.default_rng(run.seed).choice(len(train_split), size=run.method.examples_shown, replace=False)
     return tuple(train_split[index] for index in picks)
 
 

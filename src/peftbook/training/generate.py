@@ -9,7 +9,7 @@ from torch import nn
 
 from peftbook.training.distributed import gathered
 from peftbook.training.encode import sorted_batches
-from peftbook.training.methods import causal_model, start_cache
+from peftbook.training.forward import causal_model, start_cache
 from peftbook.training.products import half_products
 
 __all__ = ["generate"]

@@ -41,8 +41,8 @@ def obstacle_to_split(spec: specs.Run | specs.Probe, count: int, strategy: str) 
         return "timings and probes are measured on one process; leave out --processes."
     if spec.budget is not None and spec.budget.batch_size < count:
         return f"its batch has {spec.budget.batch_size} examples; give --processes at most that."
-    if strategy == "fsdp" and isinstance(spec.method, (specs.PromptTuning, specs.Prefix)):
-        return "soft prompts and prefixes reach the layers on ways that fsdp does not see; use --strategy ddp."
+    if strategy == "fsdp" and (why := spec.method.unsharded):
+        return f"{why}; use --strategy ddp."
     if strategy == "fsdp" and spec.dtype == "fp16":
         return "each shard would scale its fp16 gradients by itself; use --strategy ddp, or compute in bf16."
     return ""

@@ -22,7 +22,7 @@ from peftbook.errors import Diverged, InputError
 from peftbook.records import write_atomically
 from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
-from peftbook.training.methods import causal_model, hidden_states, trainable_state
+from peftbook.training.forward import causal_model, hidden_states, trainable_state
 from peftbook.training.products import TORCH_DTYPES, half_products
 
 __all__ = ["Progress", "Trained", "autocast", "frozen_linears_in", "label_losses", "losses", "train"]

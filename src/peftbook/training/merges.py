@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftbook import specs
+from peftbook.methods.qlora import QLoRA
+from peftbook.scratch.codebooks import quantise_dense
 from peftbook.training.encode import Encoded
+from peftbook.training.forward import causal_model
 from peftbook.training.loop import losses, pad
-from peftbook.training.methods import causal_model
 from peftbook.training.probes import Findings
-from peftbook.training.quantise import quantise_dense
 
 __all__ = [
     "adapter_state",
@@ -163,7 +163,7 @@ def requantised_losses(
     model: nn.Module,
     state: dict[str, Tensor],
     scaling: float,
-    method: specs.QLoRA,
+    method: QLoRA,
     encoded: list[Encoded],
     pad_id: int,
     platform: str = "cpu",

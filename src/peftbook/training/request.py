@@ -44,7 +44,7 @@ def request_for(spec: Spec, threads: int = 1) -> Request:
     shape = shape_of(spec.model)
     if gpus:
         return Request(threads, gpus, int(HOST_BYTES + 4 * shape.parameters))
-    return Request(threads, gpus, int(cpu_peak(shape, setup_of(spec))))
+    return Request(threads, gpus, int(cpu_peak(shape, setup_of(spec, shape))))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -53,11 +53,11 @@ def cpu_peak(shape: Shape, setup: Setup) -> float:
     return process_peak(training_step(shape, setup), "cpu")
 
 
-def setup_of(run: specs.Run) -> Setup:
+def setup_of(run: specs.Run, shape: Shape) -> Setup:
     """The largest training step of a run on a CPU: rows as long as they may be, LABELS of their tokens with a label."""
     batch, seq = (run.budget.batch_size, run.budget.max_length) if run.budget else (8, 512)
     labels = max(1, int(LABELS * batch * seq))
-    return replace(training_setup(run), padding=True, batch=batch, seq=seq, labels=labels, device="cpu")
+    return replace(training_setup(run, shape), padding=True, batch=batch, seq=seq, labels=labels, device="cpu")
 
 
 def shape_of(model: specs.Model) -> Shape:

@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.studio import artefacts, markup
 from peftbook.studio.jobs import Job
@@ -72,7 +71,7 @@ def offer(context: Context, job: Job) -> Markup:
     """What there is of one job."""
     links: list[object] = []
     trained = job.run.budget is not None
-    if trained and not isinstance(job.run.method, specs.Full) and context.studio.adapter(job) is not None:
+    if trained and job.run.method.saved != "model" and context.studio.adapter(job) is not None:
         links.append(link("Adapter", address(job, "adapter.zip"), download=True, label=f"Adapter of {job.label}"))
     if trained:
         links.append(button("Merged model", "merge", id=job.id, label=f"Make the merged model of {job.label}"))

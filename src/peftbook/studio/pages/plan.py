@@ -13,7 +13,9 @@ import gradio as gr
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
+from peftbook.methods import presets
 from peftbook.options import options_of
+from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import markup
 from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import joined, loading, piece
@@ -21,7 +23,6 @@ from peftbook.studio.pages.checks import checks_of, long_plan, preflight_table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
-from peftbook.studio.presets import presets
 from peftbook.studio.settings import Settings, rates_named
 from peftbook.studio.smaller import Smaller, smaller_plan
 
@@ -96,7 +97,7 @@ def build_plan(context: Context) -> Step:
                     info=f"{asked_rates.help}, one a line: {rates_in_words()}",
                 )  # fmt: skip
         with gr.Column(min_width=320):
-            offered = [(f"{one.label} — {one.words}", one.name) for one in presets()]
+            offered = [(f"{one.method.label} — {one.words}", one.name) for one in presets()]
             methods = gr.CheckboxGroup(
                 offered[:FIRST_METHODS],
                 value=list(methods_first),
@@ -271,4 +272,4 @@ def lines(text: str | None) -> list[str]:
 
 def rates_in_words() -> str:
     """The presets' rates."""
-    return ", ".join(f"{one.name} {one.learning_rate:g}" for one in presets() if one.learning_rate)
+    return ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)

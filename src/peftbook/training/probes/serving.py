@@ -15,13 +15,18 @@ from torch import Tensor, nn
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.methods import Method
+from peftbook.methods.adapter import Adapter
+from peftbook.methods.lora import LoRA
+from peftbook.methods.qlora import QLoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
 from peftbook.tasks import get_task
 from peftbook.training.encode import Encoded, encode_example
 from peftbook.training.execute import prepare
+from peftbook.training.forward import apply_method, causal_model
 from peftbook.training.loop import losses
 from peftbook.training.merges import adapter_state, compare_merges, lora_layers, merge_state, requantised_losses, rms
-from peftbook.training.methods import apply_method, causal_model
 from peftbook.training.models import load_model
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import TORCH_DTYPES
@@ -77,11 +82,11 @@ def variant(name: str, probe: specs.Probe) -> nn.Module:
     """One of VARIANTS with its adapters filled with random values, all weights in the probe's type."""
     loaded = load_model(probe.model, platform=probe.platform)
     rank, width = positive(probe, "rank", "width")
-    method: specs.Spec = specs.Untuned()
+    method: Method = Untuned()
     if name in ("merged", "lora"):
-        method = specs.LoRA(rank=rank, alpha=SCALING * rank)
+        method = LoRA(rank=rank, alpha=SCALING * rank)
     elif name == "adapter":
-        method = specs.Adapter(width=width)
+        method = Adapter(width=width)
     model = apply_method(loaded.model, method, probe.seed, loaded.tokenizer)
     randomize(model, probe.seed)
     if name == "merged":
@@ -179,7 +184,7 @@ def serving_contenders(base: Any, probe: specs.Probe, rows: list[int], count: in
     mixed = shallow_copy(base, list(base.parameters()))
     embeddings = [part.weight for part in (base.get_input_embeddings(), base.get_output_embeddings())]
     copies = [shallow_copy(base, embeddings) for _ in range(count)]
-    tuned: Any = apply_method(base, specs.LoRA(rank=rank, alpha=SCALING * rank), probe.seed)
+    tuned: Any = apply_method(base, LoRA(rank=rank, alpha=SCALING * rank), probe.seed)
     names = ["default", *(f"adapter_{at}" for at in range(1, count))]
     for name in names[1:]:
         tuned.add_adapter(name, tuned.peft_config["default"])
@@ -264,7 +269,7 @@ def requantise_gap(probe: specs.Probe) -> Findings:
     """
     (run,) = probe.runs
     method = run.method
-    if not isinstance(method, specs.QLoRA) or method.init != "kaiming" or method.dora:
+    if not isinstance(method, QLoRA) or method.init != "kaiming" or method.dora:
         raise InputError(f"requantise_gap needs a QLoRA run with init 'kaiming' and without DoRA, not {method!r}.")
     trainee = prepare(run)
     encoded = evaluation_examples(run, trainee.tokenizer)

@@ -18,9 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftbook import specs
 from peftbook.errors import Diverged, InputError
+from peftbook.methods import Method
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
 from peftbook.training.encode import Encoded
+from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.loop import losses, train
-from peftbook.training.methods import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.probes import Findings
 
 __all__ = ["recall_bits", "sort_by_depth"]
@@ -54,7 +58,7 @@ class Arm:
     """A method, the task it is trained for, and its grid of learning rates."""
 
     name: str
-    method: specs.Spec
+    method: Method
     task: str
     rates: tuple[float, ...]
 
@@ -144,11 +148,11 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     )
     rates, seed = {name: probe.numbers(f"{name}_rates") for name in ("prompt", "prefix", "lora")}, probe.seed
     arms = (
-        Arm("prompt", specs.PromptTuning(length=length), "descending", rates["prompt"]),
-        Arm("prefix", specs.Prefix(length=length), "descending", rates["prefix"]),
-        Arm("lora", specs.LoRA(rank=1, alpha=2), "descending", rates["lora"]),
-        Arm("lora4", specs.LoRA(rank=4, alpha=8), "descending", rates["lora"]),
-        Arm("prompt_copy", specs.PromptTuning(length=length), "copy", rates["prompt"]),
+        Arm("prompt", PromptTuning(length=length), "descending", rates["prompt"]),
+        Arm("prefix", Prefix(length=length), "descending", rates["prefix"]),
+        Arm("lora", LoRA(rank=1, alpha=2), "descending", rates["lora"]),
+        Arm("lora4", LoRA(rank=4, alpha=8), "descending", rates["lora"]),
+        Arm("prompt_copy", PromptTuning(length=length), "copy", rates["prompt"]),
     )
     lists = lists_by_split(seed, max(pretrain_steps, steps) * BATCH)
     base = small_llama(depth, hidden, heads, VOCABULARY, seed)
@@ -242,7 +246,7 @@ def recall_bits(probe: specs.Probe) -> Findings:
     data = random_pairs(pairs, values, seed)
     base = small_llama(depth, hidden, heads, KEY_SYMBOLS + values, seed)
     targets, adapted = ("q_proj", "v_proj"), tuple(range(layers))
-    method = specs.LoRA(rank=rank, alpha=2 * rank, targets=targets, layers=adapted)
+    method = LoRA(rank=rank, alpha=2 * rank, targets=targets, layers=adapted)
     rates = probe.numbers("rates")
     bits, accuracies, parameters = [], [], 0
     for rate in rates:

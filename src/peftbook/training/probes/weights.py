@@ -15,7 +15,7 @@ from peftbook.errors import InputError
 from peftbook.tasks import get_task
 from peftbook.training.encode import Encoded, encode_example
 from peftbook.training.execute import Trainee, prepare
-from peftbook.training.methods import causal_model
+from peftbook.training.forward import causal_model
 from peftbook.training.probes import Findings
 from peftbook.training.probes.curves import mean_loss, prose_pieces
 
@@ -45,7 +45,7 @@ def subspaces(probe: specs.Probe) -> Findings:
     small, large, other = (updates(prepare_and_train(run)) for run in probe.runs)
     names = sorted(small)
     starts = [updates(prepare(run), start=True) for run in probe.runs[:2]]
-    rank, most = (run.method.rank for run in probe.runs[:2])
+    rank, most = (int(run.method.model_dump()["rank"]) for run in probe.runs[:2])
     pairs = {"small_large": (small, large), "large_large": (large, other), "start": starts}
     maps = {
         name: torch.stack([overlap(left[n].right, right[n].right, rank, most) for n in names])

@@ -1,0 +1,40 @@
+"""Full fine-tuning: every weight is trained."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from peftbook.memory import Shape
+from peftbook.methods.method import Look, Method, Preset
+
+__all__ = ["PRESETS", "Full"]
+
+
+class Full(Method):
+    """Every weight is trained."""
+
+    title = "Full fine-tuning"
+    efficient = False
+    saved = "model"
+    shares_base = False
+    lighter = "LoRA instead of full fine-tuning"
+
+    kind: Literal["full"] = "full"
+    version: int = 1
+
+    def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
+        return model.requires_grad_(True)
+
+    def parameters(self, shape: Shape) -> int:
+        return shape.parameters
+
+    def setup(self, shape: Shape) -> dict[str, Any]:
+        return {"method": "full"}
+
+
+PRESETS = (
+    Preset(
+        "full", Full(), "Every weight is trained: most memory, and a whole model to store.",
+        swept="methods.full", rate=5e-5, look=Look("Full", "s", "-", "#1f2933", "#eef1f4"), place=2,
+    ),
+)  # fmt: skip
