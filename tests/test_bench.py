@@ -341,7 +341,8 @@ def test_packed_examples_do_not_see_each_other(folder: Path, tmp_path: Path):
     pytest.importorskip("trl")
     import torch
 
-    from peftbook.specs import LoRA, Model
+    from peftbook.methods.lora import LoRA
+    from peftbook.specs import Model
     from peftbook.tasks import get_task
     from peftbook.training.forward import apply_method
     from peftbook.training.loop import losses
