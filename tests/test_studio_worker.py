@@ -70,7 +70,7 @@ METHODS: dict[str, Method] = {
     "loha": PeftMethod(name="LOHA", arguments={"r": 2}),
     "full": Full(),
 }
-RATES = {"full": 3e-4, "prompt": 0.1, "prefix": 0.05, "ia3": 0.05, "vera": 0.05, "norm": 0.01}
+RATES = {"full": 3e-4, "prompt": 0.1, "prefix": 0.05, "ia3": 0.05, "vera": 0.05, "norm": 0.01, "loha": 0.05}
 IDS = list(range(5, 45))
 PATIENCE = 600.0  # of a machine that does ten other things; half a minute on an idle one
 
