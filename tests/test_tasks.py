@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose, references
+from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose, prose_build, references, sql, sql_build
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks import docstrings_build as build
 from peftbook.tasks.columns import Columns
+from peftbook.tasks.data_build import write_parquet
 from peftbook.tasks.docstrings_packages import PACKAGES, PERMITTED
 from peftbook.tasks.files import Split, describe_reading, read_file, split_examples, task_from_table
 from peftbook.tasks.rows import Caps
@@ -184,6 +185,20 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path):
     (tmp_path / f"toolz-{PACKAGES['toolz'].version}-py3-none-any.whl").write_bytes(b"other")
     with pytest.raises(InputError, match="not the pinned"):
         build.download_wheel("toolz", PACKAGES["toolz"].version, PACKAGES["toolz"].sha256, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [
+        (docstrings_task.PATH, build.Row),
+        (prose.PATH, prose_build.Row),
+        (sql.PATH, sql_build.Question),
+    ],
+)
+def test_rows_written_again_are_the_same_bytes(tmp_path, path, row):
+    """A table that is rebuilt has the pinned hash, with the locked pyarrow."""
+    write_parquet([row(**fields) for fields in pq.read_table(path).to_pylist()], tmp_path / path.name)
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 def test_prose_is_whole_texts_with_unique_ids():

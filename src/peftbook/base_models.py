@@ -54,17 +54,17 @@ def folder_revision(folder: Path) -> str:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"Model folder {str(folder)!r} has no config.json: name one that save_pretrained wrote.")
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix not in (*SMALL_FILES, ".safetensors") or not path.is_file():
             continue
         try:
-            found.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             for block in samples(path) if path.suffix == ".safetensors" else whole(path):
-                found.update(block)
+                digest.update(block)
         except OSError as error:
             raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def whole(path: Path) -> Iterator[bytes]:
@@ -85,7 +85,9 @@ def samples(path: Path) -> Iterator[bytes]:
         try:
             tensors = json.loads(header)
             tensors.pop("__metadata__", None)
-            places = sorted((int(begin), int(end)) for begin, end in (one["data_offsets"] for one in tensors.values()))
+            places = sorted(
+                (int(begin), int(end)) for begin, end in (tensor["data_offsets"] for tensor in tensors.values())
+            )
             if any(not 0 <= begin <= end for begin, end in places):
                 raise ValueError("a tensor lies before the file")
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -103,9 +105,9 @@ def check_model(model: specs.Model) -> None:
     folder = Path(model.name)
     if not in_folder(model) or model.revision in ("", specs.EMBEDDED_REVISION) or not folder.is_dir():
         return
-    if (found := folder_revision(folder)) != model.revision:
+    if (revision := folder_revision(folder)) != model.revision:
         raise InputError(
-            f"The model in {model.name!r} was changed: the hash of its folder is {found[:12]}…, the run names "
+            f"The model in {model.name!r} was changed: the hash of its folder is {revision[:12]}…, the run names "
             f"{model.revision[:12]}…. Put the old files back, or plan the run again."
         )
 

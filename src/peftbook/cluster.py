@@ -159,7 +159,7 @@ class Cluster:
     def slots(self, platform: str) -> int:
         """How many runs have room at a time by cores or GPUs, at least one."""
         with self.lock:
-            rooms = [one.gpus if platform == "cuda" else one.cpus // self.threads for one in self.nodes.values()]
+            rooms = [node.gpus if platform == "cuda" else node.cpus // self.threads for node in self.nodes.values()]
         return max(1, int(sum(rooms)))
 
     def refuse(self, spec: queue.Spec) -> str:
@@ -172,9 +172,9 @@ class Cluster:
             return str(error)
         with self.lock:
             nodes = list(self.nodes.values())
-        if not nodes or any(one.holds(need) for one in nodes):  # without nodes: wait for one
+        if not nodes or any(node.holds(need) for node in nodes):  # without nodes: wait for one
             return ""
-        largest = max(one.memory_bytes for one in nodes) / 1e9
+        largest = max(node.memory_bytes for node in nodes) / 1e9
         asked = f"{need.memory_bytes / 1e9:.1f} GB of memory" + " and a GPU" * need.gpus
         return f"one needs {asked}, and no node has that (the largest has {largest:.1f} GB): add a node that has."
 
@@ -224,8 +224,8 @@ class Cluster:
         """Find out again which nodes are alive, and say which are lost or new."""
         with self.lock:
             before, self.nodes = self.nodes, alive_nodes()
-            lost = [before[one].name for one in before.keys() - self.nodes.keys()]
-            new = [self.nodes[one].name for one in self.nodes.keys() - before.keys()]
+            lost = [before[identity].name for identity in before.keys() - self.nodes.keys()]
+            new = [self.nodes[identity].name for identity in self.nodes.keys() - before.keys()]
             left = len(self.nodes)
         now = f"{datetime.datetime.now():%H:%M:%S}"
         for name in lost:
@@ -246,13 +246,13 @@ def alive_nodes() -> dict[str, Node]:
     """The nodes that are alive and have a core for runs, by Ray's id."""
     import ray
 
-    found = {}
-    for one in ray.nodes():
-        has = one["Resources"]
-        if one["Alive"] and has.get("CPU", 0) >= 1:
-            name = node_name(one["NodeManagerHostname"], one["NodeID"])
-            found[one["NodeID"]] = Node(name, has["CPU"], has.get("GPU", 0), has.get("memory", 0))
-    return found
+    nodes = {}
+    for entry in ray.nodes():
+        has = entry["Resources"]
+        if entry["Alive"] and has.get("CPU", 0) >= 1:
+            name = node_name(entry["NodeManagerHostname"], entry["NodeID"])
+            nodes[entry["NodeID"]] = Node(name, has["CPU"], has.get("GPU", 0), has.get("memory", 0))
+    return nodes
 
 
 @contextlib.contextmanager
@@ -338,14 +338,14 @@ def check_token() -> None:
 def refused(address: str, error: Exception) -> InputError:
     """What to say when Ray cannot be used."""
     cause = error.__cause__ or error
-    said = " ".join(f"{type(cause).__name__}: {cause}".split())
-    if "authentication" in said.lower():
+    words = " ".join(f"{type(cause).__name__}: {cause}".split())
+    if "authentication" in words.lower():
         return InputError(
             f"The cluster at {address!r} refuses the token: use the one that its nodes have, in RAY_AUTH_TOKEN or "
             "~/.ray/auth_token."
         )
     where = f"The cluster at {address!r}" if address else "Ray on this machine"
-    return InputError(f"{where} cannot be used ({said[:200]}): run the command on one of its nodes, with its Ray.")
+    return InputError(f"{where} cannot be used ({words[:200]}): run the command on one of its nodes, with its Ray.")
 
 
 def check_code(cluster: Cluster) -> None:

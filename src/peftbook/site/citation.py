@@ -60,24 +60,18 @@ def describe(doctree: nodes.document | None) -> str:
 
 def add_citation(app: Any, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Give the templates the citation, and the head its tags."""
-    title = (
-        nodes.Text(app.env.titles[page].astext()) if page in app.env.titles else context.get("title", identity.TITLE)
-    )
-    title = str(title)
+    title = app.env.titles[page].astext() if page in app.env.titles else context.get("title", identity.TITLE)
+    description = describe(doctree) or f"{title}: {identity.TITLE}."
     tags = [
         ("property", "og:site_name", identity.TITLE),
         ("property", "og:title", title),
         ("property", "og:type", "article"),
-    ]
-    tags += [
         ("property", "og:url", address(page)),
         ("property", "og:image", f"{identity.PUBLIC_ADDRESS}_static/images/card.png"),
+        ("name", "author", "; ".join(identity.AUTHORS)),
+        ("property", "og:description", description),
     ]
-    tags += [("name", "author", "; ".join(identity.AUTHORS))]
-    has_description = 'name="description"' in context.get("metatags", "")
-    description = describe(doctree) or f"{title}: {identity.TITLE}."
-    tags.append(("property", "og:description", description))
-    if not has_description:
+    if 'name="description"' not in context.get("metatags", ""):
         tags.append(("name", "description", description))
     context["citation"] = None
     if doctree is not None and page.startswith("book/"):

@@ -10,7 +10,7 @@ from peftbook import results, studies
 from peftbook.records import Store
 from peftbook.site.bibliography import BIBLIOGRAPHY, short_name
 from peftbook.site.display import VERDICTS, badge, sign, slug
-from peftbook.site.tables import details, raised
+from peftbook.site.tables import details, powers_raised
 
 __all__ = ["claim_card", "scoreboard", "seen_from_cuda"]
 
@@ -88,11 +88,12 @@ def _effect(claim: results.Claim, page: str) -> str:
         more = f"At least {claim.missing} run{'s' * (claim.missing != 1)} to go: " if claim.missing else "Run "
         return f'<p class="claim-effect">{more}<code>{escape(results.run_command(claim.study.name))}</code></p>'
     inside, beside = (effect.unit, "") if effect.unit in ("bytes", "%") else ("", effect.unit)
-    value = raised(results.format_value(effect.value, effect.digits, inside))
+    value = powers_raised(results.format_value(effect.value, effect.digits, inside))
     unit = f' <span class="unit">{escape(beside)}</span>' if beside else ""
     interval = ""
-    if effect.low is not None and effect.high is not None and math.isfinite(effect.low) and math.isfinite(effect.high):
-        low, high = (raised(results.format_value(end, effect.digits, inside)) for end in (effect.low, effect.high))
+    ends = [end for end in (effect.low, effect.high) if end is not None and math.isfinite(end)]
+    if len(ends) == 2:
+        low, high = (powers_raised(results.format_value(end, effect.digits, inside)) for end in ends)
         interval = f' <span class="interval">{escape(effect.note or "95 % interval")}: {low} to {high}</span>'
     facts = [f"{effect.seeds} seed{'s' * (effect.seeds > 1)}"] if effect.seeds else []
     facts += [f"n = {effect.n:,}"] if effect.n else []

@@ -24,7 +24,7 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.records import Record, Store, default_store
 from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
-from peftbook.site.tables import command_block, details, fact_table, flatten, grid, raised, with_unit
+from peftbook.site.tables import command_block, details, fact_table, flatten, grid, powers_raised, with_unit
 
 __all__ = ["run_index", "run_page", "setup", "study_page"]
 
@@ -61,7 +61,7 @@ def _quantities(quantities: Mapping[str, studies.Quantity]) -> str:
     rows = (
         [
             f'<span id="{escape(name)}"><code>{escape(name).replace("_", "_<wbr>")}</code></span>',
-            raised(results.format_quantity(quantity)),
+            powers_raised(results.format_quantity(quantity)),
             f"{quantity.n:,}" if quantity.n else "",
             str(quantity.seeds or ""),
             _run_links(quantity.runs),

@@ -7,17 +7,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-__all__ = ["command_block", "details", "fact_table", "flatten", "grid", "raised", "with_unit"]
+__all__ = ["command_block", "details", "fact_table", "flatten", "grid", "powers_raised", "with_unit"]
 
 SECONDS_PER_MINUTE, BYTES_PER_MEGABYTE = 60, 1e6
 
 
-def fact_table(rows: Iterable[tuple[str, str]], kind: str = "facts") -> str:
+def fact_table(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values, a row each."""
     body = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
-    return f'<div class="table-scroll" tabindex="0"><table class="table {kind}"><tbody>{body}</tbody></table></div>'
+    return f'<div class="table-scroll" tabindex="0"><table class="table facts"><tbody>{body}</tbody></table></div>'
 
 
 def grid(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+    """A table with a head; on a narrow screen it scrolls by itself."""
     heads, rows = list(heads), [list(row) for row in rows]
     if not rows:
         return '<p class="nothing">None yet.</p>'
@@ -49,8 +51,8 @@ def plain(value: Any) -> str:
     return f"{value:.12g}" if isinstance(value, float) else "—" if value in (None, "") else str(value)
 
 
-def raised(text: str) -> str:
-    """A printed quantity as HTML, powers of ten raised: `5 × 10^−5`."""
+def powers_raised(text: str) -> str:
+    """A printed quantity as HTML, its powers of ten raised: `5 × 10^−5`."""
     return re.sub(r"10\^([−-]?\d+)", r"10<sup>\1</sup>", escape(text))
 
 
@@ -74,6 +76,7 @@ def with_unit(name: str, value: float | int | None) -> tuple[str, str]:
 
 
 def details(summary: str, body: str) -> str:
+    """What a reader opens if it is wanted."""
     return f'<details class="fold"><summary>{summary}</summary>{body}</details>'
 
 

@@ -100,7 +100,7 @@ class Logins:
         self.path = path
         try:
             self.users: dict[str, dict[str, str]] = json.loads(path.read_text())
-            if not self.users or not all({"salt", "scrypt"} <= set(one) for one in self.users.values()):
+            if not self.users or not all({"salt", "scrypt"} <= set(user) for user in self.users.values()):
                 raise ValueError
         except (OSError, ValueError, AttributeError, TypeError):
             raise InputError(f"{path} is no login file: write one with `peftbook studio --add-user NAME`.") from None
@@ -112,13 +112,13 @@ class Logins:
         """Seconds until one of these, a name or an address, may try again; 0 for now."""
         now = time.monotonic()
         with self._lock:
-            return max((self._wait(one, now) for one in whose), default=0.0)
+            return max((self._wait(key, now) for key in whose), default=0.0)
 
-    def _wait(self, one: str, now: float) -> float:
-        recent = [when for when in self._wrong.get(one, ()) if now - when < WINDOW_SECONDS]
-        self._wrong[one] = recent
+    def _wait(self, key: str, now: float) -> float:
+        recent = [when for when in self._wrong.get(key, ()) if now - when < WINDOW_SECONDS]
+        self._wrong[key] = recent
         if not recent:
-            del self._wrong[one]
+            del self._wrong[key]
         return recent[-FAILURES] + WINDOW_SECONDS - now if len(recent) >= FAILURES else 0.0
 
     def mark(self, name: str) -> str:
@@ -130,14 +130,14 @@ class Logins:
         """Whether the password is right; wrong ones count. An unknown name takes as long as a known one."""
         known = self.users.get(name, {"salt": "00" * 16, "scrypt": ""})
         with self._few:
-            found = scrypt(password[:1024], bytes.fromhex(known["salt"])).hex()
-        if hmac.compare_digest(found, known["scrypt"]):
+            digest = scrypt(password[:1024], bytes.fromhex(known["salt"])).hex()
+        if hmac.compare_digest(digest, known["scrypt"]):
             with self._lock:
                 self._wrong.pop(f"name {name}", None)
             return True
         with self._lock:
-            for one in (f"name {name[:64]}", f"address {address}"):
-                self._wrong.setdefault(one, []).append(time.monotonic())
+            for key in (f"name {name[:64]}", f"address {address}"):
+                self._wrong.setdefault(key, []).append(time.monotonic())
         return False
 
 
@@ -180,10 +180,10 @@ def digest(token: str) -> str:
 def cookie(headers: dict[str, str]) -> str:
     """The session cookie of a request, or nothing."""
     try:
-        found = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        morsel = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except http.cookies.CookieError:
         return ""
-    return found.value if found else ""
+    return morsel.value if morsel else ""
 
 
 # --- the doors -------------------------------------------------------------------------------------------------

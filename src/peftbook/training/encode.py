@@ -55,8 +55,8 @@ def encode_turns(tokenizer, messages: list[dict[str, str]]) -> list[list[int]]:
     rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
     pieces: list[list[int]] = []
     for message, mark in zip(messages, marks, strict=True):
-        head, found, rest = rest.partition(mark)
-        if not found:
+        head, placed, rest = rest.partition(mark)
+        if not placed:
             raise InputError("The chat template of this tokenizer drops or rewrites message texts: use another model.")
         pieces.append(tokenizer.encode(head, add_special_tokens=False))
         pieces.append(encode_plain(tokenizer, message["content"]))
@@ -96,7 +96,7 @@ def encode_example(
 def encode_training(tokenizer, task: TaskData, budget: Budget) -> list[Encoded]:
     """The training examples that a budget names."""
     examples = task.splits["train"][: budget.train_examples or None]
-    return [encode_example(tokenizer, task, one, budget.max_length) for one in examples]
+    return [encode_example(tokenizer, task, example, budget.max_length) for example in examples]
 
 
 def shared_prefix(examples: Sequence[Encoded]) -> int:

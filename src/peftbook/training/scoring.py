@@ -68,11 +68,11 @@ def bertscore(
     """
     check_lengths(predictions, references)
     scores = [0.0] * len(predictions)
-    known = [[one for one in answers(reference) if one.strip()] for reference in references]
+    known = [[answer for answer in answers(reference) if answer.strip()] for reference in references]
     kept = [i for i, (text, right) in enumerate(zip(predictions, known, strict=True)) if text.strip() and right]
     if kept:
         texts, rights = [predictions[i] for i in kept], [known[i] for i in kept]
-        different = len({*texts, *(one for right in rights for one in right)})
+        different = len({*texts, *(text for right in rights for text in right)})
         with warnings.catch_warnings(), counted(scorer()._model, different, on_batch):
             warnings.simplefilter("ignore")
             _, _, f1 = scorer().score(texts, rights, batch_size=batch_size)

@@ -58,8 +58,12 @@ def documents(split: str) -> list[str]:
     """
     examples = get_task("docstrings").splits[split]
     held = {name for names in PROSE.values() for name in names}
-    chosen = [one.target for one in prose.load() if (one.id in PROSE[split] if split in PROSE else one.id not in held)]
-    return [one.input for one in examples] + [one.target for one in examples] + chosen
+    chosen = [
+        example.target
+        for example in prose.load()
+        if (example.id in PROSE[split] if split in PROSE else example.id not in held)
+    ]
+    return [example.input for example in examples] + [example.target for example in examples] + chosen
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -164,8 +168,8 @@ def held_out(tokenizer, split: str = "test", limit: int = 0) -> tuple[list[Encod
     The functions and sentences of the first `limit` examples are kept (0: of all), and all of the prose.
     """
     examples = get_task("docstrings").splits[split][: limit or None]
-    kinds = {"function": [one.input for one in examples], "sentence": [one.target for one in examples]}
-    kinds["prose"] = [one.target for one in prose.load() if one.id in PROSE[split]]
+    kinds = {"function": [example.input for example in examples], "sentence": [example.target for example in examples]}
+    kinds["prose"] = [example.target for example in prose.load() if example.id in PROSE[split]]
     data, names = [], []
     for kind, texts in kinds.items():
         for text in texts:

@@ -25,11 +25,11 @@ LONGEST = 8192
 
 def count(tokenizer: Any, task: TaskData) -> dict[str, Any]:
     """Tokens before the target and tokens of the target, its end of turn included, of each example of each split."""
-    found: dict[str, Any] = {"data_sha256": task.data_sha256}
+    counts: dict[str, Any] = {"data_sha256": task.data_sha256}
     for split, examples in task.splits.items():
-        encoded = [encode_example(tokenizer, task, one, LONGEST) for one in examples]
-        found[split] = {"before": [one.start for one in encoded], "target": [one.label_tokens for one in encoded]}
-    return found
+        encoded = [encode_example(tokenizer, task, example, LONGEST) for example in examples]
+        counts[split] = {"before": [pair.start for pair in encoded], "target": [pair.label_tokens for pair in encoded]}
+    return counts
 
 
 def spell(tokenizer: Any, task: TaskData, example: Example) -> list[tuple[str, str]]:
@@ -46,14 +46,14 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(prepare_embedded())
     docstrings = get_task("docstrings")
-    example = next(one for one in docstrings.splits["validation"] if one.id == SPELT)
-    found = {
+    example = next(candidate for candidate in docstrings.splits["validation"] if candidate.id == SPELT)
+    counts = {
         "tokenizer": specs.EMBEDDED_MODEL,
         "revision": specs.EMBEDDED_REVISION,
         "example": {"task": "docstrings", "id": SPELT, "tokens": spell(tokenizer, docstrings, example)},
         "tasks": {name: count(tokenizer, get_task(name)) for name in TASKS},
     }
-    write_atomically(DATA / "token_lengths.json", json.dumps(found, separators=(",", ":")).encode() + b"\n")
+    write_atomically(DATA / "token_lengths.json", json.dumps(counts, separators=(",", ":")).encode() + b"\n")
 
 
 if __name__ == "__main__":

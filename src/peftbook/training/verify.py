@@ -52,7 +52,7 @@ def verify_sample(store: Store, sample: int, seed: int) -> Iterator[Verified]:
     First said, and never sampled: what is left out, by name. Probes hold many numbers of many kinds and no common
     tolerance; runs whose data is not at hand cannot be repeated.
     """
-    quality = [one for one in store.all() if one.spec.purpose == "quality" and one.spec.platform == "cpu"]
+    quality = [record for record in store.all() if record.spec.purpose == "quality" and record.spec.platform == "cpu"]
     candidates: list[tuple[Record, Run]] = []
     left_out: dict[str, int] = defaultdict(int)
     for record in quality:
