@@ -14,10 +14,10 @@ from peftbook import cli
 from peftbook.errors import InputError
 from peftbook.methods import presets
 from peftbook.methods.lora import LoRA
-from peftbook.options import Bound, add_options, check_bounds, options_of, read_options, words_of
+from peftbook.options import Bound, add_options, check_bounds, listed, options_of, read_options, words_of
 from peftbook.processes import ask
 from peftbook.studio.plan import plan, run_alone
-from peftbook.studio.settings import Judging, Reading, Settings, Single
+from peftbook.studio.settings import Judging, Reading, Settings, Single, rates_named
 from peftbook.tasks.rows import Caps
 
 COMMANDS = {"train": (Reading, Single), "compare": (Reading, Settings, Judging), "studio": (Caps,)}
@@ -101,6 +101,15 @@ def test_train_computes_the_run_that_compare_does(name, change):
     single = Single(model=SMALL, method=name, seed=0 if name in ("untuned", "fewshot") else 2, **change)
     runs = plan(TASK, Settings(models=(SMALL,), methods=(name,), seeds=3, **change))
     assert run_alone(TASK, single).key in {run.key for run in runs}
+
+
+def test_a_method_with_settings_is_named_in_lists_and_rates():
+    """Commas within brackets and the first signs belong to the method; peft's names keep their letters."""
+    boft = 'peft:BOFT:target_modules=["q_proj","v_proj"]:boft_block_size=4'
+    assert listed(f"untuned, {boft},lora:rank=4") == ("untuned", boft, "lora:rank=4")
+    assert rates_named([f"{boft} = 1e-3", "LoRA=4e-4"]) == {boft: 1e-3, "lora": 4e-4}
+    with pytest.raises(InputError, match=r"'0\.1' is no learning rate"):
+        rates_named(["0.1"])
 
 
 def test_a_rank_that_a_method_does_not_have_is_refused():
