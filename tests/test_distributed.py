@@ -381,7 +381,7 @@ def test_the_queue_passes_over_what_cannot_be_shared(tmp_path):
     runs = [small_run(seed=0), *(small_run(seed=seed, purpose="timing", machine="m") for seed in (1, 2))]
     study = Study(
         name="s", title="", claim="", source="", refuted_if="", does_not_show="", chapter="",
-        runs=lambda store: runs, quantities=lambda store: {}, verdict=lambda store: Verdict("not yet run", ""),
+        runs=lambda store: runs, measure=lambda store: {}, judge=lambda store: Verdict("not yet run", ""),
     )  # fmt: skip
 
     def compute(run, threads):
