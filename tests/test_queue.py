@@ -14,11 +14,12 @@ import pytest
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.exchange import import_records
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.processes import hold
-from peftbook.records import Record, Store, import_records
+from peftbook.records import Record, Store
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
 from peftbook.training.durations import Estimates

@@ -32,7 +32,8 @@ from pydantic import TypeAdapter
 import peftbook
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.records import Store, files_of, receive_record
+from peftbook.exchange import files_of, receive_record
+from peftbook.records import Store
 from peftbook.training import queue
 from peftbook.training.hardware import cores
 from peftbook.training.request import Request, request_for

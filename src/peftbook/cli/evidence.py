@@ -31,7 +31,8 @@ def add_commands(add: Add) -> None:
 
 def command_import(args: argparse.Namespace) -> int:
     """Check and add the records of a file that `peftbook run --export` wrote; none at hand is replaced."""
-    from peftbook.records import default_store, import_records
+    from peftbook.exchange import import_records
+    from peftbook.records import default_store
 
     added, refused = import_records(default_store(), args.file)
     print(f"{len(added)} records added.")

@@ -19,8 +19,9 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.base_models import pinned
 from peftbook.errors import InputError
+from peftbook.exchange import ZIP_DATE
 from peftbook.options import words_of
-from peftbook.records import ZIP_DATE, Record, write_atomically
+from peftbook.records import Record, write_atomically
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.tabular import escape_cell

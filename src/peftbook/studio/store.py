@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.records import Store, files_of, receive_record, write_atomically
+from peftbook.exchange import files_of, receive_record
+from peftbook.records import Store, write_atomically
 from peftbook.studio.attempts import Attempts, WorkerState
 from peftbook.studio.database import clear_failures, default_home
 from peftbook.studio.jobs import Job, JobState, Plan

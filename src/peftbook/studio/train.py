@@ -9,8 +9,9 @@ from pathlib import Path
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.exchange import files_of, receive_record
 from peftbook.options import read_options
-from peftbook.records import Record, Store, files_of, receive_record
+from peftbook.records import Record, Store
 from peftbook.studio.own_file import OwnFile, compute
 from peftbook.studio.plan import run_alone
 from peftbook.studio.settings import Reading, Single

@@ -39,7 +39,7 @@ from peftbook.training.hardware import peak_memory
 from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, train
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.phases import Display, Phase, Phases, describe_step
-from peftbook.training.provenance import provenance
+from peftbook.training.provenance import provenance, seconds_of
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "Watch", "execute", "prepare"]
@@ -219,7 +219,7 @@ def compute(
         key=run.key,
         spec=run,
         provenance=provenance(started, micro_batch or examples_at_a_time(run, processes), processes)
-        | seconds(predicted, out["measurements"])
+        | seconds_of(predicted, out["measurements"])
         | resumed,
         failure=failure,
         **out,
@@ -241,14 +241,6 @@ def predict(trainee: Trainee) -> dict[str, float]:
         return predicted_seconds(trainee.run, shape, trainee.task, trainee.tokenizer, trainee.encoded, rates)
     except InputError:
         return {}
-
-
-def seconds(predicted: dict[str, float], measured: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Predicted and measured seconds of the same parts, for the record's provenance."""
-    if not predicted:
-        return {}
-    found = {name: measured[f"{name}_seconds"] for name in predicted if f"{name}_seconds" in measured}
-    return {"predicted_seconds": predicted, "measured_seconds": found}
 
 
 def save_trained(trainee: Trainee, folder: Path) -> None:

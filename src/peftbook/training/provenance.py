@@ -8,6 +8,7 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -16,7 +17,7 @@ from peftbook.training.distributed import ALONE, Processes
 from peftbook.training.hardware import cpu_model
 from peftbook.training.precision import products_here
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "seconds_of"]
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
 
@@ -57,3 +58,11 @@ def commit() -> dict[str, object]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"commit": revision.strip(), "dirty": bool(changed.strip())}
+
+
+def seconds_of(predicted: dict[str, float], measured: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Predicted and measured seconds of the same parts, for the record's provenance."""
+    if not predicted:
+        return {}
+    found = {name: measured[f"{name}_seconds"] for name in predicted if f"{name}_seconds" in measured}
+    return {"predicted_seconds": predicted, "measured_seconds": found}

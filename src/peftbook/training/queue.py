@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Protocol
 
 from peftbook.errors import InputError
+from peftbook.exchange import export_records
 from peftbook.processes import Child, elsewhere
-from peftbook.records import Store, export_records
+from peftbook.records import Store
 from peftbook.results import describe
 from peftbook.specs import Run
 from peftbook.studies import Study
