@@ -11,7 +11,7 @@ from pathlib import Path
 import grimp
 import pytest
 
-from peftbook.tasks import REGISTRY, data_at_hand, task_names
+from peftbook.tasks import data_at_hand, task_names
 
 ROOT = Path(__file__).resolve().parents[1]
 TRY = """
@@ -46,7 +46,7 @@ def shipped(wheel: Path) -> set[str]:
 def builders() -> set[str]:
     """Modules that build data, and those that nothing but such a module imports; tasks are found by their names."""
     graph = grimp.build_graph("peftbook", cache_dir=None)
-    found_by_name = {f"peftbook.tasks.{module}" for _, _, module in REGISTRY.values()}
+    found_by_name = {f"peftbook.tasks.{name}" for name in task_names()}
     modules = {name for name in graph.modules if name.startswith("peftbook.tasks.") and name.endswith("_build")}
     while more := {
         name

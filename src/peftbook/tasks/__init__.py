@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,38 +111,35 @@ def references(task: TaskData) -> dict[str, tuple[str, ...]]:
     return {example.id: task.all_references.get(example.id, (example.target,)) for example in examples}
 
 
-# name → (hash of the data, version, module with `load()`)
-REGISTRY: dict[str, tuple[str, int, str]] = {
-    "docstrings": ("bde040a5a6a5f6e4669734f927605db1a3b53e6e783b8aa16b60ecba33c428ee", 1, "docstrings"),
-    "e2e": ("e5ffa9e52c53e5c6babb0ef44f70b6eb5f3266ba4fd5f69fb5572c5a22fff251", 1, "e2e"),
-    "sql": ("6049a3ae6d73d93fb45bf911c0b212d8aa85c5dd5879171e7e796357452ffb6f", 1, "sql"),
-    "recall": ("01477dc8cbb35e0baa23f0a960fc5a698537017173c1eb3dc089c6bb1c06e9fa", 1, "recall"),
-    "sort": ("244fed067f96a6c82e45559ce5edc07c567037e5a4c9568657e40c45586addc0", 1, "sort"),
-}
+@functools.cache
+def pinned() -> Mapping[str, specs.Task]:
+    """Task → the spec by which its module, which has its name, pins its data as `SPEC`; without reading them."""
+    names = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.endswith("_build"))
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return {module.SPEC.name: module.SPEC for module in modules if hasattr(module, "SPEC")}
 
 
 def task_names() -> list[str]:
     """Names of the tasks of the book's own runs."""
-    return sorted(REGISTRY)
+    return sorted(pinned())
 
 
 def task_spec(name: str) -> specs.Task:
     """The pinned spec of a task by name, without its data. Raises InputError for an unknown one."""
-    if name not in REGISTRY:
+    if name not in pinned():
         raise InputError(f"Unknown task {name!r}: choose one of {', '.join(task_names())}, or use files or hub data.")
-    sha256, version, _ = REGISTRY[name]
-    return specs.Task(name=name, data_sha256=sha256, version=version)
+    return pinned()[name]
 
 
 @functools.cache
 def get_task(name: str) -> TaskData:
     """Load a task by name. Raises InputError for an unknown one and where its data is missing or not the pinned one."""
-    pinned = task_spec(name)
-    task = importlib.import_module(f"peftbook.tasks.{REGISTRY[name][2]}").load()
-    if task.spec != pinned:
+    spec = task_spec(name)
+    task = importlib.import_module(f"{__name__}.{name}").load()
+    if task.spec != spec:
         raise InputError(
             f"Task {name!r} loaded data {task.data_sha256[:12]}…, version {task.version}, not the pinned "
-            f"{pinned.data_sha256[:12]}…, version {pinned.version}: rebuild or restore its data."
+            f"{spec.data_sha256[:12]}…, version {spec.version}: rebuild or restore its data."
         )
     return task
 

@@ -5,12 +5,14 @@ The data are built by `docstrings_build.py` and described in the book's data she
 
 from __future__ import annotations
 
+from peftbook import specs
 from peftbook.tasks import DATA, SPLITS, Example, TaskData, check_pinned, how_to_restore
 
-__all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "load"]
+__all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "SPEC", "load"]
 
 PATH = DATA / "docstrings.parquet"
 DATA_SHA256 = "bde040a5a6a5f6e4669734f927605db1a3b53e6e783b8aa16b60ecba33c428ee"
+SPEC = specs.Task(name="docstrings", data_sha256=DATA_SHA256, version=1)
 INSTRUCTION = "Write the first sentence of this Python function's docstring.\n\n```python\n{input}\n```"
 # What each count in docstrings.json says, in the order in which the filters are applied.
 FILTERS = {
@@ -49,7 +51,7 @@ def load() -> TaskData:
         splits[row["split"]].append(Example(row["id"], row["input"], row["target"], row["group"]))
     return TaskData(
         name="docstrings",
-        version=1,
+        version=SPEC.version,
         instruction=INSTRUCTION,
         splits={split: tuple(examples) for split, examples in splits.items()},
         metrics=("rouge", "bertscore", "exact_match"),

@@ -12,11 +12,14 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.tasks import TaskData
 from peftbook.tasks.hub import load_hub
 
-__all__ = ["load"]
+__all__ = ["SPEC", "load"]
+
+SPEC = specs.Task(name="e2e", data_sha256="e5ffa9e52c53e5c6babb0ef44f70b6eb5f3266ba4fd5f69fb5572c5a22fff251", version=1)
 
 
 def load() -> TaskData:

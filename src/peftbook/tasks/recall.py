@@ -17,10 +17,11 @@ import random
 import string
 from collections.abc import Mapping, Sequence
 
+from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.tasks import Example, TaskData
 
-__all__ = ["BITS_PER_PAIR", "DATA_SHA256", "INSTRUCTION", "PAIRS", "SEED", "content_sha256", "load", "make"]
+__all__ = ["BITS_PER_PAIR", "DATA_SHA256", "INSTRUCTION", "PAIRS", "SEED", "SPEC", "content_sha256", "load", "make"]
 
 PAIRS, SEED = 4096, 0
 HELD = 200
@@ -29,6 +30,7 @@ BITS_PER_PAIR = VALUE_DIGITS * math.log2(10)
 INSTRUCTION = "What is the code of {input}?"
 # SHA-256 of the pairs that make(PAIRS, SEED) generates.
 DATA_SHA256 = "01477dc8cbb35e0baa23f0a960fc5a698537017173c1eb3dc089c6bb1c06e9fa"
+SPEC = specs.Task(name="recall", data_sha256=DATA_SHA256, version=1)
 
 
 def make(n: int, seed: int) -> TaskData:
@@ -53,7 +55,7 @@ def make(n: int, seed: int) -> TaskData:
     }
     return TaskData(
         name="recall" if (n, seed) == (PAIRS, SEED) else f"recall-{n}-{seed}",
-        version=1,
+        version=SPEC.version,
         instruction=INSTRUCTION,
         splits=splits,
         metrics=("exact_match",),

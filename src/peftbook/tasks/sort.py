@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 
+from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.tasks import Example, TaskData
 from peftbook.tasks.recall import content_sha256
 
-__all__ = ["DATA_SHA256", "INSTRUCTION", "SIZES", "load", "make"]
+__all__ = ["DATA_SHA256", "INSTRUCTION", "SIZES", "SPEC", "load", "make"]
 
 SIZES = {"train": 2000, "validation": 200, "test": 300}
 LENGTHS = (3, 4, 5, 6)
@@ -20,6 +21,7 @@ SMALLEST, LARGEST = 10, 99  # all of two digits, so that no number has a shorter
 INSTRUCTION = "Sort these numbers in descending order.\n\n{input}"
 # SHA-256 of what make(0) generates.
 DATA_SHA256 = "244fed067f96a6c82e45559ce5edc07c567037e5a4c9568657e40c45586addc0"
+SPEC = specs.Task(name="sort", data_sha256=DATA_SHA256, version=1)
 
 
 def make(seed: int) -> TaskData:
@@ -39,7 +41,7 @@ def make(seed: int) -> TaskData:
         splits[split] = tuple(examples)
     return TaskData(
         name="sort" if seed == 0 else f"sort-{seed}",
-        version=1,
+        version=SPEC.version,
         instruction=INSTRUCTION,
         splits=splits,
         metrics=("exact_match",),

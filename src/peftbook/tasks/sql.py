@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.tasks import DATA, SPLITS, Example, TaskData, how_to_restore
 
@@ -24,6 +25,7 @@ __all__ = [
     "DATA_SHA256",
     "INSTRUCTION",
     "PATH",
+    "SPEC",
     "TABLES_PATH",
     "Table",
     "connect",
@@ -39,6 +41,7 @@ PATH = DATA / "sql.parquet"
 TABLES_PATH = DATA / "sql.json"
 # SHA-256 over the bytes of sql.json followed by those of sql.parquet.
 DATA_SHA256 = "6049a3ae6d73d93fb45bf911c0b212d8aa85c5dd5879171e7e796357452ffb6f"
+SPEC = specs.Task(name="sql", data_sha256=DATA_SHA256, version=1)
 INSTRUCTION = "Write one SQLite query that answers the question.\n\n{input}"
 
 Row = tuple[Any, ...]
@@ -217,7 +220,7 @@ def load() -> TaskData:
         splits[row["split"]].append(Example(row["id"], text, row["sql"], row["table"]))
     return TaskData(
         name="sql",
-        version=1,
+        version=SPEC.version,
         instruction=INSTRUCTION,
         splits={split: tuple(examples) for split, examples in splits.items()},
         metrics=("exact_match",),
