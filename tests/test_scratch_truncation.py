@@ -40,7 +40,7 @@ def test_an_unknown_side_is_refused():
         kept(1, 1, 1, "middle")
 
 
-@pytest.mark.parametrize("arm_looks", [1, 3, 20, 300])
+@pytest.mark.parametrize("looks", [1, 3, 20, 300])
 def test_the_bound_is_that_of_the_binomial(looks):
     """At the bound, seeing no success has a chance of exactly the level: Clopper and Pearson, one-sided."""
     assert stats.binom.pmf(0, looks, upper_bound(looks)) == pytest.approx(0.05)

@@ -174,7 +174,7 @@ def test_the_fields_of_a_new_project_begin_at_one_edge(session):
 
 def test_the_check_says_what_each_run_takes(session):
     """Rows, tokens and memory of both runs, before anything is loaded."""
-    assert "Untuned" in session.checked and "LoRA" in session.checked and "MB" in session.checked
+    assert "Untuned" in session.checked and "LoRA" in session.checked and "GB" in session.checked
 
 
 def test_the_browser_has_nothing_to_complain_about(session):

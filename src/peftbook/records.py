@@ -30,7 +30,6 @@ from peftbook.specs import Probe, Run
 __all__ = [
     "Missing",
     "Record",
-    "Seen",
     "Store",
     "Unusable",
     "aside",
