@@ -426,3 +426,9 @@ def test_the_ledger_names_every_verdict():
         assert amendment.before and amendment.now and amendment.why and amendment.date and amendment.commit
         assert set(amendment.changed) <= set(amendment.verdicts)
         assert len(amendment.verdicts) >= len(NAMES) // 2
+
+
+def test_an_interval_that_is_no_number_rejects_nothing():
+    """A score that is NaN makes mean and error NaN; a p of 0 would call that certain."""
+    broken = stats.mean_interval([[0.3, math.nan, 0.2]] * 3)
+    assert stats.p_value(broken) == 1 and stats.holm({"broken": stats.p_value(broken)}) == {"broken": False}

@@ -181,7 +181,7 @@ def freedom_of(weights: np.ndarray) -> float:
 def p_value(one: Interval) -> float:
     """Two-sided, of the hypothesis that the mean is zero: the level at which its interval touches zero."""
     if not 0 < one.standard_error < math.inf:
-        return float(one.mean == 0 or one.standard_error > 0)
+        return float(one.mean == 0 or one.standard_error != 0)  # also where it is no number
 
     def beyond(log_level: float) -> float:
         return one.half(math.exp(log_level)) - abs(one.mean)
