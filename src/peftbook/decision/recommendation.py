@@ -103,7 +103,8 @@ def ahead(found: Comparison, row: Row, other: Row) -> str:
     one = found.gain(row, other)
     if one is None:
         return "an unknown amount"
-    return f"{amount(found, one.mean)} (95 % interval {signed(one.low)} to {signed(one.high)})"
+    known = f"95 % interval {signed(one.low)} to {signed(one.high)}" if math.isfinite(one.half95) else "of unknown error"
+    return f"{amount(found, one.mean)} ({known})"
 
 
 def correction(found: Comparison) -> str:
@@ -136,7 +137,7 @@ def say_open(
         first, second = (row, chosen) if mean_gain(found, row, chosen) >= 0 else (chosen, row)
         one = found.gain(first, second)
         if one is not None:
-            needs.setdefault(settle(one, found.margin, each)[::-1], (first, second))
+            needs.setdefault(plan(one, found.margin, each), (first, second))
     (seeds, examples), (first, second) = max(needs.items())
     one = found.gain(first, second)
     assert one is not None
@@ -162,6 +163,14 @@ def say_open(
         examples,
         seeds if by_seeds else None,
     )
+
+
+def plan(one: Interval, margin: float, level: float) -> tuple[int, int]:
+    """About how many (seeds, test examples) would tell; where nothing is known of the spread, the fewest that say it."""
+    if math.isinf(one.standard_error):
+        return one.seeds, FEWEST_EXAMPLES
+    examples, seeds = settle(one, margin, level)
+    return seeds, examples
 
 
 def lacking(one: Interval, by_seeds: bool) -> str:
