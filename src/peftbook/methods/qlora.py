@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from peftbook.errors import InputError
 from peftbook.memory import Shape
@@ -25,10 +27,13 @@ class QLoRA(LoRA):
     `int4` is symmetric round-to-nearest onto the 15 levels −7 … 7, `nf2` NormalFloat with two bits. bitsandbytes has
     neither: the base is then dense and holds the dequantised values, which computes the same function without the
     memory.
+    rounded: False is a control for a corrected start. The adapter starts at the same factors, but the base keeps what
+    they leave of it, W − γBA, unrounded, so that the model starts as the dense one: the start without the error.
 
     Source: Dettmers et al. 2023, arXiv:2305.14314, section 3.
     """
 
+    added: ClassVar[tuple[str, ...]] = (*LoRA.added, "rounded")
     title = "QLoRA"
     shares_base = False
     lighter = ""
@@ -36,6 +41,13 @@ class QLoRA(LoRA):
     kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
     quant: Literal["nf4", "fp4", "int4", "nf2"] = "nf4"
     double_quant: bool = True
+    rounded: bool = True
+
+    @model_validator(mode="after")
+    def _an_unrounded_base_needs_a_start(self):
+        if not self.rounded and self.init == "kaiming":
+            raise ValueError("rounded = False with a plain start is LoRA on the dense base: use lora")
+        return self
 
     @property
     def packed(self) -> bool:
@@ -62,7 +74,7 @@ class QLoRA(LoRA):
         if self.packed:
             return super().apply(model, seed, tokenizer)
         starts = init_corrected(model, self)
-        plain: Any = LoRA(**self.model_dump(exclude={"kind", "quant", "double_quant", "init"}))
+        plain: Any = LoRA(**self.model_dump(exclude={"kind", "quant", "double_quant", "init", "rounded"}))
         tuned = plain.apply(model, seed, tokenizer)
         set_lora(tuned, starts)
         return tuned
@@ -97,6 +109,7 @@ def init_corrected(model: Any, method: QLoRA) -> dict[str, tuple[Tensor, Tensor]
         Source: Li et al. 2023, arXiv:2310.08659, Algorithm 1.
     pissa: γBA = rank-r SVD of W, then Q = quantised(W − γBA): the residual alone is quantised (QPiSSA).
         Source: Meng et al. 2024, arXiv:2404.02948, section 4.
+    Where the method is not `rounded`, the base is W − γBA in its own type, and layers without a start stay as they are.
     A is (r, d_in), B is (d_out, r), both float32; γ is the method's scaling, so √γ is taken off each factor.
     Raises InputError for an initialisation that has no form for a quantised base, or that DoRA would undo.
     """
@@ -111,6 +124,8 @@ def init_corrected(model: Any, method: QLoRA) -> dict[str, tuple[Tensor, Tensor]
     starts = {}
     for name, part in linear_layers(model).items():
         w = part.weight.detach().clone()
+        if not method.rounded and not is_adapted(name, method):
+            continue
         if method.init == "kaiming" or not is_adapted(name, method):
             part.weight.data.copy_(round_trip(w, method.quant, BLOCK, method.double_quant))
             continue
@@ -123,7 +138,7 @@ def init_corrected(model: Any, method: QLoRA) -> dict[str, tuple[Tensor, Tensor]
             if method.init == "loftq":
                 B, A = top_singular(w - stored, method.rank)
                 product = B @ A
-        part.weight.data.copy_(stored)
+        part.weight.data.copy_(stored if method.rounded else w - product)
         starts[name] = (A / method.gamma**0.5, B / method.gamma**0.5)
     return starts
 

@@ -40,8 +40,8 @@ COMPARISON = Comparison(
     arms=(
         Arm("untuned", "Untuned", Untuned()),
         Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),
-        Arm("full", "Full fine-tuning", Full(), rates(-4, 2, 2), 5e-5),
-        Arm("lora", "LoRA", LoRA(), rates(-2, 4, 2), 2e-4),
+        Arm("full", "Full fine-tuning", Full(), rates(-4, 2), 5e-5),
+        Arm("lora", "LoRA", LoRA(), rates(-2, 4), 2e-4),
         Arm("qlora", "QLoRA (NF4, double quantisation)", QLoRA(), rates(-2, 4, 2), 2e-4),
         Arm("adapter", "Bottleneck adapter", Adapter(), rates(-2, 4, 2), 2e-4),
         Arm("norm", "Norm gains", NormTuning(), rates(0, 6, 2)),
@@ -50,6 +50,7 @@ COMPARISON = Comparison(
         Arm("prompt", "Prompt tuning", PromptTuning(), PROMPT_RATES, 0.3),
     ),
     factor=4,
+    bearable=MARGIN / 2,
     test_examples=630,
     generate=630,
     max_new_tokens=64,

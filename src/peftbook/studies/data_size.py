@@ -31,8 +31,8 @@ ARMS = (
     Arm("full", "Full fine-tuning", Full(), rates(-4, 0, 2), 5e-5),
 )
 COMPARISONS = {
-    size: Comparison(task="e2e", tokens=E2E_TOKENS, arms=ARMS, factor=4, train_examples=size, generate=200,
-                     max_new_tokens=64)
+    size: Comparison(task="e2e", tokens=E2E_TOKENS, arms=ARMS, factor=4, bearable=MARGIN / 2, train_examples=size,
+                     generate=200, max_new_tokens=64)
     for size in SIZES
 }  # fmt: skip
 FEWSHOT = Comparison(

@@ -40,6 +40,7 @@ COMPARISON = Comparison(
     tokens=E2E_TOKENS,
     arms=tuple(arm(length, init) for init in ("vocabulary", "random", "text") for length in LENGTHS),
     factor=4,
+    bearable=MARGIN / 2,
 )
 
 

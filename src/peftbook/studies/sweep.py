@@ -28,6 +28,7 @@ from peftbook.tasks import task_spec, test_groups
 __all__ = ["Arm", "Comparison", "columns", "corpus_bleu", "decide", "grid", "length_ratio"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
+FINEST = 1.5  # and none refined where neighbours are closer
 SCORES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 
 
@@ -55,6 +56,8 @@ class Comparison:
     """Arms that share task, budget, seeds and test examples.
 
     tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
+    bearable: where a finer grid might lower an arm's validation loss by more, the arm gets the two rates halfway to the
+    neighbours of its best one, and again, down to FINEST; 0 never refines.
     sweep_examples: validation examples of a sweep run.  test_examples, generate: of a final run.
     train_examples: only the first so many training examples are used; 0 means all.
     """
@@ -64,6 +67,7 @@ class Comparison:
     arms: tuple[Arm, ...]
     batch_size: int = 8
     factor: float = 2.0
+    bearable: float = 0.0
     sweep_seeds: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (1, 2, 3)
     sweep_examples: int = 100
@@ -100,7 +104,7 @@ class Comparison:
         return math.fsum(map(validation_loss, records)) / len(records)
 
     def rates(self, arm: Arm, store: Store) -> list[float]:
-        """The arm's grid, extended as far as the records at hand tell."""
+        """The arm's grid, extended and refined as far as the records at hand tell."""
         rates = list(arm.rates)
         with suppress(Missing):
             while rates and self.factor:
@@ -110,6 +114,8 @@ class Comparison:
                     rates.insert(0, grid(best / self.factor, 1, 1)[0])
                 elif best == rates[-1] and best * self.factor <= HIGHEST_RATE:
                     rates.append(grid(best * self.factor, 1, 1)[0])
+                elif self.bearable and shortfall(losses, best) > self.bearable and (finer := halfway(rates, best)):
+                    rates = sorted({*rates, *finer})
                 else:
                     break
         return rates
@@ -336,6 +342,13 @@ def middle_first(rates: Sequence[float]) -> list[float]:
     """The rates in order of their distance from the middle of the grid: a queue that is cut short has the best part."""
     middle = (len(rates) - 1) / 2
     return [rates[at] for at in sorted(range(len(rates)), key=lambda at: abs(at - middle))]
+
+
+def halfway(rates: Sequence[float], best: float) -> list[float]:
+    """The geometric means of the best rate and its neighbours, unless these are within FINEST of it."""
+    at = rates.index(best)
+    near = [rate for rate in rates[max(0, at - 1) : at + 2] if max(rate / best, best / rate) > FINEST]
+    return [grid(math.sqrt(rate * best), 1, 1)[0] for rate in near]
 
 
 def shortfall(found: Mapping[float, float], best: float) -> float:

@@ -36,6 +36,7 @@ COMPARISON = Comparison(
         for name, (label, rank, targets) in CHOICES.items()
     ),
     factor=4,
+    bearable=MARGIN / 2,
     seeds=(1, 2, 3, 4, 5),
 )
 

@@ -42,6 +42,7 @@ COMPARISON = Comparison(
         Arm("vera", "VeRA", VeRA(), rates(2, 8, 2)),
     ),
     factor=4,
+    bearable=MARGIN / 2,
     seeds=(1, 2, 3, 4, 5),
 )
 best_rate = COMPARISON.best_rate
