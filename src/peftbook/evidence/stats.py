@@ -22,6 +22,7 @@ __all__ = [
     "Interval",
     "Scores",
     "example_interval",
+    "final_level",
     "half_width",
     "holm",
     "judge",
@@ -33,11 +34,13 @@ __all__ = [
     "replicates",
     "resamples",
     "score_interval",
+    "second_look",
     "seed_interval",
     "settle",
     "standard_errors",
     "statistic_interval",
     "together",
+    "with_bias",
 ]
 
 DRAWS = 2000  # of the bootstrap
@@ -196,20 +199,47 @@ def p_value(one: Interval) -> float:
 def judge(difference: Interval, margin: float, claim: tuple[float, float]) -> str:
     """Verdict on a claim about a difference.
 
-    claim: the interval that the claim allows (−inf and inf are fine).  reproduced: the 95 % interval lies inside it.
-    refuted: the 95 % interval lies wholly outside it, beyond the margin.  equivalent: the 90 % interval lies inside
-    ±margin.  undecided: anything else.  direction only: one of the first three, by too few seeds or groups.
+    claim: the interval that the claim allows (−inf and inf are fine).  reproduced: the 95 % interval lies inside it, by
+    the margin.  refuted: the 95 % interval lies wholly outside it, by the margin.  equivalent: the 90 % interval lies
+    inside ±margin.  direction only: the 95 % interval lies on one side of the claim's edge, but the margin is not
+    reached, or it rests on too few seeds or groups.  undecided: anything else. A claim whose edge is the margin already
+    is judged with margin 0.
     """
     low, high = difference.low, difference.high
-    if low >= claim[0] and high <= claim[1]:
+    if low >= claim[0] + margin and high <= claim[1] - margin:
         outcome = "reproduced"
     elif low > claim[1] + margin or high < claim[0] - margin:
         outcome = "refuted"
-    elif -margin <= difference.mean - difference.half90 and difference.mean + difference.half90 <= margin:
+    elif abs(difference.mean) + difference.half90 <= margin:
         outcome = "equivalent"
+    elif (low >= claim[0] and high <= claim[1]) or low > claim[1] or high < claim[0]:
+        return "direction only"
     else:
         return "undecided"
     return outcome if difference.decides else "direction only"
+
+
+@rule
+def final_level(level: float, share: float) -> float:
+    """The level of the second of two looks at growing data, so that both looks together err as often as `level` says.
+
+    share: of the data, at the first look. That look has spent 2 − 2Φ(z/√share), z the two-sided quantile of `level`
+    (O'Brien and Fleming's spending, which leaves nearly all to the end), and the second has the rest: of the standard
+    normal path Z₁, Z₂ with correlation √share, P(|Z₁| < c₁, |Z₂| ≥ c₂) = level − spent is solved for c₂. Where only the
+    seeds grew and not the examples, the looks are more alike than √share, and the level is on the safe side.
+    Source: Lan and DeMets 1983.
+    """
+    first = -special.ndtri(level / 2) / math.sqrt(share)
+    spent = 2 * special.ndtr(-first)
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    path, density = first * nodes, first * weights * np.exp(-((first * nodes) ** 2) / 2) / math.sqrt(2 * math.pi)
+    middle, spread = math.sqrt(share) * path, math.sqrt(1 - share)
+
+    def beyond(last: float) -> float:
+        missed = special.ndtr((middle - last) / spread) + special.ndtr((-last - middle) / spread)
+        return float(density @ missed) + spent - level
+
+    return float(2 * special.ndtr(-optimize.brentq(beyond, -special.ndtri(level / 2), 10.0)))
 
 
 @rule
@@ -237,6 +267,15 @@ def holm(p: Mapping[K, float], level: float = 0.05) -> dict[K, bool]:
 
 Scores = Sequence[Sequence[float]] | np.ndarray
 Groups = Sequence[Hashable]
+
+
+def second_look(interval: Interval, share: float) -> Interval:
+    """An interval that was looked at before, with so large a share of its seeds, and extended since nothing was clear.
+
+    Its half-widths are those at `final_level`.
+    """
+    half95, half90 = (interval.half(final_level(level, share)) for level in (0.05, 0.10))
+    return replace(interval, half95=half95, half90=half90)
 
 
 def score_interval(scores: Scores, weights: Sequence[float] | None = None, groups: Groups = ()) -> Interval:
@@ -376,6 +415,11 @@ def statistic_interval(values: np.ndarray, examples: int, groups: Groups = ()) -
     return Interval.of(
         float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom_of(units), count
     )  # fmt: skip
+
+
+def with_bias(interval: Interval, bias: float) -> Interval:
+    """The interval of an estimate that may be off by so much in either direction: both half-widths grow by |bias|."""
+    return replace(interval, half95=interval.half95 + abs(bias), half90=interval.half90 + abs(bias))
 
 
 def percentile_interval(draws: np.ndarray, seeds: int, examples: int) -> Interval:

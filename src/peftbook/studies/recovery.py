@@ -62,6 +62,7 @@ COMPARISONS = {
     "small": Comparison(
         task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2,
         model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION), seeds=(1, 2, 3, 4, 5),
+        first_look=3,
     ),
     "smollm2": Comparison(task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2),
 }  # fmt: skip

@@ -59,6 +59,7 @@ class Comparison:
     bearable: where a finer grid might lower an arm's validation loss by more, the arm gets the two rates halfway to the
     neighbours of its best one, and again, down to FINEST; 0 never refines.
     sweep_examples: validation examples of a sweep run.  test_examples, generate: of a final run.
+    first_look: how many of the seeds had been looked at before the others were added; 0: their number was fixed before.
     train_examples: only the first so many training examples are used; 0 means all.
     """
 
@@ -70,6 +71,7 @@ class Comparison:
     bearable: float = 0.0
     sweep_seeds: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (1, 2, 3)
+    first_look: int = 0
     sweep_examples: int = 100
     test_examples: int = 200
     generate: int = 0
@@ -198,7 +200,8 @@ class Comparison:
         records = self.finals_of((first, second), store)
         one, two = (np.array(columns(records[name], column)) for name in (first, second))
         weights = self.weights(first, store) if column == "loss_nats" else None
-        return stats.score_interval(one - two, weights, self.groups)
+        found = stats.score_interval(one - two, weights, self.groups)
+        return stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
 
     def verdict(
         self,
@@ -371,10 +374,13 @@ def decide(
 ) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
     outcome = stats.judge(interval, margin, claim)
-    least = {
-        "undecided": f"; this n could have seen {interval.half95:.3f}",
-        "direction only": f"; {interval.basis} decide nothing",
-    }.get(outcome, "")
+    least = ""
+    if outcome == "undecided":
+        least = f"; this n could have seen {interval.half95:.3f}"
+    elif outcome == "direction only":
+        kept = interval.low >= claim[0] and interval.high <= claim[1]
+        reason = "the margin is not reached" if interval.decides else f"{interval.basis} decide nothing"
+        least = f"; {'with' if kept else 'against'} the claim, but {reason}"
     return Verdict(
         outcome,
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "

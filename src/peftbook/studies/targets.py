@@ -38,6 +38,7 @@ COMPARISON = Comparison(
     factor=4,
     bearable=MARGIN / 2,
     seeds=(1, 2, 3, 4, 5),
+    first_look=3,
 )
 
 
