@@ -9,7 +9,7 @@ import pytest
 
 from peftbook import specs
 from peftbook.records import Record, Store
-from peftbook.studies import get_study, learning_rate, recovery, scaling, variants
+from peftbook.studies import get_study, learning_rate, rank, recovery, scaling, variants
 
 TOKENS = 4.0
 
@@ -252,6 +252,49 @@ def test_without_a_gap_there_is_nothing_to_recover(tmp_path, before, after, outc
 
     complete(store, recovery.COMPARISONS["small"].runs, loss)
     assert get_study("recovery").verdict(store).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("after", "corrected", "outcome"),
+    [(0.2, 0.1, "reproduced"), (0.0, -0.1, "undecided"), (0.2, 0.4, "refuted"), (0.0, 0.1, "refuted")],
+)
+def test_without_a_gap_there_is_nothing_to_repair(tmp_path, after, corrected, outcome):
+    """A better end than the plain start's counts only where that had ended above 16 bit; a worse one counts always."""
+    store = Store(tmp_path)
+
+    def loss(run):
+        if run.budget is None:
+            return 4.0
+        start, dense = getattr(run.method, "init", ""), not getattr(run.method, "rounded", True)
+        worse = 0.0 if run.method.kind == "lora" or dense else corrected if start == "loftq" else after
+        return 2.0 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4)) + worse
+
+    complete(store, recovery.COMPARISONS["small"].runs, loss)
+    found = get_study("loftq").verdict(store)
+    assert found.outcome == outcome, found.sentence
+    assert set(found.quantities) <= set(get_study("loftq").quantities(store))
+
+
+@pytest.mark.parametrize(
+    ("by_rank", "outcome"),
+    [
+        ({1: 0.1}, "reproduced"),
+        ({}, "equivalent"),  # no rank matters here: nothing says how much is enough
+        ({1: 0.1, 64: -0.1, 256: -0.1}, "refuted"),
+        ({64: -0.1}, "refuted"),
+    ],
+)
+def test_a_rank_is_enough_only_where_a_lower_one_is_not(tmp_path, by_rank, outcome):
+    """Rank 1 is the control: a task that it solves as well shows that ranks are alike."""
+    store = Store(tmp_path)
+    complete(
+        store,
+        rank.COMPARISON.runs,
+        lambda run: 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4)) + by_rank.get(run.method.rank, 0.0),
+    )
+    found = get_study("rank").verdict(store)
+    assert found.outcome == outcome, found.sentence
+    assert ("cannot tell" in found.sentence) == (1 not in by_rank)
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,21 @@ def test_the_verdict_on_a_frozen_a_follows_the_peaks(tmp_path, factor, noise, ou
     assert frozen.quantities(store)["lora_fa_over_lora_peak"].value == pytest.approx(factor, rel=0.01)
 
 
+@pytest.mark.parametrize(("share", "outcome"), [(0.4, "reproduced"), (0.6, "refuted")])
+def test_the_verdict_at_7b_is_a_count_of_bytes(tmp_path, share, outcome):
+    """Less than half of LoRA's tensors, in one process each."""
+    store, large = Store(tmp_path), get_study("qlora_7b_memory")
+    assert large.verdict(store).outcome == "not yet run" and not large.quantities(store)
+    for name, factor in zip(study.LARGE_RIVALS, (share, 1.0), strict=True):
+        specification = study.probe(name, 0)
+        measured = {
+            f"{term}_bytes": 10e9 * factor for term in (*study.MEASURED.values(), "tensor_peak", "process_rest")
+        }
+        store.save(Record(key=specification.key, spec=specification, measurements=measured | {"step_seconds": 1.0}))
+    assert large.verdict(store).outcome == outcome
+    assert large.quantities(store)["qlora_over_lora_peak"].value == pytest.approx(share)
+
+
 def test_the_held_out_cases_are_those_that_were_committed():
     """Their names and settings were drawn before anything was measured; a change would be seen here."""
     assert study.split_sha256() == study.SPLIT_SHA256

@@ -110,6 +110,26 @@ def test_pissa_start_is_the_weights_up_to_the_error_of_the_residual():
 
 
 @pytest.mark.parametrize("init", ["loftq", "pissa"])
+def test_an_unrounded_base_has_the_start_without_the_error(init):
+    """W − γBA and γBA add up to W, with the factors of the rounded one; layers without a start stay as they are."""
+    rounded, control = start(init=init), start(init=init, rounded=False)
+    weights, found = original(), effective(control)
+    for name, w in weights.items():
+        torch.testing.assert_close(found[name], w, atol=1e-5, rtol=0)
+    theirs = {name: value for name, value in rounded.named_parameters() if ".lora_" in name}
+    for name, value in control.named_parameters():
+        if ".lora_" in name:
+            torch.testing.assert_close(value, theirs[name], atol=0, rtol=0)
+    torch.testing.assert_close(logits(control.eval()), logits(tiny_llama()), atol=1e-4, rtol=0)
+
+
+def test_an_unrounded_base_without_a_start_is_refused():
+    """It would be LoRA by another name."""
+    with pytest.raises(ValueError, match="use lora"):
+        QLoRA(rounded=False)
+
+
+@pytest.mark.parametrize("init", ["loftq", "pissa"])
 def test_corrected_start_does_not_depend_on_the_scaling(init):
     """γBA is set by the weights alone: α and the kind of scaling are divided out."""
     one = effective(start(init=init))

@@ -283,10 +283,13 @@ def test_a_card_says_what_its_study_says(board, store):
     for one in results.claims(store):
         card = board.find(id=f"claim-{one.study.name}")
         slug = one.verdict.outcome.replace(" ", "-")
-        assert badge(card) == one.verdict.outcome and card["class"] == ["claim", f"is-{slug}"]
+        assert badge(card).partition(":")[0] == one.verdict.outcome
+        assert card["class"] == ["claim", "is-own" if one.study.own else f"is-{slug}"]
         assert card.select_one(".verdict")["class"] == ["verdict", f"verdict-{slug}"]
         assert card.h2.text == one.study.claim and card.select_one(".claim-evidence").text == one.verdict.sentence
-        assert [term.text for term in card.select("dd")] == [one.study.refuted_if, one.study.does_not_show]
+        regime = [f"{one.study.regime}."] if one.verdict.outcome == "fails in this regime" else []
+        told = [one.study.refuted_if, *regime, one.study.does_not_show]
+        assert [term.text for term in card.select("dd")] == told
         key = one.study.source.partition(",")[0]
         assert card.select_one(".claim-source a")["href"] == f"bibliography.html#ref-{key}"
 
@@ -324,6 +327,24 @@ def test_a_claim_is_said_to_be_not_yet_run_without_any_record(tmp_path):
         assert f"peftbook run {card['id'].removeprefix('claim-')}" in card.text
 
 
+def test_a_refuted_claim_outside_of_its_sources_range_names_the_regime_in_its_badge(board, store):
+    """The excuse is printed with the verdict, and only where the study has one."""
+    excused = [one for one in results.claims(store) if one.verdict.outcome == "fails in this regime"]
+    assert excused
+    for one in excused:
+        shown = badge(board.find(id=f"claim-{one.study.name}"))
+        assert shown == f"fails in this regime: {one.study.regime.partition(';')[0]}"
+    assert all(one.study.regime == "" for one in results.claims(store) if one.verdict.outcome == "refuted")
+
+
+def test_checks_of_our_own_tools_are_counted_apart(store):
+    """No tool of the book makes the score of the papers look better."""
+    claims = results.claims(store)
+    own, others = results.count_verdicts(claims, own=True), results.count_verdicts(claims)
+    assert sum(own.values()) == sum(one.study.own for one in claims) > 0
+    assert sum(own.values()) + sum(others.values()) == len(claims)
+
+
 def test_the_filter_counts_the_cards(board):
     """The number on each button is the number of cards that it leaves, and the numbers add up."""
     counts = {label["for"]: int(label.b.text) for label in board.select("label")}
@@ -340,7 +361,7 @@ def test_every_verdict_has_its_own_sign_a_meaning_and_a_filter():
     signs = [sign for sign, _ in display.VERDICTS.values()]
     assert len(set(signs)) == len(signs) and all(meaning for _, meaning in display.VERDICTS.values())
     style = (ROOT / "book/assets/css/evidence.css").read_text(encoding="utf-8")
-    for slug in (outcome.replace(" ", "-") for outcome in results.OUTCOMES):
+    for slug in (*(outcome.replace(" ", "-") for outcome in results.OUTCOMES), "own"):
         assert f".claims:has(#show-{slug}:checked) .claim:not(.is-{slug})" in style
 
 

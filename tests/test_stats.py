@@ -161,13 +161,16 @@ def difference(mean: float, half95: float) -> Interval:
     ("mean", "half95", "claim", "verdict"),
     [  # margin 0.5 throughout
         (2.0, 1.0, (0, math.inf), "reproduced"),
-        (1.0, 1.0, (0, math.inf), "reproduced"),  # touching the edge is inside
-        (0.0, 0.2, (-0.5, 0.5), "reproduced"),
+        (1.5, 1.0, (0, math.inf), "reproduced"),  # touching the margin is beyond it
+        (1.0, 0.9, (0, math.inf), "direction only"),  # inside, but not by the margin
+        (0.0, 0.2, (-1.0, 1.0), "reproduced"),
+        (0.0, 0.7, (-1.0, 1.0), "direction only"),
         (0.9, 1.0, (0, math.inf), "undecided"),
         (-2.0, 1.0, (0, math.inf), "refuted"),
-        (-1.5, 1.0, (0, math.inf), "undecided"),  # outside, but not beyond the margin
+        (-1.4, 1.0, (0, math.inf), "direction only"),  # outside, but not beyond the margin
+        (-0.9, 1.0, (0, math.inf), "undecided"),
         (2.0, 0.5, (-math.inf, 0), "refuted"),
-        (0.9, 0.5, (-math.inf, 0), "undecided"),
+        (0.9, 0.5, (-math.inf, 0), "direction only"),
         (0.1, 0.4, (0.2, math.inf), "equivalent"),  # 90 % half-width 0.32 fits in ±0.5
         (0.3, 0.4, (0.2, math.inf), "undecided"),
         (-0.2, 0.3, (0, math.inf), "equivalent"),
@@ -181,11 +184,13 @@ def test_the_one_rule(mean, half95, claim, verdict):
 
 @given(st.floats(-3, 3), st.floats(0, 3), st.floats(0, 1), st.floats(-2, 2))
 def test_a_claim_and_its_opposite_are_never_both_reproduced(mean, half95, margin, edge):
-    """Nor is a claim reproduced and its opposite equivalent to it: reproduced here is refuted or undecided there."""
+    """The rule is symmetric: what refutes a claim beyond the margin reproduces its opposite, and what does not, not."""
     found = difference(mean, half95)
     up, down = judge(found, margin, (edge, math.inf)), judge(found, margin, (-math.inf, edge))
-    assert not (up == down == "reproduced") or found.low == found.high == edge
+    assert not (up == down == "reproduced") or (found.low == found.high == edge and not margin)
     assert up != "refuted" or down == "reproduced"
+    beyond = found.low > edge + margin
+    assert not beyond or (up == "reproduced" and down == "refuted")
 
 
 def test_an_interval_over_examples_alone_is_that_of_seeds_alike():
@@ -360,6 +365,40 @@ def test_a_mean_taken_as_any_statistic_has_the_interval_of_a_mean(groups):
     assert found.mean == pytest.approx(expected.mean) and found.groups == expected.groups
     assert found.example_se == pytest.approx(expected.example_se, **close)
     assert found.half95 == pytest.approx(expected.half95, **close)
+
+
+# ---- second looks
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.6, 0.9])
+def test_two_looks_together_err_as_often_as_the_level_says(share):
+    """Paths of a standard normal mean at two sizes: with spending 5 % cross one bar, with two plain bars more."""
+    first, more = np.random.default_rng(1).normal(size=(2, 400_000))
+    last = math.sqrt(share) * first + math.sqrt(1 - share) * more
+    bars = (
+        float(stats.quantile(0.05, math.inf)) / math.sqrt(share),
+        float(stats.quantile(stats.final_level(0.05, share), math.inf)),
+    )
+    assert np.mean((abs(first) > bars[0]) | (abs(last) > bars[1])) == pytest.approx(0.05, abs=0.0015)
+    assert np.mean((abs(first) > 1.96) | (abs(last) > 1.96)) > 0.06
+    assert stats.final_level(0.05, share) < 0.05
+
+
+def test_a_second_look_is_wider_and_says_where():
+    """Half-widths are those at the last level; the errors and the mean stay."""
+    once = score_interval(np.random.default_rng(0).normal(size=(5, 80)))
+    twice = stats.second_look(once, 3 / 5)
+    assert twice.half95 == pytest.approx(once.half(stats.final_level(0.05, 0.6))) and twice.half95 > once.half95
+    assert twice.half90 > once.half90 and (twice.mean, twice.standard_error) == (once.mean, once.standard_error)
+
+
+def test_a_bias_widens_both_ends_by_itself():
+    """In either direction, whatever its sign."""
+    plain = score_interval(np.random.default_rng(0).normal(size=(3, 40)))
+    for bias in (0.3, -0.3):
+        found = stats.with_bias(plain, bias)
+        assert (found.low, found.high) == (pytest.approx(plain.low - 0.3), pytest.approx(plain.high + 0.3))
+        assert found.half90 == pytest.approx(plain.half90 + 0.3)
 
 
 # ---- plans

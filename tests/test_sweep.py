@@ -17,7 +17,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import Arm, Comparison, corpus_bleu, grid, length_ratio, middle_first, shortfall
+from peftbook.studies.sweep import FINEST, Arm, Comparison, corpus_bleu, grid, length_ratio, middle_first, shortfall
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 
@@ -74,6 +74,25 @@ def test_a_grid_is_extended_until_its_best_rate_lies_inside(tmp_path_factory, op
     assert rates[0] < best < rates[-1]
     assert abs(math.log(best) - optimum) <= math.log(2) + 1e-2
     assert all(later / earlier == pytest.approx(2, rel=0.02) for earlier, later in itertools.pairwise(rates))
+
+
+@settings(max_examples=10, deadline=None)
+@given(optimum=st.floats(-8, -4), curvature=st.floats(0.005, 0.2))
+def test_a_grid_that_is_too_coarse_is_refined(tmp_path_factory, optimum, curvature):
+    """Of a parabola in log rate the law holds: the chosen rate costs no more than what is bearable, or is FINEST."""
+    store = Store(tmp_path_factory.mktemp("records"))
+    arms = tuple(Arm(name, name, LoRA(rank=rank), grid(1e-4, 4, 3)) for name, rank in (("a", 2), ("b", 4)))
+    plan = comparison(arms=arms, factor=4, bearable=0.01)
+    complete(store, plan, lambda method, rate: 1 + curvature * (math.log(rate) - optimum) ** 2)
+    for arm in arms:
+        losses = plan.sweep(arm, store)
+        best, rates = plan.best(arm, store), sorted(losses)
+        at = rates.index(best)
+        close = max(rates[at + 1] / best, best / rates[at - 1]) < FINEST
+        assert shortfall(losses, best) <= 0.01 or close
+        assert losses[best] - 1 <= 0.0101 or close
+    coarse = comparison(arms=arms, factor=4)
+    assert len(coarse.rates(arms[0], store)) <= len(plan.rates(arms[0], store))
 
 
 def test_the_test_split_is_seen_only_at_the_chosen_rate_and_on_fresh_seeds(tmp_path):

@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 OUTCOMES = (
-    "reproduced", "equivalent", "refuted", "direction only", "undecided", "measured", "not testable here", "not yet run"
+    "reproduced", "equivalent", "refuted", "fails in this regime", "direction only", "undecided", "measured",
+    "not testable here", "not yet run",
 )  # fmt: skip
 SAID = ("rank", "length", "width")  # of a method, always; other fields where they are not the default
 WORDS = {"shots": "{} examples in the prompt", "length": "{} virtual tokens", "train_examples": "{} examples"}
@@ -183,9 +184,9 @@ def claim(name: str, store: Store) -> Claim:
     return Claim(study, verdict, named, found.get(named), len(study.runs(store)), len(study.missing(store)))
 
 
-def count_verdicts(claims: list[Claim]) -> dict[str, int]:
-    """How many claims have each outcome, the decided ones first."""
-    said = [one.verdict.outcome for one in claims]
+def count_verdicts(claims: list[Claim], own: bool = False) -> dict[str, int]:
+    """How many claims of papers have each outcome, the decided ones first; or of the checks of the book's own tools."""
+    said = [one.verdict.outcome for one in claims if one.study.own == own]
     return {outcome: said.count(outcome) for outcome in (*OUTCOMES, *said) if outcome in said}
 
 

@@ -96,7 +96,9 @@ def command_claims(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([claim_row(claim, args.platform) for claim in judged], indent=1, ensure_ascii=False))
         return 0
-    print(f"{len(judged)} claims: " + ", ".join(f"{count} {said}" for said, count in count_verdicts(judged).items()))
+    for own, what in ((False, "claims"), (True, "checks of our own tools")):
+        counts = count_verdicts(judged, own)
+        print(f"{sum(counts.values())} {what}: " + ", ".join(f"{count} {said}" for said, count in counts.items()))
     for claim in judged:
         study, verdict = claim.study, claim.verdict
         print(f"\n{verdict.outcome.upper()}: {study.claim} [{study.source}]")

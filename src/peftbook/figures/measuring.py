@@ -212,7 +212,7 @@ def name(axes: Axes, x: float, y: float, text: str, tone: str, offset: tuple[flo
 
 
 # Intervals of a − b in units of the margin: centre and half-width at 95 %, as five seeds give them.
-CASES = ((-1.5, 0.9), (-0.45, 0.35), (0.15, 0.8), (-0.5, 0.95), (1.2, 0.9), (0.2, 2.2), (2.3, 0.9))
+CASES = ((-2.1, 0.9), (-0.45, 0.35), (-1.3, 0.9), (-0.5, 0.95), (1.2, 0.9), (0.2, 2.2), (2.3, 0.9))
 
 
 def case(centre: float, half95: float, seeds: int = 5) -> stats.Interval:
@@ -224,20 +224,21 @@ def case(centre: float, half95: float, seeds: int = 5) -> stats.Interval:
 @figure
 def verdict_rule() -> Figure:
     """Which verdict does an interval get? The book's own rule, on the claim that a − b is below zero."""
-    tones = {"reproduced": "lora", "equivalent": "prompt", "undecided": "untuned", "refuted": "qlora"}
-    markers = {"reproduced": "o", "equivalent": "^", "undecided": "X", "refuted": "D"}
+    looks = {"reproduced": ("lora", "o"), "equivalent": ("prompt", "^"), "refuted": ("qlora", "D"),
+             "direction only": ("untuned", "P"), "undecided": ("untuned", "X")}  # fmt: skip
     figure, axes = canvas(height=4.3)
     draw_margin(axes, -1, 1)
     axes.axvline(0, color=colour("muted"), linewidth=1.2)
     for at, (centre, half95) in enumerate(CASES):
         found = case(centre, half95)
         said = stats.judge(found, 1.0, (-math.inf, 0.0))
-        tone = colour(tones[said])
+        look, marker = looks[said]
+        tone = colour(look)
         axes.plot([found.low, found.high], [at, at], color=tone, linewidth=1.4)
         axes.plot(
             [centre - found.half90, centre + found.half90], [at, at], color=tone, linewidth=5, solid_capstyle="butt"
         )
-        axes.plot(centre, at, **mark(tones[said], markers[said]))
+        axes.plot(centre, at, **mark(look, marker))
         axes.text(3.4, at, said, color=tone, va="center", fontweight="bold")
     axes.set_xlim(-2.9, 5.3)
     axes.set_ylim(len(CASES) - 0.4, -0.6)

@@ -18,15 +18,16 @@ __all__ = ["claim_card", "scoreboard", "seen_from_cuda"]
 def scoreboard(store: Store) -> str:
     """Every claim as a card, in order of worth, behind a row of counts that filters them."""
     claims, cuda = results.claims(store), seen_from_cuda(store)
-    counts = results.count_verdicts(claims)
+    counts, own = results.count_verdicts(claims), sum(claim.study.own for claim in claims)
     cards = "".join(claim_card(claim, cuda, home="", page=f"runs/study-{claim.study.name}.html") for claim in claims)
-    return f'<div class="claims">{_filter(counts, len(claims))}{_meanings(counts)}{cards}</div>'
+    return f'<div class="claims">{_filter(counts, own, len(claims))}{_meanings(counts)}{cards}</div>'
 
 
-def _filter(counts: Mapping[str, int], total: int) -> str:
+def _filter(counts: Mapping[str, int], own: int, total: int) -> str:
     """Counts as radio buttons, which the style sheet reads: no script. A browser without :has() shows every card."""
     choices = [("all", "all", total)]
     choices += [(slug(name), f"{sign(name)} {escape(name)}", count) for name, count in counts.items()]
+    choices += [("own", "our own tools, checked", own)] if own else []
     buttons = "".join(
         f'<input type="radio" name="verdict" id="show-{name}"{" checked" if name == "all" else ""}>'
         f'<label for="show-{name}" class="choice verdict-{name}">{text} <b>{count}</b></label>'
@@ -52,9 +53,11 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
     """
     study, verdict = claim.study, claim.verdict
     evidence = (f'<p class="claim-evidence">{text}</p>' for text in (escape(verdict.sentence), *_on_cuda(study, cuda)))
+    regime = study.regime if verdict.outcome == "fails in this regime" else ""
     terms = (
         f"<dl><div><dt>Refuted if</dt><dd>{escape(study.refuted_if)}</dd></div>"
-        f"<div><dt>What this does not show</dt><dd>{escape(study.does_not_show)}</dd></div></dl>"
+        + (f"<div><dt>Regime</dt><dd>{escape(regime)}.</dd></div>" if regime else "")
+        + f"<div><dt>What this does not show</dt><dd>{escape(study.does_not_show)}</dd></div></dl>"
     )
     if page and verdict.outcome == "not yet run":
         terms = details("What would refute it, and what this will not show", terms)
@@ -65,8 +68,9 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         f'<a href="{page}#runs">{claim.runs - claim.missing} of {claim.runs} runs</a>',
     ]
     return (
-        f'<article class="claim is-{slug(verdict.outcome)}" id="claim-{study.name}">'
-        f'<header>{badge(verdict.outcome)}<span class="claim-source">Source: {_source_link(study.source, home)}</span>'
+        f'<article class="claim is-{"own" if study.own else slug(verdict.outcome)}" id="claim-{study.name}">'
+        f"<header>{badge(verdict.outcome, study.regime)}"
+        f'<span class="claim-source">Source: {_source_link(study.source, home)}</span>'
         f"</header><h2>{escape(study.claim)}</h2>{_effect(claim, page)}{''.join(evidence)}"
         f'{terms}<p class="claim-links">{" · ".join(filter(None, links))}</p></article>'
     )

@@ -31,7 +31,14 @@ VERDICTS = {
     "reproduced": ("✓", "The runs bear the claim out: the whole 95 % interval lies inside it."),
     "equivalent": ("=", "The two sides differ by less than the margin that was set beforehand."),
     "refuted": ("✗", "The runs show what was named beforehand as refuting the claim."),
-    "direction only": ("↗", "The interval would decide, but it rests on two seeds, or on fewer than eight groups."),
+    "fails in this regime": (
+        "⊘",
+        "Refuted by these runs, but they lie outside the sizes, steps or data that the source itself names.",
+    ),
+    "direction only": (
+        "↗",
+        "The interval lies on one side, but not beyond the margin, or it has two seeds or fewer than eight groups.",
+    ),
     "undecided": ("?", "The interval is too wide to tell, or its place says neither yes nor no."),
     "measured": ("◆", "A quantity that the other studies rest on; no claim is at stake."),
     "not testable here": ("–", "The runs that are possible cannot answer the claim; the card says why."),
@@ -119,7 +126,7 @@ def verdicts(*names: str) -> Shown:
         if verdict.outcome == "not yet run":
             words += f" <code>{escape(results.run_command(name))}</code>"
         claim = f'<a href="runs/study-{name}.html">{escape(study.claim)}</a>'
-        rows.append([claim, f"{badge(verdict.outcome)}<br>{words}"])
+        rows.append([claim, f"{badge(verdict.outcome, study.regime)}<br>{words}"])
     return table(["Claim", "What the runs say"], rows)
 
 
@@ -198,9 +205,10 @@ def measured(name: str, form: str = "") -> str:
     return f'<a class="measured" href="runs/study-{study}.html#{short}" title="{escape(title)}">{escape(text)}</a>'
 
 
-def badge(outcome: str) -> str:
-    """A verdict as HTML, by colour, sign and word."""
-    return f'<span class="verdict verdict-{slug(outcome)}">{sign(outcome)} {escape(outcome)}</span>'
+def badge(outcome: str, regime: str = "") -> str:
+    """A verdict as HTML, by colour, sign and word; where it holds for a regime only, with what that is."""
+    where = f": {regime.partition(';')[0]}" if outcome == "fails in this regime" and regime else ""
+    return f'<span class="verdict verdict-{slug(outcome)}">{sign(outcome)} {escape(outcome + where)}</span>'
 
 
 def sign(outcome: str) -> str:

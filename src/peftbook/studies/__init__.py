@@ -12,7 +12,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbook.errors import InputError
@@ -60,6 +60,8 @@ class Quantity:
 class Verdict:
     """What the data decided: reproduced, equivalent, refuted, direction only or undecided; or why they do not.
 
+    `fails in this regime` is refuted, of a claim whose source itself names the size, steps or data that ours are far
+    from.
     `measured` is a study that puts no claim to the test, `not yet run` and `not testable here` say what is missing.
     quantities: the numbers that decided, the deciding one first.
     """
@@ -79,6 +81,8 @@ class Study:
     runs: every run determined so far, in the order of worth; later stages appear once earlier ones have records.
     measure: named values from the records; judge: the one rule of the book applied to them. Both may raise Missing.
     refuted_if: what would refute the claim, written before the runs.
+    regime: where these runs lie outside of what the source itself names; empty where it names nothing that they miss.
+    own: whether it checks a tool of the book or plain arithmetic, and puts no paper's claim on trial.
     """
 
     name: str
@@ -91,6 +95,8 @@ class Study:
     runs: Callable[[Store], Sequence[Run | Probe]]
     measure: Callable[[Store], Mapping[str, Quantity]]
     judge: Callable[[Store], Verdict]
+    regime: str = ""
+    own: bool = False
 
     def quantities(self, store: Store) -> Mapping[str, Quantity]:
         """The named values that the records at hand determine."""
@@ -99,7 +105,10 @@ class Study:
     def verdict(self, store: Store) -> Verdict:
         """What the records decided; or that there are too few, or that one of them is of a run that failed."""
         try:
-            return self.judge(store)
+            verdict = self.judge(store)
+            if verdict.outcome == "refuted" and self.regime:
+                return replace(verdict, outcome="fails in this regime")
+            return verdict
         except Unusable as error:
             return Verdict("undecided", str(error))
         except Missing:
@@ -137,7 +146,11 @@ def study(
 
     def register(judge: Callable[[Store], Verdict]) -> Callable[[Store], Verdict]:
         names = vars(sys.modules[judge.__module__]) | words
-        texts = {field: filled(text, names) for field, text in TEXTS["study"][name].items() if field != "module"}
+        texts = {
+            field: filled(text, names) if isinstance(text, str) else text
+            for field, text in TEXTS["study"][name].items()
+            if field != "module"
+        }
         for field in ("claim", "refuted_if", "does_not_show"):
             texts[field] = typeset(texts[field][:1].upper() + texts[field][1:])
         _studies[name] = Study(name=name, runs=runs, measure=measure, judge=judge, **texts)

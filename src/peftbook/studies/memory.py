@@ -136,6 +136,7 @@ TIMED = {
     "135m_512": (SMALL, 512, 4),
 }
 CONTENDERS = ("lora", "qlora_single", "qlora")
+LARGE_RIVALS, HALF = ("qlora_7b", "lora_7b"), 0.5
 FROZEN = ("lora_fa_512", "lora_512")  # cases of the study of LoRA-FA
 
 
@@ -287,6 +288,36 @@ def verdict(store: Store) -> Verdict:
 def process_verdict(store: Store) -> Verdict:
     """The claim about the process."""
     return decide(store, "process_peak", "the process")
+
+
+def large_runs(store: Store) -> list[specs.Probe]:
+    """Both cases at Llama-2-7B's shape."""
+    return [probe(name, 0) for name in LARGE_RIVALS]
+
+
+def large_quantities(store: Store) -> Mapping[str, Quantity]:
+    """Peaks of tensors and of the process, and QLoRA's tensors over LoRA's."""
+    known, (small, large) = quantities(store), LARGE_RIVALS
+    keys = tuple(record.key for record in store.need_all(large_runs(store)))
+    out = {f"{name}_{term}": known[f"{name}_{term}_measured"] for name in LARGE_RIVALS
+           for term in ("tensor_peak", "process_peak")}  # fmt: skip
+    ratio = out[f"{small}_tensor_peak"].value / out[f"{large}_tensor_peak"].value
+    return {"qlora_over_lora_peak": Quantity(ratio, "×", keys, digits=2, note="bytes, counted")} | out
+
+
+@study("qlora_7b_memory", large_runs, large_quantities)
+def large_verdict(store: Store) -> Verdict:
+    """Is the peak of QLoRA's tensors below half of LoRA's?"""
+    known = large_quantities(store)
+    ratio, (small, large) = known["qlora_over_lora_peak"].value, LARGE_RIVALS
+    tensors, process = ([known[f"{name}_{term}"].value / 1e9 for name in (small, large)]
+                        for term in ("tensor_peak", "process_peak"))  # fmt: skip
+    sentence = (
+        f"A QLoRA step of Llama-2-7B's shape has {tensors[0]:.1f} GB of tensors at its peak, {ratio:.2f} times the "
+        f"{tensors[1]:.1f} GB of a LoRA step over bfloat16 weights ({process[0]:.1f} and {process[1]:.1f} GB with the "
+        "rest of the process)."
+    )
+    return Verdict("reproduced" if ratio < HALF else "refuted", sentence, ("qlora_over_lora_peak",))
 
 
 def frozen_saving(store: Store) -> stats.Interval:
