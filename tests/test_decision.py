@@ -14,6 +14,7 @@ from peftbook import specs
 from peftbook.decision import MEASURES, compare, pareto
 from peftbook.errors import InputError
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import paired, score
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
@@ -115,25 +116,18 @@ def test_differences_change_sign_with_the_order(seeds):
         assert (way.p, way.detected) == (back.p, back.detected)
 
 
-def test_intervals_are_the_books():
-    """Scores and differences equal metrics' own intervals: of examples with one seed, paired over seeds with three."""
-    for seeds in (1, 3):
-        records = invented({"untuned": 0.3, "lora": 0.5, "prompt": 0.4}, seeds=seeds, of_seeds=0.02)
-        found = compare(records, {}, ())
-        lora, prompt, plain = (
-            [one.per_example["rougeL"] for one in records if one.spec.method.kind == kind]
-            for kind in ("lora", "prompt", "untuned")
-        )
-        row = next(one for one in found.rows if one.label == "LoRA")
-        pair = found.pair("LoRA", "Prompt tuning").differences["rougeL"]
-        if seeds == 1:
-            apart = (np.array(lora[0]) - np.array(prompt[0])).tolist()
-            assert row.scores["rougeL"] == stats.example_interval(lora[0])
-            assert pair == stats.example_interval(apart)
-        else:
-            assert row.scores["rougeL"] == stats.mean_interval(lora)
-            assert pair == stats.paired_interval(lora, prompt)
-            assert row.against_untuned["rougeL"] == stats.paired_interval(lora, plain * 3)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_are_the_books(seeds):
+    """Scores and differences are those of the rows' records, as in the book's own comparisons."""
+    records = invented({"untuned": 0.3, "lora": 0.5, "prompt": 0.4}, seeds=seeds, of_seeds=0.02)
+    found = compare(records, {}, ())
+    lora, prompt, plain = (
+        [one for one in records if one.spec.method.kind == kind] for kind in ("lora", "prompt", "untuned")
+    )
+    row = next(one for one in found.rows if one.label == "LoRA")
+    assert row.scores["rougeL"] == score(lora, "rougeL")
+    assert found.pair("LoRA", "Prompt tuning").differences["rougeL"] == paired(lora, prompt, "rougeL")
+    assert row.against_untuned["rougeL"] == paired(lora, plain, "rougeL")
 
 
 def test_a_share_has_no_interval_outside_0_and_1():

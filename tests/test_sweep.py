@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from peftbook import metrics, specs
+from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import FINEST, Arm, Comparison, corpus_bleu, grid, length_ratio, middle_first, shortfall
+from peftbook.studies.sweep import FINEST, Arm, TunedComparison, grid, middle_first, shortfall
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 
 
-def comparison(**changes) -> Comparison:
+def comparison(**changes) -> TunedComparison:
     """Two LoRA arms on E2E and an untuned one."""
     fields = {
         "task": "e2e",
@@ -34,7 +34,7 @@ def comparison(**changes) -> Comparison:
         ),
         "seeds": (1, 2),
     }
-    return Comparison(**(fields | changes))
+    return TunedComparison(**(fields | changes))
 
 
 def save(store: Store, run: specs.Run, loss: float, examples: int = 6, failure: str = "") -> None:
@@ -52,7 +52,7 @@ def save(store: Store, run: specs.Run, loss: float, examples: int = 6, failure: 
     )
 
 
-def complete(store: Store, plan: Comparison, loss) -> int:
+def complete(store: Store, plan: TunedComparison, loss) -> int:
     """Give every run that the plan asks for a record, until it asks for no more; returns how many there were."""
     made = 0
     while missing := [run for run in plan.runs(store) if run not in store]:
@@ -139,17 +139,13 @@ def test_a_diverged_rate_is_never_chosen(tmp_path):
     assert plan.best(arm, store) == arm.rates[1]
 
 
-def test_the_difference_of_an_arm_and_itself_is_zero(tmp_path):
-    """And an untuned arm's single run is set against every seed of the other."""
+def test_an_untuned_arm_has_one_run(tmp_path):
+    """Which is set against every seed of the other."""
     store, plan = Store(tmp_path), comparison()
     complete(store, plan, lambda method, rate: 1 + abs(math.log(rate or 1) - math.log(2e-4)))
-    same = plan.difference("a", "a", "loss_nats", store)
-    assert same.mean == same.half95 == 0
-    assert len(plan.table("untuned", "loss_nats", store)) == 1
+    assert len(plan.finals("untuned", store)) == 1
     against = plan.difference("untuned", "a", "loss_nats", store)
     assert against.mean > 0 and against.seeds == len(plan.seeds)
-    alone = plan.difference("untuned", "untuned", "loss_nats", store)
-    assert alone.seeds == 1 and alone.mean == 0 and math.isfinite(alone.half95)
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=9, unique=True))
@@ -228,31 +224,16 @@ def test_a_diverged_final_run_is_said_and_decides_nothing(tmp_path):
         plan.verdict("a", "b", *claim)
 
 
-def test_a_difference_in_corpus_bleu_is_paired(tmp_path):
-    """Of an arm and itself it is nought without error; of a shorter text it is the difference of the two scores."""
-    store, plan = Store(tmp_path), comparison(generate=8)
-    complete(store, plan, lambda method, rate: 1 + abs(math.log(rate or 1) - math.log(2e-4)))
-    rng = np.random.default_rng(1)
-    for name, share in (("a", 1.0), ("b", 0.6)):
-        for record in plan.finals(name, store):
-            length = rng.integers(8, 14, 8).astype(float)
-            columns = {"bleu_length": length, "bleu_reference_length": length / share}
-            for n in range(1, 5):
-                columns |= {f"bleu_total_{n}": length - n + 1, f"bleu_matched_{n}": length - n}
-            values = {key: value.round().tolist() for key, value in columns.items()}
-            changed = record.model_copy(update={"per_example": record.per_example | values})
-            (tmp_path / f"{record.short_key}.json").unlink()
-            store.save(changed.model_copy(update={"checksum": ""}))
-            penalty = math.exp(min(0.0, 1 - 1 / length_ratio(changed)))  # of Papineni et al. 2002
-            matched, total = ([sum(values[f"bleu_{kind}_{n}"]) for n in range(1, 5)] for kind in ("matched", "total"))
-            mean = math.fsum(math.log(m / t) for m, t in zip(matched, total, strict=True)) / 4
-            assert metrics.bleu(changed.per_example) == pytest.approx(100 * penalty * math.exp(mean))
-    one = corpus_bleu(plan.finals("a", store))
-    assert one.shape == (1 + stats.DRAWS, len(plan.seeds))
-    for at, record in enumerate(plan.finals("a", store)):
-        assert one[0, at] == pytest.approx(metrics.bleu(record.per_example))
-    same = plan.bleu_difference("a", "a", store)
-    assert same.mean == same.half95 == 0
-    assert plan.bleu_difference("b", "a", store).mean == pytest.approx(
-        (corpus_bleu(plan.finals("b", store)) - one)[0].mean()
-    )
+def test_short_texts_are_told_beside_their_bleu():
+    """BLEU is the geometric mean of its precisions times exp(1 − 1/ratio) of the lengths, Papineni et al. 2002."""
+    plan, length = comparison(), np.array([9.0, 12.0, 10.0, 13.0])
+    run = plan.final_run(plan.arm("a"), 1e-4, 1)
+    columns = {"bleu_length": length, "bleu_reference_length": 2 * length, "loss_nats": length, "label_tokens": length}
+    for n in range(1, 5):
+        columns |= {f"bleu_total_{n}": length - n + 1, f"bleu_matched_{n}": length - n}
+    per_example = {name: values.tolist() for name, values in columns.items()}
+    record = Record(key=run.key, spec=run, measurements={"trainable_parameters": 5}, per_example=per_example)
+    found = plan.final_quantities("a", [record])
+    precisions = [columns[f"bleu_matched_{n}"].sum() / columns[f"bleu_total_{n}"].sum() for n in range(1, 5)]
+    assert found["a_length_ratio"].value == 0.5
+    assert found["a_bleu"].value == pytest.approx(100 * math.exp(1 - 1 / 0.5) * math.prod(precisions) ** 0.25)

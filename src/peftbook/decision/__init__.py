@@ -19,9 +19,11 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from peftbook.decision.arms import Arm, describe_row, encoder_in_words, group_records, label_arms
+from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records, label_candidates
 from peftbook.decision.cautions import list_cautions
-from peftbook.decision.comparison import (
+from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
+from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
+from peftbook.decision.terms import (
     COSTS,
     MEASURES,
     Comparison,
@@ -33,9 +35,8 @@ from peftbook.decision.comparison import (
     Row,
     Skewed,
 )
-from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_arms
-from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
 from peftbook.errors import InputError
+from peftbook.evidence.comparison import table
 from peftbook.evidence.stats import Interval
 from peftbook.records import Record
 from peftbook.tasks import Example
@@ -81,30 +82,30 @@ def compare(
     check_choices(measure, cost, margin)
     deciding = MEASURES[measure]
     margin = deciding.margin if margin is None else margin
-    arms = group_records(records)
+    candidates = group_records(records)
     measures = tuple(
         one
         for one in MEASURES.values()
-        if any(one.column in arm.columns for arm in arms) and (one is deciding or says_something(one, arms))
+        if any(each.has(one.column) for each in candidates) and (one is deciding or says_something(one, candidates))
     )
     if not measures:
         raise InputError("No run of this comparison has finished: wait, or see what stopped them.")
     if deciding not in measures:
         names = ", ".join(one.name for one in measures)
         raise InputError(f"No run was scored by {measure!r}: choose one of {names}, or let the runs generate texts.")
-    scored = max(len(arm.columns[deciding.column][0]) for arm in arms if deciding.column in arm.columns)
+    scored = max(len(one.done[0].per_example[deciding.column]) for one in candidates if one.has(deciding.column))
     if examples and len(examples) < scored:
         raise InputError(f"{scored} test examples were scored and {len(examples)} are given: give the whole split.")
     groups = [example.group for example in examples[:scored]]
-    labelled = dict(zip(label_arms(arms), arms, strict=True))
-    base = {arm.run.model: 0 for arm in arms}
-    for arm in arms:
-        base[arm.run.model] = max(base[arm.run.model], arm.base_parameters)
-    rows = [describe_row(label, arm, measures, base[arm.run.model], groups) for label, arm in labelled.items()]
+    labelled = dict(zip(label_candidates(candidates), candidates, strict=True))
+    base = {one.run.model: 0 for one in candidates}
+    for one in candidates:
+        base[one.run.model] = max(base[one.run.model], one.base_parameters)
+    rows = [describe_row(label, one, measures, base[one.run.model], groups) for label, one in labelled.items()]
     contest = [row for row in rows if not row.failure and deciding.name in row.scores]
     contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
     competing = {row.label: labelled[row.label] for row in contest}
-    pairs = pair_arms(competing, measures, deciding, groups)
+    pairs = pair_up(competing, measures, deciding, groups)
     if scored >= FEWEST_EXAMPLES:
         pairs = detect(pairs, deciding, len(contest), level)
     found = Comparison(
@@ -125,9 +126,11 @@ def compare(
     return dataclasses.replace(found, cautions=list_cautions(found))
 
 
-def says_something(measure: Measure, arms: Sequence[Arm]) -> bool:
+def says_something(measure: Measure, candidates: Sequence[Candidate]) -> bool:
     """Not where free text is asked for exact matches and no row has one."""
-    return measure.name != "exact_match" or any(any(map(any, arm.columns.get(measure.column, []))) for arm in arms)
+    return measure.name != "exact_match" or any(
+        one.has(measure.column) and table(one.done, measure.column).any() for one in candidates
+    )
 
 
 def check_choices(measure: str, cost: str = "gigabyte_seconds", margin: float | None = None) -> None:

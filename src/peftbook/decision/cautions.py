@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from peftbook.decision.comparison import MEASURES, Comparison
 from peftbook.decision.recommendation import listed
+from peftbook.decision.terms import MEASURES, Comparison
 from peftbook.evidence.stats import FEWEST_GROUPS
 
 __all__ = ["list_cautions"]

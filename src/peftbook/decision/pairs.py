@@ -6,24 +6,21 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from peftbook.decision.arms import Arm
-from peftbook.decision.comparison import Contrast, Measure, Pair
-from peftbook.errors import InputError
-from peftbook.evidence import stats
+from peftbook.decision.candidates import Candidate
+from peftbook.decision.terms import Contrast, Measure, Pair
+from peftbook.evidence import comparison, stats
 from peftbook.evidence.stats import Groups, Interval
 from peftbook.tasks import Example
 
-__all__ = ["beats_baseline", "contrast", "detect", "order", "pair_arms"]
+__all__ = ["beats_baseline", "contrast", "detect", "order", "pair_up"]
 
 
-def pair_arms(
-    arms: Mapping[str, Arm], measures: Sequence[Measure], deciding: Measure, groups: Groups = ()
+def pair_up(
+    candidates: Mapping[str, Candidate], measures: Sequence[Measure], deciding: Measure, groups: Groups = ()
 ) -> tuple[Pair, ...]:
     """Every pair's differences over the seeds and test examples that both have; pairs that share no seed left out."""
     out = []
-    for (first, one), (second, two) in itertools.combinations(arms.items(), 2):
+    for (first, one), (second, two) in itertools.combinations(candidates.items(), 2):
         found = {each.name: difference(one, two, each.column, groups) for each in measures}
         known = {name: interval for name, interval in found.items() if interval is not None}
         if deciding.name in known:
@@ -31,23 +28,12 @@ def pair_arms(
     return tuple(out)
 
 
-def difference(one: Arm, two: Arm, column: str, groups: Groups = ()) -> Interval | None:
+def difference(one: Candidate, two: Candidate, column: str, groups: Groups = ()) -> Interval | None:
     """one − two by the book's rule; None where they share no seed or a score is missing."""
-    if column not in one.columns or column not in two.columns:
+    if not (one.has(column) and two.has(column)):
         return None
-    mine, theirs = one.finished, two.finished
-    seeds = (
-        [seed for seed in mine if seed in theirs]
-        if one.random and two.random
-        else list((one if one.random else two).finished)
-    )
-    if not seeds:
-        return None
-    first, second = np.array(one.scores(column, seeds)), np.array(two.scores(column, seeds))
-    if first.shape != second.shape:
-        raise InputError(f"Paired runs have {first.size} and {second.size} scores: score the same examples.")
-    weights = one.weights if column == "loss_nats" else None
-    return stats.score_interval(first - second, weights, groups[: first.shape[1]])
+    first, second = comparison.shared(one.finished, two.finished, (one.random, two.random))
+    return comparison.paired(first, second, column, groups) if first else None
 
 
 def detect(pairs: Sequence[Pair], measure: Measure, rows: int, level: float) -> tuple[Pair, ...]:
@@ -87,18 +73,21 @@ def beats_baseline(baselines: Mapping[str, str], pairs: Sequence[Pair], measure:
 
 
 def contrast(
-    arms: Mapping[str, Arm], measure: Measure, texts: Mapping[str, Sequence[str]], examples: Sequence[Example]
+    candidates: Mapping[str, Candidate],
+    measure: Measure,
+    texts: Mapping[str, Sequence[str]],
+    examples: Sequence[Example],
 ) -> tuple[Contrast, ...]:
-    """Test examples, those first on which the arms' first seeds are furthest apart; none where no two wrote texts.
+    """Test examples, those first on which the rows' first seeds are furthest apart; none where no two wrote texts.
 
     Where the measure has no score for each text, as perplexity has none that compares texts, ROUGE-L ranks them.
     """
     column = measure.column if measure.column != "loss_nats" else "rougeL"
     shown = {}
-    for label, arm in arms.items():
-        first = next(iter(arm.finished.values()))
-        if column in arm.columns and texts.get(first.key):
-            shown[label] = (texts[first.key], arm.columns[column][0])
+    for label, candidate in candidates.items():
+        first = candidate.done[0]
+        if candidate.has(column) and texts.get(first.key):
+            shown[label] = (texts[first.key], comparison.table([first], column)[0].tolist())
     if len(shown) < 2:
         return ()
     count = min(len(examples), *(min(len(written), len(scores)) for written, scores in shown.values()))

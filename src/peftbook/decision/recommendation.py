@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from peftbook.decision.comparison import Comparison, Recommendation, Row
+from peftbook.decision.terms import Comparison, Recommendation, Row
 from peftbook.evidence.stats import FEWEST_GROUPS, Interval, settle
 from peftbook.results import format_value
 

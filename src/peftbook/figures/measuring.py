@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import optimize
 from scipy.stats import chi2, norm
 
-from peftbook.evidence import stats
+from peftbook.evidence import comparison, stats
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
 from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
@@ -102,7 +102,7 @@ def paired_intervals(store: Store) -> Figure:
         axes.axvline(0, color=colour("muted"), linewidth=1.2)
         for at, pair in enumerate(PAIRS):
             one, two = (chosen_records(arm, store) for arm in pair)
-            tables, weights = (methods.table(one, column), methods.table(two, column)), methods.weights(one[0], column)
+            tables, weights = (methods.table(one, column), methods.table(two, column)), comparison.weights(one, column)
             alone = unpaired_interval(*tables, weights, methods.groups())
             together = methods.paired(one, two, column)
             draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))

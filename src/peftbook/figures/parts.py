@@ -20,7 +20,7 @@ from peftbook.figures.style import SIZE, canvas, colour
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import Quantity
-from peftbook.studies.sweep import Comparison
+from peftbook.studies.sweep import TunedComparison
 
 __all__ = [
     "LOSS",
@@ -178,20 +178,20 @@ def note(axes: Axes, text: str, x: float = 0.98, y: float = 0.96, **keywords: An
     axes.text(x, y, text, **(look | keywords))
 
 
-def seed_differences(comparison: Comparison, first: str, second: str, store: Store) -> list[float]:
+def seed_differences(comparison: TunedComparison, first: str, second: str, store: Store) -> list[float]:
     """Test loss of first − second for each seed; a method without randomness is the same for all."""
     one, two = (np.asarray(per_seed(comparison.finals(name, store), "loss")) for name in (first, second))
     return (one - two).tolist()
 
 
-def difference_row(label: str, comparison: Comparison, first: str, second: str, store: Store, **look: Any) -> Row:
+def difference_row(label: str, comparison: TunedComparison, first: str, second: str, store: Store, **look: Any) -> Row:
     """The paired difference of two arms' test losses."""
     found = comparison.difference(first, second, "loss_nats", store)
     return Row(label, found.mean, found.low, found.high, seed_differences(comparison, first, second, store), **look)
 
 
 def loss_row(
-    label: str, comparison: Comparison, study: str, arm: str, store: Store, tone: str = "ink", marker: str = "o"
+    label: str, comparison: TunedComparison, study: str, arm: str, store: Store, tone: str = "ink", marker: str = "o"
 ) -> Row:
     """The test loss of an arm with its seeds."""
     seeds = per_seed(comparison.finals(arm, store), "loss")

@@ -23,6 +23,7 @@ from typing import Any
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.evidence.comparison import keys_of
 from peftbook.memory import Configuration, Setup, Shape
 from peftbook.memory.shapes import FAMILIES
 from peftbook.records import Missing, Record, Store
@@ -179,7 +180,7 @@ def whole_halves(
     for part in PARTS:
         with suppress(Missing):
             records = half(make, part, store)
-            out.append((part.replace("-", "_"), tuple(record.key for record in records), records))
+            out.append((part.replace("-", "_"), keys_of(records), records))
     return out
 
 

@@ -25,7 +25,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, decide, grid, length_ratio
+from peftbook.studies.sweep import Arm, TunedComparison, decide, grid, length_ratio
 
 __all__ = ["COMPARISON", "PAIRS", "best_rate"]
 
@@ -34,7 +34,7 @@ MARGIN_BLEU = 1.0
 # Every prompt-like grid ends at 0.3, the rate of Lester et al. 2021, section 3.1; every other one holds 2e-4 (Hu et
 # al. 2021, Table 11) and, for full fine-tuning, 5e-5 (transformers' default).
 PROMPT_RATES = grid(0.3 / 4**3, 4, 4)
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=(
@@ -91,7 +91,7 @@ def lora_verdict(store: Store) -> Verdict:
 @study("benchmark_bleu", COMPARISON.runs, quantities)
 def bleu_verdict(store: Store) -> Verdict:
     """Is LoRA's BLEU within the margin of full fine-tuning's, or higher?"""
-    what, found = "LoRA's BLEU minus full fine-tuning's", COMPARISON.bleu_difference("lora", "full", store)
+    what, found = "LoRA's BLEU minus full fine-tuning's", COMPARISON.difference("lora", "full", "bleu", store)
     plain = decide(found, 0.0, (-MARGIN_BLEU, math.inf), what, "lora_minus_full_bleu", "BLEU")
     ratios = {arm: [length_ratio(one) for one in COMPARISON.finals(arm, store)] for arm in ("lora", "full")}
     said = " and ".join(

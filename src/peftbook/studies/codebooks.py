@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 
@@ -79,7 +80,7 @@ def unevenness(records: list[Record]) -> stats.Interval:
 
 
 def named(interval: stats.Interval, unit: str, records: list[Record], digits: int) -> Quantity:
-    keys = tuple(record.key for record in records)
+    keys = keys_of(records)
     return Quantity(interval.mean, unit, keys, interval.low, interval.high, len(records), digits=digits)
 
 
@@ -101,7 +102,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def source_quantities(source: str, records: list[Record]) -> dict[str, Quantity]:
     """Every codebook on the weights of one source."""
-    out, keys, seeds = {}, tuple(record.key for record in records), len(records)
+    out, keys, seeds = {}, keys_of(records), len(records)
     for block in (block for block in (64, 256, 4096) if float(block) in records[0].curve["block"]):
         for name in CODEBOOKS:
             for measure, unit, digits in (

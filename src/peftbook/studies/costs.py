@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
@@ -78,7 +79,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             with suppress(Missing):
                 logs = log_ratio(arm, "lora", field, store)
                 value, low, high = (math.exp(end) for end in (logs.mean, logs.low, logs.high))
-                keys = tuple(record.key for other in (arm, "lora") for record in arm_records(other, store))
+                keys = keys_of(*(arm_records(other, store) for other in (arm, "lora")))
                 note = "geometric mean of the repeats' ratios, t interval over repeats"
                 out[f"{arm}_over_lora_{name}"] = Quantity(value, "×", keys, low, high, len(REPEATS), note=note)
     return out
@@ -86,7 +87,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def repeats(arm: str, records: list[Record]) -> dict[str, Quantity]:
     """An arm's median and range of the repeats."""
-    out, keys, note = {}, tuple(record.key for record in records), "median and range of the repeats"
+    out, keys, note = {}, keys_of(records), "median and range of the repeats"
     for name, field, unit, digits in (
         ("step_seconds", "median_step_seconds", "s", 2),
         ("tokens_per_second", "train_tokens_per_second", "tokens/s", 0),

@@ -19,7 +19,7 @@ from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison
+from peftbook.studies.sweep import Arm, TunedComparison
 
 __all__ = ["COMPARISONS", "SIZES"]
 
@@ -31,11 +31,11 @@ ARMS = (
     Arm("full", "Full fine-tuning", Full(), rates(-4, 0, 2), 5e-5),
 )
 COMPARISONS = {
-    size: Comparison(task="e2e", tokens=E2E_TOKENS, arms=ARMS, factor=4, bearable=MARGIN / 2, train_examples=size,
-                     generate=200, max_new_tokens=64)
+    size: TunedComparison(task="e2e", tokens=E2E_TOKENS, arms=ARMS, factor=4, bearable=MARGIN / 2, train_examples=size,
+                          generate=200, max_new_tokens=64)
     for size in SIZES
 }  # fmt: skip
-FEWSHOT = Comparison(
+FEWSHOT = TunedComparison(
     task="e2e", tokens=E2E_TOKENS, arms=(Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),),
     generate=200, max_new_tokens=64,
 )  # fmt: skip

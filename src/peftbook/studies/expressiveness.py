@@ -23,10 +23,10 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of, paired, score
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Probe
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.sweep import columns
 
 __all__ = ["ARMS", "DEPTHS", "SEEDS", "probe"]
 
@@ -70,19 +70,14 @@ def records(depth: int, store: Store) -> list[Record]:
     return store.need_all(probe(depth, seed) for seed in SEEDS)
 
 
-def table(depth: int, arm: str, store: Store) -> list[list[float]]:
-    """(seeds, test lists): 1 where the whole answer is right. Raises Missing."""
-    return columns(records(depth, store), f"{arm}_exact")
-
-
 def accuracy(depth: int, arm: str, store: Store) -> stats.Interval:
-    """Test accuracy of an arm with its interval. Raises Missing."""
-    return stats.mean_interval(table(depth, arm, store))
+    """Share of the test lists whose whole answer is right, with its interval. Raises Missing."""
+    return score(records(depth, store), f"{arm}_exact")
 
 
 def gain(arm: str, store: Store) -> stats.Interval:
     """Accuracy with DEEPEST layers minus accuracy with one, paired over seeds. Raises Missing."""
-    return stats.paired_interval(table(DEEPEST, arm, store), table(1, arm, store))
+    return paired(records(DEEPEST, store), records(1, store), f"{arm}_exact")
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -93,7 +88,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             out |= depth_quantities(depth, store)
     for arm in ARMS:
         with suppress(Missing):
-            keys = tuple(record.key for depth in (1, DEEPEST) for record in records(depth, store))
+            keys = keys_of(*(records(depth, store) for depth in (1, DEEPEST)))
             out[f"{arm}_gain_from_depth"] = Quantity.of(gain(arm, store), "", keys)
     return out
 
@@ -101,7 +96,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:
     """Of one depth. Raises Missing."""
     found, out = records(depth, store), {}
-    keys = tuple(record.key for record in found)
+    keys = keys_of(found)
     for arm in ARMS:
         out[f"depth{depth}_{arm}_accuracy"] = Quantity.of(accuracy(depth, arm, store), "", keys)
         size = float(found[0].measurements[f"{arm}_parameters"] or 0)

@@ -24,6 +24,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -171,7 +172,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         with suppress(Missing):
             out[f"full_minus_{arm}_prose"] = difference_quantity(best_full(store), arm, store)
     with suppress(Missing):
-        keys = tuple(record.key for name in ("r8", best_full(store)) for record in intruders(name, store))
+        keys = keys_of(*(intruders(name, store) for name in ("r8", best_full(store))))
         for epsilon in SWEEP:
             out[name_of(epsilon)] = Quantity.of(more_intruders(epsilon, store), "", keys)
     return out
@@ -179,7 +180,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def loss_quantities(arm: str, found: list[Record]) -> dict[str, Quantity]:
     """Final target and prose loss of an arm, and how much prose loss it has added."""
-    keys = tuple(record.key for record in found)
+    keys = keys_of(found)
     last = stats.seed_interval([record.curve["validation_loss_nats"][-1] for record in found])
     target = Quantity.of(last, "nats per token", keys)
     out = {f"{arm}_validation_loss": replace(target, note="interval over seeds only")}
@@ -192,7 +193,7 @@ def loss_quantities(arm: str, found: list[Record]) -> dict[str, Quantity]:
 
 def difference_quantity(first: str, second: str, store: Store) -> Quantity:
     """The difference of two arms. Raises Missing."""
-    keys = tuple(record.key for arm in (first, second) for record in curves(arm, store))
+    keys = keys_of(curves(first, store), curves(second, store))
     return Quantity.of(difference(first, second, store), "nats per token", keys)
 
 
@@ -206,7 +207,7 @@ def intruder_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     found = [store.need(intruder_probe(arm))]
     with suppress(Missing):
         found = intruders(arm, store)
-    keys, vectors = tuple(one.key for one in found), int(found[0].measurements["vectors"] or 0)
+    keys, vectors = keys_of(found), int(found[0].measurements["vectors"] or 0)
     counts = stats.seed_interval([vectors * share(one, EPSILON) for one in found])
     low, high = (counts.low, counts.high) if len(found) > 1 else (None, None)
     rank = math.fsum(float(one.measurements["median_rank_of_update"] or 0) for one in found) / len(found)

@@ -18,13 +18,14 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import paired, table
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, columns, validation_loss
+from peftbook.studies.sweep import Arm, TunedComparison, validation_loss
 
 __all__ = ["LONG", "RANKS", "SEEDS", "SHORT", "curve", "vertex"]
 
@@ -44,11 +45,11 @@ def arms(ranks: tuple[int, ...]) -> tuple[Arm, ...]:
     return (Arm("full", "Full fine-tuning", Full(), rates(-5, 2), 5e-5), *lora)
 
 
-SHORT = Comparison(task="e2e", tokens=E2E_TOKENS, arms=arms(RANKS), sweep_seeds=SEEDS[:1])
-LONG = Comparison(task="e2e", tokens=340_000, arms=arms((16,)), sweep_seeds=SEEDS[:1])  # about 400 steps
+SHORT = TunedComparison(task="e2e", tokens=E2E_TOKENS, arms=arms(RANKS), sweep_seeds=SEEDS[:1])
+LONG = TunedComparison(task="e2e", tokens=340_000, arms=arms((16,)), sweep_seeds=SEEDS[:1])  # about 400 steps
 
 
-def window(comparison: Comparison, name: str, store: Store, steps: int = WINDOW) -> list[float]:
+def window(comparison: TunedComparison, name: str, store: Store, steps: int = WINDOW) -> list[float]:
     """The rates within `steps` of the arm's best with the first seed. Raises Missing until its grid is whole."""
     arm = comparison.arm(name)
     best, grid = comparison.best(arm, store), comparison.rates(arm, store)
@@ -77,7 +78,7 @@ def replicas(store: Store) -> list[Run]:
     ]
 
 
-def sweeps(comparison: Comparison, store: Store) -> list[Run]:
+def sweeps(comparison: TunedComparison, store: Store) -> list[Run]:
     """The first seed's grids."""
     return [run for run in comparison.runs(store) if run.evaluation.split == "validation"]
 
@@ -87,7 +88,7 @@ def short_runs(store: Store) -> list[Run]:
     return sweeps(SHORT, store) + replicas(store)
 
 
-def points(comparison: Comparison, name: str, seed: int, store: Store) -> dict[float, Record]:
+def points(comparison: TunedComparison, name: str, seed: int, store: Store) -> dict[float, Record]:
     """Rate → record of one arm and seed, for the runs at hand that `learned`, ascending."""
     arm, wanted = comparison.arm(name), set(comparison.rates(comparison.arm(name), store))
     if comparison is SHORT:
@@ -102,7 +103,7 @@ def learned(record: Record) -> bool:
     return not record.failure and validation_loss(record) < float(record.curve["train_loss_nats"][0])
 
 
-def curve(comparison: Comparison, name: str, seed: int, store: Store) -> dict[float, float]:
+def curve(comparison: TunedComparison, name: str, seed: int, store: Store) -> dict[float, float]:
     """Rate → validation loss of one arm and seed, for the runs at hand that `learned`."""
     return {rate: validation_loss(record) for rate, record in points(comparison, name, seed, store).items()}
 
@@ -131,13 +132,13 @@ def vertices(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 def resampled(record: Record) -> np.ndarray:
     """Mean validation loss on the rows of `stats.replicates`, (1 + draws,)."""
-    nats, tokens = (np.array(record.per_example[name], dtype=float) for name in ("loss_nats", "label_tokens"))
+    nats, tokens = (table([record], name)[0] for name in ("loss_nats", "label_tokens"))
     counts = stats.replicates(len(nats))
     return (counts @ nats) / (counts @ tokens)
 
 
 def log_best(
-    comparison: Comparison, name: str, seeds: tuple[int, ...], store: Store, steps: int = WINDOW
+    comparison: TunedComparison, name: str, seeds: tuple[int, ...], store: Store, steps: int = WINDOW
 ) -> np.ndarray:
     """log of the best rate, (1 + draws, seeds), on the rows of `stats.replicates`, by the rates within `steps`.
 
@@ -183,7 +184,7 @@ def long_log_ratio(first: str, second: str, store: Store) -> stats.Interval:
 
 
 def ratios(
-    comparison: Comparison, first: str, second: str, seeds: tuple[int, ...], steps: int, store: Store
+    comparison: TunedComparison, first: str, second: str, seeds: tuple[int, ...], steps: int, store: Store
 ) -> np.ndarray:
     """`log_best` of the first arm less that of the second."""
     return log_best(comparison, first, seeds, store, steps) - log_best(comparison, second, seeds, store, steps)
@@ -196,7 +197,7 @@ def regret(name: str, store: Store) -> stats.Interval:
     infinite. Raises Missing.
     """
     rate_of_r4, inside = borrowed(store), window(SHORT, name, store)
-    arm, rows, tokens = SHORT.arm(name), [], []
+    arm, pairs = SHORT.arm(name), []
     losses = {seed: curve(SHORT, name, seed, store) for seed in SEEDS}
     for seed in SEEDS:
         others = [losses[other] for other in SEEDS if other != seed]
@@ -204,10 +205,9 @@ def regret(name: str, store: Store) -> stats.Interval:
         pair = store.need_all(SHORT.sweep_run(arm, rate, seed) for rate in (rate_of_r4, own))
         if any(record.failure for record in pair):
             return stats.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), SHORT.sweep_examples)
-        first, second = np.array(columns(pair, "loss_nats"))
-        tokens = columns(pair, "label_tokens")[0]
-        rows.append((first - second).tolist())
-    return stats.mean_interval(rows, tokens)
+        pairs.append(pair)
+    borrowing, owning = zip(*pairs, strict=True)
+    return paired(borrowing, owning, "loss_nats")
 
 
 def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
@@ -222,9 +222,8 @@ def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
     records = [one for run in runs if (one := store.get(run)) is not None and not one.failure]
     if len(records) < 2:
         return None
-    (wrong, right), tokens = columns(records, "loss_nats"), columns(records, "label_tokens")[0]
-    cost = stats.example_interval([one - two for one, two in zip(wrong, right, strict=True)], tokens)
-    return Quantity.of(cost, "nats per token", tuple(run.key for run in runs))
+    wrong, right = records
+    return Quantity.of(paired([wrong], [right], "loss_nats"), "nats per token", tuple(run.key for run in runs))
 
 
 def as_ratio(logs: stats.Interval, unit: str, runs: tuple[str, ...], digits: int, note: str = "") -> Quantity:

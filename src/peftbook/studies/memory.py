@@ -30,11 +30,12 @@ from statistics import median
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of, table
 from peftbook.memory import SHAPES, Configuration, Setup
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Model
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, times
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio
 
 __all__ = ["CASES", "HALVES", "SPLIT_SHA256", "errors", "predicted", "probe", "split_sha256", "time_probe"]
 
@@ -226,7 +227,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def case_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     """Of one case."""
-    out, keys = {}, tuple(record.key for record in found)
+    out, keys = {}, keys_of(found)
     for term, value in predicted(CASES[name]).items():
         out[f"{name}_{term}_predicted"] = Quantity(value, "bytes", keys, note="computed from the shape")
     for term in (*MEASURED.values(), "tensor_peak", "process_rest"):
@@ -242,7 +243,7 @@ def case_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
 def half_quantities(part: str, store: Store) -> dict[str, Quantity]:
     """Of one half: the median error, the largest, and predicted over measured. Raises Missing."""
     known, out = {name: records(name, store) for name in HALVES[part]}, dict[str, Quantity]()
-    keys = tuple(record.key for found in known.values() for record in found)
+    keys = keys_of(*known.values())
     each = functools.partial(Quantity, runs=keys, n=len(known))
     for against in ("process_peak", "tensor_peak"):
         typical = [median(errors(name, found, against)) for name, found in known.items()]
@@ -334,7 +335,7 @@ def frozen_runs(store: Store) -> list[specs.Probe]:
 def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
     """The ratio of the peaks, and what both keep between forward and backward."""
     found = frozen_saving(store)
-    keys = tuple(record.key for name in FROZEN for record in records(name, store))
+    keys = keys_of(*(records(name, store) for name in FROZEN))
     value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
     out = {"lora_fa_over_lora_peak": Quantity(value, "×", keys, low, high, len(REPEATS), digits=3)}
     known = quantities(store)
@@ -386,7 +387,7 @@ def time_records(name: str, store: Store) -> list[Record]:
 
 def slowdown(found: list[Record], first: str, second: str = "lora") -> stats.Interval:
     """log(seconds of first / seconds of second)."""
-    return log_ratio(times(found, first), times(found, second))
+    return log_ratio(table(found, f"{first}_seconds"), table(found, f"{second}_seconds"))
 
 
 def time_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -400,7 +401,7 @@ def time_quantities(store: Store) -> Mapping[str, Quantity]:
 
 def shape_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     """Of one shape."""
-    out, keys, note = {}, tuple(record.key for record in found), "median and range of the processes' medians"
+    out, keys, note = {}, keys_of(found), "median and range of the processes' medians"
     for contender in CONTENDERS:
         values = sorted(float(record.measurements[f"{contender}_seconds"] or 0) for record in found)
         out[f"{contender}_{name}_seconds"] = Quantity(

@@ -15,6 +15,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of, score, table, weights
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
@@ -26,9 +27,9 @@ __all__ = [
     "SEEDS",
     "latency_probe",
     "log_ratio",
+    "loss_quantities",
     "lost_share",
     "merge_probe",
-    "nats",
     "percent",
     "ratio_quantity",
 ]
@@ -98,12 +99,11 @@ def merge_records(store: Store) -> list[Record]:
     return store.need_all(map(merge_probe, SEEDS))
 
 
-def log_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> stats.Interval:
+def log_ratio(first: np.ndarray, second: np.ndarray) -> stats.Interval:
     """Interval of log(median of first / median of second), paired by process and trial: (processes, trials) seconds."""
-    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    trials = one.shape[1]
+    trials = first.shape[1]
     picks = stats.resamples(trials)
-    medians = (np.median(times[:, picks], axis=2).T for times in (one, two))  # (1 + draws, processes)
+    medians = (np.median(times[:, picks], axis=2).T for times in (first, second))  # (1 + draws, processes)
     return stats.statistic_interval(np.log(next(medians)) - np.log(next(medians)), trials)
 
 
@@ -114,14 +114,9 @@ def ratio_quantity(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:
     return Quantity(value, "×", keys, low, high, interval.seeds, interval.examples, 3, note)
 
 
-def times(records: Sequence[Record], name: str) -> list[list[float]]:
-    """(processes, trials) seconds."""
-    return [[float(value) for value in record.per_example[f"{name}_seconds"]] for record in records]
-
-
 def slowdown(first: str, second: str, part: str, records: Sequence[Record]) -> stats.Interval:
     """log(first / second) of a condition's records."""
-    return log_ratio(times(records, f"{first}_{part}"), times(records, f"{second}_{part}"))
+    return log_ratio(*(table(records, f"{name}_{part}_seconds") for name in (first, second)))
 
 
 def latency_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -136,7 +131,7 @@ def latency_quantities(store: Store) -> Mapping[str, Quantity]:
 
 def condition_quantities(part: str, condition: tuple[str, int], records: list[Record]) -> dict[str, Quantity]:
     """What one condition tells about a part of the work."""
-    out, keys, where = {}, tuple(record.key for record in records), f"{part}_{condition[0]}_batch{condition[1]}"
+    out, keys, where = {}, keys_of(records), f"{part}_{condition[0]}_batch{condition[1]}"
     for name in ("base", "merged", "lora", "adapter"):
         medians = sorted(float(record.measurements[f"{name}_{part}_seconds"] or 0) for record in records)
         out[f"{name}_{where}_milliseconds"] = Quantity(
@@ -187,7 +182,7 @@ def adapter_verdict(store: Store) -> Verdict:
 
 def nats(records: Sequence[Record], state: str) -> np.ndarray:
     """(seeds, examples) summed nats of a state of the weights."""
-    return np.array([record.per_example[f"{state}_loss_nats"] for record in records], dtype=float)
+    return table(records, f"{state}_loss_nats")
 
 
 def lost_share(records: Sequence[Record], state: str, against: str, tuned: str = "unmerged") -> stats.Interval:
@@ -201,17 +196,20 @@ def lost_share(records: Sequence[Record], state: str, against: str, tuned: str =
     return stats.mean_interval(difference, gained)
 
 
+def loss_quantities(records: Sequence[Record], states: Sequence[str], tuned: str) -> dict[str, Quantity]:
+    """The loss of every state, and what the adapter gained: the loss of the untuned model minus that of `tuned`."""
+    keys, unit = keys_of(records), "nats per token"
+    losses = {f"{state}_loss": score(records, f"{state}_loss_nats") for state in states}
+    gain = stats.paired_interval(nats(records, "untuned"), nats(records, tuned), weights(records, "loss_nats"))
+    return {name: Quantity.of(loss, unit, keys, 4) for name, loss in losses.items()} | {
+        "gain": Quantity.of(gain, unit, keys)
+    }
+
+
 def quality_quantities(store: Store) -> Mapping[str, Quantity]:
     """Losses of every state, what merging and rounding lose of the adapter's gain, and what became of the update."""
     records = merge_records(store)
-    keys = tuple(record.key for record in records)
-    tokens = [float(value) for value in records[0].per_example["label_tokens"]]
-    out: dict[str, Quantity] = {}
-    for state in ("untuned", "untuned_bf16", "unmerged", *STATES):
-        interval = stats.mean_interval(nats(records, state).tolist(), tokens)
-        out[f"{state}_loss"] = Quantity.of(interval, "nats per token", keys, 4)
-    gain = stats.paired_interval(nats(records, "untuned").tolist(), nats(records, "unmerged").tolist(), tokens)
-    out["gain"] = Quantity.of(gain, "nats per token", keys)
+    keys, out = keys_of(records), loss_quantities(records, ("untuned", "untuned_bf16", "unmerged", *STATES), "unmerged")
     for state in STATES:
         out[f"{state}_lost"] = percent(lost_share(records, state, "unmerged"), keys)
         out[f"{state}_logit_gap"] = Quantity.of(mean_percent(records, f"{state}_logit_gap"), "%", keys, 2)

@@ -13,10 +13,9 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-import numpy as np
-
 from peftbook import specs
-from peftbook.evidence import stats
+from peftbook.evidence import comparison, stats
+from peftbook.evidence.comparison import keys_of, table
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -26,9 +25,10 @@ from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies.sweep import validation_loss
 from peftbook.tasks import get_task, test_groups
 
-__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep"]
+__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "validation_loss"]
 
 ARMS: dict[str, Method] = {
     "full": Full(),
@@ -85,11 +85,6 @@ def sweep(arm: str, store: Store) -> dict[int, Record]:
         if (record := store.get(sweep_run(arm, exponent))) is not None:
             found[exponent] = record
     return found
-
-
-def validation_loss(record: Record) -> float:
-    """Validation loss of a record, infinite for a run that diverged."""
-    return math.inf if record.failure else float(record.measurements["loss_nats"] or math.inf)
 
 
 def sweep_exponents(arm: str, store: Store) -> list[int]:
@@ -149,29 +144,19 @@ def final_records(arm: str, store: Store) -> list[Record]:
     return records
 
 
-def table(records: list[Record], name: str) -> np.ndarray:
-    """(seeds, examples) scores, one row for a method without randomness."""
-    return np.array([record.per_example[name] for record in records], dtype=float)
-
-
 def groups() -> tuple[str, ...]:
     """The package of each test example."""
     return test_groups("docstrings", TEST_EXAMPLES)
 
 
-def weights(record: Record, column: str) -> list[float] | None:
-    """What the examples weigh in a score: their label tokens in the loss, else the same."""
-    return [float(value) for value in record.per_example["label_tokens"]] if column == "loss_nats" else None
-
-
 def score(records: list[Record], column: str) -> stats.Interval:
     """An arm's score over its seeds and the test examples."""
-    return stats.score_interval(table(records, column), weights(records[0], column), groups())
+    return comparison.score(records, column, groups())
 
 
 def paired(first: list[Record], second: list[Record], column: str) -> stats.Interval:
     """first − second over shared seeds and test examples; one run without randomness is set against every seed."""
-    return stats.score_interval(table(first, column) - table(second, column), weights(first[0], column), groups())
+    return comparison.paired(first, second, column, groups())
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -196,7 +181,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     """Chosen and default rate with their validation losses, and how many runs the tuning took. Raises Missing."""
     chosen, found = best_rate(arm, store), sweep(arm, store)
-    keys = tuple(record.key for record in found.values())
+    keys = keys_of(list(found.values()))
     best = min(found, key=lambda k: validation_loss(found[k]))
     out = {
         f"{arm}_best_rate": Quantity(chosen, "", keys, digits=-2, seeds=1),
@@ -213,8 +198,7 @@ def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
 
 def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
     """An arm's test scores with intervals, its size and its counts."""
-    keys = tuple(record.key for record in records)
-    first = records[0]
+    keys, first = keys_of(records), records[0]
     out: dict[str, Quantity] = {}
     loss = score(records, "loss_nats")
     out[f"{arm}_loss"] = Quantity.of(loss, "nats per token", keys)
@@ -234,7 +218,7 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
 
 def paired_quantities(name: str, first: list[Record], second: list[Record]) -> dict[str, Quantity]:
     """Paired differences over shared seeds and test examples: loss, ROUGE-L, BERTScore, exact match."""
-    keys = tuple(record.key for record in [*first, *second])
+    keys = keys_of(first, second)
     out = {}
     for score, unit in (("loss", "nats per token"), *((score, "") for score in SCORES)):
         column = "loss_nats" if score == "loss" else score

@@ -14,7 +14,7 @@ from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import Arm, Comparison
+from peftbook.studies.sweep import Arm, TunedComparison
 
 __all__ = ["COMPARISON", "INITS", "LENGTHS", "arm_name"]
 
@@ -35,7 +35,7 @@ def arm(length: int, init: str) -> Arm:
     return Arm(arm_name(length, init), f"{length} tokens, {init}", method, PROMPT_RATES, 0.3)
 
 
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=tuple(arm(length, init) for init in ("vocabulary", "random", "text") for length in LENGTHS),

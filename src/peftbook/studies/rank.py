@@ -16,12 +16,12 @@ from peftbook.evidence import stats
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.learning_rate import RANKS, SHORT
-from peftbook.studies.sweep import Comparison
+from peftbook.studies.sweep import TunedComparison
 
 __all__ = ["COMPARISON"]
 
 MARGIN = 0.02  # nats per token
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="e2e",
     tokens=SHORT.tokens,
     arms=tuple(arm for arm in SHORT.arms if arm.name != "full"),

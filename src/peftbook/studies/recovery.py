@@ -22,15 +22,16 @@ from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.merging import lost_share, nats, percent
+from peftbook.studies.merging import loss_quantities, lost_share, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, columns
+from peftbook.studies.sweep import Arm, TunedComparison
 
 __all__ = ["COMPARISONS"]
 
@@ -61,12 +62,12 @@ def arms(centre: int, model: str) -> tuple[Arm, ...]:
 
 
 COMPARISONS = {
-    "small": Comparison(
+    "small": TunedComparison(
         task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2,
         model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION), seeds=(1, 2, 3, 4, 5),
         first_look=3,
     ),
-    "smollm2": Comparison(task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2),
+    "smollm2": TunedComparison(task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2),
 }  # fmt: skip
 
 
@@ -173,12 +174,9 @@ def merged_quantities(store: Store) -> Mapping[str, Quantity]:
 def merged_losses(name: str, records: list[Record]) -> dict[str, Quantity]:
     """The losses of an arm's states, its gain, and what each recipe loses of that."""
     out: dict[str, Quantity] = {}
-    keys, tokens = tuple(record.key for record in records), columns(records, "label_tokens")[0]
-    for state in ("full", "untuned", "unmerged", "merged", *RECIPES):
-        interval = stats.mean_interval(nats(records, state).tolist(), tokens)
-        out[f"{name}_{state}_loss"] = Quantity.of(interval, "nats per token", keys, 4)
-    gain = stats.paired_interval(nats(records, "untuned").tolist(), nats(records, "merged").tolist(), tokens)
-    out[f"{name}_gain"] = Quantity.of(gain, "nats per token", keys)
+    keys, states = keys_of(records), ("full", "untuned", "unmerged", "merged", *RECIPES)
+    for state, loss in loss_quantities(records, states, "merged").items():
+        out[f"{name}_{state}"] = loss
     for recipe in RECIPES:
         out[f"{name}_{recipe}_lost"] = percent(lost_share(records, recipe, "merged", "merged"), keys)
     return out

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of, table
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Probe, Run
 from peftbook.studies import Quantity, Verdict, methods, study
@@ -179,7 +180,7 @@ def settings_verdict(store: Store) -> Verdict:
 def system_scores(arm: str, record: Record, store: Store) -> np.ndarray:
     """(seeds, examples) BERTScore F1 of an arm on the examples of the negated copies. Raises Missing."""
     positions = [int(at) for at in record.per_example["example"]]
-    return methods.table(methods.final_records(arm, store), "bertscore_f1")[:, positions]
+    return table(methods.final_records(arm, store), "bertscore_f1")[:, positions]
 
 
 def negated_minus(arm: str, record: Record, store: Store) -> stats.Interval:
@@ -212,8 +213,7 @@ def negation_quantities(store: Store) -> Mapping[str, Quantity]:
         out[name] = replace(Quantity.of(own, "", keys), seeds=0)
     for arm in ARMS:
         with suppress(Missing):
-            records = methods.final_records(arm, store)
-            both = (*keys, *(each.key for each in records))
+            both = keys_of([record], methods.final_records(arm, store))
             out[f"negated_minus_{arm}"] = Quantity.of(negated_minus(arm, record, store), "", both)
     with suppress(Missing):
         best = best_system(record, store)

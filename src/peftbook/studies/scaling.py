@@ -22,12 +22,13 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import paired
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, columns, decide
+from peftbook.studies.sweep import Arm, TunedComparison, decide
 from peftbook.tasks import task_spec
 
 __all__ = ["COMPARISON", "RANKS"]
@@ -39,7 +40,7 @@ SIZE_RANKS = (4, 16, 64, 256)
 SIZE_SEEDS = (1, 2, 3)
 SIZE_TOKENS, SIZE_RATE, SIZE_EXAMPLES = 14_000, 2e-4, 20
 LEAST_EXPONENT = 0.25  # of the rank: halfway between no dependence and the root
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=(
@@ -71,8 +72,7 @@ def fixed_difference(store: Store) -> stats.Interval:
     for record in (*plain, *stabilised):
         if record.failure:
             raise Unusable(record.spec, "A run diverged at the fixed rate.")
-    one, two = (columns(records, "loss_nats") for records in (stabilised, plain))
-    return stats.paired_interval(one, two, columns(plain, "label_tokens")[0])
+    return paired(stabilised, plain, "loss_nats")
 
 
 def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:

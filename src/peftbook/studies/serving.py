@@ -17,9 +17,10 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of, table
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity
 
 __all__ = ["COUNTS", "REPEATS", "probe"]
 
@@ -64,10 +65,9 @@ def records(adapters: int, store: Store) -> list[Record]:
     return store.need_all(probe(adapters, seed) for seed in REPEATS)
 
 
-def seconds(found: list[Record], name: str) -> list[list[float]]:
+def seconds(found: list[Record], name: str) -> np.ndarray:
     """(processes, trials) seconds for the whole batch, prompts and decoding."""
-    parts = [times(found, f"{name}_{part}") for part in ("forward", "decode")]
-    return (np.array(parts[0]) + np.array(parts[1])).tolist()
+    return table(found, f"{name}_forward_seconds") + table(found, f"{name}_decode_seconds")
 
 
 def speedup(first: str, second: str, records: list[Record]) -> stats.Interval:
@@ -86,7 +86,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def count_quantities(count: int, found: list[Record]) -> dict[str, Quantity]:
     """Of one number of adapters."""
-    out, keys, note = {}, tuple(record.key for record in found), "median and range of the processes' medians"
+    out, keys, note = {}, keys_of(found), "median and range of the processes' medians"
     for name in CONTENDERS:
         values = sorted(float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found)
         out[f"{name}_{count}_tokens_per_second"] = Quantity(

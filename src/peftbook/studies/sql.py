@@ -18,13 +18,13 @@ from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import Arm, Comparison, decide
+from peftbook.studies.sweep import Arm, TunedComparison, decide
 
 __all__ = ["COMPARISON"]
 
 MARGIN = 0.05  # of the questions
 TEXT = "Write the SQL query that answers the question."
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="sql",
     tokens=48_000,
     arms=(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from peftbook import specs
+from peftbook.evidence.comparison import keys_of
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
@@ -83,7 +84,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def budget(task: str, found: list[Record]) -> dict[str, Quantity]:
     """Loss before and at best, and where the share of the gain is reached."""
-    (record, at), keys = budget_point(found), tuple(record.key for record in found)
+    (record, at), keys = budget_point(found), keys_of(found)
     losses, tokens, steps = (record.curve[name] for name in ("validation_loss_nats", "tokens", "step"))
     best = min(min(record.curve["validation_loss_nats"]) for record in found)
     nats = {"before": losses[0], "best": best, "at_budget": losses[at]}

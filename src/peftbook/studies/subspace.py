@@ -20,11 +20,11 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of, score
 from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import columns
 from peftbook.tasks import task_spec
 
 __all__ = ["RANKS", "later_overlap", "probes", "records"]
@@ -63,7 +63,7 @@ def records(store: Store) -> list[Record]:
 
 def pooled(store: Store, column: str) -> stats.Interval:
     """A column of the records, one value a module, over triples and modules; `…_first` is φ(1, 1). Raises Missing."""
-    return stats.mean_interval(columns(records(store), column))
+    return score(records(store), column)
 
 
 def later_overlap(record: Record, name: str) -> float:
@@ -101,7 +101,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     φ(1, 1) of the outputs' directions, and how much of the first direction lies in the rows that A started with.
     """
     found, out = records(store), dict[str, Quantity]()
-    keys = tuple(record.key for record in found)
+    keys = keys_of(found)
     for name in PAIRS:
         out[f"{name}_later_excess"] = Quantity.of(later_excess(store, name), "", keys)
     for column in (*(f"{name}_first" for name in (*PAIRS, *LEFT)), *IN_START):

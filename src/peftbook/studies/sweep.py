@@ -17,19 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from peftbook import metrics, specs
-from peftbook.evidence import stats
+from peftbook import specs
+from peftbook.evidence import comparison, stats
 from peftbook.methods import Method
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "Comparison", "columns", "corpus_bleu", "decide", "grid", "length_ratio"]
+__all__ = ["Arm", "TunedComparison", "decide", "grid", "length_ratio", "validation_loss"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 FINEST = 1.5  # and none refined where neighbours are closer
-SCORES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
+SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
+SCORES = {  # score → column of the records, unit, decimals
+    "loss": ("loss_nats", "nats per token", 3),
+    **{name: (name, "", 3) for name in SHARES},
+    "bleu": ("bleu", "BLEU", 1),
+}
 
 
 def grid(low: float, factor: float, count: int) -> tuple[float, ...]:
@@ -52,7 +57,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TunedComparison:
     """Arms that share task, budget, seeds and test examples.
 
     tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
@@ -188,19 +193,10 @@ class Comparison:
             raise Unusable(failed[0][1].spec, f"Diverged at the chosen rate: {said}.")
         return found
 
-    def table(self, name: str, column: str, store: Store) -> list[list[float]]:
-        """(seeds, examples) scores, one row for a method without randomness. Raises Missing."""
-        return columns(self.finals(name, store), column)
-
     def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
-        """first − second, paired over seeds and test examples; loss per label token. Raises Missing.
-
-        The one run of a method without randomness is set against every seed of the other.
-        """
+        """first − second, paired over seeds and test examples. Raises Missing."""
         records = self.finals_of((first, second), store)
-        one, two = (np.array(columns(records[name], column)) for name in (first, second))
-        weights = self.weights(first, store) if column == "loss_nats" else None
-        found = stats.score_interval(one - two, weights, self.groups)
+        found = comparison.paired(records[first], records[second], column, self.groups)
         return stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
 
     def verdict(
@@ -217,16 +213,6 @@ class Comparison:
         found = self.difference(first, second, "loss_nats", store)
         return decide(found, margin, claim, what, f"{prefix}{first}_minus_{second}_loss", "nats per token")
 
-    def bleu_difference(self, first: str, second: str, store: Store) -> stats.Interval:
-        """Corpus BLEU of `first` − that of `second`, paired over seeds and examples. Raises Missing."""
-        records = self.finals_of((first, second), store)
-        examples = len(records[first][0].per_example["bleu_length"])
-        return stats.statistic_interval(corpus_bleu(records[first]) - corpus_bleu(records[second]), examples)
-
-    def weights(self, name: str, store: Store) -> list[float]:
-        """Label tokens of the test examples."""
-        return self.table(name, "label_tokens", store)[0]
-
     @property
     def groups(self) -> tuple[str, ...]:
         """What the test examples share."""
@@ -234,7 +220,7 @@ class Comparison:
 
     def keys(self, store: Store, *names: str) -> tuple[str, ...]:
         """Keys of the final records of the arms."""
-        return tuple(record.key for name in names for record in self.finals(name, store))
+        return comparison.keys_of(*(self.finals(name, store) for name in names))
 
     def quantities(self, store: Store, prefix: str = "") -> dict[str, Quantity]:
         """For each arm: chosen and default rate, their validation losses, test scores with intervals, parameters."""
@@ -247,25 +233,21 @@ class Comparison:
 
     def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
         """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
-        first, keys, seeds = records[0], tuple(record.key for record in records), len(records)
-        weights = columns(records, "label_tokens")[0]
-        loss = stats.score_interval(columns(records, "loss_nats"), weights, self.groups)
-        out = {f"{name}_loss": Quantity.of(loss, "nats per token", keys)}
-        for score in SCORES:
-            if score in first.per_example:
-                interval = stats.score_interval(columns(records, score), None, self.groups)
-                out[f"{name}_{score}"] = Quantity.of(interval, "", keys)
-        if "bleu" in first.measurements:
-            n = len(first.per_example["bleu_length"])
-            out[f"{name}_bleu"] = Quantity.of(stats.statistic_interval(corpus_bleu(records), n), "BLEU", keys, 1)
-            ratios = [length_ratio(record) for record in records]
+        first, keys = records[0], comparison.keys_of(records)
+        out = {
+            f"{name}_{score}": Quantity.of(comparison.score(records, column, self.groups), unit, keys, digits)
+            for score, (column, unit, digits) in SCORES.items()
+            if comparison.has_column(records, column)
+        }
+        if f"{name}_bleu" in out:
+            ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
             out[f"{name}_length_ratio"] = Quantity(
-                math.fsum(ratios) / seeds, "", keys, min(ratios), max(ratios), seeds, n, 2,
+                math.fsum(ratios) / len(ratios), "", keys, min(ratios), max(ratios), len(ratios), n, 2,
                 note="words written over words of the nearest references; mean and range of the seeds",
             )  # fmt: skip
         if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
             share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
-            out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=seeds, digits=0)
+            out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
         trained = float(first.measurements["trainable_parameters"] or 0)
         out[f"{name}_parameters"] = Quantity(trained, "parameters", keys[:1], digits=0)
         return out
@@ -303,31 +285,16 @@ class Comparison:
         Empty until all of their final records are there.
         """
         try:
-            records = self.finals_of((first, second), store)[first]
+            records = self.finals_of((first, second), store)
         except Missing:
             return {}
-        out: dict[str, Quantity] = {}
-        keys, name = self.keys(store, first, second), f"{prefix}{first}_minus_{second}"
-        for column in ("loss_nats", *(score for score in SCORES if score in records[0].per_example)):
-            interval = self.difference(first, second, column, store)
-            score, unit = ("loss", "nats per token") if column == "loss_nats" else (column, "")
-            out[f"{name}_{score}"] = Quantity.of(interval, unit, keys)
-        if "bleu_length" in records[0].per_example:
-            out[f"{name}_bleu"] = Quantity.of(self.bleu_difference(first, second, store), "BLEU", keys, 1)
-        return out
-
-
-def columns(records: Sequence[Record], name: str) -> list[list[float]]:
-    """(records, examples): what the records hold for each example under a name."""
-    return [[float(value) for value in record.per_example[name]] for record in records]
-
-
-def corpus_bleu(records: Sequence[Record]) -> np.ndarray:
-    """(1 + replicates, seeds): corpus BLEU of an arm's final records on the rows of `stats.replicates`."""
-    rows = [[record.per_example[name] for name in metrics.BLEU_STATISTICS] for record in records]
-    statistics = np.array(rows, dtype=float).transpose(0, 2, 1)  # (seeds, examples, 10)
-    counts = stats.replicates(statistics.shape[1])
-    return np.stack([metrics.bleu_of_sums(counts @ each) for each in statistics], axis=1)
+        one, two = records[first], records[second]
+        keys, name = comparison.keys_of(one, two), f"{prefix}{first}_minus_{second}"
+        return {
+            f"{name}_{score}": Quantity.of(comparison.paired(one, two, column, self.groups), unit, keys, digits)
+            for score, (column, unit, digits) in SCORES.items()
+            if comparison.has_column(one, column)
+        }
 
 
 def validation_loss(record: Record) -> float:

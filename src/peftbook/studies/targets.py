@@ -15,7 +15,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison
+from peftbook.studies.sweep import Arm, TunedComparison
 
 __all__ = ["COMPARISON"]
 
@@ -28,7 +28,7 @@ CHOICES = {
     "mlp": ("MLP, r = 16", 16, MLP),
     "all": ("all linear layers, r = 10", 10, (*ATTENTION, *MLP)),
 }
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=tuple(

@@ -15,6 +15,7 @@ from contextlib import suppress
 from statistics import median
 
 from peftbook import specs
+from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
 from peftbook.studies import NAMES, Quantity, Verdict, get_study, study
@@ -91,7 +92,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out: dict[str, Quantity] = {}
     with suppress(Missing):
         found = staged(store)
-        keys, known = tuple(record.key for study in found for stage in study for record in stage), timed(found)
+        keys, known = keys_of(*(stage for study in found for stage in study)), timed(found)
         hours = functools.partial(Quantity, unit="hours", runs=keys, note="from the wall times of the records")
         out["runs"] = Quantity(float(len(keys)), "runs", keys, digits=0)
         out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
@@ -105,7 +106,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def measured(workers: int, repeats: list[Record]) -> dict[str, Quantity]:
     """Runs an hour of a count of workers, and what the driver and a start take."""
-    keys, note = tuple(record.key for record in repeats), "median and range of the repeats"
+    keys, note = keys_of(repeats), "median and range of the repeats"
     rates = [float(record.measurements["runs_per_hour"] or 0) for record in repeats]
     driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
     spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]

@@ -16,14 +16,14 @@ from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study, variants
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import Arm, Comparison
+from peftbook.studies.sweep import Arm, TunedComparison
 
 __all__ = ["COMPARISON", "RATIOS"]
 
 MARGIN = 0.02  # nats per token
 # arm → η_B / η_A, ascending; the names of `variants` where they share runs
 RATIOS = {"quarter": 0.25, "lora": 1.0, "plus": 4.0, "plus16": 16.0, "plus64": 64.0}
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="e2e",
     tokens=variants.COMPARISON.tokens,
     arms=(

@@ -20,7 +20,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, Comparison, decide
+from peftbook.studies.sweep import Arm, TunedComparison, decide
 
 __all__ = ["COMPARISON", "best_rate", "steps_to"]
 
@@ -28,7 +28,7 @@ MARGIN = 0.02  # nats per token
 SPEED_MARGIN = 0.1  # of plain LoRA's steps
 REACHED = 0.6  # of plain LoRA's steps, after which its training loss is the target
 SMOOTH = 8
-COMPARISON = Comparison(
+COMPARISON = TunedComparison(
     task="e2e",
     tokens=E2E_TOKENS,
     arms=(

@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
@@ -198,7 +199,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def cost_quantities(source: str, found: Sequence[Record]) -> dict[str, Quantity]:
     """For every codebook the error of its weights and what its use costs; neighbours in the order of Table 2."""
     out: dict[str, Quantity] = {}
-    keys, weights = tuple(record.key for record in found), weights_of(found[0])
+    keys, weights = keys_of(found), weights_of(found[0])
     unit = "nats per token" if weights else ""
     for name, block in [*cells(found[0]), ("q4_1", 32)]:
         added = cost(found, f"{name}_{block}")
@@ -225,7 +226,7 @@ def correlation_quantities(source: str, found: Sequence[Record]) -> dict[str, Qu
     parts = {name: blocks for name, blocks in PARTS.items() if set(blocks) <= at_hand}
     for name, blocks in {"": None, **parts}.items():
         label = f"_{name}" if name else ""
-        keys = tuple(one.key for one in found)
+        keys = keys_of(found)
         for measure in ("mse", "mae"):
             interval = correlation(found, measure, blocks)
             out[f"{source}_correlation_{measure}{label}"] = Quantity(

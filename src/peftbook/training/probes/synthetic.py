@@ -54,7 +54,7 @@ class Alphabet:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Adaptation:
     """A method, the task it is trained for, and its grid of learning rates."""
 
     name: str
@@ -148,11 +148,11 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     )
     rates, seed = {name: probe.numbers(f"{name}_rates") for name in ("prompt", "prefix", "lora")}, probe.seed
     arms = (
-        Arm("prompt", PromptTuning(length=length), "descending", rates["prompt"]),
-        Arm("prefix", Prefix(length=length), "descending", rates["prefix"]),
-        Arm("lora", LoRA(rank=1, alpha=2), "descending", rates["lora"]),
-        Arm("lora4", LoRA(rank=4, alpha=8), "descending", rates["lora"]),
-        Arm("prompt_copy", PromptTuning(length=length), "copy", rates["prompt"]),
+        Adaptation("prompt", PromptTuning(length=length), "descending", rates["prompt"]),
+        Adaptation("prefix", Prefix(length=length), "descending", rates["prefix"]),
+        Adaptation("lora", LoRA(rank=1, alpha=2), "descending", rates["lora"]),
+        Adaptation("lora4", LoRA(rank=4, alpha=8), "descending", rates["lora"]),
+        Adaptation("prompt_copy", PromptTuning(length=length), "copy", rates["prompt"]),
     )
     lists = lists_by_split(seed, max(pretrain_steps, steps) * BATCH)
     base = small_llama(depth, hidden, heads, VOCABULARY, seed)

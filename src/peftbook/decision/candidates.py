@@ -1,30 +1,29 @@
-"""Arms: the records of one model with one method, and what the table shows of them."""
+"""Candidates: the records of one model with one method, and what the table shows of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peftbook import metrics, specs
-from peftbook.decision.comparison import MEASURES, Measure, Row, Skewed
+from peftbook.decision.terms import Measure, Row, Skewed
 from peftbook.errors import InputError
-from peftbook.evidence import stats
+from peftbook.evidence import comparison
 from peftbook.evidence.stats import Groups, Interval
 from peftbook.records import Record
 
-__all__ = ["Arm", "describe_row", "encoder_in_words", "group_records", "label_arms"]
+__all__ = ["Candidate", "describe_row", "encoder_in_words", "group_records", "label_candidates"]
 
 SHARES = ("rouge1", "rouge2", "rougeL", "exact_match")  # measures that lie between 0 and 1
 
 
 @dataclass
-class Arm:
-    """The records of one model with one method, by seed. columns: (seeds, examples) of the seeds that finished."""
+class Candidate:
+    """The records of one model with one method, by seed. run: of the first that was met."""
 
     run: specs.Run
     records: dict[int, Record]
-    columns: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def random(self) -> bool:
@@ -33,18 +32,22 @@ class Arm:
 
     @property
     def finished(self) -> dict[int, Record]:
-        return {seed: one for seed, one in self.records.items() if not one.failure}
+        return {seed: record for seed, record in self.records.items() if not record.failure}
+
+    @property
+    def done(self) -> list[Record]:
+        """What has finished, in the order of the seeds."""
+        return list(self.finished.values())
+
+    def has(self, column: str) -> bool:
+        """Whether something has finished, and all of it was scored by this column."""
+        return comparison.has_column(self.done, column)
 
     @property
     def failure(self) -> str:
-        """Why the arm is not compared: what is left of it after a failed seed is a choice of the lucky ones."""
+        """Why it is not compared: what is left of it after a failed seed is a choice of the lucky ones."""
         failed = [one.failure for one in self.records.values() if one.failure]
         return f"{len(failed)} of {len(self.records)} runs failed: {failed[0]}" if failed else ""
-
-    @property
-    def weights(self) -> list[float]:
-        """Label tokens of the test examples."""
-        return self.columns["label_tokens"][0]
 
     @property
     def base_parameters(self) -> int:
@@ -53,23 +56,16 @@ class Arm:
         counts = [
             int(one.measurements.get("total_parameters") or 0)
             - added * int(one.measurements.get("trainable_parameters") or 0)
-            for one in self.finished.values()
+            for one in self.done
         ]
         return max(counts, default=0)
 
-    def scores(self, column: str, seeds: Sequence[int]) -> list[list[float]]:
-        """(seeds, examples); the one run of a method without randomness stands for every seed."""
-        if not self.random:
-            return [self.columns[column][0]] * len(seeds)
-        order = list(self.finished)
-        return [self.columns[column][order.index(seed)] for seed in seeds]
 
-
-def group_records(records: Sequence[Record]) -> list[Arm]:
+def group_records(records: Sequence[Record]) -> list[Candidate]:
     """The records by everything but the seed. Raises InputError where they cannot be compared."""
     if not records:
         raise InputError("There is no finished run to compare yet: wait for the first one.")
-    arms: dict[str, Arm] = {}
+    candidates: dict[str, Candidate] = {}
     first: specs.Run | None = None
     for record in records:
         run = record.spec
@@ -81,19 +77,17 @@ def group_records(records: Sequence[Record]) -> list[Arm]:
                 f"Runs {first.key[:12]} and {run.key[:12]} were not scored on the same test examples in the same way: "
                 "compare the runs of one plan."
             )
-        arms.setdefault(run.model_copy(update={"seed": 0}).key, Arm(run, {})).records[run.seed] = record
-    for arm in arms.values():
-        arm.records = dict(sorted(arm.records.items()))
-        done = list(arm.finished.values())
-        for name in ("label_tokens", *(one.column for one in MEASURES.values())):
-            if done and all(name in one.per_example for one in done):
-                arm.columns[name] = [[float(value) for value in one.per_example[name]] for one in done]
-    return list(arms.values())
+        candidates.setdefault(run.model_copy(update={"seed": 0}).key, Candidate(run, {})).records[run.seed] = record
+    for candidate in candidates.values():
+        candidate.records = dict(sorted(candidate.records.items()))
+    return list(candidates.values())
 
 
-def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_parameters: int, groups: Groups = ()) -> Row:
+def describe_row(
+    label: str, candidate: Candidate, measures: Sequence[Measure], base_parameters: int, groups: Groups = ()
+) -> Row:
     """The row without its differences."""
-    done = list(arm.finished.values())
+    done = candidate.done
 
     def measured(name: str) -> list[float]:
         return [float(one.measurements.get(name) or 0) for one in done]
@@ -103,26 +97,24 @@ def describe_row(label: str, arm: Arm, measures: Sequence[Measure], base_paramet
     seconds = measured("train_seconds")
     return Row(
         label=label,
-        model=model_label(arm.run.model.name),
-        method=arm.run.method,
-        run=next(iter(arm.records.values())).spec,  # type: ignore[arg-type]
-        seeds=tuple(arm.records) if arm.random else (),
-        scores={one.name: score_interval(arm, one, groups) for one in measures if one.column in arm.columns},
+        model=model_label(candidate.run.model.name),
+        method=candidate.run.method,
+        run=next(iter(candidate.records.values())).spec,  # type: ignore[arg-type]
+        seeds=tuple(candidate.records) if candidate.random else (),
+        scores={one.name: score(done, one, groups) for one in measures if candidate.has(one.column)},
         trainable_parameters=trainable,
         model_parameters=base_parameters,
         adapter_bytes=stored or 4 * trainable,  # what is trained is saved in float32
         train_seconds=math.fsum(seconds) / len(seconds) if seconds else 0.0,
         peak_memory_bytes=int(max(measured("peak_memory_bytes"), default=0)),
-        runs=tuple(one.key for one in arm.records.values()),
-        failure=arm.failure,
+        runs=comparison.keys_of(list(candidate.records.values())),
+        failure=candidate.failure,
     )
 
 
-def score_interval(arm: Arm, measure: Measure, groups: Groups = ()) -> Interval:
-    """The book's interval of an arm's score, within what such a score can be; of perplexity exp of the loss's."""
-    table = arm.columns[measure.column]
-    weights = arm.weights if measure.column == "loss_nats" else None
-    one = stats.score_interval(table, weights, groups[: len(table[0])])
+def score(records: Sequence[Record], measure: Measure, groups: Groups = ()) -> Interval:
+    """The book's interval of a score, within what such a score can be; of perplexity exp of the loss's."""
+    one = comparison.score(records, measure.column, groups)
     if measure.name in SHARES and (one.low < 0 or one.high > 1):
         return Skewed(**vars(one), ends=(max(0.0, one.low), min(1.0, one.high)))
     if measure.name != "perplexity":
@@ -141,11 +133,12 @@ def model_label(name: str) -> str:
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
 
 
-def label_arms(arms: Sequence[Arm]) -> list[str]:
+def label_candidates(candidates: Sequence[Candidate]) -> list[str]:
     """A label for each, no two alike: method, model where there are several, and what tells equal ones apart."""
-    several = len({arm.run.model for arm in arms}) > 1
-    plain = [arm.run.method.label + (f" · {model_label(arm.run.model.name)}" if several else "") for arm in arms]
-    settings = [settings_of(arm.run) for arm in arms]
+    runs = [candidate.run for candidate in candidates]
+    several = len({run.model for run in runs}) > 1
+    plain = [run.method.label + (f" · {model_label(run.model.name)}" if several else "") for run in runs]
+    settings = [settings_of(run) for run in runs]
     out = []
     for label, own in zip(plain, settings, strict=True):
         alike = [other for name, other in zip(plain, settings, strict=True) if name == label]

@@ -1,0 +1,114 @@
+"""Arms × seeds × examples to intervals: what the tuned comparisons of the book and the decision on own data share.
+
+An arm is its records, one a seed; a single one stands for every seed of the arm that it is compared with. A column is a
+list that every record holds, one value for each example; `bleu` is the score of the corpus, made from ten of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from peftbook import metrics
+from peftbook.errors import InputError
+from peftbook.evidence import stats
+from peftbook.evidence.stats import Groups, Interval
+
+__all__ = ["corpus_bleu", "has_column", "keys_of", "paired", "score", "shared", "table", "weights"]
+
+
+class Scored(Protocol):
+    """What is read of a record."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def per_example(self) -> Mapping[str, Sequence[float | str]]: ...
+
+
+Records = Sequence[Scored]  # of one arm
+R = TypeVar("R")
+
+
+def keys_of(*arms: Records) -> tuple[str, ...]:
+    """The keys of the records behind a value."""
+    return tuple(record.key for arm in arms for record in arm)
+
+
+def has_column(arm: Records, column: str) -> bool:
+    """Whether there are records and all of them have the column."""
+    return bool(arm) and all(listed(column) in record.per_example for record in arm)
+
+
+def listed(column: str) -> str:
+    """The list whose length is the number of examples behind a column."""
+    return "bleu_length" if column == "bleu" else column
+
+
+def table(arm: Records, column: str) -> np.ndarray:
+    """(seeds, examples): what the records hold for each example."""
+    return np.array([record.per_example[column] for record in arm], dtype=float)
+
+
+def weights(arm: Records, column: str) -> list[float] | None:
+    """What the examples weigh in a score: their label tokens in a loss, whose column has summed nats; else the same."""
+    return table(arm[:1], "label_tokens")[0].tolist() if column.endswith("loss_nats") else None
+
+
+def corpus_bleu(arm: Records, groups: Groups = ()) -> np.ndarray:
+    """(1 + replicates, seeds): corpus BLEU of every record on the rows of `stats.replicates`."""
+    statistics = np.stack([table(arm, name) for name in metrics.BLEU_STATISTICS], axis=-1)  # (seeds, examples, 10)
+    counts = stats.replicates(statistics.shape[1], tuple(groups))
+    return np.stack([metrics.bleu_of_sums(counts @ sums) for sums in statistics], axis=1)
+
+
+def score(arm: Records, column: str, groups: Groups = ()) -> Interval:
+    """An arm's score over its seeds and examples; of a loss nats per label token.
+
+    groups: what the examples share, of as many as were scored or of more; or empty.
+    """
+    units = groups[: examples_of(arm, column)]
+    return interval(values_of(arm, column, units), arm, column, units)
+
+
+def paired(first: Records, second: Records, column: str, groups: Groups = ()) -> Interval:
+    """first − second over shared seeds and examples: record i of both has the same seed, or one of them is single.
+
+    groups: as of `score`.  Raises InputError where the arms do not have the same examples and as many seeds.
+    """
+    counts = [examples_of(arm, column) for arm in (first, second)]
+    if counts[0] != counts[1] or len({len(first), len(second)} - {1}) > 1:
+        sizes = " and ".join(str(len(arm) * count) for arm, count in zip((first, second), counts, strict=True))
+        raise InputError(f"Paired runs have {sizes} scores: score the same examples.")
+    units = groups[: counts[0]]
+    return interval(values_of(first, column, units) - values_of(second, column, units), first, column, units)
+
+
+def values_of(arm: Records, column: str, groups: Groups) -> np.ndarray:
+    """What an interval is made from: the table of a column, or BLEU on the replicates of its examples."""
+    return corpus_bleu(arm, groups) if column == "bleu" else table(arm, column)
+
+
+def interval(values: np.ndarray, arm: Records, column: str, groups: Groups) -> Interval:
+    """The interval of values that were made from a column of an arm."""
+    if column == "bleu":
+        return stats.statistic_interval(values, examples_of(arm, column), groups)
+    return stats.score_interval(values, weights(arm, column), groups)
+
+
+def examples_of(arm: Records, column: str) -> int:
+    """How many examples have been scored."""
+    return len(arm[0].per_example[listed(column)])
+
+
+def shared(first: Mapping[int, R], second: Mapping[int, R], random: tuple[bool, bool]) -> tuple[list[R], list[R]]:
+    """The records of two arms, by seed, for the seeds that both have.
+
+    random: whether a seed changes anything in either; if not, its first record stands for every seed of the other.
+    """
+    one = first if random[0] else dict.fromkeys(second, next(iter(first.values())))
+    two = second if random[1] else dict.fromkeys(one, next(iter(second.values())))
+    seeds = [seed for seed in one if seed in two]
+    return [one[seed] for seed in seeds], [two[seed] for seed in seeds]
