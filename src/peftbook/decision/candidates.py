@@ -83,11 +83,9 @@ def group_records(records: Sequence[Record]) -> list[Candidate]:
     return list(candidates.values())
 
 
-def describe_row(
-    label: str, candidate: Candidate, measures: Sequence[Measure], base_parameters: int, groups: Groups = ()
-) -> Row:
-    """The row without its differences."""
-    done = candidate.done
+def describe_row(label: str, own: Candidate, measures: Sequence[Measure], base: int, groups: Groups = ()) -> Row:
+    """The row without its differences. base: parameters of the model without what was added."""
+    done = own.done
 
     def measured(name: str) -> list[float]:
         return [float(one.measurements.get(name) or 0) for one in done]
@@ -97,18 +95,18 @@ def describe_row(
     seconds = measured("train_seconds")
     return Row(
         label=label,
-        model=model_label(candidate.run.model.name),
-        method=candidate.run.method,
-        run=next(iter(candidate.records.values())).spec,  # type: ignore[arg-type]
-        seeds=tuple(candidate.records) if candidate.random else (),
-        scores={one.name: score(done, one, groups) for one in measures if candidate.has(one.column)},
+        model=model_label(own.run.model.name),
+        method=own.run.method,
+        run=next(iter(own.records.values())).spec,  # type: ignore[arg-type]
+        seeds=tuple(own.records) if own.random else (),
+        scores={one.name: score(done, one, groups) for one in measures if own.has(one.column)},
         trainable_parameters=trainable,
-        model_parameters=base_parameters,
+        model_parameters=base,
         adapter_bytes=stored or 4 * trainable,  # what is trained is saved in float32
         train_seconds=math.fsum(seconds) / len(seconds) if seconds else 0.0,
         peak_memory_bytes=int(max(measured("peak_memory_bytes"), default=0)),
-        runs=comparison.keys_of(list(candidate.records.values())),
-        failure=candidate.failure,
+        runs=comparison.keys_of(list(own.records.values())),
+        failure=own.failure,
     )
 
 

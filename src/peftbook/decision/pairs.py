@@ -16,11 +16,11 @@ __all__ = ["beats_baseline", "contrast", "detect", "order", "pair_up"]
 
 
 def pair_up(
-    candidates: Mapping[str, Candidate], measures: Sequence[Measure], deciding: Measure, groups: Groups = ()
+    rows: Mapping[str, Candidate], measures: Sequence[Measure], deciding: Measure, groups: Groups = ()
 ) -> tuple[Pair, ...]:
     """Every pair's differences over the seeds and test examples that both have; pairs that share no seed left out."""
     out = []
-    for (first, one), (second, two) in itertools.combinations(candidates.items(), 2):
+    for (first, one), (second, two) in itertools.combinations(rows.items(), 2):
         found = {each.name: difference(one, two, each.column, groups) for each in measures}
         known = {name: interval for name, interval in found.items() if interval is not None}
         if deciding.name in known:
@@ -73,10 +73,7 @@ def beats_baseline(baselines: Mapping[str, str], pairs: Sequence[Pair], measure:
 
 
 def contrast(
-    candidates: Mapping[str, Candidate],
-    measure: Measure,
-    texts: Mapping[str, Sequence[str]],
-    examples: Sequence[Example],
+    rows: Mapping[str, Candidate], measure: Measure, texts: Mapping[str, Sequence[str]], examples: Sequence[Example]
 ) -> tuple[Contrast, ...]:
     """Test examples, those first on which the rows' first seeds are furthest apart; none where no two wrote texts.
 
@@ -84,7 +81,7 @@ def contrast(
     """
     column = measure.column if measure.column != "loss_nats" else "rougeL"
     shown = {}
-    for label, candidate in candidates.items():
+    for label, candidate in rows.items():
         first = candidate.done[0]
         if candidate.has(column) and texts.get(first.key):
             shown[label] = (texts[first.key], comparison.table([first], column)[0].tolist())

@@ -29,6 +29,7 @@ class Scored(Protocol):
 
 
 Records = Sequence[Scored]  # of one arm
+LISTS = {"bleu": "bleu_length"}  # column → one of the lists that it is made from, where it is not a list itself
 R = TypeVar("R")
 
 
@@ -39,12 +40,7 @@ def keys_of(*arms: Records) -> tuple[str, ...]:
 
 def has_column(arm: Records, column: str) -> bool:
     """Whether there are records and all of them have the column."""
-    return bool(arm) and all(listed(column) in record.per_example for record in arm)
-
-
-def listed(column: str) -> str:
-    """The list whose length is the number of examples behind a column."""
-    return "bleu_length" if column == "bleu" else column
+    return bool(arm) and all(LISTS.get(column, column) in record.per_example for record in arm)
 
 
 def table(arm: Records, column: str) -> np.ndarray:
@@ -100,7 +96,7 @@ def interval(values: np.ndarray, arm: Records, column: str, groups: Groups) -> I
 
 def examples_of(arm: Records, column: str) -> int:
     """How many examples have been scored."""
-    return len(arm[0].per_example[listed(column)])
+    return len(arm[0].per_example[LISTS.get(column, column)])
 
 
 def shared(first: Mapping[int, R], second: Mapping[int, R], random: tuple[bool, bool]) -> tuple[list[R], list[R]]:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook.evidence import stats
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
@@ -64,16 +63,10 @@ PAIRS = (
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Scores of every arm, paired differences, and how many of the differences to LoRA survive Holm's correction."""
-    out = COMPARISON.quantities(store)
-    for first, second in PAIRS:
-        out |= COMPARISON.paired(first, second, store)
+    out = COMPARISON.quantities(store, PAIRS)
     with suppress(Missing):
         arms = [first for first, second in PAIRS if second == "lora"]
-        family = {arm: stats.p_value(COMPARISON.difference(arm, "lora", "loss_nats", store)) for arm in arms}
-        out["differ_from_lora"] = Quantity(
-            sum(stats.holm(family).values()), f"of {len(family)} arms", COMPARISON.keys(store, "lora", *family),
-            seeds=len(COMPARISON.seeds), digits=0, note="Holm, 5 %",
-        )  # fmt: skip
+        out["differ_from_lora"] = COMPARISON.differing(arms, "lora", store, "arms", "Holm, 5 %")
     with suppress(Missing):
         gain = COMPARISON.difference("full", "untuned", "loss_nats", store)
         keys = COMPARISON.keys(store, "full", "untuned")

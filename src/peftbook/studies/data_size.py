@@ -51,9 +51,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """Scores by size and arm, and the differences between arms at each size."""
     out = FEWSHOT.quantities(store)
     for size, comparison in COMPARISONS.items():
-        out |= comparison.quantities(store, f"n{size}_")
-        for first, second in (("lora", "full"), ("prompt", "lora")):
-            out |= comparison.paired(first, second, store, f"n{size}_")
+        out |= comparison.quantities(store, (("lora", "full"), ("prompt", "lora")), f"n{size}_")
     return out
 
 

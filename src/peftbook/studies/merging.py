@@ -199,11 +199,9 @@ def lost_share(records: Sequence[Record], state: str, against: str, tuned: str =
 def loss_quantities(records: Sequence[Record], states: Sequence[str], tuned: str) -> dict[str, Quantity]:
     """The loss of every state, and what the adapter gained: the loss of the untuned model minus that of `tuned`."""
     keys, unit = keys_of(records), "nats per token"
-    losses = {f"{state}_loss": score(records, f"{state}_loss_nats") for state in states}
+    losses = {f"{state}_loss": Quantity.of(score(records, f"{state}_loss_nats"), unit, keys, 4) for state in states}
     gain = stats.paired_interval(nats(records, "untuned"), nats(records, tuned), weights(records, "loss_nats"))
-    return {name: Quantity.of(loss, unit, keys, 4) for name, loss in losses.items()} | {
-        "gain": Quantity.of(gain, unit, keys)
-    }
+    return losses | {"gain": Quantity.of(gain, unit, keys)}
 
 
 def quality_quantities(store: Store) -> Mapping[str, Quantity]:

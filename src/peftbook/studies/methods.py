@@ -25,7 +25,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.sweep import validation_loss
+from peftbook.studies.sweep import paired_quantities, score_quantities, validation_loss
 from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "validation_loss"]
@@ -58,7 +58,6 @@ SHOTS = 5
 TEST_EXAMPLES = 200
 MARGIN_NATS = 0.05
 MARGIN_ROUGE = 0.02
-SCORES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
 
 
 def rate(arm: str, exponent: int) -> float:
@@ -174,7 +173,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for first, second in (*pairs, ("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fewshot"),
                           ("lora", "fewshot"), ("qlora", "full"), ("prompt", "full")):  # fmt: skip
         if first in finals and second in finals:
-            out |= paired_quantities(f"{first}_minus_{second}", finals[first], finals[second])
+            out |= paired_quantities(f"{first}_minus_{second}", finals[first], finals[second], groups())
     return out
 
 
@@ -198,14 +197,11 @@ def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
 
 def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
     """An arm's test scores with intervals, its size and its counts."""
-    keys, first = keys_of(records), records[0]
-    out: dict[str, Quantity] = {}
-    loss = score(records, "loss_nats")
-    out[f"{arm}_loss"] = Quantity.of(loss, "nats per token", keys)
-    mean, low, high = (math.exp(value) for value in (loss.mean, loss.low, loss.high))
-    out[f"{arm}_perplexity"] = Quantity(mean, "", keys, low, high, len(records), loss.examples, 2)
-    for name in SCORES:
-        out[f"{arm}_{name}"] = Quantity.of(score(records, name), "", keys)
+    keys, first, loss = keys_of(records), records[0], score(records, "loss_nats")
+    mean, low, high = (math.exp(nats) for nats in (loss.mean, loss.low, loss.high))
+    perplexity = Quantity(mean, "", keys, low, high, len(records), loss.examples, 2)
+    scores = score_quantities(arm, records, groups())
+    out = {f"{arm}_loss": scores[f"{arm}_loss"], f"{arm}_perplexity": perplexity} | scores
     trainable, total = (int(first.measurements[f"{which}_parameters"] or 0) for which in ("trainable", "total"))
     out[f"{arm}_trainable_parameters"] = Quantity(trainable, "parameters", keys[:1], digits=0)
     out[f"{arm}_trainable_percent"] = Quantity(100 * trainable / total, "%", keys[:1], digits=3)
@@ -213,16 +209,6 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
     if isinstance(first.spec, Run) and first.spec.budget is not None:
         out[f"{arm}_train_tokens"] = Quantity(first.measurements["train_tokens"] or 0, "tokens", keys[:1], digits=0)
         out[f"{arm}_train_steps"] = Quantity(first.measurements["train_steps"] or 0, "steps", keys[:1], digits=0)
-    return out
-
-
-def paired_quantities(name: str, first: list[Record], second: list[Record]) -> dict[str, Quantity]:
-    """Paired differences over shared seeds and test examples: loss, ROUGE-L, BERTScore, exact match."""
-    keys = keys_of(first, second)
-    out = {}
-    for score, unit in (("loss", "nats per token"), *((score, "") for score in SCORES)):
-        column = "loss_nats" if score == "loss" else score
-        out[f"{name}_{score}"] = Quantity.of(paired(first, second, column), unit, keys)
     return out
 
 

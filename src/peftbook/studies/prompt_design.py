@@ -46,14 +46,10 @@ COMPARISON = TunedComparison(
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Losses of all arms; differences between lengths (vocabulary) and between initialisations (20 tokens)."""
-    out = COMPARISON.quantities(store)
-    for length in LENGTHS[1:]:
-        out |= COMPARISON.paired(arm_name(1, "vocabulary"), arm_name(length, "vocabulary"), store)
-    out |= COMPARISON.paired(arm_name(20, "vocabulary"), arm_name(100, "vocabulary"), store)
-    for length in LENGTHS:
-        for init in ("random", "text"):
-            out |= COMPARISON.paired(arm_name(length, init), arm_name(length, "vocabulary"), store)
-    return out
+    vocabulary = {length: arm_name(length, "vocabulary") for length in LENGTHS}
+    lengths = [(vocabulary[1], vocabulary[length]) for length in LENGTHS[1:]] + [(vocabulary[20], vocabulary[100])]
+    starts = [(arm_name(length, init), vocabulary[length]) for length in LENGTHS for init in ("random", "text")]
+    return COMPARISON.quantities(store, lengths + starts)
 
 
 @study("prompt_length", COMPARISON.runs, quantities)
@@ -78,11 +74,5 @@ def longer_verdict(store: Store) -> Verdict:
 def init_verdict(store: Store) -> Verdict:
     """Is a random start worse than a vocabulary start at 20 tokens?"""
     first, second = arm_name(20, "random"), arm_name(20, "vocabulary")
-    return COMPARISON.verdict(
-        first,
-        second,
-        0.0,
-        (MARGIN, math.inf),
-        "Test loss with a random start minus that with a vocabulary start",
-        store,
-    )
+    what = "Test loss with a random start minus that with a vocabulary start"
+    return COMPARISON.verdict(first, second, 0.0, (MARGIN, math.inf), what, store)

@@ -32,11 +32,7 @@ HIGHER = tuple(rank for rank in RANKS if rank > 16)
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Loss of each rank and its difference to rank 16."""
-    out = COMPARISON.quantities(store)
-    for rank in RANKS:
-        if rank != 16:
-            out |= COMPARISON.paired(f"r{rank}", "r16", store)
-    return out
+    return COMPARISON.quantities(store, ((f"r{rank}", "r16") for rank in RANKS if rank != 16))
 
 
 @study("rank", COMPARISON.runs, quantities)

@@ -80,11 +80,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """Gaps to 16 bit before and after tuning, by model and type; gains of the corrected starts."""
     out: dict[str, Quantity] = {}
     for name, comparison in COMPARISONS.items():
-        prefix = f"{name}_"
-        out |= comparison.quantities(store, prefix)
-        for quant in QUANTISED[name]:
-            out |= comparison.paired(f"{quant}_before", "before", store, prefix)
-            out |= comparison.paired(quant, "lora", store, prefix)
+        pairs = [pair for quant in QUANTISED[name] for pair in ((f"{quant}_before", "before"), (quant, "lora"))]
+        out |= comparison.quantities(store, pairs, f"{name}_")
     for start in STARTS:
         out |= COMPARISONS["small"].paired(start, "nf2", store, "small_")
     return out | COMPARISONS["small"].paired("loftq", "lora", store, "small_")
@@ -173,10 +170,8 @@ def merged_quantities(store: Store) -> Mapping[str, Quantity]:
 
 def merged_losses(name: str, records: list[Record]) -> dict[str, Quantity]:
     """The losses of an arm's states, its gain, and what each recipe loses of that."""
-    out: dict[str, Quantity] = {}
     keys, states = keys_of(records), ("full", "untuned", "unmerged", "merged", *RECIPES)
-    for state, loss in loss_quantities(records, states, "merged").items():
-        out[f"{name}_{state}"] = loss
+    out = {f"{name}_{key}": loss for key, loss in loss_quantities(records, states, "merged").items()}
     for recipe in RECIPES:
         out[f"{name}_{recipe}_lost"] = percent(lost_share(records, recipe, "merged", "merged"), keys)
     return out

@@ -148,10 +148,8 @@ def runs(store: Store) -> list[Run]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Losses, the tuned differences by rank, and the difference at the fixed rate."""
-    out = COMPARISON.quantities(store)
-    for rank in RANKS:
-        out |= COMPARISON.paired(f"stabilised{rank}", f"standard{rank}", store)
-    out |= COMPARISON.paired("stabilised256", "plus256", store)
+    pairs = [(f"stabilised{rank}", f"standard{rank}") for rank in RANKS]
+    out = COMPARISON.quantities(store, [*pairs, ("stabilised256", "plus256")])
     with suppress(Missing):
         keys = tuple(run.key for pair in fixed_runs(store).values() for run in pair)
         out["fixed_rate_difference"] = Quantity.of(fixed_difference(store), "nats per token", keys)

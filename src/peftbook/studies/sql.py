@@ -49,10 +49,7 @@ PAIRS = (("prompt", "untuned"), ("prompt", "fewshot"), ("lora", "fewshot"), ("lo
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Scores of every arm and paired differences."""
-    out = COMPARISON.quantities(store)
-    for first, second in PAIRS:
-        out |= COMPARISON.paired(first, second, store)
-    return out
+    return COMPARISON.quantities(store, PAIRS)
 
 
 def answers_verdict(first: str, second: str, what: str, store: Store) -> Verdict:

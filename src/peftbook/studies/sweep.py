@@ -25,7 +25,7 @@ from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "TunedComparison", "decide", "grid", "length_ratio", "validation_loss"]
+__all__ = ["Arm", "TunedComparison", "decide", "grid", "length_ratio", "paired_quantities", "score_quantities"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 FINEST = 1.5  # and none refined where neighbours are closer
@@ -35,6 +35,7 @@ SCORES = {  # score → column of the records, unit, decimals
     **{name: (name, "", 3) for name in SHARES},
     "bleu": ("bleu", "BLEU", 1),
 }
+Claim = tuple[float, float]  # the ends between which a claim puts a difference
 
 
 def grid(low: float, factor: float, count: int) -> tuple[float, ...]:
@@ -204,7 +205,7 @@ class TunedComparison:
         first: str,
         second: str,
         margin: float,
-        claim: tuple[float, float],
+        claim: Claim,
         what: str,
         store: Store,
         prefix: str = "",
@@ -212,6 +213,12 @@ class TunedComparison:
         """The one rule applied to the test loss of `first` minus that of `second`. Raises Missing."""
         found = self.difference(first, second, "loss_nats", store)
         return decide(found, margin, claim, what, f"{prefix}{first}_minus_{second}_loss", "nats per token")
+
+    def differing(self, names: Sequence[str], second: str, store: Store, unit: str, note: str = "") -> Quantity:
+        """How many of the arms differ from the second in test loss, by Holm's procedure at 5 %. Raises Missing."""
+        family = {name: stats.p_value(self.difference(name, second, "loss_nats", store)) for name in names}
+        keys, count = self.keys(store, second, *names), sum(stats.holm(family).values())
+        return Quantity(count, f"of {len(names)} {unit}", keys, seeds=len(self.seeds), digits=0, note=note)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -222,23 +229,21 @@ class TunedComparison:
         """Keys of the final records of the arms."""
         return comparison.keys_of(*(self.finals(name, store) for name in names))
 
-    def quantities(self, store: Store, prefix: str = "") -> dict[str, Quantity]:
-        """For each arm: chosen and default rate, their validation losses, test scores with intervals, parameters."""
+    def quantities(self, store: Store, pairs: Iterable[tuple[str, str]] = (), prefix: str = "") -> dict[str, Quantity]:
+        """Each arm's rates and their validation losses, its test scores and parameters; differences of the pairs."""
         out: dict[str, Quantity] = {}
         for arm in self.arms:
             out |= self.sweep_quantities(arm, store, prefix)
             with suppress(Missing):
                 out |= self.final_quantities(f"{prefix}{arm.name}", self.finals(arm.name, store))
+        for first, second in pairs:
+            out |= self.paired(first, second, store, prefix)
         return out
 
     def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
         """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
         first, keys = records[0], comparison.keys_of(records)
-        out = {
-            f"{name}_{score}": Quantity.of(comparison.score(records, column, self.groups), unit, keys, digits)
-            for score, (column, unit, digits) in SCORES.items()
-            if comparison.has_column(records, column)
-        }
+        out = score_quantities(name, records, self.groups)
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
             out[f"{name}_length_ratio"] = Quantity(
@@ -254,13 +259,12 @@ class TunedComparison:
 
     def sweep_quantities(self, arm: Arm, store: Store, prefix: str = "") -> dict[str, Quantity]:
         """What the arm's sweep chose, with the number of runs it took; empty until all of them are there."""
+        losses: dict[float, float] = {}
         with suppress(Missing):
-            return self.choice(f"{prefix}{arm.name}", arm, self.sweep(arm, store)) if arm.rates else {}
-        return {}
-
-    def choice(self, name: str, arm: Arm, losses: Mapping[float, float]) -> dict[str, Quantity]:
-        """The best and the default rate of a sweep, rate → validation loss."""
-        best = min(losses, key=lambda rate: losses[rate])
+            losses = self.sweep(arm, store)
+        if not losses:
+            return {}
+        name, best = f"{prefix}{arm.name}", min(losses, key=lambda rate: losses[rate])
         keys = {rate: tuple(self.sweep_run(arm, rate, seed).key for seed in self.sweep_seeds) for rate in losses}
         every = tuple(key for rate in losses for key in keys[rate])
         nats: dict[str, Any] = {"unit": "nats per token", "n": self.sweep_examples, "digits": 3}
@@ -284,17 +288,32 @@ class TunedComparison:
 
         Empty until all of their final records are there.
         """
-        try:
+        with suppress(Missing):
             records = self.finals_of((first, second), store)
-        except Missing:
-            return {}
-        one, two = records[first], records[second]
-        keys, name = comparison.keys_of(one, two), f"{prefix}{first}_minus_{second}"
-        return {
-            f"{name}_{score}": Quantity.of(comparison.paired(one, two, column, self.groups), unit, keys, digits)
-            for score, (column, unit, digits) in SCORES.items()
-            if comparison.has_column(one, column)
-        }
+            return paired_quantities(f"{prefix}{first}_minus_{second}", records[first], records[second], self.groups)
+        return {}
+
+
+def score_quantities(name: str, records: Sequence[Record], groups: stats.Groups) -> dict[str, Quantity]:
+    """An arm's scores with intervals, as quantities `name_<score>`."""
+    keys = comparison.keys_of(records)
+    return {
+        f"{name}_{score}": Quantity.of(comparison.score(records, column, groups), unit, keys, digits)
+        for score, (column, unit, digits) in SCORES.items()
+        if comparison.has_column(records, column)
+    }
+
+
+def paired_quantities(
+    name: str, first: Sequence[Record], second: Sequence[Record], groups: stats.Groups
+) -> dict[str, Quantity]:
+    """The paired differences of two arms in every score that the first one has, as quantities `name_<score>`."""
+    keys = comparison.keys_of(first, second)
+    return {
+        f"{name}_{score}": Quantity.of(comparison.paired(first, second, column, groups), unit, keys, digits)
+        for score, (column, unit, digits) in SCORES.items()
+        if comparison.has_column(first, column)
+    }
 
 
 def validation_loss(record: Record) -> float:
@@ -336,9 +355,7 @@ def shortfall(found: Mapping[float, float], best: float) -> float:
     return float(found[best] - (c - b**2 / (4 * a))) if a > 0 else 0.0
 
 
-def decide(
-    interval: stats.Interval, margin: float, claim: tuple[float, float], what: str, quantity: str, unit: str
-) -> Verdict:
+def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, quantity: str, unit: str) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
     outcome = stats.judge(interval, margin, claim)
     least = ""
@@ -356,7 +373,7 @@ def decide(
     )
 
 
-def bounds(claim: tuple[float, float]) -> str:
+def bounds(claim: Claim) -> str:
     """Where a claim puts a difference: `at most 0.05`, `at least 0`, `−1 to 1`."""
     low, high = (f"{end:g}" for end in claim)
     return (

@@ -44,10 +44,8 @@ COMPARISON = TunedComparison(
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Loss of each choice and the differences to the MLP and to all layers."""
-    out = COMPARISON.quantities(store)
-    for first, second in (("attention", "mlp"), ("query_value", "all"), ("attention", "all"), ("mlp", "all")):
-        out |= COMPARISON.paired(first, second, store)
-    return out
+    pairs = (("attention", "mlp"), ("query_value", "all"), ("attention", "all"), ("mlp", "all"))
+    return COMPARISON.quantities(store, pairs)
 
 
 @study("targets", COMPARISON.runs, quantities)

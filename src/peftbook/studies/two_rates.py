@@ -39,11 +39,7 @@ COMPARISON = TunedComparison(
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Losses of the five ratios, and their differences to one shared rate."""
-    out = COMPARISON.quantities(store)
-    for name in RATIOS:
-        if name != "lora":
-            out |= COMPARISON.paired(name, "lora", store)
-    return out
+    return COMPARISON.quantities(store, ((name, "lora") for name in RATIOS if name != "lora"))
 
 
 @study("two_rates", COMPARISON.runs, quantities)

@@ -114,10 +114,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             keys = COMPARISON.keys(store, arm.name, "lora")
             out[f"{arm.name}_steps"] = Quantity(ratio, "×", keys, low, high, logs.seeds, digits=2)
     with suppress(Missing):
-        names = [arm.name for arm in COMPARISON.arms]
-        family = {name: stats.p_value(COMPARISON.difference(name, "lora", "loss_nats", store)) for name in names[1:]}
-        keys, count = COMPARISON.keys(store, *names), sum(stats.holm(family).values())
-        out["differ"] = Quantity(count, f"of {len(family)} variants", keys, seeds=len(COMPARISON.seeds), digits=0)
+        out["differ"] = COMPARISON.differing([arm.name for arm in COMPARISON.arms[1:]], "lora", store, "variants")
     return out
 
 
