@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -60,13 +61,13 @@ def negation_probe() -> Probe:
 
 def paraphrase_probe(kind: str) -> Probe:
     """Paraphrases of the references that are negated, by one kind of rule, as many words from them."""
-    return Probe(measure="paraphrases.scores", settings={**references(), "kind": kind})
+    return Probe(measure="paraphrases.scores", settings=references(kind=kind))
 
 
-def references() -> dict[str, str | int]:
-    """The references that are edited, as settings of a probe."""
+def references(**more: str) -> dict[str, Any]:
+    """The references that are edited, as settings of a probe, and more of its settings."""
     task = task_spec("docstrings")
-    return {"task": task.name, "data_sha256": task.data_sha256, "examples": EXAMPLES}
+    return {"task": task.name, "data_sha256": task.data_sha256, "examples": EXAMPLES, **more}
 
 
 def settings_runs(store: Store) -> list[Run | Probe]:
