@@ -15,7 +15,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store
 from peftbook.studies import get_study, methods, rouge_settings
 from peftbook.tasks import task_spec
-from peftbook.training.probes import measure
+from peftbook.training.probes import measure, paraphrases
 from peftbook.training.probes import rouge as probes
 
 few = settings(max_examples=40, deadline=None)
@@ -118,6 +118,75 @@ def test_negation_rules():
     assert probes.negate("Returned.") is None
 
 
+@few
+@given(sentence, sentence, sentence)
+def test_words_apart_is_a_distance(one, other, third):
+    """Zero for the same words in any case, symmetric, and no shorter by way of a third text."""
+    apart = paraphrases.words_apart
+    assert (apart(one, other) == 0) == (one.lower().split() == other.lower().split())
+    assert apart(one, other) == apart(other, one) <= apart(one, third) + apart(third, other)
+    assert apart(one, f"{one} twice") == 1
+
+
+def test_paraphrase_rules():
+    """Words that add nothing, or another verb, where the negation has its own; nothing where either does not apply."""
+    assert paraphrases.add_words("Return the graph.") == "This will return the graph."
+    assert paraphrases.add_words("Applies a filter.") == "This will apply a filter."
+    assert paraphrases.add_words("Whether x is a tree.") == "Whether x is indeed a tree."
+    assert paraphrases.add_words("Nodes that have been seen.") == "Nodes that have indeed been seen."
+    assert paraphrases.add_words("The volume of a cube.") is None
+    assert paraphrases.replace_verb("Return the graph.") == "Give back the graph."
+    assert paraphrases.replace_verb("Returns the graph.") == "Will give back the graph."
+    assert paraphrases.replace_verb("Toggle the light.") is None
+    assert paraphrases.replace_verb("Whether x is a tree.") is None
+    for edit in paraphrases.KINDS.values():
+        assert edit("Return whether or not x is a tree.") is None
+    assert set(paraphrases.PHRASES) <= set(probes.OPENINGS)
+
+
+@pytest.mark.parametrize("kind", paraphrases.KINDS)
+def test_paraphrases_of_the_references_keep_every_other_word(kind):
+    """As many words apart as the negation, with every word of the reference but the verb, and no two texts the same."""
+    pairs = 0
+    for example in probes.get_task("docstrings").splits["test"][: rouge_settings.EXAMPLES]:
+        reference, negated = example.target, probes.negate(example.target)
+        paraphrase = paraphrases.KINDS[kind](reference)
+        if negated is None or paraphrase is None:
+            continue
+        pairs += 1
+        assert len({text.lower() for text in (reference, negated, paraphrase)}) == 3
+        assert paraphrase == paraphrases.KINDS[kind](reference)
+        assert paraphrases.words_apart(paraphrase, reference) == paraphrases.words_apart(negated, reference)
+        kept = reference.split()[1:] if reference.split()[0].lower() in probes.OPENINGS else reference.split()
+        rest = iter(paraphrase.split())
+        assert all(word in rest for word in kept)
+        assert not {"not", "no", "never"} & (set(paraphrase.split()) - set(reference.split()))
+    assert pairs >= 80
+
+
+@pytest.mark.model
+def test_the_paraphrase_probe_scores_pairs_of_equal_size():
+    """Its negated copies score as in the probe of those; an unknown kind and other data are refused."""
+    wanted = {**rouge_settings.references(), "examples": 20}
+    found = measure(specs.Probe(measure="paraphrases.scores", settings=wanted | {"kind": "replaced"}))
+    earlier = measure(specs.Probe(measure="rouge.negation", settings=wanted)).per_example
+    scores = dict(zip(earlier["example"], earlier["negated_bertscore_f1"], strict=True))
+    answers = [example.target for example in probes.get_task("docstrings").splits["test"][:20]]
+    table = found.per_example
+    assert {len(values) for values in table.values()} == {found.measurements["pairs"]}
+    for at, text, edits in zip(table["example"], table["paraphrase"], table["edits"], strict=True):
+        assert text == paraphrases.replace_verb(answers[int(at)])
+        assert edits == paraphrases.words_apart(text, answers[int(at)])
+    assert table["negated_bertscore_f1"] == pytest.approx([scores[at] for at in table["example"]], abs=1e-5)
+    sizes = [found.measurements[f"paraphrase_{size}_words_apart"] for size in {int(edits) for edits in table["edits"]}]
+    assert sum(sizes) == found.measurements["with_paraphrase"] <= found.measurements["opposites"]
+    with pytest.raises(InputError, match="'shuffled' is unknown"):
+        measure(specs.Probe(measure="paraphrases.scores", settings=wanted | {"kind": "shuffled"}))
+    with pytest.raises(InputError, match="not those"):
+        other = wanted | {"kind": "added", "data_sha256": "0" * 64}
+        measure(specs.Probe(measure="paraphrases.scores", settings=other))
+
+
 def save_texts(store: Store, examples: int) -> specs.Probe:
     """Two systems with texts for the first test examples, and a probe of them."""
     answers = [one.target for one in probes.get_task("docstrings").splits["test"][:examples]]
@@ -204,22 +273,53 @@ def test_settings_verdict_follows_the_spread(tmp_path, spread, outcome):
     assert not study.missing(store)
 
 
-@pytest.mark.parametrize(("score", "outcome"), [(0.95, "reproduced"), (0.1, "refuted")])
-def test_negation_verdict_follows_the_scores(tmp_path, score, outcome):
-    """The negated copies are held against the arm with the highest BERTScore on the same examples."""
-    study, probe = get_study("bertscore_negation"), rouge_settings.negation_probe()
-    store = fill_store(tmp_path, timing=False)
-    assert study.verdict(store).outcome == "not yet run"
+def save_edits(store: Store, added: float, replaced: float, *, noise: float = 0.0, score: float = 0.9) -> list[int]:
+    """Records of negated copies that score so much, and of paraphrases that score so much more; their positions."""
     positions = list(range(0, 200, 2))
-    per_example = {"example": [float(at) for at in positions], "negated": ["Do not."] * len(positions)}
-    for name in ("negated_bertscore_f1", "negated_rougeL", "other_bertscore_f1", "other_rougeL"):
-        per_example[name] = [score] * len(positions)
-    store.save(Record(key=probe.key, spec=probe, per_example=per_example))
+    wobble = noise * np.random.default_rng(0).normal(0, 1, len(positions))
+    negated = {name: [score] * len(positions) for name in ("negated_bertscore_f1", "negated_rougeL")}
+    shared = {"example": [float(at) for at in positions], **negated}
+    other = {name: [0.2] * len(positions) for name in ("other_bertscore_f1", "other_rougeL")}
+    probe = rouge_settings.negation_probe()
+    store.save(Record(key=probe.key, spec=probe, per_example=shared | other | {"negated": ["Do not."] * 100}))
+    for kind, more in (("added", added), ("replaced", replaced)):
+        probe, own = rouge_settings.paraphrase_probe(kind), (score + more + wobble).tolist()
+        scores = {"paraphrase_bertscore_f1": own, "paraphrase_rougeL": own}
+        store.save(Record(key=probe.key, spec=probe, per_example=shared | scores | {"edits": [2.0] * 60 + [3.0] * 40}))
+    return positions
+
+
+@pytest.mark.parametrize(
+    ("added", "replaced", "noise", "outcome"),
+    [
+        (0.0, -0.01, 0.01, "reproduced"),
+        (0.01, 0.01, 0.01, "reproduced"),
+        (0.05, -0.01, 0.01, "refuted"),
+        (-0.01, 0.05, 0.01, "refuted"),
+        (0.02, -0.01, 0.01, "undecided"),
+        (0.0, 0.0, 0.5, "undecided"),
+    ],
+)
+def test_negation_verdict_holds_opposites_against_paraphrases(tmp_path, added, replaced, noise, outcome):
+    """Of both kinds: one whose paraphrases score higher refutes, both must be no higher than by the margin."""
+    study, store = get_study("bertscore_negation"), fill_store(tmp_path, timing=False)
+    assert study.verdict(store).outcome == "not yet run"
+    save_edits(store, added, replaced, noise=noise)
     verdict, known = study.verdict(store), study.quantities(store)
     assert verdict.outcome == outcome
+    assert known["added_minus_negated"].value == pytest.approx(added, abs=0.2 * noise)
+    assert known["added_pairs_2_words"].value + known["added_pairs_3_words"].value == known["added_pairs"].value
+    assert set(verdict.quantities) <= set(known)
+
+
+@pytest.mark.parametrize("score", [0.95, 0.1])
+def test_the_lead_over_the_best_system_is_told_and_decides_nothing(tmp_path, score):
+    """The negated copies against the arm with the highest BERTScore on the same examples: the claim's first test."""
+    study, store = get_study("bertscore_negation"), fill_store(tmp_path, timing=False)
+    positions = save_edits(store, 0.0, 0.0, noise=0.01, score=score)
     best = max(
         np.array(methods.table(methods.final_records(arm, store), "bertscore_f1"))[:, positions].mean()
         for arm in rouge_settings.ARMS
     )
-    assert known["negated_minus_best"].value == pytest.approx(score - best)
-    assert set(verdict.quantities) <= set(known)
+    assert study.quantities(store)["negated_minus_best"].value == pytest.approx(score - best)
+    assert study.verdict(store).outcome == "reproduced"

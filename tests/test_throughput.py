@@ -33,22 +33,58 @@ def test_confirmations_wait_for_choices_and_timings_are_left_out(tmp_path):
     assert found["on_1000"].value == pytest.approx(makespan([one], 1000) / 3600)
 
 
-@pytest.mark.parametrize(
-    ("factors", "outcome"),
-    [((1.9, 1.8, 1.7), "reproduced"), ((1.5, 1.4, 1.2), "refuted"), ((1.9, 1.5, 1.8), "undecided")],
-)
+def save_repeats(store: Store, crew: throughput.Crew, rates: tuple[float, ...]) -> None:
+    """Records of a crew's repeats that make so many runs an hour."""
+    for seed, rate in zip(throughput.REPEATS, rates, strict=True):
+        measured = {"runs_per_hour": rate, "driver_seconds": 0.01, "seconds": 8 * 3600 / rate}
+        times = {"run_seconds": [9.0] * 8, "work_seconds": [4.0] * 8}
+        store.save(kept(crew.probe(seed), 5, measurements=measured, per_example=times))
+
+
+REPEATED = [((1.9, 1.8, 1.7), "reproduced"), ((1.5, 1.4, 1.2), "refuted"), ((1.9, 1.5, 1.8), "undecided")]
+
+
+@pytest.mark.parametrize(("factors", "outcome"), REPEATED)
 def test_the_verdict_follows_every_repeat(tmp_path, factors, outcome):
-    """Two workers against one, repeat by repeat."""
+    """Two workers against the only single one at hand, repeat by repeat."""
     store = Store(tmp_path)
     assert get_study("throughput").verdict(store).outcome == "not yet run"
-    for seed, factor in zip(throughput.REPEATS, factors, strict=True):
-        for workers, rate in ((1, 100.0), (2, 100.0 * factor), (4, 200.0)):
-            measured = {"runs_per_hour": rate, "driver_seconds": 0.01, "seconds": 8 * 3600 / rate}
-            times = {"run_seconds": [9.0] * 8, "work_seconds": [4.0] * 8}
-            store.save(kept(throughput.probe(workers, seed), 5, measurements=measured, per_example=times))
+    for crew in throughput.CREWS:
+        save_repeats(store, crew, tuple(100 * factor if crew.workers == 2 else 100.0 for factor in factors))
     found, known = get_study("throughput").verdict(store), throughput.quantities(store)
     assert found.outcome == outcome and set(found.quantities) <= set(known)
+    assert "one that has both cores" in found.sentence
     assert known["start_1"].value == pytest.approx(5.0)
+    assert known["work_1"].value == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("factors", "outcome"), REPEATED)
+@pytest.mark.parametrize("best", [1, 2])
+def test_the_best_single_worker_is_the_baseline_once_all_are_measured(tmp_path, factors, outcome, best):
+    """Whichever number of threads it has, and whatever the first records said."""
+    store = Store(tmp_path)
+    for crew in throughput.CREWS:
+        save_repeats(store, crew, (100.0 * crew.workers**2,) * 3)
+    save_repeats(store, throughput.PAIR, tuple(100 * factor for factor in factors))
+    for at, crew in enumerate(throughput.SINGLES):
+        assert get_study("throughput").verdict(store).outcome == "reproduced", f"{at} of the single workers are there"
+        save_repeats(store, crew, (100.0 if crew.threads == best else 50.0,) * 3)
+    found, known = get_study("throughput").verdict(store), throughput.quantities(store)
+    assert found.outcome == outcome and set(found.quantities) <= set(known)
+    assert f"one with {best} thread" in found.sentence and throughput.PAIR.machine in found.sentence
+
+
+def test_a_measurement_sets_the_threads_of_its_runs_or_leaves_the_queue_to_share(monkeypatch, tmp_path):
+    """The first measurements name no threads, and their keys stay."""
+    given: list[int] = []
+    monkeypatch.setattr(probes.queue, "run_subprocess", lambda run, threads, folder: (given.append(threads), ""))
+    first, later = throughput.CREWS[0].probe(0), throughput.SINGLES[0].probe(0)
+    for probe in (first, later):
+        probes.in_folder(tmp_path, probe)(first, 2)
+    assert given == [2, 1]
+    assert set(first.settings) == {"workers", "jobs"}
+    with pytest.raises(InputError, match="threads is 0"):
+        probes.in_folder(tmp_path, later.model_copy(update={"settings": {"threads": 0}}))
 
 
 @pytest.mark.slow

@@ -5,6 +5,11 @@ split, which wait for them. `scratch.schedule` deals them out. It is a simulatio
 record took here, and nothing fails. Runs whose records are missing are left out.
 
 Measured: runs an hour of the queue on one machine, small runs of some seconds each.
+
+The first records have one kind of single worker, with both cores, whose second thread turned out to slow so small a
+run. `SINGLES`, a worker with one thread and one with two, came after them, with a pair of workers beside them, on the
+machine that was at hand by then. Where they all have records the verdict is on that machine and against the faster of
+the two; until then it is on the first records.
 """
 
 from __future__ import annotations
@@ -12,17 +17,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from statistics import median
 
 from peftbook import specs
 from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
-from peftbook.studies import NAMES, Quantity, Verdict, get_study, study
+from peftbook.studies import NAMES, Quantity, Verdict, costs, get_study, study
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE
 
-__all__ = ["MEASURED", "WORKERS", "probe", "stages"]
+__all__ = ["CREWS", "MEASURED", "PAIR", "SINGLES", "WORKERS", "Crew", "stages"]
 
 WORKERS = (1, 10, 100, 1000)
 MEASURED = (1, 2, 4)
@@ -32,26 +38,49 @@ LEAST = 1.6  # times the runs an hour of one worker that two must make
 Seconds = list[list[list[float]]]  # study → stage → seconds of its runs
 
 
-def probe(workers: int, seed: int, machine: str = MACHINE) -> specs.Probe:
-    """One measurement of the queue."""
-    return specs.Probe(
-        measure="throughput.throughput",
-        settings={"workers": workers, "jobs": JOBS},
-        model=SCRATCH,
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+@dataclass(frozen=True)
+class Crew:
+    """So many workers on a machine. threads: of each run; None is a worker's share of the cores."""
+
+    workers: int
+    threads: int | None = None
+    machine: str = MACHINE
+
+    @property
+    def name(self) -> str:
+        """In names of quantities: `2`, `1_threads_2`."""
+        return str(self.workers) if self.threads is None else f"{self.workers}_threads_{self.threads}"
+
+    @property
+    def words(self) -> str:
+        """What a single worker has."""
+        return f"with {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else "that has both cores"
+
+    def probe(self, seed: int) -> specs.Probe:
+        """One measurement of the queue."""
+        own = {} if self.threads is None else {"threads": self.threads}
+        return specs.Probe(
+            measure="throughput.throughput",
+            settings={"workers": self.workers, "jobs": JOBS, **own},
+            model=SCRATCH,
+            seed=seed,
+            purpose="timing",
+            machine=self.machine,
+        )
+
+    def records(self, store: Store) -> list[Record]:
+        """Its repeats. Raises Missing."""
+        return store.need_all(self.probe(seed) for seed in REPEATS)
+
+
+CREWS = tuple(Crew(workers) for workers in MEASURED)
+SINGLES = tuple(Crew(1, threads, costs.MACHINE) for threads in (1, 2))
+PAIR = Crew(2, 1, costs.MACHINE)
 
 
 def runs(store: Store) -> list[specs.Probe]:
-    """Repeat by repeat, so that a slow spell of the machine hits all counts of workers."""
-    return [probe(workers, seed) for seed in REPEATS for workers in MEASURED]
-
-
-def records(workers: int, store: Store) -> list[Record]:
-    """The repeats of a count of workers. Raises Missing."""
-    return store.need_all(probe(workers, seed) for seed in REPEATS)
+    """Repeat by repeat, so that a slow spell of the machine hits all crews that are compared."""
+    return [crew.probe(seed) for crews in (CREWS, (*SINGLES, PAIR)) for seed in REPEATS for crew in crews]
 
 
 def staged(store: Store) -> list[list[list[Record]]]:
@@ -98,23 +127,25 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
         for workers in WORKERS:
             out[f"on_{workers}"] = hours(makespan(known, workers) / 3600, digits=1)
-    for workers in MEASURED:
+    for crew in (*CREWS, *SINGLES, PAIR):
         with suppress(Missing):
-            out |= measured(workers, records(workers, store))
+            out |= measured(crew.name, crew.records(store))
     return out
 
 
-def measured(workers: int, repeats: list[Record]) -> dict[str, Quantity]:
-    """Runs an hour of a count of workers, and what the driver and a start take."""
+def measured(name: str, repeats: list[Record]) -> dict[str, Quantity]:
+    """Runs an hour of a count of workers, and what the driver, a start and the work of a run take."""
     keys, note = keys_of(repeats), "median and range of the repeats"
-    rates = [float(record.measurements["runs_per_hour"] or 0) for record in repeats]
+    hourly = rates(repeats)
     driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
     spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]
+    work = [second for record in repeats for second in seconds(record)[1]]
     each = functools.partial(Quantity, runs=keys, digits=0, seeds=len(repeats), note=note)
     return {
-        f"measured_{workers}": each(median(rates), "runs per hour", low=min(rates), high=max(rates), n=JOBS),
-        f"driver_{workers}": each(median(driver), "ms", low=min(driver), high=max(driver)),
-        f"start_{workers}": Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs"),
+        f"measured_{name}": each(median(hourly), "runs per hour", low=min(hourly), high=max(hourly), n=JOBS),
+        f"driver_{name}": each(median(driver), "ms", low=min(driver), high=max(driver)),
+        f"start_{name}": Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs"),
+        f"work_{name}": Quantity(median(work), "s", keys, n=len(work), digits=0, note="median of the runs"),
     }
 
 
@@ -124,17 +155,31 @@ def seconds(record: Record) -> tuple[list[float], list[float]]:
     return whole, work
 
 
+def rates(repeats: list[Record]) -> list[float]:
+    """Runs an hour in each repeat."""
+    return [float(record.measurements["runs_per_hour"] or 0) for record in repeats]
+
+
+def compared(store: Store) -> tuple[Crew, Crew]:
+    """The two workers, and the faster of the single ones that were measured beside them, by its median. Raises Missing.
+
+    The later crews if all of them have records, else the first ones.
+    """
+    with suppress(Missing):
+        PAIR.records(store)
+        return PAIR, max(SINGLES, key=lambda crew: median(rates(crew.records(store))))
+    return Crew(2), Crew(1)
+
+
 @study("throughput", runs, quantities)
 def verdict(store: Store) -> Verdict:
-    """Do two workers make nearly twice the runs of one in every repeat?"""
-    one, two = records(1, store), records(2, store)
-    ratios = [
-        float(b.measurements["runs_per_hour"] or 0) / float(a.measurements["runs_per_hour"] or 1)
-        for a, b in zip(one, two, strict=True)
-    ]
+    """Do two workers make nearly twice the runs of the best single worker measured, in every repeat?"""
+    two, one = compared(store)
+    paired = zip(rates(two.records(store)), rates(one.records(store)), strict=True)
+    ratios = [ahead / alone for ahead, alone in paired]
     outcome = "reproduced" if min(ratios) >= LEAST else "refuted" if max(ratios) < LEAST else "undecided"
     sentence = (
-        f"On {MACHINE} two workers make {median(ratios):.2f} times the runs an hour of one "
+        f"On {two.machine} two workers make {median(ratios):.2f} times the runs an hour of one {one.words} "
         f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} repeats)."
     )
-    return Verdict(outcome, sentence, ("measured_2", "measured_1"))
+    return Verdict(outcome, sentence, (f"measured_{two.name}", f"measured_{one.name}"))

@@ -165,14 +165,22 @@ def negate(sentence: str) -> str | None:
     first, blank, rest = sentence.partition(" ")
     if blank and first.lower() in OPENINGS:
         return f"{OPENINGS[first.lower()]} {rest}"
-    changed, count = AUXILIARY.subn(lambda match: insert_not(match.group()), sentence, count=1)
+    changed, count = AUXILIARY.subn(lambda match: insert_word(match.group(), "not"), sentence, count=1)
     return changed if count else None
 
 
-def insert_not(auxiliary: str) -> str:
+def insert_word(auxiliary: str, word: str) -> str:
     """`is` → `is not`, `has been` → `has not been`."""
     first, blank, rest = auxiliary.partition(" ")
-    return f"{first} not{blank}{rest}"
+    return f"{first} {word}{blank}{rest}"
+
+
+def first_references(probe: specs.Probe) -> list[str]:
+    """The references of the first `examples` of the test split of the probe's `task`, whose data are `data_sha256`."""
+    task = get_task(probe.word("task"))
+    if task.data_sha256 != probe.word("data_sha256"):
+        raise InputError(f"Task {task.name!r} has data {task.data_sha256[:12]}…, not those that the probe names.")
+    return [example.target for example in task.splits["test"][: probe.whole("examples")]]
 
 
 def negation(probe: specs.Probe) -> Findings:
@@ -182,10 +190,7 @@ def negation(probe: specs.Probe) -> Findings:
     rule of `negate` covers are left out. Recorded: `example`, the position in the split; the negated texts; BERTScore
     F1 and ROUGE-L F of negated copy and of the next example's reference, with the reference as the right answer.
     """
-    task = get_task(probe.word("task"))
-    if task.data_sha256 != probe.word("data_sha256"):
-        raise InputError(f"Task {task.name!r} has data {task.data_sha256[:12]}…, not those that the probe names.")
-    answers = [example.target for example in task.splits["test"][: probe.whole("examples")]]
+    answers = first_references(probe)
     pairs = [(at, text) for at, answer in enumerate(answers) if (text := negate(answer)) is not None]
     chosen, negated = [at for at, _ in pairs], [text for _, text in pairs]
     right = [answers[at] for at in chosen]

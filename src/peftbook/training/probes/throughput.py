@@ -27,7 +27,7 @@ SMALL_RUN: dict[str, Any] = {
 def throughput(probe: specs.Probe) -> Findings:
     """Runs an hour of so many equal runs, each in a process of its own, as the queue serves them.
 
-    settings: workers, jobs. Every worker has its share of the cores, at least one.
+    settings: workers, jobs. Every worker has its share of the cores, at least one; with threads, so many.
 
     seconds: from the first start to the last end.  driver_seconds: processor time of the serving process for each run.
     per_example: run_seconds from a run's start to its end, work_seconds those in which it computes; the rest is the
@@ -37,7 +37,7 @@ def throughput(probe: specs.Probe) -> Findings:
     runs = [small_run(seed) for seed in range(jobs)]
     study = Study("throughput", "", "", "", "", "", "", lambda store: runs, lambda store: {}, nothing)
     with tempfile.TemporaryDirectory() as folder:
-        store, compute = Store(Path(folder)), functools.partial(queue.run_subprocess, folder=Path(folder))
+        store, compute = Store(Path(folder)), in_folder(Path(folder), probe)
         began, used = time.monotonic(), time.process_time()
         outcomes = queue.run_studies([study], store, compute=compute, report=lambda line: None, workers=workers)
         seconds, driver = time.monotonic() - began, time.process_time() - used
@@ -48,6 +48,15 @@ def throughput(probe: specs.Probe) -> Findings:
     return Findings(
         measured, per_example={"run_seconds": [outcome.seconds for outcome in outcomes], "work_seconds": work}
     )
+
+
+def in_folder(folder: Path, probe: specs.Probe) -> queue.Compute:
+    """Computes a run with its record in `folder`, and with as many threads as the probe sets, if it sets any."""
+    compute = functools.partial(queue.run_subprocess, folder=folder)
+    if "threads" not in probe.settings:
+        return compute
+    (threads,) = positive(probe, "threads")
+    return lambda run, share: compute(run, threads)
 
 
 def small_run(seed: int) -> specs.Probe:
