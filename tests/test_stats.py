@@ -1,9 +1,8 @@
-"""The rule of uncertainty: closed forms, oracles of scipy, laws of its parts, simulated coverage, and its ledger."""
+"""The rule of uncertainty: closed forms, oracles of scipy, laws of its parts, simulated coverage."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import math
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from scipy import stats as oracle
 
 import peftbook
 from peftbook.errors import InputError
-from peftbook.evidence import ledger, stats
+from peftbook.evidence import stats
 from peftbook.evidence.stats import (
     Interval,
     example_interval,
@@ -27,7 +26,6 @@ from peftbook.evidence.stats import (
     settle,
     statistic_interval,
 )
-from peftbook.studies import NAMES
 
 # ---- the interval
 
@@ -432,7 +430,7 @@ def test_three_seeds_alike_see_what_one_run_sees():
     assert p_value(score_interval([row] * 3)) == pytest.approx(p_value(score_interval([row])), rel=1e-6)
 
 
-# ---- one place, and its ledger
+# ---- one place
 
 
 def test_only_one_module_knows_a_quantile():
@@ -445,26 +443,6 @@ def test_only_one_module_knows_a_quantile():
         and (node.attr in ("stdtrit", "nanquantile") or ast.unparse(node) in ("stats.t.ppf", "t.ppf", "norm.ppf"))
     }
     assert known == {"stats.py"}
-
-
-def test_a_changed_rule_needs_a_line_in_the_ledger():
-    """The last amendment has the hash of the rule as it is: change the rule, and say so with every verdict."""
-    assert ledger.amendments()[-1].rule == ledger.rule_hash()
-
-
-def test_the_hash_sees_code_and_not_words():
-    """Every function that makes the rule is watched; a docstring is none of it."""
-    names = {function.__name__ for function in stats.RULE}
-    assert {"standard_errors", "half_width", "jackknife", "freedom_of", "p_value", "judge", "holm", "decides"} <= names
-    assert all(inspect.getdoc(function) for function in stats.RULE) and len(ledger.rule_hash()) == 12
-
-
-def test_the_ledger_names_every_verdict():
-    """Old and new for every study there was, not only for those that moved."""
-    for amendment in ledger.amendments():
-        assert amendment.before and amendment.now and amendment.why and amendment.date and amendment.commit
-        assert set(amendment.changed) <= set(amendment.verdicts)
-        assert len(amendment.verdicts) >= len(NAMES) // 2
 
 
 # ---- what is not known, and what is no score

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
 from peftbook import results, studies
+from peftbook.evidence.ledger import KINDS, claim_amendments
 from peftbook.records import Store
 from peftbook.site.bibliography import BIBLIOGRAPHY, short_name
 from peftbook.site.display import VERDICTS, badge, sign, slug
@@ -72,8 +73,20 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         f"<header>{badge(verdict.outcome, study.regime)}"
         f'<span class="claim-source">Source: {_source_link(study.source, home)}</span>'
         f"</header><h2>{escape(study.claim)}</h2>{_effect(claim, page)}{''.join(evidence)}"
-        f'{terms}<p class="claim-links">{" · ".join(filter(None, links))}</p></article>'
+        f'{terms}{_amended(study, home)}<p class="claim-links">{" · ".join(filter(None, links))}</p></article>'
     )
+
+
+def _amended(study: studies.Study, home: str) -> str:
+    """One line that says when a study was changed after it had records, and links to the ledger; empty if never."""
+    kinds: dict[str, list[str]] = {}
+    for change in claim_amendments(study.name):
+        kinds.setdefault(change.date, []).append(KINDS[change.kind])
+    if not kinds:
+        return ""
+    said = "; ".join(f"{date} ({', '.join(dict.fromkeys(what))})" for date, what in kinds.items())
+    ledger = f'<a href="{home}trials.html#amendments">Changed after records existed</a>'
+    return f'<p class="claim-amended">{ledger}: {said}.</p>'
 
 
 def _on_cuda(study: studies.Study, cuda: Store | None) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from html import escape
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ __all__ = [
     "verdicts",
 ]
 
+UNFOLDED = 3  # verdicts of an amendment that a reader need not ask for
 # Of each outcome its sign and what it says.
 VERDICTS = {
     "reproduced": ("✓", "The runs bear the claim out: the whole 95 % interval lies inside it."),
@@ -131,26 +132,43 @@ def verdicts(*names: str) -> Shown:
 
 
 def amendments() -> Shown:
-    """The ledger of the rule of uncertainty: each change with its reason and what became of every verdict."""
-    from peftbook.evidence.ledger import amendments as ledger
+    """The ledger: each change of the rule of uncertainty or of studies that had records, and its verdicts."""
+    from peftbook.evidence import ledger
 
-    rows: list[tuple[str, str]] = []
-    for one in ledger():
-        count = f"{len(one.changed)} of {len(one.verdicts)} verdicts changed"
-        moves = "".join(
-            f'<li><a href="runs/study-{study}.html">{study.replace("_", " ")}</a>: {badge(old)} → {badge(new)}</li>'
-            for study, (old, new) in sorted(one.verdicts.items(), key=lambda item: item[0] not in one.changed)
-        )
-        rows += [
-            ("Date", one.date),
-            ("Rule before", escape(one.before)),
-            ("Rule now", escape(one.now)),
-            ("Why", escape(one.why)),
-            ("Last commit under the rule before", f"<code>{one.commit}</code>"),
-            ("Hash of the rule now", f"<code>{one.rule}</code>"),
-            ("Verdicts, before → now", f"<details><summary>{count}</summary><ul>{moves}</ul></details>"),
-        ]
-    return table(["Amendment", ""], rows)
+    rows: list[tuple[str, ...]] = []
+    for change in ledger.amendments():
+        what = "The rule of uncertainty of all studies."
+        after = f"after <code>{change.commit}</code><br>rule now <code>{change.rule}</code>"
+        rows.append((change.date, after, _told(what, change), "yes", _moves(change.verdicts)))
+    for claim in ledger.claim_amendments():
+        names, counts = list(claim.studies), [fate.records for fate in claim.studies.values()]
+        whose = ", ".join(names).replace("_", " ") if len(names) <= UNFOLDED else f"{len(names)} studies"
+        what = f"Of {whose}: {ledger.KINDS[claim.kind]}."
+        records = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
+        code = f"<code>{claim.commit}</code>"
+        rows.append((claim.date, code, _told(what, claim), f"yes: {records}", _moves(claim.verdicts)))
+    rows.sort(key=lambda row: row[0])
+    head = ["Date, commit", "What changed, and why", "Records then", "Verdicts, before → now"]
+    return table(head, [(f"{date}<br>{commit}", *cells) for date, commit, *cells in rows])
+
+
+def _told(what: str, change: Any) -> str:
+    """What was changed, from what to what, and why."""
+    parts = (("Before", change.before), ("Now", change.now), ("Why", change.why))
+    return f"{what}<br>" + "<br>".join(f"<b>{name}:</b> {escape(text)}" for name, text in parts)
+
+
+def _moves(verdicts: Mapping[str, tuple[str, str]]) -> str:
+    """The outcomes of each study before and now, those that moved first; folded where they are many."""
+    items = sorted(verdicts.items(), key=lambda item: item[1][0] == item[1][1])
+    moves = "".join(
+        f'<li><a href="runs/study-{study}.html">{study.replace("_", " ")}</a>: {badge(old)} → {badge(new)}</li>'
+        for study, (old, new) in items
+    )
+    moved = sum(old != new for old, new in verdicts.values())
+    if len(verdicts) <= UNFOLDED:
+        return f"<ul>{moves}</ul>"
+    return f"<details><summary>{moved} of {len(verdicts)} verdicts changed</summary><ul>{moves}</ul></details>"
 
 
 def _render(figure: Callable[..., Any], *args: Any, mode: Literal["light", "dark"], **options: Any) -> bytes:
