@@ -223,6 +223,13 @@ def test_fewer_than_twenty_examples_decide_nothing():
     assert told.kind == "too few examples" and told.examples >= 20
 
 
+def test_a_single_test_example_decides_nothing():
+    """What other examples would change is not known: no row is ruled out, and the fewest examples are asked for."""
+    found = compare(invented({"full": 0.9, "lora": 0.3}, n=1), {}, ())
+    assert found.recommendation.kind == "too few examples" and found.recommendation.examples == 20
+    assert all(row.may_be_best for row in found.contest)
+
+
 def test_a_measure_at_its_floor_decides_nothing():
     """Where no text scores, equality of zeros is no finding."""
     told = compare([record_of(kind, 0, np.zeros(50)) for kind in ("untuned", "lora")], {}, ()).recommendation

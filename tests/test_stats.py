@@ -428,7 +428,86 @@ def test_the_ledger_names_every_verdict():
         assert len(amendment.verdicts) >= len(NAMES) // 2
 
 
-def test_an_interval_that_is_no_number_rejects_nothing():
-    """A score that is NaN makes mean and error NaN; a p of 0 would call that certain."""
-    broken = stats.mean_interval([[0.3, math.nan, 0.2]] * 3)
+# ---- what is not known, and what is no score
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_single_example_leaves_the_second_error_unknown(seeds):
+    """However alike the seeds are: other examples were never seen. So no verdict, p is 1, and no plan is made."""
+    found = score_interval([[0.4]] * seeds)
+    assert found.example_se == found.half95 == math.inf and found.mean == pytest.approx(0.4)
+    assert p_value(found) == 1 and judge(found, 0.1, (0.0, 1.0)) == "undecided"
+    with pytest.raises(InputError, match="not known: measure two of each"):
+        settle(found, 0.02, 0.025)
+
+
+def test_a_plan_from_one_seed_of_several_is_refused():
+    """What other seeds would change is not known: no number of examples makes up for it."""
+    with pytest.raises(InputError, match="1 seed and 3 test examples"):
+        settle(mean_interval([[0.1, 0.2, 0.3]]), 0.02, 0.025)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=8))
+def test_an_interval_over_seeds_alone_is_students(values):
+    """Nothing else is random; of a single seed it is infinite."""
+    found = stats.seed_interval(values)
+    half = float(oracle.t.ppf(0.975, len(values) - 1) * oracle.sem(values))
+    assert (found.mean, found.half95) == (pytest.approx(np.mean(values)), pytest.approx(half, abs=1e-12))
+    assert found.example_se == 0 and stats.seed_interval(values[:1]).half95 == math.inf
+
+
+@pytest.mark.parametrize("groups", [[], ["a", "a", "b", "b", "c", "c", "none"]])
+def test_an_example_that_weighs_nothing_is_none(groups):
+    """A text without label tokens neither adds an example, nor a group to the eight, nor a degree of freedom."""
+    scores, weights = np.random.default_rng(0).normal(size=(3, 6)), np.arange(1.0, 7.0)
+    padded = np.hstack([scores, np.zeros((3, 1))])
+    assert score_interval(padded, [*weights, 0.0], groups) == score_interval(scores, weights, groups[:6])
+
+
+@pytest.mark.parametrize(
+    ("scores", "weights", "said"),
+    [
+        ([[0.1, 0.2], [0.3, math.nan]], None, "Score 2 of seed 2 is nan"),
+        ([[0.1, math.inf]], None, "Score 2 of seed 1 is inf"),
+        ([[0.1, 0.2]], [0.0, 0.0], "Weights"),
+        ([[0.1, 0.2]], [1.0, -1.0], "Weights"),
+        ([[0.1, 0.2]], [1.0, math.nan], "Weights"),
+    ],
+)
+def test_what_is_no_score_and_no_weight_is_refused(scores, weights, said):
+    """A NaN that went in would come out as an interval that looks like one."""
+    with pytest.raises(InputError, match=said):
+        score_interval(scores, weights)
+
+
+def test_a_statistic_that_cannot_do_without_a_group_has_no_known_error():
+    """Dropping the replicate that fails would make the interval narrower for it; so would a single group."""
+    groups = tuple(np.repeat(np.arange(10), 3).tolist())
+    values = np.random.default_rng(0).normal(size=(11, 3))
+    assert math.isfinite(statistic_interval(values, 30, groups).half95)
+    values[4, 1] = math.nan
+    assert statistic_interval(values, 30, groups).example_se == math.inf
+    assert statistic_interval(np.ones((2, 3)), 30, ("all",) * 30).example_se == math.inf
+
+
+def test_a_statistic_of_a_single_example_or_of_few_samples_has_no_known_error():
+    """A bootstrap of one example only repeats it; one that mostly fails says nothing."""
+    assert statistic_interval(np.ones((2001, 3)), 1).example_se == math.inf
+    values = np.random.default_rng(0).normal(size=(2001, 3))
+    values[1:1500] = math.nan
+    assert statistic_interval(values, 30).example_se == math.inf
+
+
+@given(st.lists(st.sampled_from(["reproduced", "refuted", "undecided", "equivalent", "direction only"]), min_size=1))
+def test_a_claim_of_several_parts_falls_with_one_and_needs_all(outcomes):
+    """One refuted part refutes the whole; anything short of all reproduced leaves it undecided."""
+    whole = stats.together(outcomes)
+    assert (whole == "refuted") == ("refuted" in outcomes)
+    assert (whole == "reproduced") == all(outcome == "reproduced" for outcome in outcomes)
+    assert whole in ("refuted", "reproduced", "undecided")
+
+
+def test_an_unknown_error_rejects_nothing():
+    """A p of 0 would call certain what is no number."""
+    broken = Interval(math.nan, math.nan, math.nan, math.nan, math.nan, 3, 10)
     assert stats.p_value(broken) == 1 and stats.holm({"broken": stats.p_value(broken)}) == {"broken": False}

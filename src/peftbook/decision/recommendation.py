@@ -103,6 +103,8 @@ def ahead(found: Comparison, row: Row, other: Row) -> str:
     one = found.gain(row, other)
     if one is None:
         return "an unknown amount"
+    if math.isinf(one.half95):
+        return f"{amount(found, one.mean)}, of unknown error"
     return f"{amount(found, one.mean)} (95 % interval {signed(one.low)} to {signed(one.high)})"
 
 
@@ -136,7 +138,7 @@ def say_open(
         first, second = (row, chosen) if mean_gain(found, row, chosen) >= 0 else (chosen, row)
         one = found.gain(first, second)
         if one is not None:
-            needs.setdefault(settle(one, found.margin, each)[::-1], (first, second))
+            needs.setdefault(plan(one, found.margin, each), (first, second))
     (seeds, examples), (first, second) = max(needs.items())
     one = found.gain(first, second)
     assert one is not None
@@ -149,7 +151,7 @@ def say_open(
         if chosen is found.contest[0]
         else f"Until then the best guess is {chosen.label} ({bill(chosen)}): the cheapest whose mean is within "
         f"{amount(found, found.margin)} of the best.",
-        f"It may give up as much as {amount(found, loss)}." if loss > found.margin else "",
+        f"It may give up as much as {amount(found, loss)}." if found.margin < loss < math.inf else "",
         correction(found),
     ]
     return Recommendation(
@@ -164,6 +166,14 @@ def say_open(
     )
 
 
+def plan(one: Interval, margin: float, level: float) -> tuple[int, int]:
+    """About how many (seeds, test examples) would tell; the fewest that say it where nothing is known of the spread."""
+    if math.isinf(one.standard_error):
+        return one.seeds, FEWEST_EXAMPLES
+    examples, seeds = settle(one, margin, level)
+    return seeds, examples
+
+
 def lacking(one: Interval, by_seeds: bool) -> str:
     """What there is too little of."""
     return "seeds" if by_seeds else "groups of test examples" if 0 < one.groups < FEWEST_GROUPS else "test examples"
@@ -173,6 +183,8 @@ def say_plan(found: Comparison, one: Interval, seeds: int, examples: int) -> str
     """How many seeds and fresh test examples, of how many groups, would find a difference that matters."""
     if found.margin == 0:
         return "No number of test examples settles a margin of 0: state the difference that would matter."
+    if math.isinf(one.standard_error):
+        return f"How far scores differ from example to example is not known: test at least {examples} examples."
     needed = [f"{seeds} seeds (there are {one.seeds})"] if seeds > one.seeds else []
     if not needed or examples > one.examples:
         needed.append(f"{examples:,} test examples (there are {found.test_examples:,})")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -32,9 +33,11 @@ __all__ = [
     "replicates",
     "resamples",
     "score_interval",
+    "seed_interval",
     "settle",
     "standard_errors",
     "statistic_interval",
+    "together",
 ]
 
 DRAWS = 2000  # of the bootstrap
@@ -58,8 +61,9 @@ class Interval:
     """A mean with its two-sided intervals and the standard errors behind them.
 
     half95, half90: half-widths.  seed_se: what other seeds would change, infinite where one seed of several is known.
-    example_se: what other examples would change, or other groups where examples share one.  seeds: 1 where nothing is
-    random but the choice of examples.  groups: how many groups the examples form; 0 where each stands for itself.
+    example_se: what other examples would change, or other groups where examples share one; infinite where a single one
+    is known, 0 where nothing is random but the seeds.  seeds: 1 where nothing is random but the choice of examples.
+    groups: how many groups the examples form; 0 where each stands for itself.
     freedom: degrees of freedom of `example_se`.  by_example: the 95 % interval if examples of a group were unrelated.
     """
 
@@ -159,12 +163,10 @@ def half_width(
 def jackknife(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Deviations of Σ scores / Σ weights as each unit is left out, (…, units, n), and the scale of their squares.
 
-    scores: (…, n, units).  weights: (units,).  Leaving out a unit of weight share w moves the ratio by −r/(1 − w), with
-    r the unit's part of Σ (scores − ratio · weights) / Σ weights. A single unit moves nothing.
+    scores: (…, n, units ≥ 2).  weights: (units,).  Leaving out a unit of weight share w moves the ratio by −r/(1 − w),
+    with r the unit's part of Σ (scores − ratio · weights) / Σ weights.
     """
     share, units = weights / weights.sum(), len(weights)
-    if units == 1:
-        return np.zeros((*scores.shape[:-2], 1, scores.shape[-2])), 0.0
     ratio = scores.sum(axis=-1, keepdims=True) / weights.sum()
     moved = (ratio * share - scores / weights.sum()) / (1 - share)
     return np.swapaxes(moved, -1, -2), (units - 1) / units
@@ -211,6 +213,14 @@ def judge(difference: Interval, margin: float, claim: tuple[float, float]) -> st
 
 
 @rule
+def together(outcomes: Collection[str]) -> str:
+    """Verdict on a claim of several parts: refuted where one is, reproduced where all are, else undecided."""
+    if "refuted" in outcomes:
+        return "refuted"
+    return "reproduced" if set(outcomes) == {"reproduced"} else "undecided"
+
+
+@rule
 def holm(p: Mapping[K, float], level: float = 0.05) -> dict[K, bool]:
     """Which hypotheses of a family are rejected, by Holm's step-down procedure at the family-wise level.
 
@@ -235,30 +245,58 @@ def score_interval(scores: Scores, weights: Sequence[float] | None = None, group
     scores: (seeds, examples); for a paired comparison the differences.  weights: (examples,) or None; with weights the
     value of a seed is Σ scores / Σ weights (loss per label token: scores are summed nats, weights are label tokens).
     groups: (examples,), what examples share, or empty; then groups are the units of the second error. The error over a
-    single group is not known: its interval is over examples, and decides nothing.
+    single group is not known: its interval is over examples, and decides nothing. An example that weighs nothing is
+    none. Raises InputError for a table of another shape, for a score that is no number and for weights below zero.
     """
+    table, weight = checked(scores, weights)
+    if len(groups) not in (0, table.shape[1]):
+        raise InputError(f"There are {len(groups)} groups for {table.shape[1]} examples: give one each.")
+    if not (counts := weight > 0).all():
+        table, weight, groups = table[:, counts], weight[counts], list(itertools.compress(groups, counts))
+    single = interval_over_units(table, weight, table.shape[1])
+    if not (codes := group_codes(groups, table.shape[1])):
+        return single
+    member = np.eye(max(codes) + 1)[codes]
+    if member.shape[1] == 1:
+        return replace(single, groups=1)
+    grouped = interval_over_units(table @ member, weight @ member, table.shape[1], groups=member.shape[1])
+    return replace(grouped, mean=single.mean, by_example=(single.low, single.high))
+
+
+def checked(scores: Scores, weights: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """The table of scores and the weights of its columns, or an InputError that says what is wrong with them."""
     table = np.array(scores, dtype=float, order="C")
     if table.ndim != 2 or 0 in table.shape:
         raise InputError(f"Scores have shape {table.shape}: give a non-empty (seeds, examples) table.")
     weight = np.ones(table.shape[1]) if weights is None else np.asarray(weights, dtype=float)
     if weight.shape != table.shape[1:]:
         raise InputError(f"There are {weight.size} weights for {table.shape[1]} examples: give one each.")
-    found = interval_over_units(table, weight, table.shape[1])
-    if not (codes := group_codes(groups, table.shape[1])):
-        return found
-    member = np.eye(max(codes) + 1)[codes]
-    if member.shape[1] == 1:
-        return replace(found, groups=1)
-    grouped = interval_over_units(table @ member, weight @ member, table.shape[1], groups=member.shape[1])
-    return replace(grouped, mean=found.mean, by_example=(found.low, found.high))
+    if not (np.isfinite(weight).all() and weight.min() >= 0 < weight.max()):
+        raise InputError("Weights must be finite, none below 0 and one above it: give e.g. the counts of label tokens.")
+    if not np.isfinite(table).all():
+        seed, example = (int(at[0]) for at in np.nonzero(~np.isfinite(table)))
+        value = table[seed, example]
+        raise InputError(f"Score {example + 1} of seed {seed + 1} is {value}: an interval needs finite numbers.")
+    return table, weight
 
 
+@rule
 def interval_over_units(scores: np.ndarray, weights: np.ndarray, examples: int, groups: int = 0) -> Interval:
-    """The interval whose second error is over the columns of `scores`, (seeds, units)."""
-    per_seed, (deviations, scale) = scores.sum(axis=1) / weights.sum(), jackknife(scores, weights)
-    seed_se, example_se = (float(error) for error in standard_errors(per_seed, deviations, scale))
+    """The interval whose second error is over the columns of `scores`, (seeds, units); infinite over a single one."""
+    per_seed = scores.sum(axis=1) / weights.sum()
+    if len(weights) == 1:
+        return replace(seed_interval(per_seed), example_se=math.inf, half95=math.inf, half90=math.inf, freedom=1.0)
+    seed_se, example_se = (float(error) for error in standard_errors(per_seed, *jackknife(scores, weights)))
     freedom = freedom_of(weights)
     return Interval.of(float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom, groups)
+
+
+def seed_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """The interval of a mean over seeds where nothing else is random: mean ± t_{n−1} · s/√n, infinite for one seed."""
+    table, _ = checked([values], None)
+    seeds = table.size
+    seed_se = math.sqrt(table.var(ddof=1) / seeds) if seeds > 1 else math.inf
+    return Interval.of(float(table.mean()), seed_se, 0.0, seeds, 1, math.inf)
 
 
 def group_codes(groups: Groups, examples: int) -> list[int]:
@@ -319,17 +357,22 @@ def replicates(examples: int, groups: tuple[Hashable, ...] = ()) -> np.ndarray:
 def statistic_interval(values: np.ndarray, examples: int, groups: Groups = ()) -> Interval:
     """`score_interval` for a statistic that is not a mean over examples.
 
-    values: (1 + replicates, seeds), the statistic on the rows of `replicates(examples, groups)`, or of `resamples`.
+    values: (1 + replicates, seeds), the statistic on the rows of `replicates(examples, groups)`, or of `resamples`; not
+    finite where a replicate has none. Where a group cannot be left out, or half the samples have none, or there is a
+    single example, the second error is not known: infinite.
     """
     per_seed, moved = values[0], values[1:][np.isfinite(values[1:]).all(axis=1)]
     if codes := group_codes(groups, examples):
         units = np.bincount(codes).astype(float)
-        deviations, scale = moved - per_seed, 1 - 1 / len(units)
+        deviations, scale, needed = moved - per_seed, 1 - 1 / len(units), max(len(units), 2)
     else:
         units = np.ones(examples)
-        deviations, scale = moved - moved.mean(axis=0), 1 / (len(moved) - 1)
-    seed_se, example_se = (float(error) for error in standard_errors(per_seed, deviations, scale))
+        deviations, scale, needed = moved - moved.mean(axis=0), 1 / max(len(moved) - 1, 1), len(values) // 2
     count = len(units) if codes else 0
+    if len(units) == 1 or len(moved) < needed:
+        unknown = seed_interval(per_seed)
+        return Interval.of(unknown.mean, unknown.seed_se, math.inf, unknown.seeds, examples, 1.0, count)
+    seed_se, example_se = (float(error) for error in standard_errors(per_seed, deviations, scale))
     return Interval.of(
         float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom_of(units), count
     )  # fmt: skip
@@ -351,8 +394,14 @@ def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
     spread: an interval of such a difference, of which only the errors are used; what it was is no part of a plan, since
     a difference that happened to be large would ask for too little.  level: one-sided.  What is asked for is
     half_width(2 · level) + z_0.8 · error ≤ margin, with squared errors that go with one over the numbers; seeds are
-    added until theirs alone leave half of what is wanted. The plan is for new seeds on a fresh test set.
+    added until theirs alone leave half of what is wanted. The plan is for new seeds on a fresh test set. Raises
+    InputError where an error is not known.
     """
+    if not math.isfinite(spread.standard_error):
+        raise InputError(
+            f"With {spread.seeds} seed{'s' * (spread.seeds > 1)} and {spread.examples} test "
+            f"example{'s' * (spread.examples > 1)} the spread is not known: measure two of each before planning."
+        )
     z = float(quantile(2 * (1 - POWER), math.inf))
 
     def beyond(examples: float, seeds: int) -> float:

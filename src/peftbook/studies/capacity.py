@@ -119,7 +119,7 @@ def slope(store: Store) -> stats.Interval:
     found = [records(adapter, store) for adapter in SERIES["ample"]]
     sizes = [adapter.parameters for adapter in SERIES["ample"]]
     lines = [np.polyfit(sizes, [bits(one[at]) for one in found], 1)[0] for at in range(len(SEEDS))]
-    return stats.mean_interval([[float(line)] for line in lines])
+    return stats.seed_interval(lines)
 
 
 def ratio(series: str, store: Store) -> stats.Interval:
@@ -132,7 +132,7 @@ def ratio(series: str, store: Store) -> stats.Interval:
     if min(map(bits, small)) == 0:
         raise Unusable(small[0].spec, f"A run at rank {ends[0].rank} stored nothing to compare with.")
     sizes = ends[0].parameters / ends[1].parameters
-    return stats.mean_interval([[sizes * bits(b) / bits(a)] for a, b in zip(small, large, strict=True)])
+    return stats.seed_interval([sizes * bits(b) / bits(a) for a, b in zip(small, large, strict=True)])
 
 
 def share(adapter: Adapter, store: Store) -> float:
@@ -167,10 +167,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
                 out |= adapter_quantities(adapter, store)
         with suppress(Missing):
             keys = tuple(record.key for adapter in (adapters[0], adapters[-1]) for record in records(adapter, store))
-            out[f"{series}_ratio"] = as_quantity(ratio(series, store), "", keys, 2)
+            out[f"{series}_ratio"] = Quantity.of(ratio(series, store), "", keys, 2)
     with suppress(Missing):
         keys = tuple(record.key for adapter in SERIES["ample"] for record in records(adapter, store))
-        out["slope"] = as_quantity(slope(store), "bits per parameter", keys, 2)
+        out["slope"] = Quantity.of(slope(store), "bits per parameter", keys, 2)
     return out
 
 
@@ -183,16 +183,11 @@ def adapter_quantities(adapter: Adapter, store: Store) -> dict[str, Quantity]:
         ("bits_per_parameter", float(adapter.parameters), "bits per parameter", 2),
         ("share", adapter.data_bits, "", 3),
     ):
-        interval = stats.mean_interval([[bits(record) / divisor] for record in found])
-        out[f"{adapter.name}_{name}"] = as_quantity(interval, unit, keys, digits)
+        interval = stats.seed_interval([bits(record) / divisor for record in found])
+        out[f"{adapter.name}_{name}"] = Quantity.of(interval, unit, keys, digits)
     out[f"{adapter.name}_parameters"] = Quantity(adapter.parameters, "parameters", keys[:1], digits=0)
     rate = best_rate(adapter, store)
     return out | {f"{adapter.name}_best_rate": Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)}
-
-
-def as_quantity(interval: stats.Interval, unit: str, keys: tuple[str, ...], digits: int) -> Quantity:
-    """An interval over seeds as a named quantity."""
-    return Quantity(interval.mean, unit, keys, interval.low, interval.high, len(SEEDS), digits=digits)
 
 
 @study("capacity", runs, quantities, least=GROWTH - MARGIN, low=1 - DELTA, high=1 + DELTA)
@@ -227,5 +222,5 @@ def verdict(store: Store) -> Verdict:
         stats.judge(line, MARGIN, (GROWTH, math.inf)),
         stats.judge(found, 0.0, (1 - DELTA, 1 + DELTA)),  # the claim holds the margin already
     }
-    outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
+    outcome = stats.together(parts)
     return Verdict(outcome, f"{said}.", named)

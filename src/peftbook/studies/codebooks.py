@@ -71,12 +71,12 @@ def at_block(record: Record, name: str, block: int = BLOCK) -> float:
 def excess(records: list[Record], rival: str, measure: str) -> stats.Interval:
     """error(NF4) / error(rival) − 1 over the draws: above zero where the rival is better."""
     ratios = [at_block(one, f"nf4_{measure}") / at_block(one, f"{rival}_{measure}") - 1 for one in records]
-    return stats.mean_interval([[ratio] for ratio in ratios])
+    return stats.seed_interval(ratios)
 
 
 def unevenness(records: list[Record]) -> stats.Interval:
     """Weights in NF4's fullest code over those in its emptiest, less 1, over the draws."""
-    return stats.mean_interval([[at_block(one, "nf4_fullest_over_emptiest") - 1] for one in records])
+    return stats.seed_interval([at_block(one, "nf4_fullest_over_emptiest") - 1 for one in records])
 
 
 def named(interval: stats.Interval, unit: str, records: list[Record], digits: int) -> Quantity:

@@ -58,7 +58,7 @@ def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interv
     Repeats of one seed follow each other, so that what the machine does in these minutes touches both.
     """
     one, two = (measured(arm_records(arm, store), field) for arm in (first, second))
-    return stats.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
+    return stats.seed_interval([math.log(a / b) for a, b in zip(one, two, strict=True)])
 
 
 def measured(records: list[Record], field: str) -> list[float]:

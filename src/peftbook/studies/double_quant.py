@@ -128,7 +128,7 @@ def loss_verdict(store: Store) -> Verdict:
             f"{added.mean:+.5f} nats per token at block {block} (95 % interval {added.low:+.5f} to {added.high:+.5f}; "
             f"NF4 itself costs {own.mean:+.5f}, {own.low:+.5f} to {own.high:+.5f})"
         )
-    outcome = "refuted" if "refuted" in outcomes else "reproduced" if outcomes == {"reproduced"} else "undecided"
+    outcome = stats.together(outcomes)
     sentence = (
         f"With 8-bit constants the loss of the small Llama changes by {' and '.join(said)}; margin {SHARE:.0%} of "
         "NF4's own cost"

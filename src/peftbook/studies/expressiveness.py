@@ -104,7 +104,7 @@ def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:
     for arm in CONTEXT_ARMS:
         rate, _ = best_rate(depth, arm, store)
         out[f"depth{depth}_{arm}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
-    learned = stats.mean_interval([[ascending(record)] for record in found])
+    learned = stats.seed_interval([ascending(record) for record in found])
     return out | {f"depth{depth}_pretrained_accuracy": Quantity.of(learned, "", keys)}
 
 

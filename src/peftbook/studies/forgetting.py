@@ -143,7 +143,7 @@ def more_intruders(epsilon: float, store: Store) -> stats.Interval:
     Raises Missing.
     """
     one, two = intruders("r8", store), intruders(best_full(store), store)
-    return stats.mean_interval([[share(a, epsilon) - share(b, epsilon)] for a, b in zip(one, two, strict=True)])
+    return stats.seed_interval([share(a, epsilon) - share(b, epsilon) for a, b in zip(one, two, strict=True)])
 
 
 def runs(store: Store) -> list[specs.Probe]:
@@ -180,8 +180,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def loss_quantities(arm: str, found: list[Record]) -> dict[str, Quantity]:
     """Final target and prose loss of an arm, and how much prose loss it has added."""
-    keys, rows = keys_of(found), [record.curve["validation_loss_nats"][-1:] for record in found]
-    target = Quantity.of(stats.mean_interval(rows), "nats per token", keys)
+    keys = keys_of(found)
+    last = stats.seed_interval([record.curve["validation_loss_nats"][-1] for record in found])
+    target = Quantity.of(last, "nats per token", keys)
     out = {f"{arm}_validation_loss": replace(target, note="interval over seeds only")}
     prose, tokens = np.array([prose_nats(record)[0] for record in found]), prose_nats(found[0])[1]
     for name, nats in (("prose_loss", prose[:, -1]), ("forgotten", prose[:, -1] - prose[:, 0])):
@@ -207,7 +208,7 @@ def intruder_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     with suppress(Missing):
         found = intruders(arm, store)
     keys, vectors = keys_of(found), int(found[0].measurements["vectors"] or 0)
-    counts = stats.mean_interval([[vectors * share(one, EPSILON)] for one in found])
+    counts = stats.seed_interval([vectors * share(one, EPSILON) for one in found])
     low, high = (counts.low, counts.high) if len(found) > 1 else (None, None)
     rank = math.fsum(float(one.measurements["median_rank_of_update"] or 0) for one in found) / len(found)
     return {

@@ -293,7 +293,7 @@ def process_verdict(store: Store) -> Verdict:
 def frozen_saving(store: Store) -> stats.Interval:
     """log(peak of LoRA-FA's tensors / that of LoRA's) at 512 tokens, paired by repeat. Raises Missing."""
     one, two = ([measured(record, "tensor_peak") for record in records(name, store)] for name in FROZEN)
-    return stats.mean_interval([[math.log(a / b)] for a, b in zip(one, two, strict=True)])
+    return stats.seed_interval([math.log(a / b) for a, b in zip(one, two, strict=True)])
 
 
 def frozen_runs(store: Store) -> list[specs.Probe]:
@@ -386,8 +386,7 @@ def time_verdict(store: Store) -> Verdict:
     """Is QLoRA's step slower than LoRA's by more than the margin in layers of the 7B's shape?"""
     name = next(iter(TIMED))
     interval = slowdown(time_records(name, store), "qlora")
-    least = math.log(1 + MARGIN_TIME)
-    outcome = "reproduced" if interval.low >= least else "refuted" if interval.high < least else "undecided"
+    outcome = stats.judge(interval, 0.0, (math.log(1 + MARGIN_TIME), math.inf))
     shape, tokens, _ = TIMED[name]
     sentence = (
         f"In {shape.layers} layers of Llama-2-7B's shape at {tokens} tokens "

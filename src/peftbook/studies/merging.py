@@ -156,7 +156,7 @@ def latency_verdict(store: Store) -> Verdict:
     merged, beside = (slowdown(*pair, "forward", records) for pair in (("merged", "base"), ("lora", "merged")))
     least = math.log(1 + MARGIN_TIME)
     parts = {stats.judge(merged, 0.0, (-math.inf, least)), stats.judge(beside, 0.0, (least, math.inf))}
-    outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
+    outcome = stats.together(parts)
     sentence = (
         f"At batch 1 in float32 {said_ratio('the merged model takes', merged)} the base model's forward pass and "
         f"{said_ratio('an unmerged LoRA', beside)} the merged model's; margin {MARGIN_TIME:.0%}."
@@ -210,13 +210,16 @@ def quality_quantities(store: Store) -> Mapping[str, Quantity]:
     keys, out = keys_of(records), loss_quantities(records, ("untuned", "untuned_bf16", "unmerged", *STATES), "unmerged")
     for state in STATES:
         out[f"{state}_lost"] = percent(lost_share(records, state, "unmerged"), keys)
-        values = [[100 * float(record.measurements[f"{state}_logit_gap"] or 0)] for record in records]
-        out[f"{state}_logit_gap"] = Quantity.of(stats.mean_interval(values), "%", keys, 2)
+        out[f"{state}_logit_gap"] = Quantity.of(mean_percent(records, f"{state}_logit_gap"), "%", keys, 2)
     out["bf16_merge_lost"] = percent(lost_share(records, "merged_bf16", "unmerged_bf16"), keys)
     for name in ("update_kept_share", "update_error_share", "unchanged_weights_share"):
-        values = [[100 * float(record.measurements[name] or 0)] for record in records]
-        out[name] = Quantity.of(stats.mean_interval(values), "%", keys, 1)
+        out[name] = Quantity.of(mean_percent(records, name), "%", keys, 1)
     return out
+
+
+def mean_percent(records: Sequence[Record], name: str) -> stats.Interval:
+    """A share that was measured once a seed, in percent."""
+    return stats.seed_interval([100 * float(record.measurements[name] or 0) for record in records])
 
 
 def percent(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:

@@ -101,7 +101,7 @@ def exponent(scaling: str, store: Store) -> stats.Interval:
     """Slope of log(size) on log(rank), over seeds. Raises Missing."""
     table = [sizes(scaling, rank, store) for rank in SIZE_RANKS]
     slopes = np.polyfit(np.log(SIZE_RANKS), np.log(np.array(table)), 1)[0]
-    return stats.mean_interval([[float(slope)] for slope in slopes])
+    return stats.seed_interval(slopes)
 
 
 def size_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -110,7 +110,7 @@ def size_quantities(store: Store) -> Mapping[str, Quantity]:
     for scaling, name in SCALINGS.items():
         for rank in SIZE_RANKS:
             with suppress(Missing):
-                interval = stats.mean_interval([[100 * value] for value in sizes(scaling, rank, store)])
+                interval = stats.seed_interval([100 * value for value in sizes(scaling, rank, store)])
                 keys = tuple(size_probe(scaling, rank, seed).key for seed in SIZE_SEEDS)
                 out[f"{name}_r{rank}_change"] = Quantity.of(interval, "%", keys, 2)
         with suppress(Missing):
@@ -127,7 +127,7 @@ def size_verdict(store: Store) -> Verdict:
         stats.judge(plain, 0.0, (-math.inf, -LEAST_EXPONENT)),
         stats.judge(stabilised, 0.0, (-LEAST_EXPONENT, LEAST_EXPONENT)),
     }
-    outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
+    outcome = stats.together(parts)
     sentence = (
         f"At rate {SIZE_RATE:g} the size of the update goes with the rank to the power {plain.mean:+.2f} under α/r "
         f"(95 % interval {plain.low:+.2f} to {plain.high:+.2f}; claim below {-LEAST_EXPONENT:g}) and "

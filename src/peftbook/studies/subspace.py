@@ -87,7 +87,7 @@ def random_later(record: Record) -> float:
 
 def later_excess(store: Store, name: str) -> stats.Interval:
     """Overlap of directions 2 … r beyond that of random spaces, over triples. Raises Missing."""
-    return stats.mean_interval([[later_overlap(one, name) - random_later(one)] for one in records(store)])
+    return stats.seed_interval([later_overlap(one, name) - random_later(one) for one in records(store)])
 
 
 def band(store: Store) -> float:
@@ -120,7 +120,7 @@ def verdict(store: Store) -> Verdict:
         stats.judge(first, MARGIN, (SHARED, math.inf)),
         stats.judge(later, 0.0, (-math.inf, CHANCE)),  # the claim holds the margin already
     }
-    outcome = "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"
+    outcome = stats.together(parts)
     others = {name: pooled(store, f"{name}_first").mean for name in PAIRS[1:]}
     sentence = (
         f"The pooled overlap of the first directions of ranks {RANKS[0]} and {RANKS[1]} is {first.mean:.3f} (95 % "

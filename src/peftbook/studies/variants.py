@@ -70,8 +70,8 @@ def speed(name: str, store: Store) -> stats.Interval:
         curve = smoothed(plain)
         target = curve[max(0, round(REACHED * (len(curve) + SMOOTH - 1)) - SMOOTH)]
         steps = steps_to(record, target) or len(record.curve["train_loss_nats"])
-        rows.append([math.log(steps / (steps_to(plain, target) or steps))])
-    return stats.mean_interval(rows)
+        rows.append(math.log(steps / (steps_to(plain, target) or steps)))
+    return stats.seed_interval(rows)
 
 
 def effect(name: str, store: Store) -> stats.Interval:
