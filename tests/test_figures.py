@@ -198,10 +198,13 @@ def invented_curve(probe: specs.Probe, rng: np.random.Generator) -> dict:
         "validation_loss_nats": aim.tolist(),
     }
     forgets = run.budget.learning_rate / BEST[run.method.kind]
-    curve["prose_loss_nats"] = (
-        3.2 + 0.03 * forgets * (1 - np.exp(-steps / 30)) + rng.normal(0, 0.002, len(steps))
-    ).tolist()
-    return {"curve": curve}
+    prose = 3.2 + 0.03 * forgets * (1 - np.exp(-steps / 30)) + rng.normal(0, 0.002, len(steps))
+    pieces = 100 * (
+        prose[:, None] + np.random.default_rng(5).normal(0, 0.3, 12) + rng.normal(0, 0.003, (len(steps), 12))
+    )
+    curve["prose_loss_nats"] = (pieces.mean(axis=1) / 100).tolist()
+    per_piece = {f"prose_nats_{int(step)}": row.tolist() for step, row in zip(steps, pieces, strict=True)}
+    return {"curve": curve, "per_example": {"prose_tokens": [100.0] * 12, **per_piece}}
 
 
 def invented_codebooks(probe: specs.Probe, rng: np.random.Generator) -> dict:

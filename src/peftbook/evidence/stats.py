@@ -291,7 +291,8 @@ def score_interval(scores: Scores, weights: Sequence[float] | None = None, group
     if len(groups) not in (0, table.shape[1]):
         raise InputError(f"There are {len(groups)} groups for {table.shape[1]} examples: give one each.")
     if not (counts := weight > 0).all():
-        table, weight, groups = table[:, counts], weight[counts], list(itertools.compress(groups, counts))
+        table, weight = table[:, counts], weight[counts]
+        groups = list(itertools.compress(groups, counts.tolist()))
     single = interval_over_units(table, weight, table.shape[1])
     if not (codes := group_codes(groups, table.shape[1])):
         return single
@@ -332,7 +333,7 @@ def interval_over_units(scores: np.ndarray, weights: np.ndarray, examples: int, 
 
 def seed_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The interval of a mean over seeds where nothing else is random: mean ± t_{n−1} · s/√n, infinite for one seed."""
-    table, _ = checked([values], None)
+    table, _ = checked(np.asarray(values, dtype=float)[None], None)
     seeds = table.size
     seed_se = math.sqrt(table.var(ddof=1) / seeds) if seeds > 1 else math.inf
     return Interval.of(float(table.mean()), seed_se, 0.0, seeds, 1, math.inf)

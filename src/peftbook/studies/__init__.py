@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from typing import Any
+
 from peftbook.errors import InputError
 from peftbook.evidence.stats import Interval
 from peftbook.records import Missing, Record, Store, Unusable
@@ -146,7 +148,7 @@ def study(
 
     def register(judge: Callable[[Store], Verdict]) -> Callable[[Store], Verdict]:
         names = vars(sys.modules[judge.__module__]) | words
-        texts = {
+        texts: dict[str, Any] = {
             field: filled(text, names) if isinstance(text, str) else text
             for field, text in TEXTS["study"][name].items()
             if field != "module"

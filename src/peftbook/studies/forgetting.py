@@ -98,12 +98,7 @@ def matched(record: Record, target: float) -> float:
 
 
 def prose_nats(record: Record) -> tuple[np.ndarray, list[float]]:
-    """Summed nats of every piece of prose, (moments, pieces), and the pieces' label tokens.
-
-    A record without pieces gives their mean loss as a single one.
-    """
-    if "prose_tokens" not in record.per_example:
-        return np.array(record.curve["prose_loss_nats"], dtype=float)[:, None], [1.0]
+    """Summed nats of every piece of prose, (moments, pieces), and the pieces' label tokens."""
     rows = [record.per_example[f"prose_nats_{int(step)}"] for step in record.curve["step"]]
     return np.array(rows, dtype=float), [float(count) for count in record.per_example["prose_tokens"]]
 
