@@ -82,7 +82,7 @@ def test_a_grid_that_is_too_coarse_is_refined(tmp_path_factory, optimum, curvatu
     """Of a parabola in log rate the law holds: the chosen rate costs no more than what is bearable, or is FINEST."""
     store = Store(tmp_path_factory.mktemp("records"))
     arms = tuple(Arm(name, name, LoRA(rank=rank), grid(1e-4, 4, 3)) for name, rank in (("a", 2), ("b", 4)))
-    plan = comparison(arms=arms, factor=4, bearable=0.01)
+    plan = comparison(arms=arms, factor=4, bearable=0.01, refine=True)
     complete(store, plan, lambda method, rate: 1 + curvature * (math.log(rate) - optimum) ** 2)
     for arm in arms:
         losses = plan.sweep(arm, store)
@@ -91,8 +91,20 @@ def test_a_grid_that_is_too_coarse_is_refined(tmp_path_factory, optimum, curvatu
         close = max(rates[at + 1] / best, best / rates[at - 1]) < FINEST
         assert shortfall(losses, best) <= 0.01 or close
         assert losses[best] - 1 <= 0.0101 or close
-    coarse = comparison(arms=arms, factor=4)
+    coarse = comparison(arms=arms, factor=4, bearable=0.01)
     assert len(coarse.rates(arms[0], store)) <= len(plan.rates(arms[0], store))
+
+
+def test_what_a_finer_grid_might_gain_is_an_error_of_the_difference(tmp_path):
+    """Of the loss alone, where it is more than bearable; the quantity has the interval that is judged."""
+    store = Store(tmp_path)
+    arms = tuple(Arm(name, name, LoRA(rank=rank), grid(1e-4, 4, 3)) for name, rank in (("a", 2), ("b", 4)))
+    lax, strict = (comparison(arms=arms, factor=4, bearable=bearable) for bearable in (1.0, 0.01))
+    complete(store, lax, lambda method, rate: 1 + 0.1 * (math.log(rate) + 7.3) ** 2)
+    left = max(shortfall(lax.sweep(arm, store), lax.best(arm, store)) for arm in arms)
+    plain, widened = (plan.difference("a", "b", "loss_nats", store) for plan in (lax, strict))
+    assert left > 0.01 and widened.half95 == pytest.approx(plain.half95 + left) and widened.mean == plain.mean
+    assert strict.paired("a", "b", store)["a_minus_b_loss"].high == widened.high
 
 
 def test_the_test_split_is_seen_only_at_the_chosen_rate_and_on_fresh_seeds(tmp_path):

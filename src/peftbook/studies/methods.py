@@ -9,6 +9,7 @@ draws and cut to one for time while its first run was under way, before it had a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -173,7 +174,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for first, second in (*pairs, ("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fewshot"),
                           ("lora", "fewshot"), ("qlora", "full"), ("prompt", "full")):  # fmt: skip
         if first in finals and second in finals:
-            out |= paired_quantities(f"{first}_minus_{second}", finals[first], finals[second], groups())
+            each = functools.partial(comparison.paired, finals[first], finals[second], groups=groups())
+            out |= paired_quantities(f"{first}_minus_{second}", finals[first], finals[second], each)
     return out
 
 

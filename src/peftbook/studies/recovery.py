@@ -63,11 +63,13 @@ def arms(centre: int, model: str) -> tuple[Arm, ...]:
 
 COMPARISONS = {
     "small": TunedComparison(
-        task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2,
+        task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2, refine=True,
         model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION), seeds=(1, 2, 3, 4, 5),
         first_look=3,
     ),
-    "smollm2": TunedComparison(task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2),
+    "smollm2": TunedComparison(
+        task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2, refine=True
+    ),
 }  # fmt: skip
 
 

@@ -53,6 +53,7 @@ COMPARISON = TunedComparison(
     ),
     factor=4,
     bearable=MARGIN / 2,
+    refine=True,
 )
 
 

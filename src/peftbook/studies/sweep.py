@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,8 +62,9 @@ class TunedComparison:
     """Arms that share task, budget, seeds and test examples.
 
     tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
-    bearable: where a finer grid might lower an arm's validation loss by more, the arm gets the two rates halfway to the
-    neighbours of its best one, and again, down to FINEST; 0 never refines.
+    bearable: by how much a finer grid might lower an arm's validation loss (`shortfall`) before the grid counts as too
+    coarse; 0 never asks.  refine: whether such an arm gets the two rates halfway to the neighbours of its best one, and
+    again, down to FINEST. Else the shortfall is an error of every difference of its loss.
     sweep_examples: validation examples of a sweep run.  test_examples, generate: of a final run.
     first_look: how many of the seeds had been looked at before the others were added; 0: their number was fixed before.
     train_examples: only the first so many training examples are used; 0 means all.
@@ -75,6 +76,7 @@ class TunedComparison:
     batch_size: int = 8
     factor: float = 2.0
     bearable: float = 0.0
+    refine: bool = False
     sweep_seeds: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (1, 2, 3)
     first_look: int = 0
@@ -122,7 +124,7 @@ class TunedComparison:
                     rates.insert(0, grid(best / self.factor, 1, 1)[0])
                 elif best == rates[-1] and best * self.factor <= HIGHEST_RATE:
                     rates.append(grid(best * self.factor, 1, 1)[0])
-                elif self.bearable and shortfall(losses, best) > self.bearable and (finer := halfway(rates, best)):
+                elif self.refine and shortfall(losses, best) > self.bearable and (finer := halfway(rates, best)):
                     rates = sorted({*rates, *finer})
                 else:
                     break
@@ -198,7 +200,15 @@ class TunedComparison:
         """first − second, paired over seeds and test examples. Raises Missing."""
         records = self.finals_of((first, second), store)
         found = comparison.paired(records[first], records[second], column, self.groups)
-        return stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
+        found = stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
+        return stats.with_bias(found, self.coarseness((first, second), store)) if column == "loss_nats" else found
+
+    def coarseness(self, names: Iterable[str], store: Store) -> float:
+        """The largest shortfall of these arms' grids that is more than bearable, else 0. Raises Missing."""
+        with aside():
+            sweeps = [self.sweep(self.arm(name), store) for name in names if self.arm(name).rates]
+        found = [shortfall(losses, min(losses, key=lambda rate: losses[rate])) for losses in sweeps]
+        return max((loss for loss in found if loss > self.bearable > 0), default=0.0)
 
     def verdict(
         self,
@@ -290,7 +300,8 @@ class TunedComparison:
         """
         with suppress(Missing):
             records = self.finals_of((first, second), store)
-            return paired_quantities(f"{prefix}{first}_minus_{second}", records[first], records[second], self.groups)
+            each = functools.partial(self.difference, first, second, store=store)
+            return paired_quantities(f"{prefix}{first}_minus_{second}", records[first], records[second], each)
         return {}
 
 
@@ -305,12 +316,15 @@ def score_quantities(name: str, records: Sequence[Record], groups: stats.Groups)
 
 
 def paired_quantities(
-    name: str, first: Sequence[Record], second: Sequence[Record], groups: stats.Groups
+    name: str, first: Sequence[Record], second: Sequence[Record], difference: Callable[[str], stats.Interval]
 ) -> dict[str, Quantity]:
-    """The paired differences of two arms in every score that the first one has, as quantities `name_<score>`."""
+    """The paired differences of two arms in every score that the first one has, as quantities `name_<score>`.
+
+    difference: of a column.
+    """
     keys = comparison.keys_of(first, second)
     return {
-        f"{name}_{score}": Quantity.of(comparison.paired(first, second, column, groups), unit, keys, digits)
+        f"{name}_{score}": Quantity.of(difference(column), unit, keys, digits)
         for score, (column, unit, digits) in SCORES.items()
         if comparison.has_column(first, column)
     }

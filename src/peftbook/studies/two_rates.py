@@ -33,6 +33,7 @@ COMPARISON = TunedComparison(
     ),
     factor=4,
     bearable=MARGIN / 2,
+    refine=True,
     seeds=variants.COMPARISON.seeds,
 )
 
