@@ -185,7 +185,7 @@ def test_a_claim_and_its_opposite_are_never_both_reproduced(mean, half95, margin
     """The rule is symmetric: what refutes a claim beyond the margin reproduces its opposite, and what does not, not."""
     found = difference(mean, half95)
     up, down = judge(found, margin, (edge, math.inf)), judge(found, margin, (-math.inf, edge))
-    assert not (up == down == "reproduced") or (found.low == found.high == edge and not margin)
+    assert not (up == down == "reproduced") or (found.low == found.high == edge == edge + margin)
     assert up != "refuted" or down == "reproduced"
     beyond = found.low > edge + margin
     assert not beyond or (up == "reproduced" and down == "refuted")

@@ -30,7 +30,7 @@ PATH = Path(__file__).with_name("ledger.toml")
 CONSTANTS = (
     "MARGIN", "LEAST", "FLOOR", "RATIO", "WINDOW", "SEEDS", "SHARE", "GROWTH", "DELTA", "REGRET", "RATES", "EXPONENTS"
 )  # fmt: skip
-FIELDS = ("seeds", "sweep_seeds", "factor", "bearable")
+FIELDS = ("seeds", "first_look", "sweep_seeds", "factor", "bearable", "refine")
 # What a change was made to, and how a reader is told.
 KINDS = {
     "claim": "the claim or what refutes it",
