@@ -24,6 +24,7 @@ __all__ = [
     "slug",
     "table",
     "verdicts",
+    "waiting",
 ]
 
 UNFOLDED = 3  # verdicts of an amendment that a reader need not ask for
@@ -129,6 +130,27 @@ def verdicts(*names: str) -> Shown:
         claim = f'<a href="runs/study-{name}.html">{escape(study.claim)}</a>'
         rows.append([claim, f"{badge(verdict.outcome, study.regime)}<br>{words}"])
     return table(["Claim", "What the runs say"], rows)
+
+
+def waiting() -> Shown:
+    """The studies that miss runs: how many, about how long by the records at hand, and the command."""
+    from peftbook import results
+    from peftbook.records import default_store
+    from peftbook.studies import NAMES, get_study
+    from peftbook.training.durations import Estimates, duration
+
+    store, known, rows, seen = default_store(), Estimates(), [], set[str]()
+    for record in store.all():
+        if record.wall_seconds is not None:
+            known.note(record.spec, record.wall_seconds)
+    for name in NAMES:
+        missing = [run for run in get_study(name).missing(store) if run.key not in seen]
+        seen |= {run.key for run in missing}
+        if missing:
+            claim = f'<a href="runs/study-{name}.html">{escape(get_study(name).title)}</a>'
+            hours = duration(sum(known.of(run) or 0.0 for run in missing))
+            rows.append([claim, len(missing), hours, f"<code>{escape(results.run_command(name))}</code>"])
+    return table(["Study", "Runs", "About", "Command"], rows)
 
 
 def amendments() -> Shown:
