@@ -181,8 +181,7 @@ def double_quantisation(store: Store) -> Figure:
         for axes in (bits, added):
             draw_rows(axes, rows if axes is added else [row._replace(value=np.nan, low=None) for row in rows], "")
             axes.xaxis.set_major_locator(MaxNLocator(4))
-        bits.set_title(title)
-        bits.set_xlim(3.92, 4.58)
+        bits.set(title=title, xlim=(3.92, 4.58))
         added.axvline(0, color=colour("muted"), linewidth=1.2)
         added.set_yticklabels([])
     panels[1, 0].set_xlabel("Bits per weight, scales\nin 32 (◇) → 8 bits")

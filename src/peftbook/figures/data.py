@@ -21,7 +21,7 @@ from peftbook import metrics
 from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Row, draw_rows, mark, mosaic
-from peftbook.figures.style import canvas, colour, drawing, question, shade
+from peftbook.figures.style import canvas, colour, drawing, name_rows, question, shade
 from peftbook.scratch.packing import bucketed, pack, padding_share
 from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import DATA, get_task
@@ -273,11 +273,8 @@ def padding_waste() -> Figure:
         shares = [100 * waste(task)[name] for name in ways]
         axes.plot(shares, np.arange(len(ways)) + shift, label=label, **mark(tone, marker))
         axes.hlines(np.arange(len(ways)) + shift, 0, shares, color=colour(tone), linewidth=1.6)
-    axes.set_yticks(range(len(ways)), ways)
-    axes.set_ylim(len(ways) - 0.5, -0.5)
-    axes.set_xlim(0, None)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("% of positions that are padding (computed)")
+    name_rows(axes, ways, 0.5, 0.5)
+    axes.set(xlim=(0, None), xlabel="% of positions that are padding (computed)")
     axes.legend(loc="lower right")
     question(figure, "How much of a batch is padding?")
     return figure

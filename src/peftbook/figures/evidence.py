@@ -31,7 +31,7 @@ from peftbook.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.figures.style import SIZE, canvas, colour, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, question, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
@@ -76,10 +76,7 @@ def standard_curve(store: Store) -> Figure:
             axes.plot(x, y, linestyle=line, color=colour(tone))
             axes.plot(x, y, **(mark(tone, marker) | {"markersize": 5.5}))
             rate = record.spec.runs[0].budget.learning_rate  # type: ignore[union-attr]
-            axes.annotate(
-                f"rate {rate:g}", (x[-1], y[-1]), xytext=(0, -8), textcoords="offset points", ha="center", va="top",
-                color=colour(tone), fontweight="bold", fontsize=SMALL,
-            )  # fmt: skip
+            tag(axes, f"rate {rate:g}", (x[-1], y[-1]), (0, -8), tone, ha="center", va="top", fontsize=SMALL)
         losses = chosen.curve["validation_loss_nats"]
         before, best = losses[0], quantity(f"standard.{task}_loss_best", store).value
         level = before - standard.SHARE * (before - best)
@@ -93,9 +90,7 @@ def standard_curve(store: Store) -> Figure:
             f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps", (tokens, before - 0.4 * (before - best)),
             xytext=(4, 0), textcoords="offset points", fontweight="bold", va="bottom", fontsize=SIZE - 1,
         )  # fmt: skip
-        axes.set_title(title)
-        axes.set_xlim(-4, 200)
-        axes.set_ylim(best - 0.2 * (before - best), before + 0.06 * (before - best))
+        axes.set(title=title, xlim=(-4, 200), ylim=(best - 0.2 * (before - best), before + 0.06 * (before - best)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
     figure.supylabel(f"Validation loss, {LOSS}", fontsize=SIZE)
@@ -225,8 +220,7 @@ def rate_curves(store: Store) -> Figure:
     for name, one in sweeps.items():
         _, marker, tone = rate_look(name)
         draw_sweep(axes, one, lowest + CAP, tone, marker)
-    axes.set(xscale="log", ylabel=f"Validation loss, {LOSS}")
-    axes.set_ylim(lowest - 0.03, lowest + CAP + 0.03)
+    axes.set(xscale="log", ylabel=f"Validation loss, {LOSS}", ylim=(lowest - 0.03, lowest + CAP + 0.03))
     draw_optima(optima, sweeps, store)
     question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
     return figure
@@ -266,8 +260,7 @@ def draw_optima(axes: Axes, sweeps: Mapping[str, Sweep], store: Store) -> None:
         note(axes, text, 0.01, at, transform=axes.get_yaxis_transform(), ha="left", va="center")
     draw_rows(axes, rows, "Learning rate (lower panel: the best one, 95 %)")
     said = f"{learning_rate.RATIO[0]:g} to {learning_rate.RATIO[1]:g} × full"
-    axes.annotate(said, (high, 0), xytext=(4, 0), textcoords="offset points", va="center", color=colour("muted"),
-                  fontsize=SMALL)  # fmt: skip
+    tag(axes, said, (high, 0), (4, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
 
 
 # Prompts.

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic, paint, plain_ticks
-from peftbook.figures.style import canvas, colour, question
+from peftbook.figures.style import canvas, colour, name_rows, question, tag
 from peftbook.memory import SHAPES, Setup, training_step
 
 __all__ = ["draw_cards", "memory_by_length", "memory_by_model", "memory_by_rank", "memory_by_rows"]
@@ -49,8 +49,9 @@ def memory_by_model() -> Figure:
     for name, label in MODELS.items():
         draw_model(axes[name], [bytes_by_part(setup, name) for setup in WAYS.values()], looks, label)
     axes["llama-2-70b"].set_xlabel("GB at the peak, 1 × 2,048 tokens (computed)")
-    handles, labels = axes["llama-2-7b"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.4)
+    figure.legend(
+        *axes["llama-2-7b"].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4
+    )
     question(figure, "Where does the memory of a step go?")
     return figure
 
@@ -61,17 +62,14 @@ def draw_model(
     """The bars of one model, and where the cards end that they come near."""
     draw_stacks(axes, rows, looks)
     longest = max(sum(row.values()) for row in rows) / 1e9
-    axes.set_yticks(range(len(rows)), list(WAYS))
-    axes.set_ylim(len(rows) - 0.45, -0.55)
+    name_rows(axes, list(WAYS))
     axes.set_xlim(0, 1.13 * longest)
     axes.set_title(label, loc="right", fontsize=SMALL, fontweight="bold", pad=4)
     axes.tick_params(axis="y", labelsize=SMALL)
-    axes.grid(axis="y", visible=False)
     for card, size in CARDS.items():
         if 0.1 * longest < size / 1e9 < longest:
             axes.axvline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-            axes.annotate(card, (size / 1e9, -0.55), xytext=(0, 3), textcoords="offset points", ha="center",
-                          fontsize=SMALL)  # fmt: skip
+            tag(axes, card, (size / 1e9, -0.55), (0, 3), ha="center", fontsize=SMALL, fontweight="normal")
 
 
 def peak_gigabytes(setup: Setup) -> float:
@@ -99,8 +97,7 @@ def memory_by_length() -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="Tokens of the one row", ylabel="GB at the peak (computed)")
     plain_ticks(axes, LENGTHS)
     decimals(axes.yaxis, (1, 2, 4))
-    axes.set_xlim(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5)
-    axes.set_ylim(3, 110)
+    axes.set(xlim=(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5), ylim=(3, 110))
     question(figure, "How does memory grow with the text? Llama-2-7B")
     label_points(axes, ends, column=0.735)
     return figure

@@ -48,8 +48,7 @@ def accuracy_by_depth(store: Store) -> Figure:
     axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     note(axes, "counts as solved", 0.01, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="left",
          va="bottom")  # fmt: skip
-    axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted downwards, 0–1")
-    axes.set_ylim(-0.04, 1.06)
+    axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted downwards, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, expressiveness.DEPTHS)
     axes.set_xlim(0.8, 160)
     question(figure, "What can a prompt not learn?")
@@ -106,8 +105,7 @@ def adapters_served(store: Store) -> Figure:
         xlabel=f"Adapters in a batch of {serving.BATCH} requests\n({store.machine or merging.MACHINE})",
         ylabel="Generated tokens a second",
     )
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(0.85, 90)
+    axes.set(ylim=(0, None), xlim=(0.85, 90))
     question(figure, "What do many adapters cost to serve?")
     label_points(axes, ends, column=0.68)
     return figure
@@ -177,7 +175,7 @@ def memory_errors(store: Store) -> Figure:
         axes[against].set_title(f"Peak of {title}", loc="left", fontsize=SMALL)
         plain_ticks(axes[against], (0.5, 1, 2, 5, 10))
     axes["process_peak"].set_xlabel("Measured peak, GB")
-    handles, labels = axes["tensor_peak"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, handletextpad=0.2)
+    shown = axes["tensor_peak"].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=2, handletextpad=0.2)
     question(figure, "Does the byte model hold?")
     return figure

@@ -59,8 +59,7 @@ def wrong_rate(store: Store) -> Figure:
     factors = [2.0**power for power in range(-4, 4)]
     axes.set_xticks(factors, [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in factors])
     axes.minorticks_off()
-    axes.set_xlim(1 / 20, 80)
-    axes.set_ylim(-0.015, SHOWN_COST + 0.015)
+    axes.set(xlim=(1 / 20, 80), ylim=(-0.015, SHOWN_COST + 0.015))
     question(figure, "What does a wrong learning rate cost?")
     label_points(axes, ends, column=0.8)
     return figure
@@ -169,8 +168,7 @@ def rate_map(store: Store) -> Figure:
         end, offset = ((top / ratio, top), (0, 2)) if above else ((high, high * ratio), (3, 0))
         axes.annotate(f"{ratio:g} ×", end, xytext=offset, textcoords="offset points", ha="center" if above else "left",
                       va="bottom" if above else "center", color=colour("muted"), fontsize=SMALL)  # fmt: skip
-    axes.set_xlim(low, high)
-    axes.set_ylim(y.min() / 3, top)
+    axes.set(xlim=(low, high), ylim=(y.min() / 3, top))
     axes.grid(visible=False)
     question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
     return figure

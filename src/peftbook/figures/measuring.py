@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import optimize
@@ -16,7 +15,7 @@ from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
 from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
-from peftbook.figures.style import canvas, colour, look, question
+from peftbook.figures.style import canvas, colour, look, name_rows, question, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
@@ -66,8 +65,7 @@ def rouge_by_setting(store: Store) -> Figure:
             draw_interval(leads, at + shift, as_row("", found, tone=tone, marker=marker))
     leads.axvline(0, color=colour("muted"), linewidth=1.2)
     scores.set_yticks(range(len(SETTINGS)), list(SETTINGS.values()))
-    scores.set_ylim(len(SETTINGS) - 0.5, -0.6)
-    scores.set(xlabel="ROUGE-L, 0–1", title="Scores")
+    scores.set(ylim=(len(SETTINGS) - 0.5, -0.6), xlabel="ROUGE-L, 0–1", title="Scores")
     leads.set(xlabel="LoRA − the arm, paired", title="LoRA's lead over …")
     for axes in (scores, leads):
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -107,10 +105,8 @@ def paired_intervals(store: Store) -> Figure:
             together = methods.paired(one, two, column)
             draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
             draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
-        axes.set_yticks(range(len(PAIRS)), [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS])
-        axes.set_ylim(len(PAIRS) - 0.5, -0.55)
+        name_rows(axes, [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS], 0.5)
         axes.set_xlabel(label)
-        axes.grid(axis="y", visible=False)
     looks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
     handles = [both[0].plot([], [], **keywords, label=label)[0] for label, keywords in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
@@ -191,24 +187,16 @@ def seeds_needed() -> Figure:
     sizes.set(xscale="log", yscale="log", ylabel="SDs of the seed differences")
     plain_ticks(sizes, SEEDS)
     decimals(sizes.yaxis, (1, 2, 5))
-    name(sizes, 3, smallest_effect(3), "effect found\n4 times in 5", "qlora", (10, 8))
-    name(sizes, 5, half[3], "half-width", "lora", (-8, -17), ha="right")
-    name(sizes, 20, 2, "“two SD” rule", "muted", (2, 5), ha="right")
+    tag(sizes, "effect found\n4 times in 5", (3, smallest_effect(3)), (10, 8), "qlora", fontsize=SMALL)
+    tag(sizes, "half-width", (5, half[3]), (-8, -17), "lora", ha="right", fontsize=SMALL)
+    tag(sizes, "“two SD” rule", (20, 2), (2, 5), "muted", ha="right", fontsize=SMALL)
     found.plot(SEEDS, [chance(1, n, quantile(n)) for n in SEEDS], color=colour("lora"), marker="o", markersize=6)
     found.plot(SEEDS, [chance(1, n, 2 * math.sqrt(n)) for n in SEEDS], **straight, marker="D", markersize=5)
     found.set(xlabel="Seeds", ylabel="Chance to find\nan effect of one SD", ylim=(0, 1.03))
-    name(found, 8, chance(1, 8, quantile(8)), "95 % interval", "lora", (-10, 4), ha="right")
-    name(found, 8, chance(1, 8, 2 * math.sqrt(8)), "“two SD” rule", "muted", (2, 10))
+    tag(found, "95 % interval", (8, chance(1, 8, quantile(8))), (-10, 4), "lora", ha="right", fontsize=SMALL)
+    tag(found, "“two SD” rule", (8, chance(1, 8, 2 * math.sqrt(8))), (2, 10), "muted", fontsize=SMALL)
     question(figure, "What can a few seeds see?")
     return figure
-
-
-def name(axes: Axes, x: float, y: float, text: str, tone: str, offset: tuple[float, float], ha: str = "left") -> None:
-    """A direct label beside a point."""
-    axes.annotate(
-        text, (x, y), xytext=offset, textcoords="offset points", ha=ha, color=colour(tone), fontsize=SMALL,
-        fontweight="bold",
-    )  # fmt: skip
 
 
 # Intervals of a − b in units of the margin: centre and half-width at 95 %, as five seeds give them.
@@ -239,12 +227,9 @@ def verdict_rule() -> Figure:
         )
         axes.plot(centre, at, **mark(tones[said], markers[said]))
         axes.text(3.4, at, said, color=tone, va="center", fontweight="bold")
-    axes.set_xlim(-2.9, 5.3)
-    axes.set_ylim(len(CASES) - 0.4, -0.6)
-    axes.set_yticks(range(len(CASES)), list("ABCDEFG"))
+    name_rows(axes, list("ABCDEFG"), 0.4, 0.6)
+    axes.set(xlim=(-2.9, 5.3), xlabel="a − b (claim: below 0; thick: 90 %, thin: 95 %)")
     axes.set_xticks([-2, -1, 0, 1, 2, 3], ["−2δ", "−δ", "0", "δ", "2δ", "3δ"])
-    axes.set_xlabel("a − b (claim: below 0; thick: 90 %, thin: 95 %)")
-    axes.grid(axis="y", visible=False)
     question(figure, "Which verdict does an interval get?")
     return figure
 
@@ -289,11 +274,11 @@ def winners_curse() -> Figure:
         found = [curse(k, spread)[0].mean() for k in ARMS]
         axes.plot(ARMS, found, **mark(tone, marker))
         x, y = (13, inflation(16, spread)) if spread == 0 else (ARMS[-1], 0.6)
-        name(axes, x, y, label, tone, (0, 10), "right")
+        tag(axes, label, (x, y), (0, 10), tone, ha="right", fontsize=SMALL)
     fresh = [curse(k, 0.0)[1].mean() for k in ARMS]
     axes.axhline(0, color=colour("muted"), linewidth=1.2)
     axes.plot(ARMS, fresh, **mark("accent", "s", hollow=True))
-    name(axes, 64, 0, "the same winner on fresh seeds", "accent", (0, 9), "right")
+    tag(axes, "the same winner on fresh seeds", (64, 0), (0, 9), "accent", ha="right", fontsize=SMALL)
     axes.set(xscale="log", xlabel="Arms or settings tried", ylabel="Score − true value\n(SDs of the noise)")
     plain_ticks(axes, ARMS)
     axes.set_ylim(-0.25, 2.7)

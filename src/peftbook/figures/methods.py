@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from peftbook.evidence import stats
 from peftbook.figures import figure
-from peftbook.figures.style import SIZE, canvas, colour, look, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Record, Store
 from peftbook.studies import methods
@@ -129,11 +129,9 @@ def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Se
 
 
 def finish_rows(axes: Axes, arms: Sequence[str], label: str) -> None:
-    axes.set_yticks(range(len(arms)), [arm_looks()[arm].label for arm in arms])
-    axes.set_ylim(len(arms) - 0.5, -0.65)
+    name_rows(axes, [arm_looks()[arm].label for arm in arms], 0.5, 0.65)
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(axis="y", visible=False)
 
 
 def better(score: str) -> str:
@@ -180,8 +178,7 @@ def quality_against_parameters(store: Store) -> Figure:
             fontweight="bold",
         )
         top = max(top, size)
-    axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token")
-    axes.set_xlim(4e3, top * 3)
+    axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token", xlim=(4e3, top * 3))
     question(figure, "How many trained parameters does quality take?")
     return figure
 
@@ -230,15 +227,7 @@ def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[fl
             axes.plot([rates[n], rates[at]], [shown[n], cap], color=colour(arm), linestyle=":", linewidth=1.3)
         axes.plot(rates[at], cap, marker="$\\uparrow$", markersize=11, color=colour(arm))
         text = f"{losses[at]:.2f}" if math.isfinite(losses[at]) else "diverged"
-        axes.annotate(
-            text,
-            (rates[at], cap),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-            fontsize=SIZE - 2,
-            color=colour(arm),
-        )
+        tag(axes, text, (rates[at], cap), (0, 8), arm, ha="center", fontsize=SIZE - 2, fontweight="normal")
     best = int(np.argmin(losses))
     axes.plot(rates[best], shown[best], marker="*", markersize=16, color=colour(arm), markeredgecolor=colour("paper"))
     default = methods.DEFAULT_RATES[arm]

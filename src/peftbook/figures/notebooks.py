@@ -17,7 +17,7 @@ from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, Row, as_row, draw_rows, label_points, mark, plain_ticks
-from peftbook.figures.style import canvas, colour, drawing, question, shade
+from peftbook.figures.style import canvas, colour, drawing, name_rows, question, say, shade
 from peftbook.memory import Setup
 from peftbook.methods import arm_looks
 from peftbook.records import Store
@@ -100,9 +100,8 @@ def draw_parts(axes: Axes, parts: Sequence[tuple[str, int]], left: float, bottom
                         linewidth=1)  # fmt: skip
         axes.add_patch(box)
         if length * scale > 0.095 * len(name):
-            say = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
-            axes.text(left + length * scale / 2, bottom + 0.15, name, fontsize=SMALL, ha="center", va="center",
-                      color=colour("ink"), bbox=say)  # fmt: skip
+            ground = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
+            say(axes, left + length * scale / 2, bottom + 0.15, name, fontsize=SMALL, bbox=ground)
         left += length * scale
 
 
@@ -159,11 +158,13 @@ def scores_of_no_learning() -> Figure:
         axes.plot(values, np.arange(len(SYSTEMS)) + shift + 0.12, label=score, **mark(tone, marker))
     for at, name in enumerate(SYSTEMS):
         axes.text(0, at - 0.28, name, fontsize=SMALL, va="center", color=colour("ink"))
-    axes.set_yticks([])
-    axes.set_ylim(len(SYSTEMS) - 0.4, -0.6)
-    axes.set_xlim(-0.04, 1.04)
+    axes.set(
+        yticks=[],
+        ylim=(len(SYSTEMS) - 0.4, -0.6),
+        xlim=(-0.04, 1.04),
+        xlabel="Mean score over the test questions (computed)",
+    )
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("Mean score over the test questions (computed)")
     figure.legend(loc="outside lower center", ncols=3, handlelength=1)
     question(figure, "Which score sees that a query is right?")
     return figure
@@ -275,12 +276,10 @@ def notebook_memory() -> Figure:
     figure, axes = canvas(height=4.6)
     rows = [bytes_by_part(setup) for setup in SETUPS.values()]
     draw_stacks(axes, rows, {part: one[1:] for part, one in PARTS.items()})
-    axes.set_yticks(range(len(rows)), list(SETUPS))
-    axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_xlim(0, 1.14 * max(sum(row.values()) for row in rows) / 1e9)
-    axes.set_xlabel("GB at the peak, Llama-2-7B (computed)")
+    name_rows(axes, list(SETUPS))
+    longest = max(sum(row.values()) for row in rows)
+    axes.set(xlim=(0, 1.14 * longest / 1e9), xlabel="GB at the peak, Llama-2-7B (computed)")
     axes.tick_params(axis="y", labelsize=SMALL)
-    axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
     question(figure, "What do the two recipes need at 7B?")
     return figure

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from scipy import optimize
 
 from peftbook.figures.methods import per_seed
-from peftbook.figures.style import SIZE, canvas, colour
+from peftbook.figures.style import SIZE, canvas, colour, name_rows
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import Quantity
@@ -95,10 +95,8 @@ def draw_rows(axes: Axes, rows: Sequence[Row], label: str) -> None:
     for at, row in enumerate(rows):
         draw_interval(axes, at, row)
         axes.plot(row.seeds, [at - 0.32] * len(row.seeds), "|", color=paint(row.tone), markersize=6, mew=1.4)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.7)
+    name_rows(axes, [row.label for row in rows], 0.5, 0.7)
     axes.set_xlabel(label)
-    axes.grid(axis="y", visible=False)
 
 
 def draw_interval(axes: Axes, y: float, row: Row) -> None:
@@ -168,14 +166,8 @@ def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) 
 
 def note(axes: Axes, text: str, x: float = 0.98, y: float = 0.96, **keywords: Any) -> None:
     """A muted remark inside the axes, upper right unless told."""
-    look: dict[str, Any] = {
-        "ha": "right",
-        "va": "top",
-        "fontsize": SMALL,
-        "color": colour("muted"),
-        "transform": axes.transAxes,
-    }
-    axes.text(x, y, text, **(look | keywords))
+    place: dict[str, Any] = {"ha": "right", "va": "top", "transform": axes.transAxes}
+    axes.text(x, y, text, **(place | {"fontsize": SMALL, "color": colour("muted")} | keywords))
 
 
 def seed_differences(comparison: Comparison, first: str, second: str, store: Store) -> list[float]:
