@@ -35,13 +35,7 @@ from peftbook.figures.style import SIZE, canvas, colour, question, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import (
-    benchmark,
-    data_size,
-    learning_rate,
-    prompt_design,
-    standard,
-)
+from peftbook.studies import benchmark, data_size, learning_rate, prompt_design, standard
 
 __all__ = [
     "benchmark_losses",

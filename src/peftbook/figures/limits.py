@@ -9,16 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.parts import (
-    SMALL,
-    Points,
-    decimals,
-    draw_quantities,
-    label_points,
-    mosaic,
-    note,
-    plain_ticks,
-)
+from peftbook.figures.parts import SMALL, Points, decimals, draw_quantities, label_points, mosaic, note, plain_ticks
 from peftbook.figures.style import canvas, colour, question
 from peftbook.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds

@@ -31,12 +31,7 @@ from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.studies import forgetting, merging, subspace, targets
 
-__all__ = [
-    "forgetting_paths",
-    "merging_latency",
-    "subspace_overlap",
-    "target_matrices",
-]
+__all__ = ["forgetting_paths", "merging_latency", "subspace_overlap", "target_matrices"]
 
 
 @figure

@@ -30,12 +30,7 @@ from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep"]
 
-ARMS: dict[str, Method] = {
-    "full": Full(),
-    "lora": LoRA(),
-    "qlora": QLoRA(),
-    "prompt": PromptTuning(),
-}
+ARMS: dict[str, Method] = {"full": Full(), "lora": LoRA(), "qlora": QLoRA(), "prompt": PromptTuning()}
 LABELS = {
     "untuned": "Untuned",
     "fewshot": "Five examples in the prompt",

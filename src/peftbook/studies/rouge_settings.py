@@ -39,11 +39,7 @@ def settings_probe(store: Store) -> Probe:
     final = [(arm, run) for arm in ARMS for run in methods.final_runs(arm, store)]
     return Probe(
         measure="rouge.settings",
-        settings={
-            "systems": tuple(arm for arm, _ in final),
-            "scorings": SCORINGS,
-            "bootstrap_seeds": BOOTSTRAP_SEEDS,
-        },
+        settings={"systems": tuple(arm for arm, _ in final), "scorings": SCORINGS, "bootstrap_seeds": BOOTSTRAP_SEEDS},
         runs=tuple(run for _, run in final),
     )
 
@@ -52,8 +48,7 @@ def negation_probe() -> Probe:
     """Negated copies of the references of the docstrings test examples that `methods` generated."""
     task = task_spec("docstrings")
     return Probe(
-        measure="rouge.negation",
-        settings={"task": task.name, "data_sha256": task.data_sha256, "examples": EXAMPLES},
+        measure="rouge.negation", settings={"task": task.name, "data_sha256": task.data_sha256, "examples": EXAMPLES}
     )
 
 
