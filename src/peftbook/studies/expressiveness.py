@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 
 import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.records import Missing, Record, Store
+from peftbook.records import Record, Store
 from peftbook.specs import Probe
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, determined, gathered, study
 from peftbook.studies.sweep import columns
 
 __all__ = ["ARMS", "DEPTHS", "SEEDS", "probe"]
@@ -87,15 +86,13 @@ def gain(arm: str, store: Store) -> stats.Interval:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each depth: accuracy and size of each arm, best rates, how well the model sorts upwards; gain from depth."""
-    out: dict[str, Quantity] = {}
-    for depth in DEPTHS:
-        with suppress(Missing):
-            out |= depth_quantities(depth, store)
-    for arm in ARMS:
-        with suppress(Missing):
-            keys = tuple(record.key for depth in (1, DEEPEST) for record in records(depth, store))
-            out[f"{arm}_gain_from_depth"] = Quantity.of(gain(arm, store), "", keys)
-    return out
+    return gathered(lambda depth: depth_quantities(depth, store), DEPTHS) | determined(gains, store)
+
+
+def gains(store: Store) -> dict[str, Quantity]:
+    """The gain from depth of each arm. Raises Missing."""
+    keys = tuple(record.key for depth in (1, DEEPEST) for record in records(depth, store))
+    return {f"{arm}_gain_from_depth": Quantity.of(gain(arm, store), "", keys) for arm in ARMS}
 
 
 def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:

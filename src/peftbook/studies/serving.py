@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 
 import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times
 
 __all__ = ["COUNTS", "REPEATS", "probe"]
@@ -77,21 +76,16 @@ def speedup(first: str, second: str, records: list[Record]) -> stats.Interval:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Generated tokens per second of every contender and number of adapters; speed of the mixed batch over the rest."""
-    out: dict[str, Quantity] = {}
-    for count in COUNTS:
-        with suppress(Missing):
-            out |= count_quantities(count, records(count, store))
-    return out
+    return gathered(lambda count: count_quantities(count, records(count, store)), COUNTS)
 
 
 def count_quantities(count: int, found: list[Record]) -> dict[str, Quantity]:
     """Of one number of adapters."""
     out, keys, note = {}, tuple(record.key for record in found), "median and range of the processes' medians"
     for name in CONTENDERS:
-        values = sorted(float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found)
-        out[f"{name}_{count}_tokens_per_second"] = Quantity(
-            values[len(values) // 2], "tokens/s", keys, values[0], values[-1], len(values), TRIALS, 1, note
-        )
+        speeds = [float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found]
+        speed = Quantity.middle(speeds, "tokens/s", keys, note, seeds=len(speeds), n=TRIALS, digits=1)
+        out[f"{name}_{count}_tokens_per_second"] = speed
     for other in CONTENDERS[1:]:
         out[f"mixed_over_{other}_{count}"] = ratio_quantity(speedup("mixed", other, found), keys)
     return out

@@ -15,7 +15,6 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
 
@@ -81,14 +80,13 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out: dict[str, Quantity] = {}
     for name, keys, records in whole_halves(probe, store):
         found = [one for record in records for one in ratios(record)]
-        note = "median and range"
-        out[f"{name}_ratio"] = Quantity(median(found), "×", keys, min(found), max(found), n=len(found), note=note)
+        out[f"{name}_ratio"] = Quantity.middle(found, "×", keys, n=len(found))
         error = median_error(found)
         out[f"{name}_median_error"] = Quantity(
             100 * error.mean, "%", keys, 100 * error.low, 100 * error.high, n=len(found), digits=1
         )
         spent = [float(record.measurements["calibration_seconds"] or 0) for record in records]
-        out[f"{name}_calibration"] = Quantity(median(spent), "s", keys, min(spent), max(spent), digits=1, note=note)
+        out[f"{name}_calibration"] = Quantity.middle(spent, "s", keys, digits=1)
     return out
 
 

@@ -17,7 +17,7 @@ from statistics import median
 from peftbook import specs
 from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
-from peftbook.studies import NAMES, Quantity, Verdict, get_study, study
+from peftbook.studies import NAMES, Quantity, Verdict, gathered, get_study, study
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE
 
@@ -97,10 +97,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
         for workers in WORKERS:
             out[f"on_{workers}"] = hours(makespan(known, workers) / 3600, digits=1)
-    for workers in MEASURED:
-        with suppress(Missing):
-            out |= measured(workers, records(workers, store))
-    return out
+    return out | gathered(lambda workers: measured(workers, records(workers, store)), MEASURED)
 
 
 def measured(workers: int, repeats: list[Record]) -> dict[str, Quantity]:
@@ -109,10 +106,10 @@ def measured(workers: int, repeats: list[Record]) -> dict[str, Quantity]:
     rates = [float(record.measurements["runs_per_hour"] or 0) for record in repeats]
     driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
     spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]
-    each = functools.partial(Quantity, runs=keys, digits=0, seeds=len(repeats), note=note)
+    each = functools.partial(Quantity.middle, runs=keys, digits=0, seeds=len(repeats), note=note)
     return {
-        f"measured_{workers}": each(median(rates), "runs per hour", low=min(rates), high=max(rates), n=JOBS),
-        f"driver_{workers}": each(median(driver), "ms", low=min(driver), high=max(driver)),
+        f"measured_{workers}": each(rates, "runs per hour", n=JOBS),
+        f"driver_{workers}": each(driver, "ms"),
         f"start_{workers}": Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs"),
     }
 
