@@ -60,8 +60,7 @@ def bytes_per_parameter() -> Figure:
     axes.set(xlim=(0, 18), xlabel="Bytes for each parameter (computed)", xticks=range(0, 17, 4))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2, handletextpad=0.5)
-    question(figure, "What does one parameter cost?")
-    return figure
+    return question(figure, "What does one parameter cost?")
 
 
 # part of a step → its terms in the byte model, tone, share of the tone, hatch
@@ -129,8 +128,7 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
-    question(figure, f"What is in memory when? {NAMES[model]}")
-    return figure
+    return question(figure, f"What is in memory when? {NAMES[model]}")
 
 
 def name_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
@@ -217,8 +215,7 @@ def time_saved() -> Figure:
     axes.set_xticks([64, 256, 1024, 4096, 16384, 65536], ["64", "256", "1,024", "4,096", "16,384", "65,536"])
     axes.minorticks_off()
     axes.legend(loc="lower right", title="computed, for a card", alignment="left")
-    question(figure, "How much time can LoRA save?")
-    return figure
+    return question(figure, "How much time can LoRA save?")
 
 
 DISK = 1e12
@@ -251,5 +248,4 @@ def tasks_on_disk() -> Figure:
     axes.set_xticks(TASKS, [f"{count:,}" for count in TASKS])
     axes.set_yticks([10, 100, 1_000], ["10", "100", "1,000"])
     axes.minorticks_off()
-    question(figure, "How many tasks fit on a disk?")
-    return figure
+    return question(figure, "How many tasks fit on a disk?")

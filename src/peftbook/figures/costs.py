@@ -50,8 +50,7 @@ def repeats_figure(store: Store, field: str, unit: float, label: str, asked: str
     name_rows(axes, [arm_looks()[arm].label for arm in found])
     axes.set(xlim=(0, max(max(values) for values in found.values()) / unit * 1.16), xlabel=label)
     say(axes, 1, -0.26, costs.MACHINE, "muted", ha="right", va="top", transform=axes.transAxes, fontsize=SIZE - 2)
-    question(figure, asked)
-    return figure
+    return question(figure, asked)
 
 
 def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> None:
@@ -97,8 +96,7 @@ def training_state() -> Figure:
     name_rows(axes, [arm_looks()[arm].label for arm in arms])
     axes.set(xlim=(0, 125), xlabel="GB, Llama-2-7B, activations not counted (computed)")
     axes.legend(loc="lower right")
-    question(figure, "What must training keep in memory at 7B?")
-    return figure
+    return question(figure, "What must training keep in memory at 7B?")
 
 
 LONG = Setup(method="lora", seq=2048)
@@ -134,5 +132,4 @@ def memory_by_term() -> Figure:
     name_rows(axes, list(STEPS_7B))
     axes.set(xlim=(0, 38), xlabel="GB at the peak, 1 × 2,048 tokens (computed)")
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-    question(figure, "Where does the memory of a step go at 7B?")
-    return figure
+    return question(figure, "Where does the memory of a step go at 7B?")

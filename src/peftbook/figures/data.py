@@ -90,8 +90,7 @@ def token_strip() -> Figure:
         left, y = 0.1 + 1.95 * (at % 3), 0.36 if at < 3 else 0.06
         draw_token(axes, left, y, " ", kind)
         axes.text(left + 0.24, y + 0.11, label, fontsize=SMALL, va="center", color=colour("ink"))
-    question(figure, "What does the model see, and where is it graded?")
-    return figure
+    return question(figure, "What does the model see, and where is it graded?")
 
 
 def visible(token: str) -> str:
@@ -160,8 +159,7 @@ def truncated_targets() -> Figure:
     axes["e2e"].annotate("no end of turn", (101, 55), xytext=(175, 55), va="center", fontsize=SMALL, fontweight="bold",
                          arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.8})  # fmt: skip
     axes["docstrings"].text(225, 45, "target whole", color=colour("ink"), **say)
-    question(figure, "How many targets does truncation destroy?")
-    return figure
+    return question(figure, "How many targets does truncation destroy?")
 
 
 # --- leakage -----------------------------------------------------------------------------------------------------
@@ -248,8 +246,7 @@ def nearest_neighbours() -> Figure:
         rows.append(Row(name, interval.mean, interval.low, interval.high, tone=tone, marker=marker))
     draw_rows(axes[1], rows, "ROUGE-L of copying that function's sentence")
     axes[1].set(xlim=(0, 0.25), xticks=(0, 0.05, 0.1, 0.15, 0.2, 0.25))
-    question(figure, "What does a random split give away?")
-    return figure
+    return question(figure, "What does a random split give away?")
 
 
 # --- padding -----------------------------------------------------------------------------------------------------
@@ -276,5 +273,4 @@ def padding_waste() -> Figure:
     name_rows(axes, ways, 0.5, 0.5)
     axes.set(xlim=(0, None), xlabel="% of positions that are padding (computed)")
     axes.legend(loc="lower right")
-    question(figure, "How much of a batch is padding?")
-    return figure
+    return question(figure, "How much of a batch is padding?")

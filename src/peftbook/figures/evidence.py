@@ -88,8 +88,7 @@ def standard_curve(store: Store) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
     figure.supylabel(f"Validation loss, {LOSS}", fontsize=SIZE)
-    question(figure, "How long must LoRA train?")
-    return figure
+    return question(figure, "How long must LoRA train?")
 
 
 @figure
@@ -105,7 +104,7 @@ def benchmark_losses(store: Store) -> Figure:
             against.append(Row(label, 0.0, tone=tone, marker=marker))
         else:
             against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
-    draw_rows(losses, rows, f"Test loss,\n{LOSS}")
+    draw_rows(losses, rows, f"Test loss,\n{LOSS}", 4)
     draw_margin(differences, -benchmark.MARGIN, benchmark.MARGIN)
     differences.axvline(0, color=colour("lora"), linewidth=1.2)
     trained = [row for arm, row in zip(benchmark_order(store), against, strict=True) if arm in TRAINED]
@@ -113,17 +112,14 @@ def benchmark_losses(store: Store) -> Figure:
         pick(end for row in trained for end in (row.low, row.high, 0) if end is not None) for pick in (min, max)
     )
     room = 0.08 * (high - low)
-    draw_rows(differences, against, "Test loss − LoRA's,\npaired (band: margin)")
+    draw_rows(differences, against, "Test loss − LoRA's,\npaired (band: margin)", 4)
     differences.set_xlim(low - room, high + room)
     for at, row in enumerate(against):
         if row.value > high:
             note(differences, f"{row.value:+.2f} →", 0.99, at, transform=differences.get_yaxis_transform(), va="center",
                  color=colour(row.tone), fontweight="bold",
                  bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1})  # fmt: skip
-    for axes in (losses, differences):
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    question(figure, "Which method has the lowest loss on E2E NLG?")
-    return figure
+    return question(figure, "Which method has the lowest loss on E2E NLG?")
 
 
 TRAINED = [arm.name for arm in benchmark.COMPARISON.arms if arm.rates]
@@ -148,10 +144,8 @@ def benchmark_scores(store: Store) -> Figure:
             name, tone, marker = arm_look(arm)
             seeds = [float(one.measurements[column] or 0) for one in benchmark.COMPARISON.finals(arm, store)]
             rows.append(as_row(name, quantity(f"benchmark.{arm}_{score}", store), seeds, tone, marker))
-        draw_rows(axes, rows, label)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    question(figure, "Do ROUGE-L and BLEU order the methods\nas the loss does? (lowest loss on top)")
-    return figure
+        draw_rows(axes, rows, label, 4)
+    return question(figure, "Do ROUGE-L and BLEU order the methods\nas the loss does? (lowest loss on top)")
 
 
 # Learning rates.
@@ -216,8 +210,7 @@ def rate_curves(store: Store) -> Figure:
         draw_sweep(axes, one, lowest + CAP, tone, marker)
     axes.set(xscale="log", ylabel=f"Validation loss, {LOSS}", ylim=(lowest - 0.03, lowest + CAP + 0.03))
     draw_optima(optima, sweeps, store)
-    question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
-    return figure
+    return question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
 
 
 def draw_sweep(axes: Axes, sweep: Sweep, cap: float, tone: str, marker: str) -> None:

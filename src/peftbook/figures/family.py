@@ -135,8 +135,7 @@ def numbers_by_method() -> Figure:
     remark = "hollow: SmolLM2-135M\nfilled: Llama-2-7B,\nand the share it trains"
     note(axes, remark, 0.99, 0.17, va="center", linespacing=1.4)
     axes.set(xscale="log", xlabel="Trained numbers", xlim=(40, 4e12), xticks=[10**power for power in (2, 4, 6, 8, 10)])
-    question(figure, "How many numbers does each method train?")
-    return figure
+    return question(figure, "How many numbers does each method train?")
 
 
 def share_text(share: float) -> str:
@@ -180,8 +179,7 @@ def work_against_count() -> Figure:
         xscale="log", yscale="log", xlabel="Trained numbers", ylabel="Multiplications added\nto a token, not merged"
     )
     axes.set(xlim=(5e3, 2.2e8), ylim=(5e3, 4e8))
-    question(figure, "Does a small count mean little work?")
-    return figure
+    return question(figure, "Does a small count mean little work?")
 
 
 # The runs.
@@ -228,5 +226,4 @@ def loss_against_count(store: Store) -> Figure:
         -benchmark.MARGIN,
         **(place | {"va": "bottom", "ha": "left", "color": colour("muted")}),
     )
-    question(figure, "What does a smaller count cost in loss?")
-    return figure
+    return question(figure, "What does a smaller count cost in loss?")

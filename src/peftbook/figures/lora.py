@@ -47,8 +47,7 @@ def parameters_against_rank() -> Figure:
     axes.set_yscale("log")
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.set(xlim=(0.85, 1500), ylim=(3e4, 3e8), xlabel="Rank r", ylabel="Trained parameters")
-    question(figure, "How many parameters does a rank buy?")
-    return figure
+    return question(figure, "How many parameters does a rank buy?")
 
 
 @figure
@@ -80,5 +79,4 @@ def low_rank_update(rank: int = 16) -> Figure:
     share = f"{trained:,} trained\nof {HIDDEN**2:,}: {100 * trained / HIDDEN**2:.1f} %"
     say(axes, across + side / 2, base + 0.2, share, fontweight="bold")
     say(axes, 0.25, 0.2, "B starts at zero, so training starts from the model as it is.", fontsize=SIZE - 1, ha="left")
-    question(figure, f"What does LoRA add to a weight? (to scale, r = {rank})")
-    return figure
+    return question(figure, f"What does LoRA add to a weight? (to scale, r = {rank})")

@@ -7,7 +7,6 @@ import math
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from peftbook.figures import figure
 from peftbook.figures.parts import (
@@ -81,8 +80,7 @@ def rank_losses(store: Store) -> Figure:
     losses.set(xscale="log", ylabel=f"Test loss, {LOSS}")
     differences.set(xlabel="Rank r (α = 32, all linear layers; band: margin)", ylabel="Test loss − r = 16's\n(paired)")
     plain_ticks(differences, list(names))
-    question(figure, "Does the rank matter?")
-    return figure
+    return question(figure, "Does the rank matter?")
 
 
 SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
@@ -109,10 +107,8 @@ def scaling_gains(store: Store) -> Figure:
     ]
     label = "r = 256, against\nη_B = 16 η_A"
     twin = difference_row(label, comparison, "stabilised256", "plus256", store, tone="accent")
-    draw_margin(differences, -scaling.MARGIN, scaling.MARGIN)
-    differences.axvline(0, color=colour("muted"), linewidth=1.2)
-    draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)")
-    differences.xaxis.set_major_locator(MaxNLocator(6))
+    draw_margin(differences, -scaling.MARGIN, scaling.MARGIN, 0)
+    draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)", 6)
     question(figure, "Does α/√r help, and is it more than a rate?")
     label_points(losses, ends, column=0.87)
     return figure
@@ -170,8 +166,7 @@ def rate_map(store: Store) -> Figure:
                       va="bottom" if above else "center", color=colour("muted"), fontsize=SMALL)  # fmt: skip
     axes.set(xlim=(low, high), ylim=(y.min() / 3, top))
     axes.grid(visible=False)
-    question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
-    return figure
+    return question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
 
 
 @figure
@@ -182,21 +177,16 @@ def variant_effects(store: Store) -> Figure:
     labels = {arm.name: arm.label for arm in comparison.arms[1:]}
     speed = {name: variants.CLAIMS.get(name) == "speed" for name in labels}
     claimed = {name: name in variants.CLAIMS and not speed[name] for name in labels}
-    draw_margin(steps, 1 - variants.SPEED_MARGIN, 1 + variants.SPEED_MARGIN)
-    steps.axvline(1, color=colour("muted"), linewidth=1.2)
+    draw_margin(steps, 1 - variants.SPEED_MARGIN, 1 + variants.SPEED_MARGIN, 1)
     rows = [
         as_row(label, quantity(f"lora_plus.{name}_steps", store), (), "lora" if speed[name] else "muted")
         for name, label in labels.items()
     ]
-    draw_rows(steps, rows, "Steps / LoRA's\n(blue: its claim)")
-    draw_margin(losses, -variants.MARGIN, variants.MARGIN)
-    losses.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_rows(steps, rows, "Steps / LoRA's\n(blue: its claim)", 4)
+    draw_margin(losses, -variants.MARGIN, variants.MARGIN, 0)
     rows = [
         difference_row(label, comparison, name, "lora", store, tone="lora" if claimed[name] else "muted")
         for name, label in labels.items()
     ]
-    draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}")
-    for axes in (steps, losses):
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    question(figure, "Do LoRA's variants do what each claims?")
-    return figure
+    draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}", 4)
+    return question(figure, "Do LoRA's variants do what each claims?")

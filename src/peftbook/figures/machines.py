@@ -71,8 +71,7 @@ def runs_an_hour(store: Store) -> Figure:
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.15 * max(row.high or row.value for row in rows)), xlabel="Small runs an hour, median and range")
     axes.grid(axis="y", visible=False)
-    question(figure, "Do more workers on two cores make more runs?")
-    return figure
+    return question(figure, "Do more workers on two cores make more runs?")
 
 
 @figure

@@ -71,8 +71,7 @@ def rouge_by_setting(store: Store) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     figure.legend(*scores.get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.2)
-    question(figure, "Do settings move ROUGE-L\nmore than methods differ?")
-    return figure
+    return question(figure, "Do settings move ROUGE-L\nmore than methods differ?")
 
 
 PAIRS = (("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "full"))
@@ -96,8 +95,7 @@ def paired_intervals(store: Store) -> Figure:
               ("rougeL", methods.MARGIN_ROUGE, "ROUGE-L difference"))  # fmt: skip
     figure, both = canvas(2, 1, height=5.9)
     for axes, (column, margin, label) in zip(both, panels, strict=True):
-        draw_margin(axes, -margin, margin)
-        axes.axvline(0, color=colour("muted"), linewidth=1.2)
+        draw_margin(axes, -margin, margin, 0)
         for at, pair in enumerate(PAIRS):
             one, two = (chosen_records(arm, store) for arm in pair)
             tables, weights = (methods.table(one, column), methods.table(two, column)), methods.weights(one[0], column)
@@ -110,8 +108,7 @@ def paired_intervals(store: Store) -> Figure:
     looks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
     handles = [both[0].plot([], [], **keywords, label=label)[0] for label, keywords in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
-    question(figure, "What is pairing worth? (band: margin)")
-    return figure
+    return question(figure, "What is pairing worth? (band: margin)")
 
 
 def of_interval(found: stats.Interval, tone: str, marker: str, *, hollow: bool = False) -> Row:
@@ -144,8 +141,7 @@ def coverage_of_rules(store: Store) -> Figure:
     handles = [covered.plot([], [], **mark(tone, marker), label=SHORT_RULES[rule])[0]
                for rule, (tone, marker) in DRAWN.items()]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.2)
-    question(figure, "Does the interval cover, and what does it find?")
-    return figure
+    return question(figure, "Does the interval cover, and what does it find?")
 
 
 SHORT_RULES = {"first_edition": "first edition", "satterthwaite": "Satterthwaite", coverage.RULE: "the rule"}
@@ -195,8 +191,7 @@ def seeds_needed() -> Figure:
     found.set(xlabel="Seeds", ylabel="Chance to find\nan effect of one SD", ylim=(0, 1.03))
     tag(found, "95 % interval", (8, chance(1, 8, quantile(8))), (-10, 4), "lora", ha="right", fontsize=SMALL)
     tag(found, "“two SD” rule", (8, chance(1, 8, 2 * math.sqrt(8))), (2, 10), "muted", fontsize=SMALL)
-    question(figure, "What can a few seeds see?")
-    return figure
+    return question(figure, "What can a few seeds see?")
 
 
 # Intervals of a − b in units of the margin: centre and half-width at 95 %, as five seeds give them.
@@ -215,8 +210,7 @@ def verdict_rule() -> Figure:
     tones = {"reproduced": "lora", "equivalent": "prompt", "undecided": "untuned", "refuted": "qlora"}
     markers = {"reproduced": "o", "equivalent": "^", "undecided": "X", "refuted": "D"}
     figure, axes = canvas(height=4.3)
-    draw_margin(axes, -1, 1)
-    axes.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_margin(axes, -1, 1, 0)
     for at, (centre, half95) in enumerate(CASES):
         found = case(centre, half95)
         said = stats.judge(found, 1.0, (-math.inf, 0.0))
@@ -230,8 +224,7 @@ def verdict_rule() -> Figure:
     name_rows(axes, list("ABCDEFG"), 0.4, 0.6)
     axes.set(xlim=(-2.9, 5.3), xlabel="a − b (claim: below 0; thick: 90 %, thin: 95 %)")
     axes.set_xticks([-2, -1, 0, 1, 2, 3], ["−2δ", "−δ", "0", "δ", "2δ", "3δ"])
-    question(figure, "Which verdict does an interval get?")
-    return figure
+    return question(figure, "Which verdict does an interval get?")
 
 
 ARMS = (1, 2, 4, 8, 16, 32, 64)
@@ -282,5 +275,4 @@ def winners_curse() -> Figure:
     axes.set(xscale="log", xlabel="Arms or settings tried", ylabel="Score − true value\n(SDs of the noise)")
     plain_ticks(axes, ARMS)
     axes.set_ylim(-0.25, 2.7)
-    question(figure, "How much does its score flatter the winner?")
-    return figure
+    return question(figure, "How much does its score flatter the winner?")

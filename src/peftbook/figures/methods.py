@@ -101,8 +101,7 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
         draw_row(axes, row, arm, interval, per_seed(records, score))
     finish_rows(axes, list(found), SCORES[score][0] + better(score))
     name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
-    question(figure, f"Which method has the best {name}?")
-    return figure
+    return question(figure, f"Which method has the best {name}?")
 
 
 @figure
@@ -117,8 +116,7 @@ def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
         for row, (arm, records) in enumerate(found.items()):
             draw_row(axes, row, arm, *difference(records, base, score))
         finish_rows(axes, list(found), SCORES[score][0] + better(score))
-    question(figure, "What does each method gain\nover the untuned model?")
-    return figure
+    return question(figure, "What does each method gain\nover the untuned model?")
 
 
 def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Sequence[float]) -> None:
@@ -179,8 +177,7 @@ def quality_against_parameters(store: Store) -> Figure:
         )
         top = max(top, size)
     axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token", xlim=(4e3, top * 3))
-    question(figure, "How many trained parameters does quality take?")
-    return figure
+    return question(figure, "How many trained parameters does quality take?")
 
 
 @figure
@@ -209,8 +206,7 @@ def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)
         if len(found) > 1
         else f"Which learning rate does {arm_looks()[arms[0]].label} want?"
     )
-    question(figure, asked.replace("Prompt want", "prompt tuning want"))
-    return figure
+    return question(figure, asked.replace("Prompt want", "prompt tuning want"))
 
 
 def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[float], cap: float) -> None:
@@ -278,8 +274,7 @@ def training_loss(store: Store) -> Figure:
         axes.set_visible(False)
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
-    question(figure, "How fast does each method learn?")
-    return figure
+    return question(figure, "How fast does each method learn?")
 
 
 @figure
@@ -348,8 +343,7 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
         xlabel=f"{arm_looks()[first].label} − {arm_looks()[second].label}: loss, nats per token", ylabel="Test examples"
     )
     axes.grid(axis="x", visible=False)
-    question(figure, asked)
-    return figure
+    return question(figure, asked)
 
 
 @figure
@@ -374,5 +368,4 @@ def rouge_against_bertscore(store: Store) -> Figure:
     )
     axes.set(xlabel="ROUGE-L, 0–1", ylabel="BERTScore F1, 0–1")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    question(figure, "Do ROUGE-L and BERTScore agree\non which answers are good?")
-    return figure
+    return question(figure, "Do ROUGE-L and BERTScore agree\non which answers are good?")

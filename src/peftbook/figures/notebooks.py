@@ -87,8 +87,7 @@ def cut_row() -> Figure:
     x, top = 0.15 + LIMIT * scale, step * len(POLICIES) + 0.02
     axes.plot([x, x], [0.05, top], color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)
     axes.text(x + 0.05, top - 0.02, f"{LIMIT} tokens", fontsize=SMALL, fontweight="bold", va="top", color=colour("ink"))
-    question(figure, "What does a limit of 64 tokens leave?")
-    return figure
+    return question(figure, "What does a limit of 64 tokens leave?")
 
 
 def draw_parts(axes: Axes, parts: Sequence[tuple[str, int]], left: float, bottom: float, scale: float) -> None:
@@ -166,8 +165,7 @@ def scores_of_no_learning() -> Figure:
     )
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3, handlelength=1)
-    question(figure, "Which score sees that a query is right?")
-    return figure
+    return question(figure, "Which score sees that a query is right?")
 
 
 CONSTANT = "Return a list of the given values."
@@ -203,8 +201,7 @@ def summary_baselines(store: Store) -> Figure:
     draw_rows(axes, rows, "ROUGE-L on the test functions")
     axes.set_xlim(0.1, 0.42)
     axes.axvline(rows[1].value, color=colour("muted"), linestyle=(0, (2, 2)), linewidth=1)
-    question(figure, "How good is a ROUGE-L?")
-    return figure
+    return question(figure, "How good is a ROUGE-L?")
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -227,8 +224,7 @@ def sql_answers(store: Store) -> Figure:
             rows.append(as_row(arm_looks()[arm].label, found, seeds, arm, arm_looks()[arm].marker))
         draw_rows(axes, rows, label)
         axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
-    question(figure, "What do eight tuned tokens reach on the SQL task?")
-    return figure
+    return question(figure, "What do eight tuned tokens reach on the SQL task?")
 
 
 # --- rates -------------------------------------------------------------------------------------------------------
@@ -281,5 +277,4 @@ def notebook_memory() -> Figure:
     axes.set(xlim=(0, 1.14 * longest / 1e9), xlabel="GB at the peak, Llama-2-7B (computed)")
     axes.tick_params(axis="y", labelsize=SMALL)
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-    question(figure, "What do the two recipes need at 7B?")
-    return figure
+    return question(figure, "What do the two recipes need at 7B?")

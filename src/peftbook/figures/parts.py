@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from scipy import optimize
 
 from peftbook.figures.methods import per_seed
@@ -90,13 +90,15 @@ def mark(tone: str, marker: str, *, hollow: bool = False) -> dict[str, Any]:
     }
 
 
-def draw_rows(axes: Axes, rows: Sequence[Row], label: str) -> None:
-    """A forest: each row's interval, its value and, above them, its seeds."""
+def draw_rows(axes: Axes, rows: Sequence[Row], label: str, ticks: int = 0) -> None:
+    """A forest: each row's interval, its value and, above them, its seeds. ticks: at most so many steps along x."""
     for at, row in enumerate(rows):
         draw_interval(axes, at, row)
         axes.plot(row.seeds, [at - 0.32] * len(row.seeds), "|", color=paint(row.tone), markersize=6, mew=1.4)
     name_rows(axes, [row.label for row in rows], 0.5, 0.7)
     axes.set_xlabel(label)
+    if ticks:
+        axes.xaxis.set_major_locator(MaxNLocator(ticks))
 
 
 def draw_interval(axes: Axes, y: float, row: Row) -> None:
@@ -106,9 +108,11 @@ def draw_interval(axes: Axes, y: float, row: Row) -> None:
     axes.plot(row.value, y, **mark(row.tone, row.marker, hollow=row.hollow))
 
 
-def draw_margin(axes: Axes, low: float, high: float) -> None:
-    """The margin of a claim as a pale band."""
+def draw_margin(axes: Axes, low: float, high: float, line: float | None = None) -> None:
+    """The margin of a claim as a pale band; with it a line where there is no effect."""
     axes.axvspan(low, high, color=colour("fill"), linewidth=0, zorder=0)
+    if line is not None:
+        axes.axvline(line, color=colour("muted"), linewidth=1.2)
 
 
 def draw_series(axes: Axes, xs: Sequence[float], rows: Sequence[Row], *, line: Any = "-", shift: float = 1.0) -> None:

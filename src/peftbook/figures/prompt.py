@@ -51,8 +51,7 @@ def soft_prompt_position() -> Figure:
         axes.plot(ends, [0.6, 0.6], color=colour(tone), linewidth=2)
         say(axes, LEFT + (start + count / 2) * CELL, 0.4, text, tone, fontsize=SIZE, fontweight="bold")
     say(axes, LEFT, 0.12, f"20 × {HIDDEN} = {prompt_parameters(20):,} trained numbers", "prompt", ha="left")
-    question(figure, "What is trained in prompt tuning?")
-    return figure
+    return question(figure, "What is trained in prompt tuning?")
 
 
 def draw_vector(axes: Axes, at: int, tone: str, text: str) -> None:
@@ -90,5 +89,4 @@ def parameters_against_length() -> Figure:
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
     axes.set_ylim(3e2, 1.6e7)
-    question(figure, "How small is a soft prompt?")
-    return figure
+    return question(figure, "How small is a soft prompt?")

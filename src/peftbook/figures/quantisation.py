@@ -163,8 +163,7 @@ def codebook_levels(block: int = 64) -> Figure:
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)
-    question(figure, "Where do the 4-bit levels lie?")
-    return figure
+    return question(figure, "Where do the 4-bit levels lie?")
 
 
 @figure
@@ -180,8 +179,7 @@ def bin_mass(block: int = 64) -> Figure:
     axes.set(xticks=range(16), xlabel="NF4 code (0 is −1, 7 is zero, 15 is +1)", ylabel="Weights in the code, %")
     axes.set_ylim(0, shares.max() * 1.14)
     axes.grid(axis="x", visible=False)
-    question(figure, "Does NF4 use its 16 codes equally?")
-    return figure
+    return question(figure, "Does NF4 use its 16 codes equally?")
 
 
 @figure
@@ -197,8 +195,7 @@ def error_against_block() -> Figure:
     axes.set_xticks(BLOCKS, [f"{block}" for block in BLOCKS])
     axes.set(xlim=(27, 22000), ylim=(0, None))
     axes.set(xlabel="Weights that share one scale (block size)", ylabel="Mean squared error × 1000")
-    question(figure, "Which codebook errs least?")
-    return figure
+    return question(figure, "Which codebook errs least?")
 
 
 RATES = (2, 3, 4, 5, 6)  # bits of a code
@@ -255,8 +252,7 @@ def bits_against_block() -> Figure:
     axes.set_xticks(blocks, [str(block) for block in blocks])
     axes.set(ylim=(3.6, 6.15), xlabel="Weights that share one scale (block size)", ylabel="Bits per stored weight")
     axes.legend(loc="upper right")
-    question(figure, "What does a stored 4-bit weight really cost?")
-    return figure
+    return question(figure, "What does a stored 4-bit weight really cost?")
 
 
 EDGES = (1.62, 5.6)  # of the three rows, in inches
@@ -285,8 +281,7 @@ def quantisation_steps(count: int = 12) -> Figure:
     for start, end in pairwise(TOPS):
         ends = (0.45, start - 0.3), (0.45, end + 0.34)
         axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=13, color=colour("muted")))
-    question(figure, "How does a weight become four bits?")
-    return figure
+    return question(figure, "How does a weight become four bits?")
 
 
 def draw_weights(axes: Axes, x: np.ndarray, weights: np.ndarray) -> None:

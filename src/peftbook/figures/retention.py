@@ -48,8 +48,7 @@ def forgetting_by_rate(store: Store) -> Figure:
         axes.set_ylim(low - 0.12 * (high - low) * (axes is losses), high + 0.08 * (high - low))
     note(losses, "full fine-tuning", 0.02, 0.04, ha="left", va="bottom", color=colour("full"), fontweight="bold")
     note(losses, "LoRA, r = 8, 64, 256", 0.98, 0.04, va="bottom", color=colour("lora"), fontweight="bold")
-    question(figure, "Does the learning rate decide what is forgotten?")
-    return figure
+    return question(figure, "Does the learning rate decide what is forgotten?")
 
 
 def draw_arms(axes: Axes, arms: Sequence[str], name: str, store: Store, shift: float = 1.0) -> None:
@@ -91,8 +90,7 @@ def update_directions(store: Store) -> Figure:
     name_rows(axes, [*(PATHS[arm][0] for arm in arms), "Noise"], 0.4, 0.6)
     axes.set_xlim(0.8, 620)
     axes.set_xlabel("Directions with 90 % of the update's energy\n(dot: a matrix; large: the median; bar: the rank)")
-    question(figure, "How many directions does an update use?")
-    return figure
+    return question(figure, "How many directions does an update use?")
 
 
 def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, tone: str, marker: str) -> None:
@@ -142,5 +140,4 @@ def rank_room(side: int = HIDDEN) -> Figure:
     axes.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3, 1], ["0.3 %", "1 %", "3 %", "10 %", "30 %", "all"])
     axes.minorticks_off()
     axes.set(xlim=(0.9, side), ylim=(0.0025, 2.6))
-    question(figure, "What does a rank buy?")
-    return figure
+    return question(figure, "What does a rank buy?")

@@ -115,5 +115,4 @@ def bytes_a_step() -> Figure:
         fontweight="bold",
     )
     axes.text(8, 17, "one mixed batch", color=colour("lora"), fontsize=SMALL, fontweight="bold")
-    question(figure, "What does a decoding step\nover many adapters read?")
-    return figure
+    return question(figure, "What does a decoding step\nover many adapters read?")

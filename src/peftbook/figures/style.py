@@ -149,9 +149,10 @@ def drawing(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def question(figure: Figure, text: str) -> None:
-    """The question that the figure answers, as its title."""
+def question(figure: Figure, text: str) -> Figure:
+    """The figure, with the question that it answers as its title."""
     figure.suptitle(text, x=0.012, ha="left", fontsize=SIZE + 1.5, fontweight="bold", color=colour("ink"))
+    return figure
 
 
 def say(axes: Axes, x: float, y: float, text: str, tone: str = "ink", **look: Any) -> None:
