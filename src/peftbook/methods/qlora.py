@@ -44,18 +44,14 @@ class QLoRA(LoRA):
 
     def quantization(self, dtype: Any) -> Any:
         """4-bit type and double quantisation stated, never left to defaults."""
+        if not self.packed:
+            return None
         from transformers import BitsAndBytesConfig
 
-        return (
-            None
-            if not self.packed
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=self.quant,
-                bnb_4bit_use_double_quant=self.double_quant,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        )
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=self.quant, bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )  # fmt: skip
 
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """LoRA on a 4-bit base as it was loaded, or on one that is rounded here and may have a corrected start."""
