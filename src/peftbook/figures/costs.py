@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -80,7 +81,12 @@ def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[
         left = 0.0
         for part, size in parts.items():
             tone, share, hatch = looks[part]
-            look = {"color": shade(tone, share), "hatch": hatch, "edgecolor": colour("paper"), "linewidth": 0.6}
+            look: dict[str, Any] = {
+                "color": shade(tone, share),
+                "hatch": hatch,
+                "edgecolor": colour("paper"),
+                "linewidth": 0.6,
+            }
             axes.barh(row, size / 1e9, 0.6, left=left / 1e9, label=part if row == 0 else None, **look)
             left += size
         tag(axes, f"{left / 1e9:.1f}", (left / 1e9, row), (6, 0), va="center")

@@ -88,7 +88,7 @@ def draw_peaks(axes: Axes, ways: Sequence[str], field: str, sizes: Sequence[int]
     ends: Points = {}
     for label in ways:
         setup, tone, marker, line = BY_LENGTH[label]
-        peaks = [peak_gigabytes(replace(setup, **fixed, **{field: size})) for size in sizes]
+        peaks = [peak_gigabytes(replace(setup, **(fixed | {field: size}))) for size in sizes]
         axes.plot(sizes, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
         ends[label] = sizes[-1], peaks[-1], tone
     axes.set(xscale="log", yscale="log")

@@ -129,9 +129,8 @@ def joined(
     """The points of all records of each half: what a column of theirs measured, in this unit, and the ratios to it."""
 
     def points(record: Record) -> Ratios:
-        return [
-            (float(size) / unit, ratio) for size, ratio in zip(record.per_example[column], ratios(record), strict=True)
-        ]
+        sizes = [float(size) / unit for size in record.per_example[column]]
+        return list(zip(sizes, ratios(record), strict=True))
 
     return {half: [one for record in records for one in points(record)] for half, records in halves.items()}
 

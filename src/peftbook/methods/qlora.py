@@ -13,8 +13,6 @@ from peftbook.methods.method import Look, Preset
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PRESETS", "QLoRA"]
-
 ALTERNATIONS = 5  # Li et al. 2023, section 4.1: T = 5
 BLOCK = 64
 

@@ -24,8 +24,6 @@ from peftbook.evidence.stats import Interval
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Probe, Run
 
-__all__ = ["NAMES", "Quantity", "Study", "Verdict", "determined", "gathered", "get_study", "study"]
-
 Item = TypeVar("Item")
 
 TEXTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text(encoding="utf-8"))

@@ -86,7 +86,8 @@ def gain(arm: str, store: Store) -> stats.Interval:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each depth: accuracy and size of each arm, best rates, how well the model sorts upwards; gain from depth."""
-    return gathered(lambda depth: depth_quantities(depth, store), DEPTHS) | determined(gains, store)
+    each = gathered(lambda depth: depth_quantities(depth, store), DEPTHS)
+    return {**each, **determined(gains, store)}
 
 
 def gains(store: Store) -> dict[str, Quantity]:

@@ -34,7 +34,7 @@ from peftbook.memory import SHAPES, Configuration, Setup
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Model
 from peftbook.studies import Quantity, Verdict, gathered, study
-from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, times
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, times, timing
 
 __all__ = ["CASES", "HALVES", "SPLIT_SHA256", "errors", "predicted", "probe", "split_sha256", "time_probe"]
 
@@ -157,14 +157,7 @@ def predicted(one: Configuration) -> dict[str, float]:
 
 def probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that measures one case."""
-    return specs.Probe(
-        measure="memory.peak",
-        settings={"configuration": CASES[name].text, "trials": 2},
-        model=SCRATCH,
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    return timing("memory.peak", seed, machine, SCRATCH, configuration=CASES[name].text, trials=2)
 
 
 def repeats(name: str) -> tuple[int, ...]:

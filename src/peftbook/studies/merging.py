@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ __all__ = [
     "nats",
     "percent",
     "ratio_quantity",
+    "timing",
 ]
 
 MACHINE = "AMD EPYC, 2 cores"  # the machine whose records ship; `costs` was timed on another
@@ -52,23 +54,17 @@ MARGIN_QUALITY = 0.05  # a share of what the adapter gained
 STATES = ("merged", "merged_then_rounded", "unmerged_bf16", "merged_bf16")
 
 
+def timing(measure: str, seed: int, machine: str, model: specs.Model | None = None, **settings: Any) -> specs.Probe:
+    """One process that measures times or peaks, on a machine that does nothing else."""
+    return specs.Probe(
+        measure=measure, settings=settings, model=model or specs.Model(), seed=seed, purpose="timing", machine=machine
+    )
+
+
 def latency_probe(dtype: str, batch: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process of one condition."""
-    return specs.Probe(
-        measure="serving.latency",
-        settings={
-            "dtype": dtype,
-            "batch": batch,
-            "tokens": TOKENS,
-            "decode_steps": DECODE_STEPS,
-            "trials": CONDITIONS[dtype, batch][0],
-            "rank": RANK,
-            "width": WIDTH,
-        },
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    settings = {"tokens": TOKENS, "decode_steps": DECODE_STEPS, "trials": CONDITIONS[dtype, batch][0], "rank": RANK}
+    return timing("serving.latency", seed, machine, dtype=dtype, batch=batch, width=WIDTH, **settings)
 
 
 def latency_probes(store: Store) -> list[specs.Probe]:

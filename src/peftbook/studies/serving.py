@@ -18,7 +18,7 @@ from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
-from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, times, timing
 
 __all__ = ["COUNTS", "REPEATS", "probe"]
 
@@ -35,21 +35,8 @@ MARGIN = 0.05  # a share of the time
 
 def probe(adapters: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that serves a batch over so many adapters."""
-    return specs.Probe(
-        measure="serving.many_adapters",
-        settings={
-            "adapters": adapters,
-            "batch": BATCH,
-            "tokens": TOKENS,
-            "new_tokens": NEW_TOKENS,
-            "trials": TRIALS,
-            "rank": RANK,
-            "dtype": "fp32",
-        },
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    settings = {"batch": BATCH, "tokens": TOKENS, "new_tokens": NEW_TOKENS, "trials": TRIALS, "rank": RANK}
+    return timing("serving.many_adapters", seed, machine, adapters=adapters, dtype="fp32", **settings)
 
 
 def runs(store: Store) -> list[specs.Probe]:

@@ -26,7 +26,7 @@ from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, half, whole_halves
 from peftbook.studies.memory import SCRATCH
-from peftbook.studies.merging import MACHINE
+from peftbook.studies.merging import MACHINE, timing
 
 __all__ = ["probe", "ratios"]
 
@@ -45,13 +45,7 @@ def enlarged(one: Configuration) -> Configuration:
 def probe(family: str, part: str) -> specs.Probe:
     """One process that measures the machine's rates and times a family's configurations of one half."""
     texts = tuple(enlarged(one).text for name, one in GRID[part].items() if name.startswith(f"{family}_"))
-    return specs.Probe(
-        measure="seconds.steps",
-        settings={"configurations": texts, "trials": TRIALS},
-        model=SCRATCH,
-        purpose="timing",
-        machine=MACHINE,
-    )
+    return timing("seconds.steps", 0, MACHINE, SCRATCH, configurations=texts, trials=TRIALS)
 
 
 def ratios(record: Record) -> Iterator[float]:

@@ -19,7 +19,7 @@ from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
 from peftbook.studies import NAMES, Quantity, Verdict, gathered, get_study, study
 from peftbook.studies.memory import SCRATCH
-from peftbook.studies.merging import MACHINE
+from peftbook.studies.merging import MACHINE, timing
 
 __all__ = ["MEASURED", "WORKERS", "probe", "stages"]
 
@@ -33,14 +33,7 @@ Seconds = list[list[list[float]]]  # study → stage → seconds of its runs
 
 def probe(workers: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One measurement of the queue."""
-    return specs.Probe(
-        measure="throughput.throughput",
-        settings={"workers": workers, "jobs": JOBS},
-        model=SCRATCH,
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    return timing("throughput.throughput", seed, machine, SCRATCH, workers=workers, jobs=JOBS)
 
 
 def runs(store: Store) -> list[specs.Probe]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 POOL_BATCHES = 16
+Row = TypeVar("Row", list[int], tuple[int, ...])
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def shared_prefix(examples: Sequence[Encoded]) -> int:
     return common_start([example.ids for example in examples], min(example.start for example in examples) - 1)
 
 
-def common_start(rows: Sequence[Sequence[int]], most: int) -> int:
+def common_start(rows: Sequence[Row], most: int) -> int:
     """How many leading ids all rows share, at most so many; none where there is only one."""
     first, last = min(rows), max(rows)
     return next((at for at in range(most) if first[at] != last[at]), most) if len(rows) > 1 else 0
