@@ -63,8 +63,10 @@ def timing(measure: str, seed: int, machine: str, model: specs.Model | None = No
 
 def latency_probe(dtype: str, batch: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process of one condition."""
-    settings = {"tokens": TOKENS, "decode_steps": DECODE_STEPS, "trials": CONDITIONS[dtype, batch][0], "rank": RANK}
-    return timing("serving.latency", seed, machine, dtype=dtype, batch=batch, width=WIDTH, **settings)
+    return timing(
+        "serving.latency", seed, machine, dtype=dtype, batch=batch, tokens=TOKENS, decode_steps=DECODE_STEPS,
+        trials=CONDITIONS[dtype, batch][0], rank=RANK, width=WIDTH,
+    )  # fmt: skip
 
 
 def latency_probes(store: Store) -> list[specs.Probe]:
