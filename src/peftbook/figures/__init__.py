@@ -21,8 +21,6 @@ from peftbook.figures.style import mode_context, render_png, render_svg
 from peftbook.records import Missing, Store, watch, write_atomically
 from peftbook.results import command_for
 
-__all__ = ["FIGURES", "available", "draw", "figure", "from_records", "png", "render_all", "runs", "svg"]
-
 FIGURES: dict[str, Callable[..., Figure]] = {}
 Drawing = TypeVar("Drawing", bound=Callable[..., Figure])
 

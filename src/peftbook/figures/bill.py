@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, mark
-from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, question, shade, tag
 from peftbook.literature import published
 from peftbook.memory import SHAPES, Setup, Shape, training_step
 from peftbook.memory.walk import layer_names, layer_of
@@ -54,15 +54,13 @@ def bytes_per_parameter() -> Figure:
             axes.barh(place, size, 0.62, left=left, color=shade(tone, share), hatch=hatch, edgecolor=colour("paper"),
                       linewidth=0.6, label=part if place == 1 else None)  # fmt: skip
             left += size
-        axes.annotate(f"{left:.3g}", (left, place), xytext=(6, 0), textcoords="offset points", va="center",
-                      fontweight="bold")  # fmt: skip
+        tag(axes, f"{left:.3g}", (left, place), (6, 0), va="center")
     axes.set_yticks(places, list(RECIPES))
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set(xlim=(0, 18), xlabel="Bytes for each parameter (computed)", xticks=range(0, 17, 4))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2, handletextpad=0.5)
-    question(figure, "What does one parameter cost?")
-    return figure
+    return question(figure, "What does one parameter cost?")
 
 
 # part of a step → its terms in the byte model, tone, share of the tone, hatch
@@ -130,8 +128,7 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
-    question(figure, f"What is in memory when? {NAMES[model]}")
-    return figure
+    return question(figure, f"What is in memory when? {NAMES[model]}")
 
 
 def name_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
@@ -218,8 +215,7 @@ def time_saved() -> Figure:
     axes.set_xticks([64, 256, 1024, 4096, 16384, 65536], ["64", "256", "1,024", "4,096", "16,384", "65,536"])
     axes.minorticks_off()
     axes.legend(loc="lower right", title="computed, for a card", alignment="left")
-    question(figure, "How much time can LoRA save?")
-    return figure
+    return question(figure, "How much time can LoRA save?")
 
 
 DISK = 1e12
@@ -238,8 +234,7 @@ def tasks_on_disk() -> Figure:
         "20 soft tokens": (base, 4.0 * PromptTuning(length=20).parameters(shape), "prompt", (1_000, 6e9)),
     }
     axes.axhline(DISK / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-    axes.annotate("a disk of 1 TB", (TASKS[-1], DISK / 1e9), xytext=(0, -15), textcoords="offset points", ha="right",
-                  fontsize=SMALL)  # fmt: skip
+    tag(axes, "a disk of 1 TB", (TASKS[-1], DISK / 1e9), (0, -15), ha="right", fontsize=SMALL, fontweight="normal")
     for label, (once, each, method, at) in kinds.items():
         look = arm_looks()[method]
         axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
@@ -247,12 +242,10 @@ def tasks_on_disk() -> Figure:
         full_at = (DISK - once) // each
         if full_at <= TASKS[-1]:
             axes.plot(full_at, DISK / 1e9, **mark(method, look.marker))
-            axes.annotate(f"{full_at:,.0f} tasks", (full_at, DISK / 1e9), xytext=(-5, 8), textcoords="offset points",
-                          ha="right", color=colour(method), fontweight="bold", fontsize=SMALL)  # fmt: skip
+            tag(axes, f"{full_at:,.0f} tasks", (full_at, DISK / 1e9), (-5, 8), method, ha="right", fontsize=SMALL)
     axes.set(xscale="log", yscale="log", xlabel="Tasks", ylabel="GB on disk, Llama-2-7B (computed)")
     axes.set(xlim=(0.85, TASKS[-1]), ylim=(4, 6e3))
     axes.set_xticks(TASKS, [f"{count:,}" for count in TASKS])
     axes.set_yticks([10, 100, 1_000], ["10", "100", "1,000"])
     axes.minorticks_off()
-    question(figure, "How many tasks fit on a disk?")
-    return figure
+    return question(figure, "How many tasks fit on a disk?")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from peftbook.figures import figure
 from peftbook.figures.parts import (
@@ -179,17 +178,14 @@ def double_quantisation(store: Store) -> Figure:
             bits.text((plain + double) / 2, at - 0.2, f"−{plain - double:.3f}", ha="center", **bold)
             added.text(found.value, at - 0.2, signed(found.value), ha="left", **bold)
         for axes in (bits, added):
-            draw_rows(axes, rows if axes is added else [row._replace(value=np.nan, low=None) for row in rows], "")
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-        bits.set_title(title)
-        bits.set_xlim(3.92, 4.58)
+            draw_rows(axes, rows if axes is added else [row._replace(value=np.nan, low=None) for row in rows], "", 4)
+        bits.set(title=title, xlim=(3.92, 4.58))
         added.axvline(0, color=colour("muted"), linewidth=1.2)
         added.set_yticklabels([])
     panels[1, 0].set_xlabel("Bits per weight, scales\nin 32 (◇) → 8 bits")
     panels[1, 1].set_xlabel(f"Loss added, {LOSS}\n(band: {double_quant.SHARE:g} × NF4's cost)")
     figure.supxlabel("* its weights come from a 4-bit file", fontsize=SMALL, color=colour("muted"))
-    question(figure, "Is double quantisation free?")
-    return figure
+    return question(figure, "Is double quantisation free?")
 
 
 @figure
@@ -199,8 +195,7 @@ def recovery_gaps(store: Store) -> Figure:
     titles = {"small": "Small Llama", "smollm2": "SmolLM2 *"}
     for axes, (source, title) in zip(panels, titles.items(), strict=True):
         comparison = recovery.COMPARISONS[source]
-        draw_margin(axes, 0, recovery.MARGIN)
-        axes.axvline(0, color=colour("muted"), linewidth=1.2)
+        draw_margin(axes, 0, recovery.MARGIN, 0)
         rows = []
         for at, (arm, label) in enumerate(gaps(source).items()):
             after = difference_row(label, comparison, arm, "lora", store, tone="qlora", marker="D")
@@ -210,15 +205,13 @@ def recovery_gaps(store: Store) -> Figure:
                 draw_interval(axes, at + 0.3, before)
                 said = f"{signed(before.value)} → {said}"
             rows.append(after._replace(label=f"{label}\n{said}"))
-        draw_rows(axes, rows, "")
+        draw_rows(axes, rows, "", 6)
         axes.set_title(title)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
     panels[1].set_xlabel(f"Test loss − 16-bit base's, {LOSS}\n(band: margin; * weights from a 4-bit file)")
     marks = {"before tuning": mark("untuned", "o", hollow=True), "after tuning": mark("qlora", "D")}
     handles = [panels[0].plot([], [], **look, label=label)[0] for label, look in marks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
-    question(figure, "Does tuning recover what few bits lose?")
-    return figure
+    return question(figure, "Does tuning recover what few bits lose?")
 
 
 def gaps(source: str) -> dict[str, str]:

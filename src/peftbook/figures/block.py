@@ -68,8 +68,7 @@ def touched_block() -> Figure:
     for card in CARDS:
         draw_card(axes, card)
     draw_key(axes, 8.98)
-    question(figure, "Where does each method touch the model?")
-    return figure
+    return question(figure, "Where does each method touch the model?")
 
 
 def rounded(axes: Axes, x: float, y: float, wide: float, tall: float, text: str = "", **look: Any) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.style import SIZE, canvas, colour, look, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.methods import arm_looks, named
 from peftbook.records import Store
@@ -47,23 +48,10 @@ def repeats_figure(store: Store, field: str, unit: float, label: str, asked: str
     found = {arm: repeats(arm, store, field) for arm in costs.ARMS}
     for row, (arm, values) in enumerate(found.items()):
         draw_repeats(axes, row, arm, [value / unit for value in values])
-    axes.set_yticks(range(len(found)), [arm_looks()[arm].label for arm in found])
-    axes.set_ylim(len(found) - 0.45, -0.55)
-    axes.set_xlim(0, max(max(values) for values in found.values()) / unit * 1.16)
-    axes.set_xlabel(label)
-    axes.grid(axis="y", visible=False)
-    axes.text(
-        1,
-        -0.26,
-        costs.MACHINE,
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        fontsize=SIZE - 2,
-        color=colour("muted"),
-    )
-    question(figure, asked)
-    return figure
+    name_rows(axes, [arm_looks()[arm].label for arm in found])
+    axes.set(xlim=(0, max(max(values) for values in found.values()) / unit * 1.16), xlabel=label)
+    say(axes, 1, -0.26, costs.MACHINE, "muted", ha="right", va="top", transform=axes.transAxes, fontsize=SIZE - 2)
+    return question(figure, asked)
 
 
 def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> None:
@@ -71,9 +59,7 @@ def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> Non
     middle = sorted(values)[len(values) // 2]
     axes.barh(row, middle, 0.62, color=shade(arm, 0.4))
     axes.plot(values, [row] * len(values), **look(arm, line=False))
-    axes.annotate(
-        f"{middle:.2f}", (max(values), row), xytext=(9, 0), textcoords="offset points", va="center", fontweight="bold"
-    )
+    tag(axes, f"{middle:.2f}", (max(values), row), (9, 0), va="center")
 
 
 def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, float]:
@@ -95,26 +81,15 @@ def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[
         left = 0.0
         for part, size in parts.items():
             tone, share, hatch = looks[part]
-            axes.barh(
-                row,
-                size / 1e9,
-                0.6,
-                left=left / 1e9,
-                color=shade(tone, share),
-                hatch=hatch,
-                edgecolor=colour("paper"),
-                linewidth=0.6,
-                label=part if row == 0 else None,
-            )
+            look: dict[str, Any] = {
+                "color": shade(tone, share),
+                "hatch": hatch,
+                "edgecolor": colour("paper"),
+                "linewidth": 0.6,
+            }
+            axes.barh(row, size / 1e9, 0.6, left=left / 1e9, label=part if row == 0 else None, **look)
             left += size
-        axes.annotate(
-            f"{left / 1e9:.1f}",
-            (left / 1e9, row),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontweight="bold",
-        )
+        tag(axes, f"{left / 1e9:.1f}", (left / 1e9, row), (6, 0), va="center")
 
 
 @figure
@@ -124,14 +99,10 @@ def training_state() -> Figure:
     arms = ("full", "lora", "qlora", "prompt")
     tones = {"weights": (0.35, ""), "gradients": (0.65, "///"), "optimiser": (1.0, "")}
     draw_stacks(axes, [state_bytes(arm) for arm in arms], {part: ("lora", *one) for part, one in tones.items()})
-    axes.set_yticks(range(len(arms)), [arm_looks()[arm].label for arm in arms])
-    axes.set_ylim(len(arms) - 0.45, -0.55)
-    axes.set_xlim(0, 125)
-    axes.set_xlabel("GB, Llama-2-7B, activations not counted (computed)")
-    axes.grid(axis="y", visible=False)
+    name_rows(axes, [arm_looks()[arm].label for arm in arms])
+    axes.set(xlim=(0, 125), xlabel="GB, Llama-2-7B, activations not counted (computed)")
     axes.legend(loc="lower right")
-    question(figure, "What must training keep in memory at 7B?")
-    return figure
+    return question(figure, "What must training keep in memory at 7B?")
 
 
 LONG = Setup(method="lora", seq=2048)
@@ -164,11 +135,7 @@ def memory_by_term() -> Figure:
     figure, axes = canvas(height=4.4)
     looks = {part: one[1:] for part, one in PARTS.items()}
     draw_stacks(axes, [bytes_by_part(setup) for setup in STEPS_7B.values()], looks)
-    axes.set_yticks(range(len(STEPS_7B)), list(STEPS_7B))
-    axes.set_ylim(len(STEPS_7B) - 0.45, -0.55)
-    axes.set_xlim(0, 38)
-    axes.set_xlabel("GB at the peak, 1 × 2,048 tokens (computed)")
-    axes.grid(axis="y", visible=False)
+    name_rows(axes, list(STEPS_7B))
+    axes.set(xlim=(0, 38), xlabel="GB at the peak, 1 × 2,048 tokens (computed)")
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-    question(figure, "Where does the memory of a step go at 7B?")
-    return figure
+    return question(figure, "Where does the memory of a step go at 7B?")

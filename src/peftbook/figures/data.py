@@ -21,7 +21,7 @@ from peftbook import metrics
 from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Row, draw_rows, mark, mosaic
-from peftbook.figures.style import canvas, colour, drawing, question, shade
+from peftbook.figures.style import canvas, colour, drawing, name_rows, question, shade
 from peftbook.scratch.packing import bucketed, pack, padding_share
 from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import DATA, get_task
@@ -90,8 +90,7 @@ def token_strip() -> Figure:
         left, y = 0.1 + 1.95 * (at % 3), 0.36 if at < 3 else 0.06
         draw_token(axes, left, y, " ", kind)
         axes.text(left + 0.24, y + 0.11, label, fontsize=SMALL, va="center", color=colour("ink"))
-    question(figure, "What does the model see, and where is it graded?")
-    return figure
+    return question(figure, "What does the model see, and where is it graded?")
 
 
 def visible(token: str) -> str:
@@ -160,8 +159,7 @@ def truncated_targets() -> Figure:
     axes["e2e"].annotate("no end of turn", (101, 55), xytext=(175, 55), va="center", fontsize=SMALL, fontweight="bold",
                          arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.8})  # fmt: skip
     axes["docstrings"].text(225, 45, "target whole", color=colour("ink"), **say)
-    question(figure, "How many targets does truncation destroy?")
-    return figure
+    return question(figure, "How many targets does truncation destroy?")
 
 
 # --- leakage -----------------------------------------------------------------------------------------------------
@@ -248,8 +246,7 @@ def nearest_neighbours() -> Figure:
         rows.append(Row(name, interval.mean, interval.low, interval.high, tone=tone, marker=marker))
     draw_rows(axes[1], rows, "ROUGE-L of copying that function's sentence")
     axes[1].set(xlim=(0, 0.25), xticks=(0, 0.05, 0.1, 0.15, 0.2, 0.25))
-    question(figure, "What does a random split give away?")
-    return figure
+    return question(figure, "What does a random split give away?")
 
 
 # --- padding -----------------------------------------------------------------------------------------------------
@@ -273,11 +270,7 @@ def padding_waste() -> Figure:
         shares = [100 * waste(task)[name] for name in ways]
         axes.plot(shares, np.arange(len(ways)) + shift, label=label, **mark(tone, marker))
         axes.hlines(np.arange(len(ways)) + shift, 0, shares, color=colour(tone), linewidth=1.6)
-    axes.set_yticks(range(len(ways)), ways)
-    axes.set_ylim(len(ways) - 0.5, -0.5)
-    axes.set_xlim(0, None)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("% of positions that are padding (computed)")
+    name_rows(axes, ways, 0.5, 0.5)
+    axes.set(xlim=(0, None), xlabel="% of positions that are padding (computed)")
     axes.legend(loc="lower right")
-    question(figure, "How much of a batch is padding?")
-    return figure
+    return question(figure, "How much of a batch is padding?")

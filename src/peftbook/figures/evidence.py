@@ -31,17 +31,11 @@ from peftbook.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.figures.style import SIZE, canvas, colour, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, question, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import (
-    benchmark,
-    data_size,
-    learning_rate,
-    prompt_design,
-    standard,
-)
+from peftbook.studies import benchmark, data_size, learning_rate, prompt_design, standard
 
 __all__ = [
     "benchmark_losses",
@@ -76,10 +70,7 @@ def standard_curve(store: Store) -> Figure:
             axes.plot(x, y, linestyle=line, color=colour(tone))
             axes.plot(x, y, **(mark(tone, marker) | {"markersize": 5.5}))
             rate = record.spec.runs[0].budget.learning_rate  # type: ignore[union-attr]
-            axes.annotate(
-                f"rate {rate:g}", (x[-1], y[-1]), xytext=(0, -8), textcoords="offset points", ha="center", va="top",
-                color=colour(tone), fontweight="bold", fontsize=SMALL,
-            )  # fmt: skip
+            tag(axes, f"rate {rate:g}", (x[-1], y[-1]), (0, -8), tone, ha="center", va="top", fontsize=SMALL)
         losses = chosen.curve["validation_loss_nats"]
         before, best = losses[0], quantity(f"standard.{task}_loss_best", store).value
         level = before - standard.SHARE * (before - best)
@@ -93,14 +84,11 @@ def standard_curve(store: Store) -> Figure:
             f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps", (tokens, before - 0.4 * (before - best)),
             xytext=(4, 0), textcoords="offset points", fontweight="bold", va="bottom", fontsize=SIZE - 1,
         )  # fmt: skip
-        axes.set_title(title)
-        axes.set_xlim(-4, 200)
-        axes.set_ylim(best - 0.2 * (before - best), before + 0.06 * (before - best))
+        axes.set(title=title, xlim=(-4, 200), ylim=(best - 0.2 * (before - best), before + 0.06 * (before - best)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
     figure.supylabel(f"Validation loss, {LOSS}", fontsize=SIZE)
-    question(figure, "How long must LoRA train?")
-    return figure
+    return question(figure, "How long must LoRA train?")
 
 
 @figure
@@ -116,7 +104,7 @@ def benchmark_losses(store: Store) -> Figure:
             against.append(Row(label, 0.0, tone=tone, marker=marker))
         else:
             against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
-    draw_rows(losses, rows, f"Test loss,\n{LOSS}")
+    draw_rows(losses, rows, f"Test loss,\n{LOSS}", 4)
     draw_margin(differences, -benchmark.MARGIN, benchmark.MARGIN)
     differences.axvline(0, color=colour("lora"), linewidth=1.2)
     trained = [row for arm, row in zip(benchmark_order(store), against, strict=True) if arm in TRAINED]
@@ -124,17 +112,14 @@ def benchmark_losses(store: Store) -> Figure:
         pick(end for row in trained for end in (row.low, row.high, 0) if end is not None) for pick in (min, max)
     )
     room = 0.08 * (high - low)
-    draw_rows(differences, against, "Test loss − LoRA's,\npaired (band: margin)")
+    draw_rows(differences, against, "Test loss − LoRA's,\npaired (band: margin)", 4)
     differences.set_xlim(low - room, high + room)
     for at, row in enumerate(against):
         if row.value > high:
             note(differences, f"{row.value:+.2f} →", 0.99, at, transform=differences.get_yaxis_transform(), va="center",
                  color=colour(row.tone), fontweight="bold",
                  bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1})  # fmt: skip
-    for axes in (losses, differences):
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    question(figure, "Which method has the lowest loss on E2E NLG?")
-    return figure
+    return question(figure, "Which method has the lowest loss on E2E NLG?")
 
 
 TRAINED = [arm.name for arm in benchmark.COMPARISON.arms if arm.rates]
@@ -159,10 +144,8 @@ def benchmark_scores(store: Store) -> Figure:
             name, tone, marker = arm_look(arm)
             seeds = [float(one.measurements[column] or 0) for one in benchmark.COMPARISON.finals(arm, store)]
             rows.append(as_row(name, quantity(f"benchmark.{arm}_{score}", store), seeds, tone, marker))
-        draw_rows(axes, rows, label)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    question(figure, "Do ROUGE-L and BLEU order the methods\nas the loss does? (lowest loss on top)")
-    return figure
+        draw_rows(axes, rows, label, 4)
+    return question(figure, "Do ROUGE-L and BLEU order the methods\nas the loss does? (lowest loss on top)")
 
 
 # Learning rates.
@@ -225,11 +208,9 @@ def rate_curves(store: Store) -> Figure:
     for name, one in sweeps.items():
         _, marker, tone = rate_look(name)
         draw_sweep(axes, one, lowest + CAP, tone, marker)
-    axes.set(xscale="log", ylabel=f"Validation loss, {LOSS}")
-    axes.set_ylim(lowest - 0.03, lowest + CAP + 0.03)
+    axes.set(xscale="log", ylabel=f"Validation loss, {LOSS}", ylim=(lowest - 0.03, lowest + CAP + 0.03))
     draw_optima(optima, sweeps, store)
-    question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
-    return figure
+    return question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
 
 
 def draw_sweep(axes: Axes, sweep: Sweep, cap: float, tone: str, marker: str) -> None:
@@ -266,8 +247,7 @@ def draw_optima(axes: Axes, sweeps: Mapping[str, Sweep], store: Store) -> None:
         note(axes, text, 0.01, at, transform=axes.get_yaxis_transform(), ha="left", va="center")
     draw_rows(axes, rows, "Learning rate (lower panel: the best one, 95 %)")
     said = f"{learning_rate.RATIO[0]:g} to {learning_rate.RATIO[1]:g} × full"
-    axes.annotate(said, (high, 0), xytext=(4, 0), textcoords="offset points", va="center", color=colour("muted"),
-                  fontsize=SMALL)  # fmt: skip
+    tag(axes, said, (high, 0), (4, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
 
 
 # Prompts.

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import LOSS, SMALL, mark, note
-from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, name_rows, question, shade, tag
 from peftbook.memory import SHAPES, Shape
 from peftbook.methods import arm_looks, get
 from peftbook.methods.adapter import Adapter
@@ -128,20 +128,14 @@ def numbers_by_method() -> Figure:
         for value, hollow in ((small, True), (large, False)):
             axes.plot(value, at, **(mark(one.tone, one.marker, hollow=hollow) | {"markersize": 9}))
         text = share_text(large / counts["llama-2-7b"]["full"])
-        axes.annotate(text, (large, at), xytext=(9, 0), textcoords="offset points", va="center", fontsize=SMALL,
-                      color=colour("muted"))  # fmt: skip
-    axes.set_yticks(range(len(MEMBERS)), [", ".join(filter(None, (m.label, m.setting))) for m in MEMBERS.values()])
+        tag(axes, text, (large, at), (9, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
+    name_rows(axes, [", ".join(filter(None, (m.label, m.setting))) for m in MEMBERS.values()], 0.4, 0.6)
     for label, one in zip(axes.get_yticklabels(), MEMBERS.values(), strict=True):
         label.set(color=colour(one.tone), fontweight="bold")
     remark = "hollow: SmolLM2-135M\nfilled: Llama-2-7B,\nand the share it trains"
     note(axes, remark, 0.99, 0.17, va="center", linespacing=1.4)
-    axes.set(xscale="log", xlabel="Trained numbers")
-    axes.set_xlim(40, 4e12)
-    axes.set_xticks([10**power for power in (2, 4, 6, 8, 10)])
-    axes.set_ylim(len(MEMBERS) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    question(figure, "How many numbers does each method train?")
-    return figure
+    axes.set(xscale="log", xlabel="Trained numbers", xlim=(40, 4e12), xticks=[10**power for power in (2, 4, 6, 8, 10)])
+    return question(figure, "How many numbers does each method train?")
 
 
 def share_text(share: float) -> str:
@@ -184,10 +178,8 @@ def work_against_count() -> Figure:
     axes.set(
         xscale="log", yscale="log", xlabel="Trained numbers", ylabel="Multiplications added\nto a token, not merged"
     )
-    axes.set_xlim(5e3, 2.2e8)
-    axes.set_ylim(5e3, 4e8)
-    question(figure, "Does a small count mean little work?")
-    return figure
+    axes.set(xlim=(5e3, 2.2e8), ylim=(5e3, 4e8))
+    return question(figure, "Does a small count mean little work?")
 
 
 # The runs.
@@ -209,8 +201,7 @@ def loss_against_count(store: Store) -> Figure:
     full = quantity("benchmark.full_parameters", store).value
     axes.axhline(0, color=colour("full"), linewidth=1.2)
     axes.plot(full, 0, **(mark("full", "s") | {"markersize": 9}))
-    axes.annotate("All weights", (full, 0), xytext=(8, -9), textcoords="offset points", ha="right", va="top",
-                  fontweight="bold", color=colour("full"), fontsize=SMALL)  # fmt: skip
+    tag(axes, "All weights", (full, 0), (8, -9), "full", ha="right", va="top", fontsize=SMALL)
     for name, side in SHOWN.items():
         one, found = MEMBERS[name], comparison.difference(name, "full", "loss_nats", store)
         x = quantity(f"benchmark.{name}_parameters", store).value * {"lora": 1.18, "adapter": 0.82}.get(name, 1)
@@ -225,8 +216,7 @@ def loss_against_count(store: Store) -> Figure:
     remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "top", "color": colour("fewshot")}
     note(axes, remark, 0.99, shots.mean - 0.012, **place)
-    axes.set(xscale="log", xlabel="Trained numbers", ylabel=f"Test loss − full's, {LOSS}")
-    axes.set_xlim(1.5e3, 3e8)
+    axes.set(xscale="log", xlabel="Trained numbers", ylabel=f"Test loss − full's, {LOSS}", xlim=(1.5e3, 3e8))
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.06 * (high - low))
     note(
@@ -234,9 +224,6 @@ def loss_against_count(store: Store) -> Figure:
         "band: margin for LoRA",
         0.01,
         -benchmark.MARGIN,
-        transform=axes.get_yaxis_transform(),
-        ha="left",
-        va="bottom",
+        **(place | {"va": "bottom", "ha": "left", "color": colour("muted")}),
     )
-    question(figure, "What does a smaller count cost in loss?")
-    return figure
+    return question(figure, "What does a smaller count cost in loss?")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic, paint, plain_ticks
-from peftbook.figures.style import canvas, colour, question
+from peftbook.figures.style import canvas, colour, name_rows, question, tag
 from peftbook.memory import SHAPES, Setup, training_step
 
 __all__ = ["draw_cards", "memory_by_length", "memory_by_model", "memory_by_rank", "memory_by_rows"]
@@ -49,10 +49,10 @@ def memory_by_model() -> Figure:
     for name, label in MODELS.items():
         draw_model(axes[name], [bytes_by_part(setup, name) for setup in WAYS.values()], looks, label)
     axes["llama-2-70b"].set_xlabel("GB at the peak, 1 × 2,048 tokens (computed)")
-    handles, labels = axes["llama-2-7b"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.4)
-    question(figure, "Where does the memory of a step go?")
-    return figure
+    figure.legend(
+        *axes["llama-2-7b"].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4
+    )
+    return question(figure, "Where does the memory of a step go?")
 
 
 def draw_model(
@@ -61,17 +61,14 @@ def draw_model(
     """The bars of one model, and where the cards end that they come near."""
     draw_stacks(axes, rows, looks)
     longest = max(sum(row.values()) for row in rows) / 1e9
-    axes.set_yticks(range(len(rows)), list(WAYS))
-    axes.set_ylim(len(rows) - 0.45, -0.55)
+    name_rows(axes, list(WAYS))
     axes.set_xlim(0, 1.13 * longest)
     axes.set_title(label, loc="right", fontsize=SMALL, fontweight="bold", pad=4)
     axes.tick_params(axis="y", labelsize=SMALL)
-    axes.grid(axis="y", visible=False)
     for card, size in CARDS.items():
         if 0.1 * longest < size / 1e9 < longest:
             axes.axvline(size / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-            axes.annotate(card, (size / 1e9, -0.55), xytext=(0, 3), textcoords="offset points", ha="center",
-                          fontsize=SMALL)  # fmt: skip
+            tag(axes, card, (size / 1e9, -0.55), (0, 3), ha="center", fontsize=SMALL, fontweight="normal")
 
 
 def peak_gigabytes(setup: Setup) -> float:
@@ -86,21 +83,28 @@ def draw_cards(axes: Axes, x: float, lift: float = 4, **look: Any) -> None:
         axes.annotate(card, (x, size / 1e9), xytext=(0, lift), textcoords="offset points", fontsize=SMALL, **look)
 
 
+def draw_peaks(axes: Axes, ways: Sequence[str], field: str, sizes: Sequence[int], **fixed: Any) -> Points:
+    """Peaks of ways of BY_LENGTH against a size of their set-up, both logarithmic; returns the ends of the lines."""
+    ends: Points = {}
+    for label in ways:
+        setup, tone, marker, line = BY_LENGTH[label]
+        peaks = [peak_gigabytes(replace(setup, **(fixed | {field: size}))) for size in sizes]
+        axes.plot(sizes, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
+        ends[label] = sizes[-1], peaks[-1], tone
+    axes.set(xscale="log", yscale="log")
+    plain_ticks(axes, sizes)
+    decimals(axes.yaxis, (1, 2, 4))
+    return ends
+
+
 @figure
 def memory_by_length() -> Figure:
     """How does memory grow with the text? Peak of Llama-2-7B's step against the tokens of its one row."""
     figure, axes = canvas(height=4.6)
-    ends: Points = {}
-    for label, (setup, tone, marker, line) in BY_LENGTH.items():
-        peaks = [peak_gigabytes(replace(setup, seq=length)) for length in LENGTHS]
-        axes.plot(LENGTHS, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
-        ends[label] = LENGTHS[-1], peaks[-1], tone
+    ends = draw_peaks(axes, tuple(BY_LENGTH), "seq", LENGTHS)
     draw_cards(axes, LENGTHS[0])
-    axes.set(xscale="log", yscale="log", xlabel="Tokens of the one row", ylabel="GB at the peak (computed)")
-    plain_ticks(axes, LENGTHS)
-    decimals(axes.yaxis, (1, 2, 4))
-    axes.set_xlim(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5)
-    axes.set_ylim(3, 110)
+    axes.set(xlabel="Tokens of the one row", ylabel="GB at the peak (computed)")
+    axes.set(xlim=(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5), ylim=(3, 110))
     question(figure, "How does memory grow with the text? Llama-2-7B")
     label_points(axes, ends, column=0.735)
     return figure
@@ -110,16 +114,9 @@ def memory_by_length() -> Figure:
 def memory_by_rows() -> Figure:
     """How many rows fit? Peak of Llama-2-7B's step against the rows of a batch, 1,024 tokens each."""
     figure, axes = canvas(height=4.2)
-    ends: Points = {}
-    for label, (setup, tone, marker, line) in list(BY_LENGTH.items())[:3]:
-        peaks = [peak_gigabytes(replace(setup, seq=1024, batch=rows)) for rows in ROWS]
-        axes.plot(ROWS, peaks, color=paint(tone), marker=marker, linestyle=line, linewidth=1.6, markersize=6)
-        ends[label] = ROWS[-1], peaks[-1], tone
+    ends = draw_peaks(axes, tuple(BY_LENGTH)[:3], "batch", ROWS, seq=1024)
     draw_cards(axes, ROWS[-1] * 3.9, ha="right")
-    axes.set(xscale="log", yscale="log", xlabel="Rows of 1,024 tokens", ylabel="GB at the peak (computed)")
-    plain_ticks(axes, ROWS)
-    decimals(axes.yaxis, (1, 2, 4))
-    axes.set_xlim(ROWS[0] * 0.9, ROWS[-1] * 4)
+    axes.set(xlabel="Rows of 1,024 tokens", ylabel="GB at the peak (computed)", xlim=(ROWS[0] * 0.9, ROWS[-1] * 4))
     question(figure, "How many rows fit? Llama-2-7B")
     label_points(axes, ends, column=0.735)
     return figure

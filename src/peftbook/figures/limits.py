@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.parts import (
-    SMALL,
-    Points,
-    decimals,
-    draw_quantities,
-    label_points,
-    mosaic,
-    note,
-    plain_ticks,
-)
+from peftbook.figures.parts import SMALL, Points, decimals, draw_quantities, label_points, mosaic, note, plain_ticks
 from peftbook.figures.style import canvas, colour, question
 from peftbook.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
@@ -48,8 +39,7 @@ def accuracy_by_depth(store: Store) -> Figure:
     axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     note(axes, "counts as solved", 0.01, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="left",
          va="bottom")  # fmt: skip
-    axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted downwards, 0–1")
-    axes.set_ylim(-0.04, 1.06)
+    axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted downwards, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, expressiveness.DEPTHS)
     axes.set_xlim(0.8, 160)
     question(figure, "What can a prompt not learn?")
@@ -106,8 +96,7 @@ def adapters_served(store: Store) -> Figure:
         xlabel=f"Adapters in a batch of {serving.BATCH} requests\n({store.machine or merging.MACHINE})",
         ylabel="Generated tokens a second",
     )
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(0.85, 90)
+    axes.set(ylim=(0, None), xlim=(0.85, 90))
     question(figure, "What do many adapters cost to serve?")
     label_points(axes, ends, column=0.68)
     return figure
@@ -116,40 +105,44 @@ def adapters_served(store: Store) -> Figure:
 @figure
 def step_peaks(store: Store) -> Figure:
     """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
-
-    def points(record: Record) -> Ratios:
-        sizes = [float(size) / 1e6 for size in record.per_example["peak_bytes"]]
-        return list(zip(sizes, activations.peaks(record), strict=True))
-
-    figure, axes = canvas(height=4.4)
-    draw_halves(axes, joined(activations.by_half(activations.peak_probe, store), points), activations.MARGIN_PEAK)
-    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
-    plain_ticks(axes, (1, 3, 10, 30, 100))
-    axes.set_xlabel("Measured peak beyond weights and optimiser, MB")
-    question(figure, "Can the peak of a training step be computed?")
-    return figure
+    records = activations.by_half(activations.peak_probe, store)
+    halves = joined(records, "peak_bytes", 1e6, activations.peaks)
+    figure = halves_figure(
+        halves, activations.MARGIN_PEAK, (1, 3, 10, 30, 100), "Measured peak beyond weights and optimiser, MB"
+    )
+    return question(figure, "Can the peak of a training step be computed?")
 
 
 @figure
 def step_times(store: Store) -> Figure:
     """Can the seconds of a step be computed? Predicted over measured seconds against those, for both halves."""
+    records = activations.by_half(step_seconds.probe, store)
+    halves = joined(records, "step_seconds", 1.0, step_seconds.ratios)
+    label = f"Measured seconds of a step\n({store.machine or merging.MACHINE})"
+    figure = halves_figure(halves, step_seconds.MARGIN, (0.1, 0.2, 0.5, 1, 2), label)
+    return question(figure, "Can the seconds of a training step be computed?")
+
+
+def joined(
+    halves: Mapping[str, list[Record]], column: str, unit: float, ratios: Callable[[Record], Iterable[float]]
+) -> dict[str, Ratios]:
+    """The points of all records of each half: what a column of theirs measured, in this unit, and the ratios to it."""
 
     def points(record: Record) -> Ratios:
-        seconds = [float(one) for one in record.per_example["step_seconds"]]
-        return list(zip(seconds, step_seconds.ratios(record), strict=True))
+        sizes = [float(size) / unit for size in record.per_example[column]]
+        return list(zip(sizes, ratios(record), strict=True))
 
-    figure, axes = canvas(height=4.4)
-    draw_halves(axes, joined(activations.by_half(step_seconds.probe, store), points), step_seconds.MARGIN)
-    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
-    plain_ticks(axes, (0.1, 0.2, 0.5, 1, 2))
-    axes.set_xlabel(f"Measured seconds of a step\n({store.machine or merging.MACHINE})")
-    question(figure, "Can the seconds of a training step be computed?")
-    return figure
-
-
-def joined(halves: Mapping[str, list[Record]], points: Callable[[Record], Ratios]) -> dict[str, Ratios]:
-    """The points of all records of each half."""
     return {half: [one for record in records for one in points(record)] for half, records in halves.items()}
+
+
+def halves_figure(halves: Mapping[str, Ratios], margin: float, ticks: Sequence[float], label: str) -> Figure:
+    """The errors of a model on one axes, see `draw_halves`."""
+    figure, axes = canvas(height=4.4)
+    draw_halves(axes, halves, margin)
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
+    plain_ticks(axes, ticks)
+    axes.set_xlabel(label)
+    return figure
 
 
 def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None:
@@ -177,7 +170,6 @@ def memory_errors(store: Store) -> Figure:
         axes[against].set_title(f"Peak of {title}", loc="left", fontsize=SMALL)
         plain_ticks(axes[against], (0.5, 1, 2, 5, 10))
     axes["process_peak"].set_xlabel("Measured peak, GB")
-    handles, labels = axes["tensor_peak"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, handletextpad=0.2)
-    question(figure, "Does the byte model hold?")
-    return figure
+    shown = axes["tensor_peak"].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=2, handletextpad=0.2)
+    return question(figure, "Does the byte model hold?")

@@ -7,7 +7,6 @@ import math
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from peftbook.figures import figure
 from peftbook.figures.parts import (
@@ -59,8 +58,7 @@ def wrong_rate(store: Store) -> Figure:
     factors = [2.0**power for power in range(-4, 4)]
     axes.set_xticks(factors, [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in factors])
     axes.minorticks_off()
-    axes.set_xlim(1 / 20, 80)
-    axes.set_ylim(-0.015, SHOWN_COST + 0.015)
+    axes.set(xlim=(1 / 20, 80), ylim=(-0.015, SHOWN_COST + 0.015))
     question(figure, "What does a wrong learning rate cost?")
     label_points(axes, ends, column=0.8)
     return figure
@@ -82,8 +80,7 @@ def rank_losses(store: Store) -> Figure:
     losses.set(xscale="log", ylabel=f"Test loss, {LOSS}")
     differences.set(xlabel="Rank r (α = 32, all linear layers; band: margin)", ylabel="Test loss − r = 16's\n(paired)")
     plain_ticks(differences, list(names))
-    question(figure, "Does the rank matter?")
-    return figure
+    return question(figure, "Does the rank matter?")
 
 
 SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
@@ -110,10 +107,8 @@ def scaling_gains(store: Store) -> Figure:
     ]
     label = "r = 256, against\nη_B = 16 η_A"
     twin = difference_row(label, comparison, "stabilised256", "plus256", store, tone="accent")
-    draw_margin(differences, -scaling.MARGIN, scaling.MARGIN)
-    differences.axvline(0, color=colour("muted"), linewidth=1.2)
-    draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)")
-    differences.xaxis.set_major_locator(MaxNLocator(6))
+    draw_margin(differences, -scaling.MARGIN, scaling.MARGIN, 0)
+    draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)", 6)
     question(figure, "Does α/√r help, and is it more than a rate?")
     label_points(losses, ends, column=0.87)
     return figure
@@ -169,11 +164,9 @@ def rate_map(store: Store) -> Figure:
         end, offset = ((top / ratio, top), (0, 2)) if above else ((high, high * ratio), (3, 0))
         axes.annotate(f"{ratio:g} ×", end, xytext=offset, textcoords="offset points", ha="center" if above else "left",
                       va="bottom" if above else "center", color=colour("muted"), fontsize=SMALL)  # fmt: skip
-    axes.set_xlim(low, high)
-    axes.set_ylim(y.min() / 3, top)
+    axes.set(xlim=(low, high), ylim=(y.min() / 3, top))
     axes.grid(visible=False)
-    question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
-    return figure
+    return question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
 
 
 @figure
@@ -184,21 +177,16 @@ def variant_effects(store: Store) -> Figure:
     labels = {arm.name: arm.label for arm in comparison.arms[1:]}
     speed = {name: variants.CLAIMS.get(name) == "speed" for name in labels}
     claimed = {name: name in variants.CLAIMS and not speed[name] for name in labels}
-    draw_margin(steps, 1 - variants.SPEED_MARGIN, 1 + variants.SPEED_MARGIN)
-    steps.axvline(1, color=colour("muted"), linewidth=1.2)
+    draw_margin(steps, 1 - variants.SPEED_MARGIN, 1 + variants.SPEED_MARGIN, 1)
     rows = [
         as_row(label, quantity(f"lora_plus.{name}_steps", store), (), "lora" if speed[name] else "muted")
         for name, label in labels.items()
     ]
-    draw_rows(steps, rows, "Steps / LoRA's\n(blue: its claim)")
-    draw_margin(losses, -variants.MARGIN, variants.MARGIN)
-    losses.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_rows(steps, rows, "Steps / LoRA's\n(blue: its claim)", 4)
+    draw_margin(losses, -variants.MARGIN, variants.MARGIN, 0)
     rows = [
         difference_row(label, comparison, name, "lora", store, tone="lora" if claimed[name] else "muted")
         for name, label in labels.items()
     ]
-    draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}")
-    for axes in (steps, losses):
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    question(figure, "Do LoRA's variants do what each claims?")
-    return figure
+    draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}", 4)
+    return question(figure, "Do LoRA's variants do what each claims?")

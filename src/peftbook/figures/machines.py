@@ -69,11 +69,9 @@ def runs_an_hour(store: Store) -> Figure:
                       va="center", fontsize=SMALL)  # fmt: skip
     axes.set_yticks(places, [f"{count} worker{'s' * (count > 1)}" for count in throughput.MEASURED])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(row.high or row.value for row in rows))
-    axes.set_xlabel("Small runs an hour, median and range")
+    axes.set(xlim=(0, 1.15 * max(row.high or row.value for row in rows)), xlabel="Small runs an hour, median and range")
     axes.grid(axis="y", visible=False)
-    question(figure, "Do more workers on two cores make more runs?")
-    return figure
+    return question(figure, "Do more workers on two cores make more runs?")
 
 
 @figure
@@ -113,8 +111,7 @@ def lost_work() -> Figure:
     axes.set_xlabel(f"Seconds between checkpoints of {COST:.0f} s (dots: √2cM)")
     plain_ticks(axes, (10, 60, 600, 3600))
     decimals(axes.yaxis, (1, 3))
-    axes.set_xlim(8, 300_000)
-    axes.set_ylim(0.1, MOST_LOST)
+    axes.set(xlim=(8, 300_000), ylim=(0.1, MOST_LOST))
     question(figure, "How often should a run write a checkpoint?")
     label_points(axes, ends, column=0.775)
     return figure

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import optimize
@@ -16,7 +15,7 @@ from peftbook.evidence import comparison, stats
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
 from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
-from peftbook.figures.style import canvas, colour, look, question
+from peftbook.figures.style import canvas, colour, look, name_rows, question, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
@@ -66,15 +65,13 @@ def rouge_by_setting(store: Store) -> Figure:
             draw_interval(leads, at + shift, as_row("", found, tone=tone, marker=marker))
     leads.axvline(0, color=colour("muted"), linewidth=1.2)
     scores.set_yticks(range(len(SETTINGS)), list(SETTINGS.values()))
-    scores.set_ylim(len(SETTINGS) - 0.5, -0.6)
-    scores.set(xlabel="ROUGE-L, 0–1", title="Scores")
+    scores.set(ylim=(len(SETTINGS) - 0.5, -0.6), xlabel="ROUGE-L, 0–1", title="Scores")
     leads.set(xlabel="LoRA − the arm, paired", title="LoRA's lead over …")
     for axes in (scores, leads):
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     figure.legend(*scores.get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.2)
-    question(figure, "Do settings move ROUGE-L\nmore than methods differ?")
-    return figure
+    return question(figure, "Do settings move ROUGE-L\nmore than methods differ?")
 
 
 PAIRS = (("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "full"))
@@ -98,8 +95,7 @@ def paired_intervals(store: Store) -> Figure:
               ("rougeL", methods.MARGIN_ROUGE, "ROUGE-L difference"))  # fmt: skip
     figure, both = canvas(2, 1, height=5.9)
     for axes, (column, margin, label) in zip(both, panels, strict=True):
-        draw_margin(axes, -margin, margin)
-        axes.axvline(0, color=colour("muted"), linewidth=1.2)
+        draw_margin(axes, -margin, margin, 0)
         for at, pair in enumerate(PAIRS):
             one, two = (chosen_records(arm, store) for arm in pair)
             tables, weights = (methods.table(one, column), methods.table(two, column)), comparison.weights(one, column)
@@ -107,15 +103,12 @@ def paired_intervals(store: Store) -> Figure:
             together = methods.paired(one, two, column)
             draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
             draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
-        axes.set_yticks(range(len(PAIRS)), [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS])
-        axes.set_ylim(len(PAIRS) - 0.5, -0.55)
+        name_rows(axes, [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS], 0.5)
         axes.set_xlabel(label)
-        axes.grid(axis="y", visible=False)
     looks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
     handles = [both[0].plot([], [], **keywords, label=label)[0] for label, keywords in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
-    question(figure, "What is pairing worth? (band: margin)")
-    return figure
+    return question(figure, "What is pairing worth? (band: margin)")
 
 
 def of_interval(found: stats.Interval, tone: str, marker: str, *, hollow: bool = False) -> Row:
@@ -148,8 +141,7 @@ def coverage_of_rules(store: Store) -> Figure:
     handles = [covered.plot([], [], **mark(tone, marker), label=SHORT_RULES[rule])[0]
                for rule, (tone, marker) in DRAWN.items()]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.2)
-    question(figure, "Does the interval cover, and what does it find?")
-    return figure
+    return question(figure, "Does the interval cover, and what does it find?")
 
 
 SHORT_RULES = {"first_edition": "first edition", "satterthwaite": "Satterthwaite", coverage.RULE: "the rule"}
@@ -191,24 +183,15 @@ def seeds_needed() -> Figure:
     sizes.set(xscale="log", yscale="log", ylabel="SDs of the seed differences")
     plain_ticks(sizes, SEEDS)
     decimals(sizes.yaxis, (1, 2, 5))
-    name(sizes, 3, smallest_effect(3), "effect found\n4 times in 5", "qlora", (10, 8))
-    name(sizes, 5, half[3], "half-width", "lora", (-8, -17), ha="right")
-    name(sizes, 20, 2, "“two SD” rule", "muted", (2, 5), ha="right")
+    tag(sizes, "effect found\n4 times in 5", (3, smallest_effect(3)), (10, 8), "qlora", fontsize=SMALL)
+    tag(sizes, "half-width", (5, half[3]), (-8, -17), "lora", ha="right", fontsize=SMALL)
+    tag(sizes, "“two SD” rule", (20, 2), (2, 5), "muted", ha="right", fontsize=SMALL)
     found.plot(SEEDS, [chance(1, n, quantile(n)) for n in SEEDS], color=colour("lora"), marker="o", markersize=6)
     found.plot(SEEDS, [chance(1, n, 2 * math.sqrt(n)) for n in SEEDS], **straight, marker="D", markersize=5)
     found.set(xlabel="Seeds", ylabel="Chance to find\nan effect of one SD", ylim=(0, 1.03))
-    name(found, 8, chance(1, 8, quantile(8)), "95 % interval", "lora", (-10, 4), ha="right")
-    name(found, 8, chance(1, 8, 2 * math.sqrt(8)), "“two SD” rule", "muted", (2, 10))
-    question(figure, "What can a few seeds see?")
-    return figure
-
-
-def name(axes: Axes, x: float, y: float, text: str, tone: str, offset: tuple[float, float], ha: str = "left") -> None:
-    """A direct label beside a point."""
-    axes.annotate(
-        text, (x, y), xytext=offset, textcoords="offset points", ha=ha, color=colour(tone), fontsize=SMALL,
-        fontweight="bold",
-    )  # fmt: skip
+    tag(found, "95 % interval", (8, chance(1, 8, quantile(8))), (-10, 4), "lora", ha="right", fontsize=SMALL)
+    tag(found, "“two SD” rule", (8, chance(1, 8, 2 * math.sqrt(8))), (2, 10), "muted", fontsize=SMALL)
+    return question(figure, "What can a few seeds see?")
 
 
 # Intervals of a − b in units of the margin: centre and half-width at 95 %, as five seeds give them.
@@ -227,8 +210,7 @@ def verdict_rule() -> Figure:
     looks = {"reproduced": ("lora", "o"), "equivalent": ("prompt", "^"), "refuted": ("qlora", "D"),
              "direction only": ("untuned", "P"), "undecided": ("untuned", "X")}  # fmt: skip
     figure, axes = canvas(height=4.3)
-    draw_margin(axes, -1, 1)
-    axes.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_margin(axes, -1, 1, 0)
     for at, (centre, half95) in enumerate(CASES):
         found = case(centre, half95)
         said = stats.judge(found, 1.0, (-math.inf, 0.0))
@@ -240,14 +222,10 @@ def verdict_rule() -> Figure:
         )
         axes.plot(centre, at, **mark(look, marker))
         axes.text(3.4, at, said, color=tone, va="center", fontweight="bold")
-    axes.set_xlim(-2.9, 5.3)
-    axes.set_ylim(len(CASES) - 0.4, -0.6)
-    axes.set_yticks(range(len(CASES)), list("ABCDEFG"))
+    name_rows(axes, list("ABCDEFG"), 0.4, 0.6)
+    axes.set(xlim=(-2.9, 5.3), xlabel="a − b (claim: below 0; thick: 90 %, thin: 95 %)")
     axes.set_xticks([-2, -1, 0, 1, 2, 3], ["−2δ", "−δ", "0", "δ", "2δ", "3δ"])
-    axes.set_xlabel("a − b (claim: below 0; thick: 90 %, thin: 95 %)")
-    axes.grid(axis="y", visible=False)
-    question(figure, "Which verdict does an interval get?")
-    return figure
+    return question(figure, "Which verdict does an interval get?")
 
 
 ARMS = (1, 2, 4, 8, 16, 32, 64)
@@ -290,13 +268,12 @@ def winners_curse() -> Figure:
         found = [curse(k, spread)[0].mean() for k in ARMS]
         axes.plot(ARMS, found, **mark(tone, marker))
         x, y = (13, inflation(16, spread)) if spread == 0 else (ARMS[-1], 0.6)
-        name(axes, x, y, label, tone, (0, 10), "right")
+        tag(axes, label, (x, y), (0, 10), tone, ha="right", fontsize=SMALL)
     fresh = [curse(k, 0.0)[1].mean() for k in ARMS]
     axes.axhline(0, color=colour("muted"), linewidth=1.2)
     axes.plot(ARMS, fresh, **mark("accent", "s", hollow=True))
-    name(axes, 64, 0, "the same winner on fresh seeds", "accent", (0, 9), "right")
+    tag(axes, "the same winner on fresh seeds", (64, 0), (0, 9), "accent", ha="right", fontsize=SMALL)
     axes.set(xscale="log", xlabel="Arms or settings tried", ylabel="Score − true value\n(SDs of the noise)")
     plain_ticks(axes, ARMS)
     axes.set_ylim(-0.25, 2.7)
-    question(figure, "How much does its score flatter the winner?")
-    return figure
+    return question(figure, "How much does its score flatter the winner?")

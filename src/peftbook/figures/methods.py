@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from scipy.stats import spearmanr
 
 from peftbook.evidence import stats
 from peftbook.figures import figure
-from peftbook.figures.style import SIZE, canvas, colour, look, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Record, Store
 from peftbook.studies import methods
@@ -101,8 +102,7 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
         draw_row(axes, row, arm, interval, per_seed(records, score))
     finish_rows(axes, list(found), SCORES[score][0] + better(score))
     name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
-    question(figure, f"Which method has the best {name}?")
-    return figure
+    return question(figure, f"Which method has the best {name}?")
 
 
 @figure
@@ -117,8 +117,7 @@ def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
         for row, (arm, records) in enumerate(found.items()):
             draw_row(axes, row, arm, *difference(records, base, score))
         finish_rows(axes, list(found), SCORES[score][0] + better(score))
-    question(figure, "What does each method gain\nover the untuned model?")
-    return figure
+    return question(figure, "What does each method gain\nover the untuned model?")
 
 
 def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Sequence[float]) -> None:
@@ -129,11 +128,9 @@ def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Se
 
 
 def finish_rows(axes: Axes, arms: Sequence[str], label: str) -> None:
-    axes.set_yticks(range(len(arms)), [arm_looks()[arm].label for arm in arms])
-    axes.set_ylim(len(arms) - 0.5, -0.65)
+    name_rows(axes, [arm_looks()[arm].label for arm in arms], 0.5, 0.65)
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(axis="y", visible=False)
 
 
 def better(score: str) -> str:
@@ -148,16 +145,9 @@ def quality_against_parameters(store: Store) -> Figure:
     for arm in ("untuned", "fewshot"):
         level = float(np.mean(per_seed(chosen_records(arm, store), "loss")))
         axes.axhline(level, color=colour(arm), linestyle=arm_looks()[arm].line, linewidth=1.6)
-        axes.annotate(
-            f"{arm_looks()[arm].label}: nothing trained",
-            (1.0, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            color=colour(arm),
-            ha="right",
-            fontsize=SIZE - 1,
-        )
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+        said = f"{arm_looks()[arm].label}: nothing trained"
+        tag(axes, said, (1.0, level), (0, 4), arm, fontsize=SIZE - 1, fontweight="normal", **place)
     for arm in methods.ARMS:
         records = chosen_records(arm, store)
         size = float(records[0].measurements["trainable_parameters"] or 0)
@@ -169,21 +159,11 @@ def quality_against_parameters(store: Store) -> Figure:
         axes.plot([size * 1.28] * len(seeds), seeds, "_", color=colour(arm), markersize=6, markeredgewidth=1.4)
         axes.plot(size, interval.mean, **look(arm, line=False))
         left = arm in ("lora", "full")
-        axes.annotate(
-            arm_looks()[arm].label,
-            (size, interval.mean),
-            xytext=(-9 if left else 16, 0),
-            textcoords="offset points",
-            color=colour(arm),
-            va="center",
-            ha="right" if left else "left",
-            fontweight="bold",
-        )
+        offset, side = ((-9, 0), "right") if left else ((16, 0), "left")
+        tag(axes, arm_looks()[arm].label, (size, interval.mean), offset, arm, va="center", ha=side)
         top = max(top, size)
-    axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token")
-    axes.set_xlim(4e3, top * 3)
-    question(figure, "How many trained parameters does quality take?")
-    return figure
+    axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token", xlim=(4e3, top * 3))
+    return question(figure, "How many trained parameters does quality take?")
 
 
 @figure
@@ -212,8 +192,7 @@ def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)
         if len(found) > 1
         else f"Which learning rate does {arm_looks()[arms[0]].label} want?"
     )
-    question(figure, asked.replace("Prompt want", "prompt tuning want"))
-    return figure
+    return question(figure, asked.replace("Prompt want", "prompt tuning want"))
 
 
 def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[float], cap: float) -> None:
@@ -230,15 +209,7 @@ def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[fl
             axes.plot([rates[n], rates[at]], [shown[n], cap], color=colour(arm), linestyle=":", linewidth=1.3)
         axes.plot(rates[at], cap, marker="$\\uparrow$", markersize=11, color=colour(arm))
         text = f"{losses[at]:.2f}" if math.isfinite(losses[at]) else "diverged"
-        axes.annotate(
-            text,
-            (rates[at], cap),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-            fontsize=SIZE - 2,
-            color=colour(arm),
-        )
+        tag(axes, text, (rates[at], cap), (0, 8), arm, ha="center", fontsize=SIZE - 2, fontweight="normal")
     best = int(np.argmin(losses))
     axes.plot(rates[best], shown[best], marker="*", markersize=16, color=colour(arm), markeredgecolor=colour("paper"))
     default = methods.DEFAULT_RATES[arm]
@@ -249,16 +220,8 @@ def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[fl
         )
     # LoRA and QLoRA share their rates: one is named at the right end of its line, the other above its left end.
     at = len(inside) - 1 - inside[::-1].index(True) if arm == "lora" else inside.index(True)
-    axes.annotate(
-        arm_looks()[arm].label,
-        (rates[at], shown[at]),
-        xytext=(9, -5) if arm == "lora" else (0, 15),
-        textcoords="offset points",
-        ha="left" if arm == "lora" else "center",
-        va="center",
-        color=colour(arm),
-        fontweight="bold",
-    )
+    offset, side = ((9, -5), "left") if arm == "lora" else ((0, 15), "center")
+    tag(axes, arm_looks()[arm].label, (rates[at], shown[at]), offset, arm, ha=side, va="center")
 
 
 @figure
@@ -289,8 +252,7 @@ def training_loss(store: Store) -> Figure:
         axes.set_visible(False)
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
-    question(figure, "How fast does each method learn?")
-    return figure
+    return question(figure, "How fast does each method learn?")
 
 
 @figure
@@ -319,48 +281,25 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
     # A win for the first arm is solid, a loss is hatched: the halves differ without colour.
     for wins, arm, hatch in ((True, first, ""), (False, second, "////")):
         chosen = (left + width / 2 < 0) == wins
-        axes.bar(
-            left[chosen],
-            counts[chosen],
-            width,
-            align="edge",
-            color=shade(arm, 0.55),
-            edgecolor=colour("paper"),
-            hatch=hatch,
-            linewidth=0.6,
-        )
+        look: dict[str, Any] = {"color": shade(arm, 0.55), "edgecolor": colour("paper"), "hatch": hatch}
+        axes.bar(left[chosen], counts[chosen], width, align="edge", linewidth=0.6, **look)
         share = float(np.mean(values < 0)) if wins else float(np.mean(values > 0))
-        axes.text(
-            0.02 if wins else 0.98,
-            0.97,
-            f"{arm_looks()[arm].label} better\non {100 * share:.0f} %",
-            color=colour(arm),
-            transform=axes.transAxes,
-            ha="left" if wins else "right",
-            va="top",
-            fontweight="bold",
-        )
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left" if wins else "right", "va": "top"}
+        said = f"{arm_looks()[arm].label} better\non {100 * share:.0f} %"
+        say(axes, 0.02 if wins else 0.98, 0.97, said, arm, fontweight="bold", **place)
     axes.axvline(0, color=colour("ink"), linewidth=1)
     top = counts.max()
     axes.set_ylim(0, top * 1.5)
     axes.plot([interval.low, interval.high], [top * 1.1] * 2, color=colour("accent"), linewidth=2.4)
     axes.plot(interval.mean, top * 1.1, "o", color=colour("accent"), markeredgecolor=colour("paper"))
     axes.plot(seeds, [top * 1.18] * len(seeds), "|", color=colour("accent"), markersize=7, markeredgewidth=1.5)
-    axes.annotate(
-        "mean, 95 %",
-        (interval.mean, top * 1.22),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="center",
-        color=colour("accent"),
-        fontsize=SIZE - 1,
-    )
+    place = {"ha": "center", "fontsize": SIZE - 1, "fontweight": "normal"}
+    tag(axes, "mean, 95 %", (interval.mean, top * 1.22), (0, 3), "accent", **place)
     axes.set(
         xlabel=f"{arm_looks()[first].label} − {arm_looks()[second].label}: loss, nats per token", ylabel="Test examples"
     )
     axes.grid(axis="x", visible=False)
-    question(figure, asked)
-    return figure
+    return question(figure, asked)
 
 
 @figure
@@ -373,17 +312,8 @@ def rouge_against_bertscore(store: Store) -> Figure:
     axes.plot(
         rouge, bert, "o", markersize=5, color=shade("lora", 0.7), markeredgecolor=colour("paper"), markeredgewidth=0.5
     )
-    axes.text(
-        0.98,
-        0.04,
-        f"rank correlation {agreement:.2f}\n{len(rouge)} examples",
-        transform=axes.transAxes,
-        ha="right",
-        va="bottom",
-        color=colour("lora"),
-        fontweight="bold",
-    )
+    said = f"rank correlation {agreement:.2f}\n{len(rouge)} examples"
+    say(axes, 0.98, 0.04, said, "lora", transform=axes.transAxes, ha="right", va="bottom", fontweight="bold")
     axes.set(xlabel="ROUGE-L, 0–1", ylabel="BERTScore F1, 0–1")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    question(figure, "Do ROUGE-L and BERTScore agree\non which answers are good?")
-    return figure
+    return question(figure, "Do ROUGE-L and BERTScore agree\non which answers are good?")

@@ -17,7 +17,7 @@ from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, Row, as_row, draw_rows, label_points, mark, plain_ticks
-from peftbook.figures.style import canvas, colour, drawing, question, shade
+from peftbook.figures.style import canvas, colour, drawing, name_rows, question, say, shade
 from peftbook.memory import Setup
 from peftbook.methods import arm_looks
 from peftbook.records import Store
@@ -87,8 +87,7 @@ def cut_row() -> Figure:
     x, top = 0.15 + LIMIT * scale, step * len(POLICIES) + 0.02
     axes.plot([x, x], [0.05, top], color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)
     axes.text(x + 0.05, top - 0.02, f"{LIMIT} tokens", fontsize=SMALL, fontweight="bold", va="top", color=colour("ink"))
-    question(figure, "What does a limit of 64 tokens leave?")
-    return figure
+    return question(figure, "What does a limit of 64 tokens leave?")
 
 
 def draw_parts(axes: Axes, parts: Sequence[tuple[str, int]], left: float, bottom: float, scale: float) -> None:
@@ -100,9 +99,8 @@ def draw_parts(axes: Axes, parts: Sequence[tuple[str, int]], left: float, bottom
                         linewidth=1)  # fmt: skip
         axes.add_patch(box)
         if length * scale > 0.095 * len(name):
-            say = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
-            axes.text(left + length * scale / 2, bottom + 0.15, name, fontsize=SMALL, ha="center", va="center",
-                      color=colour("ink"), bbox=say)  # fmt: skip
+            ground = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
+            say(axes, left + length * scale / 2, bottom + 0.15, name, fontsize=SMALL, bbox=ground)
         left += length * scale
 
 
@@ -159,14 +157,15 @@ def scores_of_no_learning() -> Figure:
         axes.plot(values, np.arange(len(SYSTEMS)) + shift + 0.12, label=score, **mark(tone, marker))
     for at, name in enumerate(SYSTEMS):
         axes.text(0, at - 0.28, name, fontsize=SMALL, va="center", color=colour("ink"))
-    axes.set_yticks([])
-    axes.set_ylim(len(SYSTEMS) - 0.4, -0.6)
-    axes.set_xlim(-0.04, 1.04)
+    axes.set(
+        yticks=[],
+        ylim=(len(SYSTEMS) - 0.4, -0.6),
+        xlim=(-0.04, 1.04),
+        xlabel="Mean score over the test questions (computed)",
+    )
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("Mean score over the test questions (computed)")
     figure.legend(loc="outside lower center", ncols=3, handlelength=1)
-    question(figure, "Which score sees that a query is right?")
-    return figure
+    return question(figure, "Which score sees that a query is right?")
 
 
 CONSTANT = "Return a list of the given values."
@@ -202,8 +201,7 @@ def summary_baselines(store: Store) -> Figure:
     draw_rows(axes, rows, "ROUGE-L on the test functions")
     axes.set_xlim(0.1, 0.42)
     axes.axvline(rows[1].value, color=colour("muted"), linestyle=(0, (2, 2)), linewidth=1)
-    question(figure, "How good is a ROUGE-L?")
-    return figure
+    return question(figure, "How good is a ROUGE-L?")
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -226,8 +224,7 @@ def sql_answers(store: Store) -> Figure:
             rows.append(as_row(arm_looks()[arm].label, found, seeds, arm, arm_looks()[arm].marker))
         draw_rows(axes, rows, label)
         axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
-    question(figure, "What do eight tuned tokens reach on the SQL task?")
-    return figure
+    return question(figure, "What do eight tuned tokens reach on the SQL task?")
 
 
 # --- rates -------------------------------------------------------------------------------------------------------
@@ -275,12 +272,9 @@ def notebook_memory() -> Figure:
     figure, axes = canvas(height=4.6)
     rows = [bytes_by_part(setup) for setup in SETUPS.values()]
     draw_stacks(axes, rows, {part: one[1:] for part, one in PARTS.items()})
-    axes.set_yticks(range(len(rows)), list(SETUPS))
-    axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_xlim(0, 1.14 * max(sum(row.values()) for row in rows) / 1e9)
-    axes.set_xlabel("GB at the peak, Llama-2-7B (computed)")
+    name_rows(axes, list(SETUPS))
+    longest = max(sum(row.values()) for row in rows)
+    axes.set(xlim=(0, 1.14 * longest / 1e9), xlabel="GB at the peak, Llama-2-7B (computed)")
     axes.tick_params(axis="y", labelsize=SMALL)
-    axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-    question(figure, "What do the two recipes need at 7B?")
-    return figure
+    return question(figure, "What do the two recipes need at 7B?")

@@ -12,11 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from scipy import optimize
 
 from peftbook.figures.methods import per_seed
-from peftbook.figures.style import SIZE, canvas, colour
+from peftbook.figures.style import SIZE, canvas, colour, name_rows
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import Quantity
@@ -90,15 +90,15 @@ def mark(tone: str, marker: str, *, hollow: bool = False) -> dict[str, Any]:
     }
 
 
-def draw_rows(axes: Axes, rows: Sequence[Row], label: str) -> None:
-    """A forest: each row's interval, its value and, above them, its seeds."""
+def draw_rows(axes: Axes, rows: Sequence[Row], label: str, ticks: int = 0) -> None:
+    """A forest: each row's interval, its value and, above them, its seeds. ticks: at most so many steps along x."""
     for at, row in enumerate(rows):
         draw_interval(axes, at, row)
         axes.plot(row.seeds, [at - 0.32] * len(row.seeds), "|", color=paint(row.tone), markersize=6, mew=1.4)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.7)
+    name_rows(axes, [row.label for row in rows], 0.5, 0.7)
     axes.set_xlabel(label)
-    axes.grid(axis="y", visible=False)
+    if ticks:
+        axes.xaxis.set_major_locator(MaxNLocator(ticks))
 
 
 def draw_interval(axes: Axes, y: float, row: Row) -> None:
@@ -108,9 +108,11 @@ def draw_interval(axes: Axes, y: float, row: Row) -> None:
     axes.plot(row.value, y, **mark(row.tone, row.marker, hollow=row.hollow))
 
 
-def draw_margin(axes: Axes, low: float, high: float) -> None:
-    """The margin of a claim as a pale band."""
+def draw_margin(axes: Axes, low: float, high: float, line: float | None = None) -> None:
+    """The margin of a claim as a pale band; with it a line where there is no effect."""
     axes.axvspan(low, high, color=colour("fill"), linewidth=0, zorder=0)
+    if line is not None:
+        axes.axvline(line, color=colour("muted"), linewidth=1.2)
 
 
 def draw_series(axes: Axes, xs: Sequence[float], rows: Sequence[Row], *, line: Any = "-", shift: float = 1.0) -> None:
@@ -168,14 +170,8 @@ def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) 
 
 def note(axes: Axes, text: str, x: float = 0.98, y: float = 0.96, **keywords: Any) -> None:
     """A muted remark inside the axes, upper right unless told."""
-    look: dict[str, Any] = {
-        "ha": "right",
-        "va": "top",
-        "fontsize": SMALL,
-        "color": colour("muted"),
-        "transform": axes.transAxes,
-    }
-    axes.text(x, y, text, **(look | keywords))
+    place: dict[str, Any] = {"ha": "right", "va": "top", "transform": axes.transAxes}
+    axes.text(x, y, text, **(place | {"fontsize": SMALL, "color": colour("muted")} | keywords))
 
 
 def seed_differences(comparison: TunedComparison, first: str, second: str, store: Store) -> list[float]:

@@ -93,8 +93,7 @@ def slowdown_against_tokens(store: Store) -> Figure:
     plain_ticks(axes, TOKENS[::2])
     axes.set_ylim(0.9)
     axes.legend(loc="upper right")
-    question(figure, "When does a 4-bit base slow a step?")
-    return figure
+    return question(figure, "When does a 4-bit base slow a step?")
 
 
 @figure
@@ -116,8 +115,7 @@ def memory_against_time(store: Store) -> Figure:
         )  # fmt: skip
     axes.set(xlabel=f"Time of a step / LoRA's ({store.machine or merging.MACHINE})", ylabel="GB at the peak")
     axes.set_ylim(0)
-    question(figure, "What does a saved byte cost in time?")
-    return figure
+    return question(figure, "What does a saved byte cost in time?")
 
 
 @figure
@@ -134,5 +132,4 @@ def requantised_gains(store: Store) -> Figure:
     axes.axvline(0, color=colour("muted"), linewidth=1.2)
     axes.axvline(100, color=colour("muted"), linewidth=1.2, linestyle=(0, (1, 1.5)))
     draw_rows(axes, rows, "Adapter's gain that is lost, % (band: margin)\n* its weights come from a 4-bit file")
-    question(figure, "What does quantising again leave of an adapter?")
-    return figure
+    return question(figure, "What does quantising again leave of an adapter?")

@@ -6,9 +6,11 @@ Errors are those of N(0, 1) weights, computed by quadrature over the block's lar
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import NullLocator
@@ -16,7 +18,7 @@ from scipy import optimize, special
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, decimals, label_points
-from peftbook.figures.style import SIZE, canvas, colour, drawing, question, shade
+from peftbook.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
 from peftbook.scratch.codebooks import expected_error, imbalance
 
 __all__ = [
@@ -152,14 +154,8 @@ def codebook_levels(block: int = 64) -> Figure:
     for row, (name, levels) in enumerate(codebooks().items(), start=1):
         marker, _, tone = MARKS[name]
         axes.axhline(-row * step, color=colour("rule"), linewidth=1)
-        axes.plot(
-            levels,
-            np.full(len(levels), -row * step),
-            marker,
-            color=colour(tone),
-            markersize=7,
-            markeredgecolor=colour("paper"),
-        )
+        look = {"color": colour(tone), "markersize": 7, "markeredgecolor": colour("paper")}
+        axes.plot(levels, np.full(len(levels), -row * step), marker, **look)
         axes.text(-1.08, -row * step, name, ha="right", va="center", color=colour(tone), fontweight="bold")
     axes.text(-1.08, density.max() * 0.45, "normal\nweights", ha="right", va="center", color=colour("muted"))
     axes.set(xlim=(-1.05, 1.05), ylim=(-4.6 * step, density.max() * 1.05))
@@ -167,8 +163,7 @@ def codebook_levels(block: int = 64) -> Figure:
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)
-    question(figure, "Where do the 4-bit levels lie?")
-    return figure
+    return question(figure, "Where do the 4-bit levels lie?")
 
 
 @figure
@@ -178,25 +173,13 @@ def bin_mass(block: int = 64) -> Figure:
     figure, axes = canvas(height=3.4)
     axes.bar(range(16), shares, 0.78, color=colour("lora"))
     axes.axhline(100 / 16, color=colour("qlora"), linestyle=(0, (4, 1.5)), linewidth=1.6)
-    axes.annotate(
-        "equal shares",
-        (15.5, 100 / 16),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="right",
-        color=colour("qlora"),
-        fontweight="bold",
-    )
+    tag(axes, "equal shares", (15.5, 100 / 16), (0, 4), "qlora", ha="right")
     for code in (int(shares.argmin()), int(shares.argmax())):
-        axes.annotate(
-            f"{shares[code]:.1f}", (code, shares[code]), xytext=(0, 2), textcoords="offset points", ha="center"
-        )
-    axes.set_xticks(range(16))
-    axes.set(xlabel="NF4 code (0 is −1, 7 is zero, 15 is +1)", ylabel="Weights in the code, %")
+        tag(axes, f"{shares[code]:.1f}", (code, shares[code]), (0, 2), ha="center", fontweight="normal")
+    axes.set(xticks=range(16), xlabel="NF4 code (0 is −1, 7 is zero, 15 is +1)", ylabel="Weights in the code, %")
     axes.set_ylim(0, shares.max() * 1.14)
     axes.grid(axis="x", visible=False)
-    question(figure, "Does NF4 use its 16 codes equally?")
-    return figure
+    return question(figure, "Does NF4 use its 16 codes equally?")
 
 
 @figure
@@ -207,22 +190,12 @@ def error_against_block() -> Figure:
         marker, line, tone = MARKS[name]
         errors = [1000 * mean_squared_error(levels, block) for block in BLOCKS]
         axes.plot(BLOCKS, errors, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"))
-        axes.annotate(
-            name,
-            (BLOCKS[-1], errors[-1]),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour(tone),
-            fontweight="bold",
-        )
+        tag(axes, name, (BLOCKS[-1], errors[-1]), (9, 0), tone, va="center")
     axes.set_xscale("log", base=2)
     axes.set_xticks(BLOCKS, [f"{block}" for block in BLOCKS])
-    axes.set_xlim(27, 22000)
-    axes.set_ylim(0)
+    axes.set(xlim=(27, 22000), ylim=(0, None))
     axes.set(xlabel="Weights that share one scale (block size)", ylabel="Mean squared error × 1000")
-    question(figure, "Which codebook errs least?")
-    return figure
+    return question(figure, "Which codebook errs least?")
 
 
 RATES = (2, 3, 4, 5, 6)  # bits of a code
@@ -272,97 +245,65 @@ def bits_against_block() -> Figure:
         )
     for double, tone, lift, side in ((False, "qlora", 10, "left"), (True, "lora", -19, "center")):
         value = bits_per_parameter(64, double)
-        axes.annotate(
-            f"{value:.3f} at 64",
-            (64, value),
-            xytext=(4 if side == "left" else 0, lift),
-            va="center",
-            textcoords="offset points",
-            color=colour(tone),
-            ha=side,
-            fontweight="bold",
-        )
+        tag(axes, f"{value:.3f} at 64", (64, value), (4 if side == "left" else 0, lift), tone, va="center", ha=side)
     axes.axhline(4, color=colour("muted"), linewidth=1.2)
     axes.text(540, 3.97, "the 4-bit code alone", ha="right", va="top", color=colour("muted"), fontsize=SIZE - 1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(blocks, [str(block) for block in blocks])
-    axes.set_ylim(3.6, 6.15)
-    axes.set(xlabel="Weights that share one scale (block size)", ylabel="Bits per stored weight")
+    axes.set(ylim=(3.6, 6.15), xlabel="Weights that share one scale (block size)", ylabel="Bits per stored weight")
     axes.legend(loc="upper right")
-    question(figure, "What does a stored 4-bit weight really cost?")
-    return figure
+    return question(figure, "What does a stored 4-bit weight really cost?")
+
+
+EDGES = (1.62, 5.6)  # of the three rows, in inches
+TOPS = (2.98, 1.8, 0.76)  # where they stand
+HEADS = (("Weights", "a block"), ("÷ largest", "nearest level"), ("Stored", "4-bit codes"))
 
 
 @figure
 def quantisation_steps(count: int = 12) -> Figure:
     """How does a weight become four bits? One block's weights, scaled, snapped and coded, with real numbers."""
     weights = np.random.default_rng(7).normal(size=count) * 0.05
-    levels = nf4_levels()
     largest = float(np.abs(weights).max())
-    codes = np.abs(weights[:, None] / largest - levels).argmin(axis=1)
-    width, left, right = 5.8, 1.62, 5.6
-    figure, axes = drawing(width, 4.05)
-    x = np.linspace(left + 0.18, right - 0.18, count)
-    gap = x[1] - x[0]
-
-    def label(y: float, head: str, text: str) -> None:
-        axes.text(0.1, y + 0.16, head, fontsize=SIZE, fontweight="bold", va="center", color=colour("ink"))
-        axes.text(0.1, y - 0.14, text, fontsize=SIZE - 2, va="center", color=colour("muted"))
-
-    tops = (2.98, 1.8, 0.76)
-    label(tops[0], "Weights", "a block")
-    label(tops[1], "÷ largest", "nearest level")
-    label(tops[2], "Stored", "4-bit codes")
-    peak = int(np.abs(weights).argmax())
-    for at, (px, value) in enumerate(zip(x, weights, strict=True)):
-        tone = "qlora" if at == peak else "muted"
-        axes.plot(
-            [px, px], [tops[0], tops[0] + 0.5 * value / largest], color=colour(tone), linewidth=5, solid_capstyle="butt"
-        )
-    axes.plot([left, right], [tops[0]] * 2, color=colour("ink"), linewidth=0.8)
-    axes.text(
-        x[peak],
-        tops[0] - 0.12 if weights[peak] > 0 else tops[0] + 0.12,
-        f"{weights[peak]:.3f}".replace("-", "−"),
-        ha="center",
-        va="top" if weights[peak] > 0 else "bottom",
-        color=colour("qlora"),
-        fontweight="bold",
-        fontsize=SIZE - 1,
-    )
-    for level in levels:
-        axes.plot([left, right], [tops[1] + 0.5 * level] * 2, color=colour("rule"), linewidth=0.8, zorder=0)
-    for px, value, code in zip(x, weights / largest, codes, strict=True):
-        axes.plot(px, tops[1] + 0.5 * value, "o", markersize=6, fillstyle="none", color=colour("muted"))
-        axes.plot(px, tops[1] + 0.5 * levels[code], "_", markersize=13, markeredgewidth=2.6, color=colour("lora"))
+    codes = np.abs(weights[:, None] / largest - nf4_levels()).argmin(axis=1)
+    figure, axes = drawing(5.8, 4.05)
+    x = np.linspace(EDGES[0] + 0.18, EDGES[1] - 0.18, count)
+    for y, (head, text) in zip(TOPS, HEADS, strict=True):
+        say(axes, 0.1, y + 0.16, head, ha="left", fontweight="bold")
+        say(axes, 0.1, y - 0.14, text, "muted", ha="left", fontsize=SIZE - 2)
+    draw_weights(axes, x, weights)
+    draw_snapped(axes, x, weights / largest, codes)
     for px, code in zip(x, codes, strict=True):
-        axes.add_patch(
-            Rectangle(
-                (px - gap / 2 + 0.02, tops[2] - 0.17),
-                gap - 0.04,
-                0.34,
-                facecolor=shade("lora", 0.2),
-                edgecolor=colour("lora"),
-            )
-        )
-        axes.text(px, tops[2] - 0.005, str(code), ha="center", va="center", fontsize=SIZE - 1)
-    axes.text(
-        (left + right) / 2,
-        0.26,
-        f"and one scale for the block: {largest:.3f}",
-        ha="center",
-        va="center",
-        color=colour("qlora"),
-        fontweight="bold",
-    )
-    for start, end in ((tops[0], tops[1]), (tops[1], tops[2])):
-        axes.add_patch(
-            FancyArrowPatch(
-                (0.45, start - 0.3), (0.45, end + 0.34), arrowstyle="-|>", mutation_scale=13, color=colour("muted")
-            )
-        )
-    question(figure, "How does a weight become four bits?")
-    return figure
+        corner, wide = (px - (x[1] - x[0]) / 2 + 0.02, TOPS[2] - 0.17), x[1] - x[0] - 0.04
+        axes.add_patch(Rectangle(corner, wide, 0.34, facecolor=shade("lora", 0.2), edgecolor=colour("lora")))
+        say(axes, px, TOPS[2] - 0.005, str(code), fontsize=SIZE - 1)
+    say(axes, sum(EDGES) / 2, 0.26, f"and one scale for the block: {largest:.3f}", "qlora", fontweight="bold")
+    for start, end in pairwise(TOPS):
+        ends = (0.45, start - 0.3), (0.45, end + 0.34)
+        axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=13, color=colour("muted")))
+    return question(figure, "How does a weight become four bits?")
+
+
+def draw_weights(axes: Axes, x: np.ndarray, weights: np.ndarray) -> None:
+    """The weights of a block as bars about a line, the largest in colour and with its value."""
+    peak = int(np.abs(weights).argmax())
+    for at, (px, height) in enumerate(zip(x, 0.5 * weights / np.abs(weights).max(), strict=True)):
+        tone = colour("qlora" if at == peak else "muted")
+        axes.plot([px, px], [TOPS[0], TOPS[0] + height], color=tone, linewidth=5, solid_capstyle="butt")
+    axes.plot(EDGES, [TOPS[0]] * 2, color=colour("ink"), linewidth=0.8)
+    lift, va = (-0.12, "top") if weights[peak] > 0 else (0.12, "bottom")
+    text = f"{weights[peak]:.3f}".replace("-", "−")
+    say(axes, x[peak], TOPS[0] + lift, text, "qlora", va=va, fontweight="bold", fontsize=SIZE - 1)
+
+
+def draw_snapped(axes: Axes, x: np.ndarray, scaled: np.ndarray, codes: np.ndarray) -> None:
+    """The scaled weights as circles over the levels, and the level that each snaps to as a bar."""
+    levels = TOPS[1] + 0.5 * nf4_levels()
+    for level in levels:
+        axes.plot(EDGES, [level] * 2, color=colour("rule"), linewidth=0.8, zorder=0)
+    for px, value, code in zip(x, scaled, codes, strict=True):
+        axes.plot(px, TOPS[1] + 0.5 * value, "o", markersize=6, fillstyle="none", color=colour("muted"))
+        axes.plot(px, levels[code], "_", markersize=13, markeredgewidth=2.6, color=colour("lora"))
 
 
 @figure
@@ -378,8 +319,7 @@ def outlier_error(count: int = 64) -> Figure:
         axes.plot(sizes, errors, color=colour(tone), linestyle=line, marker=marker, markevery=4, linewidth=1.6)
         ends[name] = sizes[-1], errors[-1], tone
     axes.set(xlabel="One weight, in standard deviations of the others", ylabel="Error of the others, RMS")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(0, 15.5)
+    axes.set(ylim=(0, None), xlim=(0, 15.5))
     question(figure, "What does one large weight do to the others?")
     label_points(axes, ends, column=0.82)
     return figure

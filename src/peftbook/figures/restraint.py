@@ -9,7 +9,7 @@ from peftbook.evidence.stats import half_width
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records, example_differences
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
-from peftbook.figures.style import canvas, colour, question
+from peftbook.figures.style import canvas, colour, question, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 
@@ -64,8 +64,7 @@ def differences_seen(store: Store) -> Figure:
     plain_ticks(axes, sizes.tolist())
     decimals(axes.yaxis, (1, 2, 5))
     axes.set_xlim(8.5, 60_000)
-    axes.annotate("stars: what was seen", (9, axes.get_ylim()[0]), xytext=(4, 6), textcoords="offset points",
-                  fontsize=SMALL, color=colour("muted"))  # fmt: skip
+    tag(axes, "stars: what was seen", (9, axes.get_ylim()[0]), (4, 6), "muted", fontsize=SMALL, fontweight="normal")
     question(figure, "How small a difference can a test set see?")
     label_points(axes, ends, column=0.735)
     return figure

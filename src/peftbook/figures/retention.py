@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from peftbook.figures import figure
 from peftbook.figures.lora import HIDDEN, SMOLLM2
 from peftbook.figures.parts import LOSS, SMALL, as_row, draw_series, mark, note, plain_ticks
-from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, name_rows, question, shade, tag
 from peftbook.figures.updates import PATHS
 from peftbook.records import Record, Store
 from peftbook.results import quantity
@@ -35,11 +35,8 @@ def forgetting_by_rate(store: Store) -> Figure:
     forgotten.axhline(0, color=colour("muted"), linewidth=1.2)
     for arm in forgetting.FULL:
         found = quantity(f"forgetting.{arm}_forgotten", store)
-        forgotten.annotate(
-            f"{found.value:+.2f}".replace("-", "−"), (forgetting.ARMS[arm][1], found.high or found.value),
-            xytext=(0, 5), textcoords="offset points", ha="center", color=colour("full"), fontsize=SMALL,
-            fontweight="bold",
-        )  # fmt: skip
+        place = (forgetting.ARMS[arm][1], found.high or found.value)
+        tag(forgotten, f"{found.value:+.2f}".replace("-", "−"), place, (0, 5), "full", ha="center", fontsize=SMALL)
     rates = sorted({rate for _, rate in forgetting.ARMS.values()})
     forgotten.set(xscale="log", xlabel="Learning rate")
     forgotten.set_xticks(rates, [f"{rate:.1e}".replace(".0e-0", "e-").replace("e-0", "e-") for rate in rates])
@@ -51,8 +48,7 @@ def forgetting_by_rate(store: Store) -> Figure:
         axes.set_ylim(low - 0.12 * (high - low) * (axes is losses), high + 0.08 * (high - low))
     note(losses, "full fine-tuning", 0.02, 0.04, ha="left", va="bottom", color=colour("full"), fontweight="bold")
     note(losses, "LoRA, r = 8, 64, 256", 0.98, 0.04, va="bottom", color=colour("lora"), fontweight="bold")
-    question(figure, "Does the learning rate decide what is forgotten?")
-    return figure
+    return question(figure, "Does the learning rate decide what is forgotten?")
 
 
 def draw_arms(axes: Axes, arms: Sequence[str], name: str, store: Store, shift: float = 1.0) -> None:
@@ -91,13 +87,10 @@ def update_directions(store: Store) -> Figure:
     draw_spread(axes, len(arms), noise, float(np.median(noise)), "muted", "*")
     axes.set_xscale("log")
     plain_ticks(axes, (1, 3, 10, 30, 100, 300))
-    axes.set_yticks(range(len(arms) + 1), [*(PATHS[arm][0] for arm in arms), "Noise"])
-    axes.set_ylim(len(arms) + 0.6, -0.6)
+    name_rows(axes, [*(PATHS[arm][0] for arm in arms), "Noise"], 0.4, 0.6)
     axes.set_xlim(0.8, 620)
-    axes.grid(axis="y", visible=False)
     axes.set_xlabel("Directions with 90 % of the update's energy\n(dot: a matrix; large: the median; bar: the rank)")
-    question(figure, "How many directions does an update use?")
-    return figure
+    return question(figure, "How many directions does an update use?")
 
 
 def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, tone: str, marker: str) -> None:
@@ -146,7 +139,5 @@ def rank_room(side: int = HIDDEN) -> Figure:
     axes.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
     axes.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3, 1], ["0.3 %", "1 %", "3 %", "10 %", "30 %", "all"])
     axes.minorticks_off()
-    axes.set_xlim(0.9, side)
-    axes.set_ylim(0.0025, 2.6)
-    question(figure, "What does a rank buy?")
-    return figure
+    axes.set(xlim=(0.9, side), ylim=(0.0025, 2.6))
+    return question(figure, "What does a rank buy?")

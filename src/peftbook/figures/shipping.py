@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Points, label_points, mark, note, plain_ticks
-from peftbook.figures.style import canvas, colour, question
+from peftbook.figures.style import canvas, colour, question, tag
 from peftbook.memory import SHAPES
 from peftbook.records import Store
 from peftbook.results import quantity
@@ -105,15 +105,6 @@ def bytes_a_step() -> Figure:
     plain_ticks(axes, COUNTS)
     axes.set_yticks([10, 30, 100, 300], ["10", "30", "100", "300"])
     axes.minorticks_off()
-    axes.text(
-        5,
-        150,
-        "one after the other,\nor merged copies",
-        ha="right",
-        color=colour("qlora"),
-        fontsize=SMALL,
-        fontweight="bold",
-    )
-    axes.text(8, 17, "one mixed batch", color=colour("lora"), fontsize=SMALL, fontweight="bold")
-    question(figure, "What does a decoding step\nover many adapters read?")
-    return figure
+    tag(axes, "one after the other,\nor merged copies", (5, 150), (0, 0), "qlora", ha="right", fontsize=SMALL)
+    tag(axes, "one mixed batch", (8, 17), (0, 0), "lora", fontsize=SMALL)
+    return question(figure, "What does a decoding step\nover many adapters read?")

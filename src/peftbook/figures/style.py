@@ -6,7 +6,7 @@ A figure function is called inside a mode and reads its colours here; it never a
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -25,10 +25,13 @@ __all__ = [
     "drawing",
     "look",
     "mode_context",
+    "name_rows",
     "question",
     "render_png",
     "render_svg",
+    "say",
     "shade",
+    "tag",
 ]
 
 Mode = Literal["light", "dark"]
@@ -146,9 +149,30 @@ def drawing(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def question(figure: Figure, text: str) -> None:
-    """The question that the figure answers, as its title."""
+def question(figure: Figure, text: str) -> Figure:
+    """The figure, with the question that it answers as its title."""
     figure.suptitle(text, x=0.012, ha="left", fontsize=SIZE + 1.5, fontweight="bold", color=colour("ink"))
+    return figure
+
+
+def say(axes: Axes, x: float, y: float, text: str, tone: str = "ink", **look: Any) -> None:
+    """A text in its tone, in the middle of a point unless told."""
+    axes.text(x, y, text, color=colour(tone), **({"ha": "center", "va": "center"} | look))
+
+
+def tag(
+    axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], tone: str = "ink", **look: Any
+) -> None:
+    """A direct label, `offset` points from what it names; bold and in its tone unless told."""
+    kept = {"color": colour(tone), "fontweight": "bold"} | look
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", **kept)
+
+
+def name_rows(axes: Axes, names: Sequence[str], below: float = 0.45, above: float = 0.55) -> None:
+    """Rows with their names, the first on top, so much room at either end, and no line through them."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - below, -above)
+    axes.grid(axis="y", visible=False)
 
 
 def render_svg(function: Callable[..., Figure], *args: Any, mode: Mode = "light", **options: Any) -> bytes:

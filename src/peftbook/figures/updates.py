@@ -31,12 +31,7 @@ from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.studies import forgetting, merging, subspace, targets
 
-__all__ = [
-    "forgetting_paths",
-    "merging_latency",
-    "subspace_overlap",
-    "target_matrices",
-]
+__all__ = ["forgetting_paths", "merging_latency", "subspace_overlap", "target_matrices"]
 
 
 @figure
@@ -53,21 +48,17 @@ def target_matrices(store: Store) -> Figure:
         loss_row(label, targets.COMPARISON, "targets", name, store, "lora", marker)
         for name, (label, marker) in looks.items()
     ]
-    draw_rows(losses, rows, f"Test loss, {LOSS}")
+    draw_rows(losses, rows, f"Test loss, {LOSS}", 6)
     pairs = {
         "Attention − MLP": ("attention", "mlp"),
         "q, v − all": ("query_value", "all"),
         "Attention − all": ("attention", "all"),
         "MLP − all": ("mlp", "all"),
     }
-    draw_margin(differences, -targets.MARGIN, targets.MARGIN)
-    differences.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_margin(differences, -targets.MARGIN, targets.MARGIN, 0)
     rows = [difference_row(label, targets.COMPARISON, *pair, store, tone="accent") for label, pair in pairs.items()]
-    draw_rows(differences, rows, f"Difference, paired, {LOSS} (band: margin)")
-    for axes in (losses, differences):
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-    question(figure, "Which matrices should LoRA adapt?")
-    return figure
+    draw_rows(differences, rows, f"Difference, paired, {LOSS} (band: margin)", 6)
+    return question(figure, "Which matrices should LoRA adapt?")
 
 
 PATHS = {
@@ -99,8 +90,7 @@ def forgetting_paths(store: Store) -> Figure:
     axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"Prose loss added, {LOSS}")
     low, high = axes.get_xlim()
     axes.set_xlim(high, low - 0.32 * (high - low))
-    draw_margin(differences, -forgetting.MARGIN, forgetting.MARGIN)
-    differences.axvline(0, color=colour("muted"), linewidth=1.2)
+    draw_margin(differences, -forgetting.MARGIN, forgetting.MARGIN, 0)
     best = forgetting.best_full(store)
     pairs = {(full, "r64"): f"forgetting.{full}_minus_r64_prose" for full in forgetting.FULL}
     pairs |= {(best, arm): f"forgetting.full_minus_{arm}_prose" for arm in ("r8", "r256")}
@@ -152,8 +142,7 @@ def subspace_overlap(store: Store) -> Figure:
         axes.set_title(title)
         axes.set_yticks(np.arange(len(SHOWN[0])) + 0.5, [str(i) for i in SHOWN[0]])
         axes.set_xticks(np.arange(len(SHOWN[1])) + 0.5, [str(j) for j in SHOWN[1]])
-        axes.set_ylim(len(SHOWN[0]), 0)
-        axes.set_xlabel("First j of the other")
+        axes.set(ylim=(len(SHOWN[0]), 0), xlabel="First j of the other")
         axes.grid(visible=False)
         axes.tick_params(length=0)
     panels["small_large"].set_ylabel("First i directions")
@@ -170,8 +159,7 @@ def subspace_overlap(store: Store) -> Figure:
         panels["rows"].axvline(limit, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     draw_rows(panels["rows"], rows, f"Overlap (claim: 1st above {subspace.SHARED:g}, later below {subspace.CHANCE:g})")
     panels["rows"].set_xlim(-0.05, 1)
-    question(figure, "Do ranks and seeds find the same directions?")
-    return figure
+    return question(figure, "Do ranks and seeds find the same directions?")
 
 
 def overlap_seeds(found: Sequence[Record], name: str, part: str) -> list[float]:
@@ -228,5 +216,4 @@ def merging_latency(store: Store) -> Figure:
         columnspacing=0.9,
     )
     legend.get_title().set(fontsize=SMALL, color=colour("muted"))
-    question(figure, "Is merging free in time?")
-    return figure
+    return question(figure, "Is merging free in time?")

@@ -55,15 +55,8 @@ def fit(configuration: Configuration, memory: float, reserve: float = 0.0) -> Fi
         raise InputError(f"A reserve of {reserve / 2**30:.1f} GiB leaves nothing of {memory / 2**30:.1f} GiB.")
     peak = configuration.step.peak()
     changes = () if peak.total <= room else cheapest(configuration, room)
-    return Fit(
-        configuration,
-        peak,
-        memory,
-        reserve,
-        largest(configuration, room, "batch"),
-        largest(configuration, room, "seq"),
-        changes,
-    )
+    rows, tokens = (largest(configuration, room, name) for name in ("batch", "seq"))
+    return Fit(configuration, peak, memory, reserve, rows, tokens, changes)
 
 
 def largest(configuration: Configuration, room: float, name: str) -> int:
@@ -94,51 +87,24 @@ def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
     full, adapter = setup.method == "full", setup.method != "full"
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
     changes: list[tuple[bool, str, str, dict[str, object]]] = [
-        (
-            setup.attention == "eager" and not in_float32,
-            "fused attention",
-            "nothing, and it is faster",
-            {"attention": "sdpa"},
-        ),
-        (
-            setup.batch > 1,
-            "rows one at a time",
-            "more passes for the same batch, whose gradients stay meanwhile",
-            {"batch": 1, "accumulated": True},
-        ),
-        (
-            adapter and setup.adapter_dtype == "fp32" and setup.dtype == "bf16",
-            "adapters in bfloat16",
-            "updates below a 512th to a 256th of a weight are lost, and the decay of Adam's second moment",
-            {"adapter_dtype": "bf16"},
-        ),
+        (setup.attention == "eager" and not in_float32, "fused attention", "nothing, and it is faster",
+         {"attention": "sdpa"}),
+        (setup.batch > 1, "rows one at a time", "more passes for the same batch, whose gradients stay meanwhile",
+         {"batch": 1, "accumulated": True}),
+        (adapter and setup.adapter_dtype == "fp32" and setup.dtype == "bf16", "adapters in bfloat16",
+         "updates below a 512th to a 256th of a weight are lost, and the decay of Adam's second moment",
+         {"adapter_dtype": "bf16"}),
         (setup.dropout, "no dropout", "a regulariser", {"dropout": False}),
-        (
-            not setup.checkpointing and setup.method != "prefix",
-            "checkpointing",
-            "the layers' forward pass a second time",
-            {"checkpointing": True},
-        ),
-        (
-            full and setup.optimiser in ("adamw", "paged_adamw"),
-            "moments in 8 bits",
-            "a coarser optimiser",
-            {"optimiser": "adamw_8bit"},
-        ),
-        (
-            setup.method in ("lora", "prompt", "prefix") and not setup.quantised,
-            "a base in NF4",
-            "slower steps, and weights that are rounded",
-            {"quantised": "nf4", "double": True},
-        ),
+        (not setup.checkpointing and setup.method != "prefix", "checkpointing",
+         "the layers' forward pass a second time", {"checkpointing": True}),
+        (full and setup.optimiser in ("adamw", "paged_adamw"), "moments in 8 bits", "a coarser optimiser",
+         {"optimiser": "adamw_8bit"}),
+        (setup.method in ("lora", "prompt", "prefix") and not setup.quantised, "a base in NF4",
+         "slower steps, and weights that are rounded", {"quantised": "nf4", "double": True}),
         (full, "LoRA on all matrices", "another method, with fewer parameters", {"method": "lora"}),
-        (
-            full,
-            "LoRA over NF4",
-            "another method; slower steps, and weights that are rounded",
-            {"method": "lora", "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False},
-        ),
-    ]
+        (full, "LoRA over NF4", "another method; slower steps, and weights that are rounded",
+         {"method": "lora", "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False}),
+    ]  # fmt: skip
     return [(what, cost, fields) for holds, what, cost, fields in changes if holds]
 
 

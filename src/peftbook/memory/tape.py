@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 __all__ = [
     "NOTHING",
@@ -245,20 +246,12 @@ class Tape:
         each = 2 if weight.quantised or self.autocast else x.bytes_each
         rows = x.shape[: len(x.shape) - len(d_in)]
         shape = (*rows, *d_out)
-        products = [MatrixProduct(rows, d_in, d_out, each)]
-        undoing_products = [MatrixProduct(rows, d_out, d_in, each)] * x.grad
-        undoing_products += [MatrixProduct(d_in, rows, d_out, each)] * weight.trained
+        undoing = [MatrixProduct(rows, d_out, d_in, each)] * x.grad
+        undoing += [MatrixProduct(d_in, rows, d_out, each)] * weight.trained
+        told: dict[str, Any] = {"products": [MatrixProduct(rows, d_in, d_out, each)], "undoing_products": undoing}
         if weight.quantised:
             narrow, matrix = self.cast(x, 2), product(2 + weight.constants, *d_in, *d_out)
-            y = self.apply(
-                narrow,
-                shape=shape,
-                working=matrix,
-                undoing=matrix,
-                products=products,
-                undoing_products=undoing_products,
-            )
-            return self.cast(y, x.bytes_each)
+            return self.cast(self.apply(narrow, shape=shape, working=matrix, undoing=matrix, **told), x.bytes_each)
         gradient = product(weight.bytes_each, *d_in, *d_out) if weight.trained else None
         bias = product(weight.bytes_each, *d_out) if weight.trained and weight.bias else NOTHING
         factor = self.value((*d_in, *d_out), weight.bytes_each, weight.trained, fixed=True)
@@ -272,15 +265,7 @@ class Tape:
                 inputs, gradient = [x, factor], None
         kept = [x] * weight.trained + [factor] * x.grad
         trained = gradient + bias if gradient is not None else (bias or None)
-        return self.apply(
-            *inputs,
-            shape=shape,
-            bytes_each=x.bytes_each,
-            kept=kept,
-            trained=trained,
-            products=products,
-            undoing_products=undoing_products,
-        )
+        return self.apply(*inputs, shape=shape, bytes_each=x.bytes_each, kept=kept, trained=trained, **told)
 
     def kept(self) -> dict[str, Size]:
         """Module → bytes that autograd keeps of it: each tensor once, where it was kept first."""

@@ -23,16 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Moments", "kind_of", "moments"]
 
 KINDS = (
-    "embedding",
-    "layer inputs",
-    "norms",
-    "attention",
-    "mlp",
-    "adapter inputs",
-    "logits and loss",
-    "gradients",
+    "embedding", "layer inputs", "norms", "attention", "mlp", "adapter inputs", "logits and loss", "gradients",
     "working",
-)
+)  # fmt: skip
 Column = tuple[str, tuple[str, ...]]  # kind, symbols
 Bytes = dict[Column, float]  # coefficients of the products of symbols
 

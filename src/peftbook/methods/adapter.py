@@ -9,8 +9,6 @@ from pydantic import Field
 from peftbook.memory import Shape
 from peftbook.methods.method import Look, Method, Preset
 
-__all__ = ["PRESETS", "Adapter"]
-
 
 class Adapter(Method):
     """h + W_up gelu(W_down h) after the attention and after the MLP of every layer, before the residual sum.

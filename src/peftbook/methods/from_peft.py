@@ -21,8 +21,6 @@ from peftbook.methods.prompt import UNSHARDED
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["PeftMethod", "peft_configs"]
-
 OURS = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
         "inference_mode")  # fmt: skip
 LORA_RANK = 16  # of the LoRA that a method is converted to

@@ -7,8 +7,6 @@ from typing import Any, Literal
 from peftbook.memory import Shape
 from peftbook.methods.method import Look, Method, Preset
 
-__all__ = ["PRESETS", "Full"]
-
 
 class Full(Method):
     """Every weight is trained."""

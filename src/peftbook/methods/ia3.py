@@ -8,8 +8,6 @@ from peftbook.memory import Shape
 from peftbook.memory.setup import IA3_TARGETS
 from peftbook.methods.method import Look, Method, Preset
 
-__all__ = ["IA3", "PRESETS"]
-
 
 class IA3(Method):
     """Keys, values and the MLP's inner activations are scaled, element by element, by trained vectors that start at 1.

@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from peftbook.memory import TARGETS, Shape
 from peftbook.methods.method import Look, Method, Preset, check_targets
 
-__all__ = ["PRESETS", "LoRA"]
-
 INITS = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"}
 
 

@@ -10,8 +10,6 @@ from peftbook.canonical import Spec, build
 from peftbook.errors import InputError
 from peftbook.memory import Shape
 
-__all__ = ["Look", "Method", "Preset", "check_targets", "parse"]
-
 
 class Look(NamedTuple):
     """How a method looks in every chart: short label, matplotlib's marker, line style, and its colour in each mode.

@@ -8,8 +8,6 @@ from peftbook.errors import InputError
 from peftbook.memory import Shape
 from peftbook.methods.method import Look, Method, Preset
 
-__all__ = ["PRESETS", "NormTuning"]
-
 
 class NormTuning(Method):
     """Only the gains of the normalisation layers are trained (a Llama has no biases, so BitFit has nothing to train).

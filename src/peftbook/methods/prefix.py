@@ -10,8 +10,6 @@ from peftbook.memory import Shape
 from peftbook.methods.method import Look, Method, Preset
 from peftbook.methods.prompt import UNSHARDED, common_tokens, virtual_tokens
 
-__all__ = ["PRESETS", "Prefix"]
-
 
 class Prefix(Method):
     """`length` trainable keys and values before those of every attention layer; the model stays frozen.

@@ -13,8 +13,6 @@ from peftbook.methods.method import Look, Method, Preset
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PRESETS", "UNSHARDED", "PromptTuning", "common_tokens", "virtual_tokens"]
-
 COMMON_TOKENS = 5000
 UNSHARDED = "soft prompts and prefixes reach the layers on ways that fsdp does not see"
 

@@ -15,8 +15,6 @@ from peftbook.methods.method import Look, Preset
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PRESETS", "QLoRA"]
-
 ALTERNATIONS = 5  # Li et al. 2023, section 4.1: T = 5
 BLOCK = 64
 
@@ -56,18 +54,14 @@ class QLoRA(LoRA):
 
     def quantization(self, dtype: Any) -> Any:
         """4-bit type and double quantisation stated, never left to defaults."""
+        if not self.packed:
+            return None
         from transformers import BitsAndBytesConfig
 
-        return (
-            None
-            if not self.packed
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=self.quant,
-                bnb_4bit_use_double_quant=self.double_quant,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        )
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=self.quant, bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )  # fmt: skip
 
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """LoRA on a 4-bit base as it was loaded, or on one that is rounded here and may have a corrected start."""

@@ -9,8 +9,6 @@ from pydantic import Field
 from peftbook.memory import Shape
 from peftbook.methods.method import Look, Method, Preset
 
-__all__ = ["PRESETS", "Untuned"]
-
 
 class Untuned(Method):
     """The model as it comes, with `shots` solved training examples before the question (0 = none).

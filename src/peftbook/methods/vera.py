@@ -9,8 +9,6 @@ from pydantic import Field
 from peftbook.memory import TARGETS, Shape
 from peftbook.methods.method import Look, Method, Preset, check_targets
 
-__all__ = ["PRESETS", "VeRA"]
-
 
 class VeRA(Method):
     """h = W x + Λ_b B Λ_d A x with random frozen A and B shared by all layers; only the two diagonals are trained.

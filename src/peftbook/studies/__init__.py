@@ -8,20 +8,23 @@ Whatever a record is missing for raises Missing: values that lack one are not th
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeVar
 
 from peftbook.errors import InputError
 from peftbook.evidence.stats import Interval
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Probe, Run
 
-__all__ = ["NAMES", "Quantity", "Study", "Verdict", "determined", "get_study", "study"]
+Item = TypeVar("Item")
 
 TEXTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text(encoding="utf-8"))
 NAMES = tuple(TEXTS["study"])
@@ -55,6 +58,19 @@ class Quantity:
         return cls(
             interval.mean, unit, runs, interval.low, interval.high, interval.seeds, interval.examples, digits, note
         )
+
+    @classmethod
+    def middle(
+        cls, values: Sequence[float], unit: str, runs: tuple[str, ...], note: str = "median and range", **more: Any
+    ) -> Quantity:
+        """The median of some values, and their range in place of an interval."""
+        return cls(median(values), unit, runs, min(values), max(values), note=note, **more)
+
+    @classmethod
+    def ratio(cls, logs: Interval, runs: tuple[str, ...], digits: int = 3, note: str = "", unit: str = "×") -> Quantity:
+        """A ratio, or a rate, by the interval of its logarithm."""
+        value, low, high = (math.exp(end) for end in (logs.mean, logs.low, logs.high))
+        return cls(value, unit, runs, low, high, logs.seeds, logs.examples, digits, note)
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,15 @@ def determined(measure: Callable[[Store], Mapping[str, Quantity]], store: Store)
         return measure(store)
     except Missing:
         return {}
+
+
+def gathered(measure: Callable[[Item], Mapping[str, Quantity]], items: Iterable[Item]) -> dict[str, Quantity]:
+    """The named values of each item, of those whose records are there."""
+    out: dict[str, Quantity] = {}
+    for item in items:
+        with suppress(Missing):
+            out |= measure(item)
+    return out
 
 
 def study(

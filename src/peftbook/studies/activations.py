@@ -218,7 +218,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out[f"{name}_configurations"] = Quantity(len(pairs), "configurations", keys, digits=0)
         out[f"{name}_modules"] = Quantity(sum(len(other) for _, other in pairs), "modules", keys, digits=0)
         out[f"{name}_exact"] = Quantity(exact, "", keys, n=len(pairs), digits=0)
-        out[f"{name}_ratio"] = ratio([sum(one.values()) / sum(other.values()) for one, other in pairs], keys)
+        out[f"{name}_ratio"] = Quantity.middle(
+            [sum(one.values()) / sum(other.values()) for one, other in pairs], "×", keys, n=len(pairs), digits=4
+        )
     return out
 
 
@@ -226,13 +228,9 @@ def peak_quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: the ratios of predicted and measured peaks."""
     out: dict[str, Quantity] = {}
     for name, keys, records in whole_halves(peak_probe, store):
-        out[f"{name}_peak_ratio"] = ratio([one for record in records for one in peaks(record)], keys)
+        ratios = [ratio for record in records for ratio in peaks(record)]
+        out[f"{name}_peak_ratio"] = Quantity.middle(ratios, "×", keys, n=len(ratios), digits=4)
     return out
-
-
-def ratio(found: list[float], keys: tuple[str, ...]) -> Quantity:
-    """Median and range."""
-    return Quantity(median(found), "×", keys, min(found), max(found), n=len(found), digits=4, note="median and range")
 
 
 @study("activations", lambda store: [probe(family, part) for part in PARTS for family in SIZES], quantities)

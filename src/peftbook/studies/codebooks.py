@@ -15,7 +15,7 @@ from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, gathered, study
 
 __all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "normal_probe", "probe"]
 
@@ -86,10 +86,7 @@ def named(interval: stats.Interval, unit: str, records: list[Record], digits: in
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each source: error and entropy of every codebook at block 64 and 4096; NF4 against its rivals."""
-    out: dict[str, Quantity] = {}
-    for source in SOURCES:
-        with suppress(Missing):
-            out |= source_quantities(source, found(source, store))
+    out = gathered(lambda source: source_quantities(source, found(source, store)), SOURCES)
     with suppress(Missing):
         records = found("normal", store)
         for rival in ("lloyd", "lloyd_pinned", "l1_pinned", "af4"):

@@ -16,7 +16,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.methods import ARMS
 from peftbook.tasks import get_task
 
@@ -68,10 +68,7 @@ def measured(records: list[Record], field: str) -> list[float]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Median, fastest and slowest of the repeats, for step time, speed and peak memory; ratios to LoRA, by repeat."""
-    out: dict[str, Quantity] = {}
-    for arm in ARMS:
-        with suppress(Missing):
-            out |= repeats(arm, arm_records(arm, store))
+    out = gathered(lambda arm: repeats(arm, arm_records(arm, store)), ARMS)
     for arm in ARMS:
         for name, field in (("step_seconds", "median_step_seconds"), ("peak_memory", "peak_memory_bytes")):
             if arm == "lora":

@@ -16,19 +16,7 @@ from peftbook import specs
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 
-__all__ = [
-    "FEWEST",
-    "MEAN",
-    "MOST",
-    "PARTS",
-    "RULE",
-    "RULES",
-    "SEEDS",
-    "SHAPES",
-    "Cell",
-    "cells",
-    "probe",
-]
+__all__ = ["FEWEST", "MEAN", "MOST", "PARTS", "RULE", "RULES", "SEEDS", "SHAPES", "Cell", "cells", "probe"]
 
 SEEDS = (2, 3, 4, 5)
 SHAPES = ("normal", "skewed", "all_skewed")

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.weight_error import TEXTS, task_error, weights_of
 
 __all__ = ["BLOCKS", "probe"]
@@ -78,11 +77,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
     SmolLM2's are confounded and say so.
     """
-    out: dict[str, Quantity] = {}
-    for source in SOURCES:
-        with suppress(Missing):
-            out |= source_quantities(source, store.need(probe(source)))
-    return out
+    return gathered(lambda source: source_quantities(source, store.need(probe(source))), SOURCES)
 
 
 def source_quantities(source: str, record: Record) -> dict[str, Quantity]:

@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 
 import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score
-from peftbook.records import Missing, Record, Store
+from peftbook.records import Record, Store
 from peftbook.specs import Probe
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, determined, gathered, study
 
 __all__ = ["ARMS", "DEPTHS", "SEEDS", "probe"]
 
@@ -82,15 +81,14 @@ def gain(arm: str, store: Store) -> stats.Interval:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each depth: accuracy and size of each arm, best rates, how well the model sorts upwards; gain from depth."""
-    out: dict[str, Quantity] = {}
-    for depth in DEPTHS:
-        with suppress(Missing):
-            out |= depth_quantities(depth, store)
-    for arm in ARMS:
-        with suppress(Missing):
-            keys = keys_of(*(records(depth, store) for depth in (1, DEEPEST)))
-            out[f"{arm}_gain_from_depth"] = Quantity.of(gain(arm, store), "", keys)
-    return out
+    each = gathered(lambda depth: depth_quantities(depth, store), DEPTHS)
+    return {**each, **determined(gains, store)}
+
+
+def gains(store: Store) -> dict[str, Quantity]:
+    """The gain from depth of each arm. Raises Missing."""
+    keys = keys_of(*(records(depth, store) for depth in (1, DEEPEST)))
+    return {f"{arm}_gain_from_depth": Quantity.of(gain(arm, store), "", keys) for arm in ARMS}
 
 
 def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:

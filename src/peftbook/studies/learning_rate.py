@@ -226,27 +226,21 @@ def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
     return Quantity.of(paired([wrong], [right], "loss_nats"), "nats per token", tuple(run.key for run in runs))
 
 
-def as_ratio(logs: stats.Interval, unit: str, runs: tuple[str, ...], digits: int, note: str = "") -> Quantity:
-    """An interval of logarithms as a quantity of ratios or rates."""
-    mean, low, high = (math.exp(value) for value in (logs.mean, logs.low, logs.high))
-    return Quantity(mean, unit, runs, low, high, logs.seeds, logs.examples, digits, note)
-
-
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Best rates by arm (vertex, three seeds), ratios to full fine-tuning, regrets of reusing rank 4's rate."""
     out = {name: one for arm in SHORT.arms for name, one in SHORT.sweep_quantities(arm, store).items()}
     for name in REPLICATED:
         with suppress(Missing):
             best = interval_of_logs(log_best(SHORT, name, SEEDS, store))
-            out[f"{name}_vertex"] = as_ratio(best, "", keys(name, store), -2)
+            out[f"{name}_vertex"] = Quantity.ratio(best, keys(name, store), -2, unit="")
     for name in REPLICATED[1:]:
         with suppress(Missing):
             both = keys(name, store) + keys("full", store)
-            out[f"{name}_over_full"] = as_ratio(log_ratio(name, "full", store), "×", both, 1)
+            out[f"{name}_over_full"] = Quantity.ratio(log_ratio(name, "full", store), both, 1)
     for name in REPLICATED[2:]:
         with suppress(Missing):
             both = keys(name, store) + keys("r4", store)
-            out[f"{name}_over_r4"] = as_ratio(log_ratio(name, "r4", store), "×", both, 2)
+            out[f"{name}_over_r4"] = Quantity.ratio(log_ratio(name, "r4", store), both, 2)
     for name in REPLICATED[2:]:
         with suppress(Missing):
             cost = regret(name, store)
@@ -261,7 +255,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     with suppress(Missing):
         ratio = long_log_ratio("r16", "full", store)
         runs = tuple(run.key for run in sweeps(LONG, store))
-        out["long_ratio"] = as_ratio(ratio, "×", runs, 1, "one seed: interval over examples alone")
+        out["long_ratio"] = Quantity.ratio(ratio, runs, 1, "one seed: interval over examples alone")
     return out
 
 

@@ -34,8 +34,8 @@ from peftbook.evidence.comparison import keys_of, table
 from peftbook.memory import SHAPES, Configuration, Setup
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Model
-from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio
+from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, timing
 
 __all__ = ["CASES", "HALVES", "SPLIT_SHA256", "errors", "predicted", "probe", "split_sha256", "time_probe"]
 
@@ -159,14 +159,7 @@ def predicted(one: Configuration) -> dict[str, float]:
 
 def probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that measures one case."""
-    return specs.Probe(
-        measure="memory.peak",
-        settings={"configuration": CASES[name].text, "trials": 2},
-        model=SCRATCH,
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    return timing("memory.peak", seed, machine, SCRATCH, configuration=CASES[name].text, trials=2)
 
 
 def repeats(name: str) -> tuple[int, ...]:
@@ -200,8 +193,7 @@ def points(cases: Mapping[str, Configuration], store: Store, against: str) -> li
     """(measured gigabytes, predicted / measured) of each case, in the median of its repeats."""
     found = []
     for name in cases:
-        peaks = sorted(measured(record, against) for record in records(name, store))
-        peak = peaks[len(peaks) // 2]
+        peak = median(measured(record, against) for record in records(name, store))
         found.append((peak / 1e9, predicted(cases[name])["total"] / peak))
     return found
 
@@ -215,14 +207,8 @@ MEASURED = {
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Every predicted and every measured term of each case, the errors of the total, and the seconds of a step."""
-    out: dict[str, Quantity] = {}
-    for name in CASES:
-        with suppress(Missing):
-            out |= case_quantities(name, records(name, store))
-    for part in HALVES:
-        with suppress(Missing):
-            out |= half_quantities(part, store)
-    return out
+    each = gathered(lambda name: case_quantities(name, records(name, store)), CASES)
+    return each | gathered(lambda part: half_quantities(part, store), HALVES)
 
 
 def case_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
@@ -249,9 +235,7 @@ def half_quantities(part: str, store: Store) -> dict[str, Quantity]:
         typical = [median(errors(name, found, against)) for name, found in known.items()]
         sizes, ratios = [100 * abs(error) for error in typical], [1 + error for error in typical]
         stem, digits = f"{part.replace('-', '_')}_{against}", 1 if against == "process_peak" else 4
-        out[f"{stem}_ratio"] = each(
-            median(ratios), "×", low=min(ratios), high=max(ratios), note="median and range of the cases"
-        )
+        out[f"{stem}_ratio"] = Quantity.middle(ratios, "×", keys, "median and range of the cases", n=len(known))
         out[f"{stem}_median_error"] = each(median(sizes), "%", digits=digits)
         out[f"{stem}_largest_error"] = each(max(sizes), "%", digits=digits)
     return out

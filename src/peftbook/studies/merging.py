@@ -7,9 +7,10 @@ shown. Quality: a short LoRA run on E2E, three seeds; the loss on validation exa
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, score, table, weights
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "merge_probe",
     "percent",
     "ratio_quantity",
+    "timing",
 ]
 
 MACHINE = "AMD EPYC, 2 cores"  # the machine whose records ship; `costs` was timed on another
@@ -53,23 +55,19 @@ MARGIN_QUALITY = 0.05  # a share of what the adapter gained
 STATES = ("merged", "merged_then_rounded", "unmerged_bf16", "merged_bf16")
 
 
+def timing(measure: str, seed: int, machine: str, model: specs.Model | None = None, **settings: Any) -> specs.Probe:
+    """One process that measures times or peaks, on a machine that does nothing else."""
+    return specs.Probe(
+        measure=measure, settings=settings, model=model or specs.Model(), seed=seed, purpose="timing", machine=machine
+    )
+
+
 def latency_probe(dtype: str, batch: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process of one condition."""
-    return specs.Probe(
-        measure="serving.latency",
-        settings={
-            "dtype": dtype,
-            "batch": batch,
-            "tokens": TOKENS,
-            "decode_steps": DECODE_STEPS,
-            "trials": CONDITIONS[dtype, batch][0],
-            "rank": RANK,
-            "width": WIDTH,
-        },
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    return timing(
+        "serving.latency", seed, machine, dtype=dtype, batch=batch, tokens=TOKENS, decode_steps=DECODE_STEPS,
+        trials=CONDITIONS[dtype, batch][0], rank=RANK, width=WIDTH,
+    )  # fmt: skip
 
 
 def latency_probes(store: Store) -> list[specs.Probe]:
@@ -109,9 +107,7 @@ def log_ratio(first: np.ndarray, second: np.ndarray) -> stats.Interval:
 
 def ratio_quantity(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:
     """An interval of log ratios as a ratio."""
-    value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
-    note = "ratio of medians; interval over processes and trials"
-    return Quantity(value, "×", keys, low, high, interval.seeds, interval.examples, 3, note)
+    return Quantity.ratio(interval, keys, 3, "ratio of medians; interval over processes and trials")
 
 
 def slowdown(first: str, second: str, part: str, records: Sequence[Record]) -> stats.Interval:
@@ -121,23 +117,18 @@ def slowdown(first: str, second: str, part: str, records: Sequence[Record]) -> s
 
 def latency_quantities(store: Store) -> Mapping[str, Quantity]:
     """Median seconds of every variant, and each variant's time over the merged model's, for every condition."""
-    out: dict[str, Quantity] = {}
-    for condition in CONDITIONS:
-        for part in PARTS:
-            with suppress(Missing):
-                out |= condition_quantities(part, condition, latency_records(condition, store))
-    return out
+    return gathered(lambda at: condition_quantities(*at, store), itertools.product(CONDITIONS, PARTS))
 
 
-def condition_quantities(part: str, condition: tuple[str, int], records: list[Record]) -> dict[str, Quantity]:
-    """What one condition tells about a part of the work."""
-    out, keys, where = {}, keys_of(records), f"{part}_{condition[0]}_batch{condition[1]}"
+def condition_quantities(condition: tuple[str, int], part: str, store: Store) -> dict[str, Quantity]:
+    """What one condition tells about a part of the work. Raises Missing."""
+    records, where = latency_records(condition, store), f"{part}_{condition[0]}_batch{condition[1]}"
+    out, keys, note = {}, keys_of(records), "median and range of the processes' medians"
     for name in ("base", "merged", "lora", "adapter"):
-        medians = sorted(float(record.measurements[f"{name}_{part}_seconds"] or 0) for record in records)
-        out[f"{name}_{where}_milliseconds"] = Quantity(
-            1000 * medians[len(medians) // 2], "ms", keys, 1000 * medians[0], 1000 * medians[-1],
-            len(medians), CONDITIONS[condition][0], 1, "median and range of the processes' medians",
-        )  # fmt: skip
+        values = [1000 * float(record.measurements[f"{name}_{part}_seconds"] or 0) for record in records]
+        trials, processes = CONDITIONS[condition]
+        median = Quantity.middle(values, "ms", keys, note, seeds=processes, n=trials, digits=1)
+        out[f"{name}_{where}_milliseconds"] = median
     for first, second in (("merged", "base"), ("lora", "merged"), ("adapter", "merged")):
         out[f"{first}_over_{second}_{where}"] = ratio_quantity(slowdown(first, second, part, records), keys)
     return out

@@ -31,12 +31,7 @@ from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "validation_loss"]
 
-ARMS: dict[str, Method] = {
-    "full": Full(),
-    "lora": LoRA(),
-    "qlora": QLoRA(),
-    "prompt": PromptTuning(),
-}
+ARMS: dict[str, Method] = {"full": Full(), "lora": LoRA(), "qlora": QLoRA(), "prompt": PromptTuning()}
 LABELS = {
     "untuned": "Untuned",
     "fewshot": "Five examples in the prompt",
@@ -80,11 +75,8 @@ def sweep_run(arm: str, exponent: int) -> Run:
 def sweep(arm: str, store: Store) -> dict[int, Record]:
     """Exponent → record of the sweep and of further rates at hand, in order of the rate. Raises Missing."""
     store.need_all(sweep_run(arm, exponent) for exponent in sweep_exponents(arm, store))
-    found: dict[int, Record] = {}
-    for exponent in range(-MAX_EXPONENT - 3, MAX_EXPONENT + 1):
-        if (record := store.get(sweep_run(arm, exponent))) is not None:
-            found[exponent] = record
-    return found
+    every = {k: store.get(sweep_run(arm, k)) for k in range(-MAX_EXPONENT - 3, MAX_EXPONENT + 1)}
+    return {exponent: record for exponent, record in every.items() if record is not None}
 
 
 def sweep_exponents(arm: str, store: Store) -> list[int]:
@@ -190,18 +182,15 @@ def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
         f"{arm}_sweep_runs": Quantity(len(found), "runs", keys, digits=0, seeds=1),
     }
     for name, exponent in (("best", best), ("default", 0)):
-        loss = validation_loss(found[exponent])
-        out[f"{arm}_{name}_validation_loss"] = Quantity(
-            loss, "nats per token", (found[exponent].key,), seeds=1, n=200, digits=3
-        )
+        loss, key = validation_loss(found[exponent]), found[exponent].key
+        out[f"{arm}_{name}_validation_loss"] = Quantity(loss, "nats per token", (key,), seeds=1, n=200, digits=3)
     return out
 
 
 def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
     """An arm's test scores with intervals, its size and its counts."""
     keys, first, loss = keys_of(records), records[0], score(records, "loss_nats")
-    mean, low, high = (math.exp(nats) for nats in (loss.mean, loss.low, loss.high))
-    perplexity = Quantity(mean, "", keys, low, high, len(records), loss.examples, 2)
+    perplexity = Quantity.ratio(loss, keys, 2, unit="")
     scores = score_quantities(arm, records, groups())
     out = {f"{arm}_loss": scores[f"{arm}_loss"], f"{arm}_perplexity": perplexity} | scores
     trainable, total = (int(first.measurements[f"{which}_parameters"] or 0) for which in ("trainable", "total"))

@@ -56,18 +56,16 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def length_verdict(store: Store) -> Verdict:
     """Are 20 tokens better than one?"""
     first, second = arm_name(1, "vocabulary"), arm_name(20, "vocabulary")
-    return COMPARISON.verdict(
-        first, second, 0.0, (MARGIN, math.inf), "Test loss with 1 token minus that with 20", store
-    )
+    what = "Test loss with 1 token minus that with 20"
+    return COMPARISON.verdict(first, second, 0.0, (MARGIN, math.inf), what, store)
 
 
 @study("prompt_longer", COMPARISON.runs, quantities)
 def longer_verdict(store: Store) -> Verdict:
     """Do 100 tokens gain less than the margin over 20?"""
     first, second = arm_name(20, "vocabulary"), arm_name(100, "vocabulary")
-    return COMPARISON.verdict(
-        first, second, 0.0, (-math.inf, MARGIN), "Test loss with 20 tokens minus that with 100", store
-    )
+    what = "Test loss with 20 tokens minus that with 100"
+    return COMPARISON.verdict(first, second, 0.0, (-math.inf, MARGIN), what, store)
 
 
 @study("prompt_init", COMPARISON.runs, quantities)

@@ -28,7 +28,7 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.merging import loss_quantities, lost_share, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, TunedComparison
@@ -163,11 +163,7 @@ def merged_runs(store: Store) -> list[Run | specs.Probe]:
 
 def merged_quantities(store: Store) -> Mapping[str, Quantity]:
     """By model and type: the losses of all states, the adapter's gain, and what each recipe loses of it."""
-    out: dict[str, Quantity] = {}
-    for model, arm in MERGED:
-        with suppress(Missing):
-            out |= merged_losses(f"{model}_{arm}", merged_records(model, arm, store))
-    return out
+    return gathered(lambda arm: merged_losses("_".join(arm), merged_records(*arm, store)), MERGED)
 
 
 def merged_losses(name: str, records: list[Record]) -> dict[str, Quantity]:

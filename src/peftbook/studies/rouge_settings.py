@@ -46,11 +46,7 @@ def settings_probe(store: Store) -> Probe:
     final = [(arm, run) for arm in ARMS for run in methods.final_runs(arm, store)]
     return Probe(
         measure="rouge.settings",
-        settings={
-            "systems": tuple(arm for arm, _ in final),
-            "scorings": SCORINGS,
-            "bootstrap_seeds": BOOTSTRAP_SEEDS,
-        },
+        settings={"systems": tuple(arm for arm, _ in final), "scorings": SCORINGS, "bootstrap_seeds": BOOTSTRAP_SEEDS},
         runs=tuple(run for _, run in final),
     )
 

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 
 import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table
-from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, timing
 
 __all__ = ["COUNTS", "REPEATS", "probe"]
 
@@ -37,21 +36,10 @@ MARGIN = 0.05  # a share of the time
 
 def probe(adapters: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that serves a batch over so many adapters."""
-    return specs.Probe(
-        measure="serving.many_adapters",
-        settings={
-            "adapters": adapters,
-            "batch": BATCH,
-            "tokens": TOKENS,
-            "new_tokens": NEW_TOKENS,
-            "trials": TRIALS,
-            "rank": RANK,
-            "dtype": "fp32",
-        },
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    return timing(
+        "serving.many_adapters", seed, machine, adapters=adapters, batch=BATCH, tokens=TOKENS, new_tokens=NEW_TOKENS,
+        trials=TRIALS, rank=RANK, dtype="fp32",
+    )  # fmt: skip
 
 
 def runs(store: Store) -> list[specs.Probe]:
@@ -77,21 +65,16 @@ def speedup(first: str, second: str, records: list[Record]) -> stats.Interval:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Generated tokens per second of every contender and number of adapters; speed of the mixed batch over the rest."""
-    out: dict[str, Quantity] = {}
-    for count in COUNTS:
-        with suppress(Missing):
-            out |= count_quantities(count, records(count, store))
-    return out
+    return gathered(lambda count: count_quantities(count, records(count, store)), COUNTS)
 
 
 def count_quantities(count: int, found: list[Record]) -> dict[str, Quantity]:
     """Of one number of adapters."""
     out, keys, note = {}, keys_of(found), "median and range of the processes' medians"
     for name in CONTENDERS:
-        values = sorted(float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found)
-        out[f"{name}_{count}_tokens_per_second"] = Quantity(
-            values[len(values) // 2], "tokens/s", keys, values[0], values[-1], len(values), TRIALS, 1, note
-        )
+        speeds = [float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found]
+        speed = Quantity.middle(speeds, "tokens/s", keys, note, seeds=len(speeds), n=TRIALS, digits=1)
+        out[f"{name}_{count}_tokens_per_second"] = speed
     for other in CONTENDERS[1:]:
         out[f"mixed_over_{other}_{count}"] = ratio_quantity(speedup("mixed", other, found), keys)
     return out

@@ -32,11 +32,7 @@ COMPARISON = TunedComparison(
         Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),
         Arm("lora", "LoRA", LoRA(), rates(-2, 4, 2), 2e-4),
         Arm(
-            "prompt",
-            "Prompt tuning, 8 tokens",
-            PromptTuning(length=8, init="text", init_text=TEXT),
-            PROMPT_RATES,
-            0.3,
+            "prompt", "Prompt tuning, 8 tokens", PromptTuning(length=8, init="text", init_text=TEXT), PROMPT_RATES, 0.3
         ),
     ),
     factor=4,

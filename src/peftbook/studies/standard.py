@@ -8,13 +8,12 @@ of any of a task's runs that has 90 % of the gain over the untuned model, the ga
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence.comparison import keys_of
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.records import Record, Store
+from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec
 
 __all__ = ["E2E_TOKENS", "RUNS", "STEPS", "budget_point", "probes", "rates"]
@@ -75,11 +74,7 @@ def budget_point(found: list[Record]) -> tuple[Record, int]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each task: loss before and at best, and tokens and steps at which the share of the gain is reached."""
-    out: dict[str, Quantity] = {}
-    for task in RUNS:
-        with suppress(Missing):
-            out |= budget(task, records(task, store))
-    return out
+    return gathered(lambda task: budget(task, records(task, store)), RUNS)
 
 
 def budget(task: str, found: list[Record]) -> dict[str, Quantity]:

@@ -15,7 +15,6 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, half, whole_halves
 from peftbook.studies.memory import SCRATCH
-from peftbook.studies.merging import MACHINE
+from peftbook.studies.merging import MACHINE, timing
 
 __all__ = ["probe", "ratios"]
 
@@ -46,13 +45,7 @@ def enlarged(one: Configuration) -> Configuration:
 def probe(family: str, part: str) -> specs.Probe:
     """One process that measures the machine's rates and times a family's configurations of one half."""
     texts = tuple(enlarged(one).text for name, one in GRID[part].items() if name.startswith(f"{family}_"))
-    return specs.Probe(
-        measure="seconds.steps",
-        settings={"configurations": texts, "trials": TRIALS},
-        model=SCRATCH,
-        purpose="timing",
-        machine=MACHINE,
-    )
+    return timing("seconds.steps", 0, MACHINE, SCRATCH, configurations=texts, trials=TRIALS)
 
 
 def ratios(record: Record) -> Iterator[float]:
@@ -81,14 +74,13 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out: dict[str, Quantity] = {}
     for name, keys, records in whole_halves(probe, store):
         found = [one for record in records for one in ratios(record)]
-        note = "median and range"
-        out[f"{name}_ratio"] = Quantity(median(found), "×", keys, min(found), max(found), n=len(found), note=note)
+        out[f"{name}_ratio"] = Quantity.middle(found, "×", keys, n=len(found))
         error = median_error(found)
         out[f"{name}_median_error"] = Quantity(
             100 * error.mean, "%", keys, 100 * error.low, 100 * error.high, n=len(found), digits=1
         )
         spent = [float(record.measurements["calibration_seconds"] or 0) for record in records]
-        out[f"{name}_calibration"] = Quantity(median(spent), "s", keys, min(spent), max(spent), digits=1, note=note)
+        out[f"{name}_calibration"] = Quantity.middle(spent, "s", keys, digits=1)
     return out
 
 

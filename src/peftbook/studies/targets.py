@@ -51,14 +51,12 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 @study("targets", COMPARISON.runs, quantities)
 def mlp_verdict(store: Store) -> Verdict:
     """Is attention-only worse than MLP-only?"""
-    return COMPARISON.verdict(
-        "attention", "mlp", MARGIN, (0.0, math.inf), "Test loss of attention-only minus MLP-only", store
-    )
+    what = "Test loss of attention-only minus MLP-only"
+    return COMPARISON.verdict("attention", "mlp", MARGIN, (0.0, math.inf), what, store)
 
 
 @study("targets_all", COMPARISON.runs, quantities)
 def all_verdict(store: Store) -> Verdict:
     """Are q and v alone worse than all linear layers?"""
-    return COMPARISON.verdict(
-        "query_value", "all", MARGIN, (0.0, math.inf), "Test loss of q and v minus all linear layers", store
-    )
+    what = "Test loss of q and v minus all linear layers"
+    return COMPARISON.verdict("query_value", "all", MARGIN, (0.0, math.inf), what, store)

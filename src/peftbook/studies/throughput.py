@@ -24,9 +24,9 @@ from peftbook import specs
 from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
-from peftbook.studies import NAMES, Quantity, Verdict, costs, get_study, study
+from peftbook.studies import NAMES, Quantity, Verdict, costs, gathered, get_study, study
 from peftbook.studies.memory import SCRATCH
-from peftbook.studies.merging import MACHINE
+from peftbook.studies.merging import MACHINE, timing
 
 __all__ = ["CREWS", "MEASURED", "PAIR", "SINGLES", "WORKERS", "Crew", "stages"]
 
@@ -59,14 +59,7 @@ class Crew:
     def probe(self, seed: int) -> specs.Probe:
         """One measurement of the queue."""
         own = {} if self.threads is None else {"threads": self.threads}
-        return specs.Probe(
-            measure="throughput.throughput",
-            settings={"workers": self.workers, "jobs": JOBS, **own},
-            model=SCRATCH,
-            seed=seed,
-            purpose="timing",
-            machine=self.machine,
-        )
+        return timing("throughput.throughput", seed, self.machine, SCRATCH, workers=self.workers, jobs=JOBS, **own)
 
     def records(self, store: Store) -> list[Record]:
         """Its repeats. Raises Missing."""
@@ -127,10 +120,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
         for workers in WORKERS:
             out[f"on_{workers}"] = hours(makespan(known, workers) / 3600, digits=1)
-    for crew in (*CREWS, *SINGLES, PAIR):
-        with suppress(Missing):
-            out |= measured(crew.name, crew.records(store))
-    return out
+    return out | gathered(lambda crew: measured(crew.name, crew.records(store)), (*CREWS, *SINGLES, PAIR))
 
 
 def measured(name: str, repeats: list[Record]) -> dict[str, Quantity]:
@@ -140,10 +130,10 @@ def measured(name: str, repeats: list[Record]) -> dict[str, Quantity]:
     driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
     spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]
     work = [second for record in repeats for second in seconds(record)[1]]
-    each = functools.partial(Quantity, runs=keys, digits=0, seeds=len(repeats), note=note)
+    each = functools.partial(Quantity.middle, runs=keys, digits=0, seeds=len(repeats), note=note)
     return {
-        f"measured_{name}": each(median(hourly), "runs per hour", low=min(hourly), high=max(hourly), n=JOBS),
-        f"driver_{name}": each(median(driver), "ms", low=min(driver), high=max(driver)),
+        f"measured_{name}": each(hourly, "runs per hour", n=JOBS),
+        f"driver_{name}": each(driver, "ms"),
         f"start_{name}": Quantity(median(spent), "s", keys, n=len(spent), digits=1, note="median of the runs"),
         f"work_{name}": Quantity(median(work), "s", keys, n=len(work), digits=0, note="median of the runs"),
     }

@@ -25,7 +25,7 @@ from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
 
 __all__ = ["BLOCKS", "ORDER", "probe"]
@@ -188,12 +188,12 @@ def cost(found: Sequence[Record], first: str, second: str = "full") -> stats.Int
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each model: correlations, and for every codebook the error of its weights and what its use costs."""
-    out: dict[str, Quantity] = {}
-    for source in SOURCES:
-        with suppress(Missing):
-            found = records(source, store)
-            out |= cost_quantities(source, found) | correlation_quantities(source, found)
-    return out
+
+    def of(source: str) -> dict[str, Quantity]:
+        found = records(source, store)
+        return cost_quantities(source, found) | correlation_quantities(source, found)
+
+    return gathered(of, SOURCES)
 
 
 def cost_quantities(source: str, found: Sequence[Record]) -> dict[str, Quantity]:
@@ -305,10 +305,5 @@ def order_verdict(store: Store) -> Verdict:
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "
         f"{MARGIN})."
     )
-    if "refuted" in outcomes:
-        outcome = "refuted"
-    elif set(outcomes) == {"reproduced"}:
-        outcome = "reproduced"
-    else:
-        outcome = "undecided"
+    outcome = "refuted" if "refuted" in outcomes else "reproduced" if set(outcomes) == {"reproduced"} else "undecided"
     return Verdict(outcome, sentence, tuple(f"small_{better}_minus_{worse}" for better, worse in pairs))

@@ -17,21 +17,6 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.errors import InputError
 
-__all__ = [
-    "DATA",
-    "Example",
-    "TaskData",
-    "check_pinned",
-    "data_at_hand",
-    "file_sha256",
-    "get_task",
-    "how_to_restore",
-    "references",
-    "task_names",
-    "task_spec",
-    "test_groups",
-]
-
 DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "validation", "test")
 

@@ -28,14 +28,7 @@ from peftbook.tasks.docstrings import FILTERS
 from peftbook.tasks.docstrings_packages import PACKAGES, python_files
 from peftbook.tasks.similarity import NEAR_DUPLICATE, SimilarSets, jaccard
 
-__all__ = [
-    "Row",
-    "build",
-    "code_tokens",
-    "first_sentence",
-    "jaccard",
-    "strip_function",
-]
+__all__ = ["Row", "build", "code_tokens", "first_sentence", "jaccard", "strip_function"]
 
 SIZES = {"train": 4000, "validation": 450, "test": 450}
 SOURCE_CHARS = (80, 500)

@@ -137,12 +137,7 @@ def check_enough(examples: Sequence[Example], faults: Sequence[Fault]) -> None:
         raise InputError(f"There are {len(examples)} usable rows: a split needs at least {MIN_ROWS}{first}.")
 
 
-def task_from_table(
-    table: Table,
-    columns: Columns,
-    split: Split = Split(),
-    instruction: str = "{input}",
-) -> TaskData:
+def task_from_table(table: Table, columns: Columns, split: Split = Split(), instruction: str = "{input}") -> TaskData:
     """The usable rows as a task named "files"; its `data_sha256` is that of their texts and of all that is given here.
 
     instruction: the user turn, with `{input}` where the input goes. Raises InputError where that is no task.

@@ -60,35 +60,24 @@ def _wikisql(row: Mapping) -> tuple[str, str]:
 
 
 HUB: dict[str, HubSource] = {
-    "tweetsumm": HubSource(
-        "Andyrasika/TweetSumm-tuned",  # a re-upload of the 879/110/110 split; Salesforce/dialogstudio asks for a log-in
-        "default",
-        "CDLA-Sharing-1.0",
-        "Summarize this customer service conversation.\n\n{input}",
-        _columns("conversation", "summary"),
+    "tweetsumm": HubSource(  # a re-upload of the 879/110/110 split; Salesforce/dialogstudio asks for a log-in
+        "Andyrasika/TweetSumm-tuned", "default", "CDLA-Sharing-1.0",
+        "Summarize this customer service conversation.\n\n{input}", _columns("conversation", "summary"),
     ),
     "wikisql": HubSource(
-        "Salesforce/wikisql",
-        "default",
-        "BSD-3-Clause",
-        "Write the SQL query that answers the question.\n\n{input}",
-        _wikisql,
+        "Salesforce/wikisql", "default", "BSD-3-Clause",
+        "Write the SQL query that answers the question.\n\n{input}", _wikisql,
     ),
     "samsum": HubSource(
-        "knkarthick/samsum",
-        "default",
-        "CC-BY-NC-ND-4.0",
-        "Summarize this conversation.\n\n{input}",
-        _columns("dialogue", "summary"),
+        "knkarthick/samsum", "default", "CC-BY-NC-ND-4.0",
+        "Summarize this conversation.\n\n{input}", _columns("dialogue", "summary"),
     ),
     "e2e": HubSource(
-        "tuetschek/e2e_nlg",
-        "default",
-        "CC-BY-SA-4.0",
+        "tuetschek/e2e_nlg", "default", "CC-BY-SA-4.0",
         "Describe this place in one or two sentences that say every given fact.\n\n{input}",
         _columns("meaning_representation", "human_reference"),
     ),
-}
+}  # fmt: skip
 
 
 def load_hub(name: str, *, path: str | Path | None = None, revision: str | None = None) -> TaskData:

@@ -41,15 +41,8 @@ class File:
         import pyarrow.parquet as pq
 
         self.what, self.caps = what, caps
-        self.errors = (
-            pa.ArrowException,
-            OSError,
-            ValueError,
-            KeyError,
-            OverflowError,
-            MemoryError,
-            NotImplementedError,
-        )
+        plain_errors = (OSError, ValueError, KeyError, OverflowError, MemoryError, NotImplementedError)
+        self.errors = (pa.ArrowException, *plain_errors)
         source = pa.BufferReader(content)
         limits: dict[str, Any] = {"thrift_string_size_limit": 10_000_000, "thrift_container_size_limit": 1_000_000}
         try:

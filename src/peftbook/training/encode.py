@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from peftbook.tasks import Example, TaskData
 __all__ = [
     "Encoded",
     "batch_plan",
+    "common_start",
     "encode_example",
     "encode_prompt",
     "encode_training",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 POOL_BATCHES = 16
+Row = TypeVar("Row", list[int], tuple[int, ...])
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,13 @@ def encode_training(tokenizer, task: TaskData, budget: Budget) -> list[Encoded]:
 
 def shared_prefix(examples: Sequence[Encoded]) -> int:
     """How many leading ids all examples share, at most all before the first position that predicts a label."""
-    if len(examples) < 2:
-        return 0
-    first, last = min(example.ids for example in examples), max(example.ids for example in examples)
-    limit = min(example.start for example in examples) - 1
-    return next((at for at in range(limit) if first[at] != last[at]), limit)
+    return common_start([example.ids for example in examples], min(example.start for example in examples) - 1)
+
+
+def common_start(rows: Sequence[Row], most: int) -> int:
+    """How many leading ids all rows share, at most so many; none where there is only one."""
+    first, last = min(rows), max(rows)
+    return next((at for at in range(most) if first[at] != last[at]), most) if len(rows) > 1 else 0
 
 
 def loss_batch(shots: int) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from peftbook import metrics, specs
@@ -68,6 +69,14 @@ class Trainee:
     def encoded(self) -> list[Encoded]:
         """The training examples as token ids."""
         return encode_training(self.tokenizer, self.task, self.run.budget) if self.run.budget else []
+
+    @functools.cached_property
+    def graded(self) -> list[Encoded]:
+        """The examples on which the run takes its loss as token ids, the solved ones before their questions."""
+        run, task = self.run, self.task
+        shots, limit = few_shots(task, run), run.budget.max_length if run.budget else 4096
+        examples = task.splits[run.evaluation.split][: run.evaluation.n_loss]
+        return [encode_example(self.tokenizer, task, one, limit, shots) for one in examples]
 
     def train(
         self,
@@ -193,7 +202,7 @@ def compute(
     phases("loading")
     trainee = processes.agree(lambda: prepare(run, task, processes))
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
-    count_parameters(trainee.model, out["measurements"])
+    count_parameters(trainee, out["measurements"])
     if run.budget is not None:
         phases("encoding")
     predicted = predict(trainee) if processes.count == 1 else {}
@@ -233,8 +242,7 @@ def compute(
 
 def predict(trainee: Trainee) -> dict[str, float]:
     """Seconds of the run's parts by the time model; empty where the machine's rates, or the model, are not known."""
-    rates = known_rates(trainee.run.platform)
-    if rates is None:
+    if (rates := known_rates(trainee.run.platform)) is None:
         return {}
     try:
         shape = shape_from_config(trainee.loaded.model.config.to_dict())
@@ -250,15 +258,13 @@ def save_trained(trainee: Trainee, folder: Path) -> None:
         trainee.model.save_pretrained(folder, **state)
 
 
-def count_parameters(model: torch.nn.Module, out: dict) -> None:
+def count_parameters(trainee: Trainee, out: dict) -> None:
     """Trainable and total parameters; a 4-bit weight counts once for each value it stores."""
-    trainable = sum(value.numel() for value in trainable_state(model).values())
-    total = 0
-    for value in model.parameters():
-        state = getattr(value, "quant_state", None)
-        total += math.prod(state.shape) if state is not None else value.numel()
-    out["trainable_parameters"] = trainable
-    out["total_parameters"] = total
+    states = [(value, getattr(value, "quant_state", None)) for value in trainee.model.parameters()]
+    out["trainable_parameters"] = trainee.trainable
+    out["total_parameters"] = sum(
+        math.prod(state.shape) if state is not None else value.numel() for value, state in states
+    )
 
 
 def train_in_steps(
@@ -274,12 +280,8 @@ def train_in_steps(
         watch.step(progress)
         phases("training", progress.step, progress.steps, describe_step(progress.loss, progress.tokens_per_second))
 
-    return trainee.train(
-        show,
-        checkpoint=checkpoint if run.purpose == "quality" else None,
-        micro_batch=micro_batch,
-        out=out["measurements"],
-    )
+    kept = checkpoint if run.purpose == "quality" else None
+    return trainee.train(show, checkpoint=kept, micro_batch=micro_batch, out=out["measurements"])
 
 
 def describe_training(result: Trained, out: dict) -> None:
@@ -338,14 +340,11 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
 
 def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:
     """Nats and label tokens of the split's first n_loss examples."""
-    task, run, tokenizer = trainee.task, trainee.run, trainee.tokenizer
-    shots, limit = few_shots(task, run), run.budget.max_length if run.budget else 4096
-    examples = task.splits[run.evaluation.split][: run.evaluation.n_loss]
-    encoded = [encode_example(tokenizer, task, one, limit, shots) for one in examples]
+    run, pad_id = trainee.run, trainee.tokenizer.pad_token_id
+    size = loss_batch(run.method.examples_shown)
     return losses(
-        model, encoded, pad_id=tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform,
-        batch_size=loss_batch(len(shots)), on_batch=on_batch,
-    )  # fmt: skip
+        model, trainee.graded, pad_id=pad_id, dtype=run.dtype, platform=run.platform, batch_size=size, on_batch=on_batch
+    )
 
 
 def score_as_lora(trainee: Trainee, measured: dict) -> None:
@@ -358,8 +357,6 @@ def score_as_lora(trainee: Trainee, measured: dict) -> None:
 
 def few_shots(task: TaskData, run: specs.Run):
     """The solved examples before the question: drawn from the training split by the run's seed."""
-    import numpy as np
-
     if not run.method.examples_shown:
         return ()
     train_split = task.splits["train"]

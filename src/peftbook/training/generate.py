@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from peftbook.training.distributed import gathered
-from peftbook.training.encode import sorted_batches
+from peftbook.training.encode import common_start, sorted_batches
 from peftbook.training.forward import causal_model, start_cache
 from peftbook.training.products import half_products
 
@@ -51,7 +51,7 @@ def decode_batch(model: nn.Module, tokenizer, prompts: list[list[int]], max_new_
     if base.config._attn_implementation != "sdpa":
         base.set_attn_implementation("sdpa")
     device = base.get_input_embeddings().weight.device
-    shared = common_start(prompts) if len(prompts) > 1 else 0
+    shared = common_start(prompts, min(map(len, prompts)) - 1)
     cache = start_cache(model, torch.tensor([prompts[0][:shared]], dtype=torch.long, device=device), len(prompts))
     before = cache.get_seq_length() if cache is not None else 0
     width = max(map(len, prompts)) - shared
@@ -80,10 +80,3 @@ def decode_batch(model: nn.Module, tokenizer, prompts: list[list[int]], max_new_
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
     return answers
-
-
-def common_start(prompts: list[list[int]]) -> int:
-    """How many leading ids all prompts share, at most all but one of the shortest."""
-    first, last = min(prompts), max(prompts)
-    limit = min(map(len, prompts)) - 1
-    return next((at for at in range(limit) if first[at] != last[at]), limit)

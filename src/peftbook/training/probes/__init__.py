@@ -14,8 +14,6 @@ from typing import Any
 from peftbook import specs
 from peftbook.errors import InputError
 
-__all__ = ["Findings", "measure", "positive"]
-
 
 @dataclass(frozen=True)
 class Findings:

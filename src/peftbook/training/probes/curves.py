@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from peftbook import specs
-from peftbook.tasks import get_task, prose
-from peftbook.training.encode import Encoded, encode_example, encode_plain
+from peftbook.tasks import prose
+from peftbook.training.encode import Encoded, encode_plain
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.loop import losses
 from peftbook.training.probes import Findings
@@ -25,14 +25,7 @@ def learning_curve(probe: specs.Probe) -> Findings:
     """
     (run,) = probe.runs
     trainee = prepare(run)
-    task = get_task(run.task.name)
-    limit = run.budget.max_length if run.budget else 512
-    sets = {
-        "validation": [
-            encode_example(trainee.tokenizer, task, example, limit)
-            for example in task.splits["validation"][: run.evaluation.n_loss]
-        ]
-    }
+    sets = {"validation": trainee.graded}
     if probe.settings.get("prose"):
         sets["prose"] = prose_pieces(trainee.tokenizer)
     wanted = {int(step) for step in probe.numbers("steps")}

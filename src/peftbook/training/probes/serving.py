@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -21,8 +21,6 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
-from peftbook.tasks import get_task
-from peftbook.training.encode import Encoded, encode_example
 from peftbook.training.execute import prepare
 from peftbook.training.forward import apply_method, causal_model
 from peftbook.training.loop import losses
@@ -53,15 +51,8 @@ def latency(probe: specs.Probe) -> Findings:
     batch, tokens, steps, trials = positive(probe, "batch", "tokens", "decode_steps", "trials")
     models = {name: variant(name, probe) for name in VARIANTS}
     ids, following = random_ids(models["base"], probe, batch, tokens, steps)
-    rng = np.random.default_rng(probe.seed)
-    times = empty_times(VARIANTS)
-    logits: dict[str, Tensor] = {}
-    for trial in range(trials + 1):
-        for name in rng.permutation(VARIANTS).tolist():
-            forward, decode, logits[name] = request(models[name], ids, following, probe.platform)
-            if trial:
-                times[f"{name}_forward_seconds"].append(round(forward, 6))
-                times[f"{name}_decode_seconds"].append(round(decode / steps, 6))
+    contenders = {name: functools.partial(request, models[name]) for name in VARIANTS}
+    times, logits = timed(contenders, ids, following, probe, trials, steps)
     effect = rms(logits["lora"] - logits["base"])
     return Findings(
         measurements={
@@ -73,9 +64,25 @@ def latency(probe: specs.Probe) -> Findings:
     )
 
 
-def empty_times(names: Sequence[str]) -> dict[str, list[float]]:
-    """A list of seconds for each name and each part of a request."""
-    return {f"{name}_{part}_seconds": [] for name in names for part in ("forward", "decode")}
+def timed(
+    contenders: Mapping[str, Server], ids: Tensor, following: Tensor, probe: specs.Probe, trials: int, steps: int = 1
+) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """Seconds of each part of a request by each contender, those of decoding over `steps`; and its last logits.
+
+    A trial runs every contender once, in an order drawn anew; the first trial is not recorded.
+    """
+    rng = np.random.default_rng(probe.seed)
+    times: dict[str, list[float]] = {
+        f"{name}_{part}_seconds": [] for name in contenders for part in ("forward", "decode")
+    }
+    logits: dict[str, Tensor] = {}
+    for trial in range(trials + 1):
+        for name in rng.permutation(list(contenders)).tolist():
+            forward, decode, logits[name] = contenders[name](ids, following, probe.platform)
+            if trial:
+                times[f"{name}_forward_seconds"].append(round(forward, 6))
+                times[f"{name}_decode_seconds"].append(round(decode / steps, 6))
+    return times, logits
 
 
 def variant(name: str, probe: specs.Probe) -> nn.Module:
@@ -161,15 +168,7 @@ def many_adapters(probe: specs.Probe) -> Findings:
     base.to(chosen_dtype(probe)).eval()
     ids, following = random_ids(base, probe, batch, tokens, steps)
     contenders = serving_contenders(base, probe, rows, count)
-    rng = np.random.default_rng(probe.seed)
-    times = empty_times(CONTENDERS)
-    logits: dict[str, Tensor] = {}
-    for trial in range(trials + 1):
-        for name in rng.permutation(CONTENDERS).tolist():
-            forward, decode, logits[name] = contenders[name](ids, following, probe.platform)
-            if trial:
-                times[f"{name}_forward_seconds"].append(round(forward, 6))
-                times[f"{name}_decode_seconds"].append(round(decode, 6))
+    times, logits = timed(contenders, ids, following, probe, trials)
     measured: dict[str, float | int | None] = {"threads": torch.get_num_threads()}
     for name in CONTENDERS:
         parts = zip(times[f"{name}_forward_seconds"], times[f"{name}_decode_seconds"], strict=True)
@@ -244,21 +243,12 @@ def merge_gap(probe: specs.Probe) -> Findings:
     """
     (run,) = probe.runs
     trainee = prepare(run)
-    encoded = evaluation_examples(run, trainee.tokenizer)
     trained = trainee.train()
-    gaps = compare_merges(trainee.model, encoded, trainee.tokenizer.pad_token_id, run.platform)
+    gaps = compare_merges(trainee.model, trainee.graded, trainee.tokenizer.pad_token_id, run.platform)
     return Findings(
         measurements={**gaps.measurements, "train_tokens": trained.tokens if trained else 0},
         per_example=gaps.per_example,
     )
-
-
-def evaluation_examples(run: specs.Run, tokenizer: Any) -> list[Encoded]:
-    """The encoded examples on which a run takes its loss."""
-    task = get_task(run.task.name)
-    limit = run.budget.max_length if run.budget else 512
-    chosen = task.splits[run.evaluation.split][: run.evaluation.n_loss]
-    return [encode_example(tokenizer, task, example, limit) for example in chosen]
 
 
 def requantise_gap(probe: specs.Probe) -> Findings:
@@ -272,14 +262,13 @@ def requantise_gap(probe: specs.Probe) -> Findings:
     if not isinstance(method, QLoRA) or method.init != "kaiming" or method.dora:
         raise InputError(f"requantise_gap needs a QLoRA run with init 'kaiming' and without DoRA, not {method!r}.")
     trainee = prepare(run)
-    encoded = evaluation_examples(run, trainee.tokenizer)
     trained = trainee.train()
     pad_id = trainee.tokenizer.pad_token_id
-    beside, counts = losses(trainee.model, encoded, pad_id=pad_id, dtype="fp32", platform=run.platform)
+    beside, counts = losses(trainee.model, trainee.graded, pad_id=pad_id, dtype="fp32", platform=run.platform)
     state = {name: value.float() for name, value in adapter_state(trainee.model, "default").items()}
     (scaling,) = {layer.scaling["default"] for layer in lora_layers(trainee.model).values()}
     base: nn.Module = load_model(run.model, platform=run.platform).model
-    nats = requantised_losses(base, state, scaling, method, encoded, pad_id, run.platform)
+    nats = requantised_losses(base, state, scaling, method, trainee.graded, pad_id, run.platform)
     nats["unmerged"] = beside
     means = {f"{name}_loss_nats": sum(values) / sum(counts) for name, values in nats.items()}
     per_example = {f"{name}_loss_nats": [round(value, 6) for value in values] for name, values in nats.items()}

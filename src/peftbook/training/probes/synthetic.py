@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,39 +156,45 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     )
     lists = lists_by_split(seed, max(pretrain_steps, steps) * BATCH)
     base = small_llama(depth, hidden, heads, VOCABULARY, seed)
-    mixed = [
-        sequence(numbers, task, task)
-        for numbers, task in zip(lists["train"], itertools.cycle(PRETRAINED), strict=False)
-    ]  # fmt: skip
+    tasks = itertools.cycle(PRETRAINED)
+    mixed = [sequence(numbers, task, task) for numbers, task in zip(lists["train"], tasks, strict=False)]
     fit(base, mixed, pretrain_steps, BATCH, probe.number("pretrain_rate"), seed)
-    measured: dict[str, float | int | None] = {}
+    pretrained: dict[str, float | int | None] = {}
     for task in PRETRAINED:
-        measured[f"pretrained_{task}_accuracy"] = mean(exact(base, [sequence(n, task, task) for n in lists["test"]]))
-    curve: dict[str, list[float]] = {}
-    per_example: dict[str, list[float] | list[str]] = {}
-    for arm in arms:
-        data = {
-            split: [sequence(numbers, arm.task, "ascending") for numbers in chosen] for split, chosen in lists.items()
-        }
-        measured[f"{arm.name}_accuracy_before"] = mean(exact(base, data["test"]))
-        best: tuple[float, float] | None = None
-        trials: list[tuple[float, float]] = []
-        for rate in arm.rates:
-            tuned = apply_method(copy.deepcopy(base), arm.method, seed, Alphabet())
-            measured[f"{arm.name}_parameters"] = sum(value.numel() for value in trainable_state(tuned).values())
-            finite = math.isfinite(fit(tuned, data["train"][: steps * BATCH], steps, BATCH, rate, seed))
-            held = data["validation"]
-            score = (mean(exact(tuned, held)), -mean_nats(tuned, held)) if finite else DIVERGED
-            trials.append(score)
-            if best is None or score > best:
-                best = score
-                measured[f"{arm.name}_rate"] = rate
-                per_example[f"{arm.name}_exact"] = exact(tuned, data["test"]) if finite else [0.0] * HELD["test"]
-        measured[f"{arm.name}_accuracy"] = mean(per_example[f"{arm.name}_exact"])  # type: ignore[arg-type]
-        curve[f"{arm.name}_rates"] = list(arm.rates)
-        curve[f"{arm.name}_validation_accuracy"] = [accuracy for accuracy, _ in trials]
-        curve[f"{arm.name}_validation_loss_nats"] = [round(-loss, 6) for _, loss in trials]
-    return Findings(measured, curve, per_example)
+        right = exact(base, [sequence(numbers, task, task) for numbers in lists["test"]])
+        pretrained[f"pretrained_{task}_accuracy"] = mean(right)
+    parts = [Findings(pretrained), *(adapt(base, arm, lists, steps, seed) for arm in arms)]
+    fields = ("measurements", "curve", "per_example")
+    return Findings(**{name: {k: v for part in parts for k, v in getattr(part, name).items()} for name in fields})
+
+
+def adapt(
+    base: nn.Module, arm: Adaptation, lists: Mapping[str, Sequence[tuple[int, ...]]], steps: int, seed: int
+) -> Findings:
+    """What an arm reaches: copies of a model adapted at each of its rates, and a test of the best of them."""
+    data = {split: [sequence(numbers, arm.task, "ascending") for numbers in chosen] for split, chosen in lists.items()}
+    measured: dict[str, float | int | None] = {"accuracy_before": mean(exact(base, data["test"]))}
+    trials: list[tuple[float, float]] = []
+    right: list[float] = []
+    for rate in arm.rates:
+        tuned = apply_method(copy.deepcopy(base), arm.method, seed, Alphabet())
+        measured["parameters"] = sum(value.numel() for value in trainable_state(tuned).values())
+        finite = math.isfinite(fit(tuned, data["train"][: steps * BATCH], steps, BATCH, rate, seed))
+        held = data["validation"]
+        trials.append((mean(exact(tuned, held)), -mean_nats(tuned, held)) if finite else DIVERGED)
+        if trials[-1] > max(trials[:-1], default=(-math.inf, 0.0)):
+            measured["rate"], right = rate, exact(tuned, data["test"]) if finite else [0.0] * HELD["test"]
+    measured["accuracy"] = mean(right)
+    curve = {
+        "rates": list(arm.rates),
+        "validation_accuracy": [accuracy for accuracy, _ in trials],
+        "validation_loss_nats": [round(-loss, 6) for _, loss in trials],
+    }
+    return Findings(
+        {f"{arm.name}_{name}": value for name, value in measured.items()},
+        {f"{arm.name}_{name}": values for name, values in curve.items()},
+        {f"{arm.name}_exact": right},
+    )
 
 
 DIVERGED = (0.0, -1e9)  # no accuracy, and a loss that JSON can hold

@@ -12,10 +12,10 @@ from torch import nn
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.tasks import get_task
-from peftbook.training.encode import Encoded, encode_example
+from peftbook.training.encode import Encoded
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.forward import causal_model
+from peftbook.training.merges import lora_layers
 from peftbook.training.probes import Findings
 from peftbook.training.probes.curves import mean_loss, prose_pieces
 
@@ -133,11 +133,7 @@ def update_size(probe: specs.Probe) -> Findings:
     """
     (run,) = probe.runs
     trainee = prepare_and_train(run)
-    task = get_task(run.task.name)
-    limit = run.budget.max_length if run.budget else 512
-    examples = task.splits["validation"][: run.evaluation.n_loss]
-    encoded = [encode_example(trainee.tokenizer, task, example, limit) for example in examples]
-    changes = output_changes(trainee.model, encoded)
+    changes = output_changes(trainee.model, trainee.graded)
     return Findings(
         measurements={"modules": len(changes), "median_change": median(changes.values())},
         per_example={"change": [round(value, 8) for value in changes.values()], "module": list(changes)},
@@ -159,8 +155,7 @@ def output_changes(model: nn.Module, encoded: Sequence[Encoded]) -> dict[str, fl
 
         return hook
 
-    layers = {name: part for name, part in causal_model(model).named_modules() if hasattr(part, "lora_A")}
-    hooks = [layer.base_layer.register_forward_hook(note(name, layer)) for name, layer in layers.items()]
+    hooks = [layer.base_layer.register_forward_hook(note(name, layer)) for name, layer in lora_layers(model).items()]
     model.eval()
     for example in encoded:
         causal_model(model)(input_ids=torch.tensor([example.ids]), use_cache=False)
@@ -205,10 +200,6 @@ def intruders(probe: specs.Probe) -> Findings:
             counts[epsilon] += int((nearest < epsilon).sum())
         at = (nearest < 0.6).nonzero().flatten()
         intruding[name] = (left[:, at] * values[at]) @ right[at]
-    task = get_task(run.task.name)
-    limit = run.budget.max_length if run.budget else 512
-    examples = task.splits["validation"][: run.evaluation.n_loss]
-    target = [encode_example(trainee.tokenizer, task, example, limit) for example in examples]
     prose = prose_pieces(trainee.tokenizer)
     curve: dict[str, list[float]] = {"scale": [], "validation_loss_nats": [], "prose_loss_nats": []}
     parts = dict(model.named_modules())
@@ -216,7 +207,7 @@ def intruders(probe: specs.Probe) -> Findings:
         for name, part in intruding.items():
             weight_of(parts[name]).copy_(after[name] + (scale - 1) * part)
         curve["scale"].append(scale)
-        curve["validation_loss_nats"].append(round(mean_loss(trainee, target, run), 6))
+        curve["validation_loss_nats"].append(round(mean_loss(trainee, trainee.graded, run), 6))
         curve["prose_loss_nats"].append(round(mean_loss(trainee, prose, run), 6))
     return Findings(
         measurements={
