@@ -53,7 +53,6 @@ COMPARISON = TunedComparison(
     ),
     factor=4,
     bearable=MARGIN / 2,
-    refine=True,
 )
 
 

@@ -33,7 +33,6 @@ COMPARISON = TunedComparison(
     ),
     factor=4,
     bearable=MARGIN / 2,
-    refine=True,
     seeds=variants.COMPARISON.seeds,
 )
 
