@@ -12,8 +12,6 @@ from typing import Any
 from peftbook.bench.contestants import BATCH, LEARNING_RATE, SEED, WARMUP, Contestant, Trace, Work
 from peftbook.tasks import TaskData
 
-__all__ = ["build_peer", "train_peer", "with_dtype"]
-
 # What changes speed, memory or result, printed for every peer whether it was set here or left alone.
 PRINTED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",

@@ -25,8 +25,6 @@ from peftbook.methods import get
 from peftbook.processes import Child
 from peftbook.records import write_atomically
 
-__all__ = ["LAST_STEPS", "TRIAL_SECONDS", "train_bench"]
-
 VALIDATION_EXAMPLES = 64
 LAST_STEPS = 5  # the end of a loss curve is the mean of its last steps: single batches are noisy
 TRIAL_STEPS = 2  # the first of which pays for preparations

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-__all__ = ["Add", "on_dtype", "on_platform", "positive"]
-
 Add = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]  # a command by name and handler
 
 

@@ -11,8 +11,6 @@ from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""

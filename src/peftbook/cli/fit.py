@@ -9,8 +9,6 @@ from peftbook.cli.arguments import Add, positive
 from peftbook.errors import InputError
 from peftbook.options import listed
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: Add) -> None:
     """`fit` with its options."""

@@ -10,8 +10,6 @@ from peftbook.options import add_options, check_bounds, read_options
 from peftbook.studio.settings import Judging, Reading, Settings, Single
 from peftbook.tasks.rows import Caps
 
-__all__ = ["add_commands"]
-
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
 

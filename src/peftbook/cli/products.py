@@ -8,8 +8,6 @@ from pathlib import Path
 
 from peftbook.cli.arguments import Add
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""

@@ -12,8 +12,6 @@ from peftbook.site.bibliography import BIBLIOGRAPHY, short_name
 from peftbook.site.display import VERDICTS, badge, sign, slug
 from peftbook.site.tables import details, powers_raised
 
-__all__ = ["claim_card", "scoreboard", "seen_from_cuda"]
-
 
 def scoreboard(store: Store) -> str:
     """Every claim as a card, in order of worth, behind a row of counts that filters them."""

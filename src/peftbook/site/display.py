@@ -11,21 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from html import escape
 from typing import Any, Literal
 
-__all__ = [
-    "VERDICTS",
-    "Shown",
-    "amendments",
-    "badge",
-    "evidence",
-    "measured",
-    "run_facts",
-    "show",
-    "sign",
-    "slug",
-    "table",
-    "verdicts",
-]
-
 # Of each outcome its sign and what it says.
 VERDICTS = {
     "reproduced": ("✓", "The runs bear the claim out: the whole 95 % interval lies inside it."),

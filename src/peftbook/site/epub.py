@@ -16,8 +16,6 @@ from peftbook.errors import InputError
 from peftbook.site import identity
 from peftbook.site.xhtml import Chapter, chapter, file_name, framed
 
-__all__ = ["NAME", "Part", "contents", "setup", "write_epub"]
-
 NAME = "peftbook.epub"
 STYLE = Path(__file__).with_name("epub.css")
 MADE_BY = (Path(__file__), STYLE, Path(__file__).with_name("xhtml.py"), Path(__file__).with_name("cover.py"))

@@ -22,8 +22,6 @@ from peftbook.memory.step import Step, as_list
 from peftbook.scratch.codebooks import codebook
 from peftbook.site.display import Shown, show
 
-__all__ = ["KINDS", "ROWS", "TOKENS", "explore", "memory_numbers", "quantiser_numbers", "rank_numbers"]
-
 ROWS = (1, 2, 4, 8, 16)
 TOKENS = tuple(range(64, 4097, 64))
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

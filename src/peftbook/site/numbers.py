@@ -23,8 +23,6 @@ from peftbook.site.bibliography import short_name
 from peftbook.site.identity import PUBLIC_ADDRESS
 from peftbook.studies import Quantity
 
-__all__ = ["CitedNumber", "MeasuredNumber", "describe", "printed", "setup"]
-
 LOGGER = logging.getLogger(__name__)
 FORMS = ("", "value")
 

@@ -26,8 +26,6 @@ from peftbook.records import Record, Store, default_store
 from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
 from peftbook.site.tables import command_block, details, fact_table, flatten, grid, powers_raised, with_unit
 
-__all__ = ["run_index", "run_page", "setup", "study_page"]
-
 FOLDER, MEMORY = "book/runs", ".written.json"
 SAMPLE = 10
 SHOWN_RUNS = 4  # links in a row

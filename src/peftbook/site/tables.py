@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-__all__ = ["command_block", "details", "fact_table", "flatten", "grid", "powers_raised", "with_unit"]
-
 SECONDS_PER_MINUTE, BYTES_PER_MEGABYTE = 60, 1e6
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from peftbook.site import epub, identity
 
-__all__ = ["setup"]
-
 SIDEBARS = ["book-title.html", "search-button-field.html", "sbt-sidebar-nav.html"]
 # Scripts that JupyterBook's default extensions add to every page and this book does not use.
 UNUSED_SCRIPTS = ("thebe", "THEBE_JS_URL", "fontawesome.js", "design-tabs.js")

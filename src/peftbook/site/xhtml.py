@@ -20,8 +20,6 @@ from lxml import etree, html
 from peftbook.errors import InputError
 from peftbook.site import identity
 
-__all__ = ["Chapter", "chapter", "file_name", "framed"]
-
 XHTML = "http://www.w3.org/1999/xhtml"
 MATHML = "http://www.w3.org/1998/Math/MathML"
 SVG = "http://www.w3.org/2000/svg"

@@ -22,8 +22,6 @@ from peftbook.slides.placeholders import Sources, fill, outcomes
 from peftbook.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
 from peftbook.studies import get_study
 
-__all__ = ["BLOCKS", "Box", "add_body", "add_picture", "add_text"]
-
 Box = tuple[float, float, float, float]  # left, top, width, height in inches
 LIST_SIZE, HEAD_SIZE, LIST_GAP = 16, 18, 4
 MONO = "Courier New"

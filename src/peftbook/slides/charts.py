@@ -9,8 +9,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.records import Store
 from peftbook.studies import Quantity
 
-__all__ = ["CHARTS", "LOSS", "TRAINED", "chart", "ends", "forest", "named"]
-
 LOSS = "nats per token"
 TRAINED = ("full", "lora", "qlora", "prompt")
 

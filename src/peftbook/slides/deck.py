@@ -41,8 +41,6 @@ from peftbook.slides.template import (
     template,
 )
 
-__all__ = ["SPOKEN", "build"]
-
 SHORT_TITLE = "Parameter-efficient fine-tuning, measured"
 STAMP = datetime.datetime(2026, 1, 1)
 VISUAL_WIDTH = 7.7

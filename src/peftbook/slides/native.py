@@ -24,8 +24,6 @@ from peftbook.figures.style import PAPER
 from peftbook.methods import arm_looks
 from peftbook.slides.template import FONT, INK, MUTED, RULE, SMALL, rgb
 
-__all__ = ["add_chart"]
-
 MARKERS = {
     "o": XL_MARKER_STYLE.CIRCLE,
     "s": XL_MARKER_STYLE.SQUARE,

@@ -10,8 +10,6 @@ from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["OUTLINE", "choose", "read_outline", "section_names", "slug"]
-
 OUTLINE = Path(__file__).resolve().parents[3] / "slides" / "outline.toml"
 NEEDED = ("title", "section", "chapter", "notes", "asked")
 

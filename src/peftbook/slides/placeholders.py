@@ -21,8 +21,6 @@ from peftbook.memory import SHAPES, training_step
 from peftbook.records import Seen, Store, aside
 from peftbook.studies import NAMES
 
-__all__ = ["COMPUTED", "Sources", "fill", "outcomes"]
-
 SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -22,30 +22,6 @@ from peftbook.errors import InputError
 from peftbook.figures.style import PAPER, TONES
 from peftbook.methods import arm_looks
 
-__all__ = [
-    "ACCENT",
-    "BODY_SIZE",
-    "BOTTOM",
-    "COVER_WIDTH",
-    "FILL",
-    "FONT",
-    "FOOTER_WIDTH",
-    "HEIGHT",
-    "INK",
-    "MARGIN",
-    "MUTED",
-    "RULE",
-    "SMALL",
-    "TITLE_HEIGHT",
-    "TITLE_SIZE",
-    "TOP",
-    "WIDTH",
-    "check_accent",
-    "contrast",
-    "rgb",
-    "template",
-]
-
 FONT = "Arial"
 WIDTH, HEIGHT, MARGIN = 13.333, 7.5, 0.7  # inches
 TITLE_TOP, TITLE_HEIGHT, TITLE_SIZE = 0.42, 1.02, 28

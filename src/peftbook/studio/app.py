@@ -27,8 +27,6 @@ from peftbook.tasks.table import Caps
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
-__all__ = ["build_app", "serve"]
-
 HERE = Path(__file__).resolve().parent
 FONTS = (HERE / "fonts", HERE.parents[2] / "book" / "assets" / "fonts")  # of a wheel, of a checkout
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -115,7 +113,8 @@ def build_app(
         raise InputError("The studio needs Gradio: install it with `pip install 'peftbook[studio]'`.") from None
     from fastapi import FastAPI
 
-    from peftbook.studio.pages import HEAD, THEME, build_pages
+    from peftbook.studio.pages import build_pages
+    from peftbook.studio.pages.theme import HEAD, THEME
 
     drafts = Drafts(studio.home, caps)
     sessions = None if logins is None else Sessions(studio.home, logins)

@@ -26,8 +26,6 @@ from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.tabular import escape_cell
 
-__all__ = ["adapter_zip", "command_line", "merged_zip", "model_card", "outputs_csv"]
-
 LICENCES = {
     specs.EMBEDDED_MODEL: (
         "apache-2.0",

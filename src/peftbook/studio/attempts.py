@@ -16,8 +16,6 @@ from peftbook.processes import HOST, end_group, identity, is_alive
 from peftbook.records import Store
 from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
 
-__all__ = ["DEATHS", "STALE_SECONDS", "Attempts", "WorkerState"]
-
 STALE_SECONDS = 120.0  # after which a worker on another machine, whose process cannot be looked at, counts as dead
 DEATHS = 5  # so often a job's process may be killed before the job fails
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["Database", "clear_failures", "default_home"]
-
 SCHEMA = 3  # 1 had no sessions, 2 neither phase_began nor whether a page still waits for an answer
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """

@@ -25,8 +25,6 @@ from peftbook.results import describe
 from peftbook.studio.database import Database
 from peftbook.training.phases import Phase, describe_step
 
-__all__ = ["EDGES", "Job", "JobState", "Jobs", "Plan", "parse_run"]
-
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 EDGES: dict[JobState, tuple[JobState, ...]] = {
     "queued": ("running", "cancelled"),

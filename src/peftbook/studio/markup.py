@@ -12,29 +12,7 @@ from markupsafe import Markup
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.results import format_value
-from peftbook.training.phases import span
-
-__all__ = [
-    "Cell",
-    "ago",
-    "badge",
-    "bar",
-    "button",
-    "clipped",
-    "curve",
-    "empty",
-    "facts",
-    "joined",
-    "link",
-    "loading",
-    "note",
-    "number",
-    "piece",
-    "size",
-    "span",
-    "table",
-    "trouble",
-]
+from peftbook.training.phases import span as span
 
 SHOWN_CHARS = 280
 MOST = 160  # points of a curve

@@ -14,8 +14,6 @@ from peftbook.studio.settings import MOST_EPOCHS, Settings, Single
 from peftbook.tasks import TaskData
 from peftbook.training.precision import chosen_dtype
 
-__all__ = ["check_settings", "plan", "run_alone", "training_tokens"]
-
 MOST_RUNS = 200
 MOST_LOSS = 1000  # test examples
 SIZES = ("rank", "prompt_length", "prefix_length")  # settings that not every method has

@@ -12,8 +12,6 @@ from typing import Any, Literal
 from peftbook.errors import InputError
 from peftbook.studio.database import Database
 
-__all__ = ["KINDS", "Answer", "AnswerState", "Request", "Requests"]
-
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
 KINDS = ("preflight", "generate", "merge")
 PAYLOAD_CHARS = 2_000_000

@@ -25,10 +25,10 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store, write_atomically
-from peftbook.studio.attempts import Attempts, WorkerState
-from peftbook.studio.database import clear_failures, default_home
-from peftbook.studio.jobs import Job, JobState, Plan
-from peftbook.studio.requests import Answer, Request, Requests
+from peftbook.studio.attempts import Attempts
+from peftbook.studio.database import clear_failures
+from peftbook.studio.jobs import Job
+from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
 
 if TYPE_CHECKING:
@@ -36,22 +36,6 @@ if TYPE_CHECKING:
     from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
     from peftbook.tasks.table import Caps, Table
-
-__all__ = [
-    "Answer",
-    "Job",
-    "JobState",
-    "Plan",
-    "Project",
-    "Request",
-    "Studio",
-    "WorkerState",
-    "default_home",
-    "is_open",
-    "say_open",
-    "start_worker",
-    "worker_alive",
-]
 
 ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left by a process that died
 KEPT_SECONDS = 24 * 3600.0  # downloads

@@ -15,8 +15,6 @@ from peftbook.studio.markup import span
 from peftbook.studio.tabular import table, typeset
 from peftbook.training.phases import Line
 
-__all__ = ["Ticker", "as_json", "progress_line", "show"]
-
 WIDEST = 120
 
 

@@ -17,13 +17,10 @@ from peftbook.studio.pages.files import build_files
 from peftbook.studio.pages.plan import build_plan
 from peftbook.studio.pages.projects import listing
 from peftbook.studio.pages.runs import build_runs, digest
-from peftbook.studio.pages.theme import HEAD, THEME
 from peftbook.studio.pages.tryout import build_tryout
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
-
-__all__ = ["HEAD", "STEPS", "THEME", "build_pages"]
 
 STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decide": "Decision", "try": "Try it", "files": "Files"}
 FAST_SECONDS, SLOW_SECONDS = 1.0, 4.0

@@ -14,8 +14,6 @@ from peftbook.studio.preflight import Check
 from peftbook.studio.requests import Answer
 from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
 
-__all__ = ["checks_of", "long_plan", "preflight_table"]
-
 
 def checks_of(answer: Answer) -> tuple[Check, ...]:
     """The checks in an answer."""

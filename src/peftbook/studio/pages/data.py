@@ -21,8 +21,6 @@ from peftbook.tasks.table import Table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["build_data", "build_new"]
-
 PREVIEWED = 5
 FAULTS = 20
 NONE = "none"

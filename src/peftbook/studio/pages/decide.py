@@ -20,8 +20,6 @@ from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, p
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 from peftbook.studio.store import Studio
 
-__all__ = ["build_decide", "compared", "evaluations", "whole_report"]
-
 CONTRASTS = 6
 KINDS = {"clear": "good", "cheapest of equals": "good", "untuned is as good": "info"}
 

@@ -13,8 +13,6 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.markup import button, empty, joined, link, loading, piece
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 
-__all__ = ["build_files"]
-
 
 def build_files(context: Context) -> Step:
     """The tab. A merged model is made when it is asked for: `wanted` holds the job and the question, in the browser."""

@@ -26,8 +26,6 @@ from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings, rates_named
 from peftbook.studio.smaller import Smaller, smaller_plan
 
-__all__ = ["PLANS", "build_plan"]
-
 EMBEDDED = {
     specs.EMBEDDED_MODEL: "SmolLM2 135M Instruct — the embedded model, Apache-2.0; minutes a run on two cores.",
     specs.SMALL_MODEL: "Small Llama, 5M — trained for this book on plain prose; seconds a run, to try the studio out.",

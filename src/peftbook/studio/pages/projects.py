@@ -9,8 +9,6 @@ from markupsafe import Markup
 from peftbook.studio.markup import ago, badge, empty, joined, piece
 from peftbook.studio.store import Studio
 
-__all__ = ["listing"]
-
 STATES = ("running", "queued", "done", "failed", "cancelled")
 
 

@@ -14,8 +14,6 @@ from peftbook.studio.jobs import Job, Plan
 from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, span
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 
-__all__ = ["build_runs", "queue"]
-
 ACTS = ("cancel", "resume", "retry", "cancel-plan")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gradio as gr
 
-__all__ = ["HEAD", "THEME"]
-
 HEAD = (
     '<meta name="color-scheme" content="light dark"><link rel="icon" href="/studio/icon.svg">'
     '<link rel="stylesheet" href="/studio/style.css"><script src="/studio/page.js"></script>'

@@ -14,8 +14,6 @@ from peftbook.studio.markup import empty, loading, piece
 from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
 from peftbook.studio.requests import Answer
 
-__all__ = ["build_tryout", "models_at_hand"]
-
 TYPED_CHARS = 20_000
 BETWEEN = " "
 

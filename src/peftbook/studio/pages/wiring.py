@@ -15,8 +15,6 @@ from peftbook.studio.drafts import Drafts
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
 
-__all__ = ["QUIET", "Context", "Step", "in_place", "panel"]
-
 # Every event is one short request and its answer: nothing is queued, nothing is kept between two of them.
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SCRIPT = "studio.panel(element, trigger, 'act')"
