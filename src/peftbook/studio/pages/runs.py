@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
 import gradio as gr
 from markupsafe import Markup
 
@@ -12,35 +9,37 @@ from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.jobs import Job, Plan
 from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, span
-from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
+from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note
 
 ACTS = ("cancel", "resume", "retry", "cancel-plan")
 
 
-def build_runs(context: Context) -> tuple[Step, gr.HTML, Any]:
-    """The tab, its panel, and what a timer calls: (project, what the browser shows) → the panel's new content."""
-    note = gr.HTML("", elem_classes="in-place")
-    shown = panel(elem_id="queue")
+class RunsStep(Step):
+    """The tab: one panel, which a timer fills too."""
 
-    def show(project_id: str) -> dict[Any, Any]:
-        return {shown: queue(context, project_id)}
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.note = place_of_note()
+        self.shown = panel(elem_id="queue")
+        self.outputs = [self.shown]
+        on(self.shown.act, self.note, self.act, [context.place], [self.shown])
 
-    def act(project_id: str, event: gr.EventData) -> dict[Any, Any]:
+    def show(self, project_id: str) -> Updates:
+        return {self.shown: queue(self.context, project_id)}
+
+    def act(self, project_id: str, event: gr.EventData) -> Updates:
         """Cancel, resume or retry."""
-        data = event._data or {}
+        data, studio = event._data or {}, self.context.studio
         what, target = str(data.get("act")), str(data.get("id"))
         if what not in ACTS:
             return {}
         if what == "cancel-plan":
-            for job in context.studio.jobs(plan=target):
+            for job in studio.jobs(plan=target):
                 if job.project == project_id and job.state in ("queued", "running"):
-                    context.studio.cancel(job.id)
-        elif context.studio.job(target).project == project_id:
-            getattr(context.studio, what)(target)
-        return show(project_id)
-
-    shown.act(in_place(note, act), [context.place], [note, shown], **QUIET)
-    return Step([shown], show), shown, lambda project_id: queue(context, project_id)
+                    studio.cancel(job.id)
+        elif studio.job(target).project == project_id:
+            getattr(studio, what)(target)
+        return self.show(project_id)
 
 
 def queue(context: Context, project_id: str) -> Markup:
@@ -130,8 +129,3 @@ def progress(job: Job) -> Markup:
     phase = job.doing
     share = phase.done / phase.total if phase.total and phase.done else None
     return piece('{}<p class="fine">{}</p>', bar(share, f"Progress of {job.label}"), " · ".join(phase.words()))
-
-
-def digest(text: str) -> str:
-    """What tells one state of the panel from another."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
