@@ -11,8 +11,6 @@ from peftbook.studies import Quantity
 
 LOSS = "nats per token"
 TRAINED = ("full", "lora", "qlora", "prompt")
-
-
 CHARTS: dict[str, Callable[[Store], Chart]] = {}
 
 
@@ -24,10 +22,7 @@ def chart(function: Callable[[Store], Chart]) -> Callable[[Store], Chart]:
 
 def ends(found: Quantity) -> tuple[float, float]:
     """The interval of a quantity, or its value twice."""
-    return (
-        found.value if found.low is None else found.low,
-        found.value if found.high is None else found.high,
-    )
+    return found.value if found.low is None else found.low, found.value if found.high is None else found.high
 
 
 def named(label: str, value: float, digits: int, unit: str = "") -> str:

@@ -46,8 +46,6 @@ def choose(slides: Sequence[dict[str, Any]], sections: Sequence[str]) -> list[di
     for name in sections:
         if name not in known:
             raise InputError(f"Unknown section {name!r}: choose from {', '.join(known)}.")
-    return [
-        slide
-        for slide in slides
-        if not sections or slide.get("layout") == "cover" or slug(slide["section"]) in sections
-    ]
+    if not sections:
+        return list(slides)
+    return [slide for slide in slides if slide.get("layout") == "cover" or slug(slide["section"]) in sections]
