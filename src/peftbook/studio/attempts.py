@@ -200,19 +200,15 @@ class Attempts(Jobs):
 
         A job whose record is at hand is finished, one that was being cancelled is cancelled, others are queued again.
         """
-        now = time.time()
-        dead = [row["id"] for row in self._rows("SELECT * FROM workers") if not lives(row, now)]
         rows = self._rows(
-            "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running' "
-            "AND worker NOT IN (SELECT id FROM workers)"
+            "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running'"
         )
-        for worker in dead:
-            rows += self._rows(
-                "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project "
-                "WHERE state = 'running' AND worker = ?", worker,
-            )  # fmt: skip
+        now = time.time()  # workers after jobs: who has claimed one has beaten before
+        workers = {row["id"]: lives(row, now) for row in self._rows("SELECT * FROM workers")}
         freed: list[str] = []
         for row in rows:
+            if workers.get(row["worker"]):
+                continue
             end_group(row["child"], row["child_identity"])
             if is_alive(row["child"], row["child_identity"]):
                 continue  # it hangs in the system: next time
@@ -229,7 +225,9 @@ class Attempts(Jobs):
                 ).rowcount
             freed += [row["id"]] * changed
         with self._write() as db:
-            db.executemany("DELETE FROM workers WHERE id = ?", [(worker,) for worker in dead])
+            db.executemany(
+                "DELETE FROM workers WHERE id = ?", [(name,) for name, alive in workers.items() if not alive]
+            )
         return freed
 
 

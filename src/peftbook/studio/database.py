@@ -174,6 +174,12 @@ class Database:
     def _row(self, query: str, *values: Any) -> sqlite3.Row | None:
         return self._connection().execute(query, values).fetchone()
 
+    @staticmethod
+    def _check_project(db: sqlite3.Connection, project_id: str) -> None:
+        """Raises InputError for a project that is none, or no longer."""
+        if db.execute("SELECT 1 FROM projects WHERE id = ? AND NOT removed", (project_id,)).fetchone() is None:
+            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         """One transaction that has the file to itself from its start: all of it happens, or nothing."""

@@ -30,13 +30,8 @@ SPLIT_BOUNDS = (
     Bound("A test share of {} % is chosen", 1, 49, whole=False),
     Bound("A split seed of {} is chosen", 0, 2**32 - 1),
 )
-FORMATS = {
-    "csv": "CSV",
-    "tsv": "TSV",
-    "jsonl": "JSON lines",
-    "chat": "chats (JSON lines with messages)",
-    "parquet": "Parquet",
-}
+CHATS = "chats (JSON lines with messages)"
+FORMATS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "chat": CHATS, "parquet": "Parquet"}
 DATA = (
     '<div class="two"><section><h3>File</h3>{}</section><section><h3>Read as a task</h3>{}</section></div>'
     "<h3>Findings</h3>{}<h3>Rows</h3>{}"
@@ -86,9 +81,7 @@ def examined(found: Table, columns: Columns, split: Split) -> Findings:
 
 def findings(seen: Findings) -> Markup:
     """What was counted, in the order of what it may cost."""
-    parts: list[object] = []
-    if seen.obstacle:
-        parts.append(markup.note(seen.obstacle, "trouble"))
+    parts = [markup.trouble(seen.obstacle)] if seen.obstacle else []
     sizes = [("Usable rows", number(seen.usable))]
     sizes += [(name.capitalize(), number(count)) for name, count in seen.splits.items()]
     parts.append(facts(sizes))

@@ -64,64 +64,52 @@ def plan_piece(context: Context, place: int, plan: Plan, jobs: list[Job], ahead:
     stop = Markup("")
     if ended < len(jobs):
         stop = button("Cancel the rest", "cancel-plan", id=plan.id, label=f"Cancel the rest of plan {place}")
-    return piece(
-        '<section class="plan"><header><h3>{}</h3><span class="fine">{} of {} runs ended · queued {}</span>{}</header>'
-        '<ol class="jobs">{}</ol></section>',
-        plan.name or f"Plan {place}",
-        ended,
-        len(jobs),
-        ago(plan.created),
-        stop,
-        joined(job_piece(context, job, ahead) for job in jobs),
-    )
+    head = piece(
+        '<header><h3>{}</h3><span class="fine">{} of {} runs ended · queued {}</span>{}</header>',
+        plan.name or f"Plan {place}", ended, len(jobs), ago(plan.created), stop,
+    )  # fmt: skip
+    cards = joined(job_piece(context, job, ahead) for job in jobs)
+    return piece('<section class="plan">{}<ol class="jobs">{}</ol></section>', head, cards)
 
 
 def job_piece(context: Context, job: Job, ahead: list[str]) -> Markup:
     """One job: state, progress, curve, what can be done."""
-    parts: list[object] = []
     if job.state == "running":
-        parts.append(progress(job))
+        said = progress(job)
     elif job.state == "queued":
         before = ahead.index(job.id) if job.id in ahead else 0
         kept = f", goes on from step {job.step:,}" if job.step else ""
-        parts.append(piece('<p class="fine">{}{}</p>', "Next" if before == 0 else f"{before} before it", kept))
+        said = piece('<p class="fine">{}{}</p>', f"{before} before it" if before else "Next", kept)
     elif job.state == "failed":
-        parts.append(markup.trouble(job.error or "It failed without a word: see worker.log in the studio's folder."))
+        said = markup.trouble(job.error or "It failed without a word: see worker.log in the studio's folder.")
     else:
-        took = span(job.finished - job.started) if job.finished and job.started else ""
-        words = (
-            "its record was at hand"
-            if job.cached or not took
-            else f"{'took' if job.state == 'done' else 'after'} {took}"
-        )
+        words = "Its record was at hand"
+        if job.finished and job.started and not job.cached:
+            words = f"{'Took' if job.state == 'done' else 'After'} {span(job.finished - job.started)}"
         loss = f", last loss {job.loss:.3f}" if job.loss is not None else ""
-        parts.append(piece('<p class="fine">{}{}</p>', words.capitalize(), loss))
-    acts: list[object] = []
+        said = piece('<p class="fine">{}{}</p>', words, loss)
+    drawn = Markup("")
+    if job.state != "queued" and job.run.budget is not None:
+        label = f"Training loss of {job.label}, in nats per token, by step"
+        drawn = curve(context.studio.curve(job.id), job.steps, label)
+    head = piece('<strong>{}</strong>{}<span class="acts">{}</span>', job.label, badge(job.state), acts_on(job))
+    return piece(
+        '<li class="job job-{}" id="job-{}"><div class="job-head">{}</div><div class="job-body"><div>{}</div>{}</div>'
+        "</li>", job.state, job.id, head, said, drawn,
+    )  # fmt: skip
+
+
+def acts_on(job: Job) -> Markup:
+    """What can be done about a job, as buttons."""
+    if job.cancelling:
+        return piece('<span class="fine">stopping…</span>')
+    acts = []
     if job.state in ("queued", "running"):
-        acts.append(
-            piece('<span class="fine">stopping…</span>')
-            if job.cancelling
-            else button("Cancel", "cancel", id=job.id, label=f"Cancel {job.label}")
-        )
+        acts.append(button("Cancel", "cancel", id=job.id, label=f"Cancel {job.label}"))
     if job.state in ("failed", "cancelled"):
         acts.append(button("Resume", "resume", id=job.id, label=f"Resume {job.label}"))
         acts.append(button("Start anew", "retry", id=job.id, label=f"Start {job.label} anew"))
-    drawn = Markup("")
-    if job.state in ("running", "done", "failed", "cancelled") and job.run.budget is not None:
-        drawn = curve(
-            context.studio.curve(job.id), job.steps, f"Training loss of {job.label}, in nats per token, by step"
-        )
-    return piece(
-        '<li class="job job-{state}" id="job-{id}"><div class="job-head"><strong>{label}</strong>{state_badge}'
-        '<span class="acts">{acts}</span></div><div class="job-body"><div>{parts}</div>{drawn}</div></li>',
-        state=job.state,
-        id=job.id,
-        label=job.label,
-        state_badge=badge(job.state),
-        acts=joined(acts, " "),
-        parts=joined(parts),
-        drawn=drawn,
-    )
+    return joined(acts, " ")
 
 
 def progress(job: Job) -> Markup:
