@@ -8,21 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 PARTS = (
-    "theme",
-    "mathematics",
-    "numbers",
-    "figure_numbers",
-    "execution",
-    "notebooks",
-    "run_pages",
-    "machines",
-    "citation",
-    "lecture",
-    "pictures",
-    "lean",
-    "epub",
-    "freshness",
-)
+    "theme", "mathematics", "numbers", "figure_numbers", "execution", "notebooks", "run_pages", "machines", "citation",
+    "lecture", "pictures", "lean", "epub", "freshness",
+)  # fmt: skip
 
 
 def setup(app: Any) -> dict[str, Any]:
