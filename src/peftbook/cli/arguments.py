@@ -15,12 +15,8 @@ def on_platform(parser: argparse.ArgumentParser) -> None:
 
 def on_dtype(parser: argparse.ArgumentParser) -> None:
     """The option that says what a run computes in."""
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="to compute in (default auto: the fastest here)",
-    )
+    types = ("auto", "fp32", "bf16", "fp16")
+    parser.add_argument("--dtype", choices=types, default="auto", help="to compute in (default auto: the fastest here)")
 
 
 def positive(text: str) -> int:
