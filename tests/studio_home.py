@@ -70,6 +70,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 120.0, pause: flo
         time.sleep(pause)
 
 
+def worker_alive(home: Path) -> bool:
+    """Whether a worker serves this home."""
+    return any(worker.alive for worker in Studio(home).workers())
+
+
 def log_of(home: Path) -> str:
     """What the home's worker said, for a failing test's message."""
     log = home / "worker.log"

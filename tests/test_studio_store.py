@@ -28,11 +28,17 @@ from peftbook.processes import end_group, identity, is_alive
 from peftbook.records import Record
 from peftbook.studio import attempts, requests
 from peftbook.studio.database import SCHEMA
-from peftbook.studio.jobs import EDGES
 from peftbook.studio.store import Project, Studio
 
 ME = os.getpid()
 BUDGET = specs.Budget(tokens=10, learning_rate=1.0)
+EDGES = {  # the drawing in `peftbook.studio.jobs`
+    "queued": ("running", "cancelled"),
+    "running": ("done", "failed", "cancelled", "queued"),
+    "done": (),
+    "failed": ("queued",),
+    "cancelled": ("queued",),
+}
 
 
 @pytest.fixture

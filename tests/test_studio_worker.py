@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from studio_home import SMALL, colours_project, log_of, small_run, wait_for
+from studio_home import SMALL, colours_project, log_of, small_run, wait_for, worker_alive
 from tiny import save_tiny_folder, tiny_llama
 
 from peftbook import specs
@@ -40,7 +40,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
-from peftbook.studio.store import Job, Project, Studio, say_open, start_worker, worker_alive
+from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.trained import load_trained, merge, share_weights
 from peftbook.studio.worker import serve
 from peftbook.tasks import Example

@@ -149,8 +149,7 @@ def step_seconds(
 
 def layers_seconds(shape: Shape, setup: Setup, rates: Rates, symbols: Symbols) -> dict[str, Number]:
     """Seconds of the decoder's layers alone, forward and backward, by part: no head, no optimiser."""
-    walked, values = walk(shape, setup), {**shape.symbols, **setup.symbols, **symbols}
-    clock = Clock(rates, setup, values)
+    walked, clock = walk(shape, setup), Clock(rates, setup, {**shape.symbols, **setup.symbols, **symbols})
     for name, copies in walked.copies.items():
         clock.forward(walked.sections[name], copies)
         clock.backward(walked.sections[name], copies)
@@ -159,8 +158,7 @@ def layers_seconds(shape: Shape, setup: Setup, rates: Rates, symbols: Symbols) -
 
 def forward_seconds(shape: Shape, setup: Setup, rates: Rates, symbols: Symbols) -> dict[str, Number]:
     """Seconds of a forward pass alone, by part."""
-    walked, values = walk(shape, setup), {**shape.symbols, **setup.symbols, **symbols}
-    clock = Clock(rates, setup, values)
+    walked, clock = walk(shape, setup), Clock(rates, setup, {**shape.symbols, **setup.symbols, **symbols})
     for name, operations in walked.sections.items():
         clock.forward(operations, walked.copies.get(name, 1))
     return clock.seconds

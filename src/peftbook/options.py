@@ -10,17 +10,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from peftbook.errors import InputError
 
-__all__ = [
-    "Bound",
-    "Option",
-    "add_options",
-    "check_bounds",
-    "listed",
-    "number",
-    "options_of",
-    "read_options",
-    "words_of",
-]
+__all__ = ["Bound", "Option", "add_options", "check_bounds", "listed", "number", "options_of", "read_options",
+           "words_of"]  # fmt: skip
 
 Model = TypeVar("Model")
 

@@ -14,21 +14,8 @@ from peftbook.errors import InputError
 from peftbook.records import Missing, Seen, Store, aside, default_store, report
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study
 
-__all__ = [
-    "OUTCOMES",
-    "Claim",
-    "claims",
-    "command_for",
-    "count_verdicts",
-    "describe",
-    "format_quantity",
-    "format_value",
-    "quantities",
-    "quantity",
-    "run_command",
-    "study_quantities",
-    "study_verdict",
-]
+__all__ = ["OUTCOMES", "Claim", "claims", "command_for", "count_verdicts", "describe", "format_quantity",
+           "format_value", "quantities", "quantity", "run_command", "study_quantities", "study_verdict"]  # fmt: skip
 
 OUTCOMES = (
     "reproduced", "equivalent", "refuted", "fails in this regime", "direction only", "undecided", "measured",
@@ -42,11 +29,8 @@ LISTED = 4  # a setting with more values is counted
 
 def quantities(store: Store | None = None) -> dict[str, Quantity]:
     """Every quantity of every study, named `study.quantity`."""
-    return {
-        f"{name}.{key}": value
-        for name in NAMES
-        for key, value in study_quantities(name, store or default_store()).items()
-    }
+    found = {name: study_quantities(name, store or default_store()) for name in NAMES}
+    return {f"{name}.{key}": value for name, known in found.items() for key, value in known.items()}
 
 
 class Quantities(Mapping[str, Quantity]):
@@ -105,9 +89,8 @@ def quantity(name: str, store: Store | None = None) -> Quantity:
     """One quantity by `study.quantity`. Raises InputError that says which command makes a missing one."""
     study, dot, key = name.partition(".")
     if not dot:
-        raise InputError(
-            f"Quantity {name!r} has no study: write it as 'study.quantity', for example 'methods.lora_loss'."
-        )
+        example = "'study.quantity', for example 'methods.lora_loss'"
+        raise InputError(f"Quantity {name!r} has no study: write it as {example}.")
     found = study_quantities(get_study(study).name, store or default_store())
     if key not in found:
         if missing := get_study(study).missing(store or default_store()):

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from peftbook.errors import InputError
 
-__all__ = ["book_bench"]
-
 
 def book_bench(
     root: Path,

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BATCH", "BOTH", "CONTESTANTS", "LEARNING_RATE", "MAX_LENGTH", "PEERS", "SEED", "WARMUP", "Contestant",
-           "Trace", "Work", "named"]  # fmt: skip
-
 BATCH = 8
 LEARNING_RATE = 2e-4
 WARMUP = 0.1

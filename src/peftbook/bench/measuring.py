@@ -18,8 +18,6 @@ from peftbook.errors import InputError
 from peftbook.methods import preset
 from peftbook.tasks import TaskData, get_task
 
-__all__ = ["choose", "measure"]
-
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 PRECISION = {"bf16": "bfloat16 autocast over float32 weights", "fp32": "float32"}
 

@@ -12,8 +12,6 @@ from typing import Any
 from peftbook.bench.contestants import BATCH, LEARNING_RATE, SEED, WARMUP, Contestant, Trace, Work
 from peftbook.tasks import TaskData
 
-__all__ = ["build_peer", "train_peer", "with_dtype"]
-
 # What changes speed, memory or result, printed for every peer whether it was set here or left alone.
 PRINTED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",
@@ -75,20 +73,11 @@ def build_peer(
 
     steps = -(-len(chosen) // BATCH)
     arguments: dict[str, Any] = {
-        "per_device_train_batch_size": BATCH,
-        "num_train_epochs": 1,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": max(1, round(WARMUP * steps)),
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "seed": SEED,
-        "use_cpu": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    } | contestant.arguments
+        "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant_with_warmup", "warmup_steps": max(1, round(WARMUP * steps)),
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "seed": SEED, "use_cpu": True, "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+    } | contestant.arguments  # fmt: skip
     if arguments.get("packing"):
         arguments["max_length"] = round(BATCH * statistics.fmean(len(encoded.ids) for _, encoded in chosen))
     if contestant.raw_chat:
@@ -119,11 +108,8 @@ def conversation(task: TaskData, example) -> dict[str, list[dict[str, str]]]:
 def tokens_and_labels(encoded) -> dict[str, list[int]]:
     """Our ids, all attended to, with −100 where there is no label."""
     ids = list(encoded.ids)
-    return {
-        "input_ids": ids,
-        "attention_mask": [1] * len(ids),
-        "labels": [-100] * encoded.start + ids[encoded.start :],
-    }
+    labels = [-100] * encoded.start + ids[encoded.start :]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
 def noting_work(base: type, work: list[Work]) -> type:

@@ -25,8 +25,6 @@ from peftbook.methods import get
 from peftbook.processes import Child
 from peftbook.records import write_atomically
 
-__all__ = ["LAST_STEPS", "TRIAL_SECONDS", "train_bench"]
-
 VALIDATION_EXAMPLES = 64
 LAST_STEPS = 5  # the end of a loss curve is the mean of its last steps: single batches are noisy
 TRIAL_STEPS = 2  # the first of which pays for preparations
@@ -75,8 +73,7 @@ def train_bench(
                 report("    " + (result.get("failure") or f"{speed(result, 'real_tokens'):.0f} real tokens/s"))
     rows = [aggregate(*name, made) for name, made in results.items()]
     for row, tried in zip(rows, trials.values(), strict=True):
-        rates = {dtype: trial_speed(result) for dtype, result in tried.items() if dtype}
-        row["tokens_per_second_by_dtype"] = rates
+        row["tokens_per_second_by_dtype"] = {dtype: trial_speed(each) for dtype, each in tried.items() if dtype}
     if out is not None:
         write_atomically(Path(out), (json.dumps(rows, indent=1) + "\n").encode())
     return rows
@@ -158,9 +155,7 @@ def aggregate(method: str, contestant: str, results: list[dict]) -> dict:
     row["loss_end_nats"] = statistics.fmean(first["losses"][-LAST_STEPS:])
     for name in ("set_here", "left_alone", "all_arguments", "machine"):
         row[name] = first[name]
-    row["measurements"] = [
-        {"ends": result["ends"], "load_average": result["machine"]["load_average"]} for result in good
-    ]
+    row["measurements"] = [{"ends": one["ends"], "load_average": one["machine"]["load_average"]} for one in good]
     return row
 
 

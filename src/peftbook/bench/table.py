@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from peftbook.bench.rounds import LAST_STEPS, TRIAL_SECONDS
 
-__all__ = ["table"]
-
 COLUMNS = ("contestant", "examples/s", "label tok/s", "real tok/s", "× ours", "bf16 | fp32", "padding", "peak MiB",
            "train loss", "validation")  # fmt: skip
 

@@ -12,8 +12,6 @@ import peftbook
 from peftbook.cli import evidence, fit, machine, own_data, products, runs
 from peftbook.errors import InputError
 
-__all__ = ["build_parser", "main"]
-
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-__all__ = ["Add", "on_dtype", "on_platform", "positive"]
-
 Add = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]  # a command by name and handler
 
 
@@ -17,12 +15,8 @@ def on_platform(parser: argparse.ArgumentParser) -> None:
 
 def on_dtype(parser: argparse.ArgumentParser) -> None:
     """The option that says what a run computes in."""
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="to compute in (default auto: the fastest here)",
-    )
+    types = ("auto", "fp32", "bf16", "fp16")
+    parser.add_argument("--dtype", choices=types, default="auto", help="to compute in (default auto: the fastest here)")
 
 
 def positive(text: str) -> int:

@@ -11,8 +11,6 @@ from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""
@@ -104,9 +102,8 @@ def command_claims(args: argparse.Namespace) -> int:
         print(f"\n{verdict.outcome.upper()}: {study.claim} [{study.source}]")
         print(f"  {study.name}: {verdict.sentence}")
         if claim.effect is not None:
-            print(
-                f"  {claim.name} = {format_quantity(claim.effect)} ({claim.runs - claim.missing} of {claim.runs} runs)"
-            )
+            made = f"{claim.runs - claim.missing} of {claim.runs} runs"
+            print(f"  {claim.name} = {format_quantity(claim.effect)} ({made})")
         elif claim.missing:
             print(f"  {claim.missing} of {claim.runs} runs are missing: {command_for(study.name, args.platform)}")
         print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")

@@ -9,7 +9,10 @@ from peftbook.cli.arguments import Add, positive
 from peftbook.errors import InputError
 from peftbook.options import listed
 
-__all__ = ["add_commands"]
+TAKEN = (  # options that are fields of the set-up
+    "rank", "length", "adapter_dtype", "autocast", "dropout", "attention", "padding", "checkpointing", "batch", "seq",
+    "labels", "accumulated", "optimiser", "device", "devices",
+)  # fmt: skip
 
 
 def add_commands(add: Add) -> None:
@@ -28,12 +31,8 @@ def add_commands(add: Add) -> None:
     room.add_argument("--length", type=positive, default=20, help="virtual tokens of prompt and prefix (default 20)")
     room.add_argument("--quant", choices=("none", "nf4", "fp4"), default="none", help="base in 4 bits")
     room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
-    room.add_argument(
-        "--dtype",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="of the weights that are not in 4 bits (default auto: bf16, on a CPU the faster one here)",
-    )
+    words = "of the weights that are not in 4 bits (default auto: bf16, on a CPU the faster one here)"
+    room.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help=words)
     room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), default="fp32", help="of adapters (peft's: fp32)")
     room.add_argument("--autocast", action="store_true", help="matrix products in bfloat16 by autocast")
     room.add_argument("--dropout", action="store_true", help="LoRA with dropout")
@@ -43,9 +42,8 @@ def add_commands(add: Add) -> None:
     room.add_argument("--optimiser", default="adamw", help="adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd")
     room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     room.add_argument("--devices", type=positive, default=1, help="that share the model (FSDP), each with its rows")
-    room.add_argument(
-        "--time", action="store_true", help="also seconds of a step on this machine, measured at first use"
-    )
+    words = "also seconds of a step on this machine, measured at first use"
+    room.add_argument("--time", action="store_true", help=words)
     room.add_argument("--json", action="store_true", help="with the table of terms")
 
 
@@ -62,43 +60,22 @@ def command_fit(args: argparse.Namespace) -> int:
     if method == "qlora":
         method, quantised = "lora", quantised or "nf4"
     setup = Setup(
-        method=method,
-        rank=args.rank,
-        targets=targets_named(args.targets),
-        length=args.length,
-        dtype=weights_dtype(args.dtype, args.device),
-        adapter_dtype=args.adapter_dtype,
-        quantised=quantised,
-        double=not args.single_quant,
-        autocast=args.autocast,
-        dropout=args.dropout,
-        attention=args.attention,
-        padding=args.padding,
-        checkpointing=args.checkpointing,
-        batch=args.batch,
-        seq=args.seq,
-        labels=args.labels,
-        accumulated=args.accumulated,
-        optimiser=args.optimiser,
-        device=args.device,
-        devices=args.devices,
-    )
+        method=method, targets=targets_named(args.targets), dtype=weights_dtype(args.dtype, args.device),
+        quantised=quantised, double=not args.single_quant, **{name: getattr(args, name) for name in TAKEN},
+    )  # fmt: skip
     if args.time and args.devices > 1:
         raise InputError(f"--time measures one machine, not {args.devices} devices: leave one of the two out.")
     configuration = Configuration(read_shape(args.model), setup)
-    fitting = fit(
-        configuration, bytes_of_text(args.memory), bytes_of_text(args.reserve) if args.reserve != "0" else 0.0
-    )
+    reserve = bytes_of_text(args.reserve) if args.reserve != "0" else 0.0
+    fitting = fit(configuration, bytes_of_text(args.memory), reserve)
     seconds = step_seconds_here(configuration) if args.time else {}
     if args.json:
         print(json.dumps(as_json(fitting) | ({"step_seconds": seconds} if seconds else {}), indent=1))
     else:
         print(as_text(fitting, args.model))
-        if seconds:
-            parts = ", ".join(
-                f"{name} {each:.3g}" for name, each in seconds.items() if each >= sum(seconds.values()) / 100
-            )
-            print(f"A step takes about {sum(seconds.values()):.3g} s on this machine: {parts}.")
+        if total := sum(seconds.values()):
+            parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds.items() if each >= total / 100)
+            print(f"A step takes about {total:.3g} s on this machine: {parts}.")
     return 0 if fitting.fits else 1
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from peftbook.cli.arguments import Add, on_dtype, positive
 
-__all__ = ["add_benches", "add_commands"]
-
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""

@@ -10,8 +10,6 @@ from peftbook.options import add_options, check_bounds, read_options
 from peftbook.studio.settings import Judging, Reading, Settings, Single
 from peftbook.tasks.rows import Caps
 
-__all__ = ["add_commands"]
-
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
 
@@ -22,9 +20,8 @@ def add_commands(add: Add) -> None:
     train.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
     compare = add("compare", command_compare)
     on_file(compare, Reading, Settings, Judging)
-    compare.add_argument(
-        "--run", action="append", metavar="SPEC", help="one run, whole, as the studio prints it; again"
-    )
+    words = "one run, whole, as the studio prints it; again"
+    compare.add_argument("--run", action="append", metavar="SPEC", help=words)
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
     compare.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
     compare.add_argument("--json", action="store_true", help="print numbers in full as JSON")

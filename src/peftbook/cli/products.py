@@ -8,8 +8,6 @@ from pathlib import Path
 
 from peftbook.cli.arguments import Add
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""
@@ -18,9 +16,8 @@ def add_commands(add: Add) -> None:
     add("epub", command_epub)
     add("figures", command_figures).add_argument("--out", type=Path, default=Path("figures"))
     deck = add("slides", command_slides)
-    deck.add_argument(
-        "--out", type=Path, metavar="FILE.pptx", help="default slides/peft.pptx, with sections their names"
-    )
+    usual = "default slides/peft.pptx, with sections their names"
+    deck.add_argument("--out", type=Path, metavar="FILE.pptx", help=usual)
     deck.add_argument("--sections", default="", metavar="NAME,NAME", help="only these after the cover, like lora,qlora")
     deck.add_argument("--accent", default="", metavar="#RRGGBB", help="colour of rules, heads and links")
 

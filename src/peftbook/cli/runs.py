@@ -12,8 +12,6 @@ from pathlib import Path
 from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.errors import InputError
 
-__all__ = ["add_commands", "store_on"]
-
 
 def add_commands(add: Add) -> None:
     """`run` with its options."""

@@ -7,24 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["setup"]
-
 PARTS = (
-    "theme",
-    "mathematics",
-    "numbers",
-    "figure_numbers",
-    "execution",
-    "notebooks",
-    "run_pages",
-    "machines",
-    "citation",
-    "lecture",
-    "pictures",
-    "lean",
-    "epub",
-    "freshness",
-)
+    "theme", "mathematics", "numbers", "figure_numbers", "execution", "notebooks", "run_pages", "machines", "citation",
+    "lecture", "pictures", "lean", "epub", "freshness",
+)  # fmt: skip
 
 
 def setup(app: Any) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-__all__ = ["BIBLIOGRAPHY", "entries", "short_name"]
-
 BIBLIOGRAPHY = Path(__file__).resolve().parents[3] / "book" / "references.bib"
 
 

@@ -9,8 +9,6 @@ from docutils import nodes
 
 from peftbook.site import identity
 
-__all__ = ["apa", "bibtex", "setup"]
-
 DESCRIPTION_LENGTH = 155
 
 

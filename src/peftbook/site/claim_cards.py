@@ -10,10 +10,8 @@ from peftbook import results, studies
 from peftbook.evidence.ledger import KINDS, claim_amendments
 from peftbook.records import Store
 from peftbook.site.bibliography import BIBLIOGRAPHY, short_name
-from peftbook.site.display import VERDICTS, badge, sign, slug
+from peftbook.site.display import VERDICTS, badge, counted, sign, slug
 from peftbook.site.tables import details, powers_raised
-
-__all__ = ["claim_card", "scoreboard", "seen_from_cuda"]
 
 
 def scoreboard(store: Store) -> str:
@@ -39,11 +37,8 @@ def _filter(counts: Mapping[str, int], own: int, total: int) -> str:
 
 def _meanings(outcomes: Iterable[str]) -> str:
     """What each verdict says, folded."""
-    entries = "".join(
-        f"<div><dt>{badge(outcome)}</dt><dd>{escape(VERDICTS[outcome][1])}</dd></div>"
-        for outcome in outcomes
-        if outcome in VERDICTS
-    )
+    meanings = {outcome: VERDICTS[outcome][1] for outcome in outcomes if outcome in VERDICTS}
+    entries = "".join(f"<div><dt>{badge(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in meanings.items())
     return details("What the verdicts mean", f'<dl class="meanings">{entries}</dl>')
 
 
@@ -102,7 +97,7 @@ def _effect(claim: results.Claim, page: str) -> str:
     if (effect := claim.effect) is None:
         if claim.verdict.outcome != "not yet run" and not claim.missing:
             return ""
-        more = f"At least {claim.missing} run{'s' * (claim.missing != 1)} to go: " if claim.missing else "Run "
+        more = f"At least {counted(claim.missing, 'run')} to go: " if claim.missing else "Run "
         return f'<p class="claim-effect">{more}<code>{escape(results.run_command(claim.study.name))}</code></p>'
     inside, beside = (effect.unit, "") if effect.unit in ("bytes", "%") else ("", effect.unit)
     value = powers_raised(results.format_value(effect.value, effect.digits, inside))
@@ -112,7 +107,7 @@ def _effect(claim: results.Claim, page: str) -> str:
     if len(ends) == 2:
         low, high = (powers_raised(results.format_value(end, effect.digits, inside)) for end in ends)
         interval = f' <span class="interval">{escape(effect.note or "95 % interval")}: {low} to {high}</span>'
-    facts = [f"{effect.seeds} seed{'s' * (effect.seeds > 1)}"] if effect.seeds else []
+    facts = [counted(effect.seeds, "seed")] if effect.seeds else []
     facts += [f"n = {effect.n:,}"] if effect.n else []
     behind = f'<a href="{page}#{escape(claim.name)}">{escape(claim.name.replace("_", " "))}</a>'
     return (

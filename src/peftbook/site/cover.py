@@ -10,8 +10,6 @@ from matplotlib.patches import Rectangle
 
 from peftbook.figures.style import colour, drawing, shade
 
-__all__ = ["cover"]
-
 WIDTH, HEIGHT, MARGIN = 6.0, 9.0, 0.6
 CELLS, CELL = 12, 0.3
 RANK = 2

@@ -11,22 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from html import escape
 from typing import Any, Literal
 
-__all__ = [
-    "VERDICTS",
-    "Shown",
-    "amendments",
-    "badge",
-    "evidence",
-    "measured",
-    "run_facts",
-    "show",
-    "sign",
-    "slug",
-    "table",
-    "verdicts",
-    "waiting",
-]
-
 UNFOLDED = 3  # verdicts of an amendment that a reader need not ask for
 # Of each outcome its sign and what it says.
 VERDICTS = {
@@ -58,14 +42,7 @@ class Shown:
         return {"text/html": self.html, "text/plain": self.text}
 
 
-def show(
-    figure: Callable[..., Any],
-    *args: Any,
-    name: str,
-    alt: str,
-    caption: str,
-    **options: Any,
-) -> Shown:
+def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: str, **options: Any) -> Shown:
     """Draw `figure(*args, **options)` for light and dark pages, with one caption.
 
     name: the figure's anchor (`#fig-name`), what {fig}`name` refers to.   alt: what a reader who cannot see it needs.
@@ -76,11 +53,12 @@ def show(
         raise ValueError(f"A figure's name is lower-case words joined by hyphens, not {name!r}.")
     if not alt.strip():
         raise ValueError(f"Figure {name!r} needs alternative text: what does it show?")
+    from peftbook.figures.style import render_svg
     from peftbook.records import watch
 
     modes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     with watch() as seen:
-        images = "".join(_image(_render(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
+        images = "".join(_image(render_svg(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
     facts = run_facts(seen)
     html = (
         f'<figure class="book-figure" id="fig-{name}">{images}'
@@ -193,25 +171,15 @@ def _moves(verdicts: Mapping[str, tuple[str, str]]) -> str:
     return f"<details><summary>{moved} of {len(verdicts)} verdicts changed</summary><ul>{moves}</ul></details>"
 
 
-def _render(figure: Callable[..., Any], *args: Any, mode: Literal["light", "dark"], **options: Any) -> bytes:
-    from peftbook.figures.style import render_svg
-
-    return render_svg(figure, *args, mode=mode, **options)
-
-
 def _image(svg: bytes, mode: str, alt: str) -> str:
     """An image that its page shows in one colour mode; a data address, so that a notebook holds it too."""
-    width, height = _size(svg)
-    size = f' width="{width}" height="{height}"' if width else ""
+    box, size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg), ""
+    if box:
+        width, height = (round(float(points) * 4 / 3) for points in box.groups())  # CSS pixels
+        size = f' width="{width}" height="{height}"'
     data = base64.b64encode(svg).decode()
     # Only one of the two is displayed, so only one alternative text is read.
     return f'<img class="figure-{mode}" alt="{escape(alt)}"{size} src="data:image/svg+xml;base64,{data}">'
-
-
-def _size(svg: bytes) -> tuple[int, int]:
-    """Width and height in CSS pixels from the view box, or zeros."""
-    box = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    return (round(float(box[1]) * 4 / 3), round(float(box[2]) * 4 / 3)) if box else (0, 0)
 
 
 def run_facts(keys: Collection[str]) -> str:
@@ -226,13 +194,14 @@ def run_facts(keys: Collection[str]) -> str:
         raise ValueError(f"{len(keys) - len(records)} run(s) behind a figure have no record: see `peftbook status`.")
     seeds = {record.spec.seed for record in records}
     hardware = sorted({text for record in records if (text := record.hardware)})
-    facts = [_count(len(records), "run"), _count(len(seeds), "seed"), *hardware]
+    facts = [counted(len(records), "run"), counted(len(seeds), "seed"), *hardware]
     links = " ".join(f'<a class="run-link" href="runs/{key[:12]}.html">{key[:6]}</a>' for key in list(keys)[:12])
     more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
     return f'<span class="run-facts">{escape("; ".join(facts))}. Runs: {links}{more}</span>'
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 

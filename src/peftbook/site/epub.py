@@ -16,20 +16,14 @@ from peftbook.errors import InputError
 from peftbook.site import identity
 from peftbook.site.xhtml import Chapter, chapter, file_name, framed
 
-__all__ = ["NAME", "Part", "contents", "setup", "write_epub"]
-
 NAME = "peftbook.epub"
 STYLE = Path(__file__).with_name("epub.css")
 MADE_BY = (Path(__file__), STYLE, Path(__file__).with_name("xhtml.py"), Path(__file__).with_name("cover.py"))
 CONTENTS = "_toc.yml"
 KINDS = {
-    ".xhtml": "application/xhtml+xml",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".webp": "image/webp",
-    ".css": "text/css",
-}
+    ".xhtml": "application/xhtml+xml", ".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg",
+    ".webp": "image/webp", ".css": "text/css",
+}  # fmt: skip
 CONTAINER = (
     '<?xml version="1.0" encoding="UTF-8"?>\n<container version="1.0" '
     'xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles><rootfile full-path="book/package.opf" '

@@ -21,8 +21,6 @@ from jupyter_cache import get_cache
 from myst_nb.sphinx_ import NbMetadataCollector, Parser
 from sphinx.util import logging
 
-__all__ = ["Ledger", "TracingParser", "cached_outputs", "file_hash", "setup"]
-
 LOGGER = logging.getLogger(__name__)
 LOCK_FILES = ("constraints.txt",)
 STARTUP = Path(__file__).with_name("kernel_startup.py")

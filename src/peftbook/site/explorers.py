@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,17 +23,11 @@ from peftbook.memory.step import Step, as_list
 from peftbook.scratch.codebooks import codebook
 from peftbook.site.display import Shown, show
 
-__all__ = ["KINDS", "ROWS", "TOKENS", "explore", "memory_numbers", "quantiser_numbers", "rank_numbers"]
-
 ROWS = (1, 2, 4, 8, 16)
 TOKENS = tuple(range(64, 4097, 64))
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B", "llama-2-70b": "Llama-2-70B"}
-METHODS = {
-    "Full": Setup(method="full"),
-    "LoRA": Setup(),
-    "QLoRA": Setup(quantised="nf4"),
-}
+METHODS = {"Full": Setup(method="full"), "LoRA": Setup(), "QLoRA": Setup(quantised="nf4")}
 CODEBOOKS = {"NF4": "nf4", "FP4 of bitsandbytes": "fp4", "INT4": "int4"}
 BLOCK = 32
 
@@ -77,13 +72,8 @@ def largest_somewhere(step: Step, rows: Sequence[int]) -> list[dict[str, list[li
     """The moments that are the largest for some of the rows, tokens and ranks that the reader can choose."""
     choices = np.array(list(itertools.product(rows, TOKENS, RANKS)), dtype=float).T
     values = {**step.symbols, **dict(zip("bsr", choices, strict=True))} | {"t": choices[1], "k": choices[1]}
-    columns = [
-        np.prod(
-            [np.broadcast_to(values[symbol], choices.shape[1:]) for symbol in symbols] or [np.ones(choices.shape[1])],
-            axis=0,
-        )
-        for _, symbols in step.moments.columns
-    ]
+    ones = np.ones(choices.shape[1])
+    columns = [math.prod((values[symbol] for symbol in symbols), start=ones) for _, symbols in step.moments.columns]
     largest = sorted(set((step.moments.table @ np.array(columns)).argmax(axis=0).tolist()))
     return [{kind: as_list(size) for kind, size in step.moments.by_kind(index).items()} for index in largest]
 

@@ -9,8 +9,6 @@ from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
-__all__ = ["setup"]
-
 LOGGER = logging.getLogger(__name__)
 PLACEHOLDER = re.compile(r'<span class="figure-number" data-figure="([\w-]+)">Figure</span>')
 

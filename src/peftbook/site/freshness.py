@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["is_fresh", "setup", "sources_hash"]
-
 FILES = ("_config.yml", "_toc.yml", "CITATION.cff", "CHANGELOG.md", "constraints.txt", "slides/outline.toml")
 FOLDERS = ("book", "src/peftbook")
 STAMP = ".stamp.json"

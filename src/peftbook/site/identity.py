@@ -9,19 +9,6 @@ from pathlib import Path
 
 from peftbook import __version__
 
-__all__ = [
-    "AUTHORS",
-    "CODE_LICENCE",
-    "PAGES_BRANCH",
-    "PUBLIC_ADDRESS",
-    "REPOSITORY",
-    "TEXT_LICENCE",
-    "TEXT_LICENCE_ADDRESS",
-    "TITLE",
-    "released",
-    "version",
-]
-
 TITLE = "Parameter-Efficient Fine-Tuning, measured"
 AUTHORS = ("The peftbook authors",)
 REPOSITORY = "https://github.com/peftbook/peftbook"

@@ -16,8 +16,6 @@ from typing import Any
 import tinycss2
 from tinycss2 import serialize
 
-__all__ = ["lean", "may_match", "moved", "setup"]
-
 SHEET = "site.css"
 FIRST = ("basic.css", "styles/pydata-sphinx-theme.css")  # the theme names them outside Sphinx's list
 WHOLE = ("css/", "katex/")  # the book's own

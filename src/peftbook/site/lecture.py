@@ -7,8 +7,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["copy_lecture", "setup", "slides_of"]
-
 FILES = ("peft.pptx", "peft-handout.pdf")
 
 

@@ -12,8 +12,6 @@ from sphinx.util.docutils import SphinxDirective
 from peftbook.site.tables import grid
 from peftbook.training.doctor import MACHINES, Examination, book_machines
 
-__all__ = ["machines_table", "setup"]
-
 SHOWN = {"lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning", "full": "full"}
 HEADS = ("Machine", "computes in", "GFLOP/s a thread, float32", "GFLOP/s a thread, bfloat16",
          *(f"tokens/s, {words}" for words in SHOWN.values()))  # fmt: skip

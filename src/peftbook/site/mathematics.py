@@ -16,8 +16,6 @@ from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
-__all__ = ["KatexError", "parts", "render_tex", "setup"]
-
 LOGGER = logging.getLogger(__name__)
 PIECE = '<span class="katex-base">'
 OPENING, CLOSING = re.compile(r"[(\[“‘]+$"), re.compile(r"^[.,;:!?)\]”’]+")

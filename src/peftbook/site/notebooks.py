@@ -14,8 +14,6 @@ from peftbook.site import identity
 from peftbook.site.execution import cached_outputs
 from peftbook.site.numbers import printed
 
-__all__ = ["portable", "setup"]
-
 ROLE = re.compile(r"\{(measured|cited)\}`([^`]+)`")
 
 

@@ -20,13 +20,13 @@ from peftbook.errors import InputError
 from peftbook.literature import published, published_values
 from peftbook.results import format_quantity, quantity
 from peftbook.site.bibliography import short_name
+from peftbook.site.display import counted
 from peftbook.site.identity import PUBLIC_ADDRESS
 from peftbook.studies import Quantity
 
-__all__ = ["CitedNumber", "MeasuredNumber", "describe", "printed", "setup"]
-
 LOGGER = logging.getLogger(__name__)
 FORMS = ("", "value")
+Answer = tuple[str, str, str, str]  # text, tooltip, and the page and anchor of what is behind it
 
 
 class MeasuredNumber(nodes.Inline, nodes.TextElement):
@@ -47,45 +47,23 @@ def printed(name: str, form: str) -> tuple[str, str]:
 
 def describe(name: str, measured: Quantity) -> str:
     """The tooltip: what is behind the number."""
-    parts = [name]
-    if measured.low is not None:
-        parts.append("95 % interval")
-    if measured.n:
-        parts.append(f"n = {measured.n:,}")
-    if measured.seeds:
-        parts.append(f"{measured.seeds} seed" + "s" * (measured.seeds > 1))
-    parts.append(f"{len(measured.runs)} run" + "s" * (len(measured.runs) != 1))
-    if measured.note:
-        parts.append(measured.note)
-    return "; ".join(parts)
+    interval = "95 % interval" * (measured.low is not None)
+    n = f"n = {measured.n:,}" if measured.n else ""
+    seeds = counted(measured.seeds, "seed") if measured.seeds else ""
+    return "; ".join(filter(None, (name, interval, n, seeds, counted(len(measured.runs), "run"), measured.note)))
 
 
-class MeasuredRole(SphinxRole):
-    """Print a study's quantity and link to what is behind it."""
+class NumberRole(SphinxRole):
+    """Print a study's quantity, or a published value, and link to what is behind it."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        answer = _measured_answer(self.text)
-        _note(self, answer)
+        answer = ANSWERS[self.name](self.text)
+        _numbers(self.env).setdefault(self.env.docname, {})[self.name, self.text] = answer
         if isinstance(answer, str):
+            LOGGER.error(answer, location=self.get_location(), type="peftbook", subtype="number")
             return [nodes.inline("", f"[{self.text}: missing]", classes=["number-missing"])], []
-        study, _, short = self.text.partition(";")[0].partition(".")
-        node = MeasuredNumber(
-            "", "", *raised(answer[0]), page=f"book/runs/study-{study}", anchor=short, title=answer[1]
-        )
-        return [node], []
-
-
-class CitedRole(SphinxRole):
-    """Print a published value and link to its paper."""
-
-    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        answer = _cited_answer(self.text)
-        _note(self, answer)
-        if isinstance(answer, str):
-            return [nodes.inline("", f"[{self.text}: missing]", classes=["number-missing"])], []
-        anchor = f"ref-{published(self.text).key}"
-        node = CitedNumber("", "", *raised(answer[0]), page="book/bibliography", anchor=anchor, title=answer[1])
-        return [node], []
+        text, title, page, anchor = answer
+        return [NODES[self.name]("", "", *raised(text), page=page, anchor=anchor, title=title)], []
 
 
 def raised(text: str) -> list[nodes.Node]:
@@ -94,35 +72,32 @@ def raised(text: str) -> list[nodes.Node]:
     return [nodes.superscript("", part) if at % 2 else nodes.Text(part) for at, part in enumerate(parts) if part]
 
 
-def _measured_answer(text: str) -> tuple[str, str] | str:
-    """Text and tooltip, or the sentence that says what is missing."""
+def _measured_answer(text: str) -> Answer | str:
     name, _, form = text.partition(";")
+    study, _, short = name.partition(".")
     try:
-        return printed(name, form)
+        return (*printed(name, form), f"book/runs/study-{study}", short)
     except InputError as error:
         return str(error)
 
 
-def _cited_answer(text: str) -> tuple[str, str] | str:
+def _cited_answer(text: str) -> Answer | str:
     try:
         value = published(text)
     except InputError as error:
         return str(error)
-    return str(value), f"{value.what}; {short_name(value.key) or value.key}, {value.where}"
+    title = f"{value.what}; {short_name(value.key) or value.key}, {value.where}"
+    return str(value), title, "book/bibliography", f"ref-{value.key}"
 
 
 ANSWERS = {"measured": _measured_answer, "cited": _cited_answer}
+NODES = {"measured": MeasuredNumber, "cited": CitedNumber}
 
 
-def _note(role: SphinxRole, answer: tuple[str, str] | str) -> None:
-    """Remember what was printed where, so that the next build sees whether it still holds."""
-    if isinstance(answer, str):
-        LOGGER.error(answer, location=role.get_location(), type="peftbook", subtype="number")
-    _numbers(role.env).setdefault(role.env.docname, {})[role.name, role.text] = answer
-
-
-def _numbers(env: Any) -> dict[str, dict[tuple[str, str], tuple[str, str] | str]]:
-    """Page → {(role, text): what was printed, or the sentence about what is missing}; kept with the environment."""
+def _numbers(env: Any) -> dict[str, dict[tuple[str, str], Answer | str]]:
+    """Page → {(role, text): what was printed, or the sentence about what is missing}; kept with the environment, so
+    that the next build sees whether it still holds.
+    """
     if not hasattr(env, "peftbook_numbers"):
         env.peftbook_numbers = {}
     return env.peftbook_numbers
@@ -154,12 +129,12 @@ def _forget(app: Any, env: Any, docname: str) -> None:
 def _outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
     """Pages on which a number is missing, or would be printed differently now."""
     published_values.cache_clear()
-    pages = []
-    for page, answers in _numbers(env).items():
-        stale = any(isinstance(old, str) or ANSWERS[role](text) != old for (role, text), old in answers.items())
-        if stale and page in env.all_docs:
-            pages.append(page)
-    return pages
+    return [
+        page
+        for page, answers in _numbers(env).items()
+        if page in env.all_docs
+        and any(isinstance(old, str) or ANSWERS[role](text) != old for (role, text), old in answers.items())
+    ]
 
 
 def _fail_on_missing(app: Any, error: Exception | None) -> None:
@@ -177,11 +152,10 @@ def _fail_on_missing(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Register both roles, their nodes and the check that fails the build."""
-    for node in (MeasuredNumber, CitedNumber):
-        passing = dict.fromkeys(("latex", "text", "man", "texinfo"), (_pass, _pass))
+    passing = dict.fromkeys(("latex", "text", "man", "texinfo"), (_pass, _pass))
+    for name, node in NODES.items():
         app.add_node(node, html=(_visit_html, _depart_html), **passing)
-    app.add_role("measured", MeasuredRole())
-    app.add_role("cited", CitedRole())
+        app.add_role(name, NumberRole())
     app.connect("env-purge-doc", _forget)
     app.connect("env-get-outdated", _outdated)
     app.connect("build-finished", _fail_on_missing)

@@ -10,8 +10,6 @@ from pathlib import Path
 from peftbook.errors import InputError
 from peftbook.site import identity
 
-__all__ = ["find_chromium", "for_print", "print_page"]
-
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FOOT = (
     '<div style="font: 8px sans-serif; color: #56616d; width: 100%; padding: 0 18mm; display: flex">'

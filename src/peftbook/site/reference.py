@@ -12,8 +12,6 @@ from pathlib import Path
 import peftbook
 from peftbook.site.display import Shown
 
-__all__ = ["commands", "library"]
-
 PACKAGE = Path(peftbook.__file__).parent
 GROUPS = ("", "scratch", "memory", "tasks", "studies", "training", "figures")
 

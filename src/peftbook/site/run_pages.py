@@ -24,9 +24,8 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.records import Record, Store, default_store
 from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
+from peftbook.site.display import counted
 from peftbook.site.tables import command_block, details, fact_table, flatten, grid, powers_raised, with_unit
-
-__all__ = ["run_index", "run_page", "setup", "study_page"]
 
 FOLDER, MEMORY = "book/runs", ".written.json"
 SAMPLE = 10
@@ -58,16 +57,12 @@ def _headline(record: Record) -> str:
 
 def _quantities(quantities: Mapping[str, studies.Quantity]) -> str:
     """A table of quantities; each row is the anchor that measured numbers link to."""
-    rows = (
-        [
-            f'<span id="{escape(name)}"><code>{escape(name).replace("_", "_<wbr>")}</code></span>',
-            powers_raised(results.format_quantity(quantity)),
-            f"{quantity.n:,}" if quantity.n else "",
-            str(quantity.seeds or ""),
-            _run_links(quantity.runs),
-        ]
-        for name, quantity in quantities.items()
-    )
+    rows = []
+    for name, quantity in quantities.items():
+        anchor = f'<span id="{escape(name)}"><code>{escape(name).replace("_", "_<wbr>")}</code></span>'
+        n, seeds = (f"{quantity.n:,}" if quantity.n else ""), str(quantity.seeds or "")
+        value = powers_raised(results.format_quantity(quantity))
+        rows.append([anchor, value, n, seeds, _run_links(quantity.runs)])
     return grid(["Name", "Value [95 % interval]", "n", "Seeds", "Runs"], rows, "quantities")
 
 
@@ -100,20 +95,17 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
     where: the studies that use it.   known: the keys of the runs that have a page.
     """
     spec = json.loads(record.spec.canonical())
-    used = (
-        ", ".join(f'<a href="study-{study.name}.html">{escape(study.title)}</a>' for study in where) or "no study (yet)"
-    )
+    used = ", ".join(f'<a href="study-{study.name}.html">{escape(study.title)}</a>' for study in where)
     platform = "" if record.spec.platform == "cpu" else f" --platform {record.spec.platform}"
     parts = [
         f"<h1>{escape(title_of(record))}</h1>",
-        f'<p class="run-label">{escape(results.describe(record.spec))}{_platform(record)}. Used in: {used}.</p>',
+        f'<p class="run-label">{escape(results.describe(record.spec))}{_platform(record)}. Used in: '
+        f"{used or 'no study (yet)'}.</p>",
     ]
     if record.failure:
         parts.append(f'<p class="run-failure"><strong>This run failed:</strong> {escape(record.failure)}</p>')
-    measurements = [
-        (escape(n.replace("_", " ")), escape(v)) for n, v in (with_unit(*m) for m in record.measurements.items())
-    ]
-    table = fact_table(measurements)
+    measurements = [with_unit(*measurement) for measurement in record.measurements.items()]
+    table = fact_table((escape(name.replace("_", " ")), escape(value)) for name, value in measurements)
     if len(measurements) > UNFOLDED:
         table = details(f"{len(measurements)} measurements", table)
     parts += ['<h2 id="measured">What was measured</h2>', table, *_curves(record)]
@@ -157,7 +149,7 @@ def _curves(record: Record) -> Iterator[str]:
         else:
             lists.append((escape(title), escape(_numbers(values))))
     if lists:
-        yield details(f"{len(lists)} list{'s' * (len(lists) > 1)} of numbers", fact_table(lists))
+        yield details(f"{counted(len(lists), 'list')} of numbers", fact_table(lists))
 
 
 def _numbers(values: list[float]) -> str:
@@ -226,9 +218,9 @@ def run_index(store: Store) -> str:
         before = sum(key in every and key in shown for key in keys)
         shown |= {record.key for record in mine}
         link = f'<p><a href="runs/study-{study.name}.html">Claim, verdict and quantities</a></p>'
-        parts.append(_index_entry(study.name, study.title, _index_count(len(mine), before), mine, link))
+        parts.append(_index_entry(study.name, study.title, before, mine, link))
     if rest := [record for record in every.values() if record.key not in shown]:
-        parts.append(_index_entry("others", "Runs of no study", _index_count(len(rest), 0), rest))
+        parts.append(_index_entry("others", "Runs of no study", 0, rest))
     return f"<p>{len(every)} runs are cached, each under the first study that uses it.</p>{''.join(parts)}"
 
 
@@ -239,39 +231,25 @@ def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.S
         yield study, list(dict.fromkeys(run.key for run in runs))
 
 
-def _index_count(mine: int, before: int) -> str:
-    listed = [f"{mine} run{'s' * (mine != 1)}"] if mine else []
-    listed += [f"{before} listed above"] if before else []
-    return ", ".join(listed) or "none yet"
-
-
-def _index_entry(anchor: str, title: str, count: str, records: list[Record], link: str = "") -> str:
+def _index_entry(anchor: str, title: str, before: int, records: list[Record], link: str = "") -> str:
+    """before: how many of its runs are listed above."""
+    listed = [counted(len(records), "run")] if records else []
+    count = ", ".join(listed + [f"{before} listed above"] * bool(before)) or "none yet"
     table = grid(["Run", "What", "Result"], _run_rows(records, "runs/"), "runs") if records else ""
     summary = f'<span class="fold-title">{escape(title)}</span> <span class="fold-count">{count}</span>'
     return f'<section id="{anchor}">{details(summary, link + table)}</section>'
 
 
-class _StoreDirective(SphinxDirective):
+class StoreDirective(SphinxDirective):
     """Inserts HTML made from the store; its page is read again when anything that it is made from changed."""
-
-    make: Any = None
 
     def run(self) -> list[nodes.Node]:
         env: Any = self.env
         env.peftbook_store_pages = {*getattr(env, "peftbook_store_pages", ()), env.docname}
-        return [nodes.raw("", type(self).make(default_store()), format="html")]
+        return [nodes.raw("", DIRECTIVES[self.name](default_store()), format="html")]
 
 
-class Scoreboard(_StoreDirective):
-    """The directive `{scoreboard}`."""
-
-    make = staticmethod(scoreboard)
-
-
-class RunIndex(_StoreDirective):
-    """The directive `{run-index}`."""
-
-    make = staticmethod(run_index)
+DIRECTIVES = {"scoreboard": scoreboard, "run-index": run_index}
 
 
 # ---------------------------------------------------------------------------------------------- the build
@@ -361,8 +339,8 @@ def _outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> lis
 
 def setup(app: Any) -> None:
     """Register the directives and the pages."""
-    app.add_directive("scoreboard", Scoreboard)
-    app.add_directive("run-index", RunIndex)
+    for name in DIRECTIVES:
+        app.add_directive(name, StoreDirective)
     app.add_css_file("css/evidence.css", priority=901)
     app.connect("env-get-outdated", _outdated)
     app.connect("html-collect-pages", collect_pages)

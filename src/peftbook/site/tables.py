@@ -7,10 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-__all__ = ["command_block", "details", "fact_table", "flatten", "grid", "powers_raised", "with_unit"]
-
-SECONDS_PER_MINUTE, BYTES_PER_MEGABYTE = 60, 1e6
-
 
 def fact_table(rows: Iterable[tuple[str, str]]) -> str:
     """Names and values, a row each."""
@@ -24,11 +20,10 @@ def grid(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") ->
     if not rows:
         return '<p class="nothing">None yet.</p>'
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    # The head's words again on each cell: on a phone the rows are shown as cards.
-    cells = (
-        "".join(f'<td data-head="{name}">{cell}</td>' for name, cell in zip(heads, row, strict=True)) for row in rows
-    )
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    body = ""
+    for row in rows:  # the head's words again on each cell: on a phone the rows are shown as cards
+        cells = "".join(f'<td data-head="{name}">{cell}</td>' for name, cell in zip(heads, row, strict=True))
+        body += f"<tr>{cells}</tr>"
     table = f'<table class="table {kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="table-scroll" tabindex="0">{table}</div>'
 
@@ -62,12 +57,9 @@ def with_unit(name: str, value: float | int | None) -> tuple[str, str]:
         return name, "—"
     stem, _, unit = name.rpartition("_")
     if unit == "bytes":
-        return stem, f"{value / BYTES_PER_MEGABYTE:,.1f} MB"
+        return stem, f"{value / 1e6:,.1f} MB"
     if unit == "seconds":
-        return (
-            f"{stem}_time",
-            f"{value / SECONDS_PER_MINUTE:,.1f} min" if value >= 2 * SECONDS_PER_MINUTE else f"{value:,.2f} s",
-        )
+        return f"{stem}_time", f"{value / 60:,.1f} min" if value >= 120 else f"{value:,.2f} s"
     if unit == "nats":
         return stem, f"{value:.4f} nats"
     if name.endswith("_per_second"):

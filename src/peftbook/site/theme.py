@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from peftbook.site import epub, identity
-
-__all__ = ["setup"]
 
 SIDEBARS = ["book-title.html", "search-button-field.html", "sbt-sidebar-nav.html"]
 # Scripts that JupyterBook's default extensions add to every page and this book does not use.
@@ -80,22 +79,20 @@ def own_header_buttons(app: Any, page: str, template: str, context: dict[str, An
     groups = []
     if doctree is not None and context.get("page_source_suffix"):
         sources = context["pathto"]("_sources", 1)
-        downloads = [_link(f"{sources}/{context['sourcename']}", "Source (.md)", "Download the MyST Markdown source")]
+        book = context["pathto"](epub.NAME, 1)
+        downloads = [
+            _link(f"{sources}/{context['sourcename']}", "Source (.md)", "Download the MyST Markdown source"),
+            _link(book, "Whole book (.epub)", "Download all chapters as an EPUB"),
+        ]
+        groups.append(_group("Download", "icon-download", downloads, "download-buttons"))
         if notebook := context.get("ipynb_source"):
-            downloads.insert(
-                0, _link(f"{sources}/{notebook}", "Notebook (.ipynb)", "Download as a notebook with outputs")
-            )
+            tooltip = "Download as a notebook with outputs"
+            downloads.insert(0, _link(f"{sources}/{notebook}", "Notebook (.ipynb)", tooltip))
             groups.append(_group("Run this page elsewhere", "icon-launch", _launchers(notebook), "launch-buttons"))
-        downloads.append(
-            _link(context["pathto"](epub.NAME, 1), "Whole book (.epub)", "Download all chapters as an EPUB")
-        )
-        groups.insert(0, _group("Download", "icon-download", downloads, "download-buttons"))
     if context.get("page_source_suffix"):
         issue = f"{identity.REPOSITORY}/issues/new?title=Issue%20on%20{page}"
-        links = [
-            _link(address, "Source on GitHub", "Show the source"),
-            _link(issue, "Report a problem", "Open an issue"),
-        ]
+        links = [_link(address, "Source on GitHub", "Show the source")]
+        links.append(_link(issue, "Report a problem", "Open an issue"))
         groups.append(_group("Repository", "icon-repository", links, "source-buttons"))
     context["header_buttons"] = groups
 
@@ -162,12 +159,7 @@ def drop_unused_files(app: Any, error: Exception | None) -> None:
     static = Path(app.outdir) / "_static"
     for pattern in ("scripts/fontawesome.js*", "scripts/*.map", "styles/*.map", "sphinx-thebe*", "locales", "vendor"):
         for path in static.glob(pattern):
-            if path.is_dir():
-                import shutil
-
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def setup(app: Any) -> None:

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["start"]
-
 PACKAGE = Path(__file__).resolve().parents[1]
 OURS = frozenset({"peftbook.site", "peftbook.site.tracing"})  # in every kernel, chapter or not
 NOT_FOUND = "peftbook.record_not_found"  # what `records.Store` tells; it is not imported, so that only its users are

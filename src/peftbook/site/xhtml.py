@@ -20,8 +20,6 @@ from lxml import etree, html
 from peftbook.errors import InputError
 from peftbook.site import identity
 
-__all__ = ["Chapter", "chapter", "file_name", "framed"]
-
 XHTML = "http://www.w3.org/1999/xhtml"
 MATHML = "http://www.w3.org/1998/Math/MathML"
 SVG = "http://www.w3.org/2000/svg"
@@ -73,11 +71,7 @@ def chapter(page: str, source: str, pages: Collection[str], read: Callable[[str]
     tidy(article)
     heading = article.find(".//h1")
     title = text_of(heading) if heading is not None else identity.TITLE
-    sections = [
-        (section.get("id"), text_of(section.find("h2")))
-        for section in article.xpath(".//section[h2]")
-        if section.get("id")
-    ]
+    sections = [(part.get("id"), text_of(part.find("h2"))) for part in article.xpath(".//section[h2][@id!='']")]
     properties = [name for name in ("math", "svg") if article.xpath(f".//*[local-name() = '{name}']")]
     named = [{"math": "mathml"}.get(name, name) for name in properties]
     body = etree.tostring(qualified(article, XHTML), encoding="unicode")
@@ -131,9 +125,8 @@ def take_images(article: Any, page: str, read: Callable[[str], bytes]) -> Iterat
             path = posixpath.normpath(posixpath.join(posixpath.dirname(page), image.get("src", "")))
             body, ending = read(path), posixpath.splitext(path)[1].removeprefix(".").replace("jpeg", "jpg")
         if ending not in ENDINGS.values():
-            raise InputError(
-                f"An image of page {page!r} is neither SVG, PNG, JPEG nor WebP: {image.get('src', '')[:60]!r}."
-            )
+            shown = image.get("src", "")[:60]
+            raise InputError(f"An image of page {page!r} is neither SVG, PNG, JPEG nor WebP: {shown!r}.")
         name = f"images/{hashlib.sha256(body).hexdigest()[:16]}.{ending}"
         image.set("src", name)
         yield name, body

@@ -12,23 +12,6 @@ from peftbook.slides.outline import OUTLINE, choose, read_outline, section_names
 from peftbook.slides.placeholders import Sources, fill
 from peftbook.slides.template import ACCENT
 
-__all__ = [
-    "ACCENT",
-    "CHARTS",
-    "OUTLINE",
-    "SPOKEN",
-    "Chart",
-    "Sources",
-    "build",
-    "choose",
-    "contact_sheet",
-    "convert",
-    "faults",
-    "fill",
-    "find_office",
-    "handout",
-    "lines_needed",
-    "read_outline",
-    "section_names",
-    "text_width",
-]
+__all__ = ["ACCENT", "CHARTS", "OUTLINE", "SPOKEN", "Chart", "Sources", "build", "choose", "contact_sheet", "convert",
+           "faults", "fill", "find_office", "handout", "lines_needed", "read_outline", "section_names",
+           "text_width"]  # fmt: skip

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 
 from lxml import etree
 
-__all__ = ["DATE", "faults", "fixed_zip"]
-
 DATE = (2026, 1, 1, 0, 0, 0)
 APPLICATION = (
     b'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n<Properties xmlns="http://schemas.openxmlformats.org/'

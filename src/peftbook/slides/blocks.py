@@ -22,8 +22,6 @@ from peftbook.slides.placeholders import Sources, fill, outcomes
 from peftbook.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
 from peftbook.studies import get_study
 
-__all__ = ["BLOCKS", "Box", "add_body", "add_picture", "add_text"]
-
 Box = tuple[float, float, float, float]  # left, top, width, height in inches
 LIST_SIZE, HEAD_SIZE, LIST_GAP = 16, 18, 4
 MONO = "Courier New"
@@ -43,7 +41,7 @@ def add_body(shape: Any, lines: list[str], right: float) -> None:
     """Paragraphs in the body placeholder, between the left margin and `right`."""
     width = right - MARGIN
     check_fit([(line, BODY_SIZE, False) for line in lines], width, BOTTOM - TOP, gap=14)
-    shape.left, shape.top, shape.width, shape.height = (Inches(length) for length in (MARGIN, TOP, width, BOTTOM - TOP))
+    shape.left, shape.top, shape.width, shape.height = map(Inches, (MARGIN, TOP, width, BOTTOM - TOP))
     frame = shape.text_frame
     frame.word_wrap = True
     frame.text = "\n".join(lines)
@@ -75,12 +73,9 @@ def add_cards(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
     top = TOP + min(0.25 + (room - height) / 3, 0.9)
     for at, paragraphs in enumerate(panels):
         left = MARGIN + at * (width + gap)
-        shape = slide.shapes.add_shape(MSO_SHAPE.RECTANGLE, Inches(left), Inches(top), Inches(width), Inches(height))
+        shape = add_rectangle(slide, (left, top, width, height))
         shape.name = f"Card {at + 1}"
-        shape.fill.solid()
         shape.fill.fore_color.rgb = rgb(FILL)
-        shape.line.fill.background()
-        shape._element.remove(shape._element.find(qn("p:style")))  # its effects add a shadow
         frame = shape.text_frame
         frame.word_wrap, frame.vertical_anchor = True, MSO_ANCHOR.TOP
         frame.margin_left = frame.margin_right = frame.margin_bottom = Inches(pad)
@@ -97,12 +92,17 @@ def add_sketch(slide: Any, kind: str, left: float, top: float) -> None:
     group.name = f"Sketch {kind}"
     group._element.nvGrpSpPr.cNvPr.set("descr", alt)
     for x, y, width, height, trained in boxes:
-        part = [Inches(length) for length in (left + x, top + y, width, height)]
-        shape = group.shapes.add_shape(MSO_SHAPE.RECTANGLE, *part)
-        shape.fill.solid()
+        shape = add_rectangle(group, (left + x, top + y, width, height))
         shape.fill.fore_color.theme_color = MSO_THEME_COLOR.TEXT_2 if trained else MSO_THEME_COLOR.ACCENT_5
-        shape.line.fill.background()
-        shape._element.remove(shape._element.find(qn("p:style")))
+
+
+def add_rectangle(place: Any, box: Box) -> Any:
+    """A filled rectangle without edge and shadow, on a slide or in a group; its colour is the caller's."""
+    shape = place.shapes.add_shape(MSO_SHAPE.RECTANGLE, *map(Inches, box))
+    shape.fill.solid()
+    shape.line.fill.background()
+    shape._element.remove(shape._element.find(qn("p:style")))  # its effects add a shadow
+    return shape
 
 
 def write(frame: Any, paragraphs: Sequence[tuple[str, float, bool, str]], gap: float = 0.0) -> None:
@@ -135,9 +135,7 @@ def add_table(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
         heights.append(max(lines) * size * LINE / 72 + 2 * 0.09)
     if sum(heights) > BOTTOM - TOP + 0.01:
         raise InputError(f"The table overflows by {sum(heights) - (BOTTOM - TOP):.2f} in: shorten its cells.")
-    frame = slide.shapes.add_table(
-        len(rows), len(widths), Inches(MARGIN), Inches(TOP), Inches(whole), Inches(sum(heights))
-    )
+    frame = slide.shapes.add_table(len(rows), len(widths), *map(Inches, (MARGIN, TOP, whole, sum(heights))))
     frame.name = "Table"
     frame._element.nvGraphicFramePr.cNvPr.set("descr", fill(outline["alts"][0], sources))
     table = frame.table

@@ -9,12 +9,8 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.records import Store
 from peftbook.studies import Quantity
 
-__all__ = ["CHARTS", "LOSS", "TRAINED", "chart", "ends", "forest", "named"]
-
 LOSS = "nats per token"
 TRAINED = ("full", "lora", "qlora", "prompt")
-
-
 CHARTS: dict[str, Callable[[Store], Chart]] = {}
 
 
@@ -26,10 +22,7 @@ def chart(function: Callable[[Store], Chart]) -> Callable[[Store], Chart]:
 
 def ends(found: Quantity) -> tuple[float, float]:
     """The interval of a quantity, or its value twice."""
-    return (
-        found.value if found.low is None else found.low,
-        found.value if found.high is None else found.high,
-    )
+    return found.value if found.low is None else found.low, found.value if found.high is None else found.high
 
 
 def named(label: str, value: float, digits: int, unit: str = "") -> str:

@@ -23,16 +23,8 @@ def parameter_counts(store: Store) -> Chart:
         Series(name, [r * lora.parameters_per_rank(lora.TARGETS[name]) for r in ranks], look, ranks)
         for name, look in looks.items()
     ]
-    return Chart(
-        series,
-        "Rank r",
-        "Trained parameters",
-        log={"x": 4, "y": 10},
-        number_format="#,##0",
-        x_format="0",
-        x_range=(1, 256),
-        y_range=(1e4, 1e8),
-    )
+    return Chart(series, "Rank r", "Trained parameters", log={"x": 4, "y": 10}, number_format="#,##0", x_format="0",
+                 x_range=(1, 256), y_range=(1e4, 1e8))  # fmt: skip
 
 
 @chart
@@ -52,16 +44,14 @@ def training_state(store: Store) -> Chart:
 def trained_numbers(store: Store) -> Chart:
     """Numbers that each method trains on Llama-2-7B; computed."""
     counts = family.trained_parameters(SHAPES["llama-2-7b"])
-    shown = {
-        name: member for name, member in family.MEMBERS.items() if counts[name] and name not in ("dora", "adalora")
-    }
-    labels = [
-        f"{', '.join(filter(None, (member.label, member.setting)))}: {counts[name]:,}" for name, member in shown.items()
-    ]
+    shown = [name for name in family.MEMBERS if counts[name] and name not in ("dora", "adalora")]
+    members = [family.MEMBERS[name] for name in shown]
+    names = [", ".join(filter(None, (member.label, member.setting))) for member in members]
+    labels = [f"{label}: {counts[name]:,}" for label, name in zip(names, shown, strict=True)]
     series = Series("Trained numbers", [float(counts[name]) for name in shown])
     return Chart([series], "", "Trained numbers of Llama-2-7B", labels, log={"y": 10}, y_range=(100, 1e10),
                  horizontal=True, number_format=SHORT_NUMBERS, gap=35,
-                 point_looks=[member.tone for member in shown.values()])  # fmt: skip
+                 point_looks=[member.tone for member in members])  # fmt: skip
 
 
 @chart

@@ -41,8 +41,6 @@ from peftbook.slides.template import (
     template,
 )
 
-__all__ = ["SPOKEN", "build"]
-
 SHORT_TITLE = "Parameter-efficient fine-tuning, measured"
 STAMP = datetime.datetime(2026, 1, 1)
 VISUAL_WIDTH = 7.7
@@ -121,7 +119,8 @@ def add_slide(deck: Any, outline: dict[str, Any], sources: Sources, address: str
 def fill_slide(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
     """Text and visuals in reading order: text, then what it speaks of, then the source."""
     lines = [fill(line, sources) for line in outline.get("body", [])]
-    pictures = [drawing_of(name, outline, sources) for name in outline.get("figures", [])]
+    room = VISUAL_WIDTH if outline.get("body") else WIDTH - 2 * MARGIN
+    pictures = [drawing(name, sources, room, BOTTOM - TOP) for name in outline.get("figures", [])]
     left = min([WIDTH - MARGIN - picture.width for picture in pictures] + [left_of(outline)])
     if lines:
         right = outline.get("body_right", left - 0.35 if left < WIDTH - MARGIN else left)
@@ -139,11 +138,6 @@ def left_of(outline: dict[str, Any]) -> float:
     if not outline.get("charts"):
         return WIDTH - MARGIN
     return WIDTH - MARGIN - VISUAL_WIDTH if outline.get("body") else MARGIN
-
-
-def drawing_of(name: str, outline: dict[str, Any], sources: Sources) -> Picture:
-    whole = VISUAL_WIDTH if outline.get("body") else WIDTH - 2 * MARGIN
-    return drawing(name, sources, whole, BOTTOM - TOP)
 
 
 def add_visuals(slide: Any, outline: dict[str, Any], pictures: Sequence[Picture], sources: Sources) -> None:
@@ -203,13 +197,11 @@ def add_sections(deck: Any, names: Sequence[str]) -> None:
     """PowerPoint's own sections, so that a lecturer finds and folds the parts in the slide pane."""
     space = "http://schemas.microsoft.com/office/powerpoint/2010/main"
     root = deck.part._element
-    extensions = root.find(qn("p:extLst"))
-    if extensions is None:
+    if (extensions := root.find(qn("p:extLst"))) is None:
         extensions = etree.SubElement(root, qn("p:extLst"))
     holder = etree.SubElement(extensions, qn("p:ext"), uri="{521415D9-36F7-43E2-AB2F-B90AF26B5E84}")
     listed = etree.SubElement(holder, f"{{{space}}}sectionLst", nsmap={"p14": space})
-    slides = None
-    before = None
+    slides = before = None
     for name, entry in zip(names, root.find(qn("p:sldIdLst")), strict=True):
         if name != before:
             key = str(uuid.uuid5(uuid.NAMESPACE_URL, name)).upper()
@@ -228,9 +220,8 @@ def notes_text(outline: dict[str, Any], sources: Sources, address: str) -> str:
     if source := fill(outline.get("source", ""), sources):
         parts.append(source if ":" in source.split(" ", 1)[0] else f"Source: {source}")
     if sources.verdicts:
-        parts.append(
-            "Verdicts: " + ", ".join(f"{study} {outcome}" for study, outcome in sources.verdicts.items()) + "."
-        )
+        said = ", ".join(f"{study} {outcome}" for study, outcome in sources.verdicts.items())
+        parts.append(f"Verdicts: {said}.")
     if runs := list(sources.runs):
         more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
         where = f"each on {short(address)}/book/runs.html"

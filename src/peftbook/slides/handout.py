@@ -14,8 +14,6 @@ from peftbook.errors import InputError
 from peftbook.records import write_atomically
 from peftbook.slides.template import HEIGHT, WIDTH
 
-__all__ = ["contact_sheet", "convert", "find_office", "handout"]
-
 NOTES = 'pdf:impress_pdf_Export:{"ExportNotesPages":{"type":"boolean","value":"true"},' \
     '"ExportOnlyNotesPages":{"type":"boolean","value":"true"}}'  # fmt: skip
 MINUTES = 10

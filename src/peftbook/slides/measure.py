@@ -12,8 +12,6 @@ from fontTools import agl
 
 from peftbook.errors import InputError
 
-__all__ = ["LINE", "Paragraph", "check_fit", "height_needed", "lines_needed", "text_width"]
-
 LINE = 1.2  # height of a line in units of the font size
 Paragraph = tuple[str, float, bool]  # text, points, bold
 

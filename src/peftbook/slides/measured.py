@@ -57,20 +57,10 @@ def learning_rates(store: Store) -> Chart:
         series.append(Series(arm_looks()[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
     series.sort(key=lambda one: -len(one.x))  # LibreOffice drops points of a first series that is shorter
     values = [value for one in series for value in one.values]
-    low, high = (
-        math.floor(min(values) * 10) / 10 - 0.1,
-        math.ceil(min(max(values), min(values) + methods.CAP) * 10) / 10,
-    )
-    return Chart(
-        series,
-        "Learning rate",
-        "Validation loss, nats per token",
-        log={"x": 10},
-        y_range=(low, high),
-        number_format="0.0",
-        x_format="0E+0",
-        x_range=(1e-5, 1.0),
-    )
+    low, high = min(values), min(max(values), min(values) + methods.CAP)
+    y_range = (math.floor(low * 10) / 10 - 0.1, math.ceil(high * 10) / 10)
+    return Chart(series, "Learning rate", f"Validation loss, {LOSS}", log={"x": 10}, y_range=y_range,
+                 number_format="0.0", x_format="0E+0", x_range=(1e-5, 1.0))  # fmt: skip
 
 
 @chart
@@ -84,14 +74,8 @@ def training_curves(store: Store) -> Chart:
         steps = [float(step) for step in range(1, len(smoothed) + 1)]
         series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
     low = math.floor(min(min(one.values) for one in series) * 2) / 2
-    return Chart(
-        series,
-        "Optimiser step (batch of 8)",
-        "Training loss, nats per token",
-        number_format="0.0",
-        y_range=(low, None),
-        x_range=(0, None),
-    )
+    return Chart(series, "Optimiser step (batch of 8)", f"Training loss, {LOSS}", number_format="0.0",
+                 y_range=(low, None), x_range=(0, None))  # fmt: skip
 
 
 def cost_chart(store: Store, name: str, axis: str, unit: float, number_format: str) -> Chart:
@@ -101,16 +85,9 @@ def cost_chart(store: Store, name: str, axis: str, unit: float, number_format: s
     field_name = {"step_seconds": "median_step_seconds", "peak_memory": "peak_memory_bytes"}[name]
     runs = [costs.repeats(arm, store, field_name) for arm in arms]
     series = Series(axis, [q.value / unit for q in found], spread=[(min(r) / unit, max(r) / unit) for r in runs])
-    return Chart(
-        [series],
-        "",
-        axis,
-        [arm_looks()[arm].label for arm in arms],
-        y_range=(0, None),
-        number_format=number_format,
-        label_format="0.00",
-        point_looks=arms,
-    )
+    labels = [arm_looks()[arm].label for arm in arms]
+    return Chart([series], "", axis, labels, y_range=(0, None), number_format=number_format, label_format="0.00",
+                 point_looks=arms)  # fmt: skip
 
 
 @chart
@@ -165,9 +142,8 @@ def requantised(store: Store) -> Chart:
     """Share of the adapter's gain that is lost when the merged model is quantised again."""
     cases = {"small_nf4": ("small Llama, NF4", "lora"), "small_nf2": ("small Llama, NF2", "qlora"),
              "smollm2_nf4": ("SmolLM2 *, NF4", "untuned")}  # fmt: skip
-    rows = [
-        (label, look, quantity(f"requantised.{case}_requantised_lost", store)) for case, (label, look) in cases.items()
-    ]
+    name = "requantised.{}_requantised_lost"
+    rows = [(label, look, quantity(name.format(case), store)) for case, (label, look) in cases.items()]
     return forest(rows, "Share of the gain that is lost, %", 1, "0", "%")
 
 
@@ -176,10 +152,8 @@ def recovered(store: Store) -> Chart:
     """Test loss above that of the 16-bit base, before and after tuning, small Llama."""
     bits = {"nf4": "NF4", "fp4": "FP4", "int4": "INT4", "nf2": "NF2"}
     series = []
-    for label, name, look in (
-        ("before tuning", "recovery.small_{}_before_minus_before_loss", "untuned"),
-        ("after tuning", "recovery.small_{}_minus_lora_loss", "qlora"),
-    ):
+    before, after = "recovery.small_{}_before_minus_before_loss", "recovery.small_{}_minus_lora_loss"
+    for label, name, look in (("before tuning", before, "untuned"), ("after tuning", after, "qlora")):
         found = [quantity(name.format(one), store) for one in bits]
         series.append(Series(label, [q.value for q in found], look, spread=[ends(q) for q in found]))
     return Chart(series, "", f"Loss above 16 bits, {LOSS}", list(bits.values()), number_format="0.00")
@@ -204,12 +178,10 @@ def prompt_lengths(store: Store) -> Chart:
 @chart
 def benchmark_differences(store: Store) -> Chart:
     """E2E NLG: every method's test loss above LoRA's, paired, lowest on top."""
-    comparison, rows = benchmark.COMPARISON, []
-    for arm in evidence.benchmark_order(store):
+    rows = []
+    for arm in (arm for arm in evidence.benchmark_order(store) if arm != "lora"):
         label, tone, _ = evidence.arm_look(arm)
-        found = comparison.difference(arm, "lora", "loss_nats", store)
-        if arm == "lora":
-            continue
+        found = benchmark.COMPARISON.difference(arm, "lora", "loss_nats", store)
         look = tone if tone in arm_looks() else "untuned"
         rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
     return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
@@ -220,11 +192,8 @@ def example_differences(store: Store) -> Chart:
     """Test loss minus LoRA's against the number of training examples, paired, with 95 % intervals."""
     series = []
     for arm, look in (("prompt", "prompt"), ("full", "full")):
-        values, spread = [], []
-        for comparison in data_size.COMPARISONS.values():
-            found = comparison.difference(arm, "lora", "loss_nats", store)
-            values.append(found.mean)
-            spread.append((found.low, found.high))
+        found = [each.difference(arm, "lora", "loss_nats", store) for each in data_size.COMPARISONS.values()]
+        values, spread = [one.mean for one in found], [(one.low, one.high) for one in found]
         x = [float(size) for size in data_size.SIZES]
         series.append(Series(f"{arm_looks()[arm].label} − LoRA", values, look, x, spread))
     return Chart(series, "Training examples, one token budget", f"Test loss − LoRA's, {LOSS}", log={"x": 10},
@@ -234,10 +203,7 @@ def example_differences(store: Store) -> Chart:
 @chart
 def forgotten(store: Store) -> Chart:
     """Loss on prose that training on E2E added, by method and rate."""
-    rows = []
-    for arm in forgetting.ARMS:
-        label, tone, _, _ = updates.PATHS[arm]
-        rows.append((label, tone, quantity(f"forgetting.{arm}_forgotten", store)))
+    rows = [(*updates.PATHS[arm][:2], quantity(f"forgetting.{arm}_forgotten", store)) for arm in forgetting.ARMS]
     return forest(rows, f"Loss added on other text, {LOSS}", 2, "0.0")
 
 
@@ -261,10 +227,8 @@ def predicted_peaks(store: Store) -> Chart:
     halves = activations.by_half(activations.peak_probe, store)
     series = []
     for half, label, look in (("held-out", "held out", "lora"), ("open", "seen while it was written", "untuned")):
-        x, errors = [], []
-        for record in halves[half]:
-            x += [float(size) / 1e6 for size in record.per_example["peak_bytes"]]
-            errors += [100 * (ratio - 1) for ratio in activations.peaks(record)]
+        x = [float(size) / 1e6 for record in halves[half] for size in record.per_example["peak_bytes"]]
+        errors = [100 * (ratio - 1) for record in halves[half] for ratio in activations.peaks(record)]
         series.append(Series(label, errors, look, x, line=False))
     errors = [error for one in series for error in one.values]
     y_range = (4 * math.floor(min(errors) / 4), 4 * math.ceil(max(errors) / 4))

@@ -24,25 +24,16 @@ from peftbook.figures.style import PAPER
 from peftbook.methods import arm_looks
 from peftbook.slides.template import FONT, INK, MUTED, RULE, SMALL, rgb
 
-__all__ = ["add_chart"]
-
-MARKERS = {
-    "o": XL_MARKER_STYLE.CIRCLE,
-    "s": XL_MARKER_STYLE.SQUARE,
-    "D": XL_MARKER_STYLE.DIAMOND,
-    "^": XL_MARKER_STYLE.TRIANGLE,
-    "v": XL_MARKER_STYLE.X,
-    "X": XL_MARKER_STYLE.PLUS,
-    "P": XL_MARKER_STYLE.PLUS,
-    "<": XL_MARKER_STYLE.TRIANGLE,
-    ">": XL_MARKER_STYLE.TRIANGLE,
-    "h": XL_MARKER_STYLE.CIRCLE,
-    "H": XL_MARKER_STYLE.CIRCLE,
-    "8": XL_MARKER_STYLE.CIRCLE,
-    "p": XL_MARKER_STYLE.STAR,
-    "*": XL_MARKER_STYLE.STAR,
-    "d": XL_MARKER_STYLE.DIAMOND,
+NATIVE = {  # PowerPoint's marker → matplotlib's that it stands for
+    XL_MARKER_STYLE.CIRCLE: "ohH8",
+    XL_MARKER_STYLE.SQUARE: "s",
+    XL_MARKER_STYLE.DIAMOND: "Dd",
+    XL_MARKER_STYLE.TRIANGLE: "^<>",
+    XL_MARKER_STYLE.X: "v",
+    XL_MARKER_STYLE.PLUS: "XP",
+    XL_MARKER_STYLE.STAR: "p*",
 }
+MARKERS = {marker: native for native, markers in NATIVE.items() for marker in markers}
 LIGHT = 0.4  # of a bar's colour
 DASHES = {
     "-": MSO_LINE.SOLID,

@@ -10,8 +10,6 @@ from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["OUTLINE", "choose", "read_outline", "section_names", "slug"]
-
 OUTLINE = Path(__file__).resolve().parents[3] / "slides" / "outline.toml"
 NEEDED = ("title", "section", "chapter", "notes", "asked")
 
@@ -48,8 +46,6 @@ def choose(slides: Sequence[dict[str, Any]], sections: Sequence[str]) -> list[di
     for name in sections:
         if name not in known:
             raise InputError(f"Unknown section {name!r}: choose from {', '.join(known)}.")
-    return [
-        slide
-        for slide in slides
-        if not sections or slide.get("layout") == "cover" or slug(slide["section"]) in sections
-    ]
+    if not sections:
+        return list(slides)
+    return [slide for slide in slides if slide.get("layout") == "cover" or slug(slide["section"]) in sections]

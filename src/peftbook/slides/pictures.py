@@ -15,8 +15,6 @@ from peftbook.figures.style import PAPER, TONES, mode_context
 from peftbook.slides.placeholders import Sources
 from peftbook.slides.template import SMALL
 
-__all__ = ["SHARP", "Picture", "drawing", "equation"]
-
 SHARP = 288  # pixels an inch of slide: 3,840 over its width
 PAD = 0.02  # inches of paper that are left around a picture
 

@@ -19,9 +19,8 @@ from peftbook.figures import costs, lora, machines, prompt, quantisation
 from peftbook.literature import published
 from peftbook.memory import SHAPES, training_step
 from peftbook.records import Seen, Store, aside
+from peftbook.slides.charts import ends
 from peftbook.studies import NAMES
-
-__all__ = ["COMPUTED", "Sources", "fill", "outcomes"]
 
 SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -82,8 +81,7 @@ def placeholder(name: str, sources: Sources) -> str:
             f"Placeholder {{{name};{forms[0]}}} is not valid: write ';value' or three words 'below|neither|above'."
         )
     pivot = float(forms[1]) if len(forms) > 1 else 0.0
-    low = quantity.value if quantity.low is None else quantity.low
-    high = quantity.value if quantity.high is None else quantity.high
+    low, high = ends(quantity)
     return words[0] if high < pivot else words[2] if low > pivot else words[1]
 
 

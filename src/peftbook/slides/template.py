@@ -22,30 +22,6 @@ from peftbook.errors import InputError
 from peftbook.figures.style import PAPER, TONES
 from peftbook.methods import arm_looks
 
-__all__ = [
-    "ACCENT",
-    "BODY_SIZE",
-    "BOTTOM",
-    "COVER_WIDTH",
-    "FILL",
-    "FONT",
-    "FOOTER_WIDTH",
-    "HEIGHT",
-    "INK",
-    "MARGIN",
-    "MUTED",
-    "RULE",
-    "SMALL",
-    "TITLE_HEIGHT",
-    "TITLE_SIZE",
-    "TOP",
-    "WIDTH",
-    "check_accent",
-    "contrast",
-    "rgb",
-    "template",
-]
-
 FONT = "Arial"
 WIDTH, HEIGHT, MARGIN = 13.333, 7.5, 0.7  # inches
 TITLE_TOP, TITLE_HEIGHT, TITLE_SIZE = 0.42, 1.02, 28
@@ -89,13 +65,10 @@ def template(accent: str = ACCENT) -> Any:
     """An empty 16:9 presentation with our master: colours, fonts, footers, and five layouts."""
     deck = Presentation()
     deck.slide_width, deck.slide_height = Inches(WIDTH), Inches(HEIGHT)
-    package = deck.part.package
-    for key, rel in list(package._rels.items()):
-        if rel.reltype == RELATIONSHIP_TYPE.THUMBNAIL:
-            package._rels.pop(key)
-    for key, rel in list(deck.part.rels.items()):
-        if rel.reltype == RELATIONSHIP_TYPE.PRINTER_SETTINGS:
-            deck.part.rels.pop(key)
+    unwanted = RELATIONSHIP_TYPE.THUMBNAIL, RELATIONSHIP_TYPE.PRINTER_SETTINGS
+    for relations in (deck.part.package._rels, deck.part.rels):
+        for key in [key for key, relation in relations.items() if relation.reltype in unwanted]:
+            relations.pop(key)
     master = deck.slide_masters[0]
     theme = master.part.part_related_by(RELATIONSHIP_TYPE.THEME)
     theme._blob = themed(theme.blob, accent)
@@ -135,20 +108,16 @@ def make_backup(spare: Any, like: Any) -> None:
 def themed(blob: bytes, accent: str) -> bytes:
     """The theme with our fonts and colours."""
     root = etree.fromstring(blob)
-    drawing = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
     root.set("name", "peftbook")
-    for latin in root.iter(f"{drawing}latin"):
+    for latin in root.iter(qn("a:latin")):
         latin.set("typeface", FONT)
     colours = {"dk1": INK, "lt1": PAPER["light"], "dk2": accent, "lt2": FILL, "hlink": accent, "folHlink": MUTED}
-    colours |= {
-        f"accent{at}": arm_looks()[name].light
-        for at, name in enumerate(("lora", "qlora", "prompt", "fewshot", "untuned", "full"), 1)
-    }
+    arms = ("lora", "qlora", "prompt", "fewshot", "untuned", "full")
+    colours |= {f"accent{at}": arm_looks()[arm].light for at, arm in enumerate(arms, 1)}
     for name, colour in colours.items():
-        for element in root.iter(f"{drawing}{name}"):
-            for child in list(element):
-                element.remove(child)
-            etree.SubElement(element, f"{drawing}srgbClr").set("val", colour.lstrip("#").upper())
+        for element in root.iter(qn(f"a:{name}")):
+            del element[:]
+            etree.SubElement(element, qn("a:srgbClr"), val=colour.lstrip("#").upper())
     return etree.tostring(root, xml_declaration=True, encoding="UTF-8", standalone=True)
 
 
@@ -165,12 +134,10 @@ def set_text_styles(master: Any) -> None:
     for name in ("a:buFont", "a:buChar"):
         if (bullet := body.find(qn(name))) is not None:
             body.remove(bullet)
-    space = body.find(qn("a:spcBef"))
-    after = [qn("a:lnSpc"), qn("a:spcBef"), qn("a:spcAft")]
-    none = etree.Element(qn("a:buNone"))
-    body.insert(sum(child.tag in after for child in body), none)
-    if space is not None:
+    for space in body.findall(qn("a:spcBef")):
         body.remove(space)
+    before = [qn("a:lnSpc"), qn("a:spcAft")]
+    body.insert(sum(child.tag in before for child in body), etree.Element(qn("a:buNone")))
     body.find(qn("a:defRPr")).set("sz", str(BODY_SIZE * 100))
 
 
@@ -195,8 +162,7 @@ def place_placeholder(shape: Any, layout: str) -> None:
     frame.vertical_anchor = {"TITLE": MSO_ANCHOR.MIDDLE, "CENTER_TITLE": MSO_ANCHOR.BOTTOM}.get(kind, MSO_ANCHOR.TOP)
     if kind in ("FOOTER", "SLIDE_NUMBER", "CENTER_TITLE", "SUBTITLE"):
         style = frame._txBody.find(qn("a:lstStyle"))
-        for child in list(style):
-            style.remove(child)
+        del style[:]
         align = "r" if kind == "SLIDE_NUMBER" else "l"
         level = etree.SubElement(style, qn("a:lvl1pPr"), algn=align, marL="0", indent="0")
         etree.SubElement(level, qn("a:buNone"))
@@ -226,16 +192,14 @@ def decorate(place: Any) -> None:
 def rectangle(place: Any, name: str, left: float, top: float, width: float, height: float, colour: str) -> Any:
     """A plain rectangle in a theme colour, in inches; decoration, so that screen readers pass over it."""
     used = [int(shape.get("id")) for shape in place.shapes._spTree.iter(qn("p:cNvPr"))]
-    xml = (
+    return etree.fromstring(
         f'<p:sp xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main" '
         f'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"><p:nvSpPr>'
         f'<p:cNvPr id="{max(used) + 1}" name="{name}"/><p:cNvSpPr/><p:nvPr userDrawn="1"/></p:nvSpPr><p:spPr><a:xfrm>'
         f'<a:off x="{Inches(left)}" y="{Inches(top)}"/><a:ext cx="{Inches(width)}" cy="{Inches(height)}"/></a:xfrm>'
-        f'<a:prstGeom prst="rect"><a:avLst/></a:prstGeom>'
-        f'<a:solidFill><a:schemeClr val="{colour}"/></a:solidFill>'
+        f'<a:prstGeom prst="rect"><a:avLst/></a:prstGeom><a:solidFill><a:schemeClr val="{colour}"/></a:solidFill>'
         f"<a:ln><a:noFill/></a:ln></p:spPr></p:sp>"
     )
-    return etree.fromstring(xml)
 
 
 def set_notes(deck: Any) -> None:

@@ -26,8 +26,6 @@ from urllib.parse import urlsplit
 from peftbook.errors import InputError
 from peftbook.studio.database import Database
 
-__all__ = ["COOKIE", "Door", "Logins", "Sessions", "add_user", "is_ours"]
-
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

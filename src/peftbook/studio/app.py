@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -26,8 +26,6 @@ from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
-
-__all__ = ["build_app", "serve"]
 
 HERE = Path(__file__).resolve().parent
 FONTS = (HERE / "fonts", HERE.parents[2] / "book" / "assets" / "fonts")  # of a wheel, of a checkout
@@ -63,10 +61,8 @@ def serve(
     examine_apart()
     app = build_app(studio, caps or Caps(), logins=logins, hosts=(*LOOPBACK, host))
     shown = f"[{host}]" if ":" in host else host
-    print(
-        f"The studio is at http://{shown}:{listening.getsockname()[1]}/ and keeps its data in {studio.home}.",
-        flush=True,
-    )
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
     )
@@ -115,7 +111,8 @@ def build_app(
         raise InputError("The studio needs Gradio: install it with `pip install 'peftbook[studio]'`.") from None
     from fastapi import FastAPI
 
-    from peftbook.studio.pages import HEAD, THEME, build_pages
+    from peftbook.studio.pages import build_pages
+    from peftbook.studio.pages.theme import HEAD, THEME
 
     drafts = Drafts(studio.home, caps)
     sessions = None if logins is None else Sessions(studio.home, logins)
@@ -131,22 +128,9 @@ def build_app(
     add_downloads(app, studio)
     if sessions is not None:
         add_login(app, sessions)
-    app = gr.mount_gradio_app(
-        app,
-        build_pages(studio, drafts, caps, with_login=logins is not None),
-        "/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=1,
-        theme=THEME,
-        head=HEAD,
-        favicon_path=None,
-        ssr_mode=False,
-        pwa=False,
-        enable_monitoring=False,
-        mcp_server=False,
-    )
+    page = build_pages(studio, drafts, caps, with_login=logins is not None)
+    off = dict.fromkeys(("run_history", "show_error", "ssr_mode", "pwa", "enable_monitoring", "mcp_server"), False)
+    app = gr.mount_gradio_app(app, page, "/", footer_links=[], max_file_size=1, theme=THEME, head=HEAD, **off)
     return Door(app, hosts, sessions)
 
 
@@ -212,52 +196,38 @@ def add_downloads(app: FastAPI, studio: Studio) -> None:
     from peftbook.studio import artefacts
     from peftbook.studio.pages.decide import compared, evaluations, whole_report
 
+    makers = {"adapter.zip": artefacts.adapter_zip, "outputs.csv": artefacts.outputs_csv}
+
     def of_job(project_id: str, job_id: str, what: str) -> Response:
-        with refusals() as said:
-            job = studio.job(job_id)
-            if job.project != project_id:
-                raise InputError(f"Project {project_id!r} has no job {job_id!r}.")
-            name = f"{slug(studio.project(project_id).name)}-{slug(job.label)}"
-            if what == "adapter.zip":
-                return FileResponse(artefacts.adapter_zip(studio, job), filename=f"{name}-adapter.zip")
-            if what == "outputs.csv":
-                return FileResponse(artefacts.outputs_csv(studio, job), filename=f"{name}-outputs.csv")
-            merged = studio.folder(project_id) / "downloads" / f"model-{job.key[:12]}.zip"
-            if what == "model.zip" and merged.is_file():
-                return FileResponse(merged, filename=f"{name}-model.zip")
-            raise InputError("This file has not been made yet: ask for it under Files.")
-        return PlainTextResponse(said[0] + "\n", 404)
+        job = studio.job(job_id)
+        if job.project != project_id:
+            raise InputError(f"Project {project_id!r} has no job {job_id!r}.")
+        name = f"{slug(studio.project(project_id).name)}-{slug(job.label)}-{what}"
+        if what in makers:
+            return FileResponse(makers[what](studio, job), filename=name)
+        merged = studio.folder(project_id) / "downloads" / f"model-{job.key[:12]}.zip"
+        if what == "model.zip" and merged.is_file():
+            return FileResponse(merged, filename=name)
+        raise InputError("This file has not been made yet: ask for it under Files.")
 
     def of_project(project_id: str, what: str, runs: int = 0, measure: str = "rougeL", cost: str = "") -> Response:
         from peftbook.studio import report
 
-        with refusals() as said:
-            project = studio.project(project_id)
-            found = list(evaluations(studio, project_id))
-            if not 0 <= runs < len(found) or what not in ("table.csv", "report.html"):
-                raise InputError("There is nothing to compare yet.")
-            comparison = compared(studio, project_id, found[runs], measure, cost or next(iter(COSTS)))
-            if what == "table.csv":
-                content, kind = report.to_csv(comparison), "text/csv; charset=utf-8"
-            else:
-                content, kind = whole_report(studio, project_id, found[runs], comparison), "text/html; charset=utf-8"
-            name = f"{slug(project.name)}-{what}"
-            disposition = {"content-disposition": f'attachment; filename="{name}"'}
-            return Response(content, media_type=kind, headers=disposition)
-        return PlainTextResponse(said[0] + "\n", 404)
+        project = studio.project(project_id)
+        found = list(evaluations(studio, project_id))
+        if not 0 <= runs < len(found) or what not in ("table.csv", "report.html"):
+            raise InputError("There is nothing to compare yet.")
+        comparison = compared(studio, project_id, found[runs], measure, cost or next(iter(COSTS)))
+        if what == "table.csv":
+            content, kind = report.to_csv(comparison), "text/csv; charset=utf-8"
+        else:
+            content, kind = whole_report(studio, project_id, found[runs], comparison), "text/html; charset=utf-8"
+        disposition = {"content-disposition": f'attachment; filename="{slug(project.name)}-{what}"'}
+        return Response(content, media_type=kind, headers=disposition)
 
+    app.add_exception_handler(InputError, lambda _, error: PlainTextResponse(f"{error}\n", 404))
     app.add_api_route("/studio/project/{project_id}/job/{job_id}/{what}", of_job, methods=["GET"], response_model=None)
     app.add_api_route("/studio/project/{project_id}/{what}", of_project, methods=["GET"], response_model=None)
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[list[str]]:
-    """Keep the sentence of a refusal."""
-    said: list[str] = []
-    try:
-        yield said
-    except InputError as error:
-        said.append(str(error))
 
 
 def slug(text: str) -> str:
@@ -318,9 +288,8 @@ def login_page(words: str) -> str:
         "<title>Log in · peftbook studio</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="/studio/icon.svg">'
         '<link rel="stylesheet" href="/studio/style.css"></head><body class="login"><main><h1>peftbook studio</h1>'
-        f'{said if words else ""}<form method="post" action="{LOGIN}"><label>Name '
-        f'<input name="name" autocomplete="username" '
-        'required autofocus maxlength="64"></label><label>Password <input name="password" type="password" '
-        'autocomplete="current-password" required></label><button class="act act-main">Log in</button>'
-        "</form></main></body></html>"
+        f'{said if words else ""}<form method="post" action="{LOGIN}"><label>Name <input name="name" '
+        'autocomplete="username" required autofocus maxlength="64"></label><label>Password <input name="password" '
+        'type="password" autocomplete="current-password" required></label>'
+        '<button class="act act-main">Log in</button></form></main></body></html>'
     )

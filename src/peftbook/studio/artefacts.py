@@ -26,15 +26,11 @@ from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.tabular import escape_cell
 
-__all__ = ["adapter_zip", "command_line", "merged_zip", "model_card", "outputs_csv"]
-
 LICENCES = {
-    specs.EMBEDDED_MODEL: (
-        "apache-2.0",
-        "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)",
-    ),
+    specs.EMBEDDED_MODEL: ("apache-2.0", "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)"),
     specs.SMALL_MODEL: ("mit", "the small Llama of peftbook, MIT"),
 }
+MERGED = "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
 SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
 
 
@@ -149,7 +145,8 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
     head += ["library_name: transformers" if merged else "library_name: peft", "---"]
     sizes = {name: len(rows) for name, rows in studio.task(job.project).splits.items()}
     lines = [
-        *head, "", f"# {run.method.full_kind} on {inline(project.name)}", "", loading(run, merged=merged), "",
+        *head, "", f"# {run.method.full_kind} on {inline(project.name)}", "",
+        MERGED if merged else run.method.loading, "",
         "## What it is", "",
         f"- base: {run.model.name}, {pinned(run.model)}",
         f"- licence of the base: {licence}; the weights here follow it",
@@ -174,13 +171,6 @@ def base_id(model: specs.Model) -> str:
 def inline(text: str) -> str:
     """A user's name as text of a heading: nothing in it is markup."""
     return "".join(f"\\{sign}" if sign in "\\`*_{}[]()#+-.!|<>&" else sign for sign in text)
-
-
-def loading(run: specs.Run, *, merged: bool) -> str:
-    """How to load what is in the file, in a sentence."""
-    if merged:
-        return "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
-    return run.method.loading
 
 
 def measured(record: Record) -> list[str]:

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from peftbook.studio.preflight import Check
     from peftbook.training.models import Loaded
 
-__all__ = ["Assistant", "Models", "Stream", "choose", "continuation"]
-
 IDLE_SECONDS = 300.0
 PAUSE_SECONDS = 0.05  # between two writes of one text
 STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn

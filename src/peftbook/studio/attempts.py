@@ -16,8 +16,6 @@ from peftbook.processes import HOST, end_group, identity, is_alive
 from peftbook.records import Store
 from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
 
-__all__ = ["DEATHS", "STALE_SECONDS", "Attempts", "WorkerState"]
-
 STALE_SECONDS = 120.0  # after which a worker on another machine, whose process cannot be looked at, counts as dead
 DEATHS = 5  # so often a job's process may be killed before the job fails
 
@@ -202,19 +200,15 @@ class Attempts(Jobs):
 
         A job whose record is at hand is finished, one that was being cancelled is cancelled, others are queued again.
         """
-        now = time.time()
-        dead = [row["id"] for row in self._rows("SELECT * FROM workers") if not lives(row, now)]
         rows = self._rows(
-            "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running' "
-            "AND worker NOT IN (SELECT id FROM workers)"
+            "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running'"
         )
-        for worker in dead:
-            rows += self._rows(
-                "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project "
-                "WHERE state = 'running' AND worker = ?", worker,
-            )  # fmt: skip
+        now = time.time()  # workers after jobs: who has claimed one has beaten before
+        workers = {row["id"]: lives(row, now) for row in self._rows("SELECT * FROM workers")}
         freed: list[str] = []
         for row in rows:
+            if workers.get(row["worker"]):
+                continue
             end_group(row["child"], row["child_identity"])
             if is_alive(row["child"], row["child_identity"]):
                 continue  # it hangs in the system: next time
@@ -231,7 +225,9 @@ class Attempts(Jobs):
                 ).rowcount
             freed += [row["id"]] * changed
         with self._write() as db:
-            db.executemany("DELETE FROM workers WHERE id = ?", [(worker,) for worker in dead])
+            db.executemany(
+                "DELETE FROM workers WHERE id = ?", [(name,) for name, alive in workers.items() if not alive]
+            )
         return freed
 
 

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from peftbook.errors import InputError
 from peftbook.studio.preflight import Check
 
-__all__ = ["Checking"]
-
 MOMENT_SECONDS = 0.05  # of work before the texts have their turn
 CHECK_SECONDS = 180.0  # a file of 55 MB and two models take one minute beside a training
 PAUSE_SECONDS = 0.5  # between two looks whether anybody still waits

@@ -28,8 +28,6 @@ from peftbook.studio.terminal import as_json, show
 from peftbook.studio.waiting import COMPARE, note
 from peftbook.tasks import TaskData
 
-__all__ = ["compare_file", "given_run"]
-
 
 def compare_file(args: argparse.Namespace) -> int:
     """The command: 0 if every run is done, 1 if some failed, 130 after Ctrl-C. Raises InputError for bad input.

@@ -14,8 +14,6 @@ from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["Database", "clear_failures", "default_home"]
-
 SCHEMA = 3  # 1 had no sessions, 2 neither phase_began nor whether a page still waits for an answer
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
@@ -175,6 +173,12 @@ class Database:
 
     def _row(self, query: str, *values: Any) -> sqlite3.Row | None:
         return self._connection().execute(query, values).fetchone()
+
+    @staticmethod
+    def _check_project(db: sqlite3.Connection, project_id: str) -> None:
+        """Raises InputError for a project that is none, or no longer."""
+        if db.execute("SELECT 1 FROM projects WHERE id = ? AND NOT removed", (project_id,)).fetchone() is None:
+            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:

@@ -17,8 +17,6 @@ from peftbook.errors import InputError
 if TYPE_CHECKING:
     from peftbook.tasks.table import Caps, Table
 
-__all__ = ["Draft", "Drafts"]
-
 KEPT = 12
 KEPT_SECONDS = 24 * 3600.0
 

@@ -25,16 +25,7 @@ from peftbook.results import describe
 from peftbook.studio.database import Database
 from peftbook.training.phases import Phase, describe_step
 
-__all__ = ["EDGES", "Job", "JobState", "Jobs", "Plan", "parse_run"]
-
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-EDGES: dict[JobState, tuple[JobState, ...]] = {
-    "queued": ("running", "cancelled"),
-    "running": ("done", "failed", "cancelled", "queued"),
-    "done": (),
-    "failed": ("queued",),
-    "cancelled": ("queued",),
-}
 JOB_COLUMNS = (
     "id", "project", "run", "label", "state", "attempt", "created", "started", "finished", "phase", "phase_done",
     "phase_total", "phase_began", "step", "steps", "loss", "tokens_per_second", "seconds_left", "error",
@@ -88,9 +79,7 @@ class Job:
     def doing(self) -> Phase:
         """What its process is doing now, since when and how much longer."""
         seconds = 0.0 if self.phase_began is None else max(0.0, time.time() - self.phase_began)
-        steps = (
-            self.phase == "training" and self.phase_total
-        )  # until there is one, loss and pace are an earlier attempt's
+        steps = self.phase == "training" and self.phase_total  # without one, loss and pace are an earlier attempt's
         detail = describe_step(self.loss, self.tokens_per_second) if steps else ""
         name = self.phase or "starting"
         return Phase(name, self.phase_done, self.phase_total, seconds, self.seconds_left, detail)
@@ -140,8 +129,7 @@ class Jobs(Database):
         at_hand = {key: store.get(run) for key, run in unique.items()}
         plan, now = secrets.token_hex(8), time.time()
         with self._write() as db:
-            if not db.execute("SELECT 1 FROM projects WHERE id = ? AND NOT removed", (project_id,)).fetchone():
-                raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            self._check_project(db, project_id)
             db.execute("INSERT INTO plans VALUES (?, ?, ?, ?)", (plan, project_id, name, now))
             for position, (key, run) in enumerate(unique.items()):
                 found = db.execute(

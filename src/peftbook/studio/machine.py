@@ -8,8 +8,6 @@ import time
 
 from peftbook.training.doctor import as_text, kept_examination, last_examination
 
-__all__ = ["examine_apart", "machine_words"]
-
 DAY = 86_400.0
 
 

@@ -12,29 +12,7 @@ from markupsafe import Markup
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.results import format_value
-from peftbook.training.phases import span
-
-__all__ = [
-    "Cell",
-    "ago",
-    "badge",
-    "bar",
-    "button",
-    "clipped",
-    "curve",
-    "empty",
-    "facts",
-    "joined",
-    "link",
-    "loading",
-    "note",
-    "number",
-    "piece",
-    "size",
-    "span",
-    "table",
-    "trouble",
-]
+from peftbook.training.phases import span as span
 
 SHOWN_CHARS = 280
 MOST = 160  # points of a curve
@@ -54,13 +32,8 @@ def note(words: str, kind: str = "info") -> Markup:
     """A sentence that stands out. kind: info, good, warn or trouble."""
     sign = {"info": "i", "good": "✓", "warn": "!", "trouble": "✕"}[kind]
     role = "alert" if kind == "trouble" else "status"
-    return piece(
-        '<p class="note note-{}" role="{}"><span aria-hidden="true">{}</span><span>{}</span></p>',
-        kind,
-        role,
-        sign,
-        words,
-    )
+    template = '<p class="note note-{}" role="{}"><span aria-hidden="true">{}</span><span>{}</span></p>'
+    return piece(template, kind, role, sign, words)
 
 
 def trouble(words: object) -> Markup:
@@ -84,12 +57,8 @@ def loading(words: str, *, timed: bool = False) -> Markup:
 def badge(state: str, words: str = "") -> Markup:
     """A state, told by sign and word as well as colour."""
     signs = {"done": "✓", "failed": "✕", "cancelled": "–", "running": "▸", "queued": "…", "refused": "✕", "fits": "✓"}
-    return piece(
-        '<span class="badge badge-{}"><span aria-hidden="true">{}</span> {}</span>',
-        state,
-        signs.get(state, "·"),
-        words or state,
-    )
+    template = '<span class="badge badge-{}"><span aria-hidden="true">{}</span> {}</span>'
+    return piece(template, state, signs.get(state, "·"), words or state)
 
 
 def button(words: str, act: str, *, kind: str = "plain", label: str = "", **data: object) -> Markup:
@@ -114,8 +83,7 @@ def bar(share: float | None, label: str) -> Markup:
     percent = round(100 * min(max(share, 0.0), 1.0))
     return piece(
         '<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{0}" '
-        'aria-label="{1}">'
-        '<div style="width:{0}%"></div></div>', percent, label,
+        'aria-label="{1}"><div style="width:{0}%"></div></div>', percent, label,
     )  # fmt: skip
 
 
@@ -145,17 +113,11 @@ def table(
 
     sortable: heads are buttons that sort in the browser, by the value of a `Cell` or by the words.
     """
-    right = Markup(' class="num"')
-    heads = joined(
-        piece(
-            '<th scope="col"{}>{}</th>',
-            right if place in numeric else "",
-            piece('<button type="button" data-sort="{}">{}</button>', place, name) if sortable else name,
-        )
-        for place, name in enumerate(header)
-    )
-    body = joined(piece("<tr>{}</tr>", joined(cell_of(header[at], one, right if at in numeric else "")
-                                              for at, one in enumerate(row))) for row in rows)  # fmt: skip
+    sides = [Markup(' class="num"' if at in numeric else "") for at in range(len(header))]
+    sorter = '<button type="button" data-sort="{}">{}</button>'
+    names = [piece(sorter, at, name) if sortable else name for at, name in enumerate(header)]
+    heads = joined(piece('<th scope="col"{}>{}</th>', side, name) for side, name in zip(sides, names, strict=True))
+    body = joined(piece("<tr>{}</tr>", joined(map(cell_of, header, row, sides))) for row in rows)
     said = piece("<caption>{}</caption>", caption) if caption else Markup("")
     return piece(
         '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table class="{}">{}<thead><tr>{}</tr></thead>'

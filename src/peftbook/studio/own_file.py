@@ -17,8 +17,6 @@ from peftbook.tasks import TaskData
 from peftbook.tasks.files import describe_reading, read_file, task_from_table
 from peftbook.tasks.table import Table
 
-__all__ = ["OwnFile", "compute", "find_project", "refuse_misfits"]
-
 
 @dataclass(frozen=True)
 class OwnFile:

@@ -14,8 +14,6 @@ from peftbook.evidence.svg import Frame, svg
 from peftbook.methods import look_of
 from peftbook.results import format_value
 
-__all__ = ["pareto_svg"]
-
 MARKERS = {  # matplotlib's name of a marker → its outline
     "X": "M-5-5L5 5M5-5L-5 5",
     "s": "M-5.5-5.5H5.5V5.5H-5.5Z",

@@ -14,8 +14,6 @@ from peftbook.studio.settings import MOST_EPOCHS, Settings, Single
 from peftbook.tasks import TaskData
 from peftbook.training.precision import chosen_dtype
 
-__all__ = ["check_settings", "plan", "run_alone", "training_tokens"]
-
 MOST_RUNS = 200
 MOST_LOSS = 1000  # test examples
 SIZES = ("rank", "prompt_length", "prefix_length")  # settings that not every method has
@@ -109,31 +107,19 @@ def run_of(
     """One run of a plan."""
     budget = None
     if choice.method.trains:
+        rate = settings.learning_rates.get(choice.name) or learning_rate_for(choice.name)
         budget = build(
-            specs.Budget,
-            tokens=tokens,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rates.get(choice.name) or learning_rate_for(choice.name),
+            specs.Budget, tokens=tokens, batch_size=settings.batch_size, learning_rate=rate,
             max_length=settings.max_length,
-        )
+        )  # fmt: skip
     tests = len(task.splits["test"])
     generated = min(tests, settings.test_examples)
     evaluation = build(
-        specs.Evaluation,
-        split="test",
-        n_loss=min(tests, MOST_LOSS),
-        n_generate=generated,
-        max_new_tokens=settings.max_new_tokens,
-        generation_dtype=dtype if generated else "fp32",
-    )
+        specs.Evaluation, split="test", n_loss=min(tests, MOST_LOSS), n_generate=generated,
+        max_new_tokens=settings.max_new_tokens, generation_dtype=dtype if generated else "fp32",
+    )  # fmt: skip
+    method = choice.method.sized(**{name: getattr(settings, name) or 0 for name in SIZES})
     return build(
-        specs.Run,
-        model=model,
-        task=task.spec,
-        method=choice.method.sized(**{name: getattr(settings, name) or 0 for name in SIZES}),
-        budget=budget,
-        evaluation=evaluation,
-        seed=seed,
-        dtype=dtype,
-        platform=settings.platform,
-    )
+        specs.Run, model=model, task=task.spec, method=method, budget=budget, evaluation=evaluation, seed=seed,
+        dtype=dtype, platform=settings.platform,
+    )  # fmt: skip

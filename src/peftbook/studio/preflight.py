@@ -19,8 +19,6 @@ from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 if TYPE_CHECKING:
     from peftbook.training.encode import Encoded
 
-__all__ = ["Check", "preflight", "preflight_steps"]
-
 LOOK_SECONDS = 1.0  # at how busy the machine is, before it is measured
 UNTUNED_LENGTH = 4096  # tokens of a pair that an untuned run reads, as training.execute has it
 SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing

@@ -63,7 +63,7 @@ def to_html(
         piece("<h2>What this cannot tell you</h2><ul>{}</ul>", items(found.cautions)),
         examples(found),
         piece("<h2>Every pair</h2>{}", pairs(found)),
-        data(found, project, splits),
+        data(project, splits),
         settings(found, records, commands),
     ]  # fmt: skip
     style = (Path(__file__).parent / "report.css").read_text()
@@ -226,13 +226,8 @@ def pairs(found: Comparison) -> Markup:
         told = "yes" if one.detected else "no"
         mean, interval = halves(one.differences[found.measure.name])
         rows.append(("", [f"{one.first} − {one.second}", mean, interval, p, told]))
-    headers = [
-        "Pair",
-        f"Difference in {short(found)}",
-        "95 % interval",
-        "p, not corrected",
-        "Rules the worse out as best",
-    ]
+    headers = ["Pair", f"Difference in {short(found)}", "95 % interval", "p, not corrected"]
+    headers.append("Rules the worse out as best")
     return grid("Paired differences; p is two-sided", headers, rows)
 
 
@@ -240,7 +235,7 @@ def facts(pairs_: Sequence[tuple[str, object]]) -> Markup:
     return piece("<dl>{}</dl>", joined(piece("<dt>{}</dt><dd>{}</dd>", name, value) for name, value in pairs_))
 
 
-def data(found: Comparison, project: Project | None, splits: Mapping[str, int] | None) -> Markup:
+def data(project: Project | None, splits: Mapping[str, int] | None) -> Markup:
     """The file and how it was read."""
     if project is None:
         return Markup("")

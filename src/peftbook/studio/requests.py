@@ -12,8 +12,6 @@ from typing import Any, Literal
 from peftbook.errors import InputError
 from peftbook.studio.database import Database
 
-__all__ = ["KINDS", "Answer", "AnswerState", "Request", "Requests"]
-
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
 KINDS = ("preflight", "generate", "merge")
 PAYLOAD_CHARS = 2_000_000
@@ -73,10 +71,7 @@ class Requests(Database):
             raise InputError(f"The question has {len(text):,} characters, the cap is {PAYLOAD_CHARS:,}: shorten it.")
         request, now = secrets.token_hex(8), time.time()
         with self._write() as db:
-            if not db.execute(
-                "SELECT 1 FROM projects WHERE id = ? AND NOT removed", (str(payload.get("project")),)
-            ).fetchone():
-                raise InputError(f"There is no project {payload.get('project')!r}: it may have been deleted.")
+            self._check_project(db, str(payload.get("project")))
             db.execute("DELETE FROM requests WHERE created < ?", (now - KEPT_SECONDS,))
             db.execute(
                 "INSERT INTO requests (id, project, kind, payload, state, created, seen) "
@@ -131,11 +126,8 @@ class Requests(Database):
     def say(self, request_id: str, text: str) -> bool:
         """The text so far; False if nobody waits for it any more."""
         with self._write() as db:
-            return bool(
-                db.execute(
-                    "UPDATE requests SET text = ? WHERE id = ? AND state = 'working'", (text, request_id)
-                ).rowcount
-            )
+            update = "UPDATE requests SET text = ? WHERE id = ? AND state = 'working'"
+            return bool(db.execute(update, (text, request_id)).rowcount)
 
     def settle(self, request_id: str, *, text: str = "", result: Any = None, error: str = "") -> None:
         """End a question that is being worked on, well or with an error."""

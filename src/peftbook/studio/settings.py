@@ -14,8 +14,6 @@ from peftbook.options import Bound, Option, listed
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 
-__all__ = ["MOST_EPOCHS", "MOST_GENERATED", "Judging", "Reading", "Settings", "Single", "Training", "rates_named"]
-
 NAMES = ", ".join(preset.name for preset in presets())
 MOST_GENERATED = 200  # test examples
 MOST_EPOCHS = 1000  # with so many passes the recipes' tokens are allowed on a file of three short rows

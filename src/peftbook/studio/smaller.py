@@ -10,8 +10,6 @@ from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings
 from peftbook.training.encode import generation_batch
 
-__all__ = ["LONG_SECONDS", "Smaller", "plan_seconds", "smaller_plan"]
-
 LONG_SECONDS = 3600.0  # of a plan that is offered a smaller one
 AIM = 0.9  # of that time, as seconds are not quite proportional to tokens
 SEEDS, TESTS = (3, 1), (50, 20)  # to go down to

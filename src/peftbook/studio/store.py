@@ -25,10 +25,10 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store, write_atomically
-from peftbook.studio.attempts import Attempts, WorkerState
-from peftbook.studio.database import clear_failures, default_home
-from peftbook.studio.jobs import Job, JobState, Plan
-from peftbook.studio.requests import Answer, Request, Requests
+from peftbook.studio.attempts import Attempts
+from peftbook.studio.database import clear_failures
+from peftbook.studio.jobs import Job
+from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
 
 if TYPE_CHECKING:
@@ -36,22 +36,6 @@ if TYPE_CHECKING:
     from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
     from peftbook.tasks.table import Caps, Table
-
-__all__ = [
-    "Answer",
-    "Job",
-    "JobState",
-    "Plan",
-    "Project",
-    "Request",
-    "Studio",
-    "WorkerState",
-    "default_home",
-    "is_open",
-    "say_open",
-    "start_worker",
-    "worker_alive",
-]
 
 ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left by a process that died
 KEPT_SECONDS = 24 * 3600.0  # downloads
@@ -153,18 +137,16 @@ class Studio(Attempts, Requests):
     def rename(self, project_id: str, name: str) -> None:
         """Give a project another name."""
         with self._write() as db:
-            if not db.execute(
-                "UPDATE projects SET name = ? WHERE id = ? AND NOT removed", (self._name(name), project_id)
-            ).rowcount:
-                raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            self._check_project(db, project_id)
+            db.execute("UPDATE projects SET name = ? WHERE id = ?", (self._name(name), project_id))
 
     def delete_project(self, project_id: str) -> None:
         """Delete a project with its jobs, records, adapters and files. It is gone from every list at once; if one of
         its jobs runs, the files go when the worker has stopped it, in about a second.
         """
         with self._write() as db:
-            if not db.execute("UPDATE projects SET removed = 1 WHERE id = ? AND NOT removed", (project_id,)).rowcount:
-                raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            self._check_project(db, project_id)
+            db.execute("UPDATE projects SET removed = 1 WHERE id = ?", (project_id,))
             db.execute(
                 "UPDATE jobs SET state = 'cancelled', finished = ? WHERE project = ? AND state = 'queued'",
                 (time.time(), project_id),
@@ -218,9 +200,8 @@ class Studio(Attempts, Requests):
         self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None
     ) -> str:
         """As `Jobs.submit`; a run that another project of this home has computed, on the same data, is taken over."""
-        mine = {
-            row["key"]: row["state"] for row in self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
-        }
+        rows = self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
+        mine = {row["key"]: row["state"] for row in rows}
         for run in runs:
             if mine.get(run.key) not in ("queued", "running", "done"):
                 self._borrow(project_id, run)
@@ -271,15 +252,10 @@ def _project(row) -> Project:
 
     split = json.loads(row["split"])
     return Project(
-        id=row["id"],
-        name=row["name"],
-        created=row["created"],
-        filename=row["filename"],
+        **{name: row[name] for name in ("id", "name", "created", "filename", "instruction", "sha256")},
         columns=Columns(**json.loads(row["columns"])),
         split=Split(**(split | {"fractions": tuple(split["fractions"])})),
-        instruction=row["instruction"],
         caps=Caps(**json.loads(row["caps"])),
-        sha256=row["sha256"],
     )
 
 
@@ -296,11 +272,6 @@ def _task(home: str, project: Project) -> TaskData:
     from peftbook.tasks.files import task_from_table
 
     return task_from_table(_table(home, project), project.columns, project.split, project.instruction)
-
-
-def worker_alive(home: Path | str | None = None) -> bool:
-    """Whether a worker serves this home."""
-    return any(worker.alive for worker in Studio(home).workers())
 
 
 def say_open(home: Path) -> None:

@@ -10,8 +10,6 @@ from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
 from peftbook.studio.markup import number, size, span
 
-__all__ = ["difference", "digits", "ends", "escape_cell", "marks", "short", "table", "to_csv", "typeset"]
-
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 

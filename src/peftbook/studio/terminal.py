@@ -15,8 +15,6 @@ from peftbook.studio.markup import span
 from peftbook.studio.tabular import table, typeset
 from peftbook.training.phases import Line
 
-__all__ = ["Ticker", "as_json", "progress_line", "show"]
-
 WIDEST = 120
 
 
@@ -112,36 +110,21 @@ def as_json(found: Comparison) -> dict[str, Any]:
     """The comparison as plain values: `rows`, `pairs`, `recommendation` and what they depend on."""
     told = found.recommendation
     return {
-        "measure": found.measure.name,
-        "margin": found.margin,
-        "family_wise_level": found.level,
-        "test_examples": found.test_examples,
-        "seeds": found.seeds,
-        "encoder": found.encoder,
+        "measure": found.measure.name, "margin": found.margin, "family_wise_level": found.level,
+        "test_examples": found.test_examples, "seeds": found.seeds, "encoder": found.encoder,
         "hardware": list(found.hardware),
         "recommendation": {
-            "kind": told.kind,
-            "words": told.words,
-            "take": told.row.label if told.row else None,
-            "equals": list(told.equals),
-            "most_given_up": finite(told.loss),
-            "examples_needed": told.examples,
+            "kind": told.kind, "words": told.words, "take": told.row.label if told.row else None,
+            "equals": list(told.equals), "most_given_up": finite(told.loss), "examples_needed": told.examples,
             "seeds_needed": told.seeds,
         },
         "rows": [
             {
-                "label": row.label,
-                "model": row.model,
-                "method": row.method.full_kind,
-                "seeds": list(row.seeds),
-                "scores": intervals(row.scores),
-                "minus_untuned": intervals(row.against_untuned),
-                "minus_best": intervals(row.against_leader),
-                "may_be_best": row.may_be_best,
-                "beats_untuned": row.beats_untuned,
-                **{name: row.cost(name) for name in COSTS},
-                "runs": list(row.runs),
-                "failure": row.failure,
+                "label": row.label, "model": row.model, "method": row.method.full_kind, "seeds": list(row.seeds),
+                "scores": intervals(row.scores), "minus_untuned": intervals(row.against_untuned),
+                "minus_best": intervals(row.against_leader), "may_be_best": row.may_be_best,
+                "beats_untuned": row.beats_untuned, **{name: row.cost(name) for name in COSTS},
+                "runs": list(row.runs), "failure": row.failure,
             }
             for row in found.rows
         ],

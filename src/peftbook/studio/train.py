@@ -18,8 +18,6 @@ from peftbook.studio.settings import Reading, Single
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.waiting import TRAIN, note
 
-__all__ = ["train_on_file"]
-
 SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match",
          "trainable_parameters", "train_steps", "train_seconds", "peak_memory_bytes")  # fmt: skip
 

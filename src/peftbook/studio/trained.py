@@ -17,8 +17,6 @@ from peftbook.studio.work import TENSORS
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.models import Loaded, load_model
 
-__all__ = ["load_trained", "merge", "share_weights"]
-
 
 def load_trained(studio: Studio, job: Job) -> Loaded:
     """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""

@@ -8,8 +8,6 @@ import time
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
 from peftbook.studio.terminal import Ticker
 
-__all__ = ["COMPARE", "TRAIN", "note", "wait_for", "wanted_elsewhere"]
-
 COMMANDS = COMPARE, TRAIN = "peftbook compare", "peftbook train"  # names of plans that no page asked for
 POLL_SECONDS = 0.25
 STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from peftbook.training.loop import Progress
     from peftbook.training.phases import Phase
 
-__all__ = ["NOT_MINE", "Reporter", "compute", "keep_trained", "sentence_for", "tidy"]
-
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
 PAUSE_SECONDS = 0.25  # between writes of progress
 TENSORS = "trainable.safetensors"  # what methods trained that peft has no format for

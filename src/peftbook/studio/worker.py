@@ -23,8 +23,6 @@ from peftbook.studio.database import default_home
 from peftbook.studio.store import Job, Studio, is_open
 from peftbook.training.threads import best_threads
 
-__all__ = ["Worker", "serve"]
-
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
 IDLE_SECONDS = 600.0  # with nothing to do and no studio open, after which a worker ends

@@ -14,8 +14,6 @@ from peftbook.studio.preflight import Check
 from peftbook.studio.requests import Answer
 from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
 
-__all__ = ["checks_of", "long_plan", "preflight_table"]
-
 
 def checks_of(answer: Answer) -> tuple[Check, ...]:
     """The checks in an answer."""
@@ -29,24 +27,18 @@ def long_plan(found: Sequence[Check], less: Smaller | None) -> Markup:
     """What to do about a plan of more than an hour; nothing about another."""
     if (seconds := plan_seconds(found)) <= LONG_SECONDS:
         return Markup("")
+    words = f"The whole plan takes about {span(seconds)}"
     if less is None:
-        return markup.note(
-            f"The whole plan takes about {span(seconds)}: choose fewer methods or a smaller model for a shorter one.",
-            "warn",
-        )
-    words = f"The whole plan takes about {span(seconds)}. With {less.words} it takes about {span(less.seconds)}."
+        return markup.note(f"{words}: choose fewer methods or a smaller model for a shorter one.", "warn")
+    words += f". With {less.words} it takes about {span(less.seconds)}."
     return joined([markup.note(words, "warn"), button("Take the smaller plan", "smaller")])
 
 
 def preflight_table(found: Sequence[Check]) -> Markup:
     """What each run will read, take and need."""
-    seconds = [one.seconds for one in found if one.fits]
-    total = (
-        f"about {span(sum(one or 0 for one in seconds))} in all on this machine"
-        if any(seconds)
-        else "time unknown until this machine is idle during a check, which then measures how fast it is"
-    )
-    refused = [one for one in found if not one.fits]
+    total = "time unknown until this machine is idle during a check, which then measures how fast it is"
+    if seconds := sum(one.seconds or 0 for one in found if one.fits):
+        total = f"about {span(seconds)} in all on this machine"
     rows = [
         (
             one.label,
@@ -60,26 +52,12 @@ def preflight_table(found: Sequence[Check]) -> Markup:
         )
         for one in found
     ]
-    parts: list[object] = [
-        table(
-            ["Run", "Rows", "Tokens", "Epochs", "Cut", "Time", "Peak memory", "Verdict"],
-            rows,
-            kind="preflight",
-            caption=f"{len(found)} runs, {total}",
-            numeric=range(1, 7),
-        )
-    ]
-    if refused:
-        parts.insert(
-            0, markup.note(f"{len(refused)} of {len(found)} runs cannot be run here; the table says why.", "warn")
-        )
-    cut = max((one.truncated for one in found), default=0)
-    if cut:
-        parts.append(
-            markup.note(
-                f"{cut:,} rows are longer than the longest example allows and lose the end of their input: "
-                "raise it under Advanced.",
-                "warn",
-            )
-        )
+    parts = []
+    if refused := sum(not one.fits for one in found):
+        parts.append(markup.note(f"{refused} of {len(found)} runs cannot be run here; the table says why.", "warn"))
+    heads = ["Run", "Rows", "Tokens", "Epochs", "Cut", "Time", "Peak memory", "Verdict"]
+    parts.append(table(heads, rows, kind="preflight", caption=f"{len(found)} runs, {total}", numeric=range(1, 7)))
+    if cut := max((one.truncated for one in found), default=0):
+        words = f"{cut:,} rows are longer than the longest example allows and lose the end of their input"
+        parts.append(markup.note(f"{words}: raise it under Advanced.", "warn"))
     return joined(parts)

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from peftbook.errors import InputError
 from peftbook.options import Bound
 from peftbook.studio import markup
+from peftbook.studio.drafts import Draft
 from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
-from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
+from peftbook.studio.pages.wiring import BUSY, Context, Step, Updates, on, panel, place_of_note, unseen
 from peftbook.studio.store import Project
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Findings, Split, examine
@@ -20,8 +21,6 @@ from peftbook.tasks.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-__all__ = ["build_data", "build_new"]
 
 PREVIEWED = 5
 FAULTS = 20
@@ -31,13 +30,14 @@ SPLIT_BOUNDS = (
     Bound("A test share of {} % is chosen", 1, 49, whole=False),
     Bound("A split seed of {} is chosen", 0, 2**32 - 1),
 )
-FORMATS = {
-    "csv": "CSV",
-    "tsv": "TSV",
-    "jsonl": "JSON lines",
-    "chat": "chats (JSON lines with messages)",
-    "parquet": "Parquet",
-}
+CHATS = "chats (JSON lines with messages)"
+FORMATS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "chat": CHATS, "parquet": "Parquet"}
+DATA = (
+    '<div class="two"><section><h3>File</h3>{}</section><section><h3>Read as a task</h3>{}</section></div>'
+    "<h3>Findings</h3>{}<h3>Rows</h3>{}"
+    '<p class="fine">Data and split of a project never change, so that its runs stay comparable. For other '
+    "columns or another split, make another project of the same file.</p>"
+)
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
@@ -60,16 +60,8 @@ def about(found: Table, filename: str, length: int | None = None) -> Markup:
 
 def preview(found: Table, columns: Columns | None = None) -> Markup:
     """The first rows; the columns that matter are named by what they are."""
-    roles = (
-        {}
-        if columns is None
-        else {
-            columns.input: "input",
-            columns.target: "target",
-            columns.instruction: "instruction",
-            columns.group: "group",
-        }
-    )
+    parts = ("input", "target", "instruction", "group")
+    roles = {getattr(columns, part): part for part in parts} if columns else {}
     names = [name for name in found.columns if name in roles] + [name for name in found.columns if name not in roles]
     places = [found.columns.index(name) for name in names[:8]]
     heads = [f"{name} — {roles[name]}" if name in roles else name for name in names[:8]]
@@ -89,9 +81,7 @@ def examined(found: Table, columns: Columns, split: Split) -> Findings:
 
 def findings(seen: Findings) -> Markup:
     """What was counted, in the order of what it may cost."""
-    parts: list[object] = []
-    if seen.obstacle:
-        parts.append(markup.note(seen.obstacle, "trouble"))
+    parts = [markup.trouble(seen.obstacle)] if seen.obstacle else []
     sizes = [("Usable rows", number(seen.usable))]
     sizes += [(name.capitalize(), number(count)) for name, count in seen.splits.items()]
     parts.append(facts(sizes))
@@ -109,38 +99,25 @@ def findings(seen: Findings) -> Markup:
 
 def warnings_of(seen: Findings, test: int) -> list[tuple[str, str]]:
     """Repetition, conflict and leakage, in words."""
-    said = []
-    if seen.duplicates:
-        said.append((f"{seen.duplicates:,} rows repeat another's input and target; they always share a split.", "warn"))
-    if seen.conflicting:
-        said.append(
-            (
-                f"{seen.conflicting:,} rows have an input that occurs with another target too: no model can "
-                "answer both rightly.",
-                "warn",
-            )
-        )
-    if seen.near_duplicates:
-        said.append(
-            (
-                f"Leakage: {seen.near_duplicates:,} of {seen.compared:,} test inputs are nearly those of a training "
-                "row, so scores will flatter every method. Choose a group column, or remove near copies.",
-                "warn",
-            )
-        )
-    elif seen.compared:
-        said.append((f"No leakage found: none of {seen.compared:,} test inputs nearly repeats a training row.", "good"))
-    if seen.shared_targets:
-        said.append(
-            (
-                f"{seen.shared_targets:,} of {test:,} test targets also occur in training: right for labels, a "
-                "shortcut for free text.",
-                "info",
-            )
-        )
+    compared = seen.compared
+    leaks = (
+        f"Leakage: {{:,}} of {compared:,} test inputs are nearly those of a training row, so scores will flatter every "
+        "method. Choose a group column, or remove near copies."
+    )
+    conflicts = "{:,} rows have an input that occurs with another target too: no model can answer both rightly."
+    shared = f"{{:,}} of {test:,} test targets also occur in training: right for labels, a shortcut for free text."
+    said = [
+        (seen.duplicates, "{:,} rows repeat another's input and target; they always share a split.", "warn"),
+        (seen.conflicting, conflicts, "warn"),
+        (seen.near_duplicates, leaks, "warn"),
+        (compared if not seen.near_duplicates else 0,
+         "No leakage found: none of {:,} test inputs nearly repeats a training row.", "good"),
+        (seen.shared_targets, shared, "info"),
+    ]  # fmt: skip
+    words = [(sentence.format(count), kind) for count, sentence, kind in said if count]
     if test < 50:
-        said.append((f"With {test:,} test rows only large differences will show: intervals will be wide.", "info"))
-    return said
+        words.append((f"With {test:,} test rows only large differences will show: intervals will be wide.", "info"))
+    return words
 
 
 def settings_of(project: Project) -> Markup:
@@ -163,112 +140,105 @@ def settings_of(project: Project) -> Markup:
 # --- a new project ---------------------------------------------------------------------------------------------
 
 
-def build_new(context: Context, opened: Callable[[str], dict[Any, Any]], outputs: list[Any]) -> gr.HTML:
+class NewProject:
     """Upload or paste, then say what is what, then create. opened: updates that show a project; outputs: theirs."""
-    upload = panel(uploader(context), elem_id="upload")
-    note = gr.HTML("", elem_classes="in-place")
-    draft = gr.Textbox("", visible="hidden", elem_classes="unseen", elem_id="draft")
-    with gr.Column(visible=False, elem_id="mapping") as form:
-        seen = panel()
-        with gr.Row():
-            name = gr.Textbox(label="Project name", max_length=120, elem_id="new-name")
-        why = panel()
-        with gr.Row(equal_height=True):
-            source = gr.Dropdown(label="Input", info="what the model reads", elem_id="new-input")
-            target = gr.Dropdown(label="Target", info="what it should write", elem_id="new-target")
-            before = gr.Dropdown(label="Instruction column", info="optional: put before the input")
-            group = gr.Dropdown(label="Group", info="optional: never divided by the split")
-        instruction = gr.Textbox(
-            "{input}",
-            label="Prompt",
-            info="what the model is told; {input} is where the input goes",
-            lines=2,
-            elem_id="new-instruction",
-        )
-        with gr.Row(equal_height=True):
-            validation = gr.Number(10, label="Validation, %")
-            test = gr.Number(10, label="Test, %")
-            seed = gr.Number(0, label="Split seed")
-        found = panel(elem_id="findings")
-        create = gr.Button("Create the project", variant="primary", elem_id="create")
-    fields = [draft, source, target, before, group, validation, test, seed]
 
-    def read(event: gr.EventData) -> dict[Any, Any]:
+    def __init__(self, context: Context, opened: Callable[[str], Updates], outputs: list[Any]) -> None:
+        self.context, self.drafts, self.opened = context, context.drafts, opened
+        self.upload = panel(uploader(context), elem_id="upload")
+        self.note, self.draft = place_of_note(), unseen(elem_id="draft")
+        with gr.Column(visible=False, elem_id="mapping") as self.form:
+            self.lay_out()
+        mapped = [self.draft, self.form, self.seen, self.why, self.name, *self.columns, self.found]
+        fields = [self.draft, *self.columns, *self.shares]
+        on(self.upload.act, self.note, self.read, None, mapped)
+        changed = [column.input for column in self.columns]
+        changed += [event for share in self.shares for event in (share.submit, share.blur)]
+        for event in changed:
+            on(event, self.note, self.look_again, fields, [self.found, self.seen])
+        made = [self.form, self.draft, self.upload, *outputs]
+        on(self.create.click, self.note, self.make, [self.name, self.instruction, *fields], made, **BUSY)
+
+    def lay_out(self) -> None:
+        """What is asked once the upload is here."""
+        self.seen = panel()
+        with gr.Row():
+            self.name = gr.Textbox(label="Project name", max_length=120, elem_id="new-name")
+        self.why = panel()
+        with gr.Row(equal_height=True):
+            self.columns = [
+                gr.Dropdown(label="Input", info="what the model reads", elem_id="new-input"),
+                gr.Dropdown(label="Target", info="what it should write", elem_id="new-target"),
+                gr.Dropdown(label="Instruction column", info="optional: put before the input"),
+                gr.Dropdown(label="Group", info="optional: never divided by the split"),
+            ]
+        info = "what the model is told; {input} is where the input goes"
+        self.instruction = gr.Textbox("{input}", label="Prompt", info=info, lines=2, elem_id="new-instruction")
+        with gr.Row(equal_height=True):
+            shares = {"Validation, %": 10, "Test, %": 10, "Split seed": 0}
+            self.shares = [gr.Number(usual, label=label) for label, usual in shares.items()]
+        self.found = panel(elem_id="findings")
+        self.create = gr.Button("Create the project", variant="primary", elem_id="create")
+
+    def read(self, event: gr.EventData) -> Updates:
         """The upload is here: show it, and guess."""
         data = event._data or {}
         if data.get("act") == "refused":
             raise InputError(str(data.get("words"))[:300])
-        one = context.drafts.get(str(data.get("draft")))
+        draft = self.drafts.get(str(data.get("draft")))
         try:
-            whole = context.drafts.table(one.id)
+            whole = self.drafts.table(draft.id)
             columns, reason = guess_columns(whole)
         except InputError:
-            context.drafts.drop(one.id)
+            self.drafts.drop(draft.id)
             raise
         choices, optional = list(whole.columns), [NONE, *whole.columns]
-        split = Split()
+        guesses = [(choices, columns.input), (choices, columns.target)]
+        guesses += [(optional, columns.instruction or NONE), (optional, columns.group or NONE)]
         return {
-            draft: one.id,
-            form: gr.update(visible=True),
-            seen: about(whole, one.filename, one.path.stat().st_size) + preview(whole, columns),
-            why: markup.note(f"{reason} Change them where that is wrong.", "info"),
-            name: one.filename.rpartition(".")[0][:120] or "Pasted data",
-            source: gr.update(choices=choices, value=columns.input),
-            target: gr.update(choices=choices, value=columns.target),
-            before: gr.update(choices=optional, value=columns.instruction or NONE),
-            group: gr.update(choices=optional, value=columns.group or NONE),
-            found: findings(examined(whole, columns, split)),
+            self.draft: draft.id,
+            self.form: gr.update(visible=True),
+            self.why: markup.note(f"{reason} Change them where that is wrong.", "info"),
+            self.name: draft.filename.rpartition(".")[0][:120] or "Pasted data",
+            **{
+                field: gr.update(choices=names, value=value)
+                for field, (names, value) in zip(self.columns, guesses, strict=True)
+            },
+            **self.counted(draft, whole, columns, Split()),
         }
 
-    def chosen(*values: Any) -> tuple[Table, Columns, Split]:
+    def counted(self, draft: Draft, whole: Table, columns: Columns, split: Split) -> Updates:
+        """What is in the upload, and what was found in it."""
+        head = about(whole, draft.filename, draft.path.stat().st_size)
+        return {self.seen: head + preview(whole, columns), self.found: findings(examined(whole, columns, split))}
+
+    def chosen(self, *values: Any) -> tuple[Draft, Table, Columns, Split]:
         """What the form says."""
         draft_id, *names, validation, test, seed = values
-        source, target, before, group = (None if one in (NONE, None, "") else str(one) for one in names)
-        whole = context.drafts.table(str(draft_id))
+        source, target, before, group = (None if name in (NONE, None, "") else str(name) for name in names)
+        whole = self.drafts.table(str(draft_id))
         if source is None or target is None:
             raise InputError("Choose an input column and a target column.")
         for bound, value in zip(SPLIT_BOUNDS, (validation or 0, test or 0, seed or 0), strict=True):
             bound.check(value)
-        parts = [float(one) / 100 for one in (validation, test)]
-        return (
-            whole,
-            Columns(source, target, before, group),
-            Split(int(seed or 0), (1 - sum(parts), parts[0], parts[1])),
-        )
+        parts = [float(share) / 100 for share in (validation, test)]
+        split = Split(int(seed or 0), (1 - sum(parts), parts[0], parts[1]))
+        return self.drafts.get(str(draft_id)), whole, Columns(source, target, before, group), split
 
-    def look_again(*values: Any) -> dict[Any, Any]:
+    def look_again(self, *values: Any) -> Updates:
         """Something was changed: count again."""
-        whole, columns, split = chosen(*values)
-        size_here = context.drafts.get(str(values[0])).path.stat().st_size
-        head = about(whole, context.drafts.get(str(values[0])).filename, size_here)
-        return {found: findings(examined(whole, columns, split)), seen: head + preview(whole, columns)}
+        return self.counted(*self.chosen(*values))
 
-    def make(title: str, prompt: str, *values: Any) -> dict[Any, Any]:
+    def make(self, title: str, prompt: str, *values: Any) -> Updates:
         """Keep it as a project and open it."""
-        whole, columns, split = chosen(*values)
+        draft, whole, columns, split = self.chosen(*values)
         if obstacle := examined(whole, columns, split).obstacle:
             raise InputError(obstacle)
-        one = context.drafts.get(str(values[0]))
-        project = context.studio.create_project(
-            title, one.path.read_bytes(), one.filename, columns, split, prompt, context.caps
-        )
-        context.drafts.drop(one.id)
-        return {form: gr.update(visible=False), draft: "", upload: uploader(context), **opened(project.id)}
-
-    mapped = [draft, form, seen, why, name, source, target, before, group, found]
-    upload.act(in_place(note, read), None, [note, *mapped], **QUIET)
-    for one in (source, target, before, group):
-        one.input(in_place(note, look_again), fields, [note, found, seen], **QUIET)
-    for share in (validation, test, seed):
-        share.submit(in_place(note, look_again), fields, [note, found, seen], **QUIET)
-        share.blur(in_place(note, look_again), fields, [note, found, seen], **QUIET)
-    create.click(
-        in_place(note, make),
-        [name, instruction, *fields],
-        [note, form, draft, upload, *outputs],
-        **(QUIET | {"show_progress": "minimal"}),
-    )
-    return upload
+        content, caps = draft.path.read_bytes(), self.context.caps
+        project = self.context.studio.create_project(title, content, draft.filename, columns, split, prompt, caps)
+        self.drafts.drop(draft.id)
+        empty = {self.form: gr.update(visible=False), self.draft: "", self.upload: uploader(self.context)}
+        return {**empty, **self.opened(project.id)}
 
 
 def uploader(context: Context) -> Markup:
@@ -294,27 +264,18 @@ def uploader(context: Context) -> Markup:
 # --- the tab of an existing project ----------------------------------------------------------------------------
 
 
-def build_data(context: Context) -> Step:
+class DataStep(Step):
     """What the project's data are. They never change: other columns or another split are another project."""
-    shown = panel()
 
-    def show(project_id: str) -> dict[Any, Any]:
+    def __init__(self, context: Context) -> None:
+        self.studio, self.shown = context.studio, panel()
+        self.outputs = [self.shown]
+
+    def show(self, project_id: str) -> Updates:
         try:
-            project, whole = context.studio.project(project_id), context.studio.table(project_id)
+            project, whole = self.studio.project(project_id), self.studio.table(project_id)
             seen = examined(whole, project.columns, project.split)
         except InputError as error:
-            return {shown: markup.trouble(error)}
-        return {
-            shown: piece(
-                '<div class="two"><section><h3>File</h3>{}</section><section><h3>Read as a task</h3>{}</section></div>'
-                "<h3>Findings</h3>{}<h3>Rows</h3>{}"
-                '<p class="fine">Data and split of a project never change, so that its runs stay comparable. For other '
-                "columns or another split, make another project of the same file.</p>",
-                about(whole, project.filename),
-                settings_of(project),
-                findings(seen),
-                preview(whole, project.columns),
-            )
-        }
-
-    return Step([shown], show)
+            return {self.shown: markup.trouble(error)}
+        parts = about(whole, project.filename), settings_of(project), findings(seen), preview(whole, project.columns)
+        return {self.shown: piece(DATA, *parts)}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
@@ -17,12 +15,15 @@ from peftbook.results import format_value
 from peftbook.studio import markup
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table
-from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
+from peftbook.studio.pages.wiring import BUSY, Context, Step, Updates, on, panel, place_of_note
 from peftbook.studio.store import Studio
 
-__all__ = ["build_decide", "compared", "evaluations", "whole_report"]
-
 CONTRASTS = 6
+FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
+NOTHING = empty(
+    "No run has finished yet",
+    "As soon as one has, its scores stand here; with the untuned model and one method there is something to compare.",
+)
 KINDS = {"clear": "good", "cheapest of equals": "good", "untuned is as good": "info"}
 
 
@@ -80,13 +81,9 @@ def shown(found: Comparison, project_id: str, query: str) -> Markup:
         told.kind.capitalize(),
         told.words,
     )
-    take = joined(
-        [
-            link("Table as CSV", f"/studio/project/{project_id}/table.csv?{query}", download=True),
-            link("Report as one HTML file", f"/studio/project/{project_id}/report.html?{query}", download=True),
-        ],
-        " ",
-    )
+    offers = {"Table as CSV": "table.csv", "Report as one HTML file": "report.html"}
+    address = f"/studio/project/{project_id}"
+    take = joined((link(name, f"{address}/{file}?{query}", download=True) for name, file in offers.items()), " ")
     sifter = Markup(
         '<label class="sift">Show rows with <input type="search" data-filter="decision" '
         'placeholder="method or model"></label>'
@@ -100,43 +97,31 @@ def shown(found: Comparison, project_id: str, query: str) -> Markup:
         cautions(found),
     ]
     if differing := found.differences(CONTRASTS):
-        parts.append(piece("<h3>Where they differ most</h3>{}", joined(contrast(one, found) for one in differing)))
+        parts.append(piece("<h3>Where they differ most</h3>{}", joined(map(contrast, differing))))
     return joined(parts)
 
 
 def scores(found: Comparison) -> Markup:
     """The table: scores with intervals, what is gained over the untuned model, and what it costs."""
-    header = [
-        "Method",
-        *(one.label for one in found.measures),
-        f"{found.measure.label} over untuned",
-        "Trained",
-        "To store",
-        "Training",
-        "Peak memory",
-    ]
+    header = ["Method", *(measure.label for measure in found.measures), f"{found.measure.label} over untuned"]
+    header += ["Trained", "To store", "Training", "Peak memory"]
     rows = []
     for row in found.rows:
         cells: list[object] = [method(row, found)]
-        for one in found.measures:
-            cells.append(interval(row.scores.get(one.name), 2 if one.name == "perplexity" else 3))
-        gain = row.against_untuned.get(found.measure.name)
-        cells.append(difference(gain, row.beats_untuned))
+        for measure in found.measures:
+            cells.append(with_ends(row.scores.get(measure.name), 2 if measure.name == "perplexity" else 3, -1.0))
+        kept = piece('<span class="mark mark-good">detected</span>') if row.beats_untuned else ""
+        cells.append(with_ends(row.against_untuned.get(found.measure.name), 3, -9.0, "+", kept))
         cells += [
-            Cell(number(row.trainable_parameters) if not row.untuned else "–", row.trainable_parameters),
-            Cell(size(row.adapter_bytes) if not row.untuned else "–", row.adapter_bytes),
-            Cell(span(row.train_seconds) if not row.untuned else "–", row.train_seconds),
-            Cell(size(row.peak_memory_bytes or None), row.peak_memory_bytes),
-        ]
+            Cell("–" if row.untuned else words(value), value)
+            for words, value in (
+                (number, row.trainable_parameters), (size, row.adapter_bytes), (span, row.train_seconds)
+            )
+        ]  # fmt: skip
+        cells.append(Cell(size(row.peak_memory_bytes or None), row.peak_memory_bytes))
         rows.append(cells)
-    return table(
-        header,
-        rows,
-        kind="decision",
-        caption=f"{len(rows)} rows, best {found.measure.label} first",
-        numeric=range(1, len(header)),
-        sortable=True,
-    )
+    caption = f"{len(rows)} rows, best {found.measure.label} first"
+    return table(header, rows, kind="decision", caption=caption, numeric=range(1, len(header)), sortable=True)
 
 
 def method(row: Row, found: Comparison) -> Cell:
@@ -149,51 +134,20 @@ def method(row: Row, found: Comparison) -> Cell:
         marks.append(piece('<span class="mark">may be the best</span>'))
     seeds = f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
     failed = piece('<span class="fine">{}</span>', row.failure) if row.failure else ""
-    return Cell(
-        piece(
-            '<strong>{}</strong> <span class="fine">{}</span><span class="marks">{}</span>{}',
-            row.label,
-            seeds,
-            joined(marks, " "),
-            failed,
-        ),
-        row.label,
-    )
+    head = piece('<strong>{}</strong> <span class="fine">{}</span>', row.label, seeds)
+    return Cell(piece('{}<span class="marks">{}</span>{}', head, joined(marks, " "), failed), row.label)
 
 
-def interval(one: Interval | None, digits: int) -> Cell:
-    """A mean above its 95 % interval."""
-    if one is None:
-        return Cell("–", -1.0)
-    low, high = one.low, one.high
-    return Cell(
-        piece(
-            '{} <span class="interval">{} – {}</span>',
-            format_value(one.mean, digits),
-            format_value(low, digits),
-            format_value(high, digits),
-        ),
-        one.mean,
-    )
+def with_ends(found: Interval | None, digits: int, nothing: float, plus: str = "", mark: object = "") -> Cell:
+    """A mean above its 95 % interval. nothing: as what a missing one is sorted.  plus: before a gain.
 
-
-def difference(one: Interval | None, holds: bool | None) -> Cell:
-    """A gain with its interval, and whether it holds at the family-wise level."""
-    if one is None:
-        return Cell("–", -9.0)
-    sign = "+" if one.mean > 0 else ""
-    kept = piece('<span class="mark mark-good">detected</span>') if holds else ""
-    return Cell(
-        piece(
-            '{}{} <span class="interval">{} – {}</span>{}',
-            sign,
-            format_value(one.mean, 3),
-            format_value(one.mean - one.half95, 3),
-            format_value(one.mean + one.half95, 3),
-            kept,
-        ),
-        one.mean,
-    )
+    mark: that a difference holds at the family-wise level.
+    """
+    if found is None:
+        return Cell("–", nothing)
+    mean, low, high = (format_value(value, digits) for value in (found.mean, found.low, found.high))
+    sign = plus if found.mean > 0 else ""
+    return Cell(piece('{}{} <span class="interval">{} – {}</span>{}', sign, mean, low, high, mark), found.mean)
 
 
 def legend(found: Comparison) -> str:
@@ -202,9 +156,8 @@ def legend(found: Comparison) -> str:
     seeds = f"{found.seeds} seeds" if found.seeds > 1 else "one seed"
     return (
         f"Means over {found.test_examples:,} test rows and {seeds}, with 95 % intervals. “Detected” and “may be the "
-        f"best” hold together at a family-wise level of {100 * found.level:g} %.{encoder} Time and "
-        f"memory were measured "
-        f"on {' and '.join(found.hardware) or 'this machine'}."
+        f"best” hold together at a family-wise level of {100 * found.level:g} %.{encoder} Time and memory were "
+        f"measured on {' and '.join(found.hardware) or 'this machine'}."
     )
 
 
@@ -217,11 +170,8 @@ def pareto_plot(found: Comparison) -> Markup:
         return Markup("")
     return piece(
         '<figure class="pareto"><figcaption>Which rows are worth their {}?</figcaption><div class="wide">{}</div>'
-        '<div class="narrow">{}</div></figure>',
-        COSTS[found.cost],
-        Markup(wide),
-        Markup(narrow),
-    )
+        '<div class="narrow">{}</div></figure>', COSTS[found.cost], Markup(wide), Markup(narrow),
+    )  # fmt: skip
 
 
 def cautions(found: Comparison) -> Markup:
@@ -232,97 +182,67 @@ def cautions(found: Comparison) -> Markup:
     )
 
 
-def contrast(one: Contrast, found: Comparison) -> Markup:
+def contrast(one: Contrast) -> Markup:
     """One test row with what each method wrote."""
     best = max(one.scores, key=lambda label: one.scores[label])
     said = joined(
-        piece(
-            '<div class="wrote{}"><p class="fine">{} · {}</p><div class="said">{}</div></div>',
-            " wrote-best" if label == best else "",
-            label,
-            format_value(one.scores[label], 3),
-            clipped(text, 600),
-        )
+        piece('<div class="wrote{}"><p class="fine">{} · {}</p><div class="said">{}</div></div>',
+              " wrote-best" * (label == best), label, format_value(one.scores[label], 3), clipped(text, 600))
         for label, text in one.texts.items()
-    )
+    )  # fmt: skip
+    asked, wanted = clipped(one.example.input, 800), clipped(one.example.target, 600)
     return piece(
         '<article class="contrast"><div class="asked"><div><p class="fine">{} · input</p>'
         '<div class="said said-input">{}</div></div>'
         '<div><p class="fine">target</p><div class="said said-target">{}</div></div></div>'
-        '<div class="wrotes">{}</div></article>',
-        one.example.id,
-        clipped(one.example.input, 800),
-        clipped(one.example.target, 600),
-        said,
-    )
+        '<div class="wrotes">{}</div></article>', one.example.id, asked, wanted, said,
+    )  # fmt: skip
 
 
 # --- the tab ---------------------------------------------------------------------------------------------------
 
 
-def build_decide(context: Context) -> Step:
+class DecideStep(Step):
     """The tab: what decides, what "cheap" means, and which runs."""
-    with gr.Row(equal_height=True, elem_classes="choices"):
-        which = gr.Dropdown(label="Runs", visible=False)
-        measure = gr.Dropdown(
-            label="What decides",
-            value="rougeL",
-            elem_id="measure",
-            choices=[(one.label, one.name) for one in MEASURES.values()],
-        )
-        cost = gr.Dropdown(
-            label="What is cheap",
-            value=next(iter(COSTS)),
-            choices=[(words.capitalize(), name) for name, words in COSTS.items()],
-        )
-    note = gr.HTML("", elem_classes="in-place")
-    panel_shown = panel(elem_id="decision")
 
-    def choices(project_id: str) -> Mapping[str, Sequence[Job]]:
-        return evaluations(context.studio, project_id)
+    def __init__(self, context: Context) -> None:
+        self.studio = context.studio
+        measures = [(measure.label, measure.name) for measure in MEASURES.values()]
+        costs = [(words.capitalize(), name) for name, words in COSTS.items()]
+        with gr.Row(equal_height=True, elem_classes="choices"):
+            self.which = gr.Dropdown(label="Runs", visible=False)
+            self.measure = gr.Dropdown(measures, label="What decides", value=FIRST_MEASURE, elem_id="measure")
+            self.cost = gr.Dropdown(costs, label="What is cheap", value=FIRST_COST)
+        self.note = place_of_note()
+        self.shown = panel(elem_id="decision")
+        choices = [self.which, self.measure, self.cost]
+        for choice in choices:
+            on(choice.input, self.note, self.look, [context.place, *choices], [self.shown], **BUSY)
+        self.outputs = [*choices, self.note, self.shown]
 
-    def look(project_id: str, evaluation: str, by: str, price: str) -> dict[Any, Any]:
+    def look(self, project_id: str, evaluation: str, by: str, price: str) -> Updates:
         """The comparison as it is chosen."""
-        found = compared(context.studio, project_id, evaluation, by, price)
-        place = list(choices(project_id)).index(evaluation)
-        return {panel_shown: shown(found, project_id, f"runs={place}&measure={by}&cost={price}")}
+        found = compared(self.studio, project_id, evaluation, by, price)
+        place = list(evaluations(self.studio, project_id)).index(evaluation)
+        return {self.shown: shown(found, project_id, f"runs={place}&measure={by}&cost={price}")}
 
-    def show(project_id: str) -> dict[Any, Any]:
+    def show(self, project_id: str) -> Updates:
         try:
-            found = choices(project_id)
-            if not found:
-                return {
-                    panel_shown: empty(
-                        "No run has finished yet",
-                        "As soon as one has, its scores stand here; with the "
-                        "untuned model and one method there is something to compare.",
-                    ),
-                    which: gr.update(visible=False),
-                    note: "",
-                }
-            names = [(f"{len(jobs)} runs, {name_of(jobs[0])}", name) for name, jobs in found.items()]
+            names = [
+                (f"{len(jobs)} runs, {name_of(jobs[0])}", name)
+                for name, jobs in evaluations(self.studio, project_id).items()
+            ]
+            if not names:
+                return {self.shown: NOTHING, self.which: gr.update(visible=False), self.note: ""}
             first = names[0][1]
-            values = {which: gr.update(choices=names, value=first, visible=len(names) > 1), note: ""}
-            return {
-                **values,
-                **look(project_id, first, "rougeL", next(iter(COSTS))),
-                measure: "rougeL",
-                cost: next(iter(COSTS)),
-            }
+            which = gr.update(choices=names, value=first, visible=len(names) > 1)
+            chosen = {self.which: which, self.measure: FIRST_MEASURE, self.cost: FIRST_COST, self.note: ""}
+            return {**chosen, **self.look(project_id, first, FIRST_MEASURE, FIRST_COST)}
         except InputError as error:
-            return {note: markup.trouble(error), panel_shown: ""}
-
-    for one in (which, measure, cost):
-        one.input(
-            in_place(note, look),
-            [context.place, which, measure, cost],
-            [note, panel_shown],
-            **(QUIET | {"show_progress": "minimal"}),
-        )
-    return Step([which, measure, cost, note, panel_shown], show)
+            return {self.note: markup.trouble(error), self.shown: ""}
 
 
 def name_of(job: Job) -> str:
     """How a run was scored."""
-    one = job.run.evaluation
-    return f"{one.n_generate:,} texts of at most {one.max_new_tokens} tokens"
+    scoring = job.run.evaluation
+    return f"{scoring.n_generate:,} texts of at most {scoring.max_new_tokens} tokens"

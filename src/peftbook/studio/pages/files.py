@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 from markupsafe import Markup
 
@@ -11,55 +9,49 @@ from peftbook.errors import InputError
 from peftbook.studio import artefacts, markup
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import button, empty, joined, link, loading, piece
-from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
-
-__all__ = ["build_files"]
+from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note, unseen
 
 
-def build_files(context: Context) -> Step:
+class FilesStep(Step):
     """The tab. A merged model is made when it is asked for: `wanted` holds the job and the question, in the browser."""
-    note = gr.HTML("", elem_classes="in-place")
-    shown, merging = panel(elem_id="downloads"), panel()
-    wanted = gr.Textbox("", visible="hidden", elem_classes="unseen")
-    timer = gr.Timer(1.0, active=False)
 
-    def show(project_id: str) -> dict[Any, Any]:
-        done = [job for job in context.studio.jobs(project_id) if job.state == "done"]
-        if not done:
-            return {
-                shown: empty("Nothing to take away yet", "Adapters, models and outputs appear as runs are done."),
-                merging: "",
-            }
-        return {shown: piece('<ul class="take">{}</ul>', joined(offer(context, job) for job in done))}
+    def __init__(self, context: Context) -> None:
+        self.context, self.studio = context, context.studio
+        self.note = place_of_note()
+        self.shown, self.merging, self.wanted = panel(elem_id="downloads"), panel(), unseen()
+        self.timer = gr.Timer(1.0, active=False)
+        self.outputs = [self.shown, self.merging]
+        on(self.shown.act, self.note, self.act, [context.place], [self.wanted, self.merging, self.timer])
+        on(self.timer.tick, self.note, self.look, [context.place, self.wanted], [self.merging, self.timer])
 
-    def act(project_id: str, event: gr.EventData) -> dict[Any, Any]:
+    def show(self, project_id: str) -> Updates:
+        if done := [job for job in self.studio.jobs(project_id) if job.state == "done"]:
+            return {self.shown: piece('<ul class="take">{}</ul>', joined(offer(self.context, job) for job in done))}
+        words = empty("Nothing to take away yet", "Adapters, models and outputs appear as runs are done.")
+        return {self.shown: words, self.merging: ""}
+
+    def act(self, project_id: str, event: gr.EventData) -> Updates:
         """Make a merged model."""
         data = event._data or {}
-        job = context.studio.job(str(data.get("id")))
+        job = self.studio.job(str(data.get("id")))
         if data.get("act") != "merge" or job.project != project_id:
             return {}
-        request = context.studio.ask("merge", {"project": project_id, "job": job.id})
-        return {wanted: f"{job.id} {request}", merging: loading(f"Merging {job.label}…"), timer: gr.Timer(active=True)}
+        request, waits = self.studio.ask("merge", {"project": project_id, "job": job.id}), gr.Timer(active=True)
+        return {self.wanted: f"{job.id} {request}", self.merging: loading(f"Merging {job.label}…"), self.timer: waits}
 
-    def look(project_id: str, waits: str) -> dict[Any, Any]:
+    def look(self, project_id: str, waits: str) -> Updates:
         """Whether it is made."""
         job_id, _, request = (waits or "").partition(" ")
-        answer = context.studio.answer(request)
+        answer = self.studio.answer(request)
         if not answer.ended:
             return {}
-        timer_off = {timer: gr.Timer(active=False)}
-        if answer.state != "done":
-            return {merging: markup.trouble(answer.error or "It was stopped."), **timer_off}
-        job = context.studio.job(job_id)
-        ready = link(f"Download {job.label} as one model", address(job, "model.zip"), download=True)
-        return {
-            merging: piece('<p class="note note-good"><span aria-hidden="true">✓</span><span>{}</span></p>', ready),
-            **timer_off,
-        }
-
-    shown.act(in_place(note, act), [context.place], [note, wanted, merging, timer], **QUIET)
-    timer.tick(in_place(note, look), [context.place, wanted], [note, merging, timer], **QUIET)
-    return Step([shown, merging], show)
+        if answer.state == "done":
+            job = self.studio.job(job_id)
+            ready = link(f"Download {job.label} as one model", address(job, "model.zip"), download=True)
+            said = piece('<p class="note note-good"><span aria-hidden="true">✓</span><span>{}</span></p>', ready)
+        else:
+            said = markup.trouble(answer.error or "It was stopped.")
+        return {self.merging: said, self.timer: gr.Timer(active=False)}
 
 
 def address(job: Job, what: str) -> str:
@@ -76,22 +68,17 @@ def offer(context: Context, job: Job) -> Markup:
     if trained:
         links.append(button("Merged model", "merge", id=job.id, label=f"Make the merged model of {job.label}"))
     if job.run.evaluation.n_generate:
-        links.append(
-            link("Test outputs", address(job, "outputs.csv"), download=True, label=f"Test outputs of {job.label}")
-        )
+        label = f"Test outputs of {job.label}"
+        links.append(link("Test outputs", address(job, "outputs.csv"), download=True, label=label))
     try:
         command: object = piece(
-            '<details><summary>Command that repeats it</summary><pre tabindex="0">{}</pre>{}</details>',
+            '<details><summary>Command that repeats it</summary><pre tabindex="0">{}</pre>'
+            '<button type="button" class="act act-quiet" data-copy>Copy</button></details>',
             artefacts.command_line(context.studio, job),
-            piece('<button type="button" class="act act-quiet" data-copy>Copy</button>'),
         )
     except InputError:
         command = ""
     return piece(
         '<li><div><strong>{}</strong> <span class="fine">run <code>{}</code></span></div>'
-        '<span class="acts">{}</span>{}</li>',
-        job.label,
-        job.key[:12],
-        joined(links, " "),
-        command,
-    )
+        '<span class="acts">{}</span>{}</li>', job.label, job.key[:12], joined(links, " "), command,
+    )  # fmt: skip

@@ -20,30 +20,29 @@ from peftbook.studio import markup
 from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import joined, loading, piece
 from peftbook.studio.pages.checks import checks_of, long_plan, preflight_table
-from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
+from peftbook.studio.pages.wiring import QUIET, Context, Step, Updates, on, panel, place_of_note, unseen
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings, rates_named
 from peftbook.studio.smaller import Smaller, smaller_plan
 
-__all__ = ["PLANS", "build_plan"]
-
 EMBEDDED = {
     specs.EMBEDDED_MODEL: "SmolLM2 135M Instruct — the embedded model, Apache-2.0; minutes a run on two cores.",
     specs.SMALL_MODEL: "Small Llama, 5M — trained for this book on plain prose; seconds a run, to try the studio out.",
 }
+ALL = ("untuned", "lora", "qlora", "prompt", "full")
 # name → (what it is for, methods, seeds, tokens)
 PLANS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "quick": ("Quick look — LoRA against the untuned model, one seed, 10,000 tokens.", ("untuned", "lora"), 1, 10_000),
     "compare": (
         "Side by side — LoRA, QLoRA, prompt tuning and full fine-tuning, one seed, 50,000 tokens.",
-        ("untuned", "lora", "qlora", "prompt", "full"),
+        ALL,
         1,
         50_000,
     ),
     "decide": (
         "To decide — the same with three seeds, so that the intervals cover the luck of training.",
-        ("untuned", "lora", "qlora", "prompt", "full"),
+        ALL,
         3,
         50_000,
     ),
@@ -53,181 +52,184 @@ DTYPE_CHOICES = [("the fastest here", "auto"), ("float32", "fp32"), ("bfloat16",
 ASKED = options_of(Settings)
 FIRST = "quick"
 FIRST_METHODS = 6  # shown at once; the others on demand
+CHANGED = "The settings were changed after the check: check the plan again."
 
 
-def build_plan(context: Context) -> Step:
-    """The tab. `checked` holds the question whose answer is the table, in the browser."""
-    _, methods_first, seeds_first, tokens_first = PLANS[FIRST]
-    checked = gr.Textbox("", visible="hidden", elem_classes="unseen")
-    with gr.Row(elem_classes="columns"):
-        with gr.Column(min_width=320):
-            recipe = gr.Radio(
-                [(words, name) for name, (words, *_) in PLANS.items()],
-                value=FIRST,
-                label="Start from",
-                elem_classes="stacked",
-                elem_id="recipe",
-            )
-            models = gr.CheckboxGroup(
-                [(words, name) for name, words in EMBEDDED.items()],
-                value=[specs.EMBEDDED_MODEL],
-                label="Models",
-                elem_classes="stacked",
-                elem_id="models",
-            )
-            others = gr.Textbox(
-                label="Other models",
-                lines=1,
-                max_lines=4,
-                placeholder="/path/to/a/folder, or owner/name",
-                info="one a line: a folder with safetensors, or a hub id (with @revision) if the hub can be reached",
-            )
-            with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-                numbers = number_fields({"seeds": seeds_first, "tokens": tokens_first})
-                with gr.Row(equal_height=True):
-                    device = gr.Dropdown(
-                        devices(), value=devices()[0][1], label=ASKED["platform"].label, interactive=len(devices()) > 1
-                    )
-                    dtype = gr.Dropdown(
-                        DTYPE_CHOICES, value=Settings.dtype, label=ASKED["dtype"].label, info=ASKED["dtype"].help
-                    )
-                asked_rates = ASKED["learning_rates"]
-                rates = gr.Textbox(
-                    label=asked_rates.label, lines=3, placeholder="lora = 4e-4",
-                    info=f"{asked_rates.help}, one a line: {rates_in_words()}",
-                )  # fmt: skip
-        with gr.Column(min_width=320):
-            offered = [(f"{one.method.label} — {one.words}", one.name) for one in presets()]
-            methods = gr.CheckboxGroup(
-                offered[:FIRST_METHODS],
-                value=list(methods_first),
-                label="Methods",
-                elem_classes="stacked",
-                elem_id="methods",
-            )
-            with gr.Accordion("More methods", open=False, elem_id="more-methods"):
-                more = gr.CheckboxGroup(offered[FIRST_METHODS:], value=[], show_label=False, elem_classes="stacked")
-    with gr.Row(elem_classes="buttons"):
-        check = gr.Button("Check the plan", variant="primary", elem_id="check")
-        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-check")
-        submit = gr.Button("Queue the runs", variant="primary", visible=False, elem_id="submit")
-    note = gr.HTML("", elem_classes="in-place")
-    shown = panel(elem_id="preflight")
-    with gr.Accordion("This machine", open=False, elem_id="machine"):
-        machine = panel()
-    timer = gr.Timer(0.7, active=False)
-    seeds, tokens, tests = (numbers[name] for name in ("seeds", "tokens", "test_examples"))
-    fields: list[Any] = [models, others, methods, more, *numbers.values(), device, dtype, rates]
+class PlanForm:
+    """What is asked of a plan. fields: in the order in which `settings` reads them."""
 
-    waits_no_more = {cancel: gr.update(visible=False), timer: gr.Timer(active=False)}
-    nothing = {submit: gr.update(visible=False), shown: "", checked: "", **waits_no_more}
+    def __init__(self) -> None:
+        _, methods, seeds, tokens = PLANS[FIRST]
+        offered = [(f"{one.method.label} — {one.words}", one.name) for one in presets()]
+        stacked: dict[str, Any] = {"elem_classes": "stacked"}
+        with gr.Row(elem_classes="columns"):
+            with gr.Column(min_width=320):
+                recipes = [(words, name) for name, (words, *_) in PLANS.items()]
+                self.recipe = gr.Radio(recipes, value=FIRST, label="Start from", elem_id="recipe", **stacked)
+                models = [(words, name) for name, words in EMBEDDED.items()]
+                self.models = gr.CheckboxGroup(
+                    models, value=[specs.EMBEDDED_MODEL], label="Models", elem_id="models", **stacked
+                )
+                info = "one a line: a folder with safetensors, or a hub id (with @revision) if the hub can be reached"
+                example = "/path/to/a/folder, or owner/name"
+                self.others = gr.Textbox(label="Other models", lines=1, max_lines=4, placeholder=example, info=info)
+                with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+                    self.advanced({"seeds": seeds, "tokens": tokens})
+            with gr.Column(min_width=320):
+                self.methods = gr.CheckboxGroup(
+                    offered[:FIRST_METHODS], value=list(methods), label="Methods", elem_id="methods", **stacked
+                )
+                with gr.Accordion("More methods", open=False, elem_id="more-methods"):
+                    self.more = gr.CheckboxGroup(offered[FIRST_METHODS:], value=[], show_label=False, **stacked)
+        self.seeds, self.tokens, self.tests = (self.numbers[name] for name in ("seeds", "tokens", "test_examples"))
+        self.fields: list[Any] = [self.models, self.others, self.methods, self.more, *self.numbers.values()]
+        self.fields += [self.device, self.dtype, self.rates]
 
-    def show(project_id: str) -> dict[Any, Any]:
-        said = piece('<pre class="machine">{}</pre>', machine_words())
-        return {note: "", machine: said, **nothing}
+    def advanced(self, first: Mapping[str, float]) -> None:
+        """Numbers, device, type and rates; first: what some of the numbers begin with."""
+        self.numbers = number_fields(first)
+        platform, dtype, rates, here = ASKED["platform"], ASKED["dtype"], ASKED["learning_rates"], devices()
+        with gr.Row(equal_height=True):
+            self.device = gr.Dropdown(here, value=here[0][1], label=platform.label, interactive=len(here) > 1)
+            self.dtype = gr.Dropdown(DTYPE_CHOICES, value=Settings.dtype, label=dtype.label, info=dtype.help)
+        usual = ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)
+        info = f"{rates.help}, one a line: {usual}"
+        self.rates = gr.Textbox(label=rates.label, lines=3, placeholder="lora = 4e-4", info=info)
 
-    def settings_of(values: Sequence[Any]) -> Settings:
-        """What the form says."""
-        named, other, chosen, kin, *typed, platform, computes_in, said = values
+    def settings(self, values: Sequence[Any]) -> Settings:
+        """What the fields say. Raises InputError for what stands for no setting."""
+        named, other, chosen, kin, *typed, platform, dtype, said = values
         return Settings(
             models=tuple(model_named(name) for name in (*(named or ()), *lines(other))),
             methods=(*(chosen or ()), *(kin or ())),
             learning_rates=rates_named(lines(said)),
             platform=platform,
-            dtype=computes_in,
-            **{name: number_of(name, value) for name, value in zip(numbers, typed, strict=True)},
+            dtype=dtype,
+            **{name: number_of(name, value) for name, value in zip(self.numbers, typed, strict=True)},
         )
 
-    def runs_of(project_id: str, values: Sequence[Any]) -> tuple[specs.Run, ...]:
+    def start_from(self, name: str) -> Updates:
+        """Fill the form from a recipe."""
+        if name == "own":
+            return {self.recipe: name}
+        _, chosen, seeds, tokens = PLANS[name]
+        return {self.recipe: name, self.methods: list(chosen), self.more: [], self.seeds: seeds, self.tokens: tokens}
+
+
+class PlanStep(Step):
+    """The tab. `checked` holds the question whose answer is the table, in the browser."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.studio = context, context.studio
+        self.checked = unseen()
+        self.form = PlanForm()
+        with gr.Row(elem_classes="buttons"):
+            self.check = gr.Button("Check the plan", variant="primary", elem_id="check")
+            self.cancel = gr.Button("Cancel", visible=False, elem_id="cancel-check")
+            self.submit = gr.Button("Queue the runs", variant="primary", visible=False, elem_id="submit")
+        self.note = place_of_note()
+        self.shown = panel(elem_id="preflight")
+        with gr.Accordion("This machine", open=False, elem_id="machine"):
+            self.machine = panel()
+        self.timer = gr.Timer(0.7, active=False)
+        self.wire()
+
+    def wire(self) -> None:
+        """What happens at which event."""
+        form, note = self.form, self.note
+        outdated = [self.submit, self.shown, self.checked, self.cancel, self.timer]
+        asked = [self.context.place, self.checked, *form.fields]
+        form.recipe.input(
+            form.start_from, form.recipe, [form.recipe, form.methods, form.more, form.seeds, form.tokens], **QUIET
+        )
+        on(self.check.click, note, self.ask, asked, outdated)
+        on(self.cancel.click, note, self.stop, [self.checked], outdated)
+        on(self.timer.tick, note, self.look, asked, outdated)
+        on(self.shown.act, note, self.act, asked, [form.recipe, form.seeds, form.tokens, form.tests, *outdated])
+        on(self.submit.click, note, self.send, asked, outdated)
+        for field in [form.recipe, *form.fields]:  # what was checked is no longer what is asked for
+            on(field.input, note, self.stop, [self.checked], outdated)
+        for field in (form.methods, form.more, form.seeds, form.tokens):
+            field.input(lambda: "own", None, form.recipe, **QUIET)
+        self.outputs = [note, self.machine, *outdated]
+
+    def waits(self, yes: bool) -> Updates:
+        """Whether an answer is waited for."""
+        return {self.cancel: gr.update(visible=yes), self.timer: gr.Timer(active=yes)}
+
+    def nothing(self, note: str = "") -> Updates:
+        """No plan is checked, and why not."""
+        empty = {self.submit: gr.update(visible=False), self.shown: "", self.checked: ""}
+        return {self.note: note, **empty, **self.waits(False)}
+
+    def show(self, project_id: str) -> Updates:
+        return {self.machine: piece('<pre class="machine">{}</pre>', machine_words()), **self.nothing()}
+
+    def runs(self, project_id: str, values: Sequence[Any]) -> tuple[specs.Run, ...]:
         """The runs that the form asks for."""
-        return plan(context.studio.task(project_id), settings_of(values))
+        return plan(self.studio.task(project_id), self.form.settings(values))
 
-    def ask(project_id: str, before: str, *values: Any) -> dict[Any, Any]:
+    def ask(self, project_id: str, before: str, *values: Any) -> Updates:
         """Have the plan looked at; nobody waits for what was asked before."""
-        context.studio.withdraw(before)
+        self.studio.withdraw(before)
         try:
-            runs = runs_of(project_id, values)
+            runs = self.runs(project_id, values)
         except InputError as error:
-            return {note: markup.trouble(error), **nothing}
+            return self.nothing(markup.trouble(error))
         asked = {"project": project_id, "runs": [run.canonical() for run in runs]}
-        request = context.studio.ask("preflight", asked, watched=True)
+        request = self.studio.ask("preflight", asked, watched=True)
         words = loading(f"Counting tokens and memory of {len(runs)} runs…", timed=True)
-        waits = {cancel: gr.update(visible=True), timer: gr.Timer(active=True)}
-        return {note: "", checked: request, shown: words, submit: gr.update(visible=False), **waits}
+        hidden = gr.update(visible=False)
+        return {self.note: "", self.checked: request, self.shown: words, self.submit: hidden, **self.waits(True)}
 
-    def look(project_id: str, request: str, *values: Any) -> dict[Any, Any]:
+    def look(self, project_id: str, request: str, *values: Any) -> Updates:
         """Whether it has been. Of one that was withdrawn here, whoever withdrew it has said what comes next."""
         try:
-            answer = context.studio.watch(request)
+            answer = self.studio.watch(request)
             if not answer.ended or (answer.state == "withdrawn" and not answer.error):
                 return {}
             if answer.state != "done":
                 raise InputError(answer.error)
-            found = checks_of(answer)
-            less = smaller(project_id, found, values)
+            checks = checks_of(answer)
+            less = self.smaller(project_id, checks, values)
         except InputError as error:
-            return {note: markup.trouble(error), **nothing}
-        fitting = sum(one.fits for one in found)
-        words = f"Queue the {fitting} runs" if fitting == len(found) else f"Queue the {fitting} runs that fit"
-        said = joined([long_plan(found, less), preflight_table(found)])
-        return {shown: said, submit: gr.update(value=words, visible=fitting > 0), **waits_no_more}
+            return self.nothing(markup.trouble(error))
+        fitting = sum(check.fits for check in checks)
+        words = f"Queue the {fitting} runs{' that fit' * (fitting < len(checks))}"
+        said = joined([long_plan(checks, less), preflight_table(checks)])
+        return {self.shown: said, self.submit: gr.update(value=words, visible=fitting > 0), **self.waits(False)}
 
-    def smaller(project_id: str, found: Sequence[Check], values: Sequence[Any]) -> Smaller | None:
+    def smaller(self, project_id: str, checks: Sequence[Check], values: Sequence[Any]) -> Smaller | None:
         """A smaller plan than the form's, which was checked."""
-        runs = {run.key: run for run in runs_of(project_id, values)}
-        if set(runs) != {one.key for one in found}:
-            raise InputError("The settings were changed after the check: check the plan again.")
-        return smaller_plan(settings_of(values), [runs[one.key] for one in found], found)
+        runs = {run.key: run for run in self.runs(project_id, values)}
+        if set(runs) != {check.key for check in checks}:
+            raise InputError(CHANGED)
+        return smaller_plan(self.form.settings(values), [runs[check.key] for check in checks], checks)
 
-    def act(project_id: str, request: str, *values: Any) -> dict[Any, Any]:
+    def act(self, project_id: str, request: str, *values: Any) -> Updates:
         """Take the smaller plan into the form, and have it checked."""
-        less = smaller(project_id, checks_of(context.studio.answer(request)), values)
+        less = self.smaller(project_id, checks_of(self.studio.answer(request)), values)
         if less is None:
             return {}
-        new = {
-            field: less.changes[name]
-            for name, field in (("tokens", tokens), ("seeds", seeds), ("test_examples", tests))
-            if name in less.changes
-        }
-        changed_values = [new.get(field, value) for field, value in zip(fields, values, strict=True)]
-        return {recipe: "own", **new, **ask(project_id, request, *changed_values)}
+        new = {self.form.numbers[name]: value for name, value in less.changes.items()}
+        changed_values = [new.get(field, value) for field, value in zip(self.form.fields, values, strict=True)]
+        return {self.form.recipe: "own", **new, **self.ask(project_id, request, *changed_values)}
 
-    def stop(request: str) -> dict[Any, Any]:
+    def stop(self, request: str) -> Updates:
         """Nobody waits any more."""
-        context.studio.withdraw(request)
-        return {note: "", **nothing}
+        self.studio.withdraw(request)
+        return self.nothing()
 
-    def send(project_id: str, request: str, *values: Any) -> dict[Any, Any]:
+    def send(self, project_id: str, request: str, *values: Any) -> Updates:
         """Queue what was checked, as it was checked."""
-        fitting = {one.key: one.label for one in checks_of(context.studio.answer(request)) if one.fits}
-        runs = [run for run in runs_of(project_id, values) if run.key in fitting]
+        fitting = {check.key: check.label for check in checks_of(self.studio.answer(request)) if check.fits}
+        runs = [run for run in self.runs(project_id, values) if run.key in fitting]
         if not runs:
-            raise InputError("The settings were changed after the check: check the plan again.")
-        number_before = len(context.studio.plans(project_id))
-        context.studio.submit(project_id, runs, f"Plan {number_before + 1}", labels=fitting)
-        words = piece("{} runs are queued as plan {}. Their progress is under Runs.", len(runs), number_before + 1)
-        return {shown: markup.note(str(words), "good"), submit: gr.update(visible=False)}
-
-    def start_from(name: str) -> dict[Any, Any]:
-        """Fill the form from a recipe."""
-        if name == "own":
-            return {recipe: name}
-        _, chosen, count, budget = PLANS[name]
-        return {recipe: name, methods: list(chosen), more: [], seeds: count, tokens: budget}
-
-    outdated = [submit, shown, checked, cancel, timer]
-    asked = [context.place, checked, *fields]
-    recipe.input(start_from, recipe, [recipe, methods, more, seeds, tokens], **QUIET)
-    check.click(in_place(note, ask), asked, [note, *outdated], **QUIET)
-    cancel.click(in_place(note, stop), [checked], [note, *outdated], **QUIET)
-    timer.tick(in_place(note, look), asked, [note, *outdated], **QUIET)
-    shown.act(in_place(note, act), asked, [note, recipe, seeds, tokens, tests, *outdated], **QUIET)
-    submit.click(in_place(note, send), asked, [note, *outdated], **QUIET)
-    for one in [recipe, *fields]:  # what was checked is no longer what is asked for
-        one.input(in_place(note, stop), [checked], [note, *outdated], **QUIET)
-    for one in (methods, more, seeds, tokens):
-        one.input(lambda: "own", None, recipe, **QUIET)
-    return Step([note, machine, *outdated], show)
+            raise InputError(CHANGED)
+        number = len(self.studio.plans(project_id)) + 1
+        self.studio.submit(project_id, runs, f"Plan {number}", labels=fitting)
+        words = f"{len(runs)} runs are queued as plan {number}. Their progress is under Runs."
+        return {self.shown: markup.note(words, "good"), self.submit: gr.update(visible=False)}
 
 
 # --- what was typed --------------------------------------------------------------------------------------------
@@ -236,8 +238,7 @@ def build_plan(context: Context) -> Step:
 def devices() -> list[tuple[str, str]]:
     """Where runs can run: the GPU first if there is one."""
     has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-    cpu = (f"CPU, {os.cpu_count()} cores", "cpu")
-    return [("GPU", "cuda"), cpu] if has_gpu else [cpu]
+    return [("GPU", "cuda")] * has_gpu + [(f"CPU, {os.cpu_count()} cores", "cpu")]
 
 
 def number_fields(first: Mapping[str, float]) -> dict[str, gr.Number]:
@@ -268,8 +269,3 @@ def number_of(name: str, value: Any) -> Any:
 def lines(text: str | None) -> list[str]:
     """Those of a text that are not empty, without the spaces around them."""
     return list(filter(None, map(str.strip, (text or "").splitlines())))
-
-
-def rates_in_words() -> str:
-    """The presets' rates."""
-    return ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)

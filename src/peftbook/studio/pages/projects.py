@@ -9,8 +9,11 @@ from markupsafe import Markup
 from peftbook.studio.markup import ago, badge, empty, joined, piece
 from peftbook.studio.store import Studio
 
-__all__ = ["listing"]
-
+CARD = (
+    '<li><a class="card" href="?project={project.id}" data-act="open" data-id="{project.id}">'
+    '<strong>{project.name}</strong><span class="fine">{file} · {project.columns.input} → {project.columns.target} · '
+    '{when}</span><span class="states">{jobs}</span></a></li>'
+)
 STATES = ("running", "queued", "done", "failed", "cancelled")
 
 
@@ -20,31 +23,16 @@ def listing(studio: Studio) -> Markup:
     if not projects:
         return empty(
             "No project yet",
-            "A project is one file of yours: rows with something to read and something to write. Upload it "
-            "below, train "
-            "several methods on it side by side, and see which one is worth its cost, with intervals.",
+            "A project is one file of yours: rows with something to read and something to write. Upload it below, "
+            "train several methods on it side by side, and see which one is worth its cost, with intervals.",
         )
     states: dict[str, Counter[str]] = {}
     for job in studio.jobs():
         states.setdefault(job.project, Counter())[job.state] += 1
     cards = []
-    for one in reversed(projects):
-        counts = states.get(one.id, Counter())
-        jobs = joined((badge(state, f"{counts[state]} {state}") for state in STATES if counts[state]), " ") or piece(
-            '<span class="fine">no runs yet</span>'
-        )
-        cards.append(
-            piece(
-                '<li><a class="card" href="?project={id}" data-act="open" data-id="{id}"><strong>{name}</strong>'
-                '<span class="fine">{file} · {source} → {target} · {when}</span><span class="states">{jobs}</span>'
-                "</a></li>",
-                id=one.id,
-                name=one.name,
-                file=one.filename or "pasted",
-                source=one.columns.input,
-                target=one.columns.target,
-                when=ago(one.created),
-                jobs=jobs,
-            )
-        )
+    for project in reversed(projects):
+        counts = states.get(project.id, Counter())
+        jobs = joined((badge(state, f"{counts[state]} {state}") for state in STATES if counts[state]), " ")
+        cards.append(piece(CARD, project=project, file=project.filename or "pasted", when=ago(project.created),
+                           jobs=jobs or Markup('<span class="fine">no runs yet</span>')))  # fmt: skip
     return piece('<ul class="cards">{}</ul>', joined(cards))

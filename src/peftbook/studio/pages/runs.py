@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
 import gradio as gr
 from markupsafe import Markup
 
@@ -12,37 +9,37 @@ from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.jobs import Job, Plan
 from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, span
-from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
-
-__all__ = ["build_runs", "queue"]
+from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note
 
 ACTS = ("cancel", "resume", "retry", "cancel-plan")
 
 
-def build_runs(context: Context) -> tuple[Step, gr.HTML, Any]:
-    """The tab, its panel, and what a timer calls: (project, what the browser shows) → the panel's new content."""
-    note = gr.HTML("", elem_classes="in-place")
-    shown = panel(elem_id="queue")
+class RunsStep(Step):
+    """The tab: one panel, which a timer fills too."""
 
-    def show(project_id: str) -> dict[Any, Any]:
-        return {shown: queue(context, project_id)}
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.note = place_of_note()
+        self.shown = panel(elem_id="queue")
+        self.outputs = [self.shown]
+        on(self.shown.act, self.note, self.act, [context.place], [self.shown])
 
-    def act(project_id: str, event: gr.EventData) -> dict[Any, Any]:
+    def show(self, project_id: str) -> Updates:
+        return {self.shown: queue(self.context, project_id)}
+
+    def act(self, project_id: str, event: gr.EventData) -> Updates:
         """Cancel, resume or retry."""
-        data = event._data or {}
+        data, studio = event._data or {}, self.context.studio
         what, target = str(data.get("act")), str(data.get("id"))
         if what not in ACTS:
             return {}
         if what == "cancel-plan":
-            for job in context.studio.jobs(plan=target):
+            for job in studio.jobs(plan=target):
                 if job.project == project_id and job.state in ("queued", "running"):
-                    context.studio.cancel(job.id)
-        elif context.studio.job(target).project == project_id:
-            getattr(context.studio, what)(target)
-        return show(project_id)
-
-    shown.act(in_place(note, act), [context.place], [note, shown], **QUIET)
-    return Step([shown], show), shown, lambda project_id: queue(context, project_id)
+                    studio.cancel(job.id)
+        elif studio.job(target).project == project_id:
+            getattr(studio, what)(target)
+        return self.show(project_id)
 
 
 def queue(context: Context, project_id: str) -> Markup:
@@ -67,64 +64,52 @@ def plan_piece(context: Context, place: int, plan: Plan, jobs: list[Job], ahead:
     stop = Markup("")
     if ended < len(jobs):
         stop = button("Cancel the rest", "cancel-plan", id=plan.id, label=f"Cancel the rest of plan {place}")
-    return piece(
-        '<section class="plan"><header><h3>{}</h3><span class="fine">{} of {} runs ended · queued {}</span>{}</header>'
-        '<ol class="jobs">{}</ol></section>',
-        plan.name or f"Plan {place}",
-        ended,
-        len(jobs),
-        ago(plan.created),
-        stop,
-        joined(job_piece(context, job, ahead) for job in jobs),
-    )
+    head = piece(
+        '<header><h3>{}</h3><span class="fine">{} of {} runs ended · queued {}</span>{}</header>',
+        plan.name or f"Plan {place}", ended, len(jobs), ago(plan.created), stop,
+    )  # fmt: skip
+    cards = joined(job_piece(context, job, ahead) for job in jobs)
+    return piece('<section class="plan">{}<ol class="jobs">{}</ol></section>', head, cards)
 
 
 def job_piece(context: Context, job: Job, ahead: list[str]) -> Markup:
     """One job: state, progress, curve, what can be done."""
-    parts: list[object] = []
     if job.state == "running":
-        parts.append(progress(job))
+        said = progress(job)
     elif job.state == "queued":
         before = ahead.index(job.id) if job.id in ahead else 0
         kept = f", goes on from step {job.step:,}" if job.step else ""
-        parts.append(piece('<p class="fine">{}{}</p>', "Next" if before == 0 else f"{before} before it", kept))
+        said = piece('<p class="fine">{}{}</p>', f"{before} before it" if before else "Next", kept)
     elif job.state == "failed":
-        parts.append(markup.trouble(job.error or "It failed without a word: see worker.log in the studio's folder."))
+        said = markup.trouble(job.error or "It failed without a word: see worker.log in the studio's folder.")
     else:
-        took = span(job.finished - job.started) if job.finished and job.started else ""
-        words = (
-            "its record was at hand"
-            if job.cached or not took
-            else f"{'took' if job.state == 'done' else 'after'} {took}"
-        )
+        words = "Its record was at hand"
+        if job.finished and job.started and not job.cached:
+            words = f"{'Took' if job.state == 'done' else 'After'} {span(job.finished - job.started)}"
         loss = f", last loss {job.loss:.3f}" if job.loss is not None else ""
-        parts.append(piece('<p class="fine">{}{}</p>', words.capitalize(), loss))
-    acts: list[object] = []
+        said = piece('<p class="fine">{}{}</p>', words, loss)
+    drawn = Markup("")
+    if job.state != "queued" and job.run.budget is not None:
+        label = f"Training loss of {job.label}, in nats per token, by step"
+        drawn = curve(context.studio.curve(job.id), job.steps, label)
+    head = piece('<strong>{}</strong>{}<span class="acts">{}</span>', job.label, badge(job.state), acts_on(job))
+    return piece(
+        '<li class="job job-{}" id="job-{}"><div class="job-head">{}</div><div class="job-body"><div>{}</div>{}</div>'
+        "</li>", job.state, job.id, head, said, drawn,
+    )  # fmt: skip
+
+
+def acts_on(job: Job) -> Markup:
+    """What can be done about a job, as buttons."""
+    if job.cancelling:
+        return piece('<span class="fine">stopping…</span>')
+    acts = []
     if job.state in ("queued", "running"):
-        acts.append(
-            piece('<span class="fine">stopping…</span>')
-            if job.cancelling
-            else button("Cancel", "cancel", id=job.id, label=f"Cancel {job.label}")
-        )
+        acts.append(button("Cancel", "cancel", id=job.id, label=f"Cancel {job.label}"))
     if job.state in ("failed", "cancelled"):
         acts.append(button("Resume", "resume", id=job.id, label=f"Resume {job.label}"))
         acts.append(button("Start anew", "retry", id=job.id, label=f"Start {job.label} anew"))
-    drawn = Markup("")
-    if job.state in ("running", "done", "failed", "cancelled") and job.run.budget is not None:
-        drawn = curve(
-            context.studio.curve(job.id), job.steps, f"Training loss of {job.label}, in nats per token, by step"
-        )
-    return piece(
-        '<li class="job job-{state}" id="job-{id}"><div class="job-head"><strong>{label}</strong>{state_badge}'
-        '<span class="acts">{acts}</span></div><div class="job-body"><div>{parts}</div>{drawn}</div></li>',
-        state=job.state,
-        id=job.id,
-        label=job.label,
-        state_badge=badge(job.state),
-        acts=joined(acts, " "),
-        parts=joined(parts),
-        drawn=drawn,
-    )
+    return joined(acts, " ")
 
 
 def progress(job: Job) -> Markup:
@@ -132,8 +117,3 @@ def progress(job: Job) -> Markup:
     phase = job.doing
     share = phase.done / phase.total if phase.total and phase.done else None
     return piece('{}<p class="fine">{}</p>', bar(share, f"Progress of {job.label}"), " · ".join(phase.words()))
-
-
-def digest(text: str) -> str:
-    """What tells one state of the panel from another."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

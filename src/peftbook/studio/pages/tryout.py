@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 from markupsafe import Markup
 
@@ -11,10 +9,8 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.markup import empty, loading, piece
-from peftbook.studio.pages.wiring import QUIET, Context, Step, in_place, panel
+from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note, unseen
 from peftbook.studio.requests import Answer
-
-__all__ = ["build_tryout", "models_at_hand"]
 
 TYPED_CHARS = 20_000
 BETWEEN = " "
@@ -28,98 +24,86 @@ def models_at_hand(context: Context, project_id: str) -> list[tuple[str, str]]:
     return found + [(job.label, f"job:{job.id}") for job in done if job.run.budget is not None]
 
 
-def build_tryout(context: Context) -> Step:
+class TryStep(Step):
     """The tab. `asked` holds the two questions that wait, in the browser."""
-    note = gr.HTML("", elem_classes="in-place")
-    asked = gr.Textbox("", visible="hidden", elem_classes="unseen")
-    with gr.Row(equal_height=True):
-        left = gr.Dropdown(label="Left", elem_id="try-left")
-        right = gr.Dropdown(label="Right", elem_id="try-right")
-    typed = gr.Textbox(
-        label="Input",
-        info="what stands at {input} in the project's prompt",
-        lines=4,
-        max_lines=16,
-        max_length=TYPED_CHARS,
-        elem_id="try-input",
-    )
-    with gr.Row(elem_classes="buttons"):
-        go = gr.Button("Generate", variant="primary", elem_id="try-go")
-        stop = gr.Button("Stop", elem_id="try-stop")
-        another = gr.Button("Take a test row", elem_id="try-row")
-    with gr.Accordion("How to generate", open=False), gr.Row(equal_height=True):
-        tokens = gr.Slider(8, 512, value=128, step=8, label="At most so many tokens")
-        heat = gr.Slider(0, 1.5, value=0, step=0.05, label="Temperature", info="0 takes the likeliest token each time")
-        seed = gr.Number(0, label="Seed", precision=0)
-    reference = panel()
-    with gr.Row(equal_height=True, elem_classes="side-by-side"):
-        outputs = (panel(elem_id="said-left"), panel(elem_id="said-right"))
-    timer = gr.Timer(0.4, active=False)
 
-    def show(project_id: str) -> dict[Any, Any]:
-        choices = models_at_hand(context, project_id)
+    def __init__(self, context: Context) -> None:
+        self.context, self.studio = context, context.studio
+        self.note, self.asked = place_of_note(), unseen()
+        with gr.Row(equal_height=True):
+            self.models = [gr.Dropdown(label=side, elem_id=f"try-{side.lower()}") for side in ("Left", "Right")]
+        self.typed = gr.Textbox(
+            label="Input", info="what stands at {input} in the project's prompt", lines=4, max_lines=16,
+            max_length=TYPED_CHARS, elem_id="try-input",
+        )  # fmt: skip
+        with gr.Row(elem_classes="buttons"):
+            go = gr.Button("Generate", variant="primary", elem_id="try-go")
+            stop = gr.Button("Stop", elem_id="try-stop")
+            another = gr.Button("Take a test row", elem_id="try-row")
+        with gr.Accordion("How to generate", open=False), gr.Row(equal_height=True):
+            tokens = gr.Slider(8, 512, value=128, step=8, label="At most so many tokens")
+            info = "0 takes the likeliest token each time"
+            heat = gr.Slider(0, 1.5, value=0, step=0.05, label="Temperature", info=info)
+            seed = gr.Number(0, label="Seed", precision=0)
+        self.reference = panel()
+        with gr.Row(equal_height=True, elem_classes="side-by-side"):
+            self.texts = [panel(elem_id=f"said-{side}") for side in ("left", "right")]
+        self.timer = gr.Timer(0.4, active=False)
+        self.outputs = [*self.models, self.asked, self.reference, self.note, *self.texts]
+        fields = [context.place, *self.models, self.typed, tokens, heat, seed]
+        for event in (go.click, self.typed.submit):
+            on(event, self.note, self.ask, fields, [self.asked, self.timer, *self.texts])
+        on(self.timer.tick, self.note, self.look, [self.asked], [self.timer, *self.texts])
+        on(stop.click, self.note, self.halt, [self.asked], [])
+        on(another.click, self.note, self.take, [context.place, self.typed], [self.typed, self.reference])
+
+    def show(self, project_id: str) -> Updates:
+        choices = models_at_hand(self.context, project_id)
         waits = empty("Nothing generated yet", "Type an input or take a test row, then generate with both models.")
-        return {
-            left: gr.update(choices=choices, value=choices[0][1]),
-            right: gr.update(choices=choices, value=choices[-1][1]),
-            outputs[0]: waits,
-            outputs[1]: "",
-            reference: "",
-            asked: "",
-            note: "",
-        }
+        ends = zip(self.models, (choices[0], choices[-1]), strict=True)
+        chosen = {model: gr.update(choices=choices, value=value) for model, (_, value) in ends}
+        left, right = self.texts
+        return {**chosen, left: waits, right: "", self.reference: "", self.asked: "", self.note: ""}
 
     def ask(
-        project_id: str, first: str, second: str, text: str, most: float, heat: float, seed: float
-    ) -> dict[Any, Any]:
+        self, project_id: str, first: str, second: str, text: str, most: float, heat: float, seed: float
+    ) -> Updates:
         """Put the question to both."""
         if not (text or "").strip():
             raise InputError("The input is empty: type something, or take a test row.")
         more = {"max_new_tokens": int(most), "temperature": float(heat), "seed": int(seed or 0)}
-        allowed = {value for _, value in models_at_hand(context, project_id)}
+        allowed = {value for _, value in models_at_hand(self.context, project_id)}
         ids = []
         for value in (first, second):
             if value not in allowed:
                 raise InputError("That model is not at hand (any more): choose another.")
             kind, _, what = value.partition(":")
             whose = {"job": what} if kind == "job" else {"model": specs.Model.model_validate_json(what).model_dump()}
-            ids.append(context.studio.ask("generate", {"project": project_id, "text": text, **whose, **more}))
-        return {
-            asked: BETWEEN.join(ids),
-            timer: gr.Timer(active=True),
-            outputs[0]: loading("Waiting for the model…"),
-            outputs[1]: loading("Waiting for the model…"),
-        }
+            ids.append(self.studio.ask("generate", {"project": project_id, "text": text, **whose, **more}))
+        waits = dict.fromkeys(self.texts, loading("Waiting for the model…"))
+        return {self.asked: BETWEEN.join(ids), self.timer: gr.Timer(active=True), **waits}
 
-    def look(ids: str) -> dict[Any, Any]:
+    def look(self, ids: str) -> Updates:
         """What there is by now."""
-        found = [answer_of(context, one) for one in (ids or "").split(BETWEEN)[:2]]
-        shown = {output: said(answer) for output, answer in zip(outputs, found, strict=False)}
-        return {**shown, timer: gr.Timer(active=not all(answer.ended for answer in found))}
+        answers = [answer_of(self.context, request) for request in (ids or "").split(BETWEEN)[:2]]
+        shown = {text: said(answer) for text, answer in zip(self.texts, answers, strict=False)}
+        return {**shown, self.timer: gr.Timer(active=not all(answer.ended for answer in answers))}
 
-    def halt(ids: str) -> dict[Any, Any]:
+    def halt(self, ids: str) -> Updates:
         """Nobody waits any more."""
-        for one in filter(None, (ids or "").split(BETWEEN)):
-            context.studio.withdraw(one)
+        for request in filter(None, (ids or "").split(BETWEEN)):
+            self.studio.withdraw(request)
         return {}
 
-    def take(project_id: str, now: str) -> dict[Any, Any]:
+    def take(self, project_id: str, now: str) -> Updates:
         """The next test row after the one that stands there."""
-        rows = context.studio.task(project_id).splits["test"]
+        rows = self.studio.task(project_id).splits["test"]
         at = next((place for place, row in enumerate(rows) if row.input == now), -1)
         row = rows[(at + 1) % len(rows)]
         words = piece(
             '<p class="fine">Test {}, whose target is</p><div class="said said-target">{}</div>', row.id, row.target
         )
-        return {typed: row.input[:TYPED_CHARS], reference: words}
-
-    fields = [context.place, left, right, typed, tokens, heat, seed]
-    go.click(in_place(note, ask), fields, [note, asked, timer, *outputs], **QUIET)
-    typed.submit(in_place(note, ask), fields, [note, asked, timer, *outputs], **QUIET)
-    timer.tick(in_place(note, look), [asked], [note, timer, *outputs], **QUIET)
-    stop.click(in_place(note, halt), [asked], [note], **QUIET)
-    another.click(in_place(note, take), [context.place, typed], [note, typed, reference], **QUIET)
-    return Step([left, right, asked, reference, note, *outputs], show)
+        return {self.typed: row.input[:TYPED_CHARS], self.reference: words}
 
 
 def answer_of(context: Context, request_id: str) -> Answer:
