@@ -255,10 +255,20 @@ def test_without_a_gap_there_is_nothing_to_recover(tmp_path, before, after, outc
 
 
 @pytest.mark.parametrize(
-    ("lost", "apart", "outcome"), [(0.2, 0.0, "reproduced"), (0.01, 0.0, "refuted"), (0.05, 0.05, "undecided")]
+    ("lost", "apart", "cost", "outcome"),
+    [
+        (0.2, 0.0, 0.1, "reproduced"),
+        (0.01, 0.0, 0.1, "refuted"),
+        (0.05, 0.05, 0.1, "undecided"),
+        (0.01, 0.0, 0.003, "undecided"),
+        (0.2, 0.0, 0.003, "reproduced"),
+    ],
 )
-def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost, apart, outcome):
-    """The untuned base has 3 nats a token and the merged model 1; requantising gives back a share of these 2."""
+def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost, apart, cost, outcome):
+    """The untuned base has 3 nats a token and the merged model 1; requantising gives back a share of these 2.
+
+    Losing less than the margin counts only on a model that NF4 itself costs something; losing more counts always.
+    """
     store = Store(tmp_path)
     assert get_study("requantised").verdict(store).outcome == "not yet run"
 
@@ -272,11 +282,13 @@ def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost,
                 continue
             share = lost + apart * (run.seed - 3)  # mean zero over the five seeds of the model that decides
             levels = {"untuned": 3.0, "merged": 1.0, "requantised": 1.0 + 2 * share}
-            levels |= dict.fromkeys(("full", "unmerged", "merged_16bit", "requantised_16bit"), 1.0)
+            levels |= {"full": 3.0 - cost} | dict.fromkeys(("unmerged", "merged_16bit", "requantised_16bit"), 1.0)
             nats = {f"{name}_loss_nats": [TOKENS * level] * 20 for name, level in levels.items()}
             store.save(Record(key=run.key, spec=run, per_example={**nats, "label_tokens": [TOKENS] * 20}))
-    assert get_study("requantised").verdict(store).outcome == outcome
-    found = get_study("requantised").quantities(store)
+    verdict, found = get_study("requantised").verdict(store), get_study("requantised").quantities(store)
+    assert verdict.outcome == outcome and set(verdict.quantities) <= set(found)
+    assert ("cannot tell" in verdict.sentence) == (lost == 0.01 and cost < recovery.FLOOR)
+    assert found["small_nf4_cost"].value == pytest.approx(cost)
     assert found["small_nf4_requantised_lost"].value == pytest.approx(100 * lost)
     assert found["small_nf4_requantised_lost"].seeds == len(recovery.COMPARISONS["small"].seeds)
     assert found["small_nf4_gain"].value == pytest.approx(2)
