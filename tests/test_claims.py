@@ -315,7 +315,7 @@ def survive(store: Store, kept=rising, gain=lambda model, at: 1.0, apart: float 
                 noise = np.random.default_rng(seed + 10 * at).normal(0, 0.01, (2, 40))
                 untuned = 4.0 + np.random.default_rng(5).normal(0, 0.2, 40)
                 merged = untuned - gain(model, at) + noise[0]
-                left = untuned - (share + apart * (seed - 2) * (-1) ** at) * (untuned - merged) + 0.1 * noise[1]
+                left = untuned - (share + apart * (seed - 3) / 2 * (-1) ** at) * (untuned - merged) + 0.1 * noise[1]
                 nats = {"untuned": untuned, "merged": merged, "requantised": left}
                 per_example = {f"{name}_loss_nats": (TOKENS * values).tolist() for name, values in nats.items()}
                 measured = {"size": size * rate / rates[0] * (1 + 0.01 * seed), "kept": share, "error": 1.0}
