@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from peftbook import specs
+from peftbook.evidence import stats
 from peftbook.records import Record, Store
-from peftbook.studies import get_study, learning_rate, rank, recovery, scaling, variants
+from peftbook.studies import get_study, learning_rate, rank, recovery, scaling, survival, variants
 
 TOKENS = 4.0
 
@@ -298,10 +299,20 @@ def test_a_rank_is_enough_only_where_a_lower_one_is_not(tmp_path, by_rank, outco
 
 
 @pytest.mark.parametrize(
-    ("lost", "apart", "outcome"), [(0.2, 0.0, "reproduced"), (0.01, 0.0, "refuted"), (0.05, 0.05, "undecided")]
+    ("lost", "apart", "cost", "outcome"),
+    [
+        (0.2, 0.0, 0.1, "reproduced"),
+        (0.01, 0.0, 0.1, "refuted"),
+        (0.05, 0.05, 0.1, "undecided"),
+        (0.01, 0.0, 0.003, "undecided"),
+        (0.2, 0.0, 0.003, "reproduced"),
+    ],
 )
-def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost, apart, outcome):
-    """The untuned base has 3 nats a token and the merged model 1; requantising gives back a share of these 2."""
+def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost, apart, cost, outcome):
+    """The untuned base has 3 nats a token and the merged model 1; requantising gives back a share of these 2.
+
+    Losing less than the margin counts only on a model that NF4 itself costs something; losing more counts always.
+    """
     store = Store(tmp_path)
     assert get_study("requantised").verdict(store).outcome == "not yet run"
 
@@ -315,11 +326,127 @@ def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost,
                 continue
             share = lost + apart * (run.seed - 3)  # mean zero over the five seeds of the model that decides
             levels = {"untuned": 3.0, "merged": 1.0, "requantised": 1.0 + 2 * share}
-            levels |= dict.fromkeys(("full", "unmerged", "merged_16bit", "requantised_16bit"), 1.0)
+            levels |= {"full": 3.0 - cost} | dict.fromkeys(("unmerged", "merged_16bit", "requantised_16bit"), 1.0)
             nats = {f"{name}_loss_nats": [TOKENS * level] * 20 for name, level in levels.items()}
             store.save(Record(key=run.key, spec=run, per_example={**nats, "label_tokens": [TOKENS] * 20}))
-    assert get_study("requantised").verdict(store).outcome == outcome
-    found = get_study("requantised").quantities(store)
+    verdict, found = get_study("requantised").verdict(store), get_study("requantised").quantities(store)
+    assert verdict.outcome == outcome and set(verdict.quantities) <= set(found)
+    assert ("cannot tell" in verdict.sentence) == (lost == 0.01 and cost < recovery.FLOOR)
+    assert found["small_nf4_cost"].value == pytest.approx(cost)
     assert found["small_nf4_requantised_lost"].value == pytest.approx(100 * lost)
     assert found["small_nf4_requantised_lost"].seeds == len(recovery.COMPARISONS["small"].seeds)
     assert found["small_nf4_gain"].value == pytest.approx(2)
+
+
+# --- what survives ---------------------------------------------------------------------------------------------
+
+
+def rising(model: str, at: int) -> float:
+    """The kept share of an adapter: from nothing to all over the rates of either model."""
+    return at / (len(survival.RATES[model]) - 1)
+
+
+def survive(store: Store, kept=rising, gain=lambda model, at: 1.0, apart: float = 0.0, size: float = 0.05) -> None:
+    """Invented records of `survival`: the size is proportional to the rate, κ the kept share without noise.
+
+    kept, gain: of an adapter by model and place of its rate.  apart: between seeds.  size: of the lowest rate.
+    """
+    for model, rates in survival.RATES.items():
+        for at, rate in enumerate(rates):
+            for seed in survival.SEEDS:
+                probe, share = survival.probe(model, rate, seed), kept(model, at)
+                noise = np.random.default_rng(seed + 10 * at).normal(0, 0.01, (2, 40))
+                untuned = 4.0 + np.random.default_rng(5).normal(0, 0.2, 40)
+                merged = untuned - gain(model, at) + noise[0]
+                left = untuned - (share + apart * (seed - 3) / 2 * (-1) ** at) * (untuned - merged) + 0.1 * noise[1]
+                nats = {"untuned": untuned, "merged": merged, "requantised": left}
+                per_example = {f"{name}_loss_nats": (TOKENS * values).tolist() for name, values in nats.items()}
+                measured = {"size": size * rate / rates[0] * (1 + 0.01 * seed), "kept": share, "error": 1.0}
+                store.save(Record(key=probe.key, spec=probe, measurements=measured,
+                                  per_example={**per_example, "label_tokens": [TOKENS] * 40}))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kept", "apart", "outcome"),
+    [
+        (rising, 0.0, "reproduced"),
+        (lambda model, at: 1 - rising(model, at), 0.0, "refuted"),
+        (lambda model, at: rising(model, at) if model == "small" else 1 - rising(model, at), 0.0, "refuted"),
+        (rising, 0.6, "undecided"),
+    ],
+)
+def test_that_size_tells_what_survives_is_judged_on_each_model(tmp_path, kept, apart, outcome):
+    """Rising shares bear the claim out, falling ones on a model refute it, and seeds that disagree leave it open."""
+    store = Store(tmp_path)
+    assert get_study("survival").verdict(store).outcome == "not yet run"
+    assert get_study("survival").quantities(store) == {}
+    survive(store, kept, apart=apart)
+    verdict, known = get_study("survival").verdict(store), get_study("survival").quantities(store)
+    assert verdict.outcome == outcome and set(verdict.quantities) <= set(known)
+    assert {"small_correlation", "smollm2_correlation"} <= set(verdict.quantities)
+
+
+def test_two_models_must_share_one_scale_of_sizes(tmp_path):
+    """Each model's own order is perfect, but one keeps all from a size on at which the other keeps nothing."""
+    store = Store(tmp_path)
+    last = {model: len(rates) - 1 for model, rates in survival.RATES.items()}
+    survive(store, lambda model, at: (0.9 if (model == "smollm2" and at) or at == last[model] else 0.0) + 0.01 * at)
+    verdict, known = get_study("survival").verdict(store), get_study("survival").quantities(store)
+    assert known["small_correlation"].value == known["smollm2_correlation"].value == pytest.approx(1)
+    assert known["both_correlation"].value > 0.7  # which is why it does not judge
+    assert verdict.outcome == "refuted" and known["half_size_ratio"].low > survival.SCALE * survival.SCALE_MARGIN
+    halves = known["small_half_size"].value, known["smollm2_half_size"].value
+    assert known["half_size_ratio"].value == pytest.approx(halves[0] / halves[1], rel=0.01)
+
+
+def test_the_size_that_keeps_half_is_between_its_neighbours_whatever_their_order():
+    """Linear in the logarithm of the size; the first crossing counts, and none is infinite."""
+    interval = stats.seed_interval([1.0, 1.0, 1.0])
+
+    def of(size: float, kept: float) -> survival.Adapter:
+        table = np.full((3, 3), kept)
+        return survival.Adapter("small", 1.0, (), interval, np.full(3, size), np.full(3, kept), table, 9)
+
+    found = [of(4.0, 0.8), of(1.0, 0.2), of(16.0, 0.9)]
+    assert survival.half_sizes(found) == pytest.approx(np.full((3, 3), 2.0))
+    assert survival.half_sizes([*found, of(0.25, 0.6), of(0.1, 0.4)])[0] == pytest.approx(0.1 * math.sqrt(2.5))
+    assert np.isinf(survival.half_sizes(found[::2])).all()
+
+
+@pytest.mark.parametrize("kept", [lambda model, at: 0.3 + 0.05 * at, lambda model, at: 0.02 * at])
+def test_where_adapters_keep_nearly_alike_the_correlation_decides_nothing(tmp_path, kept):
+    """However perfect the order is: the positive control asks for one that keeps nothing and one that keeps all."""
+    store = Store(tmp_path)
+    survive(store, kept)
+    verdict = get_study("survival").verdict(store)
+    assert verdict.outcome == "undecided" and "none surely keeps" in verdict.sentence
+    assert get_study("survival").quantities(store)["both_correlation"].value > 0.9
+
+
+def test_an_adapter_that_gains_nothing_is_left_out(tmp_path):
+    """It has nothing to keep, so that the share that it keeps is noise; with too few left nothing is decided."""
+    store = Store(tmp_path)
+    survive(store, gain=lambda model, at: 1.0 if at else 0.01)
+    verdict, known = get_study("survival").verdict(store), get_study("survival").quantities(store)
+    assert "small_1_kept" not in known and "small_2_kept" in known and "small_1_gain" in known
+    assert "2 that do not surely gain" in verdict.sentence
+    assert known["small_adapters"].value == len(survival.RATES["small"]) - 1
+    bare = Store(tmp_path / "bare")
+    survive(bare, gain=lambda model, at: 0.01)
+    verdict = get_study("survival").verdict(bare)
+    assert verdict.outcome == "undecided" and "too few" in verdict.sentence and not verdict.quantities
+
+
+def test_the_share_of_a_gain_is_a_ratio_of_sums(tmp_path):
+    """Of all examples; κ, which is the share here, is at no distance from it."""
+    store = Store(tmp_path)
+    survive(store)
+    known = get_study("survival").quantities(store)
+    for at in range(len(survival.RATES["small"])):
+        assert known[f"small_{at + 1}_kept"].value == pytest.approx(100 * rising("small", at), abs=0.5)
+        assert known[f"small_{at + 1}_rate"].value == survival.RATES["small"][at]
+    assert known["both_distance"].value == pytest.approx(0, abs=0.5)
+    rates = survival.RATES["small"]
+    assert known["small_span"].value == pytest.approx(rates[-1] / rates[0])
+    half = 0.05 * (rates[-1] / rates[0]) ** 0.5  # shares rise with the logarithm of the size
+    assert known["small_half_size"].value == pytest.approx(half, rel=0.05)

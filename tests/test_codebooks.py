@@ -22,6 +22,7 @@ from peftbook.scratch.codebooks import (
     NAMES,
     codebook,
     expected_error,
+    half_steps,
     linear_layers,
     quantize_affine,
     round_trip,
@@ -109,6 +110,41 @@ def test_scaling_the_weights_scales_the_result(name, seed, exponent):
     """Exactly so for powers of two."""
     w = normal(256, seed=seed)
     assert torch.equal(round_trip(w * 2.0**exponent, name), round_trip(w, name) * 2.0**exponent)
+
+
+@few
+@given(st.sampled_from(NAMES), st.integers(0, 2**31), st.sampled_from([32, 64, 128]))
+def test_half_a_step_is_half_the_distance_to_the_nearest_other_level(name, seed, block):
+    """By brute force over all pairs of levels, in the units of the weights."""
+    w = normal(4, block, seed=seed)
+    largest, levels = w.abs().amax(1, keepdim=True), codebook(name, block)
+    own = (round_trip(w, name, block)[..., None] / largest[..., None] - levels).abs().argmin(-1)
+    apart = (levels[:, None] - levels).abs().fill_diagonal_(torch.inf).amin(1)
+    torch.testing.assert_close(half_steps(w, name, block), apart[own] / 2 * largest)
+
+
+@pytest.mark.parametrize("name", ["nf4", "nf2", "fp4", "int4"])
+def test_rounding_undoes_a_change_below_half_a_step_and_no_larger_one(name):
+    """Of every weight but the block's largest, which sets all steps: towards the nearest level it moves there."""
+    grid = round_trip(normal(16, 64), name)
+    steps, levels = half_steps(grid, name), codebook(name)
+    largest = grid.abs().amax(1, keepdim=True)
+    own = (grid[..., None] / largest[..., None] - levels).abs().argmin(-1)
+    nearest = (levels[:, None] - levels).abs().fill_diagonal_(torch.inf).argmin(1)
+    towards = torch.where(grid.abs() == largest, 0.0, (levels[nearest[own]] * largest - grid).sign() * steps)
+    torch.testing.assert_close(round_trip(grid + 0.9 * towards, name), grid, atol=1e-6, rtol=0)
+    moved = round_trip(grid + 1.1 * towards, name)
+    torch.testing.assert_close(moved, grid + 2 * towards, atol=1e-6, rtol=0)
+
+
+def test_half_steps_have_the_constants_that_storage_gives_back():
+    """With constants in 8 bits the steps change by as much as the weights do."""
+    w = normal(64, 64)
+    plain, stored = (half_steps(w, "nf4", double_quant=each) for each in (False, True))
+    weights = [round_trip(w, "nf4", double_quant=each) for each in (False, True)]
+    some = weights[0] != 0
+    torch.testing.assert_close((stored / plain)[some], (weights[1] / weights[0])[some])
+    assert not torch.equal(plain, stored)
 
 
 @names

@@ -340,6 +340,20 @@ def invented_requantised(probe: specs.Probe, rng: np.random.Generator, examples:
     return {"measurements": {}, "per_example": {"label_tokens": tokens.astype(float).tolist(), **per_example}}
 
 
+def invented_survival(probe: specs.Probe, rng: np.random.Generator, examples: int = 20) -> dict:
+    """An adapter gains a nat a token and keeps the more of it the higher its rate, and so its update, is."""
+    (run,) = probe.runs
+    size = 250 * run.budget.learning_rate * (1 + rng.normal(0, 0.02))
+    share, tokens = size**2 / (0.25 + size**2), rng.integers(20, 60, examples)
+    states = {"untuned": 2.7, "merged": 1.7, "requantised": 2.7 - share}
+    per_example = {
+        f"{state}_loss_nats": (tokens * (nats + rng.normal(0, 0.02, examples))).tolist()
+        for state, nats in states.items()
+    }
+    return {"measurements": {"size": size, "kept": share, "error": 1.0},
+            "per_example": {"label_tokens": tokens.astype(float).tolist(), **per_example}}  # fmt: skip
+
+
 def invented_merge(probe: specs.Probe, rng: np.random.Generator, examples: int = 20) -> dict:
     """An adapter gains a nat a token; each rounding loses little of it, and half of the weights stay as they were."""
     tokens = rng.integers(20, 60, examples)
@@ -387,6 +401,7 @@ PROBES = {
     "serving.many_adapters": invented_serving,
     "serving.merge_gap": invented_merge,
     "serving.requantise_gap": invented_requantised,
+    "serving.surviving_update": invented_survival,
     "weights.update_size": invented_update,
     "synthetic.sort_by_depth": invented_sort,
     "synthetic.recall_bits": invented_recall,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama
+from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -20,7 +20,7 @@ from peftbook.scratch.codebooks import quantise_dense
 from peftbook.scratch.lora import add_lora, load_lora_state, lora_state
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
 from peftbook.studies import get_study, merging
-from peftbook.training import merges
+from peftbook.training import execute, merges
 from peftbook.training.forward import apply_method
 from peftbook.training.loop import losses
 from peftbook.training.probes import measure
@@ -226,11 +226,52 @@ def test_requantising_rounds_a_small_update_away():
     assert kept < moved
 
 
-def test_requantising_needs_a_plain_start():
+@pytest.fixture
+def tiny_run(tmp_path, monkeypatch) -> specs.Run:
+    """A QLoRA of a tiny model on a tiny task that the registry does not know."""
+    task, folder = tiny_task(()), save_tiny_folder(tmp_path / "model")
+    for module in (execute, probes):
+        monkeypatch.setattr(module, "get_task", lambda name: task)
+    return specs.Run(
+        model=specs.Model(name=str(folder), revision=""),
+        task=task.spec,
+        method=QUANTISED,
+        budget=specs.Budget(tokens=400, batch_size=4, learning_rate=1e-2),
+        evaluation=specs.Evaluation(n_loss=4),
+        dtype="fp32",
+    )
+
+
+@pytest.mark.parametrize("name", ["requantise_gap", "surviving_update"])
+def test_requantising_needs_a_plain_start(name):
     """LoftQ's base is not the rounded weight, so it cannot be made again from the model alone."""
     run = merging.merge_probe(1).runs[0].model_copy(update={"method": QLoRA(init="loftq")})
-    with pytest.raises(InputError, match="init 'kaiming'"):
-        measure(specs.Probe(measure="serving.requantise_gap", runs=(run,)))
+    with pytest.raises(InputError, match=f"{name} needs a QLoRA run with init 'kaiming'"):
+        measure(specs.Probe(measure=f"serving.{name}", runs=(run,)))
+
+
+def test_the_probe_measures_the_update_that_it_trains(tiny_run):
+    """The losses are those of `requantise_gap`, and what is pooled lies between the least and the greatest matrix."""
+    found = measure(specs.Probe(measure="serving.surviving_update", runs=(tiny_run,)))
+    gap = measure(specs.Probe(measure="serving.requantise_gap", runs=(tiny_run,)))
+    assert all(found.measurements[name] == gap.measurements[name] for name in found.measurements if "loss" in name)
+    assert all(
+        found.per_example[f"{name}_loss_nats"] == gap.per_example[f"{name}_loss_nats"] for name in probes.GAIN_STATES
+    )
+    assert found.per_example["label_tokens"] == gap.per_example["label_tokens"]
+    sizes, kept = (np.array(found.per_example[f"module_{name}"]) for name in ("size", "kept"))
+    assert len(sizes) == len(kept) == len(found.per_example["module"]) == 14
+    assert sizes.min() <= found.measurements["size"] <= sizes.max()
+    assert kept.min() <= found.measurements["kept"] <= kept.max() and found.measurements["error"] > 0
+
+
+def test_a_larger_rate_makes_a_larger_update(tiny_run):
+    """Which then survives better."""
+    faster = tiny_run.model_copy(update={"budget": tiny_run.budget.model_copy(update={"learning_rate": 0.5})})
+    small, large = (
+        measure(specs.Probe(measure="serving.surviving_update", runs=(run,))).measurements for run in (tiny_run, faster)
+    )
+    assert large["size"] > 3 * small["size"] and large["kept"] > small["kept"]
 
 
 def test_a_ratio_of_times_does_not_depend_on_the_unit_or_the_direction():

@@ -17,15 +17,32 @@ from matplotlib.figure import Figure
 
 from peftbook.cost import Rates, step_seconds
 from peftbook.figures import figure
-from peftbook.figures.parts import SMALL, as_row, draw_rows, mark, plain_ticks
+from peftbook.figures.parts import (
+    SMALL,
+    as_row,
+    decimals,
+    draw_rows,
+    draw_series,
+    label_points,
+    mark,
+    note,
+    plain_ticks,
+)
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.memory import SHAPES, Configuration, Setup, training_step
 from peftbook.records import Store
 from peftbook.results import quantity, study_quantities
-from peftbook.studies import activations, memory, merging, recovery
+from peftbook.studies import activations, memory, merging, recovery, survival
 from peftbook.studies import step_seconds as measured_steps
 
-__all__ = ["machine_rates", "memory_against_time", "requantised_gains", "slowdown", "slowdown_against_tokens"]
+__all__ = [
+    "machine_rates",
+    "memory_against_time",
+    "requantised_gains",
+    "slowdown",
+    "slowdown_against_tokens",
+    "surviving_gains",
+]
 
 ROW = Setup(method="lora", device="cpu")
 NF4 = replace(ROW, quantised="nf4")
@@ -47,6 +64,11 @@ WAYS: Mapping[str, tuple[Setup, str, str, tuple[int, int]]] = {
 }
 # what is merged into before quantising → words, tone, marker
 RECIPES = {"requantised": ("4-bit base", "qlora", "D"), "requantised_16bit": ("16-bit base", "lora", "o")}
+# model → label, tone, marker, line
+SURVIVORS: Mapping[str, tuple[str, str, str, Any]] = {
+    "small": ("small Llama", "lora", "o", "-"),
+    "smollm2": ("SmolLM2 *", "qlora", "D", (0, (4, 1.5))),
+}
 
 
 def machine_rates(store: Store) -> list[str]:
@@ -133,3 +155,27 @@ def requantised_gains(store: Store) -> Figure:
     axes.axvline(100, color=colour("muted"), linewidth=1.2, linestyle=(0, (1, 1.5)))
     draw_rows(axes, rows, "Adapter's gain that is lost, % (band: margin)\n* its weights come from a 4-bit file")
     return question(figure, "What does quantising again leave of an adapter?")
+
+
+@figure
+def surviving_gains(store: Store) -> Figure:
+    """Does the size of an update tell whether it survives? The kept share of its gain, and of itself, against size."""
+    figure, axes = canvas(height=4.2)
+    known, ends = study_quantities("survival", store), {}
+    for model, (label, tone, marker, line) in SURVIVORS.items():
+        names = [f"{model}_{number}" for number in range(1, len(survival.RATES[model]) + 1)]
+        size = {name: quantity(f"survival.{name}_size", store).value for name in names}
+        gaining = sorted((name for name in names if f"{name}_kept" in known), key=lambda name: size[name])
+        xs = [size[name] for name in gaining]
+        draw_series(axes, xs, [as_row("", known[f"{name}_kept"], (), tone, marker) for name in gaining], line=line)
+        axes.plot(xs, [known[f"{name}_update_kept"].value for name in gaining], **mark(tone, marker, hollow=True))
+        ends[label] = (xs[-1], known[f"{gaining[-1]}_kept"].value, tone)
+    for share in (0, 100):
+        axes.axhline(share, color=colour("muted"), linewidth=1.2, zorder=0)
+    axes.set(xscale="log", xlabel="Size of the update: RMS(γBA) / RMS(half a step of the grid)")
+    axes.set_ylabel("Kept after quantising again, %")
+    decimals(axes.xaxis, (1, 3))
+    note(axes, "filled: of the gain in loss\nhollow: κ, of the update itself\n* from a 4-bit file", 0.03, ha="left")
+    axes.set_xlim(right=5 * max(x for x, _, _ in ends.values()))
+    label_points(axes, ends, column=0.82)
+    return question(figure, "Does the size of an update tell whether it survives?")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from peftbook.scratch.double_quant import double_dequantize, double_quantize
 from peftbook.scratch.nf4 import dequantize_blocks, nf4_levels, quantize_blocks
 
-__all__ = ["BLOCK_DEPENDENT", "NAMES", "codebook", "expected_error", "linear_layers", "quantise_dense",
-           "quantize_affine", "round_trip"]  # fmt: skip
+__all__ = ["BLOCK_DEPENDENT", "NAMES", "codebook", "expected_error", "half_steps", "linear_layers",
+           "quantise_dense", "quantize_affine", "round_trip"]  # fmt: skip
 
 POINTS = 400  # quadrature nodes for M
 PINNED = (0, 7, 15)  # places of −1, 0 and 1 among 16 levels: seven negative, zero, eight positive, as in NF4
@@ -181,11 +181,26 @@ def round_trip(w: Tensor, name: str, block: int = 64, double_quant: bool = False
     if name == "q4_1":
         codes, d, m = quantize_affine(w, block)
         return (codes.view(-1, block) * d[:, None] + m[:, None]).view_as(w)
-    levels = codebook(name, block)
-    codes, absmax = quantize_blocks(w, levels, block)
-    if double_quant:
-        absmax = double_dequantize(*double_quantize(absmax))
-    return dequantize_blocks(codes, absmax, levels, block).view_as(w)
+    codes, absmax = stored(w, name, block, double_quant)
+    return dequantize_blocks(codes, absmax, codebook(name, block), block).view_as(w)
+
+
+def stored(w: Tensor, name: str, block: int, double_quant: bool) -> tuple[Tensor, Tensor]:
+    """The codes of the weights and the constants of their blocks as they come back from storage."""
+    codes, absmax = quantize_blocks(w, codebook(name, block), block)
+    return codes, double_dequantize(*double_quantize(absmax)) if double_quant else absmax
+
+
+def half_steps(w: Tensor, name: str, block: int = 64, double_quant: bool = False) -> Tensor:
+    """How far each rounded weight lies from the edge of its cell: half the distance to the nearest other level.
+
+    h = ½ min_{l ≠ k} |q_l − q_k| · constant of the block, with k the weight's code: rounding again undoes any smaller
+    change, unless the block's largest weight changes. float32, in the shape of w, on its device; names and constants
+    are those of `round_trip`, without "q4_1".
+    """
+    codes, absmax = stored(w, name, block, double_quant)
+    gaps = nn.functional.pad(codebook(name, block).diff(), (1, 1), value=torch.inf)
+    return dequantize_blocks(codes, absmax, torch.minimum(gaps[:-1], gaps[1:]) / 2, block).view_as(w)
 
 
 def linear_layers(model: nn.Module, left_out: tuple[str, ...] = ("lm_head",)) -> dict[str, nn.Linear]:

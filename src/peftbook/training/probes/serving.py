@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -21,6 +23,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters
+from peftbook.scratch.rounding import Survival, survival
 from peftbook.training.execute import prepare
 from peftbook.training.forward import apply_method, causal_model
 from peftbook.training.loop import losses
@@ -29,12 +32,13 @@ from peftbook.training.models import load_model
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import TORCH_DTYPES
 
-__all__ = ["latency", "many_adapters", "merge_gap", "requantise_gap"]
+__all__ = ["latency", "many_adapters", "merge_gap", "requantise_gap", "surviving_update"]
 
 VARIANTS = ("base", "merged", "lora", "adapter")
 CONTENDERS = ("mixed", "mixed_peft", "swapped", "merged")
 RANDOM_STD = 0.02  # of the random adapters; time does not depend on their values, the check of the logits does
 SCALING = 2.0  # alpha / r
+GAIN_STATES = ("untuned", "merged", "requantised")
 
 # ids, following, platform → seconds of the forward pass, seconds of decoding, last logits
 Server = Callable[[Tensor, Tensor, str], tuple[float, float, Tensor]]
@@ -258,21 +262,83 @@ def requantise_gap(probe: specs.Probe) -> Findings:
     `requantised_losses` lists them, and beside them `unmerged`, the trained model as it computes.
     """
     (run,) = probe.runs
-    method = run.method
-    if not isinstance(method, QLoRA) or method.init != "kaiming" or method.dora:
-        raise InputError(f"requantise_gap needs a QLoRA run with init 'kaiming' and without DoRA, not {method!r}.")
+    method = plain_qlora(probe)
     trainee = prepare(run)
     trained = trainee.train()
     pad_id = trainee.tokenizer.pad_token_id
     beside, counts = losses(trainee.model, trainee.graded, pad_id=pad_id, dtype="fp32", platform=run.platform)
-    state = {name: value.float() for name, value in adapter_state(trainee.model, "default").items()}
-    (scaling,) = {layer.scaling["default"] for layer in lora_layers(trainee.model).values()}
     base: nn.Module = load_model(run.model, platform=run.platform).model
-    nats = requantised_losses(base, state, scaling, method, trainee.graded, pad_id, run.platform)
+    nats = requantised_losses(base, *trained_update(trainee.model), method, trainee.graded, pad_id, run.platform)
     nats["unmerged"] = beside
+    return loss_findings(nats, counts, {"train_tokens": trained.tokens if trained else 0})
+
+
+def surviving_update(probe: specs.Probe) -> Findings:
+    """What is left of an adapter that is merged into its 4-bit base and quantised again: of its update and of its gain.
+
+    Trains the probe's run, a QLoRA with the plain start.  Of the update, by the weights alone: `size`, `kept` and
+    `error` of `Survival`, its sums taken over all adapted matrices; `module_size` and `module_kept` are those
+    of each.  Of the gain: the losses `untuned`, `merged` and `requantised` of `requantised_losses`, in float32.
+    """
+    (run,) = probe.runs
+    method = plain_qlora(probe)
+    trainee = prepare(run)
+    trained = trainee.train()
+    state, scaling = trained_update(trainee.model)
+    base: nn.Module = load_model(run.model, platform=run.platform).model
+    parts = survivals(base, state, scaling, method)
+    pooled = functools.reduce(operator.add, parts.values())
+    pad_id = trainee.tokenizer.pad_token_id
+    nats = requantised_losses(base, state, scaling, method, trainee.graded, pad_id, run.platform, GAIN_STATES)
+    measured = {name: getattr(pooled, name) for name in ("size", "kept", "error")}
+    counts = [example.label_tokens for example in trainee.graded]
+    found = loss_findings(nats, counts, {**measured, "train_tokens": trained.tokens if trained else 0})
+    modules: dict[str, list[float] | list[str]] = {
+        "module_size": [round(part.size, 6) for part in parts.values()],
+        "module_kept": [round(part.kept, 6) for part in parts.values()],
+        "module": list(parts),
+    }
+    return replace(found, per_example={**found.per_example, **modules})
+
+
+def plain_qlora(probe: specs.Probe) -> QLoRA:
+    """The method of the probe's run. Raises InputError where its base is not the rounded weights."""
+    method = probe.runs[0].method
+    if not isinstance(method, QLoRA) or method.init != "kaiming" or method.dora:
+        name = probe.measure.partition(".")[2]
+        raise InputError(f"{name} needs a QLoRA run with init 'kaiming' and without DoRA, not {method!r}.")
+    return method
+
+
+def trained_update(model: nn.Module) -> tuple[dict[str, Tensor], float]:
+    """A and B of the adapted layers in float32, and γ."""
+    state = {name: value.float() for name, value in adapter_state(model, "default").items()}
+    (scaling,) = {layer.scaling["default"] for layer in lora_layers(model).values()}
+    return state, scaling
+
+
+@torch.no_grad()
+def survivals(base: nn.Module, state: dict[str, Tensor], scaling: float, method: QLoRA) -> dict[str, Survival]:
+    """Adapted module → what requantising leaves of its update γ B A; the base has its dense weights."""
+    names = [name.removesuffix(".A") for name in state if name.endswith(".A")]
+    return {
+        name: survival(
+            base.get_submodule(name).weight,  # type: ignore[arg-type]
+            scaling * state[f"{name}.B"] @ state[f"{name}.A"],
+            method.quant,
+            method.double_quant,
+        )
+        for name in names
+    }
+
+
+def loss_findings(
+    nats: Mapping[str, list[float]], counts: Sequence[int], measured: Mapping[str, float | int | None]
+) -> Findings:
+    """The losses of several states, per token and per example, beside what else was measured."""
     means = {f"{name}_loss_nats": sum(values) / sum(counts) for name, values in nats.items()}
     per_example = {f"{name}_loss_nats": [round(value, 6) for value in values] for name, values in nats.items()}
     return Findings(
-        measurements={**means, "train_tokens": trained.tokens if trained else 0},
+        measurements={**means, **measured},
         per_example={**per_example, "label_tokens": [float(count) for count in counts]},
     )
