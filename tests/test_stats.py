@@ -397,6 +397,8 @@ def test_a_bias_widens_both_ends_by_itself():
         found = stats.with_bias(plain, bias)
         assert (found.low, found.high) == (pytest.approx(plain.low - 0.3), pytest.approx(plain.high + 0.3))
         assert found.half90 == pytest.approx(plain.half90 + 0.3)
+        assert found.half(0.05) == pytest.approx(found.half95) and p_value(found) >= p_value(plain)
+    assert p_value(stats.with_bias(plain, 2 * abs(plain.mean))) == 1
 
 
 # ---- plans

@@ -68,6 +68,7 @@ class Interval:
     is known, 0 where nothing is random but the seeds.  seeds: 1 where nothing is random but the choice of examples.
     groups: how many groups the examples form; 0 where each stands for itself.
     freedom: degrees of freedom of `example_se`.  by_example: the 95 % interval if examples of a group were unrelated.
+    bias: by how much the mean may be off in either direction, which every half-width has on top.
     """
 
     mean: float
@@ -80,6 +81,7 @@ class Interval:
     groups: int = 0
     freedom: float = math.inf
     by_example: tuple[float, float] | None = None
+    bias: float = 0.0
 
     @property
     def low(self) -> float:
@@ -110,7 +112,7 @@ class Interval:
 
     def half(self, level: float) -> float:
         """Half-width at 1 − level."""
-        return float(half_width(level, self.seed_se, self.example_se, self.seeds - 1, self.freedom))
+        return float(half_width(level, self.seed_se, self.example_se, self.seeds - 1, self.freedom)) + self.bias
 
     @classmethod
     def of(
@@ -187,6 +189,8 @@ def p_value(one: Interval) -> float:
     """Two-sided, of the hypothesis that the mean is zero: the level at which its interval touches zero."""
     if not 0 < one.standard_error < math.inf:
         return float(one.mean == 0 or one.standard_error != 0)  # also where it is no number
+    if one.bias >= abs(one.mean):
+        return 1.0
 
     def beyond(log_level: float) -> float:
         return one.half(math.exp(log_level)) - abs(one.mean)
@@ -420,7 +424,8 @@ def statistic_interval(values: np.ndarray, examples: int, groups: Groups = ()) -
 
 def with_bias(interval: Interval, bias: float) -> Interval:
     """The interval of an estimate that may be off by so much in either direction: both half-widths grow by |bias|."""
-    return replace(interval, half95=interval.half95 + abs(bias), half90=interval.half90 + abs(bias))
+    half95, half90 = (half + abs(bias) for half in (interval.half95, interval.half90))
+    return replace(interval, half95=half95, half90=half90, bias=interval.bias + abs(bias))
 
 
 def percentile_interval(draws: np.ndarray, seeds: int, examples: int) -> Interval:
