@@ -159,7 +159,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 @study("scaling", runs, quantities)
 def fixed_verdict(store: Store) -> Verdict:
     """At a fixed rate, is α/√r better at rank 256?"""
-    what = "At a fixed rate, the loss of α/√r minus α/r at rank 256"
+    (run, *_), _ = fixed_runs(store).values()
+    rate = run.budget.learning_rate if run.budget else 0.0
+    what = f"At {rate:g}, the best rate of rank 16 under α/r, the loss of α/√r minus α/r at rank 256"
     return decide(fixed_difference(store), 0.0, (-math.inf, -MARGIN), what, "fixed_rate_difference", "nats per token")
 
 
