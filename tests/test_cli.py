@@ -174,7 +174,8 @@ def test_status_and_claims_read_the_shipped_records(capsys):
     assert cli.main(["claims", "--json"]) == 0
     out = capsys.readouterr().out
     rows = json.loads(out[out.index("[\n") :])
-    assert {row["study"] for row in rows} >= {"methods", "costs"}
+    said = {row["study"]: (row["own"], bool(row["regime"])) for row in rows}
+    assert said["methods"] == (False, False) and said["costs"] == (False, True) and said["memory"] == (True, False)
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():

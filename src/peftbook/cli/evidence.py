@@ -120,6 +120,7 @@ def claim_row(claim, platform: str) -> dict:
             "name": claim.name, "value": effect.value, "low": effect.low, "high": effect.high, "unit": effect.unit,
             "seeds": effect.seeds, "n": effect.n, "runs": list(effect.runs),
         },
-        "refuted_if": study.refuted_if, "does_not_show": study.does_not_show, "chapter": study.chapter,
+        "refuted_if": study.refuted_if, "does_not_show": study.does_not_show, "regime": study.regime,
+        "own": study.own, "chapter": study.chapter,
         "runs": claim.runs, "missing": claim.missing, "command": command_for(study.name, platform),
     }  # fmt: skip

@@ -180,7 +180,7 @@ def add_steps(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
 
 
 def add_claims(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
-    """The claims with these verdicts under their heads, in order of worth, in two columns; the rest is counted."""
+    """Papers' claims with these verdicts under their heads, in order of worth, in two columns; the rest is counted."""
     gap, room = 0.4, BOTTOM - TOP - 0.35
     width = (WIDTH - 2 * MARGIN - gap) / 2
     verdicts = outcomes(sources.store)

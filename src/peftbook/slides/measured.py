@@ -238,7 +238,7 @@ def predicted_peaks(store: Store) -> Chart:
 
 @chart
 def verdicts(store: Store) -> Chart:
-    """How many claims have each verdict."""
+    """How many claims of papers have each verdict."""
     said = list(outcomes(store).values())
     counts = {outcome: said.count(outcome) for outcome in results.OUTCOMES if outcome in said}
     labels = [f"{outcome}: {count}" for outcome, count in counts.items()]

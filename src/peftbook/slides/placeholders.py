@@ -3,7 +3,8 @@
 `{methods.lora_loss}` is a quantity with its interval; `{methods.lora_loss;value}` its value alone;
 `{methods.lora_minus_full_loss;below|not separable from|above}` the word for a quantity wholly below zero, not separable
 from zero, or wholly above it (`;…;1` compares with 1); `{cite:ID}` a published value; `{computed:NAME}` arithmetic;
-`{verdict:STUDY}` what a claim's runs decided; `{claims:OUTCOME}` how many claims have that verdict.
+`{verdict:STUDY}` what a claim's runs decided; `{claims:OUTCOME}` how many claims of papers have that verdict, or `all`;
+`{tools:OUTCOME}` how many checks of our own tools.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from peftbook.literature import published
 from peftbook.memory import SHAPES, training_step
 from peftbook.records import Seen, Store, aside
 from peftbook.slides.charts import ends
-from peftbook.studies import NAMES
+from peftbook.studies import NAMES, get_study
 
 SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -66,8 +67,8 @@ def placeholder(name: str, sources: Sources) -> str:
         return COMPUTED[rest]()
     if colon and kind == "verdict":
         return sources.verdict(rest)
-    if colon and kind == "claims":
-        verdicts = list(outcomes(sources.store).values())
+    if colon and kind in ("claims", "tools"):
+        verdicts = list(outcomes(sources.store, own=kind == "tools").values())
         return str(len(verdicts) if rest == "all" else verdicts.count(rest))
     name, *forms = name.split(";")
     quantity = results.quantity(name, sources.store)
@@ -85,10 +86,10 @@ def placeholder(name: str, sources: Sources) -> str:
     return words[0] if high < pivot else words[2] if low > pivot else words[1]
 
 
-def outcomes(store: Store) -> dict[str, str]:
-    """Study → what its runs decided, in order of worth."""
+def outcomes(store: Store, own: bool = False) -> dict[str, str]:
+    """Study → what its runs decided, in order of worth: of papers' claims, or of checks of our own tools."""
     with aside():
-        return {name: results.study_verdict(name, store).outcome for name in NAMES}
+        return {name: results.study_verdict(name, store).outcome for name in NAMES if get_study(name).own == own}
 
 
 def gigabytes(method: str) -> str:
