@@ -215,10 +215,11 @@ def recovery_gaps(store: Store) -> Figure:
 
 
 def gaps(source: str) -> dict[str, str]:
-    """Tuned arms on quantised bases of a model, with their labels."""
+    """Tuned arms on quantised bases of a model, and the one that has a start of theirs on 16 bit, with their labels."""
     starts = {"loftq": ", LoftQ", "pissa": ", PiSSA"}
     out = {}
     for arm in recovery.COMPARISONS[source].arms:
         if isinstance(arm.method, QLoRA):
-            out[arm.name] = arm.method.quant.upper() + starts.get(arm.method.init, "")
+            base = arm.method.quant.upper() if arm.method.rounded else "16 bit"
+            out[arm.name] = base + starts.get(arm.method.init, "")
     return out
