@@ -1,0 +1,236 @@
+"""Records as raw JSON, found by what their specs say, and the rule of `book/measuring.md`; nothing of the package.
+
+Another implementation on purpose: errors come from leaving out one unit after the other, the level of a second look
+from a sum over the first one's path, parabolas from divided differences.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm, t
+
+FOLDER = Path(__file__).parents[1] / "src" / "peftbook" / "records"
+INF = math.inf
+Raw = Mapping[str, Any]  # a record, or its spec, as JSON has it
+
+# --- records, found by what they say of themselves -------------------------------------------------------------
+
+
+@functools.cache
+def every_record() -> list[Raw]:
+    """All records of the repository."""
+    return [json.loads(path.read_bytes()) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def agrees(spec: Any, wanted: Any) -> bool:
+    """Whether a spec has what is wanted of it: the fields that are named, of a method all fields."""
+    if not isinstance(wanted, Mapping):
+        return spec == wanted
+    return isinstance(spec, Mapping) and all(
+        spec.get(name) == value if name == "method" else agrees(spec.get(name), value) for name, value in wanted.items()
+    )
+
+
+def one(**wanted: object) -> Raw:
+    """The record whose spec agrees; there must be exactly one."""
+    matching = [record for record in every_record() if agrees(record["spec"], wanted)]
+    assert len(matching) == 1, f"{len(matching)} records agree with {wanted}"
+    return matching[0]
+
+
+def probe(measure: str, seed: int = 0, model: str = "smollm2-135m-instruct", **settings: object) -> Raw:
+    """The record of a measurement that has these settings."""
+    return one(measure=measure, seed=seed, model={"name": model}, settings=settings)
+
+
+ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
+FULL = {"kind": "full", "version": 1}
+
+
+def lora(rank: int = 16, alpha: float = 32.0, targets: Sequence[str] = (*ATTENTION, *MLP)) -> Raw:
+    return {"kind": "lora", "rank": rank, "alpha": alpha, "dropout": 0.0, "targets": list(targets), "version": 1}
+
+
+def prompt(length: int = 20, init: str = "vocabulary", text: str = "") -> Raw:
+    return {"kind": "prompt", "length": length, "init": init, "init_text": text, "version": 1}
+
+
+def rates(lowest: float, factor: float, count: int) -> list[float]:
+    """A grid of learning rates, which specs hold to three digits."""
+    return [float(f"{lowest * factor**at:.3g}") for at in range(count)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs of a comparison share."""
+
+    task: str
+    tokens: int
+    factor: float
+    validated: int = 100
+    tested: int = 200
+    generated: int = 0
+    examples: int | None = None
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+    def run(self, method: Raw, rate: float | None, seed: int, **evaluation: object) -> Raw:
+        budget = rate and {"learning_rate": rate, "tokens": self.tokens, "train_examples": self.examples}
+        return one(
+            task={"name": self.task}, model={"name": "smollm2-135m-instruct"}, method=method, budget=budget, seed=seed,
+            evaluation=evaluation, purpose="quality", dtype="bf16", platform="cpu",
+        )  # fmt: skip
+
+    def sweep(self, method: Raw, rate: float, seed: int = 0) -> Raw:
+        return self.run(method, rate, seed, split="validation", n_loss=self.validated, n_generate=0)
+
+    def grid(self, method: Raw, declared: Iterable[float]) -> dict[float, float]:
+        """Rate → validation loss; extended while the best rate is an end and no rate is above 10."""
+        losses = {rate: loss(self.sweep(method, rate)) for rate in declared}
+        while (best := min(losses, key=losses.__getitem__)) in (min(losses), max(losses)):
+            further = best * self.factor if best == max(losses) else best / self.factor
+            if further > 10:
+                break
+            further = float(f"{further:.3g}")
+            losses[further] = loss(self.sweep(method, further))
+        return dict(sorted(losses.items()))
+
+    def finals(self, method: Raw, declared: Iterable[float] = ()) -> list[Raw]:
+        """The test runs of every seed, at the rate with the lowest validation loss."""
+        losses = self.grid(method, declared) if declared else {}
+        best = min(losses, key=losses.__getitem__) if losses else None
+        return [
+            self.run(method, best, seed, split="test", n_loss=self.tested, n_generate=self.generated)
+            for seed in self.seeds
+        ]
+
+
+def loss(record: Raw) -> float:
+    return INF if record["failure"] else record["measurements"]["loss_nats"]
+
+
+def column(records: Sequence[Raw], name: str) -> np.ndarray:
+    """(records, examples) of a score."""
+    return np.array([record["per_example"][name] for record in records], dtype=float)
+
+
+def finer_grid(losses: Mapping[float, float], bearable: float) -> float:
+    """How far the vertex of the parabola through the best rate and its neighbours lies below it, if that is a lot."""
+    tried = sorted(losses)
+    at = tried.index(min(losses, key=losses.__getitem__))
+    if not 0 < at < len(tried) - 1:
+        return 0.0
+    x, y = np.log(tried[at - 1 : at + 2]), np.array([losses[rate] for rate in tried[at - 1 : at + 2]])
+    left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    bend = (right - left) / (x[2] - x[0])  # Newton's form: y₁ + slope · h + bend · h² around the best rate
+    slope = left + bend * (x[1] - x[0])
+    gain = slope**2 / (4 * bend)
+    return float(gain) if gain > bearable else 0.0
+
+
+# --- the rule --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, what other seeds and other examples would change of it, and what else widens its interval."""
+
+    mean: float
+    seed_se: float
+    unit_se: float
+    seeds: int
+    freedom: float
+    groups: int = 0
+    first_look: float = 0.0  # share of the seeds that had been looked at before
+    bias: float = 0.0
+
+    def half(self, level: float = 0.05) -> float:
+        level = second_level(level, self.first_look) if self.first_look else level
+        own = t.ppf(1 - level / 2, self.seeds - 1) * self.seed_se if self.seeds > 1 else 0.0
+        units = t.ppf(1 - level / 2, self.freedom) * self.unit_se if self.unit_se else 0.0
+        return float(math.hypot(own, units)) + self.bias
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """Mean, low and high end at 95 %."""
+        return self.mean, self.mean - self.half(), self.mean + self.half()
+
+
+def spread(per_seed: np.ndarray, moved: np.ndarray, scale: float, freedom: float, groups: int = 0) -> Interval:
+    """per_seed: (n,). moved: (replicates, n), how far each replicate of the examples moves each seed's value."""
+    n, by_unit = len(per_seed), moved.mean(axis=1, keepdims=True)
+    unit_variance = scale * float((by_unit**2).sum())
+    seed_variance = 0.0
+    if n > 1:
+        interplay = scale * float(((moved - by_unit) ** 2).sum()) / (n * (n - 1))
+        seed_variance = max(0.0, per_seed.var(ddof=1) / n - interplay)
+    return Interval(per_seed.mean(), math.sqrt(seed_variance), math.sqrt(unit_variance), n, freedom, groups)
+
+
+def over_examples(table: np.ndarray, weights: np.ndarray | None = None, groups: Sequence[str] = ()) -> Interval:
+    """Σ scores / Σ weights of (seeds, examples), its second error from leaving out each example, or each group."""
+    weights = np.ones(table.shape[1]) if weights is None else weights
+    unit = np.unique(groups, return_inverse=True)[1] if groups else np.arange(table.shape[1])
+    per_seed = table.sum(axis=1) / weights.sum()
+    kept = [unit != left_out for left_out in range(unit.max() + 1)]
+    moved = np.array([table[:, rest].sum(axis=1) / weights[rest].sum() - per_seed for rest in kept])
+    share = np.bincount(unit, weights) / weights.sum()
+    freedom = max(1.0, 1 / (share**2).sum() - 1)
+    return spread(per_seed, moved, (len(kept) - 1) / len(kept), freedom, len(kept) if groups else 0)
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    return Interval(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)), 0, len(values), INF)
+
+
+def over_draws(drawn: np.ndarray, examples: int) -> Interval:
+    """Of a statistic on all examples, then on samples of them: (1 + samples, seeds)."""
+    moved = drawn[1:] - drawn[1:].mean(axis=0)
+    return spread(drawn[0], moved, 1 / (len(moved) - 1), examples - 1)
+
+
+@functools.cache
+def second_level(level: float, share: float) -> float:
+    """What O'Brien and Fleming leave to a second look, after one at so large a share of the data."""
+    first = norm.isf(level / 2) / math.sqrt(share)
+    path = np.linspace(-first, first, 20_001)
+
+    def errs(bar: float) -> float:
+        """The chance that the first look is passed and the second is not."""
+        along, across = math.sqrt(share) * path, math.sqrt(1 - share)
+        missed = norm.sf((bar - along) / across) + norm.cdf((-bar - along) / across)
+        return float(np.trapezoid(norm.pdf(path) * missed, path))
+
+    low, high = norm.isf(level / 2), 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if 2 * norm.sf(first) + errs(middle) > level else (low, middle)
+    return 2 * float(norm.sf(low))
+
+
+def verdict_of(interval: Interval, margin: float, low: float, high: float) -> str:
+    """On the claim that a difference lies between low and high."""
+    mean, least, most = interval.ends
+    if least >= low + margin and most <= high - margin:
+        outcome = "reproduced"
+    elif least > high + margin or most < low - margin:
+        outcome = "refuted"
+    elif abs(mean) + interval.half(0.10) <= margin:
+        outcome = "equivalent"
+    elif (least >= low and most <= high) or least > high or most < low:
+        return "direction only"
+    else:
+        return "undecided"
+    return "direction only" if interval.seeds == 2 or 0 < interval.groups < 8 else outcome
+
+
+def of_parts(outcomes: Iterable[str]) -> str:
+    parts = set(outcomes)
+    return "refuted" if "refuted" in parts else "reproduced" if parts == {"reproduced"} else "undecided"

@@ -1,0 +1,340 @@
+"""Verdicts computed again from the raw JSON of the records, by the rule as `book/measuring.md` words it.
+
+Nothing of the package makes a number here (`raw_rule` reads, measures and judges; only what groups the test examples
+form is asked of the tasks). The package is asked last, for what it says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import raw_rule
+from raw_rule import (
+    INF,
+    Interval,
+    Raw,
+    Setting,
+    column,
+    lora,
+    over_examples,
+    over_seeds,
+    probe,
+    prompt,
+    rates,
+    verdict_of,
+)
+from scipy.stats import norm
+
+from peftbook.records import default_store
+from peftbook.results import study_quantities, study_verdict
+from peftbook.tasks import test_groups as groups_of_task
+
+# --- the studies: each gives its outcome and printed quantities, as mean, low and high -------------------------
+
+Found = tuple[str, Mapping[str, Sequence[float | None]]]
+E2E = Setting("e2e", 34_000, factor=4)
+PROMPT_RATES, LORA_RATES = rates(0.3 / 64, 4, 4), rates(5e-5, 4, 4)
+
+
+def exp(interval: Interval) -> list[float]:
+    return [math.exp(end) for end in interval.ends]
+
+
+def difference(
+    setting: Setting, first: tuple, second: tuple, name: str = "loss_nats", bearable: float = 0.0, task: str = ""
+) -> Interval:
+    """First − second, each a method with its declared rates, over shared seeds and examples."""
+    one_arm, other = setting.finals(*first), setting.finals(*second)
+    weights = column(other, "label_tokens")[0] if name == "loss_nats" else None
+    groups = groups_of_task(task, setting.tested) if task else ()
+    found = over_examples(column(one_arm, name) - column(other, name), weights, groups)
+    bias = max(raw_rule.finer_grid(setting.grid(*arm), bearable) for arm in (first, second)) if bearable else 0.0
+    return replace(found, bias=bias)
+
+
+def methods() -> Found:
+    setting = Setting("docstrings", 48_000, factor=3, validated=200, generated=200)
+    arms = (lora(), rates(2e-4 / 3, 3, 4)), (raw_rule.FULL, rates(5e-5 / 3, 3, 4))
+    nats, rouge = (difference(setting, *arms, name, task="docstrings") for name in ("loss_nats", "rougeL"))
+    return verdict_of(nats, 0, -INF, 0.05), {"lora_minus_full_loss": nats.ends, "lora_minus_full_rougeL": rouge.ends}
+
+
+def rank() -> Found:
+    """Higher ranks must not be better by the margin; that says something only where rank 1 is worse by it."""
+    setting = replace(E2E, factor=2)
+    grid = rates(5e-5, 2, 8)
+    found = {r: difference(setting, (lora(r), grid), (lora(16), grid)) for r in (64, 256, 1)}
+    higher = [found[64], found[256]]
+    # Holm around the margin: a rank is better if the 1 − α/m interval lies below −0.02, the clearest one first.
+    clearest = sorted(higher, key=lambda each: (each.mean + 0.02) / math.hypot(each.seed_se, each.unit_se))
+    if clearest[0].mean + clearest[0].half(0.05 / 2) < -0.02:
+        outcome = "refuted"
+    elif all(verdict_of(each, 0, -0.02, INF) == "reproduced" for each in higher) and found[1].ends[1] >= 0.02:
+        outcome = "reproduced"
+    else:
+        alike = all(abs(each.mean) + each.half(0.10) <= 0.02 for each in higher)
+        outcome = "equivalent" if alike else "undecided"
+    return outcome, {f"r{r}_minus_r16_loss": each.ends for r, each in found.items()}
+
+
+def targets(first: Raw, second: Raw, name: str) -> Found:
+    """Five seeds, of which three had been looked at."""
+    setting = replace(E2E, seeds=(1, 2, 3, 4, 5))
+    found = difference(setting, (first, LORA_RATES), (second, LORA_RATES), bearable=0.01)
+    found = replace(found, first_look=3 / 5)
+    return verdict_of(found, 0.02, 0, INF), {f"{name}_loss": found.ends}
+
+
+def prompts(first: tuple[int, str], second: tuple[int, str], claim: tuple[float, float]) -> Found:
+    found = difference(E2E, (prompt(*first), PROMPT_RATES), (prompt(*second), PROMPT_RATES), bearable=0.01)
+    names = [f"{init}_{length}" for length, init in (first, second)]
+    return verdict_of(found, 0, *claim), {"_minus_".join(names) + "_loss": found.ends}
+
+
+def sql(first: str, second: str) -> Found:
+    """Four tables are the groups of the questions."""
+    setting = Setting("sql", 48_000, factor=4, tested=300, generated=300)
+    arms = {
+        "lora": (lora(), LORA_RATES),
+        "prompt": (prompt(8, "text", "Write the SQL query that answers the question."), PROMPT_RATES),
+        "fewshot": ({"kind": "untuned", "shots": 5, "version": 1},),
+    }
+    found = difference(setting, arms[first], arms[second], "execution_match", task="sql")
+    return verdict_of(found, 0.05, 0, INF), {f"{first}_minus_{second}_execution_match": found.ends}
+
+
+def data_size() -> Found:
+    setting = replace(E2E, examples=100, generated=200)
+    arms = (lora(), rates(5e-5, 4, 3)), (raw_rule.FULL, rates(1.25e-5, 4, 3))
+    found = difference(setting, *arms, bearable=0.025)
+    return verdict_of(found, 0, -INF, 0.05), {"n100_lora_minus_full_loss": found.ends}
+
+
+def prose_at(record: Raw, target: float) -> np.ndarray:
+    """Nats of each piece of prose when the target loss is first reached, on the line between two moments."""
+    aims = record["curve"]["validation_loss_nats"]
+    nats = [np.array(record["per_example"][f"prose_nats_{step:.0f}"]) for step in record["curve"]["step"]]
+    at = next((at for at in range(1, len(aims)) if aims[at] <= target), None)
+    if at is None:
+        return nats[-1]
+    share = (aims[at - 1] - target) / (aims[at - 1] - aims[at])
+    return nats[at - 1] + max(share, 0.0) * (nats[at] - nats[at - 1])
+
+
+def forgetting() -> Found:
+    def curves(method: Raw, rate: float) -> list[Raw]:
+        matching = [
+            record for record in raw_rule.every_record()
+            if record["spec"].get("measure") == "curves.learning_curve" and record["spec"]["settings"].get("prose")
+            and raw_rule.agrees(record["spec"]["runs"][0], {"method": method, "budget": {"learning_rate": rate}})
+        ]  # fmt: skip
+        return sorted(matching, key=lambda record: record["spec"]["seed"])
+
+    small, found = curves(lora(64), 8e-4), {}
+    full = {rate: curves(raw_rule.FULL, rate) for rate in (2.5e-5, 1e-4, 4e-4)}
+    for rate, records in full.items():
+        rows = []
+        for pair in zip(records, small, strict=True):
+            target = max(min(record["curve"]["validation_loss_nats"]) for record in pair)
+            rows.append(prose_at(pair[0], target) - prose_at(pair[1], target))
+        found[rate] = over_examples(np.array(rows), column(small, "prose_tokens")[0])
+    best = min(full, key=lambda rate: sum(record["curve"]["validation_loss_nats"][-1] for record in full[rate]))
+    outcome = verdict_of(found[best], 0.01, 0, INF)
+    unlike = len({each.mean > 0 for each in found.values()}) > 1
+    beyond = any(each.ends[1] > 0.01 or each.ends[2] < -0.01 for each in found.values())
+    if (outcome in ("reproduced", "refuted") and unlike) or (outcome == "equivalent" and beyond):
+        outcome = "undecided"
+    names = zip(("low", "middle", "high"), found.values(), strict=True)
+    return outcome, {f"full_{name}_minus_r64_prose": each.ends for name, each in names}
+
+
+def merging_quality() -> Found:
+    records = [probe("serving.merge_gap", seed) for seed in (1, 2, 3)]
+    gained = (column(records, "untuned_loss_nats") - column(records, "unmerged_loss_nats")).mean(axis=0)
+    lost = column(records, "merged_bf16_loss_nats") - column(records, "unmerged_bf16_loss_nats")
+    found = over_examples(lost, gained)
+    return verdict_of(found, 0, -INF, 0.05), {"bf16_merge_lost": [100 * end for end in found.ends]}
+
+
+def double_quant_loss() -> Found:
+    """8-bit constants against a tenth of what NF4 itself costs."""
+    record = probe("codebooks.double_quant_cost", model="small-llama")
+    full, tokens = (column([record], name) for name in ("full", "label_tokens"))
+    outcomes, printed = [], {}
+    for block in (64, 256):
+        plain, double = (column([record], f"{block}_{kind}") for kind in ("none", "dynamic8"))
+        beyond = over_examples(double - plain - 0.1 * (plain - full), tokens[0])
+        outcomes.append(verdict_of(beyond, 0, -INF, 0))
+        printed[f"small_{block}_cost"] = over_examples(double - plain, tokens[0]).ends
+        printed[f"small_{block}_beyond_margin"] = beyond.ends
+    return raw_rule.of_parts(outcomes), printed
+
+
+def subspace() -> Found:
+    """φ(1, 1) against the paper's 0.5; directions 2 to 8 against random spaces."""
+    records = [probe("weights.subspaces", seed) for seed in (1, 2, 3)]
+    first, later = over_examples(column(records, "small_large_first")), []
+    for record in records:
+        overlap = np.array(record["curve"]["small_large_map"]).reshape(8, 64)
+        cosines = overlap * np.minimum.outer(np.arange(1, 9), np.arange(1, 65))  # sums over the first i and j
+        rest = cosines[7, 7] - cosines[0, 7] - cosines[7, 0] + cosines[0, 0]
+        later.append(rest / 7 - 7 * record["measurements"]["mean_inverse_width"])
+    excess = over_seeds(later)
+    outcome = raw_rule.of_parts([verdict_of(first, 0.1, 0.5, INF), verdict_of(excess, 0, -INF, 0.1)])
+    return outcome, {"small_large_first": first.ends, "small_large_later_excess": excess.ends}
+
+
+def costs() -> Found:
+    def peaks(method: Raw, seed: int) -> float:
+        record = raw_rule.one(task={"name": "docstrings"}, purpose="timing", method=method, seed=seed)
+        return record["measurements"]["peak_memory_bytes"]
+
+    qlora = {**lora(), "kind": "qlora", "quant": "nf4", "double_quant": True}
+    found = over_seeds([math.log(peaks(qlora, seed) / peaks(lora(), seed)) for seed in (0, 1, 2)])
+    return verdict_of(found, math.log(1.05), -INF, 0), {"qlora_over_lora_peak_memory": exp(found)}
+
+
+def log_best_rates(method: Raw, steps: int, grid: Sequence[float], picks: np.ndarray) -> np.ndarray:
+    """log rate at the vertex of a least-squares parabola, (1 + draws, seeds), over rates near the first seed's best."""
+    setting = replace(E2E, factor=2)
+    losses = setting.grid(method, grid)
+    best, tried = min(losses, key=losses.__getitem__), list(losses)
+    near = tried[max(0, tried.index(best) - steps) : tried.index(best) + steps + 1]
+    fits = []
+    for seed in (0, 10, 11):
+        records = [setting.sweep(method, rate, seed) for rate in near]
+        learnt = [each for each in records if raw_rule.loss(each) < each["curve"]["train_loss_nats"][0]]
+        nats, tokens = (column(learnt, name)[:, picks].sum(axis=2) for name in ("loss_nats", "label_tokens"))
+        x = np.log([each["spec"]["budget"]["learning_rate"] for each in learnt])
+        design = np.stack([x**2, x, np.ones_like(x)], axis=1)
+        square, linear, _ = np.linalg.lstsq(design, nats / tokens, rcond=None)[0]
+        fits.append(np.where(square > 0, np.clip(-linear / (2 * square), x[0], x[-1]), np.nan))
+    return np.stack(fits, axis=1)
+
+
+def learning_rate() -> Found:
+    """The ratio of best rates, LoRA's over full fine-tuning's; the fit to the nearest rates alone is its bias."""
+    rng = np.random.default_rng(7)
+    picks = np.concatenate([np.arange(100)[None], rng.integers(100, size=(2000, 100))])
+    wide, narrow = (
+        log_best_rates(lora(), steps, rates(5e-5, 2, 8), picks)
+        - log_best_rates(raw_rule.FULL, steps, rates(2e-4 / 32, 2, 8), picks)
+        for steps in (2, 1)
+    )
+    found = raw_rule.over_draws(wide[np.isfinite(wide).all(axis=1)], 100)
+    found = replace(found, bias=abs(float(narrow[0].mean() - wide[0].mean())))
+    return verdict_of(found, 0, math.log(5), math.log(20)), {"r16_over_full": exp(found)}
+
+
+def serving() -> Found:
+    """Of three trials there are 27 samples: their medians, with no draw."""
+    settings = {"adapters": 16, "batch": 16, "tokens": 64, "new_tokens": 8, "trials": 3}
+    records = [probe("serving.many_adapters", seed, **settings) for seed in (0, 1, 2)]
+    picks = np.array([(0, 1, 2), *itertools.product(range(3), repeat=3)])
+    medians = []
+    for name in ("swapped", "mixed"):
+        seconds = column(records, f"{name}_forward_seconds") + column(records, f"{name}_decode_seconds")
+        medians.append(np.median(seconds[:, picks], axis=2).T)
+    logs = np.log(medians[0] / medians[1])
+    found = raw_rule.spread(logs[0], logs[1:] - logs[1:].mean(axis=0), 1 / 27, 2)
+    least = math.log(1.05)
+    return verdict_of(found, least, least, INF), {"mixed_over_swapped_16": exp(found)}
+
+
+def codebooks(rival: str, measure: str) -> Found:
+    records = [probe("codebooks.codebook_error", seed, source="normal") for seed in range(5)]
+    at = records[0]["curve"]["block"].index(64)
+    curves = [record["curve"] for record in records]
+    found = over_seeds([each[f"nf4_{measure}"][at] / each[f"{rival}_{measure}"][at] - 1 for each in curves])
+    return verdict_of(found, 0.02, -INF, 0), {f"nf4_excess_{measure}_over_{rival}": found.ends}
+
+
+def bertscore_negation() -> Found:
+    """Paraphrases minus opposites, as many words from the reference, over packages."""
+    packages, found = groups_of_task("docstrings", 200), {}
+    for kind in ("added", "replaced"):
+        record = probe("paraphrases.scores", kind=kind)
+        lead = column([record], "paraphrase_bertscore_f1") - column([record], "negated_bertscore_f1")
+        found[kind] = over_examples(lead, groups=[packages[int(at)] for at in record["per_example"]["example"]])
+    outcome = raw_rule.of_parts(verdict_of(each, 0, -INF, 0.02) for each in found.values())
+    return outcome, {f"{kind}_minus_negated": each.ends for kind, each in found.items()}
+
+
+def qlora_7b_memory() -> Found:
+    """Bytes are counted, so that there is no interval."""
+    shape = {"context": 4096, "ffn": 11008, "heads": 32, "hidden": 4096, "kv_heads": 32, "layers": 32, "vocab": 32000}
+    peaks = []
+    for setup in ({"device": "cpu", "quantised": "nf4", "seq": 128}, {"device": "cpu", "seq": 128}):
+        text = json.dumps([shape, setup], separators=(",", ":"), sort_keys=True)
+        record = probe("memory.peak", model="random-decoder", configuration=text)
+        peaks.append(record["measurements"]["tensor_peak_bytes"])
+    ratio = peaks[0] / peaks[1]
+    return "reproduced" if ratio < 0.5 else "refuted", {"qlora_over_lora_peak": (ratio, None, None)}
+
+
+# study → how it is computed, how its sentence prints the numbers, and the tolerance, above 1e-9 where samples are drawn
+ATTENTION_ONLY, MLP_ONLY = lora(26, 52.0, raw_rule.ATTENTION), lora(16, 32.0, raw_rule.MLP)
+Q_AND_V, ALL_LAYERS = lora(53, 106.0, ["q_proj", "v_proj"]), lora(10, 20.0)
+CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
+    "methods": (methods, "+.3f", 1e-9),
+    "rank": (rank, "+.3f", 1e-9),
+    "targets": (lambda: targets(ATTENTION_ONLY, MLP_ONLY, "attention_minus_mlp"), "+.3f", 1e-7),
+    "targets_all": (lambda: targets(Q_AND_V, ALL_LAYERS, "query_value_minus_all"), "+.3f", 1e-7),
+    "prompt_length": (lambda: prompts((1, "vocabulary"), (20, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
+    "prompt_longer": (lambda: prompts((20, "vocabulary"), (100, "vocabulary"), (-INF, 0.02)), "+.3f", 1e-9),
+    "prompt_init": (lambda: prompts((20, "random"), (20, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
+    "sql_prompt": (lambda: sql("prompt", "fewshot"), "+.3f", 1e-9),
+    "sql_lora": (lambda: sql("lora", "prompt"), "+.3f", 1e-9),
+    "data_size": (data_size, "+.3f", 1e-9),
+    "forgetting": (forgetting, "+.3f", 1e-9),
+    "merging_quality": (merging_quality, "+.2f", 1e-9),
+    "double_quant_loss": (double_quant_loss, "", 1e-9),
+    "subspace": (subspace, ".3f", 1e-9),
+    "costs": (costs, ".2f", 1e-9),
+    "learning_rate": (learning_rate, ".1f", 0.01),
+    "serving": (serving, "", 0.01),
+    "codebooks_squared": (lambda: codebooks("lloyd_pinned", "mse"), "+.2%", 1e-9),
+    "codebooks_absolute": (lambda: codebooks("l1_pinned", "mae"), "+.2%", 1e-9),
+    "bertscore_negation": (bertscore_negation, "+.3f", 1e-9),
+    "qlora_7b_memory": (qlora_7b_memory, ".2f", 1e-9),
+}
+REGIME = ("costs", "prompt_longer", "subspace")  # whose sources name a size or a length that these runs are far from
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_verdict_follows_from_the_raw_records(name):
+    """Another implementation of the rule comes to the same outcome, the same numbers and the same printed digits."""
+    compute, form, tolerance = CASES[name]
+    outcome, numbers = compute()
+    told = study_verdict(name, default_store())
+    quantities = study_quantities(name, default_store())
+    assert told.outcome == ("fails in this regime" if outcome == "refuted" and name in REGIME else outcome)
+    for quantity, ends in numbers.items():
+        known = quantities[quantity]
+        assert quantity in told.quantities
+        for mine, printed in zip(ends, (known.value, known.low, known.high), strict=True):
+            assert mine == printed or math.isclose(mine, printed, rel_tol=tolerance), quantity
+            if form and mine is not None:
+                assert format(mine, form).replace("-", "−").replace("%", " %") in told.sentence
+
+
+def test_the_rule_takes_the_interplay_of_seeds_and_examples_out_once():
+    """Where nothing but single runs' noise differs, the seeds' own error is what is left of it: about none."""
+    table = np.random.default_rng(0).normal(size=(60, 3, 50))
+    found = [over_examples(rows) for rows in table]
+    total = np.mean([each.seed_se**2 + each.unit_se**2 for each in found])
+    assert total / (1 / 150) < 1.6 and min(each.seed_se for each in found) == 0
+
+
+def test_a_second_look_leaves_the_level():
+    """Two looks, the first at three fifths of the data, err in one study of twenty."""
+    first, rest = np.random.default_rng(0).normal(size=(2, 400_000))
+    both = math.sqrt(0.6) * first + math.sqrt(0.4) * rest
+    bars = norm.isf(0.025) / math.sqrt(0.6), norm.isf(raw_rule.second_level(0.05, 0.6) / 2)
+    assert np.mean((abs(first) > bars[0]) | (abs(both) > bars[1])) == pytest.approx(0.05, abs=0.002)
