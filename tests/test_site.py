@@ -327,8 +327,10 @@ def test_a_claim_is_said_to_be_not_yet_run_without_any_record(tmp_path):
         assert f"peftbook run {card['id'].removeprefix('claim-')}" in card.text
 
 
-def test_a_refuted_claim_outside_of_its_sources_range_names_the_regime_in_its_badge(board, store):
+def test_a_refuted_claim_outside_of_its_sources_range_names_the_regime_in_its_badge():
     """The excuse is printed with the verdict, and only where the study has one."""
+    store = default_store()
+    board = BeautifulSoup(claim_cards.scoreboard(store), "html.parser")
     excused = [one for one in results.claims(store) if one.verdict.outcome == "fails in this regime"]
     assert excused
     for one in excused:
