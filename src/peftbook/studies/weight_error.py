@@ -296,14 +296,11 @@ def order_verdict(store: Store) -> Verdict:
     for better, worse in pairs:
         apart = neighbours(found, better, worse)
         wider = replace(apart, half95=apart.half(0.05 / len(pairs)))
-        if stats.judge(wider, MARGIN, (-math.inf, 0.0)) == "refuted":
-            outcomes.append("refuted")
-        else:
-            outcomes.append(stats.judge(apart, MARGIN, (-math.inf, 0.0)))
+        plain, corrected = (stats.judge(one, MARGIN, (-math.inf, 0.0)) for one in (apart, wider))
+        outcomes.append(corrected if "refuted" in (plain, corrected) else plain)
         said.append(f"{LABELS[better]} − {LABELS[worse]} {apart.mean:+.4f} ({apart.low:+.4f} to {apart.high:+.4f})")
     sentence = (
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "
         f"{MARGIN})."
     )
-    outcome = "refuted" if "refuted" in outcomes else "reproduced" if set(outcomes) == {"reproduced"} else "undecided"
-    return Verdict(outcome, sentence, tuple(f"small_{better}_minus_{worse}" for better, worse in pairs))
+    return Verdict(stats.together(outcomes), sentence, tuple(f"small_{better}_minus_{worse}" for better, worse in pairs))
