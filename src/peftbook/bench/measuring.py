@@ -85,13 +85,11 @@ def choose(tokenizer, task: TaskData, split: str, count: int) -> list[tuple[Any,
 
 def watch_dtype(model) -> set[str]:
     """A set that fills with the types that the first adapted linear layer returns (shows whether autocast is on)."""
-    from torch import nn
-
     from peftbook.training.forward import causal_model
 
     seen: set[str] = set()
     layers = causal_model(model).model.layers
-    linear = next(part for part in layers.modules() if isinstance(part, nn.Linear))
+    linear = next(part for name, part in layers.named_modules() if name.endswith("q_proj"))
     linear.register_forward_hook(lambda module, inputs, output: seen.add(str(output.dtype)))
     return seen
 
@@ -99,7 +97,7 @@ def watch_dtype(model) -> set[str]:
 def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]], dtype: str) -> Trace:
     """The book's loop with the book's encoding."""
     from peftbook.training.encode import batch_plan
-    from peftbook.training.loop import learning_rate, train
+    from peftbook.training.loop import learning_rate, reordered, train
 
     data = [encoded for _, encoded in chosen]
     lengths = [len(encoded.ids) for encoded in data]
@@ -108,17 +106,19 @@ def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]], dtype: str) -> T
     )
     trace = Trace()
     began = time.perf_counter()
-    result = train(
-        model, data, budget, seed=SEED, pad_id=tokenizer.pad_token_id, dtype=dtype,
-        on_step=lambda progress: trace.ends.append(time.perf_counter() - began),
-    )  # fmt: skip
+    with reordered(model, dtype):
+        result = train(
+            model, data, budget, seed=SEED, pad_id=tokenizer.pad_token_id, dtype=dtype,
+            on_step=lambda progress: trace.ends.append(time.perf_counter() - began),
+        )  # fmt: skip
     trace.train_seconds = time.perf_counter() - began
     trace.losses = result.losses
     trace.learning_rates = [learning_rate(budget, step, len(trace.losses)) for step in range(len(trace.losses))]
     for batch in batch_plan(lengths, BATCH, budget.tokens, SEED):
         sizes = [lengths[index] for index in batch]
         labels = sum(data[index].label_tokens for index in batch)
-        trace.work.append(Work(len(batch), labels, sum(sizes), len(sizes) * max(sizes)))
+        computed = sum(sizes) if dtype == "fp32" else len(sizes) * max(sizes)
+        trace.work.append(Work(len(batch), labels, sum(sizes), computed))
     trace.set_here = json.loads(budget.model_dump_json())
     trace.left_alone = {
         "optimizer": "torch.optim.AdamW, fused, betas 0.9 and 0.999, eps 1e-08",
@@ -126,7 +126,8 @@ def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]], dtype: str) -> T
         "precision": PRECISION[dtype],
         "gradient checkpointing": False,
         "batches": "random permutation, pools of 16 batches sorted by length, batches shuffled",
-        "attention mask": "none (right padding, causal attention)",
+        "attention mask": "none (causal attention; in float32 no padding either, in bfloat16 on the right)",
+        "products": "in float32 LoRA, query, key and value, gate and up joined",
         "logits": "at label positions only",
         "seed": SEED,
     }

@@ -37,7 +37,7 @@ from peftbook.training.folders import checkpoints_folder
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.hardware import peak_memory
-from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, train
+from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, reordered, train
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
@@ -92,20 +92,21 @@ class Trainee:
             return None
         if out is not None:
             out["truncated_examples"] = sum(example.truncated for example in self.encoded)
-        return train(
-            self.model,
-            self.encoded,
-            budget,
-            seed=self.run.seed,
-            pad_id=self.tokenizer.pad_token_id,
-            dtype=self.run.dtype,
-            platform=self.run.platform,
-            micro_batch=micro_batch,
-            checkpoint=checkpoint,
-            on_step=on_step,
-            rate_factor=self.run.method.rate_factor,
-            processes=self.processes,
-        )
+        with reordered(self.model, self.run.dtype):
+            return train(
+                self.model,
+                self.encoded,
+                budget,
+                seed=self.run.seed,
+                pad_id=self.tokenizer.pad_token_id,
+                dtype=self.run.dtype,
+                platform=self.run.platform,
+                micro_batch=micro_batch,
+                checkpoint=checkpoint,
+                on_step=on_step,
+                rate_factor=self.run.method.rate_factor,
+                processes=self.processes,
+            )
 
     def spread(self) -> None:
         """Leave to this process its share of the weights, where they are shared."""
@@ -342,9 +343,11 @@ def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[i
     """Nats and label tokens of the split's first n_loss examples."""
     run, pad_id = trainee.run, trainee.tokenizer.pad_token_id
     size = loss_batch(run.method.examples_shown)
-    return losses(
-        model, trainee.graded, pad_id=pad_id, dtype=run.dtype, platform=run.platform, batch_size=size, on_batch=on_batch
-    )
+    with reordered(model, run.dtype):
+        return losses(
+            model, trainee.graded,
+            pad_id=pad_id, dtype=run.dtype, platform=run.platform, batch_size=size, on_batch=on_batch,
+        )  # fmt: skip
 
 
 def score_as_lora(trainee: Trainee, measured: dict) -> None:

@@ -23,9 +23,11 @@ from peftbook.records import write_atomically
 from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
 from peftbook.training.forward import causal_model, hidden_states, trainable_state
+from peftbook.training.joined import joined_products
+from peftbook.training.packed import is_packed, label_states, packed_rows
 from peftbook.training.products import TORCH_DTYPES, half_products
 
-__all__ = ["Progress", "Trained", "autocast", "frozen_linears_in", "label_losses", "losses", "train"]
+__all__ = ["Progress", "Trained", "autocast", "frozen_linears_in", "label_losses", "losses", "reordered", "train"]
 
 LEAST_SCALE = 1.0  # of an fp16 loss: gradients that overflow without being scaled up have diverged
 CHECKPOINT_SECONDS = 60.0  # between checkpoints, unless PEFTBOOK_CHECKPOINT_SECONDS says otherwise
@@ -77,6 +79,10 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
     unless the model is sharded: FSDP lets go of a layer before the gradients of what is shared come to it.
     """
     base = causal_model(model)
+    counts = [example.label_tokens for example in examples]
+    if is_packed(model):
+        states, labels = label_states(model, examples)
+        return functional.cross_entropy(base.lm_head(states).float(), labels, reduction="none"), counts
     device = base.get_input_embeddings().weight.device
     ids = pad(examples, pad_id, device)
     shared = 0 if is_sharded(model) else shared_prefix(examples)
@@ -86,7 +92,7 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
     states = hidden_states(model, ids, shared)[row, column - 1 - shared]  # (labels, d)
     logits = base.lm_head(states).float()  # (labels, V)
     nats = functional.cross_entropy(logits, ids[row, column], reduction="none")
-    return nats, [example.label_tokens for example in examples]
+    return nats, counts
 
 
 @contextlib.contextmanager
@@ -107,6 +113,20 @@ def frozen_linears_in(dtype: str, model: nn.Module) -> Iterator[None]:
     finally:
         for weight, value in kept:
             weight.data = value
+
+
+@contextlib.contextmanager
+def reordered(model: nn.Module, dtype: str) -> Iterator[None]:
+    """Within it a model in float32 on a CPU is computed without padding and with joined products.
+
+    The sums are the same, in an order of their own: losses and gradients agree to some units in the last place. In the
+    half types the order shows, so that nothing changes there, nor for shards or on a GPU.
+    """
+    if dtype != "fp32" or is_sharded(model):
+        yield
+        return
+    with packed_rows(model), joined_products(model):
+        yield
 
 
 def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:

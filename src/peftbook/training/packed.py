@@ -1,0 +1,139 @@
+"""Rows without padding: the tokens of a batch as one row, in which every example attends to itself and what it shares.
+
+Right padding costs a product for every token that is none, and what the examples share at their start costs a pass of
+its own, with small products. Here the linear layers see the shared tokens once and then the rest of every example, one
+after the other; attention alone knows where each begins. The same sums are made, in another order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from peftbook.training.encode import Encoded, shared_prefix
+from peftbook.training.forward import causal_model, prefix_cache, soft_prompt
+
+__all__ = ["is_packed", "label_states", "packed_rows"]
+
+NAME = "packed_rows"  # among transformers' kinds of attention
+FUSED_TOKENS = 384  # of a row: from here torch's fused attention, which is slower to go back through but keeps no scores
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows lie: first what is `common` to all, then each of `rows`, all in tokens."""
+
+    common: int
+    rows: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def packed_rows(model: nn.Module) -> Iterator[None]:
+    """Within it the losses of this model are computed without padding, on a CPU and where attention is plainly causal.
+
+    Dropout in attention, windows and caps keep rows padded.
+    """
+    base = causal_model(model)
+    kind = base.config._attn_implementation
+    if can_pack(base):
+        base.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(kind)
+
+
+def can_pack(base: Any) -> bool:
+    """Whether every layer attends to all that stands before, by a kernel that can be chosen, on a CPU."""
+    config = base.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    plain = kinds == {"full_attention"} and not any(
+        getattr(config, name, None) for name in ("sliding_window", "attn_logit_softcapping", "attention_dropout")
+    )
+    chosen = getattr(base, "_supports_attention_backend", False) and hasattr(base.model, "rotary_emb")
+    return plain and chosen and base.get_input_embeddings().weight.device.type == "cpu"
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether this model is within `packed_rows`."""
+    return causal_model(model).config._attn_implementation == NAME
+
+
+def label_states(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Last hidden states from which the label tokens are predicted, (labels, d), and those tokens, (labels,).
+
+    The last token of an example predicts nothing and is left out.
+    """
+    base, cache, soft = causal_model(model), prefix_cache(model), soft_prompt(model)
+    shared = shared_prefix(examples)
+    learned = 0 if soft is None else len(soft)
+    before = learned + (0 if cache is None else cache.get_seq_length())
+    rests = [example.ids[shared:-1] for example in examples]
+    ids = [*examples[0].ids[:shared], *(token for rest in rests for token in rest)]
+    positions = [*range(before + shared), *(before + shared + at for rest in rests for at in range(len(rest)))]
+    embedded = base.get_input_embeddings()(torch.tensor([ids]))
+    if soft is not None:
+        embedded = torch.cat([soft[None].to(embedded.dtype), embedded], dim=1)
+    states = base.model(
+        inputs_embeds=embedded,
+        position_ids=torch.tensor([positions[before - learned :]]),
+        cache=cache,
+        use_cache=cache is not None,
+        layout=Layout(learned + shared, tuple(map(len, rests))),
+    ).last_hidden_state[0]
+    places, first = [], learned + shared
+    for example, rest in zip(examples, rests, strict=True):
+        places += [first + at - 1 - shared for at in range(example.start, len(example.ids))]
+        first += len(rest)
+    labels = [token for example in examples for token in example.ids[example.start :]]
+    return states[torch.tensor(places)], torch.tensor(labels)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float, layout: Layout, **_: Any
+) -> tuple[Tensor, None]:
+    """Causal attention in every row, to what is common and to itself; as transformers asks for it.
+
+    query (1, heads, tokens, d), key and value (1, groups, learned + tokens, d); the output is (1, tokens, heads, d).
+    """
+    learned = key.shape[2] - query.shape[2]
+    queries = query[0].split([layout.common, *layout.rows], dim=1)
+    keys = key[0].split([learned + layout.common, *layout.rows], dim=1)
+    values = value[0].split([learned + layout.common, *layout.rows], dim=1)
+    parts = [attend_row(queries[0], keys[0], values[0], scaling)] if layout.common else []
+    for one, its_keys, its_values in zip(queries[1:], keys[1:], values[1:], strict=True):
+        all_keys, all_values = torch.cat([keys[0], its_keys], dim=1), torch.cat([values[0], its_values], dim=1)
+        parts.append(attend_row(one, all_keys, all_values, scaling))
+    return torch.cat(parts, dim=1).transpose(0, 1)[None], None
+
+
+def attend_row(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """softmax(scaling Q K^T + causal mask) V: (heads, n, d) and (groups, m, d) to (heads, n, d), n the last of m."""
+    heads, n, d = query.shape
+    groups, m, _ = key.shape
+    if m > FUSED_TOKENS:
+        return functional.scaled_dot_product_attention(
+            query[None], key[None], value[None], causal_mask(n, m, 1), scale=scaling, enable_gqa=True
+        )[0]
+    each = heads // groups
+    stacked = query.reshape(groups, each * n, d)
+    scores = torch.baddbmm(causal_mask(n, m, each), stacked, key.mT, alpha=scaling)
+    return torch.bmm(scores.softmax(-1), value).view(heads, n, d)
+
+
+@functools.lru_cache(maxsize=64)
+def causal_mask(n: int, m: int, copies: int) -> Tensor:
+    """0 where one of the last n of m tokens may look and -inf where it may not, (copies n, m)."""
+    with torch.inference_mode(False):
+        return torch.full((n, m), -torch.inf).triu(m - n + 1).repeat(copies, 1)
+
+
+AttentionInterface.register(NAME, attend)

@@ -1,0 +1,169 @@
+"""Without padding and with joined products a float32 model has the same losses and gradients, and keeps its weights."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from tiny import NumberTokenizer, random_examples, randomize_adapters, tiny_llama
+from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from peftbook import methods, specs
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.training import packed
+from peftbook.training.encode import Encoded
+from peftbook.training.forward import apply_method, trainable_state
+from peftbook.training.joined import joined_products
+from peftbook.training.loop import label_losses, losses, reordered, train
+from peftbook.training.packed import is_packed, packed_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+METHODS = {
+    "full": methods.read({"kind": "full"}),
+    "lora": LoRA(rank=2),
+    "lora on two": LoRA(rank=2, targets=("q_proj", "v_proj")),
+    "rslora": LoRA(rank=3, scaling="rank_stabilized"),
+    "lora_fa": LoRA(rank=2, freeze_a=True),
+    "dora": LoRA(rank=2, dora=True),
+    "pissa": LoRA(rank=2, init="pissa"),
+    "ia3": methods.read({"kind": "ia3"}),
+    "prompt": PromptTuning(length=3, init="random"),
+    "prefix": Prefix(length=3),
+}
+SIZES = {
+    "vocab_size": 512, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def a_model(name: str, base: torch.nn.Module | None = None) -> torch.nn.Module:
+    model = apply_method(base or tiny_llama(), METHODS[name], seed=1, tokenizer=NumberTokenizer())
+    randomize_adapters(model)
+    return model.train()
+
+
+def shared_start(count: int, length: int = 5) -> list[Encoded]:
+    """Examples of different lengths that share their first ids."""
+    start = tuple(range(3, 3 + length))
+    return [
+        Encoded(start + one.ids, length + one.start, one.truncated) for one in random_examples(count)
+    ]
+
+
+def result(model: torch.nn.Module, batch: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats of all label tokens and all gradients."""
+    nats, _ = label_losses(model, batch, pad_id=2)
+    nats.mean().backward()
+    flat = torch.cat([value.grad.flatten() for value in trainable_state(model).values()])
+    model.zero_grad(set_to_none=True)
+    return nats.detach(), flat
+
+
+def agree(model: torch.nn.Module, batch: list[Encoded]) -> None:
+    """The same losses and gradients as in the order of the plain pass."""
+    nats, gradient = result(model, batch)
+    with reordered(model, "fp32"):
+        same_nats, same_gradient = result(model, batch)
+    torch.testing.assert_close(same_nats, nats, rtol=1e-5, atol=1e-5)
+    assert (same_gradient - gradient).norm() < 1e-5 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_and_gradients_are_the_same(name):
+    agree(a_model(name), shared_start(6))
+
+
+@pytest.mark.parametrize("batch", [random_examples(1), random_examples(7), shared_start(1), shared_start(3, 40)])
+def test_whatever_the_rows_share(batch):
+    agree(a_model("lora"), batch)
+
+
+def test_long_rows_take_the_fused_attention(monkeypatch):
+    monkeypatch.setattr(packed, "FUSED_TOKENS", 8)
+    fused = mock.Mock(wraps=torch.nn.functional.scaled_dot_product_attention)
+    model, batch = a_model("lora"), shared_start(4)
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", fused):
+        agree(model, batch)
+    assert any("enable_gqa" in call.kwargs for call in fused.mock_calls)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora on two"])
+def test_biases_are_added(name):
+    base = Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()
+    for part in base.modules():
+        if isinstance(part, torch.nn.Linear) and part.bias is not None:
+            torch.nn.init.normal_(part.bias)
+    agree(a_model(name, base), shared_start(5))
+
+
+def test_each_way_alone_gives_the_same():
+    model, batch = a_model("lora"), shared_start(5)
+    nats, _ = result(model, batch)
+    for way in (packed_rows, joined_products):
+        with way(model):
+            torch.testing.assert_close(result(model, batch)[0], nats, rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_of_attention_keeps_the_padding():
+    """A model that does not look at all that stands before is computed as it was."""
+    model = a_model("lora", MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)).eval())
+    with packed_rows(model):
+        assert not is_packed(model)
+    agree(model, shared_start(4))
+
+
+def test_half_types_are_computed_as_they_were():
+    model, batch = a_model("lora"), shared_start(4)
+    with reordered(model, "bf16"):
+        assert not is_packed(model)
+        same = result(model, batch)
+    assert all(map(torch.equal, same, result(model, batch)))
+
+
+def test_all_is_as_it_was_afterwards():
+    """Weights, forwards and the kind of attention come back bit by bit, also when something goes wrong."""
+    model = a_model("lora")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kind = model.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), reordered(model, "fp32"):
+        assert is_packed(model)
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == kind
+    assert all(torch.equal(value, before[name]) and value.is_contiguous() for name, value in model.state_dict().items())
+    assert not any("forward" in vars(part) for part in model.modules())
+
+
+def test_a_step_is_seen_by_the_next():
+    """The joined copies of A and B follow the optimiser: three steps are three plain steps."""
+    data, budget = shared_start(24), specs.Budget(tokens=10**6, batch_size=8, learning_rate=1e-2)
+    budget = budget.model_copy(update={"tokens": sum(len(one.ids) for one in data)})
+    plain, quick = a_model("lora"), a_model("lora")
+    curve = train(plain, data, budget, seed=0, pad_id=2, dtype="fp32").losses
+    with reordered(quick, "fp32"):
+        assert train(quick, data, budget, seed=0, pad_id=2, dtype="fp32").losses == pytest.approx(curve, rel=1e-4)
+    for name, value in trainable_state(plain).items():
+        torch.testing.assert_close(trainable_state(quick)[name], value, rtol=1e-2, atol=1e-4)
+
+
+def test_losses_of_a_split_are_each_examples_own():
+    model, data = a_model("lora"), shared_start(9)
+    nats, counts = losses(model, data, pad_id=2, batch_size=4, dtype="fp32")
+    with reordered(model, "fp32"):
+        same, same_counts = losses(model, data, pad_id=2, batch_size=4, dtype="fp32")
+    assert same == pytest.approx(nats, rel=1e-5) and same_counts == counts
+
+
+def test_a_layer_alone_computes_for_itself():
+    """A layer that is asked for other states than its siblings saw gives its own output."""
+    model = a_model("lora").eval()
+    attention = model.get_base_model().model.layers[0].self_attn
+    one, other = torch.randn(2, 3, attention.config.hidden_size), torch.randn(1, 4, attention.config.hidden_size)
+    with torch.no_grad():
+        wanted = [attention.q_proj(one), attention.k_proj(other), attention.v_proj(other)]
+        with joined_products(model):
+            found = [attention.q_proj(one), attention.k_proj(other), attention.v_proj(other)]
+    for was, now in zip(wanted, found, strict=True):
+        torch.testing.assert_close(now, was, rtol=1e-5, atol=1e-6)
