@@ -48,9 +48,7 @@ def a_model(name: str, base: torch.nn.Module | None = None) -> torch.nn.Module:
 def shared_start(count: int, length: int = 5) -> list[Encoded]:
     """Examples of different lengths that share their first ids."""
     start = tuple(range(3, 3 + length))
-    return [
-        Encoded(start + one.ids, length + one.start, one.truncated) for one in random_examples(count)
-    ]
+    return [Encoded(start + one.ids, length + one.start, one.truncated) for one in random_examples(count)]
 
 
 def result(model: torch.nn.Module, batch: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:

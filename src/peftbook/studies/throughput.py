@@ -8,8 +8,7 @@ Measured: runs an hour of the queue on one machine, small runs of some seconds e
 
 The first records have one kind of single worker, with both cores, whose second thread turned out to slow so small a
 run. `SINGLES`, a worker with one thread and one with two, came after them, with a pair of workers beside them, on the
-machine that was at hand by then. Where they all have records the verdict is on that machine and against the faster of
-the two; until then it is on the first records.
+machine that was at hand by then. The verdict is on these alone, against the faster of the two.
 """
 
 from __future__ import annotations
@@ -150,26 +149,20 @@ def rates(repeats: list[Record]) -> list[float]:
     return [float(record.measurements["runs_per_hour"] or 0) for record in repeats]
 
 
-def compared(store: Store) -> tuple[Crew, Crew]:
-    """The two workers, and the faster of the single ones that were measured beside them, by its median. Raises Missing.
-
-    The later crews if all of them have records, else the first ones.
-    """
-    with suppress(Missing):
-        PAIR.records(store)
-        return PAIR, max(SINGLES, key=lambda crew: median(rates(crew.records(store))))
-    return Crew(2), Crew(1)
+def best_single(store: Store) -> Crew:
+    """The faster of the single workers that were measured beside the pair, by its median. Raises Missing."""
+    return max(SINGLES, key=lambda crew: median(rates(crew.records(store))))
 
 
 @study("throughput", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Do two workers make nearly twice the runs of the best single worker measured, in every repeat?"""
-    two, one = compared(store)
-    paired = zip(rates(two.records(store)), rates(one.records(store)), strict=True)
+    one = best_single(store)
+    paired = zip(rates(PAIR.records(store)), rates(one.records(store)), strict=True)
     ratios = [ahead / alone for ahead, alone in paired]
     outcome = "reproduced" if min(ratios) >= LEAST else "refuted" if max(ratios) < LEAST else "undecided"
     sentence = (
-        f"On {two.machine} two workers make {median(ratios):.2f} times the runs an hour of one {one.words} "
+        f"On {PAIR.machine} two workers make {median(ratios):.2f} times the runs an hour of one {one.words} "
         f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} repeats)."
     )
-    return Verdict(outcome, sentence, (f"measured_{two.name}", f"measured_{one.name}"))
+    return Verdict(outcome, sentence, (f"measured_{PAIR.name}", f"measured_{one.name}"))

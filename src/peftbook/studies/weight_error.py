@@ -303,4 +303,5 @@ def order_verdict(store: Store) -> Verdict:
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "
         f"{MARGIN})."
     )
-    return Verdict(stats.together(outcomes), sentence, tuple(f"small_{better}_minus_{worse}" for better, worse in pairs))
+    names = tuple(f"small_{better}_minus_{worse}" for better, worse in pairs)
+    return Verdict(stats.together(outcomes), sentence, names)

@@ -53,7 +53,9 @@ class Joined:
         self.weight = torch.zeros(sum(self.sizes), self.width + sum(self.ranks))  # [W | gamma B], B in blocks
         self.weight[:, : self.width] = torch.cat([part.weight.detach() for part in parts])
         self.down = torch.zeros(sum(self.ranks), self.width)  # A of all, one below the other
-        biases = [torch.zeros(size) if part.bias is None else part.bias for part, size in zip(parts, self.sizes)]
+        biases = [
+            torch.zeros(size) if part.bias is None else part.bias for part, size in zip(parts, self.sizes, strict=True)
+        ]
         self.bias = torch.cat(biases) if any(part.bias is not None for part in parts) else None
         self.waiting: dict[int, Tensor] = {}
         self.input: Tensor | None = None

@@ -24,7 +24,9 @@ from peftbook.training.forward import causal_model, prefix_cache, soft_prompt
 __all__ = ["is_packed", "label_states", "packed_rows"]
 
 NAME = "packed_rows"  # among transformers' kinds of attention
-FUSED_TOKENS = 384  # of a row: from here torch's fused attention, which is slower to go back through but keeps no scores
+FUSED_TOKENS = (
+    384  # of a row: from here torch's fused attention, which is slower to go back through but keeps no scores
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,15 @@ def label_states(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor,
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float, layout: Layout, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    *,
+    scaling: float,
+    layout: Layout,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention in every row, to what is common and to itself; as transformers asks for it.
 
