@@ -146,7 +146,7 @@ def forgetting_record(slopes: Mapping[str, float], spread: float = 0.0, counts: 
         ({"full": 0.02, "r64": 0.021}, 0.0, "equivalent", ""),
         ({"full": 0.05, "full_low": 0.0, "r64": 0.01}, 0.0, "undecided", "sign changes with the rate"),
         ({"full": 0.02, "full_high": 0.1, "r64": 0.021}, 0.0, "undecided", "at another rate"),
-        ({"full": 0.05, "r64": 0.01}, 0.2, "undecided", "could have seen"),
+        ({"full": 0.05, "r64": 0.01}, 0.2, "undecided", "half-width"),
     ],
 )
 def test_forgetting_is_compared_at_every_rate_and_over_pieces(tmp_path, slopes, spread, outcome, words):
@@ -191,7 +191,7 @@ SOME = dict.fromkeys(forgetting.SWEEP, (20, 22, 21))
         ({"full": SOME}, "refuted", ""),
         ({"r8": {0.6: 20, 0.8: 30}, "full": {0.8: 35}}, "undecided", "sign changes"),
         ({"r8": SOME, "full": SOME}, "equivalent", ""),
-        ({"r8": {0.6: (0, 40, 5), 0.7: 50, 0.8: 60}}, "undecided", "could have seen"),
+        ({"r8": {0.6: (0, 40, 5), 0.7: 50, 0.8: 60}}, "undecided", "half-width"),
     ],
 )
 def test_intruders_need_an_interval_and_one_sign_over_the_sweep(tmp_path, counts, outcome, words):

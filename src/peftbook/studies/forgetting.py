@@ -2,7 +2,7 @@
 
 Written before the runs. Full fine-tuning at three rates and LoRA of ranks 8, 64 and 256 on E2E, with the loss on
 general prose taken while they train; three seeds. Methods are compared at *matched* target loss: the loss on each piece
-of prose is interpolated linearly in target loss to the worst final target loss among the two arms compared, so that
+of prose is interpolated linearly in target loss to the lowest target loss that both arms reach, so that
 learning less is not counted as forgetting less. The comparison that decides is with the rate of full fine-tuning that
 has the lowest final target loss; since it is chosen on the same curves, the sign must hold at the other two rates too.
 
@@ -227,12 +227,13 @@ def forgetting_verdict(store: Store) -> Verdict:
         f"{MARGIN}"
     )
     outcome, reason = stats.judge(chosen, MARGIN, (0.0, math.inf)), ""
-    if outcome in ("reproduced", "refuted") and any(one.mean * chosen.mean <= 0 for one in found.values()):
+    turns = any(one.mean * chosen.mean <= 0 for one in found.values())
+    if turns and outcome != "equivalent":
         outcome, reason = "undecided", "; the sign changes with the rate"
     elif outcome == "equivalent" and any(one.low > MARGIN or one.high < -MARGIN for one in found.values()):
         outcome, reason = "undecided", "; at another rate the difference is beyond the margin"
     elif outcome == "undecided":
-        reason = f"; this n could have seen {chosen.half95:.3f}"
+        reason = f"; its half-width is {chosen.half95:.3f}"
     return Verdict(
         outcome, f"{sentence}{reason}.", ("full_minus_r64_prose", *(f"{one}_minus_r64_prose" for one in FULL))
     )
@@ -259,12 +260,12 @@ def intruder_verdict(store: Store) -> Verdict:
     )
     if max(pairs[EPSILON]) == 0:
         return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named)
-    outcome, reason = stats.judge(found, LEAST, (LEAST, math.inf)), ""
+    outcome, reason = stats.judge(found, LEAST, (0.0, math.inf)), ""
     signs = [b - a for a, b in pairs.values() if max(a, b) > 0]
     if outcome in ("reproduced", "refuted") and any(one * found.mean <= 0 for one in signs):
         outcome, reason = "undecided", "; the sign changes with ε"
     elif outcome == "undecided":
-        reason = f"; this n could have seen {found.half95:.1%}"
+        reason = f"; its half-width is {found.half95:.1%}"
     return Verdict(outcome, f"{sentence}{reason}.", named)
 
 

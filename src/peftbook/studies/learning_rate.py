@@ -177,7 +177,7 @@ def log_ratio(first: str, second: str, store: Store) -> stats.Interval:
 def long_log_ratio(first: str, second: str, store: Store) -> stats.Interval:
     """The same after the long budget, with one seed over examples alone. Raises Missing.
 
-    Above its optimum LoRA's loss rises so steeply there that no parabola fits five rates: the fit takes three.
+    Above its optimum LoRA's loss rises so steeply there that a parabola fits five rates badly: the fit takes three.
     """
     wide, narrow = (ratios(LONG, first, second, SEEDS[:1], steps, store) for steps in (WINDOW, NARROW))
     return stats.with_bias(interval_of_logs(narrow), float(narrow[0].mean() - wide[0].mean()))
@@ -237,6 +237,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         with suppress(Missing):
             both = keys(name, store) + keys("full", store)
             out[f"{name}_over_full"] = Quantity.ratio(log_ratio(name, "full", store), both, 1)
+    with suppress(Missing):
+        narrow = interval_of_logs(ratios(SHORT, "r16", "full", SEEDS, NARROW, store))
+        out["r16_over_full_narrow"] = Quantity.ratio(narrow, keys("r16", store) + keys("full", store), 1)
     for name in REPLICATED[2:]:
         with suppress(Missing):
             both = keys(name, store) + keys("r4", store)

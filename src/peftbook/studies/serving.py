@@ -85,8 +85,7 @@ def verdict(store: Store) -> Verdict:
     """Is the mixed batch faster than swapping at the largest number of adapters?"""
     count = COUNTS[-1]
     interval = speedup("mixed", "swapped", records(count, store))
-    least = math.log(1 + MARGIN)
-    outcome = stats.judge(interval, least, (least, math.inf))
+    outcome = stats.judge(interval, math.log(1 + MARGIN), (0.0, math.inf))
     value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
     sentence = (
         f"With {count} adapters for {BATCH} requests a mixed batch is {value:.2f} times as fast as swapping "

@@ -372,19 +372,26 @@ def shortfall(found: Mapping[float, float], best: float) -> float:
 def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, quantity: str, unit: str) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
     outcome = stats.judge(interval, margin, claim)
-    least = ""
+    reason = ""
     if outcome == "undecided":
-        least = f"; this n could have seen {interval.half95:.3f}"
+        reason = f"; {half_width_of(interval)}"
     elif outcome == "direction only":
         kept = interval.low >= claim[0] and interval.high <= claim[1]
-        reason = "the margin is not reached" if interval.decides else f"{interval.basis} decide nothing"
-        least = f"; {'with' if kept else 'against'} the claim, but {reason}"
+        short = f"the margin is not reached: {half_width_of(interval)}"
+        reason = f"; {'with' if kept else 'against'} the claim, but "
+        reason += short if interval.decides else f"{interval.basis} decide nothing"
     return Verdict(
         outcome,
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
-        f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{least}).",
+        f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{reason}).",
         (quantity,),
     )
+
+
+def half_width_of(interval: stats.Interval) -> str:
+    """How wide the interval is, and what of it no further seed or example takes away."""
+    grid = f", of which {interval.bias:.3f} is what a finer grid of rates might gain" if interval.bias else ""
+    return f"its half-width is {interval.half95:.3f}{grid}"
 
 
 def bounds(claim: Claim) -> str:
