@@ -30,6 +30,7 @@ from peftbook.training.encode import (
 )
 from peftbook.training.forward import SHORT_TOKENS
 from peftbook.training.models import resolve
+from peftbook.training.packed import FUSED_TOKENS
 
 __all__ = ["estimate", "predicted_seconds"]
 
@@ -84,13 +85,14 @@ def budget_seconds(
 
 
 def training_seconds(shape: Shape, setup: Setup, rates: Rates, batches: Sequence[Sequence[Encoded]]) -> float:
-    """Seconds of all training steps: attention is eager for short rows on a CPU, as the loop chooses it."""
+    """Seconds of all training steps, with padding or without, and with the attention that the loop chooses."""
     total = 0.0
     for attention, some in by_attention(setup, batches).items():
         chosen = replace(setup, attention=attention)
         together = symbols_of(setup, some)
         total += sum_of(step_seconds(shape, chosen, rates, together, clipped=True))
-        total += sum_of(layers_seconds(shape, chosen, rates, before_rows(setup, some)))
+        if not packs(setup):
+            total += sum_of(layers_seconds(shape, chosen, rates, before_rows(setup, some)))
     return total
 
 
@@ -98,19 +100,28 @@ def by_attention(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> dict[str
     """Attention → the batches that it is chosen for."""
     found: dict[str, list[Sequence[Encoded]]] = {}
     for batch in batches:
-        short = setup.device == "cpu" and width_of(batch) <= SHORT_TOKENS
+        short = setup.device == "cpu" and width_of(batch) <= (FUSED_TOKENS if packs(setup) else SHORT_TOKENS)
         found.setdefault("eager" if short else "sdpa", []).append(batch)
     return found
 
 
 def symbols_of(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
-    """Rows, tokens of a row beyond what all share, tokens that attention sees, and labels, of every batch."""
+    """Rows, tokens of a row beyond what all share, tokens that attention sees, and labels, of every batch.
+
+    Without padding they are means over the rows, each of which has its part of what all share, once.
+    """
     rows = np.array([len(batch) for batch in batches])
     shared = np.array([shared_prefix(batch) for batch in batches])
     width = np.array([width_of(batch) for batch in batches])
     labels = np.array([sum(one.label_tokens for one in batch) for batch in batches])
+    virtual = setup.symbols["P"]
+    if packs(setup):
+        lengths = np.array([sum(len(one.ids) for one in batch) for batch in batches])
+        once = shared + virtual * (setup.method == "prompt")
+        own = (lengths + once) / rows - shared - 1
+        return {"b": rows / 1, "s": own, "t": own, "k": lengths / rows + virtual, "n": labels / 1}
     own = width - shared
-    return {"b": rows, "s": own, "t": own, "k": width + setup.symbols["P"], "n": labels}
+    return {"b": rows, "s": own, "t": own, "k": width + virtual, "n": labels}
 
 
 def before_rows(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
@@ -118,6 +129,11 @@ def before_rows(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
     virtual = setup.symbols["P"]
     own = np.array([shared_prefix(batch) for batch in batches]) + virtual * (setup.method == "prompt")
     return {"b": 1, "s": own, "t": own, "k": own + virtual * (setup.method == "prefix"), "n": 0}
+
+
+def packs(setup: Setup) -> bool:
+    """Whether the loop computes without padding (`training.packed`)."""
+    return setup.device == "cpu" and not setup.autocast
 
 
 def width_of(batch: Sequence[Encoded]) -> int:

@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from peftbook.training.encode import Encoded, shared_prefix
 from peftbook.training.forward import causal_model, prefix_cache, soft_prompt
 
-__all__ = ["is_packed", "label_states", "packed_rows"]
+__all__ = ["FUSED_TOKENS", "is_packed", "label_states", "packed_rows"]
 
 NAME = "packed_rows"  # among transformers' kinds of attention
 FUSED_TOKENS = (
