@@ -98,7 +98,8 @@ class Run(Keyed):
     `purpose` separates quality records from timing records; a timing record names its `machine`, so that another
     machine adds a record of its own and never replaces this one. `dtype` is the compute type: `bf16` is float32
     master weights under bfloat16 autocast, `fp16` the same in float16 with a loss that is scaled. What multiplies them
-    (`training.products`) may change the order of sums and nothing else, and is provenance.
+    (`training.products`, in float32 `training.joined` and `training.packed`) may change the order of sums and nothing
+    else, and follows from the code and the machine, which the record names.
     """
 
     model: Model = Model()
