@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +159,9 @@ def joinable(base: nn.Module) -> Iterator[list[Part]]:
     for block in base.model.modules():
         children = dict(block.named_children())
         for names in ONE_INPUT:
-            parts = [part_of(children[name]) for name in names if name in children]
-            if len(parts) == len(names) and all(parts):
+            found = (part_of(children[name]) for name in names if name in children)
+            parts = [part for part in found if part is not None]
+            if len(parts) == len(names):
                 for name in names:
                     del children[name]
                 yield parts
@@ -178,7 +179,8 @@ def part_of(layer: nn.Module) -> Part | None:
         return Part(layer, layer.weight, layer.bias, None, None, 0.0) if is_frozen(layer) else None
     if type(layer) is not LoRALinear or layer.merged or layer.disable_adapters or layer.active_adapters != ["default"]:
         return None
-    base, a, b = layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]
+    base: Any = layer.base_layer
+    a, b = (cast(nn.Linear, factor["default"]) for factor in (layer.lora_A, layer.lora_B))
     plain = not layer.lora_variant and isinstance(layer.lora_dropout["default"], nn.Identity)
     dense = type(base) is nn.Linear and is_frozen(base) and a.bias is None and b.bias is None
     if not (plain and dense):
