@@ -257,7 +257,7 @@ jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
 ```
 """
 CONFIGURATION = """
-extensions = ["myst_nb", "peftbook.site.execution"]
+extensions = ["myst_nb", "peftbook.site.{part}"]
 nb_execution_mode = "cache"
 html_theme = "basic"
 exclude_patterns = ["package", "_build"]
@@ -265,13 +265,17 @@ exclude_patterns = ["package", "_build"]
 
 
 @pytest.mark.slow
-def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
-    """Notebook caches know cells only; this one knows modules too: an edit re-executes its importers, no other page."""
+@pytest.mark.parametrize("part", ["execution", "ahead"])
+def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path, part):
+    """Notebook caches know cells only; this one knows modules too: an edit re-executes its importers, no other page.
+
+    It is the same whether Sphinx executes a chapter as it reads it or several are executed ahead.
+    """
     package = tmp_path / "package" / "peftbook"
     shutil.copytree(ROOT / "src/peftbook", package, ignore=shutil.ignore_patterns("records", "data", "__pycache__"))
     (package / "noun.py").write_text("VALUE = 1\n")
     (tmp_path / "data.txt").write_text("data")
-    (tmp_path / "conf.py").write_text(CONFIGURATION)
+    (tmp_path / "conf.py").write_text(CONFIGURATION.format(part=part))
     chapters = {
         "index": "1 + 1",
         "imports": "import peftbook.noun; print(peftbook.noun.VALUE)",
@@ -287,9 +291,12 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
         env = os.environ | {"PYTHONPATH": str(tmp_path / "package"), "PYTHONWARNINGS": "ignore"}
         result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert result.returncode == 0, result.stderr
+        ahead.append(re.findall(r"chapters executed.*: (\w+)", result.stderr))
         return set(re.findall(r"^executed (\w+)", result.stdout, re.MULTILINE))
 
+    ahead: list[list[str]] = []
     assert executed() == set(chapters)
+    assert set(ahead[0]) == (set(chapters) if part == "ahead" and (os.cpu_count() or 1) > 1 else set())
     assert executed() == set()
     assert executed("-E", "-a") == set()
     (package / "noun.py").write_text("VALUE = 2\n")

@@ -36,6 +36,7 @@ class Ledger:
 
     entries: hash of the code cells → {"page", "environment", "files": {path: hash, None if looked for in vain}}.
     failed: pages whose last execution failed; they are read again by every build.
+    seconds: page → what its last execution took.
     Paths below `root` are stored relative to it, so that a copied cache stays valid.
     """
 
@@ -44,6 +45,7 @@ class Ledger:
         text = json.loads(path.read_text()) if path.is_file() else {}
         self.entries: dict[str, dict[str, Any]] = text.get("entries", {})
         self.failed: list[str] = text.get("failed", [])
+        self.seconds: dict[str, float] = text.get("seconds", {})
 
     def environment(self) -> str:
         """Hash of the interpreter's version and the lock files."""
@@ -72,7 +74,8 @@ class Ledger:
         """Write through a temporary file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".new")
-        draft.write_text(json.dumps({"entries": self.entries, "failed": self.failed}, indent=1, sort_keys=True))
+        told = {"entries": self.entries, "failed": self.failed, "seconds": self.seconds}
+        draft.write_text(json.dumps(told, indent=1, sort_keys=True))
         draft.replace(self.path)
 
     def _relative(self, name: str) -> str:
@@ -80,17 +83,17 @@ class Ledger:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else name
 
 
-def _cache_folder(app: Any) -> Path:
+def cache_folder(app: Any) -> Path:
     return Path(app.config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
 
 
-def _ledger(app: Any) -> Ledger:
-    return Ledger(_cache_folder(app) / "peftbook.json", Path(app.srcdir))
+def ledger_of(app: Any) -> Ledger:
+    return Ledger(cache_folder(app) / "peftbook.json", Path(app.srcdir))
 
 
 def drop_stale(app: Any) -> None:
     """Before reading: drop the cached notebooks whose files changed."""
-    ledger, cache = _ledger(app), get_cache(_cache_folder(app))
+    ledger, cache = ledger_of(app), get_cache(cache_folder(app))
     app.peftbook_stale = list(ledger.failed)
     known = set()
     for record in cache.list_cache_records():
@@ -115,14 +118,18 @@ def outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list
     return [page for page in app.peftbook_stale if page in env.all_docs]
 
 
-@contextmanager
-def _traced(target: Path, roots: list[str]) -> Iterator[None]:
-    """Let the kernel that starts inside write its trace to `target`."""
-    added = {
+def kernel_variables(app: Any, trace: Path) -> dict[str, str]:
+    """What a kernel needs in its environment to write a trace of what it used there."""
+    return {
         "PYTHONSTARTUP": str(STARTUP),
-        "PEFTBOOK_TRACE": str(target),
-        "PEFTBOOK_TRACE_ROOTS": os.pathsep.join(roots),
+        "PEFTBOOK_TRACE": str(trace),
+        "PEFTBOOK_TRACE_ROOTS": os.pathsep.join(_roots(app)),
     }
+
+
+@contextmanager
+def _traced(added: dict[str, str]) -> Iterator[None]:
+    """Let the kernel that starts inside have these variables."""
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:
@@ -144,7 +151,7 @@ class TracingParser(Parser):
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "trace.json"
             try:
-                with _traced(target, _roots(app)):
+                with _traced(kernel_variables(app, target)):
                     super().parse(inputstring, document)
             finally:
                 _note(app, target)
@@ -154,12 +161,12 @@ def _note(app: Any, trace: Path) -> None:
     """Store what the execution that wrote a trace used, or that it failed; without a trace there was none."""
     if not trace.is_file():
         return
-    page, ledger = app.env.docname, _ledger(app)
+    page, ledger = app.env.docname, ledger_of(app)
     LOGGER.info("executed %s", page)
     outcome = NbMetadataCollector.get_exec_data(app.env, page)
     if outcome and outcome["succeeded"]:
         uri = app.env.doc2path(page)
-        cached = [record for record in get_cache(_cache_folder(app)).list_cache_records() if record.uri == uri]
+        cached = [record for record in get_cache(cache_folder(app)).list_cache_records() if record.uri == uri]
         newest = max(cached, key=lambda record: record.pk)
         ledger.note(newest.hashkey, page, json.loads(trace.read_text()))
     else:
@@ -170,7 +177,7 @@ def _note(app: Any, trace: Path) -> None:
 def cached_outputs(app: Any, notebook: Any) -> Any:
     """A notebook with the outputs of its cached execution, if there is one."""
     with suppress(KeyError):
-        return get_cache(_cache_folder(app)).merge_match_into_notebook(notebook)[1]
+        return get_cache(cache_folder(app)).merge_match_into_notebook(notebook)[1]
     return notebook
 
 

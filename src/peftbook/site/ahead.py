@@ -1,0 +1,126 @@
+"""Executing ahead: the chapters that no cache has, as many at once as there are cores, before Sphinx reads them.
+
+MyST-NB executes a chapter while it reads it, one after the other. Here each chapter gets the same kernel, process and
+namespace of its own, and the outputs go into the cache where MyST-NB finds them. A chapter that fails is left to
+MyST-NB, which executes it again and says what went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from myst_nb.core.read import create_nb_reader
+from nbclient import NotebookClient
+from nbclient.client import CellExecutionError, CellTimeoutError
+from nbformat import NotebookNode
+from sphinx.util import logging
+
+from peftbook.site.execution import cache_folder, kernel_variables, ledger_of
+
+__all__ = ["setup"]
+
+LOGGER = logging.getLogger(__name__)
+KERNEL_BYTES = 2e9  # that a chapter's process may take: torch, a model, figures
+
+
+@dataclass
+class Chapter:
+    """A page whose code no cache has, and what its execution left."""
+
+    page: str
+    path: Path
+    notebook: NotebookNode
+    seconds: float = 0.0
+    trace: dict[str, list[str]] | None = None
+
+
+def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
+    """Before reading: execute what must be, the longest chapter first; store the outputs and what they were made from."""
+    if env.mystnb_config.execution_mode != "cache":
+        return
+    ledger, cache = ledger_of(app), get_cache(cache_folder(app))
+    waiting = sorted(pending(env, cache, pages), key=lambda one: (-ledger.seconds.get(one.page, 0.0), -size(one)))
+    workers = min(len(waiting), os.cpu_count() or 1, int(psutil.virtual_memory().available // KERNEL_BYTES))
+    if workers < 2:
+        return
+    began, threads = time.monotonic(), max(1, (os.cpu_count() or 1) // workers)
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(execute, one, app, env.mystnb_config.execution_timeout, threads) for one in waiting]
+        for count, done in enumerate(as_completed(running), 1):
+            chapter = done.result()
+            if chapter.trace is not None:
+                bundle = CacheBundleIn(chapter.notebook, str(chapter.path), data={"execution_seconds": chapter.seconds})
+                record = cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+                ledger.note(record.hashkey, chapter.page, chapter.trace)
+                ledger.seconds[chapter.page] = round(chapter.seconds, 1)
+                ledger.save()
+                LOGGER.info("executed %s", chapter.page)
+            left = (time.monotonic() - began) / count * (len(running) - count)
+            say(f"{count} of {len(running)} chapters executed, about {left:.0f} s left: {chapter.page}")
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+def pending(env: Any, cache: Any, pages: Sequence[str]) -> list[Chapter]:
+    """The chapters among these pages that have code and no outputs in the cache."""
+    found = []
+    for page in pages:
+        path = Path(env.doc2path(page))
+        text = path.read_text(encoding="utf-8")
+        reader = create_nb_reader(str(path), env.myst_config, env.mystnb_config, text)
+        if reader is None or not size(chapter := Chapter(page, path, reader.read(text))):
+            continue
+        try:
+            cache.match_cache_notebook(chapter.notebook)
+        except KeyError:
+            found.append(chapter)
+    return found
+
+
+def size(chapter: Chapter) -> int:
+    """Characters of its code."""
+    return sum(len(cell.source) for cell in chapter.notebook.cells if cell.cell_type == "code")
+
+
+def execute(chapter: Chapter, app: Any, timeout: int, threads: int) -> Chapter:
+    """Execute a chapter in a kernel of its own; it has no trace if it failed."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "trace.json"
+        variables = {"OMP_NUM_THREADS": str(threads), **os.environ, **kernel_variables(app, target)}
+        client = NotebookClient(
+            chapter.notebook, timeout=timeout, resources={"metadata": {"path": str(chapter.path.parent)}},
+            record_timing=False,
+        )  # fmt: skip
+        with suppress(CellExecutionError, CellTimeoutError):
+            client.execute(env=variables)
+            chapter.trace = json.loads(target.read_text())
+    chapter.seconds = time.monotonic() - began
+    return chapter
+
+
+def setup(app: Any) -> None:
+    """Connect to the build."""
+    app.setup_extension("peftbook.site.execution")
+    app.connect("env-before-read-docs", execute_ahead)
+
+
+def say(line: str) -> None:
+    """One line of progress: over the last one on a terminal, below it in a log."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
