@@ -48,7 +48,7 @@ class Chapter:
 
 
 def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
-    """Before reading: execute what must be, the longest chapter first; store the outputs and what they were made from."""
+    """Before reading: execute what must be, the longest chapter first; store outputs and what they were made from."""
     if env.mystnb_config.execution_mode != "cache":
         return
     ledger, cache = ledger_of(app), get_cache(cache_folder(app))
