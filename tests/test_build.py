@@ -29,3 +29,10 @@ def test_a_new_file_makes_a_part_stale(tmp_path):
     build.remember(tmp_path, "deck", [first])
     second.write_text("2")
     assert not build.fresh(tmp_path, "deck", [first, second])
+
+
+def test_figures_that_cannot_be_drawn_are_said(tmp_path):
+    """They are drawn in another process, beside the site."""
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="figures could not be drawn"), build.figures_drawn(tmp_path / "file"):
+        pass

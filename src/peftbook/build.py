@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from peftbook.errors import InputError
+from peftbook.processes import Child
 from peftbook.records import default_store
 from peftbook.site import identity
 from peftbook.site.freshness import is_fresh
@@ -24,23 +28,37 @@ PACKAGE = Path(__file__).resolve().parent
 def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
     """Build the site under _build/html, the figures and the deck; returns the three places.
 
+    The deck comes first, since the site's pages offer it; the figures are drawn beside the site, which leaves a core
+    idle while it is written.
+
     strict: rebuild every page and treat warnings as errors. Raises InputError outside a checkout or if a page fails.
     """
     check_checkout(root)
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
-    if not fresh(root, "figures", drawn):
-        from peftbook.figures import render_all
-
-        render_all(places["figures"], default_store())
-        remember(root, "figures", drawn)
     told = [*drawn, *PACKAGE.glob("slides/*.py"), *(root / "slides").glob("*.toml")]
     if not fresh(root, "deck", told) or not places["deck"].is_file():
         build_deck(places["deck"])
         remember(root, "deck", told)
-    places["site"] = build_site(root, strict=strict)  # after the deck, which its pages offer
+    with contextlib.nullcontext() if fresh(root, "figures", drawn) else figures_drawn(places["figures"]):
+        places["site"] = build_site(root, strict=strict)
+    remember(root, "figures", drawn)
     copy_lecture(root / "slides", places["site"].parent)
     return places
+
+
+@contextlib.contextmanager
+def figures_drawn(folder: Path) -> Iterator[None]:
+    """Draw the figures in a process beside what is done inside, which has the cores first, and wait for it.
+
+    Raises InputError if they cannot be drawn.
+    """
+    with Child("-m", "peftbook", "figures", "--out", str(folder)) as child:
+        psutil.Process(child.process.pid).nice(10)
+        yield
+        child.wait()
+        if child.status:
+            raise InputError(f"The figures could not be drawn: {child.why()}")
 
 
 def check_checkout(root: Path) -> None:
