@@ -1,8 +1,7 @@
 """Memory and time of a training step, measured: the probes' own counts, and the verdicts on them."""
 
-from dataclasses import replace
-
 import mmap
+from dataclasses import replace
 
 import numpy as np
 import pytest
