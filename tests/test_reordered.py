@@ -122,8 +122,8 @@ def test_half_types_are_computed_as_they_were():
 
 
 def test_all_is_as_it_was_afterwards():
-    """Weights, forwards and the kind of attention come back bit by bit, also when something goes wrong."""
-    model = a_model("lora")
+    """Weights, each in its own memory, forwards and attention come back bit by bit, also when something goes wrong."""
+    model = a_model("lora on two")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kind = model.config._attn_implementation
     with pytest.raises(ZeroDivisionError), reordered(model, "fp32"):
@@ -131,6 +131,8 @@ def test_all_is_as_it_was_afterwards():
         raise ZeroDivisionError
     assert model.config._attn_implementation == kind
     assert all(torch.equal(value, before[name]) and value.is_contiguous() for name, value in model.state_dict().items())
+    places = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    assert len(places) == len(list(model.parameters()))
     assert not any("forward" in vars(part) for part in model.modules())
 
 

@@ -24,7 +24,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import create_nb_reader
 from nbclient import NotebookClient
-from nbclient.client import CellExecutionError, CellTimeoutError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from sphinx.util import logging
 
@@ -105,7 +105,7 @@ def execute(chapter: Chapter, app: Any, timeout: int, threads: int) -> Chapter:
             chapter.notebook, timeout=timeout, resources={"metadata": {"path": str(chapter.path.parent)}},
             record_timing=False,
         )  # fmt: skip
-        with suppress(CellExecutionError, CellTimeoutError):
+        with suppress(CellExecutionError, CellTimeoutError, DeadKernelError, FileNotFoundError):
             client.execute(env=variables)
             chapter.trace = json.loads(target.read_text())
     chapter.seconds = time.monotonic() - began

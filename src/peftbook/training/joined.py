@@ -146,7 +146,7 @@ def joined_products(model: nn.Module) -> Iterator[None]:
     finally:
         for part in changed:
             del part.module.forward
-            part.weight.data = part.weight.data.contiguous()
+            part.weight.data = part.weight.data.clone(memory_format=torch.contiguous_format)  # in memory of its own
 
 
 def forward_of(joined: Joined, index: int):
