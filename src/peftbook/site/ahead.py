@@ -12,9 +12,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from jupyter_client.manager import AsyncKernelManager
 from myst_nb.core.read import create_nb_reader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -29,6 +30,7 @@ from nbformat import NotebookNode
 from sphinx.util import logging
 
 from peftbook.site.execution import cache_folder, kernel_variables, ledger_of
+from peftbook.site.forked_kernels import AVAILABLE, KernelServer
 
 __all__ = ["setup"]
 
@@ -57,8 +59,11 @@ def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
     if workers < 2:
         return
     began, threads = time.monotonic(), max(1, (os.cpu_count() or 1) // workers)
-    with ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(execute, one, app, env.mystnb_config.execution_timeout, threads) for one in waiting]
+    shared = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with kernel_managers(shared) as manager, ThreadPoolExecutor(workers) as pool:
+        running = [
+            pool.submit(execute, one, app, env.mystnb_config.execution_timeout, manager, shared) for one in waiting
+        ]
         for count, done in enumerate(as_completed(running), 1):
             chapter = done.result()
             if chapter.trace is not None:
@@ -95,15 +100,27 @@ def size(chapter: Chapter) -> int:
     return sum(len(cell.source) for cell in chapter.notebook.cells if cell.cell_type == "code")
 
 
-def execute(chapter: Chapter, app: Any, timeout: int, threads: int) -> Chapter:
+@contextmanager
+def kernel_managers(variables: Mapping[str, str]) -> Iterator[type[AsyncKernelManager]]:
+    """What starts a chapter's kernel: a fork of one process that has the libraries, where that may be done."""
+    if not AVAILABLE:
+        yield AsyncKernelManager
+        return
+    with KernelServer(variables) as server:
+        yield server.manager()
+
+
+def execute(
+    chapter: Chapter, app: Any, timeout: int, manager: type[AsyncKernelManager], shared: Mapping[str, str]
+) -> Chapter:
     """Execute a chapter in a kernel of its own; it has no trace if it failed."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "trace.json"
-        variables = {"OMP_NUM_THREADS": str(threads), **os.environ, **kernel_variables(app, target)}
+        variables = {**shared, **kernel_variables(app, target)}
         client = NotebookClient(
             chapter.notebook, timeout=timeout, resources={"metadata": {"path": str(chapter.path.parent)}},
-            record_timing=False,
+            record_timing=False, kernel_manager_class=manager,
         )  # fmt: skip
         with suppress(CellExecutionError, CellTimeoutError, DeadKernelError, FileNotFoundError):
             client.execute(env=variables)
