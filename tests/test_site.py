@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import re
 import threading
 from html.parser import HTMLParser
@@ -441,9 +442,14 @@ def test_only_pages_that_changed_are_written_again(tmp_path, monkeypatch):
     def built() -> tuple[list[str], set[str]]:
         """What is read again, and what is written."""
         outdated, written = run_pages._outdated(app, app.env, set(), set(), set()), set()
-        for name, _, _ in run_pages.collect_pages(app):
-            (app.outdir / f"{name}.html").write_text("")
-            written.add(name.removeprefix("book/runs/"))
+        for page in app.outdir.glob("book/runs/*.html"):
+            os.utime(page, (0, 0))
+        for name, context, _ in run_pages.collect_pages(app):
+            frame = f"<title>{context['title']}</title><main>{context['article']}</main><i>{name}</i>"
+            (app.outdir / f"{name}.html").write_text(frame)
+        for page in app.outdir.glob("book/runs/*.html"):
+            if page.stat().st_mtime:
+                written.add(page.stem)
         return outdated, written
 
     outdated, written = built()
@@ -453,5 +459,8 @@ def test_only_pages_that_changed_are_written_again(tmp_path, monkeypatch):
     record = default_store().save(probe_record())
     assert built() == (["claims"], {record.short_key})
     assert (app.outdir / f"book/runs/{record.short_key}.json").is_file()
+    page = BeautifulSoup((app.outdir / f"book/runs/{record.short_key}.html").read_text(), "html.parser")
+    assert page.title.text == run_pages.title_of(record) and page.i.text == f"book/runs/{record.short_key}"
+    assert page.main.h1.text == run_pages.title_of(record)
     app.config.version = "another"
     assert built() == ([], written | {record.short_key})

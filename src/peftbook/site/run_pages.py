@@ -28,6 +28,7 @@ from peftbook.site.display import counted
 from peftbook.site.tables import command_block, details, fact_table, flatten, grid, powers_raised, with_unit
 
 FOLDER, MEMORY = "book/runs", ".written.json"
+ANY_NAME, ANY_TITLE, ANY_ARTICLE = "name-of-the-page", "title-of-the-page", "article-of-the-page"  # in the frame
 SAMPLE = 10
 SHOWN_RUNS = 4  # links in a row
 SHOWN_MEASUREMENTS = 6  # of a probe, in a list of runs
@@ -279,7 +280,10 @@ def _memory(app: Any) -> dict[str, Any]:
 
 
 def collect_pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield the pages whose content or frame changed since they were written."""
+    """Yield what surrounds every page, and put each article into it whose content or frame changed.
+
+    Sphinx draws the frame once, since it is the same around all of them but for name and title.
+    """
     if app.builder.name != "html":
         return
     store, frame, memory = default_store(), _frame(app), _memory(app)
@@ -289,12 +293,17 @@ def collect_pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     there = all((out / f"{name}.html").is_file() for name in before)
     if there and (memory.get("state"), memory.get("frame")) == (app.peftbook_state, frame):
         return
+    yield f"{FOLDER}/{ANY_NAME}", {"title": ANY_TITLE, "article": ANY_ARTICLE, "pagetitle": ANY_TITLE}, "run.html"
+    drawn = out / f"{ANY_NAME}.html"
+    above, below = drawn.read_text(encoding="utf-8").split(ANY_ARTICLE)
+    drawn.unlink()
     written: dict[str, str] = {}
     for name, title, article in _articles(store, out):
         digest = hashlib.sha256(f"{frame}{article}".encode()).hexdigest()
         written[name] = digest
         if before.get(name) != digest or not (out / f"{name}.html").is_file():
-            yield f"{FOLDER}/{name}", {"title": title, "article": article, "pagetitle": title}, "run.html"
+            ends = (end.replace(ANY_NAME, name).replace(ANY_TITLE, escape(title)) for end in (above, below))
+            (out / f"{name}.html").write_text(article.join(ends), encoding="utf-8")
     for path in [*out.glob("*.html"), *out.glob("[!.]*.json")]:
         if path.stem not in written:  # its record is gone
             path.unlink()
