@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ["PEFTBOOK_RESULTS"] = str(ROOT / "_build/test-results")  # a test that bends a rule leaves yours alone
 NEEDS = {
     "browser": (
         lambda: os.environ.get("PEFTBOOK_CHROMIUM") or shutil.which("chromium"),

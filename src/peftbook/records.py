@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property, lru_cache
@@ -155,6 +155,26 @@ def report(keys: Iterable[str]) -> None:
         seen.update(found)
 
 
+_lookers: ContextVar[tuple[set[str], ...]] = ContextVar("lookers", default=())
+
+
+@contextmanager
+def looked_at() -> Iterator[set[str]]:
+    """Collect the files that are read or looked for inside, also `aside`, and the folders that are listed."""
+    paths: set[str] = set()
+    token = _lookers.set((*_lookers.get(), paths))
+    try:
+        yield paths
+    finally:
+        _lookers.reset(token)
+
+
+def look(paths: Collection[Path | str]) -> None:
+    """Tell that these were looked at, perhaps earlier, for a result that is used now."""
+    for known in _lookers.get():
+        known.update(map(str, paths))
+
+
 class Missing(InputError):  # noqa: N818  # not an error: what rests on the run waits
     """A run has no record, so that what rests on it is not known yet."""
 
@@ -209,6 +229,7 @@ class Store:
     def path(self, key: str) -> Path | None:
         """The file that holds this key, or None; where it was looked for in vain is an audit event of Python's."""
         paths = [folder / f"{key[:12]}.json" for folder in self.folders]
+        look(paths)
         for path in paths:
             if path.is_file():
                 return path
@@ -239,6 +260,7 @@ class Store:
         if path is None or not record.texts_sha256:
             return []
         report([record.key])
+        look([path.with_suffix(".texts.json.gz")])
         try:
             raw = gzip.decompress(path.with_suffix(".texts.json.gz").read_bytes())
         except (OSError, EOFError, zlib.error) as error:
@@ -264,9 +286,11 @@ class Store:
     def all(self) -> Iterable[Record]:
         """Every record, each key once, in key order."""
         paths: dict[str, Path] = {}
+        look(self.folders)
         for folder in self.folders:
             for path in folder.glob("*.json"):
                 paths.setdefault(path.name, path)
+        look(paths.values())
         for name in sorted(paths):
             yield _read(paths[name])
 

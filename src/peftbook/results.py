@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from peftbook import specs
 from peftbook.canonical import Spec
 from peftbook.errors import InputError
-from peftbook.records import Missing, Seen, Store, aside, default_store, report
+from peftbook.kept import Kept, kept
+from peftbook.records import Missing, Store, default_store, look, report
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study
 
 __all__ = ["OUTCOMES", "Claim", "claims", "command_for", "count_verdicts", "describe", "format_quantity",
@@ -24,6 +28,9 @@ OUTCOMES = (
 SAID = ("rank", "length", "width")  # of a method, always; other fields where they are not the default
 WORDS = {"shots": "{} examples in the prompt", "length": "{} virtual tokens", "train_examples": "{} examples"}
 HASH = re.compile("[0-9a-f]{64}")
+QUANTITIES = TypeAdapter(Mapping[str, Quantity])
+VERDICT = TypeAdapter(Verdict)
+COUNTS = TypeAdapter(tuple[int, int])
 LISTED = 4  # a setting with more values is counted
 
 
@@ -55,34 +62,49 @@ def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
 
     Studies of one module may share them.
     """
-    return Quantities(_quantities(get_study(name).measure, *_state(store)))
+    found = _quantities(get_study(name).measure, *_state(store))
+    look(found.files)
+    return Quantities(found.value)
 
 
 def study_verdict(name: str, store: Store) -> Verdict:
     """The verdict of one study; decided once for each set of records, and each time seen to rest on what it read."""
-    verdict, seen = _verdict(name, *_state(store))
-    report(seen)
-    return verdict
+    found = _verdict(name, *_state(store))
+    report(found.seen)
+    look(found.files)
+    return found.value
 
 
 def _state(store: Store) -> tuple:
     """What the answers of a store depend on: where it looks, what is there, and what platform it answers for."""
-    names = tuple(sorted(path.name for folder in store.folders for path in folder.glob("*.json")))
+    names = tuple(frozenset(os.listdir(folder)) for folder in store.folders if folder.is_dir())  # noqa: PTH208  # quick
     return store.folders, store.platform, store.machine, names
 
 
 @functools.lru_cache(maxsize=256)
 def _quantities(
     measure: Callable[[Store], Mapping[str, Quantity]], folders: tuple, platform: str, machine: str, names: tuple
-) -> Mapping[str, Quantity]:
-    with aside():
-        return determined(measure, Store(*folders, platform=platform, machine=machine))
+) -> Kept[Mapping[str, Quantity]]:
+    store = Store(*folders, platform=platform, machine=machine)
+    name = f"{measure.__module__}.{measure.__qualname__}"
+    return kept(name, functools.partial(determined, measure), measure.__module__, QUANTITIES, store)
 
 
 @functools.lru_cache(maxsize=256)
-def _verdict(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> tuple[Verdict, Seen]:
-    with aside() as seen:
-        return get_study(name).verdict(Store(*folders, platform=platform, machine=machine)), seen
+def _verdict(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Kept[Verdict]:
+    known = get_study(name)
+    store = Store(*folders, platform=platform, machine=machine)
+    return kept(f"verdict of {name}", known.verdict, known.judge.__module__, VERDICT, store)
+
+
+@functools.lru_cache(maxsize=256)
+def _counts(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Kept[tuple[int, int]]:
+    """How many runs of a study are determined, and how many of them have no record."""
+    known, store = get_study(name), Store(*folders, platform=platform, machine=machine)
+    return kept(
+        f"runs of {name}", lambda store: (len(known.runs(store)), len(known.missing(store))), known.judge.__module__,
+        COUNTS, store,
+    )  # fmt: skip
 
 
 def quantity(name: str, store: Store | None = None) -> Quantity:
@@ -164,7 +186,8 @@ def claim(name: str, store: Store) -> Claim:
     """The claim of one study."""
     study, verdict, found = get_study(name), study_verdict(name, store), study_quantities(name, store)
     named = next((one for one in verdict.quantities if one in found), "")
-    return Claim(study, verdict, named, found.get(named), len(study.runs(store)), len(study.missing(store)))
+    counts = _counts(name, *_state(store)).value
+    return Claim(study, verdict, named, found.get(named), *counts)
 
 
 def count_verdicts(claims: list[Claim], own: bool = False) -> dict[str, int]:

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
-OURS = frozenset({"peftbook.site", "peftbook.site.tracing"})  # in every kernel, chapter or not
+OURS = frozenset(
+    {"peftbook.site", "peftbook.site.tracing", "peftbook.site.forked_kernels"}
+)  # in every kernel, chapter or not
 NOT_FOUND = "peftbook.record_not_found"  # what `records.Store` tells; it is not imported, so that only its users are
+USED = "peftbook.used"  # what `kept` tells of a result that it takes from disk: all that it was made from
 SKIPPED = ("/.git/", "/.venv/", "/_build/", "/__pycache__/")
 
 
@@ -25,12 +28,15 @@ class Trace:
         self.roots = roots
         self.files: set[str] = set()
         self.missing: set[str] = set()
+        self.results: set[str] = set()
         self.active = True
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Python calls this for every file opened: it must be quick and must not raise."""
         if event == NOT_FOUND:
             self.missing.update(args)
+        if event == USED:
+            self.results.update(args)
         if event != "open" or not self.active or not isinstance(args[0], str):
             return
         writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
@@ -49,8 +55,12 @@ class Trace:
     def write(self, *_: Any) -> None:
         """Write what is known so far."""
         self.active = False
-        files = sorted(name for name in self.files if not name.endswith((".py", ".pyc")))
-        self.target.write_text(json.dumps({"files": [*self.modules(), *files], "missing": sorted(self.missing)}))
+        read = {name for name in self.files if not name.endswith((".py", ".pyc"))}
+        rested_on = {name: Path(name) for name in self.results}
+        found = {name for name, path in rested_on.items() if path.is_file()}
+        missing = {name for name, path in rested_on.items() if not path.exists()}
+        told = {"files": [*self.modules(), *sorted(read | found)], "missing": sorted(self.missing | missing)}
+        self.target.write_text(json.dumps(told))
         self.active = True
 
 

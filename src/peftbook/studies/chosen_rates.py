@@ -7,7 +7,7 @@ import importlib
 from contextlib import suppress
 
 from peftbook.methods import preset
-from peftbook.records import Missing, Store, aside, default_store, report
+from peftbook.records import Missing, Store, aside, default_store, look, looked_at, report
 
 __all__ = ["learning_rate_for"]
 
@@ -16,17 +16,18 @@ def learning_rate_for(name: str, store: Store | None = None) -> float:
     """What the sweep that a preset names chose, else the preset's own rate. Raises InputError for an unknown name."""
     if store is not None:
         return swept_rate(name, store)
-    rate, read = usual_rate(name)
+    rate, read, looked = usual_rate(name)
     report(read)
+    look(looked)
     return rate
 
 
 @functools.cache
-def usual_rate(name: str) -> tuple[float, tuple[str, ...]]:
-    """By the shipped records, read once; and the keys of those read."""
-    with aside() as read:
+def usual_rate(name: str) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+    """By the shipped records, read once; the keys of those read, and the files of those looked for."""
+    with aside() as read, looked_at() as looked:
         rate = swept_rate(name, default_store())
-    return rate, tuple(read)
+    return rate, tuple(read), tuple(looked)
 
 
 def swept_rate(name: str, store: Store) -> float:

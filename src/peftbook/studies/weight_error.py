@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import rankdata
 
 from peftbook import specs
 from peftbook.evidence import stats
@@ -170,6 +169,8 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def ranked(values: np.ndarray) -> np.ndarray:
     """Ranks along the last axis, equal values sharing their mean rank."""
+    from scipy.stats import rankdata  # a second to import
+
     return rankdata(values, axis=-1)
 
 

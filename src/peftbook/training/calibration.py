@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
+from peftbook.folders import cache_folder
 from peftbook.memory import Setup, Shape
 from peftbook.records import write_atomically
-from peftbook.training.folders import cache_folder
 from peftbook.training.hardware import is_idle, machine_name, waited
 from peftbook.training.precision import instruction_limits
 from peftbook.training.products import TORCH_DTYPES, half_products

@@ -19,6 +19,7 @@ import torch
 
 from peftbook import metrics, specs
 from peftbook.errors import Diverged, InputError
+from peftbook.folders import checkpoints_folder
 from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, references
@@ -33,7 +34,6 @@ from peftbook.training.encode import (
     loss_batch,
 )
 from peftbook.training.estimate import predicted_seconds
-from peftbook.training.folders import checkpoints_folder
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.hardware import peak_memory

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.folders import run_lock
 from peftbook.processes import end_with_input
-from peftbook.training.folders import run_lock
 from peftbook.training.micro_batch import free_micro_batch
 
 __all__ = ["launch", "main", "refuse_to_split"]

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.folders import cache_folder
 from peftbook.methods import Method
 from peftbook.tasks import DATA, file_sha256
-from peftbook.training.folders import cache_folder
 
 __all__ = ["Loaded", "load_model", "prepare_embedded"]
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.errors import InputError
+from peftbook.folders import cache_folder
 from peftbook.processes import elsewhere
 from peftbook.records import write_atomically
-from peftbook.training.folders import cache_folder
 from peftbook.training.hardware import cpu_model
 
 __all__ = [

@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from peftbook.folders import cache_folder
 from peftbook.tasks import file_sha256, get_task, prose
 from peftbook.training.encode import Encoded, encode_plain
-from peftbook.training.folders import cache_folder
 from peftbook.training.loop import losses
 
 __all__ = ["build", "documents", "encode_document", "held_out", "train_model", "train_tokenizer"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftbook.processes import hold
 
-__all__ = ["cache_folder", "checkpoints_folder", "run_lock"]
+__all__ = ["cache_folder", "checkpoints_folder", "results_folder", "run_lock"]
 
 
 def cache_folder() -> Path:
@@ -25,6 +25,13 @@ def checkpoints_folder() -> Path:
     if folder := os.environ.get("PEFTBOOK_CHECKPOINTS"):
         return Path(folder)
     return cache_folder() / "checkpoints"
+
+
+def results_folder() -> Path:
+    """Where results that rest on records are kept: `PEFTBOOK_RESULTS`, or a folder of the cache."""
+    if folder := os.environ.get("PEFTBOOK_RESULTS"):
+        return Path(folder)
+    return cache_folder() / "results"
 
 
 def run_lock(key: str, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:

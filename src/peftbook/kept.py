@@ -1,0 +1,159 @@
+"""Results that rest on records, kept on disk with the hashes of everything that their making was seen to use.
+
+An entry holds as long as each of those files is what it was: the code that computes it, its data, the records that it
+read and those that it looked for in vain. A damaged, foreign or outdated entry is computed again without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from peftbook.folders import results_folder
+from peftbook.records import Store, aside, default_store, look, looked_at, write_atomically
+
+__all__ = ["USED", "Kept", "kept"]
+
+T = TypeVar("T")
+PACKAGE = Path(__file__).resolve().parent
+USED = "peftbook.used"  # the audit event of a result that is taken from disk; its arguments are the files it rests on
+LIBRARIES = ("numpy", "scipy", "pydantic")  # that results are computed with
+IMPORTED = re.compile(
+    r"^\s*(?:from\s+(peftbook[\w.]*)\s+import\s+(\([^)]*\)|.*)|import\s+(peftbook[\w.]*))", re.MULTILINE
+)
+UNUSED_DAYS = 60  # after which an entry that nobody read is deleted
+
+
+@dataclass(frozen=True)
+class Kept(Generic[T]):
+    """A result, the keys of the records that it read, and path → fingerprint of every file that it rests on."""
+
+    value: T
+    seen: tuple[str, ...]
+    files: dict[str, str]
+
+
+def kept(name: str, make: Callable[[Store], T], module: str, form: TypeAdapter[T], store: Store) -> Kept[T]:
+    """What `make` computes from a store, taken from disk if nothing that it rests on has changed.
+
+    name: of the result.  module: where its rule is, from which the code that it uses is found.  form: how it is written
+    and read.  Only what rests on the folders at hand is kept; any other store, of a test say, is computed.
+    """
+    at_hand = set(store.folders) <= set(default_store().folders)
+    path = _place(name, store)
+    if not at_hand or (found := _read(path, form)) is None:
+        with aside() as seen, looked_at() as looked:
+            value = make(store)
+        files = {*looked, *code_of(module)}
+        found = Kept(value, tuple(seen), {file: fingerprint(file) for file in sorted(files)} if at_hand else {})
+        with suppress(OSError):  # a full disk, or a cache that may not be written
+            if at_hand:
+                _write(path, found, form)
+    look(found.files)
+    return found
+
+
+def _place(name: str, store: Store) -> Path:
+    known = json.dumps([name, [str(folder) for folder in store.folders], store.platform, store.machine, _versions()])
+    return results_folder() / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.json"
+
+
+@cache
+def _versions() -> list[str]:
+    return [sys.version, *(metadata.version(library) for library in LIBRARIES)]
+
+
+def _read(path: Path, form: TypeAdapter[T]) -> Kept[T] | None:
+    """The entry if it is whole and holds, else None."""
+    try:
+        digest, _, body = path.read_text(encoding="utf-8").partition("\n")
+        if digest != hashlib.sha256(body.encode()).hexdigest():
+            return None
+        entry = json.loads(body)
+        if any(fingerprint(file) != known for file, known in entry["files"].items()):
+            return None
+        found = Kept(form.validate_python(entry["value"]), tuple(entry["seen"]), entry["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    sys.audit(USED, *found.files)
+    return found
+
+
+def _write(path: Path, result: Kept[T], form: TypeAdapter[T]) -> None:
+    body = json.dumps({"value": form.dump_python(result.value), "seen": result.seen, "files": result.files})
+    write_atomically(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode())
+    for old in path.parent.glob("*.json"):
+        if time.time() - old.stat().st_mtime > UNUSED_DAYS * 86400:
+            old.unlink(missing_ok=True)
+
+
+def fingerprint(file: str) -> str:
+    """SHA-256 of a file, of the names of the records in a folder, or nothing where there is neither."""
+    path = Path(file)
+    try:
+        state = path.stat()
+    except OSError:
+        return ""
+    if stat.S_ISDIR(state.st_mode):
+        return hashlib.sha256("\n".join(sorted(one.name for one in path.glob("*.json"))).encode()).hexdigest()
+    return _hash(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@lru_cache(maxsize=8192)
+def _hash(path: Path, *state: int) -> str:
+    """`state` is what changes when the file does."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def code_of(module: str) -> frozenset[str]:
+    """The package's files that a module's functions can use: what it imports, what that imports, and the data.
+
+    A module that imports others by a name it computes can use all of its package; `studies` itself is told the name of
+    a study, and that study is then a rule of its own.
+    """
+    waiting, files = [module], set[str]()
+    while waiting:
+        for file in _files_of(waiting.pop()):
+            if str(file) not in files:
+                files.add(str(file))
+                waiting += imported(file)
+    data = [*PACKAGE.glob("data/**/*"), *PACKAGE.glob("*/*.toml")]
+    return frozenset({*files, *(str(path) for path in data if path.is_file())})
+
+
+@lru_cache(maxsize=4096)
+def _files_of(name: str) -> list[Path]:
+    """The file of a module and those of the packages that it lies in."""
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    own = [path / "__init__.py", path.with_suffix(".py")]
+    return [file for file in [*own, *(above / "__init__.py" for above in path.parents)]
+            if file.is_relative_to(PACKAGE) and file.is_file()]  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def imported(file: Path) -> tuple[str, ...]:
+    """Names of the package's modules that a file imports, wherever in it; of `from a import b` both a and a.b."""
+    text, names = file.read_text(encoding="utf-8"), set[str]()
+    for origin, what, whole in IMPORTED.findall(text):
+        names |= {whole} if whole else {origin, *(f"{origin}.{name}" for name in re.findall(r"\w+", what))}
+    if "import_module(" in text and file != PACKAGE / "studies" / "__init__.py":
+        names |= {".".join(("peftbook", *one.relative_to(PACKAGE).with_suffix("").parts)) for one in _siblings(file)}
+    return tuple(sorted(names))
+
+
+def _siblings(file: Path) -> Iterable[Path]:
+    return file.parent.glob("*.py")

@@ -1,0 +1,159 @@
+"""Kept results: equal to computed ones, and never older than anything that they rest on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from peftbook import kept, results, studies
+from peftbook.methods.untuned import Untuned
+from peftbook.records import Record, Store, default_store, looked_at
+from peftbook.site import tracing
+from peftbook.specs import Evaluation, Run
+from peftbook.tasks import task_spec
+
+FLOATS = TypeAdapter(list[float])
+RUNS = [
+    Run(task=task_spec("docstrings"), method=Untuned(), evaluation=Evaluation(split="test"), seed=seed)
+    for seed in (0, 1)
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Store:
+    """An empty store at hand, with results of its own."""
+    monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setenv("PEFTBOOK_RESULTS", str(tmp_path / "results"))
+    return Store(tmp_path / "records")
+
+
+class Losses:
+    """A result that reads what records there are, and counts how often it is computed."""
+
+    def __init__(self):
+        self.computed = 0
+
+    def __call__(self, store: Store) -> list[float]:
+        self.computed += 1
+        return [record.measurements["loss"] for run in RUNS if (record := store.get(run)) is not None]
+
+    def kept(self, store: Store) -> list[float]:
+        return kept.kept("losses", self, "peftbook.errors", FLOATS, store).value
+
+
+def save(store: Store, run: Run, loss: float) -> None:
+    """A record of a run with this loss."""
+    store.save(Record(key=run.key, spec=run, measurements={"loss": loss}))
+
+
+def test_a_result_is_computed_once_and_again_when_a_record_comes_changes_or_goes(here):
+    """Each state of the records gives its own result; a state that is met again is computed again, never mixed up."""
+    losses = Losses()
+    save(here, RUNS[0], 1.5)
+    assert [losses.kept(here) for _ in range(3)] == [[1.5]] * 3 and losses.computed == 1
+    save(here, RUNS[1], 2.5)
+    assert losses.kept(here) == losses.kept(here) == [1.5, 2.5] and losses.computed == 2
+    save(here, RUNS[0], 0.1 + 0.2)
+    assert losses.kept(here) == [0.1 + 0.2, 2.5] and losses.computed == 3
+    here.path(RUNS[1].key).unlink()
+    assert losses.kept(here) == [0.1 + 0.2] and losses.computed == 4
+
+
+def test_a_changed_module_or_library_computes_again(here, tmp_path, monkeypatch):
+    """The code that a result uses and the versions it counts with are part of what it rests on."""
+    losses, module = Losses(), tmp_path / "module.py"
+    module.write_text("MARGIN = 0.02")
+    monkeypatch.setattr(kept, "code_of", lambda name: frozenset({str(module)}))
+    losses.kept(here), losses.kept(here)
+    assert losses.computed == 1
+    module.write_text("MARGIN = 0.05")
+    losses.kept(here), losses.kept(here)
+    assert losses.computed == 2
+    monkeypatch.setattr(kept, "_versions", lambda: ["another numpy"])
+    losses.kept(here), losses.kept(here)
+    assert losses.computed == 3
+
+
+@pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[:-9], lambda old: old.replace(b"1.5", b"1.4"),
+                                    lambda old: b"\xff\xfe" + old, lambda old: b"[]"])  # fmt: skip
+def test_a_damaged_entry_is_computed_again(here, damage):
+    """Cut short, changed, not text, another form: no wrong number and no error."""
+    losses = Losses()
+    save(here, RUNS[0], 1.5)
+    losses.kept(here)
+    (entry,) = kept.results_folder().glob("*.json")
+    entry.write_bytes(damage(entry.read_bytes()))
+    assert losses.kept(here) == losses.kept(here) == [1.5] and losses.computed == 2
+
+
+def test_where_nothing_can_be_written_a_result_is_computed(here, monkeypatch, tmp_path):
+    """A file stands where the folder would be."""
+    losses = Losses()
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("PEFTBOOK_RESULTS", str(tmp_path / "taken"))
+    save(here, RUNS[0], 1.5)
+    assert losses.kept(here) == losses.kept(here) == [1.5] and losses.computed == 2
+
+
+def test_only_the_records_at_hand_are_kept(here, tmp_path):
+    """A store of another folder is computed, and leaves nothing."""
+    losses, other = Losses(), Store(tmp_path / "elsewhere")
+    save(other, RUNS[0], 1.5)
+    assert losses.kept(other) == losses.kept(other) == [1.5] and losses.computed == 2
+    assert not kept.results_folder().exists()
+
+
+@pytest.mark.parametrize("name", ["rank", "methods", "serving", "half_products"])
+def test_what_is_kept_is_what_is_computed(name):
+    """Numbers to the last digit, the verdict, and the runs that each rests on."""
+    store, study = default_store(), studies.get_study(name)
+    for _ in range(2):  # written, then read
+        results._quantities.cache_clear(), results._verdict.cache_clear(), results._counts.cache_clear()
+        claim = results.claim(name, store)
+        assert dict(results.study_quantities(name, store)) == dict(study.quantities(store))
+        assert claim.verdict == study.verdict(store)
+        assert (claim.runs, claim.missing) == (len(study.runs(store)), len(study.missing(store)))
+
+
+@pytest.mark.parametrize("module", ["rank", "benchmark", "memory", "sql"])
+def test_all_code_that_runs_is_found_by_reading_imports(module):
+    """In a process that judges the studies of one module, every module of the package that was loaded is known."""
+    script = (
+        "import sys, json\nfrom peftbook import studies\nfrom peftbook.records import default_store\n"
+        f"names = [n for n in studies.NAMES if studies.TEXTS['study'][n].get('module', n) == {module!r}]\n"
+        "for name in names:\n"
+        "    studies.get_study(name).verdict(default_store()), studies.get_study(name).quantities(default_store())\n"
+        "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'peftbook']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert str(kept.PACKAGE / f"studies/{module}.py") in loaded and loaded <= kept.code_of(f"peftbook.studies.{module}")
+
+
+def test_a_study_does_not_rest_on_every_module():
+    """Else an edit anywhere would compute all of them again."""
+    names = {Path(file).relative_to(kept.PACKAGE).as_posix() for file in kept.code_of("peftbook.studies.rank")}
+    assert "studies/rank.py" in names and "evidence/stats.py" in names
+    assert not names & {"scratch/prompt.py", "site/theme.py", "studies/merging.py", "training/loop.py"}
+
+
+def test_a_chapter_rests_on_what_its_kept_results_rest_on(here, tmp_path):
+    """Its trace names the records, there or not, and the code, though none of them was opened or imported."""
+    losses = Losses()
+    save(here, RUNS[0], 1.5)
+    with looked_at() as looked:
+        losses.kept(here)
+    trace = tracing.Trace(tmp_path / "trace.json", ())
+    sys.addaudithook(trace.audit)
+    losses.kept(here)
+    trace.write()
+    trace.active = False
+    told = json.loads((tmp_path / "trace.json").read_text())
+    there, gone = (str(Path(here.folders[0]) / f"{run.key[:12]}.json") for run in RUNS)
+    assert {there, str(kept.PACKAGE / "errors.py")} <= set(told["files"]) and gone in told["missing"]
+    assert {there, gone} <= looked
