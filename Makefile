@@ -23,14 +23,17 @@ book: $(STAMP)
 # Instructions that most laptops have: a better processor plays a plainer one.
 PLAIN  := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
+# The files with a marker: to collect all of them again takes half a minute.
+marked = $$(grep -l 'mark\.$(1)' tests/*.py)
+
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not alone"
-	$(BIN)/pytest -m alone
-	$(PLAIN) $(BIN)/pytest -m plain
+	$(BIN)/pytest -m alone $(call marked,alone)
+	$(PLAIN) $(BIN)/pytest -m plain $(call marked,plain)
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -19,7 +19,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from ipykernel.kernelapp import IPKernelApp
@@ -73,9 +73,7 @@ class KernelServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()  # ends its input, and waits
 
 
 class Forked(LocalProvisioner):
@@ -87,8 +85,8 @@ class Forked(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
         """Fork the kernel that the command would start."""
-        pid = self.server.fork(cmd[cmd.index("-f") :], options["env"], options["cwd"])
-        self.process, self.pid, self.pgid = Process(pid), pid, pid
+        pid = self.server.fork(cmd[cmd.index("-f") :], options["env"], options.get("cwd") or ".")
+        self.process, self.pid, self.pgid = cast(Any, Process(pid)), pid, pid
         return self.connection_info
 
 

@@ -179,7 +179,7 @@ def load_model(model: specs.Model, method: Method | None = None, platform: str =
         raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
     check_head(loaded, model.name)
     keep_linear4bit_layout(loaded)
-    loaded.to(torch.device(platform))  # type: ignore[arg-type]
+    loaded.to(torch.device(platform))
     loaded.config.use_cache = True
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
