@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from peftbook import tasks
 from peftbook.errors import InputError
 from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose, prose_build, references, sql, sql_build
 from peftbook.tasks import docstrings as docstrings_task
@@ -459,6 +460,21 @@ if "PEFTBOOK_E2E" in os.environ:  # the real files cannot ship: CC BY-SA
         _check_e2e(task)
         assert len(task.splits["test"]) == 630
         assert len({each.input for split in ("train", "validation") for each in task.splits[split]}) == 547
+        assert len({each.group for each in task.splits["test"]}) == 630  # what `e2e.UNGROUPED` says
+
+
+def test_groups_come_from_the_data_or_from_nowhere(monkeypatch):
+    """Where its data is gone, a task refuses: without groups the errors would be those of single examples."""
+    monkeypatch.delenv("PEFTBOOK_E2E", raising=False)
+    assert tasks.test_groups.__wrapped__("e2e", 200) == ()
+    assert set(tasks.test_groups.__wrapped__("docstrings", 200)) - {""}
+
+    def gone(name: str):
+        raise InputError(f"{name} is missing")
+
+    monkeypatch.setattr(tasks, "get_task", gone)
+    with pytest.raises(InputError, match="docstrings is missing"):
+        tasks.test_groups.__wrapped__("docstrings", 200)
 
 
 def _parquet_copy(folder: Path, row) -> Path:

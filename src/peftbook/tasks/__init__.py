@@ -131,8 +131,12 @@ def get_task(name: str) -> TaskData:
 
 @functools.cache
 def test_groups(name: str, count: int) -> tuple[str, ...]:
-    """The groups of the first `count` test examples; empty where none are shared, or the data is not at hand."""
-    if not data_at_hand(name):
+    """The groups of the first `count` test examples; empty where none are shared.
+
+    A task whose data is not part of the project says of itself that it has none (`UNGROUPED`).
+    Raises InputError where the data is missing: an error over single examples would be a smaller one.
+    """
+    if getattr(importlib.import_module(f"{__name__}.{task_spec(name).name}"), "UNGROUPED", False):
         return ()
     groups = tuple(example.group for example in get_task(name).splits["test"][:count])
     return groups if len(set(groups) - {""}) < sum(map(bool, groups)) else ()
