@@ -258,7 +258,7 @@ def decide(store: Store, against: str, what: str) -> Verdict:
     share = max(errors(worst, known[worst], against), key=abs)
     sentence = (
         f"The predicted total misses the peak of {what} by more than {MARGIN:.0%} in {broken} of {len(CASES)} cases; "
-        f"the largest error of a repeat is {100 * share:+.1f} % ({worst})."
+        f"the largest error of a repeat is {100 * share:+.3g} % ({worst})."
     )
     return Verdict(outcome, sentence, (f"{worst}_{against}_error",))
 
