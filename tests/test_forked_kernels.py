@@ -75,3 +75,19 @@ def test_a_kernel_that_dies_is_noticed_and_the_next_one_runs(server, tmp_path):
     with pytest.raises(DeadKernelError):
         executed(server, tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert executed(server, tmp_path, "print(1 + 1)") == ["2"]
+
+
+def test_kernels_draw_numbers_of_their_own(server, tmp_path):
+    """Unseeded, as in kernels that were not forked."""
+    draw = "import numpy as np, torch\nprint(np.random.rand(), float(torch.rand(())))"
+    (one, two), (three, four) = (executed(server, tmp_path, draw)[0].split() for _ in range(2))
+    assert one != three and two != four
+
+
+def test_a_server_that_died_is_told_as_a_dead_kernel(tmp_path):
+    """So that the chapter is left to MyST-NB, as when a kernel dies."""
+    with forked_kernels.KernelServer({}) as dying:
+        dying.process.kill()
+        dying.process.wait()
+        with pytest.raises(DeadKernelError):
+            executed(dying, tmp_path, "1")

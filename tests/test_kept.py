@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store, default_store, looked_at
 from peftbook.site import tracing
 from peftbook.specs import Evaluation, Run
+from peftbook.studies import chosen_rates
+from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.tasks import task_spec
 
 FLOATS = TypeAdapter(list[float])
@@ -29,6 +33,7 @@ def here(tmp_path, monkeypatch) -> Store:
     """An empty store at hand, with results of its own."""
     monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path / "records"))
     monkeypatch.setenv("PEFTBOOK_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(kept, "CLOCK_TICK", 0)
     return Store(tmp_path / "records")
 
 
@@ -49,6 +54,7 @@ class Losses:
 def save(store: Store, run: Run, loss: float) -> None:
     """A record of a run with this loss."""
     store.save(Record(key=run.key, spec=run, measurements={"loss": loss}))
+    time.sleep(0.02)  # the file's time is then surely before what comes next
 
 
 def test_a_result_is_computed_once_and_again_when_a_record_comes_changes_or_goes(here):
@@ -69,6 +75,7 @@ def test_a_changed_module_or_library_computes_again(here, tmp_path, monkeypatch)
     losses, module = Losses(), tmp_path / "module.py"
     module.write_text("MARGIN = 0.02")
     monkeypatch.setattr(kept, "code_of", lambda name: frozenset({str(module)}))
+    monkeypatch.setattr(kept, "STARTED", time.time() + 60)
     losses.kept(here), losses.kept(here)
     assert losses.computed == 1
     module.write_text("MARGIN = 0.05")
@@ -77,6 +84,39 @@ def test_a_changed_module_or_library_computes_again(here, tmp_path, monkeypatch)
     monkeypatch.setattr(kept, "_versions", lambda: ["another numpy"])
     losses.kept(here), losses.kept(here)
     assert losses.computed == 3
+
+
+def test_a_new_module_computes_again(here, tmp_path, monkeypatch):
+    """One that the code at hand would find and the entry does not know, as a new method is."""
+    losses, code = Losses(), {str(kept.PACKAGE / "errors.py")}
+    monkeypatch.setattr(kept, "code_of", lambda name: frozenset(code))
+    losses.kept(here), losses.kept(here)
+    assert losses.computed == 1
+    code.add(str(kept.PACKAGE / "metrics.py"))
+    losses.kept(here), losses.kept(here)
+    assert losses.computed == 2
+
+
+def test_a_process_whose_code_was_edited_since_keeps_nothing(here, tmp_path, monkeypatch):
+    """What it has loaded is not what the file says: its results would be filed under the new file's hash."""
+    losses, module = Losses(), tmp_path / "module.py"
+    monkeypatch.setattr(kept, "code_of", lambda name: frozenset({str(module)}))
+    module.write_text("edited after this process began")
+    losses.kept(here), losses.kept(here)
+    assert losses.computed == 2 and not kept.results_folder().exists()
+
+
+def test_a_record_that_is_rewritten_meanwhile_is_not_mixed_up(here):
+    """The numbers are of the old record and the hash would be of the new one: nothing is kept."""
+    save(here, RUNS[0], 1.5)
+
+    def make(store: Store) -> list[float]:
+        found = [store.need(RUNS[0]).measurements["loss"]]
+        save(store, RUNS[0], 2.5)
+        return found
+
+    assert kept.kept("losses", make, "peftbook.errors", FLOATS, here).value == [1.5]
+    assert kept.kept("losses", Losses(), "peftbook.errors", FLOATS, here).value == [2.5]
 
 
 @pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[:-9], lambda old: old.replace(b"1.5", b"1.4"),
@@ -120,7 +160,7 @@ def test_what_is_kept_is_what_is_computed(name):
         assert (claim.runs, claim.missing) == (len(study.runs(store)), len(study.missing(store)))
 
 
-@pytest.mark.parametrize("module", ["rank", "benchmark", "memory", "sql"])
+@pytest.mark.parametrize("module", ["rank", "benchmark", "memory", "throughput"])
 def test_all_code_that_runs_is_found_by_reading_imports(module):
     """In a process that judges the studies of one module, every module of the package that was loaded is known."""
     script = (
@@ -133,6 +173,34 @@ def test_all_code_that_runs_is_found_by_reading_imports(module):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert str(kept.PACKAGE / f"studies/{module}.py") in loaded and loaded <= kept.code_of(f"peftbook.studies.{module}")
+
+
+def test_every_import_in_the_package_is_found():
+    """By the expression that looks for them as by Python's own parser."""
+    for file in kept.PACKAGE.rglob("*.py"):
+        wanted = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names if alias.name.split(".")[0] == "peftbook"}
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file} imports relatively"
+                if (node.module or "").split(".")[0] == "peftbook":
+                    wanted |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        assert wanted <= set(kept.imported(file)), file
+
+
+def test_a_rate_that_was_asked_for_before_its_sweep_was_whole_is_asked_for_again(tmp_path, monkeypatch):
+    """Not remembered beyond the records that were there: results that rest on it are kept."""
+    shipped = default_store()
+    monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path / "records"))
+    with looked_at() as looked:
+        before = learning_rate_for("lora")
+    assert any(str(tmp_path) in path for path in looked) and before == learning_rate_for("lora", shipped)
+    monkeypatch.setattr(chosen_rates, "swept_rate", lambda name, store: 7.0)
+    assert learning_rate_for("lora") == before
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "0123456789ab.json").write_text("{}")
+    assert learning_rate_for("lora") == 7.0
 
 
 def test_a_study_does_not_rest_on_every_module():

@@ -7,7 +7,15 @@ from unittest import mock
 import pytest
 import torch
 from tiny import NumberTokenizer, random_examples, randomize_adapters, tiny_llama
-from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DogeConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    NemotronConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from peftbook import methods, specs
 from peftbook.methods.lora import LoRA
@@ -111,6 +119,22 @@ def test_a_window_of_attention_keeps_the_padding():
     with packed_rows(model):
         assert not is_packed(model)
     agree(model, shared_start(4))
+
+
+def test_an_architecture_that_attends_in_its_own_way_keeps_the_padding():
+    """One whose layers drop what they are not told of, and one whose attention adds something: neither fails nor
+    differs, and each is left in the modes that its modules had."""
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    for config in (NemotronConfig(**sizes), DogeConfig(**sizes)):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).train()
+        model.model.layers[0].eval()
+        before = {name: module.training for name, module in model.named_modules()}
+        with packed.packed_rows(model):
+            assert not packed.is_packed(model)
+        assert {name: module.training for name, module in model.named_modules()} == before
 
 
 def test_half_types_are_computed_as_they_were():

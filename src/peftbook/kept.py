@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import psutil
 from pydantic import TypeAdapter
 
 from peftbook.folders import results_folder
@@ -34,6 +35,9 @@ LIBRARIES = ("numpy", "scipy", "pydantic")  # that results are computed with
 IMPORTED = re.compile(
     r"^\s*(?:from\s+(peftbook[\w.]*)\s+import\s+(\([^)]*\)|.*)|import\s+(peftbook[\w.]*))", re.MULTILINE
 )
+BY_NAME = re.compile(r"\b(import_module|get_study)\(")
+STARTED = psutil.Process().create_time()  # of this process, which may have loaded its code ever since
+CLOCK_TICK = 0.05  # seconds by which a file's time may lag behind the clock
 UNUSED_DAYS = 60  # after which an entry that nobody read is deleted
 
 
@@ -50,20 +54,32 @@ def kept(name: str, make: Callable[[Store], T], module: str, form: TypeAdapter[T
     """What `make` computes from a store, taken from disk if nothing that it rests on has changed.
 
     name: of the result.  module: where its rule is, from which the code that it uses is found.  form: how it is written
-    and read.  Only what rests on the folders at hand is kept; any other store, of a test say, is computed.
+    and read.  Only what rests on the folders at hand is kept; any other store, of a test say, is computed. Reads in
+    threads that `make` starts are not seen.
     """
-    at_hand = set(store.folders) <= set(default_store().folders)
-    path = _place(name, store)
-    if not at_hand or (found := _read(path, form)) is None:
+    if not set(store.folders) <= set(default_store().folders):
+        return Kept(make(store), (), {})
+    path, code = _place(name, store), code_of(module)
+    if (found := _read(path, form, code)) is None:
+        began = time.time()
         with aside() as seen, looked_at() as looked:
             value = make(store)
-        files = {*looked, *code_of(module)}
-        found = Kept(value, tuple(seen), {file: fingerprint(file) for file in sorted(files)} if at_hand else {})
-        with suppress(OSError):  # a full disk, or a cache that may not be written
-            if at_hand:
+        prints = {file: fingerprint(file) for file in sorted({*looked, *code})}
+        found = Kept(form.validate_python(form.dump_python(value)), tuple(seen), prints)
+        if not _changed_since(began, looked) and not _changed_since(STARTED, code):
+            with suppress(OSError):  # a full disk, or a cache that may not be written
                 _write(path, found, form)
     look(found.files)
     return found
+
+
+def _changed_since(moment: float, files: Iterable[str]) -> bool:
+    """Whether one of these files may be another one than was used."""
+    for file in files:
+        with suppress(OSError):
+            if Path(file).stat().st_ctime >= moment - CLOCK_TICK:
+                return True
+    return False
 
 
 def _place(name: str, store: Store) -> Path:
@@ -76,16 +92,17 @@ def _versions() -> list[str]:
     return [sys.version, *(metadata.version(library) for library in LIBRARIES)]
 
 
-def _read(path: Path, form: TypeAdapter[T]) -> Kept[T] | None:
-    """The entry if it is whole and holds, else None."""
+def _read(path: Path, form: TypeAdapter[T], code: frozenset[str]) -> Kept[T] | None:
+    """The entry if it is whole and holds, and knows all of this code, else None."""
     try:
         digest, _, body = path.read_text(encoding="utf-8").partition("\n")
         if digest != hashlib.sha256(body.encode()).hexdigest():
             return None
         entry = json.loads(body)
-        if any(fingerprint(file) != known for file, known in entry["files"].items()):
+        files = entry["files"]
+        if not code <= files.keys() or any(fingerprint(file) != known for file, known in files.items()):
             return None
-        found = Kept(form.validate_python(entry["value"]), tuple(entry["seen"]), entry["files"])
+        found = Kept(form.validate_python(entry["value"]), tuple(entry["seen"]), files)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     sys.audit(USED, *found.files)
@@ -122,8 +139,8 @@ def _hash(path: Path, *state: int) -> str:
 def code_of(module: str) -> frozenset[str]:
     """The package's files that a module's functions can use: what it imports, what that imports, and the data.
 
-    A module that imports others by a name it computes can use all of its package; `studies` itself is told the name of
-    a study, and that study is then a rule of its own.
+    A module that imports others by a name it computes, or asks for a study by name, can use all of its package;
+    `studies` itself is told the name, and that study is a rule of its own.
     """
     waiting, files = [module], set[str]()
     while waiting:
@@ -150,10 +167,10 @@ def imported(file: Path) -> tuple[str, ...]:
     text, names = file.read_text(encoding="utf-8"), set[str]()
     for origin, what, whole in IMPORTED.findall(text):
         names |= {whole} if whole else {origin, *(f"{origin}.{name}" for name in re.findall(r"\w+", what))}
-    if "import_module(" in text and file != PACKAGE / "studies" / "__init__.py":
+    if BY_NAME.search(text) and file != PACKAGE / "studies" / "__init__.py":
         names |= {".".join(("peftbook", *one.relative_to(PACKAGE).with_suffix("").parts)) for one in _siblings(file)}
     return tuple(sorted(names))
 
 
 def _siblings(file: Path) -> Iterable[Path]:
-    return file.parent.glob("*.py")
+    return [*file.parent.glob("*.py"), *(one.parent for one in file.parent.glob("*/__init__.py"))]

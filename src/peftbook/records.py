@@ -199,6 +199,11 @@ class Store:
         self.platform = platform
         self.machine = machine
 
+    def state(self) -> tuple[tuple[Path, ...], str, str, tuple[frozenset[str], ...]]:
+        """What its answers depend on as long as no file is rewritten: where it looks, for what, and what is there."""
+        names = tuple(frozenset(os.listdir(folder)) for folder in self.folders if folder.is_dir())  # noqa: PTH208
+        return self.folders, self.platform, self.machine, names
+
     def on(self, platform: str, machine: str = "") -> Store:
         """The same records seen from a platform: a study asks for its CPU runs and gets those of the platform.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -62,23 +61,17 @@ def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
 
     Studies of one module may share them.
     """
-    found = _quantities(get_study(name).measure, *_state(store))
+    found = _quantities(get_study(name).measure, *store.state())
     look(found.files)
     return Quantities(found.value)
 
 
 def study_verdict(name: str, store: Store) -> Verdict:
     """The verdict of one study; decided once for each set of records, and each time seen to rest on what it read."""
-    found = _verdict(name, *_state(store))
+    found = _verdict(name, *store.state())
     report(found.seen)
     look(found.files)
     return found.value
-
-
-def _state(store: Store) -> tuple:
-    """What the answers of a store depend on: where it looks, what is there, and what platform it answers for."""
-    names = tuple(frozenset(os.listdir(folder)) for folder in store.folders if folder.is_dir())  # noqa: PTH208  # quick
-    return store.folders, store.platform, store.machine, names
 
 
 @functools.lru_cache(maxsize=256)
@@ -186,7 +179,7 @@ def claim(name: str, store: Store) -> Claim:
     """The claim of one study."""
     study, verdict, found = get_study(name), study_verdict(name, store), study_quantities(name, store)
     named = next((one for one in verdict.quantities if one in found), "")
-    counts = _counts(name, *_state(store)).value
+    counts = _counts(name, *store.state()).value
     return Claim(study, verdict, named, found.get(named), *counts)
 
 

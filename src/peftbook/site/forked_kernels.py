@@ -21,10 +21,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast
 
+import numpy as np
 import psutil
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
+from nbclient.exceptions import DeadKernelError
 
 __all__ = ["AVAILABLE", "KernelServer"]
 
@@ -48,12 +50,18 @@ class KernelServer:
         self.asking = threading.Lock()
 
     def fork(self, arguments: list[str], variables: Mapping[str, str], folder: str) -> int:
-        """Start a kernel with these arguments and this environment there; returns the number of its process."""
+        """Start a kernel with these arguments and this environment there; returns the number of its process.
+
+        Raises DeadKernelError if the server is gone.
+        """
         asked = {"arguments": arguments, "variables": dict(variables), "folder": folder}
         assert self.process.stdin is not None and self.process.stdout is not None
-        with self.asking:
-            print(json.dumps(asked), file=self.process.stdin, flush=True)
-            return int(self.process.stdout.readline())
+        try:
+            with self.asking:
+                print(json.dumps(asked), file=self.process.stdin, flush=True)
+                return int(self.process.stdout.readline())
+        except (OSError, ValueError):
+            raise DeadKernelError("The process that kernels are forked from has ended.") from None
 
     def manager(self) -> type[AsyncKernelManager]:
         """Manages a kernel as Jupyter's own does, but starts it here."""
@@ -73,7 +81,8 @@ class KernelServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # ends its input, and waits
+        with suppress(OSError):  # it may have died
+            self.process.communicate()  # ends its input, and waits
 
 
 class Forked(LocalProvisioner):
@@ -86,7 +95,10 @@ class Forked(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
         """Fork the kernel that the command would start."""
         pid = self.server.fork(cmd[cmd.index("-f") :], options["env"], options.get("cwd") or ".")
-        self.process, self.pid, self.pgid = cast(Any, Process(pid)), pid, pid
+        try:
+            self.process, self.pid, self.pgid = cast(Any, Process(pid)), pid, pid
+        except psutil.NoSuchProcess:
+            raise DeadKernelError("The kernel died at its start.") from None
         return self.connection_info
 
 
@@ -140,6 +152,8 @@ def serve() -> None:
 
 def become_kernel(arguments: list[str], variables: dict[str, str], folder: str) -> None:
     """In the forked process: what `python -m ipykernel_launcher` does."""
+    import torch
+
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -148,6 +162,8 @@ def become_kernel(arguments: list[str], variables: dict[str, str], folder: str) 
     os.environ.update(variables)
     os.chdir(folder)
     del sys.path[0]  # IPython puts the folder there
+    np.random.seed()  # else all kernels would draw the same numbers
+    torch.seed()
     IPKernelApp.launch_instance(arguments, parent_handle=os.getppid())  # it ends when that one does
 
 

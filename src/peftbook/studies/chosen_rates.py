@@ -16,17 +16,19 @@ def learning_rate_for(name: str, store: Store | None = None) -> float:
     """What the sweep that a preset names chose, else the preset's own rate. Raises InputError for an unknown name."""
     if store is not None:
         return swept_rate(name, store)
-    rate, read, looked = usual_rate(name)
+    rate, read, looked = usual_rate(name, *default_store().state())
     report(read)
     look(looked)
     return rate
 
 
-@functools.cache
-def usual_rate(name: str) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
-    """By the shipped records, read once; the keys of those read, and the files of those looked for."""
+@functools.lru_cache(maxsize=256)
+def usual_rate(
+    name: str, folders: tuple, platform: str, machine: str, names: tuple
+) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+    """Read once for each set of records at hand; the keys of those read, and the files of those looked for."""
     with aside() as read, looked_at() as looked:
-        rate = swept_rate(name, default_store())
+        rate = swept_rate(name, Store(*folders, platform=platform, machine=machine))
     return rate, tuple(read), tuple(looked)
 
 
