@@ -232,8 +232,8 @@ def test_an_explorer_answers_its_sliders(open_page, page, figure, viewport):
 def test_a_link_to_a_section_lands_on_it(open_page, viewport, section):
     """Its heading is at the top of the window, whatever figures and formulas stand above it."""
     page, _ = open_page(f"book/head-to-head.html#{section}", viewport=viewport)
-    top = page.evaluate("id => document.getElementById(id).getBoundingClientRect().top", section)
-    assert 0 <= top <= 120
+    top = "id => document.getElementById(id).getBoundingClientRect().top"
+    page.wait_for_function(f"id => {{ const top = ({top})(id); return 0 <= top && top <= 120 }}", arg=section)
 
 
 @pytest.mark.browser
