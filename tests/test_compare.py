@@ -191,6 +191,23 @@ def test_after_ctrl_c_another_command_waits_behind_nothing(tmp_path, monkeypatch
     assert [job.id for job in again] == [job.id for job in studio.jobs(plan=plan)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_is_as_ctrl_c(tmp_path, monkeypatch, capsys, number):
+    """`kill`, `timeout` and a closed terminal leave nothing behind either; who ignores hang-ups goes on."""
+    studio = Studio(tmp_path)
+    plan = submitted(studio, colours_project(studio), (0, 1))
+    monkeypatch.setattr(waiting, "start_worker", lambda home: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    assert not waiting.wait_for(studio, plan) and signal.getsignal(number) is before
+    assert "2 taken off the queue" in capsys.readouterr().err
+    ignored = signal.signal(number, signal.SIG_IGN)
+    try:
+        with waiting.ended_as_interrupted():
+            assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, ignored)
+
+
 def test_ctrl_c_stops_a_run_that_a_worker_of_the_studio_computes_and_leaves_the_worker(tmp_path, monkeypatch, capsys):
     """It waits until the run has stopped, so that the same command can queue it; the checkpoint stays."""
     studio = Studio(tmp_path)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
 from peftbook.studio.terminal import Ticker
@@ -31,7 +35,7 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset
     nothing is left to do, or with Ctrl-C.
     """
     try:
-        with Ticker(sys.stderr) as ticker:
+        with ended_as_interrupted(), Ticker(sys.stderr) as ticker:
             while True:
                 jobs = studio.jobs(plan=plan_id)
                 ticker.show(jobs)
@@ -44,6 +48,23 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset
         note(stop(studio, plan_id, elsewhere))
         return False
     return True
+
+
+@contextlib.contextmanager
+def ended_as_interrupted() -> Iterator[None]:
+    """Within it `kill` and a closed terminal do what Ctrl-C does, unless they are ignored."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    asked = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        asked = []
+    try:
+        for number in asked:
+            signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number in asked:
+            signal.signal(number, before[number])
 
 
 def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> str:
