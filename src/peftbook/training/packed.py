@@ -42,7 +42,7 @@ def packed_rows(model: nn.Module) -> Iterator[None]:
 
     Dropout in attention, windows and caps keep rows padded.
     """
-    base = causal_model(model)
+    base: Any = causal_model(model)
     kind = base.config._attn_implementation
     try:
         if can_pack(base) and agrees(base, kind):
