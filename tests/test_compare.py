@@ -197,15 +197,15 @@ def test_a_signal_to_end_is_as_ctrl_c(tmp_path, monkeypatch, capsys, number):
     studio = Studio(tmp_path)
     plan = submitted(studio, colours_project(studio), (0, 1))
     monkeypatch.setattr(waiting, "start_worker", lambda home: signal.raise_signal(number))
-    before = signal.getsignal(number)
-    assert not waiting.wait_for(studio, plan) and signal.getsignal(number) is before
-    assert "2 taken off the queue" in capsys.readouterr().err
-    ignored = signal.signal(number, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_DFL)  # `nohup`, say, has the tests ignore hang-ups
     try:
+        assert not waiting.wait_for(studio, plan) and signal.getsignal(number) is signal.SIG_DFL
+        assert "2 taken off the queue" in capsys.readouterr().err
+        signal.signal(number, signal.SIG_IGN)
         with waiting.ended_as_interrupted():
             assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(number, ignored)
+        signal.signal(number, before)
 
 
 def test_ctrl_c_stops_a_run_that_a_worker_of_the_studio_computes_and_leaves_the_worker(tmp_path, monkeypatch, capsys):
