@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from peftbook import kept, results, studies
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store, default_store, looked_at
+from peftbook.records import Record, Store, default_store, looked_at, watch
 from peftbook.site import tracing
 from peftbook.specs import Evaluation, Run
 from peftbook.studies import chosen_rates
@@ -146,6 +146,15 @@ def test_only_the_records_at_hand_are_kept(here, tmp_path):
     save(other, RUNS[0], 1.5)
     assert losses.kept(other) == losses.kept(other) == [1.5] and losses.computed == 2
     assert not kept.results_folder().exists()
+
+
+def test_whose_runs_a_result_rests_on_is_told_wherever_they_lie(here, tmp_path):
+    """At hand or not, the reads are those of the result, told when it is used, and not of whoever asks for it first."""
+    for store in (here, Store(tmp_path / "elsewhere")):
+        save(store, RUNS[0], 1.5)
+        with watch() as seen:
+            found = [kept.kept("losses", Losses(), "peftbook.errors", FLOATS, store) for _ in range(2)]
+        assert not seen and [one.seen for one in found] == [(RUNS[0].key,)] * 2
 
 
 @pytest.mark.parametrize("name", ["rank", "methods", "serving", "half_products"])

@@ -38,7 +38,7 @@ IMPORTED = re.compile(
 BY_NAME = re.compile(r"\b(import_module|get_study)\(")
 STARTED = psutil.Process().create_time()  # of this process, which may have loaded its code ever since
 CLOCK_TICK = 0.05  # seconds by which a file's time may lag behind the clock
-UNUSED_DAYS = 60  # after which an entry that nobody read is deleted
+KEPT_DAYS = 60  # after which an entry is deleted, and computed again if it is still asked for
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,15 @@ def kept(name: str, make: Callable[[Store], T], module: str, form: TypeAdapter[T
     and read.  Only what rests on the folders at hand is kept; any other store, of a test say, is computed. Reads in
     threads that `make` starts are not seen.
     """
-    if not set(store.folders) <= set(default_store().folders):
-        return Kept(make(store), (), {})
+    at_hand = set(store.folders) <= set(default_store().folders)
     path, code = _place(name, store), code_of(module)
-    if (found := _read(path, form, code)) is None:
+    found = _read(path, form, code) if at_hand else None
+    if found is None:
         began = time.time()
         with aside() as seen, looked_at() as looked:
             value = make(store)
+        if not at_hand:
+            return Kept(value, tuple(seen), {})
         prints = {file: fingerprint(file) for file in sorted({*looked, *code})}
         found = Kept(form.validate_python(form.dump_python(value)), tuple(seen), prints)
         if not _changed_since(began, looked) and not _changed_since(STARTED, code):
@@ -113,7 +115,7 @@ def _write(path: Path, result: Kept[T], form: TypeAdapter[T]) -> None:
     body = json.dumps({"value": form.dump_python(result.value), "seen": result.seen, "files": result.files})
     write_atomically(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode())
     for old in path.parent.glob("*.json"):
-        if time.time() - old.stat().st_mtime > UNUSED_DAYS * 86400:
+        if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
             old.unlink(missing_ok=True)
 
 
