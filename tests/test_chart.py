@@ -1,4 +1,4 @@
-"""Charts as SVG: where a value stands, which numbers the axes have, and what is never drawn."""
+"""Charts: where a value stands, which numbers the axes have, and what is never drawn, as SVG and by matplotlib."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, Scale, log_ticks, svg, ticks
+from peftbook.figures.drawn import draw_bars, lines
+from peftbook.figures.style import canvas, colour, mode_context
+from peftbook.methods import arm_looks
+from peftbook.slides.computed import SHARED
 
 FRAME = Frame(400, 200)
 LOSSES = st.integers(-(10**6), 10**6).map(lambda n: n / 128) | st.sampled_from([math.nan, math.inf, -math.inf])
@@ -63,3 +68,55 @@ def test_no_word_becomes_markup(text):
     chart = Chart([Series(text, [1.0], x=[1.0], line=False)], text, text, alt=text, note=text)
     found = svg(chart, Frame(400, 200, labels=90), "plot")
     assert "<script" not in found and ' onload="' not in found
+
+
+# ---- the same chart by matplotlib
+
+
+def test_matplotlib_draws_the_numbers_of_a_chart_with_the_looks_of_its_methods():
+    """Each series' points, intervals, colour and dash; a level without marks; both axes as the chart asks."""
+    series = [Series("a", [1.0, 3.0], "lora", [10.0, 100.0], [(0.5, 2.0), (2.0, 5.0)]),
+              Series("b", [2.0, 2.0], "qlora", [10.0, 100.0], marks=False)]  # fmt: skip
+    chart = Chart(series, "Rank", "Loss", log={"x": 10, "y": 10}, y_range=(0.1, 10))
+    with mode_context("light"):
+        _, axes, ends = lines(chart, height=3, column=0.5)
+        ours = {line.get_label(): line for line in axes.lines if line.get_label() in "ab"}
+        for one in series:
+            assert ours[one.name].get_xydata().tolist() == [list(pair) for pair in zip(one.x, one.values, strict=True)]
+            assert ours[one.name].get_color() == colour(one.look)
+            assert (ours[one.name].get_marker() != "") == one.marks
+    spans = [line.get_xydata().tolist() for line in axes.lines if line.get_label() not in "ab"]
+    assert spans == [[[10, 0.5], [10, 2]], [[100, 2], [100, 5]]]
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylim()) == ("log", "log", (0.1, 10))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Rank", "Loss")
+    assert ends == {"a": (100, 3, "lora"), "b": (100, 2, "qlora")}
+    left, right = axes.transData.transform([(10, 1), (100, 1)])[:, 0]
+    assert right < left + 0.5 * (axes.transAxes.transform((1, 0))[0] - left)  # names have their room
+
+
+def test_matplotlib_stacks_the_bars_of_a_chart_and_says_their_sums():
+    """A bar begins where the one before it ends; upright bars have the colour of their own look."""
+    chart = Chart([Series("w", [1.0, 4.0], "untuned"), Series("g", [2.0, 0.5], "lora")], "", "GB", ["p", "q"],
+                  horizontal=True, stacked=True)  # fmt: skip
+    with mode_context("light"):
+        _, axes = canvas()
+        draw_bars(axes, chart)
+        bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+        assert bars == [(0, 1), (0, 4), (1, 2), (4, 0.5)]
+        assert [text.get_text() for text in axes.texts] == ["3.0", "4.5"]
+        _, axes = canvas()
+        draw_bars(axes, Chart([Series("n", [1.0, 4.0])], "", "Claims", ["p", "q"], point_looks=["lora", "full"]))
+        assert [bar.get_height() for bar in axes.patches] == [1, 4]
+        assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == [colour("lora"), colour("full")]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_a_figure_and_the_deck_share_has_what_both_need(name):
+    """Names, looks that a method has, titles with what is measured, and a range of the deck's axes that holds all."""
+    chart = SHARED[name]()
+    low, high = chart.y_range
+    assert chart.y_title and all(series.name and series.values for series in chart.series)
+    for series in chart.series:
+        assert series.look in arm_looks()
+        if not chart.stacked:
+            assert (low is None or low <= min(series.values)) and (high is None or max(series.values) <= high)

@@ -1,4 +1,4 @@
-"""One description of a chart: what is shown, in words and numbers; `svg` and `slides.native` draw it."""
+"""One description of a chart: what is shown; `figures.drawn`, `svg` and `slides.native` draw it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 from math import prod
 
@@ -10,7 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
+from peftbook.figures.drawn import draw_lines
 from peftbook.figures.parts import SMALL, mark
 from peftbook.figures.style import canvas, colour, question, shade, tag
 from peftbook.literature import published
@@ -28,6 +31,7 @@ __all__ = [
     "step_timeline",
     "tasks_on_disk",
     "time_ratio",
+    "time_ratios",
     "time_saved",
     "timeline",
 ]
@@ -191,27 +195,37 @@ def time_ratio(tokens: float, per_byte: float, moved: float = 14.0) -> float:
     return 2 * product / (3 * product + moved)
 
 
+def time_ratios() -> Chart:
+    """Time of LoRA's step over that of full fine-tuning against its tokens, for two cards."""
+    tokens = [2 ** (power / 4) for power in range(20, 65)]
+    cards = {
+        "A100": ("a100", 14.0, "lora"),
+        "H100": ("h100", 14.0, "qlora"),
+        "H100, fp32 master": ("h100", 28.0, "prompt"),
+    }
+    series = [
+        Series(label, [time_ratio(count, balance(card), moved) for count in tokens], look, tokens, marks=False)
+        for label, (card, moved, look) in cards.items()
+    ]
+    series.append(Series("operations alone", [2 / 3] * 2, "full", [tokens[0], tokens[-1]], marks=False))
+    return Chart(series, "Tokens in a step", "LoRA's time / full fine-tuning's", log={"x": 4}, number_format="0.0",
+                 x_format="#,##0", x_range=(16, 65536), y_range=(0, 0.8))  # fmt: skip
+
+
 @figure
 def time_saved() -> Figure:
     """How much time can LoRA save? Time of its step over that of full fine-tuning, against the tokens of a step."""
     figure, axes = canvas(height=4.3)
-    tokens = np.geomspace(32, 65536, 200)
-    lines = {
-        "A100": ("a100", 14.0, "lora", "-"),
-        "H100": ("h100", 14.0, "qlora", (0, (4, 1.5))),
-        "H100, fp32 master": ("h100", 28.0, "prompt", (0, (5, 1.2, 1, 1.2))),
-    }
-    for label, (card, moved, tone, line) in lines.items():
-        ratios = [time_ratio(count, balance(card), moved) for count in tokens]
-        axes.plot(tokens, ratios, color=colour(tone), linestyle=line, label=label)
+    chart = time_ratios()
+    draw_lines(axes, replace(chart, series=chart.series[:-1]))
     axes.axhline(2 / 3, color=colour("ink"), linewidth=1.2)
-    axes.annotate("operations alone: 2/3", (tokens[0], 2 / 3), xytext=(2, 6), textcoords="offset points")
+    axes.annotate("operations alone: 2/3", (chart.series[0].x[0], 2 / 3), xytext=(2, 6), textcoords="offset points")
     steps = float(published("peftcomparison-tokens").value.replace(",", "")) / 5000
     speeds = [float(published(f"peftcomparison-{arm}-speed").value.replace(",", "")) for arm in ("full", "lora")]
     axes.plot(steps, speeds[0] / speeds[1], **mark("ink", "o"))
     axes.annotate("measured by others:\n3B model, L40S", (steps, speeds[0] / speeds[1]), xytext=(36, 0.5), va="center",
                   fontsize=SMALL, arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.7})  # fmt: skip
-    axes.set(xscale="log", ylim=(0, 0.85), xlabel="Tokens in a step", ylabel="LoRA's time / full fine-tuning's")
+    axes.set_ylim(0, 0.85)
     axes.set_xticks([64, 256, 1024, 4096, 16384, 65536], ["64", "256", "1,024", "4,096", "16,384", "65,536"])
     axes.minorticks_off()
     axes.legend(loc="lower right", title="computed, for a card", alignment="left")

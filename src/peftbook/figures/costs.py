@@ -9,7 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
+from peftbook.figures.drawn import draw_bars
 from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.methods import arm_looks, named
@@ -92,15 +94,23 @@ def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[
         tag(axes, f"{left / 1e9:.1f}", (left / 1e9, row), (6, 0), va="center")
 
 
+def kept_state() -> Chart:
+    """Gigabytes that training keeps for Llama-2-7B, activations not counted."""
+    arms = ("full", "lora", "qlora", "prompt")
+    parts = {"weights": "untuned", "gradients": "qlora", "optimiser": "lora"}
+    series = [
+        Series(part.capitalize(), [state_bytes(arm)[part] / 1e9 for arm in arms], look) for part, look in parts.items()
+    ]
+    labels = [arm_looks()[arm].label for arm in arms]
+    return Chart(series, "", "GB, Llama-2-7B, activations not counted (computed)", labels, horizontal=True,
+                 stacked=True, number_format="0", gap=65)  # fmt: skip
+
+
 @figure
 def training_state() -> Figure:
     """What must training keep at 7B? Weights, gradients and optimiser, computed; activations come on top."""
     figure, axes = canvas(height=3.5)
-    arms = ("full", "lora", "qlora", "prompt")
-    tones = {"weights": (0.35, ""), "gradients": (0.65, "///"), "optimiser": (1.0, "")}
-    draw_stacks(axes, [state_bytes(arm) for arm in arms], {part: ("lora", *one) for part, one in tones.items()})
-    name_rows(axes, [arm_looks()[arm].label for arm in arms])
-    axes.set(xlim=(0, 125), xlabel="GB, Llama-2-7B, activations not counted (computed)")
+    draw_bars(axes, kept_state())
     axes.legend(loc="lower right")
     return question(figure, "What must training keep in memory at 7B?")
 

@@ -7,12 +7,15 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
+from peftbook.figures.drawn import lines
+from peftbook.figures.parts import label_points
+from peftbook.figures.style import SIZE, colour, drawing, question, say, shade, tag
 from peftbook.memory import SHAPES
 from peftbook.methods.lora import LoRA
 
-__all__ = ["SMOLLM2", "low_rank_update", "parameters_against_rank", "parameters_per_rank"]
+__all__ = ["SMOLLM2", "low_rank_update", "parameter_counts", "parameters_against_rank", "parameters_per_rank"]
 
 SMOLLM2 = SHAPES["smollm2-135m"]
 HIDDEN = SMOLLM2.hidden
@@ -29,25 +32,28 @@ def parameters_per_rank(targets: tuple[str, ...]) -> int:
     return LoRA(rank=1, targets=targets).parameters(SMOLLM2)
 
 
+def parameter_counts() -> Chart:
+    """LoRA's trained parameters against rank for four sets of target layers of SmolLM2-135M."""
+    ranks = [float(2**k) for k in range(9)]
+    looks = dict(zip(reversed(TARGETS), ("lora", "qlora", "prompt", "fewshot"), strict=True))
+    series = [
+        Series(name, [r * parameters_per_rank(TARGETS[name]) for r in ranks], look, ranks)
+        for name, look in looks.items()
+    ]
+    return Chart(series, "Rank r", "Trained parameters", log={"x": 4, "y": 10}, number_format="#,##0", x_format="0",
+                 x_range=(1, 256), y_range=(1e4, 1e8))  # fmt: skip
+
+
 @figure
 def parameters_against_rank() -> Figure:
     """How many parameters does a rank buy? r (d_out + d_in) over SmolLM2-135M's layers, for four sets of targets."""
-    ranks = [2**k for k in range(9)]
-    figure, axes = canvas(height=3.9)
-    styles = zip(("v", "s", "D", "o"), (":", (0, (5, 1.2, 1, 1.2)), (0, (4, 1.5)), "-"), strict=True)
-    tones = ("fewshot", "prompt", "qlora", "lora")
-    for (name, targets), (marker, line), tone in zip(TARGETS.items(), styles, tones, strict=True):
-        counts = [rank * parameters_per_rank(targets) for rank in ranks]
-        axes.plot(ranks, counts, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"))
-        lift = {"all linear": 1, "MLP": -2, "attention": -6, "q and v": -8}[name]
-        tag(axes, name, (ranks[-1], counts[-1]), (9, lift), tone, va="center")
+    figure, axes, ends = lines(parameter_counts(), height=3.9, column=0.76)
     axes.axhline(SMOLLM2.parameters, color=colour("full"), linewidth=1.4)
     tag(axes, "every weight", (1, SMOLLM2.parameters), (0, -6), "full", va="top")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(ranks, [str(rank) for rank in ranks])
-    axes.set(xlim=(0.85, 1500), ylim=(3e4, 3e8), xlabel="Rank r", ylabel="Trained parameters")
-    return question(figure, "How many parameters does a rank buy?")
+    axes.set_ylim(3e4, 3e8)
+    question(figure, "How many parameters does a rank buy?")
+    label_points(axes, ends, column=0.76)
+    return figure
 
 
 @figure

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
+from peftbook.figures.drawn import lines
 from peftbook.figures.fit import draw_cards
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
 from peftbook.figures.style import canvas, colour, question
@@ -22,9 +24,9 @@ __all__ = ["lost_work", "memory_by_devices", "runs_an_hour", "time_by_workers"]
 DEVICES = (1, 2, 4, 8, 16, 32)
 ROW = Setup(seq=2048, checkpointing=True)
 BY_DEVICES = {
-    "Full": (replace(ROW, method="full"), "full", "s"),
-    "LoRA": (ROW, "lora", "o"),
-    "QLoRA": (replace(ROW, quantised="nf4"), "qlora", "D"),
+    "Full": (replace(ROW, method="full"), "full"),
+    "LoRA": (ROW, "lora"),
+    "QLoRA": (replace(ROW, quantised="nf4"), "qlora"),
 }
 HOUR = 3600.0
 FAILURES = {"hourly": HOUR, "daily": 24 * HOUR, "monthly": 720 * HOUR}  # of a worker
@@ -74,21 +76,24 @@ def runs_an_hour(store: Store) -> Figure:
     return question(figure, "Do more workers on two cores make more runs?")
 
 
+def device_peaks() -> Chart:
+    """Peak on each device for Llama-2-70B in shards."""
+    devices = [float(count) for count in DEVICES]
+    series = []
+    for label, (setup, look) in BY_DEVICES.items():
+        steps = [training_step(SHAPES["llama-2-70b"], replace(setup, devices=count)) for count in DEVICES]
+        series.append(Series(label, [step.peak().total / 1e9 for step in steps], look, devices))
+    return Chart(series, "Devices that share the model", "GB on each at the peak", log={"x": 2, "y": 10},
+                 number_format="#,##0", x_format="0", x_range=(1, 32), y_range=(1, 10_000))  # fmt: skip
+
+
 @figure
 def memory_by_devices() -> Figure:
     """What does each of many devices hold? Peak for Llama-2-70B in shards, a row of 2,048 tokens on each device."""
-    figure, axes = canvas(height=4.6)
-    ends: Points = {}
-    for name, (setup, tone, marker) in BY_DEVICES.items():
-        steps = [training_step(SHAPES["llama-2-70b"], replace(setup, devices=count)) for count in DEVICES]
-        peaks = [step.peak().total / 1e9 for step in steps]
-        axes.plot(DEVICES, peaks, color=paint(tone), marker=marker, linewidth=1.6, markersize=6)
-        ends[name] = DEVICES[-1], peaks[-1], tone
+    figure, axes, ends = lines(device_peaks(), height=4.6, column=0.8)
     draw_cards(axes, 0.9, lift=-4, va="top")
-    axes.set(xscale="log", yscale="log", xlabel="Devices that share the model", ylabel="GB on each at the peak")
-    plain_ticks(axes, DEVICES)
     decimals(axes.yaxis, (1, 3))
-    axes.set_xlim(0.85, DEVICES[-1] * 4.6)
+    axes.set_ylim(2, 2000)
     question(figure, "What does each of many devices hold? Llama-2-70B")
     label_points(axes, ends, column=0.8)
     return figure

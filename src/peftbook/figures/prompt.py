@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
+from peftbook.figures.drawn import lines
 from peftbook.figures.lora import HIDDEN, SMOLLM2, TARGETS, parameters_per_rank
-from peftbook.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
+from peftbook.figures.style import SIZE, colour, drawing, question, say, shade, tag
 from peftbook.methods.prompt import PromptTuning
 
-__all__ = ["parameters_against_length", "prompt_parameters", "soft_prompt_position"]
+__all__ = ["length_counts", "parameters_against_length", "prompt_parameters", "soft_prompt_position"]
 
 
 def prompt_parameters(length: int) -> int:
@@ -73,20 +75,24 @@ def arrow(axes: Axes, x: float, low: float, high: float, **look: Any) -> None:
     axes.add_patch(FancyArrowPatch((x, low), (x, high), arrowstyle="-|>", mutation_scale=9, **look))
 
 
+def length_counts() -> Chart:
+    """Trained numbers against virtual tokens, beside two adapters of the same model."""
+    lengths = [1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0]
+    series = [Series("Soft prompt", [float(prompt_parameters(int(n))) for n in lengths], "prompt", lengths)]
+    for name, rank, look in (("q and v", 1, "qlora"), ("all linear", 16, "lora")):
+        count = float(rank * parameters_per_rank(TARGETS[name]))
+        series.append(Series(f"LoRA, {name}, r = {rank}", [count] * 2, look, [1.0, 200.0], marks=False))
+    return Chart(series, "Virtual tokens", "Trained numbers", log={"x": 10, "y": 10}, number_format="#,##0",
+                 x_format="0", x_range=(1, 1000), y_range=(100, 1e7))  # fmt: skip
+
+
 @figure
 def parameters_against_length() -> Figure:
     """How small is a soft prompt? Parameters against virtual tokens, beside two LoRA adapters of the same model."""
-    lengths = (1, 5, 10, 20, 50, 100, 200)
-    figure, axes = canvas(height=3.8)
-    counts = [prompt_parameters(length) for length in lengths]
-    axes.plot(lengths, counts, marker="^", color=colour("prompt"), markeredgecolor=colour("paper"))
+    chart = length_counts()
+    figure, axes, _ = lines(chart, height=3.8)
     tag(axes, f"20 tokens: {prompt_parameters(20):,}", (20, prompt_parameters(20)), (10, -6), "prompt", va="top")
-    for name, rank in (("q and v", 1), ("all linear", 16)):
-        count = rank * parameters_per_rank(TARGETS[name])
-        axes.axhline(count, color=colour("lora"), linestyle="-" if rank > 1 else (0, (4, 1.5)), linewidth=1.5)
-        tag(axes, f"LoRA, {name}, r = {rank}: {count:,}", (1, count), (0, 5), "lora")
-    axes.set(xscale="log", yscale="log", xlabel="Virtual tokens", ylabel="Trained parameters")
-    axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.minorticks_off()
+    for series in chart.series[1:]:
+        tag(axes, f"{series.name}: {series.values[0]:,.0f}", (1, series.values[0]), (0, 5), series.look)
     axes.set_ylim(3e2, 1.6e7)
     return question(figure, "How small is a soft prompt?")

@@ -16,7 +16,9 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import NullLocator
 from scipy import optimize, special
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
+from peftbook.figures.drawn import draw_bars, lines
 from peftbook.figures.parts import SMALL, decimals, label_points
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
 from peftbook.scratch.codebooks import expected_error, imbalance
@@ -41,6 +43,7 @@ __all__ = [
 
 OFFSET = 0.9677083  # the probability of NF4's outermost level, as in bitsandbytes
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+BLOCK_AXIS = "Weights that share one scale (block size)"
 MARKS = {
     "NF4": ("o", "-", "lora"),
     "INT4": ("s", (0, (4, 1.5)), "full"),
@@ -166,36 +169,47 @@ def codebook_levels(block: int = 64) -> Figure:
     return question(figure, "Where do the 4-bit levels lie?")
 
 
+def code_shares(block: int = 64) -> Chart:
+    """Share of normal weights that each of NF4's codes holds."""
+    shares = [100 * float(share) for share in bin_shares(nf4_levels(), block)]
+    return Chart([Series("Share of weights, %", shares, "lora")], "NF4 code (0 is −1, 7 is zero, 15 is +1)",
+                 "Weights in the code, %", [str(code) for code in range(16)], y_range=(0, None), number_format="0",
+                 gap=28)  # fmt: skip
+
+
 @figure
 def bin_mass(block: int = 64) -> Figure:
     """Does NF4 fill its 16 codes equally? The share of normal weights in each code."""
-    shares = 100 * bin_shares(nf4_levels(), block)
+    chart = code_shares(block)
     figure, axes = canvas(height=3.4)
-    axes.bar(range(16), shares, 0.78, color=colour("lora"))
+    draw_bars(axes, chart)
     axes.axhline(100 / 16, color=colour("qlora"), linestyle=(0, (4, 1.5)), linewidth=1.6)
     tag(axes, "equal shares", (15.5, 100 / 16), (0, 4), "qlora", ha="right")
-    for code in (int(shares.argmin()), int(shares.argmax())):
-        tag(axes, f"{shares[code]:.1f}", (code, shares[code]), (0, 2), ha="center", fontweight="normal")
-    axes.set(xticks=range(16), xlabel="NF4 code (0 is −1, 7 is zero, 15 is +1)", ylabel="Weights in the code, %")
-    axes.set_ylim(0, shares.max() * 1.14)
-    axes.grid(axis="x", visible=False)
+    shares = chart.series[0].values
+    for share in (min(shares), max(shares)):
+        tag(axes, f"{share:.1f}", (shares.index(share), share), (0, 2), ha="center", fontweight="normal")
+    axes.set_ylim(0, max(shares) * 1.14)
     return question(figure, "Does NF4 use its 16 codes equally?")
+
+
+def block_errors() -> Chart:
+    """Mean squared error of normal weights against block size, four codebooks."""
+    blocks = [float(block) for block in BLOCKS]
+    series = [
+        Series(name, [1000 * mean_squared_error(levels, block) for block in BLOCKS], MARKS[name][2], blocks)
+        for name, levels in codebooks().items()
+    ]
+    return Chart(series, BLOCK_AXIS, "Mean squared error × 1,000", log={"x": 4}, number_format="0", x_format="0",
+                 x_range=(16, 4096), y_range=(0, None))  # fmt: skip
 
 
 @figure
 def error_against_block() -> Figure:
     """Which codebook errs least, and at which block size? Mean squared error of N(0, 1) weights."""
-    figure, axes = canvas(height=3.8)
-    for name, levels in codebooks().items():
-        marker, line, tone = MARKS[name]
-        errors = [1000 * mean_squared_error(levels, block) for block in BLOCKS]
-        axes.plot(BLOCKS, errors, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"))
-        tag(axes, name, (BLOCKS[-1], errors[-1]), (9, 0), tone, va="center")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BLOCKS, [f"{block}" for block in BLOCKS])
-    axes.set(xlim=(27, 22000), ylim=(0, None))
-    axes.set(xlabel="Weights that share one scale (block size)", ylabel="Mean squared error × 1000")
-    return question(figure, "Which codebook errs least?")
+    figure, axes, ends = lines(block_errors(), height=3.8, column=0.76)
+    question(figure, "Which codebook errs least?")
+    label_points(axes, ends, column=0.76)
+    return figure
 
 
 RATES = (2, 3, 4, 5, 6)  # bits of a code
@@ -230,27 +244,27 @@ def error_against_bits(block: int = 64) -> Figure:
     return figure
 
 
+def stored_bits() -> Chart:
+    """Bits of a stored weight against block size, with 32-bit and with doubly quantised constants."""
+    blocks = [16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
+    series = [
+        Series(label, [bits_per_parameter(int(block), double) for block in blocks], look, blocks)
+        for double, label, look in ((False, "32-bit scales", "qlora"), (True, "double quantisation", "lora"))
+    ]
+    return Chart(series, BLOCK_AXIS, "Bits per stored weight", log={"x": 2}, number_format="0.0", x_format="0",
+                 x_range=(16, 512), y_range=(4, 6))  # fmt: skip
+
+
 @figure
 def bits_against_block() -> Figure:
     """What does a stored weight cost? Bits against block size, with and without double quantisation."""
-    blocks = (16, 32, 64, 128, 256, 512)
-    figure, axes = canvas(height=3.8)
-    for double, tone, marker, line, name in (
-        (False, "qlora", "D", (0, (4, 1.5)), "32-bit scales"),
-        (True, "lora", "o", "-", "double quantisation"),
-    ):
-        bits = [bits_per_parameter(block, double) for block in blocks]
-        axes.plot(
-            blocks, bits, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"), label=name
-        )
+    figure, axes, _ = lines(stored_bits(), height=3.8)
     for double, tone, lift, side in ((False, "qlora", 10, "left"), (True, "lora", -19, "center")):
         value = bits_per_parameter(64, double)
         tag(axes, f"{value:.3f} at 64", (64, value), (4 if side == "left" else 0, lift), tone, va="center", ha=side)
     axes.axhline(4, color=colour("muted"), linewidth=1.2)
     axes.text(540, 3.97, "the 4-bit code alone", ha="right", va="top", color=colour("muted"), fontsize=SIZE - 1)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(blocks, [str(block) for block in blocks])
-    axes.set(ylim=(3.6, 6.15), xlabel="Weights that share one scale (block size)", ylabel="Bits per stored weight")
+    axes.set_ylim(3.6, 6.15)
     axes.legend(loc="upper right")
     return question(figure, "What does a stored 4-bit weight really cost?")
 

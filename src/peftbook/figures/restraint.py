@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.stats import half_width
 from peftbook.figures import figure
+from peftbook.figures.drawn import lines
 from peftbook.figures.methods import chosen_records, example_differences
-from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
+from peftbook.figures.parts import SMALL, decimals, label_points, plain_ticks
 from peftbook.figures.style import canvas, colour, question, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
@@ -17,7 +19,7 @@ __all__ = ["break_even", "differences_seen", "requests_to_earn_back"]
 
 TRAINED = {"one run": 1, "ten runs": 10, "a hundred runs": 100}
 RUN_TOKENS = 50_000
-EXTRA = np.geomspace(10, 20_000, 60)  # tokens that examples add to every request
+EXTRA = (10.0, 100.0, 1000.0, 10_000.0)  # tokens that examples add to every request
 PAIRS = {"prompt": "fewshot", "lora": "fewshot", "full": "lora"}  # the arm and what it is compared with
 
 
@@ -29,20 +31,22 @@ def requests_to_earn_back(trained_tokens: float, extra_tokens: float) -> float:
     return 2 * trained_tokens / extra_tokens
 
 
+def requests_to_break_even() -> Chart:
+    """Requests after which tuning has cost less than examples in the prompt, against the tokens that these add."""
+    series = [
+        Series(name, [requests_to_earn_back(runs * RUN_TOKENS, k) for k in EXTRA], look, list(EXTRA))
+        for (name, runs), look in zip(TRAINED.items(), ("lora", "qlora", "prompt"), strict=True)
+    ]
+    return Chart(series, "Tokens that the examples add to a request", "Requests until tuning has paid",
+                 log={"x": 10, "y": 10}, number_format="#,##0", x_format="#,##0", x_range=(10, 10_000),
+                 y_range=(1, 1e7))  # fmt: skip
+
+
 @figure
 def break_even() -> Figure:
     """After how many requests does tuning cost less than examples in the prompt? Operations, for three budgets."""
-    figure, axes = canvas(height=4.2)
-    ends: Points = {}
-    for (name, runs), tone in zip(TRAINED.items(), ("lora", "qlora", "prompt"), strict=True):
-        requests = [requests_to_earn_back(runs * RUN_TOKENS, extra) for extra in EXTRA]
-        axes.plot(EXTRA, requests, color=paint(tone), linewidth=1.8)
-        ends[name] = EXTRA[-1], requests[-1], tone
-    axes.set(xscale="log", yscale="log", ylabel="Requests until tuning has paid")
-    axes.set_xlabel(f"Tokens that examples add to a request\n(a run: {RUN_TOKENS:,} tokens)")
-    plain_ticks(axes, (10, 100, 1000, 10_000))
-    axes.set_yticks([10**power for power in range(1, 7)], [f"{10**power:,}" for power in range(1, 7)])
-    axes.set_xlim(9, 400_000)
+    figure, axes, ends = lines(requests_to_break_even(), height=4.2, column=0.735)
+    axes.set_xlabel(f"{axes.get_xlabel()}\n(a run: {RUN_TOKENS:,} tokens)")
     question(figure, "When has tuning paid?")
     label_points(axes, ends, column=0.735)
     return figure

@@ -10,7 +10,7 @@ import numpy as np
 
 from peftbook import results
 from peftbook.evidence.chart import Chart, Series
-from peftbook.figures import costs, evidence, methods, quantisation, updates
+from peftbook.figures import costs, evidence, methods, updates
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
@@ -126,15 +126,6 @@ def latency(store: Store) -> Chart:
         series.append(Series(label, [q.value for q in found], look, spread=[ends(q) for q in found]))
     return Chart(series, "", "Ratio of times, forward pass", list(names.values()), y_range=(0, None),
                  number_format="0.0", label_format="0.00")  # fmt: skip
-
-
-@chart
-def code_shares(store: Store) -> Chart:
-    """Share of normal weights that each of NF4's codes holds at block 64; computed, and measured by a study."""
-    shares = [100 * float(one) for one in quantisation.bin_shares(quantisation.nf4_levels(), 64)]
-    series = Series("Share of weights, %", shares, "lora")
-    return Chart([series], "Code of NF4", "Share of the weights, %", [str(code) for code in range(16)],
-                 y_range=(0, None), number_format="0", gap=20)  # fmt: skip
 
 
 @chart
