@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,25 @@ def test_intervals_are_the_books(seeds):
     assert row.scores["rougeL"] == score(lora, "rougeL")
     assert found.pair("LoRA", "Prompt tuning").differences["rougeL"] == paired(lora, prompt, "rougeL")
     assert row.against_untuned["rougeL"] == paired(lora, plain, "rougeL")
+
+
+def test_answers_may_be_fewer_than_the_examples_of_the_loss():
+    """Each measure has the groups of its own examples; the split that is given holds those of all."""
+    records = invented({"untuned": 0.3, "lora": 0.5, "prompt": 0.4}, n=50, seeds=3)
+    loss = ("loss_nats", "label_tokens")
+    for record in records:
+        record.per_example.update(
+            {name: record.per_example[name][:16] for name in record.per_example if name not in loss}
+        )
+    for given in (examples(50), tuple(replace(each, group=f"{at // 4}") for at, each in enumerate(examples(50)))):
+        found = compare(records, {}, given)
+        row = next(one for one in found.rows if one.label == "LoRA")
+        lora, groups = [one for one in records if one.spec.method.kind == "lora"], [each.group for each in given]
+        assert row.scores["rougeL"] == score(lora, "rougeL", groups[:16])
+        loss, perplexity = score(lora, "loss_nats", groups), row.scores["perplexity"]
+        assert (perplexity.low, perplexity.high) == pytest.approx((math.exp(loss.low), math.exp(loss.high)))
+    with pytest.raises(InputError, match="50 test examples were scored and 16 are given"):
+        compare(records, {}, examples(16))
 
 
 def test_a_share_has_no_interval_outside_0_and_1():

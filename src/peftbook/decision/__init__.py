@@ -36,7 +36,7 @@ from peftbook.decision.terms import (
     Skewed,
 )
 from peftbook.errors import InputError
-from peftbook.evidence.comparison import table
+from peftbook.evidence.comparison import examples_of, table
 from peftbook.evidence.stats import Interval
 from peftbook.records import Record
 from peftbook.tasks import Example
@@ -93,10 +93,13 @@ def compare(
     if deciding not in measures:
         names = ", ".join(one.name for one in measures)
         raise InputError(f"No run was scored by {measure!r}: choose one of {names}, or let the runs generate texts.")
-    scored = max(len(one.done[0].per_example[deciding.column]) for one in candidates if one.has(deciding.column))
-    if examples and len(examples) < scored:
-        raise InputError(f"{scored} test examples were scored and {len(examples)} are given: give the whole split.")
-    groups = [example.group for example in examples[:scored]]
+    scored, most = (
+        max(examples_of(one.done, each.column) for each in by for one in candidates if one.has(each.column))
+        for by in ((deciding,), measures)
+    )
+    if examples and len(examples) < most:
+        raise InputError(f"{most} test examples were scored and {len(examples)} are given: give the whole split.")
+    groups = [example.group for example in examples]
     labelled = dict(zip(label_candidates(candidates), candidates, strict=True))
     base = {one.run.model: 0 for one in candidates}
     for one in candidates:
