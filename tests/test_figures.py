@@ -424,6 +424,25 @@ def test_every_figure_is_rendered_and_rendering_twice_gives_the_same_bytes(store
         assert b"<text" not in body  # glyphs are paths: no font is needed to read it
 
 
+def test_a_file_that_shows_the_same_is_left_as_it_is(store: Store, tmp_path: Path, monkeypatch):
+    """Another processor moves points by less than can be seen, and renames shapes; what can be seen is drawn again."""
+    monkeypatch.setattr(figures, "FIGURES", {"break_even": figures.FIGURES["break_even"]})
+    (path,) = figures.render_all(tmp_path, store)
+    drawn = path.read_bytes()
+
+    def moved(points: float) -> bytes:
+        return re.sub(rb"(?<=M )\d+\.\d+", lambda found: b"%.6f" % (float(found[0]) + points), drawn)
+
+    renamed = re.sub(rb"(?<=#)p[0-9a-f]{10}", b"p0123456789", drawn)
+    renamed = re.sub(rb'(?<=id=")p[0-9a-f]{10}', b"p0123456789", renamed)
+    assert drawn not in (moved(0.004), renamed)
+    for written, kept in [(moved(0.004), True), (renamed, True), (moved(0.02), False),
+                          (drawn.replace(b"#1f2933", b"#1f2934"), False), (drawn[:-20], False)]:  # fmt: skip
+        path.write_bytes(written)
+        figures.render_all(tmp_path, store)
+        assert path.read_bytes() == (written if kept else drawn)
+
+
 def test_an_empty_store_renders_only_what_is_computed(tmp_path: Path):
     """A figure without records is left out, and asking for it names the command that makes them."""
     empty = Store(tmp_path / "none")
