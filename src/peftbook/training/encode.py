@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 POOL_BATCHES = 16
+TEMPLATES: WeakKeyDictionary[Any, dict[Hashable, list[list[int]]]] = WeakKeyDictionary()  # tokenizer → what is rendered
 Row = TypeVar("Row", list[int], tuple[int, ...])
 
 
@@ -51,20 +53,36 @@ def encode_turns(tokenizer, messages: list[dict[str, str]]) -> list[list[int]]:
     The template is rendered around markers and its pieces are encoded with control tokens on; the contents are
     encoded with control tokens off, so that `<|im_end|>` inside a user's text is plain text and cannot end a turn.
     """
+    first, *rest = template_pieces(tokenizer, tuple(message["role"] for message in messages))
+    pieces = [list(first)]
+    for message, piece in zip(messages, rest, strict=True):
+        pieces += [encode_plain(tokenizer, message["content"]), list(piece)]
+    return pieces
+
+
+def template_pieces(tokenizer, roles: tuple[str, ...]) -> list[list[int]]:
+    """Token ids of what the chat template writes before, between and after the texts of these roles.
+
+    Rendered once for a tokenizer: no text is part of it.
+    """
     if not tokenizer.chat_template:
         raise InputError("The tokenizer of this model has no chat template: use the model's instruct or chat version.")
-    marks = [f"\x00{index}\x00" for index in range(len(messages))]
-    marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
-    rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
-    pieces: list[list[int]] = []
-    for message, mark in zip(messages, marks, strict=True):
-        head, placed, rest = rest.partition(mark)
-        if not placed:
-            raise InputError("The chat template of this tokenizer drops or rewrites message texts: use another model.")
-        pieces.append(tokenizer.encode(head, add_special_tokens=False))
-        pieces.append(encode_plain(tokenizer, message["content"]))
-    pieces.append(tokenizer.encode(rest, add_special_tokens=False))
-    return pieces
+    kept = TEMPLATES.setdefault(tokenizer, {})
+    key = (tokenizer.chat_template, roles)
+    if key not in kept:
+        marks = [f"\x00{index}\x00" for index in range(len(roles))]
+        marked = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+        pieces = []
+        for mark in marks:
+            head, placed, rest = rest.partition(mark)
+            if not placed:
+                raise InputError(
+                    "The chat template of this tokenizer drops or rewrites message texts: use another model."
+                )
+            pieces.append(head)
+        kept[key] = [tokenizer.encode(piece, add_special_tokens=False) for piece in [*pieces, rest]]
+    return kept[key]
 
 
 def encode_plain(tokenizer, text: str) -> list[int]:
