@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from peftbook.evidence.chart import Chart, Series
@@ -22,7 +23,8 @@ SHARED: dict[str, Callable[[], Chart]] = {
     "devices": machines.device_peaks,
     "break_even": restraint.requests_to_break_even,
 }
-CHARTS.update({name: lambda store, describe=describe: describe() for name, describe in SHARED.items()})
+for _name, _describe in SHARED.items():
+    CHARTS[_name] = functools.partial(lambda describe, store: describe(), _describe)
 
 
 @chart
