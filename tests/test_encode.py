@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -12,7 +13,14 @@ from tiny import real_tokenizer, tiny_task
 
 from peftbook.errors import InputError
 from peftbook.tasks import Example, get_task
-from peftbook.training.encode import batch_plan, encode_example, encode_plain, encode_prompt, sorted_batches
+from peftbook.training.encode import (
+    batch_plan,
+    encode_example,
+    encode_plain,
+    encode_prompt,
+    encode_turns,
+    sorted_batches,
+)
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 TASK = dataclasses.replace(tiny_task(), instruction="{input}")
@@ -45,6 +53,31 @@ def test_control_tokens_in_a_text_are_plain_text(text):
     ids = encode_plain(tokenizer, text)
     assert not set(ids) & set(tokenizer.all_special_ids)
     assert tokenizer.decode(ids) == text
+
+
+def test_a_template_is_rendered_once_for_its_roles(monkeypatch):
+    """Whatever the texts; anew for other roles, another template and another tokenizer, and nobody writes into it."""
+    rendered = []
+
+    def counted(tokenizer):
+        own = tokenizer.apply_chat_template
+        monkeypatch.setattr(
+            tokenizer, "apply_chat_template", lambda *given, **how: rendered.append(1) or own(*given, **how)
+        )
+        return tokenizer
+
+    user, system = {"role": "user", "content": "a"}, {"role": "system", "content": "b"}
+    first, second = (counted(copy.deepcopy(real_tokenizer())) for _ in range(2))
+    pieces = encode_turns(first, [user])
+    for piece in pieces:
+        piece.clear()
+    assert encode_turns(first, [user | {"content": "another"}])[0] and len(rendered) == 1
+    for turns, tokenizer in [([system, user], first), ([user], second)]:
+        fresh = encode_turns(tokenizer, turns)
+        assert fresh == encode_turns(counted(copy.deepcopy(real_tokenizer())), turns)
+    assert len(rendered) == 5
+    first.chat_template = first.chat_template.replace("<|im_start|>", "<|im_start|> ")
+    assert encode_turns(first, [user]) != encode_turns(second, [user]) and len(rendered) == 6
 
 
 def test_no_added_token_of_the_vocabulary_can_be_forged():

@@ -17,6 +17,7 @@ from peftbook.memory.walk import walk
 from peftbook.studies import activations as study
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
+from peftbook.training.products import half_products
 
 pytestmark = [  # peft's calls of names that transformers is giving up
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
@@ -37,6 +38,13 @@ PUBLISHED = {
 SMALL = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
 CPU = Setup(rank=4, length=6, seq=24, device="cpu")
 GIB = 2**30
+
+
+@pytest.fixture(autouse=True, scope="module")
+def products_as_in_training():
+    """What a processor without instructions for bfloat16 multiplies, it multiplies as training does there."""
+    with half_products():
+        yield
 
 
 def sampled() -> dict[str, Configuration]:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import psutil
 
@@ -26,6 +26,7 @@ __all__ = ["HOST", "Child", "ask", "die_with_parent", "elsewhere", "end_group", 
 
 HOST = platform.node()
 LINE_CHARS = 1000  # of what a child said that are passed on
+FORKED_BY = 0  # the process that this one was forked from, with which it ends (`preloaded`)
 
 
 class Child:
@@ -35,10 +36,13 @@ class Child:
     us. What it was still doing when the block is left is ended.
     """
 
-    def __init__(self, *words: str, threads: int = 0, variables: Mapping[str, str] | None = None, show: bool = False):
+    def __init__(
+        self, *words: str, threads: int = 0, variables: Mapping[str, str] | None = None, show: bool = False,
+        start: Callable[..., Any] = subprocess.Popen,
+    ):  # fmt: skip
         """words: after the interpreter, like ("-m", module).  variables: more of its environment.
         threads: that it may compute with; those that are idle sleep, so that no neighbour is slowed down. 0: as we.
-        show: let its complaints through to standard error.
+        show: let its complaints through to standard error.  start: what starts it, in place of Popen and as it does.
         """
         environment = os.environ | dict(variables or {})
         if threads:
@@ -47,7 +51,7 @@ class Child:
         self.streams: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 — closed with it
         said, complained = self.streams
         try:
-            self.process = subprocess.Popen(
+            self.process = start(
                 [sys.executable, *words], stdin=subprocess.PIPE, stdout=said, stderr=None if show else complained,
                 env=environment, start_new_session=True,
             )  # fmt: skip
@@ -86,7 +90,7 @@ class Child:
     @property
     def status(self) -> int:
         """Its exit status, negative the signal that ended it."""
-        return self.process.returncode
+        return cast(int, self.process.returncode)
 
     def said(self) -> list[str]:
         """The lines of its standard output, once it has ended."""
@@ -171,6 +175,13 @@ def die_with_parent(parent: int) -> None:
 
     Ends at once if the parent is gone already.
     """
+    if not FORKED_BY:
+        die_with(parent)
+    end_with_input()
+
+
+def die_with(parent: int) -> None:
+    """Be killed by the system (Linux) when the parent ends; end at once if it is gone already."""
     if sys.platform == "linux":
         import ctypes
 
@@ -178,7 +189,6 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    end_with_input()
 
 
 @functools.cache

@@ -13,11 +13,15 @@ import os
 import secrets
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from peftbook.errors import InputError
+from peftbook.preloaded import Preloaded
 from peftbook.processes import Child, hold
 from peftbook.studio.database import default_home
 from peftbook.studio.store import Job, Studio, is_open
@@ -26,13 +30,14 @@ from peftbook.training.threads import best_threads
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
 IDLE_SECONDS = 600.0  # with nothing to do and no studio open, after which a worker ends
+SPARE_SECONDS = 30.0  # without a job, after which the memory of what jobs are forked from is given back
 NOT_MINE = 3
 
 
-def start(module: str, *arguments: str) -> Child:
+def start(module: str, *arguments: str, by: Callable[..., Any] = subprocess.Popen) -> Child:
     """A process of the studio, which ends with this one."""
     words = ("-m", f"peftbook.studio.{module}", *arguments, "--parent", str(os.getpid()))
-    return Child(*words, threads=best_threads(), variables={"TOKENIZERS_PARALLELISM": "false"})
+    return Child(*words, threads=best_threads(), variables={"TOKENIZERS_PARALLELISM": "false"}, start=by)
 
 
 def sentence_of(child: Child) -> str:
@@ -51,8 +56,9 @@ class Worker:
         self.job: Job | None = None
         self.child: Child | None = None
         self.assistant: Child | None = None
+        self.source = Preloaded()
         self.last_beat = -1e9
-        self.last_needed = time.monotonic()
+        self.last_needed = self.last_job = time.monotonic()
 
     @property
     def idle_seconds(self) -> float:
@@ -81,6 +87,10 @@ class Worker:
         if self.child is None:
             self.studio.purge()
             self.start_next()
+        if self.child is not None:
+            self.last_job = time.monotonic()
+        elif time.monotonic() - self.last_job > SPARE_SECONDS:
+            self.source.close()
         self.keep_assistant()
 
     def start_next(self) -> None:
@@ -90,7 +100,7 @@ class Worker:
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:
-            self.job, self.child = job, start("work", *arguments)
+            self.job, self.child = job, start("work", *arguments, by=self.source.start)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
@@ -137,6 +147,7 @@ class Worker:
                 child.end()
                 child.close()
         self.job = self.child = self.assistant = None
+        self.source.close()
         self.studio.leave(self.id)
         self.studio.release()
         self.studio.unanswered("The assistant was ended: ask again.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from peftbook.errors import InputError
 from peftbook.exchange import export_records
+from peftbook.preloaded import Preloaded
 from peftbook.processes import Child, elsewhere
 from peftbook.records import Store
 from peftbook.results import describe
@@ -76,20 +78,24 @@ def run_subprocess(
     variables: Mapping[str, str] | None = None,
     processes: int = 1,
     strategy: str = "ddp",
+    source: Preloaded | None = None,
 ) -> tuple[bool, str]:
     """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
 
     threads: of the process; 0 means as many as speed it up.  folder: where its record goes (default: the usual).
     show: let how far it is, and a traceback, through to standard error.  variables: more of its environment.
     processes: with more than one, the process starts so many, which compute the run together and share its threads.
+    source: what a run whose time and memory nobody asks for may be forked from.
     """
     words = [*WORKER, *(["--show"] if show else [])]
     if processes > 1:
         words += ["--processes", str(processes), "--strategy", strategy]
     places = {} if folder is None else {"PEFTBOOK_RECORDS": str(folder)}
+    forked = isinstance(run, Run) and (run.purpose, run.platform, processes) == ("quality", "cpu", 1)
     with Child(
-        *words, threads=threads or best_threads(), variables={**(variables or {}), **places}, show=show
-    ) as child:
+        *words, threads=threads or best_threads(), variables={**(variables or {}), **places}, show=show,
+        start=source.start if forked and source else subprocess.Popen,
+    ) as child:  # fmt: skip
         RUNNING.add(child)
         try:
             child.tell(f"{run.canonical()}\n")

@@ -1,0 +1,229 @@
+"""Forks of a process that has the libraries: each is what a new process would be, and ends with whoever asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from test_cluster import measured, small_run
+from test_queue import until
+
+from peftbook.preloaded import AVAILABLE, Forked, Preloaded
+from peftbook.processes import Child
+from peftbook.records import Store
+from peftbook.training.queue import run_subprocess
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="forks of a process with these libraries are Linux's")
+
+JOB = '''
+"""A module that does as it is told."""
+import os, random, signal, sys
+from peftbook import processes
+
+def say():
+    import torch
+    print(__name__, sys.argv[1:], os.getcwd(), sys.stdin.readline().strip(), torch.get_num_threads(),
+          os.environ.get("PEFTBOOK_WORD"), "KEPT" in os.environ, os.getpgid(0) == os.getpid(),
+          signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.getsignal(signal.SIGCHLD))
+
+def draw():
+    import numpy as np
+    import torch
+    print(random.random(), np.random.random(), torch.rand(1).item())
+
+def adopt():
+    processes.die_with_parent(int(sys.argv[2]))
+    print("still here")
+
+def begin():
+    import threading
+    threading.Thread(target=lambda: print("a thread's last word"), daemon=False).start()
+
+def wait():
+    processes.end_with_input()
+    signal.pause()
+
+{"say": say, "draw": draw, "adopt": adopt, "begin": begin, "wait": wait,
+ "three": lambda: sys.exit(3), "word": lambda: sys.exit("a refusal"), "none": lambda: sys.exit(None),
+ "error": lambda: 1 / 0, "two": lambda: (print("a note"), print("Fix it."), sys.exit(2)),
+ "kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "stop": lambda: os.kill(os.getpid(), signal.SIGTERM),
+}[sys.argv[1]]()
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """A folder with the module, in which the tests are."""
+    path = tmp_path_factory.mktemp("jobs")
+    (path / "a_job.py").write_text(JOB)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def source(folder) -> Iterator[Preloaded]:
+    with Preloaded() as found:
+        made_ready(found)
+        yield found
+
+
+def made_ready(source: Preloaded) -> None:
+    """Two children, beside the second of which the process with the libraries begins, and a wait until it has them."""
+    for _ in range(2):
+        asked(source, "none")
+    until(lambda: source.has_libraries(source.environment), 120)
+
+
+def asked(source: Preloaded | None, *words: str, told: str = "hello\n", **options) -> tuple[int, list[str], str, type]:
+    """What became of a child: status, what it said, why it ended, and the type that stands for it."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)  # another in every test, as if the environment had changed
+    start = source.start if source else subprocess.Popen
+    with Child("-m", "a_job", *words, start=start, threads=2, **options) as child:
+        child.tell(told, last=words[0] != "adopt")
+        child.wait(60)
+        return child.status, child.said(), child.why(), type(child.process)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["say a b", "three", "word", "none", "error", "two", "begin", "kill", "stop", f"adopt {os.getpid()}", "unknown"],
+    ids=lambda words: words.partition(" ")[0],
+)
+def test_a_fork_is_what_a_new_process_is(source, words):
+    """Words, folder, input, environment, threads, signals, group; and every way to end, told in the same words."""
+    options = {"variables": {"PEFTBOOK_WORD": "told"}}
+    *plain, kind = asked(None, *words.split(), **options)
+    *forked, other = asked(source, *words.split(), **options)
+    assert forked == plain and (kind, other) == (subprocess.Popen, Forked)
+
+
+def test_forks_draw_numbers_of_their_own(source):
+    drawn = [asked(source, "draw")[1][0].split() for _ in range(2)]
+    assert all(first != second for first, second in zip(*drawn, strict=True))
+
+
+def test_a_fork_runs_the_code_that_is_on_the_disk(source, folder):
+    """A queue that runs for days does not hold on to the code of its first run."""
+    assert asked(source, "two")[2] == "Fix it."
+    try:
+        (folder / "a_job.py").write_text(JOB.replace("Fix it.", "Mend it."))
+        assert asked(source, "two")[2:] == ("Mend it.", Forked)
+    finally:
+        (folder / "a_job.py").write_text(JOB)
+
+
+def test_where_a_library_would_have_read_something_else_the_process_is_new(source, monkeypatch):
+    """A variable that was set or taken away since, or another number of threads; ours are read when they are needed."""
+    assert asked(source, "say", variables={"KEPT": "1"})[3] is subprocess.Popen
+    monkeypatch.setenv("KEPT", "1")
+    assert asked(source, "say")[3] is subprocess.Popen
+    monkeypatch.delenv("KEPT")
+    with Child("-m", "a_job", "none", start=source.start, threads=1) as child:
+        assert isinstance(child.process, subprocess.Popen)
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    assert asked(source, "none")[3] is subprocess.Popen
+
+
+def test_a_fork_that_is_not_wanted_any_more_is_ended(source):
+    """By us, in the middle of what it does; a wait that is cut short says so."""
+    assert asked(source, "none")[3] is Forked
+    with Child("-m", "a_job", "wait", start=source.start, threads=2) as child:
+        assert isinstance(child.process, Forked) and not child.wait(0.2) and not child.ended()
+        process = psutil.Process(child.process.pid)
+    assert child.status == -signal.SIGKILL and not process.is_running()
+
+
+def test_a_hundred_forks_leave_nothing_open(source):
+    """Neither here nor there, whether they ended well or not."""
+    assert source.server is not None
+    places = psutil.Process(), psutil.Process(source.server.pid)
+    before = [place.num_fds() for place in places]
+    for at in range(100):
+        assert asked(source, ("none", "three", "kill")[at % 3])[3] is Forked
+    until(lambda: [place.num_fds() for place in places] == before, 10)
+    assert not places[1].children()
+
+
+def test_where_the_system_has_no_room_for_a_fork_the_process_is_new(source, monkeypatch):
+    """And what is forked already goes on."""
+    assert asked(source, "none")[3] is Forked
+    with Child("-m", "a_job", "wait", start=source.start, threads=2) as child:
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "fork", lambda *given: None)
+            assert asked(source, "two")[2:] == ("Fix it.", subprocess.Popen)
+        assert isinstance(child.process, Forked) and not child.ended() and asked(source, "none")[3] is Forked
+
+
+def test_forks_side_by_side_have_each_their_own_files(source):
+    """What one says or how it ends is never another's."""
+    assert asked(source, "none")[3] is Forked
+    ways = {"two": 2, "three": 3, "none": 0, "kill": -9}
+    children = [(way, Child("-m", "a_job", way, start=source.start, threads=2)) for way in [*ways, *ways]]
+    for way, child in children:
+        with child:
+            child.wait(60)
+            assert child.status == ways[way] and child.said() == ["a note", "Fix it."] * (way == "two")
+
+
+def test_when_the_process_with_the_libraries_dies_its_forks_do_and_the_next_is_new(folder):
+    """The queue goes on: the run that was lost is told as killed."""
+    with Preloaded() as source:
+        made_ready(source)
+        with Child("-m", "a_job", "wait", start=source.start, threads=2) as child:
+            assert source.server is not None
+            source.server.kill()
+            assert child.wait(20) and child.status == -signal.SIGKILL
+        assert asked(source, "two")[2:] == ("Fix it.", subprocess.Popen)
+
+
+ASKING = """
+import os, signal, sys, time
+from peftbook.preloaded import Preloaded
+from peftbook.processes import Child
+source = Preloaded()
+for _ in range(2):
+    Child("-m", "a_job", "none", start=source.start).wait()
+while not source.has_libraries(source.environment):
+    time.sleep(0.1)
+child = Child("-m", "a_job", "wait", start=source.start)
+print(type(child.process).__name__, source.server.pid, child.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_when_whoever_asked_dies_nothing_is_left(folder, number):
+    asking = subprocess.Popen(
+        [sys.executable, "-c", ASKING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert asking.stdout is not None
+    kind, *pids = asking.stdout.readline().split()
+    assert kind == "Forked" and all(psutil.pid_exists(int(pid)) for pid in pids)
+    asking.send_signal(number)
+    asking.wait(30)
+    asking.stdout.close()
+    until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids), 20)
+
+
+@pytest.mark.model
+def test_a_forked_run_makes_the_record_of_a_new_process(source, tmp_path, monkeypatch):
+    """Bit for bit, texts too; a timing run is never forked, since its memory and its seconds are asked for."""
+    forks, fork = [], source.fork
+    run = small_run(0, 6, n_generate=2)
+    assert asked(source, "none")[3] is Forked
+    monkeypatch.setattr(source, "fork", lambda *given: forks.append(given) or fork(*given))
+    plain, forked, timed = (Store(tmp_path / name) for name in ("plain", "forked", "timed"))
+    assert run_subprocess(run, 2, folder=plain.folders[0]) == (True, "") and not forks
+    assert run_subprocess(run, 2, folder=forked.folders[0], source=source) == (True, "") and len(forks) == 1
+    assert measured(plain.get(run)) == measured(forked.get(run))
+    assert plain.texts(plain.get(run)) == forked.texts(forked.get(run))
+    timing = run.model_copy(update={"purpose": "timing", "machine": "here"})
+    run_subprocess(timing, 2, folder=timed.folders[0], source=source)
+    assert len(forks) == 1
