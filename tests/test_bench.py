@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -9,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from test_queue import interpreter
+from test_queue import interpreter, until
 
+from peftbook import specs
 from peftbook.bench import measuring, peers, rounds
 from peftbook.bench.book import book_bench
 from peftbook.bench.contestants import BATCH, BOTH, CONTESTANTS, named
@@ -385,3 +388,23 @@ def test_a_contestant_runs_in_a_process_of_its_own(folder: Path):
     found = rounds.run_process(tiny_job("ours", folder))
     assert len(found["losses"]) == STEPS
     assert found["peak_memory_mib"] >= found["load_memory_mib"] > 100
+
+
+MEASURING = "import json, sys; from peftbook.bench.rounds import run_process; run_process(json.loads(sys.argv[1]))"
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_a_contestant_does_not_outlive_the_bench(folder: Path):
+    """However that ends. By itself this one would train the embedded model for minutes."""
+    job = json.dumps(tiny_job("ours", folder) | {"steps": 100, "model": specs.Model().name})
+    bench = subprocess.Popen([sys.executable, "-c", MEASURING, job], stderr=subprocess.DEVNULL)
+    until(lambda: psutil.Process(bench.pid).children())
+    (contestant,) = psutil.Process(bench.pid).children()
+    bench.kill()
+    bench.wait()
+    try:
+        contestant.wait(60)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            contestant.kill()

@@ -16,6 +16,7 @@ from peftbook.bench.contestants import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, W
 from peftbook.bench.peers import train_peer, with_dtype
 from peftbook.errors import InputError
 from peftbook.methods import preset
+from peftbook.processes import end_with_input
 from peftbook.tasks import TaskData, get_task
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
@@ -165,8 +166,12 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the job on standard input into the file that the first argument names; a refusal is said, status 2."""
-    job = json.loads(sys.stdin.read())
+    """Measure the job on standard input into the file that the first argument names; a refusal is said, status 2.
+
+    The process ends with its standard input, so that none outlives the bench.
+    """
+    job = json.loads(sys.stdin.readline())
+    end_with_input()
     try:
         result = measure(job)
     except InputError as error:

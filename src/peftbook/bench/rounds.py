@@ -124,7 +124,7 @@ def run_process(job: dict) -> dict:
         target = Path(folder) / "result.json"
         variables = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
         with Child("-m", "peftbook.bench.measuring", str(target), variables=variables) as child:
-            child.tell(json.dumps(job), last=True)
+            child.tell(f"{json.dumps(job)}\n")
             if not child.wait(job.get("seconds")):
                 return {"failure": f"{job['steps']} steps took more than {job['seconds']} s"}
             if child.status == 2:
