@@ -140,12 +140,12 @@ def test_a_fork_that_is_not_wanted_any_more_is_ended(source):
     assert child.status == -signal.SIGKILL and not process.is_running()
 
 
-def test_a_hundred_forks_leave_nothing_open(source):
+def test_many_forks_leave_nothing_open(source):
     """Neither here nor there, whether they ended well or not."""
     assert source.server is not None
     places = psutil.Process(), psutil.Process(source.server.pid)
     before = [place.num_fds() for place in places]
-    for at in range(100):
+    for at in range(30):
         assert asked(source, ("none", "three", "kill")[at % 3])[3] is Forked
     until(lambda: [place.num_fds() for place in places] == before, 10)
     assert not places[1].children()
@@ -185,6 +185,7 @@ def test_when_the_process_with_the_libraries_dies_its_forks_do_and_the_next_is_n
 
 ASKING = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from peftbook.preloaded import Preloaded
 from peftbook.processes import Child
 source = Preloaded()

@@ -263,7 +263,7 @@ def test_p_is_the_level_at_which_the_interval_touches_zero(mean, seed_se, exampl
     p = p_value(one)
     assert 0 <= p <= 1
     if p > 1e-11 and mean:
-        assert one.half(p) == pytest.approx(abs(mean), rel=1e-6)
+        assert one.half(p) == pytest.approx(abs(mean), rel=1e-6, abs=1e-8)  # a p near 1 is known to its rounding
     if abs(one.half95 - abs(mean)) > 1e-9:
         assert (p <= 0.05) == (abs(mean) >= one.half95)
 
