@@ -265,7 +265,7 @@ def test_a_log_of_a_plan_says_each_phase_once_and_each_end():
         ticker.show([a_job("done", started=100.0, finished=130.0)])
         ticker.show([a_job("done", started=100.0, finished=130.0)])
     assert [line[9:] for line in log.getvalue().splitlines()] == [
-        "0 of 1 runs done; waiting for the worker",
+        "0 of 1 runs done; starting",
         "0 of 1 runs done; loading the model; LoRA [2J",
         "0 of 1 runs done; scoring the loss; LoRA [2J",
         "LoRA [2J: done in 30 s",

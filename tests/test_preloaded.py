@@ -15,7 +15,7 @@ from test_cluster import measured, small_run
 from test_queue import until
 
 from peftbook.preloaded import AVAILABLE, Forked, Preloaded
-from peftbook.processes import Child
+from peftbook.processes import Child, environment_of
 from peftbook.records import Store
 from peftbook.training.queue import run_subprocess
 
@@ -170,6 +170,25 @@ def test_forks_side_by_side_have_each_their_own_files(source):
         with child:
             child.wait(60)
             assert child.status == ways[way] and child.said() == ["a note", "Fix it."] * (way == "two")
+
+
+def test_who_knows_that_several_follow_has_the_first_forked(folder):
+    """Begun once, in the environment that the children will have; what died while it imported is not waited for."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+    with Preloaded() as source:
+        assert not source.is_loading()
+        source.load(environment_of(2))
+        begun = source.server
+        source.load(environment_of(2))
+        assert begun is not None and source.server is begun and source.is_loading()
+        until(lambda: not source.is_loading(), 120)
+        assert asked(source, "two")[2:] == ("Fix it.", Forked)
+    with Preloaded() as source:
+        source.load(environment_of(2))
+        assert source.server is not None and source.is_loading()
+        source.server.kill()
+        until(lambda: not source.is_loading(), 20)
+        assert asked(source, "two")[2:] == ("Fix it.", subprocess.Popen)
 
 
 def test_when_the_process_with_the_libraries_dies_its_forks_do_and_the_next_is_new(folder):

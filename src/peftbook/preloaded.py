@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ LINE = 20  # bytes that hold any number and its end of line
 
 
 class Preloaded:
-    """The process with the libraries: begun beside the second child, ready for those that follow, ended with this one.
+    """The process with the libraries: begun by `load` before the first child, or beside the second; ended with us.
 
     `start` stands for `subprocess.Popen`, and is that as long as nothing can be forked: at first, on other systems, in
     an environment that a library would have read otherwise, and where the process has died.
@@ -52,6 +53,7 @@ class Preloaded:
         self.python = ""
         self.environment: dict[str, str] = {}
         self.ready = False
+        self.begun = 0.0
         self.children = 0  # that were started since there has been no such process
         self.asking = threading.Lock()
 
@@ -70,9 +72,29 @@ class Preloaded:
                 self.begin(command[0], env)
             return child
 
+    def load(self, env: Mapping[str, str]) -> None:
+        """Begin, for who knows that several children in this environment will follow: to wait for it then costs
+        nothing, since the first child would import the same libraries.
+        """
+        with self.asking:
+            if AVAILABLE and self.server is None:
+                self.begin(sys.executable, env)
+
+    def is_loading(self) -> bool:
+        """Whether to wait for the process: it lives, imports its libraries, and that not for too long."""
+        if self.server is None or self.has_said_ready() or self.server.poll() is not None:
+            return False
+        return time.monotonic() - self.begun < PATIENCE
+
+    def has_said_ready(self) -> bool:
+        """Whether the process has its libraries."""
+        if self.line is not None and not self.ready and select.select([self.line], [], [], 0)[0]:
+            self.ready = self.line.recv(len(READY)) == READY
+        return self.ready
+
     def begin(self, python: str, env: Mapping[str, str]) -> None:
         """Start the process with the libraries in an environment; it says when it has them."""
-        self.python, self.environment, self.ready = python, dict(env), False
+        self.python, self.environment, self.ready, self.begun = python, dict(env), False, time.monotonic()
         self.line, its = socket.socketpair()
         self.line.settimeout(PATIENCE)
         with its:
@@ -83,12 +105,8 @@ class Preloaded:
 
     def has_libraries(self, env: Mapping[str, str]) -> bool:
         """Whether the process is ready, and a fork would be what a new process in this environment is."""
-        if self.line is None:
-            return False
-        if not self.ready and select.select([self.line], [], [], 0)[0]:
-            self.ready = self.line.recv(len(READY)) == READY
         names = {name for name in {*env, *self.environment} if env.get(name) != self.environment.get(name)}
-        return self.ready and all(name.startswith("PEFTBOOK_") for name in names)
+        return self.line is not None and self.has_said_ready() and all(name.startswith("PEFTBOOK_") for name in names)
 
     def fork(
         self, words: Sequence[str], env: Mapping[str, str], out: IO[bytes], err: IO[bytes] | None

@@ -21,8 +21,8 @@ import psutil
 
 from peftbook.errors import InputError
 
-__all__ = ["HOST", "Child", "ask", "die_with_parent", "elsewhere", "end_group", "end_with_input", "hold", "identity",
-           "is_alive"]  # fmt: skip
+__all__ = ["HOST", "Child", "ask", "die_with_parent", "elsewhere", "end_group", "end_with_input", "environment_of",
+           "hold", "identity", "is_alive"]  # fmt: skip
 
 HOST = platform.node()
 LINE_CHARS = 1000  # of what a child said that are passed on
@@ -40,20 +40,15 @@ class Child:
         self, *words: str, threads: int = 0, variables: Mapping[str, str] | None = None, show: bool = False,
         start: Callable[..., Any] = subprocess.Popen,
     ):  # fmt: skip
-        """words: after the interpreter, like ("-m", module).  variables: more of its environment.
-        threads: that it may compute with; those that are idle sleep, so that no neighbour is slowed down. 0: as we.
+        """words: after the interpreter, like ("-m", module).  threads, variables: of its environment.
         show: let its complaints through to standard error.  start: what starts it, in place of Popen and as it does.
         """
-        environment = os.environ | dict(variables or {})
-        if threads:
-            environment["OMP_NUM_THREADS"] = str(threads)
-            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self.streams: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 — closed with it
         said, complained = self.streams
         try:
             self.process = start(
                 [sys.executable, *words], stdin=subprocess.PIPE, stdout=said, stderr=None if show else complained,
-                env=environment, start_new_session=True,
+                env=environment_of(threads, variables), start_new_session=True,
             )  # fmt: skip
         except OSError:
             self.close_streams()
@@ -129,6 +124,19 @@ class Child:
     def close_streams(self) -> None:
         for stream in self.streams:
             stream.close()
+
+
+def environment_of(threads: int = 0, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child.
+
+    threads: that it may compute with; those that are idle sleep, so that no neighbour is slowed down. 0: as we.
+    variables: more of it.
+    """
+    environment = os.environ | dict(variables or {})
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return environment
 
 
 def text_of(stream: IO[bytes]) -> str:

@@ -57,7 +57,7 @@ def progress_line(jobs: Sequence[Job]) -> str:
     parts = [f"{ended} of {len(jobs)} runs done"]
     parts += [f"{', '.join(job.doing.words())}; {one_line(job.label)}" for job in jobs if job.state == "running"]
     if len(parts) == 1:
-        parts.append("waiting for the worker")
+        parts.append("starting")
     return "; ".join(parts)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.preloaded import Preloaded
-from peftbook.processes import Child, hold
+from peftbook.processes import Child, environment_of, hold
 from peftbook.studio.database import default_home
 from peftbook.studio.store import Job, Studio, is_open
 from peftbook.training.threads import best_threads
@@ -32,12 +32,13 @@ BEAT_SECONDS = 2.0
 IDLE_SECONDS = 600.0  # with nothing to do and no studio open, after which a worker ends
 SPARE_SECONDS = 30.0  # without a job, after which the memory of what jobs are forked from is given back
 NOT_MINE = 3
+VARIABLES = {"TOKENIZERS_PARALLELISM": "false"}  # of the environment of a studio's processes
 
 
 def start(module: str, *arguments: str, by: Callable[..., Any] = subprocess.Popen) -> Child:
     """A process of the studio, which ends with this one."""
     words = ("-m", f"peftbook.studio.{module}", *arguments, "--parent", str(os.getpid()))
-    return Child(*words, threads=best_threads(), variables={"TOKENIZERS_PARALLELISM": "false"}, start=by)
+    return Child(*words, threads=best_threads(), variables=VARIABLES, start=by)
 
 
 def sentence_of(child: Child) -> str:
@@ -87,14 +88,18 @@ class Worker:
         if self.child is None:
             self.studio.purge()
             self.start_next()
-        if self.child is not None:
+        if self.child is not None or self.source.is_loading():
             self.last_job = time.monotonic()
         elif time.monotonic() - self.last_job > SPARE_SECONDS:
             self.source.close()
         self.keep_assistant()
 
     def start_next(self) -> None:
-        """Claim a job and start its process."""
+        """Claim a job and start its process; the first of several waits for the process that they are forked from."""
+        if self.source.server is None and self.studio.queued() > 1:
+            self.source.load(environment_of(best_threads(), VARIABLES))
+        if self.source.is_loading():
+            return
         job = self.studio.claim(self.id, os.getpid())
         if job is None:
             return
