@@ -25,15 +25,20 @@ __all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
 PACKAGE = Path(__file__).resolve().parent
 
 
-def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
+def build_book(root: Path, *, strict: bool = False, executed: Path | None = None) -> dict[str, Path]:
     """Build the site under _build/html, the figures and the deck; returns the three places.
 
     The deck comes first, since the site's pages offer it; the figures are drawn beside the site, which leaves a core
     idle while it is written.
 
-    strict: rebuild every page and treat warnings as errors. Raises InputError outside a checkout or if a page fails.
+    strict: rebuild every page and treat warnings as errors.  executed: where chapters that were executed elsewhere come
+    from, and those of this build go (`site.shared_cache`). Raises InputError outside a checkout or if a page fails.
     """
     check_checkout(root)
+    if executed is not None:
+        from peftbook.site.shared_cache import check_place
+
+        check_place(executed)
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
     told = [*drawn, *PACKAGE.glob("slides/*.py"), *(root / "slides").glob("*.toml")]
@@ -41,7 +46,7 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
         build_deck(places["deck"])
         remember(root, "deck", told)
     with contextlib.nullcontext() if fresh(root, "figures", drawn) else figures_drawn(places["figures"]):
-        places["site"] = build_site(root, strict=strict)
+        places["site"] = build_site(root, strict=strict, executed=executed)
     remember(root, "figures", drawn)
     copy_lecture(root / "slides", places["site"].parent)
     return places
@@ -88,14 +93,24 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
     return written
 
 
-def build_site(root: Path, *, strict: bool = False) -> Path:
+def build_site(root: Path, *, strict: bool = False, executed: Path | None = None) -> Path:
     """Build the site unless it is that of the present sources; returns its first page."""
     check_checkout(root)
-    site = root / "_build/html"
+    site, cache = root / "_build/html", root / "_build/.jupyter_cache"
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
-    if (strict or not is_fresh(site, root)) and run_quietly(command, root):
-        raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
+    if strict or not is_fresh(site, root):
+        if executed is not None:
+            from peftbook.site.shared_cache import bring
+
+            pages = bring(executed, cache, root)
+            print(f"{len(pages)} executed chapters come from {executed}.", file=sys.stderr)
+        if run_quietly(command, root):
+            raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
+    if executed is not None and executed.suffix != ".zip":
+        from peftbook.site.shared_cache import give
+
+        give(executed, cache, root)
     return site / "index.html"
 
 

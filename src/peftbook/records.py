@@ -43,6 +43,7 @@ __all__ = [
 SCHEMA = 1
 CACHED_RECORDS = 2048  # a record at hand is read from disk once a process
 NOT_FOUND = "peftbook.record_not_found"  # the audit event; its arguments are paths
+LISTED = "peftbook.records_listed"  # the audit event of all records being asked for; its arguments are their folders
 SHIPPED = Path(__file__).resolve().parent / "records"
 
 
@@ -292,6 +293,7 @@ class Store:
         """Every record, each key once, in key order."""
         paths: dict[str, Path] = {}
         look(self.folders)
+        sys.audit(LISTED, *map(str, self.folders))
         for folder in self.folders:
             for path in folder.glob("*.json"):
                 paths.setdefault(path.name, path)

@@ -11,7 +11,10 @@ from peftbook.cli.arguments import Add
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""
-    add("book", command_book).add_argument("--strict", action="store_true", help="all pages, warnings are errors")
+    book = add("book", command_book)
+    book.add_argument("--strict", action="store_true", help="all pages, warnings are errors")
+    what = "executed chapters that another build left there; a folder gets those of this one too"
+    book.add_argument("--cache", type=Path, metavar="FOLDER", help=f"{what}. Or a .zip of such a folder")
     add("pdf", command_pdf)
     add("epub", command_epub)
     add("figures", command_figures).add_argument("--out", type=Path, default=Path("figures"))
@@ -27,7 +30,7 @@ def command_book(args: argparse.Namespace) -> int:
     from peftbook.build import build_book, report
 
     began = time.monotonic()
-    print(report(build_book(Path.cwd(), strict=args.strict), began))
+    print(report(build_book(Path.cwd(), strict=args.strict, executed=args.cache), began))
     return 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +27,9 @@ STARTUP = Path(__file__).with_name("kernel_startup.py")
 
 
 def file_hash(path: Path) -> str | None:
-    """SHA-256 of a file, or None where there is none."""
+    """SHA-256 of a file, of the names of the records in a folder, or None where there is neither."""
+    if path.is_dir():
+        return hashlib.sha256("\n".join(sorted(one.name for one in path.glob("*.json"))).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
@@ -48,8 +50,8 @@ class Ledger:
         self.seconds: dict[str, float] = text.get("seconds", {})
 
     def environment(self) -> str:
-        """Hash of the interpreter's version and the lock files."""
-        digest = hashlib.sha256(sys.version.encode())
+        """Hash of the interpreter's version and the lock files; whoever compiled it makes no difference."""
+        digest = hashlib.sha256(platform.python_version().encode())
         for name in LOCK_FILES:
             digest.update((file_hash(self.root / name) or "").encode())
         return digest.hexdigest()
@@ -64,8 +66,14 @@ class Ledger:
     def changed_files(self, code_hash: str) -> list[str]:
         """What changed since a notebook was executed; empty if it is still valid."""
         entry = self.entries.get(code_hash)
-        if entry is None:
-            return ["(no list of the files it used)"]
+        return ["(no list of the files it used)"] if entry is None else self.changes_of(entry)
+
+    def holds(self, code_hash: str) -> bool:
+        """Whether there is an execution of this code, of which nothing has changed."""
+        return not self.changed_files(code_hash)
+
+    def changes_of(self, entry: dict[str, Any]) -> list[str]:
+        """What changed since an execution, which may have been made elsewhere."""
         if entry["environment"] != self.environment():
             return ["(Python or the lock file)"]
         return [name for name, digest in entry["files"].items() if file_hash(self.root / name) != digest]

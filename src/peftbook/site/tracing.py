@@ -16,6 +16,7 @@ OURS = frozenset(
     {"peftbook.site", "peftbook.site.tracing", "peftbook.site.forked_kernels"}
 )  # in every kernel, chapter or not
 NOT_FOUND = "peftbook.record_not_found"  # what `records.Store` tells; it is not imported, so that only its users are
+LISTED = "peftbook.records_listed"  # likewise, of folders all of whose records were asked for
 USED = "peftbook.used"  # what `kept` tells of a result that it takes from disk: all that it was made from
 SKIPPED = ("/.git/", "/.venv/", "/_build/", "/__pycache__/")
 
@@ -35,7 +36,7 @@ class Trace:
         """Python calls this for every file opened: it must be quick and must not raise."""
         if event == NOT_FOUND:
             self.missing.update(args)
-        if event == USED:
+        if event in (USED, LISTED):
             self.results.update(args)
         if event != "open" or not self.active or not isinstance(args[0], str):
             return
@@ -57,7 +58,7 @@ class Trace:
         self.active = False
         read = {name for name in self.files if not name.endswith((".py", ".pyc"))}
         rested_on = {name: Path(name) for name in self.results}
-        found = {name for name, path in rested_on.items() if path.is_file()}
+        found = {name for name, path in rested_on.items() if path.exists()}
         missing = {name for name, path in rested_on.items() if not path.exists()}
         told = {"files": [*self.modules(), *sorted(read | found)], "missing": sorted(self.missing | missing)}
         self.target.write_text(json.dumps(told))

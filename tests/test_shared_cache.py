@@ -1,0 +1,199 @@
+"""Executed chapters that travel: what holds comes with its outputs, what does not is as good as not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+
+from peftbook import records
+from peftbook.errors import InputError
+from peftbook.records import Store
+from peftbook.site import execution, shared_cache
+from peftbook.site.execution import Ledger
+from peftbook.site.shared_cache import LEDGER, bring, check_place, give
+from peftbook.site.tracing import Trace
+
+PAGES = {"book/one": "1 + 1", "book/two": "2 + 2"}
+
+
+def notebook(code: str, output: str = ""):
+    """A notebook of one cell."""
+    said = [nbformat.v4.new_output("stream", text=output)] if output else []
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code, outputs=said)])
+
+
+def checkout(folder: Path) -> Path:
+    """What two chapters use: a module each, and the lock file; and a record that none of them finds."""
+    (folder / "src").mkdir(parents=True)
+    (folder / "constraints.txt").write_text("numpy==1")
+    for page in PAGES:
+        (folder / "src" / f"{Path(page).name}.py").write_text(f"# of {page}")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path) -> Path:
+    """A checkout whose chapters are executed."""
+    root = checkout(tmp_path / "here")
+    ledger, cache = Ledger(root / "_build" / LEDGER, root), get_cache(root / "_build")
+    for page, code in PAGES.items():
+        bundle = CacheBundleIn(notebook(code, f"executed {page}"), str(root / f"{page}.md"))
+        record = cache.cache_notebook_bundle(bundle, check_validity=False)
+        used = [str(root / "src" / f"{Path(page).name}.py")]
+        ledger.note(record.hashkey, page, {"files": used, "missing": [str(root / "src/later.json")]})
+    ledger.save()
+    return root
+
+
+@pytest.fixture
+def place(here, tmp_path) -> Path:
+    """The folder that its chapters were written to."""
+    assert sorted(give(tmp_path / "place", here / "_build", here)) == sorted(PAGES)
+    return tmp_path / "place"
+
+
+@pytest.fixture
+def there(tmp_path) -> Path:
+    """The same checkout elsewhere, of which nothing was executed."""
+    return checkout(tmp_path / "there")
+
+
+def shown(root: Path, page: str) -> str:
+    """The output of a chapter that the cache has; empty where it would be executed."""
+    try:
+        return get_cache(root / "_build").merge_match_into_notebook(notebook(PAGES[page]))[1].cells[0].outputs[0].text
+    except KeyError:
+        return ""
+
+
+def test_what_was_executed_elsewhere_is_shown(place, there):
+    """With its entry in the ledger, by which the next build knows whether it still holds; once, and not again."""
+    assert sorted(bring(place, there / "_build", there)) == sorted(PAGES)
+    assert [shown(there, page) for page in PAGES] == [f"executed {page}" for page in PAGES]
+    ledger = Ledger(there / "_build" / LEDGER, there)
+    assert len(ledger.entries) == 2 and all(map(ledger.holds, ledger.entries))
+    (there / "src/two.py").write_text("# other")
+    assert sorted(map(ledger.holds, ledger.entries)) == [False, True]
+    (there / "src/two.py").write_text("# of book/two")
+    assert bring(place, there / "_build", there) == [] == give(place, there / "_build", there)
+
+
+def test_an_archive_is_a_place(place, there, tmp_path):
+    """Wherever in it the files are, as in one that a folder was packed into."""
+    packed = shutil.make_archive(str(tmp_path / "executed"), "zip", tmp_path, "place")
+    check_place(Path(packed))
+    assert sorted(bring(Path(packed), there / "_build", there)) == sorted(PAGES)
+    assert shown(there, "book/one")
+
+
+@pytest.mark.parametrize(
+    ("change", "come"),
+    [
+        ("module", {"book/two"}), ("no module", {"book/two"}), ("lock file", set()), ("record", set()),
+        ("Python", set()),
+    ],
+)  # fmt: skip
+def test_what_was_made_from_anything_else_does_not_come(place, there, monkeypatch, change, come):
+    """Another module, one that is gone, other versions, a record that is there by now, another Python."""
+    match change:
+        case "module":
+            (there / "src/one.py").write_text("# other")
+        case "no module":
+            (there / "src/one.py").unlink()
+        case "lock file":
+            (there / "constraints.txt").write_text("numpy==2")
+        case "record":
+            (there / "src/later.json").write_text("{}")
+        case "Python":
+            monkeypatch.setattr(execution.platform, "python_version", lambda: "3.99.0")
+    assert set(bring(place, there / "_build", there)) == come
+    assert {page for page in PAGES if shown(there, page)} == come
+
+
+def test_a_damaged_file_is_as_good_as_not_there(place, there):
+    """Wherever it was cut, or whichever byte is another."""
+    first, second = sorted(place.glob("*.json"))
+    whole = first.read_bytes()
+    second.unlink()
+    for damaged in (
+        whole[:30],
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole[:200] + b"#" + whole[201:],
+        b"",
+        b"\n",
+        b"[]",
+    ):
+        first.write_bytes(damaged)
+        assert bring(place, there / "_build", there) == []
+    first.write_bytes(whole)
+    assert len(bring(place, there / "_build", there)) == 1
+
+
+@pytest.mark.parametrize("what", ["format", "code"])
+def test_a_file_of_another_version_or_of_other_code_does_not_come(place, there, what):
+    """Though it is whole."""
+    for path in place.glob("*.json"):
+        told = json.loads(path.read_bytes().partition(b"\n")[2]) | {what: "other"}
+        body = json.dumps(told).encode()
+        path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    assert bring(place, there / "_build", there) == []
+    assert not any(shown(there, page) for page in PAGES) and not get_cache(there / "_build").list_cache_records()
+
+
+def test_what_does_not_hold_here_is_not_given(here, tmp_path):
+    """The ledger of a build that was stopped may have it still."""
+    (here / "src/one.py").write_text("# other")
+    assert give(tmp_path / "place", here / "_build", here) == ["book/two"]
+
+
+def test_what_nobody_had_a_use_for_goes_and_the_rest_stays(place, here):
+    """A folder that every change of a branch adds to does not grow for ever."""
+    old = time.time() - (shared_cache.KEPT_DAYS + 1) * 86400
+    (place / "f00.json").write_text("of a commit long ago")
+    for path in place.iterdir():
+        os.utime(path, (old, old))
+    assert give(place, here / "_build", here) == []
+    assert len(list(place.iterdir())) == len(PAGES) and not (place / "f00.json").exists()
+
+
+def test_a_place_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, here):
+    """Before anything is built; what cannot be written is told after it."""
+    (tmp_path / "no.zip").write_text("no archive")
+    (tmp_path / "file").write_text("")
+    for name, words in {"no.zip": "no .zip archive", "none.zip": "no .zip archive", "file": "neither a folder"}.items():
+        with pytest.raises(InputError, match=words):
+            check_place(tmp_path / name)
+    check_place(tmp_path / "folder to come")
+    monkeypatch.setattr(shared_cache, "default_store", lambda: Store(tmp_path, tmp_path / "mine"))
+    with pytest.raises(InputError, match="PEFTBOOK_RECORDS"):
+        check_place(tmp_path / "folder to come")
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared_cache, "write_atomically", full)
+    with pytest.raises(InputError, match=r"The book is built, but .* \(No space left on device\)"):
+        give(tmp_path / "place", here / "_build", here)
+
+
+def test_a_page_that_lists_all_records_rests_on_their_folder(tmp_path, monkeypatch):
+    """The trace has the folder, and its hash is another once a record is added."""
+    trace = Trace(tmp_path / "trace.json", (str(tmp_path),))
+    monkeypatch.setattr(records.sys, "audit", lambda event, *given: trace.audit(event, given))
+    list(Store(tmp_path).all())
+    trace.write()
+    assert str(tmp_path) in json.loads((tmp_path / "trace.json").read_text())["files"]
+    (tmp_path / "trace.json").unlink()
+    before = execution.file_hash(tmp_path)
+    (tmp_path / "0123456789ab.json").write_text("{}")
+    assert None not in (before, execution.file_hash(tmp_path)) and before != execution.file_hash(tmp_path)
