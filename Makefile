@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: book test lint slides figures pdf epub audit serve clean
+.PHONY: book test check lint slides figures pdf epub audit serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
@@ -34,6 +34,14 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/pytest -m alone $(call marked,alone)
 	! grep -qs avx512 /proc/cpuinfo || $(PLAIN) $(BIN)/pytest -m plain $(call marked,plain)
+
+# What changed, in a minute: `make test` says the rest.
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	files=$$($(BIN)/python tests/touched.py); test -z "$$files" || \
+	  OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not alone and not slow and not browser" $$files
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 from peftbook.folders import results_folder
 from peftbook.records import Store, aside, default_store, look, looked_at, write_atomically
 
-__all__ = ["USED", "Kept", "kept"]
+__all__ = ["USED", "Kept", "kept", "named"]
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).resolve().parent
@@ -165,13 +165,20 @@ def _files_of(name: str) -> list[Path]:
 
 @lru_cache(maxsize=512)
 def imported(file: Path) -> tuple[str, ...]:
-    """Names of the package's modules that a file imports, wherever in it; of `from a import b` both a and a.b."""
-    text, names = file.read_text(encoding="utf-8"), set[str]()
-    for origin, what, whole in IMPORTED.findall(text):
-        names |= {whole} if whole else {origin, *(f"{origin}.{name}" for name in re.findall(r"\w+", what))}
+    """Names of the package's modules that a file of it imports, or may import by a name that it computes."""
+    text = file.read_text(encoding="utf-8")
+    names = named(text)
     if BY_NAME.search(text) and file != PACKAGE / "studies" / "__init__.py":
         names |= {".".join(("peftbook", *one.relative_to(PACKAGE).with_suffix("").parts)) for one in _siblings(file)}
     return tuple(sorted(names))
+
+
+def named(code: str) -> set[str]:
+    """Names of the package's modules that code imports, wherever in it; of `from a import b` both a and a.b."""
+    names = set[str]()
+    for origin, what, whole in IMPORTED.findall(code):
+        names |= {whole} if whole else {origin, *(f"{origin}.{name}" for name in re.findall(r"\w+", what))}
+    return names
 
 
 def _siblings(file: Path) -> Iterable[Path]:
