@@ -162,7 +162,7 @@ def test_what_is_kept_is_what_is_computed(name):
     """Numbers to the last digit, the verdict, and the runs that each rests on."""
     store, study = default_store(), studies.get_study(name)
     for _ in range(2):  # written, then read
-        results._quantities.cache_clear(), results._verdict.cache_clear(), results._counts.cache_clear()
+        results._quantities.cache_clear(), results._verdict.cache_clear(), results._runs.cache_clear()
         claim = results.claim(name, store)
         assert dict(results.study_quantities(name, store)) == dict(study.quantities(store))
         assert claim.verdict == study.verdict(store)

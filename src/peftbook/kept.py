@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import stat
 import sys
@@ -121,20 +122,19 @@ def _write(path: Path, result: Kept[T], form: TypeAdapter[T]) -> None:
 
 def fingerprint(file: str) -> str:
     """SHA-256 of a file, of the names of the records in a folder, or nothing where there is neither."""
-    path = Path(file)
     try:
-        state = path.stat()
+        state = os.stat(file)  # noqa: PTH116 — a command asks for thousands
     except OSError:
         return ""
     if stat.S_ISDIR(state.st_mode):
-        return hashlib.sha256("\n".join(sorted(one.name for one in path.glob("*.json"))).encode()).hexdigest()
-    return _hash(path, state.st_mtime_ns, state.st_size, state.st_ino)
+        return hashlib.sha256("\n".join(sorted(one.name for one in Path(file).glob("*.json"))).encode()).hexdigest()
+    return _hash(file, state.st_mtime_ns, state.st_size, state.st_ino)
 
 
 @lru_cache(maxsize=8192)
-def _hash(path: Path, *state: int) -> str:
+def _hash(file: str, *state: int) -> str:
     """`state` is what changes when the file does."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=64)
@@ -150,8 +150,14 @@ def code_of(module: str) -> frozenset[str]:
             if str(file) not in files:
                 files.add(str(file))
                 waiting += imported(file)
-    data = [*PACKAGE.glob("data/**/*"), *PACKAGE.glob("*/*.toml")]
-    return frozenset({*files, *(str(path) for path in data if path.is_file())})
+    return frozenset({*files, *_data()})
+
+
+@cache
+def _data() -> list[str]:
+    """The package's files that are no code."""
+    found = [*PACKAGE.glob("data/**/*"), *PACKAGE.glob("*/*.toml")]
+    return [str(path) for path in found if path.is_file()]
 
 
 @lru_cache(maxsize=4096)

@@ -291,12 +291,18 @@ class Store:
 
     def all(self) -> Iterable[Record]:
         """Every record, each key once, in key order."""
+        return self.others(())
+
+    def others(self, keys: Iterable[str]) -> Iterable[Record]:
+        """Every record whose file is not called by one of these keys, each once, in key order; only those are read."""
+        known = {f"{key[:12]}.json" for key in keys}
         paths: dict[str, Path] = {}
         look(self.folders)
         sys.audit(LISTED, *map(str, self.folders))
         for folder in self.folders:
             for path in folder.glob("*.json"):
-                paths.setdefault(path.name, path)
+                if path.name not in known:
+                    paths.setdefault(path.name, path)
         look(paths.values())
         for name in sorted(paths):
             yield _read(paths[name])

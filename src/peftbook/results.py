@@ -15,10 +15,11 @@ from peftbook.canonical import Spec
 from peftbook.errors import InputError
 from peftbook.kept import Kept, kept
 from peftbook.records import Missing, Store, default_store, look, report
-from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study
+from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
 __all__ = ["OUTCOMES", "Claim", "claims", "command_for", "count_verdicts", "describe", "format_quantity",
-           "format_value", "quantities", "quantity", "run_command", "study_quantities", "study_verdict"]  # fmt: skip
+           "format_value", "quantities", "quantity", "run_command", "study_quantities", "study_runs",
+           "study_verdict"]  # fmt: skip
 
 OUTCOMES = (
     "reproduced", "equivalent", "refuted", "fails in this regime", "direction only", "undecided", "measured",
@@ -29,7 +30,7 @@ WORDS = {"shots": "{} examples in the prompt", "length": "{} virtual tokens", "t
 HASH = re.compile("[0-9a-f]{64}")
 QUANTITIES = TypeAdapter(Mapping[str, Quantity])
 VERDICT = TypeAdapter(Verdict)
-COUNTS = TypeAdapter(tuple[int, int])
+RUNS = TypeAdapter(list[tuple[str, str]])
 LISTED = 4  # a setting with more values is counted
 
 
@@ -85,19 +86,34 @@ def _quantities(
 
 @functools.lru_cache(maxsize=256)
 def _verdict(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Kept[Verdict]:
-    known = get_study(name)
     store = Store(*folders, platform=platform, machine=machine)
-    return kept(f"verdict of {name}", known.verdict, known.judge.__module__, VERDICT, store)
+    return kept(f"verdict of {name}", lambda store: get_study(name).verdict(store), module_of(name), VERDICT, store)
+
+
+def study_runs(name: str, store: Store) -> list[tuple[str, str]]:
+    """Each run of a study that is determined so far: its key there, and `cached`, `diverged` or `missing`.
+
+    Where they are kept the study is not even loaded.
+    """
+    found = _runs(name, *store.state())
+    look(found.files)
+    return found.value
 
 
 @functools.lru_cache(maxsize=256)
-def _counts(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Kept[tuple[int, int]]:
-    """How many runs of a study are determined, and how many of them have no record."""
-    known, store = get_study(name), Store(*folders, platform=platform, machine=machine)
-    return kept(
-        f"runs of {name}", lambda store: (len(known.runs(store)), len(known.missing(store))), known.judge.__module__,
-        COUNTS, store,
-    )  # fmt: skip
+def _runs(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Kept[list[tuple[str, str]]]:
+    store = Store(*folders, platform=platform, machine=machine)
+    return kept(f"runs of {name}", functools.partial(states, name), module_of(name), RUNS, store)
+
+
+def states(name: str, store: Store) -> list[tuple[str, str]]:
+    """`study_runs`, computed."""
+    found = []
+    for run in get_study(name).runs(store):
+        record = store.get(run)
+        state = "missing" if record is None else "diverged" if record.failure else "cached"
+        found.append((store.spec(run).key, state))
+    return found
 
 
 def quantity(name: str, store: Store | None = None) -> Quantity:
@@ -179,8 +195,8 @@ def claim(name: str, store: Store) -> Claim:
     """The claim of one study."""
     study, verdict, found = get_study(name), study_verdict(name, store), study_quantities(name, store)
     named = next((one for one in verdict.quantities if one in found), "")
-    counts = _counts(name, *store.state()).value
-    return Claim(study, verdict, named, found.get(named), *counts)
+    states = [state for _, state in study_runs(name, store)]
+    return Claim(study, verdict, named, found.get(named), len(states), states.count("missing"))
 
 
 def count_verdicts(claims: list[Claim], own: bool = False) -> dict[str, int]:

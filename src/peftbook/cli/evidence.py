@@ -42,25 +42,25 @@ def command_import(args: argparse.Namespace) -> int:
 
 def command_status(args: argparse.Namespace) -> int:
     """Say for each study which runs are cached, missing, failed or stale."""
-    from peftbook.results import describe
+    from peftbook.results import describe, study_runs
     from peftbook.studies import NAMES, get_study
 
     store = store_on(args.platform)
     used: set[str] = set()
     for name in NAMES:
-        study = get_study(name)
-        runs = [store.spec(run) for run in study.runs(store)]
-        used |= {run.key for run in runs}
-        records = study.records(store)
-        failed = [record for record in records if record.failure]
-        print(f"{name}: {len(records)} of {len(runs)} runs cached, {len(failed)} of them diverged")
+        states = dict(study_runs(name, store))
+        used |= states.keys()
+        missing, failed = (list(states.values()).count(state) for state in ("missing", "diverged"))
+        print(f"{name}: {len(states) - missing} of {len(states)} runs cached, {failed} of them diverged")
         if args.verbose:
-            for run in runs:
-                print(f"  {'cached ' if store.path(run.key) else 'missing'} {run.key[:12]} {describe(run)}")
-        if len(records) < len(runs):
-            print(f"  {len(runs) - len(records)} missing: run `{command_for(name, args.platform)}`")
-    at_hand = [record for record in store.all() if record.spec.platform == args.platform]
-    stale = [record.key[:12] for record in at_hand if record.key not in used]
+            for run in get_study(name).runs(store):
+                key = store.spec(run).key
+                print(
+                    f"  {'missing' if states[key] == 'missing' else 'cached '} {key[:12]} {describe(store.spec(run))}"
+                )
+        if missing:
+            print(f"  {missing} missing: run `{command_for(name, args.platform)}`")
+    stale = [one.key[:12] for one in store.others(used) if one.spec.platform == args.platform and one.key not in used]
     if stale:
         print(f"{len(stale)} records belong to no study (stale): {', '.join(stale)}; delete them or restore the study")
     return 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from scipy import optimize, special
+import scipy  # its parts are loaded when they are used
 
 from peftbook.errors import InputError
 
@@ -130,7 +130,7 @@ class Interval:
 
 def quantile(level: float, freedom: np.ndarray | float) -> np.ndarray:
     """The two-sided quantile of Student's t: |t| exceeds it with probability `level`; of the normal for ν = ∞."""
-    return np.where(np.isinf(freedom), -special.ndtri(level / 2), -special.stdtrit(freedom, level / 2))
+    return np.where(np.isinf(freedom), -scipy.special.ndtri(level / 2), -scipy.special.stdtrit(freedom, level / 2))
 
 
 @rule
@@ -196,7 +196,7 @@ def p_value(one: Interval) -> float:
         return one.half(math.exp(log_level)) - abs(one.mean)
 
     lowest = math.log(1e-12)
-    return math.exp(optimize.brentq(beyond, lowest, 0.0)) if beyond(lowest) > 0 else 0.0
+    return math.exp(scipy.optimize.brentq(beyond, lowest, 0.0)) if beyond(lowest) > 0 else 0.0
 
 
 @rule
@@ -233,17 +233,17 @@ def final_level(level: float, share: float) -> float:
     seeds grew and not the examples, the looks are more alike than √share, and the level is on the safe side.
     Source: Lan and DeMets 1983.
     """
-    first = -special.ndtri(level / 2) / math.sqrt(share)
-    spent = 2 * special.ndtr(-first)
+    first = -scipy.special.ndtri(level / 2) / math.sqrt(share)
+    spent = 2 * scipy.special.ndtr(-first)
     nodes, weights = np.polynomial.legendre.leggauss(200)
     path, density = first * nodes, first * weights * np.exp(-((first * nodes) ** 2) / 2) / math.sqrt(2 * math.pi)
     middle, spread = math.sqrt(share) * path, math.sqrt(1 - share)
 
     def beyond(last: float) -> float:
-        missed = special.ndtr((middle - last) / spread) + special.ndtr((-last - middle) / spread)
+        missed = scipy.special.ndtr((middle - last) / spread) + scipy.special.ndtr((-last - middle) / spread)
         return float(density @ missed) + spent - level
 
-    return float(2 * special.ndtr(-optimize.brentq(beyond, -special.ndtri(level / 2), 10.0)))
+    return float(2 * scipy.special.ndtr(-scipy.optimize.brentq(beyond, -scipy.special.ndtri(level / 2), 10.0)))
 
 
 @rule
@@ -468,7 +468,7 @@ def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
         return spread.examples, seeds
     if beyond(MOST_EXAMPLES, seeds) > 0:
         return MOST_EXAMPLES, seeds
-    return round_up(optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
+    return round_up(scipy.optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
 
 
 def round_up(count: float) -> int:

@@ -199,7 +199,12 @@ def typeset(text: str) -> str:
 
 def get_study(name: str) -> Study:
     """Load a study by name. Raises InputError for an unknown one."""
+    importlib.import_module(module_of(name))
+    return _studies[name]
+
+
+def module_of(name: str) -> str:
+    """The module that a study is in, which asks for none of them to be loaded. Raises InputError for an unknown one."""
     if name not in NAMES:
         raise InputError(f"Unknown study {name!r}: choose one of {', '.join(NAMES)}.")
-    importlib.import_module(f"peftbook.studies.{TEXTS['study'][name].get('module', name)}")
-    return _studies[name]
+    return f"peftbook.studies.{TEXTS['study'][name].get('module', name)}"
