@@ -17,6 +17,7 @@ from test_queue import until
 from peftbook.preloaded import AVAILABLE, Forked, Preloaded
 from peftbook.processes import Child, environment_of
 from peftbook.records import Store
+from peftbook.training import queue
 from peftbook.training.queue import run_subprocess
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="forks of a process with these libraries are Linux's")
@@ -234,16 +235,30 @@ def test_when_whoever_asked_dies_nothing_is_left(folder, number):
 
 @pytest.mark.model
 def test_a_forked_run_makes_the_record_of_a_new_process(source, tmp_path, monkeypatch):
-    """Bit for bit, texts too; a timing run is never forked, since its memory and its seconds are asked for."""
+    """Bit for bit, texts too."""
     forks, fork = [], source.fork
     run = small_run(0, 6, n_generate=2)
     assert asked(source, "none")[3] is Forked
     monkeypatch.setattr(source, "fork", lambda *given: forks.append(given) or fork(*given))
-    plain, forked, timed = (Store(tmp_path / name) for name in ("plain", "forked", "timed"))
+    plain, forked = (Store(tmp_path / name) for name in ("plain", "forked"))
     assert run_subprocess(run, 2, folder=plain.folders[0]) == (True, "") and not forks
     assert run_subprocess(run, 2, folder=forked.folders[0], source=source) == (True, "") and len(forks) == 1
     assert measured(plain.get(run)) == measured(forked.get(run))
     assert plain.texts(plain.get(run)) == forked.texts(forked.get(run))
-    timing = run.model_copy(update={"purpose": "timing", "machine": "here"})
-    run_subprocess(timing, 2, folder=timed.folders[0], source=source)
-    assert len(forks) == 1
+
+
+def test_a_timing_run_is_never_forked(source, monkeypatch):
+    """Its memory and its seconds are asked for; nor one on a GPU, or of several processes."""
+    starts = []
+
+    class Noted(Child):
+        def __init__(self, *words: str, start, **options):
+            starts.append(start)
+            super().__init__("-c", "input()", start=subprocess.Popen)
+
+    monkeypatch.setattr(queue, "Child", Noted)
+    run = small_run(0, 6)
+    for change in ({}, {"purpose": "timing", "machine": "here"}, {"platform": "cuda"}):
+        assert run_subprocess(run.model_copy(update=change), 2, source=source) == (True, "")
+    run_subprocess(run, 2, source=source, processes=2)
+    assert starts == [source.start, *[subprocess.Popen] * 3]
