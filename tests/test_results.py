@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from peftbook import results
 from peftbook.errors import InputError
+from peftbook.evidence import stats
 from peftbook.records import Store, default_store, watch
 from peftbook.studies import NAMES, Quantity, get_study, methods
 
@@ -51,6 +53,23 @@ def test_every_quantity_is_inside_its_interval_and_names_records_at_hand():
         assert math.isfinite(quantity.value), name
         if quantity.low is not None and quantity.high is not None:
             assert quantity.low <= quantity.value <= quantity.high, name
+
+
+def test_no_interval_of_a_share_has_what_no_share_can_be():
+    """The truth lies between 0 and 1, a difference of two between −1 and 1: so does the interval."""
+    counted = re.compile(r"_(accuracy|exact_match|execution_match|rouge[12L])$")
+    found = {name: one for name, one in results.quantities(default_store()).items() if counted.search(name)}
+    cut = 0
+    for name, one in found.items():
+        least = -1 if "_minus_" in name else 0
+        if one.low is not None and one.high is not None:
+            assert least <= one.low <= one.value <= one.high <= 1, name
+            cut += one.low == least or one.high == 1
+    assert cut > 20
+    whole = stats.seed_interval([0.9, 1.0, 1.0])
+    assert whole.high > 1
+    ends = [(one.low, one.high) for one in (Quantity.of(whole, "", ()), Quantity.of(whole, "", (), among=(0, 1)))]
+    assert ends == [(whole.low, whole.high), (whole.low, 1)]
 
 
 def test_paired_difference_is_the_difference_of_the_arms():

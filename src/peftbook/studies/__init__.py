@@ -50,14 +50,20 @@ class Quantity:
     note: str = ""
 
     @classmethod
-    def of(cls, interval: Interval, unit: str, runs: tuple[str, ...], digits: int = 3, note: str = "") -> Quantity:
-        """An interval as a named quantity; where its error is over groups, the note has the one over examples."""
+    def of(
+        cls, interval: Interval, unit: str, runs: tuple[str, ...], digits: int = 3, note: str = "",
+        among: tuple[float, float] = (-math.inf, math.inf),
+    ) -> Quantity:  # fmt: skip
+        """An interval as a named quantity; where its error is over groups, the note has the one over examples.
+
+        among: what the truth lies between, whatever is measured, like 0 and 1 of a share. The interval ends there, and
+        covers the truth as often.
+        """
         if interval.by_example is not None:
-            low, high = (f"{end:.{max(digits, 0)}f}".replace("-", "−") for end in interval.by_example)
+            low, high = (f"{end:.{max(digits, 0)}f}".replace("-", "−") for end in cut(interval.by_example, among))
             note = f"95 % interval over {interval.groups} groups of examples; over single examples {low} to {high}"
-        return cls(
-            interval.mean, unit, runs, interval.low, interval.high, interval.seeds, interval.examples, digits, note
-        )
+        ends = cut((interval.low, interval.high), among)
+        return cls(interval.mean, unit, runs, *ends, interval.seeds, interval.examples, digits, note)
 
     @classmethod
     def middle(
@@ -71,6 +77,11 @@ class Quantity:
         """A ratio, or a rate, by the interval of its logarithm."""
         value, low, high = (math.exp(end) for end in (logs.mean, logs.low, logs.high))
         return cls(value, unit, runs, low, high, logs.seeds, logs.examples, digits, note)
+
+
+def cut(ends: tuple[float, float], among: tuple[float, float]) -> tuple[float, float]:
+    """The part of an interval that lies among the values there can be."""
+    return max(ends[0], among[0]), min(ends[1], among[1])
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def gains(store: Store) -> dict[str, Quantity]:
     """The gain from depth of each arm. Raises Missing."""
     keys = keys_of(*(records(depth, store) for depth in (1, DEEPEST)))
-    return {f"{arm}_gain_from_depth": Quantity.of(gain(arm, store), "", keys) for arm in ARMS}
+    return {f"{arm}_gain_from_depth": Quantity.of(gain(arm, store), "", keys, among=(-1, 1)) for arm in ARMS}
 
 
 def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:
@@ -96,14 +96,14 @@ def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:
     found, out = records(depth, store), {}
     keys = keys_of(found)
     for arm in ARMS:
-        out[f"depth{depth}_{arm}_accuracy"] = Quantity.of(accuracy(depth, arm, store), "", keys)
+        out[f"depth{depth}_{arm}_accuracy"] = Quantity.of(accuracy(depth, arm, store), "", keys, among=(0, 1))
         size = float(found[0].measurements[f"{arm}_parameters"] or 0)
         out[f"depth{depth}_{arm}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
     for arm in CONTEXT_ARMS:
         rate, _ = best_rate(depth, arm, store)
         out[f"depth{depth}_{arm}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
     learned = stats.seed_interval([ascending(record) for record in found])
-    return out | {f"depth{depth}_pretrained_accuracy": Quantity.of(learned, "", keys)}
+    return out | {f"depth{depth}_pretrained_accuracy": Quantity.of(learned, "", keys, among=(0, 1))}
 
 
 def ascending(record: Record) -> float:

@@ -35,6 +35,8 @@ SCORES = {  # score → column of the records, unit, decimals
     **{name: (name, "", 3) for name in SHARES},
     "bleu": ("bleu", "BLEU", 1),
 }
+COUNTED = tuple(name for name in SHARES if name != "bertscore_f1")  # of words or answers: 0 to 1, differences −1 to 1
+ANY = (-math.inf, math.inf)
 Claim = tuple[float, float]  # the ends between which a claim puts a difference
 
 
@@ -309,7 +311,9 @@ def score_quantities(name: str, records: Sequence[Record], groups: stats.Groups)
     """An arm's scores with intervals, as quantities `name_<score>`."""
     keys = comparison.keys_of(records)
     return {
-        f"{name}_{score}": Quantity.of(comparison.score(records, column, groups), unit, keys, digits)
+        f"{name}_{score}": Quantity.of(
+            comparison.score(records, column, groups), unit, keys, digits, among=(0, 1) if score in COUNTED else ANY
+        )
         for score, (column, unit, digits) in SCORES.items()
         if comparison.has_column(records, column)
     }
@@ -324,7 +328,9 @@ def paired_quantities(
     """
     keys = comparison.keys_of(first, second)
     return {
-        f"{name}_{score}": Quantity.of(difference(column), unit, keys, digits)
+        f"{name}_{score}": Quantity.of(
+            difference(column), unit, keys, digits, among=(-1, 1) if score in COUNTED else ANY
+        )
         for score, (column, unit, digits) in SCORES.items()
         if comparison.has_column(first, column)
     }
