@@ -40,9 +40,10 @@ from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
+from peftbook.studio import worker as studio_worker
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.trained import load_trained, merge, share_weights
-from peftbook.studio.worker import serve
+from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
@@ -763,6 +764,35 @@ def test_a_faulty_question_is_answered_and_ends_nothing(shop):
         time.sleep(0.01)
     assert [studio.answer(request).state for request in asked][::2] == ["failed", "done"]
     assert "KeyError" in studio.answer(asked[0]).error
+
+
+@pytest.mark.parametrize(("jobs", "room"), [(1, True), (2, True), (2, False)])
+def test_the_first_of_several_jobs_waits_for_what_they_are_forked_from(tmp_path, monkeypatch, jobs, room):
+    """It is claimed once that is ready, or will never be; a single job waits for nothing."""
+    studio = Studio(tmp_path)
+    project = colours_project(studio)
+    studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(jobs)])
+    worker, loading, asked = Worker(tmp_path), [True], []
+
+    def load(env):
+        asked.append(env["TOKENIZERS_PARALLELISM"])
+        if not room:
+            raise OSError(12, "Cannot allocate memory")
+        worker.source.server = SimpleNamespace()
+
+    monkeypatch.setattr(worker.source, "load", load)
+    monkeypatch.setattr(worker.source, "is_loading", lambda: loading[0] and worker.source.server is not None)
+    monkeypatch.setattr(studio_worker, "start", lambda *given, by: SimpleNamespace(ended=lambda: False))
+    for _ in range(3):
+        if worker.child is None:
+            worker.start_next()
+    waits = jobs > 1 and room
+    assert asked == ["false"] * (jobs > 1)
+    assert [job.state for job in studio.jobs()].count("queued") == (jobs if waits else jobs - 1)
+    loading[0] = False
+    if waits:
+        worker.start_next()
+    assert [job.state for job in studio.jobs()].count("queued") == jobs - 1
 
 
 def test_a_worker_that_nobody_needs_ends_and_one_of_an_open_studio_stays(tmp_path):

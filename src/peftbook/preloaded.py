@@ -74,9 +74,11 @@ class Preloaded:
 
     def load(self, env: Mapping[str, str]) -> None:
         """Begin, for who knows that several children in this environment will follow: to wait for it then costs
-        nothing, since the first child would import the same libraries.
+        nothing, since the first child would import the same libraries. Raises OSError where no process can be started.
         """
         with self.asking:
+            if self.server is not None and self.server.poll() is not None:
+                self.close()
             if AVAILABLE and self.server is None:
                 self.begin(sys.executable, env)
 
@@ -95,13 +97,18 @@ class Preloaded:
     def begin(self, python: str, env: Mapping[str, str]) -> None:
         """Start the process with the libraries in an environment; it says when it has them."""
         self.python, self.environment, self.ready, self.begun = python, dict(env), False, time.monotonic()
-        self.line, its = socket.socketpair()
-        self.line.settimeout(PATIENCE)
+        line, its = socket.socketpair()
+        line.settimeout(PATIENCE)
         with its:
-            self.server = subprocess.Popen(
-                [python, "-m", "peftbook.preloaded"], stdin=its.fileno(), stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, env=env, start_new_session=True,
-            )  # fmt: skip
+            try:
+                self.server = subprocess.Popen(
+                    [python, "-m", "peftbook.preloaded"], stdin=its.fileno(), stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL, env=env, start_new_session=True,
+                )  # fmt: skip
+            except OSError:
+                line.close()
+                raise
+        self.line = line
 
     def has_libraries(self, env: Mapping[str, str]) -> bool:
         """Whether the process is ready, and a fork would be what a new process in this environment is."""

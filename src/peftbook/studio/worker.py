@@ -97,7 +97,8 @@ class Worker:
     def start_next(self) -> None:
         """Claim a job and start its process; the first of several waits for the process that they are forked from."""
         if self.source.server is None and self.studio.queued() > 1:
-            self.source.load(environment_of(best_threads(), VARIABLES))
+            with contextlib.suppress(OSError, RuntimeError):  # else each starts as it can, and says why not
+                self.source.load(environment_of(best_threads(), VARIABLES))
         if self.source.is_loading():
             return
         job = self.studio.claim(self.id, os.getpid())
