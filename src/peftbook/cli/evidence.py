@@ -48,10 +48,11 @@ def command_status(args: argparse.Namespace) -> int:
     store = store_on(args.platform)
     used: set[str] = set()
     for name in NAMES:
-        states = dict(study_runs(name, store))
+        found = study_runs(name, store)
+        states = dict(found)
         used |= states.keys()
-        missing, failed = (list(states.values()).count(state) for state in ("missing", "diverged"))
-        print(f"{name}: {len(states) - missing} of {len(states)} runs cached, {failed} of them diverged")
+        missing, failed = ([state for _, state in found].count(state) for state in ("missing", "diverged"))
+        print(f"{name}: {len(found) - missing} of {len(found)} runs cached, {failed} of them diverged")
         if args.verbose:
             for run in get_study(name).runs(store):
                 key = store.spec(run).key
