@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,7 +216,8 @@ class TestLedger:
     def ledger(self, tmp_path):
         (tmp_path / "data.json").write_text("1")
         ledger = Ledger(tmp_path / "cache" / "peftbook.json", tmp_path)
-        ledger.note("code", "page", {"files": [str(tmp_path / "data.json")], "missing": [str(tmp_path / "later.json")]})
+        used = {"files": [str(tmp_path / "data.json")], "missing": [str(tmp_path / "later.json")]}
+        ledger.note("code", "page", used, time.time() + 9)
         return ledger
 
     def test_nothing_changed_is_fresh_also_after_a_copy(self, ledger, tmp_path):

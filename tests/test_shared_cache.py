@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -19,7 +20,7 @@ from peftbook.errors import InputError
 from peftbook.records import Store
 from peftbook.site import execution, shared_cache
 from peftbook.site.execution import Ledger
-from peftbook.site.shared_cache import LEDGER, bring, check_place, give
+from peftbook.site.shared_cache import LEDGER, bring, cache_of, check_place, give
 from peftbook.site.tracing import Trace
 
 PAGES = {"book/one": "1 + 1", "book/two": "2 + 2"}
@@ -44,12 +45,12 @@ def checkout(folder: Path) -> Path:
 def here(tmp_path) -> Path:
     """A checkout whose chapters are executed."""
     root = checkout(tmp_path / "here")
-    ledger, cache = Ledger(root / "_build" / LEDGER, root), get_cache(root / "_build")
+    ledger, cache = Ledger(cache_of(root / "_build") / LEDGER, root), get_cache(cache_of(root / "_build"))
     for page, code in PAGES.items():
         bundle = CacheBundleIn(notebook(code, f"executed {page}"), str(root / f"{page}.md"))
         record = cache.cache_notebook_bundle(bundle, check_validity=False)
         used = [str(root / "src" / f"{Path(page).name}.py")]
-        ledger.note(record.hashkey, page, {"files": used, "missing": [str(root / "src/later.json")]})
+        ledger.note(record.hashkey, page, {"files": used, "missing": [str(root / "src/later.json")]}, time.time() + 9)
     ledger.save()
     return root
 
@@ -70,7 +71,13 @@ def there(tmp_path) -> Path:
 def shown(root: Path, page: str) -> str:
     """The output of a chapter that the cache has; empty where it would be executed."""
     try:
-        return get_cache(root / "_build").merge_match_into_notebook(notebook(PAGES[page]))[1].cells[0].outputs[0].text
+        return (
+            get_cache(cache_of(root / "_build"))
+            .merge_match_into_notebook(notebook(PAGES[page]))[1]
+            .cells[0]
+            .outputs[0]
+            .text
+        )
     except KeyError:
         return ""
 
@@ -79,7 +86,7 @@ def test_what_was_executed_elsewhere_is_shown(place, there):
     """With its entry in the ledger, by which the next build knows whether it still holds; once, and not again."""
     assert sorted(bring(place, there / "_build", there)) == sorted(PAGES)
     assert [shown(there, page) for page in PAGES] == [f"executed {page}" for page in PAGES]
-    ledger = Ledger(there / "_build" / LEDGER, there)
+    ledger = Ledger(cache_of(there / "_build") / LEDGER, there)
     assert len(ledger.entries) == 2 and all(map(ledger.holds, ledger.entries))
     (there / "src/two.py").write_text("# other")
     assert sorted(map(ledger.holds, ledger.entries)) == [False, True]
@@ -139,15 +146,79 @@ def test_a_damaged_file_is_as_good_as_not_there(place, there):
     assert len(bring(place, there / "_build", there)) == 1
 
 
-@pytest.mark.parametrize("what", ["format", "code"])
-def test_a_file_of_another_version_or_of_other_code_does_not_come(place, there, what):
-    """Though it is whole."""
+def written(path: Path, body: bytes) -> None:
+    """A file whose first line is right."""
+    path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"format": "other"}, {"code": "other"}, {"entry": {}}, {"entry": 3}, {"notebook": {}}, {"notebook": []},
+        {"notebook": {"nbformat": 9}}, {"entry": {"files": {}}}, None,
+    ],
+)  # fmt: skip
+def test_a_file_of_another_version_or_of_other_code_does_not_come(place, there, other):
+    """Though it is whole; nor one that says nothing that could be read."""
     for path in place.glob("*.json"):
-        told = json.loads(path.read_bytes().partition(b"\n")[2]) | {what: "other"}
-        body = json.dumps(told).encode()
-        path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        told = json.loads(path.read_bytes().partition(b"\n")[2])
+        written(path, b"\xff\x00 no JSON" if other is None else json.dumps(told | other).encode())
+    written(place / "list.json", b"[1]")
     assert bring(place, there / "_build", there) == []
-    assert not any(shown(there, page) for page in PAGES) and not get_cache(there / "_build").list_cache_records()
+    assert (
+        not any(shown(there, page) for page in PAGES) and not get_cache(cache_of(there / "_build")).list_cache_records()
+    )
+
+
+def test_what_rests_on_files_of_one_machine_does_not_travel(place, here, there, tmp_path):
+    """Records of one's own, say: nobody else can tell whether theirs are the same."""
+    ledger = Ledger(cache_of(here / "_build") / LEDGER, here)
+    for entry, name in zip(ledger.entries.values(), ("/mine/0123456789ab.json", "../mine.json"), strict=True):
+        entry["files"][name] = None
+    ledger.save()
+    assert give(tmp_path / "other", here / "_build", here) == []
+    for path in place.glob("*.json"):
+        told = json.loads(path.read_bytes().partition(b"\n")[2])
+        told["entry"]["files"]["/mine/0123456789ab.json"] = None
+        written(path, json.dumps(told).encode())
+    assert bring(place, there / "_build", there) == []
+
+
+def test_what_changed_while_it_was_executed_is_not_known(here):
+    """It may have used the file as it was before; and what is brought is read again, though its page is the same."""
+    ledger = Ledger(cache_of(here / "_build") / LEDGER, here)
+    (code, entry), *_ = ledger.entries.items()
+    used = {"files": [str(here / "src/one.py")], "missing": []}
+    ledger.note(code, entry["page"], used, time.time() - 9)
+    assert not ledger.holds(code)
+    ledger.note(code, entry["page"], used, time.time() + 9)
+    assert ledger.holds(code)
+
+
+def test_a_page_that_is_brought_is_read_again(place, there):
+    """Sphinx reads what it has no doctree of, and would else show the outputs of before."""
+    trees = [there / "_build/.doctrees" / f"{page}.doctree" for page in PAGES]
+    for tree in trees:
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        tree.write_text("of before")
+    (there / "src/two.py").write_text("# other")
+    bring(place, there / "_build", there)
+    assert [tree.exists() for tree in trees] == [False, True]
+
+
+def test_a_page_whose_execution_is_dropped_is_read_again_though_the_build_is_stopped(here):
+    """Between dropping and reading, say: the next build does not know any more what was dropped."""
+    trees = [here / "_build/.doctrees" / f"{page}.doctree" for page in PAGES]
+    for tree in trees:
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        tree.write_text("of before")
+    (here / "src/two.py").write_text("# other")
+    app = SimpleNamespace(
+        config=SimpleNamespace(nb_execution_cache_path=""), outdir=here / "_build/html", srcdir=here,
+        doctreedir=here / "_build/.doctrees",
+    )  # fmt: skip
+    execution.drop_stale(app)
+    assert app.peftbook_stale == ["book/two"] and [tree.exists() for tree in trees] == [True, False]
 
 
 def test_what_does_not_hold_here_is_not_given(here, tmp_path):
@@ -159,18 +230,27 @@ def test_what_does_not_hold_here_is_not_given(here, tmp_path):
 def test_what_nobody_had_a_use_for_goes_and_the_rest_stays(place, here):
     """A folder that every change of a branch adds to does not grow for ever."""
     old = time.time() - (shared_cache.KEPT_DAYS + 1) * 86400
-    (place / "f00.json").write_text("of a commit long ago")
+    gone, another = place / f"{0:032x}.json", place / f"{1:032x}.json"
+    gone.write_bytes(next(place.glob("*.json")).read_bytes())
+    another.write_text("{}")
+    (place / "package.json").write_text("not ours")
+    (place / "folder.json").mkdir()
+    (place / "link.json").symlink_to("nowhere")
     for path in place.iterdir():
-        os.utime(path, (old, old))
+        os.utime(path, (old, old), follow_symlinks=False)
     assert give(place, here / "_build", here) == []
-    assert len(list(place.iterdir())) == len(PAGES) and not (place / "f00.json").exists()
+    assert not gone.exists() and another.exists() and len(list(place.iterdir())) == len(PAGES) + 4
 
 
 def test_a_place_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, here):
     """Before anything is built; what cannot be written is told after it."""
     (tmp_path / "no.zip").write_text("no archive")
     (tmp_path / "file").write_text("")
-    for name, words in {"no.zip": "no .zip archive", "none.zip": "no .zip archive", "file": "neither a folder"}.items():
+    (tmp_path / "cut.zip").write_bytes(
+        b"PK\x03\x04" + bytes(40) + b"PK\x05\x06" + bytes([0] * 8 + [9, 0, 0, 0] + [1] * 6)
+    )
+    said = {"no.zip": "no .zip archive", "cut.zip": "no .zip archive", "none.zip": "No such file", "file": "neither a"}
+    for name, words in said.items():
         with pytest.raises(InputError, match=words):
             check_place(tmp_path / name)
     check_place(tmp_path / "folder to come")

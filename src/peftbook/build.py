@@ -96,21 +96,21 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
 def build_site(root: Path, *, strict: bool = False, executed: Path | None = None) -> Path:
     """Build the site unless it is that of the present sources; returns its first page."""
     check_checkout(root)
-    site, cache = root / "_build/html", root / "_build/.jupyter_cache"
+    site, build = root / "_build/html", root / "_build"
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
     if strict or not is_fresh(site, root):
         if executed is not None:
             from peftbook.site.shared_cache import bring
 
-            pages = bring(executed, cache, root)
+            pages = bring(executed, build, root)
             print(f"{len(pages)} executed chapters come from {executed}.", file=sys.stderr)
         if run_quietly(command, root):
             raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
     if executed is not None and executed.suffix != ".zip":
         from peftbook.site.shared_cache import give
 
-        give(executed, cache, root)
+        give(executed, build, root)
     return site / "index.html"
 
 

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from peftbook.folders import results_folder
 from peftbook.records import Store, aside, default_store, look, looked_at, write_atomically
 
-__all__ = ["USED", "Kept", "kept", "named"]
+__all__ = ["USED", "Kept", "changed_since", "kept", "named"]
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).resolve().parent
@@ -69,14 +69,14 @@ def kept(name: str, make: Callable[[Store], T], module: str, form: TypeAdapter[T
             return Kept(value, tuple(seen), {})
         prints = {file: fingerprint(file) for file in sorted({*looked, *code})}
         found = Kept(form.validate_python(form.dump_python(value)), tuple(seen), prints)
-        if not _changed_since(began, looked) and not _changed_since(STARTED, code):
+        if not changed_since(began, looked) and not changed_since(STARTED, code):
             with suppress(OSError):  # a full disk, or a cache that may not be written
                 _write(path, found, form)
     look(found.files)
     return found
 
 
-def _changed_since(moment: float, files: Iterable[str]) -> bool:
+def changed_since(moment: float, files: Iterable[str]) -> bool:
     """Whether one of these files may be another one than was used."""
     for file in files:
         with suppress(OSError):

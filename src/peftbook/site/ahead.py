@@ -45,6 +45,7 @@ class Chapter:
     page: str
     path: Path
     notebook: NotebookNode
+    began: float = 0.0  # by the clock
     seconds: float = 0.0
     trace: dict[str, list[str]] | None = None
 
@@ -69,7 +70,7 @@ def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
             if chapter.trace is not None:
                 bundle = CacheBundleIn(chapter.notebook, str(chapter.path), data={"execution_seconds": chapter.seconds})
                 record = cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-                ledger.note(record.hashkey, chapter.page, chapter.trace)
+                ledger.note(record.hashkey, chapter.page, chapter.trace, chapter.began)
                 ledger.seconds[chapter.page] = round(chapter.seconds, 1)
                 ledger.save()
                 LOGGER.info("executed %s", chapter.page)
@@ -114,7 +115,7 @@ def execute(
     chapter: Chapter, app: Any, timeout: int, manager: type[AsyncKernelManager], shared: Mapping[str, str]
 ) -> Chapter:
     """Execute a chapter in a kernel of its own; it has no trace if it failed."""
-    began = time.monotonic()
+    began, chapter.began = time.monotonic(), time.time()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "trace.json"
         variables = {**shared, **kernel_variables(app, target)}

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,9 @@ from docutils import nodes
 from jupyter_cache import get_cache
 from myst_nb.sphinx_ import NbMetadataCollector, Parser
 from sphinx.util import logging
+
+from peftbook.kept import changed_since
+from peftbook.records import default_store
 
 LOGGER = logging.getLogger(__name__)
 LOCK_FILES = ("constraints.txt",)
@@ -31,6 +35,11 @@ def file_hash(path: Path) -> str | None:
     if path.is_dir():
         return hashlib.sha256("\n".join(sorted(one.name for one in path.glob("*.json"))).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def read_again(doctrees: Path, page: str) -> None:
+    """Have Sphinx read a page in its next build, also if this one is stopped: it reads what it has no doctree of."""
+    (doctrees / f"{page}.doctree").unlink(missing_ok=True)
 
 
 class Ledger:
@@ -50,14 +59,22 @@ class Ledger:
         self.seconds: dict[str, float] = text.get("seconds", {})
 
     def environment(self) -> str:
-        """Hash of the interpreter's version and the lock files; whoever compiled it makes no difference."""
+        """Hash of the interpreter's version, whoever compiled it, the lock files, and where records are looked for."""
         digest = hashlib.sha256(platform.python_version().encode())
+        for folder in default_store().folders:
+            digest.update(self._relative(str(folder)).encode())
         for name in LOCK_FILES:
             digest.update((file_hash(self.root / name) or "").encode())
         return digest.hexdigest()
 
-    def note(self, code_hash: str, page: str, trace: dict[str, list[str]]) -> None:
-        """Store what an execution used."""
+    def note(self, code_hash: str, page: str, trace: dict[str, list[str]], began: float) -> None:
+        """Store what an execution used; not if a file changed since it began, for then it may have used another.
+
+        began: by the clock that files have their times from.
+        """
+        if changed_since(began, trace["files"]) or not all(Path(name).exists() for name in trace["files"]):
+            self.entries.pop(code_hash, None)
+            return
         files = {self._relative(name): file_hash(Path(name)) for name in trace["files"]}
         files |= {self._relative(name): None for name in trace["missing"]}
         self.entries[code_hash] = {"page": page, "environment": self.environment(), "files": files}
@@ -112,6 +129,7 @@ def drop_stale(app: Any) -> None:
             cache.remove_cache(record.pk)
             known.discard(record.hashkey)
             app.peftbook_stale.append(page or _page_of(app, record.uri))
+            read_again(Path(app.doctreedir), app.peftbook_stale[-1])
     ledger.entries = {key: entry for key, entry in ledger.entries.items() if key in known}
     ledger.save()
 
@@ -157,15 +175,15 @@ class TracingParser(Parser):
         """Read one page; note what its kernel used, if one was started."""
         app = document.settings.env.app
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "trace.json"
+            target, began = Path(folder) / "trace.json", time.time()
             try:
                 with _traced(kernel_variables(app, target)):
                     super().parse(inputstring, document)
             finally:
-                _note(app, target)
+                _note(app, target, began)
 
 
-def _note(app: Any, trace: Path) -> None:
+def _note(app: Any, trace: Path, began: float) -> None:
     """Store what the execution that wrote a trace used, or that it failed; without a trace there was none."""
     if not trace.is_file():
         return
@@ -176,7 +194,7 @@ def _note(app: Any, trace: Path) -> None:
         uri = app.env.doc2path(page)
         cached = [record for record in get_cache(cache_folder(app)).list_cache_records() if record.uri == uri]
         newest = max(cached, key=lambda record: record.pk)
-        ledger.note(newest.hashkey, page, json.loads(trace.read_text()))
+        ledger.note(newest.hashkey, page, json.loads(trace.read_text()), began)
     else:
         ledger.failed = sorted({*ledger.failed, page})
     ledger.save()
