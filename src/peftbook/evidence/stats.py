@@ -7,10 +7,10 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import scipy  # its parts are loaded when they are used
+import scipy
 
 from peftbook.errors import InputError
 
@@ -49,6 +49,19 @@ POWER = 0.8  # of a comparison with the seeds and examples that are asked for
 MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
 
 RULE: list[Callable] = []  # the functions that make the rule, which the ledger of amendments watches
+
+
+class Part:
+    """A part of scipy, loaded when it is used: they take longer than all else that a question about results needs."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __getattr__(self, function: str) -> Any:
+        return getattr(getattr(scipy, self.name), function)
+
+
+optimize, special = Part("optimize"), Part("special")
 F = TypeVar("F", bound=Callable)
 K = TypeVar("K", bound=Hashable)
 
@@ -130,7 +143,7 @@ class Interval:
 
 def quantile(level: float, freedom: np.ndarray | float) -> np.ndarray:
     """The two-sided quantile of Student's t: |t| exceeds it with probability `level`; of the normal for ν = ∞."""
-    return np.where(np.isinf(freedom), -scipy.special.ndtri(level / 2), -scipy.special.stdtrit(freedom, level / 2))
+    return np.where(np.isinf(freedom), -special.ndtri(level / 2), -special.stdtrit(freedom, level / 2))
 
 
 @rule
@@ -196,7 +209,7 @@ def p_value(one: Interval) -> float:
         return one.half(math.exp(log_level)) - abs(one.mean)
 
     lowest = math.log(1e-12)
-    return math.exp(scipy.optimize.brentq(beyond, lowest, 0.0)) if beyond(lowest) > 0 else 0.0
+    return math.exp(optimize.brentq(beyond, lowest, 0.0)) if beyond(lowest) > 0 else 0.0
 
 
 @rule
@@ -233,17 +246,17 @@ def final_level(level: float, share: float) -> float:
     seeds grew and not the examples, the looks are more alike than √share, and the level is on the safe side.
     Source: Lan and DeMets 1983.
     """
-    first = -scipy.special.ndtri(level / 2) / math.sqrt(share)
-    spent = 2 * scipy.special.ndtr(-first)
+    first = -special.ndtri(level / 2) / math.sqrt(share)
+    spent = 2 * special.ndtr(-first)
     nodes, weights = np.polynomial.legendre.leggauss(200)
     path, density = first * nodes, first * weights * np.exp(-((first * nodes) ** 2) / 2) / math.sqrt(2 * math.pi)
     middle, spread = math.sqrt(share) * path, math.sqrt(1 - share)
 
     def beyond(last: float) -> float:
-        missed = scipy.special.ndtr((middle - last) / spread) + scipy.special.ndtr((-last - middle) / spread)
+        missed = special.ndtr((middle - last) / spread) + special.ndtr((-last - middle) / spread)
         return float(density @ missed) + spent - level
 
-    return float(2 * scipy.special.ndtr(-scipy.optimize.brentq(beyond, -scipy.special.ndtri(level / 2), 10.0)))
+    return float(2 * special.ndtr(-optimize.brentq(beyond, -special.ndtri(level / 2), 10.0)))
 
 
 @rule
@@ -468,7 +481,7 @@ def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
         return spread.examples, seeds
     if beyond(MOST_EXAMPLES, seeds) > 0:
         return MOST_EXAMPLES, seeds
-    return round_up(scipy.optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
+    return round_up(optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
 
 
 def round_up(count: float) -> int:
