@@ -155,7 +155,7 @@ def written(path: Path, body: bytes) -> None:
     "other",
     [
         {"format": "other"}, {"code": "other"}, {"entry": {}}, {"entry": 3}, {"notebook": {}}, {"notebook": []},
-        {"notebook": {"nbformat": 9}}, {"entry": {"files": {}}}, None,
+        {"notebook": {"nbformat": 9}}, {"entry": {"files": {}}}, {"entry": {"page": "../one", "files": {}}}, None,
     ],
 )  # fmt: skip
 def test_a_file_of_another_version_or_of_other_code_does_not_come(place, there, other):

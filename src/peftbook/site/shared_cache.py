@@ -97,7 +97,7 @@ def cache_of(build: Path) -> Path:
 
 def foreign(entry: dict[str, Any]) -> bool:
     """Whether an execution used what is in no checkout: nobody else can tell whether that is the same."""
-    return any(Path(name).is_absolute() or ".." in Path(name).parts for name in entry["files"])
+    return any(Path(name).is_absolute() or ".." in Path(name).parts for name in [entry["page"], *entry["files"]])
 
 
 def give(place: Path, build: Path, root: Path) -> list[str]:
