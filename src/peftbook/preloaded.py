@@ -60,6 +60,8 @@ class Preloaded:
     def start(self, command: Sequence[str], *, env: Mapping[str, str], **files: Any) -> subprocess.Popen | Forked:
         """A process that runs `python -m module word …` with these files, as Popen takes them, in its own session."""
         with self.asking:
+            if self.server is not None and self.server.poll() is not None:  # it died; another may follow
+                self.close()
             if command[:2] == [self.python, "-m"] and self.has_libraries(env):
                 try:
                     if (forked := self.fork(command[2:], env, files["stdout"], files["stderr"])) is not None:
@@ -77,8 +79,6 @@ class Preloaded:
         nothing, since the first child would import the same libraries. Raises OSError where no process can be started.
         """
         with self.asking:
-            if self.server is not None and self.server.poll() is not None:
-                self.close()
             if AVAILABLE and self.server is None:
                 self.begin(sys.executable, env)
 
