@@ -10,6 +10,7 @@ start it. `peftbook.training.calibration` measures these rates in some seconds; 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,10 +39,14 @@ class Curve:
     elements: tuple[float, ...]
     seconds: tuple[float, ...]
 
+    @functools.cached_property
+    def logarithms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the elements and of the seconds."""
+        return np.log(np.array(self.elements)), np.log(np.array(self.seconds))
+
     def __call__(self, count: Number) -> Number:
         """Seconds for so many elements; below the first point those of the first."""
-        known = np.log(np.array(self.elements))
-        inside = np.interp(np.log(np.maximum(count, 1.0)), known, np.log(np.array(self.seconds)))
+        inside = np.interp(np.log(np.maximum(count, 1.0)), *self.logarithms)
         return np.where(count == 0, 0.0, np.exp(inside) * np.maximum(1.0, np.asarray(count) / self.elements[-1]))
 
 
@@ -142,7 +147,7 @@ def step_seconds(
             clock.forward(repeated(operations)[0], copies)
         clock.backward(operations, copies)
     tensors = trained(shape, setup)
-    pieces = sum((each for each, _ in tensors), start=Counter())
+    pieces = sum((each for each, _ in tensors), start=Size())
     clock.optimiser(evaluate(elements(tensors), values), evaluate(pieces, values), clipped)
     return clock.seconds
 
@@ -171,6 +176,7 @@ class Clock:
         self.rates = rates
         self.setup = setup
         self.symbols = symbols
+        self.passes: dict[tuple[tuple[str, ...], int, bool], Number] = {}  # over tensors of a shape, dtype and kind
         self.seconds: dict[str, Number] = dict.fromkeys(
             ("products", "attention", "elementwise", "dequantised", "optimiser", "calls"), 0.0
         )
@@ -228,9 +234,12 @@ class Clock:
 
     def elementwise(self, value: Value, exponential: bool, copies: int) -> None:
         """A pass over the elements of a tensor."""
-        curves = self.rates.exponential if exponential else self.rates.plain
-        curve = curves[DTYPES.get(value.bytes_each, "fp32")]
-        self.add("elementwise", curve(count(value.shape, self.symbols)), copies)
+        kind = (value.product, value.bytes_each, exponential)
+        if kind not in self.passes:
+            curves = self.rates.exponential if exponential else self.rates.plain
+            curve = curves[DTYPES.get(value.bytes_each, "fp32")]
+            self.passes[kind] = curve(count(value.product, self.symbols))
+        self.add("elementwise", self.passes[kind], copies)
 
     def pass_over(self, size: Size, copies: int) -> None:
         """A pass over so many bytes in float32."""

@@ -234,7 +234,7 @@ class Store:
 
     def path(self, key: str) -> Path | None:
         """The file that holds this key, or None; where it was looked for in vain is an audit event of Python's."""
-        paths = [folder / f"{key[:12]}.json" for folder in self.folders]
+        paths = _paths(self.folders, f"{key[:12]}.json")
         look(paths)
         for path in paths:
             if path.is_file():
@@ -306,6 +306,11 @@ class Store:
         look(paths.values())
         for name in sorted(paths):
             yield _read(paths[name])
+
+
+@lru_cache(CACHED_RECORDS)
+def _paths(folders: tuple[Path, ...], name: str) -> list[Path]:
+    return [folder / name for folder in folders]
 
 
 def _read(path: Path) -> Record:

@@ -17,7 +17,7 @@ from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
 from peftbook.memory.timeline import Moments, kind_of, moments
-from peftbook.memory.walk import walk
+from peftbook.memory.walk import alike, walk
 
 __all__ = ["Peak", "Step", "training_step"]
 
@@ -98,19 +98,17 @@ def training_step(shape: Shape, setup: Setup) -> Step:
             f"A GPU has no fused attention in float32 for {shape.heads} heads over {shape.kv_heads} key heads: "
             "choose autocast, dtype 'bf16', or eager attention."
         )
-    slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
-    alike = replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1, labels=min(setup.labels, 1))
-    step = structure(shape, alike)
+    step = structure(shape, alike(shape, setup))
     return replace(step, symbols={**shape.symbols, **setup.symbols})
 
 
 @functools.lru_cache(maxsize=1024)
 def structure(shape: Shape, setup: Setup) -> Step:
-    """The polynomials: they do not depend on how many rows and tokens there are beyond one row and a full window."""
+    """The polynomials of set-ups that are `alike`."""
     walked = walk(shape, setup)
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():
-        kept.setdefault(kind_of(where), Counter()).update(multiple(size, walked.copies_of(where)))
+        kept.setdefault(kind_of(where), Size()).add(size, walked.copies_of(where))
     held = moments(walked, setup.checkpointing, setup.accumulated)
     return Step(
         state(shape, setup) if setup.devices == 1 else shared(state(shape, setup), shape, setup),
@@ -133,19 +131,19 @@ def shared(terms: dict[str, Size], shape: Shape, setup: Setup) -> dict[str, Size
     each, others = BYTES[setup.dtype], rest(shape)
     layer = multiple(one_layer(others), each)
     for d_in, d_out in WIDTHS.values():
-        layer.update(product(0.5 if setup.quantised else 2 if setup.held else each, *d_in, *d_out))
-    outside = Counter({symbols: each * count for symbols, count in others.items() if "L" not in symbols})
+        layer.add(product(0.5 if setup.quantised else 2 if setup.held else each, *d_in, *d_out))
+    outside = Size({symbols: each * count for symbols, count in others.items() if "L" not in symbols})
     if setup.method == "full":
         layer, outside = multiple(layer, 2), multiple(outside, 2)
     else:
         adapter = one_layer(elements(trained(shape, setup)))
-        layer.update(multiple(adapter, 2 * BYTES[setup.adapter_dtype]))
+        layer.add(adapter, 2 * BYTES[setup.adapter_dtype])
     return part | {"whole for a while": multiple(layer, 2) + outside}
 
 
 def one_layer(size: Size) -> Size:
     """What of a polynomial falls to one of the layers."""
-    return Counter(
+    return Size(
         {tuple(symbol for symbol in symbols if symbol != "L"): each for symbols, each in size.items() if "L" in symbols}
     )
 
@@ -163,9 +161,9 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     quantisation of 1, and of 4 for each 256 of those; beside them the tables of codes (Dettmers et al. 2023,
     arXiv:2305.14314, section 3; the arrays are those of bitsandbytes 0.50).
     """
-    matrices: Size = Counter()
+    matrices = Size()
     for d_in, d_out in WIDTHS.values():
-        matrices.update(product(1, "L", *d_in, *d_out))
+        matrices.add(product(1, "L", *d_in, *d_out))
     each = BYTES[setup.dtype]
     weights = multiple(rest(shape), each)
     terms = {"weights": weights + multiple(matrices, each)}
@@ -180,7 +178,7 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     tensors = trained(shape, setup)
     if setup.method == "lora" and setup.freeze_a:
         frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])
-        terms["weights"].update(multiple(frozen, BYTES[setup.adapter_dtype]))
+        terms["weights"].add(frozen, BYTES[setup.adapter_dtype])
     if setup.accumulated:
         terms["gradients"] = gradients_of(shape, setup)
     if setup.method != "full":
@@ -191,12 +189,12 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
 def rest(shape: Shape) -> Size:
     """Parameters outside the matrices of the layers: embedding, head, gains, biases."""
     total = product(1 if shape.tied else 2, "V", "h")
-    total.update(product(shape.layer_norms, "L", "h"))
-    total.update(product(1, "h"))
+    total.add(product(shape.layer_norms, "L", "h"))
+    total.add(product(1, "h"))
     if shape.head_norms:
-        total.update(product(2, "L", "d"))
+        total.add(product(2, "L", "d"))
     for name in shape.biased:
-        total.update(product(1, "L", *WIDTHS[name][1]))
+        total.add(product(1, "L", *WIDTHS[name][1]))
     return total
 
 
@@ -221,10 +219,10 @@ def trained(shape: Shape, setup: Setup) -> Tensors:
 
 def elements(tensors: Iterable[tuple[Size, tuple[str, ...]]]) -> Size:
     """How many numbers there are in tensors."""
-    total: Size = Counter()
+    total = Size()
     for count, symbols in tensors:
         for others, each in count.items():
-            total.update(product(each, *others, *symbols))
+            total.add(product(each, *others, *symbols))
     return total
 
 
@@ -246,5 +244,5 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
             bytes_each = 2 * (1 + 4 / STATE_BLOCK) if size >= LEAST_8BIT else 8.0
         paged = setup.optimiser.startswith("paged") and size >= LEAST_PAGED
         total = multiple(elements([(count, axes)]), bytes_each)
-        terms.setdefault("paged moments" if paged else "moments", Counter()).update(total)
+        terms.setdefault("paged moments" if paged else "moments", Size()).add(total)
     return terms

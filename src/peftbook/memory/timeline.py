@@ -6,12 +6,12 @@ The gradient of a weight stays until the optimiser has used it. Weights and opti
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from peftbook.memory.tape import NOTHING, Operation, Size, Value, repeated
@@ -30,6 +30,7 @@ Column = tuple[str, tuple[str, ...]]  # kind, symbols
 Bytes = dict[Column, float]  # coefficients of the products of symbols
 
 
+@functools.lru_cache(maxsize=1024)
 def kind_of(where: str) -> str:
     """The kind of what a module keeps."""
     if "lora_" in where or where.startswith("prompt_encoder"):
@@ -95,7 +96,7 @@ class Moments:
         for (kind, symbols), each in zip(self.columns, self.table[index], strict=True):
             if each:
                 kinds.setdefault(kind, {})[symbols] = float(each)
-        return {kind: Counter(sizes) for kind, sizes in kinds.items()}
+        return {kind: Size(sizes) for kind, sizes in kinds.items()}
 
 
 class Timeline:
@@ -305,7 +306,7 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False) -> Mom
     gradients = Gradients(timeline, accumulated)
     for name, operations in reversed(parts.items()):
         inside = checkpointing and name in walked.copies
-        gradients.backward(operations, partial(timeline.recompute, operations) if inside else None)
+        gradients.backward(operations, functools.partial(timeline.recompute, operations) if inside else None)
         for value in operations[0].inputs if inside else ():
             timeline.drop(value)
         if name in left:
@@ -325,7 +326,7 @@ def labelled(kind: str, size: Size) -> Bytes:
 def own_arguments(parts: dict[str, list[Operation]], name: str) -> Size:
     """Bytes of the arguments that a layer does not share with the others."""
     others = {value.key for other, operations in parts.items() if other != name for value in operations[0].inputs}
-    total: Size = Counter()
+    total = Size()
     for value in parts[name][0].inputs:
-        total.update(value.size if value.key not in others else NOTHING)
+        total.add(value.size if value.key not in others else NOTHING)
     return total

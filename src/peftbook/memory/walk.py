@@ -8,14 +8,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftbook.memory.decoder import Context, Decoder, embed, mask_of, virtual_tokens
 from peftbook.memory.setup import BYTES, Setup
 from peftbook.memory.shapes import Shape
-from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, multiple, repeated
+from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, repeated
 
-__all__ = ["Walk", "layer_names", "layer_of", "walk"]
+__all__ = ["Walk", "alike", "layer_names", "layer_of", "walk"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Walk:
 
     def flops(self, checkpointing: bool) -> dict[str, Size]:
         """Floating-point operations of matrix products, in forward, in backward, and of layers that are run again."""
-        totals: dict[str, Size] = {"forward": Counter(), "backward": Counter(), "again": Counter()}
+        totals = {"forward": Size(), "backward": Size(), "again": Size()}
         for name, operations in self.sections.items():
             copies = self.copies.get(name, 1)
             for operation in operations:
-                totals["forward"].update(multiple(flops_of(operation.products), copies))
-                totals["backward"].update(multiple(flops_of(operation.undoing_products), copies))
+                totals["forward"].add(flops_of(operation.products), copies)
+                totals["backward"].add(flops_of(operation.undoing_products), copies)
             for operation in repeated(operations)[0] if checkpointing and name in self.copies else ():
-                totals["again"].update(multiple(flops_of(operation.products), copies))
+                totals["again"].add(flops_of(operation.products), copies)
         return totals
 
     def copies_of(self, module: str) -> int:
@@ -65,9 +65,9 @@ class Walk:
 
 def flops_of(products: Iterable[MatrixProduct]) -> Size:
     """Floating-point operations of matrix products."""
-    total: Size = Counter()
+    total = Size()
     for matrix_product in products:
-        total.update(matrix_product.flops)
+        total.add(matrix_product.flops)
     return total
 
 
@@ -76,9 +76,22 @@ def layer_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-@functools.lru_cache(maxsize=64)
+def alike(shape: Shape, setup: Setup) -> Setup:
+    """The least set-up with the same tape: that does not depend on how many rows and tokens there are beyond one row
+    and a full window.
+    """
+    slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
+    return replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1, labels=min(setup.labels, 1))
+
+
 def walk(shape: Shape, setup: Setup) -> Walk:
-    """Embedding, the layers, head and loss.
+    """Embedding, the layers, head and loss."""
+    return walked(shape, alike(shape, setup))
+
+
+@functools.lru_cache(maxsize=256)
+def walked(shape: Shape, setup: Setup) -> Walk:
+    """`walk` of the set-ups that are alike.
 
     The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
     first to keep what all share. Of the others there is one of each kind, see `layer_names`.

@@ -132,13 +132,13 @@ def correlation(found: Sequence[Record], measure: str = "mse", blocks: Sequence[
     weight = np.array(weights_of(found[0]) or np.ones(task.shape[2]))
     rows = np.array([[at for at, cell in enumerate(chosen) if cell[0] == name] for name in names])
     rng = np.random.default_rng(20260101)
-    picks, losses = [], []
-    for _ in range(DRAWS):
-        texts = rng.integers(task.shape[2], size=task.shape[2])
+    picks, texts, copies = [], np.empty((DRAWS, len(weight))), np.empty((DRAWS, len(found)))
+    for draw in range(DRAWS):
+        texts[draw] = np.bincount(rng.integers(len(weight), size=len(weight)), minlength=len(weight))
         picks.append(rows[rng.integers(len(names), size=len(names))].flatten())
-        drawn = task[rng.integers(len(found), size=len(found))].mean(axis=0)  # (cells, texts)
-        losses.append((drawn[:, texts].sum(axis=1) / weight[texts].sum())[picks[-1]])
-    draws = spearman(error[np.array(picks)], np.array(losses))
+        copies[draw] = np.bincount(rng.integers(len(found), size=len(found)), minlength=len(found))
+    losses = np.einsum("dr,rcd->dc", copies / len(found), task @ texts.T) / (texts @ weight)[:, None]  # (draws, cells)
+    draws = spearman(error[np.array(picks)], np.take_along_axis(losses, np.array(picks), axis=1))
     return stats.percentile_interval(draws, len(found), task.shape[2])
 
 
