@@ -15,6 +15,9 @@ import torch
 from fake_records import fill_store
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.ft2font import LoadFlags
+from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from scipy import stats as oracle
 
@@ -489,6 +492,15 @@ def test_a_file_that_shows_the_same_is_left_as_it_is(store: Store, tmp_path: Pat
         path.write_bytes(written)
         figures.render_all(tmp_path, store)
         assert path.read_bytes() == (written if kept else drawn)
+
+
+def test_a_formula_is_laid_out_once_and_as_matplotlib_does():
+    """By whichever renderer it is asked for."""
+    font = FontProperties(size=style.SIZE)
+    first, again = (MathTextParser("path").parse("$10^{-3}$", 72, font) for _ in range(2))
+    alone = style.lay_out(MathTextParser("path"), "$10^{-3}$", 72, font, True, LoadFlags.NO_HINTING)
+    assert again is first and first[:3] == alone[:3] and first.rects == alone.rects
+    assert [(size, *where) for _, size, *where in first.glyphs] == [(size, *where) for _, size, *where in alone.glyphs]
 
 
 def test_an_empty_store_renders_only_what_is_computed(tmp_path: Path, monkeypatch):

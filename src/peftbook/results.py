@@ -138,8 +138,9 @@ def run_command(study: str) -> str:
 
 def command_for(missing: Missing, store: Store) -> str:
     """The command that computes a run which has no record: that of the first study which asks for it."""
+    key = store.spec(missing.run).key
     for name in NAMES:
-        if missing.run in get_study(name).runs(store):
+        if any(key == known for known, _ in study_runs(name, store)):
             return run_command(name)
     return f"peftbook run --key {missing.run.key[:12]}"
 
