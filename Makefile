@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: book test check lint slides figures pdf epub audit serve clean
+.PHONY: book test types suite check lint slides figures pdf epub audit serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
@@ -26,11 +26,17 @@ PLAIN  := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIO
 # The files with a marker: to collect all of them again takes half a minute.
 marked = $$(grep -l 'mark\.$(1)' tests/*.py)
 
+# Types are checked while tests wait for something.
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j 2 types suite
+
+types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+suite: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/pytest -m alone $(call marked,alone)
 	! grep -qs avx512 /proc/cpuinfo || $(PLAIN) $(BIN)/pytest -m plain $(call marked,plain)

@@ -77,6 +77,7 @@ def test_the_sample_is_drawn_by_its_seed(tmp_path, monkeypatch):
     assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 3
 
 
+@pytest.mark.alone
 @pytest.mark.model
 @pytest.mark.plain
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_the_short_shipped_run_repeats(tmp_path):
     """In a process of its own, through the queue's worker, whatever processor made the record: every loss of its
     training; of its first examples and answers the means, each with the tolerance of so many.
     """
-    whole, few = short_run(), 8
+    whole, few = short_run(), 4
     fewer = whole.evaluation.model_copy(update={"n_loss": few, "n_generate": few})
     run = whole.model_copy(update={"evaluation": fewer})
     assert run_subprocess(run, folder=tmp_path) == (True, "")
