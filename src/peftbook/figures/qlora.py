@@ -176,6 +176,6 @@ def surviving_gains(store: Store) -> Figure:
     axes.set_ylabel("Kept after quantising again, %")
     decimals(axes.xaxis, (1, 3))
     note(axes, "filled: of the gain in loss\nhollow: κ, of the update itself\n* from a 4-bit file", 0.03, ha="left")
-    axes.set_xlim(right=5 * max(x for x, _, _ in ends.values()))
-    label_points(axes, ends, column=0.82)
+    axes.set_xlim(right=9 * max(x for x, _, _ in ends.values()))
+    label_points(axes, ends, column=0.8)
     return question(figure, "Does the size of an update tell whether it survives?")

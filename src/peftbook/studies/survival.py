@@ -224,7 +224,7 @@ def part_quantities(name: str, found: Sequence[Adapter]) -> dict[str, Quantity]:
         return out
     size = np.array([one.size for one in found])  # (adapters, seeds)
     distance = np.abs(np.array([one.update_kept - one.kept[0] for one in found])).mean(axis=0)  # (seeds,)
-    out[f"{name}_correlation"] = Quantity.of(correlation(found), "", keys, 2)
+    out[f"{name}_correlation"] = Quantity.of(correlation(found), "", keys, 2, among=(-1, 1))
     out[f"{name}_distance"] = percent(stats.seed_interval(distance), keys)
     out[f"{name}_span"] = Quantity.of(stats.seed_interval(size.max(axis=0) / size.min(axis=0)), "×", keys, 0)
     if name in MODELS and np.isfinite(half := half_sizes(found))[0].all():
@@ -245,7 +245,7 @@ def correlation_part(model: str, found: Sequence[Adapter]) -> tuple[str, str]:
         return "undecided", f"{len(found)} adapters that gain are too few on {LABELS[model]}"
     interval = correlation(found)
     said = (
-        f"{interval.mean:.2f} on {LABELS[model]} (95 % interval {interval.low:.2f} to {interval.high:.2f}; "
+        f"{interval.mean:.2f} on {LABELS[model]} (95 % interval {interval.low:.2f} to {min(interval.high, 1):.2f}; "
         f"{len(found)} adapters)"
     )
     if not spans(found):
