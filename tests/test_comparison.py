@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peftbook import metrics
 from peftbook.errors import InputError
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import corpus_bleu, has_column, keys_of, paired, score, shared, table, weights
 
 TOKENS = np.array([3.0, 5.0, 9.0, 4.0, 7.0, 2.0])
@@ -98,7 +98,7 @@ def test_bleu_is_of_the_corpus_and_paired_over_replicates():
     """Its mean is that of the seeds' own; of an arm and itself it is nought without error, and groups are left out."""
     first, second, groups = written("a", 3, 1.0), written("b", 3, 0.6), ("x", "y", "z", "w") * 2
     values = corpus_bleu(first)
-    assert values.shape == (1 + stats.DRAWS, 3)
+    assert values.shape == (1 + resampling.DRAWS, 3)
     assert values[0] == pytest.approx([metrics.bleu(record.per_example) for record in first])
     assert score(first, "bleu").mean == pytest.approx(values[0].mean())
     found = paired(second, first, "bleu")

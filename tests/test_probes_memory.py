@@ -12,7 +12,7 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.memory import TARGETS, Configuration, Setup, Shape
 from peftbook.records import Record, Store
-from peftbook.studies import activations, get_study
+from peftbook.studies import activations, get_study, memory_cases
 from peftbook.studies import memory as study
 from peftbook.training.hardware import peak_memory
 from peftbook.training.probes import measure
@@ -247,7 +247,7 @@ def test_the_verdict_at_7b_is_a_count_of_bytes(tmp_path, share, outcome):
 
 def test_the_held_out_cases_are_those_that_were_committed():
     """Their names and settings were drawn before anything was measured; a change would be seen here."""
-    assert study.split_sha256() == study.SPLIT_SHA256
+    assert memory_cases.split_sha256() == memory_cases.SPLIT_SHA256
     assert not study.HALVES["open"].keys() & study.HALVES["held-out"].keys()
     assert len(study.CASES) >= 40
 

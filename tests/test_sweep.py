@@ -16,8 +16,9 @@ from peftbook.evidence import stats
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable
+from peftbook.studies.grids import FINEST, grid, middle_first, shortfall
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import FINEST, Arm, TunedComparison, grid, middle_first, shortfall
+from peftbook.studies.sweep import Arm, TunedComparison
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 

@@ -83,16 +83,7 @@ def compare(
     deciding = MEASURES[measure]
     margin = deciding.margin if margin is None else margin
     candidates = group_records(records)
-    measures = tuple(
-        one
-        for one in MEASURES.values()
-        if any(each.has(one.column) for each in candidates) and (one is deciding or says_something(one, candidates))
-    )
-    if not measures:
-        raise InputError("No run of this comparison has finished: wait, or see what stopped them.")
-    if deciding not in measures:
-        names = ", ".join(one.name for one in measures)
-        raise InputError(f"No run was scored by {measure!r}: choose one of {names}, or let the runs generate texts.")
+    measures = measures_of(candidates, deciding)
     scored, most = (
         max(examples_of(one.done, each.column) for each in by for one in candidates if one.has(each.column))
         for by in ((deciding,), measures)
@@ -127,6 +118,23 @@ def compare(
     )
     found = dataclasses.replace(found, recommendation=recommend(found))
     return dataclasses.replace(found, cautions=list_cautions(found))
+
+
+def measures_of(candidates: Sequence[Candidate], deciding: Measure) -> tuple[Measure, ...]:
+    """What the candidates were scored by. Raises InputError where none has finished or the deciding one is missing."""
+    found = tuple(
+        one
+        for one in MEASURES.values()
+        if any(each.has(one.column) for each in candidates) and (one is deciding or says_something(one, candidates))
+    )
+    if not found:
+        raise InputError("No run of this comparison has finished: wait, or see what stopped them.")
+    if deciding not in found:
+        names = ", ".join(one.name for one in found)
+        raise InputError(
+            f"No run was scored by {deciding.name!r}: choose one of {names}, or let the runs generate texts."
+        )
+    return found
 
 
 def says_something(measure: Measure, candidates: Sequence[Candidate]) -> bool:

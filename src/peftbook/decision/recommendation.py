@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from peftbook.decision.terms import Comparison, Recommendation, Row
-from peftbook.evidence.stats import FEWEST_GROUPS, Interval, settle
+from peftbook.evidence.planning import settle
+from peftbook.evidence.stats import FEWEST_GROUPS, Interval
 from peftbook.results import format_value
 
 __all__ = ["FEWEST_EXAMPLES", "amount", "bill", "listed", "recommend", "signed"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from peftbook import metrics
 from peftbook.errors import InputError
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.evidence.stats import Groups, Interval
 
 __all__ = ["corpus_bleu", "has_column", "keys_of", "paired", "score", "shared", "table", "weights"]
@@ -54,9 +54,9 @@ def weights(arm: Records, column: str) -> list[float] | None:
 
 
 def corpus_bleu(arm: Records, groups: Groups = ()) -> np.ndarray:
-    """(1 + replicates, seeds): corpus BLEU of every record on the rows of `stats.replicates`."""
+    """(1 + replicates, seeds): corpus BLEU of every record on the rows of `resampling.replicates`."""
     statistics = np.stack([table(arm, name) for name in metrics.BLEU_STATISTICS], axis=-1)  # (seeds, examples, 10)
-    counts = stats.replicates(statistics.shape[1], tuple(groups))
+    counts = resampling.replicates(statistics.shape[1], tuple(groups))
     return np.stack([metrics.bleu_of_sums(counts @ sums) for sums in statistics], axis=1)
 
 
@@ -90,7 +90,7 @@ def values_of(arm: Records, column: str, groups: Groups) -> np.ndarray:
 def interval(values: np.ndarray, arm: Records, column: str, groups: Groups) -> Interval:
     """The interval of values that were made from a column of an arm."""
     if column == "bleu":
-        return stats.statistic_interval(values, examples_of(arm, column), groups)
+        return resampling.statistic_interval(values, examples_of(arm, column), groups)
     return stats.score_interval(values, weights(arm, column), groups)
 
 

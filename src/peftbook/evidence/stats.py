@@ -1,8 +1,7 @@
-"""The one rule of uncertainty: intervals, p-values, families of comparisons, verdicts and plans; numbers to numbers."""
+"""The one rule of uncertainty: intervals, p-values, families of comparisons, verdicts; numbers to numbers."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -29,24 +28,16 @@ __all__ = [
     "mean_interval",
     "p_value",
     "paired_interval",
-    "percentile_interval",
     "quantile",
-    "replicates",
-    "resamples",
     "score_interval",
     "second_look",
     "seed_interval",
-    "settle",
     "standard_errors",
-    "statistic_interval",
     "together",
     "with_bias",
 ]
 
-DRAWS = 2000  # of the bootstrap
 FEWEST_SEEDS, FEWEST_GROUPS = 3, 8  # below, an interval says a direction and decides nothing
-POWER = 0.8  # of a comparison with the seeds and examples that are asked for
-MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
 
 RULE: list[Callable] = []  # the functions that make the rule, which the ledger of amendments watches
 
@@ -388,103 +379,7 @@ def paired_interval(
     return mean_interval(one - two, weights, groups)
 
 
-@functools.lru_cache(maxsize=4)
-def resamples(examples: int, draws: int = DRAWS) -> np.ndarray:
-    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples), not to be written."""
-    rng = np.random.default_rng(20260101)
-    picks = np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
-    picks.flags.writeable = False
-    return picks
-
-
-@functools.lru_cache(maxsize=8)
-def replicates(examples: int, groups: tuple[Hashable, ...] = ()) -> np.ndarray:
-    """How often each example counts, (1 + replicates, examples), not to be written: once, then as replicates have it.
-
-    Those are the bootstrap samples of `resamples`; where examples share groups, all examples but those of one group.
-    """
-    if codes := group_codes(groups, examples):
-        counts = np.concatenate([np.ones((1, examples)), np.arange(max(codes) + 1)[:, None] != np.array(codes)])
-    else:
-        counts = np.stack([np.bincount(picks, minlength=examples) for picks in resamples(examples)]).astype(float)
-    counts.flags.writeable = False
-    return counts
-
-
-def statistic_interval(values: np.ndarray, examples: int, groups: Groups = ()) -> Interval:
-    """`score_interval` for a statistic that is not a mean over examples.
-
-    values: (1 + replicates, seeds), the statistic on the rows of `replicates(examples, groups)`, or of `resamples`; not
-    finite where a replicate has none. Where a group cannot be left out, or half the samples have none, or there is a
-    single example, the second error is not known: infinite.
-    """
-    per_seed, moved = values[0], values[1:][np.isfinite(values[1:]).all(axis=1)]
-    if codes := group_codes(groups, examples):
-        units = np.bincount(codes).astype(float)
-        deviations, scale, needed = moved - per_seed, 1 - 1 / len(units), max(len(units), 2)
-    else:
-        units = np.ones(examples)
-        deviations, scale, needed = moved - moved.mean(axis=0), 1 / max(len(moved) - 1, 1), len(values) // 2
-    count = len(units) if codes else 0
-    if len(units) == 1 or len(moved) < needed:
-        unknown = seed_interval(per_seed)
-        return Interval.of(unknown.mean, unknown.seed_se, math.inf, unknown.seeds, examples, 1.0, count)
-    seed_se, example_se = (float(error) for error in standard_errors(per_seed, deviations, scale))
-    return Interval.of(
-        float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom_of(units), count
-    )  # fmt: skip
-
-
 def with_bias(interval: Interval, bias: float) -> Interval:
     """The interval of an estimate that may be off by so much in either direction: both half-widths grow by |bias|."""
     half95, half90 = (half + abs(bias) for half in (interval.half95, interval.half90))
     return replace(interval, half95=half95, half90=half90, bias=interval.bias + abs(bias))
-
-
-def percentile_interval(draws: np.ndarray, seeds: int, examples: int) -> Interval:
-    """The interval between percentiles of bootstrap draws of a statistic; `mean` is its middle, not the statistic."""
-    low95, low90, high90, high95 = (float(end) for end in np.nanquantile(draws, [0.025, 0.05, 0.95, 0.975]))
-    middle, half95, half90 = (low95 + high95) / 2, (high95 - low95) / 2, (high90 - low90) / 2
-    return Interval(middle, half95, half90, 0.0, float(np.nanstd(draws)), seeds, examples)
-
-
-# --- planning --------------------------------------------------------------------------------------------------
-
-
-def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
-    """About how many test examples and seeds find a true difference of `margin` four times in five: (examples, seeds).
-
-    spread: an interval of such a difference, of which only the errors are used; what it was is no part of a plan, since
-    a difference that happened to be large would ask for too little.  level: one-sided.  What is asked for is
-    half_width(2 · level) + z_0.8 · error ≤ margin, with squared errors that go with one over the numbers; seeds are
-    added until theirs alone leave half of what is wanted. The plan is for new seeds on a fresh test set. Raises
-    InputError where an error is not known.
-    """
-    if not math.isfinite(spread.standard_error):
-        raise InputError(
-            f"With {spread.seeds} seed{'s' * (spread.seeds > 1)} and {spread.examples} test "
-            f"example{'s' * (spread.examples > 1)} the spread is not known: measure two of each before planning."
-        )
-    z = float(quantile(2 * (1 - POWER), math.inf))
-
-    def beyond(examples: float, seeds: int) -> float:
-        seed_se = spread.seed_se * math.sqrt(spread.seeds / seeds)
-        example_se = spread.example_se * math.sqrt(spread.examples / examples)
-        freedom = spread.freedom * examples / spread.examples
-        half = float(half_width(2 * level, seed_se, example_se, seeds - 1, freedom))
-        return half + z * math.hypot(seed_se, example_se) - margin
-
-    seeds = spread.seeds if spread.seeds == 1 else max(spread.seeds, FEWEST_SEEDS)
-    while 1 < seeds < MOST_SEEDS and beyond(math.inf, seeds) > (math.sqrt(0.5) - 1) * margin:
-        seeds += 1
-    if beyond(spread.examples, seeds) <= 0:
-        return spread.examples, seeds
-    if beyond(MOST_EXAMPLES, seeds) > 0:
-        return MOST_EXAMPLES, seeds
-    return round_up(optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
-
-
-def round_up(count: float) -> int:
-    """Up to two significant digits."""
-    unit = 10 ** max(0, math.floor(math.log10(max(count, 1))) - 1)
-    return unit * math.ceil(count / unit - 1e-9)

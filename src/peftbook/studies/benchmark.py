@@ -23,8 +23,9 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies.grids import grid
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison, decide, grid, length_ratio
+from peftbook.studies.sweep import Arm, TunedComparison, decide, length_ratio
 
 __all__ = ["COMPARISON", "PAIRS", "best_rate"]
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import paired, table
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -131,16 +131,16 @@ def vertices(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def resampled(record: Record) -> np.ndarray:
-    """Mean validation loss on the rows of `stats.replicates`, (1 + draws,)."""
+    """Mean validation loss on the rows of `resampling.replicates`, (1 + draws,)."""
     nats, tokens = (table([record], name)[0] for name in ("loss_nats", "label_tokens"))
-    counts = stats.replicates(len(nats))
+    counts = resampling.replicates(len(nats))
     return (counts @ nats) / (counts @ tokens)
 
 
 def log_best(
     comparison: TunedComparison, name: str, seeds: tuple[int, ...], store: Store, steps: int = WINDOW
 ) -> np.ndarray:
-    """log of the best rate, (1 + draws, seeds), on the rows of `stats.replicates`, by the rates within `steps`.
+    """log of the best rate, (1 + draws, seeds), on the rows of `resampling.replicates`, by the rates within `steps`.
 
     A run that has not `learned` is left out of the fit. Raises Missing until the runs are there, and Unusable where
     three are not left or the data themselves have no minimum.
@@ -165,7 +165,7 @@ def keys(name: str, store: Store) -> tuple[str, ...]:
 
 def interval_of_logs(values: np.ndarray) -> stats.Interval:
     """Interval of a logarithm that `log_best` gave, or of a difference of two."""
-    return stats.statistic_interval(values, SHORT.sweep_examples)
+    return resampling.statistic_interval(values, SHORT.sweep_examples)
 
 
 def log_ratio(first: str, second: str, store: Store) -> stats.Interval:

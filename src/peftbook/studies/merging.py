@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from peftbook import specs
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, score, table, weights
 from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
@@ -101,9 +101,9 @@ def merge_records(store: Store) -> list[Record]:
 def log_ratio(first: np.ndarray, second: np.ndarray) -> stats.Interval:
     """Interval of log(median of first / median of second), paired by process and trial: (processes, trials) seconds."""
     trials = first.shape[1]
-    picks = stats.resamples(trials)
+    picks = resampling.resamples(trials)
     medians = (np.median(times[:, picks], axis=2).T for times in (first, second))  # (1 + draws, processes)
-    return stats.statistic_interval(np.log(next(medians)) - np.log(next(medians)), trials)
+    return resampling.statistic_interval(np.log(next(medians)) - np.log(next(medians)), trials)
 
 
 def ratio_quantity(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:

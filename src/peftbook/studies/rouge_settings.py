@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Probe, Run
@@ -96,12 +96,12 @@ def seeds_of(arm: str, record: Record) -> list[int]:
 
 
 def scores(arm: str, record: Record, groups: tuple[str, ...] = ()) -> np.ndarray:
-    """The arm's scores for each row of `stats.replicates`, seed and setting, (1 + replicates, seeds, SETTINGS).
+    """The arm's scores for each row of `resampling.replicates`, seed and setting, (1 + replicates, seeds, SETTINGS).
 
     Each is the mean over examples; the last setting is the score of the corpus, 2 Σ LCS / Σ (tokens of text and
     reference) = Σ length · F / Σ length.
     """
-    counts = stats.replicates(examples_of(record), groups)
+    counts = resampling.replicates(examples_of(record), groups)
     out = np.empty((len(counts), len(seeds_of(arm, record)), len(SETTINGS)))
     for at, seed in enumerate(seeds_of(arm, record)):
         columns = [np.array(record.per_example[f"{arm}_{seed}_{name}"], dtype=float) for name in SCORINGS]
@@ -132,7 +132,7 @@ def scored(record: Record) -> Scored:
 
 def interval_of(found: Scored, pick: Callable[[Mapping[str, np.ndarray]], np.ndarray], examples: int) -> stats.Interval:
     """The interval of what `pick` makes of the arms' scores, over groups, with the one over single examples."""
-    single, *grouped = (stats.statistic_interval(pick(arms), examples, units) for units, arms in found.items())
+    single, *grouped = (resampling.statistic_interval(pick(arms), examples, units) for units, arms in found.items())
     return replace(grouped[0], by_example=(single.low, single.high)) if grouped else single
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.cost import Rates, step_seconds
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.memory import Configuration
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
@@ -65,8 +65,8 @@ def predicted(one: Configuration, rates: str) -> float:
 def median_error(found: list[float]) -> stats.Interval:
     """Median |predicted / measured − 1| with its interval over configurations."""
     errors = np.abs(np.array(found) - 1)
-    drawn = np.median(errors[stats.resamples(len(errors))], axis=1)
-    return stats.statistic_interval(drawn[:, None], len(errors))
+    drawn = np.median(errors[resampling.resamples(len(errors))], axis=1)
+    return resampling.statistic_interval(drawn[:, None], len(errors))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

@@ -35,7 +35,7 @@ from typing import NamedTuple
 import numpy as np
 
 from peftbook import specs
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import weights
 from peftbook.methods.qlora import QLoRA
 from peftbook.records import Missing, Record, Store
@@ -82,7 +82,7 @@ class Adapter(NamedTuple):
     @property
     def share(self) -> stats.Interval:
         """The share of the gain that is left."""
-        return stats.statistic_interval(self.kept, self.examples)
+        return resampling.statistic_interval(self.kept, self.examples)
 
 
 def probe(model: str, rate: float, seed: int) -> specs.Probe:
@@ -107,7 +107,7 @@ def adapter(model: str, rate: float, store: Store) -> Adapter:
     """What the records of a rate say. Raises Missing."""
     records = store.need_all(probe(model, rate, seed) for seed in SEEDS)
     untuned, merged, requantised = (nats(records, state) for state in ("untuned", "merged", "requantised"))
-    counts = stats.replicates(untuned.shape[1])
+    counts = resampling.replicates(untuned.shape[1])
     return Adapter(
         model,
         rate,
@@ -139,7 +139,7 @@ def correlation(found: Sequence[Adapter]) -> stats.Interval:
     """Spearman's correlation of size and kept share over the adapters, with each seed and each draw of examples."""
     size = np.array([one.size for one in found]).T  # (seeds, adapters)
     kept = np.array([one.kept for one in found]).transpose(1, 2, 0)  # (1 + replicates, seeds, adapters)
-    return stats.statistic_interval(spearman(np.broadcast_to(size, kept.shape), kept), found[0].examples)
+    return resampling.statistic_interval(spearman(np.broadcast_to(size, kept.shape), kept), found[0].examples)
 
 
 def spans(found: Sequence[Adapter]) -> bool:
@@ -173,7 +173,7 @@ def scale(found: Mapping[str, Sequence[Adapter]]) -> stats.Interval | None:
     if not np.isfinite([one[0], two[0]]).all():
         return None
     with np.errstate(invalid="ignore"):
-        return stats.statistic_interval(np.log(one) - np.log(two), next(iter(found.values()))[0].examples)
+        return resampling.statistic_interval(np.log(one) - np.log(two), next(iter(found.values()))[0].examples)
 
 
 def parts(store: Store) -> dict[str, list[Adapter]]:
@@ -228,7 +228,7 @@ def part_quantities(name: str, found: Sequence[Adapter]) -> dict[str, Quantity]:
     out[f"{name}_distance"] = percent(stats.seed_interval(distance), keys)
     out[f"{name}_span"] = Quantity.of(stats.seed_interval(size.max(axis=0) / size.min(axis=0)), "×", keys, 0)
     if name in MODELS and np.isfinite(half := half_sizes(found))[0].all():
-        out[f"{name}_half_size"] = Quantity.of(stats.statistic_interval(half, found[0].examples), "", keys, 2)
+        out[f"{name}_half_size"] = Quantity.of(resampling.statistic_interval(half, found[0].examples), "", keys, 2)
     return out
 
 

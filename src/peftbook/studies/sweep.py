@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import comparison, stats
@@ -23,12 +21,11 @@ from peftbook.methods import Method
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
+from peftbook.studies.grids import HIGHEST_RATE, LOWEST_RATE, grid, halfway, middle_first, shortfall
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "TunedComparison", "decide", "grid", "length_ratio", "paired_quantities", "score_quantities"]
+__all__ = ["Arm", "TunedComparison", "decide", "length_ratio", "paired_quantities", "score_quantities"]
 
-LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
-FINEST = 1.5  # and none refined where neighbours are closer
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 SCORES = {  # score → column of the records, unit, decimals
     "loss": ("loss_nats", "nats per token", 3),
@@ -38,11 +35,6 @@ SCORES = {  # score → column of the records, unit, decimals
 COUNTED = tuple(name for name in SHARES if name != "bertscore_f1")  # of words or answers: 0 to 1, differences −1 to 1
 ANY = (-math.inf, math.inf)
 Claim = tuple[float, float]  # the ends between which a claim puts a difference
-
-
-def grid(low: float, factor: float, count: int) -> tuple[float, ...]:
-    """`count` rates from `low`, each `factor` times the one before, to three significant digits."""
-    return tuple(float(f"{low * factor**at:.3g}") for at in range(count))
 
 
 @dataclass(frozen=True)
@@ -345,34 +337,6 @@ def length_ratio(record: Record) -> float:
     """Words written over words of the nearest references, over the whole test set; below 1 BLEU has its penalty."""
     written, wanted = (record.per_example[f"bleu_{name}"] for name in ("length", "reference_length"))
     return math.fsum(map(float, written)) / math.fsum(map(float, wanted))
-
-
-def middle_first(rates: Sequence[float]) -> list[float]:
-    """The rates in order of their distance from the middle of the grid: a queue that is cut short has the best part."""
-    middle = (len(rates) - 1) / 2
-    return [rates[at] for at in sorted(range(len(rates)), key=lambda at: abs(at - middle))]
-
-
-def halfway(rates: Sequence[float], best: float) -> list[float]:
-    """The geometric means of the best rate and its neighbours, unless these are within FINEST of it."""
-    at = rates.index(best)
-    near = [rate for rate in rates[max(0, at - 1) : at + 2] if max(rate / best, best / rate) > FINEST]
-    return [grid(math.sqrt(rate * best), 1, 1)[0] for rate in near]
-
-
-def shortfall(found: Mapping[float, float], best: float) -> float:
-    """How much lower the loss of a finer grid might be: the least of a parabola through the best rate and its two
-    neighbours in the logarithm of the rate, below the best. 0 where a neighbour is missing or diverged.
-    """
-    rates = sorted(found)
-    at = rates.index(best)
-    near = rates[max(0, at - 1) : at + 2]
-    losses = np.array([found[rate] for rate in near])
-    if len(near) < 3 or not np.isfinite(losses).all():
-        return 0.0
-    x = np.log(near) - math.log(best)
-    a, b, c = np.polyfit(x, losses, 2)
-    return float(found[best] - (c - b**2 / (4 * a))) if a > 0 else 0.0
 
 
 def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, quantity: str, unit: str) -> Verdict:

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from peftbook import specs
-from peftbook.evidence import stats
+from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
@@ -139,7 +139,7 @@ def correlation(found: Sequence[Record], measure: str = "mse", blocks: Sequence[
         copies[draw] = np.bincount(rng.integers(len(found), size=len(found)), minlength=len(found))
     losses = np.einsum("dr,rcd->dc", copies / len(found), task @ texts.T) / (texts @ weight)[:, None]  # (draws, cells)
     draws = spearman(error[np.array(picks)], np.take_along_axis(losses, np.array(picks), axis=1))
-    return stats.percentile_interval(draws, len(found), task.shape[2])
+    return resampling.percentile_interval(draws, len(found), task.shape[2])
 
 
 def ceiling(found: Sequence[Record], blocks: Sequence[int] | None = None) -> float:

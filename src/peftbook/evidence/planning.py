@@ -1,0 +1,52 @@
+"""How many seeds and test examples a comparison needs, by the rule of `stats`."""
+
+from __future__ import annotations
+
+import math
+
+from peftbook.errors import InputError
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval, half_width, optimize, quantile
+
+__all__ = ["settle"]
+
+POWER = 0.8  # of a comparison with the seeds and examples that are asked for
+MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
+
+
+def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
+    """About how many test examples and seeds find a true difference of `margin` four times in five: (examples, seeds).
+
+    spread: an interval of such a difference, of which only the errors are used; what it was is no part of a plan, since
+    a difference that happened to be large would ask for too little.  level: one-sided.  What is asked for is
+    half_width(2 · level) + z_0.8 · error ≤ margin, with squared errors that go with one over the numbers; seeds are
+    added until theirs alone leave half of what is wanted. The plan is for new seeds on a fresh test set. Raises
+    InputError where an error is not known.
+    """
+    if not math.isfinite(spread.standard_error):
+        raise InputError(
+            f"With {spread.seeds} seed{'s' * (spread.seeds > 1)} and {spread.examples} test "
+            f"example{'s' * (spread.examples > 1)} the spread is not known: measure two of each before planning."
+        )
+    z = float(quantile(2 * (1 - POWER), math.inf))
+
+    def beyond(examples: float, seeds: int) -> float:
+        seed_se = spread.seed_se * math.sqrt(spread.seeds / seeds)
+        example_se = spread.example_se * math.sqrt(spread.examples / examples)
+        freedom = spread.freedom * examples / spread.examples
+        half = float(half_width(2 * level, seed_se, example_se, seeds - 1, freedom))
+        return half + z * math.hypot(seed_se, example_se) - margin
+
+    seeds = spread.seeds if spread.seeds == 1 else max(spread.seeds, FEWEST_SEEDS)
+    while 1 < seeds < MOST_SEEDS and beyond(math.inf, seeds) > (math.sqrt(0.5) - 1) * margin:
+        seeds += 1
+    if beyond(spread.examples, seeds) <= 0:
+        return spread.examples, seeds
+    if beyond(MOST_EXAMPLES, seeds) > 0:
+        return MOST_EXAMPLES, seeds
+    return round_up(optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
+
+
+def round_up(count: float) -> int:
+    """Up to two significant digits."""
+    unit = 10 ** max(0, math.floor(math.log10(max(count, 1))) - 1)
+    return unit * math.ceil(count / unit - 1e-9)

@@ -1,0 +1,46 @@
+"""Grids of learning rates: how they are made, in which order they are trained, when they are fine enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["FINEST", "HIGHEST_RATE", "LOWEST_RATE", "grid", "halfway", "middle_first", "shortfall"]
+
+LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
+FINEST = 1.5  # and none refined where neighbours are closer
+
+
+def grid(low: float, factor: float, count: int) -> tuple[float, ...]:
+    """`count` rates from `low`, each `factor` times the one before, to three significant digits."""
+    return tuple(float(f"{low * factor**at:.3g}") for at in range(count))
+
+
+def middle_first(rates: Sequence[float]) -> list[float]:
+    """The rates in order of their distance from the middle of the grid: a queue that is cut short has the best part."""
+    middle = (len(rates) - 1) / 2
+    return [rates[at] for at in sorted(range(len(rates)), key=lambda at: abs(at - middle))]
+
+
+def halfway(rates: Sequence[float], best: float) -> list[float]:
+    """The geometric means of the best rate and its neighbours, unless these are within FINEST of it."""
+    at = rates.index(best)
+    near = [rate for rate in rates[max(0, at - 1) : at + 2] if max(rate / best, best / rate) > FINEST]
+    return [grid(math.sqrt(rate * best), 1, 1)[0] for rate in near]
+
+
+def shortfall(found: Mapping[float, float], best: float) -> float:
+    """How much lower the loss of a finer grid might be: the least of a parabola through the best rate and its two
+    neighbours in the logarithm of the rate, below the best. 0 where a neighbour is missing or diverged.
+    """
+    rates = sorted(found)
+    at = rates.index(best)
+    near = rates[max(0, at - 1) : at + 2]
+    losses = np.array([found[rate] for rate in near])
+    if len(near) < 3 or not np.isfinite(losses).all():
+        return 0.0
+    x = np.log(near) - math.log(best)
+    a, b, c = np.polyfit(x, losses, 2)
+    return float(found[best] - (c - b**2 / (4 * a))) if a > 0 else 0.0
