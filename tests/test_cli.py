@@ -220,6 +220,29 @@ def test_fit_says_what_a_step_needs_and_what_would_help(capsys, tmp_path):
     assert said["fits"] and said["peak_bytes"] == round(sum(said["terms_bytes"].values()))
 
 
+def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
+    """An id of the hub, transformers' optimisers and attention, peft's targets, sizes as others write them."""
+
+    def said(*given: str) -> dict:
+        assert cli.main(["fit", "--seq", "512", "--json", *given]) in (0, 1)
+        return json.loads(capsys.readouterr().out)
+
+    ours = said("--model", "llama-3.1-8b", "--method", "qlora", "--memory", "24GiB", "--labels", "128")
+    assert ours == said(
+        "--model", "meta-llama/Llama-3.1-8B-Instruct", "--method", "qlora", "--memory", "24Gi", "--labels", "25%",
+        "--targets", "all-linear", "--optimiser", "adamw_torch_fused", "--attention", "flash_attention_2",
+    )  # fmt: skip
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+              "num_attention_heads": 4, "vocab_size": 100}  # fmt: skip
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": four}))
+    own = said("--model", str(tmp_path), "--memory", "1GiB", "--reserve", "0GiB")
+    assert own == said(
+        "--model", str(tmp_path), "--memory", "1GiB", "--reserve", "0", "--quant", "nf4", "--single-quant"
+    )
+    assert own["peak_bytes"] != said("--model", str(tmp_path), "--memory", "2GiB", "--quant", "none")["peak_bytes"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
@@ -230,6 +253,11 @@ def test_fit_says_what_a_step_needs_and_what_would_help(capsys, tmp_path):
         (("--targets", "q_proj,w_proj"), "w_proj"),
         (("--method", "prefix", "--checkpointing"), "prefix"),
         (("--optimiser", "adam"), "adam"),
+        (("--attention", "flash"), "flash_attention_2"),
+        (("--seq", "100000"), "4,096 positions"),
+        (("--labels", "2000"), "up to 1,024"),
+        (("--labels", "some"), "a share like 30%"),
+        (("--model", "llama-2-7c"), "nearest name is 'llama-2-7b'"),
     ],
 )
 def test_fit_refuses_what_it_cannot_compute(capsys, wrong, word):

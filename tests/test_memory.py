@@ -11,7 +11,8 @@ from torch.utils import flop_counter
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
 from peftbook.memory.fit import as_json, as_text, largest
-from peftbook.memory.shapes import FAMILIES, as_config, shape_from_config
+from peftbook.memory.names import OPTIMISER_NAMES, meant
+from peftbook.memory.shapes import FAMILIES, as_config, quantised_in, shape_from_config
 from peftbook.memory.tape import Tape, Weight, evaluate
 from peftbook.memory.walk import walk
 from peftbook.studies import activations as study
@@ -29,11 +30,17 @@ PUBLISHED = {
     "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384,
     "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
     "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496, "llama-3.2-1b": 1_235_814_400,
+    "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "mistral-7b-v0.3": 7_248_023_552,
+    "qwen3-14b": 14_768_307_200, "qwen3-32b": 32_762_123_264,
     "llama-3.2-3b": 3_212_749_824, "mistral-7b": 7_241_732_096, "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352, "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
     "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "gemma-3-1b": 999_885_952,
+}  # fmt: skip
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+    "num_attention_heads": 4, "vocab_size": 100,
 }  # fmt: skip
 SMALL = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
 CPU = Setup(rank=4, length=6, seq=24, device="cpu")
@@ -453,6 +460,11 @@ def test_the_held_out_half_is_the_one_that_was_fixed():
         (lambda: shape_from_config({"model_type": "mamba"}), "'mamba' is not covered"),
         (lambda: shape_from_config({"model_type": "llama", "hidden_size": 64}), "num_hidden_layers"),
         (lambda: read_shape("no-such-model"), "no-such-model"),
+        (lambda: read_shape("meta-llama/Llama-3.1-9B"), "nearest name is 'llama-3.1-8b'"),
+        (lambda: shape_from_config(CONFIG | {"num_hidden_layers": True}), "no whole number for num_hidden_layers"),
+        (lambda: quantised_in({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "'gptq', which is not"),
+        (lambda: quantised_in({"quantization_config": {"load_in_8bit": True}}), "8 bits of bitsandbytes"),
+        (lambda: meant("Optimiser", "adamw_tosch", OPTIMISER_NAMES), "nearest name is 'adamw_torch'"),
         (lambda: bytes_of_text("lots"), "'lots'"),
         (lambda: bytes_of_text("0GiB"), "'0GiB'"),
         (lambda: Configuration.parse("[1]"), "no configuration"),
@@ -466,7 +478,55 @@ def test_bad_input_names_the_value_and_the_fix(make, message):
 
 def test_sizes_of_memory_are_read():
     assert bytes_of_text("24GiB") == bytes_of_text("24 gib") == bytes_of_text("24") == 24 * GIB
-    assert bytes_of_text("80GB") == 80e9
+    assert bytes_of_text("24Gi") == 24 * GIB and bytes_of_text("512M") == 512e6
+    assert bytes_of_text("80GB") == bytes_of_text("80G") == 80e9
+    assert bytes_of_text("0GiB", least=0) == bytes_of_text("0", least=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3-8B", "llama-3-8b"),
+        ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "llama-3.1-70b"),
+        ("Qwen/Qwen3-14B-Base", "qwen3-14b"),
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
+        ("mistralai/Mistral-7B-v0.1", "mistral-7b"),
+        ("google/gemma-3-1b-it", "gemma-3-1b"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("llama3.1-8b", "llama-3.1-8b"),
+    ],
+)
+def test_a_model_goes_by_its_id_of_the_hub(said, name):
+    assert read_shape(said) is SHAPES[name]
+
+
+def test_what_the_local_cache_of_the_hub_holds_comes_before_the_table(tmp_path, monkeypatch):
+    """A model of an owner's own that keeps a known name has its own sizes."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(tmp_path / file))
+    assert read_shape("someone/llama-3.1-8b") == shape_from_config(CONFIG)
+
+
+def test_a_base_in_4_bits_is_as_its_settings_say():
+    """And one without a quantisation is left to who asks."""
+    said = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    assert quantised_in(CONFIG | {"quantization_config": said}) == {"quantised": "nf4", "double": True}
+    assert quantised_in(CONFIG) == quantised_in(None) == {}
+
+
+def test_labels_keep_their_share_while_the_largest_batch_is_sought():
+    """A quarter of the positions with logits is a quarter of more rows, too."""
+    one = Configuration(SHAPES["llama-3-8b"], Setup(quantised="nf4", batch=2, seq=512, labels=256))
+    rows = fit(one, 24 * GIB).largest_batch
+
+    def peak(count: int) -> float:
+        setup = replace(one.setup, batch=count, labels=128 * count)
+        return Configuration(one.shape, setup).step.peak().total
+
+    assert rows > 2 and peak(rows) <= 24 * GIB < peak(rows + 1)
 
 
 def test_a_tape_counts_a_tensor_once():

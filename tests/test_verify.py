@@ -77,7 +77,6 @@ def test_the_sample_is_drawn_by_its_seed(tmp_path, monkeypatch):
     assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 3
 
 
-@pytest.mark.alone
 @pytest.mark.model
 @pytest.mark.plain
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from peftbook.memory.step import Peak
 __all__ = ["Change", "Fit", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS |= {unit.removesuffix("B"): size for unit, size in UNITS.items() if unit != "B"}
 MOST = {"batch": 4096, "seq": 1 << 20}  # where the search ends
 
 
@@ -78,8 +79,12 @@ def largest(configuration: Configuration, room: float, name: str) -> int:
 
 
 def peak_with(configuration: Configuration, **fields) -> float:
-    """The peak of the same step with other settings."""
-    return Configuration(configuration.shape, replace(configuration.setup, **fields)).step.peak().total
+    """The peak of the same step with other settings; the share of positions that have a label stays."""
+    before, setup = configuration.setup, replace(configuration.setup, **fields)
+    if before.labels:
+        share = before.labels / (before.batch * before.seq)
+        setup = replace(setup, labels=max(1, round(share * setup.batch * setup.seq)))
+    return Configuration(configuration.shape, setup).step.peak().total
 
 
 def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
@@ -134,11 +139,14 @@ def merged(options: list[tuple[str, str, dict[str, object]]]) -> dict[str, objec
     return {name: value for _, _, fields in options for name, value in fields.items()}
 
 
-def bytes_of_text(text: str) -> float:
-    """Bytes of a size such as 24GiB, 24 GB or 512MiB; a bare number is GiB. Raises InputError for another text."""
+def bytes_of_text(text: str, least: float = 1) -> float:
+    """Bytes of a size such as 24GiB, 24Gi, 24 GB, 24G or 512MiB; a bare number is GiB.
+
+    least: the fewest bytes that make sense. Raises InputError for another text.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = match and (match[2].upper() or "GIB")
-    if not match or unit not in UNITS or not float(match[1]):
+    if not match or unit not in UNITS or float(match[1]) * UNITS[unit] < least:
         raise InputError(f"{text!r} is no size of memory: write it like 24GiB, 80GB or 512MiB.")
     return float(match[1]) * UNITS[unit]
 

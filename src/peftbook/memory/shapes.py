@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.errors import InputError
+from peftbook.memory.names import cached_config, nearest, plain_name
 
-__all__ = ["FAMILIES", "SHAPES", "Shape", "as_config", "read_shape", "shape_from_config"]
+__all__ = ["FAMILIES", "SHAPES", "Shape", "as_config", "quantised_in", "read_config", "read_shape", "shape_from_config"]
 
 # model_type in config.json → what sets the family's layer apart from Llama's
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -133,24 +134,53 @@ class Shape:
 
 
 def read_shape(source: str | Path) -> Shape:
-    """A shape by its name in the table, or from a config.json or the folder that holds one.
+    """A shape by its name in the table or its id on the hub, or from a config.json or the folder that holds one.
 
     Raises InputError if there is neither, or if the file is not the settings of a decoder like Llama.
     """
     if (name := str(source).lower()) in SHAPES:
         return SHAPES[name]
+    if (config := read_config(source)) is not None:
+        return shape_from_config(config)
+    plain = plain_name(str(source))
+    if (plain := ALIASES.get(plain, plain)) in SHAPES:
+        return SHAPES[plain]
+    raise InputError(
+        f"{str(source)!r} is neither a config.json, nor a folder with one, nor a known shape{nearest(plain, SHAPES)}: "
+        f"choose one of {', '.join(SHAPES)}."
+    )
+
+
+def read_config(source: str | Path) -> Any:
+    """The settings in a config.json, in the folder that holds one, or of a hub id in the local cache; None without.
+
+    Raises InputError where the file is not JSON.
+    """
     path = Path(source)
     path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(
-            f"{str(source)!r} is neither a config.json, nor a folder with one, nor a known shape: "
-            f"choose one of {', '.join(SHAPES)}."
-        )
+    found = path if path.is_file() else cached_config(str(source))
+    if found is None:
+        return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(found.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}): give the config.json of a model.") from error
-    return shape_from_config(config)
+        raise InputError(f"{found} is not JSON ({error}): give the config.json of a model.") from error
+
+
+def quantised_in(config: Any) -> dict[str, Any]:
+    """What the settings of a quantised model say of its base, as fields of a set-up; empty for one in 16 or 32 bits.
+
+    Raises InputError for a quantisation that the byte model does not cover.
+    """
+    said = config.get("quantization_config") if isinstance(config, Mapping) else None
+    if not isinstance(said, Mapping) or not said:
+        return {}
+    kind = said.get("quant_method", "bitsandbytes")
+    if kind != "bitsandbytes" or not said.get("load_in_4bit"):
+        width = "8 bits of bitsandbytes" if said.get("load_in_8bit") else repr(kind)
+        raise InputError(f"quantization_config says {width}, which is not covered: give the model before that.")
+    quantised = str(said.get("bnb_4bit_quant_type", "fp4"))
+    return {"quantised": quantised, "double": bool(said.get("bnb_4bit_use_double_quant"))}
 
 
 def shape_from_config(config: Mapping[str, Any]) -> Shape:
@@ -166,7 +196,7 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
         "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size",
         "heads": "num_attention_heads", "vocab": "vocab_size",
     }  # fmt: skip
-    if missing := [key for key in needed.values() if not isinstance(config.get(key), int)]:
+    if missing := [key for key in needed.values() if type(config.get(key)) is not int]:
         raise InputError(f"config.json gives no whole number for {', '.join(missing)}: give a model's whole settings.")
     sizes = {name: config[key] for name, key in needed.items()}
     traits = dict(FAMILIES[family])
@@ -228,9 +258,12 @@ SHAPES: dict[str, Shape] = {
     "llama-2-70b": llama(80, 8192, 28672, 64, 8, 32000, context=4096),
     "llama-3-8b": llama(32, 4096, 14336, 32, 8, 128256, context=8192),
     "llama-3-70b": llama(80, 8192, 28672, 64, 8, 128256, context=8192),
+    "llama-3.1-8b": llama(32, 4096, 14336, 32, 8, 128256, context=131072),
+    "llama-3.1-70b": llama(80, 8192, 28672, 64, 8, 128256, context=131072),
     "llama-3.2-1b": llama(16, 2048, 8192, 32, 8, 128256, tied=True, context=131072),
     "llama-3.2-3b": llama(28, 3072, 8192, 24, 8, 128256, tied=True, context=131072),
     "mistral-7b": family("mistral", 32, 4096, 14336, 32, 8, 32000, context=32768, window=4096),
+    "mistral-7b-v0.3": family("mistral", 32, 4096, 14336, 32, 8, 32768, context=32768),
     "qwen2.5-0.5b": family("qwen2", 24, 896, 4864, 14, 2, 151936, tied=True, context=32768),
     "qwen2.5-1.5b": family("qwen2", 28, 1536, 8960, 12, 2, 151936, tied=True, context=32768),
     "qwen2.5-3b": family("qwen2", 36, 2048, 11008, 16, 2, 151936, tied=True, context=32768),
@@ -241,6 +274,8 @@ SHAPES: dict[str, Shape] = {
     "qwen3-1.7b": family("qwen3", 28, 2048, 6144, 16, 8, 151936, tied=True, head_dim=128, context=40960),
     "qwen3-4b": family("qwen3", 36, 2560, 9728, 32, 8, 151936, tied=True, head_dim=128, context=40960),
     "qwen3-8b": family("qwen3", 36, 4096, 12288, 32, 8, 151936, head_dim=128, context=40960),
+    "qwen3-14b": family("qwen3", 40, 5120, 17408, 40, 8, 151936, head_dim=128, context=40960),
+    "qwen3-32b": family("qwen3", 64, 5120, 25600, 64, 8, 151936, head_dim=128, context=40960),
     "gemma-2b": family("gemma", 18, 2048, 16384, 8, 1, 256000, head_dim=256, context=8192),
     "gemma-7b": family("gemma", 28, 3072, 24576, 16, 16, 256000, head_dim=256, context=8192),
     "gemma-3-1b": family(
@@ -248,6 +283,7 @@ SHAPES: dict[str, Shape] = {
         sliding=tuple((index + 1) % 6 > 0 for index in range(26)),
     ),
 }  # fmt: skip
+ALIASES = {"llama-3.3-70b": "llama-3.1-70b", "mistral-7b-v0.1": "mistral-7b"}
 
 
 def as_config(shape: Shape) -> Any:
