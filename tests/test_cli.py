@@ -240,6 +240,8 @@ def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
     assert own == said(
         "--model", str(tmp_path), "--memory", "1GiB", "--reserve", "0", "--quant", "nf4", "--single-quant"
     )
+    qlora = said("--model", str(tmp_path), "--memory", "1GiB", "--reserve", "0", "--method", "qlora")
+    assert qlora["peak_bytes"] == own["peak_bytes"]  # its own constants, not those that qlora has elsewhere
     assert own["peak_bytes"] != said("--model", str(tmp_path), "--memory", "2GiB", "--quant", "none")["peak_bytes"]
 
 
@@ -257,6 +259,7 @@ def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
         (("--seq", "100000"), "4,096 positions"),
         (("--labels", "2000"), "up to 1,024"),
         (("--labels", "some"), "a share like 30%"),
+        (("--model", "someone/a..b"), "someone/a..b"),
         (("--model", "llama-2-7c"), "nearest name is 'llama-2-7b'"),
     ],
 )

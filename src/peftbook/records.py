@@ -309,8 +309,8 @@ class Store:
 
 
 @lru_cache(CACHED_RECORDS)
-def _paths(folders: tuple[Path, ...], name: str) -> list[Path]:
-    return [folder / name for folder in folders]
+def _paths(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
+    return tuple(folder / name for folder in folders)
 
 
 def _read(path: Path) -> Record:

@@ -97,8 +97,8 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
     known = {} if args.model.lower() in SHAPES else quantised_in(read_config(args.model))
     if args.quant:
         known = {"quantised": "" if args.quant == "none" else args.quant}
-    if args.method == "qlora":
-        known = {"quantised": "nf4"} | {name: value for name, value in known.items() if value}
+    if args.method == "qlora" and not known.get("quantised"):
+        known = {"quantised": "nf4"}
     return known | ({"double": False} if args.single_quant else {})
 
 

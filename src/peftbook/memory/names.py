@@ -68,5 +68,8 @@ def cached_config(name: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no id that the hub would take
+        return None
     return Path(found) if isinstance(found, str) else None

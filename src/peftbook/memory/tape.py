@@ -32,7 +32,7 @@ __all__ = [
 class Size(dict[tuple[str, ...], float]):
     """A polynomial: symbols, sorted → how many bytes one of their product stands for.
 
-    Never changed once a tape has it. (A `Counter` adds as well, at four times the time.)
+    Never changed once a tape has it. (A `Counter` adds as well, but slowly.)
     """
 
     def add(self, other: Mapping[tuple[str, ...], float], factor: float = 1) -> None:
