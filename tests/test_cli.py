@@ -259,6 +259,7 @@ def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
         (("--seq", "100000"), "4,096 positions"),
         (("--labels", "2000"), "up to 1,024"),
         (("--labels", "some"), "a share like 30%"),
+        (("--labels", "0%"), "0 for all"),
         (("--model", "someone/a..b"), "someone/a..b"),
         (("--model", "llama-2-7c"), "nearest name is 'llama-2-7b'"),
     ],

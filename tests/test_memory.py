@@ -464,6 +464,12 @@ def test_the_held_out_half_is_the_one_that_was_fixed():
         (lambda: shape_from_config(CONFIG | {"num_hidden_layers": True}), "no whole number for num_hidden_layers"),
         (lambda: quantised_in({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "'gptq', which is not"),
         (lambda: quantised_in({"quantization_config": {"load_in_8bit": True}}), "8 bits of bitsandbytes"),
+        (lambda: quantised_in({"quantization_config": "nf4"}), "is 'nf4'"),
+        (
+            lambda: quantised_in({"quantization_config": {"load_in_4bit": True, "llm_int8_skip_modules": ["q_proj"]}}),
+            "that q_proj stay whole",
+        ),
+        (lambda: shape_from_config(CONFIG | {"model_type": ["llama"]}), "is not covered"),
         (lambda: meant("Optimiser", "adamw_tosch", OPTIMISER_NAMES), "nearest name is 'adamw_torch'"),
         (lambda: bytes_of_text("lots"), "'lots'"),
         (lambda: bytes_of_text("0GiB"), "'0GiB'"),

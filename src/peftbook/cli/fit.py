@@ -110,7 +110,7 @@ def labels_of(args: argparse.Namespace) -> int:
         found = float(args.labels.removesuffix("%")) * (positions / 100 if share else 1)
     except ValueError:
         found = -1.0
-    if not 0 <= found <= positions or not (share or found.is_integer()):
+    if not 0 <= found <= positions or not (found if share else found.is_integer()):
         raise InputError(
             f"--labels {args.labels} of {args.batch} × {args.seq} positions: choose a whole number up to "
             f"{positions:,}, a share like 30%, or 0 for all."
@@ -143,4 +143,4 @@ def targets_named(name: str) -> tuple[str, ...]:
     """The matrices that a word, or a list with commas, stands for."""
     from peftbook.memory.names import TARGET_WORDS
 
-    return TARGET_WORDS.get(name) or listed(name)
+    return TARGET_WORDS.get(name) or tuple(dict.fromkeys(listed(name)))

@@ -173,14 +173,25 @@ def quantised_in(config: Any) -> dict[str, Any]:
     Raises InputError for a quantisation that the byte model does not cover.
     """
     said = config.get("quantization_config") if isinstance(config, Mapping) else None
-    if not isinstance(said, Mapping) or not said:
+    if said is None:
         return {}
-    kind = said.get("quant_method", "bitsandbytes")
-    if kind != "bitsandbytes" or not said.get("load_in_4bit"):
-        width = "8 bits of bitsandbytes" if said.get("load_in_8bit") else repr(kind)
-        raise InputError(f"quantization_config says {width}, which is not covered: give the model before that.")
+    if not isinstance(said, Mapping):
+        raise InputError(f"quantization_config is {said!r}: it holds an object with settings, or is not there.")
+    kind, four, eight = said.get("quant_method", "bitsandbytes"), said.get("load_in_4bit"), said.get("load_in_8bit")
+    whole = sorted({str(name) for name in said.get("llm_int8_skip_modules") or ()} - {"lm_head"})
+    refused = ""
+    if kind != "bitsandbytes":
+        refused = repr(kind)
+    elif eight is True:
+        refused = "8 bits of bitsandbytes"
+    elif four is True and whole:
+        refused = f"that {', '.join(whole)} stay whole"
+    if refused:
+        raise InputError(f"quantization_config says {refused}, which is not covered: give the model before that.")
+    if four is not True:
+        return {}
     quantised = str(said.get("bnb_4bit_quant_type", "fp4"))
-    return {"quantised": quantised, "double": bool(said.get("bnb_4bit_use_double_quant"))}
+    return {"quantised": quantised, "double": said.get("bnb_4bit_use_double_quant") is True}
 
 
 def shape_from_config(config: Mapping[str, Any]) -> Shape:
@@ -190,7 +201,7 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
     if isinstance(config.get("text_config"), Mapping) and config.get("model_type") == "gemma3":
         config = config["text_config"]
     family = config.get("model_type", "")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"model_type {family!r} is not covered: choose a model of {', '.join(FAMILIES)}.")
     needed = {
         "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size",
