@@ -12,6 +12,7 @@ import pytest
 
 from peftbook import cli
 from peftbook.errors import InputError
+from peftbook.memory.stacks import STACKS
 from peftbook.records import default_store
 
 
@@ -212,12 +213,28 @@ def test_train_on_a_file_leaves_record_texts_and_adapter(capsys, pairs, tmp_path
 def test_fit_says_what_a_step_needs_and_what_would_help(capsys, tmp_path):
     """Status 1 where it does not fit, 0 where it does; a config.json is as good as a name; --json computes again."""
     assert cli.main(["fit", "--model", "llama-2-7b", "--method", "full", "--memory", "24GiB"]) == 1
-    assert "does not fit in 24.0 GiB less 1.0" in capsys.readouterr().out
+    assert "does not fit in 24.0 GiB less 0.5 to" in capsys.readouterr().out
     settings = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 4, "vocab_size": 100}))
     assert cli.main(["fit", "--model", str(tmp_path), "--memory", "2GiB", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["fits"] and said["peak_bytes"] == round(sum(said["terms_bytes"].values()))
+
+
+def test_fit_says_what_a_stack_assumes(capsys):
+    """Each assumption is printed as the option that says it; with all of them said the answer is the same."""
+
+    def said(*given: str) -> str:
+        assert cli.main(["fit", "--model", "llama-3.1-8b", "--method", "qlora", "--memory", "24GiB", *given]) in (0, 1)
+        return capsys.readouterr().out
+
+    for stack in STACKS:
+        text = said("--stack", stack)
+        options = [line.split("  ")[1].split() for line in text.splitlines() if line.startswith("  --")]
+        found = said(*(word for words in options for word in words))
+        if stack != "peftbook":  # its copies of frozen matrices have no option
+            assert found.partition("Assumed")[0] == text.partition("Assumed")[0], stack
+    assert "--stack trl" in said() and "--stack trl" not in said("--stack", "trl")
 
 
 def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
@@ -260,6 +277,10 @@ def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
         (("--labels", "2000"), "up to 1,024"),
         (("--labels", "some"), "a share like 30%"),
         (("--labels", "0%"), "0 for all"),
+        (("--stack", "tlr"), "nearest name is 'trl'"),
+        (("--logits", "cut"), "'cut'"),
+        (("--offloaded",), "choose checkpointing"),
+        (("--method", "qlora", "--quant", "none"), "leave --quant none out"),
         (("--model", "someone/a..b"), "someone/a..b"),
         (("--model", "llama-2-7c"), "nearest name is 'llama-2-7b'"),
     ],

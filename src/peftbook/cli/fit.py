@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftbook.cli.arguments import Add, positive
 from peftbook.errors import InputError
 from peftbook.options import listed
 
-TAKEN = (  # options that are fields of the set-up
-    "rank", "length", "adapter_dtype", "autocast", "dropout", "padding", "checkpointing", "batch", "seq", "accumulated",
-    "device", "devices",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from peftbook.memory import Configuration, Fit, Setup
+    from peftbook.memory.stacks import Assumption
+
+ON_OFF = {  # options that are on or off; without them it is as the stack has it
+    "autocast": "matrix products in bfloat16 by autocast", "dropout": "LoRA with dropout",
+    "padding": "rows of different length, with a mask", "checkpointing": "keep only the input of each layer",
+    "offloaded": "with checkpointing: and that on the host",
+    "accumulated": "gradients that stay over several micro-batches",
+}  # fmt: skip
+TAKEN = ("batch", "seq", "rank", "length", "adapter_dtype", "logits", "device", "devices", *ON_OFF)
 
 
 def add_commands(add: Add) -> None:
@@ -23,30 +30,32 @@ def add_commands(add: Add) -> None:
     room.add_argument("--model", required=True, help=words)
     room.add_argument("--method", default="lora", help="full, lora, qlora, prompt, prefix or ia3 (default lora)")
     room.add_argument("--memory", required=True, metavar="SIZE", help="of the machine, like 24GiB")
-    room.add_argument("--reserve", default="1GiB", metavar="SIZE", help="left to context and allocator (default 1GiB)")
-    room.add_argument("--batch", type=positive, default=1, help="rows of a micro-batch (default 1)")
-    room.add_argument("--seq", type=positive, default=1024, help="tokens of a row (default 1024)")
+    words = "left to context and allocator (default: a band that published runs on GPUs lie in)"
+    room.add_argument("--reserve", metavar="SIZE", help=words)
+    words = "whose defaults hold where nothing is said: peft (a loop of your own, the default), trainer, trl, "
+    room.add_argument("--stack", default="peft", help=words + "peftbook, litgpt, torchtune, axolotl or unsloth")
+    room.add_argument("--batch", type=positive, help="rows of a micro-batch (peft: 1)")
+    room.add_argument("--seq", type=positive, help="tokens of a row (peft: 1024)")
     words = "positions with logits, as a number or as a share like 30%% (default 0: all)"
     room.add_argument("--labels", default="0", help=words)
-    room.add_argument("--accumulated", action="store_true", help="gradients that stay over several micro-batches")
-    room.add_argument("--rank", type=positive, default=16, help="of lora and qlora (default 16)")
-    words = "all, attention, mlp, qv, or names with commas (default all, peft's all-linear)"
-    room.add_argument("--targets", default="all", help=words)
-    room.add_argument("--length", type=positive, default=20, help="virtual tokens of prompt and prefix (default 20)")
+    room.add_argument("--rank", type=positive, help="of lora and qlora (peft: 16)")
+    words = "all, attention, mlp, qv, or names with commas (peft: all, its all-linear)"
+    room.add_argument("--targets", help=words)
+    room.add_argument("--length", type=positive, help="virtual tokens of prompt and prefix (default 20)")
     words = "base in 4 bits (default: what a config.json says of itself, else none)"
     room.add_argument("--quant", choices=("none", "nf4", "fp4"), default="", help=words)
     room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
-    words = "of the weights that are not in 4 bits (default auto: bf16, on a CPU the faster one here)"
-    room.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help=words)
-    room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), default="fp32", help="of adapters (peft's: fp32)")
-    room.add_argument("--autocast", action="store_true", help="matrix products in bfloat16 by autocast")
-    room.add_argument("--dropout", action="store_true", help="LoRA with dropout")
+    words = "of the weights that are not in 4 bits (peft: bf16; auto: bf16, on a CPU the faster one here)"
+    room.add_argument("--dtype", choices=("auto", "bf16", "fp32"), help=words)
+    room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), help="of adapters (peft: fp32)")
     words = "sdpa, flash_attention_2 and 3, which take the same, or eager (default sdpa)"
     room.add_argument("--attention", default="sdpa", help=words)
-    room.add_argument("--padding", action="store_true", help="rows of different length, with a mask")
-    room.add_argument("--checkpointing", action="store_true", help="keep only the input of each layer")
+    words = "how logits become a loss: whole, held, narrow, chunked, tiled or fused (peft: whole)"
+    room.add_argument("--logits", help=words)
+    for name, words in ON_OFF.items():
+        room.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=words)
     words = "adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd; transformers' names are understood"
-    room.add_argument("--optimiser", default="adamw", help=words)
+    room.add_argument("--optimiser", help=words)
     room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     room.add_argument("--devices", type=positive, default=1, help="that share the model (FSDP), each with its rows")
     words = "also seconds of a step on this machine, measured at first use"
@@ -57,37 +66,88 @@ def add_commands(add: Add) -> None:
 def command_fit(args: argparse.Namespace) -> int:
     """Say what a training step needs of a machine's memory, how large it may be, and what would make it fit.
 
-    Exit status 1 where it does not fit.
+    Exit status 1 where it does not fit, or may not.
     """
-    from peftbook.memory import Configuration, Setup, bytes_of_text, fit, read_shape
-    from peftbook.memory.fit import as_json, as_text
-    from peftbook.memory.names import ATTENTION, OPTIMISER_NAMES, meant
+    from peftbook.memory import Configuration, bytes_of_text, fit, read_shape
+    from peftbook.memory.fit import GPU_RESERVE, as_json, as_text
+    from peftbook.memory.stacks import setup_in
 
-    shape = read_shape(args.model)
-    if shape.context and args.seq > shape.context:
+    shape, asked = read_shape(args.model), asked_for(args)
+    setup, assumed = setup_in(args.stack, **asked)
+    if shape.context and setup.seq > shape.context:
         raise InputError(
-            f"--seq {args.seq:,} is beyond the {shape.context:,} positions of {args.model}: choose at most those."
+            f"--seq {setup.seq:,} is beyond the {shape.context:,} positions of {args.model}: choose at most those."
         )
-    method = "lora" if args.method == "qlora" else args.method
-    setup = Setup(
-        method=method, targets=targets_named(args.targets), dtype=weights_dtype(args.dtype, args.device),
-        attention=meant("Attention", args.attention, ATTENTION),
-        optimiser=meant("Optimiser", args.optimiser, OPTIMISER_NAMES), labels=labels_of(args),
-        **base_of(args), **{name: getattr(args, name) for name in TAKEN},
-    )  # fmt: skip
+    setup = with_labels(setup, args.labels)
     if args.time and args.devices > 1:
         raise InputError(f"--time measures one machine, not {args.devices} devices: leave one of the two out.")
     configuration = Configuration(shape, setup)
-    fitting = fit(configuration, bytes_of_text(args.memory), bytes_of_text(args.reserve, least=0))
+    reserve = bytes_of_text(args.reserve, least=0) if args.reserve else GPU_RESERVE
+    fitting = fit(configuration, bytes_of_text(args.memory), reserve)
     seconds = step_seconds_here(configuration) if args.time else {}
     if args.json:
-        print(json.dumps(as_json(fitting) | ({"step_seconds": seconds} if seconds else {}), indent=1))
+        settings = {one.field: [one.value, one.source] for one in assumed}
+        print(json.dumps(as_json(fitting) | {"assumed": settings, "step_seconds": seconds}, indent=1))
     else:
         print(as_text(fitting, args.model))
+        print("\n".join(assumptions_text(args.stack, assumed)))
+        if args.stack == "peft":
+            print(elsewhere(fitting, asked, args.labels))
         if total := sum(seconds.values()):
             parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds.items() if each >= total / 100)
             print(f"A step takes about {total:.3g} s on this machine: {parts}.")
     return 0 if fitting.fits else 1
+
+
+def asked_for(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the set-up that the options name."""
+    from peftbook.memory.names import ATTENTION, OPTIMISER_NAMES, meant
+
+    asked = {name: getattr(args, name) for name in TAKEN if getattr(args, name) is not None}
+    asked["method"] = "lora" if args.method == "qlora" else args.method
+    asked["attention"] = meant("Attention", args.attention, ATTENTION)
+    if args.targets is not None:
+        asked["targets"] = targets_named(args.targets)
+    if args.optimiser is not None:
+        asked["optimiser"] = meant("Optimiser", args.optimiser, OPTIMISER_NAMES)
+    if args.dtype is not None or (args.device == "cpu" and args.stack == "peft"):
+        asked["dtype"] = weights_dtype(args.dtype or "auto", args.device)
+    return asked | base_of(args)
+
+
+def assumptions_text(stack: str, assumed: tuple[Assumption, ...]) -> list[str]:
+    """What a stack assumed, each as the option that says it, with its source."""
+    from peftbook.memory.stacks import STACKS
+
+    lines = ["", f"Assumed, as {STACKS[stack.lower()].named} has it; each is an option:"]
+    said = {one.field: option(one.field, one.value) for one in assumed}
+    wide = max((len(words) for words in said.values()), default=0)
+    return lines + [f"  {said[one.field]:{wide}}  {one.source}" for one in assumed if said[one.field]]
+
+
+def option(field: str, value: Any) -> str:
+    """The option that says a setting; none for what only the book's loop does."""
+    from peftbook.memory.names import TARGET_WORDS
+
+    if field in ON_OFF:
+        return f"--{field}" if value else f"--no-{field}"
+    if field == "targets":
+        value = next((word for word, names in TARGET_WORDS.items() if names == value), ",".join(value))
+    return "" if field == "held" else f"--{field.replace('_', '-')} {value}"
+
+
+def elsewhere(fitting: Fit, asked: dict[str, Any], labels: str) -> str:
+    """The same question as TRL's SFTTrainer would run it, in a line."""
+    from peftbook.memory import Configuration
+    from peftbook.memory.stacks import STACKS, setup_in
+
+    mine = fitting.configuration.setup
+    try:
+        setup, _ = setup_in("trl", **{"batch": mine.batch, "seq": mine.seq, "dtype": mine.dtype} | asked)
+        peak = Configuration(fitting.configuration.shape, with_labels(setup, labels)).step.peak().total
+    except InputError:
+        return ""
+    return f"As {STACKS['trl'].named} trains it (--stack trl --dtype {mine.dtype}): {peak / 2**30:.3f} GiB."
 
 
 def base_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -98,24 +158,28 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.quant:
         known = {"quantised": "" if args.quant == "none" else args.quant}
     if args.method == "qlora" and not known.get("quantised"):
+        if args.quant == "none":
+            raise InputError("--method qlora is LoRA over a base in 4 bits: leave --quant none out, or choose lora.")
         known = {"quantised": "nf4"}
     return known | ({"double": False} if args.single_quant else {})
 
 
-def labels_of(args: argparse.Namespace) -> int:
-    """Positions of a micro-batch that have logits, 0 for all. Raises InputError for more than there are."""
-    positions = args.batch * args.seq
+def with_labels(setup: Setup, said: str) -> Setup:
+    """The set-up with so many positions that have logits. Raises InputError for more than there are."""
+    from dataclasses import replace
+
+    positions = setup.batch * setup.seq
     try:
-        share = args.labels.endswith("%")
-        found = float(args.labels.removesuffix("%")) * (positions / 100 if share else 1)
+        share = said.endswith("%")
+        found = float(said.removesuffix("%")) * (positions / 100 if share else 1)
     except ValueError:
         found = -1.0
     if not 0 <= found <= positions or not (found if share else found.is_integer()):
         raise InputError(
-            f"--labels {args.labels} of {args.batch} × {args.seq} positions: choose a whole number up to "
+            f"--labels {said} of {setup.batch} × {setup.seq} positions: choose a whole number up to "
             f"{positions:,}, a share like 30%, or 0 for all."
         )
-    return max(1, round(found)) if share else int(found)
+    return replace(setup, labels=max(1, round(found)) if share else int(found))
 
 
 def weights_dtype(asked: str, device: str) -> str:
@@ -125,7 +189,7 @@ def weights_dtype(asked: str, device: str) -> str:
     return "bf16" if asked == "auto" and device == "cuda" else chosen_dtype(asked)
 
 
-def step_seconds_here(configuration) -> dict[str, float]:
+def step_seconds_here(configuration: Configuration) -> dict[str, float]:
     """Predicted seconds of a configuration's step on this machine, by part. Raises InputError without its device."""
     import torch
 

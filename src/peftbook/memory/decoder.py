@@ -284,23 +284,6 @@ class Decoder:
             undoing=product(wide, *x.shape),
         )
 
-    def head(self, x: Value) -> Value:
-        """Final norm, logits at every position, or at those with a label alone, in float32 for their cross-entropy,
-        which keeps log-probabilities."""
-        tape = self.tape
-        x = self.norm("norm", x)
-        if self.setup.labels:
-            with tape.at("loss"):
-                x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
-        with tape.at("lm_head"):
-            logits = tape.linear(x, Weight((("h",), ("V",)), self.base_bytes, self.full))
-        with tape.at("loss"):
-            log_probabilities = tape.apply(tape.cast(logits, 4), keeps_output=True, exponential=True)
-            kept = [log_probabilities, tape.value(x.shape[:-1], 8), tape.value((), 4)]
-            if self.setup.batch == 1 and not self.setup.labels:  # labels moved by one are the same tensor, with its end
-                kept.append(tape.value((), 8))
-            return tape.apply(log_probabilities, shape=(), bytes_each=4, kept=kept)
-
 
 def embed(decoder: Decoder) -> Value:
     """The input of the first layer.

@@ -11,11 +11,31 @@ from peftbook.memory.configuration import Configuration
 from peftbook.memory.setup import Setup
 from peftbook.memory.step import Peak
 
-__all__ = ["Change", "Fit", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
+__all__ = ["GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 UNITS |= {unit.removesuffix("B"): size for unit, size in UNITS.items() if unit != "B"}
 MOST = {"batch": 4096, "seq": 1 << 20}  # where the search ends
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What is taken beside the tensors: so many bytes, and a share of the tensors' peak."""
+
+    fixed: float = 0.0
+    share: float = 0.0
+
+    def beside(self, peak: float) -> float:
+        """Bytes beside tensors of so many."""
+        return self.fixed + self.share * peak
+
+    def room(self, memory: float) -> float:
+        """Bytes that are left to tensors in so much memory."""
+        return (memory - self.fixed) / (1 + self.share)
+
+
+# Context, cuBLAS and the gaps of the allocator, between these two in the published rows that the model was made with
+GPU_RESERVE = (Reserve(0.5 * 2**30, 0.0), Reserve(1.5 * 2**30, 0.1))
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training step needs of `memory` bytes, of which `reserve` are left to others.
+    """What a training step needs of `memory` bytes, of which others take between two reserves.
 
     largest_batch, largest_seq: the most rows, and the most tokens a row, that fit with all else as it is; 0 for none.
     changes: the cheapest ways to make it fit; empty where it does, or where none would.
@@ -38,26 +58,35 @@ class Fit:
     configuration: Configuration
     peak: Peak
     memory: float
-    reserve: float
+    reserve: tuple[Reserve, Reserve]
     largest_batch: int
     largest_seq: int
     changes: tuple[Change, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether the peak and the reserve are no more than the memory."""
-        return self.peak.total + self.reserve <= self.memory
+        """Whether the peak is no more than the memory, whatever the reserve."""
+        return self.peak.total <= self.reserve[1].room(self.memory)
+
+    @property
+    def may_fit(self) -> bool:
+        """Whether it is, with the least reserve."""
+        return self.peak.total <= self.reserve[0].room(self.memory)
 
 
-def fit(configuration: Configuration, memory: float, reserve: float = 0.0) -> Fit:
-    """Hold a training step against `memory` bytes."""
-    room = memory - reserve
+def fit(configuration: Configuration, memory: float, reserve: float | tuple[Reserve, Reserve] = 0.0) -> Fit:
+    """Hold a training step against `memory` bytes, of which others take the reserve, or something between two.
+
+    It is said to fit where it does with the larger one. Raises InputError where that leaves nothing.
+    """
+    band = reserve if isinstance(reserve, tuple) else (Reserve(reserve), Reserve(reserve))
+    room = band[1].room(memory)
     if room <= 0:
-        raise InputError(f"A reserve of {reserve / 2**30:.1f} GiB leaves nothing of {memory / 2**30:.1f} GiB.")
+        raise InputError(f"A reserve of {band[1].fixed / 2**30:.1f} GiB leaves nothing of {memory / 2**30:.1f} GiB.")
     peak = configuration.step.peak()
     changes = () if peak.total <= room else cheapest(configuration, room)
     rows, tokens = (largest(configuration, room, name) for name in ("batch", "seq"))
-    return Fit(configuration, peak, memory, reserve, rows, tokens, changes)
+    return Fit(configuration, peak, memory, band, rows, tokens, changes)
 
 
 def largest(configuration: Configuration, room: float, name: str) -> int:
@@ -159,8 +188,9 @@ def as_json(answer: Fit) -> dict[str, Any]:
         "terms_bytes": {name: round(size) for name, size in answer.peak.terms.items()},
         "step_flops": round(sum(flops_of(answer).values())),
         "memory_bytes": round(answer.memory),
-        "reserve_bytes": round(answer.reserve),
+        "reserve_bytes": [round(one.beside(answer.peak.total)) for one in answer.reserve],
         "fits": answer.fits,
+        "may_fit": answer.may_fit,
         "largest_batch": answer.largest_batch,
         "largest_seq": answer.largest_seq,
         "changes": [
@@ -185,8 +215,7 @@ def as_text(answer: Fit, model: str) -> str:
     lines = [f"{model}, {setup.method}{base}, {setup.batch} × {setup.seq} tokens, {where}", ""]
     lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in answer.peak.terms.items() if size >= 2**19]
     lines += [f"  {'peak':24} {answer.peak.total / 2**30:9.3f} GiB   ({answer.peak.at})"]
-    room = f"{answer.memory / 2**30:.1f} GiB" + (f" less {answer.reserve / 2**30:.1f}" if answer.reserve else "")
-    lines += ["", f"It {'fits' if answer.fits else 'does not fit'} in {room}."]
+    lines += ["", f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]
     rows = f"{answer.largest_batch} × {setup.seq}" if answer.largest_batch else f"not even 1 × {setup.seq}"
     tokens = f"{setup.batch} × {answer.largest_seq}" if answer.largest_seq else f"not even {setup.batch} × 1"
     limit = ", its context" if answer.largest_seq and answer.largest_seq == answer.configuration.shape.context else ""
@@ -200,5 +229,16 @@ def as_text(answer: Fit, model: str) -> str:
     flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
     lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
-    lines.append("Tensors only; --reserve is what a GPU's context, allocator and cuBLAS take.")
+    lines.append("Terms are tensors; --reserve is what a GPU's context, allocator and cuBLAS take.")
     return "\n".join(lines)
+
+
+def verdict(answer: Fit) -> str:
+    """Whether it fits, in a word or three."""
+    return "fits" if answer.fits else "may fit" if answer.may_fit else "does not fit"
+
+
+def less(answer: Fit) -> str:
+    """What the reserve takes: one number, or two."""
+    sizes = dict.fromkeys(f"{one.beside(answer.peak.total) / 2**30:.1f}" for one in answer.reserve)
+    return f" less {' to '.join(sizes)}" if any(float(size) for size in sizes) else ""

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from peftbook.errors import InputError
 
-__all__ = ["BLOCK", "BYTES", "IA3_TARGETS", "METHODS", "OPTIMISERS", "OUTER_BLOCK", "TARGETS", "Setup"]
+__all__ = [
+    "BLOCK",
+    "BYTES",
+    "CHUNK",
+    "CHUNKS",
+    "IA3_TARGETS",
+    "METHODS",
+    "OPTIMISERS",
+    "OUTER_BLOCK",
+    "TARGETS",
+    "TILE",
+    "Setup",
+]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
 METHODS = ("full", "lora", "prompt", "prefix", "ia3")
 OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd")
 BYTES = {"bf16": 2, "fp32": 4}
+CHUNKS = (
+    8  # parts of the positions whose logits are computed one after the other, where they are chunked (torchtune 0.7)
+)
+CHUNK = 128  # positions of a part of each row, where logits are narrow (LitGPT 0.5)
+TILE = (4096, 32768)  # positions and words that there is room for at a time, where logits are tiled (TRL 1.16)
 BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants that share one of theirs
 CHOICES = {
     "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
     "quantised": ("", "nf4", "fp4"), "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
+    "logits": ("whole", "held", "narrow", "chunked", "tiled", "fused"),
 }  # fmt: skip
 
 
@@ -34,6 +53,8 @@ class Setup:
     is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
     accumulated: gradients of earlier micro-batches are there, and new ones are added to them.
     labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
+    logits: how they become a loss, see `peftbook.memory.loss`: whole, as in transformers and the book's own loop; held,
+    narrow, chunked, tiled or fused, as elsewhere.  offloaded: what checkpoints keep is on the host.
     optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
     all the same; or sgd.
     devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
@@ -58,6 +79,8 @@ class Setup:
     batch: int = 1
     seq: int = 512
     labels: int = 0
+    logits: str = "whole"
+    offloaded: bool = False
     accumulated: bool = False
     optimiser: str = "adamw"
     device: str = "cuda"
@@ -81,6 +104,10 @@ class Setup:
             raise InputError("Weights in 4 bits are not trained: choose an adapter, or no quantisation.")
         if self.held and not (self.autocast and self.dtype == "fp32"):
             raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
+        if self.offloaded and not self.checkpointing:
+            raise InputError("offloaded moves to the host what checkpoints keep: choose checkpointing with it.")
+        if self.logits in ("narrow", "chunked") and self.autocast:
+            raise InputError(f"Logits that are {self.logits} come with no autocast: leave one of the two out.")
         if self.method == "prefix" and self.checkpointing:
             raise InputError(
                 "transformers drops a prefix where layers are checkpointed: choose a soft prompt, or no checkpointing."
@@ -102,7 +129,14 @@ class Setup:
         virtual = self.length if self.method in ("prompt", "prefix") else 0
         positions = self.seq + virtual * (self.method == "prompt")
         keys = positions + virtual * (self.method == "prefix")
-        return {
+        symbols = {
             "b": self.batch, "s": self.seq, "n": self.labels, "t": positions, "k": keys, "r": self.rank, "P": virtual,
             "two": 2,
         }  # fmt: skip
+        if self.logits == "tiled":
+            symbols["T"] = min(self.labels or self.batch * positions, TILE[0])
+        if self.logits == "narrow":
+            symbols["c"] = self.batch * min(positions, CHUNK)
+        if self.logits == "chunked":
+            symbols["c"] = math.ceil((self.labels or self.batch * positions) / CHUNKS)
+        return symbols

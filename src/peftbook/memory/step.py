@@ -13,7 +13,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.memory.decoder import WIDTHS
-from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, Setup
+from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, TILE, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
 from peftbook.memory.timeline import Moments, kind_of, moments
@@ -99,7 +99,12 @@ def training_step(shape: Shape, setup: Setup) -> Step:
             "choose autocast, dtype 'bf16', or eager attention."
         )
     step = structure(shape, alike(shape, setup))
-    return replace(step, symbols={**shape.symbols, **setup.symbols})
+    return replace(step, symbols=shape.symbols | setup.symbols | tile_of(shape, setup))
+
+
+def tile_of(shape: Shape, setup: Setup) -> dict[str, int]:
+    """The symbols W and U: words that a tile has room for, and those in it, where logits are tiled."""
+    return {"W": TILE[1], "U": min(shape.vocab, TILE[1])} if setup.logits == "tiled" else {}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -109,7 +114,7 @@ def structure(shape: Shape, setup: Setup) -> Step:
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():
         kept.setdefault(kind_of(where), Size()).add(size, walked.copies_of(where))
-    held = moments(walked, setup.checkpointing, setup.accumulated)
+    held = moments(walked, setup.checkpointing, setup.accumulated, setup.offloaded)
     return Step(
         state(shape, setup) if setup.devices == 1 else shared(state(shape, setup), shape, setup),
         kept,

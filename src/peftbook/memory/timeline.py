@@ -275,12 +275,15 @@ def readers_of(operations: Iterable[Operation]) -> Counter[int]:
     return Counter(value.key for operation in operations for value in unique(operation.inputs))
 
 
-def moments(walked: Walk, checkpointing: bool, accumulated: bool = False) -> Moments:
+def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloaded: bool = False) -> Moments:
     """What happens and the bytes that are there, for every operation of a training step, forward and back.
 
     What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back
     turns into the gradients of their weights once it has been undone: between those two moments memory is a straight
     line in the number of layers, so that its peak is at one of them.
+
+    offloaded: what a checkpointed layer keeps is on the host, but for the layers on the tape: one that computes and its
+    neighbours, whose inputs come and go meanwhile.
     """
     timeline, parts = Timeline(), walked.sections
     readers = readers_of(walked.tape.operations)
@@ -295,7 +298,7 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False) -> Mom
             trial.forward(operations, Counter(readers), keep=not inside)
             trial.add(timeline.live, -1)
             if inside:  # what the layer hands on is an argument of the next
-                trial.add(labelled("layer inputs", own_arguments(parts, name)))
+                trial.add(labelled("layer inputs", NOTHING if offloaded else own_arguments(parts, name)))
                 trial.add(labelled("working", operations[0].inputs[0].size), -1)
             left[name] = trial.live
             timeline.add(left[name], others)

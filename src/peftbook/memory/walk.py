@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from peftbook.memory.decoder import Context, Decoder, embed, mask_of, virtual_tokens
+from peftbook.memory.loss import head
 from peftbook.memory.setup import BYTES, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, repeated
@@ -112,7 +113,7 @@ def walked(shape: Shape, setup: Setup) -> Walk:
         sliding = kinds_of[name]
         with tape.at(name):
             x = decoder.layer(x, Context(rotations[sliding], masks[sliding]))
-    decoder.head(x)
+    head(decoder, x)
     tables = (table for pair in pairs for table in pair)
     tape.touch(first, *tables, *(mask for mask in masks.values() if mask), *decoder.prefix, *tape.cached)
     return Walk(tape, Counter(names))

@@ -233,10 +233,15 @@ def allocated_peak(step: Callable[[], object]) -> int:
     """The most bytes that torch's CPU allocator had handed out at once during a call, beyond those before it."""
     from torch.profiler import ProfilerActivity, profile
 
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step()
+    return peak_of(trace)
+
+
+def peak_of(trace: Any) -> int:
+    """The most bytes that were handed out at once while torch's profiler watched, beyond those before it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            step()
         trace.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     notes = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])

@@ -1,0 +1,147 @@
+"""The head and the loss: how what the last layer hands on becomes one number, in the ways of several libraries.
+
+The logits of n positions are n · V numbers, for a small model or a long row the largest tensor of all. What is there of
+them at once, for each position and word, at the peak:
+
+- whole (transformers 5, the book's own loop): in float32 log-probabilities and two gradients of these;
+- held (transformers before 4.45): the same, and the logits in float32, which the model's output has in hand;
+- narrow (LitGPT 0.5): logits and log-probabilities in the model's dtype; gradients of 128 positions at a time;
+- chunked (torchtune 0.7, `LinearCrossEntropyLoss`): log-probabilities in float32; all else of an eighth of the
+  positions;
+- tiled (TRL 1.16, `ChunkedLogProbFunction`): 4,096 positions and 32,768 words, computed again in backward;
+- fused (cut cross-entropy, arXiv:2411.09009): none of them outside a kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from peftbook.memory.decoder import Decoder
+from peftbook.memory.setup import CHUNKS
+from peftbook.memory.tape import NOTHING, MatrixProduct, Size, Value, Weight, product
+
+__all__ = ["head"]
+
+STATISTICS = 7  # float32 numbers that a position has while its tiles are summed up (TRL)
+TILE_COPIES = 29.0  # bytes a logit of a tile in backward, on a CPU, where torch does what TRL's kernels do elsewhere
+
+
+def head(decoder: Decoder, x: Value) -> Value:
+    """Final norm, logits at every position, or at those with a label alone, and their cross-entropy."""
+    tape, setup = decoder.tape, decoder.setup
+    x = decoder.norm("norm", x)
+    if setup.labels:
+        with tape.at("loss"):
+            x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
+    ways = {
+        "whole": whole, "held": held, "narrow": narrow, "chunked": chunked, "tiled": recomputed, "fused": recomputed,
+    }  # fmt: skip
+    return ways[setup.logits](decoder, x)
+
+
+def logits_of(decoder: Decoder, x: Value) -> Value:
+    """x W: (positions, V)."""
+    with decoder.tape.at("lm_head"):
+        return decoder.tape.linear(x, Weight((("h",), ("V",)), decoder.base_bytes, decoder.full))
+
+
+def cross_entropy(decoder: Decoder, logits: Value, held: tuple[Value, ...] = ()) -> Value:
+    """The mean loss; kept are log-probabilities, the labels, and how many there are. held: what stays in hand."""
+    tape, positions = decoder.tape, logits.shape[:-1]
+    log_probabilities = tape.apply(logits, held=held, keeps_output=True, exponential=True)
+    kept = [log_probabilities, tape.value(positions, 8), tape.value((), 4)]
+    if decoder.setup.batch == 1 and not decoder.setup.labels:  # labels moved by one are the same tensor, with its end
+        kept.append(tape.value((), 8))
+    return tape.apply(log_probabilities, shape=(), bytes_each=4, kept=kept)
+
+
+def whole(decoder: Decoder, x: Value) -> Value:
+    """All logits, brought to float32."""
+    logits = logits_of(decoder, x)
+    with decoder.tape.at("loss"):
+        return cross_entropy(decoder, decoder.tape.cast(logits, 4))
+
+
+def held(decoder: Decoder, x: Value) -> Value:
+    """All logits in float32, which stay in hand; what is moved by one for the labels is a copy."""
+    logits, tape = logits_of(decoder, x), decoder.tape
+    with tape.at("loss"):
+        wide = tape.cast(logits, 4)
+        return cross_entropy(decoder, tape.apply(wide, held=[wide]))
+
+
+def narrow(decoder: Decoder, x: Value) -> Value:
+    """Log-probabilities in the dtype of the model, undone part by part, and logits that stay in hand meanwhile."""
+    tape, trained, rows, each = decoder.tape, decoder.full, x.shape[:-1], x.bytes_each
+    with tape.at("loss"):
+        logits = tape.value((*rows, "V"), each)
+        kept = [tape.value((*rows, "V"), each), tape.value(rows, 8)] + [x] * trained
+        forward, back = products_of(x, each, trained)
+        return tape.apply(
+            x, shape=(), bytes_each=4, kept=kept, held=[logits], trained=gradient_of(decoder),
+            undoing=product(2.0 * each, "c", "V"), products=[forward], undoing_products=back, exponential=True,
+        )  # fmt: skip
+
+
+def chunked(decoder: Decoder, x: Value) -> Value:
+    """One part of the positions after the other; autograd keeps the log-probabilities of each.
+
+    In backward the last part makes the gradient of a trained matrix, to which the others add theirs.
+    """
+    tape, losses = decoder.tape, []
+    for index in range(CHUNKS):
+        with tape.at("loss"):
+            part = tape.apply(x, shape=("c", "h"))
+        logits = logits_of(decoder, part)
+        if index < CHUNKS - 1:
+            made = tape.operations[-1]
+            tape.operations[-1] = replace(made, weights=NOTHING, undoing=made.undoing + made.weights)
+        with tape.at("loss"):
+            losses.append(cross_entropy(decoder, tape.cast(logits, 4)))
+    with tape.at("loss"):
+        return tape.apply(*losses)
+
+
+def gradient_of(decoder: Decoder) -> Size | None:
+    """Bytes of the gradient of the head's matrix, if it is trained."""
+    return product(decoder.base_bytes, "V", "h") if decoder.full else None
+
+
+def products_of(x: Value, each: int, trained: bool) -> tuple[MatrixProduct, list[MatrixProduct]]:
+    """x W, and the products that undo it."""
+    rows = x.shape[:-1]
+    back = [MatrixProduct(rows, ("V",), ("h",), each)] + [MatrixProduct(("h",), rows, ("V",), each)] * trained
+    return MatrixProduct(rows, ("h",), ("V",), each), back
+
+
+def recomputed(decoder: Decoder, x: Value) -> Value:
+    """Log-probabilities of the labels alone; logits are computed twice, and never kept.
+
+    Kept are x, the labels and the logarithm of each position's sum, in TRL with the entropy. In backward the gradient
+    of x is summed in float32, and so is that of a trained matrix, which is then brought to its dtype.
+    """
+    tape, tiled, trained = decoder.tape, decoder.setup.logits == "tiled", decoder.full
+    with tape.at("loss"):
+        if tiled and not decoder.setup.labels:  # positions with a label, here all of them
+            x = tape.apply(x, kept=[tape.value(x.shape[:-1], 8)])
+        rows, each = x.shape[:-1], 2 if tape.autocast else x.bytes_each
+        kept = [x, tape.value(rows, 8), tape.value(rows, 8 if tiled else 4)]
+        forward, undoing = product(4.0 * STATISTICS, *rows), product(4.0, *x.shape)
+        undoing.add(product((4.0 - decoder.base_bytes) * trained, "V", "h"))
+        if tiled:
+            copies = product(TILE_COPIES if decoder.setup.device == "cpu" else 0.0, "T", "U")
+            forward, undoing = forward + tile(decoder, x, each), undoing + tile(decoder, x, each) + copies
+        score, back = products_of(x, each, trained)
+        log_probabilities = tape.apply(
+            x, shape=rows, bytes_each=4, kept=kept, trained=gradient_of(decoder), working=forward, undoing=undoing,
+            products=[score], undoing_products=[score, *back], exponential=True,
+        )  # fmt: skip
+        return tape.apply(log_probabilities, shape=())
+
+
+def tile(decoder: Decoder, x: Value, each: int) -> Size:
+    """Bytes of the room for a tile's logits, and of what of x and of the matrix is brought to their dtype for it."""
+    size = product(float(each), "T", "W")
+    size.add(product(float(each) * (x.bytes_each != each), "T", "h"))
+    size.add(product(float(each) * (decoder.base_bytes != each), "U", "h"))
+    return size

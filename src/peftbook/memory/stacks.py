@@ -1,0 +1,264 @@
+"""What a library assumes of a training step where its user says nothing: tables of settings, each with its source.
+
+    setup, assumed = setup_in("trl", method="lora", quantised="nf4", seq=2048)
+
+A stack is a set-up, and its bytes are those of the same walk. What TRL and transformers declare is read from the
+installed packages, without importing them; for a machine without them the table has the value of the named version.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from peftbook.memory.names import OPTIMISER_NAMES, meant
+from peftbook.memory.setup import Setup
+
+__all__ = ["STACKS", "Assumption", "Declared", "Stack", "setup_in"]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A default that a library declares: the first of `classes` (package/file:class) that has `name` decides.
+
+    fallback: its value in the version of the table.  if_none: what the library takes None for.
+    """
+
+    classes: tuple[str, ...]
+    name: str
+    fallback: Any
+    if_none: Any = None
+
+    @property
+    def value(self) -> Any:
+        """The installed library's, or the table's where the library is not there or has no plain value."""
+        owners = [declared_in(where) for where in self.classes]
+        found = next((owner[self.name] for owner in owners if self.name in owner), self.fallback)
+        return self.if_none if found is None else found
+
+    @property
+    def source(self) -> str:
+        """The class and the field."""
+        return f"{self.classes[0].rpartition(':')[2]}.{self.name}"
+
+
+@functools.cache
+def declared_in(where: str) -> dict[str, Any]:
+    """Field → default of a dataclass, as its source declares it: constants, and names that are assigned one.
+
+    where: package/file:class. Empty where one of the three is not there.
+    """
+    path, _, owner = where.partition(":")
+    package, _, file = path.partition("/")
+    spec = importlib.util.find_spec(package)
+    places = (spec and spec.submodule_search_locations) or []
+    source = next((Path(place, file) for place in places if Path(place, file).is_file()), None)
+    if source is None:
+        return {}
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    body = next((part.body for part in tree.body if isinstance(part, ast.ClassDef) and part.name == owner), [])
+    named, found = constants(body), {}
+    for part in body:
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            given = part.value
+            if isinstance(given, ast.Call):
+                given = next((word.value for word in given.keywords if word.arg == "default"), None)
+            given = named.get(given.id) if isinstance(given, ast.Name) else given
+            if isinstance(given, ast.Constant):
+                found[part.target.id] = given.value
+    return found
+
+
+def constants(body: list[ast.stmt]) -> dict[str, ast.expr]:
+    """Name → what a class assigns it last, with its conditions taken as true (`if is_torch_available():`)."""
+    found: dict[str, ast.expr] = {}
+    for part in body:
+        for one in ast.walk(part) if isinstance(part, ast.If) else [part]:
+            if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name):
+                found[one.targets[0].id] = one.value
+    return found
+
+
+Given = Mapping[str, tuple[Any, str] | Declared]  # field of a set-up → its value and source
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A library's assumptions. package: what its version is read from.  version: the one that the table is of.
+
+    always, whole, quantised, full: in every case; over a base in 16 or 32 bits; over a quantised one; for full
+    fine-tuning. The later ones replace the earlier ones.
+    """
+
+    title: str
+    package: str
+    version: str
+    always: Given
+    whole: Given
+    quantised: Given
+    full: Given
+
+    @property
+    def named(self) -> str:
+        """The title with the version of what is installed, or of the table."""
+        try:
+            return f"{self.title} {version(self.package)}"
+        except PackageNotFoundError:
+            return f"{self.title} {self.version}, which is not installed,"
+
+    def given(self, method: str, quantised: bool) -> dict[str, tuple[Any, str] | Declared]:
+        """The assumptions of a case."""
+        case = self.quantised if quantised else self.whole
+        return {**self.always, **case, **(self.full if method == "full" else {})}
+
+
+TRAINER = ("transformers/training_args.py:TrainingArguments",)
+SFT = ("trl/trainer/sft_config.py:SFTConfig", "trl/trainer/base_config.py:_BaseConfig", *TRAINER)
+PEFT_ADAPTER = ("fp32", "peft's autocast_adapter_dtype")
+PADDED = (True, "rows are padded to the longest")
+UNCUT = (1024, "nothing cuts rows: give the longest")
+OF_CHECKPOINT = ("bf16", "the dtype of published checkpoints")
+ROWS = Declared(TRAINER, "per_device_train_batch_size", 8)
+OPTIM = Declared(TRAINER, "optim", "adamw_torch_fused")
+KBIT = "peft.prepare_model_for_kbit_training"
+
+STACKS: dict[str, Stack] = {
+    "peft": Stack(
+        "a loop of your own over peft", "peft", "0.21.2",
+        always={
+            "batch": (1, "one row"), "seq": UNCUT,
+            "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER,
+            "logits": ("whole", "transformers' own loss, in float32 at every position"),
+        },
+        whole={}, quantised={}, full={},
+    ),
+    "trainer": Stack(
+        "transformers.Trainer", "transformers", "5.24.0",
+        always={
+            "batch": ROWS, "seq": UNCUT, "optimiser": OPTIM, "padding": PADDED,
+            "checkpointing": Declared(TRAINER, "gradient_checkpointing", None, if_none=False),
+            "autocast": Declared(TRAINER, "bf16", False),
+            "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER,
+            "logits": ("whole", "transformers' own loss, in float32 at every position"),
+        },
+        whole={},
+        quantised={"dtype": ("fp32", KBIT), "checkpointing": (True, KBIT)},
+        full={},
+    ),
+    "trl": Stack(
+        "TRL's SFTTrainer", "trl", "1.16.0",
+        always={
+            "batch": Declared(SFT, "per_device_train_batch_size", 8),
+            "seq": Declared(SFT, "max_length", 1024, if_none=1024),
+            "optimiser": Declared(SFT, "optim", "adamw_torch_fused"),
+            "checkpointing": Declared(SFT, "gradient_checkpointing", True),
+            "offloaded": Declared(SFT, "activation_offloading", False),
+            "autocast": Declared(SFT, "bf16", None, if_none=True), "padding": PADDED,
+            "dtype": ("fp32", 'a model given by name; bf16 is model_init_kwargs={"dtype": "bfloat16"}'),
+            "logits": ("tiled", "TRL's fused head, at positions with a label alone"),
+        },
+        whole={"adapter_dtype": PEFT_ADAPTER},
+        quantised={"adapter_dtype": ("bf16", "SFTTrainer casts what is trained over a quantised base")},
+        full={},
+    ),
+    "peftbook": Stack(
+        "peftbook's own loop", "peftbook", "0.1.0",
+        always={
+            "batch": (8, "Budget.batch_size"), "seq": (512, "Budget.max_length"), "padding": PADDED,
+            "dtype": ("fp32", "weights that nothing rounds"), "autocast": (True, "Run.dtype"),
+            "held": (True, "frozen matrices are there in bfloat16 too"), "adapter_dtype": ("fp32", "the loop"),
+            "logits": ("whole", "at positions with a label alone: --labels"),
+        },
+        whole={}, quantised={"held": (False, "the base is in 4 bits")}, full={"held": (False, "all is trained")},
+    ),
+    "litgpt": Stack(
+        "LitGPT", "litgpt", "0.5.13",
+        always={
+            "batch": (1, "TrainArgs.micro_batch_size"), "seq": UNCUT,
+            "accumulated": (True, "TrainArgs.global_batch_size 16"), "padding": PADDED,
+            "dtype": ("bf16", "precision bf16-true"), "adapter_dtype": ("bf16", "precision bf16-true"),
+            "rank": (8, "lora_r"), "targets": (("q_proj", "v_proj"), "lora_query, lora_value"),
+            "dropout": (True, "lora_dropout 0.05"), "logits": ("narrow", "chunked_cross_entropy"),
+        },
+        whole={}, quantised={}, full={},
+    ),
+    "torchtune": Stack(
+        "torchtune", "torchtune", "0.7.0",
+        always={
+            "batch": (2, "recipes/configs/llama3_1"), "seq": UNCUT,
+            "accumulated": (True, "gradient_accumulation_steps 8"),
+            "padding": PADDED, "dtype": ("bf16", "dtype"), "adapter_dtype": ("bf16", "dtype"),
+            "checkpointing": (True, "enable_activation_checkpointing"),
+            "offloaded": (False, "enable_activation_offloading"), "rank": (8, "lora_rank"),
+            "targets": (
+                ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+                "lora_attn_modules, apply_lora_to_mlp",
+            ),
+            "logits": ("chunked", "LinearCrossEntropyLoss"),
+        },
+        whole={}, quantised={},
+        full={"optimiser": ("paged_adamw_8bit", "8B_full_single_device"), "accumulated": (False, "optimizer_in_bwd")},
+    ),
+    "axolotl": Stack(
+        "Axolotl", "axolotl", "0.18.0",
+        always={
+            "batch": (1, "micro_batch_size"), "seq": (512, "sequence_len"), "padding": PADDED,
+            "optimiser": ("adamw_torch_fused", "optimizer"), "checkpointing": (False, "gradient_checkpointing"),
+            "offloaded": (False, "activation_offloading"), "dtype": ("bf16", "bf16: auto"),
+            "autocast": (True, "bf16: auto"), "adapter_dtype": PEFT_ADAPTER,
+            "logits": ("whole", "its CutCrossEntropyPlugin is --logits fused"),
+        },
+        whole={}, quantised={}, full={},
+    ),
+    "unsloth": Stack(
+        "Unsloth", "unsloth", "2026.8.19",
+        always={
+            "batch": ROWS, "seq": (2048, "max_seq_length"), "optimiser": OPTIM,
+            "padding": (False, "padding-free batches"),
+            "checkpointing": (True, 'use_gradient_checkpointing "unsloth"'),
+            "offloaded": (True, 'use_gradient_checkpointing "unsloth"'), "dtype": ("bf16", "dtype None"),
+            "autocast": (True, "bf16"), "adapter_dtype": ("fp32", "float32_mixed_precision"),
+            "rank": (16, "get_peft_model, r"), "logits": ("fused", "unsloth_fused_ce_loss"),
+        },
+        whole={}, quantised={}, full={},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A setting that nobody gave. field: of the set-up.  source: where the library has it."""
+
+    field: str
+    value: Any
+    source: str
+
+
+def setup_in(stack: str, **asked: Any) -> tuple[Setup, tuple[Assumption, ...]]:
+    """The set-up of a stack with what is asked for, and what was assumed beside that.
+
+    Raises InputError for an unknown stack, or for settings that no step has.
+    """
+    known = STACKS[meant("Stack", stack, {name: name for name in STACKS})]
+    assumed = []
+    for field, given in known.given(asked.get("method", Setup.method), bool(asked.get("quantised"))).items():
+        if field in asked:
+            continue
+        value, source = (given.value, given.source) if isinstance(given, Declared) else given
+        value = OPTIMISER_NAMES.get(value, value) if field == "optimiser" else value
+        assumed.append(Assumption(field, value, source))
+    fields = {field: getattr(Setup, field) for field in ("batch", "dtype", "autocast", "checkpointing")}
+    fields |= {one.field: one.value for one in assumed} | asked
+    idle = {
+        "padding": fields["batch"] == 1,
+        "offloaded": not fields["checkpointing"],
+        "held": not (fields["autocast"] and fields["dtype"] == "fp32"),
+    }
+    assumed = [one for one in assumed if not idle.get(one.field)]
+    return Setup(**{one.field: one.value for one in assumed} | asked), tuple(assumed)
