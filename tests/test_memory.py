@@ -13,6 +13,7 @@ from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, 
 from peftbook.memory.fit import as_json, as_text, largest
 from peftbook.memory.names import OPTIMISER_NAMES, meant
 from peftbook.memory.shapes import FAMILIES, as_config, quantised_in, shape_from_config
+from peftbook.memory.step import loading
 from peftbook.memory.tape import Tape, Weight, evaluate
 from peftbook.memory.walk import walk
 from peftbook.studies import activations as study
@@ -427,6 +428,29 @@ def test_text_and_json_say_the_same():
     assert f"{data['peak_bytes'] / GIB:.3f} GiB" in text
     assert sum(data["terms_bytes"].values()) == pytest.approx(data["peak_bytes"], abs=len(data["terms_bytes"]))
     assert ("It fits" in text) == data["fits"]
+
+
+def test_loading_needs_what_stays_and_one_tensor_before_it_is_quantised():
+    """In 16 bits nothing beside; over NF4 the largest matrix, in float32 the embedding if that is larger."""
+    for name in ("llama-3.1-8b", "gemma-2b"):
+        shape = SHAPES[name]
+        sizes = {**{key: a * b for key, (a, b) in shape.linears.items()}, "embedding": shape.vocab * shape.hidden}
+        matrix = max(size for key, size in sizes.items() if key != "embedding")
+        for setup, beside in (
+            (Setup(), 0), (Setup(quantised="nf4"), 2 * matrix),
+            (Setup(dtype="fp32", autocast=True), 2 * max(sizes.values())),
+        ):  # fmt: skip
+            state = training_step(shape, setup).numbers(training_step(shape, setup).state)
+            stays = sum(state.get(term, 0) for term in ("weights", "quantisation constants", "adapter"))
+            assert loading(shape, setup) == pytest.approx(stays + beside)
+
+
+@pytest.mark.parametrize("setup", [Setup(), Setup(quantised="nf4"), Setup(dtype="fp32", autocast=True)], ids=str)
+def test_no_model_needs_more_to_be_loaded_than_to_be_trained(setup):
+    """Not even where a step is as small as it can be: one token, rank 1, checkpointed."""
+    least = replace(setup, seq=1, rank=1, checkpointing=True, padding=True)
+    for name, shape in SHAPES.items():
+        assert loading(shape, least) < training_step(shape, least).peak().total, name
 
 
 @pytest.mark.parametrize("one", sampled().values(), ids=sampled())

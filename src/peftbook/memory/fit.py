@@ -9,7 +9,7 @@ from typing import Any
 from peftbook.errors import InputError
 from peftbook.memory.configuration import Configuration
 from peftbook.memory.setup import Setup
-from peftbook.memory.step import Peak
+from peftbook.memory.step import Peak, loading
 
 __all__ = ["GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
 
@@ -185,6 +185,7 @@ def as_json(answer: Fit) -> dict[str, Any]:
     return {
         "peak_bytes": round(answer.peak.total),
         "at": answer.peak.at,
+        "loading_bytes": round(loading(answer.configuration.shape, answer.configuration.setup)),
         "terms_bytes": {name: round(size) for name, size in answer.peak.terms.items()},
         "step_flops": round(sum(flops_of(answer).values())),
         "memory_bytes": round(answer.memory),

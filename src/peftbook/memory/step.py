@@ -19,7 +19,7 @@ from peftbook.memory.tape import Size, evaluate, multiple, product
 from peftbook.memory.timeline import Moments, kind_of, moments
 from peftbook.memory.walk import alike, walk
 
-__all__ = ["Peak", "Step", "training_step"]
+__all__ = ["Peak", "Step", "loading", "training_step"]
 
 CODES, OUTER_CODES = 16, 256  # entries of the tables that codes are looked up in, float32, a table a matrix
 STATE_BLOCK = 256  # moments that share a constant in an 8-bit optimiser
@@ -251,3 +251,20 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
         total = multiple(elements([(count, axes)]), bytes_each)
         terms.setdefault("paged moments" if paged else "moments", Size()).add(total)
     return terms
+
+
+def loading(shape: Shape, setup: Setup) -> float:
+    """Bytes at the most while the weights are read: all of them as they stay, and one tensor as the file has it.
+
+    What is quantised is on the device in 16 bits before, one tensor after the other (transformers 5,
+    `core_model_loading.py`, which reads a quantised model in one thread); what is made float32 is so too. A step needs
+    more: it has the same matrix in 16 bits for a moment, and moments and gradients beside.
+    """
+    terms = state(shape, replace(setup, accumulated=False))
+    stays = sum((terms.get(name, Size()) for name in ("weights", "quantisation constants", "adapter")), start=Size())
+    largest = max(inputs * outputs for inputs, outputs in shape.linears.values())
+    if setup.dtype == "fp32":
+        largest = max(largest, shape.vocab * shape.hidden)
+    elif not setup.quantised:
+        largest = 0
+    return evaluate(stays, shape.symbols | setup.symbols) + 2 * largest
