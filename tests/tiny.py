@@ -127,10 +127,12 @@ def tiny_task(metrics: tuple[str, ...] = ("rouge", "bertscore", "exact_match")) 
 
 
 # What the kill-and-resume test trains: method, dtype, micro-batch. Weight decay is on so that it is part of the state.
+# Where the name ends in halved, the base is in bfloat16 and its layers are checkpointed.
 INTERRUPTED = {
     "lora": (LoRA(rank=2), "bf16", None),
     "lora-fp16": (LoRA(rank=2), "fp16", None),
     "lora-dropout": (LoRA(rank=2, dropout=0.3), "fp32", 1),
+    "lora-dropout-halved": (LoRA(rank=2, dropout=0.3), "bf16", 1),
     "full": (Full(), "fp32", None),
     "prompt": (PromptTuning(length=3), "fp32", None),
 }
@@ -142,7 +144,9 @@ def train_interrupted(name: str, **arguments):
     from peftbook.training.loop import train
 
     method, dtype, micro_batch = INTERRUPTED[name]
-    model = apply_method(tiny_llama(), method, seed=3, tokenizer=NumberTokenizer())
+    halved = name.endswith("halved")
+    base = tiny_llama().bfloat16() if halved else tiny_llama()
+    model = apply_method(base, method, seed=3, tokenizer=NumberTokenizer())
     trained = train(
         model,
         random_examples(20),
@@ -151,6 +155,7 @@ def train_interrupted(name: str, **arguments):
         pad_id=2,
         dtype=dtype,
         micro_batch=micro_batch,
+        checkpointing=halved,
         **arguments,
     )
     return model, trained

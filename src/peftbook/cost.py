@@ -120,13 +120,13 @@ def count(names: Iterable[str], symbols: Symbols) -> Number:
 
 
 def training_setup(run: specs.Run, shape: Shape) -> Setup:
-    """How the book's own loop trains: float32 weights, copies of frozen matrices in bfloat16 under autocast, logits at
-    labels alone. What the method adds it says itself.
+    """How the book's own loop trains: float32 weights, with copies of frozen matrices in bfloat16 under autocast, or
+    weights in bfloat16 without; logits at labels alone. What the method adds it says itself.
     """
-    method, autocast = run.method.setup(shape), run.dtype != "fp32"
+    method, autocast = run.method.setup(shape), run.dtype != "fp32" and run.weights == "fp32"
     return Setup(
-        **method, dtype="fp32", autocast=autocast, held=autocast and method["method"] != "full", labels=1,
-        batch=run.budget.batch_size if run.budget else 1, device=run.platform,
+        **method, dtype=run.weights, autocast=autocast, held=autocast and method["method"] != "full", labels=1,
+        batch=run.budget.batch_size if run.budget else 1, device=run.platform, checkpointing=run.checkpointing,
     )  # fmt: skip
 
 

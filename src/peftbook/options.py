@@ -67,9 +67,16 @@ def options_of(model: type) -> dict[str, Option]:
 
 
 def add_options(parser: argparse.ArgumentParser, model: type) -> None:
-    """Give a parser an option for each field; what is not said is None there, and the field's default in the model."""
+    """Give a parser an option for each field; what is not said is None there, and the field's default in the model.
+
+    A field that is False is a switch, without a word.
+    """
     defaults = {field.name: field.default for field in fields(model)}
     for name, option in options_of(model).items():
+        if defaults[name] is False:
+            words = help_of(option, None)
+            parser.add_argument(option.flag or flag(name), dest=name, action="store_true", default=None, help=words)
+            continue
         asked: dict[str, Any] = {"action": "append"} if option.repeated else {"nargs": option.count}
         parser.add_argument(
             option.flag or flag(name),
@@ -114,7 +121,8 @@ def words_of(model: type, said: object) -> Iterator[str]:
         if value is None or value == field.default:
             continue
         for given in value if option.repeated else [value]:
-            yield from (option.flag or flag(field.name), *map(str, given if option.count else [given]))
+            words = given if option.count else [] if given is True else [given]
+            yield from (option.flag or flag(field.name), *map(str, words))
 
 
 def check_bounds(model: object, leave_out: Sequence[str] = ()) -> None:

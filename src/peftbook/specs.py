@@ -100,7 +100,11 @@ class Run(Keyed):
     master weights under bfloat16 autocast, `fp16` the same in float16 with a loss that is scaled. What multiplies them
     (`training.products`, in float32 `training.joined` and `training.packed`) may change the order of sums and nothing
     else, and follows from the code and the machine, which the record names.
+    weights: `bf16` holds what is not trained in bfloat16, in which it is multiplied, without autocast; what is trained
+    stays in float32.  checkpointing: training keeps the input of each decoder layer and computes the rest again.
     """
+
+    added: ClassVar[tuple[str, ...]] = ("weights", "checkpointing")
 
     model: Model = Model()
     task: Task
@@ -112,6 +116,8 @@ class Run(Keyed):
     platform: Literal["cpu", "cuda"] = "cpu"
     purpose: Literal["quality", "timing"] = "quality"
     machine: str = ""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    checkpointing: bool = False
 
     @property
     def key(self) -> str:
@@ -125,6 +131,26 @@ class Run(Keyed):
         if method is not None and (budget is None) == method.trains:
             raise ValueError("an untuned run takes no budget and every other run needs one")
         return budget
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_fit_the_rest(cls, weights: str, info) -> str:
+        if weights == "bf16":
+            method, evaluation = info.data.get("method"), info.data.get("evaluation")
+            generates = evaluation is not None and evaluation.n_generate > 0
+            if method is not None and method.unhalved:
+                raise ValueError(f"{method.unhalved}: choose weights 'fp32'")
+            if info.data.get("dtype") != "bf16" or (generates and evaluation.generation_dtype != "bf16"):
+                raise ValueError("what lies in bfloat16 is multiplied there: choose dtype and generation_dtype 'bf16'")
+        return weights
+
+    @field_validator("checkpointing")
+    @classmethod
+    def _checkpointing_fits_method(cls, checkpointing: bool, info) -> bool:
+        method = info.data.get("method")
+        if checkpointing and method is not None and method.uncheckpointed:
+            raise ValueError(f"{method.uncheckpointed}: choose no checkpointing")
+        return checkpointing
 
 
 @functools.lru_cache(maxsize=4096)

@@ -19,6 +19,7 @@ class Adapter(Method):
     title = "Bottleneck adapter"
     family = "additive"
     saved = "tensors"
+    unhalved = "the adapters compute in float32"
     unmerged = "the adapter's nonlinearity stands between its weights and the model's"
 
     kind: Literal["adapter"] = "adapter"

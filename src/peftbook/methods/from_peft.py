@@ -16,13 +16,14 @@ from peftbook.memory import TARGETS, Shape
 from peftbook.memory.shapes import as_config
 from peftbook.methods.lora import LoRA
 from peftbook.methods.method import Method, parse
-from peftbook.methods.prompt import UNSHARDED
+from peftbook.methods.prompt import UNCHECKPOINTED, UNSHARDED
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 OURS = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
         "inference_mode")  # fmt: skip
+CACHED = ("PREFIX_TUNING", "CARTRIDGE")  # methods whose virtual tokens are keys and values
 LORA_RANK = 16  # of the LoRA that a method is converted to
 Value = bool | int | float | str | None | tuple[bool | int | float | str | None, ...]
 
@@ -76,6 +77,10 @@ class PeftMethod(Method):
         return UNSHARDED if self.config.is_prompt_learning else "fsdp has not been tried with peft's other methods"
 
     @property
+    def uncheckpointed(self) -> str:  # type: ignore[override]
+        return UNCHECKPOINTED if self.name in CACHED else ""
+
+    @property
     def config(self) -> Any:
         """Its configuration in peft, see `configuration`."""
         return configuration(self)
@@ -104,8 +109,7 @@ class PeftMethod(Method):
     def setup(self, shape: Shape) -> dict[str, Any]:
         """Virtual tokens as those of a prompt or a prefix; else as LoRA of a rank that trains about as many numbers."""
         if self.config.is_prompt_learning:
-            cached = self.name in ("PREFIX_TUNING", "CARTRIDGE")
-            return {"method": "prefix" if cached else "prompt", "length": self.config.num_virtual_tokens}
+            return {"method": "prefix" if self.name in CACHED else "prompt", "length": self.config.num_virtual_tokens}
         rank = max(1, round(self.parameters(shape) / LoRA(rank=1).parameters(shape)))
         return {"method": "lora", "rank": rank, "targets": TARGETS}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from peftbook.memory import Shape
-from peftbook.methods.method import Look, Method, Preset
+from peftbook.methods.method import TRAINED_WEIGHTS, Look, Method, Preset
 
 
 class Full(Method):
@@ -16,6 +16,7 @@ class Full(Method):
     saved = "model"
     shares_base = False
     lighter = "LoRA instead of full fine-tuning"
+    unhalved = TRAINED_WEIGHTS
 
     kind: Literal["full"] = "full"
     version: int = 1

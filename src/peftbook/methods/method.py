@@ -10,6 +10,9 @@ from peftbook.canonical import Spec, build
 from peftbook.errors import InputError
 from peftbook.memory import Shape
 
+TRAINED_WEIGHTS = "the model's own weights are trained, and in bfloat16 most of their steps are rounded away"
+ROUNDED = "a base that is rounded to 4 bits without bitsandbytes is rounded from float32"
+
 
 class Look(NamedTuple):
     """How a method looks in every chart: short label, matplotlib's marker, line style, and its colour in each mode.
@@ -32,6 +35,7 @@ class Method(Spec):
     a whole model.  shares_base: whether the frozen weights stay what they were, so that several trained models may
     hold them once.  lighter: what needs less memory, for whoever runs out of it.  unmerged, unsharded: why what is
     trained cannot become part of the model's weights, and why devices cannot share its model (FSDP); empty if they can.
+    unhalved, uncheckpointed: why its base cannot lie in bfloat16, and why its layers cannot be checkpointed.
     """
 
     title: ClassVar[str]
@@ -43,6 +47,8 @@ class Method(Spec):
     lighter: ClassVar[str] = "QLoRA"
     unmerged: ClassVar[str] = ""
     unsharded: ClassVar[str] = ""
+    unhalved: ClassVar[str] = ""
+    uncheckpointed: ClassVar[str] = ""
 
     kind: str
 

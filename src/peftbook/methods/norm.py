@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from peftbook.errors import InputError
 from peftbook.memory import Shape
-from peftbook.methods.method import Look, Method, Preset
+from peftbook.methods.method import TRAINED_WEIGHTS, Look, Method, Preset
 
 
 class NormTuning(Method):
@@ -18,6 +18,7 @@ class NormTuning(Method):
     title = "Norm gains"
     family = "selective"
     saved = "tensors"
+    unhalved = TRAINED_WEIGHTS
 
     kind: Literal["norm"] = "norm"
     version: int = 1

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from peftbook.memory import Shape
 from peftbook.methods.method import Look, Method, Preset
-from peftbook.methods.prompt import UNSHARDED, common_tokens, virtual_tokens
+from peftbook.methods.prompt import UNCHECKPOINTED, UNSHARDED, common_tokens, virtual_tokens
 
 
 class Prefix(Method):
@@ -22,6 +22,7 @@ class Prefix(Method):
     family = "additive"
     unmerged = "keys and values before the input are no weights of the model"
     unsharded = UNSHARDED
+    uncheckpointed = UNCHECKPOINTED
 
     kind: Literal["prefix"] = "prefix"
     length: int = Field(default=10, ge=1)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 COMMON_TOKENS = 5000
 UNSHARDED = "soft prompts and prefixes reach the layers on ways that fsdp does not see"
 
+UNCHECKPOINTED = "transformers drops a prefix where layers are checkpointed"
+
 
 class PromptTuning(Method):
     """`length` trainable vectors before the input embeddings; the model stays frozen.

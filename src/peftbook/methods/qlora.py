@@ -10,7 +10,7 @@ from pydantic import model_validator
 from peftbook.errors import InputError
 from peftbook.memory import Shape
 from peftbook.methods.lora import LoRA
-from peftbook.methods.method import Look, Preset
+from peftbook.methods.method import ROUNDED, Look, Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,10 @@ class QLoRA(LoRA):
     def packed(self) -> bool:
         """bitsandbytes has no other types and no corrected starts: the base is then dense, with dequantised values."""
         return self.quant in ("nf4", "fp4") and self.init == "kaiming"
+
+    @property
+    def unhalved(self) -> str:  # type: ignore[override]
+        return "" if self.packed else ROUNDED
 
     def quantization(self, dtype: Any) -> Any:
         """4-bit type and double quantisation stated, never left to defaults."""

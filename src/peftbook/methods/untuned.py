@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from peftbook.memory import Shape
-from peftbook.methods.method import Look, Method, Preset
+from peftbook.methods.method import ROUNDED, Look, Method, Preset
 
 
 class Untuned(Method):
@@ -21,6 +21,7 @@ class Untuned(Method):
     trains = False
     efficient = False
     lighter = ""
+    uncheckpointed = "an untuned run has no backward pass"
 
     kind: Literal["untuned"] = "untuned"
     shots: int = Field(default=0, ge=0)
@@ -35,6 +36,10 @@ class Untuned(Method):
     @property
     def examples_shown(self) -> int:
         return self.shots
+
+    @property
+    def unhalved(self) -> str:  # type: ignore[override]
+        return ROUNDED if self.quant else ""
 
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """Freeze the model; where a 4-bit type is named, every decoder linear holds what its codes stand for."""

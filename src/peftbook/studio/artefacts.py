@@ -143,6 +143,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
     short, licence = LICENCES.get(run.model.name, ("other", f"that of {run.model.name!r}: see where it came from"))
     head = ["---", f"license: {short}", f"base_model: {json.dumps(base_id(run.model))}"]
     head += ["library_name: transformers" if merged else "library_name: peft", "---"]
+    kinds = f"{run.dtype}{', weights in bf16' * (run.weights == 'bf16')}{', checkpointing' * run.checkpointing}"
     sizes = {name: len(rows) for name, rows in studio.task(job.project).splits.items()}
     lines = [
         *head, "", f"# {run.method.full_kind} on {inline(project.name)}", "",
@@ -151,7 +152,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
         f"- base: {run.model.name}, {pinned(run.model)}",
         f"- licence of the base: {licence}; the weights here follow it",
         f"- method: `{run.method.model_dump_json()}`",
-        f"- training: `{run.budget.model_dump_json() if run.budget else 'none'}`, seed {run.seed}, {run.dtype}",
+        f"- training: `{run.budget.model_dump_json() if run.budget else 'none'}`, seed {run.seed}, {kinds}",
         "", "## Data", "",
         f"- SHA-256 of the uploaded file: {project.sha256}",
         f"- SHA-256 of file and settings, as in the run's key: {run.task.data_sha256}",

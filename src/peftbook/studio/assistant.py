@@ -103,19 +103,19 @@ def continuation(
     import torch
 
     from peftbook.training.forward import causal_model, start_cache
-    from peftbook.training.loop import autocast
+    from peftbook.training.loop import arithmetic
     from peftbook.training.products import half_products
 
     base: Any = causal_model(model)
     if base.config._attn_implementation != "sdpa":
         base.set_attn_implementation("sdpa")
     device = base.get_input_embeddings().weight.device
-    with torch.no_grad(), half_products(platform), autocast(dtype, platform):
+    with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
         cache = start_cache(model, torch.empty((1, 0), dtype=torch.long, device=device), 1)
     past = cache.get_seq_length() if cache is not None else 0
     ids = torch.tensor([prompt], device=device)
     while True:
-        with torch.no_grad(), half_products(platform), autocast(dtype, platform):
+        with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
             width = ids.shape[1]
             output = base.model(
                 input_ids=ids,

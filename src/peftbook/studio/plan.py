@@ -29,7 +29,7 @@ def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tup
     check_settings(settings)
     chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
     tokens = budget_tokens(task, settings, tokens_of_training)
-    dtype = chosen_dtype(settings.dtype, settings.platform)
+    dtype = computed_in(settings)
     runs = [
         run_of(task, settings, model, choice, tokens, seed, dtype)
         for model in dict.fromkeys(settings.models)
@@ -55,7 +55,7 @@ def run_alone(task: TaskData, single: Single) -> specs.Run:
         if value is not None and sized(**{name: value}) == sized(**{name: value + 1}):
             what = name.replace("_", " ")
             raise InputError(f"A {what} of {value} is chosen, which {chosen.name!r} does not take: leave it out.")
-    tokens, dtype = budget_tokens(task, settings), chosen_dtype(settings.dtype, settings.platform)
+    tokens, dtype = budget_tokens(task, settings), computed_in(settings)
     return run_of(task, settings, single.model, chosen, tokens, single.seed, dtype)
 
 
@@ -68,6 +68,17 @@ def check_settings(settings: Settings) -> None:
         preset(name)
         if not (math.isfinite(rate) and rate > 0):
             raise InputError(f"The learning rate of {name} is {rate!r}: choose a number above zero.")
+
+
+def computed_in(settings: Settings) -> str:
+    """The compute type of all runs. Raises InputError for weights in bfloat16 that are to be multiplied otherwise."""
+    if settings.weights != "bf16":
+        return chosen_dtype(settings.dtype, settings.platform)
+    if settings.dtype not in ("auto", "bf16"):
+        raise InputError(
+            f"Weights in bf16 are multiplied in bf16, not in {settings.dtype}: choose dtype auto, or weights fp32."
+        )
+    return "bf16"
 
 
 def budget_tokens(task: TaskData, settings: Settings, once: int = 0) -> int:
@@ -121,5 +132,6 @@ def run_of(
     method = choice.method.sized(**{name: getattr(settings, name) or 0 for name in SIZES})
     return build(
         specs.Run, model=model, task=task.spec, method=method, budget=budget, evaluation=evaluation, seed=seed,
-        dtype=dtype, platform=settings.platform,
+        dtype=dtype, platform=settings.platform, weights=settings.weights,
+        checkpointing=settings.checkpointing and method.trains,
     )  # fmt: skip

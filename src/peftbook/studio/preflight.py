@@ -12,6 +12,7 @@ from peftbook.cost import Rates, training_setup
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
+from peftbook.memory.setup import BYTES
 from peftbook.processes import ask
 from peftbook.tasks import TaskData
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
@@ -229,7 +230,7 @@ class Subject:
         examples = self.task.splits["test"][: max(run.evaluation.n_generate, 1)]
         longest = max(len(encode_prompt(self.tokenizer, self.task, one, some)) for one in examples)
         width, rows = longest + run.evaluation.max_new_tokens, min(generation_batch(shots), len(examples))
-        kept = 2 * self.shape.layers * self.shape.kv_width * 4 * rows * width
+        kept = 2 * self.shape.layers * self.shape.kv_width * BYTES[run.weights] * rows * width
         working = 4 * min(loss_batch(shots), len(examples)) * longest * (4 * self.shape.ffn + 4 * self.shape.hidden)
         step = Configuration(self.shape, replace(training_setup(run, self.shape), batch=1, seq=1, labels=1)).step
         return sum(step.numbers(step.state).values()) + max(kept, working)
@@ -292,7 +293,10 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
 
 
 def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
-    """The step that needs most: the longest rows in one batch, as the training loop would run it."""
+    """The step that needs most: the longest rows in one batch, as the training loop would run it.
+
+    Checkpointed layers take no cache, so that nothing needs a mask.
+    """
     from peftbook.training.forward import SHORT_TOKENS
 
     assert run.budget is not None
@@ -301,8 +305,8 @@ def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -
     labels = sum(sorted((one.label_tokens for one in data), reverse=True)[:rows])
     eager = run.platform == "cpu" and longest[0] <= SHORT_TOKENS
     return replace(
-        training_setup(run, shape), batch=rows, seq=longest[0], labels=labels, padding=True,
-        attention="eager" if eager else "sdpa",
+        training_setup(run, shape), batch=rows, seq=longest[0], labels=labels,
+        padding=not run.checkpointing, attention="eager" if eager else "sdpa",
     )  # fmt: skip
 
 
@@ -314,6 +318,10 @@ def remedy(run: specs.Run, found: Fit | None) -> str:
             ways.append(f"a batch size of at most {found.largest_batch}")
         if 8 <= found.largest_seq < min(run.budget.max_length, found.configuration.setup.seq):
             ways.append(f"a max_length of at most {found.largest_seq}")
+    if run.budget is not None and not (run.checkpointing or run.method.uncheckpointed):
+        ways.append("checkpointing")
+    if run.weights == "fp32" and not run.method.unhalved:
+        ways.append("weights in bf16")
     return f"choose {' or '.join(filter(None, [*ways, run.method.lighter, 'a smaller model']))}"
 
 

@@ -88,6 +88,14 @@ class Training:
     dtype: Annotated[str, Option(
         "to compute in, auto: the fastest here", "Computes in", choices=("auto", "fp32", "bf16", "fp16"),
     )] = "auto"  # fmt: skip
+    weights: Annotated[Literal["fp32", "bf16"], Option(
+        "of what is not trained: bf16 takes half the memory, and is computed in", "Weights in",
+        choices=("fp32", "bf16"),
+    )] = "fp32"  # fmt: skip
+    checkpointing: Annotated[bool, Option(
+        "keep only the input of each layer, and compute the rest again: far less memory, slower steps",
+        "Checkpointing",
+    )] = False  # fmt: skip
 
 
 def models_named(text: str) -> tuple[specs.Model, ...]:

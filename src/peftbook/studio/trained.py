@@ -22,7 +22,7 @@ def load_trained(studio: Studio, job: Job) -> Loaded:
     """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""
     run = job.run
     check_model(run.model)
-    loaded = load_model(run.model, run.method, run.platform, run.dtype)
+    loaded = load_model(run.model, run.method, run.platform, run.dtype, run.weights)
     model: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
     if run.budget is not None:
         folder = studio.adapter(job)
@@ -63,14 +63,15 @@ def restore(model: Any, method: Method, folder: Path) -> None:
 def merge(studio: Studio, job: Job) -> Loaded:
     """One dense float32 model that computes what the job's model does. Raises InputError for methods that stay apart.
 
-    A base in 4 bits becomes the values that its codes stand for; the merged weights are not rounded again.
+    A base in 4 bits becomes the values that its codes stand for; the merged weights are not rounded again, nor are
+    those of a base in bfloat16, which is widened first.
     """
     run = job.run
     if why := run.method.unmerged:
         raise InputError(f"What {run.method.kind!r} trained cannot be merged ({why}): download the adapter instead.")
     if not run.method.packed:
         loaded = load_trained(studio, job)
-        model: Any = loaded.model
+        model: Any = loaded.model.float()
         try:
             merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -84,9 +85,9 @@ def merge(studio: Studio, job: Job) -> Loaded:
     if job.state != "done" or folder is None:
         raise InputError(f"Job {job.id!r} is {job.state} and has nothing to merge: run it, or retry it, first.")
     check_model(run.model)
-    loaded = load_model(run.model, None, run.platform)
+    loaded = load_model(run.model, None, run.platform, run.dtype, run.weights)
     method: Any = run.method
-    quantise_dense(loaded.model, method.quant, double_quant=method.double_quant)
+    quantise_dense(loaded.model.float(), method.quant, double_quant=method.double_quant)
     tuned: Any = PeftModel.from_pretrained(loaded.model, str(folder))
     return Loaded(tuned.eval().merge_and_unload(), loaded.tokenizer)
 

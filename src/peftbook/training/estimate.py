@@ -56,7 +56,8 @@ def predicted_seconds(
     limit = run.budget.max_length if run.budget else 4096
     encoded = [encode_example(tokenizer, task, one, limit, some) for one in examples[: run.evaluation.n_loss]]
     batches = in_batches(encoded, loss_batch(shots))
-    parts["loss"] = sum_of(forward_seconds(shape, setup, rates, symbols_of(setup, batches)))
+    scored = replace(setup, checkpointing=False)
+    parts["loss"] = sum_of(forward_seconds(shape, scored, rates, symbols_of(scored, batches)))
     if run.evaluation.n_generate:
         chosen = examples[: run.evaluation.n_generate]
         pairs = [
@@ -91,7 +92,7 @@ def training_seconds(shape: Shape, setup: Setup, rates: Rates, batches: Sequence
         chosen = replace(setup, attention=attention)
         together = symbols_of(setup, some)
         total += sum_of(step_seconds(shape, chosen, rates, together, clipped=True))
-        if not packs(setup):
+        if caches(setup):
             total += sum_of(layers_seconds(shape, chosen, rates, before_rows(setup, some)))
     return total
 
@@ -108,19 +109,21 @@ def by_attention(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> dict[str
 def symbols_of(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
     """Rows, tokens of a row beyond what all share, tokens that attention sees, and labels, of every batch.
 
-    Without padding they are means over the rows, each of which has its part of what all share, once.
+    Without padding they are means over the rows, each of which has its part of what all share, once. Padded rows of
+    checkpointed layers share nothing, and each has the soft prompt before it.
     """
     rows = np.array([len(batch) for batch in batches])
-    shared = np.array([shared_prefix(batch) for batch in batches])
+    once = packs(setup) or caches(setup)
+    shared = np.array([shared_prefix(batch) if once else 0 for batch in batches])
     width = np.array([width_of(batch) for batch in batches])
     labels = np.array([sum(one.label_tokens for one in batch) for batch in batches])
     virtual = setup.symbols["P"]
     if packs(setup):
         lengths = np.array([sum(len(one.ids) for one in batch) for batch in batches])
-        once = shared + virtual * (setup.method == "prompt")
-        own = (lengths + once) / rows - shared - 1
+        common = shared + virtual * (setup.method == "prompt")
+        own = (lengths + common) / rows - shared - 1
         return {"b": rows / 1, "s": own, "t": own, "k": lengths / rows + virtual, "n": labels / 1}
-    own = width - shared
+    own = width - shared + virtual * (not once and setup.method == "prompt")
     return {"b": rows, "s": own, "t": own, "k": width + virtual, "n": labels}
 
 
@@ -133,7 +136,12 @@ def before_rows(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
 
 def packs(setup: Setup) -> bool:
     """Whether the loop computes without padding (`training.packed`)."""
-    return setup.device == "cpu" and not setup.autocast
+    return setup.device == "cpu" and setup.dtype == "fp32" and not setup.autocast
+
+
+def caches(setup: Setup) -> bool:
+    """Whether what stands before all rows runs once, by keys and values in a cache."""
+    return not packs(setup) and not setup.checkpointing
 
 
 def width_of(batch: Sequence[Encoded]) -> int:
@@ -152,8 +160,8 @@ def generation_seconds(
     """Seconds of greedy generation. pairs: tokens of each prompt, and of its reference, which the answer is taken to be
     as long as.
     """
-    autocast = run.evaluation.generation_dtype != "fp32"
     setup = training_setup(run, shape)
+    autocast = run.evaluation.generation_dtype != "fp32" and setup.dtype == "fp32"
     plain = replace(setup, autocast=autocast, held=autocast and setup.method != "full")
     virtual, most = plain.symbols["P"], run.evaluation.max_new_tokens
     rows, own, seen = [], [], []

@@ -37,7 +37,7 @@ from peftbook.training.estimate import predicted_seconds
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.hardware import peak_memory
-from peftbook.training.loop import Progress, Trained, autocast, frozen_linears_in, losses, reordered, train
+from peftbook.training.loop import Progress, Trained, arithmetic, frozen_linears_in, losses, reordered, train
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
@@ -94,19 +94,11 @@ class Trainee:
             out["truncated_examples"] = sum(example.truncated for example in self.encoded)
         with reordered(self.model, self.run.dtype):
             return train(
-                self.model,
-                self.encoded,
-                budget,
-                seed=self.run.seed,
-                pad_id=self.tokenizer.pad_token_id,
-                dtype=self.run.dtype,
-                platform=self.run.platform,
-                micro_batch=micro_batch,
-                checkpoint=checkpoint,
-                on_step=on_step,
-                rate_factor=self.run.method.rate_factor,
-                processes=self.processes,
-            )
+                self.model, self.encoded, budget, seed=self.run.seed, pad_id=self.tokenizer.pad_token_id,
+                dtype=self.run.dtype, platform=self.run.platform, micro_batch=micro_batch,
+                checkpointing=self.run.checkpointing, checkpoint=checkpoint, on_step=on_step,
+                rate_factor=self.run.method.rate_factor, processes=self.processes,
+            )  # fmt: skip
 
     def spread(self) -> None:
         """Leave to this process its share of the weights, where they are shared."""
@@ -133,7 +125,7 @@ NOBODY = Watch()
 
 
 def decodes_in_float32(run: specs.Run) -> bool:
-    """Whether something of this run is computed with the float32 weights themselves."""
+    """Whether something of this run is computed with float32 weights themselves."""
     return run.dtype == "fp32" or (run.evaluation.n_generate > 0 and run.evaluation.generation_dtype == "fp32")
 
 
@@ -148,7 +140,7 @@ def prepare(run: specs.Run, task: TaskData | None = None, processes: Processes =
             f"Task {run.task.name!r} has data {task.data_sha256[:12]}…, the run names {run.task.data_sha256[:12]}…: "
             "use the version of peftbook that shipped this data."
         )
-    loaded = load_model(run.model, run.method, "cpu" if processes.sharded else run.platform, run.dtype)
+    loaded = load_model(run.model, run.method, "cpu" if processes.sharded else run.platform, run.dtype, run.weights)
     model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
     return Trainee(run, task, loaded, model, processes)
 
@@ -327,7 +319,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
     dtype = wanted.generation_dtype
-    with frozen_linears_in(dtype, model), autocast(dtype, run.platform):
+    with frozen_linears_in(dtype, model), arithmetic(model, dtype, run.platform):
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=generation_batch(len(shots)),
             on_batch=phases.count("generating", len(prompts)),

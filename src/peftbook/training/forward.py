@@ -2,23 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from peftbook.errors import InputError
 from peftbook.methods import Method
+from peftbook.methods.from_peft import CACHED
 
-__all__ = ["SHORT_TOKENS", "apply_method", "causal_model", "hidden_states", "start_cache", "trainable_state"]
+__all__ = [
+    "SHORT_TOKENS",
+    "apply_method",
+    "causal_model",
+    "checkpointed_layers",
+    "hidden_states",
+    "is_checkpointed",
+    "start_cache",
+    "trainable_state",
+]
 
 SHORT_TOKENS = 128
-CACHED = ("PREFIX_TUNING", "CARTRIDGE")  # peft's methods whose virtual tokens are keys and values
 
 
 def apply_method(model: nn.Module, method: Method, seed: int, tokenizer=None) -> nn.Module:
-    """Make the method's parameters and freeze everything else. The seed fixes their initial values."""
+    """Make the method's parameters and freeze everything else. The seed fixes their initial values.
+
+    Raises InputError where some of them would be trained in bfloat16, which rounds most of their steps away.
+    """
     torch.manual_seed(seed)
-    return method.apply(model, seed, tokenizer)
+    tuned = method.apply(model, seed, tokenizer)
+    if method.trains and any(value.dtype == torch.bfloat16 for value in trainable_state(tuned).values()):
+        raise InputError(f"{method.label} trains values in bfloat16 over weights of that type: choose weights 'fp32'.")
+    return tuned
+
+
+@contextlib.contextmanager
+def checkpointed_layers(model: nn.Module) -> Iterator[None]:
+    """Within it training keeps the input of each decoder layer alone, and computes the rest again in the backward pass.
+
+    The arithmetic is the same. A layer then takes no cache, so that nothing runs once for all rows of a padded batch.
+    Source: Chen et al. 2016, arXiv:1604.06174. Raises InputError for a prefix, and for a model that cannot do it.
+    """
+    if prompt_method(model) in CACHED:
+        raise InputError("transformers drops a prefix where layers are checkpointed: choose no checkpointing.")
+    base: Any = causal_model(model)
+    try:
+        base.activation_checkpointing_enable()
+    except ValueError as error:
+        raise InputError(f"{str(error).rstrip('.')}: choose no checkpointing.") from error
+    try:
+        yield
+    finally:
+        base.activation_checkpointing_disable()
+        base.disable_input_require_grads()
+
+
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether this model's layers are run again in the backward pass of what is computed now."""
+    base: Any = causal_model(model)
+    return base.training and torch.is_grad_enabled() and base.is_activation_checkpointing
 
 
 def causal_model(model: nn.Module) -> nn.Module:
@@ -31,10 +76,16 @@ def hidden_states(model: nn.Module, input_ids: torch.Tensor, shared: int = 0) ->
 
     shared: leading ids that are the same in every row. They run once, at batch 1, and every row attends to their
     keys and values: attention is causal, so this changes nothing but the cost. Right padding needs no mask, because
-    the loss never looks at a padded position.
+    the loss never looks at a padded position. In checkpointed layers nothing is shared, and a soft prompt stands before
+    every row.
     """
     base = causal_model(model)
     choose_attention(base, input_ids)
+    if is_checkpointed(model) and (soft := soft_prompt(model)) is not None:
+        embedded = base.get_input_embeddings()(input_ids)
+        before = soft[None].to(embedded.dtype).expand(len(input_ids), -1, -1)
+        states = base.model(inputs_embeds=torch.cat([before, embedded], dim=1), use_cache=False).last_hidden_state
+        return states[:, len(soft) :]
     cache = start_cache(model, input_ids[:1, :shared], len(input_ids))
     rest = input_ids[:, shared:]
     return base.model(input_ids=rest, cache=cache, use_cache=cache is not None).last_hidden_state
@@ -63,8 +114,9 @@ def prefix_cache(model: nn.Module) -> Any | None:
         return None
     from transformers import DynamicCache
 
-    config: Any = causal_model(model).config
-    heads, rows = config.num_key_value_heads, virtual_rows(model)
+    base: Any = causal_model(model)
+    config, rows = base.config, virtual_rows(model).to(base.get_input_embeddings().weight.dtype)
+    heads = config.num_key_value_heads
     layers = rows.view(len(rows), config.num_hidden_layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
     cache = DynamicCache(config=config)
     for index, (keys, values) in enumerate(layers):

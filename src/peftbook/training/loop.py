@@ -22,12 +22,28 @@ from peftbook.errors import Diverged, InputError
 from peftbook.records import write_atomically
 from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
-from peftbook.training.forward import causal_model, hidden_states, trainable_state
+from peftbook.training.forward import (
+    causal_model,
+    checkpointed_layers,
+    hidden_states,
+    is_checkpointed,
+    trainable_state,
+)
 from peftbook.training.joined import joined_products
 from peftbook.training.packed import is_packed, label_states, packed_rows
 from peftbook.training.products import TORCH_DTYPES, half_products
 
-__all__ = ["Progress", "Trained", "autocast", "frozen_linears_in", "label_losses", "losses", "reordered", "train"]
+__all__ = [
+    "Progress",
+    "Trained",
+    "arithmetic",
+    "autocast",
+    "frozen_linears_in",
+    "label_losses",
+    "losses",
+    "reordered",
+    "train",
+]
 
 LEAST_SCALE = 1.0  # of an fp16 loss: gradients that overflow without being scaled up have diverged
 CHECKPOINT_SECONDS = 60.0  # between checkpoints, unless PEFTBOOK_CHECKPOINT_SECONDS says otherwise
@@ -64,6 +80,12 @@ def autocast(dtype: str, platform: str):
     return torch.autocast("cuda" if platform == "cuda" else "cpu", dtype=TORCH_DTYPES[dtype])
 
 
+def arithmetic(model: nn.Module, dtype: str, platform: str):
+    """Autocast over weights in float32; a model whose weights are in bfloat16 computes in the types of its tensors."""
+    weights = causal_model(model).get_input_embeddings().weight.dtype
+    return autocast(dtype if weights == torch.float32 else "fp32", platform)
+
+
 def pad(examples: list[Encoded], pad_id: int, device: torch.device) -> torch.Tensor:
     """Right-padded ids, (batch, longest)."""
     width = max(len(example.ids) for example in examples)
@@ -76,7 +98,8 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
 
     The head runs only where there is a label: at SmolLM2's vocabulary of 49,152 the logits of all positions would
     cost more memory than the weights. What the examples share at their start (template, instruction) runs once,
-    unless the model is sharded: FSDP lets go of a layer before the gradients of what is shared come to it.
+    unless the model is sharded: FSDP lets go of a layer before the gradients of what is shared come to it; or its
+    layers are checkpointed, which then take no cache.
     """
     base = causal_model(model)
     counts = [example.label_tokens for example in examples]
@@ -85,7 +108,7 @@ def label_losses(model: nn.Module, examples: list[Encoded], pad_id: int) -> tupl
         return functional.cross_entropy(base.lm_head(states).float(), labels, reduction="none"), counts
     device = base.get_input_embeddings().weight.device
     ids = pad(examples, pad_id, device)
-    shared = 0 if is_sharded(model) else shared_prefix(examples)
+    shared = 0 if is_sharded(model) or is_checkpointed(model) else shared_prefix(examples)
     rows = [row for row, example in enumerate(examples) for _ in range(example.label_tokens)]
     columns = [at for example in examples for at in range(example.start, len(example.ids))]
     row, column = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
@@ -154,6 +177,7 @@ def train(
     dtype: str = "bf16",
     platform: str = "cpu",
     micro_batch: int | None = None,
+    checkpointing: bool = False,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
@@ -165,6 +189,7 @@ def train(
     `processes` share the batch (each of which calls this). With `checkpoint`, the state is written there every
     `checkpoint_seconds` and a later call with the same arguments goes on from it: on CPU the result is bit-equal to an
     uninterrupted run of as many processes. `rate_factor` multiplies the learning rate of a parameter, by its name.
+    `checkpointing` runs each layer again in the backward pass, see `checkpointed_layers`.
     In fp16 the loss is scaled before the backward pass, and a step whose gradients overflow is left out and lowers the
     scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). Raises Diverged if the loss is not finite.
     """
@@ -183,7 +208,8 @@ def train(
     pause = checkpoint_seconds()
     model.train()
     saved = time.monotonic()
-    with half_products(platform), frozen_linears_in(dtype, model):
+    layers = checkpointed_layers(model) if checkpointing else contextlib.nullcontext()
+    with half_products(platform), frozen_linears_in(dtype, model), layers:
         for step in range(first, len(plan)):
             began = time.monotonic()
             torch.manual_seed(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
@@ -193,7 +219,7 @@ def train(
                 group["lr"] = group["factor"] * learning_rate(budget, step, len(plan))
             loss = 0.0
             for examples, weight in processes.portions(batch, micro_batch):
-                with autocast(dtype, platform):
+                with arithmetic(model, dtype, platform):
                     nats, _ = gathered(model, label_losses, examples, pad_id)
                 part = weight * nats.sum() / labels
                 scaler.scale(part).backward()
@@ -282,7 +308,7 @@ def losses(
     nats, counts = [0.0] * len(data), [0] * len(data)
     with half_products(platform), frozen_linears_in(dtype, model):
         for batch in sorted_batches([len(example.ids) for example in data], batch_size):
-            with autocast(dtype, platform):
+            with arithmetic(model, dtype, platform):
                 flat, sizes = gathered(model, label_losses, [data[index] for index in batch], pad_id)
             for index, part in zip(batch, flat.split(sizes), strict=True):
                 nats[index], counts[index] = part.sum().item(), len(part)

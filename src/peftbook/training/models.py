@@ -18,6 +18,7 @@ from peftbook.errors import InputError
 from peftbook.folders import cache_folder
 from peftbook.methods import Method
 from peftbook.tasks import DATA, file_sha256
+from peftbook.training.products import TORCH_DTYPES
 
 __all__ = ["Loaded", "load_model", "prepare_embedded"]
 
@@ -156,10 +157,13 @@ def check_head(model: torch.nn.Module, name: str) -> None:
         )
 
 
-def load_model(model: specs.Model, method: Method | None = None, platform: str = "cpu", dtype: str = "bf16") -> Loaded:
-    """Load a causal language model in float32 with its chat tokenizer; in 4 bits for QLoRA where bitsandbytes can.
+def load_model(
+    model: specs.Model, method: Method | None = None, platform: str = "cpu", dtype: str = "bf16", weights: str = "fp32"
+) -> Loaded:
+    """Load a causal language model with its chat tokenizer; in 4 bits for QLoRA where bitsandbytes can.
 
     dtype: of the run. A 4-bit weight is multiplied in half width: in float16 where the run is, else in bfloat16.
+    weights: the type of those that are not in 4 bits, fp32 or bf16.
 
     Raises InputError for a missing folder, a folder without safetensors, or an unreachable hub id.
     """
@@ -167,7 +171,7 @@ def load_model(model: specs.Model, method: Method | None = None, platform: str =
         raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
     source, revision = resolve(model)
     pinned = {"revision": revision} if revision else {}
-    options: dict = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, **pinned}
+    options: dict = {"dtype": TORCH_DTYPES[weights], "use_safetensors": True, "trust_remote_code": False, **pinned}
     half = torch.float16 if dtype == "fp16" else torch.bfloat16
     if method is not None and (quantised := method.quantization(half)) is not None:
         options |= {"quantization_config": quantised, "device_map": {"": platform}}

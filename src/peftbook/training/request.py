@@ -9,6 +9,7 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.cost import training_setup
 from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
+from peftbook.memory.setup import BYTES
 from peftbook.tasks import DATA
 from peftbook.training.durations import Spec
 from peftbook.training.peak import WORKER_BYTES, process_peak
@@ -33,7 +34,7 @@ def request_for(spec: Spec, threads: int = 1) -> Request:
 
     On a CPU: the peak of a process whose largest step is `setup_of`; a test holds it against the measured peak of every
     shipped record. Generation keeps no activations and takes less. On a GPU the run has the GPU to itself, and the host
-    holds the weights once.
+    holds the weights once, in their type.
     A probe is counted as the largest of its runs, and at least as the queue counts any run.
     Raises InputError where a model's shape is unknown.
     """
@@ -43,7 +44,7 @@ def request_for(spec: Spec, threads: int = 1) -> Request:
         return Request(threads, gpus, max([int(WORKER_BYTES), *inner]))
     shape = shape_of(spec.model)
     if gpus:
-        return Request(threads, gpus, int(HOST_BYTES + 4 * shape.parameters))
+        return Request(threads, gpus, int(HOST_BYTES + BYTES[spec.weights] * shape.parameters))
     return Request(threads, gpus, int(cpu_peak(shape, setup_of(spec, shape))))
 
 
@@ -57,7 +58,8 @@ def setup_of(run: specs.Run, shape: Shape) -> Setup:
     """The largest training step of a run on a CPU: rows as long as they may be, LABELS of their tokens with a label."""
     batch, seq = (run.budget.batch_size, run.budget.max_length) if run.budget else (8, 512)
     labels = max(1, int(LABELS * batch * seq))
-    return replace(training_setup(run, shape), padding=True, batch=batch, seq=seq, labels=labels, device="cpu")
+    padding = not run.checkpointing  # whose layers take no cache, so that nothing needs a mask
+    return replace(training_setup(run, shape), padding=padding, batch=batch, seq=seq, labels=labels, device="cpu")
 
 
 def shape_of(model: specs.Model) -> Shape:
