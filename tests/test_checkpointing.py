@@ -152,11 +152,16 @@ def predicted_and_measured(name: str, way: str) -> tuple[float, float]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["lora", "prompt"])
 def test_the_peak_falls_as_the_byte_model_says(name, way):
-    """The model is asked about the very step that the loop runs; the rows share nothing."""
+    """Asked about the very step that the loop runs, on rows that share nothing.
+
+    Over a base in bfloat16 peft's adapters copy their inputs to float32, which autocast does not: at this size LoRA's
+    step gains by it less than that costs, and the model says so.
+    """
     predicted, measured = predicted_and_measured(name, way)
-    print("RATIO", measured / predicted, measured)
-    assert 0.95 < measured / predicted < 1.05
-    assert way == "plain" or measured < predicted_and_measured(name, "plain")[1]
+    cached = name == "prompt" and "checkpointing" not in WAYS[way]  # what stands before all rows runs once
+    assert measured / predicted == pytest.approx(1.0, abs=0.08 if cached else 0.02)
+    plain = predicted_and_measured(name, "plain")
+    assert (measured < plain[1]) is (predicted < plain[0])
 
 
 @pytest.mark.parametrize("shared", [False, True])

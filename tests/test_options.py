@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 import pytest
@@ -92,6 +93,16 @@ def test_words_repeat_what_was_said_and_nothing_else():
         "full=0.1",
     ]
     assert read_options(Settings, args).learning_rates == {"lora": 1e-3, "full": 0.1}
+
+
+def test_a_field_that_is_false_is_a_switch():
+    """It takes no word, and its words are those that were given."""
+    given = ["--weights", "bf16", "--checkpointing"]
+    args = cli.build_parser().parse_args(["train", *GIVEN["train"], *given])
+    single = read_options(Single, args)
+    assert single.checkpointing is True and list(words_of(Single, args)) == given
+    run = run_alone(TASK, dataclasses.replace(single, model=SMALL))
+    assert (run.weights, run.checkpointing, run.dtype) == ("bf16", True, "bf16")
 
 
 @pytest.mark.parametrize("name", [preset.name for preset in presets()])

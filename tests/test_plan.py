@@ -17,7 +17,7 @@ from test_cost import rates
 
 from peftbook import specs
 from peftbook.canonical import build
-from peftbook.cost import Curve
+from peftbook.cost import Curve, training_setup
 from peftbook.errors import InputError
 from peftbook.methods import kinds, presets
 from peftbook.methods.full import Full
@@ -38,6 +38,7 @@ from peftbook.tasks import TaskData, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
+from peftbook.training.request import shape_of
 
 SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
 RATES = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
@@ -115,6 +116,22 @@ def test_the_same_choice_is_the_same_plan_and_every_setting_changes_it():
     assert len(set(keys)) == len(keys)
 
 
+def test_a_plan_is_held_in_memory_as_it_says_and_needs_less():
+    """Weights are those of every run, checkpoints of those that train; the forecast is asked about just that."""
+    task = task_of([(f"{n} " + "word " * 150, "yes") for n in range(40)])
+    base = Settings(models=(SMALL,), methods=("lora",), batch_size=16, test_examples=2)
+    changed = dataclasses.replace(base, weights="bf16", checkpointing=True)
+    before, after = plan(task, base), plan(task, changed)
+    assert [(run.weights, run.checkpointing) for run in after] == [("bf16", False), ("bf16", True)]
+    assert {(run.dtype, run.evaluation.generation_dtype) for run in after} == {("bf16", "bf16")}
+    setup = training_setup(after[1], shape_of(SMALL))
+    assert (setup.dtype, setup.autocast, setup.held, setup.checkpointing) == ("bf16", False, False, True)
+    for one, other in zip(preflight(task, before, ROOMY), preflight(task, after, ROOMY), strict=True):
+        assert other.fits and other.peak_bytes < one.peak_bytes and other.seconds > 0
+    refused = preflight(task, [before[1]], 0.5 * preflight(task, before, ROOMY)[1].peak_bytes)[0]
+    assert "checkpointing or weights in bf16" in refused.words
+
+
 def test_a_rank_keeps_the_scale_at_which_its_rate_was_chosen():
     """alpha / rank stays, or alpha / √rank of rsLoRA's alpha."""
     for rank in (1, 4, 64):
@@ -177,6 +194,9 @@ def test_the_loss_is_taken_of_a_thousand_test_rows_at_most():
         ({"learning_rates": {"lora": -1.0}}, "learning rate of lora"),
         ({"learning_rates": {"magic": 1.0}}, "Unknown method 'magic'"),
         ({"rank": -3}, "rank of -3"),
+        ({"weights": "bf16", "dtype": "fp32"}, "are multiplied in bf16, not in fp32: choose dtype auto"),
+        ({"weights": "bf16", "methods": ("full",)}, r"Full fine-tuning .* choose weights 'fp32'"),
+        ({"checkpointing": True, "methods": ("prefix",)}, r"drops a prefix .* choose no checkpointing"),
         ({"seeds": 10, "methods": tuple(one.name for one in presets()),
           "models": (SMALL, specs.Model())}, "runs, more than 200"),
     ],

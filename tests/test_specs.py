@@ -135,6 +135,42 @@ def test_two_runs_share_a_key_exactly_if_they_are_equal(one, other):
     assert specs.Run.model_validate_json(one.canonical()) == one
 
 
+def test_how_a_run_is_held_in_memory_changes_the_key_where_it_is_said():
+    """A run in float32 without checkpoints keeps the text that it had before there was a choice."""
+    plain = a_run()
+    assert plain == a_run(weights="fp32", checkpointing=False)
+    assert not {"weights", "checkpointing"} & json.loads(plain.canonical()).keys()
+    others = [a_run(weights="bf16"), a_run(checkpointing=True), a_run(weights="bf16", checkpointing=True)]
+    assert len({plain.key, *(run.key for run in others)}) == 4
+    assert all(specs.Run.model_validate_json(run.canonical()) == run for run in others)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"weights": "bf16", "dtype": "fp32"}, "multiplied there: choose dtype"),
+        ({"weights": "bf16", "dtype": "fp16"}, "multiplied there: choose dtype"),
+        ({"weights": "bf16", "evaluation": specs.Evaluation(n_generate=1)}, "and generation_dtype 'bf16'"),
+        ({"weights": "bf16", "method": Full()}, "most of their steps are rounded away: choose weights 'fp32'"),
+        ({"weights": "bf16", "method": named("norm")}, "most of their steps are rounded away: choose weights 'fp32'"),
+        ({"weights": "bf16", "method": named("adapter")}, "compute in float32: choose weights 'fp32'"),
+        ({"weights": "bf16", "method": named("qlora", init="loftq")}, "rounded from float32: choose weights 'fp32'"),
+        ({"weights": "bf16", "method": Untuned(quant="nf4"), "budget": None}, "rounded from float32"),
+        ({"checkpointing": True, "method": named("prefix")}, "drops a prefix where layers are checkpointed: choose no"),
+        (
+            {"checkpointing": True, "method": named("peft:PREFIX_TUNING:num_virtual_tokens=3")},
+            "drops a prefix where layers are checkpointed",
+        ),
+        ({"checkpointing": True, "method": Untuned(), "budget": None}, "no backward pass: choose no checkpointing"),
+    ],
+)
+def test_what_cannot_be_held_so_is_refused(fields, words):
+    """Two keys for one result, or a training that does not train what it says."""
+    task, budget = specs.Task(name="t", data_sha256=""), specs.Budget(tokens=1, learning_rate=1)
+    with pytest.raises(InputError, match=words):
+        build(specs.Run, **{"task": task, "method": LoRA(), "budget": budget} | fields)
+
+
 def test_the_kind_of_method_changes_the_key():
     """LoRA and QLoRA share every LoRA field."""
     task, budget = specs.Task(name="t", data_sha256="0" * 64), specs.Budget(tokens=1, learning_rate=1)

@@ -25,7 +25,16 @@ from peftbook.memory.step import elements, trained
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Value, evaluate, product, repeated
 from peftbook.memory.walk import walk
 
-__all__ = ["Curve", "ProductLaw", "Rates", "forward_seconds", "layers_seconds", "step_seconds", "training_setup"]
+__all__ = [
+    "Curve",
+    "ProductLaw",
+    "Rates",
+    "forward_seconds",
+    "layers_seconds",
+    "needs_mask",
+    "step_seconds",
+    "training_setup",
+]
 
 DTYPES = {2: "bf16", 4: "fp32"}
 Number = Any  # a float, or an array with a value for each of many steps
@@ -128,6 +137,14 @@ def training_setup(run: specs.Run, shape: Shape) -> Setup:
         **method, dtype=run.weights, autocast=autocast, held=autocast and method["method"] != "full", labels=1,
         batch=run.budget.batch_size if run.budget else 1, device=run.platform, checkpointing=run.checkpointing,
     )  # fmt: skip
+
+
+def needs_mask(run: specs.Run) -> bool:
+    """Whether attention is counted with a mask, as it has one where something cached stands before all rows.
+
+    In half width checkpointed layers take no cache, and right padding needs no mask.
+    """
+    return not run.checkpointing or run.dtype == "fp32"
 
 
 def step_seconds(

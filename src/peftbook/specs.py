@@ -139,7 +139,7 @@ class Run(Keyed):
             method, evaluation = info.data.get("method"), info.data.get("evaluation")
             generates = evaluation is not None and evaluation.n_generate > 0
             if method is not None and method.unhalved:
-                raise ValueError(f"{method.unhalved}: choose weights 'fp32'")
+                raise ValueError(f"with {method.label} {method.unhalved}: choose weights 'fp32'")
             if info.data.get("dtype") != "bf16" or (generates and evaluation.generation_dtype != "bf16"):
                 raise ValueError("what lies in bfloat16 is multiplied there: choose dtype and generation_dtype 'bf16'")
         return weights
@@ -149,7 +149,7 @@ class Run(Keyed):
     def _checkpointing_fits_method(cls, checkpointing: bool, info) -> bool:
         method = info.data.get("method")
         if checkpointing and method is not None and method.uncheckpointed:
-            raise ValueError(f"{method.uncheckpointed}: choose no checkpointing")
+            raise ValueError(f"with {method.label} {method.uncheckpointed}: choose no checkpointing")
         return checkpointing
 
 

@@ -21,7 +21,7 @@ class Untuned(Method):
     trains = False
     efficient = False
     lighter = ""
-    uncheckpointed = "an untuned run has no backward pass"
+    uncheckpointed = "there is no backward pass"
 
     kind: Literal["untuned"] = "untuned"
     shots: int = Field(default=0, ge=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
-from peftbook.cost import Rates, training_setup
+from peftbook.cost import Rates, needs_mask, training_setup
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
@@ -293,10 +293,7 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
 
 
 def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
-    """The step that needs most: the longest rows in one batch, as the training loop would run it.
-
-    Checkpointed layers take no cache, so that nothing needs a mask.
-    """
+    """The step that needs most: the longest rows in one batch, as the training loop would run it."""
     from peftbook.training.forward import SHORT_TOKENS
 
     assert run.budget is not None
@@ -306,7 +303,7 @@ def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -
     eager = run.platform == "cpu" and longest[0] <= SHORT_TOKENS
     return replace(
         training_setup(run, shape), batch=rows, seq=longest[0], labels=labels,
-        padding=not run.checkpointing, attention="eager" if eager else "sdpa",
+        padding=needs_mask(run), attention="eager" if eager else "sdpa",
     )  # fmt: skip
 
 

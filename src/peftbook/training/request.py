@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbook import specs
-from peftbook.cost import training_setup
+from peftbook.cost import needs_mask, training_setup
 from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
 from peftbook.memory.setup import BYTES
 from peftbook.tasks import DATA
@@ -58,8 +58,8 @@ def setup_of(run: specs.Run, shape: Shape) -> Setup:
     """The largest training step of a run on a CPU: rows as long as they may be, LABELS of their tokens with a label."""
     batch, seq = (run.budget.batch_size, run.budget.max_length) if run.budget else (8, 512)
     labels = max(1, int(LABELS * batch * seq))
-    padding = not run.checkpointing  # whose layers take no cache, so that nothing needs a mask
-    return replace(training_setup(run, shape), padding=padding, batch=batch, seq=seq, labels=labels, device="cpu")
+    setup = training_setup(run, shape)
+    return replace(setup, padding=needs_mask(run), batch=batch, seq=seq, labels=labels, device="cpu")
 
 
 def shape_of(model: specs.Model) -> Shape:

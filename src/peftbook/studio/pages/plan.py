@@ -83,7 +83,7 @@ class PlanForm:
                     self.more = gr.CheckboxGroup(offered[FIRST_METHODS:], value=[], show_label=False, **stacked)
         self.seeds, self.tokens, self.tests = (self.numbers[name] for name in ("seeds", "tokens", "test_examples"))
         self.fields: list[Any] = [self.models, self.others, self.methods, self.more, *self.numbers.values()]
-        self.fields += [self.device, self.dtype, self.rates]
+        self.fields += [self.device, self.dtype, self.weights, self.checkpointing, self.rates]
 
     def advanced(self, first: Mapping[str, float]) -> None:
         """Numbers, device, type and rates; first: what some of the numbers begin with."""
@@ -92,19 +92,26 @@ class PlanForm:
         with gr.Row(equal_height=True):
             self.device = gr.Dropdown(here, value=here[0][1], label=platform.label, interactive=len(here) > 1)
             self.dtype = gr.Dropdown(DTYPE_CHOICES, value=Settings.dtype, label=dtype.label, info=dtype.help)
+        weights, checkpointing = ASKED["weights"], ASKED["checkpointing"]
+        with gr.Row(equal_height=True):
+            kinds = [choice for choice in DTYPE_CHOICES if choice[1] in (weights.choices or ())]
+            self.weights = gr.Dropdown(kinds, value=Settings.weights, label=weights.label, info=weights.help)
+            self.checkpointing = gr.Checkbox(False, label=checkpointing.label, info=checkpointing.help)
         usual = ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)
         info = f"{rates.help}, one a line: {usual}"
         self.rates = gr.Textbox(label=rates.label, lines=3, placeholder="lora = 4e-4", info=info)
 
     def settings(self, values: Sequence[Any]) -> Settings:
         """What the fields say. Raises InputError for what stands for no setting."""
-        named, other, chosen, kin, *typed, platform, dtype, said = values
+        named, other, chosen, kin, *typed, platform, dtype, weights, checkpointing, said = values
         return Settings(
             models=tuple(model_named(name) for name in (*(named or ()), *lines(other))),
             methods=(*(chosen or ()), *(kin or ())),
             learning_rates=rates_named(lines(said)),
             platform=platform,
             dtype=dtype,
+            weights=weights,
+            checkpointing=bool(checkpointing),
             **{name: number_of(name, value) for name, value in zip(self.numbers, typed, strict=True)},
         )
 
