@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import pytest
 import torch
-from peft import PromptLearningConfig
+from peft import LoraConfig, PromptLearningConfig, get_peft_model
+from peft.optimizers import create_lorafa_optimizer
 from tiny import NumberTokenizer, random_examples, tiny_llama
 
 from peftbook import specs
@@ -155,3 +157,54 @@ def test_a_run_is_described_by_its_method_and_its_arguments():
     run = specs.Run(task=specs.Task(name="t", data_sha256=""), method=preset("peft:LOHA:r=4").method, budget=BUDGET)
     assert describe(run).startswith("peft:LOHA on t, arguments ('r', 4)")
     assert {name for name, _ in run.method} == set(PeftMethod.model_fields)
+
+
+def lora_fa(*, disabled: bool, bound: float = math.inf, every: bool = False) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """A layer after three clipped steps of LoRA-FA, its first A and its last B.
+
+    disabled: the adapter is disabled, and enabled again, after the first step.  every: by AdamW over all parameters, A
+    frozen by hand.
+    """
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["0"], r=4, lora_alpha=8)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config)
+    layer = model.base_model.model[0]
+    first, x = layer.lora_A["default"].weight.detach().clone(), torch.randn(5, 8)
+    optimizer: Any = create_lorafa_optimizer(model, r=4, lora_alpha=8, lr=1e-2)
+    if every:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(3):
+        if disabled and step == 1:
+            with model.disable_adapter():
+                model(x)
+        optimizer.zero_grad()
+        model(x).pow(2).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), bound)
+        optimizer.step()
+    return layer, first, layer.lora_B["default"].weight.detach()
+
+
+def test_peft_gives_the_frozen_a_of_lora_fa_its_gradient_back():
+    """Leaving `disable_adapter` thaws A: its gradient is computed, and counts where gradients are clipped.
+
+    LoRA-FA's own optimiser does not move it for that, an optimiser over all parameters does. On the day that peft mends
+    it this fails: then the section "For upstream" of *LoRA in practice* can go.
+    """
+    for disabled in (False, True):
+        layer, first, _ = lora_fa(disabled=disabled)
+        A = layer.lora_A["default"].weight
+        assert A.requires_grad is disabled and (A.grad is not None) is disabled and torch.equal(A, first)
+        layer, first, _ = lora_fa(disabled=disabled, every=True)
+        assert torch.equal(layer.lora_A["default"].weight, first) is not disabled
+    for bound in (math.inf, 0.1):
+        ends = [lora_fa(disabled=disabled, bound=bound)[2] for disabled in (False, True)]
+        assert torch.equal(*ends) is math.isinf(bound)
+
+
+def test_peft_could_keep_the_a_of_lora_fa_frozen_by_its_own_list():
+    """What is proposed in "For upstream": `set_adapter` obeys the names that a layer lists as frozen."""
+    layer, _, _ = lora_fa(disabled=False)
+    layer.frozen_peft_weight_names = {"default": ("lora_A",)}
+    layer.enable_adapters(False)
+    layer.enable_adapters(True)
+    assert not layer.lora_A["default"].weight.requires_grad and layer.lora_B["default"].weight.requires_grad
