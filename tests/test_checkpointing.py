@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.records import Store
 from peftbook.results import describe
 from peftbook.studio.preflight import training_step_setup
+from peftbook.studio.trained import load_trained, merge
 from peftbook.training import estimate, execute
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method, checkpointed_layers, trainable_state
@@ -201,6 +204,28 @@ def test_a_run_over_a_base_in_bfloat16_is_recorded_as_that(method, monkeypatch, 
     assert "weights in bfloat16, checkpointing" in describe(run)
     again = execute.execute(run, Store(tmp_path / "again"), quiet=True)
     assert again.curve == record.curve and again.per_example == record.per_example
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), QLoRA(rank=2)], ids=lambda one: one.kind)
+def test_a_merged_model_is_not_rounded_to_its_base(method, tmp_path):
+    """It is a dense float32 one, which computes what base and adapter do in float32."""
+    run = a_run(
+        0, model=specs.Model(name=str(save_tiny_folder(tmp_path / "tiny")), revision=""), method=method, weights="bf16",
+        checkpointing=True,
+    )  # fmt: skip
+    loaded = load_model(run.model, method, weights="bf16")
+    tuned = apply_method(loaded.model, method, run.seed)
+    randomize_adapters(tuned)
+    tuned.save_pretrained(tmp_path / "adapter")
+    studio: Any = SimpleNamespace(adapter=lambda job: tmp_path / "adapter")
+    job: Any = SimpleNamespace(run=run, state="done", id="a")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        logits = [one.eval()(ids, use_cache=False).logits.float() for one in (merge(studio, job).model, tuned)]
+        again = load_trained(studio, job).model(ids, use_cache=False).logits.float()
+    assert {value.dtype for value in merge(studio, job).model.parameters()} == {torch.float32}
+    assert torch.equal(again, logits[1])
+    assert (logits[0] - logits[1]).norm() < 2**-6 * logits[1].norm()
 
 
 def test_a_model_is_loaded_in_the_type_that_is_asked_for(tmp_path):

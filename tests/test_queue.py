@@ -24,7 +24,7 @@ from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
 from peftbook.training.durations import Estimates
 from peftbook.training.hardware import cores, cpu_model
-from peftbook.training.micro_batch import cuda_micro_batch
+from peftbook.training.micro_batch import cuda_micro_batch, fitting_rows
 from peftbook.training.precision import products_here
 from peftbook.training.queue import run_studies, run_subprocess
 from peftbook.training.threads import best_threads
@@ -289,6 +289,24 @@ def test_a_gpu_takes_as_many_examples_at_a_time_as_fit():
     """The batch, or half of it, or a quarter: at least one; more memory never means fewer."""
     sizes = [cuda_micro_batch(8, gigabytes * 1e9) for gigabytes in range(0, 80)]
     assert sizes[0] == 1 and sizes[-1] == 8 and sizes == sorted(sizes) and set(sizes) == {1, 2, 4, 8}
+
+
+def test_a_gpu_takes_no_more_of_a_large_model_than_the_byte_model_says():
+    """Its weights alone may take all there is, and checkpointing makes room; for the book's model nothing changes."""
+    budget = specs.Budget(tokens=10, learning_rate=1e-3)
+    small = a_run(0, platform="cuda", budget=budget)
+    for gigabytes in (8, 16, 24, 80):
+        room = gigabytes * 1e9
+        assert cuda_micro_batch(8, room, fitting_rows(small, room)) == cuda_micro_batch(8, room)
+        large = specs.Model(name="llama-3.1-8b")
+        plain, checkpointed = (
+            a_run(0, platform="cuda", budget=budget, model=large, weights="bf16", checkpointing=checkpointing)
+            for checkpointing in (False, True)
+        )
+        few, many = fitting_rows(plain, room), fitting_rows(checkpointed, room)
+        assert few <= many and cuda_micro_batch(8, room, few) <= max(1, few)
+    assert few < many
+    assert fitting_rows(a_run(0, model=specs.Model(name="nobody/knows-it")), 80e9) is None
 
 
 def test_two_processes_never_compute_one_run_at_a_time(tmp_path):

@@ -39,7 +39,10 @@ STOP = 4  # the step before which an interrupted training has its last checkpoin
 
 @dataclass(frozen=True)
 class Case:
-    """One training: 19 examples in batches of three, so that processes have unequal shares and one once has none."""
+    """One training: 19 examples in batches of three, so that processes have unequal shares and one once has none.
+
+    halved: the base is in bfloat16.
+    """
 
     method: Method
     dtype: str = "fp32"
@@ -47,11 +50,15 @@ class Case:
     strategies: tuple[str, ...] = STRATEGIES
     examples: int = 19
     batch_size: int = 3
+    checkpointing: bool = False
+    halved: bool = False
 
 
 CASES = {
     "lora": Case(LoRA(rank=2)),
     "lora-bf16": Case(LoRA(rank=2), "bf16", batch_size=4),
+    "lora-checkpointed": Case(LoRA(rank=2), checkpointing=True),
+    "lora-halved": Case(LoRA(rank=2), "bf16", batch_size=4, checkpointing=True, halved=True),
     "lora-micro": Case(LoRA(rank=2), micro_batch=1, batch_size=4),
     "qlora": Case(QLoRA(rank=2)),
     "qlora-bf16": Case(QLoRA(rank=2), "bf16", batch_size=4),
@@ -62,7 +69,7 @@ CASES = {
 
 def a_model(case: Case, folder: Path) -> nn.Module:
     """The tiny Llama with the method applied; in 4 bits for QLoRA, by way of a folder, computing in the case's type."""
-    model = tiny_llama()
+    model = tiny_llama().bfloat16() if case.halved else tiny_llama()
     if isinstance(case.method, QLoRA):
         if not folder.is_dir():
             model.save_pretrained(folder)
@@ -85,7 +92,7 @@ def train_case(name: str, folder: Path, processes: Processes = ALONE, **argument
     budget = specs.Budget(tokens=340, batch_size=case.batch_size, learning_rate=1e-2, weight_decay=0.1)
     trained = train(
         model, random_examples(case.examples), budget, seed=3, pad_id=2, dtype=case.dtype,
-        micro_batch=case.micro_batch, processes=processes, **arguments,
+        micro_batch=case.micro_batch, checkpointing=case.checkpointing, processes=processes, **arguments,
     )  # fmt: skip
     return model, trained
 
