@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from peftbook.memory.adapters import ia3, lora
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import MatrixProduct, Tape, Value, Weight, product
@@ -210,79 +211,11 @@ class Decoder:
         setup, weight = self.setup, self.weight(name)
         with self.tape.at(name):
             if setup.method == "lora" and name in setup.targets:
-                return self.lora(x, weight)
+                return lora(self, x, weight)
             if setup.method == "ia3" and name in IA3_TARGETS:
-                return self.ia3(x, weight, before=name == "down_proj")
+                return ia3(self, x, weight, before=name == "down_proj")
             return self.tape.linear(x, weight)
 
-    def base_layer(self, x: Value, weight: Weight) -> Value:
-        """The matrix under an adapter."""
-        with self.tape.at("base_layer"):
-            return self.tape.linear(x, weight)
-
-    def lora(self, x: Value, weight: Weight) -> Value:
-        """W x + γ B A x (peft, tuners/lora/layer.py and bnb.py).
-
-        Kept are the input of A, in A's dtype, unless A is frozen, and A x. With dropout every
-        matrix has an input, and a mask, of its own.
-        """
-        setup, tape = self.setup, self.tape
-        each, given, (d_in, d_out) = BYTES[setup.adapter_dtype], x, weight.shape
-        result = self.base_layer(x, weight)
-        first = result.bytes_each
-        if weight.quantised:
-            result = tape.apply(result)
-        if not weight.quantised or self.converts:
-            x = tape.cast(x, each)
-        cast = x
-        if setup.dropout:
-            with tape.at("lora_dropout.default"):
-                noise = tape.value(x.shape, x.bytes_each if setup.device == "cpu" else 1)
-                x = tape.apply(x, kept=[noise] * x.grad)
-        with tape.at("lora_A.default"):
-            low = tape.linear(x, Weight((d_in, ("r",)), each, trained=not setup.freeze_a))
-        with tape.at("lora_B.default"):
-            high = tape.linear(low, Weight((("r",), d_out), each, trained=True))
-        scaled = tape.apply(high)
-        if weight.quantised:
-            scaled = tape.cast(scaled, first) if self.converts else scaled
-            result = tape.add(result, scaled)
-        else:
-            result = tape.cast(tape.add(result, scaled), first)
-        tape.touch(given, cast)
-        return result
-
-    def ia3(self, x: Value, weight: Weight, before: bool) -> Value:
-        """l · (W x), or before the matrix W (l · x) (peft, tuners/ia3/layer.py and bnb.py).
-
-        What l is multiplied with is kept, and a copy of l. Over a 4-bit matrix peft computes in float32.
-        """
-        tape, each = self.tape, BYTES[self.setup.adapter_dtype]
-        width, first = weight.shape[0 if before else 1], x.bytes_each
-        if weight.quantised:
-            x = tape.cast(x, 4) if self.converts else x
-            result = self.base_layer(self.rescale(x, width), weight) if before else self.base_layer(x, weight)
-            expected = result.bytes_each
-            result = tape.apply(result if before else self.rescale(result, width))
-            return tape.cast(result, expected) if self.converts else result
-        if before:
-            return self.base_layer(tape.cast(self.rescale(tape.cast(x, each), width), first), weight)
-        result = self.base_layer(x, weight)
-        return tape.cast(self.rescale(result, width), result.bytes_each)
-
-    def rescale(self, x: Value, width: tuple[str, ...]) -> Value:
-        """l · x with a trained l."""
-        tape, each = self.tape, BYTES[self.setup.adapter_dtype]
-        factor = tape.value(width, each, grad=True)
-        wide = max(each, x.bytes_each)
-        return tape.apply(
-            x,
-            bytes_each=wide,
-            kept=[x] + [factor] * x.grad,
-            trained=product(each, *width),
-            working=tape.promotion(x, tape.value(x.shape, each)),
-            undoing=product(wide, *x.shape),
-        )
 
 
 def embed(decoder: Decoder) -> Value:
