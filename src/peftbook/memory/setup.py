@@ -44,9 +44,10 @@ class Setup:
     """A training step.
 
     method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA; freeze_a: only its B is trained
-    (LoRA-FA); length: virtual tokens of a prompt or a prefix.  dtype: of the weights that are not in 4 bits.
-    adapter_dtype: of what an adapter trains.  quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in
-    bfloat16, empty for none; double: the constants of the quantisation are quantised too.
+    (LoRA-FA); dora: the length of each row of W + γBA is trained beside (DoRA).  length: virtual tokens of a prompt or
+    a prefix.  dtype: of the weights that are not in 4 bits.  adapter_dtype: of what an adapter trains.
+    quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in bfloat16, empty for none; double: the
+    constants of the quantisation are quantised too.
     autocast: matrix products in bfloat16.  held: frozen matrices are there in bfloat16 beside float32, so that autocast
     need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused) or eager.
     padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
@@ -66,6 +67,7 @@ class Setup:
     targets: tuple[str, ...] = TARGETS
     dropout: bool = False
     freeze_a: bool = False
+    dora: bool = False
     length: int = 20
     dtype: str = "bf16"
     adapter_dtype: str = "fp32"
@@ -102,6 +104,11 @@ class Setup:
             raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
         if self.method == "full" and self.quantised:
             raise InputError("Weights in 4 bits are not trained: choose an adapter, or no quantisation.")
+        if self.dora and (self.method != "lora" or self.devices > 1):
+            raise InputError(
+                f"DoRA is LoRA with magnitudes, counted on one device, not {self.method!r} on {self.devices}: choose "
+                "method 'lora' and devices 1, or no dora."
+            )
         if self.held and not (self.autocast and self.dtype == "fp32"):
             raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
         if self.offloaded and not self.checkpointing:

@@ -209,7 +209,8 @@ def trained(shape: Shape, setup: Setup) -> Tensors:
     if setup.method == "lora":
         pairs = [WIDTHS[name] for name in setup.targets]
         first = [] if setup.freeze_a else [(layers, (*d_in, "r")) for d_in, _ in pairs]
-        return first + [(layers, ("r", *d_out)) for _, d_out in pairs]
+        magnitudes = [(layers, d_out) for _, d_out in pairs] if setup.dora else []
+        return first + [(layers, ("r", *d_out)) for _, d_out in pairs] + magnitudes
     if setup.method == "ia3":
         return [(layers, WIDTHS[name][0 if name == "down_proj" else 1]) for name in IA3_TARGETS]
     if setup.method == "prompt":

@@ -265,8 +265,16 @@ class Tape:
         kept = [factor for factor, other in ((x, y), (y, x)) if other.grad]
         return self.apply(x, y, kept=kept, working=self.promotion(x, y))
 
-    def linear(self, x: Value, weight: Weight) -> Value:
-        """W x + b. x is kept where W is trained.
+    def narrowed(self, weight: Weight) -> Value:
+        """Autocast's copy of W, which it has until its block ends where W is trained."""
+        d_in, d_out = weight.shape
+        gradient = product(weight.bytes_each, *d_in, *d_out) if weight.trained else None
+        factor = self.apply(shape=(*d_in, *d_out), bytes_each=2, trained=gradient)
+        self.cached += [factor] * weight.trained
+        return factor
+
+    def linear(self, x: Value, weight: Weight, copy: Value | None = None) -> Value:
+        """W x + b. x is kept where W is trained. copy: the one that autocast has made of W already.
 
         Under autocast x and a wider W are copied to bfloat16 first; the copy of x is kept where W is trained, that of W
         where x gets a gradient. A matrix in 4 bits is turned into bfloat16 for a moment, in forward and again in
@@ -290,8 +298,7 @@ class Tape:
             x = self.cast(x, 2)
             inputs = [x]
             if weight.bytes_each > 2:
-                factor = self.apply(shape=(*d_in, *d_out), bytes_each=2, trained=gradient)
-                self.cached += [factor] * weight.trained
+                factor = copy or self.narrowed(weight)
                 inputs, gradient = [x, factor], None
         kept = [x] * weight.trained + [factor] * x.grad
         trained = gradient + bias if gradient is not None else (bias or None)

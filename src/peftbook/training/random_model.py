@@ -135,7 +135,11 @@ def with_method(model: nn.Module, setup: Setup) -> Any:
         return model.requires_grad_(True)
     configs: dict[str, Any] = {
         "lora": lambda: peft.LoraConfig(
-            r=setup.rank, target_modules=list(setup.targets), lora_dropout=0.1 * setup.dropout, task_type="CAUSAL_LM"
+            r=setup.rank,
+            target_modules=list(setup.targets),
+            lora_dropout=0.1 * setup.dropout,
+            use_dora=setup.dora,
+            task_type="CAUSAL_LM",
         ),
         "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=setup.length, task_type="CAUSAL_LM"),
         "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=setup.length, task_type="CAUSAL_LM"),

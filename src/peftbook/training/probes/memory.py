@@ -11,8 +11,9 @@ import gc
 import json
 import re
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -179,22 +180,35 @@ def of_adapter(value: Tensor, tuned: Subject) -> bool:
 def with_kept(tuned: Subject, ids: Tensor, where: Callable[[], str]) -> tuple[Tensor, list[tuple[str, int]]]:
     """The loss, and (where it was kept first, bytes) of every storage that autograd keeps for backward.
 
-    Parameters and buffers are left out. `where` is asked at each.
+    Parameters and buffers are left out, and what was kept for a graph that forward itself dropped. `where` is asked at
+    each.
     """
     model = tuned.model
     values = [value.data for value in (*model.parameters(), *model.buffers())]  # a copy's address may come again
     fixed = storages(values)
-    kept: dict[int, tuple[str, int]] = {}
+    notes: list[tuple[str, weakref.ref[Kept]]] = []
 
-    def note(value: Tensor) -> Tensor:
-        for address, size in storages([value]).items():
-            if address not in fixed:
-                kept.setdefault(address, (where(), size))
-        return value
+    def note(value: Tensor) -> Kept:
+        kept = Kept(value)
+        notes.append((where(), weakref.ref(kept)))
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept.value):
         loss = tuned.loss(ids)
-    return loss, list(kept.values())
+    sizes: dict[int, tuple[str, int]] = {}
+    for module, reference in notes:
+        if (kept := reference()) is not None:
+            for address, size in storages([kept.value]).items():
+                if address not in fixed:
+                    sizes.setdefault(address, (module, size))
+    return loss, list(sizes.values())
+
+
+@dataclass
+class Kept:
+    """A tensor in autograd's hands."""
+
+    value: Tensor
 
 
 def kept_by_module(tuned: Subject, ids: Tensor, shape: Shape) -> dict[str, int]:

@@ -1,0 +1,130 @@
+"""Further methods in the byte model: what it predicts of them is what peft and bitsandbytes keep and store."""
+
+from dataclasses import replace
+
+import pytest
+from torch.utils import flop_counter
+
+from peftbook.errors import InputError
+from peftbook.memory import Configuration, Setup, Shape, training_step
+from peftbook.training import random_model
+from peftbook.training.probes import memory as probes
+from peftbook.training.products import half_products
+
+pytestmark = [  # peft's calls of names that transformers is giving up
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+SMALL = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
+BIASED = replace(SMALL, family="qwen2", qkv_bias=True)
+WIDE = replace(SMALL, hidden=256, ffn=768, head_dim=64)
+CPU = Setup(rank=4, seq=24, device="cpu")
+MIXED = {"dtype": "fp32", "autocast": True}
+DORA = replace(CPU, dora=True)
+
+KEPT = {
+    "dora": (SMALL, DORA),
+    "dora_dropout": (SMALL, replace(DORA, dropout=True)),
+    "dora_bf16": (SMALL, replace(DORA, adapter_dtype="bf16")),
+    "dora_autocast": (SMALL, replace(DORA, **MIXED)),
+    "dora_autocast_dropout": (SMALL, replace(DORA, dropout=True, **MIXED)),
+    "dora_frozen_a": (SMALL, replace(DORA, freeze_a=True)),
+    "dora_held": (SMALL, replace(DORA, held=True, **MIXED)),
+    "dora_checkpointed": (SMALL, replace(DORA, checkpointing=True)),
+    "dora_nf4": (BIASED, replace(DORA, quantised="nf4")),
+    "dora_nf4_dropout": (BIASED, replace(DORA, quantised="nf4", dropout=True)),
+}
+STORED = {"dora": DORA, "dora_nf4": replace(DORA, quantised="nf4", optimiser="adamw_8bit", rank=64)}
+PEAKS = {
+    "dora": DORA,
+    "dora_dropout": replace(DORA, dropout=True),
+    "dora_autocast": replace(DORA, **MIXED),
+    "dora_checkpointed": replace(DORA, checkpointing=True),
+    "dora_nf4": replace(DORA, quantised="nf4"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def products_as_in_training():
+    """What a processor without instructions for bfloat16 multiplies, it multiplies as training does there."""
+    with half_products():
+        yield
+
+
+def subject(shape, setup):
+    """A random model, and a batch for it."""
+    return random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+
+
+@pytest.mark.parametrize(("shape", "setup"), KEPT.values(), ids=KEPT)
+def test_autograd_keeps_what_the_walk_says(shape, setup):
+    """Module by module and byte by byte."""
+    tuned, ids = subject(shape, setup)
+    assert probes.kept_by_module(tuned, ids, shape) == Configuration(shape, setup).kept_by_module()
+
+
+@pytest.mark.parametrize("setup", STORED.values(), ids=STORED)
+def test_weights_adapter_and_moments_are_the_stored_bytes(setup):
+    """And gradients, and all that autograd keeps."""
+    shape = replace(SMALL, hidden=128, ffn=256, head_dim=32)
+    found, step = probes.count_step(*subject(shape, setup)), training_step(shape, setup)
+    state = step.numbers(step.state)
+    state["constants"] = state.get("quantisation constants", 0)
+    for name in ("weights", "constants", "adapter", "moments"):
+        assert found[f"{name}_bytes"] == pytest.approx(state.get(name, 0), rel=2e-3), name
+    assert found["gradients_bytes"] == step.numbers({"all": step.gradients})["all"]
+    assert found["kept_bytes"] == sum(step.numbers(step.kept).values())
+
+
+@pytest.mark.parametrize("vocab", [512, 8192], ids=["layers_decide", "logits_decide"])
+@pytest.mark.parametrize("setup", PEAKS.values(), ids=PEAKS)
+def test_the_peak_is_that_of_torchs_allocator(setup, vocab):
+    """Whether a layer or the logits are the largest moment; in 128 tokens, where kernels need next to nothing."""
+    shape, setup = replace(WIDE, vocab=vocab), replace(setup, seq=128)
+    tuned, ids = subject(shape, setup)
+    tuned.step(ids)
+    measured = probes.allocated_peak(lambda: tuned.step(ids))
+    step = training_step(shape, setup)
+    assert 0.98 < measured / (step.peak().total - sum(step.numbers(step.state).values())) < 1.05
+
+
+def test_dora_multiplies_its_matrices_for_every_norm():
+    """B (A I) in every forward pass, and with dropout W x again: what torch counts more than for LoRA."""
+    for dropout in (False, True):
+        plain = replace(CPU, dropout=dropout)
+        setups = (plain, replace(plain, dora=True))
+        counts = []
+        for setup in setups:
+            tuned, ids = subject(SMALL, setup)
+            with flop_counter.FlopCounterMode(display=False) as counted:
+                tuned.loss(ids).backward()
+            counts.append(counted.get_total_flops())
+        steps = [training_step(SMALL, setup) for setup in setups]
+        without, with_norms = (sum(step.numbers(step.flops).values()) for step in steps)
+        assert with_norms - without == counts[1] - counts[0] > 0
+
+
+def test_dora_with_dropout_keeps_a_second_copy_of_every_matrix():
+    """4 bytes a weight over a base of 16 or of 4 bits, since peft computes W x again in the adapter's dtype."""
+    shape, setup = WIDE, replace(DORA, seq=1)
+    for quantised in ("", "nf4"):
+        plain, noisy = (
+            training_step(shape, replace(setup, quantised=quantised, dropout=dropout)) for dropout in (False, True)
+        )
+        more = sum(noisy.numbers(noisy.kept).values()) - sum(plain.numbers(plain.kept).values())
+        first = sum(
+            d_in * d_out for name, (d_in, d_out) in shape.linears.items() if name in ("q_proj", "k_proj", "v_proj")
+        )
+        assert more == pytest.approx(4 * (shape.linear_parameters - first), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Setup(method="ia3", dora=True), "DoRA is LoRA with magnitudes"),
+        (lambda: Setup(dora=True, devices=2), "counted on one device"),
+    ],
+)
+def test_bad_input_names_the_value_and_the_fix(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
