@@ -487,7 +487,10 @@ def test_the_held_out_half_is_the_one_that_was_fixed():
         (lambda: read_shape("meta-llama/Llama-3.1-9B"), "nearest name is 'llama-3.1-8b'"),
         (lambda: shape_from_config(CONFIG | {"num_hidden_layers": True}), "no whole number for num_hidden_layers"),
         (lambda: quantised_in({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "'gptq', which is not"),
-        (lambda: quantised_in({"quantization_config": {"load_in_8bit": True}}), "8 bits of bitsandbytes"),
+        (
+            lambda: quantised_in({"quantization_config": {"load_in_8bit": True, "llm_int8_has_fp16_weight": True}}),
+            "rounded anew from 16",
+        ),
         (lambda: quantised_in({"quantization_config": "nf4"}), "is 'nf4'"),
         (
             lambda: quantised_in({"quantization_config": {"load_in_4bit": True, "llm_int8_skip_modules": ["q_proj"]}}),
@@ -540,10 +543,11 @@ def test_what_the_local_cache_of_the_hub_holds_comes_before_the_table(tmp_path, 
     assert read_shape("someone/llama-3.1-8b") == shape_from_config(CONFIG)
 
 
-def test_a_base_in_4_bits_is_as_its_settings_say():
+def test_a_base_in_4_or_8_bits_is_as_its_settings_say():
     """And one without a quantisation is left to who asks."""
     said = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     assert quantised_in(CONFIG | {"quantization_config": said}) == {"quantised": "nf4", "double": True}
+    assert quantised_in(CONFIG | {"quantization_config": {"load_in_8bit": True}}) == {"quantised": "int8"}
     assert quantised_in(CONFIG) == quantised_in(None) == {}
 
 

@@ -6,7 +6,7 @@ import pytest
 from torch.utils import flop_counter
 
 from peftbook.errors import InputError
-from peftbook.memory import Configuration, Setup, Shape, training_step
+from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, training_step
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
 from peftbook.training.products import half_products
@@ -21,6 +21,7 @@ WIDE = replace(SMALL, hidden=256, ffn=768, head_dim=64)
 CPU = Setup(rank=4, seq=24, device="cpu")
 MIXED = {"dtype": "fp32", "autocast": True}
 DORA = replace(CPU, dora=True)
+INT8 = replace(CPU, quantised="int8")
 
 KEPT = {
     "dora": (SMALL, DORA),
@@ -33,14 +34,24 @@ KEPT = {
     "dora_checkpointed": (SMALL, replace(DORA, checkpointing=True)),
     "dora_nf4": (BIASED, replace(DORA, quantised="nf4")),
     "dora_nf4_dropout": (BIASED, replace(DORA, quantised="nf4", dropout=True)),
+    "dora_int8": (SMALL, replace(DORA, quantised="int8", dropout=True)),
+    "int8": (BIASED, INT8),
+    "int8_bf16": (SMALL, replace(INT8, adapter_dtype="bf16")),
+    "int8_autocast": (SMALL, replace(INT8, **MIXED)),
+    "int8_checkpointed": (SMALL, replace(INT8, checkpointing=True)),
+    "int8_prompt": (SMALL, replace(INT8, method="prompt")),
+    "int8_ia3": (SMALL, replace(INT8, method="ia3", **MIXED)),
 }
-STORED = {"dora": DORA, "dora_nf4": replace(DORA, quantised="nf4", optimiser="adamw_8bit", rank=64)}
+STORED = {"dora": DORA, "dora_nf4": replace(DORA, quantised="nf4", optimiser="adamw_8bit", rank=64), "int8": INT8}
 PEAKS = {
     "dora": DORA,
     "dora_dropout": replace(DORA, dropout=True),
     "dora_autocast": replace(DORA, **MIXED),
     "dora_checkpointed": replace(DORA, checkpointing=True),
     "dora_nf4": replace(DORA, quantised="nf4"),
+    "int8": INT8,
+    "int8_autocast": replace(INT8, **MIXED),
+    "int8_checkpointed": replace(INT8, checkpointing=True),
 }
 
 
@@ -118,11 +129,56 @@ def test_dora_with_dropout_keeps_a_second_copy_of_every_matrix():
         assert more == pytest.approx(4 * (shape.linear_parameters - first), rel=0.01)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_gpu_keeps_the_inputs_of_int8_matrices(checkpointing, monkeypatch):
+    """bitsandbytes' function for a GPU, run on a CPU: it has the same inputs in hand, in spite of checkpoints."""
+    import bitsandbytes
+    from bitsandbytes.autograd import _functions
+
+    def as_on_a_gpu(a, b, out=None, state=None, threshold=0.0, bias=None):
+        return _functions.MatMul8bitLt.apply(a, b, out, bias, state)
+
+    monkeypatch.setattr(bitsandbytes, "matmul", as_on_a_gpu)
+    setup = replace(INT8, checkpointing=checkpointing)
+    tuned, ids = subject(SMALL, setup)
+    found = probes.kept_by_module(tuned, ids, SMALL)
+    assert found == Configuration(SMALL, replace(setup, device="cuda")).kept_by_module()
+
+
+def test_checkpoints_free_no_input_of_an_int8_matrix():
+    """What a layer of a checkpointed model keeps beside its own input: inputs of its four kinds of matrices."""
+    plain, eight = (training_step(SMALL, replace(CPU, quantised=kind, checkpointing=True)) for kind in ("", "int8"))
+    inputs = 3 * SMALL.hidden + SMALL.ffn  # of q, k, v; of o; of gate, up; of down
+    more = sum(eight.numbers(eight.kept).values()) - sum(plain.numbers(plain.kept).values())
+    assert more == 2 * CPU.seq * SMALL.layers * inputs
+
+
+def test_8_bits_lie_between_16_and_4():
+    """Weights with their constants, and the peak of a step of few tokens."""
+    shape, setup = SHAPES["llama-2-7b"], Setup(seq=256)
+    peaks = [training_step(shape, replace(setup, quantised=kind)).peak().total for kind in ("", "int8", "nf4")]
+    assert peaks == sorted(peaks, reverse=True)
+    step = training_step(shape, replace(setup, quantised="int8"))
+    assert step.numbers(step.state)["weights"] == 2 * shape.other_parameters + shape.linear_parameters
+
+
+def test_fit_offers_8_bits_before_4():
+    """In the order of what they cost, each only where it makes the step fit."""
+    one = Configuration(SHAPES["llama-2-7b"], Setup(seq=256))
+    names = [change.names for change in fit(one, 12 * 2**30).changes]
+    assert names.index(("a base in 8 bits",)) < names.index(("a base in NF4",))
+    peaks = [Configuration(one.shape, replace(one.setup, quantised=kind)).step.peak().total for kind in ("int8", "nf4")]
+    small = [change.names for change in fit(one, sum(peaks) / 2).changes]
+    assert ("a base in NF4",) in small and ("a base in 8 bits",) not in small
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Setup(method="ia3", dora=True), "DoRA is LoRA with magnitudes"),
         (lambda: Setup(dora=True, devices=2), "counted on one device"),
+        (lambda: Setup(quantised="int8", devices=2), "cannot cut int8"),
+        (lambda: Setup(method="full", quantised="int8"), "choose an adapter"),
     ],
 )
 def test_bad_input_names_the_value_and_the_fix(make, message):

@@ -42,8 +42,8 @@ def add_commands(add: Add) -> None:
     words = "all, attention, mlp, qv, or names with commas (peft: all, its all-linear)"
     room.add_argument("--targets", help=words)
     room.add_argument("--length", type=positive, help="virtual tokens of prompt and prefix (default 20)")
-    words = "base in 4 bits (default: what a config.json says of itself, else none)"
-    room.add_argument("--quant", choices=("none", "nf4", "fp4"), default="", help=words)
+    words = "base in 4 or 8 bits (default: what a config.json says of itself, else none)"
+    room.add_argument("--quant", choices=("none", "nf4", "fp4", "int8"), default="", help=words)
     room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
     words = "of the weights that are not in 4 bits (peft: bf16; auto: bf16, on a CPU the faster one here)"
     room.add_argument("--dtype", choices=("auto", "bf16", "fp32"), help=words)

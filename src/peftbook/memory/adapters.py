@@ -31,7 +31,7 @@ def lora(decoder: Decoder, x: Value, weight: Weight) -> Value:
     each, given, (d_in, d_out) = BYTES[setup.adapter_dtype], x, weight.shape
     result = base_layer(decoder, x, weight)
     first = result.bytes_each
-    if weight.quantised:
+    if weight.quantised and weight.bits == 4:
         result = tape.apply(result)
     if not weight.quantised or decoder.converts:
         x = tape.cast(x, each)
@@ -107,9 +107,10 @@ def whole_matrices(decoder: Decoder, x: Value, weight: Weight) -> tuple[Value, V
     tape.touch(unit)
     update = tape.cast(update, x.bytes_each)
     matrix = tape.value((*d_in, *d_out), weight.bytes_each, fixed=True)
-    if weight.quantised:
-        constants = product(weight.constants, *d_in, *d_out)
-        matrix = tape.apply(shape=matrix.shape, bytes_each=2, working=constants)
+    if weight.quantised and weight.bits == 8:
+        matrix = tape.apply(shape=matrix.shape, bytes_each=4, working=product(4, *d_in, *d_out))
+    elif weight.quantised:
+        matrix = tape.apply(shape=matrix.shape, bytes_each=2, working=product(weight.constants, *d_in, *d_out))
     matrix = tape.cast(matrix, x.bytes_each)
     return matrix, update, [factor] * (not setup.freeze_a) + [low, update, matrix]
 
@@ -145,7 +146,7 @@ def rowwise(tape: Tape, x: Value, factor: Value) -> Value:
 def ia3(decoder: Decoder, x: Value, weight: Weight, before: bool) -> Value:
     """l · (W x), or before the matrix W (l · x) (peft, tuners/ia3/layer.py and bnb.py).
 
-    What l is multiplied with is kept, and a copy of l. Over a 4-bit matrix peft computes in float32.
+    What l is multiplied with is kept, and a copy of l. Over a quantised matrix peft computes in float32.
     """
     tape, each = decoder.tape, BYTES[decoder.setup.adapter_dtype]
     width, first = weight.shape[0 if before else 1], x.bytes_each
@@ -153,7 +154,8 @@ def ia3(decoder: Decoder, x: Value, weight: Weight, before: bool) -> Value:
         x = tape.cast(x, 4) if decoder.converts else x
         result = base_layer(decoder, rescale(decoder, x, width), weight) if before else base_layer(decoder, x, weight)
         expected = result.bytes_each
-        result = tape.apply(result if before else rescale(decoder, result, width))
+        result = result if before else rescale(decoder, result, width)
+        result = tape.apply(result) if weight.bits == 4 else result
         return tape.cast(result, expected) if decoder.converts else result
     if before:
         return base_layer(decoder, tape.cast(rescale(decoder, tape.cast(x, each), width), first), weight)

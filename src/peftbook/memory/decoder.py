@@ -61,12 +61,12 @@ class Decoder:
 
     @property
     def base_bytes(self) -> int:
-        """Bytes of a weight outside the adapter that is not in 4 bits."""
+        """Bytes of a weight outside the adapter that is not quantised."""
         return BYTES[self.setup.dtype]
 
     @property
     def converts(self) -> bool:
-        """Whether peft brings the input of a 4-bit layer's adapter to the adapter's dtype: not under autocast, by
+        """Whether peft brings the input of a quantised layer's adapter to the adapter's dtype: not under autocast, by
         which it means that of a GPU alone."""
         return not (self.setup.autocast and self.setup.device == "cuda")
 
@@ -78,9 +78,10 @@ class Decoder:
     def weight(self, name: str) -> Weight:
         """A matrix of the decoder."""
         quantised, bias = bool(self.setup.quantised), name in self.shape.biased
-        constants = 4 / BLOCK if quantised and self.setup.double else 0.0
+        eight = self.setup.quantised == "int8"
+        constants = 4 / BLOCK if quantised and self.setup.double and not eight else 0.0
         each = 2 if self.setup.held and not self.full else self.base_bytes
-        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants)
+        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants, 8 if eight else 4)
 
     def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""

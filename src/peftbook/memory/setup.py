@@ -34,7 +34,7 @@ TILE = (4096, 32768)  # positions and words that there is room for at a time, wh
 BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants that share one of theirs
 CHOICES = {
     "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
-    "quantised": ("", "nf4", "fp4"), "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
+    "quantised": ("", "nf4", "fp4", "int8"), "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
     "logits": ("whole", "held", "narrow", "chunked", "tiled", "fused"),
 }  # fmt: skip
 
@@ -45,9 +45,9 @@ class Setup:
 
     method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA; freeze_a: only its B is trained
     (LoRA-FA); dora: the length of each row of W + γBA is trained beside (DoRA).  length: virtual tokens of a prompt or
-    a prefix.  dtype: of the weights that are not in 4 bits.  adapter_dtype: of what an adapter trains.
-    quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in bfloat16, empty for none; double: the
-    constants of the quantisation are quantised too.
+    a prefix.  dtype: of the weights that are not quantised.  adapter_dtype: of what an adapter trains.
+    quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in bfloat16, int8 for 8 bits (LLM.int8),
+    empty for none; double: the constants of a quantisation to 4 bits are quantised too.
     autocast: matrix products in bfloat16.  held: frozen matrices are there in bfloat16 beside float32, so that autocast
     need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused) or eager.
     padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
@@ -103,7 +103,9 @@ class Setup:
         if unknown or not self.targets:
             raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
         if self.method == "full" and self.quantised:
-            raise InputError("Weights in 4 bits are not trained: choose an adapter, or no quantisation.")
+            raise InputError("Quantised weights are not trained: choose an adapter, or no quantisation.")
+        if self.devices > 1 and self.quantised == "int8":
+            raise InputError("bitsandbytes cannot cut int8 matrices for several devices: choose nf4, or devices 1.")
         if self.dora and (self.method != "lora" or self.devices > 1):
             raise InputError(
                 f"DoRA is LoRA with magnitudes, counted on one device, not {self.method!r} on {self.devices}: choose "
@@ -126,7 +128,7 @@ class Setup:
             )
         if self.method == "ia3" and self.quantised and self.dtype == "bf16" and not self.autocast:
             raise InputError(
-                "peft's (IA)³ over 4-bit matrices computes keys in float32 and queries not: choose dtype 'fp32' "
+                "peft's (IA)³ over quantised matrices computes keys in float32 and queries not: choose dtype 'fp32' "
                 "(prepare_model_for_kbit_training), or autocast."
             )
 

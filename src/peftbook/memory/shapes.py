@@ -182,12 +182,14 @@ def quantised_in(config: Any) -> dict[str, Any]:
     refused = ""
     if kind != "bitsandbytes":
         refused = repr(kind)
-    elif eight is True:
-        refused = "8 bits of bitsandbytes"
-    elif four is True and whole:
+    elif eight is True and said.get("llm_int8_has_fp16_weight") is True:
+        refused = "8 bits that are rounded anew from 16 in every pass"
+    elif (four is True or eight is True) and whole:
         refused = f"that {', '.join(whole)} stay whole"
     if refused:
         raise InputError(f"quantization_config says {refused}, which is not covered: give the model before that.")
+    if eight is True:
+        return {"quantised": "int8"}
     if four is not True:
         return {}
     quantised = str(said.get("bnb_4bit_quant_type", "fp4"))

@@ -164,7 +164,8 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
 
     A weight takes 2 or 4 bytes; in 4 bits ½, and for each block of 64 a constant of 4 bytes, or with double
     quantisation of 1, and of 4 for each 256 of those; beside them the tables of codes (Dettmers et al. 2023,
-    arXiv:2305.14314, section 3; the arrays are those of bitsandbytes 0.50).
+    arXiv:2305.14314, section 3; the arrays are those of bitsandbytes 0.50). In int8 it takes 1 byte, and a row 4
+    (Dettmers et al. 2022, arXiv:2208.07339).
     """
     matrices = Size()
     for d_in, d_out in WIDTHS.values():
@@ -172,7 +173,10 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     each = BYTES[setup.dtype]
     weights = multiple(rest(shape), each)
     terms = {"weights": weights + multiple(matrices, each)}
-    if setup.quantised:
+    if setup.quantised == "int8":
+        terms["weights"] = weights + matrices
+        terms["quantisation constants"] = elements([(product(4, "L"), d_out) for _, d_out in WIDTHS.values()])
+    elif setup.quantised:
         scales = 1 + 4 / OUTER_BLOCK if setup.double else 4
         tables = 4 * CODES + (4 * OUTER_CODES + 4 if setup.double else 0)
         terms["weights"] = weights + multiple(matrices, 0.5)

@@ -110,7 +110,7 @@ def tensor(shape: tuple[str, ...], bytes_each: int) -> Size:
 class Weight:
     """A matrix of a linear layer. shape: (inputs, outputs), each a product of symbols.
 
-    quantised: stored in 4 bits and multiplied in bfloat16.  bias: one value an output, of the same dtype.
+    quantised: stored in `bits` bits; in 4 it is multiplied in bfloat16.  bias: one value an output, of the same dtype.
     constants: bytes of a weight's share in constants that are read out first.
     """
 
@@ -120,6 +120,7 @@ class Weight:
     quantised: bool = False
     bias: bool = False
     constants: float = 0.0
+    bits: int = 4
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,11 @@ class MatrixProduct:
 class Operation:
     """What one operation reads, writes and keeps.
 
-    kept: tensors that it saves for backward.  held: what the graph has in hand beside those.  weights: bytes of the
-    gradients of the trained weights that it uses.  working, undoing: bytes that its forward, and its backward, needs
-    for a moment beside inputs, results and their gradients.  passes: the gradient of the result is that of its inputs,
-    the same tensor.
+    kept: tensors that it saves for backward.  held: what the graph has in hand beside those.  retained: what it has in
+    hand without autograd's knowing, so that a checkpoint frees none of it, nor backward before its end.  weights: bytes
+    of the gradients of the trained weights that it uses.  working, undoing: bytes that its forward, and its backward,
+    needs for a moment beside inputs, results and their gradients.  preparing: bytes that its backward needs before its
+    inputs have gradients.  passes: the gradient of the result is that of its inputs, the same tensor.
     products, undoing_products: the matrix products in its forward, and in its backward.
     exponential: it computes an exponential of every element.
     """
@@ -166,13 +168,15 @@ class Operation:
     products: tuple[MatrixProduct, ...] = ()
     undoing_products: tuple[MatrixProduct, ...] = ()
     exponential: bool = False
+    preparing: Size = field(default_factory=lambda: NOTHING)
+    retained: tuple[Value, ...] = ()
 
 
 class Tape:
     """The operations of a forward pass in their order.
 
     autocast: matrix products are computed in bfloat16.  promotes: where two dtypes meet, the narrower tensor is copied
-    to the wider first, as on a CPU; a GPU widens on the way.
+    to the wider first, as on a CPU; a GPU widens on the way, and multiplies integers.
     """
 
     def __init__(self, autocast: bool = False, promotes: bool = True):
@@ -209,6 +213,8 @@ class Tape:
         products: Iterable[MatrixProduct] = (),
         undoing_products: Iterable[MatrixProduct] = (),
         exponential: bool = False,
+        preparing: Size | None = None,
+        retained: Iterable[Value] = (),
     ) -> Value:
         """Note an operation; returns its result, in the shape and the widest dtype of its inputs unless told otherwise.
 
@@ -232,6 +238,8 @@ class Tape:
                 products=tuple(products),
                 undoing_products=tuple(undoing_products),
                 exponential=exponential,
+                preparing=preparing or NOTHING,
+                retained=tuple(retained) if grad else (),
             )
         )
         return output
@@ -278,8 +286,10 @@ class Tape:
 
         Under autocast x and a wider W are copied to bfloat16 first; the copy of x is kept where W is trained, that of W
         where x gets a gradient. A matrix in 4 bits is turned into bfloat16 for a moment, in forward and again in
-        backward; nothing is kept of it (bitsandbytes, autograd/_functions.py, MatMul4Bit).
+        backward; nothing is kept of it (bitsandbytes, autograd/_functions.py, MatMul4Bit). For 8 bits see `in_int8`.
         """
+        if weight.quantised and weight.bits == 8:
+            return self.in_int8(x, weight)
         d_in, d_out = weight.shape
         each = 2 if weight.quantised or self.autocast else x.bytes_each
         rows = x.shape[: len(x.shape) - len(d_in)]
@@ -304,12 +314,43 @@ class Tape:
         trained = gradient + bias if gradient is not None else (bias or None)
         return self.apply(*inputs, shape=shape, bytes_each=x.bytes_each, kept=kept, trained=trained, **told)
 
-    def kept(self) -> dict[str, Size]:
-        """Module → bytes that autograd keeps of it: each tensor once, where it was kept first."""
+    def in_int8(self, x: Value, weight: Weight) -> Value:
+        """W x with W in 8 bits and a float32 factor a row (bitsandbytes, autograd/_functions.py).
+
+        A CPU reads W out in the dtype of x, which takes float32 copies of a bfloat16 W on the way (MatMul8bitFp). A
+        GPU rounds x to 8 bits through float16, and the product comes in int32 and goes through float16 (MatMul8bitLt,
+        where no column of x has an outlier). Both have x in hand, and read W out in its dtype in backward.
+        """
+        (d_in, d_out), each = weight.shape, x.bytes_each
+        rows = x.shape[: len(x.shape) - len(d_in)]
+        shape, matrix = (*rows, *d_out), product(each, *d_in, *d_out)
+        undoing = [MatrixProduct(rows, d_out, d_in, each)] * x.grad
+        told: dict[str, Any] = {"shape": shape, "retained": [x], "undoing_products": undoing}
+        if not self.promotes:
+            narrow = self.apply(replace(x, grad=False), bytes_each=1, working=product(4, *x.shape))
+            products = [MatrixProduct(rows, d_in, d_out, 2)]
+            working = product(6, *shape)
+            return self.apply(x, narrow, bytes_each=each, working=working, undoing=matrix, products=products, **told)
+        widening = product(8 if each < 4 else 0, *d_in, *d_out) + product(4, *d_out)
+        read = self.apply(shape=(*d_in, *d_out), bytes_each=each, working=widening)
+        narrow = 2 if self.autocast else each
+        copies = product(2, *x.shape) + product(2, *d_in, *d_out) if narrow < each else NOTHING
+        back = product(each, *shape) if narrow < each else NOTHING
+        products = [MatrixProduct(rows, d_in, d_out, narrow)]
+        return self.apply(
+            x, read, bytes_each=narrow, working=copies, undoing=matrix + back, preparing=matrix + widening,
+            products=products, **told,
+        )  # fmt: skip
+
+    def kept(self, checkpoints: bool = False) -> dict[str, Size]:
+        """Module → bytes that autograd keeps of it: each tensor once, where it was kept first.
+
+        checkpoints: no more than what operations have in hand in spite of them.
+        """
         seen: set[int] = set()
         sizes: dict[str, Size] = {}
         for operation in self.operations:
-            for value in operation.kept:
+            for value in (*operation.kept * (not checkpoints), *operation.retained):
                 if not value.fixed and value.key not in seen:
                     seen.add(value.key)
                     sizes.setdefault(operation.where, Size()).add(value.size)

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from peftbook.memory.tape import NOTHING, Operation, Size, Value, repeated
@@ -26,6 +26,7 @@ KINDS = (
     "embedding", "layer inputs", "norms", "attention", "mlp", "adapter inputs", "logits and loss", "gradients",
     "working",
 )  # fmt: skip
+TWIN = 1 << 40  # beyond the keys of a tape
 Column = tuple[str, tuple[str, ...]]  # kind, symbols
 Bytes = dict[Column, float]  # coefficients of the products of symbols
 
@@ -181,17 +182,41 @@ class Timeline:
             self.made.add(operation.output.key)
             for value in (*operation.kept, *operation.held) if keep else ():
                 self.hold(value, kind)
+            for value in operation.retained:
+                self.hold(value, kind)
             self.note(f"forward {operation.where}", operation.working)
             for value in unique(operation.inputs):
                 readers[value.key] -= 1
                 if value.key in self.made and not readers[value.key]:
                     self.drop(value)
 
+    def part(self, operations: Iterable[Operation]) -> None:
+        """What operations have in hand is no longer the tensor that a checkpoint computes again."""
+        for operation in operations:
+            for value in operation.retained:
+                self.hold(twin(value), self.kinds[value.key])
+                self.drop(value)
+
+    def let_go(self, operations: Iterable[Operation], parted: bool = False) -> None:
+        """Operations are gone, and what they had in hand."""
+        for operation in operations:
+            for value in operation.retained:
+                self.drop(twin(value) if parted else value)
+
+    def in_hand(self, operations: Iterable[Operation]) -> Bytes:
+        """Bytes that operations have in hand, each tensor once."""
+        values = {value.key: value for operation in operations for value in operation.retained}
+        sizes: Bytes = defaultdict(float)
+        for value in values.values():
+            sizes[self.kinds[value.key], value.product] += value.bytes_each
+        return sizes
+
     def recompute(self, operations: Sequence[Operation]) -> None:
         """Run a layer again whose arguments are there."""
         again, inputs = repeated(operations)
         rest = readers_of(operations[len(again) :])
         self.forward(again, readers_of(operations) + readers_of(operations[:1]))
+        self.let_go(again)
         for value in inputs:
             self.hold(value, kind_of(operations[len(again)].where))
         for operation in again:
@@ -226,6 +251,8 @@ class Gradients:
             if operation.output.key not in self.of:  # the loss
                 self.give(operation.output, self.make(operation.output), operation.where)
             mine = self.of.pop(operation.output.key)
+            if operation.preparing:
+                timeline.note(f"backward {operation.where}", operation.preparing)
             readers = [value for value in unique(operation.inputs) if value.grad]
             gradients = [
                 mine if operation.passes and value.size == mine.size else self.make(value) for value in readers
@@ -260,6 +287,11 @@ class Gradients:
             self.of[value.key] = total
 
 
+def twin(value: Value) -> Value:
+    """A tensor with the same numbers."""
+    return replace(value, key=TWIN + value.key)
+
+
 def passing(kind: str) -> str:
     """The kind of what a module does not keep."""
     return kind if kind == "logits and loss" else "working"
@@ -288,6 +320,7 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloa
     timeline, parts = Timeline(), walked.sections
     readers = readers_of(walked.tape.operations)
     left: dict[str, Bytes] = {}
+    hands: dict[str, Bytes] = {}
     for name, operations in parts.items():
         inside = checkpointing and name in walked.copies
         for value in operations[0].inputs if inside else ():
@@ -296,6 +329,7 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloa
         if others:
             trial = timeline.copy()
             trial.forward(operations, Counter(readers), keep=not inside)
+            hands[name] = trial.in_hand(operations)
             trial.add(timeline.live, -1)
             if inside:  # what the layer hands on is an argument of the next
                 trial.add(labelled("layer inputs", NOTHING if offloaded else own_arguments(parts, name)))
@@ -303,6 +337,8 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloa
             left[name] = trial.live
             timeline.add(left[name], others)
         timeline.forward(operations, readers, keep=not inside)
+        if inside:
+            timeline.part(operations)
     stays = {name: {key: each for key, each in sizes.items() if key[0] != "working"} for name, sizes in left.items()}
     for name, sizes in left.items():  # what stayed no longer than forward
         timeline.add({key: each for key, each in sizes.items() if key[0] == "working"}, 1 - walked.copies[name])
@@ -315,8 +351,12 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloa
         if name in left:
             others = walked.copies[name] - 1
             timeline.add(stays[name], -others)
+            timeline.add(hands[name], others)
             for operation in operations if not accumulated else ():
                 timeline.add(labelled("gradients", operation.weights), others)
+    for name, operations in parts.items():
+        timeline.let_go(operations, parted=checkpointing and name in walked.copies)
+        timeline.add(hands.get(name, {}), 1 - walked.copies.get(name, 1))
     timeline.note("optimiser")
     return timeline.moments()
 

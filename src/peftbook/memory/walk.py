@@ -61,6 +61,7 @@ class Walk:
         for operation in self.tape.operations:
             if (layer := layer_of(operation.where)) in self.copies and layer not in inputs:
                 inputs[layer] = operation.inputs[0].size
+        inputs |= self.tape.kept(checkpoints=True)
         return inputs | {module: size for module, size in sizes.items() if layer_of(module) not in self.copies}
 
 

@@ -157,10 +157,10 @@ def with_method(model: nn.Module, setup: Setup) -> Any:
 
 
 def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
-    """A frozen model with random weights, its decoder's linear layers in 4 bits where the set-up says so.
+    """A frozen model with random weights, its decoder's linear layers in 4 or 8 bits where the set-up says so.
 
     Tensors of one shape have equal values, so that each shape is drawn and quantised once; no more than one matrix is
-    ever there in 16 bits beside a 4-bit model.
+    ever there in 16 bits beside a quantised model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -172,7 +172,7 @@ def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
     torch.manual_seed(seed)
     if setup.quantised:
         quantise_linears(model.model, setup)
-        model.is_loaded_in_4bit = True  # what peft looks for
+        setattr(model, f"is_loaded_in_{8 if setup.quantised == 'int8' else 4}bit", True)  # what peft looks for
     fill(model)
     model.tie_weights()
     keep_linear4bit_layout(model)
@@ -180,29 +180,53 @@ def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
 
 
 def quantise_linears(model: nn.Module, setup: Setup) -> None:
-    """Put a random 4-bit layer of bitsandbytes in the place of every linear layer."""
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    made: dict[torch.Size, Params4bit] = {}
-    options: dict[str, Any] = {"compress_statistics": setup.double, "quant_type": setup.quantised}
+    """Put a random 4-bit or 8-bit layer of bitsandbytes in the place of every linear layer."""
+    make = eight_bit_linear if setup.quantised == "int8" else four_bit_linear
+    made: dict[torch.Size, Any] = {}
     for name, part in list(model.named_modules()):
         if not isinstance(part, nn.Linear):
             continue
-        size, bias = part.weight.shape, part.bias is not None
-        with torch.device("meta"):
-            stored: Any = Linear4bit(
-                part.in_features, part.out_features, bias=bias, compute_dtype=torch.bfloat16, **options
-            )
-        if bias:
+        stored = make(part, made, setup)
+        if part.bias is not None:
             stored.bias = nn.Parameter(part.bias.data, requires_grad=False)
-        if size not in made:
-            values = torch.empty(size, dtype=torch.bfloat16).normal_(std=STD)
-            made[size] = weight = Params4bit(values, requires_grad=False, **options).cpu()
-        else:
-            weight = copy.deepcopy(made[size])
-        stored.weight, stored.quant_state = weight, weight.quant_state
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, stored)
+
+
+def four_bit_linear(part: nn.Linear, made: dict[torch.Size, Any], setup: Setup) -> Any:
+    """A layer of the same size in 4 bits. made: the weights of each size, by then."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    options: dict[str, Any] = {"compress_statistics": setup.double, "quant_type": setup.quantised}
+    size, bias = part.weight.shape, part.bias is not None
+    with torch.device("meta"):
+        stored: Any = Linear4bit(
+            part.in_features, part.out_features, bias=bias, compute_dtype=torch.bfloat16, **options
+        )
+    if size not in made:
+        values = torch.empty(size, dtype=torch.bfloat16).normal_(std=STD)
+        made[size] = weight = Params4bit(values, requires_grad=False, **options).cpu()
+    else:
+        weight = copy.deepcopy(made[size])
+    stored.weight, stored.quant_state = weight, weight.quant_state
+    return stored
+
+
+def eight_bit_linear(part: nn.Linear, made: dict[torch.Size, Any], setup: Setup) -> Any:
+    """A layer of the same size in 8 bits, with transformers' own threshold. made: the weights of each size, by then."""
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    size, bias = part.weight.shape, part.bias is not None
+    with torch.device("meta"):
+        stored: Any = Linear8bitLt(
+            part.in_features, part.out_features, bias=bias, has_fp16_weights=False, threshold=6.0
+        )
+    if size not in made:
+        values = torch.empty(size, dtype=torch.float16).normal_(std=STD)
+        made[size] = Int8Params(values, requires_grad=False, has_fp16_weights=False).cpu()
+    codes = made[size].data.clone()
+    stored.weight = Int8Params(codes, requires_grad=False, CB=codes, SCB=made[size].SCB.clone())
+    return stored
 
 
 def fill(model: nn.Module) -> None:

@@ -145,11 +145,17 @@ def storage_bytes(values: Iterable[Tensor]) -> int:
 
 
 def constants(model: nn.Module) -> list[Tensor]:
-    """What 4-bit parameters need to be read: scales, their own scales and mean, and both code tables."""
+    """What quantised parameters need to be read: scales, and in 4 bits their own scales and mean, and code tables."""
     states = [state for value in model.parameters() if (state := getattr(value, "quant_state", None)) is not None]
     inner = [state.state2 for state in states if state.nested]
     tensors = [value for state in (*states, *inner) for value in (state.absmax, state.code, state.offset)]
-    return [value for value in tensors if isinstance(value, Tensor)]
+    eight = [part.state.SCB for part in eight_bit_linears(model)]
+    return [value for value in (*tensors, *eight) if isinstance(value, Tensor)]
+
+
+def eight_bit_linears(model: nn.Module) -> list[Any]:
+    """Its matrices in int8."""
+    return [part for part in model.modules() if hasattr(getattr(part, "state", None), "SCB")]
 
 
 def count_step(tuned: Subject, ids: Tensor) -> dict[str, int]:
@@ -193,8 +199,19 @@ def with_kept(tuned: Subject, ids: Tensor, where: Callable[[], str]) -> tuple[Te
         notes.append((where(), weakref.ref(kept)))
         return kept
 
+    in_hand: list[Kept] = []
+
+    def leave(module: nn.Module, given: Any, result: Tensor) -> None:
+        """bitsandbytes holds the input of an int8 matrix without telling autograd."""
+        node = result.grad_fn
+        values = (getattr(node, "A", None), *getattr(node, "tensors", ()))
+        in_hand.extend(note(value) for value in values if isinstance(value, Tensor) and value.numel())
+
+    hooks = [part.register_forward_hook(leave, prepend=True) for part in eight_bit_linears(model)]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept.value):
         loss = tuned.loss(ids)
+    for hook in hooks:
+        hook.remove()
     sizes: dict[int, tuple[str, int]] = {}
     for module, reference in notes:
         if (kept := reference()) is not None:
