@@ -7,12 +7,14 @@ from torch.utils import flop_counter
 
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, training_step
+from peftbook.memory.shapes import FAMILIES
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
 from peftbook.training.products import half_products
 
 pytestmark = [  # peft's calls of names that transformers is giving up
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning"),  # what is measured here
 ]
 
 SMALL = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
@@ -22,6 +24,8 @@ CPU = Setup(rank=4, seq=24, device="cpu")
 MIXED = {"dtype": "fp32", "autocast": True}
 DORA = replace(CPU, dora=True)
 INT8 = replace(CPU, quantised="int8")
+SAVED = replace(CPU, saved=("embed_tokens", "lm_head"))
+GEMMA = Shape(3, 64, 160, 4, 1, 512, head_dim=16, **(FAMILIES["gemma"] | {"family": "gemma"}))
 
 KEPT = {
     "dora": (SMALL, DORA),
@@ -41,8 +45,19 @@ KEPT = {
     "int8_checkpointed": (SMALL, replace(INT8, checkpointing=True)),
     "int8_prompt": (SMALL, replace(INT8, method="prompt")),
     "int8_ia3": (SMALL, replace(INT8, method="ia3", **MIXED)),
+    "saved": (GEMMA, SAVED),
+    "saved_autocast": (SMALL, replace(SAVED, **MIXED)),
+    "saved_checkpointed": (replace(SMALL, tied=False), replace(SAVED, checkpointing=True)),
+    "saved_embedding": (SMALL, replace(SAVED, saved=("embed_tokens",), quantised="nf4")),
+    "saved_head": (SMALL, replace(SAVED, saved=("lm_head",), method="ia3", labels=5)),
 }
-STORED = {"dora": DORA, "dora_nf4": replace(DORA, quantised="nf4", optimiser="adamw_8bit", rank=64), "int8": INT8}
+STORED = {
+    "dora": DORA,
+    "dora_nf4": replace(DORA, quantised="nf4", optimiser="adamw_8bit", rank=64),
+    "int8": INT8,
+    "saved": replace(SAVED, adapter_dtype="bf16", dtype="fp32"),
+    "saved_head": replace(SAVED, saved=("lm_head",), optimiser="adamw_8bit"),
+}
 PEAKS = {
     "dora": DORA,
     "dora_dropout": replace(DORA, dropout=True),
@@ -52,6 +67,9 @@ PEAKS = {
     "int8": INT8,
     "int8_autocast": replace(INT8, **MIXED),
     "int8_checkpointed": replace(INT8, checkpointing=True),
+    "saved": SAVED,
+    "saved_autocast": replace(SAVED, **MIXED),
+    "saved_embedding": replace(SAVED, saved=("embed_tokens",), checkpointing=True),
 }
 
 
@@ -153,6 +171,16 @@ def test_checkpoints_free_no_input_of_an_int8_matrix():
     assert more == 2 * CPU.seq * SMALL.layers * inputs
 
 
+def test_a_tied_matrix_is_copied_for_each_place():
+    """Saved as embedding and as head it is trained twice beside the frozen one: 2 V h numbers, in the model's dtype."""
+    plain, saved = (training_step(SMALL, setup) for setup in (CPU, SAVED))
+    ours, theirs = plain.numbers(plain.state), saved.numbers(saved.state)
+    copies = 2 * SMALL.vocab * SMALL.hidden
+    assert theirs["weights"] == ours["weights"]
+    assert theirs["adapter"] - ours["adapter"] == 2 * copies
+    assert theirs["moments"] - ours["moments"] == 2 * 2 * copies
+
+
 def test_8_bits_lie_between_16_and_4():
     """Weights with their constants, and the peak of a step of few tokens."""
     shape, setup = SHAPES["llama-2-7b"], Setup(seq=256)
@@ -177,6 +205,8 @@ def test_fit_offers_8_bits_before_4():
     [
         (lambda: Setup(method="ia3", dora=True), "DoRA is LoRA with magnitudes"),
         (lambda: Setup(dora=True, devices=2), "counted on one device"),
+        (lambda: Setup(saved=("norm",)), "norm cannot be copied"),
+        (lambda: Setup(saved=("lm_head",), method="full"), "not with 'full'"),
         (lambda: Setup(quantised="int8", devices=2), "cannot cut int8"),
         (lambda: Setup(method="full", quantised="int8"), "choose an adapter"),
     ],

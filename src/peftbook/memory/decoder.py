@@ -75,13 +75,21 @@ class Decoder:
         """Whether every weight is trained."""
         return self.setup.method == "full"
 
+    def trains(self, name: str) -> bool:
+        """Whether the embedding, or the head, is trained: itself, or in a copy of it."""
+        return self.full or name in self.setup.saved
+
+    def place(self, name: str) -> str:
+        """Where the embedding, or the head, is computed: itself, or in the copy that peft trains."""
+        return f"{name}.modules_to_save.default" if name in self.setup.saved else name
+
     def weight(self, name: str) -> Weight:
         """A matrix of the decoder."""
         quantised, bias = bool(self.setup.quantised), name in self.shape.biased
-        eight = self.setup.quantised == "int8"
-        constants = 4 / BLOCK if quantised and self.setup.double and not eight else 0.0
+        bits = self.setup.bits
+        constants = 4 / BLOCK if quantised and self.setup.double and bits == 4 else 0.0
         each = 2 if self.setup.held and not self.full else self.base_bytes
-        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants, 8 if eight else 4)
+        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants, bits)
 
     def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""
@@ -218,7 +226,6 @@ class Decoder:
             return self.tape.linear(x, weight)
 
 
-
 def embed(decoder: Decoder) -> Value:
     """The input of the first layer.
 
@@ -227,12 +234,14 @@ def embed(decoder: Decoder) -> Value:
     """
     tape, setup, each = decoder.tape, decoder.setup, decoder.base_bytes
     ids, width, scaled = tape.value(("b", "s"), 8), ("b", "s", "h"), decoder.shape.scaled_embedding
-    with tape.at("embed_tokens"):
-        if decoder.full:
+    with tape.at(decoder.place("embed_tokens")):
+        if decoder.trains("embed_tokens"):
             # a matrix that the head has too has a gradient already: unless autocast has made both alike, the two are
             # added into a third
             new, sum_of_both = (
-                (0, each if setup.autocast and each > 2 else 2 * each) if decoder.shape.tied else (each, 0)
+                (0, each if setup.autocast and each > 2 else 2 * each)
+                if decoder.shape.tied and decoder.full
+                else (each, 0)
             )
             trained, undoing = product(new, "V", "h"), product(sum_of_both, "V", "h")
             x = tape.apply(ids, shape=width, bytes_each=each, kept=[ids], trained=trained, undoing=undoing)

@@ -129,6 +129,8 @@ def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
          "updates below a 512th to a 256th of a weight are lost, and the decay of Adam's second moment",
          {"adapter_dtype": "bf16"}),
         (setup.dora, "LoRA without DoRA's magnitudes", "another method", {"dora": False}),
+        (bool(setup.saved), "a frozen embedding and head", "tokens that are new to the model are not learnt",
+         {"saved": ()}),
         (setup.dropout, "no dropout", "a regulariser", {"dropout": False}),
         (not setup.checkpointing and setup.method != "prefix", "checkpointing",
          "the layers' forward pass a second time", {"checkpointing": True}),

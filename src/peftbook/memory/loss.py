@@ -41,8 +41,8 @@ def head(decoder: Decoder, x: Value) -> Value:
 
 def logits_of(decoder: Decoder, x: Value) -> Value:
     """x W: (positions, V)."""
-    with decoder.tape.at("lm_head"):
-        return decoder.tape.linear(x, Weight((("h",), ("V",)), decoder.base_bytes, decoder.full))
+    with decoder.tape.at(decoder.place("lm_head")):
+        return decoder.tape.linear(x, Weight((("h",), ("V",)), decoder.base_bytes, decoder.trains("lm_head")))
 
 
 def cross_entropy(decoder: Decoder, logits: Value, held: tuple[Value, ...] = ()) -> Value:
@@ -72,7 +72,7 @@ def held(decoder: Decoder, x: Value) -> Value:
 
 def narrow(decoder: Decoder, x: Value) -> Value:
     """Log-probabilities in the dtype of the model, undone part by part, and logits that stay in hand meanwhile."""
-    tape, trained, rows, each = decoder.tape, decoder.full, x.shape[:-1], x.bytes_each
+    tape, trained, rows, each = decoder.tape, decoder.trains("lm_head"), x.shape[:-1], x.bytes_each
     with tape.at("loss"):
         logits = tape.value((*rows, "V"), each)
         kept = [tape.value((*rows, "V"), each), tape.value(rows, 8)] + [x] * trained
@@ -104,7 +104,7 @@ def chunked(decoder: Decoder, x: Value) -> Value:
 
 def gradient_of(decoder: Decoder) -> Size | None:
     """Bytes of the gradient of the head's matrix, if it is trained."""
-    return product(decoder.base_bytes, "V", "h") if decoder.full else None
+    return product(decoder.base_bytes, "V", "h") if decoder.trains("lm_head") else None
 
 
 def products_of(x: Value, each: int, trained: bool) -> tuple[MatrixProduct, list[MatrixProduct]]:
@@ -120,7 +120,7 @@ def recomputed(decoder: Decoder, x: Value) -> Value:
     Kept are x, the labels and the logarithm of each position's sum, in TRL with the entropy. In backward the gradient
     of x is summed in float32, and so is that of a trained matrix, which is then brought to its dtype.
     """
-    tape, tiled, trained = decoder.tape, decoder.setup.logits == "tiled", decoder.full
+    tape, tiled, trained = decoder.tape, decoder.setup.logits == "tiled", decoder.trains("lm_head")
     with tape.at("loss"):
         if tiled and not decoder.setup.labels:  # positions with a label, here all of them
             x = tape.apply(x, kept=[tape.value(x.shape[:-1], 8)])

@@ -16,12 +16,14 @@ __all__ = [
     "METHODS",
     "OPTIMISERS",
     "OUTER_BLOCK",
+    "SAVED",
     "TARGETS",
     "TILE",
     "Setup",
 ]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SAVED = ("embed_tokens", "lm_head")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
 METHODS = ("full", "lora", "prompt", "prefix", "ia3")
 OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd")
@@ -44,8 +46,9 @@ class Setup:
     """A training step.
 
     method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA; freeze_a: only its B is trained
-    (LoRA-FA); dora: the length of each row of W + γBA is trained beside (DoRA).  length: virtual tokens of a prompt or
-    a prefix.  dtype: of the weights that are not quantised.  adapter_dtype: of what an adapter trains.
+    (LoRA-FA); dora: the length of each row of W + γBA is trained beside (DoRA).  saved: embed_tokens, lm_head or both,
+    of which LoRA and (IA)³ train a whole copy, in the model's dtype (peft's modules_to_save).  length: virtual tokens
+    of a prompt or a prefix.  dtype: of the weights that are not quantised.  adapter_dtype: of what an adapter trains.
     quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in bfloat16, int8 for 8 bits (LLM.int8),
     empty for none; double: the constants of a quantisation to 4 bits are quantised too.
     autocast: matrix products in bfloat16.  held: frozen matrices are there in bfloat16 beside float32, so that autocast
@@ -68,6 +71,7 @@ class Setup:
     dropout: bool = False
     freeze_a: bool = False
     dora: bool = False
+    saved: tuple[str, ...] = ()
     length: int = 20
     dtype: str = "bf16"
     adapter_dtype: str = "fp32"
@@ -103,9 +107,16 @@ class Setup:
         if unknown or not self.targets:
             raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
         if self.method == "full" and self.quantised:
-            raise InputError("Quantised weights are not trained: choose an adapter, or no quantisation.")
+            raise InputError(f"Weights in {self.bits} bits are not trained: choose an adapter, or no quantisation.")
         if self.devices > 1 and self.quantised == "int8":
             raise InputError("bitsandbytes cannot cut int8 matrices for several devices: choose nf4, or devices 1.")
+        if unknown := [name for name in self.saved if name not in SAVED]:
+            raise InputError(f"saved {', '.join(unknown)} cannot be copied and trained: choose of {', '.join(SAVED)}.")
+        if self.saved and (self.method not in ("lora", "ia3") or self.devices > 1):
+            raise InputError(
+                f"A trained copy of {' and '.join(self.saved)} goes with LoRA and (IA)³ on one device, not with "
+                f"{self.method!r} on {self.devices}: leave saved empty there."
+            )
         if self.dora and (self.method != "lora" or self.devices > 1):
             raise InputError(
                 f"DoRA is LoRA with magnitudes, counted on one device, not {self.method!r} on {self.devices}: choose "
@@ -128,9 +139,14 @@ class Setup:
             )
         if self.method == "ia3" and self.quantised and self.dtype == "bf16" and not self.autocast:
             raise InputError(
-                "peft's (IA)³ over quantised matrices computes keys in float32 and queries not: choose dtype 'fp32' "
+                f"peft's (IA)³ over {self.bits}-bit matrices computes keys in float32 and queries not: choose dtype 'fp32' "
                 "(prepare_model_for_kbit_training), or autocast."
             )
+
+    @property
+    def bits(self) -> int:
+        """Of a number in a quantised matrix."""
+        return 8 if self.quantised == "int8" else 4
 
     @property
     def symbols(self) -> dict[str, int]:

@@ -155,8 +155,10 @@ def one_layer(size: Size) -> Size:
 
 def gradients_of(shape: Shape, setup: Setup) -> Size:
     """Bytes of the gradients of all that is trained."""
-    each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
-    return multiple(elements(trained(shape, setup)), each)
+    total = Size()
+    for tensors, each in trained_by_dtype(shape, setup):
+        total.add(elements(tensors), each)
+    return total
 
 
 def state(shape: Shape, setup: Setup) -> dict[str, Size]:
@@ -184,15 +186,14 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     elif setup.held and setup.method != "full":
         copies = multiple(matrices, 2)  # where devices share the model, in place of float32
         terms["weights"] = copies + (weights if setup.devices > 1 else terms["weights"])
-    tensors = trained(shape, setup)
     if setup.method == "lora" and setup.freeze_a:
         frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])
         terms["weights"].add(frozen, BYTES[setup.adapter_dtype])
     if setup.accumulated:
         terms["gradients"] = gradients_of(shape, setup)
     if setup.method != "full":
-        terms["adapter"] = multiple(elements(tensors), BYTES[setup.adapter_dtype])
-    return terms | optimiser_state(shape, setup, tensors)
+        terms["adapter"] = gradients_of(shape, setup)  # of the same dtype as what is trained
+    return terms | optimiser_state(shape, setup)
 
 
 def rest(shape: Shape) -> Size:
@@ -207,8 +208,20 @@ def rest(shape: Shape) -> Size:
     return total
 
 
+def trained_by_dtype(shape: Shape, setup: Setup) -> list[tuple[Tensors, int]]:
+    """The trained tensors, and the bytes of each of their numbers: copies of embedding and head have the model's."""
+    own, copies = adapted(shape, setup), product(len(setup.saved))
+    each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
+    return [(own, each)] + [([(copies, ("V", "h"))], BYTES[setup.dtype])] * bool(setup.saved)
+
+
 def trained(shape: Shape, setup: Setup) -> Tensors:
     """The trained tensors."""
+    return [tensor for tensors, _ in trained_by_dtype(shape, setup) for tensor in tensors]
+
+
+def adapted(shape: Shape, setup: Setup) -> Tensors:
+    """The tensors that the method itself trains."""
     layers, single = product(1, "L"), product(1)
     if setup.method == "lora":
         pairs = [WIDTHS[name] for name in setup.targets]
@@ -236,7 +249,7 @@ def elements(tensors: Iterable[tuple[Size, tuple[str, ...]]]) -> Size:
     return total
 
 
-def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, Size]:
+def optimiser_state(shape: Shape, setup: Setup) -> dict[str, Size]:
     """Bytes of Adam's two moments: in the dtype of the parameter, or in 8 bits with a constant for each 256.
 
     bitsandbytes (optim/optimizer.py) has them in float32, or where they are in 8 bits those of tensors of fewer than
@@ -244,10 +257,10 @@ def optimiser_state(shape: Shape, setup: Setup, tensors: Tensors) -> dict[str, S
     """
     if setup.optimiser == "sgd":
         return {}
-    each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
     symbols = {**shape.symbols, **setup.symbols}
     terms: dict[str, Size] = {}
-    for count, axes in tensors:
+    tensors = ((*tensor, each) for group, each in trained_by_dtype(shape, setup) for tensor in group)
+    for count, axes, each in tensors:
         size = evaluate(product(1, *axes), symbols)
         bytes_each = 8.0 if setup.optimiser == "paged_adamw" else 2.0 * each
         if setup.optimiser.endswith("8bit"):

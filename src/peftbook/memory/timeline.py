@@ -36,7 +36,7 @@ def kind_of(where: str) -> str:
     """The kind of what a module keeps."""
     if "lora_" in where or where.startswith("prompt_encoder"):
         return "adapter inputs"
-    if where in ("lm_head", "loss"):
+    if where.split(".", 1)[0] in ("lm_head", "loss"):
         return "logits and loss"
     if where.rsplit(".", 1)[-1].endswith("norm"):
         return "norms"

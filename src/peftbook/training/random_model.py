@@ -92,8 +92,9 @@ def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
     torch.manual_seed(seed)
     tuned = with_method(model, setup)
     if setup.method != "full":
-        for value in trainable_state(tuned).values():
-            value.data = value.data.to(TORCH_DTYPES[setup.adapter_dtype])
+        for name, value in trainable_state(tuned).items():
+            if ".modules_to_save." not in name:
+                value.data = value.data.to(TORCH_DTYPES[setup.adapter_dtype])
     if setup.checkpointing:
         model.activation_checkpointing_enable()
     tuned.train()
@@ -139,12 +140,16 @@ def with_method(model: nn.Module, setup: Setup) -> Any:
             target_modules=list(setup.targets),
             lora_dropout=0.1 * setup.dropout,
             use_dora=setup.dora,
+            modules_to_save=list(setup.saved) or None,
             task_type="CAUSAL_LM",
         ),
         "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=setup.length, task_type="CAUSAL_LM"),
         "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=setup.length, task_type="CAUSAL_LM"),
         "ia3": lambda: peft.IA3Config(
-            target_modules=list(IA3_TARGETS), feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+            target_modules=list(IA3_TARGETS),
+            feedforward_modules=["down_proj"],
+            modules_to_save=list(setup.saved) or None,
+            task_type="CAUSAL_LM",
         ),
     }
     tuned = peft.get_peft_model(model, configs[setup.method]())
@@ -172,7 +177,7 @@ def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
     torch.manual_seed(seed)
     if setup.quantised:
         quantise_linears(model.model, setup)
-        setattr(model, f"is_loaded_in_{8 if setup.quantised == 'int8' else 4}bit", True)  # what peft looks for
+        setattr(model, f"is_loaded_in_{setup.bits}bit", True)  # what peft looks for
     fill(model)
     model.tie_weights()
     keep_linear4bit_layout(model)
