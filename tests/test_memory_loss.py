@@ -42,8 +42,16 @@ def states_of(base, ids):
     return base.model(input_ids=ids, use_cache=False).last_hidden_state
 
 
+def shifted(base, ids, in_hand):
+    """transformers 4.46, `ForCausalLMLoss`: the output has the logits as they are, this function their copies."""
+    logits = base.lm_head(states_of(base, ids))
+    wide = logits.float()
+    moved = wide[..., :-1, :].contiguous()
+    return functional.cross_entropy(moved.view(-1, logits.shape[-1]), ids[..., 1:].contiguous().view(-1))
+
+
 def held(base, ids, in_hand):
-    """transformers 4.44, `LlamaForCausalLM.forward`."""
+    """transformers 4.45, `LlamaForCausalLM.forward`."""
     logits = base.lm_head(states_of(base, ids)).float()
     in_hand.append(logits)
     shifted = logits[..., :-1, :].contiguous().view(-1, logits.shape[-1])
@@ -82,7 +90,7 @@ def tiled(base, ids, in_hand):
     return -found[0].mean()
 
 
-LOSSES = {"held": held, "narrow": narrow, "chunked": chunked, "tiled": tiled}
+LOSSES = {"shifted": shifted, "held": held, "narrow": narrow, "chunked": chunked, "tiled": tiled}
 WAYS = {
     "lora": CPU, "full": replace(CPU, method="full"), "batch": replace(CPU, batch=3),
     "full_autocast": replace(CPU, method="full", dtype="fp32", autocast=True),
@@ -121,12 +129,34 @@ def test_a_way_to_compute_the_loss_changes_the_loss_alone():
     base = Setup(quantised="nf4", checkpointing=True, seq=2048, batch=4)
     steps = {
         name: training_step(SHAPES["llama-3.1-8b"], replace(base, logits=name))
-        for name in ("held", "whole", "chunked", "narrow", "tiled", "fused")
+        for name in ("held", "shifted", "whole", "chunked", "narrow", "compiled", "tiled", "fused")
     }
     assert len({str(step.state) for step in steps.values()}) == 1
     assert len({step.numbers(step.flops)["again"] for step in steps.values()}) == 1
     parts = [step.peak().terms.get("logits and loss", 0) for step in steps.values()]
     assert parts == sorted(parts, reverse=True) and parts[-1] < 1e-3 * parts[0]
+
+
+def test_an_older_bitsandbytes_keeps_the_input_of_every_4_bit_matrix(monkeypatch):
+    """As its function had it in hand: a graph holds what is an attribute of its context."""
+    from bitsandbytes.autograd._functions import MatMul4Bit
+
+    now = MatMul4Bit.forward
+
+    def before(ctx, A, B, *more):
+        result = now(ctx, A, B, *more)
+        ctx.tensors = (A, ctx.tensors[1])
+        return result
+
+    setup = replace(CPU, quantised="nf4", freeze_a=True)
+    peaks = {}
+    for name, forward in (("now", now), ("before", before)):
+        monkeypatch.setattr(MatMul4Bit, "forward", staticmethod(forward))
+        tuned, ids = random_model.subject(SHAPE, setup, 0), random_model.random_ids(SHAPE, setup, 0)
+        tuned.step(ids)
+        peaks[name] = probes.allocated_peak(lambda tuned=tuned, ids=ids: tuned.step(ids))
+    new, old = (peak_beyond(Configuration(SHAPE, replace(setup, keeps_inputs=kept))) for kept in (False, True))
+    assert peaks["before"] - peaks["now"] == pytest.approx(old - new, rel=0.05)
 
 
 def test_a_fused_loss_keeps_nothing_that_has_the_size_of_the_vocabulary():

@@ -19,6 +19,7 @@ ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "padding": "rows of different length, with a mask", "checkpointing": "keep only the input of each layer",
     "offloaded": "with checkpointing: and that on the host",
     "accumulated": "gradients that stay over several micro-batches",
+    "keeps_inputs": "4-bit matrices keep their inputs: bitsandbytes before 0.43.2",
 }  # fmt: skip
 TAKEN = ("batch", "seq", "rank", "length", "adapter_dtype", "logits", "device", "devices", *ON_OFF)
 
@@ -33,7 +34,9 @@ def add_commands(add: Add) -> None:
     words = "left to context and allocator (default: a band that published runs on GPUs lie in)"
     room.add_argument("--reserve", metavar="SIZE", help=words)
     words = "whose defaults hold where nothing is said: peft (a loop of your own, the default), trainer, trl, "
-    room.add_argument("--stack", default="peft", help=words + "peftbook, litgpt, torchtune, axolotl or unsloth")
+    room.add_argument(
+        "--stack", default="peft", help=words + "trl0 (before 1.0), peftbook, litgpt, torchtune, axolotl or unsloth"
+    )
     room.add_argument("--batch", type=positive, help="rows of a micro-batch (peft: 1)")
     room.add_argument("--seq", type=positive, help="tokens of a row (peft: 1024)")
     words = "positions with logits, as a number or as a share like 30%% (default 0: all)"
@@ -50,10 +53,10 @@ def add_commands(add: Add) -> None:
     room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), help="of adapters (peft: fp32)")
     words = "sdpa, flash_attention_2 and 3, which take the same, or eager (default sdpa)"
     room.add_argument("--attention", default="sdpa", help=words)
-    words = "how logits become a loss: whole, held, narrow, chunked, tiled or fused (peft: whole)"
+    words = "how logits become a loss: whole, shifted, held, narrow, chunked, compiled, tiled or fused (peft: whole)"
     room.add_argument("--logits", help=words)
     for name, words in ON_OFF.items():
-        room.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=words)
+        room.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=words)
     words = "adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd; transformers' names are understood"
     room.add_argument("--optimiser", help=words)
     room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -130,7 +133,7 @@ def option(field: str, value: Any) -> str:
     from peftbook.memory.names import TARGET_WORDS
 
     if field in ON_OFF:
-        return f"--{field}" if value else f"--no-{field}"
+        return f"--{'' if value else 'no-'}{field.replace('_', '-')}"
     if field == "targets":
         value = next((word for word, names in TARGET_WORDS.items() if names == value), ",".join(value))
     return "" if field == "held" else f"--{field.replace('_', '-')} {value}"

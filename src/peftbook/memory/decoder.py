@@ -89,7 +89,7 @@ class Decoder:
         bits = self.setup.bits
         constants = 4 / BLOCK if quantised and self.setup.double and bits == 4 else 0.0
         each = 2 if self.setup.held and not self.full else self.base_bytes
-        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants, bits)
+        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants, bits, self.setup.keeps_inputs)
 
     def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""

@@ -4,10 +4,13 @@ The logits of n positions are n · V numbers, for a small model or a long row th
 them at once, for each position and word, at the peak:
 
 - whole (transformers 5, the book's own loop): in float32 log-probabilities and two gradients of these;
-- held (transformers before 4.45): the same, and the logits in float32, which the model's output has in hand;
+- shifted (transformers 4.46 to 4.48): with several rows in forward the logits, in float32 once more, moved by one once
+  more, and log-probabilities; a single row is moved in place;
+- held (transformers before 4.46, in a loop that has the model's output in hand): as whole, and the logits in float32;
 - narrow (LitGPT 0.5): logits and log-probabilities in the model's dtype; gradients of 128 positions at a time;
 - chunked (torchtune 0.7, `LinearCrossEntropyLoss`): log-probabilities in float32; all else of an eighth of the
   positions;
+- compiled (torchtune 0.7 with torch.compile): the logits in the model's dtype; gradients of an eighth;
 - tiled (TRL 1.16, `ChunkedLogProbFunction`): 4,096 positions and 32,768 words, computed again in backward;
 - fused (cut cross-entropy, arXiv:2411.09009): none of them outside a kernel.
 """
@@ -34,7 +37,8 @@ def head(decoder: Decoder, x: Value) -> Value:
         with tape.at("loss"):
             x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
     ways = {
-        "whole": whole, "held": held, "narrow": narrow, "chunked": chunked, "tiled": recomputed, "fused": recomputed,
+        "whole": whole, "shifted": shifted, "held": held, "narrow": narrow, "chunked": chunked, "compiled": compiled,
+        "tiled": recomputed, "fused": recomputed,
     }  # fmt: skip
     return ways[setup.logits](decoder, x)
 
@@ -62,11 +66,24 @@ def whole(decoder: Decoder, x: Value) -> Value:
         return cross_entropy(decoder, decoder.tape.cast(logits, 4))
 
 
+def shifted(decoder: Decoder, x: Value) -> Value:
+    """All logits as they are, in float32, and moved by one: three tensors while log-probabilities are computed."""
+    logits, tape = logits_of(decoder, x), decoder.tape
+    with tape.at("loss"):
+        wide = tape.cast(logits, 4)
+        moved = tape.apply(wide) if decoder.setup.batch > 1 else wide
+        loss = cross_entropy(decoder, moved)
+        tape.touch(logits, wide, moved)
+        return loss
+
+
 def held(decoder: Decoder, x: Value) -> Value:
     """All logits in float32, which stay in hand; what is moved by one for the labels is a copy."""
     logits, tape = logits_of(decoder, x), decoder.tape
     with tape.at("loss"):
         wide = tape.cast(logits, 4)
+        if decoder.setup.batch == 1:
+            return cross_entropy(decoder, wide, held=(wide,))
         return cross_entropy(decoder, tape.apply(wide, held=[wide]))
 
 
@@ -80,6 +97,18 @@ def narrow(decoder: Decoder, x: Value) -> Value:
         return tape.apply(
             x, shape=(), bytes_each=4, kept=kept, held=[logits], trained=gradient_of(decoder),
             undoing=product(2.0 * each, "c", "V"), products=[forward], undoing_products=back, exponential=True,
+        )  # fmt: skip
+
+
+def compiled(decoder: Decoder, x: Value) -> Value:
+    """One part after the other, each loss in one kernel, which keeps the logits and overwrites their gradient."""
+    tape, trained, rows, each = decoder.tape, decoder.trains("lm_head"), x.shape[:-1], x.bytes_each
+    with tape.at("loss"):
+        kept = [tape.value((*rows, "V"), each), tape.value(rows, 12)] + [x] * trained
+        forward, back = products_of(x, each, trained)
+        return tape.apply(
+            x, shape=(), bytes_each=4, kept=kept, trained=gradient_of(decoder), undoing=product(float(each), "c", "V"),
+            products=[forward], undoing_products=back, exponential=True,
         )  # fmt: skip
 
 

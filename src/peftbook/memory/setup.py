@@ -37,7 +37,7 @@ BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants t
 CHOICES = {
     "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
     "quantised": ("", "nf4", "fp4", "int8"), "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
-    "logits": ("whole", "held", "narrow", "chunked", "tiled", "fused"),
+    "logits": ("whole", "shifted", "held", "narrow", "chunked", "compiled", "tiled", "fused"),
 }  # fmt: skip
 
 
@@ -57,8 +57,9 @@ class Setup:
     is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
     accumulated: gradients of earlier micro-batches are there, and new ones are added to them.
     labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
-    logits: how they become a loss, see `peftbook.memory.loss`: whole, as in transformers and the book's own loop; held,
-    narrow, chunked, tiled or fused, as elsewhere.  offloaded: what checkpoints keep is on the host.
+    logits: how they become a loss, see `peftbook.memory.loss`: whole, as in transformers and the book's own loop;
+    shifted, held, narrow, chunked, compiled, tiled or fused, as elsewhere.  offloaded: what checkpoints keep is on the
+    host.  keeps_inputs: a 4-bit matrix keeps its input (bitsandbytes before 0.43.2).
     optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
     all the same; or sgd.
     devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
@@ -86,6 +87,7 @@ class Setup:
     seq: int = 512
     labels: int = 0
     logits: str = "whole"
+    keeps_inputs: bool = False
     offloaded: bool = False
     accumulated: bool = False
     optimiser: str = "adamw"
@@ -126,7 +128,7 @@ class Setup:
             raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
         if self.offloaded and not self.checkpointing:
             raise InputError("offloaded moves to the host what checkpoints keep: choose checkpointing with it.")
-        if self.logits in ("narrow", "chunked") and self.autocast:
+        if self.logits in ("narrow", "chunked", "compiled") and self.autocast:
             raise InputError(f"Logits that are {self.logits} come with no autocast: leave one of the two out.")
         if self.method == "prefix" and self.checkpointing:
             raise InputError(
@@ -139,8 +141,8 @@ class Setup:
             )
         if self.method == "ia3" and self.quantised and self.dtype == "bf16" and not self.autocast:
             raise InputError(
-                f"peft's (IA)³ over {self.bits}-bit matrices computes keys in float32 and queries not: choose dtype 'fp32' "
-                "(prepare_model_for_kbit_training), or autocast."
+                f"peft's (IA)³ over {self.bits}-bit matrices computes keys in float32 and queries not: choose dtype "
+                "'fp32' (prepare_model_for_kbit_training), or autocast."
             )
 
     @property
@@ -162,6 +164,6 @@ class Setup:
             symbols["T"] = min(self.labels or self.batch * positions, TILE[0])
         if self.logits == "narrow":
             symbols["c"] = self.batch * min(positions, CHUNK)
-        if self.logits == "chunked":
+        if self.logits in ("chunked", "compiled"):
             symbols["c"] = math.ceil((self.labels or self.batch * positions) / CHUNKS)
         return symbols

@@ -90,7 +90,7 @@ Given = Mapping[str, tuple[Any, str] | Declared]  # field of a set-up → its va
 
 @dataclass(frozen=True)
 class Stack:
-    """A library's assumptions. package: what its version is read from.  version: the one that the table is of.
+    """A library's assumptions. package: what its version is read from, if that may be here.  version: of the table.
 
     always, whole, quantised, full: in every case; over a base in 16 or 32 bits; over a quantised one; for full
     fine-tuning. The later ones replace the earlier ones.
@@ -107,6 +107,8 @@ class Stack:
     @property
     def named(self) -> str:
         """The title with the version of what is installed, or of the table."""
+        if not self.package:
+            return f"{self.title} {self.version}"
         try:
             return f"{self.title} {version(self.package)}"
         except PackageNotFoundError:
@@ -126,6 +128,7 @@ UNCUT = (1024, "nothing cuts rows: give the longest")
 OF_CHECKPOINT = ("bf16", "the dtype of published checkpoints")
 ROWS = Declared(TRAINER, "per_device_train_batch_size", 8)
 OPTIM = Declared(TRAINER, "optim", "adamw_torch_fused")
+PREPARED = "prepare_peft_model, peft_module_casting_to_bf16"
 KBIT = "peft.prepare_model_for_kbit_training"
 
 STACKS: dict[str, Stack] = {
@@ -165,6 +168,18 @@ STACKS: dict[str, Stack] = {
         },
         whole={"adapter_dtype": PEFT_ADAPTER},
         quantised={"adapter_dtype": ("bf16", "SFTTrainer casts what is trained over a quantised base")},
+        full={},
+    ),
+    "trl0": Stack(
+        "TRL's SFTTrainer before 1.0,", "", "0.25.0",
+        always={
+            "batch": (8, "per_device_train_batch_size"), "seq": (1024, "max_length"),
+            "optimiser": ("adamw", "optim"), "checkpointing": (True, "gradient_checkpointing"),
+            "offloaded": (False, "activation_offloading"), "autocast": (True, "bf16"), "padding": PADDED,
+            "logits": ("whole", "transformers' own loss, in float32 at every position"),
+        },
+        whole={"dtype": ("fp32", "a model given by name"), "adapter_dtype": PEFT_ADAPTER},
+        quantised={"dtype": ("bf16", PREPARED), "adapter_dtype": ("bf16", PREPARED)},
         full={},
     ),
     "peftbook": Stack(

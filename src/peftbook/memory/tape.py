@@ -111,7 +111,7 @@ class Weight:
     """A matrix of a linear layer. shape: (inputs, outputs), each a product of symbols.
 
     quantised: stored in `bits` bits; in 4 it is multiplied in bfloat16.  bias: one value an output, of the same dtype.
-    constants: bytes of a weight's share in constants that are read out first.
+    constants: bytes of a weight's share in constants that are read out first.  keeps_input: so it does in 4 bits.
     """
 
     shape: tuple[tuple[str, ...], tuple[str, ...]]
@@ -121,6 +121,7 @@ class Weight:
     bias: bool = False
     constants: float = 0.0
     bits: int = 4
+    keeps_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,9 @@ class Tape:
         told: dict[str, Any] = {"products": [MatrixProduct(rows, d_in, d_out, each)], "undoing_products": undoing}
         if weight.quantised:
             narrow, matrix = self.cast(x, 2), product(2 + weight.constants, *d_in, *d_out)
-            return self.cast(self.apply(narrow, shape=shape, working=matrix, undoing=matrix, **told), x.bytes_each)
+            kept = [narrow] * weight.keeps_input
+            result = self.apply(narrow, shape=shape, kept=kept, working=matrix, undoing=matrix, **told)
+            return self.cast(result, x.bytes_each)
         gradient = product(weight.bytes_each, *d_in, *d_out) if weight.trained else None
         bias = product(weight.bytes_each, *d_out) if weight.trained and weight.bias else NOTHING
         factor = self.value((*d_in, *d_out), weight.bytes_each, weight.trained, fixed=True)
