@@ -9,13 +9,25 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic, paint, plain_ticks
 from peftbook.figures.style import canvas, colour, name_rows, question, tag
 from peftbook.memory import SHAPES, Setup, training_step
+from peftbook.memory.stacks import setup_in
 
-__all__ = ["draw_cards", "memory_by_length", "memory_by_model", "memory_by_rank", "memory_by_rows"]
+__all__ = [
+    "STACKED",
+    "draw_cards",
+    "memory_by_length",
+    "memory_by_model",
+    "memory_by_rank",
+    "memory_by_rows",
+    "memory_by_stack",
+    "stack_bars",
+    "stack_peaks",
+]
 
 ROW = Setup(method="lora", seq=2048)
 NF4 = replace(ROW, quantised="nf4")
@@ -56,12 +68,16 @@ def memory_by_model() -> Figure:
 
 
 def draw_model(
-    axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[str, tuple[str, float, str]], label: str
+    axes: Axes,
+    rows: Sequence[Mapping[str, float]],
+    looks: Mapping[str, tuple[str, float, str]],
+    label: str,
+    ways: Sequence[str] = tuple(WAYS),
 ) -> None:
     """The bars of one model, and where the cards end that they come near."""
     draw_stacks(axes, rows, looks)
     longest = max(sum(row.values()) for row in rows) / 1e9
-    name_rows(axes, list(WAYS))
+    name_rows(axes, list(ways))
     axes.set_xlim(0, 1.13 * longest)
     axes.set_title(label, loc="right", fontsize=SMALL, fontweight="bold", pad=4)
     axes.tick_params(axis="y", labelsize=SMALL)
@@ -95,6 +111,57 @@ def draw_peaks(axes: Axes, ways: Sequence[str], field: str, sizes: Sequence[int]
     plain_ticks(axes, sizes)
     decimals(axes.yaxis, (1, 2, 4))
     return ends
+
+
+# label → stack, and what is said beside its defaults; all of it on the same rows, at the same rank
+STACKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Own loop, peft": ("peft", {}),
+    "Trainer": ("trainer", {}),
+    "TRL": ("trl", {}),
+    "TRL, bf16 weights": ("trl", {"dtype": "bf16"}),
+    "torchtune": ("torchtune", {}),
+    "LitGPT": ("litgpt", {}),
+    "Axolotl": ("axolotl", {}),
+    "Unsloth": ("unsloth", {}),
+    "peftbook": ("peftbook", {}),
+}
+STACK_MODEL, STACK_ROWS = "llama-3.1-8b", {"batch": 4, "seq": 1024, "rank": 16, "targets": Setup.targets}
+BASES = {"LoRA": "", "QLoRA": "nf4"}
+
+
+def stack_setup(label: str, quantised: str) -> Setup:
+    """How a stack of STACKED trains LoRA over a base."""
+    stack, said = STACKED[label]
+    return setup_in(stack, quantised=quantised, **(STACK_ROWS | said))[0]
+
+
+def stack_peaks(label: str) -> dict[str, float]:
+    """Bytes at the peak of LoRA and of QLoRA in a stack."""
+    shape = SHAPES[STACK_MODEL]
+    return {name: training_step(shape, stack_setup(label, base)).peak().total for name, base in BASES.items()}
+
+
+def stack_bars() -> Chart:
+    """Gigabytes at the peak of LoRA and of QLoRA in each stack."""
+    peaks = [stack_peaks(label) for label in STACKED]
+    series = [
+        Series(name, [one[name] / 1e9 for one in peaks], look) for name, look in (("LoRA", "lora"), ("QLoRA", "qlora"))
+    ]
+    return Chart(series, "", "GB at the peak, Llama-3.1-8B, 4 × 1,024 tokens (computed)", list(STACKED),
+                 horizontal=True, number_format="0", gap=40)  # fmt: skip
+
+
+@figure
+def memory_by_stack() -> Figure:
+    """Does it fit with the library that you run? Llama-3.1-8B, 4 rows of 1,024 tokens, by each library's defaults."""
+    figure, axes = mosaic([[name] for name in BASES], height=8.2)
+    looks = {part: one[1:] for part, one in PARTS.items()}
+    for name, base in BASES.items():
+        rows = [bytes_by_part(stack_setup(label, base), STACK_MODEL) for label in STACKED]
+        draw_model(axes[name], rows, looks, name, list(STACKED))
+    axes["QLoRA"].set_xlabel("GB at the peak, 4 × 1,024 tokens (computed)")
+    figure.legend(*axes["LoRA"].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4)
+    return question(figure, "Does it fit with the library that you run? Llama-3.1-8B")
 
 
 @figure

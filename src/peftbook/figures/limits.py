@@ -13,8 +13,17 @@ from peftbook.figures.parts import SMALL, Points, decimals, draw_quantities, lab
 from peftbook.figures.style import canvas, colour, question
 from peftbook.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
+from peftbook.studies import memory_elsewhere as elsewhere
 
-__all__ = ["accuracy_by_depth", "adapters_served", "memory_errors", "step_peaks", "step_times", "stored_bits"]
+__all__ = [
+    "accuracy_by_depth",
+    "adapters_served",
+    "memory_elsewhere",
+    "memory_errors",
+    "step_peaks",
+    "step_times",
+    "stored_bits",
+]
 
 Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
@@ -158,6 +167,19 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
         axes.plot(xs, errors, marker=marker, markersize=5, linestyle="none", color=colour("lora"),
                   markerfacecolor=face, alpha=0.75, label=label)  # fmt: skip
     axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
+
+
+@figure
+def memory_elsewhere(store: Store) -> Figure:
+    """Does it hold for what others measured on GPUs? Predicted over published peaks, for both halves."""
+    halves = {}
+    for half, name in zip(elsewhere.HALVES, ("open", "held-out"), strict=True):
+        record = store.need(elsewhere.probe(half))
+        sizes = elsewhere.per_row(record, "measured_bytes", half)
+        ratios = [1 + error for error in elsewhere.errors(record, half)]
+        halves[name] = [(size / 1e9, ratio) for size, ratio in zip(sizes, ratios, strict=True)]
+    figure = halves_figure(halves, elsewhere.MARGIN, (5, 10, 20, 40, 80), "Published figure, GB")
+    return question(figure, "Does it hold for what others measured on GPUs?")
 
 
 @figure

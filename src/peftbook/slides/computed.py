@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 from peftbook.evidence.chart import Chart, Series
-from peftbook.figures import bill, costs, family, lora, machines, prompt, quantisation, restraint
+from peftbook.figures import bill, costs, family, fit, lora, machines, prompt, quantisation, restraint
 from peftbook.memory import SHAPES
 from peftbook.records import Store
 from peftbook.slides.charts import CHARTS, chart
@@ -21,6 +21,7 @@ SHARED: dict[str, Callable[[], Chart]] = {
     "code_shares": quantisation.code_shares,
     "prompt_parameters": prompt.length_counts,
     "devices": machines.device_peaks,
+    "stack_peaks": fit.stack_bars,
     "break_even": restraint.requests_to_break_even,
 }
 for _name, _describe in SHARED.items():
