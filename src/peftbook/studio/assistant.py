@@ -57,28 +57,29 @@ class Models:
         """The model that a job trained, or the untuned one that it measured."""
 
         if job.run.budget is None and not getattr(job.run.method, "quant", ""):
-            return self.as_it_comes(job.run.model, job.run.platform)
+            return self.as_it_comes(job.run.model, job.run.platform, job.run.weights)
 
         def load() -> Loaded:
             from peftbook.studio.trained import load_trained, share_weights
 
             found = load_trained(self.studio, job)
             if job.run.method.shares_base:
-                share_weights(found.model, self.as_it_comes(job.run.model, job.run.platform).model)
+                base = self.as_it_comes(job.run.model, job.run.platform, job.run.weights)
+                share_weights(found.model, base.model)
             return found
 
         return self._kept(f"{job.project}/{job.key}", load)
 
-    def as_it_comes(self, model: specs.Model, platform: str) -> Loaded:
-        """A model without training."""
+    def as_it_comes(self, model: specs.Model, platform: str, weights: str = "fp32") -> Loaded:
+        """A model without training. weights: the type in which a job holds it."""
         from peftbook.training.models import Loaded, load_model
 
         def load() -> Loaded:
             check_model(model)
-            found = load_model(model, None, platform)
+            found = load_model(model, None, platform, weights=weights)
             return Loaded(found.model.eval().requires_grad_(False), found.tokenizer)
 
-        return self._kept(f"{platform}/{model.name}/{model.revision}", load)
+        return self._kept(f"{platform}/{weights}/{model.name}/{model.revision}", load)
 
     def _kept(self, key: str, load: Callable[[], Loaded]) -> Loaded:
         import psutil
