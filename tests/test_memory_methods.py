@@ -1,13 +1,18 @@
 """Further methods in the byte model: what it predicts of them is what peft and bitsandbytes keep and store."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from torch.utils import flop_counter
 
+from peftbook import cli
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, training_step
-from peftbook.memory.shapes import FAMILIES
+from peftbook.memory.names import METHOD_NAMES, meant
+from peftbook.memory.shapes import FAMILIES, as_config
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
 from peftbook.training.products import half_products
@@ -200,6 +205,52 @@ def test_fit_offers_8_bits_before_4():
     assert ("a base in NF4",) in small and ("a base in 8 bits",) not in small
 
 
+@pytest.mark.parametrize("rank", [8, 40])
+@pytest.mark.parametrize("optimiser", ["galore_adamw", "galore_adamw_8bit"])
+def test_galore_keeps_what_its_equations_make(optimiser, rank):
+    """P of the SVD of every gradient of a layer's matrix, on the shorter side, and both moments of what it projects.
+
+    The gradients of the other tensors keep moments of their own size. Rank 40 is beyond the 32 rows of keys and values.
+    """
+    from transformers import AutoModelForCausalLM
+
+    shape, eight = replace(SMALL, layers=1, hidden=64, ffn=300, sliding=()), optimiser.endswith("8bit")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(as_config(shape))
+    moments = projections = 0
+    for name, value in model.named_parameters():
+        gradient = np.random.default_rng(0).normal(size=value.shape).astype(np.float32)
+        if "layers." in name and gradient.ndim == 2:
+            tall = gradient.shape[0] > gradient.shape[1]
+            left, _, right = np.linalg.svd(gradient, full_matrices=False)
+            projection = right[:rank].T if tall else left[:, :rank]
+            gradient = gradient @ projection if tall else projection.T @ gradient
+            projections += projection.nbytes
+        blocks = gradient.size / 256
+        moments += 2 * (gradient.size + 4 * blocks if eight and gradient.size >= 4096 else gradient.nbytes)
+    step = training_step(shape, replace(CPU, method="full", dtype="fp32", optimiser=optimiser, rank=rank))
+    state = step.numbers(step.state)
+    assert (state["moments"], state["projections"]) == (moments, projections)
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (("--method", "dora"), {"dora": True}),
+        (("--method", "lora_fa"), {"freeze_a": True}),
+        (("--method", "LoRA-FA", "--saved", "lm_head"), {"freeze_a": True, "saved": ("lm_head",)}),
+        (("--method", "qlora", "--quant", "int8"), {"quantised": "int8"}),
+        (("--method", "full", "--optimiser", "galore_adamw"), {"method": "full", "optimiser": "galore_adamw"}),
+    ],
+)
+def test_the_command_line_has_names_for_all(words, fields, capsys):
+    """The peak that it prints is that of the set-up."""
+    cli.main(["fit", "--model", "smollm2-135m", "--memory", "24GiB", "--json", *words])
+    setup = Setup(**({"rank": 16, "seq": 1024} | fields))
+    peak = training_step(SHAPES["smollm2-135m"], setup).peak().total
+    assert json.loads(capsys.readouterr().out)["peak_bytes"] == round(peak)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -207,6 +258,8 @@ def test_fit_offers_8_bits_before_4():
         (lambda: Setup(dora=True, devices=2), "counted on one device"),
         (lambda: Setup(saved=("norm",)), "norm cannot be copied"),
         (lambda: Setup(saved=("lm_head",), method="full"), "not with 'full'"),
+        (lambda: Setup(optimiser="galore_adamw"), "whole matrices on one device, not of 'lora'"),
+        (lambda: meant("Method", "dorra", METHOD_NAMES), "nearest name is 'dora'"),
         (lambda: Setup(quantised="int8", devices=2), "cannot cut int8"),
         (lambda: Setup(method="full", quantised="int8"), "choose an adapter"),
     ],

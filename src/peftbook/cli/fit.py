@@ -29,7 +29,9 @@ def add_commands(add: Add) -> None:
     room = add("fit", command_fit)
     words = "a known shape, an id of the hub, a config.json, or a folder with one"
     room.add_argument("--model", required=True, help=words)
-    room.add_argument("--method", default="lora", help="full, lora, qlora, prompt, prefix or ia3 (default lora)")
+    room.add_argument(
+        "--method", default="lora", help="full, lora, qlora, dora, lora_fa, prompt, prefix or ia3 (default lora)"
+    )
     room.add_argument("--memory", required=True, metavar="SIZE", help="of the machine, like 24GiB")
     words = "left to context and allocator (default: a band that published runs on GPUs lie in)"
     room.add_argument("--reserve", metavar="SIZE", help=words)
@@ -41,9 +43,11 @@ def add_commands(add: Add) -> None:
     room.add_argument("--seq", type=positive, help="tokens of a row (peft: 1024)")
     words = "positions with logits, as a number or as a share like 30%% (default 0: all)"
     room.add_argument("--labels", default="0", help=words)
-    room.add_argument("--rank", type=positive, help="of lora and qlora (peft: 16)")
+    room.add_argument("--rank", type=positive, help="of lora, its variants and galore (peft: 16)")
     words = "all, attention, mlp, qv, or names with commas (peft: all, its all-linear)"
     room.add_argument("--targets", help=words)
+    words = "embed_tokens, lm_head or both with a comma: trained in a copy beside the adapter (peft's modules_to_save)"
+    room.add_argument("--saved", default="", help=words)
     room.add_argument("--length", type=positive, help="virtual tokens of prompt and prefix (default 20)")
     words = "base in 4 or 8 bits (default: what a config.json says of itself, else none)"
     room.add_argument("--quant", choices=("none", "nf4", "fp4", "int8"), default="", help=words)
@@ -57,7 +61,9 @@ def add_commands(add: Add) -> None:
     room.add_argument("--logits", help=words)
     for name, words in ON_OFF.items():
         room.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=words)
-    words = "adamw, adamw_8bit, paged_adamw, paged_adamw_8bit or sgd; transformers' names are understood"
+    words = (
+        "adamw, adamw_8bit, paged_adamw, paged_adamw_8bit, galore_adamw, galore_adamw_8bit or sgd, or as transformers"
+    )
     room.add_argument("--optimiser", help=words)
     room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     room.add_argument("--devices", type=positive, default=1, help="that share the model (FSDP), each with its rows")
@@ -104,10 +110,12 @@ def command_fit(args: argparse.Namespace) -> int:
 
 def asked_for(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the set-up that the options name."""
-    from peftbook.memory.names import ATTENTION, OPTIMISER_NAMES, meant
+    from peftbook.memory.names import ATTENTION, METHOD_NAMES, OPTIMISER_NAMES, meant, variant
 
     asked = {name: getattr(args, name) for name in TAKEN if getattr(args, name) is not None}
-    asked["method"] = "lora" if args.method == "qlora" else args.method
+    asked |= {"method": meant("Method", args.method, METHOD_NAMES), **variant(args.method)}
+    if args.saved:
+        asked["saved"] = tuple(listed(args.saved))
     asked["attention"] = meant("Attention", args.attention, ATTENTION)
     if args.targets is not None:
         asked["targets"] = targets_named(args.targets)

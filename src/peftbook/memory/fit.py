@@ -219,7 +219,7 @@ def as_text(answer: Fit, model: str) -> str:
     setup = answer.configuration.setup
     base = f" over {setup.quantised.upper()}" if setup.quantised else ""
     where = f"on each of {setup.devices} × {setup.device}" if setup.devices > 1 else f"on {setup.device}"
-    lines = [f"{model}, {setup.method}{base}, {setup.batch} × {setup.seq} tokens, {where}", ""]
+    lines = [f"{model}, {setup.name}{base}, {setup.batch} × {setup.seq} tokens, {where}", ""]
     lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in answer.peak.terms.items() if size >= 2**19]
     lines += [f"  {'peak':24} {answer.peak.total / 2**30:9.3f} GiB   ({answer.peak.at})"]
     lines += ["", f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]

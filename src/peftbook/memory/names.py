@@ -12,10 +12,26 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from peftbook.errors import InputError
-from peftbook.memory.setup import OPTIMISERS, TARGETS
+from peftbook.memory.setup import METHODS, OPTIMISERS, TARGETS
 
-__all__ = ["ATTENTION", "OPTIMISER_NAMES", "TARGET_WORDS", "cached_config", "meant", "plain_name"]
+__all__ = [
+    "ATTENTION",
+    "METHOD_NAMES",
+    "OPTIMISER_NAMES",
+    "TARGET_WORDS",
+    "cached_config",
+    "meant",
+    "plain_name",
+    "variant",
+]
 
+METHOD_NAMES = {  # and LoRA's variants, see `variant`
+    **{name: name for name in METHODS},
+    "qlora": "lora",
+    "dora": "lora",
+    "lora_fa": "lora",
+    "lora-fa": "lora",
+}
 ENDINGS = frozenset({"instruct", "chat", "it", "base", "hf", "pt", "2507", "thinking", "sft", "dpo"})
 OPTIMISER_NAMES = {  # transformers' (`OptimizerNames`) and ours
     **{name: name for name in OPTIMISERS},
@@ -44,6 +60,11 @@ def meant(what: str, name: str, known: Mapping[str, str]) -> str:
     if name.lower() in known:
         return known[name.lower()]
     raise InputError(f"{what} {name!r} is not known{nearest(name, known)}: choose one of {', '.join(known)}.")
+
+
+def variant(name: str) -> dict[str, bool]:
+    """The fields of a set-up that make LoRA the variant of this name."""
+    return {"dora": name.lower() == "dora", "freeze_a": name.lower() in ("lora_fa", "lora-fa")}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

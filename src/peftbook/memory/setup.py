@@ -26,7 +26,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 SAVED = ("embed_tokens", "lm_head")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
 METHODS = ("full", "lora", "prompt", "prefix", "ia3")
-OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd")
+OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "galore_adamw", "galore_adamw_8bit", "sgd")
 BYTES = {"bf16": 2, "fp32": 4}
 CHUNKS = (
     8  # parts of the positions whose logits are computed one after the other, where they are chunked (torchtune 0.7)
@@ -61,7 +61,7 @@ class Setup:
     shifted, held, narrow, chunked, compiled, tiled or fused, as elsewhere.  offloaded: what checkpoints keep is on the
     host.  keeps_inputs: a 4-bit matrix keeps its input (bitsandbytes before 0.43.2).
     optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
-    all the same; or sgd.
+    all the same; galore_adamw, whose moments of a layer's matrices have no more than `rank` rows; or sgd.
     devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
     gradient and its moments, and decoder layers are whole only while they compute.
     """
@@ -124,6 +124,11 @@ class Setup:
                 f"DoRA is LoRA with magnitudes, counted on one device, not {self.method!r} on {self.devices}: choose "
                 "method 'lora' and devices 1, or no dora."
             )
+        if self.optimiser.startswith("galore") and (self.method != "full" or self.devices > 1):
+            raise InputError(
+                f"GaLore projects the gradients of whole matrices on one device, not of {self.method!r} on "
+                f"{self.devices}: choose method 'full' and devices 1, or optimiser 'adamw_8bit'."
+            )
         if self.held and not (self.autocast and self.dtype == "fp32"):
             raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
         if self.offloaded and not self.checkpointing:
@@ -144,6 +149,11 @@ class Setup:
                 f"peft's (IA)³ over {self.bits}-bit matrices computes keys in float32 and queries not: choose dtype "
                 "'fp32' (prepare_model_for_kbit_training), or autocast."
             )
+
+    @property
+    def name(self) -> str:
+        """The method's name, LoRA's variants by their own."""
+        return "dora" if self.dora else "lora_fa" if self.method == "lora" and self.freeze_a else self.method
 
     @property
     def bits(self) -> int:

@@ -254,12 +254,19 @@ def optimiser_state(shape: Shape, setup: Setup) -> dict[str, Size]:
 
     bitsandbytes (optim/optimizer.py) has them in float32, or where they are in 8 bits those of tensors of fewer than
     4,096 numbers; it pages tensors of 100,000 or more: "paged moments", which the host takes where the device is full.
+    Under GaLore a layer's matrix has the moments of `projected`, and a projection in its own dtype.
     """
     if setup.optimiser == "sgd":
         return {}
     symbols = {**shape.symbols, **setup.symbols}
     terms: dict[str, Size] = {}
-    tensors = ((*tensor, each) for group, each in trained_by_dtype(shape, setup) for tensor in group)
+    groups = trained_by_dtype(shape, setup)
+    if setup.optimiser.startswith("galore"):
+        low, projections = projected(shape, setup)
+        ((whole, each),) = groups
+        groups = [(low + whole[len(WIDTHS) :], each)]
+        terms["projections"] = multiple(elements(projections), each)
+    tensors = ((*tensor, each) for group, each in groups for tensor in group)
     for count, axes, each in tensors:
         size = evaluate(product(1, *axes), symbols)
         bytes_each = 8.0 if setup.optimiser == "paged_adamw" else 2.0 * each
@@ -286,3 +293,20 @@ def loading(shape: Shape, setup: Setup) -> float:
     elif not setup.quantised:
         largest = 0
     return evaluate(stays, shape.symbols | setup.symbols) + 2 * largest
+
+
+def projected(shape: Shape, setup: Setup) -> tuple[Tensors, Tensors]:
+    """GaLore's moments of the layers' matrices, r × n for one of m × n with m ≤ n, and their projections, m × r.
+
+    A matrix whose shorter side is no more than r keeps all of it.
+    Source: Zhao et al. 2024, GaLore, arXiv:2403.03507, table 1 (optimiser states mr + 2nr).
+    """
+    layers, symbols = product(1, "L"), {**shape.symbols, **setup.symbols}
+    moments: Tensors = []
+    projections: Tensors = []
+    for sides in WIDTHS.values():
+        short, long = sorted(sides, key=lambda side: evaluate(product(1, *side), symbols))
+        rows = ("r",) if setup.rank < evaluate(product(1, *short), symbols) else short
+        moments.append((layers, (*rows, *long)))
+        projections.append((layers, (*short, *rows)))
+    return moments, projections

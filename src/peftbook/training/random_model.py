@@ -122,6 +122,8 @@ def optimiser(trained: Mapping[str, Tensor], setup: Setup) -> torch.optim.Optimi
         return torch.optim.AdamW(trained.values(), lr=1e-4, fused=True)
     if setup.optimiser == "sgd":
         return torch.optim.SGD(trained.values(), lr=1e-4)
+    if setup.optimiser.startswith("galore"):
+        raise InputError("GaLore is counted, not run: galore_torch is none of this book's packages.")
     import bitsandbytes.optim as optim
 
     kinds = {"adamw_8bit": optim.AdamW8bit, "paged_adamw": optim.PagedAdamW, "paged_adamw_8bit": optim.PagedAdamW8bit}
