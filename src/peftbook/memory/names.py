@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.memory.setup import METHODS, OPTIMISERS, TARGETS
@@ -62,7 +63,7 @@ def meant(what: str, name: str, known: Mapping[str, str]) -> str:
     raise InputError(f"{what} {name!r} is not known{nearest(name, known)}: choose one of {', '.join(known)}.")
 
 
-def variant(name: str) -> dict[str, bool]:
+def variant(name: str) -> dict[str, Any]:
     """The fields of a set-up that make LoRA the variant of this name."""
     return {"dora": name.lower() == "dora", "freeze_a": name.lower() in ("lora_fa", "lora-fa")}
 

@@ -330,10 +330,10 @@ class Tape:
         undoing = [MatrixProduct(rows, d_out, d_in, each)] * x.grad
         told: dict[str, Any] = {"shape": shape, "retained": [x], "undoing_products": undoing}
         if not self.promotes:
-            narrow = self.apply(replace(x, grad=False), bytes_each=1, working=product(4, *x.shape))
+            rounded = self.apply(replace(x, grad=False), bytes_each=1, working=product(4, *x.shape))
             products = [MatrixProduct(rows, d_in, d_out, 2)]
             working = product(6, *shape)
-            return self.apply(x, narrow, bytes_each=each, working=working, undoing=matrix, products=products, **told)
+            return self.apply(x, rounded, bytes_each=each, working=working, undoing=matrix, products=products, **told)
         widening = product(8 if each < 4 else 0, *d_in, *d_out) + product(4, *d_out)
         read = self.apply(shape=(*d_in, *d_out), bytes_each=each, working=widening)
         narrow = 2 if self.autocast else each
