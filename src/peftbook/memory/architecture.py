@@ -1,0 +1,125 @@
+"""The sizes of a decoder like Llama, and what sets the layers of other families apart from Llama's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peftbook.errors import InputError
+
+__all__ = ["FAMILIES", "Shape"]
+
+# model_type in config.json → what sets the family's layer apart from Llama's
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "smollm3": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"head_norms": True},
+    "gemma": {"gains_in_fp32": True, "scaled_embedding": True, "tied": True},
+    "gemma3_text": {
+        "gains_in_fp32": True,
+        "scaled_embedding": True,
+        "head_norms": True,
+        "layer_norms": 4,
+        "two_rotations": True,
+        "tied": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder: layers, width h, width f of the MLP, a heads of width d, g key and value heads, V tokens.
+
+    tied: one matrix is both embedding and head.  qkv_bias, out_bias, mlp_bias: which linear layers have biases.
+    head_norms: queries and keys are normalised a head.  layer_norms: norms of width h in a layer.
+    gains_in_fp32: norms multiply with 1 + gain in float32.  scaled_embedding: the embedding is multiplied with √h.
+    two_rotations: layers of sliding attention rotate by other angles (all three: Gemma).
+    window: tokens that a layer of sliding attention sees; sliding: whether each layer's attention slides.
+    context: positions that the model was made for, 0 if unknown.
+    """
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    tied: bool = False
+    head_dim: int = 0
+    family: str = "llama"
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_norms: bool = False
+    layer_norms: int = 2
+    gains_in_fp32: bool = False
+    scaled_embedding: bool = False
+    two_rotations: bool = False
+    window: int = 0
+    sliding: tuple[bool, ...] = ()
+    context: int = 0
+
+    def __post_init__(self):
+        for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give a whole number of at least 1.")
+        if not self.head_dim:
+            if self.hidden % self.heads:
+                raise InputError(f"{self.heads} heads do not divide the width {self.hidden}: give head_dim.")
+            object.__setattr__(self, "head_dim", self.hidden // self.heads)
+        if not self.sliding:
+            object.__setattr__(self, "sliding", (self.window > 0,) * self.layers)
+        if len(self.sliding) != self.layers:
+            raise InputError(f"{len(self.sliding)} kinds of layers are given for {self.layers} layers: give one each.")
+        if self.heads % self.kv_heads:
+            raise InputError(f"{self.kv_heads} key and value heads do not divide {self.heads} heads.")
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """The symbols of the byte model that the shape gives."""
+        return {
+            "L": self.layers, "h": self.hidden, "f": self.ffn, "a": self.heads, "g": self.kv_heads,
+            "d": self.head_dim, "V": self.vocab,
+        }  # fmt: skip
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the keys and of the values."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a layer's seven matrices."""
+        h, q, kv, f = self.hidden, self.heads * self.head_dim, self.kv_width, self.ffn
+        return {
+            "q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h),
+            "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h),
+        }  # fmt: skip
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """The matrices that have a bias."""
+        return (
+            ("q_proj", "k_proj", "v_proj") * (self.qkv_bias)
+            + ("o_proj",) * self.out_bias
+            + ("gate_proj", "up_proj", "down_proj") * self.mlp_bias
+        )
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all matrices of the decoder's layers, biases left out."""
+        return self.layers * sum(d_in * d_out for d_in, d_out in self.linears.values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Embedding, head, biases and the gains of the norms."""
+        biases = sum(self.linears[name][1] for name in self.biased)
+        gains = self.layer_norms * self.hidden + 2 * self.head_dim * self.head_norms
+        return (1 if self.tied else 2) * self.vocab * self.hidden + self.layers * (gains + biases) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.linear_parameters + self.other_parameters
