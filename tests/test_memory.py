@@ -85,7 +85,7 @@ def test_parameters_are_those_that_transformers_makes(name):
     assert shape.parameters == sum(value.numel() for value in model.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", study.SIZES)
 def test_a_config_json_is_read_as_transformers_writes_it(family, tmp_path):
     """From the file, from its folder, and the same shape that the settings were made from."""
     shape = study.shape_of(family)

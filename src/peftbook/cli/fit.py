@@ -11,7 +11,7 @@ from peftbook.errors import InputError
 from peftbook.options import listed
 
 if TYPE_CHECKING:
-    from peftbook.memory import Configuration, Fit, Setup
+    from peftbook.memory import Configuration, Fit, Setup, Shape
     from peftbook.memory.stacks import Assumption
 
 ON_OFF = {  # options that are on or off; without them it is as the stack has it
@@ -55,8 +55,8 @@ def add_commands(add: Add) -> None:
     words = "of the weights that are not in 4 bits (peft: bf16; auto: bf16, on a CPU the faster one here)"
     room.add_argument("--dtype", choices=("auto", "bf16", "fp32"), help=words)
     room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), help="of adapters (peft: fp32)")
-    words = "sdpa, flash_attention_2 and 3, which take the same, or eager (default sdpa)"
-    room.add_argument("--attention", default="sdpa", help=words)
+    words = "sdpa, flash_attention_2 and 3, which take the same, or eager (default auto: sdpa, eager for capped scores)"
+    room.add_argument("--attention", default="auto", help=words)
     words = "how logits become a loss: whole, shifted, held, narrow, chunked, compiled, tiled or fused (peft: whole)"
     room.add_argument("--logits", help=words)
     for name, words in ON_OFF.items():
@@ -81,7 +81,8 @@ def command_fit(args: argparse.Namespace) -> int:
     from peftbook.memory.fit import GPU_RESERVE, as_json, as_text
     from peftbook.memory.stacks import setup_in
 
-    shape, asked = read_shape(args.model), asked_for(args)
+    shape = read_shape(args.model)
+    asked = asked_for(args, shape)
     setup, assumed = setup_in(args.stack, **asked)
     if shape.context and setup.seq > shape.context:
         raise InputError(
@@ -108,15 +109,15 @@ def command_fit(args: argparse.Namespace) -> int:
     return 0 if fitting.fits else 1
 
 
-def asked_for(args: argparse.Namespace) -> dict[str, Any]:
+def asked_for(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
     """The fields of the set-up that the options name."""
-    from peftbook.memory.names import ATTENTION, METHOD_NAMES, OPTIMISER_NAMES, meant, variant
+    from peftbook.memory.names import METHOD_NAMES, OPTIMISER_NAMES, meant, variant
 
     asked = {name: getattr(args, name) for name in TAKEN if getattr(args, name) is not None}
     asked |= {"method": meant("Method", args.method, METHOD_NAMES), **variant(args.method)}
     if args.saved:
         asked["saved"] = tuple(listed(args.saved))
-    asked["attention"] = meant("Attention", args.attention, ATTENTION)
+    asked["attention"] = attention_named(args.attention, shape.capped_scores)
     if args.targets is not None:
         asked["targets"] = targets_named(args.targets)
     if args.optimiser is not None:
@@ -173,6 +174,20 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError("--method qlora is LoRA over a base in 4 bits: leave --quant none out, or choose lora.")
         known = {"quantised": "nf4"}
     return known | ({"double": False} if args.single_quant else {})
+
+
+def attention_named(name: str, capped: bool) -> str:
+    """The attention that a word stands for; auto is transformers' own choice, see Gemma 2's `_supports_sdpa`.
+
+    Raises InputError for torch's fused kernel where scores are capped.
+    """
+    from peftbook.memory.names import ATTENTION, meant
+
+    if name == "auto":
+        return "eager" if capped else "sdpa"
+    if name == "sdpa" and capped:
+        raise InputError("--attention sdpa caps no scores, which this model does: choose eager or flash_attention_2.")
+    return meant("Attention", name, ATTENTION)
 
 
 def with_labels(setup: Setup, said: str) -> Setup:

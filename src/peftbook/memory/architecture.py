@@ -17,6 +17,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"head_norms": True},
     "gemma": {"gains_in_fp32": True, "scaled_embedding": True, "tied": True},
+    "gemma2": {
+        "gains_in_fp32": True,
+        "scaled_embedding": True,
+        "layer_norms": 4,
+        "capped_scores": True,
+        "capped_logits": True,
+        "tied": True,
+    },
     "gemma3_text": {
         "gains_in_fp32": True,
         "scaled_embedding": True,
@@ -36,6 +44,7 @@ class Shape:
     head_norms: queries and keys are normalised a head.  layer_norms: norms of width h in a layer.
     gains_in_fp32: norms multiply with 1 + gain in float32.  scaled_embedding: the embedding is multiplied with √h.
     two_rotations: layers of sliding attention rotate by other angles (all three: Gemma).
+    capped_scores, capped_logits: what attention's softmax, and what the loss gets, is c · tanh(x / c) (Gemma 2).
     window: tokens that a layer of sliding attention sees; sliding: whether each layer's attention slides.
     context: positions that the model was made for, 0 if unknown.
     """
@@ -57,6 +66,8 @@ class Shape:
     gains_in_fp32: bool = False
     scaled_embedding: bool = False
     two_rotations: bool = False
+    capped_scores: bool = False
+    capped_logits: bool = False
     window: int = 0
     sliding: tuple[bool, ...] = ()
     context: int = 0

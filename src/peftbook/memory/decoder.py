@@ -177,12 +177,18 @@ class Decoder:
             return tape.apply(q, k, v, kept=kept, keeps_output=True, products=[score, mix], undoing_products=undoing)
         scores = self.matmul(q, k, ("b", "a", "t", "k"))
         scores = tape.apply(scores)  # scaled
+        scores = self.capped(scores) if self.shape.capped_scores else scores
         scores = tape.cast(tape.add(scores, mask) if mask else scores, 4)
         product_of_both = scores.size if self.setup.device == "cuda" else None  # a GPU's softmax has it in backward
         weights = tape.cast(
             tape.apply(scores, keeps_output=True, undoing=product_of_both, exponential=True), q.bytes_each
         )
         return tape.apply(self.matmul(weights, v, ("b", "t", "a", "d")))
+
+    def capped(self, x: Value) -> Value:
+        """c · tanh(x / c), of which the hyperbolic tangent is kept."""
+        tape = self.tape
+        return tape.apply(tape.apply(tape.apply(x), keeps_output=True, exponential=True))
 
     def for_every_head(self, x: Value) -> Value:
         """Keys or values copied for every head that reads them; a single head is read in place, until a cast or the

@@ -8,7 +8,6 @@ from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.memory.configuration import Configuration
-from peftbook.memory.setup import Setup
 from peftbook.memory.step import Peak, loading
 
 __all__ = ["GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
@@ -116,12 +115,14 @@ def peak_with(configuration: Configuration, **fields) -> float:
     return Configuration(configuration.shape, setup).step.peak().total
 
 
-def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
+def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, object]]]:
     """(what, at what cost, settings) of single changes, in the order of what they cost."""
+    shape, setup = configuration.shape, configuration.setup
     full, adapter = setup.method == "full", setup.method != "full"
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
+    fused = not in_float32 and not (shape.capped_scores and setup.device == "cpu")
     changes: list[tuple[bool, str, str, dict[str, object]]] = [
-        (setup.attention == "eager" and not in_float32, "fused attention", "nothing, and it is faster",
+        (setup.attention == "eager" and fused, "fused attention", "nothing, and it is faster",
          {"attention": "sdpa"}),
         (setup.batch > 1, "rows one at a time", "more passes for the same batch, whose gradients stay meanwhile",
          {"batch": 1, "accumulated": True}),
@@ -150,7 +151,7 @@ def cheaper(setup: Setup) -> list[tuple[str, str, dict[str, object]]]:
 
 def cheapest(configuration: Configuration, room: float) -> tuple[Change, ...]:
     """The single changes that make it fit; else all in the order of their cost until it does, without idle ones."""
-    options = cheaper(configuration.setup)
+    options = cheaper(configuration)
     singles = [Change((what,), (cost,), peak_with(configuration, **fields)) for what, cost, fields in options]
     if enough := tuple(change for change in singles if change.peak <= room):
         return enough

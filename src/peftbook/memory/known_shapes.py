@@ -23,6 +23,11 @@ def family(name: str, *sizes: int, **traits: Any) -> Shape:
     return llama(*sizes, **(FAMILIES[name] | {"family": name} | traits))
 
 
+def every_other(layers: int) -> tuple[bool, ...]:
+    """Gemma 2's layers: the attention of the first slides, that of the second does not, and so on."""
+    return tuple(index % 2 == 0 for index in range(layers))
+
+
 SHAPES: dict[str, Shape] = {
     "smollm2-135m": llama(30, 576, 1536, 9, 3, 49152, tied=True, context=8192),
     "smollm2-360m": llama(32, 960, 2560, 15, 5, 49152, tied=True, context=8192),
@@ -53,6 +58,15 @@ SHAPES: dict[str, Shape] = {
     "qwen3-32b": family("qwen3", 64, 5120, 25600, 64, 8, 151936, head_dim=128, context=40960),
     "gemma-2b": family("gemma", 18, 2048, 16384, 8, 1, 256000, head_dim=256, context=8192),
     "gemma-7b": family("gemma", 28, 3072, 24576, 16, 16, 256000, head_dim=256, context=8192),
+    "gemma-2-2b": family(
+        "gemma2", 26, 2304, 9216, 8, 4, 256000, head_dim=256, context=8192, window=4096, sliding=every_other(26),
+    ),
+    "gemma-2-9b": family(
+        "gemma2", 42, 3584, 14336, 16, 8, 256000, head_dim=256, context=8192, window=4096, sliding=every_other(42),
+    ),
+    "gemma-2-27b": family(
+        "gemma2", 46, 4608, 36864, 32, 16, 256000, head_dim=128, context=8192, window=4096, sliding=every_other(46),
+    ),
     "gemma-3-1b": family(
         "gemma3_text", 26, 1152, 6912, 4, 1, 262144, head_dim=256, context=32768, window=512,
         sliding=tuple((index + 1) % 6 > 0 for index in range(26)),

@@ -44,9 +44,11 @@ def head(decoder: Decoder, x: Value) -> Value:
 
 
 def logits_of(decoder: Decoder, x: Value) -> Value:
-    """x W: (positions, V)."""
+    """x W: (positions, V), capped where the model does that."""
     with decoder.tape.at(decoder.place("lm_head")):
-        return decoder.tape.linear(x, Weight((("h",), ("V",)), decoder.base_bytes, decoder.trains("lm_head")))
+        logits = decoder.tape.linear(x, Weight((("h",), ("V",)), decoder.base_bytes, decoder.trains("lm_head")))
+    with decoder.tape.at("loss"):
+        return decoder.capped(logits) if decoder.shape.capped_logits else logits
 
 
 def cross_entropy(decoder: Decoder, logits: Value, held: tuple[Value, ...] = ()) -> Value:

@@ -9,6 +9,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.memory.architecture import FAMILIES, Shape
+from peftbook.memory.defaults import completed
 from peftbook.memory.known_shapes import ALIASES, SHAPES
 from peftbook.memory.names import cached_config, nearest, plain_name
 
@@ -79,44 +80,71 @@ def quantised_in(config: Any) -> dict[str, Any]:
 
 
 def shape_from_config(config: Mapping[str, Any]) -> Shape:
-    """The shape that the settings in a config.json describe. Raises InputError for a family that is not covered."""
+    """The shape that the settings in a config.json describe, with its family's defaults for what is left out.
+
+    Raises InputError for a family that is not covered, and for settings that are none.
+    """
     if not isinstance(config, Mapping):
         raise InputError("A config.json holds an object with a model's settings; this one does not.")
     if isinstance(config.get("text_config"), Mapping) and config.get("model_type") == "gemma3":
-        config = config["text_config"]
+        config = {"model_type": "gemma3_text"} | dict(config["text_config"])
     family = config.get("model_type", "")
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"model_type {family!r} is not covered: choose a model of {', '.join(FAMILIES)}.")
+    config = completed(config, family)
     needed = {
         "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size",
         "heads": "num_attention_heads", "vocab": "vocab_size",
     }  # fmt: skip
     if missing := [key for key in needed.values() if type(config.get(key)) is not int]:
         raise InputError(f"config.json gives no whole number for {', '.join(missing)}: give a model's whole settings.")
-    sizes = {name: config[key] for name, key in needed.items()}
-    traits = dict(FAMILIES[family])
-    biases = bool(config.get("attention_bias"))
-    traits["qkv_bias"] = traits.get("qkv_bias", False) or biases
     window = sliding_window(config, family)
     return Shape(
-        **sizes,
-        **(traits | {"tied": bool(config.get("tie_word_embeddings", traits.get("tied", False)))}),
-        kv_heads=config.get("num_key_value_heads") or sizes["heads"],
-        head_dim=config.get("head_dim") or (256 if family.startswith("gemma") else 0),
+        **{name: config[key] for name, key in needed.items()},
+        **traits_in(config, family),
+        kv_heads=whole(config, "num_key_value_heads") or config["num_attention_heads"],
+        head_dim=whole(config, "head_dim") or (256 if family.startswith("gemma") else 0),
         family=family,
-        out_bias=biases,
-        mlp_bias=bool(config.get("mlp_bias")),
         window=window,
         sliding=tuple(sliding_layers(config, family, window)),
-        context=config.get("max_position_embeddings") or 0,
+        context=whole(config, "max_position_embeddings"),
     )
+
+
+def traits_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """What sets a model's layers apart: its family's traits, and what the settings say of biases, ties and caps."""
+    traits, biases = dict(FAMILIES[family]), flag(config, "attention_bias")
+    caps = {"capped_scores": "attn_logit_softcapping", "capped_logits": "final_logit_softcapping"}
+    return traits | {
+        "qkv_bias": traits.get("qkv_bias", False) or biases,
+        "out_bias": biases,
+        "mlp_bias": flag(config, "mlp_bias"),
+        "tied": flag(config, "tie_word_embeddings", traits.get("tied", False)),
+        **{name: config.get(key, 1.0) is not None for name, key in caps.items() if traits.get(name)},
+    }
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """A setting that is true or false; the default where there is none. Raises InputError for anything else."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"config.json gives {key} as {value!r}: it is true or false.")
+    return default if value is None else value
+
+
+def whole(config: Mapping[str, Any], key: str) -> int:
+    """A setting that is a whole number; 0 where there is none. Raises InputError for anything else."""
+    value = config.get(key)
+    if value is not None and type(value) is not int:
+        raise InputError(f"config.json gives {key} as {value!r}: it is a whole number.")
+    return value or 0
 
 
 def sliding_window(config: Mapping[str, Any], family: str) -> int:
     """Tokens that sliding attention sees; 0 where it is off."""
-    if family in ("qwen2", "qwen3", "smollm3") and not config.get("use_sliding_window"):
+    if family in ("qwen2", "qwen3", "smollm3") and not flag(config, "use_sliding_window"):
         return 0
-    return config.get("sliding_window") or 0
+    return whole(config, "sliding_window")
 
 
 def sliding_layers(config: Mapping[str, Any], family: str, window: int) -> list[bool]:
@@ -129,6 +157,8 @@ def sliding_layers(config: Mapping[str, Any], family: str, window: int) -> list[
     if family == "gemma3_text":
         pattern = config.get("sliding_window_pattern") or 6
         return [(index + 1) % pattern > 0 for index in range(layers)]
+    if family == "gemma2":
+        return [index % 2 == 0 for index in range(layers)]
     first = config.get("max_window_layers", 0) if family.startswith("qwen") else 0
     return [index >= first for index in range(layers)]
 
@@ -154,9 +184,12 @@ def as_config(shape: Shape) -> Any:
     }
     if shape.context:
         given["max_position_embeddings"] = shape.context
-    if shape.family in ("qwen2", "qwen3", "gemma3_text", "smollm3"):
+    if shape.family in ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3"):
         given["layer_types"] = ["sliding_attention" if one else "full_attention" for one in shape.sliding]
         given["use_sliding_window"] = shape.window > 0
     if shape.mlp_bias:
         given["mlp_bias"] = True
+    if shape.family == "gemma2":
+        given["attn_logit_softcapping"] = 50.0 if shape.capped_scores else None
+        given["final_logit_softcapping"] = 30.0 if shape.capped_logits else None
     return AutoConfig.for_model(shape.family, **given)

@@ -89,8 +89,11 @@ def as_list(size: Size) -> list[list[Any]]:
 def training_step(shape: Shape, setup: Setup) -> Step:
     """The memory of a training step of a model of this shape.
 
-    Raises InputError where a GPU has no fused attention: in float32, with fewer key than query heads and no mask.
+    Raises InputError where there is no fused attention: on a GPU in float32, with fewer key than query heads and no
+    mask, and on a CPU for scores that are capped.
     """
+    if shape.capped_scores and setup.device == "cpu" and setup.attention == "sdpa":
+        raise InputError("A CPU has no fused attention that caps its scores: choose eager attention.")
     grouped, masked = shape.heads != shape.kv_heads, setup.padding or setup.method == "prefix"
     wide = setup.dtype == "fp32" and not setup.autocast and setup.attention == "sdpa"
     if setup.device == "cuda" and wide and grouped and not masked:

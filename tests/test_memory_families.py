@@ -1,0 +1,272 @@
+"""Families of decoders that the byte model has beside those of its study: exact by module, in every way of training."""
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import flop_counter
+
+from peftbook.cli.fit import attention_named
+from peftbook.errors import InputError
+from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, read_shape, shape_from_config, training_step
+from peftbook.memory.architecture import FAMILIES
+from peftbook.memory.defaults import OMITTED, defaults_of
+from peftbook.memory.shapes import as_config
+from peftbook.studies import activations as study
+from peftbook.training import random_model
+from peftbook.training.probes import memory as probes
+from peftbook.training.products import half_products
+
+pytestmark = [  # peft's calls of names that transformers is giving up
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning"),
+]
+
+# layers, width, width of the MLP, heads, key and value heads, vocabulary
+SIZES = {
+    "gemma2": (6, 80, 192, 4, 2, 240),
+}
+TRAITS: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 24, "window": 20, "sliding": (True, False) * 3},
+}
+# Parameters of the published weights, from the headers of their safetensors files
+PUBLISHED = {
+    "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "gemma-2-27b": 27_227_128_320,
+}  # fmt: skip
+CPU = Setup(rank=4, length=6, seq=128, device="cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def products_as_in_training():
+    """What a processor without instructions for bfloat16 multiplies, it multiplies as training does there."""
+    with half_products():
+        yield
+
+
+def shape_of(family: str) -> Shape:
+    """The shrunk decoder of a family."""
+    return Shape(*SIZES[family], **(FAMILIES[family] | {"family": family} | TRAITS.get(family, {})))
+
+
+def wider(family: str, vocab: int) -> Shape:
+    """The same with four layers, so wide that tensors outweigh what kernels need."""
+    shape = shape_of(family)
+    return replace(shape, layers=4, sliding=shape.sliding[:4], hidden=256, ffn=768, head_dim=64, vocab=vocab)
+
+
+def configurations(family: str, way: str) -> dict[str, Configuration]:
+    """Steps of a way of training that the study has, with and without checkpointing; their names decide what is drawn.
+
+    Where scores are capped there is eager attention alone.
+    """
+    shape, (fixed, dtypes) = shape_of(family), study.WAYS[way]
+    found: dict[str, Configuration] = {}
+    for checkpointing in (False, True)[: 1 + (way != "prefix")]:  # a prefix cannot be checkpointed
+        for attention in ("eager", "sdpa")[: 1 + (not shape.capped_scores)]:
+            name = f"{family}_{way}_{attention}{'_checkpointed' * checkpointing}"
+            draw = random.Random(name)
+            batch = draw.choice((1, 2, 3))
+            drawn = {
+                "rank": draw.choice((1, 4, 7)), "length": draw.choice((3, 8)), "seq": draw.choice((17, 24, 40, 48)),
+                "padding": batch > 1 and draw.random() < 0.5,
+                "dropout": fixed["method"] == "lora" and draw.random() < 0.25,
+            }  # fmt: skip
+            given = fixed | draw.choice(dtypes) | drawn
+            setup = Setup(**given, batch=batch, attention=attention, checkpointing=checkpointing, device="cpu")
+            found[name] = Configuration(shape, setup)
+    return found
+
+
+def sampled() -> dict[str, Configuration]:
+    """One configuration of every family and way of training."""
+    found: dict[str, Configuration] = {}
+    for family in SIZES:
+        for index, way in enumerate(study.WAYS):
+            known = configurations(family, way)
+            name = sorted(known)[(len(family) + index) % len(known)]
+            found[name] = known[name]
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_known_shape_has_the_published_number_of_parameters(name):
+    """A slip in one size would change the count."""
+    assert SHAPES[name].parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_a_config_json_is_read_as_transformers_writes_it(family, tmp_path):
+    """The same shape that the settings were made from."""
+    shape = shape_of(family)
+    as_config(shape).save_pretrained(tmp_path)
+    assert replace(read_shape(tmp_path), context=0) == shape
+    assert Configuration.parse(Configuration(shape, CPU).text) == Configuration(shape, CPU)
+
+
+@pytest.mark.parametrize("name", sampled())
+def test_autograd_keeps_what_the_walk_says(name):
+    """Module by module and byte by byte."""
+    one = sampled()[name]
+    tuned, ids = random_model.subject(one.shape, one.setup, 0), random_model.random_ids(one.shape, one.setup, 0)
+    assert probes.kept_by_module(tuned, ids, one.shape) == one.kept_by_module()
+
+
+PEAKS = {
+    "lora": CPU, "full": replace(CPU, method="full"), "qlora": replace(CPU, quantised="nf4"),
+    "ia3": replace(CPU, method="ia3"), "padded": replace(CPU, batch=3, padding=True),
+    "full_autocast_checkpointed": replace(CPU, method="full", dtype="fp32", autocast=True, checkpointing=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vocab", [512, 8192], ids=["layers_decide", "logits_decide"])
+@pytest.mark.parametrize("way", PEAKS)
+@pytest.mark.parametrize("family", SIZES)
+def test_the_peak_is_that_of_torchs_allocator(family, way, vocab):
+    """Whether a layer or the logits are the largest moment; in 128 tokens, where kernels need next to nothing."""
+    shape = wider(family, vocab)
+    setup = replace(PEAKS[way], attention="eager" if shape.capped_scores else "sdpa")
+    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    tuned.step(ids)
+    measured = probes.allocated_peak(lambda: tuned.step(ids))
+    step = training_step(shape, setup)
+    assert 0.98 < measured / (step.peak().total - sum(step.numbers(step.state).values())) < 1.05
+
+
+STORED = {
+    "full": replace(CPU, method="full", seq=24), "lora": replace(CPU, seq=24),
+    "ia3": replace(CPU, method="ia3", seq=24), "qlora": replace(CPU, quantised="nf4", seq=24),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", STORED)
+@pytest.mark.parametrize("family", SIZES)
+def test_weights_adapter_and_moments_are_the_stored_bytes(family, way):
+    """And the gradients of all that is trained."""
+    shape = replace(shape_of(family), hidden=128, ffn=256, head_dim=32)
+    setup = replace(STORED[way], attention="eager" if shape.capped_scores else "sdpa")
+    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    found, step = probes.count_step(tuned, ids), training_step(shape, setup)
+    state = step.numbers(step.state) | {"constants": step.numbers(step.state).get("quantisation constants", 0)}
+    for name in ("weights", "constants", "adapter", "moments"):
+        assert found[f"{name}_bytes"] == pytest.approx(state.get(name, 0), rel=2e-3), name
+    assert found["gradients_bytes"] == step.numbers({"all": step.gradients})["all"]
+
+
+def attention_flops(q, k, v, *args, out_shape=None, **options):
+    """torch's own count, for the kernel that a CPU uses."""
+    return flop_counter.sdpa_flop_count(q, k, v)
+
+
+def attention_backward_flops(gradient, q, k, v, *args, out_shape=None, **options):
+    return flop_counter.sdpa_backward_flop_count(gradient, q, k, v)
+
+
+def four_bit_flops(x, codes, shape, *args, out_shape=None, **options):
+    """A matrix that bitsandbytes reads out and multiplies in one operation."""
+    return 2 * math.prod(x[:-1]) * math.prod(shape)
+
+
+@pytest.mark.parametrize("name", list(sampled())[::3])
+def test_matrix_products_are_those_that_torch_counts(name):
+    """Forward, backward, and what checkpointing computes again, to the last operation."""
+    aten, one = torch.ops.aten, sampled()[name]
+    tuned = random_model.subject(one.shape, one.setup, seed=0)
+    kernels = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+        torch.ops.bitsandbytes.gemm_4bit: four_bit_flops,
+    }
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=kernels) as counted:
+        tuned.loss(random_model.random_ids(one.shape, one.setup, seed=0)).backward()
+    assert counted.get_total_flops() == sum(one.step.numbers(one.step.flops).values())
+
+
+def test_capped_logits_of_labels_alone():
+    """A loop whose head sees the positions with a label caps their logits too."""
+    shape, setup = shape_of("gemma2"), replace(CPU, attention="eager", seq=24, labels=10)
+    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    assert probes.kept_by_module(tuned, ids, shape) == Configuration(shape, setup).kept_by_module()
+
+
+def test_a_cap_is_as_the_settings_say():
+    """Without one a layer is that of a decoder with four norms."""
+    config = as_config(shape_of("gemma2")).to_dict() | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    plain = shape_from_config(config)
+    assert not plain.capped_scores and not plain.capped_logits
+    setup = replace(CPU, attention="eager", seq=24)
+    tuned, ids = random_model.subject(plain, setup, 0), random_model.random_ids(plain, setup, 0)
+    assert probes.kept_by_module(tuned, ids, plain) == Configuration(plain, setup).kept_by_module()
+
+
+def test_no_fused_attention_is_proposed_where_a_cpu_has_none():
+    """A step with eager attention that does not fit is told other ways; on a GPU, flash attention caps its scores."""
+    eager = Setup(attention="eager", seq=2048, batch=2)
+    for device, there in (("cpu", False), ("cuda", True)):
+        one = Configuration(SHAPES["gemma-2-2b"], replace(eager, device=device))
+        changes = fit(one, 0.9 * one.step.peak().total).changes
+        assert any("fused attention" in change.names for change in changes) == there
+
+
+def test_the_command_takes_the_attention_that_transformers_takes():
+    """Eager where scores are capped, unless a kernel that caps them is asked for."""
+    assert attention_named("auto", capped=True) == attention_named("eager", capped=False) == "eager"
+    assert attention_named("auto", capped=False) == attention_named("flash_attention_2", capped=True) == "sdpa"
+    with pytest.raises(InputError, match="choose eager or flash_attention_2"):
+        attention_named("sdpa", capped=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_the_installed_class(family):
+    """What is read from the source of a configuration class is what the class has when it is made."""
+    from transformers import AutoConfig
+
+    made = AutoConfig.for_model(family)
+    known = defaults_of(family)
+    assert known["model_type"] == family and known["num_attention_heads"] == made.num_attention_heads
+    for key in OMITTED:
+        if known.get(key) is not None and key != "sliding_window":  # which use_sliding_window may switch off
+            assert known[key] == getattr(made, key), key
+
+
+WRITTEN = {  # as google/gemma-3-4b-pt and gemma-3-27b-pt have it, each beside a vision model
+    "4b": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024},
+    "27b": {
+        "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "sliding_window": 1024,
+        "num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_published_gemma_3_leaves_out_what_is_its_default(name):
+    """As the text part of a model that sees, and alone: the shape that transformers builds from the same settings."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    text = WRITTEN[name]
+    shape = shape_from_config({"model_type": "gemma3", "text_config": text | {"model_type": "gemma3_text"}})
+    assert shape == shape_from_config(text | {"model_type": "gemma3_text"})
+    config = AutoConfig.for_model("gemma3_text", **text)
+    assert replace(shape_from_config(config.to_dict()), context=0) == shape
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shape.parameters == sum(value.numel() for value in model.parameters())
+
+
+GEMMA = {"model_type": "gemma3_text", **WRITTEN["4b"]}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: shape_from_config(GEMMA | {"tie_word_embeddings": "false"}), "tie_word_embeddings as 'false'"),
+        (lambda: shape_from_config(GEMMA | {"attention_bias": 1}), "attention_bias as 1"),
+        (lambda: shape_from_config(GEMMA | {"head_dim": "256"}), "head_dim as '256'"),
+        (lambda: training_step(shape_of("gemma2"), CPU), "choose eager attention"),
+    ],
+)
+def test_bad_input_names_the_value_and_the_fix(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
