@@ -15,6 +15,7 @@ from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, read_shape
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.defaults import OMITTED, defaults_of
 from peftbook.memory.shapes import as_config
+from peftbook.methods.norm import NormTuning
 from peftbook.studies import activations as study
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
@@ -28,6 +29,7 @@ pytestmark = [  # peft's calls of names that transformers is giving up
 # layers, width, width of the MLP, heads, key and value heads, vocabulary
 SIZES = {
     "gemma2": (6, 80, 192, 4, 2, 240),
+    "olmo2": (4, 96, 208, 6, 2, 160),
 }
 TRAITS: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 24, "window": 20, "sliding": (True, False) * 3},
@@ -35,6 +37,7 @@ TRAITS: dict[str, dict[str, Any]] = {
 # Parameters of the published weights, from the headers of their safetensors files
 PUBLISHED = {
     "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "gemma-2-27b": 27_227_128_320,
+    "olmo-2-7b": 7_298_617_344, "olmo-2-13b": 13_716_198_400,
 }  # fmt: skip
 CPU = Setup(rank=4, length=6, seq=128, device="cpu")
 
@@ -253,6 +256,14 @@ def test_a_published_gemma_3_leaves_out_what_is_its_default(name):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert shape.parameters == sum(value.numel() for value in model.parameters())
+
+
+def test_the_gains_of_joint_norms_are_as_wide_as_the_heads():
+    """What is trained where the norms' gains alone are."""
+    shape = shape_of("olmo2")
+    tuned = random_model.random_model(shape, CPU, 0)
+    gains = sum(value.numel() for name, value in tuned.named_parameters() if "norm" in name)
+    assert NormTuning().parameters(shape) == gains
 
 
 GEMMA = {"model_type": "gemma3_text", **WRITTEN["4b"]}

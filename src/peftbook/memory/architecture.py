@@ -33,6 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "two_rotations": True,
         "tied": True,
     },
+    "olmo2": {"head_norms": True, "joint_norms": True, "norms_after": True, "float32_products": True},
 }
 
 
@@ -45,6 +46,9 @@ class Shape:
     gains_in_fp32: norms multiply with 1 + gain in float32.  scaled_embedding: the embedding is multiplied with √h.
     two_rotations: layers of sliding attention rotate by other angles (all three: Gemma).
     capped_scores, capped_logits: what attention's softmax, and what the loss gets, is c · tanh(x / c) (Gemma 2).
+    joint_norms: queries and keys are normalised over all heads at once, not a head.  norms_after: a layer's two norms
+    come after attention and MLP, not before.  float32_products: norms are multiplied with their gains, and queries and
+    keys with cosines and sines, in float32 (all three: OLMo 2).
     window: tokens that a layer of sliding attention sees; sliding: whether each layer's attention slides.
     context: positions that the model was made for, 0 if unknown.
     """
@@ -66,6 +70,9 @@ class Shape:
     gains_in_fp32: bool = False
     scaled_embedding: bool = False
     two_rotations: bool = False
+    joint_norms: bool = False
+    norms_after: bool = False
+    float32_products: bool = False
     capped_scores: bool = False
     capped_logits: bool = False
     window: int = 0
@@ -101,6 +108,12 @@ class Shape:
         return self.kv_heads * self.head_dim
 
     @property
+    def head_gains(self) -> int:
+        """Gains in a layer's norms of queries and keys."""
+        heads = self.heads + self.kv_heads if self.joint_norms else 2
+        return heads * self.head_dim * self.head_norms
+
+    @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of a layer's seven matrices."""
         h, q, kv, f = self.hidden, self.heads * self.head_dim, self.kv_width, self.ffn
@@ -127,7 +140,7 @@ class Shape:
     def other_parameters(self) -> int:
         """Embedding, head, biases and the gains of the norms."""
         biases = sum(self.linears[name][1] for name in self.biased)
-        gains = self.layer_norms * self.hidden + 2 * self.head_dim * self.head_norms
+        gains = self.layer_norms * self.hidden + self.head_gains
         return (1 if self.tied else 2) * self.vocab * self.hidden + self.layers * (gains + biases) + self.hidden
 
     @property

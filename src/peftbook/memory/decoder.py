@@ -93,39 +93,40 @@ class Decoder:
 
     def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""
-        tape, four = self.tape, self.shape.layer_norms == 4
+        tape, four, after = self.tape, self.shape.layer_norms == 4, self.shape.norms_after
         arguments = [x, *context.values]
         if self.setup.checkpointing and self.setup.device == "cpu":
             arguments.append(tape.value((), GENERATOR))
         tape.touch(*arguments)
-        y = self.attention(self.norm("input_layernorm", x), context)
-        if four:
+        y = self.attention(x if after else self.norm("input_layernorm", x), context)
+        if four or after:
             y = self.norm("post_attention_layernorm", y)
         x = tape.add(x, y)
-        y = self.mlp(self.norm("pre_feedforward_layernorm" if four else "post_attention_layernorm", x))
-        if four:
+        before = "pre_feedforward_layernorm" if four else "post_attention_layernorm"
+        y = self.mlp(x if after else self.norm(before, x))
+        if four or after:
             y = self.norm("post_feedforward_layernorm", y)
         y = tape.add(x, y)
         tape.touch(*arguments)
         return y
 
-    def norm(self, name: str, x: Value) -> Value:
-        """x / √(mean x² + ε) · gain over the last width, in float32.
+    def norm(self, name: str, x: Value, axes: int = 1) -> Value:
+        """x / √(mean x² + ε) · gain over the last width, or the last `axes` of them, in float32.
 
         Kept are x in float32, the inverse root and, where the gain is trained, the quotient. Gemma multiplies with
-        1 + gain in float32, a new vector that is kept too.
+        1 + gain in float32, a new vector that is kept too; OLMo 2 with the gain as it is, in float32 too.
         """
-        tape, width = self.tape, x.shape[-1:]
+        tape, width = self.tape, x.shape[-axes:]
         trained = product(self.base_bytes, *width) if self.full else None
         with tape.at(name):
             wide = tape.cast(x, 4)
             squares = tape.apply(wide, kept=[wide], undoing=wide.size + wide.size)
-            mean = tape.apply(squares, shape=x.shape[:-1])
+            mean = tape.apply(squares, shape=x.shape[:-axes])
             inverse = tape.apply(tape.apply(mean, passes=True), keeps_output=True)
             normed = tape.multiply(wide, inverse)
-            if self.shape.gains_in_fp32:
+            if self.shape.gains_in_fp32 or self.shape.float32_products:
                 gain = tape.value(width, 4, self.full)
-                kept = [gain] * normed.grad + [normed] * self.full
+                kept = [gain] * (normed.grad and self.shape.gains_in_fp32) + [normed] * self.full
                 undoing = wide.size if self.full else None
                 return tape.cast(tape.apply(normed, kept=kept, trained=trained, undoing=undoing), x.bytes_each)
             narrow = tape.cast(normed, x.bytes_each)
@@ -139,7 +140,8 @@ class Decoder:
         with tape.at("self_attn"):
             q, k, v = self.linear("q_proj", x), self.linear("k_proj", x), self.linear("v_proj", x)
             if self.shape.head_norms:
-                q, k = self.norm("q_norm", q), self.norm("k_norm", k)
+                axes = 2 if self.shape.joint_norms else 1
+                q, k = self.norm("q_norm", q, axes), self.norm("k_norm", k, axes)
             q, k = self.rotate(q, context), self.rotate(k, context)
             if self.setup.method == "prefix":
                 k, v = self.extend(k), self.extend(v)
@@ -148,9 +150,13 @@ class Decoder:
             return y
 
     def rotate(self, x: Value, context: Context) -> Value:
-        """x · cos + rotated x · sin: linear in x, so that only cos and sin are kept, once for all layers."""
+        """x · cos + rotated x · sin: linear in x, so that only cos and sin are kept, once for all layers.
+
+        OLMo 2 has them in float32, and brings the sum back to the dtype of x.
+        """
         tape, (cos, sin) = self.tape, context.rotation
-        return tape.add(tape.multiply(x, cos), tape.multiply(tape.apply(x), sin))
+        rotated = tape.add(tape.multiply(x, cos), tape.multiply(tape.apply(x), sin))
+        return tape.cast(rotated, x.bytes_each) if self.shape.float32_products else rotated
 
     def extend(self, x: Value) -> Value:
         """The prefix before a layer's keys or values, as the cache holds it."""

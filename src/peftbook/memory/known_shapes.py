@@ -56,6 +56,8 @@ SHAPES: dict[str, Shape] = {
     "qwen3-8b": family("qwen3", 36, 4096, 12288, 32, 8, 151936, head_dim=128, context=40960),
     "qwen3-14b": family("qwen3", 40, 5120, 17408, 40, 8, 151936, head_dim=128, context=40960),
     "qwen3-32b": family("qwen3", 64, 5120, 25600, 64, 8, 151936, head_dim=128, context=40960),
+    "olmo-2-7b": family("olmo2", 32, 4096, 11008, 32, 32, 100352, context=4096),
+    "olmo-2-13b": family("olmo2", 40, 5120, 13824, 40, 40, 100352, context=4096),
     "gemma-2b": family("gemma", 18, 2048, 16384, 8, 1, 256000, head_dim=256, context=8192),
     "gemma-7b": family("gemma", 28, 3072, 24576, 16, 16, 256000, head_dim=256, context=8192),
     "gemma-2-2b": family(
@@ -72,4 +74,7 @@ SHAPES: dict[str, Shape] = {
         sliding=tuple((index + 1) % 6 > 0 for index in range(26)),
     ),
 }  # fmt: skip
-ALIASES = {"llama-3.3-70b": "llama-3.1-70b", "mistral-7b-v0.1": "mistral-7b"}
+ALIASES = {
+    "llama-3.3-70b": "llama-3.1-70b", "mistral-7b-v0.1": "mistral-7b", "olmo-2-1124-7b": "olmo-2-7b",
+    "olmo-2-1124-13b": "olmo-2-13b",
+}  # fmt: skip

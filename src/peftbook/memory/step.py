@@ -204,8 +204,8 @@ def rest(shape: Shape) -> Size:
     total = product(1 if shape.tied else 2, "V", "h")
     total.add(product(shape.layer_norms, "L", "h"))
     total.add(product(1, "h"))
-    if shape.head_norms:
-        total.add(product(2, "L", "d"))
+    for symbols in head_gains(shape):
+        total.add(product(1, "L", *symbols))
     for name in shape.biased:
         total.add(product(1, "L", *WIDTHS[name][1]))
     return total
@@ -240,7 +240,14 @@ def adapted(shape: Shape, setup: Setup) -> Tensors:
     tensors: Tensors = [(layers, (*d_in, *d_out)) for d_in, d_out in WIDTHS.values()]
     tensors += [(layers, WIDTHS[name][1]) for name in shape.biased]
     tensors += [(product(shape.layer_norms, "L") + single, ("h",)), (product(1 if shape.tied else 2), ("V", "h"))]
-    return tensors + [(product(2, "L"), ("d",))] * shape.head_norms
+    return tensors + [(layers, symbols) for symbols in head_gains(shape)]
+
+
+def head_gains(shape: Shape) -> list[tuple[str, ...]]:
+    """The gains of the norms of queries and of keys, as products of symbols."""
+    if not shape.head_norms:
+        return []
+    return [("a", "d"), ("g", "d")] if shape.joint_norms else [("d",), ("d",)]
 
 
 def elements(tensors: Iterable[tuple[Size, tuple[str, ...]]]) -> Size:

@@ -99,7 +99,7 @@ def walked(shape: Shape, setup: Setup) -> Walk:
     first to keep what all share. Of the others there is one of each kind, see `layer_names`.
     """
     tape = Tape(setup.autocast, promotes=setup.device == "cpu")
-    each = BYTES[setup.dtype]
+    each = 4 if shape.float32_products else BYTES[setup.dtype]
     kinds = sorted({*shape.sliding})
     masks = {sliding: mask_of(tape, shape, setup, sliding) for sliding in kinds}
     pairs = [[tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]

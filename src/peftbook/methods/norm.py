@@ -33,8 +33,7 @@ class NormTuning(Method):
         return model
 
     def parameters(self, shape: Shape) -> int:
-        heads = 2 * shape.layers * shape.head_dim * shape.head_norms
-        return (shape.layer_norms * shape.layers + 1) * shape.hidden + heads
+        return (shape.layer_norms * shape.layers + 1) * shape.hidden + shape.layers * shape.head_gains
 
     def setup(self, shape: Shape) -> dict[str, Any]:
         """As (IA)³."""
