@@ -9,12 +9,23 @@ import pytest
 import torch
 from torch.utils import flop_counter
 
-from peftbook.cli.fit import attention_named
+from peftbook.cli.fit import attention_named, targets_named
 from peftbook.errors import InputError
-from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, read_shape, shape_from_config, training_step
+from peftbook.memory import (
+    SHAPES,
+    TARGETS,
+    Configuration,
+    Setup,
+    Shape,
+    fit,
+    read_shape,
+    shape_from_config,
+    training_step,
+)
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.defaults import OMITTED, defaults_of
 from peftbook.memory.shapes import as_config
+from peftbook.methods.lora import LoRA
 from peftbook.methods.norm import NormTuning
 from peftbook.studies import activations as study
 from peftbook.training import random_model
@@ -30,15 +41,19 @@ pytestmark = [  # peft's calls of names that transformers is giving up
 SIZES = {
     "gemma2": (6, 80, 192, 4, 2, 240),
     "olmo2": (4, 96, 208, 6, 2, 160),
+    "phi3": (4, 96, 176, 6, 2, 176),
 }
 TRAITS: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 24, "window": 20, "sliding": (True, False) * 3},
+    "phi3": {"rotary": 12, "window": 30},
 }
 # Parameters of the published weights, from the headers of their safetensors files
 PUBLISHED = {
     "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "gemma-2-27b": 27_227_128_320,
+    "phi-3-mini": 3_821_079_552, "phi-4-mini": 3_836_021_760, "phi-4": 14_659_507_200,
     "olmo-2-7b": 7_298_617_344, "olmo-2-13b": 13_716_198_400,
 }  # fmt: skip
+QKV = ("q_proj", "k_proj", "v_proj")
 CPU = Setup(rank=4, length=6, seq=128, device="cpu")
 
 
@@ -57,7 +72,8 @@ def shape_of(family: str) -> Shape:
 def wider(family: str, vocab: int) -> Shape:
     """The same with four layers, so wide that tensors outweigh what kernels need."""
     shape = shape_of(family)
-    return replace(shape, layers=4, sliding=shape.sliding[:4], hidden=256, ffn=768, head_dim=64, vocab=vocab)
+    sizes = {"layers": 4, "hidden": 256, "ffn": 768, "heads": 4, "kv_heads": 2, "head_dim": 64, "vocab": vocab}
+    return replace(shape, sliding=shape.sliding[:4], **sizes)
 
 
 def configurations(family: str, way: str) -> dict[str, Configuration]:
@@ -78,6 +94,8 @@ def configurations(family: str, way: str) -> dict[str, Configuration]:
                 "dropout": fixed["method"] == "lora" and draw.random() < 0.25,
             }  # fmt: skip
             given = fixed | draw.choice(dtypes) | drawn
+            if shape.fused and "targets" in fixed:
+                given["targets"] = QKV
             setup = Setup(**given, batch=batch, attention=attention, checkpointing=checkpointing, device="cpu")
             found[name] = Configuration(shape, setup)
     return found
@@ -118,7 +136,7 @@ def test_autograd_keeps_what_the_walk_says(name):
 
 
 PEAKS = {
-    "lora": CPU, "full": replace(CPU, method="full"), "qlora": replace(CPU, quantised="nf4"),
+    "lora": CPU, "full": replace(CPU, method="full", dtype="fp32"), "qlora": replace(CPU, quantised="nf4"),
     "ia3": replace(CPU, method="ia3"), "padded": replace(CPU, batch=3, padding=True),
     "full_autocast_checkpointed": replace(CPU, method="full", dtype="fp32", autocast=True, checkpointing=True),
 }  # fmt: skip
@@ -128,7 +146,10 @@ PEAKS = {
 @pytest.mark.parametrize("way", PEAKS)
 @pytest.mark.parametrize("family", SIZES)
 def test_the_peak_is_that_of_torchs_allocator(family, way, vocab):
-    """Whether a layer or the logits are the largest moment; in 128 tokens, where kernels need next to nothing."""
+    """Whether a layer or the logits are the largest moment; in 128 tokens, where kernels need next to nothing.
+
+    All weights are trained in float32: a processor without instructions for bfloat16 widens what attention reads.
+    """
     shape = wider(family, vocab)
     setup = replace(PEAKS[way], attention="eager" if shape.capped_scores else "sdpa")
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
@@ -258,6 +279,30 @@ def test_a_published_gemma_3_leaves_out_what_is_its_default(name):
     assert shape.parameters == sum(value.numel() for value in model.parameters())
 
 
+def test_a_fused_matrix_is_adapted_whole():
+    """All seven names stand for peft's all-linear; a part alone stands for nothing."""
+    import peft
+
+    shape = shape_of("phi3")
+    model = random_model.random_model(shape, CPU, 0)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    found = {name.rpartition(".")[2] for name in tuned.targeted_module_names}
+    assert set(shape.adapted(TARGETS)) == found == set(shape.linears)
+    assert shape.adapted(QKV) == shape.adapted(["qkv_proj"]) == ("qkv_proj",)
+    assert training_step(shape, replace(CPU, targets=QKV)).peak().total < training_step(shape, CPU).peak().total
+
+
+def test_targets_of_a_fused_family_go_by_its_own_names_too():
+    """The command and a run's method say q_proj, k_proj, v_proj of the one matrix that holds them."""
+    assert targets_named("qkv_proj,o_proj") == (*QKV, "o_proj")
+    assert set(targets_named("all")) == set(targets_named("qkv_proj,o_proj,gate_up_proj,down_proj"))
+    method = LoRA(targets=("qkv_proj", "gate_up_proj"))
+    shape = shape_of("phi3")
+    setup = Setup(**method.setup(shape))
+    step = training_step(shape, setup)
+    assert step.numbers(step.state)["adapter"] == 4 * method.parameters(shape)
+
+
 def test_the_gains_of_joint_norms_are_as_wide_as_the_heads():
     """What is trained where the norms' gains alone are."""
     shape = shape_of("olmo2")
@@ -266,6 +311,7 @@ def test_the_gains_of_joint_norms_are_as_wide_as_the_heads():
     assert NormTuning().parameters(shape) == gains
 
 
+PHI = {"model_type": "phi3", "hidden_size": 96, "intermediate_size": 176, "num_hidden_layers": 2}
 GEMMA = {"model_type": "gemma3_text", **WRITTEN["4b"]}
 
 
@@ -275,6 +321,8 @@ GEMMA = {"model_type": "gemma3_text", **WRITTEN["4b"]}
         (lambda: shape_from_config(GEMMA | {"tie_word_embeddings": "false"}), "tie_word_embeddings as 'false'"),
         (lambda: shape_from_config(GEMMA | {"attention_bias": 1}), "attention_bias as 1"),
         (lambda: shape_from_config(GEMMA | {"head_dim": "256"}), "head_dim as '256'"),
+        (lambda: training_step(shape_of("phi3"), replace(CPU, targets=("q_proj",))), "a part of qkv_proj"),
+        (lambda: shape_from_config(PHI | {"partial_rotary_factor": 2}), "partial_rotary_factor as 2"),
         (lambda: training_step(shape_of("gemma2"), CPU), "choose eager attention"),
     ],
 )

@@ -231,6 +231,7 @@ def step_seconds_here(configuration: Configuration) -> dict[str, float]:
 
 def targets_named(name: str) -> tuple[str, ...]:
     """The matrices that a word, or a list with commas, stands for."""
+    from peftbook.memory.architecture import unfused
     from peftbook.memory.names import TARGET_WORDS
 
-    return TARGET_WORDS.get(name) or tuple(dict.fromkeys(listed(name)))
+    return TARGET_WORDS.get(name) or unfused(listed(name))

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["FAMILIES", "Shape"]
+__all__ = ["FAMILIES", "PARTS", "WIDTHS", "Shape", "unfused"]
+
+# matrix → (inputs, outputs), each a product of symbols
+Widths = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+WIDTHS: Widths = {
+    "q_proj": (("h",), ("a", "d")), "k_proj": (("h",), ("g", "d")), "v_proj": (("h",), ("g", "d")),
+    "o_proj": (("a", "d"), ("h",)), "gate_proj": (("h",), ("f",)), "up_proj": (("h",), ("f",)),
+    "down_proj": (("f",), ("h",)),
+}  # fmt: skip
+FUSED: Widths = {
+    "qkv_proj": (("h",), ("c",)), "o_proj": WIDTHS["o_proj"], "gate_up_proj": (("h",), ("two", "f")),
+    "down_proj": WIDTHS["down_proj"],
+}  # fmt: skip
+# fused matrix → those of other families that it holds
+PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 # model_type in config.json → what sets the family's layer apart from Llama's
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -33,6 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "two_rotations": True,
         "tied": True,
     },
+    "phi3": {"fused": True},
     "olmo2": {"head_norms": True, "joint_norms": True, "norms_after": True, "float32_products": True},
 }
 
@@ -49,6 +66,8 @@ class Shape:
     joint_norms: queries and keys are normalised over all heads at once, not a head.  norms_after: a layer's two norms
     come after attention and MLP, not before.  float32_products: norms are multiplied with their gains, and queries and
     keys with cosines and sines, in float32 (all three: OLMo 2).
+    fused: one matrix makes queries, keys and values, one the gate and its factor.  rotary: how much of a head's width
+    is rotated, 0 for all (both: Phi 3 and 4).
     window: tokens that a layer of sliding attention sees; sliding: whether each layer's attention slides.
     context: positions that the model was made for, 0 if unknown.
     """
@@ -73,6 +92,8 @@ class Shape:
     joint_norms: bool = False
     norms_after: bool = False
     float32_products: bool = False
+    fused: bool = False
+    rotary: int = 0
     capped_scores: bool = False
     capped_logits: bool = False
     window: int = 0
@@ -97,10 +118,13 @@ class Shape:
     @property
     def symbols(self) -> dict[str, int]:
         """The symbols of the byte model that the shape gives."""
-        return {
+        known = {
             "L": self.layers, "h": self.hidden, "f": self.ffn, "a": self.heads, "g": self.kv_heads,
             "d": self.head_dim, "V": self.vocab,
         }  # fmt: skip
+        if self.fused:
+            known |= {"c": (self.heads + 2 * self.kv_heads) * self.head_dim, "e": self.rotary or self.head_dim}
+        return known
 
     @property
     def kv_width(self) -> int:
@@ -114,13 +138,32 @@ class Shape:
         return heads * self.head_dim * self.head_norms
 
     @property
+    def widths(self) -> Widths:
+        """(inputs, outputs) of a layer's matrices, each as a product of symbols."""
+        return FUSED if self.fused else WIDTHS
+
+    @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of a layer's seven matrices."""
-        h, q, kv, f = self.hidden, self.heads * self.head_dim, self.kv_width, self.ffn
+        """(inputs, outputs) of a layer's matrices: seven, or with two fused ones four."""
+        sizes = self.symbols | {"two": 2}
         return {
-            "q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h),
-            "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h),
-        }  # fmt: skip
+            name: (math.prod(sizes[one] for one in d_in), math.prod(sizes[one] for one in d_out))
+            for name, (d_in, d_out) in self.widths.items()
+        }
+
+    def adapted(self, targets: Iterable[str]) -> tuple[str, ...]:
+        """The layer's own matrices that targets name: a fused one by its name, or by those of all that it holds.
+
+        Raises InputError for a part of a fused one.
+        """
+        named, found = tuple(targets), []
+        for name in self.widths:
+            parts = PARTS.get(name, (name,))
+            if name in named or all(part in named for part in parts):
+                found.append(name)
+            elif part := next((part for part in parts if part in named), ""):
+                raise InputError(f"{part} is a part of {name} here: choose {' and '.join(parts)} together, or neither.")
+        return tuple(found)
 
     @property
     def biased(self) -> tuple[str, ...]:
@@ -147,3 +190,8 @@ class Shape:
     def parameters(self) -> int:
         """All of them."""
         return self.linear_parameters + self.other_parameters
+
+
+def unfused(targets: Iterable[str]) -> tuple[str, ...]:
+    """Matrices by the names of what they hold: q_proj, k_proj and v_proj for qkv_proj. Each once."""
+    return tuple(dict.fromkeys(part for name in targets for part in PARTS.get(name, (name,))))

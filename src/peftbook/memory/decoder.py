@@ -16,14 +16,8 @@ from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import MatrixProduct, Tape, Value, Weight, product
 
-__all__ = ["WIDTHS", "Context", "Decoder", "embed", "mask_of", "virtual_tokens"]
+__all__ = ["Context", "Decoder", "embed", "mask_of", "virtual_tokens"]
 
-# matrix → (inputs, outputs)
-WIDTHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "q_proj": (("h",), ("a", "d")), "k_proj": (("h",), ("g", "d")), "v_proj": (("h",), ("g", "d")),
-    "o_proj": (("a", "d"), ("h",)), "gate_proj": (("h",), ("f",)), "up_proj": (("h",), ("f",)),
-    "down_proj": (("f",), ("h",)),
-}  # fmt: skip
 GENERATOR = 5056  # bytes of the state of torch's random generator on a CPU, which a checkpoint puts by
 
 
@@ -85,11 +79,11 @@ class Decoder:
 
     def weight(self, name: str) -> Weight:
         """A matrix of the decoder."""
-        quantised, bias = bool(self.setup.quantised), name in self.shape.biased
-        bits = self.setup.bits
-        constants = 4 / BLOCK if quantised and self.setup.double and bits == 4 else 0.0
-        each = 2 if self.setup.held and not self.full else self.base_bytes
-        return Weight(WIDTHS[name], each, self.full, quantised, bias, constants, bits, self.setup.keeps_inputs)
+        setup, bias = self.setup, name in self.shape.biased
+        quantised, bits, widths = bool(setup.quantised), setup.bits, self.shape.widths[name]
+        constants = 4 / BLOCK if quantised and setup.double and bits == 4 else 0.0
+        each = 2 if setup.held and not self.full else self.base_bytes
+        return Weight(widths, each, self.full, quantised, bias, constants, bits, setup.keeps_inputs)
 
     def layer(self, x: Value, context: Context) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""
@@ -138,7 +132,7 @@ class Decoder:
         """Queries, keys and values, their rotation, attention, and the output matrix."""
         tape = self.tape
         with tape.at("self_attn"):
-            q, k, v = self.linear("q_proj", x), self.linear("k_proj", x), self.linear("v_proj", x)
+            q, k, v = self.projected(x)
             if self.shape.head_norms:
                 axes = 2 if self.shape.joint_norms else 1
                 q, k = self.norm("q_norm", q, axes), self.norm("k_norm", k, axes)
@@ -149,12 +143,25 @@ class Decoder:
             tape.touch(x, v)
             return y
 
+    def projected(self, x: Value) -> tuple[Value, Value, Value]:
+        """Queries, keys and values; parts of one tensor where one matrix makes them."""
+        if not self.shape.fused:
+            return self.linear("q_proj", x), self.linear("k_proj", x), self.linear("v_proj", x)
+        whole, rows = self.linear("qkv_proj", x), x.shape[:-1]
+        q, k, v = (self.tape.part(whole, (*rows, heads, "d")) for heads in ("a", "g", "g"))
+        return q, k, v
+
     def rotate(self, x: Value, context: Context) -> Value:
         """x · cos + rotated x · sin: linear in x, so that only cos and sin are kept, once for all layers.
 
-        OLMo 2 has them in float32, and brings the sum back to the dtype of x.
+        OLMo 2 has them in float32, and brings the sum back to the dtype of x. Phi 3 rotates a part of each head, and
+        puts the two parts together again.
         """
         tape, (cos, sin) = self.tape, context.rotation
+        if self.shape.fused:
+            part = tape.part(x, (*x.shape[:-1], "e"))
+            rotated = tape.add(tape.multiply(part, cos), tape.multiply(tape.apply(part), sin))
+            return tape.apply(rotated, shape=x.shape)
         rotated = tape.add(tape.multiply(x, cos), tape.multiply(tape.apply(x), sin))
         return tape.cast(rotated, x.bytes_each) if self.shape.float32_products else rotated
 
@@ -180,7 +187,10 @@ class Decoder:
             mix = replace(score, inner=("k",), columns=("d",))
             grad = q.grad or k.grad or v.grad  # scores again, and two gradients of each of the two products
             undoing = [score, score, mix, mix, mix] if grad else []
-            return tape.apply(q, k, v, kept=kept, keeps_output=True, products=[score, mix], undoing_products=undoing)
+            y = tape.apply(q, k, v, kept=kept, keeps_output=True, products=[score, mix], undoing_products=undoing)
+            return tape.apply(y) if self.shape.fused and self.setup.device == "cpu" else y  # heads before positions
+        if v.base and self.setup.batch > 1:
+            v = tape.apply(v)  # a product of several rows copies it
         scores = self.matmul(q, k, ("b", "a", "t", "k"))
         scores = tape.apply(scores)  # scaled
         scores = self.capped(scores) if self.shape.capped_scores else scores
@@ -218,12 +228,17 @@ class Decoder:
 
     def mlp(self, x: Value) -> Value:
         """W_down (φ(W_gate x) · W_up x): the gate before and after φ and the other factor are kept."""
-        tape = self.tape
+        tape, fused = self.tape, self.shape.fused
         with tape.at("mlp"):
-            gate = self.linear("gate_proj", x)
-            with tape.at("act_fn"):
+            if fused:
+                whole = self.linear("gate_up_proj", x)
+                gate, up = (tape.part(whole, (*x.shape[:-1], "f")) for _ in range(2))
+            else:
+                gate = self.linear("gate_proj", x)
+            with tape.at("activation_fn" if fused else "act_fn"):
                 active = tape.apply(gate, kept=[gate], exponential=True)
-            y = self.linear("down_proj", tape.multiply(active, self.linear("up_proj", x)))
+            product_of_both = tape.multiply(active, up if fused else self.linear("up_proj", x))
+            y = self.linear("down_proj", product_of_both)
             tape.touch(x)
             return y
 
@@ -231,7 +246,7 @@ class Decoder:
         """A matrix of the decoder, with its adapter if the method gives it one."""
         setup, weight = self.setup, self.weight(name)
         with self.tape.at(name):
-            if setup.method == "lora" and name in setup.targets:
+            if setup.method == "lora" and name in self.shape.adapted(setup.targets):
                 return lora(self, x, weight)
             if setup.method == "ia3" and name in IA3_TARGETS:
                 return ia3(self, x, weight, before=name == "down_proj")

@@ -115,6 +115,8 @@ def traits_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     """What sets a model's layers apart: its family's traits, and what the settings say of biases, ties and caps."""
     traits, biases = dict(FAMILIES[family]), flag(config, "attention_bias")
     caps = {"capped_scores": "attn_logit_softcapping", "capped_logits": "final_logit_softcapping"}
+    if family == "phi3":
+        traits["rotary"] = rotary_width(config)
     return traits | {
         "qkv_bias": traits.get("qkv_bias", False) or biases,
         "out_bias": biases,
@@ -122,6 +124,16 @@ def traits_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
         "tied": flag(config, "tie_word_embeddings", traits.get("tied", False)),
         **{name: config.get(key, 1.0) is not None for name, key in caps.items() if traits.get(name)},
     }
+
+
+def rotary_width(config: Mapping[str, Any]) -> int:
+    """How much of a head's width is rotated, 0 for all of it: as the settings of transformers 4 or 5 say it."""
+    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    share = said.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise InputError(f"config.json gives partial_rotary_factor as {share!r}: it is a share of a head's width.")
+    width = whole(config, "head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(width * share) if share < 1 else 0
 
 
 def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
@@ -189,6 +201,10 @@ def as_config(shape: Shape) -> Any:
         given["use_sliding_window"] = shape.window > 0
     if shape.mlp_bias:
         given["mlp_bias"] = True
+    if shape.rotary:
+        given["rope_parameters"] = {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": shape.rotary / shape.head_dim,
+        }  # fmt: skip
     if shape.family == "gemma2":
         given["attn_logit_softcapping"] = 50.0 if shape.capped_scores else None
         given["final_logit_softcapping"] = 30.0 if shape.capped_logits else None

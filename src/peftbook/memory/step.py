@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.memory.decoder import WIDTHS
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, TILE, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
@@ -138,7 +137,7 @@ def shared(terms: dict[str, Size], shape: Shape, setup: Setup) -> dict[str, Size
     part = {name: multiple(size, 1 if "constants" in name else 1 / setup.devices) for name, size in terms.items()}
     each, others = BYTES[setup.dtype], rest(shape)
     layer = multiple(one_layer(others), each)
-    for d_in, d_out in WIDTHS.values():
+    for d_in, d_out in shape.widths.values():
         layer.add(product(0.5 if setup.quantised else 2 if setup.held else each, *d_in, *d_out))
     outside = Size({symbols: each * count for symbols, count in others.items() if "L" not in symbols})
     if setup.method == "full":
@@ -173,24 +172,24 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     (Dettmers et al. 2022, arXiv:2208.07339).
     """
     matrices = Size()
-    for d_in, d_out in WIDTHS.values():
+    for d_in, d_out in shape.widths.values():
         matrices.add(product(1, "L", *d_in, *d_out))
     each = BYTES[setup.dtype]
     weights = multiple(rest(shape), each)
     terms = {"weights": weights + multiple(matrices, each)}
     if setup.quantised == "int8":
         terms["weights"] = weights + matrices
-        terms["quantisation constants"] = elements([(product(4, "L"), d_out) for _, d_out in WIDTHS.values()])
+        terms["quantisation constants"] = elements([(product(4, "L"), d_out) for _, d_out in shape.widths.values()])
     elif setup.quantised:
         scales = 1 + 4 / OUTER_BLOCK if setup.double else 4
         tables = 4 * CODES + (4 * OUTER_CODES + 4 if setup.double else 0)
         terms["weights"] = weights + multiple(matrices, 0.5)
-        terms["quantisation constants"] = multiple(matrices, scales / BLOCK) + product(tables * len(WIDTHS), "L")
+        terms["quantisation constants"] = multiple(matrices, scales / BLOCK) + product(tables * len(shape.widths), "L")
     elif setup.held and setup.method != "full":
         copies = multiple(matrices, 2)  # where devices share the model, in place of float32
         terms["weights"] = copies + (weights if setup.devices > 1 else terms["weights"])
     if setup.method == "lora" and setup.freeze_a:
-        frozen = elements([(product(1, "L"), (*WIDTHS[name][0], "r")) for name in setup.targets])
+        frozen = elements([(product(1, "L"), (*shape.widths[name][0], "r")) for name in shape.adapted(setup.targets)])
         terms["weights"].add(frozen, BYTES[setup.adapter_dtype])
     if setup.accumulated:
         terms["gradients"] = gradients_of(shape, setup)
@@ -207,7 +206,7 @@ def rest(shape: Shape) -> Size:
     for symbols in head_gains(shape):
         total.add(product(1, "L", *symbols))
     for name in shape.biased:
-        total.add(product(1, "L", *WIDTHS[name][1]))
+        total.add(product(1, "L", *shape.widths[name][1]))
     return total
 
 
@@ -227,18 +226,19 @@ def adapted(shape: Shape, setup: Setup) -> Tensors:
     """The tensors that the method itself trains."""
     layers, single = product(1, "L"), product(1)
     if setup.method == "lora":
-        pairs = [WIDTHS[name] for name in setup.targets]
+        pairs = [shape.widths[name] for name in shape.adapted(setup.targets)]
         first = [] if setup.freeze_a else [(layers, (*d_in, "r")) for d_in, _ in pairs]
         magnitudes = [(layers, d_out) for _, d_out in pairs] if setup.dora else []
         return first + [(layers, ("r", *d_out)) for _, d_out in pairs] + magnitudes
     if setup.method == "ia3":
-        return [(layers, WIDTHS[name][0 if name == "down_proj" else 1]) for name in IA3_TARGETS]
+        found = [name for name in IA3_TARGETS if name in shape.widths]
+        return [(layers, shape.widths[name][0 if name == "down_proj" else 1]) for name in found]
     if setup.method == "prompt":
         return [(single, ("P", "h"))]
     if setup.method == "prefix":
         return [(single, ("P", "L", "two", "g", "d"))]
-    tensors: Tensors = [(layers, (*d_in, *d_out)) for d_in, d_out in WIDTHS.values()]
-    tensors += [(layers, WIDTHS[name][1]) for name in shape.biased]
+    tensors: Tensors = [(layers, (*d_in, *d_out)) for d_in, d_out in shape.widths.values()]
+    tensors += [(layers, shape.widths[name][1]) for name in shape.biased]
     tensors += [(product(shape.layer_norms, "L") + single, ("h",)), (product(1 if shape.tied else 2), ("V", "h"))]
     return tensors + [(layers, symbols) for symbols in head_gains(shape)]
 
@@ -274,7 +274,7 @@ def optimiser_state(shape: Shape, setup: Setup) -> dict[str, Size]:
     if setup.optimiser.startswith("galore"):
         low, projections = projected(shape, setup)
         ((whole, each),) = groups
-        groups = [(low + whole[len(WIDTHS) :], each)]
+        groups = [(low + whole[len(shape.widths) :], each)]
         terms["projections"] = multiple(elements(projections), each)
     tensors = ((*tensor, each) for group, each in groups for tensor in group)
     for count, axes, each in tensors:
@@ -314,7 +314,7 @@ def projected(shape: Shape, setup: Setup) -> tuple[Tensors, Tensors]:
     layers, symbols = product(1, "L"), {**shape.symbols, **setup.symbols}
     moments: Tensors = []
     projections: Tensors = []
-    for sides in WIDTHS.values():
+    for sides in shape.widths.values():
         short, long = sorted(sides, key=lambda side: evaluate(product(1, *side), symbols))
         rows = ("r",) if setup.rank < evaluate(product(1, *short), symbols) else short
         moments.append((layers, (*rows, *long)))

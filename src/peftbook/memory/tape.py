@@ -74,7 +74,7 @@ def evaluate(size: Mapping[tuple[str, ...], float], symbols: Mapping[str, float]
 class Value:
     """A tensor. shape: symbols whose product counts its elements.  grad: whether a gradient passes through it.
 
-    fixed: a parameter.
+    fixed: a parameter.  base: the tensor that this one is a part of; it takes no memory of its own.
     """
 
     shape: tuple[str, ...]
@@ -82,6 +82,12 @@ class Value:
     grad: bool
     key: int
     fixed: bool = False
+    base: Value | None = None
+
+    @property
+    def storage(self) -> Value:
+        """The tensor that takes the memory."""
+        return self.base or self
 
     @property
     def product(self) -> tuple[str, ...]:
@@ -224,7 +230,7 @@ class Tape:
         grad = any(value.grad for value in inputs) or trained is not None
         each = max(value.bytes_each for value in inputs) if bytes_each is None else bytes_each
         output = self.value(inputs[0].shape if shape is None else shape, each, grad)
-        saved = (*kept, *(output,) * keeps_output) if grad else ()
+        saved = (*(value.storage for value in kept), *(output,) * keeps_output) if grad else ()
         self.operations.append(
             Operation(
                 where=".".join(self.path),
@@ -250,6 +256,12 @@ class Tape:
         trained = replace(x, grad=True)
         self.operations.append(Operation(".".join(self.path), (), trained, held=(trained,), weights=x.size))
         return trained
+
+    def part(self, x: Value, shape: Sequence[str]) -> Value:
+        """A slice of a tensor, which lives as long as any of its parts. The gradient of a part is as large as x."""
+        output = replace(self.value(shape, x.bytes_each, x.grad), base=x.storage)
+        self.operations.append(Operation(".".join(self.path), (x,), output))
+        return output
 
     def touch(self, *values: Value) -> None:
         """These tensors are still there: a function that has them in hand is called, or only now returns."""

@@ -136,6 +136,7 @@ class Timeline:
 
     def hold(self, value: Value, kind: str = "working") -> None:
         """One more user of a tensor; one that keeps it says of what kind it is now."""
+        value = value.storage
         if value.fixed:
             return
         known = self.kinds.get(value.key, "working") if self.holders[value.key] else None
@@ -148,6 +149,7 @@ class Timeline:
 
     def drop(self, value: Value) -> None:
         """One user less; without any the tensor is freed."""
+        value = value.storage
         if value.fixed:
             return
         self.holders[value.key] -= 1
@@ -220,7 +222,7 @@ class Timeline:
         for value in inputs:
             self.hold(value, kind_of(operations[len(again)].where))
         for operation in again:
-            if rest[operation.output.key] and self.holders[operation.output.key]:
+            if rest[operation.output.key] and self.holders[operation.output.storage.key]:
                 self.drop(operation.output)
 
 

@@ -100,9 +100,10 @@ def walked(shape: Shape, setup: Setup) -> Walk:
     """
     tape = Tape(setup.autocast, promotes=setup.device == "cpu")
     each = 4 if shape.float32_products else BYTES[setup.dtype]
+    width = ("t", "e" if shape.fused else "d")
     kinds = sorted({*shape.sliding})
     masks = {sliding: mask_of(tape, shape, setup, sliding) for sliding in kinds}
-    pairs = [[tape.apply(shape=("t", "d"), bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]
+    pairs = [[tape.apply(shape=width, bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]
     rotations = {sliding: pairs[sliding and shape.two_rotations] for sliding in kinds}
     decoder = Decoder(shape, setup, tape)
     if setup.method == "prefix":

@@ -29,7 +29,8 @@ class IA3(Method):
         return get_peft_model(model, config)
 
     def parameters(self, shape: Shape) -> int:
-        return shape.layers * (2 * shape.kv_width + shape.ffn)
+        found = {name: shape.linears[name] for name in IA3_TARGETS if name in shape.linears}
+        return shape.layers * sum(sides[name != "down_proj"] for name, sides in found.items())
 
     def setup(self, shape: Shape) -> dict[str, Any]:
         return {"method": "ia3"}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from peftbook.memory import TARGETS, Shape
+from peftbook.memory.architecture import unfused
 from peftbook.methods.method import Look, Method, Preset, check_targets
 
 INITS = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"}
@@ -103,13 +104,13 @@ class LoRA(Method):
 
     def parameters(self, shape: Shape) -> int:
         """r (d_in + d_out) for each adapted matrix; DoRA's magnitudes add d_out, a frozen A takes r d_in off."""
-        sides = [shape.linears[target] for target in self.targets]
+        sides = [shape.linears[target] for target in shape.adapted(self.targets)]
         each = sum(self.rank * ((not self.freeze_a) * d_in + d_out) + self.dora * d_out for d_in, d_out in sides)
         return (len(self.layers) or shape.layers) * each
 
     def setup(self, shape: Shape) -> dict[str, Any]:
         return {
-            "method": "lora", "rank": self.rank, "targets": self.targets, "dropout": self.dropout > 0,
+            "method": "lora", "rank": self.rank, "targets": unfused(self.targets), "dropout": self.dropout > 0,
             "freeze_a": self.freeze_a,
         }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from peftbook.memory import TARGETS, Shape
+from peftbook.memory.architecture import unfused
 from peftbook.methods.method import Look, Method, Preset, check_targets
 
 
@@ -35,11 +36,11 @@ class VeRA(Method):
         return get_peft_model(model, config)
 
     def parameters(self, shape: Shape) -> int:
-        return shape.layers * sum(self.rank + shape.linears[target][1] for target in self.targets)
+        return shape.layers * sum(self.rank + shape.linears[target][1] for target in shape.adapted(self.targets))
 
     def setup(self, shape: Shape) -> dict[str, Any]:
         """As LoRA of its rank."""
-        return {"method": "lora", "rank": self.rank, "targets": self.targets}
+        return {"method": "lora", "rank": self.rank, "targets": unfused(self.targets)}
 
 
 PRESETS = (

@@ -97,7 +97,7 @@ def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
     check_fits(shape, setup)
     model = random_model(shape, setup, seed)
     torch.manual_seed(seed)
-    tuned = with_method(model, setup)
+    tuned = with_method(model, shape, setup)
     if setup.method != "full":
         for name, value in trainable_state(tuned).items():
             if ".modules_to_save." not in name:
@@ -137,7 +137,7 @@ def optimiser(trained: Mapping[str, Tensor], setup: Setup) -> torch.optim.Optimi
     return kinds[setup.optimiser](trained.values(), lr=1e-4)
 
 
-def with_method(model: nn.Module, setup: Setup) -> Any:
+def with_method(model: nn.Module, shape: Shape, setup: Setup) -> Any:
     """The model with the parameters that the method trains; all others frozen."""
     import peft
 
@@ -146,7 +146,7 @@ def with_method(model: nn.Module, setup: Setup) -> Any:
     configs: dict[str, Any] = {
         "lora": lambda: peft.LoraConfig(
             r=setup.rank,
-            target_modules=list(setup.targets),
+            target_modules=list(shape.adapted(setup.targets)),
             lora_dropout=0.1 * setup.dropout,
             use_dora=setup.dora,
             modules_to_save=list(setup.saved) or None,
