@@ -24,6 +24,7 @@ from peftbook.memory import (
 )
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.defaults import OMITTED, defaults_of
+from peftbook.memory.fit import as_text
 from peftbook.memory.shapes import as_config
 from peftbook.methods.lora import LoRA
 from peftbook.methods.norm import NormTuning
@@ -42,14 +43,22 @@ SIZES = {
     "gemma2": (6, 80, 192, 4, 2, 240),
     "olmo2": (4, 96, 208, 6, 2, 160),
     "phi3": (4, 96, 176, 6, 2, 176),
+    "ministral": (5, 80, 224, 5, 1, 192),
+    "ministral3": (4, 64, 176, 4, 2, 144),
+    "mixtral": (4, 64, 48, 4, 2, 144),
+    "qwen3_moe": (4, 80, 32, 4, 4, 160),
 }
 TRAITS: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 24, "window": 20, "sliding": (True, False) * 3},
+    "ministral": {"window": 20, "sliding": (False, True, True, True, False)},
+    "mixtral": {"experts": 5, "chosen": 2},
+    "qwen3_moe": {"head_dim": 16, "experts": 8, "chosen": 3},
     "phi3": {"rotary": 12, "window": 30},
 }
 # Parameters of the published weights, from the headers of their safetensors files
 PUBLISHED = {
     "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "gemma-2-27b": 27_227_128_320,
+    "ministral-8b-2410": 8_019_808_256, "mixtral-8x7b": 46_702_792_704, "qwen3-30b-a3b": 30_532_122_624,
     "phi-3-mini": 3_821_079_552, "phi-4-mini": 3_836_021_760, "phi-4": 14_659_507_200,
     "olmo-2-7b": 7_298_617_344, "olmo-2-13b": 13_716_198_400,
 }  # fmt: skip
@@ -76,6 +85,12 @@ def wider(family: str, vocab: int) -> Shape:
     return replace(shape, sliding=shape.sliding[:4], **sizes)
 
 
+def suited(shape: Shape, setup: Setup) -> Setup:
+    """The step with eager attention where scores are capped, and LoRA on attention alone where there are experts."""
+    targets = TARGETS[:4] if shape.experts else setup.targets
+    return replace(setup, attention="eager" if shape.capped_scores else setup.attention, targets=targets)
+
+
 def configurations(family: str, way: str) -> dict[str, Configuration]:
     """Steps of a way of training that the study has, with and without checkpointing; their names decide what is drawn.
 
@@ -96,6 +111,8 @@ def configurations(family: str, way: str) -> dict[str, Configuration]:
             given = fixed | draw.choice(dtypes) | drawn
             if shape.fused and "targets" in fixed:
                 given["targets"] = QKV
+            if shape.experts and "targets" not in fixed:
+                given["targets"] = TARGETS[:4]
             setup = Setup(**given, batch=batch, attention=attention, checkpointing=checkpointing, device="cpu")
             found[name] = Configuration(shape, setup)
     return found
@@ -151,7 +168,7 @@ def test_the_peak_is_that_of_torchs_allocator(family, way, vocab):
     All weights are trained in float32: a processor without instructions for bfloat16 widens what attention reads.
     """
     shape = wider(family, vocab)
-    setup = replace(PEAKS[way], attention="eager" if shape.capped_scores else "sdpa")
+    setup = suited(shape, PEAKS[way])
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
     tuned.step(ids)
     measured = probes.allocated_peak(lambda: tuned.step(ids))
@@ -170,7 +187,7 @@ STORED = {
 def test_weights_adapter_and_moments_are_the_stored_bytes(family, way):
     """And the gradients of all that is trained."""
     shape = replace(shape_of(family), hidden=128, ffn=256, head_dim=32)
-    setup = replace(STORED[way], attention="eager" if shape.capped_scores else "sdpa")
+    setup = suited(shape, STORED[way])
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
     found, step = probes.count_step(tuned, ids), training_step(shape, setup)
     state = step.numbers(step.state) | {"constants": step.numbers(step.state).get("quantisation constants", 0)}
@@ -193,6 +210,12 @@ def four_bit_flops(x, codes, shape, *args, out_shape=None, **options):
     return 2 * math.prod(x[:-1]) * math.prod(shape)
 
 
+def grouped_flops(x, y, *args, out_shape=None, **options):
+    """Two factors of which one has an axis of experts, each for its own rows; or the gradient of such a one."""
+    rows, inner = x
+    return 2 * rows * inner * y[-1]
+
+
 @pytest.mark.parametrize("name", list(sampled())[::3])
 def test_matrix_products_are_those_that_torch_counts(name):
     """Forward, backward, and what checkpointing computes again, to the last operation."""
@@ -202,6 +225,7 @@ def test_matrix_products_are_those_that_torch_counts(name):
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
         torch.ops.bitsandbytes.gemm_4bit: four_bit_flops,
+        aten._grouped_mm: grouped_flops,
     }
     with flop_counter.FlopCounterMode(display=False, custom_mapping=kernels) as counted:
         tuned.loss(random_model.random_ids(one.shape, one.setup, seed=0)).backward()
@@ -303,6 +327,50 @@ def test_targets_of_a_fused_family_go_by_its_own_names_too():
     assert step.numbers(step.state)["adapter"] == 4 * method.parameters(shape)
 
 
+def test_experts_are_not_in_4_bits():
+    """As transformers puts linear layers of bitsandbytes in the place of the model's own."""
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations import replace_with_bnb_linear
+
+    for family in ("mixtral", "qwen3_moe"):
+        shape = shape_of(family)
+        model = random_model.random_model(shape, CPU, 0)
+        packed = replace_with_bnb_linear(model, ["lm_head"], BitsAndBytesConfig(load_in_4bit=True))
+        four = {name.rpartition(".")[2] for name, part in packed.named_modules() if type(part).__name__ == "Linear4bit"}
+        assert four == set(shape.linears) == set(TARGETS[:4])
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
+def test_all_of_a_mixture_is_refused_since_peft_adapts_its_experts():
+    """peft's all-linear takes the experts too, as parameters: what is not counted is not answered."""
+    import peft
+
+    shape = shape_of("mixtral")
+    model = random_model.random_model(shape, CPU, 0)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert tuned.peft_config["default"].target_parameters >= {"gate_up_proj", "down_proj"}
+    with pytest.raises(InputError, match="choose attention"):
+        training_step(shape, CPU)
+
+
+def test_the_ways_out_of_too_little_memory_leave_experts_alone():
+    """Every change that is proposed can be computed, and LoRA is on attention."""
+    one = Configuration(SHAPES["mixtral-8x7b"], Setup(method="full"))
+    names = [name for change in fit(one, 0.5 * one.step.peak().total).changes for name in change.names]
+    assert any("LoRA on attention" in name for name in names) and not any("all matrices" in name for name in names)
+
+
+def test_what_stays_whole_is_said():
+    """A base in 4 bits does little where experts hold the weights."""
+    setup = Setup(quantised="nf4", targets=TARGETS[:4], seq=512)
+    for name, there in (("mixtral-8x7b", True), ("llama-2-7b", False)):
+        answer = fit(Configuration(SHAPES[name], setup), 2**30 * 96)
+        assert ("Experts stay whole" in as_text(answer, name)) == there
+    experts = 2 * 32 * 8 * 3 * 4096 * 14336
+    step = training_step(SHAPES["mixtral-8x7b"], setup)
+    assert experts < step.numbers(step.state)["weights"] < 1.1 * experts
+
+
 def test_the_gains_of_joint_norms_are_as_wide_as_the_heads():
     """What is trained where the norms' gains alone are."""
     shape = shape_of("olmo2")
@@ -311,6 +379,7 @@ def test_the_gains_of_joint_norms_are_as_wide_as_the_heads():
     assert NormTuning().parameters(shape) == gains
 
 
+MIXED = {"model_type": "qwen3_moe", "hidden_size": 96, "intermediate_size": 176, "num_hidden_layers": 2}
 PHI = {"model_type": "phi3", "hidden_size": 96, "intermediate_size": 176, "num_hidden_layers": 2}
 GEMMA = {"model_type": "gemma3_text", **WRITTEN["4b"]}
 
@@ -322,6 +391,10 @@ GEMMA = {"model_type": "gemma3_text", **WRITTEN["4b"]}
         (lambda: shape_from_config(GEMMA | {"attention_bias": 1}), "attention_bias as 1"),
         (lambda: shape_from_config(GEMMA | {"head_dim": "256"}), "head_dim as '256'"),
         (lambda: training_step(shape_of("phi3"), replace(CPU, targets=("q_proj",))), "a part of qkv_proj"),
+        (lambda: training_step(shape_of("mixtral"), replace(CPU, targets=("up_proj",))), "LoRA on experts"),
+        (lambda: shape_from_config(MIXED | {"mlp_only_layers": [0]}), "layers have no experts"),
+        (lambda: shape_from_config(MIXED | {"num_experts": None}), "gives no num_experts"),
+        (lambda: replace(shape_of("mixtral"), chosen=9), "9 of 5 experts"),
         (lambda: shape_from_config(PHI | {"partial_rotary_factor": 2}), "partial_rotary_factor as 2"),
         (lambda: training_step(shape_of("gemma2"), CPU), "choose eager attention"),
     ],

@@ -18,6 +18,7 @@ WIDTHS: Widths = {
     "o_proj": (("a", "d"), ("h",)), "gate_proj": (("h",), ("f",)), "up_proj": (("h",), ("f",)),
     "down_proj": (("f",), ("h",)),
 }  # fmt: skip
+ATTENTION = {name: WIDTHS[name] for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
 FUSED: Widths = {
     "qkv_proj": (("h",), ("c",)), "o_proj": WIDTHS["o_proj"], "gate_up_proj": (("h",), ("two", "f")),
     "down_proj": WIDTHS["down_proj"],
@@ -49,6 +50,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "two_rotations": True,
         "tied": True,
     },
+    "ministral": {},
+    "ministral3": {"scaled_queries": True},
+    "mixtral": {"rescaled": True, "float32_shares": True},
+    "qwen3_moe": {"head_norms": True, "rescaled": True},
     "phi3": {"fused": True},
     "olmo2": {"head_norms": True, "joint_norms": True, "norms_after": True, "float32_products": True},
 }
@@ -68,6 +73,9 @@ class Shape:
     keys with cosines and sines, in float32 (all three: OLMo 2).
     fused: one matrix makes queries, keys and values, one the gate and its factor.  rotary: how much of a head's width
     is rotated, 0 for all (both: Phi 3 and 4).
+    scaled_queries: queries are multiplied with a number that grows with the position (Ministral 3).
+    experts: MLPs of width f in a layer, of which a token goes through `chosen`; 0 for one that all go through.
+    rescaled: the shares of the chosen add up to 1.  float32_shares: they stay in float32 (Mixtral).
     window: tokens that a layer of sliding attention sees; sliding: whether each layer's attention slides.
     context: positions that the model was made for, 0 if unknown.
     """
@@ -94,6 +102,11 @@ class Shape:
     float32_products: bool = False
     fused: bool = False
     rotary: int = 0
+    scaled_queries: bool = False
+    experts: int = 0
+    chosen: int = 0
+    rescaled: bool = False
+    float32_shares: bool = False
     capped_scores: bool = False
     capped_logits: bool = False
     window: int = 0
@@ -114,6 +127,8 @@ class Shape:
             raise InputError(f"{len(self.sliding)} kinds of layers are given for {self.layers} layers: give one each.")
         if self.heads % self.kv_heads:
             raise InputError(f"{self.kv_heads} key and value heads do not divide {self.heads} heads.")
+        if self.experts and not 0 < self.chosen <= self.experts:
+            raise InputError(f"A token goes through {self.chosen} of {self.experts} experts: give at least 1 of them.")
 
     @property
     def symbols(self) -> dict[str, int]:
@@ -124,6 +139,8 @@ class Shape:
         }  # fmt: skip
         if self.fused:
             known |= {"c": (self.heads + 2 * self.kv_heads) * self.head_dim, "e": self.rotary or self.head_dim}
+        if self.experts:
+            known |= {"E": self.experts, "m": self.chosen}
         return known
 
     @property
@@ -139,12 +156,14 @@ class Shape:
 
     @property
     def widths(self) -> Widths:
-        """(inputs, outputs) of a layer's matrices, each as a product of symbols."""
+        """(inputs, outputs) of a layer's matrices, each as a product of symbols; experts are not among them."""
+        if self.experts:
+            return ATTENTION
         return FUSED if self.fused else WIDTHS
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of a layer's matrices: seven, or with two fused ones four."""
+        """(inputs, outputs) of a layer's matrices: seven, with two fused ones four, and four beside experts."""
         sizes = self.symbols | {"two": 2}
         return {
             name: (math.prod(sizes[one] for one in d_in), math.prod(sizes[one] for one in d_out))
@@ -154,9 +173,12 @@ class Shape:
     def adapted(self, targets: Iterable[str]) -> tuple[str, ...]:
         """The layer's own matrices that targets name: a fused one by its name, or by those of all that it holds.
 
-        Raises InputError for a part of a fused one.
+        Raises InputError for a part of a fused one, and for experts: peft adapts them, and their router, as parameters
+        in three dimensions (utils/transformers_weight_conversion.py), which is not covered.
         """
         named, found = tuple(targets), []
+        if self.experts and not set(named) <= set(ATTENTION):
+            raise InputError("LoRA on experts is not covered: choose attention as targets, or some of its matrices.")
         for name in self.widths:
             parts = PARTS.get(name, (name,))
             if name in named or all(part in named for part in parts):
@@ -181,10 +203,12 @@ class Shape:
 
     @property
     def other_parameters(self) -> int:
-        """Embedding, head, biases and the gains of the norms."""
+        """Embedding, head, biases, the gains of the norms, and experts with their router."""
         biases = sum(self.linears[name][1] for name in self.biased)
         gains = self.layer_norms * self.hidden + self.head_gains
-        return (1 if self.tied else 2) * self.vocab * self.hidden + self.layers * (gains + biases) + self.hidden
+        experts = self.experts * self.hidden * (1 + 3 * self.ffn)  # each with a row of the router
+        ends = (1 if self.tied else 2) * self.vocab * self.hidden + self.hidden
+        return ends + self.layers * (gains + biases + experts)
 
     @property
     def parameters(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from peftbook.memory.adapters import ia3, lora
+from peftbook.memory.experts import mixture
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import MatrixProduct, Tape, Value, Weight, product
@@ -137,6 +138,8 @@ class Decoder:
                 axes = 2 if self.shape.joint_norms else 1
                 q, k = self.norm("q_norm", q, axes), self.norm("k_norm", k, axes)
             q, k = self.rotate(q, context), self.rotate(k, context)
+            if self.shape.scaled_queries:
+                q = tape.apply(q, kept=[tape.value(("t",), q.bytes_each)])
             if self.setup.method == "prefix":
                 k, v = self.extend(k), self.extend(v)
             y = self.linear("o_proj", self.attend(q, k, v, context.mask))
@@ -230,6 +233,8 @@ class Decoder:
         """W_down (φ(W_gate x) · W_up x): the gate before and after φ and the other factor are kept."""
         tape, fused = self.tape, self.shape.fused
         with tape.at("mlp"):
+            if self.shape.experts:
+                return mixture(self, x)
             if fused:
                 whole = self.linear("gate_up_proj", x)
                 gate, up = (tape.part(whole, (*x.shape[:-1], "f")) for _ in range(2))

@@ -17,7 +17,7 @@ __all__ = ["completed", "defaults_of"]
 
 OMITTED = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "sliding_window",
-    "max_window_layers",
+    "max_window_layers", "num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
 )  # fmt: skip
 
 

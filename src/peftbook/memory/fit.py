@@ -8,6 +8,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.memory.configuration import Configuration
+from peftbook.memory.setup import TARGETS
 from peftbook.memory.step import Peak, loading
 
 __all__ = ["GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
@@ -121,6 +122,8 @@ def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, obje
     full, adapter = setup.method == "full", setup.method != "full"
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
     fused = not in_float32 and not (shape.capped_scores and setup.device == "cpu")
+    where = "attention" if shape.experts else "all matrices"
+    lora = {"method": "lora"} | ({"targets": TARGETS[:4]} if shape.experts else {})
     changes: list[tuple[bool, str, str, dict[str, object]]] = [
         (setup.attention == "eager" and fused, "fused attention", "nothing, and it is faster",
          {"attention": "sdpa"}),
@@ -142,9 +145,9 @@ def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, obje
          {"quantised": "int8"}),
         (setup.method in ("lora", "prompt", "prefix") and setup.quantised in ("", "int8"), "a base in NF4",
          "slower steps, and weights that are rounded", {"quantised": "nf4", "double": True}),
-        (full, "LoRA on all matrices", "another method, with fewer parameters", {"method": "lora"}),
+        (full, f"LoRA on {where}", "another method, with fewer parameters", lora),
         (full, "LoRA over NF4", "another method; slower steps, and weights that are rounded",
-         {"method": "lora", "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False}),
+         {**lora, "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False}),
     ]  # fmt: skip
     return [(what, cost, fields) for holds, what, cost, fields in changes if holds]
 
@@ -234,6 +237,8 @@ def as_text(answer: Fit, model: str) -> str:
         lines.append(f"With {' and '.join(change.names)}: {change.peak / 2**30:.3f} GiB. Cost: {costs}.")
     if not answer.fits and not answer.changes:
         lines.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
+    if answer.configuration.shape.experts and setup.quantised:
+        lines.append("Experts stay whole in a 4-bit base: bitsandbytes packs linear layers alone.")
     flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
     lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")

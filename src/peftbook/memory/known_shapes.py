@@ -56,6 +56,13 @@ SHAPES: dict[str, Shape] = {
     "qwen3-8b": family("qwen3", 36, 4096, 12288, 32, 8, 151936, head_dim=128, context=40960),
     "qwen3-14b": family("qwen3", 40, 5120, 17408, 40, 8, 151936, head_dim=128, context=40960),
     "qwen3-32b": family("qwen3", 64, 5120, 25600, 64, 8, 151936, head_dim=128, context=40960),
+    "ministral-8b-2410": family(
+        "mistral", 36, 4096, 12288, 32, 8, 131072, head_dim=128, context=32768, window=32768,
+    ),
+    "mixtral-8x7b": family("mixtral", 32, 4096, 14336, 32, 8, 32000, experts=8, chosen=2, context=32768),
+    "qwen3-30b-a3b": family(
+        "qwen3_moe", 48, 2048, 768, 32, 4, 151936, head_dim=128, experts=128, chosen=8, context=40960,
+    ),
     "phi-3-mini": family("phi3", 32, 3072, 8192, 32, 32, 32064, context=4096, window=2047),
     "phi-4-mini": family("phi3", 32, 3072, 8192, 24, 8, 200064, tied=True, rotary=96, context=131072),
     "phi-4": family("phi3", 40, 5120, 17920, 40, 10, 100352, context=16384),
@@ -79,5 +86,5 @@ SHAPES: dict[str, Shape] = {
 }  # fmt: skip
 ALIASES = {
     "llama-3.3-70b": "llama-3.1-70b", "mistral-7b-v0.1": "mistral-7b", "olmo-2-1124-7b": "olmo-2-7b",
-    "olmo-2-1124-13b": "olmo-2-13b",
+    "olmo-2-1124-13b": "olmo-2-13b", "mixtral-8x7b-v0.1": "mixtral-8x7b",
 }  # fmt: skip

@@ -98,7 +98,7 @@ def narrow(decoder: Decoder, x: Value) -> Value:
         forward, back = products_of(x, each, trained)
         return tape.apply(
             x, shape=(), bytes_each=4, kept=kept, held=[logits], trained=gradient_of(decoder),
-            undoing=product(2.0 * each, "c", "V"), products=[forward], undoing_products=back, exponential=True,
+            undoing=product(2.0 * each, "q", "V"), products=[forward], undoing_products=back, exponential=True,
         )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def compiled(decoder: Decoder, x: Value) -> Value:
         kept = [tape.value((*rows, "V"), each), tape.value(rows, 12)] + [x] * trained
         forward, back = products_of(x, each, trained)
         return tape.apply(
-            x, shape=(), bytes_each=4, kept=kept, trained=gradient_of(decoder), undoing=product(float(each), "c", "V"),
+            x, shape=(), bytes_each=4, kept=kept, trained=gradient_of(decoder), undoing=product(float(each), "q", "V"),
             products=[forward], undoing_products=back, exponential=True,
         )  # fmt: skip
 
@@ -122,7 +122,7 @@ def chunked(decoder: Decoder, x: Value) -> Value:
     tape, losses = decoder.tape, []
     for index in range(CHUNKS):
         with tape.at("loss"):
-            part = tape.apply(x, shape=("c", "h"))
+            part = tape.apply(x, shape=("q", "h"))
         logits = logits_of(decoder, part)
         if index < CHUNKS - 1:
             made = tape.operations[-1]

@@ -173,7 +173,7 @@ class Setup:
         if self.logits == "tiled":
             symbols["T"] = min(self.labels or self.batch * positions, TILE[0])
         if self.logits == "narrow":
-            symbols["c"] = self.batch * min(positions, CHUNK)
+            symbols["q"] = self.batch * min(positions, CHUNK)
         if self.logits in ("chunked", "compiled"):
-            symbols["c"] = math.ceil((self.labels or self.batch * positions) / CHUNKS)
+            symbols["q"] = math.ceil((self.labels or self.batch * positions) / CHUNKS)
         return symbols

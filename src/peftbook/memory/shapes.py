@@ -16,6 +16,14 @@ from peftbook.memory.names import cached_config, nearest, plain_name
 __all__ = ["FAMILIES", "SHAPES", "Shape", "as_config", "quantised_in", "read_config", "read_shape", "shape_from_config"]
 
 
+SEEING = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # models that see → the family of their text part
+# family → what of a shape stands under which name in its settings
+EXPERTS = {
+    "mixtral": {"experts": "num_local_experts", "chosen": "num_experts_per_tok"},
+    "qwen3_moe": {"experts": "num_experts", "chosen": "num_experts_per_tok", "ffn": "moe_intermediate_size"},
+}
+
+
 def read_shape(source: str | Path) -> Shape:
     """A shape by its name in the table or its id on the hub, or from a config.json or the folder that holds one.
 
@@ -86,11 +94,13 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
     """
     if not isinstance(config, Mapping):
         raise InputError("A config.json holds an object with a model's settings; this one does not.")
-    if isinstance(config.get("text_config"), Mapping) and config.get("model_type") == "gemma3":
-        config = {"model_type": "gemma3_text"} | dict(config["text_config"])
+    if isinstance(config.get("text_config"), Mapping) and config.get("model_type") in SEEING:
+        config = {"model_type": SEEING[config["model_type"]]} | dict(config["text_config"])
     family = config.get("model_type", "")
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"model_type {family!r} is not covered: choose a model of {', '.join(FAMILIES)}.")
+    if family in EXPERTS and "num_local_experts" in config:  # either name stands for the other
+        config = {"num_experts": config["num_local_experts"]} | dict(config)
     config = completed(config, family)
     needed = {
         "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size",
@@ -100,8 +110,7 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
         raise InputError(f"config.json gives no whole number for {', '.join(missing)}: give a model's whole settings.")
     window = sliding_window(config, family)
     return Shape(
-        **{name: config[key] for name, key in needed.items()},
-        **traits_in(config, family),
+        **({name: config[key] for name, key in needed.items()} | traits_in(config, family)),
         kv_heads=whole(config, "num_key_value_heads") or config["num_attention_heads"],
         head_dim=whole(config, "head_dim") or (256 if family.startswith("gemma") else 0),
         family=family,
@@ -115,6 +124,8 @@ def traits_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     """What sets a model's layers apart: its family's traits, and what the settings say of biases, ties and caps."""
     traits, biases = dict(FAMILIES[family]), flag(config, "attention_bias")
     caps = {"capped_scores": "attn_logit_softcapping", "capped_logits": "final_logit_softcapping"}
+    if family in EXPERTS:
+        traits |= experts_in(config, family)
     if family == "phi3":
         traits["rotary"] = rotary_width(config)
     return traits | {
@@ -124,6 +135,19 @@ def traits_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
         "tied": flag(config, "tie_word_embeddings", traits.get("tied", False)),
         **{name: config.get(key, 1.0) is not None for name, key in caps.items() if traits.get(name)},
     }
+
+
+def experts_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """How many experts a layer has, and a token goes through. Raises InputError where only some layers have any."""
+    keys = EXPERTS[family]
+    if missing := [keys[name] for name in ("experts", "chosen") if not whole(config, keys[name])]:
+        raise InputError(f"config.json gives no {', '.join(missing)}: give a model's whole settings.")
+    if config.get("mlp_only_layers") or (whole(config, "decoder_sparse_step") or 1) != 1:
+        raise InputError("Some of this model's layers have no experts, which is not covered: choose another model.")
+    found: dict[str, Any] = {name: whole(config, keys[name]) for name in keys}
+    if family == "qwen3_moe":
+        found["rescaled"] = flag(config, "norm_topk_prob")
+    return found
 
 
 def rotary_width(config: Mapping[str, Any]) -> int:
@@ -154,7 +178,7 @@ def whole(config: Mapping[str, Any], key: str) -> int:
 
 def sliding_window(config: Mapping[str, Any], family: str) -> int:
     """Tokens that sliding attention sees; 0 where it is off."""
-    if family in ("qwen2", "qwen3", "smollm3") and not flag(config, "use_sliding_window"):
+    if family in ("qwen2", "qwen3", "qwen3_moe", "smollm3") and not flag(config, "use_sliding_window"):
         return 0
     return whole(config, "sliding_window")
 
@@ -196,11 +220,15 @@ def as_config(shape: Shape) -> Any:
     }
     if shape.context:
         given["max_position_embeddings"] = shape.context
-    if shape.family in ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3"):
+    if shape.family in ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "ministral"):
         given["layer_types"] = ["sliding_attention" if one else "full_attention" for one in shape.sliding]
         given["use_sliding_window"] = shape.window > 0
     if shape.mlp_bias:
         given["mlp_bias"] = True
+    if shape.experts:
+        given |= {key: getattr(shape, name) for name, key in EXPERTS[shape.family].items()}
+    if shape.family == "qwen3_moe":
+        given |= {"norm_topk_prob": shape.rescaled, "use_sliding_window": shape.window > 0}
     if shape.rotary:
         given["rope_parameters"] = {
             "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": shape.rotary / shape.head_dim,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peftbook.errors import InputError
+from peftbook.memory.experts import MATRICES, ROUTER
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, TILE, Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import Size, evaluate, multiple, product
@@ -199,12 +200,14 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
 
 
 def rest(shape: Shape) -> Size:
-    """Parameters outside the matrices of the layers: embedding, head, gains, biases."""
+    """Parameters outside the matrices of the layers: embedding, head, gains, biases, experts and their router."""
     total = product(1 if shape.tied else 2, "V", "h")
     total.add(product(shape.layer_norms, "L", "h"))
     total.add(product(1, "h"))
     for symbols in head_gains(shape):
         total.add(product(1, "L", *symbols))
+    for d_in, d_out in (ROUTER, *MATRICES.values()) if shape.experts else ():
+        total.add(product(1, "L", *d_in, *d_out, *("E",) * ((d_in, d_out) != ROUTER)))
     for name in shape.biased:
         total.add(product(1, "L", *shape.widths[name][1]))
     return total
@@ -238,6 +241,9 @@ def adapted(shape: Shape, setup: Setup) -> Tensors:
     if setup.method == "prefix":
         return [(single, ("P", "L", "two", "g", "d"))]
     tensors: Tensors = [(layers, (*d_in, *d_out)) for d_in, d_out in shape.widths.values()]
+    if shape.experts:
+        tensors += [(layers, ("E", *d_in, *d_out)) for d_in, d_out in MATRICES.values()]
+        tensors.append((layers, ("E", "h")))
     tensors += [(layers, shape.widths[name][1]) for name in shape.biased]
     tensors += [(product(shape.layer_norms, "L") + single, ("h",)), (product(1 if shape.tied else 2), ("V", "h"))]
     return tensors + [(layers, symbols) for symbols in head_gains(shape)]
