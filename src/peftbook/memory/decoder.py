@@ -2,7 +2,8 @@
 
 Symbols: b rows, s tokens of a row, t positions of a row (with a soft prompt more than s), k positions that attention
 looks at (with a prefix more than t), h width, f width of the MLP, a heads, g key and value heads, d width of a head,
-V vocabulary, L layers, r rank, P virtual tokens.
+V vocabulary, L layers, r rank, P virtual tokens; where matrices are fused c width of queries, keys and values together,
+and e width of a head that is rotated.
 
 Written from the sources of transformers 5.24, peft 0.21 and bitsandbytes 0.50; a test counts what those keep.
 """
