@@ -123,7 +123,7 @@ def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, obje
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
     fused = not in_float32 and not (shape.capped_scores and setup.device == "cpu")
     where = "attention" if shape.experts else "all matrices"
-    lora = {"method": "lora"} | ({"targets": TARGETS[:4]} if shape.experts else {})
+    lora: dict[str, object] = {"method": "lora"} | ({"targets": TARGETS[:4]} if shape.experts else {})
     changes: list[tuple[bool, str, str, dict[str, object]]] = [
         (setup.attention == "eager" and fused, "fused attention", "nothing, and it is faster",
          {"attention": "sdpa"}),
