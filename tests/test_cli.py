@@ -213,7 +213,7 @@ def test_train_on_a_file_leaves_record_texts_and_adapter(capsys, pairs, tmp_path
 def test_fit_says_what_a_step_needs_and_what_would_help(capsys, tmp_path):
     """Status 1 where it does not fit, 0 where it does; a config.json is as good as a name; --json computes again."""
     assert cli.main(["fit", "--model", "llama-2-7b", "--method", "full", "--memory", "24GiB"]) == 1
-    assert "does not fit in 24.0 GiB less 0.5 to" in capsys.readouterr().out
+    assert "does not fit in 24.0 GiB less 0.2 to" in capsys.readouterr().out
     settings = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 4, "vocab_size": 100}))
     assert cli.main(["fit", "--model", str(tmp_path), "--memory", "2GiB", "--json"]) == 0

@@ -11,7 +11,7 @@ from peftbook.memory.configuration import Configuration
 from peftbook.memory.setup import TARGETS
 from peftbook.memory.step import Peak, loading
 
-__all__ = ["GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
+__all__ = ["BESIDE", "GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 UNITS |= {unit.removesuffix("B"): size for unit, size in UNITS.items() if unit != "B"}
@@ -34,8 +34,17 @@ class Reserve:
         return (memory - self.fixed) / (1 + self.share)
 
 
-# Context, cuBLAS and the gaps of the allocator, between these two in the published rows that the model was made with
-GPU_RESERVE = (Reserve(0.5 * 2**30, 0.0), Reserve(1.5 * 2**30, 0.1))
+# What a figure holds beside tensors, by what it is of: torch's tensors, its allocator, a device, the card that held it.
+# Chosen on the development rows of the study `memory_elsewhere`, and not since.
+BESIDE = {
+    "allocated": Reserve(),
+    "reserved": Reserve(2**28, 0.04),
+    "device": Reserve(2**29, 0.04),
+    "card": Reserve(2**29, 0.04),
+    "oom": Reserve(2**29, 0.04),
+}
+# Context, cuBLAS and the gaps of the allocator: between these two in those rows
+GPU_RESERVE = (Reserve(2**28, 0.0), Reserve(1.5 * 2**30, 0.12))
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ SHAPES: dict[str, Shape] = {
     "ministral-8b-2410": family(
         "mistral", 36, 4096, 12288, 32, 8, 131072, head_dim=128, context=32768, window=32768,
     ),
+    "mistral-small-24b": family("mistral", 40, 5120, 32768, 32, 8, 131072, head_dim=128, context=32768),
     "mixtral-8x7b": family("mixtral", 32, 4096, 14336, 32, 8, 32000, experts=8, chosen=2, context=32768),
     "qwen3-30b-a3b": family(
         "qwen3_moe", 48, 2048, 768, 32, 4, 151936, head_dim=128, experts=128, chosen=8, context=40960,

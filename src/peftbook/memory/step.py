@@ -94,6 +94,10 @@ def training_step(shape: Shape, setup: Setup) -> Step:
     """
     if shape.capped_scores and setup.device == "cpu" and setup.attention == "sdpa":
         raise InputError("A CPU has no fused attention that caps its scores: choose eager attention.")
+    if shape.experts and setup.optimiser.startswith("galore"):
+        raise InputError(
+            "GaLore projects matrices, and experts are stored as stacks of them: choose another optimiser."
+        )
     grouped, masked = shape.heads != shape.kv_heads, setup.padding or setup.method == "prefix"
     wide = setup.dtype == "fp32" and not setup.autocast and setup.attention == "sdpa"
     if setup.device == "cuda" and wide and grouped and not masked:

@@ -1,0 +1,86 @@
+"""Published figures of GPU memory: their table, what is made of it, and the verdict recomputed from the record."""
+
+import json
+import re
+
+import pytest
+
+from peftbook.memory import Configuration, read_shape
+from peftbook.memory.fit import BESIDE, GPU_RESERVE, fit
+from peftbook.memory.stacks import STACKS, setup_in
+from peftbook.records import default_store
+from peftbook.results import study_verdict
+from peftbook.studies import memory_elsewhere as elsewhere
+from peftbook.training.probes import measure
+
+ROWS = [row for half in elsewhere.HALVES for row in elsewhere.rows(half)]
+
+
+def configuration(row: elsewhere.Row) -> Configuration:
+    """What a row describes."""
+    said = {name: tuple(one) if isinstance(one, list) else one for name, one in row.settings.items()}
+    return Configuration(read_shape(row.model), setup_in(row.stack, **said)[0])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_says_where_its_figure_is_and_is_a_configuration(row):
+    assert row.source.startswith("https://") and row.says and row.half in elsewhere.HALVES
+    assert row.of in BESIDE and row.stack in STACKS and row.unit in elsewhere.UNITS and row.measured > 0
+    assert re.search(r"\d", row.says), "the source's words have the figure"
+    assert configuration(row).step.peak().total > 0
+
+
+def test_no_row_is_there_twice_and_both_halves_have_many():
+    names, figures = [row.name for row in ROWS], [(row.source, row.says, row.model) for row in ROWS]
+    assert len(set(names)) == len(names) and len(set(figures)) == len(figures)
+    assert len(elsewhere.rows("development")) >= 40 and len(elsewhere.rows("judged")) >= 20
+    assert not {row.source for row in elsewhere.rows("judged")} & {row.source for row in elsewhere.rows("development")}
+
+
+def test_a_prediction_is_the_models_and_what_is_promised_is_what_fit_promises():
+    """By the probe on the rows that the model was made with; one byte less than promised, and `fit` takes it back."""
+    found = measure(elsewhere.probe("development"))
+    for row, predicted, promised in zip(
+        elsewhere.rows("development"), found.per_example["predicted_bytes"], found.per_example["promised_bytes"],
+        strict=True,
+    ):  # fmt: skip
+        one = configuration(row)
+        peak = one.step.peak().total
+        assert float(predicted) == pytest.approx(peak + BESIDE[row.of].beside(peak), abs=1)
+        if row.name.endswith(("lora_r32", "llama31_8b_qlora")):
+            assert fit(one, float(promised) + 1, GPU_RESERVE).fits
+            assert not fit(one, float(promised) - 1e6, GPU_RESERVE).fits
+
+
+def test_the_model_still_tells_what_it_was_made_with():
+    """Three quarters of the development rows within the margin, and none promised into less than it took."""
+    found = measure(elsewhere.probe("development"))
+    ratios = [
+        float(predicted) / float(measured)
+        for predicted, measured in zip(
+            found.per_example["predicted_bytes"], found.per_example["measured_bytes"], strict=True
+        )
+    ]
+    assert sum(abs(ratio - 1) <= elsewhere.MARGIN for ratio in ratios) >= 0.75 * len(ratios)
+    promised = found.per_example["promised_bytes"]
+    assert all(
+        float(least) >= float(size) for least, size in zip(promised, found.per_example["measured_bytes"], strict=True)
+    )
+
+
+def test_the_verdict_is_what_the_record_says():
+    """Recomputed from its JSON and the rows that it pins, which are those of the table."""
+    store = default_store()
+    record = store.need(elsewhere.probe("judged"))
+    pinned = [json.loads(text) for text in record.spec.settings["rows"]]
+    assert [one["name"] for one in pinned] == [row.name for row in elsewhere.rows("judged")]
+    peaks = [index for index, one in enumerate(pinned) if one["of"] != "oom"]
+    within = sum(
+        abs(float(record.per_example["predicted_bytes"][index]) / pinned[index]["bytes"] - 1) <= 0.1 for index in peaks
+    )
+    broken = sum(
+        float(least) < one["bytes"] for least, one in zip(record.per_example["promised_bytes"], pinned, strict=True)
+    )
+    verdict = study_verdict("memory_elsewhere", store)
+    assert verdict.outcome == ("reproduced" if within >= 0.9 * len(peaks) and not broken else "refuted")
+    assert f"{within} are predicted" in verdict.sentence and f"{broken} of {len(pinned)}" in verdict.sentence
