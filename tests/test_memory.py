@@ -10,8 +10,9 @@ from torch.utils import flop_counter
 
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
-from peftbook.memory.fit import as_json, as_text, largest
+from peftbook.memory.fit import GPU_RESERVE, as_json, as_text, largest
 from peftbook.memory.names import OPTIMISER_NAMES, meant
+from peftbook.memory.setup import TARGETS
 from peftbook.memory.shapes import FAMILIES, as_config, quantised_in, shape_from_config
 from peftbook.memory.step import loading
 from peftbook.memory.tape import Tape, Weight, evaluate
@@ -430,6 +431,21 @@ def test_text_and_json_say_the_same():
     assert ("It fits" in text) == data["fits"]
 
 
+def test_what_fits_with_the_upper_reserve_fits_and_with_the_lower_alone_may():
+    """Three answers as the memory shrinks, and the largest batch is that of the upper one."""
+    one = Configuration(SHAPES["llama-3.1-8b"], Setup(quantised="nf4", seq=1024))
+    least, most = (part.fixed + (1 + part.share) * one.step.peak().total for part in GPU_RESERVE)
+    said = []
+    for memory in (most + 1, (least + most) / 2, least - 1):
+        found = fit(one, memory, GPU_RESERVE)
+        said.append(
+            next(word for word in ("does not fit", "may fit", "fits") if f"It {word} in" in as_text(found, "x"))
+        )
+        assert (found.fits, found.may_fit) == (memory >= most, memory >= least)
+        assert found.fits == (found.largest_batch >= 1)
+    assert said == ["fits", "may fit", "does not fit"]
+
+
 def test_loading_needs_what_stays_and_one_tensor_before_it_is_quantised():
     """In 16 bits nothing beside; over NF4 the largest matrix, in float32 the embedding if that is larger."""
     for name in ("llama-3.1-8b", "gemma-2b"):
@@ -445,10 +461,12 @@ def test_loading_needs_what_stays_and_one_tensor_before_it_is_quantised():
             assert loading(shape, setup) == pytest.approx(stays + beside)
 
 
-@pytest.mark.parametrize("setup", [Setup(), Setup(quantised="nf4"), Setup(dtype="fp32", autocast=True)], ids=str)
+@pytest.mark.parametrize(
+    "setup", [Setup(), Setup(quantised="nf4"), Setup(dtype="fp32", autocast=True)], ids=["bf16", "nf4", "fp32"]
+)
 def test_no_model_needs_more_to_be_loaded_than_to_be_trained(setup):
     """Not even where a step is as small as it can be: one token, rank 1, checkpointed."""
-    least = replace(setup, seq=1, rank=1, checkpointing=True, padding=True)
+    least = replace(setup, seq=1, rank=1, targets=TARGETS[:4], checkpointing=True, padding=True)
     for name, shape in SHAPES.items():
         assert loading(shape, least) < training_step(shape, least).peak().total, name
 
