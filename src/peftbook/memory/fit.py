@@ -128,7 +128,7 @@ def peak_with(configuration: Configuration, **fields) -> float:
 def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, object]]]:
     """(what, at what cost, settings) of single changes, in the order of what they cost."""
     shape, setup = configuration.shape, configuration.setup
-    full, adapter = setup.method == "full", setup.method != "full"
+    full, adapter, card = setup.method == "full", setup.method != "full", setup.device == "cuda"
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
     fused = not in_float32 and not (shape.capped_scores and setup.device == "cpu")
     where = "attention" if shape.experts else "all matrices"
@@ -136,17 +136,20 @@ def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, obje
     changes: list[tuple[bool, str, str, dict[str, object]]] = [
         (setup.attention == "eager" and fused, "fused attention", "nothing, and it is faster",
          {"attention": "sdpa"}),
+        (setup.logits in ("whole", "shifted", "held") and card, "a loss without whole logits",
+         "a kernel beside transformers' (TRL 1.16 has one, Liger, cut cross-entropy)", {"logits": "fused"}),
         (setup.batch > 1, "rows one at a time", "more passes for the same batch, whose gradients stay meanwhile",
          {"batch": 1, "accumulated": True}),
+        (adapter and setup.dtype == "fp32" and card, "frozen weights in bfloat16", "the rounding that checkpoints have",
+         {"dtype": "bf16", "held": False}),
         (adapter and setup.adapter_dtype == "fp32" and setup.dtype == "bf16", "adapters in bfloat16",
          "updates below a 512th to a 256th of a weight are lost, and the decay of Adam's second moment",
          {"adapter_dtype": "bf16"}),
-        (setup.dora, "LoRA without DoRA's magnitudes", "another method", {"dora": False}),
-        (bool(setup.saved), "a frozen embedding and head", "tokens that are new to the model are not learnt",
-         {"saved": ()}),
         (setup.dropout, "no dropout", "a regulariser", {"dropout": False}),
         (not setup.checkpointing and setup.method != "prefix", "checkpointing",
          "the layers' forward pass a second time", {"checkpointing": True}),
+        (setup.checkpointing and not setup.offloaded and card, "checkpoints on the host", "copies there and back",
+         {"offloaded": True}),
         (full and setup.optimiser in ("adamw", "paged_adamw"), "moments in 8 bits", "a coarser optimiser",
          {"optimiser": "adamw_8bit"}),
         (setup.method in ("lora", "prompt", "prefix") and not setup.quantised and setup.devices == 1,
@@ -154,6 +157,9 @@ def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, obje
          {"quantised": "int8"}),
         (setup.method in ("lora", "prompt", "prefix") and setup.quantised in ("", "int8"), "a base in NF4",
          "slower steps, and weights that are rounded", {"quantised": "nf4", "double": True}),
+        (bool(setup.saved), "a frozen embedding and head", "tokens that are new to the model are not learnt",
+         {"saved": ()}),
+        (setup.dora, "LoRA without DoRA's magnitudes", "another method", {"dora": False}),
         (full, f"LoRA on {where}", "another method, with fewer parameters", lora),
         (full, "LoRA over NF4", "another method; slower steps, and weights that are rounded",
          {**lora, "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False}),
