@@ -111,7 +111,7 @@ class LoRA(Method):
     def setup(self, shape: Shape) -> dict[str, Any]:
         return {
             "method": "lora", "rank": self.rank, "targets": unfused(self.targets), "dropout": self.dropout > 0,
-            "freeze_a": self.freeze_a,
+            "freeze_a": self.freeze_a, "dora": self.dora,
         }  # fmt: skip
 
     def sized(self, **sizes: int) -> Self:
