@@ -158,7 +158,8 @@ def memory_by_stack() -> Figure:
     looks = {part: one[1:] for part, one in PARTS.items()}
     for name, base in BASES.items():
         rows = [bytes_by_part(stack_setup(label, base), STACK_MODEL) for label in STACKED]
-        draw_model(axes[name], rows, looks, name, list(STACKED))
+        draw_model(axes[name], rows, looks, "", list(STACKED))
+        axes[name].set_title(name, loc="left", fontsize=SMALL, fontweight="bold", pad=4)
     axes["QLoRA"].set_xlabel("GB at the peak, 4 × 1,024 tokens (computed)")
     figure.legend(*axes["LoRA"].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4)
     return question(figure, "Does it fit with the library that you run? Llama-3.1-8B")

@@ -24,7 +24,7 @@ from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 from peftbook.tasks import DATA
 
-__all__ = ["HALVES", "Row", "errors", "false_promises", "probe", "rows"]
+__all__ = ["HALVES", "Row", "errors", "false_promises", "probe", "ratios_by_stack", "rows"]
 
 HALVES = ("development", "judged")
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
@@ -90,6 +90,15 @@ def errors(record: Record, half: str) -> list[float]:
     """Predicted over measured − 1 of each row with a peak."""
     both = zip(per_row(record, "predicted_bytes", half), per_row(record, "measured_bytes", half), strict=True)
     return [predicted / measured - 1 for predicted, measured in both]
+
+
+def ratios_by_stack(record: Record, half: str) -> dict[str, list[float]]:
+    """Stack → predicted over measured of its rows with a peak."""
+    found: dict[str, list[float]] = {}
+    peaks = [row for row in rows(half) if row.of != "oom"]
+    for row, error in zip(peaks, errors(record, half), strict=True):
+        found.setdefault(row.stack, []).append(1 + error)
+    return found
 
 
 def false_promises(record: Record, half: str) -> int:
