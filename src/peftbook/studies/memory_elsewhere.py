@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftbook import specs
+from peftbook.memory.fit import GPU_RESERVE
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
@@ -109,7 +110,10 @@ def false_promises(record: Record, half: str) -> int:
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
-    """For each half: rows, those within the margin, predicted over measured, and promises that do not hold."""
+    """For each half: rows, those within the margin, predicted over measured, and promises that do not hold.
+
+    Of both: figures above the upper end of `fit`'s reserve as it is now.
+    """
     out: dict[str, Quantity] = {}
     for half in HALVES:
         if (record := store.get(probe(half))) is None:
@@ -123,6 +127,19 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             f"{half}_ratio": Quantity.middle([1 + one for one in found], "×", keys, n=len(found), digits=2),
             f"{half}_false_promises": Quantity(false_promises(record, half), "rows", keys, n=len(rows(half)), digits=0),
         }
+    records = [store.get(probe(half)) for half in HALVES]
+    known = [record for record in records if record is not None]
+    if len(known) == len(HALVES):
+        above = [
+            size > tensors + GPU_RESERVE[1].beside(tensors)
+            for record, half in zip(known, HALVES, strict=True)
+            for size, tensors in zip(
+                *(per_row(record, f"{name}_bytes", half) for name in ("measured", "tensors")), strict=True
+            )
+        ]
+        keys = tuple(record.key for record in known)
+        out["above_reserve"] = Quantity(sum(above), "figures", keys, n=len(above), digits=0)
+        out["all_rows"] = Quantity(len(above), "figures", keys, digits=0)
     return out
 
 

@@ -6,11 +6,13 @@ import json
 
 from peftbook import specs
 from peftbook.memory import Configuration, read_shape
-from peftbook.memory.fit import BESIDE, GPU_RESERVE
+from peftbook.memory.fit import BESIDE, Reserve
 from peftbook.memory.stacks import STACKS, setup_in
 from peftbook.training.probes import Findings
 
-__all__ = ["predictions"]
+__all__ = ["PROMISED", "predictions"]
+
+PROMISED = Reserve(1.5 * 2**30, 0.12)  # the upper end of `fit`'s reserve when the rows were judged; it is wider since
 
 
 def predictions(probe: specs.Probe) -> Findings:
@@ -19,7 +21,8 @@ def predictions(probe: specs.Probe) -> Findings:
     settings: rows, JSON texts with stack, model, settings, bytes, and what the bytes are of.
 
     tensors: the peak of torch's tensors.  predicted: with what is beside them in a figure of that kind.  promised: the
-    least memory that `fit` says it fits in.  metrics_info: the configurations, and the versions of the stacks.
+    least memory that `fit` said it fits in, by the reserve of that day.  metrics_info: the configurations, and the
+    versions of the stacks.
     """
     found: dict[str, list[float]] = {
         name: [] for name in ("tensors_bytes", "predicted_bytes", "promised_bytes", "measured_bytes")
@@ -33,7 +36,7 @@ def predictions(probe: specs.Probe) -> Findings:
         texts.append(configuration.text)
         found["tensors_bytes"].append(round(peak))
         found["predicted_bytes"].append(round(peak + BESIDE[row["of"]].beside(peak)))
-        found["promised_bytes"].append(round(peak + GPU_RESERVE[1].beside(peak)))
+        found["promised_bytes"].append(round(peak + PROMISED.beside(peak)))
         found["measured_bytes"].append(row["bytes"])
     versions = {name: stack.named for name, stack in STACKS.items()}
     return Findings(
