@@ -43,7 +43,7 @@ BESIDE = {
     "card": Reserve(2**29, 0.04),
     "oom": Reserve(2**29, 0.04),
 }
-# What a figure was above the prediction's tensors: in 19 of 20 rows of the study no more than the upper one, whose share
+# What a figure was above the tensors predicted: in 19 of 20 rows of the study no more than the upper one, whose share
 # was 12 % when the judged rows were predicted, and was then found too low
 GPU_RESERVE = (Reserve(2**28, 0.0), Reserve(1.5 * 2**30, 0.25))
 
