@@ -35,6 +35,8 @@ def test_no_row_is_there_twice_and_both_halves_have_many():
     names, figures = [row.name for row in ROWS], [(row.source, row.says, row.model) for row in ROWS]
     assert len(set(names)) == len(names) and len(set(figures)) == len(figures)
     assert len(elsewhere.rows("development")) >= 40 and len(elsewhere.rows("judged")) >= 20
+    measured = [(row.model, row.measured, row.unit) for row in ROWS if row.measured != round(row.measured)]
+    assert len(set(measured)) == len(measured), "one run at two addresses"
     assert not {row.source for row in elsewhere.rows("judged")} & {row.source for row in elsewhere.rows("development")}
 
 

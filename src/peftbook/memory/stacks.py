@@ -108,7 +108,7 @@ class Stack:
     def named(self) -> str:
         """The title with the version of what is installed, or of the table."""
         if not self.package:
-            return f"{self.title} {self.version}"
+            return f"{self.title} ({self.version})"
         try:
             return f"{self.title} {version(self.package)}"
         except PackageNotFoundError:
@@ -171,7 +171,7 @@ STACKS: dict[str, Stack] = {
         full={},
     ),
     "trl0": Stack(
-        "TRL's SFTTrainer before 1.0,", "", "0.25.0",
+        "TRL's SFTTrainer before 1.0", "", "0.25.0",
         always={
             "batch": (8, "per_device_train_batch_size"), "seq": (1024, "max_length"),
             "optimiser": ("adamw", "optim"), "checkpointing": (True, "gradient_checkpointing"),

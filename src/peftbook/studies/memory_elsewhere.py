@@ -121,8 +121,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         found, keys = errors(record, half), (record.key,)
         within = sum(abs(one) <= MARGIN for one in found)
         out |= {
-            f"{half}_rows": Quantity(len(found), "rows", keys, digits=0),
-            f"{half}_within": Quantity(within, "rows", keys, n=len(found), digits=0),
+            f"{half}_rows": Quantity(len(found), "figures", keys, digits=0),
+            f"{half}_within": Quantity(within, "", keys, n=len(found), digits=0),
             f"{half}_share": Quantity(100 * within / len(found), "%", keys, n=len(found), digits=0),
             f"{half}_ratio": Quantity.middle([1 + one for one in found], "×", keys, n=len(found), digits=2),
             f"{half}_false_promises": Quantity(false_promises(record, half), "rows", keys, n=len(rows(half)), digits=0),
@@ -138,7 +138,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             )
         ]
         keys = tuple(record.key for record in known)
-        out["above_reserve"] = Quantity(sum(above), "figures", keys, n=len(above), digits=0)
+        out["above_reserve"] = Quantity(sum(above), "", keys, n=len(above), digits=0)
         out["all_rows"] = Quantity(len(above), "figures", keys, digits=0)
     return out
 
@@ -152,6 +152,6 @@ def verdict(store: Store) -> Verdict:
     kept = within >= LEAST * len(found) and not broken
     sentence = (
         f"Of {len(found)} published peaks that were not looked for until the model stood, {within} are predicted to "
-        f"within {MARGIN:.0%}; {broken} of {len(rows('judged'))} figures are above what `fit` promises."
+        f"within {MARGIN:.0%}; {broken} of {len(rows('judged'))} figures are above what fit promises."
     )
     return Verdict("reproduced" if kept else "refuted", sentence, ("judged_share", "judged_ratio"))
