@@ -137,9 +137,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
                 *(per_row(record, f"{name}_bytes", half) for name in ("measured", "tensors")), strict=True
             )
         ]
-        keys = tuple(record.key for record in known)
-        out["above_reserve"] = Quantity(sum(above), "", keys, n=len(above), digits=0)
-        out["all_rows"] = Quantity(len(above), "figures", keys, digits=0)
+        both = tuple(record.key for record in known)
+        out["above_reserve"] = Quantity(sum(above), "", both, n=len(above), digits=0)
+        out["all_rows"] = Quantity(len(above), "figures", both, digits=0)
     return out
 
 
