@@ -29,6 +29,7 @@ CPU = Setup(rank=4, seq=24, device="cpu")
 MIXED = {"dtype": "fp32", "autocast": True}
 DORA = replace(CPU, dora=True)
 INT8 = replace(CPU, quantised="int8")
+PREPARED = replace(CPU, quantised="nf4", adapter_dtype="bf16", autocast=True, wide_norms=True)
 SAVED = replace(CPU, saved=("embed_tokens", "lm_head"))
 GEMMA = Shape(3, 64, 160, 4, 1, 512, head_dim=16, **(FAMILIES["gemma"] | {"family": "gemma"}))
 
@@ -50,6 +51,8 @@ KEPT = {
     "int8_checkpointed": (SMALL, replace(INT8, checkpointing=True)),
     "int8_prompt": (SMALL, replace(INT8, method="prompt")),
     "int8_ia3": (SMALL, replace(INT8, method="ia3", **MIXED)),
+    "wide_norms": (BIASED, PREPARED),
+    "wide_norms_checkpointed": (SMALL, replace(PREPARED, checkpointing=True)),
     "saved": (GEMMA, SAVED),
     "saved_autocast": (SMALL, replace(SAVED, **MIXED)),
     "saved_checkpointed": (replace(SMALL, tied=False), replace(SAVED, checkpointing=True)),
@@ -72,6 +75,8 @@ PEAKS = {
     "int8": INT8,
     "int8_autocast": replace(INT8, **MIXED),
     "int8_checkpointed": replace(INT8, checkpointing=True),
+    "wide_norms": replace(PREPARED, batch=2),
+    "wide_norms_checkpointed": replace(PREPARED, checkpointing=True),
     "saved": SAVED,
     "saved_autocast": replace(SAVED, **MIXED),
     "saved_embedding": replace(SAVED, saved=("embed_tokens",), checkpointing=True),

@@ -19,6 +19,7 @@ ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "padding": "rows of different length, with a mask", "checkpointing": "keep only the input of each layer",
     "offloaded": "with checkpointing: and that on the host",
     "accumulated": "gradients that stay over several micro-batches",
+    "wide_norms": "norms in float32 over a quantised base, and with them what layers hand on",
     "keeps_inputs": "4-bit matrices keep their inputs: bitsandbytes before 0.43.2",
 }  # fmt: skip
 TAKEN = ("batch", "seq", "rank", "length", "adapter_dtype", "logits", "device", "devices", *ON_OFF)

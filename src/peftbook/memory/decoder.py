@@ -126,7 +126,7 @@ class Decoder:
                 undoing = wide.size if self.full else None
                 return tape.cast(tape.apply(normed, kept=kept, trained=trained, undoing=undoing), x.bytes_each)
             narrow = tape.cast(normed, x.bytes_each)
-            each = max(narrow.bytes_each, self.base_bytes)
+            each = max(narrow.bytes_each, 4 if self.setup.wide_norms else self.base_bytes)
             undoing = narrow.size if self.full else None
             return tape.apply(narrow, bytes_each=each, kept=[narrow] * self.full, trained=trained, undoing=undoing)
 

@@ -59,7 +59,9 @@ class Setup:
     labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
     logits: how they become a loss, see `peftbook.memory.loss`: whole, as in transformers and the book's own loop;
     shifted, held, narrow, chunked, compiled, tiled or fused, as elsewhere.  offloaded: what checkpoints keep is on the
-    host.  keeps_inputs: a 4-bit matrix keeps its input (bitsandbytes before 0.43.2).
+    host.  wide_norms: gains of norms are float32, and so what they and frozen 4-bit matrices after them hand on (what
+    prepare_model_for_kbit_training leaves of a model whose embedding and head are brought back to bfloat16).
+    keeps_inputs: a 4-bit matrix keeps its input (bitsandbytes before 0.43.2).
     optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
     all the same; galore_adamw, whose moments of a layer's matrices have no more than `rank` rows; or sgd.
     devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
@@ -88,6 +90,7 @@ class Setup:
     labels: int = 0
     logits: str = "whole"
     keeps_inputs: bool = False
+    wide_norms: bool = False
     offloaded: bool = False
     accumulated: bool = False
     optimiser: str = "adamw"
@@ -131,6 +134,8 @@ class Setup:
             )
         if self.held and not (self.autocast and self.dtype == "fp32"):
             raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
+        if self.wide_norms and (self.method == "full" or not self.quantised):
+            raise InputError("wide_norms are those of a model prepared for training over few bits: choose quantised.")
         if self.offloaded and not self.checkpointing:
             raise InputError("offloaded moves to the host what checkpoints keep: choose checkpointing with it.")
         if self.logits in ("narrow", "chunked", "compiled") and self.autocast:

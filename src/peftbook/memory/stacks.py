@@ -179,7 +179,9 @@ STACKS: dict[str, Stack] = {
             "logits": ("whole", "transformers' own loss, in float32 at every position"),
         },
         whole={"dtype": ("fp32", "a model given by name"), "adapter_dtype": PEFT_ADAPTER},
-        quantised={"dtype": ("bf16", PREPARED), "adapter_dtype": ("bf16", PREPARED)},
+        quantised={
+            "dtype": ("bf16", PREPARED), "adapter_dtype": ("bf16", PREPARED), "wide_norms": (True, PREPARED),
+        },
         full={},
     ),
     "peftbook": Stack(

@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftbook import specs
-from peftbook.memory.fit import GPU_RESERVE
+from peftbook.memory import Configuration, read_shape
+from peftbook.memory.fit import BESIDE, GPU_RESERVE
+from peftbook.memory.stacks import setup_in
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 from peftbook.tasks import DATA
 
-__all__ = ["HALVES", "Row", "errors", "false_promises", "probe", "ratios_by_stack", "rows"]
+__all__ = ["HALVES", "Row", "errors", "false_promises", "probe", "ratio_again", "ratios_by_stack", "rows"]
 
 HALVES = ("development", "judged")
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
@@ -100,6 +102,14 @@ def ratios_by_stack(record: Record, half: str) -> dict[str, list[float]]:
     for row, error in zip(peaks, errors(record, half), strict=True):
         found.setdefault(row.stack, []).append(1 + error)
     return found
+
+
+def ratio_again(row: Row, **changes: Any) -> float:
+    """Predicted over measured by the model as it is now, with other settings; for what is found after the judgement."""
+    said = {name: tuple(one) if isinstance(one, list) else one for name, one in row.settings.items()}
+    setup, _ = setup_in(row.stack, **(said | changes))
+    peak = Configuration(read_shape(row.model), setup).step.peak().total
+    return (peak + BESIDE[row.of].beside(peak)) / row.bytes
 
 
 def false_promises(record: Record, half: str) -> int:

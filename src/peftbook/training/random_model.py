@@ -188,6 +188,9 @@ def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
         quantise_linears(model.model, setup)
         setattr(model, f"is_loaded_in_{setup.bits}bit", True)  # what peft looks for
     fill(model)
+    for name, value in model.named_parameters():
+        if setup.wide_norms and "norm" in name:
+            value.data = value.data.float()
     model.tie_weights()
     keep_linear4bit_layout(model)
     return model
