@@ -64,6 +64,7 @@ from peftbook.studies import (
     prompt_design,
     subspace,
 )
+from peftbook.training.probes import elsewhere
 from peftbook.training.probes.coverage import simulated
 
 COMMITTED = Path(__file__).resolve().parents[1] / "figures"
@@ -428,6 +429,11 @@ def invented_coverage(probe: specs.Probe, _: np.random.Generator) -> dict:
     return vars(simulated(probe.model_copy(update={"settings": probe.settings | {"studies": 8}})))
 
 
+def computed_predictions(probe: specs.Probe, _: np.random.Generator) -> dict:
+    """What the probe computes: nothing is measured."""
+    return vars(elsewhere.predictions(probe))
+
+
 PROBES = {
     "coverage.simulated": invented_coverage,
     "curves.learning_curve": invented_curve,
@@ -446,6 +452,7 @@ PROBES = {
     "synthetic.recall_bits": invented_recall,
     "memory.peak": invented_peak,
     "memory.step_peaks": invented_step_peaks,
+    "elsewhere.predictions": computed_predictions,
     "seconds.steps": invented_steps,
     "rouge.settings": invented_scorings,
     "throughput.throughput": invented_throughput,
