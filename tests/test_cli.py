@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 
 from peftbook import cli
 from peftbook.errors import InputError
+from peftbook.memory.setup import CHOICES
 from peftbook.memory.stacks import STACKS
 from peftbook.records import default_store
 
@@ -235,6 +237,14 @@ def test_fit_says_what_a_stack_assumes(capsys):
         if stack != "peftbook":  # its copies of frozen matrices have no option
             assert found.partition("Assumed")[0] == text.partition("Assumed")[0], stack
     assert "--stack trl" in said() and "--stack trl" not in said("--stack", "trl")
+
+
+def test_fits_help_names_every_stack_and_every_way_to_compute_the_loss(capsys):
+    """They are written out there, so that help needs no byte model."""
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--help"])
+    said = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert {*STACKS, *CHOICES["logits"]} <= said
 
 
 def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):

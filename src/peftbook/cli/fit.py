@@ -34,7 +34,7 @@ def add_commands(add: Add) -> None:
         "--method", default="lora", help="full, lora, qlora, dora, lora_fa, prompt, prefix or ia3 (default lora)"
     )
     room.add_argument("--memory", required=True, metavar="SIZE", help="of the machine, like 24GiB")
-    words = "left to context and allocator (default: a band that published runs on GPUs lie in)"
+    words = "left to context and allocator (default: a band that nearly all published figures are below)"
     room.add_argument("--reserve", metavar="SIZE", help=words)
     words = "whose defaults hold where nothing is said: peft (a loop of your own, the default), trainer, trl, "
     room.add_argument(
@@ -102,8 +102,8 @@ def command_fit(args: argparse.Namespace) -> int:
     else:
         print(as_text(fitting, args.model))
         print("\n".join(assumptions_text(args.stack, assumed)))
-        if args.stack == "peft":
-            print(elsewhere(fitting, asked, args.labels))
+        if args.stack.lower() == "peft" and (line := elsewhere(fitting, asked, args.labels)):
+            print(line)
         if total := sum(seconds.values()):
             parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds.items() if each >= total / 100)
             print(f"A step takes about {total:.3g} s on this machine: {parts}.")
