@@ -7,16 +7,16 @@ import re
 
 import pytest
 
-from peftbook.cli import build_parser
+from peftbook.cli import whole_parser
 from peftbook.site import reference
 
 
 def test_every_command_and_every_option_is_there():
     """What `--help` prints a reader finds on the page."""
-    html = reference.commands(build_parser()).html
-    names = [name for name, _ in reference.subcommands(build_parser())]
+    html = reference.commands(whole_parser()).html
+    names = [name for name, _ in reference.subcommands(whole_parser())]
     assert {"run", "fit", "bench train"} <= set(names) and len(set(names)) == len(names)
-    for name, parser in reference.subcommands(build_parser()):
+    for name, parser in reference.subcommands(whole_parser()):
         assert f'id="command-{name.replace(" ", "-")}"' in html
         for action in parser._actions[1:]:
             assert (action.option_strings or [action.metavar or action.dest])[-1] in html

@@ -163,10 +163,19 @@ def _data() -> list[str]:
 @lru_cache(maxsize=4096)
 def _files_of(name: str) -> list[Path]:
     """The file of a module and those of the packages that it lies in."""
-    path = PACKAGE.joinpath(*name.split(".")[1:])
-    own = [path / "__init__.py", path.with_suffix(".py")]
-    return [file for file in [*own, *(above / "__init__.py" for above in path.parents)]
-            if file.is_relative_to(PACKAGE) and file.is_file()]  # fmt: skip
+    parts = name.split(".")
+    names = [".".join(parts[: length + 1]) for length in range(len(parts))]
+    return [_modules()[one] for one in names if one in _modules()]
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    """Name → file of each module of the package."""
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join([PACKAGE.name, *(part for part in parts if part != "__init__")])] = file
+    return found
 
 
 @lru_cache(maxsize=512)

@@ -10,26 +10,39 @@ from collections.abc import Callable
 
 import peftbook
 from peftbook.cli import evidence, fit, machine, own_data, products, runs
+from peftbook.cli.arguments import Command, Options
 from peftbook.errors import InputError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and options."""
+    """All commands; the options of some are declared when they are asked for."""
     parser = argparse.ArgumentParser(prog="peftbook", description=peftbook.__doc__)
     parser.add_argument("--version", action="version", version=f"peftbook {peftbook.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     for module in (runs, evidence, machine, products, own_data, fit):
         module.add_commands(functools.partial(command, commands))
-    bench = commands.add_parser("bench", help="measure speed: train, book").add_subparsers(required=True, dest="what")
+    speed = commands.add_parser("bench", help="measure speed: train, book, cli")
+    bench = speed.add_subparsers(required=True, dest="what")
     machine.add_benches(functools.partial(command, bench))
     return parser
 
 
-def command(group, name: str, handler: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+def whole_parser() -> argparse.ArgumentParser:
+    """All commands with all their options declared, for who lists them."""
+    parser = build_parser()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                one.declared()
+    return parser
+
+
+def command(group, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None) -> Command:
     """A parser of a group for one command, which its handler's docstring describes."""
     text = (handler.__doc__ or "").strip()
     parser = group.add_parser(name, help=text[0].lower() + text[1:].rstrip("."), description=text)
     parser.set_defaults(handler=handler)
+    parser.options = options
     return parser
 
 

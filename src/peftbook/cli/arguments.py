@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Protocol
 
-Add = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]  # a command by name and handler
+Options = Callable[[argparse.ArgumentParser], None]
+
+
+class Command(argparse.ArgumentParser):
+    """A command, whose options are declared when they are first needed: some take imports that no other waits for."""
+
+    options: Options | None = None
+
+    def declared(self) -> Command:
+        """The command with its options."""
+        if self.options is not None:
+            declare, self.options = self.options, None
+            declare(self)
+        return self
+
+    def parse_known_args(self, args=None, namespace=None):
+        """argparse's own, which also prints the help, with the options."""
+        return super(Command, self.declared()).parse_known_args(args, namespace)
+
+
+class Add(Protocol):
+    """What adds a command: its name, what it does, and its options if they are declared later."""
+
+    def __call__(
+        self, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None
+    ) -> Command: ...
 
 
 def on_platform(parser: argparse.ArgumentParser) -> None:

@@ -6,26 +6,42 @@ import argparse
 from pathlib import Path
 
 from peftbook.cli.arguments import Add
-from peftbook.options import add_options, check_bounds, read_options
-from peftbook.studio.settings import Judging, Reading, Settings, Single
-from peftbook.tasks.rows import Caps
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
 
 def add_commands(add: Add) -> None:
-    """The commands and their options."""
-    train = add("train", command_train)
+    """The commands; their options are read from settings, which takes imports."""
+    add("train", command_train, train_options)
+    add("compare", command_compare, compare_options)
+    add("studio", command_studio, studio_options)
+
+
+def train_options(train: argparse.ArgumentParser) -> None:
+    """Of `train`."""
+    from peftbook.studio.settings import Reading, Single
+
     on_file(train, Reading, Single)
     train.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
-    compare = add("compare", command_compare)
+
+
+def compare_options(compare: argparse.ArgumentParser) -> None:
+    """Of `compare`."""
+    from peftbook.studio.settings import Judging, Reading, Settings
+
     on_file(compare, Reading, Settings, Judging)
     words = "one run, whole, as the studio prints it; again"
     compare.add_argument("--run", action="append", metavar="SPEC", help=words)
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
     compare.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
     compare.add_argument("--json", action="store_true", help="print numbers in full as JSON")
-    web = add("studio", command_studio)
+
+
+def studio_options(web: argparse.ArgumentParser) -> None:
+    """Of `studio`."""
+    from peftbook.options import add_options
+    from peftbook.tasks.rows import Caps
+
     web.add_argument("--home", type=Path, help=HOME)
     web.add_argument("--host", default="127.0.0.1", help="to listen on; another than this machine's own needs a login")
     web.add_argument("--port", type=int, default=7861, help="to listen on (default 7861)")
@@ -37,6 +53,8 @@ def add_commands(add: Add) -> None:
 
 def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
     """A file, how it is read, and what is trained on it."""
+    from peftbook.options import add_options
+
     parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
     for model in models:
         add_options(parser, model)
@@ -59,9 +77,11 @@ def command_compare(args: argparse.Namespace) -> int:
 
 def command_studio(args: argparse.Namespace) -> int:
     """Serve the studio on this machine: upload data, train several methods, decide."""
+    from peftbook.options import check_bounds, read_options
     from peftbook.studio.access import add_user
     from peftbook.studio.app import serve
     from peftbook.studio.database import default_home
+    from peftbook.tasks.rows import Caps
 
     if args.add_user:
         path = args.login_file or (args.home or default_home()) / "login.json"
