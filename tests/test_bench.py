@@ -15,7 +15,7 @@ import pytest
 from test_queue import interpreter, until
 
 from peftbook import specs
-from peftbook.bench import measuring, peers, rounds
+from peftbook.bench import commands, measuring, peers, rounds
 from peftbook.bench.book import book_bench
 from peftbook.bench.contestants import BATCH, BOTH, CONTESTANTS, named
 from peftbook.bench.table import table
@@ -289,6 +289,30 @@ def test_book_bench_names_what_is_missing(book: Path):
     with pytest.raises(InputError, match="cannot be run"):
         book_bench(book, ["/no/such/program"], chapter="book/one.md", report=lambda line: None)
     assert (book / "_build" / "old.html").is_file()
+
+
+def test_cli_bench_times_every_command_without_and_with_kept_results(monkeypatch):
+    """The second call of a round finds what the first has kept; medians are over rounds, in starts of a bare Python."""
+    times, found = iter([1, 8, 2, 3, 20, 6, 2, 10, 4]), []
+
+    def call(words, results):
+        found.append(len([*Path(results).iterdir()]))
+        if words[0] == "-m":
+            (Path(results) / str(len(found))).touch()
+        return next(times)
+
+    monkeypatch.setattr(commands, "seconds", call)
+    rows = {(row["command"], row["state"]): row for row in commands.cli_bench(3, {"status": ("status",)})}
+    assert found == [0, 0, 1] * 3
+    assert [row["seconds"] for row in rows.values()] == [2, 10, 4]
+    assert rows["status", "cold"]["times_bare"] == 5
+    assert (rows["status", "warm"]["lowest"], rows["status", "warm"]["highest"]) == (2, 6)
+    assert len(commands.table([*rows.values()]).splitlines()) == 3
+
+
+def test_cli_bench_says_which_command_fails():
+    with pytest.raises(InputError, match=r"fit.*failed with status 2"):
+        commands.cli_bench(1, {"fit": ("fit", "--model", "no-such-model", "--memory", "1GiB")})
 
 
 # ---- the contestants themselves, on a tiny model ----

@@ -28,6 +28,8 @@ def add_benches(add: Add) -> None:
     train.add_argument("--rounds", type=positive, default=3)
     train.add_argument("--out", type=Path, help="also write the rows as JSON")
     add("book", command_bench_book)
+    waited = add("cli", command_bench_cli)
+    waited.add_argument("--rounds", type=positive, default=3)
 
 
 def command_prepare(args: argparse.Namespace) -> int:
@@ -93,4 +95,12 @@ def command_bench_book(args: argparse.Namespace) -> int:
     from peftbook.bench.table import table
 
     print(table(book_bench(Path.cwd())))
+    return 0
+
+
+def command_bench_cli(args: argparse.Namespace) -> int:
+    """Time what a reader waits for commands, with results kept from an earlier call and without."""
+    from peftbook.bench.commands import cli_bench, table
+
+    print(table(cli_bench(args.rounds)))
     return 0
