@@ -9,7 +9,7 @@ import pytest
 from peftbook import specs
 from peftbook.methods.lora import LoRA
 from peftbook.records import SHIPPED, Record, Store
-from peftbook.studies.half_products import short_run
+from peftbook.studies.half_products import small_run
 from peftbook.tasks import get_task, task_spec
 from peftbook.training import verify
 from peftbook.training.queue import run_subprocess
@@ -82,9 +82,10 @@ def test_the_sample_is_drawn_by_its_seed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_short_shipped_run_repeats(tmp_path):
     """In a process of its own, through the queue's worker, whatever processor made the record: every loss of its
-    training; of its first examples and answers the means, each with the tolerance of so many.
+    training; of its first examples and answers the means, each with the tolerance of so many. It is the small Llama's;
+    the first steps of a run of the larger model are repeated in `test_products`.
     """
-    whole, few = short_run(), 4
+    whole, few = small_run(), 4
     fewer = whole.evaluation.model_copy(update={"n_loss": few, "n_generate": few})
     run = whole.model_copy(update={"evaluation": fewer})
     assert run_subprocess(run, folder=tmp_path) == (True, "")

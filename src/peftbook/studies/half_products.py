@@ -1,6 +1,7 @@
 """Are bfloat16 products in float32 those of native instructions? The first steps of a training of every method.
 
-With them goes a whole run, so short that anyone can repeat it in a minute. No claim is at stake: it is the check behind
+With them go two whole runs, so short that anyone can repeat them: of the embedded model in a minute or two, of the small
+Llama in moments. No claim is at stake: it is the check behind
 runs that repeat a record on a processor without bfloat16. There are two yardsticks: the same steps in float32, which
 does not round at all, and, for the methods of the study `methods`, the shipped record of the same training on another
 processor with native products.
@@ -18,7 +19,7 @@ from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studies.sweep import validation_loss
 from peftbook.tasks import task_spec
 
-__all__ = ["METHODS", "probe", "short_run"]
+__all__ = ["METHODS", "probe", "short_run", "small_run"]
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
 METHODS = tuple(kind for kind in usual() if preset(kind).swept.endswith(f".{kind}"))  # with a rate of their own
@@ -42,6 +43,11 @@ def short_run() -> specs.Run:
         evaluation=specs.Evaluation(n_loss=32, n_generate=32, generation_dtype="bf16"),
         seed=SEED,
     )
+
+
+def small_run() -> specs.Run:
+    """The same training of the small Llama."""
+    return short_run().model_copy(update={"model": specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)})
 
 
 def shipped(made: Record, store: Store) -> Record | None:
@@ -89,14 +95,15 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
                 max(values), "nats per token", keys, min(values), max(values), seeds=1, n=STEPS, digits=3,
                 note="largest and range over methods",
             )  # fmt: skip
-    if (record := store.get(short_run())) is not None:
-        out["short_run_loss"] = Quantity(
-            validation_loss(record), "nats per token", (record.key,), seeds=1, n=short_run().evaluation.n_loss, digits=3
-        )
+    for name, run in (("short_run", short_run()), ("small_run", small_run())):
+        if (record := store.get(run)) is not None:
+            out[f"{name}_loss"] = Quantity(
+                validation_loss(record), "nats per token", (record.key,), seeds=1, n=run.evaluation.n_loss, digits=3
+            )
     return out
 
 
-@study("half_products", lambda store: [short_run(), *map(probe, METHODS)], quantities)
+@study("half_products", lambda store: [short_run(), small_run(), *map(probe, METHODS)], quantities)
 def verdict(store: Store) -> Verdict:
     """No claim of a paper: a check of the book's own arithmetic."""
     made, found = store.need_all(map(probe, METHODS)), quantities(store)
