@@ -91,7 +91,7 @@ def test_the_short_shipped_run_repeats(tmp_path):
     assert run_subprocess(run, folder=tmp_path) == (True, "")
     shipped, again = Store(SHIPPED).get(whole), Store(tmp_path).get(run)
     losses = shipped.curve["train_loss_nats"]
-    assert len(losses) > 5 and again.curve["train_loss_nats"] == pytest.approx(losses, abs=TOLERANCES["loss_nats"])
+    assert len(losses) > 2 and again.curve["train_loss_nats"] == pytest.approx(losses, abs=TOLERANCES["loss_nats"])
     assert again.per_example["label_tokens"] == shipped.per_example["label_tokens"][:few]
     tokens = sum(again.per_example["label_tokens"])
     for name, parts in {"loss_nats": tokens, "rougeL": few, "bertscore_f1": few}.items():

@@ -22,7 +22,8 @@ from peftbook.tasks import task_spec
 __all__ = ["METHODS", "probe", "short_run", "small_run"]
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
-METHODS = tuple(kind for kind in usual() if preset(kind).swept.endswith(f".{kind}"))  # with a rate of their own
+TUNED = ("methods", "benchmark")  # whose finals the other processor had made; of LoRA's variants it has none
+METHODS = tuple(kind for kind in usual() if preset(kind).swept in [f"{name}.{kind}" for name in TUNED])
 WAYS = ("widened", "elsewhere", "float32")
 SHORT_TOKENS = 6_000
 
