@@ -1,5 +1,6 @@
 """Published figures of GPU memory: their table, what is made of it, and the verdict recomputed from the record."""
 
+import itertools
 import json
 import re
 
@@ -14,7 +15,7 @@ from peftbook.studies import memory_elsewhere as elsewhere
 from peftbook.training.probes import measure
 from peftbook.training.probes.elsewhere import PROMISED
 
-ROWS = [row for half in elsewhere.HALVES for row in elsewhere.rows(half)]
+ROWS = [row for part in elsewhere.PARTS for row in elsewhere.rows(part)]
 
 
 def configuration(row: elsewhere.Row) -> Configuration:
@@ -25,19 +26,21 @@ def configuration(row: elsewhere.Row) -> Configuration:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_row_says_where_its_figure_is_and_is_a_configuration(row):
-    assert row.source.startswith("https://") and row.says and row.half in elsewhere.HALVES
+    assert row.source.startswith("https://") and row.says and row.part in elsewhere.PARTS
     assert row.of in BESIDE and row.stack in STACKS and row.unit in elsewhere.UNITS and row.measured > 0
     assert re.search(r"\d", row.says), "the source's words have the figure"
     assert configuration(row).step.peak().total > 0
 
 
-def test_no_row_is_there_twice_and_both_halves_have_many():
+def test_no_row_is_there_twice_and_no_source_is_in_two_parts():
     names, figures = [row.name for row in ROWS], [(row.source, row.says, row.model) for row in ROWS]
     assert len(set(names)) == len(names) and len(set(figures)) == len(figures)
     assert len(elsewhere.rows("development")) >= 40 and len(elsewhere.rows("judged")) >= 20
-    measured = [(row.model, row.measured, row.unit) for row in ROWS if row.measured != round(row.measured)]
+    peaks = [row for row in ROWS if row.measured != round(row.measured)]
+    measured = [(row.model, row.measured, row.unit, row.settings.get("batch"), row.settings.get("seq")) for row in peaks]
     assert len(set(measured)) == len(measured), "one run at two addresses"
-    assert not {row.source for row in elsewhere.rows("judged")} & {row.source for row in elsewhere.rows("development")}
+    sources = [{row.source for row in elsewhere.rows(part)} for part in elsewhere.PARTS]
+    assert not any(one & other for one, other in itertools.combinations(sources, 2))
 
 
 def test_a_prediction_is_the_models_and_what_is_promised_is_what_fit_promised():
@@ -78,12 +81,13 @@ def test_nineteen_of_twenty_figures_are_below_the_upper_end_of_the_reserve():
     assert PROMISED.share < GPU_RESERVE[1].share and PROMISED.fixed == GPU_RESERVE[1].fixed
 
 
-def test_the_verdict_is_what_the_record_says():
+@pytest.mark.parametrize(("part", "name"), [("judged", "memory_elsewhere"), ("again", "memory_elsewhere_again")])
+def test_the_verdict_is_what_the_record_says(part, name):
     """Recomputed from its JSON and the rows that it pins, which are those of the table."""
     store = default_store()
-    record = store.need(elsewhere.probe("judged"))
+    record = store.need(elsewhere.probe(part))
     pinned = [json.loads(text) for text in record.spec.settings["rows"]]
-    assert [one["name"] for one in pinned] == [row.name for row in elsewhere.rows("judged")]
+    assert [one["name"] for one in pinned] == [row.name for row in elsewhere.rows(part)]
     peaks = [index for index, one in enumerate(pinned) if one["of"] != "oom"]
     within = sum(
         abs(float(record.per_example["predicted_bytes"][index]) / pinned[index]["bytes"] - 1) <= 0.1 for index in peaks
@@ -91,6 +95,6 @@ def test_the_verdict_is_what_the_record_says():
     broken = sum(
         float(least) < one["bytes"] for least, one in zip(record.per_example["promised_bytes"], pinned, strict=True)
     )
-    verdict = study_verdict("memory_elsewhere", store)
+    verdict = study_verdict(name, store)
     assert verdict.outcome == ("reproduced" if within >= 0.9 * len(peaks) and not broken else "refuted")
     assert f"{within} are predicted" in verdict.sentence and f"{broken} of {len(pinned)}" in verdict.sentence

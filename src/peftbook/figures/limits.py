@@ -173,7 +173,7 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
 def memory_elsewhere(store: Store) -> Figure:
     """Does it hold for what others measured on GPUs? Predicted over published peaks, for both halves."""
     halves = {}
-    for half, name in zip(elsewhere.HALVES, ("open", "held-out"), strict=True):
+    for half, name in zip(elsewhere.FIRST, ("open", "held-out"), strict=True):
         record = store.need(elsewhere.probe(half))
         sizes = elsewhere.per_row(record, "measured_bytes", half)
         ratios = [1 + error for error in elsewhere.errors(record, half)]

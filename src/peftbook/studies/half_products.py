@@ -1,10 +1,9 @@
 """Are bfloat16 products in float32 those of native instructions? The first steps of a training of every method.
 
-With them go two whole runs, so short that anyone can repeat them: of the embedded model in a minute or two, of the small
-Llama in moments. No claim is at stake: it is the check behind
-runs that repeat a record on a processor without bfloat16. There are two yardsticks: the same steps in float32, which
-does not round at all, and, for the methods of the study `methods`, the shipped record of the same training on another
-processor with native products.
+With them go two whole runs, so short that anyone can repeat them: of the embedded model in a minute or two, of the
+small Llama in moments. No claim is at stake: it is the check behind runs that repeat a record on a processor without
+bfloat16. There are two yardsticks: the same steps in float32, which does not round at all, and, for the methods of the
+study `methods`, the shipped record of the same training on another processor with native products.
 """
 
 from __future__ import annotations

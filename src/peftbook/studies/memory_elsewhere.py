@@ -3,7 +3,8 @@
 The rows are in `data/memory_elsewhere.toml`, each with its address, the words of its source, and only the settings that
 the source states; `peftbook.memory.stacks` has the rest. On the development rows the stacks, the ways to compute a loss
 and the reserve were made. The judged rows were searched for and committed when all that stood; a record holds what the
-model of that commit said of them.
+model of that commit said of them. They taught what had been missed, and the rows that are judged again were searched
+for and committed after that.
 
 A figure is of torch's tensors (allocated), of its allocator (reserved), of a whole device, of the card on which the
 longest row just fits, or of a card that was not enough (oom), which is not in the errors.
@@ -27,9 +28,11 @@ from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 from peftbook.tasks import DATA
 
-__all__ = ["HALVES", "Row", "errors", "false_promises", "probe", "ratio_again", "ratios_by_stack", "rows"]
+__all__ = ["PARTS", "Row", "errors", "false_promises", "probe", "ratio_again", "ratios_by_stack", "rows"]
 
-HALVES = ("development", "judged")
+PARTS = ("development", "judged", "again")
+FIRST = PARTS[:2]
+PROMISED_AGAIN = (1.5 * 2**30, 0.25)  # bytes, and a share of the tensors' peak: `fit`'s upper reserve, the second time
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
 UNITS = {"GiB": 2**30, "GB": 10**9}
 
@@ -42,7 +45,7 @@ class Row:
     """
 
     name: str
-    half: str
+    part: str
     source: str
     says: str
     measured: float
@@ -66,40 +69,42 @@ class Row:
 
 
 @functools.cache
-def rows(half: str) -> tuple[Row, ...]:
-    """The rows of a half, in the order of the file."""
+def rows(part: str) -> tuple[Row, ...]:
+    """The rows of a part, in the order of the file."""
     known = tomllib.loads((DATA / "memory_elsewhere.toml").read_text(encoding="utf-8")).get("row", [])
-    return tuple(Row(**one) for one in known if one["half"] == half)
+    return tuple(Row(**one) for one in known if one["part"] == part)
 
 
-def probe(half: str) -> specs.Probe:
-    """The predictions of a half."""
-    texts = tuple(one.text for one in rows(half))
-    return specs.Probe(measure="elsewhere.predictions", settings={"rows": texts}, model=SCRATCH)
+def probe(part: str) -> specs.Probe:
+    """The predictions of a part."""
+    settings: dict[str, tuple[float, ...] | tuple[str, ...]] = {"rows": tuple(one.text for one in rows(part))}
+    if part == "again":
+        settings["promised"] = PROMISED_AGAIN
+    return specs.Probe(measure="elsewhere.predictions", settings=settings, model=SCRATCH)
 
 
 def runs(store: Store) -> list[specs.Probe]:
-    """Both halves."""
-    return [probe(half) for half in HALVES]
+    """The rows that the model was made with and the first that were judged."""
+    return [probe(part) for part in FIRST]
 
 
-def per_row(record: Record, name: str, half: str, oom: bool = False) -> list[float]:
+def per_row(record: Record, name: str, part: str, oom: bool = False) -> list[float]:
     """A column of a record, of the rows with a peak, or of those that did not fit."""
     column = [float(one) for one in record.per_example[name]]
-    return [one for one, row in zip(column, rows(half), strict=True) if (row.of == "oom") is oom]
+    return [one for one, row in zip(column, rows(part), strict=True) if (row.of == "oom") is oom]
 
 
-def errors(record: Record, half: str) -> list[float]:
+def errors(record: Record, part: str) -> list[float]:
     """Predicted over measured − 1 of each row with a peak."""
-    both = zip(per_row(record, "predicted_bytes", half), per_row(record, "measured_bytes", half), strict=True)
+    both = zip(per_row(record, "predicted_bytes", part), per_row(record, "measured_bytes", part), strict=True)
     return [predicted / measured - 1 for predicted, measured in both]
 
 
-def ratios_by_stack(record: Record, half: str) -> dict[str, list[float]]:
+def ratios_by_stack(record: Record, part: str) -> dict[str, list[float]]:
     """Stack → predicted over measured of its rows with a peak."""
     found: dict[str, list[float]] = {}
-    peaks = [row for row in rows(half) if row.of != "oom"]
-    for row, error in zip(peaks, errors(record, half), strict=True):
+    peaks = [row for row in rows(part) if row.of != "oom"]
+    for row, error in zip(peaks, errors(record, part), strict=True):
         found.setdefault(row.stack, []).append(1 + error)
     return found
 
@@ -112,39 +117,41 @@ def ratio_again(row: Row, **changes: Any) -> float:
     return (peak + BESIDE[row.of].beside(peak)) / row.bytes
 
 
-def false_promises(record: Record, half: str) -> int:
+def false_promises(record: Record, part: str) -> int:
     """Rows that `fit` promises to fit into less than they were seen to take, or into what was not enough."""
     promised = [float(one) for one in record.per_example["promised_bytes"]]
     measured = [float(one) for one in record.per_example["measured_bytes"]]
     return sum(least < size for least, size in zip(promised, measured, strict=True))
 
 
-def quantities(store: Store) -> Mapping[str, Quantity]:
-    """For each half: rows, those within the margin, predicted over measured, and promises that do not hold.
+def counted(part: str, store: Store) -> dict[str, Quantity]:
+    """Of a part: rows, those within the margin, predicted over measured, and promises that do not hold."""
+    if (record := store.get(probe(part))) is None:
+        return {}
+    found, keys = errors(record, part), (record.key,)
+    within = sum(abs(one) <= MARGIN for one in found)
+    return {
+        f"{part}_rows": Quantity(len(found), "figures", keys, digits=0),
+        f"{part}_within": Quantity(within, "", keys, n=len(found), digits=0),
+        f"{part}_share": Quantity(100 * within / len(found), "%", keys, n=len(found), digits=0),
+        f"{part}_ratio": Quantity.middle([1 + one for one in found], "×", keys, n=len(found), digits=2),
+        f"{part}_false_promises": Quantity(false_promises(record, part), "rows", keys, n=len(rows(part)), digits=0),
+    }
 
-    Of both: figures above the upper end of `fit`'s reserve as it is now.
-    """
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """What is counted of both parts; of both together, figures above the upper end of `fit`'s reserve as it is now."""
     out: dict[str, Quantity] = {}
-    for half in HALVES:
-        if (record := store.get(probe(half))) is None:
-            continue
-        found, keys = errors(record, half), (record.key,)
-        within = sum(abs(one) <= MARGIN for one in found)
-        out |= {
-            f"{half}_rows": Quantity(len(found), "figures", keys, digits=0),
-            f"{half}_within": Quantity(within, "", keys, n=len(found), digits=0),
-            f"{half}_share": Quantity(100 * within / len(found), "%", keys, n=len(found), digits=0),
-            f"{half}_ratio": Quantity.middle([1 + one for one in found], "×", keys, n=len(found), digits=2),
-            f"{half}_false_promises": Quantity(false_promises(record, half), "rows", keys, n=len(rows(half)), digits=0),
-        }
-    records = [store.get(probe(half)) for half in HALVES]
+    for part in FIRST:
+        out |= counted(part, store)
+    records = [store.get(probe(part)) for part in FIRST]
     known = [record for record in records if record is not None]
-    if len(known) == len(HALVES):
+    if len(known) == len(FIRST):
         above = [
             size > tensors + GPU_RESERVE[1].beside(tensors)
-            for record, half in zip(known, HALVES, strict=True)
+            for record, part in zip(known, FIRST, strict=True)
             for size, tensors in zip(
-                *(per_row(record, f"{name}_bytes", half) for name in ("measured", "tensors")), strict=True
+                *(per_row(record, f"{name}_bytes", part) for name in ("measured", "tensors")), strict=True
             )
         ]
         both = tuple(record.key for record in known)
@@ -153,15 +160,32 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+def outcome(within: int, found: int, broken: int) -> str:
+    """Whether as many rows are within the margin as is claimed, and no promise is broken."""
+    return "reproduced" if within >= LEAST * found and not broken else "refuted"
+
+
 @study("memory_elsewhere", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Are as many judged rows within the margin as is claimed, and none promised to fit that did not?"""
     record = store.need(probe("judged"))
     found, broken = errors(record, "judged"), false_promises(record, "judged")
     within = sum(abs(one) <= MARGIN for one in found)
-    kept = within >= LEAST * len(found) and not broken
     sentence = (
         f"Of {len(found)} published peaks that were not looked for until the model stood, {within} are predicted to "
         f"within {MARGIN:.0%}; {broken} of {len(rows('judged'))} figures are above what fit promises."
     )
-    return Verdict("reproduced" if kept else "refuted", sentence, ("judged_share", "judged_ratio"))
+    return Verdict(outcome(within, len(found), broken), sentence, ("judged_share", "judged_ratio"))
+
+
+@study("memory_elsewhere_again", lambda store: [probe("again")], lambda store: counted("again", store))
+def second_verdict(store: Store) -> Verdict:
+    """The same of rows that were searched for when the model knew what the first had taught."""
+    record = store.need(probe("again"))
+    found, broken = errors(record, "again"), false_promises(record, "again")
+    within = sum(abs(one) <= MARGIN for one in found)
+    sentence = (
+        f"Of {len(found)} published peaks that were searched for after that, {within} are predicted to within "
+        f"{MARGIN:.0%}; {broken} of {len(rows('again'))} figures are above what fit promises."
+    )
+    return Verdict(outcome(within, len(found), broken), sentence, ("again_share", "again_ratio"))

@@ -18,7 +18,8 @@ PROMISED = Reserve(1.5 * 2**30, 0.12)  # the upper end of `fit`'s reserve when t
 def predictions(probe: specs.Probe) -> Findings:
     """Bytes of each row of a table, by the stack that it names and the settings that it states.
 
-    settings: rows, JSON texts with stack, model, settings, bytes, and what the bytes are of.
+    settings: rows, JSON texts with stack, model, settings, bytes, and what the bytes are of; promised, the upper end of
+    `fit`'s reserve that day (bytes, and a share of the peak), where it is not the first one.
 
     tensors: the peak of torch's tensors.  predicted: with what is beside them in a figure of that kind.  promised: the
     least memory that `fit` said it fits in, by the reserve of that day.  metrics_info: the configurations, and the
@@ -27,6 +28,7 @@ def predictions(probe: specs.Probe) -> Findings:
     found: dict[str, list[float]] = {
         name: [] for name in ("tensors_bytes", "predicted_bytes", "promised_bytes", "measured_bytes")
     }
+    reserve = Reserve(*probe.numbers("promised")) if "promised" in probe.settings else PROMISED
     texts = []
     for row in map(json.loads, probe.words("rows")):
         said = {name: tuple(one) if isinstance(one, list) else one for name, one in row["settings"].items()}
@@ -36,7 +38,7 @@ def predictions(probe: specs.Probe) -> Findings:
         texts.append(configuration.text)
         found["tensors_bytes"].append(round(peak))
         found["predicted_bytes"].append(round(peak + BESIDE[row["of"]].beside(peak)))
-        found["promised_bytes"].append(round(peak + PROMISED.beside(peak)))
+        found["promised_bytes"].append(round(peak + reserve.beside(peak)))
         found["measured_bytes"].append(row["bytes"])
     versions = {name: stack.named for name, stack in STACKS.items()}
     return Findings(
