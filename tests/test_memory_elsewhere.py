@@ -37,7 +37,9 @@ def test_no_row_is_there_twice_and_no_source_is_in_two_parts():
     assert len(set(names)) == len(names) and len(set(figures)) == len(figures)
     assert len(elsewhere.rows("development")) >= 40 and len(elsewhere.rows("judged")) >= 20
     peaks = [row for row in ROWS if row.measured != round(row.measured)]
-    measured = [(row.model, row.measured, row.unit, row.settings.get("batch"), row.settings.get("seq")) for row in peaks]
+    measured = [
+        (row.model, row.measured, row.unit, row.settings.get("batch"), row.settings.get("seq")) for row in peaks
+    ]
     assert len(set(measured)) == len(measured), "one run at two addresses"
     sources = [{row.source for row in elsewhere.rows(part)} for part in elsewhere.PARTS]
     assert not any(one & other for one, other in itertools.combinations(sources, 2))
