@@ -16,6 +16,7 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["PEFTBOOK_RESULTS"] = str(ROOT / "_build/test-results")  # a test that bends a rule leaves yours alone
 BROWSERS = ("chromium-headless-shell", "chromium")  # the first draws no window of its own, with half the work
+OWN_PRODUCTS = ("test_precision", "test_products")
 NEEDS = {
     "browser": (
         lambda: os.environ.get("PEFTBOOK_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None),
@@ -55,6 +56,20 @@ def threads_as_before() -> Iterator[None]:
     yield
     if torch and torch.get_num_threads() != before:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def products_as_in_training(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a processor without instructions for bfloat16 multiplies, it multiplies as training does there, ten times as
+    fast; but for the tests of that.
+    """
+    if "torch" not in sys.modules or request.module.__name__ in OWN_PRODUCTS:
+        yield
+        return
+    from peftbook.training.products import half_products
+
+    with half_products():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,19 +12,11 @@ from peftbook.memory.setup import CHUNK, CHUNKS, TILE
 from peftbook.training import random_model
 from peftbook.training.forward import causal_model
 from peftbook.training.probes import memory as probes
-from peftbook.training.products import half_products
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's call
 
 SHAPE = Shape(layers=3, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=8192, tied=True)
 CPU = Setup(rank=4, seq=256, device="cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def products_as_in_training():
-    """What a processor without instructions for bfloat16 multiplies, it multiplies as training does there."""
-    with half_products():
-        yield
 
 
 class Elsewhere(random_model.Subject):

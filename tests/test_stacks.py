@@ -96,6 +96,12 @@ def test_what_goes_together_goes_together():
     assert not setup_in("unsloth", checkpointing=False)[0].offloaded
     assert not setup_in("peftbook", dtype="bf16")[0].held
     assert setup_in("TRL") == setup_in("trl")
+    assert setup_in("unsloth", seq=512)[0].offloaded and not setup_in("unsloth", seq=511)[0].offloaded
+    assert setup_in("peft")[0].optimiser != setup_in("peft", device="cpu")[0].optimiser == "adamw"
+    with pytest.raises(InputError, match="no foo: its settings are method"):
+        setup_in("trl", foo=1)
+    with pytest.raises(InputError, match="'None' is not known"):
+        setup_in(None)
     with pytest.raises(InputError, match="nearest name is 'trl'"):
         setup_in("tlr")
 

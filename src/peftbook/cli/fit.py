@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from peftbook.cli.arguments import Add, positive
@@ -21,8 +22,9 @@ ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "accumulated": "gradients that stay over several micro-batches",
     "wide_norms": "norms in float32 over a quantised base, and with them what layers hand on",
     "keeps_inputs": "4-bit matrices keep their inputs: bitsandbytes before 0.43.2",
+    "in_backward": "full: the optimiser moves a weight when it has its gradient, which is then let go",
 }  # fmt: skip
-TAKEN = ("batch", "seq", "rank", "length", "adapter_dtype", "logits", "device", "devices", *ON_OFF)
+TAKEN = ("batch", "seq", "rank", "length", "adapter_dtype", "saved_dtype", "logits", "device", "devices", *ON_OFF)
 
 
 def add_commands(add: Add) -> None:
@@ -44,11 +46,12 @@ def add_commands(add: Add) -> None:
     room.add_argument("--seq", type=positive, help="tokens of a row (peft: 1024)")
     words = "positions with logits, as a number or as a share like 30%% (default 0: all)"
     room.add_argument("--labels", default="0", help=words)
-    room.add_argument("--rank", type=positive, help="of lora, its variants and galore (peft: 16)")
-    words = "all, attention, mlp, qv, or names with commas (peft: all, its all-linear)"
+    room.add_argument("--rank", type=positive, help="of lora, its variants and galore (16, the book's advice)")
+    words = "all, attention, mlp, qv, or names with commas (all, the book's advice: peft's all-linear)"
     room.add_argument("--targets", help=words)
     words = "embed_tokens, lm_head or both with a comma: trained in a copy beside the adapter (peft's modules_to_save)"
     room.add_argument("--saved", default="", help=words)
+    room.add_argument("--saved-dtype", choices=("bf16", "fp32"), help="of those copies (peft: the model's)")
     room.add_argument("--length", type=positive, help="virtual tokens of prompt and prefix (default 20)")
     words = "base in 4 or 8 bits (default: what a config.json says of itself, else none)"
     room.add_argument("--quant", choices=("none", "nf4", "fp4", "int8"), default="", help=words)
@@ -63,7 +66,8 @@ def add_commands(add: Add) -> None:
     for name, words in ON_OFF.items():
         room.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=words)
     words = (
-        "adamw, adamw_8bit, paged_adamw, paged_adamw_8bit, galore_adamw, galore_adamw_8bit or sgd, or as transformers"
+        "adamw (in one kernel), adamw_foreach (torch's own choice on a GPU), adamw_8bit, paged_adamw, "
+        "paged_adamw_8bit, galore_adamw, galore_adamw_8bit or sgd, or as transformers names them"
     )
     room.add_argument("--optimiser", help=words)
     room.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -80,11 +84,15 @@ def command_fit(args: argparse.Namespace) -> int:
     """
     from peftbook.memory import Configuration, bytes_of_text, fit, read_shape
     from peftbook.memory.fit import GPU_RESERVE, as_json, as_text
-    from peftbook.memory.stacks import setup_in
 
     shape = read_shape(args.model)
+    args.method, args.stack = args.method.lower(), args.stack.lower()
     asked = asked_for(args, shape)
-    setup, assumed = setup_in(args.stack, **asked)
+
+    def derive(fields: Mapping[str, object]) -> tuple[Setup, tuple[Assumption, ...]]:
+        return in_stack(args, shape, asked | dict(fields))
+
+    setup, assumed = derive({})
     if shape.context and setup.seq > shape.context:
         raise InputError(
             f"--seq {setup.seq:,} is beyond the {shape.context:,} positions of {args.model}: choose at most those."
@@ -94,20 +102,45 @@ def command_fit(args: argparse.Namespace) -> int:
         raise InputError(f"--time measures one machine, not {args.devices} devices: leave one of the two out.")
     configuration = Configuration(shape, setup)
     reserve = bytes_of_text(args.reserve, least=0) if args.reserve else GPU_RESERVE
-    fitting = fit(configuration, bytes_of_text(args.memory), reserve)
+    fitting = fit(configuration, bytes_of_text(args.memory), reserve, lambda fields: derive(fields)[0])
     seconds = step_seconds_here(configuration) if args.time else {}
     if args.json:
         settings = {one.field: [one.value, one.source] for one in assumed}
         print(json.dumps(as_json(fitting) | {"assumed": settings, "step_seconds": seconds}, indent=1))
     else:
-        print(as_text(fitting, args.model))
+        print(as_text(fitting, args.model, option))
         print("\n".join(assumptions_text(args.stack, assumed)))
-        if args.stack.lower() == "peft" and (line := elsewhere(fitting, asked, args.labels)):
+        if without := [option(name, asked[name]) for name in asked if name in setup.idle and given(args, name)]:
+            print(f"Without effect here: {' '.join(without)}.")
+        if args.stack == "peft" and (line := elsewhere(fitting, asked, args.labels)):
             print(line)
         if total := sum(seconds.values()):
             parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds.items() if each >= total / 100)
             print(f"A step takes about {total:.3g} s on this machine: {parts}.")
     return 0 if fitting.fits else 1
+
+
+def in_stack(args: argparse.Namespace, shape: Shape, asked: dict[str, Any]) -> tuple[Setup, tuple[Assumption, ...]]:
+    """The set-up of the stack. Where a GPU has no fused attention and nobody asked for it, eager stands for its own."""
+    from dataclasses import replace
+
+    from peftbook.memory import Configuration
+    from peftbook.memory.stacks import Assumption, setup_in
+
+    setup, assumed = setup_in(args.stack, **asked)
+    if args.attention == "auto" and setup.attention == "sdpa":
+        try:
+            Configuration(shape, setup).step  # noqa: B018 — whether there is such a step
+        except InputError:
+            setup = replace(setup, attention="eager")
+            why = "torch's math kernel, which keeps what eager attention does: no fused one here"
+            assumed = (*assumed, Assumption("attention", "eager", why))
+    return setup, assumed
+
+
+def given(args: argparse.Namespace, name: str) -> bool:
+    """Whether the command line names a setting."""
+    return args.single_quant if name == "double" else getattr(args, name, None) is not None
 
 
 def asked_for(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
@@ -117,12 +150,13 @@ def asked_for(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
     asked = {name: getattr(args, name) for name in TAKEN if getattr(args, name) is not None}
     asked |= {"method": meant("Method", args.method, METHOD_NAMES), **variant(args.method)}
     if args.saved:
-        asked["saved"] = tuple(listed(args.saved))
+        asked["saved"] = tuple(dict.fromkeys(listed(args.saved)))
     asked["attention"] = attention_named(args.attention, shape.capped_scores)
     if args.targets is not None:
         asked["targets"] = targets_named(args.targets)
     if args.optimiser is not None:
-        asked["optimiser"] = meant("Optimiser", args.optimiser, OPTIMISER_NAMES)
+        named = meant("Optimiser", args.optimiser, OPTIMISER_NAMES)
+        asked["optimiser"] = "adamw" if (named, args.device) == ("adamw_foreach", "cpu") else named
     if args.dtype is not None or (args.device == "cpu" and args.stack == "peft"):
         asked["dtype"] = weights_dtype(args.dtype or "auto", args.device)
     return asked | base_of(args)
@@ -132,10 +166,12 @@ def assumptions_text(stack: str, assumed: tuple[Assumption, ...]) -> list[str]:
     """What a stack assumed, each as the option that says it, with its source."""
     from peftbook.memory.stacks import STACKS
 
-    lines = ["", f"Assumed, as {STACKS[stack.lower()].named} has it; each is an option:"]
+    known = STACKS[stack]
+    lines = ["", f"Assumed, as {known.named} has it; each is an option:"]
     said = {one.field: option(one.field, one.value) for one in assumed}
     wide = max((len(words) for words in said.values()), default=0)
-    return lines + [f"  {said[one.field]:{wide}}  {one.source}" for one in assumed if said[one.field]]
+    lines += [f"  {said[one.field]:{wide}}  {one.source}" for one in assumed if said[one.field]]
+    return lines + [f"Not counted: {known.uncounted}."] * bool(known.uncounted)
 
 
 def option(field: str, value: Any) -> str:
@@ -144,9 +180,13 @@ def option(field: str, value: Any) -> str:
 
     if field in ON_OFF:
         return f"--{'' if value else 'no-'}{field.replace('_', '-')}"
-    if field == "targets":
-        value = next((word for word, names in TARGET_WORDS.items() if names == value), ",".join(value))
-    return "" if field == "held" else f"--{field.replace('_', '-')} {value}"
+    if field in ("targets", "saved"):
+        known = TARGET_WORDS.items() if field == "targets" else ()
+        value = next((word for word, names in known if names == value), ",".join(value) or "''")
+    if field == "double":
+        return "" if value else "--single-quant"
+    name = {"quantised": "quant"}.get(field, field.replace("_", "-"))
+    return "" if field in ("held", "dora", "freeze_a") else f"--{name} {value}"
 
 
 def elsewhere(fitting: Fit, asked: dict[str, Any], labels: str) -> str:
@@ -168,12 +208,16 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
     from peftbook.memory.shapes import SHAPES, quantised_in, read_config
 
     known = {} if args.model.lower() in SHAPES else quantised_in(read_config(args.model))
+    if not known and args.model.lower().endswith("-bnb-4bit"):
+        known = {"quantised": "nf4"}
     if args.quant:
         known = {"quantised": "" if args.quant == "none" else args.quant}
-    if args.method == "qlora" and not known.get("quantised"):
-        if args.quant == "none":
-            raise InputError("--method qlora is LoRA over a base in 4 bits: leave --quant none out, or choose lora.")
-        known = {"quantised": "nf4"}
+    if args.method == "qlora":
+        if args.quant in ("none", "int8"):
+            raise InputError(
+                f"--method qlora is LoRA over a base in 4 bits: leave --quant {args.quant} out, or choose lora."
+            )
+        known = known if known.get("quantised") else {"quantised": "nf4"}
     return known | ({"double": False} if args.single_quant else {})
 
 

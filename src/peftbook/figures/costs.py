@@ -91,7 +91,8 @@ def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[
             }
             axes.barh(row, size / 1e9, 0.6, left=left / 1e9, label=part if row == 0 else None, **look)
             left += size
-        tag(axes, f"{left / 1e9:.1f}", (left / 1e9, row), (6, 0), va="center")
+        ground = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1}  # for a line behind it
+        tag(axes, f"{left / 1e9:.1f}", (left / 1e9, row), (6, 0), va="center", bbox=ground)
 
 
 def kept_state() -> Chart:

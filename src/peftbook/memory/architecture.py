@@ -117,6 +117,10 @@ class Shape:
         for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give a whole number of at least 1.")
+        if self.head_dim < 0 or self.window < 0 or self.context < 0:
+            raise InputError(
+                f"head_dim {self.head_dim}, window {self.window} and context {self.context} are none of them below 0."
+            )
         if not self.head_dim:
             if self.hidden % self.heads:
                 raise InputError(f"{self.heads} heads do not divide the width {self.hidden}: give head_dim.")

@@ -79,6 +79,10 @@ class Decoder:
         """Where the embedding, or the head, is computed: itself, or in the copy that peft trains."""
         return f"{name}.modules_to_save.default" if name in self.setup.saved else name
 
+    def each(self, name: str) -> int:
+        """Bytes of a number of the embedding, or of the head: of the copy, if there is one."""
+        return BYTES[self.setup.saved_dtype or self.setup.dtype] if name in self.setup.saved else self.base_bytes
+
     def weight(self, name: str) -> Weight:
         """A matrix of the decoder."""
         setup, bias = self.setup, name in self.shape.biased
@@ -265,7 +269,7 @@ def embed(decoder: Decoder) -> Value:
     It gets a gradient where the embedding is trained or a soft prompt stands before, and with checkpointing:
     transformers then makes the embedded tokens a leaf that a gradient is kept of.
     """
-    tape, setup, each = decoder.tape, decoder.setup, decoder.base_bytes
+    tape, setup, each = decoder.tape, decoder.setup, decoder.each("embed_tokens")
     ids, width, scaled = tape.value(("b", "s"), 8), ("b", "s", "h"), decoder.shape.scaled_embedding
     with tape.at(decoder.place("embed_tokens")):
         if decoder.trains("embed_tokens"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.memory.configuration import Configuration
-from peftbook.memory.setup import TARGETS
+from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.step import Peak, loading
 
 __all__ = ["BESIDE", "GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
@@ -50,19 +52,26 @@ GPU_RESERVE = (Reserve(2**28, 0.0), Reserve(1.5 * 2**30, 0.25))
 
 @dataclass(frozen=True)
 class Change:
-    """A way to need less. names: what is changed.  costs: what each change costs.  peak: bytes after it."""
+    """A way to need less. names: what is changed.  costs: what each change costs.  needs: bytes after it.
+
+    fields: the settings of a set-up that make it.
+    """
 
     names: tuple[str, ...]
     costs: tuple[str, ...]
-    peak: float
+    needs: float
+    fields: Mapping[str, object]
+
+
+Derive = Callable[[Mapping[str, object]], Setup]  # a set-up with other settings, as the library that trains has it
 
 
 @dataclass(frozen=True)
 class Fit:
     """What a training step needs of `memory` bytes, of which others take between two reserves.
 
-    largest_batch, largest_seq: the most rows, and the most tokens a row, that fit with all else as it is; 0 for none.
-    changes: the cheapest ways to make it fit; empty where it does, or where none would.
+    largest_batch, largest_seq: the most rows, and the most tokens a row, that fit with all else as it is, by the larger
+    reserve; 0 for none.  changes: the cheapest ways to make it fit; empty where it does, or where none would.
     """
 
     configuration: Configuration
@@ -75,38 +84,50 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is no more than the memory, whatever the reserve."""
-        return self.peak.total <= self.reserve[1].room(self.memory)
+        """Whether it needs no more than the memory, whatever the reserve."""
+        return needs(self.peak) <= self.reserve[1].room(self.memory)
 
     @property
     def may_fit(self) -> bool:
-        """Whether it is, with the least reserve."""
-        return self.peak.total <= self.reserve[0].room(self.memory)
+        """Whether it needs no more, with the least reserve."""
+        return needs(self.peak) <= self.reserve[0].room(self.memory)
 
 
-def fit(configuration: Configuration, memory: float, reserve: float | tuple[Reserve, Reserve] = 0.0) -> Fit:
+def needs(peak: Peak) -> float:
+    """Bytes that must be on the device: the host takes moments in pages where the device is full."""
+    return peak.total - peak.terms.get("paged moments", 0.0)
+
+
+def fit(
+    configuration: Configuration, memory: float, reserve: float | tuple[Reserve, Reserve] = 0.0,
+    derive: Derive | None = None,
+) -> Fit:  # fmt: skip
     """Hold a training step against `memory` bytes, of which others take the reserve, or something between two.
+
+    derive: the set-up with other settings, where they bring more with them than those (a stack's defaults).
 
     It is said to fit where it does with the larger one. Raises InputError where that leaves nothing.
     """
     band = reserve if isinstance(reserve, tuple) else (Reserve(reserve), Reserve(reserve))
+    if not all(math.isfinite(size) and size >= 0 for size in (memory, *(one.fixed for one in band))):
+        raise InputError(f"Memory of {memory} bytes and a reserve of {band[1].fixed} are no sizes: give bytes.")
     room = band[1].room(memory)
     if room <= 0:
         raise InputError(f"A reserve of {band[1].fixed / 2**30:.1f} GiB leaves nothing of {memory / 2**30:.1f} GiB.")
     peak = configuration.step.peak()
-    changes = () if peak.total <= room else cheapest(configuration, room)
-    rows, tokens = (largest(configuration, room, name) for name in ("batch", "seq"))
+    changes = () if needs(peak) <= room else cheapest(configuration, room, derive)
+    rows, tokens = (largest(configuration, room, name, derive) for name in ("batch", "seq"))
     return Fit(configuration, peak, memory, band, rows, tokens, changes)
 
 
-def largest(configuration: Configuration, room: float, name: str) -> int:
-    """The largest batch or seq with a peak of no more than `room` bytes, by bisection; 0 if not even 1 has it."""
+def largest(configuration: Configuration, room: float, name: str, derive: Derive | None = None) -> int:
+    """The largest batch or seq that needs no more than `room` bytes, by bisection; 0 if not even 1 does."""
     most = MOST[name]
     if name == "seq" and configuration.shape.context:
         most = configuration.shape.context
 
     def holds(value: int) -> bool:
-        return peak_with(configuration, **{name: value}) <= room
+        return needed_with(configuration, {name: value}, derive) <= room
 
     if not holds(1):
         return 0
@@ -117,24 +138,37 @@ def largest(configuration: Configuration, room: float, name: str) -> int:
     return low
 
 
-def peak_with(configuration: Configuration, **fields) -> float:
-    """The peak of the same step with other settings; the share of positions that have a label stays."""
-    before, setup = configuration.setup, replace(configuration.setup, **fields)
-    if before.labels:
-        share = before.labels / (before.batch * before.seq)
-        setup = replace(setup, labels=max(1, round(share * setup.batch * setup.seq)))
-    return Configuration(configuration.shape, setup).step.peak().total
+def needed_with(configuration: Configuration, fields: Mapping[str, object], derive: Derive | None) -> float:
+    """What the same step needs with other settings; the share of positions that have a label stays.
+
+    Infinite where there is no such step.
+    """
+    before = configuration.setup
+    try:
+        setup = derive(fields) if derive else replace(before, **{"labels": 0, **fields})  # type: ignore[arg-type]
+        if before.labels:
+            share = before.labels / (before.batch * before.seq)
+            setup = replace(setup, labels=max(1, round(share * setup.batch * setup.seq)))
+        return needs(Configuration(configuration.shape, setup).step.peak())
+    except InputError:
+        return math.inf
 
 
-def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, object]]]:
+Option = tuple[str, str, dict[str, object]]  # what, at what cost, the settings
+
+
+def cheaper(configuration: Configuration) -> list[Option]:
     """(what, at what cost, settings) of single changes, in the order of what they cost."""
     shape, setup = configuration.shape, configuration.setup
     full, adapter, card = setup.method == "full", setup.method != "full", setup.device == "cuda"
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
     fused = not in_float32 and not (shape.capped_scores and setup.device == "cpu")
     where = "attention" if shape.experts else "all matrices"
-    lora: dict[str, object] = {"method": "lora"} | ({"targets": TARGETS[:4]} if shape.experts else {})
+    lora: dict[str, object] = {"method": "lora", "targets": TARGETS[:4] if shape.experts else TARGETS}
+    lora |= {"in_backward": False} if setup.in_backward else {}
     changes: list[tuple[bool, str, str, dict[str, object]]] = [
+        (full and setup.optimiser == "adamw_foreach", "AdamW in one kernel", "nothing, and it is faster",
+         {"optimiser": "adamw"}),
         (setup.attention == "eager" and fused, "fused attention", "nothing, and it is faster",
          {"attention": "sdpa"}),
         (setup.logits in ("whole", "shifted", "held") and card, "a loss without whole logits",
@@ -151,47 +185,46 @@ def cheaper(configuration: Configuration) -> list[tuple[str, str, dict[str, obje
          "the layers' forward pass a second time", {"checkpointing": True}),
         (setup.checkpointing and not setup.offloaded and card, "checkpoints on the host", "copies there and back",
          {"offloaded": True}),
-        (full and setup.optimiser in ("adamw", "paged_adamw"), "moments in 8 bits", "a coarser optimiser",
-         {"optimiser": "adamw_8bit"}),
+        (full and setup.optimiser in ("adamw", "adamw_foreach", "paged_adamw"), "moments in 8 bits",
+         "a coarser optimiser", {"optimiser": "adamw_8bit"}),
         (setup.method in ("lora", "prompt", "prefix") and not setup.quantised and setup.devices == 1,
          "a base in 8 bits", "slower steps, rounded weights, and inputs of matrices that no checkpoint frees",
          {"quantised": "int8"}),
         (setup.method in ("lora", "prompt", "prefix") and setup.quantised in ("", "int8"), "a base in NF4",
-         "slower steps, and weights that are rounded", {"quantised": "nf4", "double": True}),
+         "slower steps, and weights that are rounded", {"quantised": "nf4"}),
         (bool(setup.saved), "a frozen embedding and head", "tokens that are new to the model are not learnt",
          {"saved": ()}),
         (setup.dora, "LoRA without DoRA's magnitudes", "another method", {"dora": False}),
         (full, f"LoRA on {where}", "another method, with fewer parameters", lora),
         (full, "LoRA over NF4", "another method; slower steps, and weights that are rounded",
-         {**lora, "quantised": "nf4", "double": True, "dtype": "bf16", "autocast": False}),
+         {**lora, "quantised": "nf4", "dtype": "bf16", "autocast": False}),
     ]  # fmt: skip
     return [(what, cost, fields) for holds, what, cost, fields in changes if holds]
 
 
-def cheapest(configuration: Configuration, room: float) -> tuple[Change, ...]:
+def cheapest(configuration: Configuration, room: float, derive: Derive | None = None) -> tuple[Change, ...]:
     """The single changes that make it fit; else all in the order of their cost until it does, without idle ones."""
     options = cheaper(configuration)
-    singles = [Change((what,), (cost,), peak_with(configuration, **fields)) for what, cost, fields in options]
-    if enough := tuple(change for change in singles if change.peak <= room):
+
+    def change(taken: list[Option]) -> Change:
+        fields = {name: value for _, _, fields in taken for name, value in fields.items()}
+        names, costs = tuple(what for what, _, _ in taken), tuple(cost for _, cost, _ in taken)
+        return Change(names, costs, needed_with(configuration, fields, derive), fields)
+
+    if enough := tuple(one for one in (change([option]) for option in options) if one.needs <= room):
         return enough
-    taken: list[tuple[str, str, dict[str, object]]] = []
+    taken: list[Option] = []
     for option in options:
         taken.append(option)
-        if peak_with(configuration, **merged(taken)) <= room:
+        if change(taken).needs <= room:
             break
     else:
         return ()
     for option in list(taken):
         rest = [other for other in taken if other is not option]
-        if peak_with(configuration, **merged(rest)) <= room:
+        if change(rest).needs <= room:
             taken = rest
-    names, costs = (tuple(option[index] for option in taken) for index in (0, 1))
-    return (Change(names, costs, peak_with(configuration, **merged(taken))),)  # type: ignore[arg-type]
-
-
-def merged(options: list[tuple[str, str, dict[str, object]]]) -> dict[str, object]:
-    """The settings of several changes."""
-    return {name: value for _, _, fields in options for name, value in fields.items()}
+    return (change(taken),)
 
 
 def bytes_of_text(text: str, least: float = 1) -> float:
@@ -210,18 +243,24 @@ def as_json(answer: Fit) -> dict[str, Any]:
     """What `peftbook fit` says, and the table of terms from which it can be computed again."""
     return {
         "peak_bytes": round(answer.peak.total),
+        "needed_bytes": round(needs(answer.peak)),
         "at": answer.peak.at,
         "loading_bytes": round(loading(answer.configuration.shape, answer.configuration.setup)),
         "terms_bytes": {name: round(size) for name, size in answer.peak.terms.items()},
         "step_flops": round(sum(flops_of(answer).values())),
         "memory_bytes": round(answer.memory),
-        "reserve_bytes": [round(one.beside(answer.peak.total)) for one in answer.reserve],
+        "reserve_bytes": [round(one.beside(needs(answer.peak))) for one in answer.reserve],
         "fits": answer.fits,
         "may_fit": answer.may_fit,
         "largest_batch": answer.largest_batch,
         "largest_seq": answer.largest_seq,
         "changes": [
-            {"change": list(change.names), "costs": list(change.costs), "peak_bytes": round(change.peak)}
+            {
+                "change": list(change.names),
+                "costs": list(change.costs),
+                "needed_bytes": round(change.needs),
+                "settings": dict(change.fields),
+            }
             for change in answer.changes
         ],
         "model": answer.configuration.step.table(),
@@ -234,23 +273,29 @@ def flops_of(answer: Fit) -> dict[str, float]:
     return step.numbers(step.flops)
 
 
-def as_text(answer: Fit, model: str) -> str:
-    """The terms at the peak, what fits, and what would help."""
+def as_text(answer: Fit, model: str, said: Callable[[str, object], str] = lambda field, value: "") -> str:
+    """The terms at the peak, what fits, and what would help. said: the option that says a setting."""
     setup = answer.configuration.setup
     base = f" over {setup.quantised.upper()}" if setup.quantised else ""
     where = f"on each of {setup.devices} × {setup.device}" if setup.devices > 1 else f"on {setup.device}"
     lines = [f"{model}, {setup.name}{base}, {setup.batch} × {setup.seq} tokens, {where}", ""]
     lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in answer.peak.terms.items() if size >= 2**19]
     lines += [f"  {'peak':24} {answer.peak.total / 2**30:9.3f} GiB   ({answer.peak.at})"]
+    if paged := answer.peak.total - needs(answer.peak):
+        on_card = needs(answer.peak) / 2**30
+        lines.append(f"  Of these {paged / 2**30:.3f} GiB are in pages that the host takes: {on_card:.3f} GiB stay.")
     lines += ["", f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]
-    rows = f"{answer.largest_batch} × {setup.seq}" if answer.largest_batch else f"not even 1 × {setup.seq}"
-    tokens = f"{setup.batch} × {answer.largest_seq}" if answer.largest_seq else f"not even {setup.batch} × 1"
-    limit = ", its context" if answer.largest_seq and answer.largest_seq == answer.configuration.shape.context else ""
-    lines.append(f"With all else as it is, the largest batch is {rows} tokens,")
+    batch, seq, context = answer.largest_batch, answer.largest_seq, answer.configuration.shape.context
+    least = ["at least " * (size == MOST[name]) for name, size in (("batch", batch), ("seq", seq))]
+    rows = f"{least[0]}{batch} × {setup.seq}" if batch else f"not even 1 × {setup.seq}"
+    tokens = f"{least[1]}{setup.batch} × {seq}" if seq else f"not even {setup.batch} × 1"
+    limit = ", its context" if seq and seq == context else ""
+    lines.append(f"With all else as it is, the largest batch that surely fits is {rows} tokens,")
     lines.append(f"and the longest rows are {tokens} tokens{limit}.")
     for change in answer.changes:
-        costs = "; ".join(change.costs)
-        lines.append(f"With {' and '.join(change.names)}: {change.peak / 2**30:.3f} GiB. Cost: {costs}.")
+        costs, words = "; ".join(change.costs), filter(None, (said(*one) for one in change.fields.items()))
+        options = f" ({' '.join(words)})" if change.fields and said(*next(iter(change.fields.items()))) else ""
+        lines.append(f"With {' and '.join(change.names)}{options}: {change.needs / 2**30:.3f} GiB. Cost: {costs}.")
     if not answer.fits and not answer.changes:
         lines.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
     if answer.configuration.shape.experts and setup.quantised:
@@ -258,7 +303,10 @@ def as_text(answer: Fit, model: str) -> str:
     flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
     lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
-    lines.append("Terms are tensors; --reserve is what a GPU's context, allocator and cuBLAS take.")
+    lines.append(
+        "Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take, and what predictions of "
+        "published runs were too low by."
+    )
     return "\n".join(lines)
 
 
@@ -269,5 +317,5 @@ def verdict(answer: Fit) -> str:
 
 def less(answer: Fit) -> str:
     """What the reserve takes: one number, or two."""
-    sizes = dict.fromkeys(f"{one.beside(answer.peak.total) / 2**30:.1f}" for one in answer.reserve)
+    sizes = dict.fromkeys(f"{one.beside(needs(answer.peak)) / 2**30:.1f}" for one in answer.reserve)
     return f" less {' to '.join(sizes)}" if any(float(size) for size in sizes) else ""

@@ -46,7 +46,7 @@ def head(decoder: Decoder, x: Value) -> Value:
 def logits_of(decoder: Decoder, x: Value) -> Value:
     """x W: (positions, V), capped where the model does that."""
     with decoder.tape.at(decoder.place("lm_head")):
-        logits = decoder.tape.linear(x, Weight((("h",), ("V",)), decoder.base_bytes, decoder.trains("lm_head")))
+        logits = decoder.tape.linear(x, Weight((("h",), ("V",)), decoder.each("lm_head"), decoder.trains("lm_head")))
     with decoder.tape.at("loss"):
         return decoder.capped(logits) if decoder.shape.capped_logits else logits
 
@@ -65,7 +65,10 @@ def whole(decoder: Decoder, x: Value) -> Value:
     """All logits, brought to float32."""
     logits = logits_of(decoder, x)
     with decoder.tape.at("loss"):
-        return cross_entropy(decoder, decoder.tape.cast(logits, 4))
+        loss = cross_entropy(decoder, decoder.tape.cast(logits, 4))
+        if not decoder.setup.labels:  # transformers' own has them in hand until the loss is there
+            decoder.tape.touch(logits)
+        return loss
 
 
 def shifted(decoder: Decoder, x: Value) -> Value:
@@ -135,7 +138,7 @@ def chunked(decoder: Decoder, x: Value) -> Value:
 
 def gradient_of(decoder: Decoder) -> Size | None:
     """Bytes of the gradient of the head's matrix, if it is trained."""
-    return product(decoder.base_bytes, "V", "h") if decoder.trains("lm_head") else None
+    return product(decoder.each("lm_head"), "V", "h") if decoder.trains("lm_head") else None
 
 
 def products_of(x: Value, each: int, trained: bool) -> tuple[MatrixProduct, list[MatrixProduct]]:
@@ -158,7 +161,7 @@ def recomputed(decoder: Decoder, x: Value) -> Value:
         rows, each = x.shape[:-1], 2 if tape.autocast else x.bytes_each
         kept = [x, tape.value(rows, 8), tape.value(rows, 8 if tiled else 4)]
         forward, undoing = product(4.0 * STATISTICS, *rows), product(4.0, *x.shape)
-        undoing.add(product((4.0 - decoder.base_bytes) * trained, "V", "h"))
+        undoing.add(product((4.0 - decoder.each("lm_head")) * trained, "V", "h"))
         if tiled:
             copies = product(TILE_COPIES if decoder.setup.device == "cpu" else 0.0, "T", "U")
             forward, undoing = forward + tile(decoder, x, each), undoing + tile(decoder, x, each) + copies
@@ -174,5 +177,5 @@ def tile(decoder: Decoder, x: Value, each: int) -> Size:
     """Bytes of the room for a tile's logits, and of what of x and of the matrix is brought to their dtype for it."""
     size = product(float(each), "T", "W")
     size.add(product(float(each) * (x.bytes_each != each), "T", "h"))
-    size.add(product(float(each) * (decoder.base_bytes != each), "U", "h"))
+    size.add(product(float(each) * (decoder.each("lm_head") != each), "U", "h"))
     return size

@@ -33,10 +33,12 @@ METHOD_NAMES = {  # and LoRA's variants, see `variant`
     "lora_fa": "lora",
     "lora-fa": "lora",
 }
-ENDINGS = frozenset({"instruct", "chat", "it", "base", "hf", "pt", "2507", "thinking", "sft", "dpo"})
+ENDINGS = frozenset(
+    {"bnb", "4bit", "unsloth", "instruct", "chat", "it", "base", "hf", "pt", "2507", "thinking", "sft", "dpo"}
+)
 OPTIMISER_NAMES = {  # transformers' (`OptimizerNames`) and ours
     **{name: name for name in OPTIMISERS},
-    "adamw_torch": "adamw",
+    "adamw_torch": "adamw_foreach",
     "adamw_torch_fused": "adamw",
     "adamw_bnb_8bit": "adamw_8bit",
     "paged_adamw_32bit": "paged_adamw",
@@ -75,7 +77,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A model's name as the table of shapes has it: no owner, no endings such as `-Instruct`.
+    """A model's name as the table of shapes has it: no owner, no endings such as `-Instruct` and `-bnb-4bit`.
 
     Llama's own ids say `Llama-3.1-8B`, `Meta-Llama-3-8B` and `Llama-2-7b-chat-hf`.
     """

@@ -26,7 +26,16 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 SAVED = ("embed_tokens", "lm_head")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
 METHODS = ("full", "lora", "prompt", "prefix", "ia3")
-OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "galore_adamw", "galore_adamw_8bit", "sgd")
+OPTIMISERS = (
+    "adamw",
+    "adamw_foreach",
+    "adamw_8bit",
+    "paged_adamw",
+    "paged_adamw_8bit",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "sgd",
+)
 BYTES = {"bf16": 2, "fp32": 4}
 CHUNKS = (
     8  # parts of the positions whose logits are computed one after the other, where they are chunked (torchtune 0.7)
@@ -36,9 +45,15 @@ TILE = (4096, 32768)  # positions and words that there is room for at a time, wh
 BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants that share one of theirs
 CHOICES = {
     "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
-    "quantised": ("", "nf4", "fp4", "int8"), "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
+    "saved_dtype": ("", *BYTES), "quantised": ("", "nf4", "fp4", "int8"), "attention": ("sdpa", "eager"),
+    "device": ("cpu", "cuda"),
     "logits": ("whole", "shifted", "held", "narrow", "chunked", "compiled", "tiled", "fused"),
 }  # fmt: skip
+
+SWITCHES = (
+    "dropout", "freeze_a", "dora", "double", "autocast", "held", "padding", "checkpointing", "keeps_inputs",
+    "wide_norms", "offloaded", "accumulated", "in_backward",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,10 +62,11 @@ class Setup:
 
     method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA; freeze_a: only its B is trained
     (LoRA-FA); dora: the length of each row of W + γBA is trained beside (DoRA).  saved: embed_tokens, lm_head or both,
-    of which LoRA and (IA)³ train a whole copy, in the model's dtype (peft's modules_to_save).  length: virtual tokens
-    of a prompt or a prefix.  dtype: of the weights that are not quantised.  adapter_dtype: of what an adapter trains.
-    quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in bfloat16, int8 for 8 bits (LLM.int8),
-    empty for none; double: the constants of a quantisation to 4 bits are quantised too.
+    of which LoRA and (IA)³ train a whole copy (peft's modules_to_save), in saved_dtype, or if that is empty in the
+    model's.  length: virtual tokens of a prompt or a prefix.  dtype: of the weights that are not quantised.
+    adapter_dtype: of what an adapter trains.  quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in
+    bfloat16, int8 for 8 bits (LLM.int8), empty for none; double: the constants of a quantisation to 4 bits are
+    quantised too.
     autocast: matrix products in bfloat16.  held: frozen matrices are there in bfloat16 beside float32, so that autocast
     need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused) or eager.
     padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
@@ -62,8 +78,10 @@ class Setup:
     host.  wide_norms: gains of norms are float32, and so what they and frozen 4-bit matrices after them hand on (what
     prepare_model_for_kbit_training leaves of a model whose embedding and head are brought back to bfloat16).
     keeps_inputs: a 4-bit matrix keeps its input (bitsandbytes before 0.43.2).
-    optimiser: adamw (fused), with moments in 8 bits, or with moments in pages that the host can take, which are counted
-    all the same; galore_adamw, whose moments of a layer's matrices have no more than `rank` rows; or sgd.
+    optimiser: adamw (fused), adamw_foreach (torch's own choice on a GPU, which takes the roots of all second moments at
+    once), with moments in 8 bits, or with moments in pages that the host can take, which are counted all the same;
+    galore_adamw, whose moments of a layer's matrices have no more than `rank` rows; or sgd.  in_backward: it moves a
+    weight as soon as that has its gradient, which is then let go (torchtune's optimizer_in_bwd).
     devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
     gradient and its moments, and decoder layers are whole only while they compute.
     """
@@ -75,6 +93,7 @@ class Setup:
     freeze_a: bool = False
     dora: bool = False
     saved: tuple[str, ...] = ()
+    saved_dtype: str = ""
     length: int = 20
     dtype: str = "bf16"
     adapter_dtype: str = "fp32"
@@ -94,6 +113,7 @@ class Setup:
     offloaded: bool = False
     accumulated: bool = False
     optimiser: str = "adamw"
+    in_backward: bool = False
     device: str = "cuda"
     devices: int = 1
 
@@ -104,10 +124,20 @@ class Setup:
                 raise InputError(f"{name} is {getattr(self, name)!r}: choose one of {words}.")
         for name in ("rank", "length", "batch", "seq", "devices"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise InputError(f"{name} is {value!r}: give a whole number of at least 1.")
-        if not isinstance(self.labels, int) or self.labels < 0:
-            raise InputError(f"labels is {self.labels!r}: give a whole number, 0 for all positions.")
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}: it is True or False.")
+        for name in ("targets", "saved"):
+            value = getattr(self, name)
+            if isinstance(value, str) or len({*value}) != len(value):
+                raise InputError(f"{name} is {value!r}: give a tuple of names, each once.")
+            object.__setattr__(self, name, tuple(value))
+        if type(self.labels) is not int or not 0 <= self.labels <= self.batch * self.seq:
+            raise InputError(
+                f"labels is {self.labels!r}: give a whole number up to {self.batch} × {self.seq}, 0 for all of them."
+            )
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets:
             raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
@@ -132,6 +162,10 @@ class Setup:
                 f"GaLore projects the gradients of whole matrices on one device, not of {self.method!r} on "
                 f"{self.devices}: choose method 'full' and devices 1, or optimiser 'adamw_8bit'."
             )
+        if self.in_backward and (self.method != "full" or self.accumulated):
+            raise InputError(
+                "in_backward moves a weight when it has its gradient: choose method 'full' and nothing accumulated."
+            )
         if self.held and not (self.autocast and self.dtype == "fp32"):
             raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
         if self.wide_norms and (self.method == "full" or not self.quantised):
@@ -154,6 +188,19 @@ class Setup:
                 f"peft's (IA)³ over {self.bits}-bit matrices computes keys in float32 and queries not: choose dtype "
                 "'fp32' (prepare_model_for_kbit_training), or autocast."
             )
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """The fields that nothing depends on, as the others are."""
+        lora, four = self.method == "lora", self.quantised in ("nf4", "fp4")
+        used = {
+            "rank": lora or self.optimiser.startswith("galore"), "targets": lora, "dropout": lora,
+            "adapter_dtype": self.method != "full", "length": self.method in ("prompt", "prefix"),
+            "double": four, "keeps_inputs": four,
+            "offloaded": self.checkpointing, "held": self.autocast and self.dtype == "fp32",
+            "wide_norms": self.dtype == "bf16", "saved_dtype": bool(self.saved), "freeze_a": lora,
+        }  # fmt: skip
+        return frozenset(name for name, needed in used.items() if not needed)
 
     @property
     def name(self) -> str:

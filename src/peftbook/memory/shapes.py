@@ -45,7 +45,7 @@ def read_shape(source: str | Path) -> Shape:
 def read_config(source: str | Path) -> Any:
     """The settings in a config.json, in the folder that holds one, or of a hub id in the local cache; None without.
 
-    Raises InputError where the file is not JSON.
+    Raises InputError where the file is not JSON, or holds nothing.
     """
     path = Path(source)
     path = path / "config.json" if path.is_dir() else path
@@ -53,9 +53,12 @@ def read_config(source: str | Path) -> Any:
     if found is None:
         return None
     try:
-        return json.loads(found.read_text(encoding="utf-8"))
+        settings = json.loads(found.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{found} is not JSON ({error}): give the config.json of a model.") from error
+    if settings is None:
+        raise InputError(f"{found} holds null: give the config.json of a model.")
+    return settings
 
 
 def quantised_in(config: Any) -> dict[str, Any]:
@@ -171,8 +174,8 @@ def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
 def whole(config: Mapping[str, Any], key: str) -> int:
     """A setting that is a whole number; 0 where there is none. Raises InputError for anything else."""
     value = config.get(key)
-    if value is not None and type(value) is not int:
-        raise InputError(f"config.json gives {key} as {value!r}: it is a whole number.")
+    if value is not None and (type(value) is not int or value < 0):
+        raise InputError(f"config.json gives {key} as {value!r}: it is a whole number, not below 0.")
     return value or 0
 
 
@@ -185,10 +188,13 @@ def sliding_window(config: Mapping[str, Any], family: str) -> int:
 
 def sliding_layers(config: Mapping[str, Any], family: str, window: int) -> list[bool]:
     """Whether each layer's attention slides: as the settings list it, or by the family's own rule."""
-    layers = config["num_hidden_layers"]
+    layers, listed = config["num_hidden_layers"], config.get("layer_types")
+    kinds = ("sliding_attention", "full_attention")
+    if listed is not None and (not isinstance(listed, list) or [*map(kinds.count, listed)] != [1] * layers):
+        raise InputError(f"config.json gives layer_types that are not one of {' or '.join(kinds)} for each layer.")
     if not window:
         return [False] * layers
-    if listed := config.get("layer_types"):
+    if listed:
         return [kind == "sliding_attention" for kind in listed]
     if family == "gemma3_text":
         pattern = config.get("sliding_window_pattern") or 6

@@ -11,14 +11,15 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from peftbook.errors import InputError
 from peftbook.memory.names import OPTIMISER_NAMES, meant
-from peftbook.memory.setup import Setup
+from peftbook.memory.setup import TARGETS, Setup
 
 __all__ = ["STACKS", "Assumption", "Declared", "Stack", "setup_in"]
 
@@ -85,7 +86,8 @@ def constants(body: list[ast.stmt]) -> dict[str, ast.expr]:
     return found
 
 
-Given = Mapping[str, tuple[Any, str] | Declared]  # field of a set-up → its value and source
+Known = tuple[Any, str]  # a value and where it is from
+Given = Mapping[str, Known | Declared | Callable[[Mapping[str, Any]], Known]]  # by field; of a function of the others
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Stack:
     """A library's assumptions. package: what its version is read from, if that may be here.  version: of the table.
 
     always, whole, quantised, full: in every case; over a base in 16 or 32 bits; over a quantised one; for full
-    fine-tuning. The later ones replace the earlier ones.
+    fine-tuning. The later ones replace the earlier ones.  uncounted: what the library does and no field says.
     """
 
     title: str
@@ -103,6 +105,7 @@ class Stack:
     whole: Given
     quantised: Given
     full: Given
+    uncounted: str = ""
 
     @property
     def named(self) -> str:
@@ -114,22 +117,44 @@ class Stack:
         except PackageNotFoundError:
             return f"{self.title} {self.version}, which is not installed,"
 
-    def given(self, method: str, quantised: bool) -> dict[str, tuple[Any, str] | Declared]:
-        """The assumptions of a case."""
+    def given(self, method: str, quantised: bool) -> dict[str, Any]:
+        """The assumptions of a case; where the library has none of its own, what the book advises."""
         case = self.quantised if quantised else self.whole
-        return {**self.always, **case, **(self.full if method == "full" else {})}
+        return {**ADVISED, **self.always, **case, **(self.full if method == "full" else {})}
 
 
 TRAINER = ("transformers/training_args.py:TrainingArguments",)
 SFT = ("trl/trainer/sft_config.py:SFTConfig", "trl/trainer/base_config.py:_BaseConfig", *TRAINER)
+ADVISED: Given = {
+    "rank": (16, "the book's advice; peft's LoraConfig has 8"),
+    "targets": (TARGETS, "the book's advice; peft's LoraConfig has q_proj and v_proj"),
+    "dropout": (False, "LoraConfig.lora_dropout 0"),
+    "double": (True, "QLoRA's own; BitsAndBytesConfig has none: --single-quant"),
+}
 PEFT_ADAPTER = ("fp32", "peft's autocast_adapter_dtype")
 PADDED = (True, "rows are padded to the longest")
+SHORT = 512  # tokens, from which Unsloth brings checkpoints to the host
 UNCUT = (1024, "nothing cuts rows: give the longest")
 OF_CHECKPOINT = ("bf16", "the dtype of published checkpoints")
 ROWS = Declared(TRAINER, "per_device_train_batch_size", 8)
 OPTIM = Declared(TRAINER, "optim", "adamw_torch_fused")
 PREPARED = "prepare_peft_model, peft_module_casting_to_bf16"
+TRL_CASTS = "SFTTrainer casts what is trained over a quantised base"
+HUB = "config_hub/finetune/llama-3.1-8b"
 KBIT = "peft.prepare_model_for_kbit_training"
+
+
+def foreach_on_a_gpu(setting: Mapping[str, Any]) -> Known:
+    """torch.optim.AdamW where nobody asks for its fused kernel: on a CPU it goes tensor by tensor."""
+    kind = "adamw_foreach" if setting["device"] == "cuda" else "adamw"
+    return kind, "torch.optim.AdamW without fused=True"
+
+
+def offloaded_by_unsloth(setting: Mapping[str, Any]) -> Known:
+    """Unsloth leaves checkpoints of short rows where they are (unsloth/models/_utils.py)."""
+    where = 'use_gradient_checkpointing "unsloth"'
+    return (True, where) if setting["seq"] >= SHORT else (False, f"{where}, below {SHORT} tokens")
+
 
 STACKS: dict[str, Stack] = {
     "peft": Stack(
@@ -138,6 +163,7 @@ STACKS: dict[str, Stack] = {
             "batch": (1, "one row"), "seq": UNCUT,
             "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER,
             "logits": ("whole", "transformers' own loss, in float32 at every position"),
+            "optimiser": foreach_on_a_gpu,
         },
         whole={}, quantised={}, full={},
     ),
@@ -167,7 +193,7 @@ STACKS: dict[str, Stack] = {
             "logits": ("tiled", "TRL's fused head, at positions with a label alone"),
         },
         whole={"adapter_dtype": PEFT_ADAPTER},
-        quantised={"adapter_dtype": ("bf16", "SFTTrainer casts what is trained over a quantised base")},
+        quantised={"adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS)},
         full={},
     ),
     "trl0": Stack(
@@ -197,13 +223,20 @@ STACKS: dict[str, Stack] = {
     "litgpt": Stack(
         "LitGPT", "litgpt", "0.5.13",
         always={
-            "batch": (1, "TrainArgs.micro_batch_size"), "seq": UNCUT,
-            "accumulated": (True, "TrainArgs.global_batch_size 16"), "padding": PADDED,
-            "dtype": ("bf16", "precision bf16-true"), "adapter_dtype": ("bf16", "precision bf16-true"),
-            "rank": (8, "lora_r"), "targets": (("q_proj", "v_proj"), "lora_query, lora_value"),
+            "batch": (1, f"{HUB}/lora.yaml, micro_batch_size"), "seq": (512, "max_seq_length"),
+            "accumulated": (True, "global_batch_size 8"), "padding": PADDED,
+            "dtype": ("bf16", "precision bf16-true; without such a file bf16-mixed: float32"),
+            "adapter_dtype": ("bf16", "precision bf16-true"),
+            "rank": (32, "lora_r"), "targets": (("q_proj", "v_proj"), "lora_query, lora_value"),
             "dropout": (True, "lora_dropout 0.05"), "logits": ("narrow", "chunked_cross_entropy"),
+            "optimiser": foreach_on_a_gpu,
         },
-        whole={}, quantised={}, full={},
+        whole={},
+        quantised={
+            "batch": (2, f"{HUB}/qlora.yaml, micro_batch_size"), "double": (False, "quantize bnb.nf4"),
+            "optimiser": ("paged_adamw", "bitsandbytes' PagedAdamW, with --quantize"),
+        },
+        full={"batch": (4, f"{HUB}/full.yaml, micro_batch_size")},
     ),
     "torchtune": Stack(
         "torchtune", "torchtune", "0.7.0",
@@ -220,7 +253,10 @@ STACKS: dict[str, Stack] = {
             "logits": ("chunked", "LinearCrossEntropyLoss"),
         },
         whole={}, quantised={},
-        full={"optimiser": ("paged_adamw_8bit", "8B_full_single_device"), "accumulated": (False, "optimizer_in_bwd")},
+        full={
+            "optimiser": ("paged_adamw_8bit", "8B_full_single_device"), "accumulated": (False, "optimizer_in_bwd"),
+            "in_backward": (True, "optimizer_in_bwd"),
+        },
     ),
     "axolotl": Stack(
         "Axolotl", "axolotl", "0.18.0",
@@ -232,6 +268,7 @@ STACKS: dict[str, Stack] = {
             "logits": ("whole", "its CutCrossEntropyPlugin is --logits fused"),
         },
         whole={}, quantised={}, full={},
+        uncounted="its LoRA kernels, on where there is no dropout, which keep less where nothing is checkpointed",
     ),
     "unsloth": Stack(
         "Unsloth", "unsloth", "2026.8.19",
@@ -239,7 +276,7 @@ STACKS: dict[str, Stack] = {
             "batch": ROWS, "seq": (2048, "max_seq_length"), "optimiser": OPTIM,
             "padding": (False, "padding-free batches"),
             "checkpointing": (True, 'use_gradient_checkpointing "unsloth"'),
-            "offloaded": (True, 'use_gradient_checkpointing "unsloth"'), "dtype": ("bf16", "dtype None"),
+            "offloaded": offloaded_by_unsloth, "dtype": ("bf16", "dtype None"),
             "autocast": (True, "bf16"), "adapter_dtype": ("fp32", "float32_mixed_precision"),
             "rank": (16, "get_peft_model, r"), "logits": ("fused", "unsloth_fused_ce_loss"),
         },
@@ -258,24 +295,30 @@ class Assumption:
 
 
 def setup_in(stack: str, **asked: Any) -> tuple[Setup, tuple[Assumption, ...]]:
-    """The set-up of a stack with what is asked for, and what was assumed beside that.
+    """The set-up of a stack with what is asked for, and what was assumed beside that and makes a difference.
 
-    Raises InputError for an unknown stack, or for settings that no step has.
+    asked: fields of `Setup`. Raises InputError for an unknown stack, or for settings that no step has.
     """
-    known = STACKS[meant("Stack", stack, {name: name for name in STACKS})]
-    assumed = []
+    known = STACKS[meant("Stack", str(stack), {name: name for name in STACKS})]
+    defaults = {field.name: field.default for field in fields(Setup)}
+    if unknown := asked.keys() - defaults.keys():
+        raise InputError(f"A step has no {', '.join(sorted(unknown))}: its settings are {', '.join(defaults)}.")
+    assumed: dict[str, Assumption] = {}
     for field, given in known.given(asked.get("method", Setup.method), bool(asked.get("quantised"))).items():
         if field in asked:
             continue
+        if callable(given):
+            given = given(defaults | {name: one.value for name, one in assumed.items()} | asked)
         value, source = (given.value, given.source) if isinstance(given, Declared) else given
         value = OPTIMISER_NAMES.get(value, value) if field == "optimiser" else value
-        assumed.append(Assumption(field, value, source))
-    fields = {field: getattr(Setup, field) for field in ("batch", "dtype", "autocast", "checkpointing")}
-    fields |= {one.field: one.value for one in assumed} | asked
-    idle = {
-        "padding": fields["batch"] == 1,
-        "offloaded": not fields["checkpointing"],
-        "held": not (fields["autocast"] and fields["dtype"] == "fp32"),
+        assumed[field] = Assumption(field, value, source)
+    values = defaults | {name: one.value for name, one in assumed.items()} | asked
+    refused = {
+        "padding": values["batch"] == 1,
+        "offloaded": not values["checkpointing"],
+        "held": not (values["autocast"] and values["dtype"] == "fp32"),
     }
-    assumed = [one for one in assumed if not idle.get(one.field)]
-    return Setup(**{one.field: one.value for one in assumed} | asked), tuple(assumed)
+    made = [one for one in assumed.values() if not refused.get(one.field)]
+    idle = Setup(**{one.field: one.value for one in made} | asked).idle
+    made = [one for one in made if one.field not in idle]
+    return Setup(**{one.field: one.value for one in made} | asked), tuple(made)

@@ -121,11 +121,14 @@ def structure(shape: Shape, setup: Setup) -> Step:
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():
         kept.setdefault(kind_of(where), Size()).add(size, walked.copies_of(where))
-    held = moments(walked, setup.checkpointing, setup.accumulated, setup.offloaded)
+    gradients = multiple(gradients_of(shape, setup), 1 / setup.devices)
+    roots = gradients if setup.optimiser == "adamw_foreach" and not setup.in_backward else Size()
+    stepped = (("lm_head",) if shape.tied else ()) if setup.in_backward else None
+    held = moments(walked, setup.checkpointing, setup.accumulated, setup.offloaded, roots, stepped)
     return Step(
         state(shape, setup) if setup.devices == 1 else shared(state(shape, setup), shape, setup),
         kept,
-        multiple(gradients_of(shape, setup), 1 / setup.devices),
+        Size() if setup.in_backward else gradients,
         held.scaled("gradients", 1 / setup.devices) if setup.devices > 1 else held,
         walked.flops(setup.checkpointing),
         {},
@@ -218,10 +221,10 @@ def rest(shape: Shape) -> Size:
 
 
 def trained_by_dtype(shape: Shape, setup: Setup) -> list[tuple[Tensors, int]]:
-    """The trained tensors, and the bytes of each of their numbers: copies of embedding and head have the model's."""
+    """The trained tensors, and the bytes of each of their numbers; copies of embedding and head have their own."""
     own, copies = adapted(shape, setup), product(len(setup.saved))
     each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
-    return [(own, each)] + [([(copies, ("V", "h"))], BYTES[setup.dtype])] * bool(setup.saved)
+    return [(own, each)] + [([(copies, ("V", "h"))], BYTES[setup.saved_dtype or setup.dtype])] * bool(setup.saved)
 
 
 def trained(shape: Shape, setup: Setup) -> Tensors:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -230,11 +230,13 @@ class Gradients:
     """The gradients of tensors on the way back. Two tensors may have one and the same.
 
     accumulated: a weight has a gradient already, and what it gets is there until it has been added to that.
+    stepped: a weight is moved when it has its gradient, which is then let go, but for those of these modules.
     """
 
-    def __init__(self, timeline: Timeline, accumulated: bool):
+    def __init__(self, timeline: Timeline, accumulated: bool, stepped: Collection[str] | None = None):
         self.timeline = timeline
         self.accumulated = accumulated
+        self.stepped = stepped
         self.new = itertools.count()
         self.of: dict[int, Value] = {}  # tensor → its gradient
 
@@ -261,7 +263,8 @@ class Gradients:
             ]
             for gradient in gradients:
                 timeline.hold(gradient, kind)
-            if self.accumulated and not operation.held:  # what is held is new in every micro-batch
+            moved = self.stepped is not None and operation.where not in self.stepped
+            if (self.accumulated and not operation.held) or moved:  # what is held is new in every micro-batch
                 timeline.note(f"backward {operation.where}", operation.undoing + operation.weights)
             else:
                 timeline.add(labelled("gradients", operation.weights))
@@ -309,7 +312,10 @@ def readers_of(operations: Iterable[Operation]) -> Counter[int]:
     return Counter(value.key for operation in operations for value in unique(operation.inputs))
 
 
-def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloaded: bool = False) -> Moments:
+def moments(
+    walked: Walk, checkpointing: bool, accumulated: bool = False, offloaded: bool = False, roots: Size = NOTHING,
+    stepped: Collection[str] | None = None,
+) -> Moments:  # fmt: skip
     """What happens and the bytes that are there, for every operation of a training step, forward and back.
 
     What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back
@@ -317,7 +323,8 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloa
     line in the number of layers, so that its peak is at one of them.
 
     offloaded: what a checkpointed layer keeps is on the host, but for the layers on the tape: one that computes and its
-    neighbours, whose inputs come and go meanwhile.
+    neighbours, whose inputs come and go meanwhile.  roots: what the optimiser takes beside the gradients.
+    stepped: where it moves each weight in backward: the modules whose gradient waits for that of another one.
     """
     timeline, parts = Timeline(), walked.sections
     readers = readers_of(walked.tape.operations)
@@ -344,7 +351,7 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloa
     stays = {name: {key: each for key, each in sizes.items() if key[0] != "working"} for name, sizes in left.items()}
     for name, sizes in left.items():  # what stayed no longer than forward
         timeline.add({key: each for key, each in sizes.items() if key[0] == "working"}, 1 - walked.copies[name])
-    gradients = Gradients(timeline, accumulated)
+    gradients = Gradients(timeline, accumulated, stepped)
     for name, operations in reversed(parts.items()):
         inside = checkpointing and name in walked.copies
         gradients.backward(operations, functools.partial(timeline.recompute, operations) if inside else None)
@@ -354,12 +361,12 @@ def moments(walked: Walk, checkpointing: bool, accumulated: bool = False, offloa
             others = walked.copies[name] - 1
             timeline.add(stays[name], -others)
             timeline.add(hands[name], others)
-            for operation in operations if not accumulated else ():
+            for operation in operations if not accumulated and stepped is None else ():
                 timeline.add(labelled("gradients", operation.weights), others)
     for name, operations in parts.items():
         timeline.let_go(operations, parted=checkpointing and name in walked.copies)
         timeline.add(hands.get(name, {}), 1 - walked.copies.get(name, 1))
-    timeline.note("optimiser")
+    timeline.note("optimiser", roots)
     return timeline.moments()
 
 

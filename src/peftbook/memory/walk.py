@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from peftbook.memory.decoder import Context, Decoder, embed, mask_of, virtual_tokens
 from peftbook.memory.loss import head
-from peftbook.memory.setup import BYTES, Setup
+from peftbook.memory.setup import Setup
 from peftbook.memory.shapes import Shape
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, repeated
 
@@ -99,13 +99,13 @@ def walked(shape: Shape, setup: Setup) -> Walk:
     first to keep what all share. Of the others there is one of each kind, see `layer_names`.
     """
     tape = Tape(setup.autocast, promotes=setup.device == "cpu")
-    each = 4 if shape.float32_products else BYTES[setup.dtype]
+    decoder = Decoder(shape, setup, tape)
+    each = 4 if shape.float32_products else decoder.each("embed_tokens")
     width = ("t", "e" if shape.fused else "d")
     kinds = sorted({*shape.sliding})
     masks = {sliding: mask_of(tape, shape, setup, sliding) for sliding in kinds}
     pairs = [[tape.apply(shape=width, bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]
     rotations = {sliding: pairs[sliding and shape.two_rotations] for sliding in kinds}
-    decoder = Decoder(shape, setup, tape)
     if setup.method == "prefix":
         decoder.prefix.append(virtual_tokens(decoder, ("L", "g", "d", "two")))
     x = first = embed(decoder)

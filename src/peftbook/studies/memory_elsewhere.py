@@ -77,10 +77,9 @@ def rows(part: str) -> tuple[Row, ...]:
 
 def probe(part: str) -> specs.Probe:
     """The predictions of a part."""
-    settings: dict[str, tuple[float, ...] | tuple[str, ...]] = {"rows": tuple(one.text for one in rows(part))}
-    if part == "again":
-        settings["promised"] = PROMISED_AGAIN
-    return specs.Probe(measure="elsewhere.predictions", settings=settings, model=SCRATCH)
+    texts = tuple(one.text for one in rows(part))
+    promised = {"promised": PROMISED_AGAIN} if part == "again" else {}
+    return specs.Probe(measure="elsewhere.predictions", settings={"rows": texts, **promised}, model=SCRATCH)
 
 
 def runs(store: Store) -> list[specs.Probe]:

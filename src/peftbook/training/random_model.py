@@ -78,7 +78,8 @@ class Subject:
         """Forward, backward and optimiser; returns the seconds. Products are torch's unless the caller widens them."""
         began = time.perf_counter()
         self.loss(ids).backward()
-        self.optimizer.step()
+        if not self.setup.in_backward:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - began
 
@@ -100,15 +101,31 @@ def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
     tuned = with_method(model, shape, setup)
     if setup.method != "full":
         for name, value in trainable_state(tuned).items():
-            if ".modules_to_save." not in name:
-                value.data = value.data.to(TORCH_DTYPES[setup.adapter_dtype])
+            copied = ".modules_to_save." in name
+            value.data = value.data.to(
+                TORCH_DTYPES[(setup.saved_dtype or setup.dtype) if copied else setup.adapter_dtype]
+            )
     if setup.checkpointing:
         model.activation_checkpointing_enable()
     tuned.train()
     held = contextlib.ExitStack()
     if setup.held:
         held.enter_context(frozen_linears_in("bf16", tuned))
+    if setup.in_backward:
+        step_in_backward(trainable_state(tuned), setup)
     return Subject(tuned, optimiser(trainable_state(tuned), setup), setup, held)
+
+
+def step_in_backward(trained: Mapping[str, Tensor], setup: Setup) -> None:
+    """An optimiser for each tensor, which moves it when it has its gradient, and lets that go."""
+    for name, value in trained.items():
+        own = optimiser({name: value}, setup)
+
+        def move(_: Tensor, own: torch.optim.Optimizer = own) -> None:
+            own.step()
+            own.zero_grad(set_to_none=True)
+
+        value.register_post_accumulate_grad_hook(move)
 
 
 def check_fits(shape: Shape, setup: Setup) -> None:
@@ -127,6 +144,8 @@ def optimiser(trained: Mapping[str, Tensor], setup: Setup) -> torch.optim.Optimi
     """The optimiser over what is trained."""
     if setup.optimiser == "adamw":
         return torch.optim.AdamW(trained.values(), lr=1e-4, fused=True)
+    if setup.optimiser == "adamw_foreach":
+        return torch.optim.AdamW(trained.values(), lr=1e-4, foreach=True)
     if setup.optimiser == "sgd":
         return torch.optim.SGD(trained.values(), lr=1e-4)
     if setup.optimiser.startswith("galore"):
