@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "cli_bench", "table"]
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "help": ("--help",),
-    "fit": ("fit", "--model", "llama-3.1-8b", "--memory", "24GiB", "--stack", "trl"),
+    "fit": ("fit", "--model", "llama-3.1-8b", "--memory", "24GiB", "--method", "qlora", "--stack", "trl"),
     "status": ("status",),
     "claims": ("claims",),
 }
