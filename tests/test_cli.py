@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -183,44 +182,6 @@ def test_status_and_claims_read_the_shipped_records(capsys):
     rows = json.loads(out[out.index("[\n") :])
     said = {row["study"]: (row["own"], bool(row["regime"])) for row in rows}
     assert said["methods"] == (False, False) and said["costs"] == (False, True) and said["memory"] == (True, False)
-
-
-JUDGED = """
-import os, pathlib, sys, time
-from peftbook import results, studies
-from peftbook.cli import main
-from peftbook.training import hardware
-folder, cores = sys.argv[1:]
-own, boss = results.claim, os.getpid()
-def claim(name, store):
-    with pathlib.Path(folder, f"judged-{cores}").open("a") as file:
-        print("boss" if os.getpid() == boss else "helper", name, file=file)
-    waits = os.getpid() == boss and cores == "2" and name == "scaling"
-    while waits and not list(pathlib.Path(folder, "two").glob("*")):
-        time.sleep(0.01)
-    return own(name, store)
-results.claim = claim
-studies.NAMES = results.NAMES = ["scaling", "rank", "costs"]
-hardware.cores = lambda: int(cores)
-sys.exit(main(["claims"]))
-"""
-
-
-def test_a_fork_judges_claims_from_the_other_end_and_nothing_else_changes(tmp_path):
-    """With two cores as with one, the same is printed and kept, no process and no half-written file is left."""
-    said, kept = {}, {}
-    for cores, place in (("1", tmp_path / "one"), ("2", tmp_path / "two")):
-        environment = {**os.environ, "PEFTBOOK_RESULTS": str(place)}
-        done = subprocess.run(
-            [sys.executable, "-c", JUDGED, str(tmp_path), cores],
-            env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        said[cores], kept[cores] = done.stdout, {path.name for path in place.iterdir()}
-    assert said["1"] == said["2"] and "Refuted if" in said["1"]
-    assert kept["1"] == kept["2"] and all(name.endswith(".json") for name in kept["1"])
-    judged = {cores: (tmp_path / f"judged-{cores}").read_text().splitlines() for cores in said}
-    assert judged["1"] == ["boss scaling", "boss rank", "boss costs"]
-    assert "helper costs" in judged["2"] and [one for one in judged["2"] if one.startswith("boss")] == judged["1"]
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():

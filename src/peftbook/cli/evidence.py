@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import signal
-import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
-
-if TYPE_CHECKING:
-    from peftbook.records import Store
 
 
 def add_commands(add: Add) -> None:
@@ -101,9 +91,7 @@ def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth."""
     from peftbook.results import claims, count_verdicts, format_quantity
 
-    store = store_on(args.platform)
-    with helped(store):
-        judged = claims(store)
+    judged = claims(store_on(args.platform))
     if args.json:
         print(json.dumps([claim_row(claim, args.platform) for claim in judged], indent=1, ensure_ascii=False))
         return 0
@@ -121,33 +109,6 @@ def command_claims(args: argparse.Namespace) -> int:
             print(f"  {claim.missing} of {claim.runs} runs are missing: {command_for(study.name, args.platform)}")
         print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")
     return 0
-
-
-@contextlib.contextmanager
-def helped(store: Store) -> Iterator[None]:
-    """Inside, a fork of this process judges the claims from the last one on, if a core is free for it.
-
-    What it keeps on disk need not be computed here; where the two meet it is ended. For a process of one thread: a fork
-    has no others.
-    """
-    from peftbook.results import claim
-    from peftbook.studies import NAMES
-    from peftbook.training.hardware import cores
-
-    if cores() < 2 or not hasattr(os, "fork") or threading.active_count() > 1:
-        yield
-        return
-    if (child := os.fork()) == 0:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an entry that is half written is removed
-        with contextlib.suppress(BaseException):
-            for name in reversed(NAMES):
-                claim(name, store)
-        os._exit(0)
-    try:
-        yield
-    finally:
-        os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
 
 
 def claim_row(claim, platform: str) -> dict:
