@@ -1,4 +1,4 @@
-"""Commands on records and claims: import, status, verify, claims."""
+"""Commands on records, claims and scores: import, status, verify, claims, decide."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
+
+if TYPE_CHECKING:
+    from peftbook.decision.outside import Outside
 
 
 def add_commands(add: Add) -> None:
@@ -25,6 +29,21 @@ def add_commands(add: Add) -> None:
     claims = add("claims", command_claims)
     claims.add_argument("--json", action="store_true")
     on_platform(claims)
+    decide = add("decide", command_decide)
+    words = "scores of a model, a JSON object a line; several seeds with commas; a name before = is its own"
+    decide.add_argument("files", nargs="+", metavar="[NAME=]FILE[,FILE]", help=words)
+    decide.add_argument(
+        "--measure", default="", help="the field that is compared (default: the only number, or the first)"
+    )
+    decide.add_argument("--margin", type=float, help="the smallest difference that would matter")
+    decide.add_argument(
+        "--id", default="", metavar="FIELD", help="of an example (default: id, doc_id, …, else the line)"
+    )
+    decide.add_argument("--group", default="", metavar="FIELD", help="what examples share, like a document")
+    decide.add_argument("--filter", default="", metavar="NAME", help="of lm-evaluation-harness, where it has several")
+    decide.add_argument("--lower", action="store_true", help="less is better")
+    decide.add_argument("--common", action="store_true", help="leave out examples that not all files have")
+    decide.add_argument("--json", action="store_true")
 
 
 def command_import(args: argparse.Namespace) -> int:
@@ -125,3 +144,64 @@ def claim_row(claim, platform: str) -> dict:
         "own": study.own, "chapter": study.chapter,
         "runs": claim.runs, "missing": claim.missing, "command": command_for(study.name, platform),
     }  # fmt: skip
+
+
+def command_decide(args: argparse.Namespace) -> int:
+    """Say which of several models is better on the same examples, from scores that were made elsewhere."""
+    from dataclasses import asdict
+
+    from peftbook.decision.outside import decide
+
+    files = dict(named_files(text) for text in args.files)
+    if len(files) < len(args.files):
+        raise InputError("Two of the files have one name: write them as NAME=FILE.")
+    found = decide(
+        files, measure=args.measure, key=args.id, kept=args.filter, group=args.group, margin=args.margin,
+        lower=args.lower, common=args.common,
+    )  # fmt: skip
+    if args.json:
+        arms = [{"name": one.name, "score": asdict(one.score)} for one in found.arms]
+        print(json.dumps(asdict(found) | {"arms": arms}, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(decided(found)))
+    return 0
+
+
+def named_files(text: str) -> tuple[str, list[Path]]:
+    """A model's name, and its files."""
+    name, mark, rest = text.partition("=")
+    paths = [Path(part) for part in (rest if mark else text).split(",") if part]
+    if not paths:
+        raise InputError(f"{text!r} names no file: write it as NAME=FILE.")
+    return name if mark else paths[0].stem, paths
+
+
+def decided(found: Outside) -> list[str]:
+    """What was decided, in lines."""
+    arms = found.arms
+    seeds, examples, groups = len(arms[0].scores), arms[0].score.examples, arms[0].score.groups
+    basis = f"{examples:,} examples" + f" in {groups} groups" * bool(groups) + f", {seeds} seeds" * (seeds > 1)
+    lines = [f"{found.measure}: {basis}" + f"; {found.left_out} that not all have are left out" * bool(found.left_out)]
+    wide = max(len(one.name) for one in arms)
+    lines += [f"  {one.name:{wide}}  {one.score.mean:.4f} [{one.score.low:.4f}, {one.score.high:.4f}]" for one in arms]
+    for pair in found.pairs:
+        one, says = pair.difference, f"{pair.first} − {pair.second}"
+        lines.append(f"{says}: {one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}], p = {pair.p:.2g}")
+        better, worse = (pair.first, pair.second) if pair.outcome == "better" else (pair.second, pair.first)
+        said = {
+            "too few to tell": "Too few examples, groups or seeds to tell.",
+            "equivalent": f"Equivalent: what one may give up is within the margin of {found.margin}.",
+            "undecided": "Undecided: neither a difference nor its absence is shown.",
+        }  # fmt: skip
+        lines.append(f"  {said.get(pair.outcome, f'{better} is better than {worse}.')}")
+        if pair.outcome in ("undecided", "too few to tell"):
+            asks = "  Give --margin, the smallest difference that would matter, to learn how many would decide."
+            if pair.needed:
+                more = f"{pair.needed[0]} seeds and " * (seeds > 1) + f"{pair.needed[1]:,} examples"
+                asks = f"  About {more}, drawn anew, would find a difference of {found.margin} four times in five."
+            lines.append(asks)
+    if len(found.pairs) > 1:
+        lines.append("Intervals are of 95 % each; what is called better is so for all pairs together, by Holm at 5 %.")
+    if seeds == 1:
+        lines.append("The intervals are over examples. What another seed of the training would change is not in them.")
+    return lines
