@@ -1,4 +1,4 @@
-"""Commands on records, claims and scores: import, status, verify, claims, decide."""
+"""Commands on records, claims and scores: import, status, verify, claims, decide, power."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ def add_commands(add: Add) -> None:
     decide.add_argument("--lower", action="store_true", help="less is better")
     decide.add_argument("--common", action="store_true", help="leave out examples that not all files have")
     decide.add_argument("--json", action="store_true")
+    power = add("power", command_power)
+    power.add_argument("--measure", default="rougeL", help="that will decide (default rougeL)")
+    power.add_argument(
+        "--margin", type=float, help="the smallest difference that would matter (default: the measure's)"
+    )
+    power.add_argument("--rows", type=positive, help="test rows that there are: what would they find?")
+    power.add_argument("--seeds", type=positive, default=3, help="with --rows (default 3)")
+    power.add_argument("--json", action="store_true")
 
 
 def command_import(args: argparse.Namespace) -> int:
@@ -178,6 +186,8 @@ def named_files(text: str) -> tuple[str, list[Path]]:
 
 def decided(found: Outside) -> list[str]:
     """What was decided, in lines."""
+    from peftbook.decision.outside import LEVEL
+
     arms = found.arms
     seeds, examples, groups = len(arms[0].scores), arms[0].score.examples, arms[0].score.groups
     basis = f"{examples:,} examples" + f" in {groups} groups" * bool(groups) + f", {seeds} seeds" * (seeds > 1)
@@ -191,17 +201,59 @@ def decided(found: Outside) -> list[str]:
         said = {
             "too few to tell": "Too few examples, groups or seeds to tell.",
             "equivalent": f"Equivalent: what one may give up is within the margin of {found.margin}.",
-            "undecided": "Undecided: neither a difference nor its absence is shown.",
+            "undecided": "Undecided: neither a difference nor its absence is shown."
+            if pair.p > LEVEL
+            else f"Undecided: alone it would be called, among {len(found.pairs)} pairs it is not (Holm).",
         }  # fmt: skip
         lines.append(f"  {said.get(pair.outcome, f'{better} is better than {worse}.')}")
         if pair.outcome in ("undecided", "too few to tell"):
-            asks = "  Give --margin, the smallest difference that would matter, to learn how many would decide."
+            asks = "  With --margin, the smallest difference that would matter: how many would decide."
             if pair.needed:
                 more = f"{pair.needed[0]} seeds and " * (seeds > 1) + f"{pair.needed[1]:,} examples"
-                asks = f"  About {more}, drawn anew, would find a difference of {found.margin} four times in five."
+                asks = f"  About {more}, drawn anew, would find {found.margin} four times in five."
             lines.append(asks)
     if len(found.pairs) > 1:
-        lines.append("Intervals are of 95 % each; what is called better is so for all pairs together, by Holm at 5 %.")
+        lines.append("Intervals are of 95 % each; better is said for all pairs together, by Holm at 5 %.")
     if seeds == 1:
-        lines.append("The intervals are over examples. What another seed of the training would change is not in them.")
+        lines.append("Intervals are over examples: what another seed would change is not in them.")
     return lines
+
+
+def command_power(args: argparse.Namespace) -> int:
+    """Say how many seeds and test rows a comparison needs, from the spread of the book's runs, before any training."""
+    from dataclasses import asdict
+
+    from peftbook.decision import MEASURES, check_choices
+    from peftbook.decision.power import found, needed, spreads
+    from peftbook.evidence.stats import FEWEST_SEEDS
+    from peftbook.records import default_store
+
+    check_choices(args.measure, margin=args.margin)
+    if args.margin == 0:
+        raise InputError("No number of test rows finds a difference of 0: give the smallest that would matter.")
+    if 1 < args.seeds < FEWEST_SEEDS:
+        raise InputError(f"Two seeds decide nothing in this book: give 1, or {FEWEST_SEEDS} or more.")
+    measure = MEASURES[args.measure]
+    margin = measure.margin if args.margin is None else args.margin
+    known = spreads(default_store().all(), measure)
+    if not known:
+        raise InputError(f"No run at hand was scored by {args.measure!r} with three seeds: choose another measure.")
+    if args.json:
+        given = {id(one): found(one, args.rows, args.seeds) if args.rows else None for one in known}
+        rows = [asdict(one) | {"needed": needed(one, margin), "found": given[id(one)]} for one in known]
+        print(json.dumps({"measure": measure.name, "margin": margin, "spreads": rows}, indent=1))
+        return 0
+    unit = f" {measure.unit}" if measure.unit else ""
+    print(f"{measure.label}: two trained arms, of which a difference is found four times in five")
+    for one in known:
+        count = len(one.intervals)
+        print(f"\n{one.task}, {one.model}, by {count} pair{'s' * (count > 1)} of arms of our own")
+        places = {"half of them": count // 2, "nine of ten": (9 * count) // 10}
+        for word, at in places.items():
+            seeds, examples = needed(one, margin)[at]
+            print(f"  a difference of {margin}{unit} takes {seeds} seeds and {examples:,} test rows in {word}")
+        for word, at in places.items() if args.rows else ():
+            size = found(one, args.rows, args.seeds)[at]
+            print(f"  {args.seeds} seeds and {args.rows:,} test rows find {size:.3f}{unit} in {word}")
+    print("\nTake the task that is most like yours. More methods in one table need more.")
+    return 0

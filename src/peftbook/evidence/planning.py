@@ -7,7 +7,7 @@ import math
 from peftbook.errors import InputError
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, half_width, optimize, quantile
 
-__all__ = ["settle"]
+__all__ = ["found_with", "settle"]
 
 POWER = 0.8  # of a comparison with the seeds and examples that are asked for
 MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
@@ -27,14 +27,9 @@ def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
             f"With {spread.seeds} seed{'s' * (spread.seeds > 1)} and {spread.examples} test "
             f"example{'s' * (spread.examples > 1)} the spread is not known: measure two of each before planning."
         )
-    z = float(quantile(2 * (1 - POWER), math.inf))
 
     def beyond(examples: float, seeds: int) -> float:
-        seed_se = spread.seed_se * math.sqrt(spread.seeds / seeds)
-        example_se = spread.example_se * math.sqrt(spread.examples / examples)
-        freedom = spread.freedom * examples / spread.examples
-        half = float(half_width(2 * level, seed_se, example_se, seeds - 1, freedom))
-        return half + z * math.hypot(seed_se, example_se) - margin
+        return found_with(spread, examples, seeds, level) - margin
 
     seeds = spread.seeds if spread.seeds == 1 else max(spread.seeds, FEWEST_SEEDS)
     while 1 < seeds < MOST_SEEDS and beyond(math.inf, seeds) > (math.sqrt(0.5) - 1) * margin:
@@ -44,6 +39,18 @@ def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
     if beyond(MOST_EXAMPLES, seeds) > 0:
         return MOST_EXAMPLES, seeds
     return round_up(optimize.brentq(beyond, spread.examples, MOST_EXAMPLES, args=(seeds,))), seeds
+
+
+def found_with(spread: Interval, examples: float, seeds: int, level: float) -> float:
+    """The true difference that so many test examples and seeds find four times in five.
+
+    spread, level: as of `settle`.  half_width(2 · level) + z_0.8 · error, with squared errors that go with one over the
+    numbers.
+    """
+    seed_se = spread.seed_se * math.sqrt(spread.seeds / seeds)
+    example_se = spread.example_se * math.sqrt(spread.examples / examples)
+    half = float(half_width(2 * level, seed_se, example_se, seeds - 1, spread.freedom * examples / spread.examples))
+    return half + float(quantile(2 * (1 - POWER), math.inf)) * math.hypot(seed_se, example_se)
 
 
 def round_up(count: float) -> int:

@@ -161,19 +161,24 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
     """
     axes.axhline(0, color=colour("muted"), linewidth=1.2)
     axes.axhspan(-100 * margin, 100 * margin, color=colour("muted"), alpha=0.12)
-    looks = {"open": ("looked at while it was written", "o", "none"), "held-out": ("held out", "D", colour("lora"))}
-    for half, (label, marker, face) in looks.items():
-        xs, errors = [one for one, _ in halves[half]], [100 * (ratio - 1) for _, ratio in halves[half]]
-        axes.plot(xs, errors, marker=marker, markersize=5, linestyle="none", color=colour("lora"),
+    looks = {
+        "open": ("looked at while it was written", "o", "none", "lora"),
+        "held-out": ("held out", "D", colour("lora"), "lora"),
+        "again": ("held out, after what those had taught", "s", colour("prompt"), "prompt"),
+    }
+    for half, points in halves.items():
+        label, marker, face, tone = looks[half]
+        xs, errors = [one for one, _ in points], [100 * (ratio - 1) for _, ratio in points]
+        axes.plot(xs, errors, marker=marker, markersize=5, linestyle="none", color=colour(tone),
                   markerfacecolor=face, alpha=0.75, label=label)  # fmt: skip
     axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
 
 
 @figure
 def memory_elsewhere(store: Store) -> Figure:
-    """Does it hold for what others measured on GPUs? Predicted over published peaks, for both halves."""
+    """Does it hold for what others measured on GPUs? Predicted over published peaks, for all parts."""
     halves = {}
-    for half, name in zip(elsewhere.FIRST, ("open", "held-out"), strict=True):
+    for half, name in zip(elsewhere.PARTS, ("open", "held-out", "again"), strict=True):
         record = store.need(elsewhere.probe(half))
         sizes = elsewhere.per_row(record, "measured_bytes", half)
         ratios = [1 + error for error in elsewhere.errors(record, half)]

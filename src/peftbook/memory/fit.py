@@ -303,10 +303,8 @@ def as_text(answer: Fit, model: str, said: Callable[[str, object], str] = lambda
     flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
     lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
-    lines.append(
-        "Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take, and what predictions of "
-        "published runs were too low by."
-    )
+    lines.append("Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take,")
+    lines.append("and what predictions of published runs were too low by.")
     return "\n".join(lines)
 
 
