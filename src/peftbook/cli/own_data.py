@@ -1,4 +1,4 @@
-"""Commands on a reader's own file: train, compare, studio."""
+"""Commands on a reader's own file: train, compare, studio, and a demonstration of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ def add_commands(add: Add) -> None:
     add("train", command_train, train_options)
     add("compare", command_compare, compare_options)
     add("studio", command_studio, studio_options)
+    demo = add("demo", command_demo)
+    demo.add_argument("--report", type=Path, metavar="FILE.html", help="also write the page with table and pictures")
+    demo.add_argument("--home", type=Path, help="keep project and runs there, for the studio (default: nowhere)")
 
 
 def train_options(train: argparse.ArgumentParser) -> None:
@@ -73,6 +76,21 @@ def command_compare(args: argparse.Namespace) -> int:
     from peftbook.studio.compare import compare_file
 
     return compare_file(args)
+
+
+def command_demo(args: argparse.Namespace) -> int:
+    """Train a small model on 300 shipped tickets in two ways, score it and decide: what `compare` does, in a minute."""
+    import shlex
+    import tempfile
+
+    from peftbook.cli import build_parser
+    from peftbook.studio.demo import words_of_demo
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = words_of_demo(args.home or Path(folder), args.report)
+        print(f"peftbook {shlex.join(words[: words.index('--home')])}\n", flush=True)
+        asked = build_parser().parse_args(words)
+        return asked.handler(asked)
 
 
 def command_studio(args: argparse.Namespace) -> int:

@@ -1,0 +1,92 @@
+"""A demonstration that any machine ends in about a minute: 300 tickets of an invented shop, a small model, a decision.
+
+    python -m peftbook.studio.demo > src/peftbook/data/tickets.csv
+
+writes the file that is shipped; every ticket is put together from the sentences below, by a fixed seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftbook.tasks import DATA
+
+__all__ = ["ASKED", "TICKETS", "tickets", "words_of_demo"]
+
+TICKETS = DATA / "tickets.csv"
+CUSTOMERS, EACH, SEED = 100, 3, 7
+PRODUCTS = ("lamp", "kettle", "tent", "radio", "bicycle", "camera", "heater", "printer")
+TROUBLES = {
+    "billing": (
+        "I was charged twice for the {product}.",
+        "The invoice for the {product} has a wrong total.",
+        "My card was billed for a {product} that I never ordered.",
+        "The discount on the {product} is not on my bill.",
+    ),
+    "delivery": (
+        "The {product} has not arrived yet.",
+        "The parcel with the {product} went to a wrong address.",
+        "Tracking says that the {product} was delivered, but it was not.",
+        "When will my {product} be shipped?",
+    ),
+    "returns": (
+        "I want to send the {product} back.",
+        "How do I return the {product}?",
+        "The {product} is too small and I would like a refund.",
+        "Please exchange the {product} for another one.",
+    ),
+    "repair": (
+        "The {product} stopped working after a week.",
+        "The {product} makes a strange noise.",
+        "A part of the {product} is broken.",
+        "The {product} does not turn on.",
+    ),
+    "account": (
+        "I cannot log in to see my order of the {product}.",
+        "My password does not work since I bought the {product}.",
+        "Please delete my account, I only wanted the {product}.",
+        "Change the address in my account before you send the {product}.",
+    ),
+}
+TONES = (
+    "I need this today.", "This is urgent.", "We cannot work without it.", "Answer at once, please.", "",
+    "Please let me know.", "Thank you for your help.", "There is no hurry.", "It can wait.", "",
+)  # fmt: skip
+GREETINGS = ("Hello,", "Good morning,", "Dear team,", "Hi,", "")
+ASKED = (
+    "--input", "message", "--target", "team", "--group", "customer", "--models", "small-llama",
+    "--methods", "untuned,lora,prompt", "--learning-rate", "lora=0.003", "--epochs", "4", "--test-examples", "30",
+    "--max-new-tokens", "8", "--measure", "exact_match",
+)  # fmt: skip
+
+
+def tickets() -> Iterator[dict[str, str]]:
+    """The rows: a customer, the message, and the team that it is for."""
+    draw = random.Random(SEED)
+    for number in range(CUSTOMERS * EACH):
+        team, tone, product = draw.choice([*TROUBLES]), draw.choice(TONES), draw.choice(PRODUCTS)
+        trouble = draw.choice(TROUBLES[team]).format(product=product)
+        parts = [draw.choice(GREETINGS), *((tone, trouble) if draw.random() < 0.3 else (trouble, tone))]
+        message = " ".join(part for part in parts if part)
+        yield {"customer": f"c{number % CUSTOMERS:03}", "message": message, "team": team}
+
+
+def words_of_demo(home: Path, report: Path | None) -> list[str]:
+    """The command that the demonstration is: `compare` on the tickets."""
+    words = ["compare", str(TICKETS), *ASKED, "--home", str(home)]
+    return words + (["--report", str(report)] if report else [])
+
+
+def write() -> None:
+    """The file, on standard output."""
+    writer = csv.DictWriter(sys.stdout, ("customer", "message", "team"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(tickets())
+
+
+if __name__ == "__main__":
+    write()

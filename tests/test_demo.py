@@ -1,0 +1,34 @@
+"""The demonstration: its file is what its sentences make, and its session ends with a decision."""
+
+import csv
+import io
+import re
+
+import pytest
+
+from peftbook import cli
+from peftbook.studio import demo
+
+
+def test_the_shipped_tickets_are_what_the_sentences_make(capsys):
+    """To the byte; each is a message of its own customer, for its own team."""
+    demo.write()
+    assert capsys.readouterr().out == demo.TICKETS.read_text(encoding="utf-8")
+    rows = [*csv.DictReader(io.StringIO(demo.TICKETS.read_text(encoding="utf-8")))]
+    assert len(rows) == demo.CUSTOMERS * demo.EACH and len({row["customer"] for row in rows}) == demo.CUSTOMERS
+    for row in rows:
+        texts = [text.format(product=product) for text in demo.TROUBLES[row["team"]] for product in demo.PRODUCTS]
+        assert any(text in row["message"] for text in texts)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_session_ends_with_a_decision(capsys, tmp_path):
+    """The command that it stands for, a row for each method, what to take, and a page."""
+    assert cli.main(["demo", "--home", str(tmp_path / "home"), "--report", str(tmp_path / "page.html")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("peftbook compare ") and "--home" not in said
+    scores = {name: float(re.search(rf"^\W*{name}\s+([01]\.\d+)", said, re.M)[1]) for name in ("Untuned", "LoRA")}
+    assert scores["LoRA"] > scores["Untuned"] + 0.2
+    assert "LoRA is the clear winner" in said and "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
