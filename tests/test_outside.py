@@ -82,12 +82,30 @@ def test_the_plan_finds_the_margin_about_four_times_in_five(tmp_path):
 
 def test_few_examples_tell_nothing(tmp_path):
     """Nor do few groups."""
-    assert two(tmp_path, [1.0] * 19, [0.0] * 18 + [1.0]).pairs[0].outcome == "too few to tell"
-    rows = [[{"id": at, "acc": float(at % 7 > one), "page": at % 4} for at in range(60)] for one in (1, 3)]
+    (pair,) = two(tmp_path, [1.0] * 19, [0.0] * 18 + [1.0], margin=0.9).pairs
+    assert pair.outcome == "too few to tell" and pair.needed[1] >= 20
+    rows = [[{"id": at, "acc": float(at % 7 > one), "page": at % 4} for at in range(60)] for one in (1, 4)]
     files = {str(one): [write(tmp_path / f"g{one}.jsonl", each)] for one, each in enumerate(rows)}
     assert decide(files, measure="acc").pairs[0].outcome == "better"
     grouped = decide(files, measure="acc", group="page")
     assert (grouped.pairs[0].outcome, grouped.arms[0].score.groups) == ("too few to tell", 4)
+
+
+def test_what_never_differs_is_not_equivalent(tmp_path):
+    """Nor where it differs on a few examples: their error is not known."""
+    ones = [1.0] * 100
+    assert two(tmp_path, ones, ones, margin=0.01).pairs[0].outcome == "identical"
+    nearly = [0.0] * 3 + ones[3:]
+    assert two(tmp_path, ones, nearly, margin=0.2).pairs[0].outcome == "undecided"
+
+
+def test_a_difference_that_is_shown_to_be_small_is_said_so(tmp_path, capsys):
+    """It is there, and does not matter."""
+    first, second = drawn(9, 3000, gain=0.03)
+    (pair,) = two(tmp_path, first, second, margin=0.2).pairs
+    assert pair.outcome == "worse" and pair.small
+    assert cli.main(["decide", *(str(tmp_path / f"{name}.jsonl") for name in "ab"), "--margin", "0.2"]) == 0
+    assert "b is better than a, by less than the margin of 0.2." in capsys.readouterr().out
 
 
 def test_the_order_of_lines_is_nothing_and_ids_are_all(tmp_path):
@@ -156,9 +174,13 @@ def test_logs_of_lm_evaluation_harness_are_read(tmp_path, capsys):
     assert "choose with --filter one of strict-match, flexible-extract" in capsys.readouterr().err
     assert cli.main([*words, "--filter", "strict-match"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("exact_match: 120 examples\n") and "b is better than a." in said
+    assert said.startswith("exact_match (more is better): 120 examples\n") and "b is better than a." in said
     assert cli.main([*words, "--filter", "strict-match", "--group", "page", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["arms"][0]["score"]["groups"] == 12
+    write(paths[1], [harness(at, one, "flexible-extract") for at, one in enumerate(second)])
+    write(tmp_path / "only.jsonl", [harness(at, one) for at, one in enumerate(first)])
+    assert cli.main(["decide", str(tmp_path / "only.jsonl"), str(paths[1])]) == 2
+    assert "only.jsonl is strict-match, of" in capsys.readouterr().err
     write(paths[1], [harness(at, one, doc_hash=f"other {at}") for at, one in enumerate(second)])
     assert cli.main([*words, "--filter", "strict-match"]) == 2
     assert "another doc_hash" in capsys.readouterr().err
@@ -184,16 +206,21 @@ GOOD = [{"id": at, "acc": at % 2} for at in range(30)]
 @pytest.mark.parametrize(
     ("rows", "more", "said"),
     [
-        (GOOD[:-2], [], "lacks 2 examples that another file has (the first is 28)"),
-        ([*GOOD, GOOD[3]], [], "has example 3 twice: keep one row"),
-        ([{"id": at, "f1": 1.0} for at in range(30)], [], "acc = None for example 0"),
-        ([{"id": at, "acc": None} for at in range(30)], [], "acc = None for example 0"),
+        (GOOD[:-2], [], "lacks 2 examples that another file has (the first is '28')"),
+        ([*GOOD, GOOD[3]], [], "has example '3' twice: keep one row"),
+        ([{"id": at, "f1": 1.0} for at in range(30)], [], "acc = None for example '0'"),
+        ([{"id": at, "acc": None} for at in range(30)], [], "acc = None for example '0'"),
         ([{"id": at, "acc": math.nan} for at in range(30)], [], "acc = nan"),
         ([], [], "has no example"),
         (["a text"], [], "give a JSON object a line"),
         (GOOD, ["--margin", "0"], "A margin of 0.0"),
         (GOOD, ["--group", "page"], "no 'page' to group by"),
-        (GOOD, ["--id", "name"], "has no 'name'"),
+        (GOOD, ["--id", "name"], "has name = None"),
+        ([{"acc": 1} for _ in range(30)], [], "two.jsonl the number of its line"),
+        ([{"id": 1.5, "acc": 1}], [], "has id = 1.5"),
+        ([{"id": at, "acc": 10**400} for at in range(30)], [], "acc = 1000"),
+        (GOOD, ["--filter", "strict"], "has no example of filter 'strict'"),
+        (GOOD, ["--measure", "id"], "'id' names an example"),
         ([{"id": at + 100, "acc": 1} for at in range(30)], ["--common"], "No example is in all files"),
     ],
 )  # fmt: skip
@@ -213,6 +240,15 @@ def test_other_files_are_refused(tmp_path, capsys):
     ):  # fmt: skip
         assert cli.main(["decide", *words]) == 2
         assert said in capsys.readouterr().err
+    for at, page in enumerate(("x", "y")):
+        write(tmp_path / f"g{at}.jsonl", [row | {"page": page} for row in GOOD])
+    words = [str(tmp_path / f"g{at}.jsonl") for at in range(2)]
+    assert cli.main(["decide", *words, "--measure", "acc", "--group", "page"]) == 2
+    assert "an example is in one group" in capsys.readouterr().err
+    breaks = write(tmp_path / "a=b,c.jsonl", [{"id": at, "acc": at % 3, "text": "a\u2028b\u0085c"} for at in range(30)])
+    breaks.write_text(breaks.read_text().encode().decode("unicode_escape"), encoding="utf-8")
+    assert cli.main(["decide", str(one), str(breaks), "--measure", "acc", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["arms"][1]["name"] == "a=b,c"
     several = write(tmp_path / "several.jsonl", [row | {"f1": 0.5} for row in GOOD])
     assert cli.main(["decide", str(several), str(one)]) == 2
     assert "several numbers a row (acc, f1): name one with --measure" in capsys.readouterr().err

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
-    from peftbook.decision.outside import Outside
+    from peftbook.decision.outside import Outside, Pairing
+    from peftbook.evidence.stats import Interval
+
+LEAST_P = 1e-12  # that is printed
 
 
 def add_commands(add: Add) -> None:
@@ -158,7 +162,7 @@ def command_decide(args: argparse.Namespace) -> int:
     """Say which of several models is better on the same examples, from scores that were made elsewhere."""
     from dataclasses import asdict
 
-    from peftbook.decision.outside import decide
+    from peftbook.decision.outside import LEVEL, decide
 
     files = dict(named_files(text) for text in args.files)
     if len(files) < len(args.files):
@@ -168,55 +172,92 @@ def command_decide(args: argparse.Namespace) -> int:
         lower=args.lower, common=args.common,
     )  # fmt: skip
     if args.json:
-        arms = [{"name": one.name, "score": asdict(one.score)} for one in found.arms]
-        print(json.dumps(asdict(found) | {"arms": arms}, indent=1, ensure_ascii=False))
+        body = asdict(found) | {"level": LEVEL, "files": {name: [*map(str, each)] for name, each in files.items()}}
+        for one, arm in zip(body["arms"], found.arms, strict=True):
+            one["score"] |= {"low": arm.score.low, "high": arm.score.high}
+        for one, pair in zip(body["pairs"], found.pairs, strict=True):
+            one["difference"] |= {"low": pair.difference.low, "high": pair.difference.high}
+        print(json.dumps(finite(body), indent=1, ensure_ascii=False, allow_nan=False))
     else:
         print("\n".join(decided(found)))
     return 0
 
 
+def finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def named_files(text: str) -> tuple[str, list[Path]]:
-    """A model's name, and its files."""
+    """A model's name, and its files. A file that is there under the whole text is that file."""
     name, mark, rest = text.partition("=")
-    paths = [Path(part) for part in (rest if mark else text).split(",") if part]
+    if not mark or Path(text).is_file():
+        name, rest = "", text
+    paths = [Path(rest)] if Path(rest).is_file() else [Path(part) for part in rest.split(",") if part]
     if not paths:
         raise InputError(f"{text!r} names no file: write it as NAME=FILE.")
-    return name if mark else paths[0].stem, paths
+    return name or paths[0].stem, paths
 
 
 def decided(found: Outside) -> list[str]:
     """What was decided, in lines."""
     from peftbook.decision.outside import LEVEL
 
-    arms = found.arms
+    arms, margin = found.arms, found.margin
     seeds, examples, groups = len(arms[0].scores), arms[0].score.examples, arms[0].score.groups
     basis = f"{examples:,} examples" + f" in {groups} groups" * bool(groups) + f", {seeds} seeds" * (seeds > 1)
-    lines = [f"{found.measure}: {basis}" + f"; {found.left_out} that not all have are left out" * bool(found.left_out)]
+    lines = [f"{found.measure} ({'less' if found.lower else 'more'} is better): {basis}"]
+    lines[0] += f"; {found.left_out} that not all have are left out" * bool(found.left_out)
     wide = max(len(one.name) for one in arms)
     lines += [f"  {one.name:{wide}}  {one.score.mean:.4f} [{one.score.low:.4f}, {one.score.high:.4f}]" for one in arms]
     for pair in found.pairs:
-        one, says = pair.difference, f"{pair.first} − {pair.second}"
-        lines.append(f"{says}: {one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}], p = {pair.p:.2g}")
+        one, p = pair.difference, f"p = {pair.p:.2g}" if pair.p > LEAST_P else f"p < {LEAST_P:g}"
+        lines.append(f"{pair.first} − {pair.second}: {one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}], {p}")
         better, worse = (pair.first, pair.second) if pair.outcome == "better" else (pair.second, pair.first)
         said = {
-            "too few to tell": "Too few examples, groups or seeds to tell.",
-            "equivalent": f"Equivalent: what one may give up is within the margin of {found.margin}.",
+            "identical": "The same on every example: these scores tell nothing apart.",
+            "too few to tell": f"Too few to tell: {too_few(one)}.",
+            "equivalent": f"Equivalent: what one may give up is within the margin of {margin}.",
             "undecided": "Undecided: neither a difference nor its absence is shown."
             if pair.p > LEVEL
             else f"Undecided: alone it would be called, among {len(found.pairs)} pairs it is not (Holm).",
         }  # fmt: skip
-        lines.append(f"  {said.get(pair.outcome, f'{better} is better than {worse}.')}")
+        by = f", by less than the margin of {margin}" * pair.small
+        lines.append(f"  {said.get(pair.outcome, f'{better} is better than {worse}{by}.')}")
         if pair.outcome in ("undecided", "too few to tell"):
-            asks = "  With --margin, the smallest difference that would matter: how many would decide."
-            if pair.needed:
-                more = f"{pair.needed[0]} seeds and " * (seeds > 1) + f"{pair.needed[1]:,} examples"
-                asks = f"  About {more}, drawn anew, would find {found.margin} four times in five."
-            lines.append(asks)
+            lines.append(f"  {asked(pair, margin, seeds)}")
     if len(found.pairs) > 1:
-        lines.append("Intervals are of 95 % each; better is said for all pairs together, by Holm at 5 %.")
+        lines.append("Intervals are of 95 % each; better is said for all pairs together, by Holm at 5 %,")
+        lines.append("equivalent of each pair by itself.")
     if seeds == 1:
         lines.append("Intervals are over examples: what another seed would change is not in them.")
     return lines
+
+
+def too_few(one: Interval) -> str:
+    """What there is too little of."""
+    from peftbook.decision.recommendation import FEWEST_EXAMPLES
+    from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS
+
+    if one.examples < FEWEST_EXAMPLES:
+        return f"{one.examples} examples, at least {FEWEST_EXAMPLES} are asked for"
+    if 0 < one.groups < FEWEST_GROUPS:
+        return f"{one.groups} groups, at least {FEWEST_GROUPS} are asked for"
+    return f"{one.seeds} seeds, one or at least {FEWEST_SEEDS} are asked for"
+
+
+def asked(pair: Pairing, margin: float | None, seeds: int) -> str:
+    """How many would decide."""
+    if margin is None:
+        return "With --margin, the smallest difference that would matter: how many would decide."
+    if not pair.needed:
+        return f"No number of examples that is known here finds {margin}: is it what would matter?"
+    more = f"{pair.needed[0]} seeds and " * (seeds > 1) + f"{pair.needed[1]:,} examples"
+    return f"About {more}, drawn anew, would find {margin} about four times in five."
 
 
 def command_power(args: argparse.Namespace) -> int:
@@ -225,35 +266,46 @@ def command_power(args: argparse.Namespace) -> int:
 
     from peftbook.decision import MEASURES, check_choices
     from peftbook.decision.power import found, needed, spreads
+    from peftbook.decision.recommendation import FEWEST_EXAMPLES
     from peftbook.evidence.stats import FEWEST_SEEDS
     from peftbook.records import default_store
 
     check_choices(args.measure, margin=args.margin)
     if args.margin == 0:
         raise InputError("No number of test rows finds a difference of 0: give the smallest that would matter.")
-    if 1 < args.seeds < FEWEST_SEEDS:
-        raise InputError(f"Two seeds decide nothing in this book: give 1, or {FEWEST_SEEDS} or more.")
+    if args.seeds < FEWEST_SEEDS:
+        raise InputError(f"--seeds {args.seeds} cannot show what others would change: give {FEWEST_SEEDS} or more.")
+    if args.rows and args.rows < FEWEST_EXAMPLES:
+        raise InputError(f"{args.rows} test rows decide nothing: give {FEWEST_EXAMPLES} or more.")
     measure = MEASURES[args.measure]
     margin = measure.margin if args.margin is None else args.margin
     known = spreads(default_store().all(), measure)
     if not known:
         raise InputError(f"No run at hand was scored by {args.measure!r} with three seeds: choose another measure.")
+    shares = {"half of them": 0.5, "nine of ten": 0.9}
+    rows: list[dict[str, Any]] = [
+        {
+            "task": one.task, "model": one.model, "groups": one.intervals[0].groups,
+            "pairs": [asdict(each) for each in one.intervals],
+            "needed": {word: needed(one, margin, share) for word, share in shares.items()},
+            "found": {word: found(one, args.rows, args.seeds, share) for word, share in shares.items() if args.rows},
+        }
+        for one in known
+    ]  # fmt: skip
     if args.json:
-        given = {id(one): found(one, args.rows, args.seeds) if args.rows else None for one in known}
-        rows = [asdict(one) | {"needed": needed(one, margin), "found": given[id(one)]} for one in known]
-        print(json.dumps({"measure": measure.name, "margin": margin, "spreads": rows}, indent=1))
+        print(
+            json.dumps(finite({"measure": measure.name, "margin": margin, "spreads": rows}), indent=1, allow_nan=False)
+        )
         return 0
     unit = f" {measure.unit}" if measure.unit else ""
-    print(f"{measure.label}: two trained arms, of which a difference is found four times in five")
-    for one in known:
-        count = len(one.intervals)
-        print(f"\n{one.task}, {one.model}, by {count} pair{'s' * (count > 1)} of arms of our own")
-        places = {"half of them": count // 2, "nine of ten": (9 * count) // 10}
-        for word, at in places.items():
-            seeds, examples = needed(one, margin)[at]
-            print(f"  a difference of {margin}{unit} takes {seeds} seeds and {examples:,} test rows in {word}")
-        for word, at in places.items() if args.rows else ():
-            size = found(one, args.rows, args.seeds)[at]
+    print(f"{measure.label}: two trained arms, of which a difference is found about four times in five")
+    for one in rows:
+        count, groups = len(one["pairs"]), f", test rows in {one['groups']} groups" * bool(one["groups"])
+        print(f"\n{one['task']}, {one['model']}, by {count} pair{'s' * (count > 1)} of arms of our own{groups}")
+        for word, plan in one["needed"].items():
+            takes = f"takes {plan[0]} seeds and {plan[1]:,} test rows" if plan else "is out of reach"
+            print(f"  a difference of {margin}{unit} {takes} in {word}")
+        for word, size in one["found"].items():
             print(f"  {args.seeds} seeds and {args.rows:,} test rows find {size:.3f}{unit} in {word}")
     print("\nTake the task that is most like yours. More methods in one table need more.")
     return 0

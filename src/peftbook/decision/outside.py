@@ -15,16 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.errors import InputError
-from peftbook.evidence.planning import settle
-from peftbook.evidence.stats import Interval, holm, p_value, paired_interval, score_interval
+from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, paired_interval, score_interval
 
 __all__ = ["Arm", "Outside", "Pairing", "decide", "read_rows"]
 
 IDS = ("id", "doc_id", "question_id", "example_id", "index")
-HASHES = ("doc_hash", "target_hash")  # of lm-evaluation-harness: the same example has the same
+SAME = ("doc_hash", "target_hash", "target")  # what the same example has in every file that has it
 LEVEL = 0.05  # family-wise, of all pairs
+FEWEST_DIFFERENT = (
+    10  # examples on which two models differ, below which no equivalence is shown: the error is too rough
+)
+MOST = 1e100  # of a score
 Row = Mapping[str, Any]
 
 
@@ -39,9 +45,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Pairing:
-    """first − second. p: two-sided.  outcome: better, worse, equivalent, undecided, or too few to tell.
+    """first − second. p: two-sided.  outcome: better, worse, equivalent, identical, undecided, or too few to tell.
 
-    needed: (seeds, examples) that would find a difference of the margin four times in five; None without a margin.
+    small: whether the difference is shown to be no more than the margin.  needed: (seeds, examples) that would find a
+    difference of the margin about four times in five; None without a margin, and where no number is known that does.
     """
 
     first: str
@@ -49,14 +56,19 @@ class Pairing:
     difference: Interval
     p: float
     outcome: str
+    small: bool
     needed: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What was decided. measure: the number that was compared.  left_out: examples that not all files have."""
+    """What was decided. measure: the number that was compared.  lower: whether less of it is better.
+
+    left_out: examples that not all files have.
+    """
 
     measure: str
+    lower: bool
     arms: tuple[Arm, ...]
     pairs: tuple[Pairing, ...]
     left_out: int
@@ -75,7 +87,7 @@ def decide(
     not matter.  lower: whether less is better.  common: take the examples that all files have.
 
     Two models differ where Holm's procedure over all pairs says so at 5 %; they are equivalent where the 90 % interval
-    lies inside the margin. Raises InputError for files that cannot be paired.
+    of their difference lies inside the margin, each pair by itself. Raises InputError for files that cannot be paired.
     """
     if len(files) < 2:
         raise InputError("One model is compared with none: give two files or more.")
@@ -87,27 +99,55 @@ def decide(
         )
     if margin is not None and not 0 < margin < math.inf:
         raise InputError(f"A margin of {margin} is none: give the smallest difference that would matter.")
-    tables = {(name, at): read_rows(path, key, kept) for name, paths in files.items() for at, path in enumerate(paths)}
-    names = {where: str(files[where[0]][where[1]]) for where in tables}
+    paths = [path.resolve() for each in files.values() for path in each]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise InputError(f"{twice} is given twice: each seed of each model has a file of its own.")
+    read = {(name, at): read_rows(path, key, kept) for name, each in files.items() for at, path in enumerate(each)}
+    names = {where: str(files[where[0]][where[1]]) for where in read}
+    tables = {where: rows for where, (_, rows) in read.items()}
+    check_alike(names, {where: field or "the number of its line" for where, (field, _) in read.items()}, "id")
+    check_alike(names, {where: filters_in(rows) for where, rows in tables.items()}, "filter")
     chosen = measure or measure_in(tables, names)
+    if chosen in IDS:
+        raise InputError(f"{chosen!r} names an example and is no score: name another field with --measure.")
     everywhere, left_out = shared_ids(tables, names, common)
     scores = {where: scores_in(rows, everywhere, chosen, names[where]) for where, rows in tables.items()}
-    groups = groups_in(next(iter(tables.values())), everywhere, group)
+    groups = groups_in(tables, names, everywhere, group)
     by_name = {name: [scores[name, at] for at in range(count)] for name, count in counts.items()}
     arms = tuple(Arm(name, tuple(map(tuple, one)), score_interval(one, groups=groups)) for name, one in by_name.items())
     differences = {}
-    for first, second in itertools.combinations(arms, 2):
-        seeds = len(first.scores)
-        between = paired_interval if seeds > 1 else of_one_seed
-        differences[first.name, second.name] = between(first.scores, second.scores, groups=groups)
+    for one, other in itertools.combinations(arms, 2):
+        between = paired_interval if len(one.scores) > 1 else of_one_seed
+        differences[one.name, other.name] = between(one.scores, other.scores, groups=groups)
     p = {names: p_value(one) for names, one in differences.items()}
     differ = holm(p, LEVEL)
     level = LEVEL / 2 / len(differences)
-    pairs = tuple(
-        Pairing(*both, one, p[both], outcome(one, differ[both], margin, lower), needed(one, margin, level))
-        for both, one in differences.items()
-    )
-    return Outside(chosen, arms, pairs, left_out, margin)
+    tables_of = {one.name: np.array(one.scores) for one in arms}
+    pairs = []
+    for (first, second), interval in differences.items():
+        different = int((tables_of[first] != tables_of[second]).any(axis=0).sum())
+        inside = margin is not None and abs(interval.mean) + interval.half90 <= margin
+        small = inside and different >= FEWEST_DIFFERENT
+        said = outcome(interval, differ[first, second], small, lower) if different else "identical"
+        plan = needed(interval, margin, level)
+        pairs.append(Pairing(first, second, interval, p[first, second], said, small, plan))
+    return Outside(chosen, lower, arms, tuple(pairs), left_out, margin)
+
+
+def check_alike(names: Mapping[Any, str], found: Mapping[Any, str], what: str) -> None:
+    """Raises InputError where files differ in their ids or filters."""
+    (where, first), *others = found.items()
+    for place, other in others:
+        if other != first:
+            raise InputError(
+                f"The {what} of {names[where]} is {first}, of {names[place]} {other}: name one that both have with "
+                f"--{what}."
+            )
+
+
+def filters_in(rows: Mapping[Any, Row]) -> str:
+    """The filters of a file's rows, which are one if it was not asked for and the ids are unique."""
+    return ", ".join(sorted({str(row.get("filter", "none")) for row in rows.values()}))
 
 
 def of_one_seed(first: Sequence, second: Sequence, groups: Sequence) -> Interval:
@@ -115,13 +155,13 @@ def of_one_seed(first: Sequence, second: Sequence, groups: Sequence) -> Interval
     return score_interval([[a - b for a, b in zip(first[0], second[0], strict=True)]], groups=groups)
 
 
-def outcome(one: Interval, differs: bool, margin: float | None, lower: bool) -> str:
+def outcome(one: Interval, differs: bool, small: bool, lower: bool) -> str:
     """What an interval of first − second says of the first."""
     if one.examples < FEWEST_EXAMPLES or not one.decides:
         return "too few to tell"
     if differs:
         return "better" if (one.mean > 0) is not lower else "worse"
-    return "equivalent" if margin is not None and abs(one.mean) + one.half90 <= margin else "undecided"
+    return "equivalent" if small else "undecided"
 
 
 def needed(one: Interval, margin: float | None, level: float) -> tuple[int, int] | None:
@@ -129,38 +169,44 @@ def needed(one: Interval, margin: float | None, level: float) -> tuple[int, int]
     if margin is None or not 0 < one.standard_error < math.inf:
         return None
     examples, seeds = settle(one, margin, level)
-    return seeds, examples
+    if examples >= MOST_EXAMPLES or seeds >= MOST_SEEDS:
+        return None
+    return seeds if seeds == 1 else max(seeds, FEWEST_SEEDS), max(examples, FEWEST_EXAMPLES)
 
 
-def read_rows(path: Path, key: str = "", kept: str = "") -> dict[Any, Row]:
-    """Id → the row of each example of a file; without an id its line is one.
+def read_rows(path: Path, key: str = "", kept: str = "") -> tuple[str, dict[str, Row]]:
+    """The field with the ids, and id → row of each example of a file; without a field its line is one.
 
     Raises InputError for a file that is none, and for an id that comes twice.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): give a file with a JSON object a line.") from None
-    rows: dict[Any, Row] = {}
+    rows: dict[str, Row] = {}
+    field = key
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is no JSON ({error.msg}): give a JSON object a line.") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is no JSON ({error}): give a JSON object a line.") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} holds {line[:40]!r}: give a JSON object a line.")
-        if kept and row.get("filter", kept) != kept:
+        if kept and row.get("filter") != kept:
             continue
-        field = key or next((name for name in IDS if name in row), "")
-        if field and not isinstance(row.get(field), str | int):
-            raise InputError(f"{path}, line {number} has no {field!r}: name the field with the example's id with --id.")
-        name = row[field] if field else number
+        field = field or ("" if rows else next((name for name in IDS if name in row), ""))
+        if field and type(row.get(field)) not in (str, int):
+            raise InputError(
+                f"{path}, line {number} has {field} = {row.get(field)!r}: an id is a text or a whole number; name its "
+                "field with --id."
+            )
+        name = str(row[field]) if field else str(number)
         if name in rows:
             raise InputError(f"{path} has example {name!r} twice{filters_of(path, row, rows[name])}")
         rows[name] = row
     if not rows:
         raise InputError(f"{path} has no example{f' of filter {kept!r}' if kept else ''}: give another file.")
-    return rows
+    return field, rows
 
 
 def filters_of(path: Path, one: Row, other: Row) -> str:
@@ -179,10 +225,10 @@ def measure_in(tables: Mapping[Any, Mapping[Any, Row]], names: Mapping[Any, str]
     numbers = [
         name for name, value in first.items() if isinstance(value, int | float) and name not in (*IDS, "seed", "filter")
     ]
+    if {"output", "target"} <= first.keys():
+        numbers.append("rougeL")
     if len(numbers) == 1:
         return numbers[0]
-    if not numbers and {"output", "target"} <= first.keys():
-        return "rougeL"
     said = ", ".join(numbers) or "none; a row may have output and target instead"
     raise InputError(f"{next(iter(names.values()))} has several numbers a row ({said}): name one with --measure."
                      if numbers else f"{next(iter(names.values()))} has no number to compare ({said}).")  # fmt: skip
@@ -210,8 +256,9 @@ def shared_ids(
     if not everywhere:
         raise InputError("No example is in all files: are their ids made in the same way?")
     for place, rows in others:
-        for one, name in itertools.product(everywhere, HASHES):
-            if first[one].get(name) != rows[one].get(name) and None not in (first[one].get(name), rows[one].get(name)):
+        for one, name in itertools.product(everywhere, SAME):
+            both = first[one].get(name), rows[one].get(name)
+            if None not in both and str(both[0]) != str(both[1]):
                 raise InputError(
                     f"Example {one!r} of {names[place]} has another {name} than in {names[where]}: these are not the "
                     "same examples, or not the same version of the task."
@@ -232,21 +279,33 @@ def scores_in(rows: Mapping[Any, Row], ids: Iterable[Any], measure: str, name: s
     found = []
     for one in ids:
         value = rows[one].get(measure)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{name} has {measure} = {value!r} for example {one!r}: it takes a number for each.")
+        if not isinstance(value, int | float) or not -MOST <= value <= MOST:
+            said = repr(value)[:40]
+            raise InputError(f"{name} has {measure} = {said} for example {one!r}: it takes a number for each.")
         found.append(float(value))
     return found
 
 
-def groups_in(rows: Mapping[Any, Row], ids: Iterable[Any], field: str) -> list[str]:
-    """What each example shares, from the first file, whose `doc` may hold it; empty without a field."""
+def groups_in(
+    tables: Mapping[Any, Mapping[str, Row]], names: Mapping[Any, str], ids: Iterable[str], field: str
+) -> list[str]:
+    """What each example shares, which a row has or its `doc`; empty without a field.
+
+    Raises InputError where a row has none, and where files say different things.
+    """
     if not field:
         return []
-    found = []
-    for one in ids:
-        row = rows[one]
+    found: dict[str, str] = {}
+    for where, one in itertools.product(tables, ids):
+        row = tables[where][one]
         value = row.get(field, row["doc"].get(field) if isinstance(row.get("doc"), Mapping) else None)
         if value is None:
-            raise InputError(f"Example {one!r} has no {field!r} to group by: name a field that all have.")
-        found.append(str(value))
-    return found
+            raise InputError(
+                f"Example {one!r} of {names[where]} has no {field!r} to group by: name a field of all rows."
+            )
+        if found.setdefault(one, str(value)) != str(value):
+            raise InputError(
+                f"Example {one!r} has {field} = {value!r} in {names[where]}, elsewhere {found[one]!r}: an example is "
+                "in one group."
+            )
+    return [*found.values()]

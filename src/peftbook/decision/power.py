@@ -7,14 +7,16 @@ say how much seeds and examples scatter on such a task. What the differences wer
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.terms import Measure
 from peftbook.evidence import comparison
-from peftbook.evidence.planning import found_with, settle
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval
+from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, found_with, round_up
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval, optimize
 from peftbook.records import Record
 from peftbook.specs import Run
 from peftbook.tasks import test_groups
@@ -55,12 +57,32 @@ def spreads(records: Iterable[Record], measure: Measure) -> list[Spreads]:
     return [Spreads(*where, tuple(ones)) for where, ones in sorted(found.items()) if ones]
 
 
-def needed(of: Spreads, margin: float) -> list[tuple[int, int]]:
-    """(seeds, test examples) that would find a difference of the margin, by each spread; the easiest first."""
-    plans = [settle(one, margin, LEVEL) for one in of.intervals]
-    return sorted(((seeds, examples) for examples, seeds in plans), key=lambda plan: plan[0] * plan[1])
+def needed(of: Spreads, margin: float, share: float) -> tuple[int, int] | None:
+    """The least (seeds, test examples), by their product, that find the margin in so large a share of the pairs.
+
+    None where more than `MOST_SEEDS` seeds or `MOST_EXAMPLES` examples would be needed.
+    """
+    wanted = math.ceil(share * len(of.intervals))
+    plans = []
+    for seeds in {*range(FEWEST_SEEDS, 21), *range(25, MOST_SEEDS, 5)}:
+        enough = sorted(examples_for(one, margin, seeds) for one in of.intervals)[wanted - 1]
+        if enough < MOST_EXAMPLES:
+            plans.append((seeds * enough, seeds, int(enough)))
+    return min(plans)[1:] if plans else None
 
 
-def found(of: Spreads, examples: int, seeds: int) -> list[float]:
-    """The differences that so many test examples and seeds would find, by each spread, ascending."""
-    return sorted(found_with(one, examples, seeds, LEVEL) for one in of.intervals)
+def examples_for(one: Interval, margin: float, seeds: int) -> float:
+    """The test examples that find the margin with so many seeds; infinite where none do."""
+    if found_with(one, MOST_EXAMPLES, seeds, LEVEL) > margin:
+        return math.inf
+    if found_with(one, FEWEST_EXAMPLES, seeds, LEVEL) <= margin:
+        return FEWEST_EXAMPLES
+    return round_up(
+        optimize.brentq(lambda n: found_with(one, n, seeds, LEVEL) - margin, FEWEST_EXAMPLES, MOST_EXAMPLES)
+    )
+
+
+def found(of: Spreads, examples: int, seeds: int, share: float) -> float:
+    """The difference that so many test examples and seeds find in so large a share of the pairs."""
+    sizes = sorted(found_with(one, examples, seeds, LEVEL) for one in of.intervals)
+    return sizes[math.ceil(share * len(sizes)) - 1]

@@ -7,7 +7,7 @@ import math
 from peftbook.errors import InputError
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, half_width, optimize, quantile
 
-__all__ = ["found_with", "settle"]
+__all__ = ["MOST_EXAMPLES", "MOST_SEEDS", "found_with", "round_up", "settle"]
 
 POWER = 0.8  # of a comparison with the seeds and examples that are asked for
 MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
@@ -49,7 +49,8 @@ def found_with(spread: Interval, examples: float, seeds: int, level: float) -> f
     """
     seed_se = spread.seed_se * math.sqrt(spread.seeds / seeds)
     example_se = spread.example_se * math.sqrt(spread.examples / examples)
-    half = float(half_width(2 * level, seed_se, example_se, seeds - 1, spread.freedom * examples / spread.examples))
+    freedom = max(1.0, spread.freedom * examples / spread.examples)
+    half = float(half_width(2 * level, seed_se, example_se, seeds - 1, freedom))
     return half + float(quantile(2 * (1 - POWER), math.inf)) * math.hypot(seed_se, example_se)
 
 
