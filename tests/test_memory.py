@@ -615,7 +615,7 @@ IDLE = [
 ]  # fmt: skip
 OTHERS = {
     "rank": 3, "targets": ("v_proj",), "dropout": True, "adapter_dtype": "bf16", "length": 3, "double": False,
-    "keeps_inputs": True, "wide_norms": True, "saved_dtype": "fp32", "freeze_a": True,
+    "keeps_inputs": True, "wide_norms": True, "saved_dtype": "fp32", "freeze_a": True, "magnitude_dtype": "bf16",
 }  # fmt: skip
 
 

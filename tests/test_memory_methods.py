@@ -27,6 +27,7 @@ WIDE = replace(SMALL, hidden=256, ffn=768, head_dim=64)
 CPU = Setup(rank=4, seq=24, device="cpu")
 MIXED = {"dtype": "fp32", "autocast": True}
 DORA = replace(CPU, dora=True)
+TRL_DORA = replace(DORA, quantised="nf4", adapter_dtype="bf16", magnitude_dtype="fp32", **MIXED)
 INT8 = replace(CPU, quantised="int8")
 PREPARED = replace(CPU, quantised="nf4", adapter_dtype="bf16", autocast=True, wide_norms=True)
 SAVED = replace(CPU, saved=("embed_tokens", "lm_head"))
@@ -48,6 +49,8 @@ KEPT = {
     "dora_nf4": (BIASED, replace(DORA, quantised="nf4")),
     "dora_nf4_dropout": (BIASED, replace(DORA, quantised="nf4", dropout=True)),
     "dora_int8": (SMALL, replace(DORA, quantised="int8", dropout=True)),
+    "dora_trl": (SMALL, TRL_DORA),
+    "dora_trl_checkpointed": (BIASED, replace(TRL_DORA, checkpointing=True, dropout=True)),
     "int8": (BIASED, INT8),
     "int8_bf16": (SMALL, replace(INT8, adapter_dtype="bf16")),
     "int8_autocast": (SMALL, replace(INT8, **MIXED)),
@@ -67,6 +70,7 @@ KEPT = {
 STORED = {
     "dora": DORA,
     "dora_nf4": replace(DORA, quantised="nf4", optimiser="adamw_8bit", rank=64),
+    "dora_trl": TRL_DORA,
     "int8": INT8,
     "saved": replace(SAVED, adapter_dtype="bf16", dtype="fp32"),
     "saved_head": replace(SAVED, saved=("lm_head",), optimiser="adamw_8bit"),
@@ -78,6 +82,7 @@ PEAKS = {
     "dora_autocast": replace(DORA, **MIXED),
     "dora_checkpointed": replace(DORA, checkpointing=True),
     "dora_nf4": replace(DORA, quantised="nf4"),
+    "dora_trl": TRL_DORA,
     "int8": INT8,
     "int8_autocast": replace(INT8, **MIXED),
     "int8_checkpointed": replace(INT8, checkpointing=True),

@@ -24,7 +24,19 @@ ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "keeps_inputs": "4-bit matrices keep their inputs: bitsandbytes before 0.43.2",
     "in_backward": "full: the optimiser moves a weight when it has its gradient, which is then let go",
 }  # fmt: skip
-TAKEN = ("batch", "seq", "rank", "length", "adapter_dtype", "saved_dtype", "logits", "device", "devices", *ON_OFF)
+TAKEN = (
+    "batch",
+    "seq",
+    "rank",
+    "length",
+    "adapter_dtype",
+    "magnitude_dtype",
+    "saved_dtype",
+    "logits",
+    "device",
+    "devices",
+    *ON_OFF,
+)
 
 
 def add_commands(add: Add) -> None:
@@ -51,6 +63,7 @@ def add_commands(add: Add) -> None:
     room.add_argument("--targets", help=words)
     words = "embed_tokens, lm_head or both with a comma: trained in a copy beside the adapter (peft's modules_to_save)"
     room.add_argument("--saved", default="", help=words)
+    room.add_argument("--magnitude-dtype", choices=("bf16", "fp32"), help="of DoRA's magnitudes (peft: the adapter's)")
     room.add_argument("--saved-dtype", choices=("bf16", "fp32"), help="of those copies (peft: the model's)")
     room.add_argument("--length", type=positive, help="virtual tokens of prompt and prefix (default 20)")
     words = "base in 4 or 8 bits (default: what a config.json says of itself, else none)"

@@ -74,8 +74,9 @@ def dora(decoder: Decoder, x: Value, weight: Weight, result: Value) -> Value:
         copies = [tape.narrowed(part) if tape.autocast and each > 2 and part.trained else None for part in (a, b)]
         matrix, update, there = whole_matrices(decoder, x, weight)
         norm = tape.apply(tape.add(matrix, tape.apply(update)), shape=d_out)
-        wide = max(each, norm.bytes_each)
-        ratio = tape.apply(norm, bytes_each=wide, kept=[norm], trained=product(each, *d_out))
+        own = BYTES[setup.magnitude_dtype or setup.adapter_dtype]
+        wide = max(own, norm.bytes_each)
+        ratio = tape.apply(norm, bytes_each=wide, kept=[norm], trained=product(own, *d_out))
     with tape.at("lora_A.default"):
         low = tape.linear(x, a, copies[0])
     with tape.at("lora_B.default"):

@@ -45,8 +45,8 @@ TILE = (4096, 32768)  # positions and words that there is room for at a time, wh
 BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants that share one of theirs
 CHOICES = {
     "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
-    "saved_dtype": ("", *BYTES), "quantised": ("", "nf4", "fp4", "int8"), "attention": ("sdpa", "eager"),
-    "device": ("cpu", "cuda"),
+    "saved_dtype": ("", *BYTES), "magnitude_dtype": ("", *BYTES), "quantised": ("", "nf4", "fp4", "int8"),
+    "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
     "logits": ("whole", "shifted", "held", "narrow", "chunked", "compiled", "tiled", "fused"),
 }  # fmt: skip
 
@@ -61,7 +61,8 @@ class Setup:
     """A training step.
 
     method: full, lora, prompt, prefix or ia3; rank, targets, dropout: of LoRA; freeze_a: only its B is trained
-    (LoRA-FA); dora: the length of each row of W + γBA is trained beside (DoRA).  saved: embed_tokens, lm_head or both,
+    (LoRA-FA); dora: the length of each row of W + γBA is trained beside (DoRA), in magnitude_dtype, or if that is empty
+    in the adapter's.  saved: embed_tokens, lm_head or both,
     of which LoRA and (IA)³ train a whole copy (peft's modules_to_save), in saved_dtype, or if that is empty in the
     model's.  length: virtual tokens of a prompt or a prefix.  dtype: of the weights that are not quantised.
     adapter_dtype: of what an adapter trains.  quantised: nf4 or fp4 for the decoder's matrices, which are multiplied in
@@ -92,6 +93,7 @@ class Setup:
     dropout: bool = False
     freeze_a: bool = False
     dora: bool = False
+    magnitude_dtype: str = ""
     saved: tuple[str, ...] = ()
     saved_dtype: str = ""
     length: int = 20
@@ -199,6 +201,7 @@ class Setup:
             "double": four, "keeps_inputs": four,
             "offloaded": self.checkpointing, "held": self.autocast and self.dtype == "fp32",
             "wide_norms": self.dtype == "bf16", "saved_dtype": bool(self.saved), "freeze_a": lora,
+            "magnitude_dtype": self.dora,
         }  # fmt: skip
         return frozenset(name for name, needed in used.items() if not needed)
 

@@ -193,7 +193,8 @@ STACKS: dict[str, Stack] = {
             "logits": ("tiled", "TRL's fused head, at positions with a label alone"),
         },
         whole={"adapter_dtype": PEFT_ADAPTER},
-        quantised={"adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS)},
+        quantised={"adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS),
+                   "magnitude_dtype": ("fp32", f"{TRL_CASTS}, but for DoRA's magnitudes")},
         full={},
     ),
     "trl0": Stack(

@@ -221,10 +221,16 @@ def rest(shape: Shape) -> Size:
 
 
 def trained_by_dtype(shape: Shape, setup: Setup) -> list[tuple[Tensors, int]]:
-    """The trained tensors, and the bytes of each of their numbers; copies of embedding and head have their own."""
-    own, copies = adapted(shape, setup), product(len(setup.saved))
+    """The trained tensors, and the bytes of each of their numbers; DoRA's magnitudes, and copies, have their own."""
     each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
-    return [(own, each)] + [([(copies, ("V", "h"))], BYTES[setup.saved_dtype or setup.dtype])] * bool(setup.saved)
+    groups = [(adapted(shape, setup), each)]
+    if setup.dora:
+        magnitudes = [(product(1, "L"), shape.widths[name][1]) for name in shape.adapted(setup.targets)]
+        groups.append((magnitudes, BYTES[setup.magnitude_dtype or setup.adapter_dtype]))
+    if setup.saved:
+        copies: Tensors = [(product(len(setup.saved)), ("V", "h"))]
+        groups.append((copies, BYTES[setup.saved_dtype or setup.dtype]))
+    return groups
 
 
 def trained(shape: Shape, setup: Setup) -> Tensors:
@@ -233,13 +239,12 @@ def trained(shape: Shape, setup: Setup) -> Tensors:
 
 
 def adapted(shape: Shape, setup: Setup) -> Tensors:
-    """The tensors that the method itself trains."""
+    """The tensors that the method itself trains, without DoRA's magnitudes."""
     layers, single = product(1, "L"), product(1)
     if setup.method == "lora":
         pairs = [shape.widths[name] for name in shape.adapted(setup.targets)]
         first = [] if setup.freeze_a else [(layers, (*d_in, "r")) for d_in, _ in pairs]
-        magnitudes = [(layers, d_out) for _, d_out in pairs] if setup.dora else []
-        return first + [(layers, ("r", *d_out)) for _, d_out in pairs] + magnitudes
+        return first + [(layers, ("r", *d_out)) for _, d_out in pairs]
     if setup.method == "ia3":
         found = [name for name in IA3_TARGETS if name in shape.widths]
         return [(layers, shape.widths[name][0 if name == "down_proj" else 1]) for name in found]

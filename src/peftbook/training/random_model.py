@@ -101,10 +101,12 @@ def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
     tuned = with_method(model, shape, setup)
     if setup.method != "full":
         for name, value in trainable_state(tuned).items():
-            copied = ".modules_to_save." in name
-            value.data = value.data.to(
-                TORCH_DTYPES[(setup.saved_dtype or setup.dtype) if copied else setup.adapter_dtype]
-            )
+            dtype = setup.adapter_dtype
+            if ".modules_to_save." in name:
+                dtype = setup.saved_dtype or setup.dtype
+            elif "lora_magnitude_vector" in name:
+                dtype = setup.magnitude_dtype or dtype
+            value.data = value.data.to(TORCH_DTYPES[dtype])
     if setup.checkpointing:
         model.activation_checkpointing_enable()
     tuned.train()
