@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.terms import Measure
 from peftbook.evidence import comparison
-from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, found_with, round_up
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval, optimize
+from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, found_by, round_up
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval
 from peftbook.records import Record
 from peftbook.specs import Run
 from peftbook.tasks import test_groups
@@ -63,26 +65,30 @@ def needed(of: Spreads, margin: float, share: float) -> tuple[int, int] | None:
     None where more than `MOST_SEEDS` seeds or `MOST_EXAMPLES` examples would be needed.
     """
     wanted = math.ceil(share * len(of.intervals))
-    plans = []
-    for seeds in {*range(FEWEST_SEEDS, 21), *range(25, MOST_SEEDS, 5)}:
-        enough = sorted(examples_for(one, margin, seeds) for one in of.intervals)[wanted - 1]
+    plans: list[tuple[int, int, int]] = []
+    for seeds in (*range(FEWEST_SEEDS, 21), *range(25, MOST_SEEDS, 5)):
+        if plans and seeds * FEWEST_EXAMPLES >= min(plans)[0]:
+            break
+        enough = np.sort(examples_for(of.intervals, margin, seeds))[wanted - 1]
         if enough < MOST_EXAMPLES:
-            plans.append((seeds * enough, seeds, int(enough)))
+            examples = round_up(enough)
+            plans.append((seeds * examples, seeds, examples))
     return min(plans)[1:] if plans else None
 
 
-def examples_for(one: Interval, margin: float, seeds: int) -> float:
-    """The test examples that find the margin with so many seeds; infinite where none do."""
-    if found_with(one, MOST_EXAMPLES, seeds, LEVEL) > margin:
-        return math.inf
-    if found_with(one, FEWEST_EXAMPLES, seeds, LEVEL) <= margin:
-        return FEWEST_EXAMPLES
-    return round_up(
-        optimize.brentq(lambda n: found_with(one, n, seeds, LEVEL) - margin, FEWEST_EXAMPLES, MOST_EXAMPLES)
-    )
+def examples_for(intervals: Sequence[Interval], margin: float, seeds: int) -> np.ndarray:
+    """For each spread the test examples that find the margin with so many seeds; infinite where none do."""
+    low, high = np.full(len(intervals), float(FEWEST_EXAMPLES)), np.full(len(intervals), float(MOST_EXAMPLES))
+    never = found_by(intervals, high, seeds, LEVEL) > margin
+    high = np.where(found_by(intervals, low, seeds, LEVEL) <= margin, low, high)
+    while (high - low > 0.5).any():
+        middle = (low + high) / 2
+        enough = found_by(intervals, middle, seeds, LEVEL) <= margin
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.where(never, np.inf, np.ceil(high))
 
 
 def found(of: Spreads, examples: int, seeds: int, share: float) -> float:
     """The difference that so many test examples and seeds find in so large a share of the pairs."""
-    sizes = sorted(found_with(one, examples, seeds, LEVEL) for one in of.intervals)
+    sizes = np.sort(found_by(of.intervals, np.full(len(of.intervals), float(examples)), seeds, LEVEL)).tolist()
     return sizes[math.ceil(share * len(sizes)) - 1]

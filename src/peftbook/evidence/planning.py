@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from peftbook.errors import InputError
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, half_width, optimize, quantile
 
-__all__ = ["MOST_EXAMPLES", "MOST_SEEDS", "found_with", "round_up", "settle"]
+__all__ = ["MOST_EXAMPLES", "MOST_SEEDS", "found_by", "found_with", "round_up", "settle"]
 
 POWER = 0.8  # of a comparison with the seeds and examples that are asked for
 MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
@@ -47,11 +50,17 @@ def found_with(spread: Interval, examples: float, seeds: int, level: float) -> f
     spread, level: as of `settle`.  half_width(2 · level) + z_0.8 · error, with squared errors that go with one over the
     numbers.
     """
-    seed_se = spread.seed_se * math.sqrt(spread.seeds / seeds)
-    example_se = spread.example_se * math.sqrt(spread.examples / examples)
-    freedom = max(1.0, spread.freedom * examples / spread.examples)
-    half = float(half_width(2 * level, seed_se, example_se, seeds - 1, freedom))
-    return half + float(quantile(2 * (1 - POWER), math.inf)) * math.hypot(seed_se, example_se)
+    return float(found_by([spread], np.array([examples]), seeds, level)[0])
+
+
+def found_by(spreads: Sequence[Interval], examples: np.ndarray, seeds: int, level: float) -> np.ndarray:
+    """`found_with` of several spreads, each with its own number of examples."""
+    seed_se, example_se, old_seeds, old, freedom = np.array(
+        [(one.seed_se, one.example_se, one.seeds, one.examples, one.freedom) for one in spreads]
+    ).T
+    seed_se, example_se = seed_se * np.sqrt(old_seeds / seeds), example_se * np.sqrt(old / examples)
+    half = half_width(2 * level, seed_se, example_se, seeds - 1, np.maximum(1.0, freedom * examples / old))
+    return half + quantile(2 * (1 - POWER), math.inf) * np.hypot(seed_se, example_se)
 
 
 def round_up(count: float) -> int:

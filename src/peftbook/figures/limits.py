@@ -164,7 +164,7 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
     looks = {
         "open": ("looked at while it was written", "o", "none", "lora"),
         "held-out": ("held out", "D", colour("lora"), "lora"),
-        "again": ("held out, after what those had taught", "s", colour("prompt"), "prompt"),
+        "again": ("held out, later", "s", colour("prompt"), "prompt"),
     }
     for half, points in halves.items():
         label, marker, face, tone = looks[half]
