@@ -159,32 +159,26 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def outcome(within: int, found: int, broken: int) -> str:
-    """Whether as many rows are within the margin as is claimed, and no promise is broken."""
-    return "reproduced" if within >= LEAST * found and not broken else "refuted"
+def judged(part: str, searched: str, store: Store) -> Verdict:
+    """Are as many rows of a part within the margin as is claimed, and none promised to fit that did not?"""
+    record = store.need(probe(part))
+    found, broken = errors(record, part), false_promises(record, part)
+    within = sum(abs(one) <= MARGIN for one in found)
+    sentence = (
+        f"Of {len(found)} published peaks that were {searched}, {within} are predicted to within {MARGIN:.0%}; "
+        f"{broken} of {len(rows(part))} figures are above what fit promises."
+    )
+    kept = within >= LEAST * len(found) and not broken
+    return Verdict("reproduced" if kept else "refuted", sentence, (f"{part}_share", f"{part}_ratio"))
 
 
 @study("memory_elsewhere", runs, quantities)
 def verdict(store: Store) -> Verdict:
-    """Are as many judged rows within the margin as is claimed, and none promised to fit that did not?"""
-    record = store.need(probe("judged"))
-    found, broken = errors(record, "judged"), false_promises(record, "judged")
-    within = sum(abs(one) <= MARGIN for one in found)
-    sentence = (
-        f"Of {len(found)} published peaks that were not looked for until the model stood, {within} are predicted to "
-        f"within {MARGIN:.0%}; {broken} of {len(rows('judged'))} figures are above what fit promises."
-    )
-    return Verdict(outcome(within, len(found), broken), sentence, ("judged_share", "judged_ratio"))
+    """Of the rows that were searched for when the model stood."""
+    return judged("judged", "not looked for until the model stood", store)
 
 
 @study("memory_elsewhere_again", lambda store: [probe("again")], lambda store: counted("again", store))
 def second_verdict(store: Store) -> Verdict:
-    """The same of rows that were searched for when the model knew what the first had taught."""
-    record = store.need(probe("again"))
-    found, broken = errors(record, "again"), false_promises(record, "again")
-    within = sum(abs(one) <= MARGIN for one in found)
-    sentence = (
-        f"Of {len(found)} published peaks that were searched for after that, {within} are predicted to within "
-        f"{MARGIN:.0%}; {broken} of {len(rows('again'))} figures are above what fit promises."
-    )
-    return Verdict(outcome(within, len(found), broken), sentence, ("again_share", "again_ratio"))
+    """Of the rows that were searched for when the model knew what the first had taught."""
+    return judged("again", "searched for after that", store)
