@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 import peftbook
-from peftbook.cli import evidence, fit, machine, own_data, products, runs
+from peftbook.cli import evidence, fit, machine, own_data, products, recipe, runs
 from peftbook.cli.arguments import Command, Options
 from peftbook.errors import InputError
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="peftbook", description=peftbook.__doc__)
     parser.add_argument("--version", action="version", version=f"peftbook {peftbook.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
-    for module in (runs, evidence, machine, products, own_data, fit):
+    for module in (runs, evidence, machine, products, own_data, recipe, fit):
         module.add_commands(functools.partial(command, commands))
     speed = commands.add_parser("bench", help="measure speed: train, book, cli")
     bench = speed.add_subparsers(required=True, dest="what")

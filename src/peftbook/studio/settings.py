@@ -44,6 +44,14 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Guessed(Reading):
+    """A reading whose columns are guessed where none is named."""
+
+    input: Annotated[str, Option("column that the model reads", usual="guessed by names and lengths")] = ""
+    target: Annotated[str, Option("column that it should write", usual="guessed by names and lengths")] = ""
+
+
+@dataclass(frozen=True)
 class Training:
     """What all runs on a file have in common; of no more than 1,000 test rows the loss is taken.
 

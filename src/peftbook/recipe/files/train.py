@@ -1,0 +1,143 @@
+"""Train an adapter on the rows in data/ with TRL and peft, by the settings in recipe.json.
+
+    python train.py                                             # on a GPU; without one on the CPU, for a trial
+    python train.py --learning-rate 5e-5 --out adapter-low      # another rate: compare the validation losses
+    python train.py --resume                                    # after a stop, from the last checkpoint
+
+It needs the packages in requirements.txt and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from trl import SFTConfig, SFTTrainer
+
+HERE = Path(__file__).resolve().parent
+RECIPE = json.loads((HERE / "recipe.json").read_text(encoding="utf-8"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, keep the checkpoint with the lowest validation loss, and say what it took."""
+    args = parser().parse_args(argv)
+    tokenizer = load_tokenizer()
+    trainer = trainer_of(load_model(), tokenizer, args)
+    trainer.train(resume_from_checkpoint=args.resume or None)
+    trainer.save_model(str(args.out))
+    (args.out / "README.md").write_bytes((HERE / "README.md").read_bytes())  # the card travels with the adapter
+    print(f"Validation loss {trainer.state.best_metric:.4f} nats a token; the adapter is in {args.out}")
+    if torch.cuda.is_available():
+        measured, predicted = torch.cuda.max_memory_allocated() / 2**30, RECIPE["predicted_peak_bytes"] / 2**30
+        print(f"Tensors at the peak: {measured:.2f} GiB; predicted {predicted:.2f} GiB")
+
+
+def parser() -> argparse.ArgumentParser:
+    """What may be changed without editing recipe.json."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--learning-rate", type=float, default=RECIPE["learning_rate"])
+    options.add_argument("--epochs", type=float, default=RECIPE["epochs"])
+    options.add_argument("--max-steps", type=int, default=-1, help="end after so many, for a trial")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--out", type=Path, default=HERE / "adapter")
+    options.add_argument("--resume", action="store_true", help="from the last checkpoint")
+    return options
+
+
+def load_tokenizer() -> AutoTokenizer:
+    """The model's own; where it has no token for padding, the end of a text serves, which no loss sees."""
+    tokenizer = AutoTokenizer.from_pretrained(RECIPE["model"], revision=RECIPE["revision"])
+    if tokenizer.chat_template is None:
+        raise SystemExit(f"{RECIPE['model']} has no chat template: take its instruct version.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model() -> AutoModelForCausalLM:
+    """The frozen base, in bfloat16 or in 4 bits (NF4 with doubly quantised constants)."""
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        RECIPE["model"],
+        revision=RECIPE["revision"],
+        dtype=torch.bfloat16,
+        attn_implementation=RECIPE["attention"],
+        quantization_config=four_bits if RECIPE["quantised"] else None,
+        device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+    )
+
+
+def rows_of(split: str, tokenizer: AutoTokenizer) -> Dataset:
+    """Prompt and completion of each row. Longer rows are left out: an answer that is cut teaches to stop midway."""
+    rows = load_dataset("json", data_files=str(HERE / "data" / f"{split}.jsonl"), split="train")
+
+    def whole(row: dict) -> bool:
+        turns = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+        return len(tokenizer(turns, add_special_tokens=False)["input_ids"]) <= RECIPE["max_length"]
+
+    kept = rows.filter(whole)
+    print(f"{split}: {len(kept):,} rows, {len(rows) - len(kept):,} longer than {RECIPE['max_length']} tokens left out")
+    return kept.select_columns(["prompt", "completion"])
+
+
+def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argparse.Namespace) -> SFTTrainer:
+    """LoRA on all matrices of the decoder, with the loss on the answers alone."""
+    adapter = LoraConfig(
+        r=RECIPE["rank"],
+        lora_alpha=RECIPE["alpha"],
+        target_modules=RECIPE["targets"],
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    settings = SFTConfig(
+        output_dir=str(HERE / "checkpoints"),
+        num_train_epochs=args.epochs,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=RECIPE["micro_batch"],
+        per_device_eval_batch_size=RECIPE["micro_batch"],
+        gradient_accumulation_steps=RECIPE["accumulation"],
+        gradient_checkpointing=RECIPE["checkpointing"],
+        max_length=RECIPE["max_length"],
+        completion_only_loss=True,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=RECIPE["warmup"],
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=10,
+        seed=args.seed,
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=rows_of("train", tokenizer),
+        eval_dataset=rows_of("validation", tokenizer),
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:  # TRL makes adapters over 4 bits bfloat16, where small updates round to nothing
+            weight.data = weight.data.float()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

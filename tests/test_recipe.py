@@ -1,0 +1,252 @@
+"""The recipe: its choices by the byte model's own laws, and its scripts run for real, in the TRL that is pinned."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from peftbook import specs
+from peftbook.cli import main
+from peftbook.errors import InputError
+from peftbook.literature import published
+from peftbook.memory import Configuration, Setup, Shape, read_shape
+from peftbook.memory import loss as losses
+from peftbook.memory.architecture import FAMILIES
+from peftbook.memory.fit import GPU_RESERVE
+from peftbook.memory.step import structure
+from peftbook.memory.walk import walked
+from peftbook.recipe.choice import BATCH, KEPT, PLANS, STEP, Row, choose, fields_of, longest_kept, rate_for
+from peftbook.recipe.folder import PAGES, SCRIPTS, write_folder
+from peftbook.recipe.rows import count_rows
+from peftbook.studies.chosen_rates import learning_rate_for
+from peftbook.tasks import DATA
+from peftbook.tasks.columns import Columns
+from peftbook.tasks.files import read_file, task_from_table
+from peftbook.training import random_model
+from peftbook.training.probes import memory as probes
+
+GIB = 2**30
+TICKETS = DATA / "tickets.csv"
+ROWS = {
+    name: [Row(200, 100), Row(250, 60)] * count for name, count in (("train", 400), ("validation", 50), ("test", 60))
+}
+MODELS = ("llama-3.1-8b", "qwen2.5-7b", "gemma-2-9b", "mistral-7b", "phi-3-mini", "mixtral-8x7b", "llama-3.2-1b")
+
+
+SHRUNK = {
+    name: Shape(3, 192, 512, 6, 2, 8192, context=2048, family=name, **FAMILIES[name])
+    for name in ("llama", "qwen2", "gemma", "mistral")
+}
+
+
+@pytest.fixture(scope="module")
+def task():
+    _, table = read_file(TICKETS)
+    return task_from_table(table, Columns("message", "team"))
+
+
+# --- choices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("memory", [8, 16, 24, 48, 80])
+def test_what_is_advised_surely_fits_and_nothing_simpler_does(name, memory):
+    """The peak with the larger reserve is within the card; a later method is taken only where no earlier one fits."""
+    shape = read_shape(name)
+    fitting = [method for method, again in PLANS if surely_fits(shape, method, again, memory * GIB)]
+    if not fitting:
+        with pytest.raises(InputError, match=f"{name} does not surely fit in {memory} GiB"):
+            choose(shape, name, ROWS, memory * GIB)
+        return
+    recipe = choose(shape, name, ROWS, memory * GIB)
+    assert recipe.method == fitting[0]
+    assert recipe.band[1] <= memory * GIB
+    assert recipe.micro_batch * recipe.accumulation == BATCH
+    assert recipe.peak == Configuration(shape, recipe.setup).step.peak().total
+    assert (recipe.setup.batch, recipe.setup.seq) == (recipe.micro_batch, recipe.max_length)
+    assert recipe.setup.accumulated == (recipe.accumulation > 1)
+    assert {name.rpartition(".")[2] for name in recipe.modules} == {*shape.adapted(recipe.setup.targets)}
+    assert recipe.method not in [label.lower() for label, _ in recipe.ruled_out]
+
+
+def surely_fits(shape: Shape, method: str, checkpointing: bool, memory: float) -> bool:
+    """One row of the longest, held against the card by the definition of a reserve."""
+    fields = fields_of(method, shape) | {"checkpointing": checkpointing, "autocast": True, "logits": "tiled"}
+    seq = longest_kept([row.tokens for row in ROWS["train"]])
+    setup = Setup(**fields, batch=1, seq=seq, labels=100, accumulated=True)
+    peak = Configuration(shape, setup).step.peak().total
+    return peak + GPU_RESERVE[1].beside(peak) <= memory
+
+
+def test_more_memory_never_asks_for_more_rounding_or_smaller_batches():
+    shape, order = read_shape("llama-3.1-8b"), [method for method, _ in PLANS]
+    recipes = [choose(shape, "llama-3.1-8b", ROWS, memory * GIB) for memory in (12, 16, 24, 40, 80)]
+    ranks = [order.index(recipe.method) for recipe in recipes]
+    assert ranks == sorted(ranks, reverse=True) and len({*ranks}) > 1
+
+
+def test_the_length_holds_nearly_all_rows_and_no_outlier_makes_it():
+    ordinary = [100 + n % 50 for n in range(1000)]
+    assert longest_kept([300]) == 320
+    assert longest_kept(ordinary) == STEP * -(-max(ordinary) // STEP)
+    assert longest_kept([*ordinary, 4000]) == longest_kept(ordinary)
+    lengths = list(range(1, 1001))
+    assert sum(n <= longest_kept(lengths) for n in lengths) >= KEPT * len(lengths)
+
+
+def test_the_rate_is_the_records_at_its_own_width_and_falls_by_the_fitted_power():
+    own = read_shape("smollm2-135m")
+    assert rate_for(own)[0] == float(f"{learning_rate_for('lora'):.1e}")
+    for name, family in (("llama-3.1-8b", "llama"), ("qwen2.5-7b", "qwen"), ("gemma-7b", "llama")):
+        shape = read_shape(name)
+        power = float(published(f"schulman2025-rate-exponent-{family}").value)
+        rate, reason = rate_for(shape)
+        assert rate * shape.hidden**power == pytest.approx(learning_rate_for("lora") * own.hidden**power, rel=0.05)
+        assert ("none is fitted for gemma" in reason) == (name == "gemma-7b")
+
+
+# --- the folder -----------------------------------------------------------------------------------------------
+
+
+def written(shape: Shape, setup: Setup, folder, task):
+    """A recipe's folder for a random model of a shape, as a set-up has it; and its train.py as a module."""
+    from transformers import AutoTokenizer
+
+    base = folder / "base"
+    random_model.random_model(shape, replace(setup, quantised=""), 0).save_pretrained(base)
+    AutoTokenizer.from_pretrained(DATA / "small_llama").save_pretrained(base)
+    model = specs.Model(name=str(base), revision="")
+    recipe = choose(shape, str(base), count_rows(task, model).splits, 24 * GIB)
+    recipe = replace(recipe, setup=replace(recipe.setup, quantised=setup.quantised), micro_batch=2, accumulation=1)
+    write_folder(folder / "out", recipe, task, model, str(base), "tickets.csv", "peftbook recipe …")
+    return recipe, module_of(folder / "out" / "train.py")
+
+
+def module_of(path):
+    spec = importlib.util.spec_from_file_location("train", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "quantised"), [*((name, "") for name in SHRUNK), ("llama", "nf4")])
+def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
+    family, quantised, task, tmp_path, monkeypatch
+):
+    """The second step of the written train.py: torch's allocator against the recipe's set-up on the same tokens.
+
+    TRL's kernels, and products of bfloat16 that are summed in float32, which a CPU does not have, are taken to need
+    nothing beside the tile that they are given; without them it scores every position, not those with a label alone.
+    """
+    pytest.importorskip("trl")
+    from torch.profiler import ProfilerActivity, profile
+    from transformers import TrainerCallback
+    from trl.kernels import chunked_logprob
+
+    for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
+        monkeypatch.setattr(chunked_logprob, name, lambda *given, **more: None)
+    monkeypatch.setattr(losses, "TILE_COPIES", 0.0)
+    same = replace(task, splits={name: (rows[0],) * 6 for name, rows in task.splits.items()})
+    recipe, train = written(SHRUNK[family], Setup(quantised=quantised), tmp_path, same)
+    trainer = train.trainer_of(
+        train.load_model(), train.load_tokenizer(), train.parser().parse_args(["--max-steps", "2"])
+    )
+    traces, seen = [], []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **given):
+            traces.append(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
+            traces[-1].start()
+
+        def on_step_end(self, args, state, control, **given):
+            traces[-1].stop()
+
+    collate = trainer.data_collator
+    monkeypatch.setattr(trainer, "data_collator", lambda rows: seen.append(collate(rows)) or seen[-1])
+    trainer.add_callback(Watch())
+    trainer.train()
+    labels = seen[0]["labels"]
+    for cached in (structure, walked):
+        cached.cache_clear()
+    setup = replace(
+        recipe.setup, batch=2, seq=labels.shape[1], labels=0, padding=False,
+        accumulated=False, device="cpu",
+    )  # fmt: skip
+    step = Configuration(SHRUNK[family], setup).step
+    predicted = step.peak().total - sum(step.numbers(step.state).values())
+    for cached in (structure, walked):
+        cached.cache_clear()
+    assert probes.peak_of(traces[1]) / predicted == pytest.approx(1, abs=0.05)
+    assert all(weight.dtype.itemsize == 4 for weight in trainer.model.parameters() if weight.requires_grad)
+    answers = {tuple(row[row != -100].tolist()) for row in labels}
+    assert {train.load_tokenizer().decode(one, skip_special_tokens=True).strip() for one in answers} == {
+        same.splits["train"][0].target
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_folder_trains_answers_and_says_which_is_better(tmp_path, capfd):
+    """The small Llama on the shipped tickets, by the two scripts as a reader starts them; the card has the table."""
+    pytest.importorskip("trl")
+    out = tmp_path / "mine"
+    asked = ["recipe", str(TICKETS), "--model", specs.SMALL_MODEL, "--memory", "4GiB", "--out", str(out)]
+    assert main(asked) == 0
+    assert "Ruled out:" in capfd.readouterr().out
+    for words in (["train.py", "--max-steps", "2"], ["evaluate.py", "--rows", "12"]):
+        done = subprocess.run([sys.executable, *words], cwd=out, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    table = (out / "adapter" / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
+    assert "On 12 test rows" in table and "| rougeL |" in table and "| exact_match |" in table
+    rows = [json.loads(line) for line in (out / "answers" / "tuned.jsonl").read_text(encoding="utf-8").splitlines()]
+    tests = [json.loads(line) for line in (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["target"] for row in rows] == [row["completion"][0]["content"] for row in tests[:12]]
+
+
+def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):
+    """Scripts as they ship, every placeholder filled, every row once; a folder that is there stays as it is."""
+    model = specs.Model()
+    recipe = choose(read_shape("smollm2-135m"), model.name, ROWS, 8 * GIB)
+    out = tmp_path / "a" / "recipe"
+    write_folder(out, recipe, task, model, "somewhere", "tickets.csv", "peftbook recipe tickets.csv", "CC BY 4.0")
+    assert {path.name for path in out.iterdir()} == {*SCRIPTS, *PAGES, "recipe.json", "requirements.txt", "data"}
+    assert not any("$" in (out / page).read_text(encoding="utf-8") for page in PAGES)
+    assert "CC BY 4.0" in (out / "README.md").read_text(encoding="utf-8")
+    lines = {name: (out / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in task.splits}
+    assert {name: len(rows) for name, rows in lines.items()} == {name: len(rows) for name, rows in task.splits.items()}
+    before = (out / "recipe.json").read_bytes()
+    again = ["recipe", str(TICKETS), "--model", model.name, "--memory", "8GiB", "--out", str(out)]
+    assert main(again) == 2
+    assert "exists: name a new one" in capsys.readouterr().err
+    assert (out / "recipe.json").read_bytes() == before and [*tmp_path.iterdir()] == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--stack", "axolotl"], "not for 'axolotl'"),
+        (["--memory", "much"], "'much' is no size of memory"),
+        (["--model", "llama-3.1-8b"], "neither a folder nor a hub id"),
+        (["--memory", "4GiB", "--model", "meta-llama/Llama-3.1-8B-Instruct"], "does not surely fit in 4 GiB"),
+        (["--input", "nothing", "--target", "team"], "no column 'nothing'"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_writes_nothing(words, said, tmp_path, capsys):
+    asked = [
+        "recipe",
+        str(TICKETS),
+        "--model",
+        specs.EMBEDDED_MODEL,
+        "--memory",
+        "8GiB",
+        "--out",
+        str(tmp_path / "new"),
+    ]
+    assert main([*asked, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
