@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
 STEPS = (
     Step("Do an instruction and\nfive examples do it?", "yes", "Train nothing", "prompt", "no"),
-    Step("Is it facts that\nare missing?", "yes", "Look them up, put\nthem in the prompt", "prompt", "no, form or skill"),
+    Step("Is it facts that\nare missing?", "yes", "Look them up, put\nthem in the prompt", "prompt", "no: a form"),
     Step("Some hundred rows,\nand as many to test on?", "no", "Collect rows first", "muted", "yes"),
     Step("Does LoRA over\n16 bits surely fit?", "yes", "LoRA", "lora", "no"),
     Step("Does LoRA over\n4 bits surely fit?", "yes", "QLoRA", "qlora", "no: a smaller model, shorter rows"),

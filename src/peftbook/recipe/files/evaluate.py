@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def answers(model: PeftModel, tokenizer, rows: list[dict], batch: int) -> Iterat
             **given, max_new_tokens=RECIPE["max_new_tokens"], do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
         yield from tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
-        print(f"{min(at + batch, len(rows))} of {len(rows)}", end="\r", flush=True)
+        print(f"{min(at + batch, len(rows))} of {len(rows)} answers", file=sys.stderr)
 
 
 def write(path: Path, rows: list[dict], texts: Iterator[str]) -> Path:
