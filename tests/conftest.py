@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from peftbook.folders import results_folder
+
 ROOT = Path(__file__).resolve().parents[1]
-os.environ["PEFTBOOK_RESULTS"] = str(ROOT / "_build/test-results")  # a test that bends a rule leaves yours alone
+RESULTS = ROOT / "_build/test-results"
+YOURS = results_folder()
+os.environ["PEFTBOOK_RESULTS"] = str(RESULTS)  # a test that bends a rule leaves yours alone
 BROWSERS = ("chromium-headless-shell", "chromium")  # the first draws no window of its own, with half the work
 OWN_PRODUCTS = ("test_precision", "test_products")
 NEEDS = {
@@ -25,6 +29,16 @@ NEEDS = {
     "epubcheck": (lambda: shutil.which("epubcheck"), "EPUBCheck 5: Java, and a command `epubcheck` for its jar"),
     "office": (lambda: shutil.which("soffice"), "LibreOffice: `apt-get install libreoffice-impress poppler-utils`"),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests begin with the results that you have; each holds as long as what it rests on, whoever wrote it."""
+    if hasattr(config, "workerinput") or RESULTS.resolve() == YOURS.resolve():
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for entry in YOURS.glob("*.json"):
+        if not (RESULTS / entry.name).exists():
+            shutil.copy2(entry, RESULTS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
