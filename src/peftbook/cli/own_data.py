@@ -1,4 +1,4 @@
-"""Commands on a reader's own file: train, compare, studio, and a demonstration of them."""
+"""Commands on a reader's own file: train, compare, studio, a demonstration of them, and export of what was trained."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_commands(add: Add) -> None:
     demo = add("demo", command_demo)
     demo.add_argument("--report", type=Path, metavar="FILE.html", help="also write the page with table and pictures")
     demo.add_argument("--home", type=Path, help="keep project and runs there, for the studio (default: nowhere)")
+    on_export(add("export", command_export))
 
 
 def train_options(train: argparse.ArgumentParser) -> None:
@@ -52,6 +53,21 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--add-user", metavar="NAME", help="ask for a password, keep its hash in the login file, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     add_options(web, Caps)
+
+
+def on_export(export: argparse.ArgumentParser) -> None:
+    """Of `export`."""
+    words = "a folder as peft's save_pretrained or train --out writes it (default: none, the model alone)"
+    export.add_argument("adapter", type=Path, nargs="?", help=words)
+    export.add_argument("--gguf", type=Path, metavar="FILE.gguf", required=True, help="a new file, for llama.cpp")
+    words = "base and adapter as one model (default: the adapter alone, to be served beside a GGUF file of its base)"
+    export.add_argument("--merged", action="store_true", help=words)
+    words = "the base: an embedded model's name, a folder, or a hub id (default: what the adapter names)"
+    export.add_argument("--model", help=words)
+    words = "of the matrices (default fp16); a base is loaded in fp32, rounded once, and takes 4 bytes a parameter"
+    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp16", help=words)
+    words = "merge QLoRA into the 4-bit values that it was trained over (default: into the weights as they are)"
+    export.add_argument("--rounded", choices=("nf4", "fp4"), default="", help=words)
 
 
 def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
@@ -91,6 +107,32 @@ def command_demo(args: argparse.Namespace) -> int:
         print(f"peftbook {shlex.join(words[: words.index('--home')])}\n", flush=True)
         asked = build_parser().parse_args(words)
         return asked.handler(asked)
+
+
+def command_export(args: argparse.Namespace) -> int:
+    """Write an adapter, or its base with the adapter merged, as a file that llama.cpp serves; prints how."""
+    from peftbook.base_models import model_named
+    from peftbook.errors import InputError
+    from peftbook.training import gguf_files
+    from peftbook.training.models import load_model
+    from peftbook.training.quiet import quieten_libraries
+
+    quieten_libraries()
+    if args.adapter is None and (args.model is None or args.merged or args.rounded):
+        raise InputError("Nothing to write: name an adapter's folder, or a model with --model and without --merged.")
+    if args.rounded and not args.merged:
+        raise InputError("--rounded says what an adapter is merged into: add --merged.")
+    gguf_files.check_new(args.gguf)
+    folder = None if args.adapter is None else gguf_files.adapter_folder(args.adapter)
+    model = model_named(args.model) if args.model or folder is None else gguf_files.base_of(folder)
+    if folder is None or args.merged:
+        loaded = load_model(model) if folder is None else gguf_files.merge(folder, model, args.rounded)
+        written, serve = gguf_files.write_model(loaded, args.gguf, args.dtype, model), f"-m {args.gguf}"
+    else:
+        written = gguf_files.write_adapter(folder, args.gguf, args.dtype, model)
+        serve = f"-m BASE.gguf --lora {args.gguf}"
+    print(f"{args.gguf}: {written.tensors} tensors, {written.file_bytes / 1e6:,.1f} MB\nllama-server {serve}")
+    return 0
 
 
 def command_studio(args: argparse.Namespace) -> int:
