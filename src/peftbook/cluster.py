@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import importlib.util
 import logging
 import os
 import platform
@@ -31,7 +30,7 @@ from pydantic import TypeAdapter
 
 import peftbook
 from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.errors import InputError, need
 from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store
 from peftbook.training import queue
@@ -273,8 +272,7 @@ def connect(
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if importlib.util.find_spec("ray") is None:
-        raise InputError("Engine 'ray' needs the package ray: install it with `pip install 'peftbook[cluster]'`.")
+    need("ray", "Engine 'ray'")
     if address:
         check_address(address)
         check_token()

@@ -1,6 +1,13 @@
 """What every public entry point raises for bad input, and what a training raises that got nowhere."""
 
-__all__ = ["Diverged", "InputError"]
+import importlib.util
+
+__all__ = ["Diverged", "InputError", "need"]
+
+EXTRAS = {  # module that the core does without → the extra that brings it
+    "datasets": "hub", "gradio": "studio", "jupyter_book": "book", "matplotlib": "book",
+    "playwright": "dev", "pptx": "slides", "ray": "cluster", "sacrebleu": "hub", "trl": "bench",
+}  # fmt: skip
 
 
 class InputError(ValueError):
@@ -12,3 +19,12 @@ class InputError(ValueError):
 
 class Diverged(InputError):  # noqa: N818 — the field's word for it
     """A loss or a gradient that is no finite number: a result, which is recorded as the run's failure."""
+
+
+def need(module: str, what: str) -> None:
+    """Raise InputError, which names the extra to install, where a module is missing that something is done with.
+
+    what: a sentence's start, like "The studio".
+    """
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{what} needs {module}: install it with `pip install 'peftbook[{EXTRAS[module]}]'`.")

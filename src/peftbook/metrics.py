@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, need
 
 __all__ = [
     "bleu",
@@ -66,6 +66,7 @@ def bleu_statistics(predictions: Sequence[str], references: Sequence[Reference])
     The ten lists are matched and total n-grams of order 1 to 4, and the lengths of text and closest reference.
     Corpus BLEU is computed from their sums by `bleu`, so that a bootstrap over examples needs no texts.
     """
+    need("sacrebleu", "BLEU")
     from sacrebleu.metrics import BLEU
 
     check_lengths(predictions, references)
@@ -84,6 +85,7 @@ def bleu(statistics: Mapping[str, Sequence[float]]) -> float:
 
     BLEU = min(1, exp(1 − r/c)) · (Π p_n)^¼. Source: Papineni et al. 2002; Post 2018, arXiv:1804.08771.
     """
+    need("sacrebleu", "BLEU")
     from sacrebleu.metrics import BLEU
 
     sums = [int(math.fsum(statistics[name])) for name in BLEU_STATISTICS]

@@ -9,7 +9,6 @@ Run it on an otherwise idle machine.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import statistics
@@ -20,7 +19,7 @@ from typing import Any
 
 from peftbook import specs
 from peftbook.bench.contestants import CONTESTANTS, PEERS, Contestant, named
-from peftbook.errors import InputError
+from peftbook.errors import InputError, need
 from peftbook.methods import get
 from peftbook.processes import Child
 from peftbook.records import write_atomically
@@ -102,8 +101,8 @@ def pick(peers: bool | Sequence[str]) -> list[Contestant]:
     names = tuple(peers) if not isinstance(peers, bool) else PEERS if peers else ()
     if unknown := [name for name in names if name not in PEERS]:
         raise InputError(f"Unknown peer {unknown[0]!r}: choose from {', '.join(PEERS)}.")
-    if "trl" in names and importlib.util.find_spec("trl") is None:
-        raise InputError("The comparison with TRL needs trl: install with pip install 'peftbook[bench]'.")
+    if "trl" in names:
+        need("trl", "The comparison with TRL")
     return [contestant for contestant in CONTESTANTS if contestant.library in ("ours", *names)]
 
 

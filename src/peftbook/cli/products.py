@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from peftbook.cli.arguments import Add
+from peftbook.errors import need
 
 
 def add_commands(add: Add) -> None:
@@ -52,6 +53,7 @@ def command_epub(args: argparse.Namespace) -> int:
 
 def command_figures(args: argparse.Namespace) -> int:
     """Render every figure whose records are there as SVG."""
+    need("matplotlib", "A figure")
     from peftbook.figures import render_all
     from peftbook.records import default_store
 

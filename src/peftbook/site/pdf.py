@@ -7,7 +7,7 @@ import shutil
 from html import escape
 from pathlib import Path
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, need
 from peftbook.site import identity
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -45,12 +45,9 @@ def for_print(html: str) -> str:
 def print_page(page: Path, out: Path) -> Path:
     """Print the one page that Sphinx wrote. Raises InputError without Chromium or playwright."""
     chromium = find_chromium()
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise InputError(
-            "The PDF is printed with the package playwright: install it with `pip install 'peftbook[dev]'`."
-        ) from None
+    need("playwright", "The PDF")
+    from playwright.sync_api import sync_playwright
+
     ready = page.parents[1] / "print.html"  # Sphinx names files of the page as if it lay at the top
     ready.write_text(for_print(page.read_text(encoding="utf-8")), encoding="utf-8")
     with sync_playwright() as playwright:

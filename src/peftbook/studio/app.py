@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, need
 from peftbook.studio.access import COOKIE, LOGIN, SESSION_SECONDS, Door, Logins, Sessions, cookie
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.machine import examine_apart
@@ -48,6 +48,7 @@ def serve(
     logins = Logins(login_file) if login_file is not None else None
     if host not in ("127.0.0.1", "localhost", "::1") and logins is None:
         raise InputError(f"Host {host!r} opens the studio to others: give a --login-file, or leave out --host.")
+    need("gradio", "The studio")
     studio = Studio(home)
     listening = listen(host, port)
     stop = threading.Event()
@@ -105,10 +106,7 @@ def build_app(
         HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"),
         HF_HUB_DISABLE_TELEMETRY="1",
     )
-    try:
-        import gradio as gr
-    except ImportError:
-        raise InputError("The studio needs Gradio: install it with `pip install 'peftbook[studio]'`.") from None
+    import gradio as gr
     from fastapi import FastAPI
 
     from peftbook.studio.pages import build_pages

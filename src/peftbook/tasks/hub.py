@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, need
 from peftbook.tasks import SPLITS, Example, TaskData, check_pinned
 
 __all__ = ["E2E_SHA256", "HUB", "PARQUET_REVISION", "HubSource", "load_hub"]
@@ -114,6 +114,7 @@ def _pairs(name: str, path: Path | None, revision: str | None) -> dict[str, list
 
 
 def _from_hub(name: str, files: dict[str, str], revision: str) -> Mapping:
+    need("datasets", "A data set of the hub")
     import datasets
 
     repo = HUB[name].repo
@@ -128,6 +129,7 @@ def _from_hub(name: str, files: dict[str, str], revision: str) -> Mapping:
 
 
 def _from_folder(path: Path, files: dict[str, str]) -> Mapping:
+    need("datasets", "A data set of the hub")
     import datasets
 
     for pattern in files.values():
