@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -113,6 +114,7 @@ def words_of(
     return {
         "model": Path(model.name).name if in_folder(model) else model.name,
         "base_model": source,
+        "source": shlex.quote(source),
         "method": recipe.label,
         "why": f"{recipe.label}. {recipe.why}",
         "rank": str(settings["rank"]),
