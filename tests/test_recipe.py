@@ -81,6 +81,19 @@ def surely_fits(shape: Shape, method: str, checkpointing: bool, memory: float) -
     return peak + GPU_RESERVE[1].beside(peak) <= memory
 
 
+def test_rows_beyond_the_context_are_refused():
+    shape = read_shape("llama-2-7b")
+    long = {name: [Row(shape.context, 10)] for name in ROWS}
+    with pytest.raises(InputError, match="No training row has at most the 4,096 tokens"):
+        choose(shape, "llama-2-7b", long, 80 * GIB)
+
+
+def test_another_models_tokenizer_is_given_a_quarter_more():
+    shape, lengths = read_shape("llama-3.1-8b"), {name: [Row(900, 100)] * 300 for name in ROWS}
+    own, other = (choose(shape, "llama-3.1-8b", lengths, 24 * GIB, own) for own in (True, False))
+    assert own.max_length >= 1000 and other.max_length >= 1250
+
+
 def test_more_memory_never_asks_for_more_rounding_or_smaller_batches():
     shape, order = read_shape("llama-3.1-8b"), [method for method, _ in PLANS]
     recipes = [choose(shape, "llama-3.1-8b", ROWS, memory * GIB) for memory in (12, 16, 24, 40, 80)]
@@ -187,6 +200,26 @@ def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
     assert {train.load_tokenizer().decode(one, skip_special_tokens=True).strip() for one in answers} == {
         same.splits["train"][0].target
     }
+
+
+def test_rows_reach_the_trainer_as_they_were(tmp_path):
+    """Dates stay texts, a separator of lines that is none in JSON divides nothing, and groups go along."""
+    pytest.importorskip("trl")
+    targets = ["2024-05-01", "2024-05-01T10:00:00", "one\u2028two", "17", "null", "true", '{"a": 1}', "$left"]
+    rows = "".join(
+        f"{json.dumps({'q': f'{n} {text}', 'a': text, 'who': f'w{n // 4}'})}\n" for n, text in enumerate(targets * 8)
+    )
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    _, table = read_file(tmp_path / "rows.jsonl")
+    odd = task_from_table(table, Columns("q", "a", group="who"), instruction="Say $what: {input}")
+    _, train = written(SHRUNK["llama"], Setup(), tmp_path, odd)
+    for split, examples in odd.splits.items():
+        found = train.read_rows(split)
+        assert [row["completion"][0]["content"] for row in found] == [one.target for one in examples]
+        assert [row["group"] for row in found] == [one.group for one in examples]
+        kept = train.rows_of(split, train.load_tokenizer())
+        assert [row["completion"] for row in kept] == [row["completion"] for row in found]
+    assert "Say $what" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def command_recipe(args: argparse.Namespace) -> int:
     if why:
         print(f"{columns.input!r} is read, {columns.target!r} written. {why}")
     counted = count_rows(task, model)
-    recipe = choose(shape, model.name, counted.splits, memory)
+    recipe = choose(shape, model.name, counted.splits, memory, counted.own)
     print(as_text(recipe, model.name, counted))
     if args.out is not None:
         command = shlex.join(["peftbook", *sys.argv[1:]]) if sys.argv[1:2] == ["recipe"] else "peftbook recipe"
@@ -88,7 +88,7 @@ def as_text(recipe: Recipe, model: str, counted: Counted) -> str:
         ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
         ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
         ("length", f"{recipe.max_length} tokens, counted with {counted.tokenizer}'s tokenizer"
-         + ("." if counted.own else f": {model}'s is not here, and has others; train.py counts again.")),
+         + ("." if counted.own else f", and a quarter more: {model}'s is not here. train.py counts again.")),
         ("epochs", f"up to {recipe.epochs:g}, {recipe.steps:,} steps; the best by validation loss is kept"),
         ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "
          f"takes beside them, of {recipe.memory / gib:.1f}"),

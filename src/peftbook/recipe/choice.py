@@ -32,9 +32,10 @@ WARMUP: float = Budget.model_fields["warmup"].default
 EPOCHS = 3.0  # at most: the checkpoint with the lowest validation loss is kept
 KEPT = 0.99  # of the rows that a length must hold, where the longest are far longer
 STEP = 64  # tokens to which a length is rounded up
-SPARE = 1.25  # tokens of an answer that may be written, for one of the longest target
+SPARE = 1.25  # tokens that may be written for one of the longest target, and of another tokenizer for one of ours
 LEAST_ROWS = 200  # of training; below, a few examples in the prompt are the thing to try first
 IN_OUR_RUNS = "In our runs (SmolLM2-135M, docstrings)"
+FEW_TESTS = 100
 SWEEP = 3.0  # between the rates that are worth trying
 VARIANTS = {"DoRA": "dora", "PiSSA": "pissa", "OLoRA": "olora", "LoRA+": "lora_plus"}  # and their studies
 PLANS = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))  # method, checkpoints
@@ -77,7 +78,7 @@ class Recipe:
 
     max_length: tokens of a training row; longer rows, of which there are `left_out`, are not trained on.
     micro_batch × accumulation: rows of a step.  rate_reason: what the learning rate rests on.
-    modules: names of the matrices that get an adapter.
+    modules: names of the matrices that get an adapter.  context: positions of the model, 0 if unknown.
     band: what the machine will show at the peak, in bytes, at least and at most.
     why: of the method.  ruled_out: others, each with the reason.  cautions: about the data.
     """
@@ -86,6 +87,7 @@ class Recipe:
     label: str
     setup: Setup
     modules: tuple[str, ...]
+    context: int
     max_length: int
     left_out: int
     micro_batch: int
@@ -103,16 +105,22 @@ class Recipe:
     cautions: tuple[str, ...]
 
 
-def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[Row]], memory: float) -> Recipe:
+def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[Row]], memory: float, own: bool = True) -> Recipe:
     """The recipe for a model of this shape and name on these splits.
 
-    Raises InputError where nothing surely fits, with what would.
+    own: whether the rows were counted with its own tokenizer; another's may have a quarter fewer tokens. Raises
+    InputError where nothing surely fits, with what would.
     """
     training = rows["train"]
-    max_length = longest_kept([row.tokens for row in training])
+    max_length = longest_kept([row.tokens * (1 if own else SPARE) for row in training])
     if shape.context and max_length > shape.context:
         max_length = shape.context
     kept = [row for row in training if row.tokens <= max_length]
+    if not kept:
+        raise InputError(
+            f"No training row has at most the {max_length:,} tokens of {name}'s context: shorten the rows, or choose a "
+            "model with a longer one."
+        )
     answer = max(row.answer for row in kept)
     plans = [plan_for(shape, method, checkpointing, max_length, answer, memory) for method, checkpointing in PLANS]
     chosen = chosen_of(plans)
@@ -127,6 +135,7 @@ def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[Row]], memory: f
         label=chosen.label,
         setup=setup,
         modules=tuple(shape.adapted(setup.targets)),
+        context=shape.context,
         max_length=max_length,
         left_out=left_out,
         micro_batch=chosen.micro_batch,
@@ -214,7 +223,7 @@ def nothing_fits(name: str, last: Plan, memory: float) -> str:
 # --- length and rate ------------------------------------------------------------------------------------------
 
 
-def longest_kept(tokens: Sequence[int]) -> int:
+def longest_kept(tokens: Sequence[float]) -> int:
     """The length that training rows are held to: of all rows, unless the last hundredth is far longer than the others.
 
     Rounded up to 64. Memory and time go with the longest row of a batch, so a few long rows would be paid for by all.
@@ -309,6 +318,6 @@ def cautions(training: int, test: int, left_out: int, max_length: int) -> tuple[
         found.append(f"{left_out} training rows are longer than {max_length} tokens and are left out")
     if training < LEAST_ROWS:
         found.append(f"{training} training rows are few: try solved examples in the prompt first (`peftbook compare`)")
-    if test < 100:
+    if test < FEW_TESTS:
         found.append(f"{test} test rows tell large differences alone: `peftbook power --rows {test}` says which")
     return tuple(found)

@@ -87,7 +87,8 @@ def write_folder(
 def row_of(task: TaskData, example: Example) -> dict[str, object]:
     """A row as TRL reads it: turns before the answer, and the answer."""
     answer = [{"role": "assistant", "content": example.target}]
-    return {"id": example.id, "prompt": task.messages(example), "completion": answer}
+    row = {"id": example.id, "prompt": task.messages(example), "completion": answer}
+    return row | ({"group": example.group} if example.group else {})
 
 
 def requirements(recipe: Recipe) -> str:
@@ -139,13 +140,19 @@ def words_of(
         "instruction": task.instruction.replace("\n", " "),
         "command": command,
         "served_rank": str(served_rank(recipe.setup.rank)),
-        "context": str(max(2048, 2 ** (recipe.max_length + recipe.max_new_tokens - 1).bit_length())),
+        "context": str(served_context(recipe)),
     }
 
 
 def at_once(recipe: Recipe) -> str:
     """How often a micro-batch comes before a step, where it is not once."""
     return f", {recipe.accumulation} times before each step" if recipe.accumulation > 1 else " a step"
+
+
+def served_context(recipe: Recipe) -> int:
+    """Tokens of the longest row and its answer, up to a power of two, and no more than the model has positions."""
+    whole = max(2048, 2 ** (recipe.max_length + recipe.max_new_tokens - 1).bit_length())
+    return min(whole, recipe.context or whole)
 
 
 def served_rank(rank: int) -> int:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from train import HERE, RECIPE, load_model, load_tokenizer
+from train import HERE, RECIPE, load_model, load_tokenizer, read_rows
 
 from peftbook.decision.outside import Outside, decide
 from peftbook.metrics import exact_match, rouge
@@ -26,6 +27,7 @@ from peftbook.training.scoring import bertscore
 
 MEASURES = ("rougeL", "bertscore_f1", "exact_match")
 RESULTS = "## Results\n"
+THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)  # what some templates write before an answer, empty or not
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,8 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--batch", type=int, default=RECIPE["micro_batch"])
     options.add_argument("--out", type=Path, default=HERE / "answers")
     args = options.parse_args(argv)
-    lines = (HERE / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()[: args.rows]
-    rows = [json.loads(line) for line in lines]
+    rows = read_rows("test")[: args.rows]
     tokenizer = load_tokenizer()
     tokenizer.padding_side = "left"
     model = PeftModel.from_pretrained(load_model(), str(args.adapter)).eval()
@@ -45,10 +46,11 @@ def main(argv: list[str] | None = None) -> None:
     tuned = write(args.out / "tuned.jsonl", rows, answers(model, tokenizer, rows, args.batch))
     with model.disable_adapter():
         untuned = write(args.out / "untuned.jsonl", rows, answers(model, tokenizer, rows, args.batch))
+    group = "group" if all("group" in row for row in rows) else ""  # an author's rows are no independent ones
     files = {"tuned": [tuned], "untuned": [untuned]}
     table = "\n".join(["| | untuned | tuned | tuned − untuned, 95 % interval | tuned is |", "|---|---|---|---|---|"])
     for measure in MEASURES:
-        table += "\n" + row_of(measure, decide(files, measure=measure, key="id", margin=RECIPE["margin"]))
+        table += "\n" + row_of(measure, decide(files, measure=measure, key="id", group=group, margin=RECIPE["margin"]))
     print(f"{len(rows)} test rows\n{table}")
     card = args.adapter / "README.md"
     before = card.read_text(encoding="utf-8").partition(RESULTS)[0] if card.is_file() else ""
@@ -66,7 +68,8 @@ def answers(model: PeftModel, tokenizer, rows: list[dict], batch: int) -> Iterat
         written = model.generate(
             **given, max_new_tokens=RECIPE["max_new_tokens"], do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
-        yield from tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+        yield from (THOUGHT.sub("", text) for text in texts)
         print(f"{min(at + batch, len(rows))} of {len(rows)} answers", file=sys.stderr)
 
 
@@ -78,7 +81,9 @@ def write(path: Path, rows: list[dict], texts: Iterator[str]) -> Path:
     with path.open("w", encoding="utf-8") as stream:
         for place, row in enumerate(rows):
             line = {"id": row["id"], "output": outputs[place], "target": targets[place]}
-            line |= {name: scores[name][place] for name in MEASURES}
+            line |= {name: scores[name][place] for name in MEASURES} | (
+                {"group": row["group"]} if "group" in row else {}
+            )
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
     return path
 

@@ -2,7 +2,7 @@
 
     python train.py                                             # on a GPU; without one on the CPU, for a trial
     python train.py --learning-rate 5e-5 --out adapter-low      # another rate: compare the validation losses
-    python train.py --resume                                    # after a stop, from the last checkpoint
+    python train.py --resume                                    # after a stop, with the options of before
 
 It needs the packages in requirements.txt and nothing else.
 """
@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--max-steps", type=int, default=-1, help="end after so many, for a trial")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--out", type=Path, default=HERE / "adapter")
-    options.add_argument("--resume", action="store_true", help="from the last checkpoint")
+    options.add_argument("--resume", action="store_true", help="from the last checkpoint of this --out")
     return options
 
 
@@ -77,17 +77,27 @@ def load_model() -> AutoModelForCausalLM:
     )
 
 
+def read_rows(split: str) -> list[dict]:
+    """The rows of a split as they were written: no reader of tables takes an answer like 2024-05-01 for a date."""
+    lines = (HERE / "data" / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
 def rows_of(split: str, tokenizer: AutoTokenizer) -> Dataset:
     """Prompt and completion of each row. Longer rows are left out: an answer that is cut teaches to stop midway."""
-    rows = load_dataset("json", data_files=str(HERE / "data" / f"{split}.jsonl"), split="train")
 
-    def whole(row: dict) -> bool:
+    def fits(row: dict) -> bool:
         turns = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
         return len(tokenizer(turns, add_special_tokens=False)["input_ids"]) <= RECIPE["max_length"]
 
-    kept = rows.filter(whole)
+    rows = read_rows(split)
+    kept = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows if fits(row)]
     print(f"{split}: {len(kept):,} rows, {len(rows) - len(kept):,} longer than {RECIPE['max_length']} tokens left out")
-    return kept.select_columns(["prompt", "completion"])
+    if not kept:
+        raise SystemExit(
+            f"No row of {split} has at most {RECIPE['max_length']} tokens: raise max_length in recipe.json."
+        )
+    return Dataset.from_list(kept)
 
 
 def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argparse.Namespace) -> SFTTrainer:
@@ -100,7 +110,7 @@ def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argp
         task_type="CAUSAL_LM",
     )
     settings = SFTConfig(
-        output_dir=str(HERE / "checkpoints"),
+        output_dir=str(HERE / "checkpoints" / args.out.name),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps,
         per_device_train_batch_size=RECIPE["micro_batch"],
