@@ -14,6 +14,7 @@ from peftbook.errors import InputError
 if TYPE_CHECKING:
     from peftbook.recipe.choice import Recipe
     from peftbook.recipe.rows import Counted
+    from peftbook.tasks import TaskData
 
 
 def add_commands(add: Add) -> None:
@@ -29,7 +30,9 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
     words = "an id of the hub, a folder, or an embedded model"
     parser.add_argument("--model", required=True, help=words)
-    parser.add_argument("--memory", required=True, metavar="SIZE", help="of the card, like 24GiB")
+    parser.add_argument(
+        "--memory", required=True, metavar="SIZE", help="of the card as torch sees it, like 23.6GiB (24 GB)"
+    )
     add_options(parser, Guessed)
     parser.add_argument("--stack", default="trl", help="of the scripts; trl is the one that there is (default trl)")
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="for the model card")
@@ -66,14 +69,29 @@ def command_recipe(args: argparse.Namespace) -> int:
         print(line)
     if why:
         print(f"{columns.input!r} is read, {columns.target!r} written. {why}")
+    if task.instruction == "{input}":
+        print("The model is told nothing but the input: say what to do, as in --instruction 'Summarise this: {input}'.")
+    if leaks := leaking(task):
+        print(leaks)
     counted = count_rows(task, model)
     recipe = choose(shape, model.name, counted.splits, memory, counted.own)
     print(as_text(recipe, model.name, counted))
     if args.out is not None:
         command = shlex.join(["peftbook", *sys.argv[1:]]) if sys.argv[1:2] == ["recipe"] else "peftbook recipe"
         write_folder(args.out, recipe, task, model, source, args.file.name, command, args.data_licence)
-        print(f"\nWritten: {args.out}. Next: cd {args.out} && pip install -r requirements.txt && python train.py")
+        steps = f"cd {shlex.quote(str(args.out))} && pip install -r requirements.txt && python train.py"
+        print(f"\nWritten: {args.out}. Next: {steps}")
     return 0
+
+
+def leaking(task: TaskData) -> str:
+    """How many test rows are nearly training rows, in a sentence; empty where none are."""
+    from peftbook.tasks.similarity import count_near_duplicates
+
+    inputs = {name: [row.input for row in task.splits[name]] for name in ("train", "test")}
+    near, compared = count_near_duplicates(inputs["test"], inputs["train"])
+    words = f"{near} of {compared} test rows are nearly training rows: name their --group, or the score is too good."
+    return words if near else ""
 
 
 def as_text(recipe: Recipe, model: str, counted: Counted) -> str:

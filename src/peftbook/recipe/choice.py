@@ -33,9 +33,9 @@ EPOCHS = 3.0  # at most: the checkpoint with the lowest validation loss is kept
 KEPT = 0.99  # of the rows that a length must hold, where the longest are far longer
 STEP = 64  # tokens to which a length is rounded up
 SPARE = 1.25  # tokens that may be written for one of the longest target, and of another tokenizer for one of ours
-LEAST_ROWS = 200  # of training; below, a few examples in the prompt are the thing to try first
+FEW_ROWS = 200  # of training; below, a few examples in the prompt are the thing to try first
 IN_OUR_RUNS = "In our runs (SmolLM2-135M, docstrings)"
-FEW_TESTS = 100
+FEW_TESTS = 100  # of validation and of test
 SWEEP = 3.0  # between the rates that are worth trying
 VARIANTS = {"DoRA": "dora", "PiSSA": "pissa", "OLoRA": "olora", "LoRA+": "lora_plus"}  # and their studies
 PLANS = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))  # method, checkpoints
@@ -78,7 +78,8 @@ class Recipe:
 
     max_length: tokens of a training row; longer rows, of which there are `left_out`, are not trained on.
     micro_batch × accumulation: rows of a step.  rate_reason: what the learning rate rests on.
-    modules: names of the matrices that get an adapter.  context: positions of the model, 0 if unknown.
+    modules: names of the matrices that get an adapter.  parameters, context: of the model,
+    0 positions if that is unknown.
     band: what the machine will show at the peak, in bytes, at least and at most.
     why: of the method.  ruled_out: others, each with the reason.  cautions: about the data.
     """
@@ -87,6 +88,7 @@ class Recipe:
     label: str
     setup: Setup
     modules: tuple[str, ...]
+    parameters: int
     context: int
     max_length: int
     left_out: int
@@ -135,6 +137,7 @@ def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[Row]], memory: f
         label=chosen.label,
         setup=setup,
         modules=tuple(shape.adapted(setup.targets)),
+        parameters=shape.parameters,
         context=shape.context,
         max_length=max_length,
         left_out=left_out,
@@ -147,10 +150,10 @@ def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[Row]], memory: f
         peak=peak,
         band=(peak + GPU_RESERVE[0].beside(peak), peak + GPU_RESERVE[1].beside(peak)),
         memory=memory,
-        max_new_tokens=16 + math.ceil(SPARE * max(row.answer for split in rows.values() for row in split)),
+        max_new_tokens=longest_answer(rows, max_length, own),
         why=why(chosen, plans),
         ruled_out=ruled_out(shape, chosen, max_length, answer, memory),
-        cautions=cautions(len(training), len(rows["test"]), left_out, max_length),
+        cautions=cautions({name: len(split) for name, split in rows.items()}, left_out, max_length),
     )
 
 
@@ -234,6 +237,12 @@ def longest_kept(tokens: Sequence[float]) -> int:
     return STEP * math.ceil(longest / STEP)
 
 
+def longest_answer(rows: Mapping[str, Sequence[Row]], max_length: int, own: bool) -> int:
+    """Tokens that an answer may have: of the longest target among the rows that are no outliers, with room."""
+    known = [row.answer for split in rows.values() for row in split if row.tokens <= max_length]
+    return 16 + math.ceil(SPARE * max(known) * (1 if own else SPARE))
+
+
 def rate_for(shape: Shape) -> tuple[float, str]:
     """LoRA's learning rate for a width, to two digits, and what it rests on.
 
@@ -288,11 +297,11 @@ def ruled_out(shape: Shape, chosen: Plan, seq: int, answer: int, memory: float) 
     """(method, why not) of what people ask for."""
     whole = plan_for(shape, "full", True, seq, answer, memory)
     least = whole.fit.peak.total / 2**30
-    room = "does not fit" if not whole.micro_batch else "fits"
+    room = "fits too" if whole.micro_batch else "does not fit"
     reasons = [
         (
             "full fine-tuning",
-            f"{room}: one row with checkpoints takes {least:.0f} GiB of tensors. {IN_OUR_RUNS} LoRA minus full is "
+            f"{room}: one row with checkpoints takes {least:.1f} GiB of tensors. {IN_OUR_RUNS} LoRA minus full is "
             f"{gap('methods.lora_minus_full_rougeL')} in ROUGE-L",
         )
     ]
@@ -311,13 +320,16 @@ def trials() -> str:
     return "; ".join(f"{', '.join(name for name, each in found.items() if each == one)} {one}" for one in said)
 
 
-def cautions(training: int, test: int, left_out: int, max_length: int) -> tuple[str, ...]:
-    """What the data will not carry."""
+def cautions(counts: Mapping[str, int], left_out: int, max_length: int) -> tuple[str, ...]:
+    """What the data will not carry. counts: rows of each split."""
     found = []
     if left_out:
         found.append(f"{left_out} training rows are longer than {max_length} tokens and are left out")
-    if training < LEAST_ROWS:
-        found.append(f"{training} training rows are few: try solved examples in the prompt first (`peftbook compare`)")
-    if test < FEW_TESTS:
+    if counts["train"] < FEW_ROWS:
+        found.append(f"{counts['train']} training rows are few: solved examples in the prompt may do as well")
+    if counts["validation"] < FEW_TESTS:
+        found.append(f"{counts['validation']} validation rows choose rate and epoch roughly: near losses are equal")
+    if counts["test"] < FEW_TESTS:
+        test = counts["test"]
         found.append(f"{test} test rows tell large differences alone: `peftbook power --rows {test}` says which")
     return tuple(found)

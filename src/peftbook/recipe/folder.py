@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import tempfile
@@ -27,9 +28,12 @@ MARGIN = 0.02  # of a share, below which a difference does not matter: the book'
 
 
 def check_free(out: Path) -> None:
-    """Raises InputError for a folder that is there."""
+    """Raises InputError for a folder that is there, and for one that cannot be made."""
     if out.exists():
         raise InputError(f"Output folder {str(out)!r} exists: name a new one, nothing is overwritten.")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise InputError(f"Output folder {str(out)!r} cannot be made: {str(above)!r} is no folder to write in.")
 
 
 def settings_of(recipe: Recipe, source: str, revision: str) -> dict[str, object]:
@@ -73,7 +77,7 @@ def write_folder(
         for name in SCRIPTS:
             shutil.copyfile(FILES / name, work / name)
         for name in PAGES:
-            text = Template((FILES / name).read_text(encoding="utf-8")).substitute(words)
+            text = Template((FILES / name).read_text(encoding="utf-8")).substitute(escaped(words))
             (work / name).write_text(text, encoding="utf-8")
         (work / "data").mkdir()
         for split, examples in task.splits.items():
@@ -114,7 +118,7 @@ def words_of(
     counts = {name: f"{len(rows):,}" for name, rows in task.splits.items()}
     return {
         "model": Path(model.name).name if in_folder(model) else model.name,
-        "base_model": source,
+        "base_model": Path(model.name).name if in_folder(model) else model.name,
         "source": shlex.quote(source),
         "method": recipe.label,
         "why": f"{recipe.label}. {recipe.why}",
@@ -137,11 +141,17 @@ def words_of(
         "validation_rows": counts["validation"],
         "test_rows": counts["test"],
         "left_out": f"{recipe.left_out:,}",
-        "instruction": task.instruction.replace("\n", " "),
+        "instruction": "the input alone" if task.instruction == "{input}" else task.instruction,
+        "weights": f"{2 * recipe.parameters / 2**30:.0f}",
         "command": command,
         "served_rank": str(served_rank(recipe.setup.rank)),
         "context": str(served_context(recipe)),
     }
+
+
+def escaped(words: dict[str, str]) -> dict[str, str]:
+    """Texts that break no table."""
+    return {name: text.replace("|", "\\|").replace("\n", " ") for name, text in words.items()}
 
 
 def at_once(recipe: Recipe) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.recipe.choice import Row
-from peftbook.tasks import TaskData
+from peftbook.tasks import Example, TaskData
 
 __all__ = ["Counted", "count_rows", "source_of"]
 
-UNCUT = 1 << 30
+TEMPLATE = {"enable_thinking": False}  # as in the scripts
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,24 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
     """Count with the tokenizer of the model, or with the embedded model's where that cannot be reached."""
     from transformers import AutoTokenizer
 
-    from peftbook.training.encode import encode_example
     from peftbook.training.models import prepare_embedded
     from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source_of(model), revision=model.revision or "main")
-        own = bool(tokenizer.chat_template)
-    except (OSError, ValueError, InputError):
-        own = False
-    if not own:
-        tokenizer = AutoTokenizer.from_pretrained(prepare_embedded())
-    splits = {
-        name: [
-            Row(pair.start, pair.label_tokens)
-            for pair in (encode_example(tokenizer, task, example, UNCUT) for example in examples)
-        ]
-        for name, examples in task.splits.items()
-    }
+        tokenizer, own = AutoTokenizer.from_pretrained(source_of(model), revision=model.revision or "main"), True
+    except (OSError, ValueError):
+        tokenizer, own = AutoTokenizer.from_pretrained(prepare_embedded()), False
+    if not tokenizer.chat_template:
+        raise InputError(f"{model.name} has no chat template: take its instruct or chat version.")
+    splits = {name: [row_of(tokenizer, task, one) for one in examples] for name, examples in task.splits.items()}
     return Counted(splits, model.name if own else specs.EMBEDDED_MODEL, own)
+
+
+def row_of(tokenizer: Any, task: TaskData, example: Example) -> Row:
+    """Tokens as TRL makes them of a prompt and its completion, by the tokenizer's own template."""
+    prompt, answer = task.messages(example), [{"role": "assistant", "content": example.target}]
+    before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **TEMPLATE)
+    whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False, **TEMPLATE)
+    first, both = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, whole))
+    return Row(first, max(1, both - first))

@@ -1,76 +1,121 @@
-"""Answer the test rows with the untuned model and with the adapter, score both, and say which is better.
+"""Answer the test rows without and with the adapter, and with solved examples in the prompt; say which is best.
 
     python evaluate.py
     python evaluate.py --adapter adapter-low --rows 200
 
-It needs peftbook beside the packages in requirements.txt (pip install peftbook, then `peftbook prepare` once for the
-encoder of BERTScore), for its measures and its rule: differences row by row, with intervals. The answers stay in
-answers/, and the table is written into the card beside the adapter.
+It needs peftbook beside the packages in requirements.txt (and `peftbook prepare` once, for the encoder of BERTScore),
+for its measures and its rule: differences row by row, with intervals. ROUGE-L decides, the others stand beside it. The
+answers stay in answers/, and the table is written into the card in the adapter's folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from train import HERE, RECIPE, load_model, load_tokenizer, read_rows
+from train import HERE, RECIPE, TEMPLATE, load_model, load_tokenizer, read_rows
 
-from peftbook.decision.outside import Outside, decide
+from peftbook.decision.outside import Pairing, decide
 from peftbook.metrics import exact_match, rouge
 from peftbook.training.scoring import bertscore
 
 MEASURES = ("rougeL", "bertscore_f1", "exact_match")
 RESULTS = "## Results\n"
-THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)  # what some templates write before an answer, empty or not
 
 
 def main(argv: list[str] | None = None) -> None:
     """Generate, score, decide."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--adapter", type=Path, default=HERE / "adapter")
-    options.add_argument("--rows", type=int, default=None, help="of the test split (default: all)")
-    options.add_argument("--batch", type=int, default=RECIPE["micro_batch"])
+    options.add_argument("--rows", type=positive, default=None, help="of the test split (default: all)")
+    options.add_argument("--examples", type=int, default=5, help="solved in the prompt of the untuned model; 0: none")
+    options.add_argument("--batch", type=positive, default=RECIPE["micro_batch"])
     options.add_argument("--out", type=Path, default=HERE / "answers")
     args = options.parse_args(argv)
+    if not (args.adapter / "adapter_config.json").is_file():
+        raise SystemExit(f"{args.adapter} holds no adapter: run train.py first, or name one with --adapter.")
     rows = read_rows("test")[: args.rows]
+    shots = [turn for row in read_rows("train")[: args.examples] for turn in row["prompt"] + row["completion"]]
     tokenizer = load_tokenizer()
     tokenizer.padding_side = "left"
     model = PeftModel.from_pretrained(load_model(), str(args.adapter)).eval()
     args.out.mkdir(exist_ok=True)
-    tuned = write(args.out / "tuned.jsonl", rows, answers(model, tokenizer, rows, args.batch))
+
+    def answered(name: str, before: list[dict]) -> list[Path]:
+        return [write(args.out / f"{name}.jsonl", rows, answers(model, tokenizer, rows, before, args.batch))]
+
+    files = {"tuned": answered("tuned", [])}
     with model.disable_adapter():
-        untuned = write(args.out / "untuned.jsonl", rows, answers(model, tokenizer, rows, args.batch))
-    group = "group" if all("group" in row for row in rows) else ""  # an author's rows are no independent ones
-    files = {"tuned": [tuned], "untuned": [untuned]}
-    table = "\n".join(["| | untuned | tuned | tuned − untuned, 95 % interval | tuned is |", "|---|---|---|---|---|"])
-    for measure in MEASURES:
-        table += "\n" + row_of(measure, decide(files, measure=measure, key="id", group=group, margin=RECIPE["margin"]))
-    print(f"{len(rows)} test rows\n{table}")
+        files["untuned"] = answered("untuned", [])
+        if shots:
+            files[f"with {args.examples} examples"] = answered("examples", shots)
+    table = table_of(files, rows)
+    print(table)
     card = args.adapter / "README.md"
     before = card.read_text(encoding="utf-8").partition(RESULTS)[0] if card.is_file() else ""
-    card.write_text(f"{before}{RESULTS}\nOn {len(rows)} test rows:\n\n{table}\n", encoding="utf-8")
+    card.write_text(f"{before}{RESULTS}\n{table}\n", encoding="utf-8")
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+def table_of(files: dict[str, list[Path]], rows: list[dict]) -> str:
+    """A line a measure: the scores, and what the adapter gains on each of the others."""
+    others = [name for name in files if name != "tuned"]
+    head = ["", *others, "tuned", *(f"tuned − {name}" for name in others)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    group = "group" if all("group" in row for row in rows) else ""  # an author's rows are no independent ones
+    for measure in MEASURES:
+        decided = decide(files, measure=measure, key="id", group=group, margin=RECIPE["margin"])
+        scores = {arm.name: f"{arm.score.mean:.3f}" for arm in decided.arms}
+        gains = [gain(pair) for pair in decided.pairs if pair.first == "tuned"]
+        lines.append(f"| {' | '.join([measure, *(scores[name] for name in others), scores['tuned'], *gains])} |")
+    words = f"{len(rows)} test rows, one training; 95 % intervals over rows alone: another seed may differ."
+    return f"{words}\n\n" + "\n".join(lines)
+
+
+def gain(pair: Pairing) -> str:
+    """A difference with its interval, and what that says."""
+    one = pair.difference
+    return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}], {pair.outcome}"
 
 
 @torch.inference_mode()
-def answers(model: PeftModel, tokenizer, rows: list[dict], batch: int) -> Iterator[str]:
-    """The likeliest continuation of each prompt, token by token."""
+def answers(model: PeftModel, tokenizer, rows: list[dict], before: list[dict], batch: int) -> Iterator[str]:
+    """The likeliest continuation of each prompt, token by token. before: turns that stand before each."""
     for at in range(0, len(rows), batch):
-        prompts = [row["prompt"] for row in rows[at : at + batch]]
+        prompts = [before + row["prompt"] for row in rows[at : at + batch]]
         given = tokenizer.apply_chat_template(
-            prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+            prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True, **TEMPLATE
         ).to(model.device)
         written = model.generate(
-            **given, max_new_tokens=RECIPE["max_new_tokens"], do_sample=False, pad_token_id=tokenizer.pad_token_id
+            **given,
+            max_new_tokens=RECIPE["max_new_tokens"],
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ends(model, tokenizer),
         )
-        texts = tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
-        yield from (THOUGHT.sub("", text) for text in texts)
+        yield from tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
         print(f"{min(at + batch, len(rows))} of {len(rows)} answers", file=sys.stderr)
+
+
+def ends(model: PeftModel, tokenizer) -> list[int]:
+    """What ends an answer: the model's own tokens for it, and the one that the template writes after an answer."""
+    own = model.generation_config.eos_token_id
+    mark = "\u2603"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    tail = tokenizer.apply_chat_template(turns, tokenize=False, **TEMPLATE).rpartition(mark)[2].strip()
+    after = tokenizer(tail, add_special_tokens=False)["input_ids"][:1]
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *after} - {None})
 
 
 def write(path: Path, rows: list[dict], texts: Iterator[str]) -> Path:
@@ -86,15 +131,6 @@ def write(path: Path, rows: list[dict], texts: Iterator[str]) -> Path:
             )
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
     return path
-
-
-def row_of(measure: str, decided: Outside) -> str:
-    """A measure's line of the table."""
-    tuned, untuned = (arm.score.mean for arm in decided.arms)
-    (pair,) = decided.pairs
-    gap = pair.difference
-    between = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-    return f"| {measure} | {untuned:.3f} | {tuned:.3f} | {between} | {pair.outcome} |"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card: on more the Trainer would split each batch
 
 import torch
 from datasets import Dataset
@@ -21,11 +25,19 @@ from trl import SFTConfig, SFTTrainer
 
 HERE = Path(__file__).resolve().parent
 RECIPE = json.loads((HERE / "recipe.json").read_text(encoding="utf-8"))
+TEMPLATE = {"enable_thinking": False}  # for the templates that know it: answers without a chain of thought
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train, keep the checkpoint with the lowest validation loss, and say what it took."""
     args = parser().parse_args(argv)
+    if args.out.exists():
+        raise SystemExit(f"{args.out} exists: name a new one with --out, or move it away.")
+    checkpoints = checkpoints_of(args.out)
+    if args.resume and not any(checkpoints.glob("checkpoint-*")):
+        raise SystemExit(f"{checkpoints} has no checkpoint: leave --resume out, or name the --out of before.")
+    if not args.resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # of a run of this name that was given up
     tokenizer = load_tokenizer()
     trainer = trainer_of(load_model(), tokenizer, args)
     trainer.train(resume_from_checkpoint=args.resume or None)
@@ -47,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--out", type=Path, default=HERE / "adapter")
     options.add_argument("--resume", action="store_true", help="from the last checkpoint of this --out")
     return options
+
+
+def checkpoints_of(out: Path) -> Path:
+    """Beside the adapter that comes of them."""
+    return out.with_name(f"{out.name}-checkpoints")
 
 
 def load_tokenizer() -> AutoTokenizer:
@@ -87,11 +104,12 @@ def rows_of(split: str, tokenizer: AutoTokenizer) -> Dataset:
     """Prompt and completion of each row. Longer rows are left out: an answer that is cut teaches to stop midway."""
 
     def fits(row: dict) -> bool:
-        turns = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+        turns = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False, **TEMPLATE)
         return len(tokenizer(turns, add_special_tokens=False)["input_ids"]) <= RECIPE["max_length"]
 
     rows = read_rows(split)
-    kept = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows if fits(row)]
+    columns = ("prompt", "completion")
+    kept = [{name: row[name] for name in columns} | {"chat_template_kwargs": TEMPLATE} for row in rows if fits(row)]
     print(f"{split}: {len(kept):,} rows, {len(rows) - len(kept):,} longer than {RECIPE['max_length']} tokens left out")
     if not kept:
         raise SystemExit(
@@ -101,7 +119,7 @@ def rows_of(split: str, tokenizer: AutoTokenizer) -> Dataset:
 
 
 def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argparse.Namespace) -> SFTTrainer:
-    """LoRA on all matrices of the decoder, with the loss on the answers alone."""
+    """LoRA on the matrices that recipe.json names, with the loss on the answers alone."""
     adapter = LoraConfig(
         r=RECIPE["rank"],
         lora_alpha=RECIPE["alpha"],
@@ -110,7 +128,7 @@ def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argp
         task_type="CAUSAL_LM",
     )
     settings = SFTConfig(
-        output_dir=str(HERE / "checkpoints" / args.out.name),
+        output_dir=str(checkpoints_of(args.out)),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps,
         per_device_train_batch_size=RECIPE["micro_batch"],
