@@ -1,4 +1,4 @@
-"""GGUF files: transformers reads back what peft computes, base and adapter give it by llama.cpp's rule; or a refusal."""
+"""GGUF files: transformers reads back what peft computes, and base and adapter give it by llama.cpp's rule."""
 
 from __future__ import annotations
 

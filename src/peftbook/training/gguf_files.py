@@ -196,6 +196,8 @@ def read_factors(folder: Path, config: Any, base: Any) -> dict[str, Factor]:
             f"{str(folder / 'adapter_model.safetensors')!r} cannot be read ({error}): save it again."
         ) from None
     for name, value in found.items():
+        if name.endswith(".base_layer.weight"):  # the base's own matrix, which peft saves beside factors of a head
+            continue
         if (match := FACTOR.fullmatch(name)) is None:
             raise InputError(
                 f"The adapter holds {name!r}, and a GGUF adapter holds factors of linear layers alone: add --merged."

@@ -27,7 +27,8 @@ REFUSED = "llama.cpp's own convert_hf_to_gguf.py knows more tokenizers"
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
     """Tokens, how texts become them, the special ones and the chat template; size: rows of the embedding.
 
-    Raises InputError for a tokenizer that llama.cpp would not follow token by token.
+    Raises InputError for a tokenizer whose merges or cuts llama.cpp has no name for. One difference is left to it: in
+    sentencepiece it puts a space after every special token too, transformers' Metaspace before the first word alone.
     """
     layout = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe = layout["model"]
