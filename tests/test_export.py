@@ -34,7 +34,7 @@ from peftbook import cli, specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
-from peftbook.training import gguf_files, gguf_tokenizer
+from peftbook.training import gguf_adapter, gguf_model, gguf_tokenizer
 from peftbook.training.models import Loaded, load_model, prepare_embedded
 from peftbook.training.products import TORCH_DTYPES
 
@@ -135,9 +135,9 @@ def test_interleaved_rows_are_turned_alike():
     halves = x.view(heads, 2, width // 2)
     first, second = halves[:, 0], halves[:, 1]
     turned = torch.stack([first * cos - second * sin, second * cos + first * sin], 1).reshape(-1)
-    pairs = gguf_files.interleaved(x, heads).view(heads, width // 2, 2)
+    pairs = gguf_model.interleaved(x, heads).view(heads, width // 2, 2)
     theirs = torch.stack([pairs[..., 0] * cos - pairs[..., 1] * sin, pairs[..., 1] * cos + pairs[..., 0] * sin], -1)
-    torch.testing.assert_close(gguf_files.interleaved(turned, heads), theirs.reshape(-1))
+    torch.testing.assert_close(gguf_model.interleaved(turned, heads), theirs.reshape(-1))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -147,7 +147,7 @@ def test_a_merged_file_computes_what_peft_merged(shape, dtype, tmp_path):
     base = saved_base(tmp_path / "base", shape)
     adapter = saved_adapter(tmp_path / "adapter", base)
     file = tmp_path / "merged.gguf"
-    written = gguf_files.write_model(gguf_files.merge(adapter, base), file, dtype, base)
+    written = gguf_model.write_model(gguf_adapter.merge(adapter, base), file, dtype, base)
     assert written.file_bytes == file.stat().st_size
     tuned = PeftModel.from_pretrained(load_model(base).model, adapter).eval()
     beside = logits(tuned)
@@ -212,8 +212,8 @@ def test_an_adapters_file_beside_its_bases_computes_what_peft_does(shape, varian
     """By llama.cpp's rule: one alpha, the rank of each pair; rsLoRA's factor and patterns are in it."""
     base = saved_base(tmp_path / "base", shape)
     adapter = saved_adapter(tmp_path / "adapter", base, VARIANTS[variant])
-    gguf_files.write_model(load_model(base), tmp_path / "base.gguf", "fp32", base)
-    gguf_files.write_adapter(adapter, tmp_path / "adapter.gguf", "fp32", base)
+    gguf_model.write_model(load_model(base), tmp_path / "base.gguf", "fp32", base)
+    gguf_adapter.write_adapter(adapter, tmp_path / "adapter.gguf", "fp32", base)
     found = logits(read_back(applied(tmp_path / "base.gguf", tmp_path / "adapter.gguf", tmp_path / "both.gguf")))
     tuned = PeftModel.from_pretrained(load_model(base).model, adapter).eval()
     torch.testing.assert_close(found, logits(tuned), atol=1e-4, rtol=0)
@@ -229,8 +229,8 @@ def test_qlora_is_merged_into_the_values_that_it_was_trained_over(tmp_path):
     with torch.no_grad():
         quantise_dense(plain, "nf4")
     expected = logits(PeftModel.from_pretrained(plain, adapter).eval())
-    torch.testing.assert_close(logits(gguf_files.merge(adapter, base, "nf4").model), expected, atol=1e-4, rtol=0)
-    assert (logits(gguf_files.merge(adapter, base).model) - expected).abs().max() > 1e-2
+    torch.testing.assert_close(logits(gguf_adapter.merge(adapter, base, "nf4").model), expected, atol=1e-4, rtol=0)
+    assert (logits(gguf_adapter.merge(adapter, base).model) - expected).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("rope", ["llama3", "linear"])
@@ -240,19 +240,19 @@ def test_divisors_of_positions_are_those_of_transformers(rope, tmp_path):
                 "original_max_position_embeddings": 64}  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=settings))
     loaded = Loaded(model, byte_level())
-    gguf_files.write_model(loaded, tmp_path / "model.gguf", "fp32", specs.Model(name="some/model", revision=""))
+    gguf_model.write_model(loaded, tmp_path / "model.gguf", "fp32", specs.Model(name="some/model", revision=""))
     with gguf_reader(tmp_path / "model.gguf") as reader:
         (divisors,) = (np.array(tensor.data) for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
     rates = 5e5 ** -(np.arange(0, 16, 2) / 16)
     np.testing.assert_allclose(rates / divisors, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-5)
     assert divisors.max() == pytest.approx(8, rel=1e-4)
-    assert "rope_freqs.weight" not in gguf_files.model_tensors(SHAPES["llama"]())
+    assert "rope_freqs.weight" not in gguf_model.model_tensors(SHAPES["llama"]())
 
 
 def test_a_window_of_attention_is_the_longest_context(tmp_path):
     """llama.cpp's llama has no window: within it the two compute the same."""
     base = saved_base(tmp_path / "base", "mistral")
-    gguf_files.write_model(load_model(base), tmp_path / "base.gguf", "fp16", base)
+    gguf_model.write_model(load_model(base), tmp_path / "base.gguf", "fp16", base)
     assert field(tmp_path / "base.gguf", "llama.context_length") == 128
     assert field(tmp_path / "base.gguf", "llama.attention.key_length") == 32
     assert field(tmp_path / "base.gguf", "general.name") == "base"
@@ -265,7 +265,7 @@ def test_a_tokenizer_comes_back(make, tmp_path):
     tokenizer.add_tokens(["<think>"])
     tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}</s>{% endfor %}"
     model = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": len(tokenizer) + 5}))
-    gguf_files.write_model(Loaded(model, tokenizer), tmp_path / "model.gguf", "fp16", specs.Model())
+    gguf_model.write_model(Loaded(model, tokenizer), tmp_path / "model.gguf", "fp16", specs.Model())
     again = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
     for text in (TEXT, " leading", "</s>a<think>b", "import gguf\n\tdef  test_a():"):
         assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -324,7 +324,7 @@ def test_the_embedded_models_tokenizer_and_template_come_back(tmp_path):
     """Ids and prompts of the book's runs are those of the file."""
     tokenizer = real_tokenizer()
     loaded = Loaded(tiny_llama(vocabulary=len(tokenizer)), tokenizer)
-    gguf_files.write_model(loaded, tmp_path / "model.gguf", "bf16", specs.Model())
+    gguf_model.write_model(loaded, tmp_path / "model.gguf", "bf16", specs.Model())
     again = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
     chat = [{"role": "user", "content": TEXT}]
     assert again(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
@@ -361,6 +361,10 @@ REFUSED = {
     "saved": (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "replaces lm_head.*add --merged"),
     "PiSSA": (LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"), "starts at 'pissa'.*add --merged"),
     "OLoRA": (LoraConfig(target_modules=["q_proj"], init_lora_weights="olora"), "starts at 'olora'.*add --merged"),
+    "aLoRA": (
+        LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[5], task_type="CAUSAL_LM"),
+        "more than factors .*add --merged",
+    ),
     "embedding": (LoraConfig(target_modules=["embed_tokens"]), "lora_embedding_A.*add --merged"),
 }
 
@@ -372,13 +376,13 @@ def test_what_a_gguf_adapter_cannot_hold_is_refused(kind, tmp_path):
     config, words = REFUSED[kind]
     adapter = saved_adapter(tmp_path / "adapter", base, config)
     with pytest.raises(InputError, match=words):
-        gguf_files.write_adapter(adapter, tmp_path / "out.gguf", "fp16", base)
+        gguf_adapter.write_adapter(adapter, tmp_path / "out.gguf", "fp16", base)
     assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*"))
-    if config.is_prompt_learning:
-        with pytest.raises(InputError, match="stands before the text"):
-            gguf_files.merge(adapter, base)
+    if config.is_prompt_learning or kind == "aLoRA":
+        with pytest.raises(InputError, match=r"stands before the text|cannot be merged"):
+            gguf_adapter.merge(adapter, base)
     else:
-        gguf_files.write_model(gguf_files.merge(adapter, base), tmp_path / "out.gguf", "fp32", base)
+        gguf_model.write_model(gguf_adapter.merge(adapter, base), tmp_path / "out.gguf", "fp32", base)
         tuned = PeftModel.from_pretrained(load_model(base).model, adapter).eval()
         torch.testing.assert_close(logits(read_back(tmp_path / "out.gguf")), logits(tuned), atol=1e-4, rtol=0)
 
@@ -389,14 +393,14 @@ def test_factors_of_a_matrix_that_is_two_are_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapter = saved_adapter(tmp_path / "adapter", base, LoraConfig(target_modules=["lm_head"]))
-    for write in (lambda: gguf_files.merge(adapter, base), lambda: write_alone(adapter, base, tmp_path)):
+    for write in (lambda: gguf_adapter.merge(adapter, base), lambda: write_alone(adapter, base, tmp_path)):
         with pytest.raises(InputError, match="one matrix"):
             write()
 
 
 def write_alone(adapter: Path, base: specs.Model, folder: Path) -> None:
     """The adapter alone, into a folder."""
-    gguf_files.write_adapter(adapter, folder / "out.gguf", "fp16", base)
+    gguf_adapter.write_adapter(adapter, folder / "out.gguf", "fp16", base)
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):
@@ -407,7 +411,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
     byte_level().save_pretrained(wider)
     adapter = saved_adapter(tmp_path / "adapter", base)
     with pytest.raises(InputError, match="cannot be merged"):
-        gguf_files.merge(adapter, model_named(str(wider)))
+        gguf_adapter.merge(adapter, model_named(str(wider)))
     with pytest.raises(InputError, match="has another shape"):
         write_alone(adapter, model_named(str(wider)), tmp_path)
 
@@ -429,7 +433,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
 def test_other_models_are_refused(model, words, tmp_path):
     """They would load, and compute something else."""
     with pytest.raises(InputError, match=words):
-        gguf_files.write_model(Loaded(model(), byte_level()), tmp_path / "out.gguf", "fp16", specs.Model())
+        gguf_model.write_model(Loaded(model(), byte_level()), tmp_path / "out.gguf", "fp16", specs.Model())
     assert not list(tmp_path.iterdir())
 
 
@@ -439,16 +443,16 @@ def test_a_value_that_float16_cannot_hold_leaves_no_file(tmp_path):
     with torch.no_grad():
         loaded.model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e5
     with pytest.raises(InputError, match=r"blk\.1\.ffn_up\.weight.*choose --dtype bf16"):
-        gguf_files.write_model(loaded, tmp_path / "out.gguf", "fp16", specs.Model())
+        gguf_model.write_model(loaded, tmp_path / "out.gguf", "fp16", specs.Model())
     assert not list(tmp_path.iterdir())
-    gguf_files.write_model(loaded, tmp_path / "out.gguf", "bf16", specs.Model())
+    gguf_model.write_model(loaded, tmp_path / "out.gguf", "bf16", specs.Model())
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
     """It is another model's."""
     model = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 64}))
     with pytest.raises(InputError, match="the embedding 64 rows"):
-        gguf_files.write_model(Loaded(model, byte_level()), tmp_path / "out.gguf", "fp16", specs.Model())
+        gguf_model.write_model(Loaded(model, byte_level()), tmp_path / "out.gguf", "fp16", specs.Model())
 
 
 def test_the_command_refuses_in_a_sentence(tmp_path, capsys):

@@ -113,7 +113,7 @@ def command_export(args: argparse.Namespace) -> int:
     """Write an adapter, or its base with the adapter merged, as a file that llama.cpp serves; prints how."""
     from peftbook.base_models import model_named
     from peftbook.errors import InputError
-    from peftbook.training import gguf_files
+    from peftbook.training import gguf_adapter, gguf_model
     from peftbook.training.models import load_model
     from peftbook.training.quiet import quieten_libraries
 
@@ -122,14 +122,14 @@ def command_export(args: argparse.Namespace) -> int:
         raise InputError("Nothing to write: name an adapter's folder, or a model with --model and without --merged.")
     if args.rounded and not args.merged:
         raise InputError("--rounded says what an adapter is merged into: add --merged.")
-    gguf_files.check_new(args.gguf)
-    folder = None if args.adapter is None else gguf_files.adapter_folder(args.adapter)
-    model = model_named(args.model) if args.model or folder is None else gguf_files.base_of(folder)
+    gguf_model.check_new(args.gguf)
+    folder = None if args.adapter is None else gguf_adapter.adapter_folder(args.adapter)
+    model = model_named(args.model) if args.model or folder is None else gguf_adapter.base_of(folder)
     if folder is None or args.merged:
-        loaded = load_model(model) if folder is None else gguf_files.merge(folder, model, args.rounded)
-        written, serve = gguf_files.write_model(loaded, args.gguf, args.dtype, model), f"-m {args.gguf}"
+        loaded = load_model(model) if folder is None else gguf_adapter.merge(folder, model, args.rounded)
+        written, serve = gguf_model.write_model(loaded, args.gguf, args.dtype, model), f"-m {args.gguf}"
     else:
-        written = gguf_files.write_adapter(folder, args.gguf, args.dtype, model)
+        written = gguf_adapter.write_adapter(folder, args.gguf, args.dtype, model)
         serve = f"-m BASE.gguf --lora {args.gguf}"
     print(f"{args.gguf}: {written.tensors} tensors, {written.file_bytes / 1e6:,.1f} MB\nllama-server {serve}")
     return 0
