@@ -435,6 +435,9 @@ def test_other_models_are_refused(model, words, tmp_path):
     with pytest.raises(InputError, match=words):
         gguf_model.write_model(Loaded(model(), byte_level()), tmp_path / "out.gguf", "fp16", specs.Model())
     assert not list(tmp_path.iterdir())
+    model().save_pretrained(tmp_path / "no-tokenizer")
+    with pytest.raises(InputError, match=words):  # before anything is loaded
+        gguf_model.load_base(model_named(str(tmp_path / "no-tokenizer")))
 
 
 def test_a_value_that_float16_cannot_hold_leaves_no_file(tmp_path):
@@ -473,7 +476,7 @@ def test_the_command_refuses_in_a_sentence(tmp_path, capsys):
         (["--gguf", out], "Nothing to write"),
         (["--model", str(tmp_path / "base"), "--merged", "--gguf", out], "Nothing to write"),
         ([str(adapter), "--rounded", "nf4", "--gguf", out], "add --merged"),
-        ([str(tmp_path / "base"), "--gguf", out], "a whole model is named by --model"),
+        ([str(tmp_path / "base"), "--gguf", out], "a whole model, with its tokenizer, is named by --model"),
         ([str(tmp_path / "none"), "--gguf", out], "no adapter_config.json"),
         ([str(tmp_path / "pickled"), "--gguf", out], "pickle is never loaded"),
         ([str(tmp_path / "moved"), "--gguf", out], "names the base '/gone/base', which is not here"),

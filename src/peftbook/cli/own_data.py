@@ -114,7 +114,6 @@ def command_export(args: argparse.Namespace) -> int:
     from peftbook.base_models import model_named
     from peftbook.errors import InputError
     from peftbook.training import gguf_adapter, gguf_model
-    from peftbook.training.models import load_model
     from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
@@ -126,7 +125,7 @@ def command_export(args: argparse.Namespace) -> int:
     folder = None if args.adapter is None else gguf_adapter.adapter_folder(args.adapter)
     model = model_named(args.model) if args.model or folder is None else gguf_adapter.base_of(folder)
     if folder is None or args.merged:
-        loaded = load_model(model) if folder is None else gguf_adapter.merge(folder, model, args.rounded)
+        loaded = gguf_model.load_base(model) if folder is None else gguf_adapter.merge(folder, model, args.rounded)
         written, serve = gguf_model.write_model(loaded, args.gguf, args.dtype, model), f"-m {args.gguf}"
     else:
         written = gguf_adapter.write_adapter(folder, args.gguf, args.dtype, model)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from peftbook import specs
 from peftbook.base_models import model_named
@@ -28,13 +28,14 @@ from peftbook.scratch.codebooks import quantise_dense
 from peftbook.training.gguf_model import (
     FILE_TYPES,
     Written,
-    check_architecture,
+    base_config,
     gguf_name,
     in_order,
+    load_base,
     plain_name,
     write_file,
 )
-from peftbook.training.models import Loaded, load_model, resolve
+from peftbook.training.models import Loaded
 
 __all__ = ["adapter_folder", "base_of", "merge", "write_adapter"]
 
@@ -53,7 +54,11 @@ def adapter_folder(folder: Path) -> Path:
                 )
             return place
     whole = any((place / "config.json").is_file() for place in (folder, folder / "adapter"))
-    hint = "a whole model is named by --model" if whole else "name one that peft's save_pretrained wrote"
+    hint = (
+        "a whole model, with its tokenizer, is named by --model"
+        if whole
+        else "name one that peft's save_pretrained wrote"
+    )
     raise InputError(f"Folder {str(folder)!r} has no adapter_config.json: {hint}.")
 
 
@@ -94,8 +99,7 @@ def merge(folder: Path, model: specs.Model, rounded: str = "") -> Loaded:
             f"What {config.peft_type.value} trains stands before the text and is no part of the weights, so that GGUF "
             "has no place for it: serve it with peft, or train LoRA."
         )
-    loaded = load_model(model)
-    check_architecture(loaded.model.config, model.name)
+    loaded = load_base(model)
     check_tied(loaded.model.config, read_tensors(folder))
     if rounded:
         with torch.no_grad():
@@ -117,13 +121,7 @@ def write_adapter(folder: Path, target: Path, dtype: str, model: specs.Model) ->
 
     Raises InputError for an existing file, and for an adapter that llama.cpp could not compute with.
     """
-    source, revision = resolve(model)
-    try:
-        base = AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise InputError(f"Model {model.name!r} has no readable configuration ({reason}): check the name.") from None
-    check_architecture(base, model.name)
+    base = base_config(model)
     config = read_config(folder)
     check_adapter(config)
     tensors = read_tensors(folder)

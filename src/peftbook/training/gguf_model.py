@@ -18,21 +18,23 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from peftbook import specs
 from peftbook.base_models import in_folder
 from peftbook.errors import InputError
 from peftbook.training.gguf_tokenizer import add_tokenizer
-from peftbook.training.models import Loaded
+from peftbook.training.models import Loaded, load_model, resolve
 from peftbook.training.products import TORCH_DTYPES
 
 __all__ = [
     "FILE_TYPES",
     "Written",
-    "check_architecture",
+    "base_config",
     "check_new",
     "gguf_name",
     "in_order",
+    "load_base",
     "plain_name",
     "write_file",
     "write_model",
@@ -58,6 +60,24 @@ class Written(NamedTuple):
 
     tensors: int
     file_bytes: int
+
+
+def base_config(model: specs.Model) -> Any:
+    """A model's configuration, read alone. Raises InputError if there is none, or if it cannot be written here."""
+    source, revision = resolve(model)
+    try:
+        config = AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(f"Model {model.name!r} has no readable configuration ({reason}): check the name.") from None
+    check_architecture(config, model.name)
+    return config
+
+
+def load_base(model: specs.Model) -> Loaded:
+    """A model in float32, once its configuration says that it can be written. Raises InputError for others."""
+    base_config(model)
+    return load_model(model)
 
 
 def write_model(loaded: Loaded, target: Path, dtype: str, model: specs.Model) -> Written:
