@@ -332,6 +332,18 @@ def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, caps
     assert "smaller" not in said(60.0, settings) and "smaller" not in said(1800.0, None)
 
 
+@pytest.mark.parametrize(("tokens", "said"), [("300", True), ("100000", False)])
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_less_than_one_pass_over_the_rows_is_a_warning(place, tmp_path, capsys, monkeypatch, name, tokens, said):
+    """Of both commands, on standard error, before anything is trained."""
+    interrupt(monkeypatch)
+    home = ("--home", str(tmp_path / "home"))
+    argv = {"compare": [*command(place), *home], "train": alone(place, tmp_path / "out", *home)}[name]
+    assert cli.main([*argv, "--tokens", tokens]) == 130
+    out, err = capsys.readouterr()
+    assert ("% of one pass over the" in err) == said and "of one pass" not in out
+
+
 def test_the_data_is_never_overwritten(place, capsys):
     """A report or table may not take the place of the file that is read."""
     before = (place / "pairs.csv").read_bytes()

@@ -106,7 +106,9 @@ def test_a_field_that_is_false_is_a_switch():
 
 
 @pytest.mark.parametrize("name", [preset.name for preset in presets()])
-@pytest.mark.parametrize("change", [{}, {"tokens": 777, "test_examples": 3}, {"epochs": 0.5, "max_length": 64}])
+@pytest.mark.parametrize("change", [
+    {}, {"tokens": 777, "test_examples": 3}, {"epochs": 0.5, "max_length": 64}, {"platform": "cuda", "dtype": "bf16"},
+])  # fmt: skip
 def test_train_computes_the_run_that_compare_does(name, change):
     """The same file with the same settings is the same key."""
     single = Single(model=SMALL, method=name, seed=0 if name in ("untuned", "fewshot") else 2, **change)

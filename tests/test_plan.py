@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+import math
+import re
 import statistics
 import subprocess
 import sys
@@ -27,17 +30,19 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.options import options_of
+from peftbook.processes import ask
 from peftbook.records import default_store
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
 from peftbook.studio.plan import check_settings, plan, training_tokens
-from peftbook.studio.preflight import Check, preflight
+from peftbook.studio.preflight import Check, coverage_words, preflight
 from peftbook.studio.settings import Settings
 from peftbook.studio.smaller import smaller_plan
 from peftbook.tasks import TaskData, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
+from peftbook.training import precision
 from peftbook.training.request import shape_of
 
 SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
@@ -276,6 +281,45 @@ def test_cut_inputs_are_counted():
     task = task_of([(f"{n} " + "word " * (200 if n % 2 else 2), "yes") for n in range(60)])
     check = preflight(task, plan(task, Settings(models=(SMALL,), methods=("lora",), max_length=64)), ROOMY)[1]
     assert check.fits and 10 < check.truncated < 40 and "is cut" in check.words
+
+
+@pytest.mark.parametrize("share", [0.004, 0.4, 0.999, 1.0, 3.0])
+def test_less_than_one_pass_over_the_rows_is_said_with_what_would_be_one(share):
+    """By counted tokens, in one sentence, of which the tokens that it names are enough; a whole pass is no news."""
+    once = preflight(TASK, plan(TASK, Settings(models=(SMALL,), methods=("lora",))), ROOMY)[1].tokens
+    settings = Settings(models=(SMALL,), methods=("lora", "prompt"), tokens=math.ceil(share * once))
+    words = coverage_words(preflight(TASK, plan(TASK, settings), ROOMY))
+    assert bool(words) == (share < 1)
+    if words:
+        percent = max(1, int(100 * share))
+        assert words.startswith(f"{settings.tokens:,} training tokens cover about {percent} % of one pass over the 48")
+        enough = int(re.search(r"at least ([\d,]+) tokens", words)[1].replace(",", ""))
+        assert not coverage_words(preflight(TASK, plan(TASK, dataclasses.replace(settings, tokens=enough)), ROOMY))
+    assert not coverage_words(preflight(TASK, plan(TASK, dataclasses.replace(settings, methods=("untuned",))), ROOMY))
+
+
+TABLE = """
+from peftbook.studio.pages.checks import preflight_table
+from peftbook.studio.preflight import Check
+for epochs in (0.4, 1.0):
+    print("of one pass" in preflight_table([Check("k", "LoRA", 9, 99, 0, 1.0, 1.0, True, "", epochs)]))
+"""
+
+
+def test_the_studios_check_of_a_plan_says_so_too():
+    """In a process of its own: gradio leaves an event loop behind."""
+    pytest.importorskip("gradio")
+    assert ask("-c", TABLE) == ["True", "False"]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "fp32"])
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_queued(monkeypatch, dtype):
+    """Whatever type is asked for."""
+    monkeypatch.setattr(precision, "capability", lambda: None)
+    precision.gpu_capability.cache_clear()
+    with pytest.raises(InputError, match="needs a CUDA GPU") if dtype == "auto" else contextlib.nullcontext():
+        checks = preflight(TASK, plan(TASK, Settings(models=(SMALL,), platform="cuda", dtype=dtype)), ROOMY)
+        assert all(not check.fits and "needs a CUDA GPU" in check.words for check in checks)
 
 
 def test_a_sample_of_a_large_split_stands_for_it(monkeypatch):

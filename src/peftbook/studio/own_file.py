@@ -71,7 +71,8 @@ def compute(
 def refuse_misfits(
     studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run], settings: Settings | None = None
 ) -> None:
-    """Raises InputError if a run that must be computed does not fit this machine; says how long they will take.
+    """Raises InputError if a run that must be computed cannot be run on this machine; says how long they will take, and
+    where they do not pass over all rows.
 
     settings: of the runs; where all are new and take long, the options of a smaller plan are said too.
     """
@@ -79,7 +80,7 @@ def refuse_misfits(
     if not new:
         return
     from peftbook.studio.assistant import memory_for
-    from peftbook.studio.preflight import preflight
+    from peftbook.studio.preflight import coverage_words, preflight
     from peftbook.training.calibration import known_rates
     from peftbook.training.quiet import quieten_libraries
 
@@ -93,5 +94,7 @@ def refuse_misfits(
     about = f", about {span(sum(known))}" if len(known) == len(new) else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
     note(f"{len(new)} runs to compute{about}{cached}.")
+    if short := coverage_words(checks):
+        note(short)
     if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
         note(f"A smaller plan would take about {span(less.seconds)}: {less.options}")

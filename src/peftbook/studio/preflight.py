@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from peftbook.memory.setup import BYTES
 from peftbook.processes import ask
 from peftbook.tasks import TaskData
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
+from peftbook.training.precision import gpu_capability
 
 if TYPE_CHECKING:
     from peftbook.training.encode import Encoded
@@ -101,6 +103,21 @@ def label_of(run: specs.Run, runs: Sequence[specs.Run]) -> str:
     return ", ".join(parts)
 
 
+def coverage_words(checks: Sequence[Check]) -> str:
+    """That the tokens of a plan are less than one pass over the training rows, in a sentence; empty where they are not.
+
+    Of several models it speaks of the one to whose tokenizer the rows are longest.
+    """
+    least = min((one for one in checks if one.epochs), key=lambda one: one.epochs, default=None)
+    if least is None or least.epochs >= 1:
+        return ""
+    tokens, share = round(least.epochs * least.tokens), max(1, math.floor(100 * least.epochs))
+    return (
+        f"{tokens:,} training tokens cover about {share} % of one pass over the {least.rows:,} training rows: "
+        f"choose at least {least.tokens:,} tokens, or some rows are never trained on."
+    )
+
+
 class Remembering:
     """A tokenizer that encodes no text twice, as every run of a plan reads the same ones."""
 
@@ -178,6 +195,8 @@ class Subject:
         plain = Check(run.key, "", rows, 0, 0, None, None, False)
         max_length = run.budget.max_length if run.budget else UNTUNED_LENGTH
         try:
+            if run.platform == "cuda":
+                gpu_capability()  # or there is none, which is said
             yield from self.reading(max_length)
             yield from self.reading_tests(run)
             data = self.encoded[max_length]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.markup import Cell, badge, button, joined, number, piece, size, span, table
-from peftbook.studio.preflight import Check
+from peftbook.studio.preflight import Check, coverage_words
 from peftbook.studio.requests import Answer
 from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
 
@@ -60,4 +60,6 @@ def preflight_table(found: Sequence[Check]) -> Markup:
     if cut := max((one.truncated for one in found), default=0):
         words = f"{cut:,} rows are longer than the longest example allows and lose the end of their input"
         parts.append(markup.note(f"{words}: raise it under Advanced.", "warn"))
+    if short := coverage_words(found):
+        parts.append(markup.note(short, "warn"))
     return joined(parts)
