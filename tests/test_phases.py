@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from peftbook.training.phases import LOG_SECONDS, Display, Line, Phase, Phases, describe_step, span
+from peftbook.training.phases import LOG_SECONDS, WAIT_SECONDS, Display, Line, Phase, Phases, describe_step, span
 
 
 class Clock:
@@ -110,9 +110,26 @@ def test_a_log_shows_life_while_nothing_is_counted(monkeypatch):
     with Display("lora seed 0", log) as display:
         display(Phase("generating", 0, 64))
         deadline = time.monotonic() + 20
-        while log.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+        while " s so far" not in log.getvalue() and time.monotonic() < deadline:
             time.sleep(0.05)
     assert "generating answers, 0 of 64, 1 s so far" in log.getvalue() and not display.thread.is_alive()
+
+
+def test_where_somebody_waits_no_ten_seconds_are_silent():
+    """However often something is counted, or never; a line that stays is a sign of life too."""
+    clock, log = Clock(), io.StringIO()
+    display = Display("Site", log, clock, log_seconds=WAIT_SECONDS)
+    display(Phase("reading", 0, 9))
+    gaps, last = [], clock.now
+    for second in range(60):
+        clock.now += 1
+        before = log.tell()
+        if second == 30:
+            display.line.end("a warning")
+        display.draw()
+        if log.tell() > before:
+            gaps, last = [*gaps, clock.now - last], clock.now
+    assert max(gaps) <= 9 and len(gaps) < 10
 
 
 def test_a_terminal_has_one_line_that_is_written_over_and_taken_away():

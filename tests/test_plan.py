@@ -32,6 +32,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.options import options_of
 from peftbook.processes import ask
 from peftbook.records import default_store
+from peftbook.studies import get_study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
 from peftbook.studio.plan import check_settings, plan, training_tokens
@@ -80,6 +81,16 @@ def test_every_method_of_the_package_is_offered_with_the_rate_that_the_book_chos
         assert one.words.endswith(".") and one.method.label
         assert (learning_rate_for(one.name) > 0) == one.method.trains
         assert learning_rate_for(one.name) == learning_rate_for(one.name, default_store())
+
+
+def test_what_is_trained_without_a_word_is_what_the_book_trained():
+    """Method, sizes, batch, rate and longest row of the comparison in the book; the tokens are those of the file."""
+    finals = {record.spec.method.kind: record.spec for record in get_study("methods").records(default_store())
+              if record.spec.evaluation.split == "test"}  # fmt: skip
+    for run in plan(TASK, Settings(methods=("lora", "qlora", "prompt", "full")))[1:]:
+        book = finals[run.method.kind]
+        assert run.method == book.method
+        assert run.budget == book.budget.model_copy(update={"tokens": run.budget.tokens})
 
 
 def test_planning_imports_neither_torch_nor_transformers():

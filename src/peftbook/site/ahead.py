@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from sphinx.util import logging
 
 from peftbook.site.execution import cache_folder, kernel_variables, ledger_of
 from peftbook.site.forked_kernels import AVAILABLE, KernelServer
+from peftbook.site.progress import phases_of
 
 __all__ = ["setup"]
 
@@ -56,10 +56,12 @@ def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
         return
     ledger, cache = ledger_of(app), get_cache(cache_folder(app))
     waiting = sorted(pending(env, cache, pages), key=lambda one: (-ledger.seconds.get(one.page, 0.0), -size(one)))
-    workers = min(len(waiting), os.cpu_count() or 1, int(psutil.virtual_memory().available // KERNEL_BYTES))
-    if workers < 2:
+    if len(waiting) < 2:
         return
-    began, threads = time.monotonic(), max(1, (os.cpu_count() or 1) // workers)
+    room = int(psutil.virtual_memory().available // KERNEL_BYTES)
+    workers = max(1, min(len(waiting), os.cpu_count() or 1, room))
+    threads, phases = max(1, (os.cpu_count() or 1) // workers), phases_of(app)
+    phases("executing the chapters", 0, len(waiting), f"{waiting[0].page} first")
     shared = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with kernel_managers(shared) as manager, ThreadPoolExecutor(workers) as pool:
         running = [
@@ -74,10 +76,7 @@ def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
                 ledger.seconds[chapter.page] = round(chapter.seconds, 1)
                 ledger.save()
                 LOGGER.info("executed %s", chapter.page)
-            left = (time.monotonic() - began) / count * (len(running) - count)
-            say(f"{count} of {len(running)} chapters executed, about {left:.0f} s left: {chapter.page}")
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+            phases("executing the chapters", count, len(running), f"{chapter.page} is done")
 
 
 def pending(env: Any, cache: Any, pages: Sequence[str]) -> list[Chapter]:
@@ -133,12 +132,5 @@ def execute(
 def setup(app: Any) -> None:
     """Connect to the build."""
     app.setup_extension("peftbook.site.execution")
+    app.setup_extension("peftbook.site.progress")
     app.connect("env-before-read-docs", execute_ahead)
-
-
-def say(line: str) -> None:
-    """One line of progress: over the last one on a terminal, below it in a log."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-    else:
-        print(line, file=sys.stderr, flush=True)

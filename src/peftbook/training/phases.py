@@ -6,15 +6,17 @@ import contextlib
 import datetime
 import math
 import shutil
+import sys
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TextIO
 
-__all__ = ["Display", "Line", "Phase", "Phases", "describe_step", "span"]
+__all__ = ["Display", "Line", "Phase", "Phases", "describe_step", "span", "waited_for"]
 
 LOG_SECONDS = 30.0  # between two lines of a log about one thing
+WAIT_SECONDS = 8.0  # the same where somebody waits for an installation or a build, to whom ten of silence seem long
 LIVE_SECONDS = 0.1  # between two drawings of a line on a terminal
 SAID = {
     "measuring": "measuring",
@@ -129,10 +131,11 @@ class Line:
     A stream that nobody reads any more is not written to: who waits for nothing stops no run.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, log_seconds: float | None = None):
+        """log_seconds: between two lines of a log about one thing, if not LOG_SECONDS."""
         self.stream, self.clock = stream, clock
         self.live = stream.isatty()
-        self.pause = LIVE_SECONDS if self.live else LOG_SECONDS
+        self.pause = LIVE_SECONDS if self.live else log_seconds or LOG_SECONDS
         self.about: Hashable = None
         self.drawn, self.written = 0, -math.inf
 
@@ -150,8 +153,9 @@ class Line:
         self.drawn = len(words)
 
     def end(self, words: str) -> None:
-        """Say what stays: a whole line."""
+        """Say what stays: a whole line, after which a log needs no other for a while."""
         self.clear()
+        self.written = self.clock()
         self._write(f"{words}\n" if self.live else f"{stamp()} {words}\n")
 
     def clear(self) -> None:
@@ -174,9 +178,11 @@ def stamp() -> str:
 class Display:
     """A listener that shows the phases of a run on a stream, and goes on showing the time while nothing is counted."""
 
-    def __init__(self, title: str, stream: TextIO, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, title: str, stream: TextIO, clock: Callable[[], float] = time.monotonic, log_seconds: float | None = None
+    ):  # fmt: skip
         self.title, self.clock = title, clock
-        self.line = Line(stream, clock)
+        self.line = Line(stream, clock, log_seconds)
         self.phase: Phase | None = None
         self.told = 0.0
         self.lock, self.ended = threading.Lock(), threading.Event()
@@ -207,3 +213,12 @@ class Display:
         while not self.ended.wait(1.0):
             with self.lock:
                 self.draw()
+
+
+@contextlib.contextmanager
+def waited_for(title: str, doing: str) -> Iterator[Phases]:
+    """Within it somebody waits: what is done is said at once, and how it stands at least every ten seconds."""
+    with Display(title, sys.stderr, log_seconds=WAIT_SECONDS) as display:
+        phases = Phases(display)
+        phases(doing)
+        yield phases
