@@ -298,7 +298,7 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path, 
 
     ahead: list[list[str]] = []  # how many were executed ahead by each build
     assert executed() == set(chapters)
-    assert ahead[0] == (["3"] if part == "ahead" else [])
+    assert set(ahead[0]) == ({"3"} if part == "ahead" else set())
     assert executed() == set()
     assert executed("-E", "-a") == set()
     (package / "noun.py").write_text("VALUE = 2\n")

@@ -43,7 +43,8 @@ from peftbook.tasks import TaskData, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
-from peftbook.training import precision
+from peftbook.training import precision, scoring
+from peftbook.training.models import find_package_file
 from peftbook.training.request import shape_of
 
 SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
@@ -331,6 +332,16 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_is_queued(monkeypatch, 
     with pytest.raises(InputError, match="needs a CUDA GPU") if dtype == "auto" else contextlib.nullcontext():
         checks = preflight(TASK, plan(TASK, Settings(models=(SMALL,), platform="cuda", dtype=dtype)), ROOMY)
         assert all(not check.fits and "needs a CUDA GPU" in check.words for check in checks)
+
+
+def test_an_encoder_that_is_not_installed_is_said_before_anything_is_trained(monkeypatch):
+    """A plain `pip install` lacks it until `peftbook prepare`; a plan without answers does without."""
+    monkeypatch.setattr(scoring, "find_package_file", lambda *_: find_package_file("no-such-package", "model"))
+    settings = Settings(models=(SMALL,), methods=("lora",))
+    checks = preflight(TASK, plan(TASK, settings), ROOMY)
+    assert all(not check.fits and "run `peftbook prepare`" in check.words for check in checks)
+    without = plan(TASK, dataclasses.replace(settings, test_examples=0))
+    assert all(check.fits for check in preflight(TASK, without, ROOMY))
 
 
 def test_a_sample_of_a_large_split_stands_for_it(monkeypatch):

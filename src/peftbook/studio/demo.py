@@ -76,8 +76,9 @@ def tickets() -> Iterator[dict[str, str]]:
 
 
 def words_of_demo(home: Path, report: Path | None) -> list[str]:
-    """The command that the demonstration is: `compare` on the tickets."""
-    words = ["compare", str(TICKETS), *ASKED, "--home", str(home)]
+    """The command that the demonstration is: `compare` on the tickets, as they lie from here."""
+    file = TICKETS.relative_to(Path.cwd()) if TICKETS.is_relative_to(Path.cwd()) else TICKETS
+    words = ["compare", str(file), *ASKED, "--home", str(home)]
     return words + (["--report", str(report)] if report else [])
 
 

@@ -154,6 +154,15 @@ class Subject:
         self.sample = train if len(train) <= most else [train[at * len(train) // most] for at in range(most)]
         self.scale = len(train) / len(self.sample)
 
+    def check_at_hand(self, run: specs.Run) -> None:
+        """Raises InputError for a GPU or an encoder of BERTScore that a run would miss, the latter at its end."""
+        from peftbook.training.scoring import embedded_folder
+
+        if run.platform == "cuda":
+            gpu_capability()
+        if run.evaluation.n_generate and "bertscore" in self.task.metrics:
+            embedded_folder()
+
     def training(self, max_length: int) -> list[Encoded]:
         """The sample as token ids. Raises InputError for a row whose target alone is too long, in the sample or not."""
         for _ in self.reading(max_length):
@@ -195,8 +204,7 @@ class Subject:
         plain = Check(run.key, "", rows, 0, 0, None, None, False)
         max_length = run.budget.max_length if run.budget else UNTUNED_LENGTH
         try:
-            if run.platform == "cuda":
-                gpu_capability()  # or there is none, which is said
+            self.check_at_hand(run)
             yield from self.reading(max_length)
             yield from self.reading_tests(run)
             data = self.encoded[max_length]
