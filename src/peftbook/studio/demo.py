@@ -13,11 +13,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from peftbook.tasks import DATA
+from peftbook.tasks.tickets import PATH as TICKETS
 
 __all__ = ["ASKED", "TICKETS", "tickets", "words_of_demo"]
 
-TICKETS = DATA / "tickets.csv"
 CUSTOMERS, EACH, SEED = 100, 3, 7
 PRODUCTS = ("lamp", "kettle", "tent", "radio", "bicycle", "camera", "heater", "printer")
 TROUBLES = {

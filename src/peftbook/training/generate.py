@@ -12,7 +12,7 @@ from peftbook.training.encode import common_start, sorted_batches
 from peftbook.training.forward import causal_model, start_cache
 from peftbook.training.products import half_products
 
-__all__ = ["generate"]
+__all__ = ["decode_batch", "generate"]
 
 
 @torch.no_grad()

@@ -1,0 +1,251 @@
+"""Is each way in which a training goes wrong seen by a check, and does its training loss give it away?
+
+Written before the runs. One small task, one small model, LoRA of rank 16; a healthy run, and nine that differ from it
+in one fault each. Weights in bfloat16 are a fault of full fine-tuning with its low rates, so that its twin is full
+fine-tuning whose weights are in float32; both compute in bfloat16. A leak shows where training rows are few. Rates,
+sizes and bounds were chosen with runs of a seed of their own, not all of the faults among them.
+
+A check is a number that its fault raises above a bound; it takes losses, token ids or weights, and no second run.
+Each fault has one that is its own. The first claim is that it sees its fault with every seed, and that the two runs
+without a fault pass all nine: a count, without an interval. A check may see other faults too.
+
+The second claim is about five faults that the training loss is not said to show. Each part has two halves: the loss
+at the end of training is not above the twin's by more than MARGIN_LOSS, and at least COST of the answers are lost.
+What a leak does is to flatter: the score on leaked test rows less that on the others, of one run. Any of the ten
+halves may refute, so that refuting takes Bonferroni's interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from peftbook import specs
+from peftbook.evidence import comparison, resampling, stats
+from peftbook.methods import Method
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.records import Record, Store
+from peftbook.scratch.checks import means
+from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.tasks import task_spec, test_groups
+
+__all__ = ["ARMS", "BOUNDS", "Arm", "found", "probe"]
+
+SEEDS = (1, 2, 3)
+ROWS = 60  # test rows that are asked, all there are
+EVERY = 20  # steps between two losses on held-out rows
+LIMIT = 24  # new tokens of an answer
+RATE, FULL_RATE = 2e-3, 1e-4
+TOKENS, FULL_TOKENS = 30_000, 16_000
+FEW = 20  # training rows
+MARGIN_LOSS = 0.02  # nats per token
+COST = 0.1  # of the answers
+LORA = LoRA()
+# Above its bound a check says that something is wrong.
+BOUNDS = {
+    "outweighs": 1.0,
+    "remaining": 0.5,
+    "stuck": 0.5,
+    "unended": 0.0,
+    "stray": 0.0,
+    "shared": 0.0,
+    "risen": 0.2,  # nats per token
+    "unlike": 0.0,
+    "doubled": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A run of the gallery. fault: as of `training.probes.faults`.  check: the one that is to see it.
+
+    examples: training rows, 0 for all.  twin: the run without the fault.
+    """
+
+    label: str
+    check: str = ""
+    fault: str = "none"
+    method: Method = LORA
+    rate: float = RATE
+    tokens: int = TOKENS
+    examples: int = 0
+    twin: str = "healthy"
+
+
+FULL = Arm("Full fine-tuning", method=Full(), rate=FULL_RATE, tokens=FULL_TOKENS)
+ARMS = {
+    "healthy": Arm("Healthy"),
+    "rate_high": Arm("Rate too high", "outweighs", rate=100 * RATE),
+    "rate_low": Arm("Rate too low", "remaining", rate=RATE / 100),
+    "float32": FULL,
+    "bfloat16": replace(FULL, label="Weights in bfloat16", check="stuck", fault="bfloat16", twin="float32"),
+    "end_masked": Arm("End token masked", "unended", "end_masked"),
+    "prompt_graded": Arm("Prompt graded", "stray", "prompt_graded"),
+    "leak": Arm("Test rows in training", "shared", "leak", examples=FEW + ROWS // 2),
+    "overfit": Arm("Overfitting", "risen", examples=FEW),
+    "other_template": Arm("Another template", "unlike", "other_template"),
+    "template_twice": Arm("Template twice", "doubled", "template_twice"),
+}
+FAULTY = tuple(name for name, arm in ARMS.items() if arm.check)
+SOUND = tuple(name for name in ARMS if name not in FAULTY)
+SILENT = ("end_masked", "leak", "overfit", "other_template", "template_twice")
+HALVES = 2 * len(SILENT)  # of the second claim
+
+
+def probe(name: str, seed: int) -> specs.Probe:
+    """One training with its fault, asked and checked."""
+    arm = ARMS[name]
+    run = specs.Run(
+        model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
+        task=task_spec("tickets"),
+        method=arm.method,
+        budget=specs.Budget(tokens=arm.tokens, learning_rate=arm.rate, train_examples=arm.examples),
+        evaluation=specs.Evaluation(split="test", n_loss=ROWS, n_generate=ROWS, max_new_tokens=LIMIT),
+        seed=seed,
+    )
+    settings = {"fault": arm.fault, "every": EVERY}
+    return specs.Probe(measure="faults.gallery", settings=settings, runs=(run,), model=run.model, seed=seed)
+
+
+def runs(store: Store) -> list[specs.Probe]:
+    """Seed by seed."""
+    return [probe(name, seed) for seed in SEEDS for name in ARMS]
+
+
+def found(name: str, store: Store) -> list[Record]:
+    """The records of a run by seed. Raises Missing."""
+    return store.need_all(probe(name, seed) for seed in SEEDS)
+
+
+def groups() -> tuple[str, ...]:
+    """The customers of the test rows."""
+    return test_groups("tickets", ROWS)
+
+
+def measured(records: list[Record], name: str) -> stats.Interval:
+    """A measurement over seeds."""
+    return stats.seed_interval([float(record.measurements[name] or 0) for record in records])
+
+
+def last_losses(records: list[Record]) -> list[float]:
+    """The training loss at the end, of each seed."""
+    return [means(record.curve["train_loss_nats"])[-1] for record in records]
+
+
+def excess(name: str, store: Store) -> stats.Interval:
+    """By how much the training loss ends above its twin's, paired by seed. Raises Missing."""
+    ends, twin = (last_losses(found(one, store)) for one in (name, ARMS[name].twin))
+    return stats.seed_interval(np.subtract(ends, twin))
+
+
+def cost(name: str, store: Store) -> stats.Interval:
+    """The share of right answers that a fault takes from its twin's, or that a leak adds. Raises Missing."""
+    if name == "leak":
+        return flattery(store)
+    return comparison.paired(found(ARMS[name].twin, store), found(name, store), "exact_match", groups())
+
+
+def flattery(store: Store) -> stats.Interval:
+    """Right answers to test rows that were trained on, less those to the others. Raises Missing."""
+    records = found("leak", store)
+    right, known = (comparison.table(records, name).T for name in ("exact_match", "in_training"))  # (examples, seeds)
+    counts = resampling.replicates(len(right), groups())
+    leaked, clean = ((counts @ (right * of)) / (counts @ of) for of in (known, 1 - known))
+    return resampling.statistic_interval(leaked - clean, len(right), groups())
+
+
+def sees(record: Record, check: str) -> bool:
+    """Whether a check says that something is wrong with this run."""
+    return float(record.measurements[check] or 0) > BOUNDS[check]
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Of each run: answers, losses, checks; what a fault costs, and how far its training loss ends from the twin's."""
+    return gathered(lambda name: arm_quantities(name, store), ARMS)
+
+
+def arm_quantities(name: str, store: Store) -> dict[str, Quantity]:
+    """Of one run. Raises Missing."""
+    records = found(name, store)
+    keys = comparison.keys_of(records)
+    score = comparison.score(records, "exact_match", groups())
+    out = {
+        f"{name}_right": percent(score, keys, 0),
+        f"{name}_stopped": percent(measured(records, "stopped_share"), keys, 0),
+        f"{name}_answer_tokens": Quantity.of(measured(records, "answer_tokens"), "tokens", keys, 1),
+        f"{name}_train_loss": Quantity.of(stats.seed_interval(last_losses(records)), "nats per token", keys),
+        f"{name}_test_loss": Quantity.of(comparison.score(records, "loss_nats", groups()), "nats per token", keys),
+    }
+    for check in BOUNDS:
+        values = [float(record.measurements[check] or 0) for record in records]
+        out[f"{name}_{check}"] = Quantity.middle(values, UNITS.get(check, ""), keys, seeds=len(SEEDS), digits=2)
+    if ARMS[name].check:
+        both = comparison.keys_of(records, found(ARMS[name].twin, store))
+        out[f"{name}_cost"] = percent(cost(name, store), keys if name == "leak" else both, -100)
+        out[f"{name}_excess"] = Quantity.of(excess(name, store), "nats per token", both)
+    return out
+
+
+def percent(share: stats.Interval, keys: tuple[str, ...], least: float) -> Quantity:
+    """A share of answers, or from −100 a difference of two, in percent."""
+    hundredfold = replace(
+        share, **{name: 100 * getattr(share, name) for name in ("mean", "half95", "half90")}, by_example=None
+    )
+    return Quantity.of(hundredfold, "%", keys, 0, among=(least, 100))
+
+
+UNITS = {"risen": "nats per token"}
+
+
+def named(record: Record, check: str) -> str:
+    """A check of a run, in words."""
+    fault = next(name for name in ARMS if probe(name, record.spec.seed).key == record.key)
+    return f"{check} of “{ARMS[fault].label.lower()}”, seed {record.spec.seed}"
+
+
+@study("faults", runs, quantities, many=len(FAULTY))
+def verdict(store: Store) -> Verdict:
+    """Does each fault's own check see it with every seed, and do the healthy runs pass all checks?"""
+    records = {name: found(name, store) for name in ARMS}
+    missed = [
+        named(one, ARMS[name].check) for name in FAULTY for one in records[name] if not sees(one, ARMS[name].check)
+    ]
+    alarms = [named(one, check) for name in SOUND for one in records[name] for check in BOUNDS if sees(one, check)]
+    trials, healthy = len(FAULTY) * len(SEEDS), len(SOUND) * len(SEEDS) * len(BOUNDS)
+    said = "".join(f" {what}: {', '.join(which)}." for what, which in (("Missed", missed), ("False", alarms)) if which)
+    return Verdict(
+        "refuted" if missed or alarms else "reproduced",
+        f"{trials - len(missed)} of {trials} faulty runs are seen by the check that is theirs, and of {healthy} checks "
+        f"of runs without a fault {len(alarms)} say that something is wrong.{said}",
+        tuple(f"{name}_{ARMS[name].check}" for name in FAULTY),
+    )
+
+
+def judged(interval: stats.Interval, claim: tuple[float, float]) -> str:
+    """The verdict on one half, any of which may refute; its margin is the claim's edge."""
+    wider = replace(interval, half95=interval.half(0.05 / HALVES))
+    outcomes = [stats.judge(one, 0.0, claim) for one in (interval, wider)]
+    return "undecided" if outcomes[0] == "refuted" != outcomes[1] else outcomes[0]
+
+
+@study("silent_faults", runs, quantities)
+def verdict_on_losses(store: Store) -> Verdict:
+    """Do five faults cost answers, though the training loss ends where it does without them?"""
+    outcomes, said = [], []
+    for name in SILENT:
+        lost, above = cost(name, store), excess(name, store)
+        outcomes += [judged(lost, (COST, math.inf)), judged(above, (-math.inf, MARGIN_LOSS))]
+        said.append(
+            f"{ARMS[name].label.lower()} {lost.mean:.0%} ({lost.low:.0%} to {lost.high:.0%}) at {above.mean:+.3f} nats "
+            f"per token ({above.low:+.3f} to {above.high:+.3f})"
+        )
+    return Verdict(
+        stats.together(outcomes),
+        f"Of the answers, at so much more training loss: {'; '.join(said)} (95 % intervals; claim at least "
+        f"{COST:.0%}, at most {MARGIN_LOSS} nats).",
+        tuple(f"{name}_{what}" for name in SILENT for what in ("cost", "excess")),
+    )
