@@ -56,6 +56,7 @@ from peftbook.studies import (
     activations,
     benchmark,
     codebooks,
+    faults,
     forgetting,
     get_study,
     learning_rate,
@@ -394,6 +395,25 @@ def invented_survival(probe: specs.Probe, rng: np.random.Generator, examples: in
             "per_example": {"label_tokens": tokens.astype(float).tolist(), **per_example}}  # fmt: skip
 
 
+def invented_fault(probe: specs.Probe, rng: np.random.Generator, steps: int = 40) -> dict:
+    """A loss that falls; a fault has its own check above the bound, and costs answers."""
+    fault = probe.settings["fault"]
+    (arm,) = {name for name in faults.ARMS if faults.probe(name, probe.seed).key == probe.key}
+    known = [float(fault == "leak" and row % 2 == 0) for row in range(faults.ROWS)]
+    right = rng.random(faults.ROWS) < (0.9 if arm in faults.SOUND else 0.4) + np.array(known) / 2
+    loss = 7 * np.exp(-np.arange(steps) / 8) + 0.2 + rng.random(steps) / 10
+    checks = {check: bound + (1 if check == faults.ARMS[arm].check else 0) for check, bound in faults.BOUNDS.items()}
+    per_example = {"exact_match": right.astype(float).tolist(), "in_training": known,
+                   "loss_nats": [3.0] * faults.ROWS, "label_tokens": [3.0] * faults.ROWS}  # fmt: skip
+    curve = {
+        "train_loss_nats": loss.tolist(),
+        "checked_step": [0.0, 20.0, 40.0],
+        "validation_loss_nats": [7.2, 1.0, 0.6],
+    }
+    measured = {"stopped_share": 0.9, "answer_tokens": 3.0, **checks}
+    return {"measurements": measured, "curve": curve, "per_example": per_example}
+
+
 def invented_merge(probe: specs.Probe, rng: np.random.Generator, examples: int = 20) -> dict:
     """An adapter gains a nat a token; each rounding loses little of it, and half of the weights stay as they were."""
     tokens = rng.integers(20, 60, examples)
@@ -456,6 +476,7 @@ PROBES = {
     "seconds.steps": invented_steps,
     "rouge.settings": invented_scorings,
     "throughput.throughput": invented_throughput,
+    "faults.gallery": invented_fault,
 }
 
 

@@ -104,7 +104,9 @@ def probe(name: str, seed: int) -> specs.Probe:
         task=task_spec("tickets"),
         method=arm.method,
         budget=specs.Budget(tokens=arm.tokens, learning_rate=arm.rate, train_examples=arm.examples),
-        evaluation=specs.Evaluation(split="test", n_loss=ROWS, n_generate=ROWS, max_new_tokens=LIMIT),
+        evaluation=specs.Evaluation(
+            split="test", n_loss=ROWS, n_generate=ROWS, max_new_tokens=LIMIT, generation_dtype="bf16"
+        ),
         seed=seed,
     )
     settings = {"fault": arm.fault, "every": EVERY}

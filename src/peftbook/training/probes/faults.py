@@ -190,9 +190,9 @@ def held_out(trainee: Trainee, rows: list[Encoded]) -> tuple[list[float], list[i
 
 def ask(trainee: Trainee, prompts: list[list[int]]) -> list[list[int]]:
     """The greedy answer to each prompt without the token that ends it, all of them in one batch."""
-    run = trainee.run
-    with torch.no_grad(), half_products(run.platform), arithmetic(trainee.model, run.dtype, run.platform):
-        return decode_batch(trainee.model, trainee.tokenizer, prompts, run.evaluation.max_new_tokens)
+    wanted, platform = trainee.run.evaluation, trainee.run.platform
+    with torch.no_grad(), half_products(platform), arithmetic(trainee.model, wanted.generation_dtype, platform):
+        return decode_batch(trainee.model, trainee.tokenizer, prompts, wanted.max_new_tokens)
 
 
 def updates(trainee: Trainee, started: Weights) -> Iterator[tuple[Tensor, Tensor]]:
