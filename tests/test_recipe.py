@@ -233,7 +233,7 @@ def test_the_folder_trains_answers_and_says_which_is_better(tmp_path, capfd):
         done = subprocess.run([sys.executable, *words], cwd=out, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     table = (out / "adapter" / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
-    assert "24 test rows" in table and "| rougeL |" in table and "tuned − with 2 examples" in table
+    assert "24 test rows" in table and "| rougeL | untuned |" in table and "| exact_match | with 2 examples |" in table
     texts = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in (out / "answers").iterdir()}
     assert {*texts} == {"tuned", "untuned", "examples"}
     tests = (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:24]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,8 +114,14 @@ def as_text(recipe: Recipe, model: str, counted: Counted) -> str:
          f"takes beside them, of {recipe.memory / gib:.1f}"),
     ]  # fmt: skip
     lines = ["", f"{model}: {recipe.label}, rank {setup.rank}, rate {recipe.learning_rate:g}", ""]
-    lines += [f"  {name:8}{words}" for name, words in rows]
-    lines += ["", "Ruled out:", *(f"  {name}: {words}." for name, words in recipe.ruled_out)]
+    lines += [wrapped(f"{name:8}{words}") for name, words in rows]
+    lines += ["", "Ruled out:", *(wrapped(f"{name}: {words}.") for name, words in recipe.ruled_out)]
     if recipe.cautions:
-        lines += ["", "Mind:", *(f"  {words}." for words in recipe.cautions)]
+        lines += ["", "Mind:", *(wrapped(f"{words}.") for words in recipe.cautions)]
     return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines that a terminal and a page have room for; those after the first stand further in."""
+    first, more = "  ", " " * 10
+    return textwrap.fill(text, 78, initial_indent=first, subsequent_indent=more, break_on_hyphens=False)

@@ -36,7 +36,7 @@ STEPS = (
     Step("Does LoRA over\n16 bits surely fit?", "yes", "LoRA", "lora", "no"),
     Step("Does LoRA over\n4 bits surely fit?", "yes", "QLoRA", "qlora", "no: a smaller model, shorter rows"),
 )  # fmt: skip
-AFTER = ("Three rates, the lowest\nvalidation loss", "Answers to the test rows,\npaired with the untuned model's")
+AFTER = ("Three rates, the lowest\nvalidation loss", "Answers to the test rows,\npaired with the untuned")
 
 
 @figure

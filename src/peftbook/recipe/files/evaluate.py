@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from train import HERE, RECIPE, TEMPLATE, load_model, load_tokenizer, read_rows
 
-from peftbook.decision.outside import Pairing, decide
+from peftbook.decision.outside import decide
 from peftbook.metrics import exact_match, rouge
 from peftbook.training.scoring import bertscore
 
@@ -69,24 +69,19 @@ def positive(text: str) -> int:
 
 
 def table_of(files: dict[str, list[Path]], rows: list[dict]) -> str:
-    """A line a measure: the scores, and what the adapter gains on each of the others."""
-    others = [name for name in files if name != "tuned"]
-    head = ["", *others, "tuned", *(f"tuned − {name}" for name in others)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    """A line for each measure and each other way: both scores, what the adapter gains, and what that says."""
+    lines = ["| | other | its score | tuned | tuned − other, 95 % | |", "|---|---|---|---|---|---|"]
     group = "group" if all("group" in row for row in rows) else ""  # an author's rows are no independent ones
     for measure in MEASURES:
         decided = decide(files, measure=measure, key="id", group=group, margin=RECIPE["margin"])
-        scores = {arm.name: f"{arm.score.mean:.3f}" for arm in decided.arms}
-        gains = [gain(pair) for pair in decided.pairs if pair.first == "tuned"]
-        lines.append(f"| {' | '.join([measure, *(scores[name] for name in others), scores['tuned'], *gains])} |")
-    words = f"{len(rows)} test rows, one training; 95 % intervals over rows alone: another seed may differ."
+        scores = {arm.name: arm.score.mean for arm in decided.arms}
+        for pair in decided.pairs:
+            if pair.first == "tuned":
+                gain = f"{pair.difference.mean:+.2f} [{pair.difference.low:+.2f}, {pair.difference.high:+.2f}]"
+                both = f"{scores[pair.second]:.2f} | {scores['tuned']:.2f}"
+                lines.append(f"| {measure} | {pair.second} | {both} | {gain} | {pair.outcome} |")
+    words = f"{len(rows)} test rows, one training; intervals over rows alone: another seed may differ."
     return f"{words}\n\n" + "\n".join(lines)
-
-
-def gain(pair: Pairing) -> str:
-    """A difference with its interval, and what that says."""
-    one = pair.difference
-    return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}], {pair.outcome}"
 
 
 @torch.inference_mode()
