@@ -35,7 +35,7 @@ from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.training import gguf_adapter, gguf_model, gguf_tokenizer
-from peftbook.training.models import Loaded, load_model, prepare_embedded
+from peftbook.training.models import SMALL_FOLDER, Loaded, load_model, prepare_embedded
 from peftbook.training.products import TORCH_DTYPES
 
 pytestmark = [
@@ -79,6 +79,11 @@ def sentencepiece() -> LlamaTokenizer:
     vocabulary = {token: row for row, token in enumerate(dict.fromkeys(tokens))}
     scores = {token: -float(place) for place, token in enumerate(made)}
     return LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary, scores))
+
+
+def small_llamas() -> PreTrainedTokenizerFast:
+    """The tokenizer of the small Llama that ships with the book."""
+    return AutoTokenizer.from_pretrained(SMALL_FOLDER)
 
 
 def saved_base(folder: Path, shape: str = "llama") -> specs.Model:
@@ -258,7 +263,7 @@ def test_a_window_of_attention_is_the_longest_context(tmp_path):
     assert field(tmp_path / "base.gguf", "general.name") == "base"
 
 
-@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, small_llamas])
 def test_a_tokenizer_comes_back(make, tmp_path):
     """The same ids for the same texts, special tokens and template too."""
     tokenizer = make()
