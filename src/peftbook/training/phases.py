@@ -16,7 +16,7 @@ from typing import TextIO
 __all__ = ["Display", "Line", "Phase", "Phases", "describe_step", "span", "waited_for"]
 
 LOG_SECONDS = 30.0  # between two lines of a log about one thing
-WAIT_SECONDS = 8.0  # the same where somebody waits for an installation or a build, to whom ten of silence seem long
+WAIT_SECONDS = 7.0  # the same where somebody waits for an installation or a build, to whom ten of silence seem long
 LIVE_SECONDS = 0.1  # between two drawings of a line on a terminal
 SAID = {
     "measuring": "measuring",
