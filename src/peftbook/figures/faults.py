@@ -51,7 +51,7 @@ def fault_curves(store: Store) -> Figure:
         axes.set_yscale("log")
         decimals(axes.yaxis, (1, 3))
         axes.set_title(arm.label, fontsize=SMALL)
-        axes.tick_params(labelsize=SMALL - 1)
+        axes.tick_params(labelsize=SMALL)
     grid[1, 0].set_ylabel("Loss, nats per token")
     grid[2, 1].set_xlabel("Step")
     handles = [

@@ -91,7 +91,7 @@ def write_folder(
 def row_of(task: TaskData, example: Example) -> dict[str, object]:
     """A row as TRL reads it: turns before the answer, and the answer."""
     answer = [{"role": "assistant", "content": example.target}]
-    row = {"id": example.id, "prompt": task.messages(example), "completion": answer}
+    row: dict[str, object] = {"id": example.id, "prompt": task.messages(example), "completion": answer}
     return row | ({"group": example.group} if example.group else {})
 
 

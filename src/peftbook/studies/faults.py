@@ -85,7 +85,7 @@ ARMS = {
     "bfloat16": replace(FULL, label="Weights in bfloat16", check="stuck", fault="bfloat16", twin="float32"),
     "end_masked": Arm("End token masked", "unended", "end_masked"),
     "prompt_graded": Arm("Prompt graded", "stray", "prompt_graded"),
-    "leak": Arm("Test rows in training", "shared", "leak", examples=FEW + ROWS // 2),
+    "leak": Arm("Test rows leaked", "shared", "leak", examples=FEW + ROWS // 2),
     "overfit": Arm("Overfitting", "risen", examples=FEW),
     "other_template": Arm("Another template", "unlike", "other_template"),
     "template_twice": Arm("Template twice", "doubled", "template_twice"),
@@ -109,8 +109,9 @@ def probe(name: str, seed: int) -> specs.Probe:
         ),
         seed=seed,
     )
-    settings = {"fault": arm.fault, "every": EVERY}
-    return specs.Probe(measure="faults.gallery", settings=settings, runs=(run,), model=run.model, seed=seed)
+    return specs.Probe(
+        measure="faults.gallery", settings={"fault": arm.fault, "every": EVERY}, runs=(run,), model=run.model, seed=seed
+    )
 
 
 def runs(store: Store) -> list[specs.Probe]:
