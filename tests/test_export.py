@@ -35,7 +35,7 @@ from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.training import gguf_adapter, gguf_model, gguf_tokenizer
-from peftbook.training.models import SMALL_FOLDER, Loaded, load_model, prepare_embedded
+from peftbook.training.models import SMALL_FOLDER, Loaded, load_model
 from peftbook.training.products import TORCH_DTYPES
 
 pytestmark = [
@@ -340,14 +340,14 @@ def test_the_embedded_models_tokenizer_and_template_come_back(tmp_path):
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_embedded_model_with_an_adapter(tmp_path, capsys):
+def test_an_embedded_model_with_an_adapter(tmp_path, capsys):
     """The command, on the folder that train leaves: the logits of peft, and from both files by llama.cpp's rule."""
-    base = model_named(str(prepare_embedded()))
+    base = model_named(specs.SMALL_MODEL)
     adapter = saved_adapter(tmp_path / "out/adapter", base)
     files = [tmp_path / f"{name}.gguf" for name in ("merged", "alone", "base")]
     assert cli.main(["export", str(adapter.parent), "--merged", "--gguf", str(files[0]), "--dtype", "fp32"]) == 0
     assert cli.main(["export", str(adapter.parent), "--gguf", str(files[1]), "--dtype", "fp32"]) == 0
-    assert cli.main(["export", "--model", specs.EMBEDDED_MODEL, "--gguf", str(files[2]), "--dtype", "fp32"]) == 0
+    assert cli.main(["export", "--model", specs.SMALL_MODEL, "--gguf", str(files[2]), "--dtype", "fp32"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[1::2] == [
         f"llama-server -m {files[0]}", f"llama-server -m BASE.gguf --lora {files[1]}", f"llama-server -m {files[2]}"
