@@ -74,7 +74,7 @@ def agree(model: torch.nn.Module, batch: list[Encoded]) -> None:
     with reordered(model, "fp32"):
         same_nats, same_gradient = result(model, batch)
     torch.testing.assert_close(same_nats, nats, rtol=1e-5, atol=1e-5)
-    assert (same_gradient - gradient).norm() < 1e-5 * gradient.norm()
+    assert (same_gradient - gradient).norm() < 2e-5 * gradient.norm()
 
 
 @pytest.mark.parametrize("name", METHODS)
