@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from tiny import watched_steps
 
 from peftbook import specs
 from peftbook.cli import main
@@ -157,8 +158,6 @@ def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
     nothing beside the tile that they are given; without them it scores every position, not those with a label alone.
     """
     pytest.importorskip("trl")
-    from torch.profiler import ProfilerActivity, profile
-    from transformers import TrainerCallback
     from trl.kernels import chunked_logprob
 
     for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
@@ -169,19 +168,10 @@ def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
     trainer = train.trainer_of(
         train.load_model(), train.load_tokenizer(), train.parser().parse_args(["--max-steps", "2"])
     )
-    traces, seen = [], []
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args, state, control, **given):
-            traces.append(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
-            traces[-1].start()
-
-        def on_step_end(self, args, state, control, **given):
-            traces[-1].stop()
-
+    (watch, traces), seen = watched_steps(), []
     collate = trainer.data_collator
     monkeypatch.setattr(trainer, "data_collator", lambda rows: seen.append(collate(rows)) or seen[-1])
-    trainer.add_callback(Watch())
+    trainer.add_callback(watch)
     trainer.train()
     labels = seen[0]["labels"]
     for cached in (structure, walked):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
+from tiny import watched_steps
 
 from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, read_shape
@@ -148,8 +149,7 @@ def trained_by(library: str, setup: Setup, folder) -> int:
     """Bytes that torch's allocator had handed out at most, in a trainer's second step."""
     import peft
     from datasets import Dataset
-    from torch.profiler import ProfilerActivity, profile
-    from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+    from transformers import AutoTokenizer, Trainer, TrainingArguments, default_data_collator
     from trl import SFTConfig, SFTTrainer
 
     model = random_model.random_model(SHAPE, setup, 0)
@@ -157,16 +157,7 @@ def trained_by(library: str, setup: Setup, folder) -> int:
     config = None if setup.method == "full" else config
     ids = random_model.random_ids(SHAPE, replace(setup, batch=3 * setup.batch), 0)
     rows = [{"input_ids": row, "labels": row, "attention_mask": [1] * setup.seq} for row in ids.tolist()]
-    traces = []
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args, state, control, **given):
-            traces.append(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
-            traces[-1].start()
-
-        def on_step_end(self, args, state, control, **given):
-            traces[-1].stop()
-
+    watch, traces = watched_steps()
     given = {"output_dir": str(folder), "use_cpu": True, "per_device_train_batch_size": setup.batch, "max_steps": 2,
              "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(DATA / "small_llama")
@@ -176,7 +167,7 @@ def trained_by(library: str, setup: Setup, folder) -> int:
     if library == "trl":
         trainer = SFTTrainer(
             model=model, args=SFTConfig(**given), train_dataset=data, peft_config=config, processing_class=tokenizer,
-            callbacks=[Watch()],
+            callbacks=[watch],
         )  # fmt: skip
     else:
         if setup.quantised:
@@ -184,7 +175,7 @@ def trained_by(library: str, setup: Setup, folder) -> int:
         model = peft.get_peft_model(model, config) if config else model
         trainer = Trainer(
             model=model, args=TrainingArguments(**given), train_dataset=data, data_collator=default_data_collator,
-            callbacks=[Watch()],
+            callbacks=[watch],
         )  # fmt: skip
     trainer.train()
     return probes.peak_of(traces[1])

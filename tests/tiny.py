@@ -159,3 +159,21 @@ def train_interrupted(name: str, **arguments):
         **arguments,
     )
     return model, trained
+
+
+def watched_steps():
+    """A callback of transformers' trainers, and the list that it fills: a profiler's trace of memory for each step."""
+    from torch.profiler import ProfilerActivity, profile
+    from transformers import TrainerCallback
+
+    traces = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **given):
+            traces.append(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
+            traces[-1].start()
+
+        def on_step_end(self, args, state, control, **given):
+            traces[-1].stop()
+
+    return Watch(), traces
