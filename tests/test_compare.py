@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ import pytest
 from studio_home import colours_project, small_run
 
 from peftbook import cli, specs
+from peftbook.errors import InputError
 from peftbook.methods.lora import LoRA
 from peftbook.options import read_options
 from peftbook.records import Store
@@ -318,25 +320,41 @@ def test_bad_input_is_one_sentence_and_leaves_no_project(place, tmp_path, capsys
 def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, capsys, monkeypatch):
     """In one line before anything is queued; nothing is said where the hour is kept, or where runs are given whole."""
     args = cli.build_parser().parse_args([*command(place), "--seeds", "3"])
-    settings, studio = read_options(Settings, args), Studio(tmp_path / "home")
+    settings = read_options(Settings, args)
     task = own_file.OwnFile.read(args.file, read_options(Reading, args)).task
     runs = planned(task, settings)
 
     def said(seconds: float, settings: Settings | None) -> str:
         long = [preflight.Check(run.key, "", 1, 1, 0, seconds, 1.0, True, "", 1.0, 0.9 * seconds) for run in runs]
         monkeypatch.setattr(preflight, "preflight", lambda *_, **__: long)
-        own_file.refuse_misfits(studio, None, task, runs, settings)
+        own_file.refuse_misfits(task, runs, runs, settings)
         return capsys.readouterr().err
 
     assert "A smaller plan would take about" in said(1800.0, settings) and "--seeds 1\n" in said(1800.0, settings)
     assert "smaller" not in said(60.0, settings) and "smaller" not in said(1800.0, None)
 
 
+def test_a_worker_begins_while_a_plan_is_judged_and_ends_with_one_that_is_refused(tmp_path):
+    """It is there before the first job, and no longer once the plan is refused or interrupted."""
+    studio = Studio(tmp_path)
+    for error in (InputError("too large"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), waiting.worker_ahead(studio, 2):
+            deadline = time.monotonic() + 60
+            while not any(worker.alive for worker in studio.workers()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert any(worker.alive for worker in studio.workers())
+            raise error
+        assert not any(worker.alive for worker in studio.workers())
+    with waiting.worker_ahead(studio, 0):
+        assert not waiting.STARTED, "runs that are at hand need none"
+
+
 @pytest.mark.parametrize(("tokens", "said"), [("300", True), ("100000", False)])
 @pytest.mark.parametrize("name", ["train", "compare"])
 def test_less_than_one_pass_over_the_rows_is_a_warning(place, tmp_path, capsys, monkeypatch, name, tokens, said):
     """Of both commands, on standard error, before anything is trained."""
-    interrupt(monkeypatch)
+    monkeypatch.setattr(own_file, "worker_ahead", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(own_file, "wait_for", lambda *_: False)
     home = ("--home", str(tmp_path / "home"))
     argv = {"compare": [*command(place), *home], "train": alone(place, tmp_path / "out", *home)}[name]
     assert cli.main([*argv, "--tokens", tokens]) == 130

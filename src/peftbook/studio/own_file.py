@@ -12,7 +12,7 @@ from peftbook.studio.markup import span
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.smaller import smaller_plan
 from peftbook.studio.store import Job, Project, Studio
-from peftbook.studio.waiting import note, wait_for, wanted_elsewhere
+from peftbook.studio.waiting import note, wait_for, wanted_elsewhere, worker_ahead
 from peftbook.tasks import TaskData
 from peftbook.tasks.files import describe_reading, read_file, task_from_table
 from peftbook.tasks.table import Table
@@ -55,7 +55,9 @@ def compute(
         note(line)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
-    refuse_misfits(studio, project, file.task, runs, settings)
+    new = [run for run in runs if project is None or run not in studio.records(project.id)]
+    with worker_ahead(studio, len(new)):
+        refuse_misfits(file.task, runs, new, settings)
     if project is None:
         reading = file.reading
         project = studio.create_project(
@@ -69,14 +71,14 @@ def compute(
 
 
 def refuse_misfits(
-    studio: Studio, project: Project | None, task: TaskData, runs: Sequence[specs.Run], settings: Settings | None = None
+    task: TaskData, runs: Sequence[specs.Run], new: Sequence[specs.Run], settings: Settings | None = None
 ) -> None:
     """Raises InputError if a run that must be computed cannot be run on this machine; says how long they will take, and
     where they do not pass over all rows.
 
-    settings: of the runs; where all are new and take long, the options of a smaller plan are said too.
+    new: of the runs those that must be computed.  settings: of the runs; where all are new and take long, the options
+    of a smaller plan are said too.
     """
-    new = [run for run in runs if project is None or run not in studio.records(project.id)]
     if not new:
         return
     from peftbook.studio.assistant import memory_for

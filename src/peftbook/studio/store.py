@@ -287,8 +287,10 @@ def is_open(home: Path) -> bool:
         return False
 
 
-def start_worker(home: Path | str | None = None) -> bool:
+def start_worker(home: Path | str | None = None, *more: str) -> bool:
     """Start a worker that outlives this process, unless one is alive; returns whether one was started.
+
+    more: options of its command, before the home.
 
     Cheap, so that a page may call it whenever it looks: a worker that was killed is back within seconds, and of two
     that start at once one ends. What it says goes to `worker.log` in the home.
@@ -304,7 +306,7 @@ def start_worker(home: Path | str | None = None) -> bool:
         if log.exists() and log.stat().st_size > LOG_BYTES:
             log.unlink()
         with log.open("ab") as stream:
-            command = [sys.executable, "-m", "peftbook.studio.worker", "--home", str(studio.home)]
+            command = [sys.executable, "-m", "peftbook.studio.worker", *more, "--home", str(studio.home)]
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
             )

@@ -28,6 +28,22 @@ def unfinished(job: Job) -> bool:
     return job.state in ("queued", "running")
 
 
+@contextlib.contextmanager
+def worker_ahead(studio: Studio, runs: int) -> Iterator[None]:
+    """Within it a plan of so many new runs is judged, while a worker that will compute them imports its libraries.
+
+    A plan that is refused, or interrupted, leaves no worker behind.
+    """
+    if runs:
+        start_worker(studio.home, *(["--several"] if runs > 1 else []))
+    try:
+        with ended_as_interrupted():
+            yield
+    except BaseException:
+        end_worker(studio, waiting=False)
+        raise
+
+
 def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> bool:
     """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
 

@@ -68,6 +68,11 @@ class Worker:
             self.last_needed = time.monotonic()
         return time.monotonic() - self.last_needed
 
+    def load(self) -> None:
+        """Begin to import what jobs are forked from."""
+        with contextlib.suppress(OSError, RuntimeError):  # else each starts as it can, and says why not
+            self.source.load(environment_of(best_threads(), VARIABLES))
+
     def begin(self) -> None:
         """Take over from workers that died."""
         self.studio.beat(self.id, os.getpid())
@@ -97,8 +102,7 @@ class Worker:
     def start_next(self) -> None:
         """Claim a job and start its process; the first of several waits for the process that they are forked from."""
         if self.source.server is None and self.studio.queued() > 1:
-            with contextlib.suppress(OSError, RuntimeError):  # else each starts as it can, and says why not
-                self.source.load(environment_of(best_threads(), VARIABLES))
+            self.load()
         if self.source.is_loading():
             return
         job = self.studio.claim(self.id, os.getpid())
@@ -164,8 +168,10 @@ class Worker:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
 
-def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_SECONDS) -> None:
+def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_SECONDS, several: bool = False) -> None:
     """Be the worker of a home, as long as it is needed or for so long. Raises InputError if it has one.
+
+    several: jobs will follow, so that what they are forked from is loaded at once.
 
     What goes wrong with the disk or the database is logged and tried again: the jobs stay as the store has them.
     """
@@ -173,6 +179,8 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
     studio_home = Studio(home).home
     with hold(studio_home / "worker.lock", f"Another worker serves {str(studio_home)!r} already: one is enough."):
         worker = Worker(studio_home)
+        if several:
+            worker.load()
         begun, said = False, ""
         try:
             while deadline is None or time.monotonic() < deadline:
@@ -199,10 +207,11 @@ def main(argv: list[str] | None = None) -> None:
     """Serve until told to stop or not needed; SIGTERM and Ctrl-C leave the job under way to the next worker."""
     parser = argparse.ArgumentParser(prog="python -m peftbook.studio.worker", description=__doc__)
     parser.add_argument("--home", type=Path, default=None, help="default: $PEFTBOOK_STUDIO or the user's data folder")
+    parser.add_argument("--several", action="store_true", help="several jobs follow: load their libraries at once")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        serve(args.home or default_home())
+        serve(args.home or default_home(), several=args.several)
     except InputError as error:
         print(error, flush=True)
         raise SystemExit(2) from None
