@@ -234,3 +234,32 @@ def test_a_chapter_rests_on_what_its_kept_results_rest_on(here, tmp_path):
     there, gone = (str(Path(here.folders[0]) / f"{run.key[:12]}.json") for run in RUNS)
     assert {there, str(kept.PACKAGE / "errors.py")} <= set(told["files"]) and gone in told["missing"]
     assert {there, gone} <= looked
+
+
+def test_several_processes_judge_ahead_what_one_would(tmp_path, monkeypatch):
+    """Afterwards verdict, quantities and runs of every study are kept, and are those that a study itself gives."""
+    monkeypatch.setenv("PEFTBOOK_RESULTS", str(tmp_path))
+    monkeypatch.setattr(results, "NAMES", ("standard", "lora_fa_memory", "coverage"))
+    store = default_store()
+    results.judge_ahead(store, 1)
+    assert not any(tmp_path.iterdir()), "one process has nobody to help it"
+    results.judge_ahead(store, 2)
+    monkeypatch.setattr(kept, "_write", lambda path, *_: pytest.fail(f"{path.name} was not kept"))
+    results._verdict.cache_clear()
+    results._quantities.cache_clear()
+    results._runs.cache_clear()
+    for claim in results.claims(store):
+        assert claim.verdict == claim.study.verdict(store)
+    before = sorted(tmp_path.iterdir())
+    results.judge_ahead(store, 2)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_no_study_loads_torch():
+    """To judge records takes a second, which torch alone would double."""
+    code = "import sys; from peftbook.studies import NAMES, get_study; [get_study(name) for name in NAMES]; "
+    found = subprocess.run(
+        [sys.executable, "-c", code + "print([name for name in ('torch', 'transformers') if name in sys.modules])"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout == "[]\n"

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from peftbook.folders import results_folder
 from peftbook.records import Store, aside, default_store, look, looked_at, write_atomically
 
-__all__ = ["USED", "Kept", "changed_since", "kept", "named"]
+__all__ = ["USED", "Kept", "changed_since", "is_kept", "kept", "named"]
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).resolve().parent
@@ -74,6 +74,11 @@ def kept(name: str, make: Callable[[Store], T], module: str, form: TypeAdapter[T
                 _write(path, found, form)
     look(found.files)
     return found
+
+
+def is_kept(name: str, module: str, form: TypeAdapter[T], store: Store) -> bool:
+    """Whether `kept` would take this result from disk."""
+    return _read(_place(name, store), form, code_of(module)) is not None
 
 
 def changed_since(moment: float, files: Iterable[str]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter
 from peftbook import specs
 from peftbook.canonical import Spec
 from peftbook.errors import InputError
-from peftbook.kept import Kept, kept
+from peftbook.kept import Kept, is_kept, kept
 from peftbook.records import Missing, Store, default_store, look, report
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
@@ -184,6 +185,32 @@ class Claim:
     effect: Quantity | None
     runs: int
     missing: int
+
+
+def judge_ahead(store: Store, processes: int) -> None:
+    """Have the studies whose verdict is not kept computed, by so many processes; who asks for one then finds it kept.
+
+    Studies of one module share quantities, and go to one process. Where no processes can be started, or records lie
+    elsewhere than those at hand, nothing is done.
+    """
+    asked = [name for name in NAMES if not is_kept(f"verdict of {name}", module_of(name), VERDICT, store)]
+    together: dict[str, list[str]] = {}
+    for name in asked:
+        together.setdefault(module_of(name), []).append(name)
+    if min(processes, len(together)) < 2 or not set(store.folders) <= set(default_store().folders):
+        return
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with suppress(OSError, BrokenExecutor), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for names in together.values():
+            pool.submit(judge, names, store)
+
+
+def judge(names: Sequence[str], store: Store) -> None:
+    """Have verdict, quantities and runs of these studies kept."""
+    for name in names:
+        claim(name, store)
 
 
 def claims(store: Store | None = None) -> list[Claim]:

@@ -120,9 +120,12 @@ def command_verify(args: argparse.Namespace) -> int:
 
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth."""
-    from peftbook.results import claims, count_verdicts, format_quantity
+    from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
+    from peftbook.training.hardware import cores
 
-    judged = claims(store_on(args.platform))
+    store = store_on(args.platform)
+    judge_ahead(store, cores())
+    judged = claims(store)
     if args.json:
         print(json.dumps([claim_row(claim, args.platform) for claim in judged], indent=1, ensure_ascii=False))
         return 0

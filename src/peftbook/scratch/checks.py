@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from peftbook.scratch.labels import IGNORE
+if TYPE_CHECKING:  # curves and token ids are judged without torch
+    from torch import Tensor
 
 __all__ = ["doubled", "means", "outweighs", "remaining", "risen", "shared", "stray", "stuck", "unended", "unlike"]
 
@@ -50,6 +50,8 @@ def unended(labels: Rows, end: int) -> float:
 
 def stray(labels: Rows, starts: Sequence[int]) -> float:
     """Share of the graded tokens that stand before their row's answer, which begins at `starts`."""
+    from peftbook.scratch.labels import IGNORE
+
     graded = [[at for at, label in enumerate(row) if label != IGNORE] for row in labels]
     before = sum(at < start for row, start in zip(graded, starts, strict=True) for at in row)
     return before / sum(map(len, graded))
