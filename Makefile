@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 INSTALL = PYTHONPATH=src $(BIN)/python -m peftbook.installing
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# A build and the tests start hundreds of processes: the package is compiled for the first of them alone.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: book test types suite check lint slides figures pdf epub audit serve clean
 .DEFAULT_GOAL := book

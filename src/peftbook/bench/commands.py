@@ -44,9 +44,10 @@ def cli_bench(rounds: int = 3, commands: Mapping[str, Sequence[str]] = COMMANDS)
 
 
 def seconds(words: Sequence[str], results: str) -> float:
-    """Of one call of this Python, whose results are kept in that folder."""
-    began = time.perf_counter()
+    """Of one call of this Python, which keeps what it compiles, as a reader's does, and results in that folder."""
     environment = {**os.environ, "PEFTBOOK_RESULTS": results}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    began = time.perf_counter()
     done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
