@@ -21,6 +21,7 @@ from peftbook.memory import (
     read_shape,
     shape_from_config,
     training_step,
+    walk,
 )
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.fit import as_text
@@ -142,6 +143,20 @@ def test_autograd_keeps_what_the_walk_says(name):
     one = sampled()[name]
     tuned, ids = random_model.subject(one.shape, one.setup, 0), random_model.random_ids(one.shape, one.setup, 0)
     assert probes.kept_by_module(tuned, ids, one.shape) == one.kept_by_module()
+
+
+def test_a_tape_knows_no_sizes():
+    """That of a shape is, operation by operation, that of the least shape which it is looked up by."""
+    known = [one for part in study.GRID.values() for one in part.values()]
+    known += [Configuration(one.shape, replace(one.setup, seq=4 * max(1, one.shape.window))) for one in known[::4]]
+    windows = set()
+    for one in known:
+        shape, setup = walk.without_sizes(one.shape, one.setup)
+        direct = walk.walked(one.shape, walk.alike(one.shape, one.setup))
+        again = walk.walked(shape, setup)
+        assert (again.tape.operations, again.copies) == (direct.tape.operations, direct.copies), one.text
+        windows.add(shape.window)
+    assert windows == {0, 1, walk.NEVER_FULL}
 
 
 PEAKS = {

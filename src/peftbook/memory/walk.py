@@ -18,6 +18,8 @@ from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, repeated
 
 __all__ = ["Walk", "alike", "layer_names", "layer_of", "walk"]
 
+NEVER_FULL = 1 << 40  # tokens of a window
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -88,12 +90,23 @@ def alike(shape: Shape, setup: Setup) -> Setup:
 
 def walk(shape: Shape, setup: Setup) -> Walk:
     """Embedding, the layers, head and loss."""
-    return walked(shape, alike(shape, setup))
+    return walked(*without_sizes(shape, setup))
 
 
-@functools.lru_cache(maxsize=256)
+def without_sizes(shape: Shape, setup: Setup) -> tuple[Shape, Setup]:
+    """The least shape and set-up with the same tape, which knows symbols and how many heads, experts and layers.
+
+    Of a window it matters alone whether it is full.
+    """
+    least = alike(shape, setup)
+    window = 1 if least.seq == shape.window else NEVER_FULL
+    sizes = {"hidden": 1, "ffn": 1, "head_dim": 1, "vocab": 1, "context": 0, "window": window if shape.window else 0}
+    return replace(shape, **sizes), replace(least, seq=1)
+
+
+@functools.lru_cache(maxsize=512)
 def walked(shape: Shape, setup: Setup) -> Walk:
-    """`walk` of the set-ups that are alike.
+    """`walk` of what is the same without sizes.
 
     The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
     first to keep what all share. Of the others there is one of each kind, see `layer_names`.
