@@ -22,7 +22,7 @@ import psutil
 from peftbook.errors import InputError
 
 __all__ = ["HOST", "Child", "ask", "die_with_parent", "elsewhere", "end_group", "end_with_input", "environment_of",
-           "hold", "identity", "is_alive"]  # fmt: skip
+           "hold", "identity", "is_alive", "one_thread_each"]  # fmt: skip
 
 HOST = platform.node()
 LINE_CHARS = 1000  # of what a child said that are passed on
@@ -137,6 +137,18 @@ def environment_of(threads: int = 0, variables: Mapping[str, str] | None = None)
         environment["OMP_NUM_THREADS"] = str(threads)
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes that are started inside compute with one thread each, for who starts as many as there are cores."""
+    before = dict(os.environ)
+    os.environ.update(environment_of(1))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def text_of(stream: IO[bytes]) -> str:

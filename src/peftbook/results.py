@@ -15,6 +15,7 @@ from peftbook import specs
 from peftbook.canonical import Spec
 from peftbook.errors import InputError
 from peftbook.kept import Kept, is_kept, kept
+from peftbook.processes import one_thread_each
 from peftbook.records import Missing, Store, default_store, look, report
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
@@ -202,7 +203,11 @@ def judge_ahead(store: Store, processes: int) -> None:
     from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with suppress(OSError, BrokenExecutor), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with (
+        suppress(OSError, BrokenExecutor),
+        one_thread_each(),
+        ProcessPoolExecutor(processes, get_context("spawn")) as pool,
+    ):
         for names in together.values():
             pool.submit(judge, names, store)
 

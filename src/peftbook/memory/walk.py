@@ -99,9 +99,8 @@ def without_sizes(shape: Shape, setup: Setup) -> tuple[Shape, Setup]:
     Of a window it matters alone whether it is full.
     """
     least = alike(shape, setup)
-    window = 1 if least.seq == shape.window else NEVER_FULL
-    sizes = {"hidden": 1, "ffn": 1, "head_dim": 1, "vocab": 1, "context": 0, "window": window if shape.window else 0}
-    return replace(shape, **sizes), replace(least, seq=1)
+    window = 0 if not shape.window else 1 if least.seq == shape.window else NEVER_FULL
+    return replace(shape, hidden=1, ffn=1, head_dim=1, vocab=1, context=0, window=window), replace(least, seq=1)
 
 
 @functools.lru_cache(maxsize=512)
