@@ -22,6 +22,7 @@ from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.tasks import task_spec
 
 FLOATS = TypeAdapter(list[float])
+TICK = kept.CLOCK_TICK
 RUNS = [
     Run(task=task_spec("docstrings"), method=Untuned(), evaluation=Evaluation(split="test"), seed=seed)
     for seed in (0, 1)
@@ -106,9 +107,11 @@ def test_a_process_whose_code_was_edited_since_keeps_nothing(here, tmp_path, mon
     assert losses.computed == 2 and not kept.results_folder().exists()
 
 
-def test_a_record_that_is_rewritten_meanwhile_is_not_mixed_up(here):
+def test_a_record_that_is_rewritten_meanwhile_is_not_mixed_up(here, monkeypatch):
     """The numbers are of the old record and the hash would be of the new one: nothing is kept."""
+    monkeypatch.setattr(kept, "CLOCK_TICK", TICK)
     save(here, RUNS[0], 1.5)
+    time.sleep(2 * TICK)
 
     def make(store: Store) -> list[float]:
         found = [store.need(RUNS[0]).measurements["loss"]]
