@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -614,6 +615,12 @@ def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
     for must in (*said, project.sha256, jobs["lora"].run.task.data_sha256, jobs["lora"].key, "peak_memory_bytes"):
         assert must in card
     assert "Mix red" not in card and "<b>" not in card and "[x](y)" not in card
+    job = replace(jobs["lora"], run=jobs["lora"].run.model_copy(update={"model": specs.Model()}))
+    record = artefacts.finished(studio, jobs["lora"])
+    for merged in (False, True):  # the hub's weights are not those that this base was trained with
+        said = "with them it scores a little otherwise" in artefacts.model_card(studio, job, record, merged=merged)
+        assert said != merged
+    assert "a little otherwise" not in card
 
 
 def test_the_command_line_names_the_same_run(shop):

@@ -30,6 +30,9 @@ LICENCES = {
     specs.EMBEDDED_MODEL: ("apache-2.0", "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)"),
     specs.SMALL_MODEL: ("mit", "the small Llama of peftbook, MIT"),
 }
+ROUNDED = """\
+the adapter was trained beside those of that file, which are rounded to 4 bits. Those that a loader fetches by the name \
+above are not, and with them it scores a little otherwise; the merged model has the ones of the file"""
 MERGED = "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
 SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
 
@@ -151,6 +154,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
         "## What it is", "",
         f"- base: {run.model.name}, {pinned(run.model)}",
         f"- licence of the base: {licence}; the weights here follow it",
+        *[f"- weights of the base: {ROUNDED}"] * (run.model.name == specs.EMBEDDED_MODEL and not merged),
         f"- method: `{run.method.model_dump_json()}`",
         f"- training: `{run.budget.model_dump_json() if run.budget else 'none'}`, seed {run.seed}, {kinds}",
         "", "## Data", "",
