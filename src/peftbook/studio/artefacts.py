@@ -31,8 +31,8 @@ LICENCES = {
     specs.SMALL_MODEL: ("mit", "the small Llama of peftbook, MIT"),
 }
 ROUNDED = """\
-the adapter was trained beside those of that file, which are rounded to 4 bits. Those that a loader fetches by the name \
-above are not, and with them it scores a little otherwise; the merged model has the ones of the file"""
+the adapter was trained beside those of that file, which are rounded to 4 bits. Those that a loader fetches by the \
+base's name are not, and with them it scores a little otherwise; the merged model has those of the file"""
 MERGED = "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
 SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
 
