@@ -347,7 +347,10 @@ def invented_recall(probe: specs.Probe, rng: np.random.Generator) -> dict:
     size = 256 * float(probe.settings["rank"]) * float(probe.settings["layers"])
     data = 8 * float(probe.settings["pairs"])
     bits = min(0.9 * data, size * (1.6 if probe.settings["exposures"] == 100 else 2.1) * (1 + rng.normal(0, 0.04)))
-    return {"measurements": {"stored_bits": bits}, "curve": {"stored_bits": [bits / 2, bits, bits / 3]}}
+    return {
+        "measurements": {"stored_bits": bits},
+        "curve": {"stored_bits": [bits / 2, bits, bits / 3][: len(probe.numbers("rates"))]},
+    }
 
 
 def invented_serving(probe: specs.Probe, rng: np.random.Generator) -> dict:

@@ -284,6 +284,28 @@ def test_the_verdict_on_capacity_asks_for_proportion(tmp_path, start, slope, noi
     assert study.quantities(store)["slope"].value == pytest.approx(slope, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("below", "outcome", "words"), [(0.5, "reproduced", ""), (1.2, "undecided", "end of its grid")]
+)
+def test_where_the_lowest_rate_stores_most_a_lower_one_decides(tmp_path, below, outcome, words):
+    """Of the ample adapters alone; its bits count where they are more, and once more at the end nothing is decided."""
+    store, study = Store(tmp_path), get_study("capacity")
+    for probe in capacity.runs(store):
+        wide = probe.settings["rank"] == 8
+        size = 256.0 * probe.settings["rank"] * probe.settings["layers"]
+        stored = [size, size / 2, size / 4] if wide else [size / 2, size, size / 4]
+        store.save(Record(key=probe.key, spec=probe, curve={"stored_bits": stored}))
+    asked = study.missing(store)
+    largest = capacity.SERIES["ample"][-1]
+    assert asked == [capacity.probe(largest, seed, (capacity.LOWER,)) for seed in capacity.SEEDS]
+    assert study.verdict(store).outcome == "not yet run"
+    for probe in asked:
+        store.save(Record(key=probe.key, spec=probe, curve={"stored_bits": [below * largest.parameters]}))
+    found = study.verdict(store)
+    assert found.outcome == outcome and words in found.sentence and not study.missing(store)
+    assert study.quantities(store)["ample_r8_bits"].value == pytest.approx(max(1, below) * largest.parameters)
+
+
 @pytest.mark.parametrize("name", ["expressiveness", "expressiveness_depth", "capacity"])
 def test_without_records_nothing_is_claimed(tmp_path, name):
     """The first build of the book has no runs."""
