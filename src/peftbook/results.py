@@ -206,7 +206,7 @@ def judge_ahead(store: Store, processes: int) -> None:
     with (
         suppress(OSError, BrokenExecutor),
         one_thread_each(),
-        ProcessPoolExecutor(processes, get_context("spawn")) as pool,
+        ProcessPoolExecutor(min(processes, len(together)), get_context("spawn")) as pool,
     ):
         for names in together.values():
             pool.submit(judge, names, store)
