@@ -1,4 +1,4 @@
-"""A demonstration of less than a minute: 300 tickets of an invented shop, a small model, a decision.
+"""A demonstration of about a minute: 300 tickets of an invented shop, a small model, a decision.
 
     python -m peftbook.studio.demo > src/peftbook/data/tickets.csv
 
