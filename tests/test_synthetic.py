@@ -303,7 +303,10 @@ def test_where_the_lowest_rate_stores_most_a_lower_one_decides(tmp_path, below, 
         store.save(Record(key=probe.key, spec=probe, curve={"stored_bits": [below * largest.parameters]}))
     found = study.verdict(store)
     assert found.outcome == outcome and words in found.sentence and not study.missing(store)
-    assert study.quantities(store)["ample_r8_bits"].value == pytest.approx(max(1, below) * largest.parameters)
+    known = study.quantities(store)
+    assert known["ample_r8_bits"].value == pytest.approx(max(1, below) * largest.parameters)
+    assert known["ample_r8_best_rate"].value == (capacity.LOWER if below > 1 else capacity.RATES[0])
+    assert known["scarce_r8_best_rate"].value == capacity.RATES[0], "no lower rate is asked of the other series"
 
 
 @pytest.mark.parametrize("name", ["expressiveness", "expressiveness_depth", "capacity"])

@@ -2,9 +2,9 @@
 
 Written before the runs. A Llama with random weights stays frozen; LoRA on its q and v projections is trained on random
 keys and values. Four series of adapters: `ample`, four ranks, each with four times as many bits of data as two bits a
-parameter could hold, so that the adapter is the limit; `scarce`, the same ranks with the same few pairs, so that the
-data become the limit; `layers`, rank 1 on the first one to ten layers of a deeper model; `long`, the two smallest
-ranks with 1,000 exposures of each pair instead of 100. What a model stores is counted from its loss on the pairs.
+parameter could hold, so that the data cannot run out; `scarce`, the same ranks with the same few pairs; `layers`,
+rank 1 on the first one to ten layers of a deeper model; `long`, the two smallest ranks with 1,000 exposures of each
+pair instead of 100. What a model stores is counted from its loss on the pairs.
 
 In proportion means: as many bits a parameter at the largest rank as at the smallest. The ample series alone decides;
 the others are rows beside it. The first rule asked for growth and not for proportion; it was changed before there was a
@@ -12,7 +12,8 @@ record.
 
 Amended when the runs of the first three rates were there: an adapter of the ample series that stores most at the lowest
 of them is trained at LOWER too. At ranks 4 and 8 that was so, and the rule, which asks for a best rate inside the grid,
-left the claim undecided.
+left the claim undecided. It stored less there, so that no number changed. The exposures being equal, larger adapters,
+which have more pairs, take more steps.
 """
 
 from __future__ import annotations
