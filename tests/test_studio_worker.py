@@ -15,7 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +52,7 @@ from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
 from peftbook.training.models import load_model
+from peftbook.training.request import request_for
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
@@ -144,7 +145,7 @@ def first(served) -> SimpleNamespace:
     good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
     diverging = small_run(studio, project, LoRA(rank=4), rate=1e20)
     other = good.model_copy(update={"task": specs.Task(name="files", data_sha256="0" * 64)})
-    plan = studio.submit(project.id, [good, diverging, other])
+    plan = studio.submit(project.id, [good])
     started = [start(served), start(served)]
     phases: list[str] = []
 
@@ -155,6 +156,8 @@ def first(served) -> SimpleNamespace:
         return all_ended(studio, project)
 
     wait_for(ended, PATIENCE, 0.02)
+    plan = studio.submit(project.id, [good, diverging, other])
+    wait_for(lambda: all_ended(studio, project), PATIENCE)
     return SimpleNamespace(studio=studio, project=project, run=good, plan=plan, started=started, phases=phases)
 
 
@@ -355,7 +358,7 @@ def test_a_full_disk_fails_the_job_with_one_sentence_and_leaves_no_half_file(tmp
 
 
 def test_half_files_and_broken_checkpoints_of_killed_processes_are_cleared_away(tmp_path):
-    """Temporary files go; a checkpoint that cannot be read is started over, not fatal."""
+    """Temporary files go, but not what another run may be writing; a checkpoint that cannot be read is started over."""
     studio = Studio(tmp_path)
     project = colours_project(studio)
     run = small_run(studio, project, LoRA(rank=2), tokens=300)
@@ -363,15 +366,17 @@ def test_half_files_and_broken_checkpoints_of_killed_processes_are_cleared_away(
     folder = studio.folder(project.id)
     checkpoint = folder / "checkpoints" / run.key[:16]
     stale = folder / "adapters" / run.key[:12]
-    for path in (folder / "records" / ".a.json.x", folder / "adapters" / ".b" / "c", checkpoint / "state-3.safetensors",
-                 stale / "old"):  # fmt: skip
+    mine, theirs = run.key[:12], small_run(studio, project, LoRA(rank=2), seed=1).key[:12]
+    kept = [folder / "records" / f".{theirs}.json.x", folder / "adapters" / f".{theirs}.b" / "c"]
+    gone = [folder / "records" / f".{mine}.texts.json.gz.x", folder / "adapters" / f".{mine}.b" / "c", stale / "old"]
+    for path in (*gone, *kept, checkpoint / "state-3.safetensors", checkpoint / ".progress.json.x"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
     (checkpoint / "progress.json").write_text('{"step": 3}')
     done = compute_here(studio, job.id)
     assert done.state == "done" and "resumed_from_step" not in studio.records(project.id).get(run).provenance
-    assert not list(folder.rglob(".*")) and not checkpoint.exists()
-    assert not (stale / "old").exists() and (stale / "adapter_config.json").exists()
+    assert {*folder.rglob(".*")} == {kept[0], kept[1].parent} and not checkpoint.exists()
+    assert not any(path.exists() for path in gone) and (stale / "adapter_config.json").exists()
 
 
 def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
@@ -789,10 +794,10 @@ def test_the_first_of_several_jobs_waits_for_what_they_are_forked_from(tmp_path,
 
     monkeypatch.setattr(worker.source, "load", load)
     monkeypatch.setattr(worker.source, "is_loading", lambda: loading[0] and worker.source.server is not None)
-    monkeypatch.setattr(studio_worker, "start", lambda *given, by: SimpleNamespace(ended=lambda: False))
+    monkeypatch.setattr(studio_worker, "start", lambda *given, **how: SimpleNamespace(ended=lambda: False))
+    monkeypatch.setattr(studio_worker, "cores_gained", lambda: 1)
     for _ in range(3):
-        if worker.child is None:
-            worker.start_next()
+        worker.start_next()
     waits = jobs > 1 and room
     assert asked == ["false"] * (jobs > 1)
     assert [job.state for job in studio.jobs()].count("queued") == (jobs if waits else jobs - 1)
@@ -800,6 +805,121 @@ def test_the_first_of_several_jobs_waits_for_what_they_are_forked_from(tmp_path,
     if waits:
         worker.start_next()
     assert [job.state for job in studio.jobs()].count("queued") == jobs - 1
+
+
+@dataclass
+class Doing:
+    """A process that a worker believes in, with the threads that it was given."""
+
+    threads: int
+    status: int | None = None
+    process: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pid=os.getpid()))
+
+    def ended(self) -> bool:
+        return self.status is not None
+
+    def why(self) -> str:
+        return "killed"
+
+    def end(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def crew(tmp_path, monkeypatch):
+    """A worker on four cores, whose jobs' processes do nothing, and its studio; the memory is for two small runs."""
+    for name, known in (("cores", 4), ("cores_gained", 4)):
+        monkeypatch.setattr(studio_worker, name, lambda known=known: known)
+    monkeypatch.setattr(studio_worker, "best_threads", lambda most=4: most)
+    monkeypatch.setattr(studio_worker, "start", lambda *given, threads, by: Doing(threads))
+    studio, worker = Studio(tmp_path), Worker(tmp_path)
+    monkeypatch.setattr(worker, "load", lambda threads: None)
+    project = colours_project(studio)
+    one = request_for(small_run(studio, project, LoRA())).memory_bytes
+    monkeypatch.setattr(studio_worker, "free_memory", lambda family: 2.5 * one)
+    return studio, project, worker
+
+
+def ticks(worker: Worker, many: int = 8) -> list[int]:
+    """Let a worker look after its jobs so often; the threads of each that runs then."""
+    for _ in range(many):
+        worker.tick()
+    return [place.child.threads for place in worker.places]
+
+
+def test_as_many_jobs_run_at_once_as_memory_holds_and_share_the_cores(crew):
+    """In the order of the queue; what ends makes room; the last one has all cores; each is another's in the store."""
+    studio, project, worker = crew
+    plan = studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(4)])
+    assert ticks(worker) == [2, 2]
+    assert [job.state for job in studio.jobs(plan=plan)] == ["running", "running", "queued", "queued"]
+    assert len({state.id for state in studio.workers()}) == 2 and all(state.job for state in studio.workers())
+    for at, left in ((0, [2, 2]), (0, [2, 2]), (0, [2])):
+        worker.places[at].child.status = 1
+        assert ticks(worker) == left
+    assert [job.state for job in studio.jobs(plan=plan)] == ["failed"] * 3 + ["running"]
+    worker.places[0].child.status = 1
+    studio.submit(project.id, [small_run(studio, project, LoRA(), seed=9)])
+    assert ticks(worker) == [4] and [state.id for state in studio.workers()] == [worker.id]
+    worker.end()
+    assert studio.workers() == [] and [job.state for job in studio.jobs()].count("queued") == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"platform": "cuda"}, {"model": specs.Model(name="owner/unheard-of")}, {"model": specs.Model()}],
+    ids=["gpu", "unknown", "large"],
+)  # fmt: skip
+def test_a_job_that_needs_the_machine_runs_alone(crew, change):
+    """On a GPU, of a model whose size nobody knows, or too large to have company: before others and after them."""
+    studio, project, worker = crew
+    plain = [small_run(studio, project, LoRA(), seed=seed) for seed in range(2)]
+    own = small_run(studio, project, LoRA()).model_copy(update=change)
+    plan = studio.submit(project.id, [plain[0], own, plain[1]])
+    for state in (["running", "queued", "queued"], ["failed", "running", "queued"], ["failed", "failed", "running"]):
+        assert len(ticks(worker)) == 1
+        assert [job.state for job in studio.jobs(plan=plan)] == state
+        worker.places[0].child.status = 1
+
+
+def test_a_job_whose_process_was_killed_in_company_has_none_any_more(crew):
+    """It may have been memory that nobody foresaw."""
+    studio, project, worker = crew
+    plan = studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(3)])
+    assert len(ticks(worker)) == 2
+    worker.places[0].child.status = -signal.SIGKILL
+    assert len(ticks(worker)) == 1 and [job.state for job in studio.jobs(plan=plan)] == ["queued", "running", "queued"]
+    worker.places[0].child.status = 1
+    assert ticks(worker) == [4] and [job.state for job in studio.jobs(plan=plan)] == ["running", "failed", "queued"]
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(tmp_path, monkeypatch):
+    """Bit for bit, with the same threads; and none takes away what another is writing."""
+    monkeypatch.setattr(studio_worker, "threads_beside", lambda jobs: 1)
+    found = {}
+    for many in (1, 2):
+        monkeypatch.setattr(studio_worker, "cores_gained", lambda many=many: many)
+        studio, worker, most = Studio(tmp_path / str(many)), Worker(tmp_path / str(many)), 0
+        project = colours_project(studio)
+        runs = [small_run(studio, project, method, texts=2) for method in (LoRA(rank=2), PromptTuning(length=2))]
+        plan = studio.submit(project.id, runs)
+        deadline = time.monotonic() + PATIENCE
+        while any(job.state in ("queued", "running") for job in studio.jobs(plan=plan)):
+            worker.tick()
+            most = max(most, len(worker.places))
+            time.sleep(0.05)
+            assert time.monotonic() < deadline
+        worker.end()
+        assert most == many, studio.jobs(plan=plan)
+        store = studio.records(project.id)
+        records = [store.get(run) for run in runs]
+        trained = [
+            sorted((path.name, path.read_bytes()) for path in studio.adapter(job).glob("*.safetensors"))
+            for job in studio.jobs(plan=plan)
+        ]
+        found[many] = [(one.curve, one.per_example, store.texts(one)) for one in records], trained
+    assert found[1] == found[2]
 
 
 def test_a_worker_that_nobody_needs_ends_and_one_of_an_open_studio_stays(tmp_path):

@@ -299,22 +299,16 @@ class Assistant:
 
 def memory_for(runs: Sequence[specs.Run], family: Sequence[Any] = ()) -> float:
     """Bytes that a job of these may take: what is free now, and what the processes in `family` (of psutil) will give
-    back before it starts: the job under way, the assistant itself.
+    back before it starts: the jobs under way, the assistant itself.
     """
-    import psutil
+    from peftbook.training.hardware import free_memory
 
     if any(run.platform == "cuda" for run in runs):
         import torch
 
         if torch.cuda.is_available():
             return float(torch.cuda.mem_get_info()[1])
-    free = float(psutil.virtual_memory().available)
-    for process in family:
-        try:
-            free += process.memory_info().rss
-        except psutil.Error:
-            continue
-    return min(free, float(psutil.virtual_memory().total))
+    return free_memory(family)
 
 
 def within(asked: dict, name: str, default: float, least: float, most: float) -> float:

@@ -59,13 +59,9 @@ class Attempts(Jobs):
         with self._write() as db:
             db.execute("DELETE FROM workers WHERE id = ?", (worker,))
 
-    def queued(self) -> int:
-        """How many jobs wait to be claimed."""
-        row = self._row(
-            "SELECT count(*) FROM jobs JOIN projects ON projects.id = jobs.project AND NOT projects.removed "
-            "WHERE state = 'queued'"
-        )
-        return int(row[0]) if row else 0
+    def waiting(self) -> list[Job]:
+        """The jobs that wait to be claimed, in that order."""
+        return self._jobs("jobs.state = 'queued' GROUP BY jobs.id ORDER BY jobs.queued, jobs.number")
 
     def claim(self, worker: str, pid: int) -> Job | None:
         """The job that has waited longest, now running in this worker's hands; None if none waits.

@@ -64,7 +64,7 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     """Compute a job of this process's own attempt: from its start if `anew`, else from its checkpoint if it has one."""
     folder, store = studio.folder(job.project), studio.records(job.project)
     checkpoint = folder / "checkpoints" / job.key[:16]
-    tidy(folder)
+    tidy(folder, job.key)
     if anew or not is_whole(checkpoint):
         shutil.rmtree(checkpoint, ignore_errors=True)
     studio.begun(job.id, job.attempt)
@@ -84,17 +84,14 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
             watch=watch,
         )  # fmt: skip
     except BaseException:
-        tidy(folder)
+        tidy(folder, job.key)
         raise
 
 
-def tidy(folder: Path) -> None:
-    """Remove what processes that were killed left half-written in a project of which no other job runs."""
-    for place in ("records", "adapters", "checkpoints"):
-        for path in (folder / place).glob(".*"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in (folder / "checkpoints").glob("*/.*"):
-        path.unlink(missing_ok=True)
+def tidy(folder: Path, key: str) -> None:
+    """Remove what processes of this run that were killed left half-written; those of other runs may be at work."""
+    for path in (*folder.glob(f"*/.{key[:12]}*"), *folder.glob(f"checkpoints/{key[:16]}/.*")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -1,7 +1,8 @@
-"""The worker of a home: `python -m peftbook.studio.worker --home H`. It computes the queued jobs, one after another.
+"""The worker of a home: `python -m peftbook.studio.worker --home H`. It computes the queued jobs, several side by side.
 
-Each job is a process of its own (`work`) with all cores, and so is the assistant, which answers questions beside it. A
-worker that is killed takes both with it and loses nothing: the next one finds the jobs in the store, and they go on
+Each job is a process of its own (`work`) with its share of the cores: as many at once as there are cores that add
+speed, where memory holds all of them by the byte model. So is the assistant, which answers questions beside them. A
+worker that is killed takes all with it and loses nothing: the next one finds the jobs in the store, and they go on
 from their checkpoints. Only one worker serves a home.
 """
 
@@ -16,29 +17,48 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from peftbook.errors import InputError
 from peftbook.preloaded import Preloaded
 from peftbook.processes import Child, environment_of, hold
 from peftbook.studio.database import default_home
 from peftbook.studio.store import Job, Studio, is_open
-from peftbook.training.threads import best_threads
+from peftbook.studio.work import NOT_MINE, tidy
+from peftbook.training.hardware import cores, free_memory
+from peftbook.training.request import request_for
+from peftbook.training.threads import best_threads, cores_gained
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
 IDLE_SECONDS = 600.0  # with nothing to do and no studio open, after which a worker ends
 SPARE_SECONDS = 30.0  # without a job, after which the memory of what jobs are forked from is given back
-NOT_MINE = 3
 VARIABLES = {"TOKENIZERS_PARALLELISM": "false"}  # of the environment of a studio's processes
 
 
-def start(module: str, *arguments: str, by: Callable[..., Any] = subprocess.Popen) -> Child:
-    """A process of the studio, which ends with this one."""
+def start(module: str, *arguments: str, threads: int = 0, by: Callable[..., Any] = subprocess.Popen) -> Child:
+    """A process of the studio, which ends with this one; with as many threads as speed it up, or so many."""
     words = ("-m", f"peftbook.studio.{module}", *arguments, "--parent", str(os.getpid()))
-    return Child(*words, threads=best_threads(), variables=VARIABLES, start=by)
+    return Child(*words, threads=threads or best_threads(), variables=VARIABLES, start=by)
+
+
+def fit_together(jobs: Sequence[Job], room: float) -> bool:
+    """Whether jobs may be computed side by side: on a CPU, in so many bytes of memory, by the byte model."""
+    runs = [job.run for job in jobs]
+    try:
+        return all(run.platform == "cpu" for run in runs) and sum(request_for(run).memory_bytes for run in runs) <= room
+    except InputError:  # a model whose shape is not known
+        return False
+
+
+def threads_beside(jobs: int) -> int:
+    """The threads of each of so many jobs at a time."""
+    return best_threads(max(1, cores() // jobs))
 
 
 def sentence_of(child: Child) -> str:
@@ -48,14 +68,26 @@ def sentence_of(child: Child) -> str:
     return child.why() if child.status == 2 else f"The job stopped with an error that nobody foresaw: {child.why()}"
 
 
+@dataclass
+class Place:
+    """Where a job is computed: the process that does it.
+
+    id: whose the job is in the store; a worker has one for each job at a time.
+    """
+
+    id: str
+    job: Job
+    child: Child
+
+
 class Worker:
     """One worker at work. `tick` does what is to be done now and never waits for a job."""
 
     def __init__(self, home: Path):
         self.studio = Studio(home)
         self.id = secrets.token_hex(8)
-        self.job: Job | None = None
-        self.child: Child | None = None
+        self.places: list[Place] = []
+        self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
         self.assistant: Child | None = None
         self.source = Preloaded()
         self.last_beat = -1e9
@@ -64,14 +96,14 @@ class Worker:
     @property
     def idle_seconds(self) -> float:
         """How long there was nothing to do and no studio open."""
-        if self.child is not None or self.assistant is not None or is_open(self.studio.home):
+        if self.places or self.assistant is not None or is_open(self.studio.home):
             self.last_needed = time.monotonic()
         return time.monotonic() - self.last_needed
 
-    def load(self) -> None:
-        """Begin to import what jobs are forked from."""
+    def load(self, threads: int) -> None:
+        """Begin to import what jobs of so many threads are forked from."""
         with contextlib.suppress(OSError, RuntimeError):  # else each starts as it can, and says why not
-            self.source.load(environment_of(best_threads(), VARIABLES))
+            self.source.load(environment_of(threads, VARIABLES))
 
     def begin(self) -> None:
         """Take over from workers that died."""
@@ -83,46 +115,69 @@ class Worker:
         self.studio.sweep()
 
     def tick(self) -> None:
-        """Beat, look after the job's process, start the next one, keep an assistant where questions wait."""
+        """Beat, look after the jobs' processes, start the next one, keep an assistant where questions wait."""
         if time.monotonic() - self.last_beat > BEAT_SECONDS:
-            self.studio.beat(self.id, os.getpid())
+            for name in (self.id, *(place.id for place in self.places)):
+                self.studio.beat(name, os.getpid())
             self.studio.release()
             self.last_beat = time.monotonic()
-        if self.child is not None and self.job is not None:
-            self.look_after(self.child, self.job)
-        if self.child is None:
+        for place in list(self.places):
+            self.look_after(place)
+        if not self.places:
             self.studio.purge()
-            self.start_next()
-        if self.child is not None or self.source.is_loading():
+        self.start_next()
+        if self.places or self.source.is_loading():
             self.last_job = time.monotonic()
         elif time.monotonic() - self.last_job > SPARE_SECONDS:
             self.source.close()
         self.keep_assistant()
 
     def start_next(self) -> None:
-        """Claim a job and start its process; the first of several waits for the process that they are forked from."""
-        if self.source.server is None and self.studio.queued() > 1:
-            self.load()
-        if self.source.is_loading():
+        """Claim a job and start its process, if it may run beside the others; the first of several waits for the
+        process that they are forked from.
+        """
+        if not (waiting := self.studio.waiting()):
             return
-        job = self.studio.claim(self.id, os.getpid())
+        many = self.side_by_side([*(place.job for place in self.places), *waiting])
+        if self.source.server is None and len(waiting) > 1:
+            self.load(threads_beside(many))
+        if self.source.is_loading() or len(self.places) >= many:
+            return
+        taken = {place.id for place in self.places}
+        name = next(name for at in range(many) if (name := f"{self.id}{f'-{at}' * (at > 0)}") not in taken)
+        job = self.studio.claim(name, os.getpid())
         if job is None:
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:
-            self.job, self.child = job, start("work", *arguments, by=self.source.start)
+            child = start("work", *arguments, threads=threads_beside(many), by=self.source.start)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
+        self.places.append(Place(name, job, child))
         self.log(f"job {job.id} attempt {job.attempt} started")
 
-    def look_after(self, child: Child, job: Job) -> None:
+    def side_by_side(self, jobs: Sequence[Job]) -> int:
+        """How many of these jobs, those that run and then those that wait, may run at once."""
+        many = min(len(jobs), cores_gained())
+        if many == 1 or any(job.id in self.alone for job in jobs[:many]):
+            return 1
+        family = []
+        for place in self.places:
+            with contextlib.suppress(psutil.Error):
+                family.append(psutil.Process(place.child.process.pid))
+        room = free_memory(family)
+        return next(fewer for fewer in range(many, 0, -1) if fewer == 1 or fit_together(jobs[:fewer], room))
+
+    def look_after(self, place: Place) -> None:
         """End a job's process that is not wanted any more; write down what became of one that has ended."""
-        studio = self.studio
+        studio, job, child = self.studio, place.job, place.child
         if not child.ended() and studio.wanted(job.id, job.attempt):
             return
         wanted = child.ended() and studio.wanted(job.id, job.attempt)
         child.end()
+        with contextlib.suppress(InputError):  # its project is gone
+            tidy(studio.folder(job.project), job.key)
         if studio.finish(job.id, job.attempt):
             outcome = "done"
         elif not wanted:
@@ -130,13 +185,21 @@ class Worker:
             outcome = "stopped"
         elif child.status < 0 or child.status == NOT_MINE:
             outcome = sentence_of(child)
+            if child.status < 0 and len(self.places) > 1:
+                self.alone.add(job.id)
             studio.died(job.id, job.attempt, outcome)
         else:
             studio.fail(job.id, job.attempt, sentence_of(child))
             outcome = "failed"
-        self.job = self.child = None
-        child.close()
+        self.leave(place)
         self.log(f"job {job.id} attempt {job.attempt} {outcome}")
+
+    def leave(self, place: Place) -> None:
+        """Let go of a process that has ended."""
+        self.places.remove(place)
+        place.child.close()
+        if place.id != self.id:
+            self.studio.leave(place.id)
 
     def keep_assistant(self) -> None:
         """Start the assistant when a question waits; if it died over one, that one waits again."""
@@ -151,12 +214,14 @@ class Worker:
             self.assistant = start("assistant", "--home", str(self.studio.home))
 
     def end(self) -> None:
-        """End what runs and leave the job to the next worker."""
-        for child in (self.child, self.assistant):
-            if child is not None:
-                child.end()
-                child.close()
-        self.job = self.child = self.assistant = None
+        """End what runs and leave the jobs to the next worker."""
+        for place in list(self.places):
+            place.child.end()
+            self.leave(place)
+        if self.assistant is not None:
+            self.assistant.end()
+            self.assistant.close()
+        self.assistant = None
         self.source.close()
         self.studio.leave(self.id)
         self.studio.release()
@@ -180,7 +245,7 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
     with hold(studio_home / "worker.lock", f"Another worker serves {str(studio_home)!r} already: one is enough."):
         worker = Worker(studio_home)
         if several:
-            worker.load()
+            worker.load(threads_beside(cores_gained()))
         begun, said = False, ""
         try:
             while deadline is None or time.monotonic() < deadline:
@@ -204,7 +269,7 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Serve until told to stop or not needed; SIGTERM and Ctrl-C leave the job under way to the next worker."""
+    """Serve until told to stop or not needed; SIGTERM and Ctrl-C leave the jobs under way to the next worker."""
     parser = argparse.ArgumentParser(prog="python -m peftbook.studio.worker", description=__doc__)
     parser.add_argument("--home", type=Path, default=None, help="default: $PEFTBOOK_STUDIO or the user's data folder")
     parser.add_argument("--several", action="store_true", help="several jobs follow: load their libraries at once")

@@ -7,11 +7,12 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-__all__ = ["cores", "cpu_model", "is_idle", "machine_name", "peak_memory", "waited"]
+__all__ = ["cores", "cpu_model", "free_memory", "is_idle", "machine_name", "peak_memory", "waited"]
 
 PROC = Path("/proc")  # Linux; elsewhere there is none
 BUSY = 30.0  # per cent of all cores, in use by others, from which a measurement of speed would mean little
@@ -34,6 +35,16 @@ def peak_memory(platform_name: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory(family: Iterable[psutil.Process] = ()) -> float:
+    """Bytes that are free now, and those that the processes in `family` have."""
+    memory = psutil.virtual_memory()
+    free = float(memory.available)
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            free += process.memory_info().rss
+    return min(free, float(memory.total))
 
 
 def cpu_model() -> str:

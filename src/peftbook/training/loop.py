@@ -188,8 +188,9 @@ def train(
     The loss of a step is the mean over all label tokens of its batch, whatever the micro-batch and however many
     `processes` share the batch (each of which calls this). With `checkpoint`, the state is written there every
     `checkpoint_seconds` and a later call with the same arguments goes on from it: on CPU the result is bit-equal to an
-    uninterrupted run of as many processes. `rate_factor` multiplies the learning rate of a parameter, by its name.
-    `checkpointing` runs each layer again in the backward pass, see `checkpointed_layers`.
+    uninterrupted run of as many processes, since it goes on with the threads that it had. `rate_factor` multiplies the
+    learning rate of a parameter, by its name. `checkpointing` runs each layer again in the backward pass, see
+    `checkpointed_layers`.
     In fp16 the loss is scaled before the backward pass, and a step whose gradients overflow is left out and lowers the
     scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). Raises Diverged if the loss is not finite.
     """
@@ -269,7 +270,7 @@ def save_checkpoint(folder: Path | None, parameters: dict, optimizer, scaler, re
     save_file({name: value.contiguous() for name, value in tensors.items()}, state)
     with state.open("rb") as stream:
         os.fsync(stream.fileno())  # what names the file may not outlive a power cut without it
-    progress = {"step": step, "scale": scaler.state_dict(), **vars(result)}
+    progress = {"step": step, "scale": scaler.state_dict(), "threads": torch.get_num_threads(), **vars(result)}
     write_atomically(folder / "progress.json", json.dumps(progress).encode())
     for old in folder.glob("state-*.safetensors"):
         if old.name != f"state-{step}.safetensors":
@@ -277,12 +278,16 @@ def save_checkpoint(folder: Path | None, parameters: dict, optimizer, scaler, re
 
 
 def resume(folder: Path, parameters: dict, optimizer, scaler, result: Trained) -> int:
-    """Load a checkpoint into parameters, optimiser and curve; returns the step to go on from (0 without one)."""
+    """Load a checkpoint into parameters, optimiser and curve; returns the step to go on from (0 without one).
+
+    From here on torch has as many threads as it had there: with others it would add in another order.
+    """
     if not (folder / "progress.json").is_file():
         return 0
     progress = json.loads((folder / "progress.json").read_text())
     step = progress.pop("step")
     scaler.load_state_dict(progress.pop("scale", {}))
+    torch.set_num_threads(progress.pop("threads", torch.get_num_threads()))
     vars(result).update(progress)
     with safe_open(folder / f"state-{step}.safetensors", framework="pt") as file, torch.no_grad():
         for name, value in parameters.items():

@@ -226,11 +226,11 @@ def worker_line(studio: Studio) -> Markup:
     waiting = sum(job.state == "queued" for job in studio.jobs())
     if not workers:
         kind, sign, words = " status-off", "○", "No worker is running: runs wait until one starts"
-    elif not workers[0].job:
+    elif not (jobs := [studio.job(worker.job) for worker in workers if worker.job]):
         kind, sign, words = "", "●", "Worker ready"
     else:
-        job = studio.job(workers[0].job)
-        kind, sign, words = " status-busy", "▸", f"{job.label}: {job.doing.words()[0]}"
+        told = [f"{job.label}: {job.doing.words()[0]}" for job in jobs]
+        kind, sign, words = " status-busy", "▸", "; ".join(told)
     more = f" · {waiting} waiting" if waiting else ""
     return piece(
         '<p class="status{}" role="status"><span aria-hidden="true">{}</span> {}{}</p>', kind, sign, words, more
