@@ -136,7 +136,7 @@ def test_the_same_choice_is_the_same_plan_and_every_setting_changes_it():
 def test_a_plan_is_held_in_memory_as_it_says_and_needs_less():
     """Weights are those of every run, checkpoints of those that train; the forecast is asked about just that."""
     task = task_of([(f"{n} " + "word " * 150, "yes") for n in range(40)])
-    base = Settings(models=(SMALL,), methods=("lora",), batch_size=16, test_examples=2)
+    base = Settings(models=(SMALL,), methods=("lora",), seeds=1, batch_size=16, test_examples=2)
     changed = dataclasses.replace(base, weights="bf16", checkpointing=True)
     before, after = plan(task, base), plan(task, changed)
     assert [(run.weights, run.checkpointing) for run in after] == [("bf16", False), ("bf16", True)]
@@ -152,7 +152,7 @@ def test_a_plan_is_held_in_memory_as_it_says_and_needs_less():
 def test_a_rank_keeps_the_scale_at_which_its_rate_was_chosen():
     """alpha / rank stays, or alpha / √rank of rsLoRA's alpha."""
     for rank in (1, 4, 64):
-        runs = plan(TASK, Settings(models=(SMALL,), methods=("lora", "qlora", "rslora", "vera"), rank=rank))
+        runs = plan(TASK, Settings(models=(SMALL,), methods=("lora", "qlora", "rslora", "vera"), rank=rank, seeds=1))
         lora, qlora, stabilised, vera = (run.method for run in runs[1:])
         assert lora.rank == qlora.rank == stabilised.rank == rank and lora.alpha / rank == qlora.alpha / rank == 2
         assert stabilised.alpha == 8 and vera == VeRA()
@@ -282,7 +282,7 @@ def test_a_target_that_is_too_long_is_found_before_training():
     """Training would refuse the row, hours later for the last of a queue."""
     pairs = [*PAIRS, ("Tell all.", "all " * 600)]
     task = task_of(pairs)
-    runs = plan(task, Settings(models=(SMALL,), methods=("lora",), max_length=256))
+    runs = plan(task, Settings(models=(SMALL,), methods=("lora",), seeds=1, max_length=256))
     untuned, lora = preflight(task, runs, ROOMY)
     assert untuned.fits and not lora.fits and "max_length = 256" in lora.words
     assert "row-000061" in lora.words
@@ -403,7 +403,7 @@ def test_a_measurement_that_takes_long_is_ended_and_time_is_unknown(monkeypatch)
 def test_a_model_out_of_reach_is_refused_and_the_others_are_not(tmp_path):
     """One wrong folder does not spoil a plan."""
     wrong = specs.Model(name=str(tmp_path), revision="")
-    runs = plan(TASK, Settings(models=(wrong, SMALL), methods=("lora",)))
+    runs = plan(TASK, Settings(models=(wrong, SMALL), methods=("lora",), seeds=1))
     checks = preflight(TASK, runs, ROOMY)
     assert [check.fits for check in checks] == [False, False, True, True] and "config.json" in checks[0].words
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.errors import InputError
+from peftbook.evidence.stats import FEWEST_SEEDS
 from peftbook.methods import presets
 from peftbook.options import Bound, Option, listed
 from peftbook.tasks.columns import Columns
@@ -131,7 +132,9 @@ class Settings(Training):
     methods: names of presets.  learning_rates: by preset, in place of the book's.
     """
 
-    seeds: Annotated[int, Option("trainings of each method", "Seeds", Bound("{} seeds are chosen", 1, 10))] = 1
+    seeds: Annotated[int, Option(
+        "trainings of each method: one does not show their luck", "Seeds", Bound("{} seeds are chosen", 1, 10),
+    )] = FEWEST_SEEDS  # fmt: skip
     models: Annotated[tuple[specs.Model, ...], Option(
         "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
     )] = (specs.Model(),)  # fmt: skip
