@@ -21,6 +21,7 @@ YOURS = results_folder()
 os.environ["PEFTBOOK_RESULTS"] = str(RESULTS)  # a test that bends a rule leaves yours alone
 BROWSERS = ("chromium-headless-shell", "chromium")  # the first draws no window of its own, with half the work
 OWN_PRODUCTS = ("test_precision", "test_products")
+TAKES = {"slow": 10, "browser": 1}  # marker → about how many seconds
 NEEDS = {
     "browser": (
         lambda: os.environ.get("PEFTBOOK_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None),
@@ -42,9 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests whose program this machine lacks; files with slow tests come first, so that none is last."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """Leave out the tests whose program this machine lacks; files that take long come first, so that none is last."""
+    seconds = Counter[Path]()
+    for item in items:
+        seconds[item.path] += sum(many for marker, many in TAKES.items() if item.get_closest_marker(marker))
+    items.sort(key=lambda item: -seconds[item.path])
     for marker in missing():
         left_out = [item for item in items if item.get_closest_marker(marker)]
         config.hook.pytest_deselected(items=left_out)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook.cli.arguments import Add, positive
 from peftbook.errors import InputError
-from peftbook.options import listed
 
 if TYPE_CHECKING:
     from peftbook.memory import Configuration, Fit, Setup, Shape
@@ -163,6 +162,8 @@ def asked_for(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
     asked = {name: getattr(args, name) for name in TAKEN if getattr(args, name) is not None}
     asked |= {"method": meant("Method", args.method, METHOD_NAMES), **variant(args.method)}
     if args.saved:
+        from peftbook.options import listed
+
         asked["saved"] = tuple(dict.fromkeys(listed(args.saved)))
     asked["attention"] = attention_named(args.attention, shape.capped_scores)
     if args.targets is not None:
@@ -291,5 +292,7 @@ def targets_named(name: str) -> tuple[str, ...]:
     """The matrices that a word, or a list with commas, stands for."""
     from peftbook.memory.architecture import unfused
     from peftbook.memory.names import TARGET_WORDS
+
+    from peftbook.options import listed
 
     return TARGET_WORDS.get(name) or unfused(listed(name))
