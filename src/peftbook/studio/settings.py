@@ -133,7 +133,7 @@ class Settings(Training):
     """
 
     seeds: Annotated[int, Option(
-        "trainings of each method: one does not show their luck", "Seeds", Bound("{} seeds are chosen", 1, 10),
+        "trainings of each method; one hides the luck of training", "Seeds", Bound("{} seeds are chosen", 1, 10),
     )] = FEWEST_SEEDS  # fmt: skip
     models: Annotated[tuple[specs.Model, ...], Option(
         "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
