@@ -14,6 +14,7 @@ from peftbook.figures import figure
 from peftbook.figures.drawn import draw_bars
 from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
 from peftbook.memory import SHAPES, Setup, training_step
+from peftbook.memory.stacks import setup_in
 from peftbook.methods import arm_looks, named
 from peftbook.records import Store
 from peftbook.studies import costs
@@ -116,13 +117,16 @@ def training_state() -> Figure:
     return question(figure, "What must training keep in memory at 7B?")
 
 
-LONG = Setup(method="lora", seq=2048)
+LONG = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
+NF4 = replace(LONG, quantised="nf4")
 STEPS_7B = {
-    "LoRA": LONG,
-    "QLoRA": replace(LONG, quantised="nf4"),
-    "QLoRA, bf16 adapters": replace(LONG, quantised="nf4", adapter_dtype="bf16"),
-    "QLoRA, checkpointed": replace(LONG, quantised="nf4", checkpointing=True),
-    "Prompt on NF4": replace(LONG, method="prompt", quantised="nf4"),
+    "LoRA, peft alone": LONG,
+    "QLoRA, peft alone": NF4,
+    "QLoRA, autocast": replace(NF4, autocast=True),
+    "QLoRA, bf16 adapters": replace(NF4, adapter_dtype="bf16"),
+    "QLoRA, checkpointed": replace(NF4, checkpointing=True),
+    "QLoRA, TRL": setup_in("trl", method="lora", quantised="nf4", dtype="bf16", batch=1, seq=LONG.seq)[0],
+    "Prompt on NF4": replace(NF4, method="prompt"),
 }
 # part → its terms in the byte model, tone, share of the tone, hatch
 PARTS: dict[str, tuple[tuple[str, ...], str, float, str]] = {
@@ -143,7 +147,7 @@ def bytes_by_part(setup: Setup, model: str = "llama-2-7b") -> dict[str, float]:
 @figure
 def memory_by_term() -> Figure:
     """Where does the memory of a step go at 7B? The byte model's terms at the peak, for one row of 2,048 tokens."""
-    figure, axes = canvas(height=4.4)
+    figure, axes = canvas(height=5.4)
     looks = {part: one[1:] for part, one in PARTS.items()}
     draw_stacks(axes, [bytes_by_part(setup) for setup in STEPS_7B.values()], looks)
     name_rows(axes, list(STEPS_7B))

@@ -29,7 +29,7 @@ __all__ = [
     "stack_peaks",
 ]
 
-ROW = Setup(method="lora", seq=2048)
+ROW = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
 NF4 = replace(ROW, quantised="nf4")
 CHECKPOINTED = replace(NF4, checkpointing=True)
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B", "llama-2-70b": "Llama-2-70B"}
@@ -49,7 +49,8 @@ BY_LENGTH = {
     "LoRA": (ROW, "full", "s", "-"),
     "QLoRA": (NF4, "qlora", "D", "-"),
     "QLoRA, checkp.": (CHECKPOINTED, "lora", "o", "-"),
-    "… eager attention": (replace(CHECKPOINTED, attention="eager"), "prompt", "^", (0, (4, 1.5))),
+    "checkp., eager": (replace(CHECKPOINTED, attention="eager"), "prompt", "^", (0, (4, 1.5))),
+    "… bf16 adapters": (replace(NF4, adapter_dtype="bf16"), "qlora", "v", (0, (4, 1.5))),
 }
 
 
