@@ -1,7 +1,8 @@
 """Prompt tuning: how long must the soft prompt be, and does it matter how it starts?
 
 Written before the runs. Lengths 1, 5, 20 and 100; random, vocabulary and text initialisation; four learning rates a
-factor of 4 apart for each, extended at the edges, one seed; then three fresh seeds at the chosen rate.
+factor of 4 apart for each, extended at the edges, one seed; then three fresh seeds at the chosen rate. These left two
+claims undecided: since then a grid that is too coarse for the margin is refined, and there are two more seeds.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ COMPARISON = TunedComparison(
     arms=tuple(arm(length, init) for init in ("vocabulary", "random", "text") for length in LENGTHS),
     factor=4,
     bearable=MARGIN / 2,
+    refine=True,
+    seeds=(1, 2, 3, 4, 5),
+    first_look=3,
 )
 
 
