@@ -70,7 +70,7 @@ def rates(lowest: float, factor: float, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of a comparison share."""
+    """What the runs of a comparison share. refined: the gain from which a grid is refined; 0: never."""
 
     task: str
     tokens: int
@@ -80,6 +80,7 @@ class Setting:
     generated: int = 0
     examples: int | None = None
     seeds: tuple[int, ...] = (1, 2, 3)
+    refined: float = 0.0
 
     def run(self, method: Raw, rate: float | None, seed: int, **evaluation: object) -> Raw:
         budget = rate and {"learning_rate": rate, "tokens": self.tokens, "train_examples": self.examples}
@@ -92,7 +93,9 @@ class Setting:
         return self.run(method, rate, seed, split="validation", n_loss=self.validated, n_generate=0)
 
     def grid(self, method: Raw, declared: Iterable[float]) -> dict[float, float]:
-        """Rate → validation loss; extended while the best rate is an end and no rate is above 10."""
+        """Rate → validation loss; extended while the best rate is an end and no rate is above 10, refined while it is
+        too coarse.
+        """
         losses = {rate: loss(self.sweep(method, rate)) for rate in declared}
         while (best := min(losses, key=losses.__getitem__)) in (min(losses), max(losses)):
             further = best * self.factor if best == max(losses) else best / self.factor
@@ -100,6 +103,14 @@ class Setting:
                 break
             further = float(f"{further:.3g}")
             losses[further] = loss(self.sweep(method, further))
+        while self.refined and finer_grid(losses, self.refined):
+            tried = sorted(losses)
+            at = tried.index(min(losses, key=losses.__getitem__))
+            between = [math.sqrt(near * tried[at]) for near in tried[at - 1 : at + 2 : 2]
+                       if max(near, tried[at]) > 1.5 * min(near, tried[at])]  # fmt: skip
+            if not between:
+                break
+            losses |= {(rate := float(f"{one:.3g}")): loss(self.sweep(method, rate)) for one in between}
         return dict(sorted(losses.items()))
 
     def finals(self, method: Raw, declared: Iterable[float] = ()) -> list[Raw]:

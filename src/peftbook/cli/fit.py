@@ -292,7 +292,6 @@ def targets_named(name: str) -> tuple[str, ...]:
     """The matrices that a word, or a list with commas, stands for."""
     from peftbook.memory.architecture import unfused
     from peftbook.memory.names import TARGET_WORDS
-
     from peftbook.options import listed
 
     return TARGET_WORDS.get(name) or unfused(listed(name))

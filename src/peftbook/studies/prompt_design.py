@@ -76,5 +76,13 @@ def longer_verdict(store: Store) -> Verdict:
 def init_verdict(store: Store) -> Verdict:
     """Is a random start worse than a vocabulary start at 20 tokens?"""
     first, second = arm_name(20, "random"), arm_name(20, "vocabulary")
-    what = "Test loss with a random start minus that with a vocabulary start"
-    return COMPARISON.verdict(first, second, 0.0, (MARGIN, math.inf), what, store)
+    what = "With 20 tokens the test loss from a random start minus that from a vocabulary start"
+    found = COMPARISON.verdict(first, second, 0.0, (MARGIN, math.inf), what, store)
+    others = []
+    for length in (5, 100):
+        one = COMPARISON.difference(arm_name(length, "random"), arm_name(length, "vocabulary"), "loss_nats", store)
+        others.append(f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f}) with {length}")
+    return Verdict(
+        found.outcome, f"{found.sentence.removesuffix('.')}; it is {' and '.join(others)}, which decides nothing.",
+        found.quantities,
+    )  # fmt: skip
