@@ -112,14 +112,30 @@ def test_a_collapsed_replica_leaves_the_fit(tmp_path):
 
 
 def test_missing_sweeps_are_not_yet_run(tmp_path):
-    """And with one seed after a long training nothing is decided."""
     store = Store(tmp_path)
     for study in map(get_study, ("learning_rate", "learning_rate_by_rank", "learning_rate_long")):
         assert study.verdict(store).outcome == "not yet run"
     complete(store, get_study("learning_rate_long").runs, bowl(lambda rank: 4e-5 * (10 if rank else 1)))
     found = get_study("learning_rate_long")
-    assert found.verdict(store).outcome == "measured"
+    assert found.verdict(store).outcome == "reproduced"
     assert found.quantities(store)["long_ratio"].value == pytest.approx(10, rel=0.1)
+
+
+@pytest.mark.parametrize(("moved", "outcome"), [(1.0, "reproduced"), (2.0, "undecided"), (16.0, "refuted")])
+def test_a_rate_from_a_short_training_is_tried_in_the_long_one_however_far_it_lies(tmp_path, moved, outcome):
+    """Where the optimum has moved by one step of the grid, by more, or not at all."""
+    store = Store(tmp_path)
+    plain = {budget: bowl(lambda rank, by=by: 4e-4 / by * (1 if rank else 0.1), width=0.03)
+             for budget, by in ((learning_rate.SHORT.tokens, 1.0), (learning_rate.LONG.tokens, moved))}  # fmt: skip
+
+    def loss(run):
+        return plain[run.budget.tokens](run)
+
+    for runs in (learning_rate.short_runs, learning_rate.long_runs):
+        complete(store, runs, loss)
+    assert get_study("short_tuning").verdict(store).outcome == outcome
+    cost = learning_rate.cost_of_short("r16", store)
+    assert cost.mean == pytest.approx(0.03 * math.log(moved) ** 2, abs=0.004)
 
 
 # --- variants of LoRA ------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ rates within two steps of the best, ranks 16 and 64 also at rank 4's best. The b
 vertex of a quadratic in the logarithm of the rate, fitted to those points; ratios are paired by seed and by validation
 examples, which are drawn anew for the intervals. How far a ratio moves when only the nearest rates are fitted is taken
 for the error of the fit and added to its interval: that came after the records. Regret is taken leave-one-out: a seed's
-own best rate is chosen by the other seeds.
+own best rate is chosen by the other seeds. Ten times the budget had one seed, which decided nothing; two further seeds
+at the best rate and its neighbours were added when that was known, and with them the question what a rate costs there
+that was chosen, with one seed, in the short training.
 """
 
 from __future__ import annotations
@@ -86,6 +88,32 @@ def sweeps(comparison: TunedComparison, store: Store) -> list[Run]:
 def short_runs(store: Store) -> list[Run]:
     """Grids, then replicas."""
     return sweeps(SHORT, store) + replicas(store)
+
+
+def long_runs(store: Store) -> list[Run]:
+    """The first seed's grids after the long budget; then the further seeds at the best rate, its neighbours, and the
+    rate that the short training chose.
+    """
+    rates: dict[str, list[float]] = {}
+    for arm in LONG.arms:
+        with suppress(Missing):
+            rates[arm.name] = window(LONG, arm.name, store, NARROW)
+            if (chosen := short_best(arm.name, store)) not in rates[arm.name]:
+                rates[arm.name].append(chosen)
+    replicas = [
+        LONG.sweep_run(arm, rate, seed) for seed in SEEDS[1:] for arm in LONG.arms for rate in rates.get(arm.name, ())
+    ]
+    return sweeps(LONG, store) + replicas
+
+
+def long_seeds(store: Store) -> tuple[int, ...]:
+    """The seeds of the long training that can be told of: the first alone until all runs of the others are there."""
+    return SEEDS if all(run in store for run in long_runs(store)) else SEEDS[:1]
+
+
+def short_best(name: str, store: Store) -> float:
+    """The rate that the short sweep of one seed chose. Raises Missing."""
+    return SHORT.best(SHORT.arm(name), store)
 
 
 def points(comparison: TunedComparison, name: str, seed: int, store: Store) -> dict[float, Record]:
@@ -175,12 +203,14 @@ def log_ratio(first: str, second: str, store: Store) -> stats.Interval:
 
 
 def long_log_ratio(first: str, second: str, store: Store) -> stats.Interval:
-    """The same after the long budget, with one seed over examples alone. Raises Missing.
+    """The same after the long budget. Raises Missing.
 
-    Above its optimum LoRA's loss rises so steeply there that a parabola fits five rates badly: the fit takes three.
+    Above its optimum LoRA's loss rises so steeply there that a parabola fits five rates badly: the fit takes three. How
+    far that moves the ratio is known from the first seed, which has five.
     """
-    wide, narrow = (ratios(LONG, first, second, SEEDS[:1], steps, store) for steps in (WINDOW, NARROW))
-    return stats.with_bias(interval_of_logs(narrow), float(narrow[0].mean() - wide[0].mean()))
+    narrow = ratios(LONG, first, second, long_seeds(store), NARROW, store)
+    wide = ratios(LONG, first, second, SEEDS[:1], WINDOW, store)
+    return stats.with_bias(interval_of_logs(narrow), float(narrow[0, 0] - wide[0, 0]))
 
 
 def ratios(
@@ -191,23 +221,48 @@ def ratios(
 
 
 def regret(name: str, store: Store) -> stats.Interval:
-    """Loss at rank 4's best grid rate minus the loss at the arm's own best grid rate, by seed and example.
+    """Loss at rank 4's best grid rate minus the loss at the arm's own best grid rate. Raises Missing."""
+    return cost_of(borrowed(store), SHORT, name, window(SHORT, name, store), store)
+
+
+def cost_of_short(name: str, store: Store) -> stats.Interval:
+    """After the long budget: loss at the rate that the short sweep of one seed chose minus that at the best rate.
+
+    Raises Missing.
+    """
+    return cost_of(short_best(name, store), LONG, name, window(LONG, name, store, NARROW), store)
+
+
+def cost_of(
+    given: float, comparison: TunedComparison, name: str, inside: Sequence[float], store: Store
+) -> stats.Interval:
+    """Loss at a given rate minus the loss at the arm's own best rate of those inside, by seed and example.
 
     A seed's own best is the rate with the lowest mean loss of the other seeds. A diverged run at either rate makes it
     infinite. Raises Missing.
     """
-    rate_of_r4, inside = borrowed(store), window(SHORT, name, store)
-    arm, pairs = SHORT.arm(name), []
-    losses = {seed: curve(SHORT, name, seed, store) for seed in SEEDS}
+    arm, pairs = comparison.arm(name), []
+    losses = {seed: curve(comparison, name, seed, store) for seed in SEEDS}
     for seed in SEEDS:
         others = [losses[other] for other in SEEDS if other != seed]
         own = min(inside, key=lambda rate: math.fsum(loss.get(rate, math.inf) for loss in others))
-        pair = store.need_all(SHORT.sweep_run(arm, rate, seed) for rate in (rate_of_r4, own))
+        pair = store.need_all(comparison.sweep_run(arm, rate, seed) for rate in (given, own))
         if any(record.failure for record in pair):
-            return stats.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), SHORT.sweep_examples)
+            return stats.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), comparison.sweep_examples)
         pairs.append(pair)
-    borrowing, owning = zip(*pairs, strict=True)
-    return paired(borrowing, owning, "loss_nats")
+    giving, owning = zip(*pairs, strict=True)
+    return paired(giving, owning, "loss_nats")
+
+
+def log_moved(name: str, store: Store) -> stats.Interval:
+    """log(best rate after the short budget / after the long), by seed and examples. Raises Missing.
+
+    Of each the vertex through the three rates next to the best. How far the long one moves when five are fitted is
+    known from the first seed, and added.
+    """
+    short, long = (log_best(one, name, SEEDS, store, NARROW) for one in (SHORT, LONG))
+    wide = log_best(LONG, name, SEEDS[:1], store)
+    return stats.with_bias(interval_of_logs(short - long), float(long[0, 0] - wide[0, 0]))
 
 
 def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
@@ -255,10 +310,16 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             with suppress(Missing):
                 if (price := wrong_rate(name, factor, store)) is not None:
                     out[f"{name}_{word}_cost"] = price
+        with suppress(Missing):
+            runs = tuple(run.key for run in long_runs(store) if run.method == LONG.arm(name).method)
+            out[f"long_{name}_moved"] = Quantity.ratio(log_moved(name, store), runs, 2)
+            if math.isfinite((cost := cost_of_short(name, store)).mean):
+                out[f"long_{name}_short_rate_cost"] = Quantity.of(cost, "nats per token", runs)
     with suppress(Missing):
         ratio = long_log_ratio("r16", "full", store)
-        runs = tuple(run.key for run in sweeps(LONG, store))
-        out["long_ratio"] = Quantity.ratio(ratio, runs, 1, "one seed: interval over examples alone")
+        runs = tuple(run.key for run in long_runs(store) if run in store)
+        note = "one seed: interval over examples alone" if len(long_seeds(store)) == 1 else ""
+        out["long_ratio"] = Quantity.ratio(ratio, runs, 1, note)
     return out
 
 
@@ -277,13 +338,18 @@ def ratio_verdict(store: Store) -> Verdict:
     """Is the best rate of LoRA (r = 16) between 5 and 20 times that of full fine-tuning?"""
     with whole(short_runs(store), store):
         ratio = log_ratio("r16", "full", store)
+    return about_ten(ratio, "The", "r16_over_full")
+
+
+def about_ten(ratio: stats.Interval, opening: str, quantity: str) -> Verdict:
+    """Whether a ratio, given as its logarithm, lies between the ends of RATIO."""
     outcome = stats.judge(ratio, 0.0, (math.log(RATIO[0]), math.log(RATIO[1])))
     mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
     return Verdict(
         outcome,
-        f"The best rate of LoRA (r = 16) is {mean:.1f} times that of full fine-tuning (95 % interval {low:.1f} to "
-        f"{high:.1f}, {len(SEEDS)} seeds; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
-        ("r16_over_full",),
+        f"{opening} best rate of LoRA (r = 16) is {mean:.1f} times that of full fine-tuning (95 % interval {low:.1f} "
+        f"to {high:.1f}, {len(SEEDS)} seeds; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
+        (quantity,),
     )
 
 
@@ -312,14 +378,41 @@ def regret_verdict(store: Store) -> Verdict:
     return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named))
 
 
-@study("learning_rate_long", lambda store: sweeps(LONG, store), quantities)
+@study("learning_rate_long", long_runs, quantities)
 def long_ratio_verdict(store: Store) -> Verdict:
-    """The ratio after about 400 steps beside that after the short budget: one seed, so nothing is decided."""
+    """Is it so after about 400 steps too? With one seed, as long as the others are not there, nothing is decided."""
     with whole(sweeps(LONG, store), store):
         ratio = long_log_ratio("r16", "full", store)
-    mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
-    beside = ""
-    with suppress(Missing):
-        beside = f"; after the short budget it is {math.exp(log_ratio('r16', 'full', store).mean):.1f}"
-    said = f"After about 400 steps the ratio is {mean:.1f} (95 % interval over examples {low:.1f} to {high:.1f})"
-    return Verdict("measured", f"{said}, with one seed{beside}.", ("long_ratio",))
+    found = about_ten(ratio, "After about 400 steps the", "long_ratio")
+    if len(long_seeds(store)) == 1:
+        sentence = found.sentence.replace(f"{len(SEEDS)} seeds", "one seed, over examples alone")
+        return Verdict("measured", sentence, found.quantities)
+    return found
+
+
+@study("short_tuning", long_runs, quantities)
+def short_tuning_verdict(store: Store) -> Verdict:
+    """Does a rate that was chosen in the short training cost less than the margin in the long one?"""
+    outcomes, said, named = set(), [], []
+    with whole(long_runs(store), store):
+        for name, label in (("r16", "LoRA (r = 16)"), ("full", "Full fine-tuning")):
+            cost = cost_of_short(name, store)
+            if cost.half95 or cost.mean:
+                outcomes.add(stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)))
+                said.append(
+                    f"{label}: at the rate that the short training chose the loss is {cost.mean:+.3f} nats per token "
+                    f"from that at the best one (95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin "
+                    f"{REGRET_MARGIN})"
+                )
+                named.append(f"long_{name}_short_rate_cost")
+            else:  # every seed's best rate is the chosen one: the cost is 0 by construction, and shows nothing
+                ratio = log_moved(name, store)
+                outcomes.add(stats.judge(ratio, 0.0, (-math.log(STEP), math.log(STEP))))
+                mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
+                said.append(
+                    f"{label}: both have the same best rate of the grid, and the fitted optimum after the short "
+                    f"training is {mean:.2f} times the other ({low:.2f} to {high:.2f}; claim within a factor of "
+                    f"{STEP:g})"
+                )
+                named.append(f"long_{name}_moved")
+    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named))
