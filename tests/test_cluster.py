@@ -521,7 +521,7 @@ def test_a_killed_node_loses_no_run(machines, tmp_path):
     """A run whose node dies goes on from its shared checkpoint on the other node; two studies that share a run compute
     it once, and every record is that of an uninterrupted run here.
     """
-    long, short = small_run(0, 8), small_run(1, 4, n_generate=2)
+    long, short = small_run(0, 32), small_run(1, 4, n_generate=2)
     shared, store = tmp_path / "checkpoints", Store(tmp_path / "cluster")
     shared.mkdir()
     driver = machines.driver(store.folders[0], shared, long, short, long)
@@ -540,7 +540,7 @@ def test_a_killed_node_loses_no_run(machines, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_without_shared_checkpoints_the_run_of_a_killed_node_starts_anew(machines, tmp_path):
     """With the same record in the end."""
-    run, store = small_run(2, 8), Store(tmp_path / "cluster")
+    run, store = small_run(2, 32), Store(tmp_path / "cluster")
     caches = [machines.folder / name / "checkpoints" for name in machines.nodes]
     driver = machines.driver(store.folders[0], None, run)
     kill_mid_run(machines, run, caches)

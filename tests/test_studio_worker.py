@@ -310,8 +310,8 @@ def test_a_worker_that_is_told_to_end_leaves_its_job_to_the_next(served):
     wait_for(lambda: job().state == "running" and child_of(studio, job())[0], PATIENCE)
     pid, known = child_of(studio, job())
     os.kill(next(worker.pid for worker in studio.workers() if worker.alive), signal.SIGTERM)
-    wait_for(lambda: not worker_alive(served), 20)
-    assert job().state == "queued" and studio.workers() == [] and not is_alive(pid, known)
+    wait_for(lambda: not worker_alive(served) and job().state == "queued", 20)
+    assert studio.workers() == [] and not is_alive(pid, known)
     studio.delete_project(project.id)  # or the next test's worker would go on with it
 
 
@@ -880,6 +880,23 @@ def test_a_job_that_needs_the_machine_runs_alone(crew, change):
         assert len(ticks(worker)) == 1
         assert [job.state for job in studio.jobs(plan=plan)] == state
         worker.places[0].child.status = 1
+
+
+def test_what_jobs_are_forked_from_has_the_threads_of_the_jobs(crew, monkeypatch):
+    """Loaded for two at a time, it is loaded again where the jobs turn out to need the machine; never beside one."""
+    studio, project, worker = crew
+    loaded = []
+    monkeypatch.setattr(worker, "load", lambda threads: loaded.append(threads) or setattr(worker, "threads", threads))
+    monkeypatch.setattr(worker.source, "server", SimpleNamespace())
+    monkeypatch.setattr(worker.source, "has_said_ready", lambda: True)
+    worker.load(studio_worker.threads_beside(2))
+    own = [small_run(studio, project, LoRA(), seed=seed, model=specs.Model()) for seed in range(3)]
+    studio.submit(project.id, own)
+    assert ticks(worker) == [4] and loaded == [2, 4]
+    worker.places[0].child.status = 1
+    studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(2)])
+    assert ticks(worker) == [4] and loaded == [2, 4]
+    monkeypatch.setattr(worker.source, "server", None)
 
 
 def test_a_job_whose_process_was_killed_in_company_has_none_any_more(crew):

@@ -90,6 +90,7 @@ class Worker:
         self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
         self.assistant: Child | None = None
         self.source = Preloaded()
+        self.threads = 0  # of what is forked from it
         self.last_beat = -1e9
         self.last_needed = self.last_job = time.monotonic()
 
@@ -102,6 +103,8 @@ class Worker:
 
     def load(self, threads: int) -> None:
         """Begin to import what jobs of so many threads are forked from."""
+        self.source.close()
+        self.threads = threads
         with contextlib.suppress(OSError, RuntimeError):  # else each starts as it can, and says why not
             self.source.load(environment_of(threads, VARIABLES))
 
@@ -139,8 +142,10 @@ class Worker:
         if not (waiting := self.studio.waiting()):
             return
         many = self.side_by_side([*(place.job for place in self.places), *waiting])
-        if self.source.server is None and len(waiting) > 1:
-            self.load(threads_beside(many))
+        threads = threads_beside(many)
+        unfit = self.source.server is None or (self.threads != threads and not self.places)
+        if len(waiting) > 1 and unfit:
+            self.load(threads)
         if self.source.is_loading() or len(self.places) >= many:
             return
         taken = {place.id for place in self.places}
@@ -150,7 +155,7 @@ class Worker:
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:
-            child = start("work", *arguments, threads=threads_beside(many), by=self.source.start)
+            child = start("work", *arguments, threads=threads, by=self.source.start)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
