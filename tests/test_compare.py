@@ -212,30 +212,37 @@ def test_a_signal_to_end_is_as_ctrl_c(tmp_path, monkeypatch, capsys, number):
         signal.signal(number, before)
 
 
-def test_ctrl_c_stops_a_run_that_a_worker_of_the_studio_computes_and_leaves_the_worker(tmp_path, monkeypatch, capsys):
-    """It waits until the run has stopped, so that the same command can queue it; the checkpoint stays."""
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [(1, "the one under way keeps its checkpoint"), (2, "1 of the 2 under way had a checkpoint, which is kept")],
+)
+def test_ctrl_c_stops_what_a_worker_of_the_studio_computes_and_leaves_it(tmp_path, monkeypatch, capsys, places, said):
+    """It waits until the runs have stopped, so that the same command can queue them; the checkpoint stays."""
     studio = Studio(tmp_path)
     project = colours_project(studio)
     plan = submitted(studio, project, (0, 1))
-    studio.beat("w", os.getpid())
-    job = studio.claim("w", os.getpid())
-    studio.adopt(job.id, job.attempt, os.getpid())
+    names = ["w", "w-1"][:places]
+    job, *others = [studio.claim(name, os.getpid()) for name in names]
+    for one in (job, *others):
+        studio.adopt(one.id, one.attempt, os.getpid())
     checkpoint = studio.folder(project.id) / "checkpoints" / job.key[:16]
     checkpoint.mkdir(parents=True)
     (checkpoint / "progress.json").write_text("{}")
     real = studio.cancel
 
     def cancel(job_id: str) -> None:
-        """And the worker, which looks after its child, stops it soon."""
+        """And the worker, which looks after its children, stops it soon."""
         real(job_id)
-        threading.Timer(0.3, lambda: Studio(tmp_path).stopped(job.id, job.attempt)).start()
+        for one in (job, *others):
+            if one.id == job_id:
+                threading.Timer(0.3, lambda one=one: Studio(tmp_path).stopped(one.id, one.attempt)).start()
 
     monkeypatch.setattr(studio, "cancel", cancel)
     interrupt(monkeypatch)
     assert not waiting.wait_for(studio, plan)
-    assert "2 taken off the queue, the one under way keeps its checkpoint; give" in capsys.readouterr().err
+    assert f"2 taken off the queue, {said}; give" in capsys.readouterr().err
     assert [one.state for one in studio.jobs(plan=plan)] == ["cancelled", "cancelled"]
-    assert [worker.id for worker in studio.workers()] == ["w"] and checkpoint.is_dir()
+    assert [worker.id for worker in studio.workers()] == names and checkpoint.is_dir()
 
 
 def test_ctrl_c_leaves_what_the_studio_asked_for_too(tmp_path, monkeypatch, capsys):

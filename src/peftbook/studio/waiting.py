@@ -86,7 +86,7 @@ def ended_as_interrupted() -> Iterator[None]:
 def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> str:
     """Take a plan's jobs off the queue, so that nothing waits behind them, and wait until none runs; what was done.
 
-    The one under way is ended and keeps its last checkpoint, whoever's worker it was. Those in `elsewhere` stay.
+    Those under way are ended and keep their last checkpoints, whoever's worker it was. Those in `elsewhere` stay.
     """
     taken = [job for job in studio.jobs(plan=plan_id) if unfinished(job) and job.id not in elsewhere]
     for job in taken:
@@ -99,10 +99,12 @@ def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) 
     jobs = studio.jobs(plan=plan_id)
     done, off = (sum(job.state == state for job in jobs) for state in ("done", "cancelled"))
     parts = [f"{done} of {len(jobs)} runs are done", f"{off} taken off the queue"]
-    for job in taken:
-        if job.state == "running":
-            kept = (studio.folder(job.project) / "checkpoints" / job.key[:16] / "progress.json").is_file()
-            parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
+    places = [studio.folder(job.project) / "checkpoints" / job.key[:16] for job in taken if job.state == "running"]
+    kept = sum((place / "progress.json").is_file() for place in places)
+    if len(places) == 1:
+        parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
+    elif places:
+        parts.append(f"{kept} of the {len(places)} under way had a checkpoint, which is kept")
     if left := sum(unfinished(job) and job.id in elsewhere for job in jobs):
         parts.append(f"{left} stay queued for the studio, which asked for them too")
     return f"Stopped: {', '.join(parts)}; give the same command again to go on."
