@@ -13,9 +13,11 @@ that was chosen, with one seed, in the short training.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -338,19 +340,29 @@ def ratio_verdict(store: Store) -> Verdict:
     """Is the best rate of LoRA (r = 16) between 5 and 20 times that of full fine-tuning?"""
     with whole(short_runs(store), store):
         ratio = log_ratio("r16", "full", store)
-    return about_ten(ratio, "The", "r16_over_full")
+    return about_ten(ratio, "The", f"{len(SEEDS)} seeds", "r16_over_full")
 
 
-def about_ten(ratio: stats.Interval, opening: str, quantity: str) -> Verdict:
+def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> Verdict:
     """Whether a ratio, given as its logarithm, lies between the ends of RATIO."""
     outcome = stats.judge(ratio, 0.0, (math.log(RATIO[0]), math.log(RATIO[1])))
     mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
     return Verdict(
         outcome,
         f"{opening} best rate of LoRA (r = 16) is {mean:.1f} times that of full fine-tuning (95 % interval {low:.1f} "
-        f"to {high:.1f}, {len(SEEDS)} seeds; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
+        f"to {high:.1f}, {over}; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
         (quantity,),
     )
+
+
+def judge_cost(cost: stats.Interval, moved: Callable[[], stats.Interval]) -> tuple[str, stats.Interval | None]:
+    """The outcome of a cost by its margin; or, where every seed's best rate is the given one, so that the cost is 0 by
+    construction and shows nothing, of how far the fitted optima are apart, as a logarithm, and that interval.
+    """
+    if cost.half95 or cost.mean:
+        return stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)), None
+    ratio = moved()
+    return stats.judge(ratio, 0.0, (-math.log(STEP), math.log(STEP))), ratio
 
 
 @study("learning_rate_by_rank", short_runs, quantities)
@@ -359,16 +371,15 @@ def regret_verdict(store: Store) -> Verdict:
     outcomes, said, named = set(), [], []
     for name in REPLICATED[2:]:
         cost = regret(name, store)
-        if cost.half95 or cost.mean:
-            outcomes.add(stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)))
+        outcome, ratio = judge_cost(cost, functools.partial(log_ratio, name, "r4", store))
+        outcomes.add(outcome)
+        if ratio is None:
             said.append(
                 f"At rank {name[1:]} rank 4's best rate costs {cost.mean:+.3f} nats per token over its own (95 % "
                 f"interval {cost.low:+.3f} to {cost.high:+.3f}; margin {REGRET_MARGIN})"
             )
             named.append(f"{name}_regret")
-        else:  # every seed's own rate is rank 4's: the cost is 0 by construction, and shows nothing
-            ratio = log_ratio(name, "r4", store)
-            outcomes.add(stats.judge(ratio, 0.0, (-math.log(STEP), math.log(STEP))))
+        else:
             mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
             said.append(
                 f"rank {name[1:]} has the same best rate of the grid, and the fitted optimum is {mean:.2f} times rank "
@@ -383,11 +394,10 @@ def long_ratio_verdict(store: Store) -> Verdict:
     """Is it so after about 400 steps too? With one seed, as long as the others are not there, nothing is decided."""
     with whole(sweeps(LONG, store), store):
         ratio = long_log_ratio("r16", "full", store)
-    found = about_ten(ratio, "After about 400 steps the", "long_ratio")
-    if len(long_seeds(store)) == 1:
-        sentence = found.sentence.replace(f"{len(SEEDS)} seeds", "one seed, over examples alone")
-        return Verdict("measured", sentence, found.quantities)
-    return found
+    seeds = len(long_seeds(store))
+    over = f"{seeds} seeds" if seeds > 1 else "one seed, over examples alone"
+    found = about_ten(ratio, "After about 400 steps the", over, "long_ratio")
+    return found if seeds > 1 else replace(found, outcome="measured")
 
 
 @study("short_tuning", long_runs, quantities)
@@ -397,17 +407,16 @@ def short_tuning_verdict(store: Store) -> Verdict:
     with whole(long_runs(store), store):
         for name, label in (("r16", "LoRA (r = 16)"), ("full", "Full fine-tuning")):
             cost = cost_of_short(name, store)
-            if cost.half95 or cost.mean:
-                outcomes.add(stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)))
+            outcome, ratio = judge_cost(cost, functools.partial(log_moved, name, store))
+            outcomes.add(outcome)
+            if ratio is None:
                 said.append(
                     f"{label}: at the rate that the short training chose the loss is {cost.mean:+.3f} nats per token "
                     f"from that at the best one (95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin "
                     f"{REGRET_MARGIN})"
                 )
                 named.append(f"long_{name}_short_rate_cost")
-            else:  # every seed's best rate is the chosen one: the cost is 0 by construction, and shows nothing
-                ratio = log_moved(name, store)
-                outcomes.add(stats.judge(ratio, 0.0, (-math.log(STEP), math.log(STEP))))
+            else:
                 mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
                 said.append(
                     f"{label}: both have the same best rate of the grid, and the fitted optimum after the short "
