@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -112,7 +113,7 @@ def test_a_log_shows_life_while_nothing_is_counted(monkeypatch):
         deadline = time.monotonic() + 20
         while " s so far" not in log.getvalue() and time.monotonic() < deadline:
             time.sleep(0.05)
-    assert "generating answers, 0 of 64, 1 s so far" in log.getvalue() and not display.thread.is_alive()
+    assert re.search(r"generating answers, 0 of 64, \d+ s so far", log.getvalue()) and not display.thread.is_alive()
 
 
 def test_where_somebody_waits_no_ten_seconds_are_silent():
