@@ -332,8 +332,8 @@ def invented_update(probe: specs.Probe, rng: np.random.Generator) -> dict:
 
 
 def invented_sort(probe: specs.Probe, rng: np.random.Generator, lists: int = 40) -> dict:
-    arms, depth = ("prompt", "prefix", "lora", "lora4", "prompt_copy"), float(probe.settings["depth"])
-    right = {"prompt": 0.02 * depth, "prefix": 0.03 * depth, "prompt_copy": 0.9}
+    arms, depth = ("prompt", "prefix", "lora", "lora4", "prompt_ascending"), float(probe.settings["depth"])
+    right = {"prompt": 0.02 * depth, "prefix": 0.03 * depth, "prompt_ascending": 0.9}
     exact = {f"{arm}_exact": (rng.random(lists) < right.get(arm, 0.95)).astype(float).tolist() for arm in arms}
     measured = {f"{arm}_parameters": 640 for arm in arms} | {"pretrained_ascending_accuracy": 0.98}
     curve = {}

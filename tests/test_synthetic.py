@@ -187,6 +187,21 @@ def test_the_sort_probe_reports_every_arm():
     assert found.measurements["prefix_parameters"] == 2 * length * hidden
 
 
+def test_what_stands_before_the_list_says_what_the_further_prompt_is_asked_for():
+    """Where pretraining never showed the marker, ascending order is to be brought back; else copying, as at first."""
+    settings = expressiveness.SETTINGS | {"depth": 1, "pretrain_steps": 2, "steps": 2}
+    settings |= dict.fromkeys(("prompt_rates", "prefix_rates", "lora_rates"), (0.1,))
+    probe = expressiveness.probe(1, 0)
+    first = {name: value for name, value in settings.items() if name != "marker"}
+    arms = [
+        set(measure(probe.model_copy(update={"settings": chosen})).per_example)
+        for chosen in (settings, first, first | {"marker": "ascending"})
+    ]
+    assert arms[1] == arms[2] and arms[0] ^ arms[1] == {"prompt_ascending_exact", "prompt_copy_exact"}
+    shown = {synthetic.sequence((1, 2), "copy", task).ids[0] for task in synthetic.PRETRAINED}
+    assert synthetic.sequence((1, 2), "copy", "untaught").ids[0] not in shown
+
+
 def test_hidden_states_of_the_small_model_are_those_of_transformers():
     """The fast path of the training loop against the library's forward pass."""
     model = base(2)
@@ -220,13 +235,12 @@ def sort_store(
             for arm in expressiveness.CONTEXT_ARMS:
                 losses = [2.0, 1.0, 0.5 if arm in at_end else 1.5]
                 curve |= {f"{arm}_rates": [0.03, 0.1, 0.3], f"{arm}_validation_loss_nats": losses}
-                curve[f"{arm}_validation_accuracy"] = [0.0] * 3
             store.save(Record(key=probe.key, spec=probe, measurements=measured, per_example=exact, curve=curve))
     return store
 
 
 ALL = dict.fromkeys(expressiveness.DEPTHS, 1.0)
-CONTROLS = {"lora": ALL, "prompt_copy": ALL}
+CONTROLS = {"lora4": ALL, "prompt_ascending": ALL}
 
 
 @pytest.mark.parametrize(
@@ -238,8 +252,8 @@ CONTROLS = {"lora": ALL, "prompt_copy": ALL}
         (CONTROLS | {"prefix": ALL}, 1.0, (), "refuted", "undecided"),  # depth has nothing to give
         ({"prompt": ALL}, 1.0, (), "refuted", "undecided"),
         ({}, 1.0, (), "undecided", "undecided"),
-        ({"lora": ALL}, 1.0, (), "undecided", "undecided"),  # nothing shows that a prompt can be trained
-        ({"prompt_copy": ALL}, 1.0, (), "undecided", "undecided"),
+        ({"lora4": ALL}, 1.0, (), "undecided", "undecided"),  # nothing shows that a prompt can be trained
+        ({"prompt_ascending": ALL}, 1.0, (), "undecided", "undecided"),
         (CONTROLS, 0.3, (), "undecided", "undecided"),
         (CONTROLS, 1.0, ("prefix",), "undecided", "undecided"),
         (CONTROLS | {"prompt": ALL}, 1.0, ("prompt",), "refuted", "undecided"),

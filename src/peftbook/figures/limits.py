@@ -30,13 +30,13 @@ Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of config
 
 @figure
 def accuracy_by_depth(store: Store) -> Figure:
-    """What can a prompt not learn? Share of lists sorted downwards against the depth of the model."""
+    """What can a prompt not learn? Share of lists sorted as asked against the depth of the model."""
     looks = {
         "lora": ("LoRA, r = 1", "lora", "o", "-", 1.0),
         "lora4": ("LoRA, r = 4", "lora", "s", (0, (4, 1.5)), 1.05),
         "prefix": ("Prefix", "accent", "<", "-", 0.95),
         "prompt": ("Prompt", "prompt", "^", "-", 0.9),
-        "prompt_copy": ("Prompt, copying", "muted", "v", (0, (1, 1)), 1.1),
+        "prompt_ascending": ("Prompt, upwards", "muted", "v", (0, (1, 1)), 1.1),
     }
     figure, axes = canvas(height=4.4)
     ends: Points = {}
@@ -48,9 +48,9 @@ def accuracy_by_depth(store: Store) -> Figure:
     axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     note(axes, "counts as solved", 0.01, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="left",
          va="bottom")  # fmt: skip
-    axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted downwards, 0–1", ylim=(-0.04, 1.06))
+    axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted as asked, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, expressiveness.DEPTHS)
-    axes.set_xlim(0.8, 160)
+    axes.set_xlim(0.9, 22)
     question(figure, "What can a prompt not learn?")
     label_points(axes, ends, column=0.74)
     return figure
