@@ -87,6 +87,16 @@ def test_a_pass_through_the_layers_leaves_out_the_head():
     assert whole - sum(layers_seconds(SHAPE, CPU, machine, {}).values()) == pytest.approx(head)
 
 
+def test_with_fewer_threads_what_is_computed_takes_longer_and_starting_an_operation_does_not():
+    """Products in proportion; of the elementwise operations what is more than the seconds of the fewest elements."""
+    products, starting = rates(1e-9, 1e-8), rates(operation=1e-5)
+    flat, rising = rates(curve=Curve((10.0, 1e9), (1e-6, 1e-6))), rates(curve=Curve((10.0, 1e4), (1e-6, 1e-4)))
+    for machine, low, high in ((products, 1.7, 1.7), (starting, 1, 1), (flat, 1, 1), (rising, 1.01, 1.7)):
+        alone, slower = (sum(step_seconds(SHAPE, CPU, one).values()) for one in (machine, machine.slowed(1.7)))
+        assert low * (1 - 1e-9) <= float(slower / alone) <= high * (1 + 1e-9)
+        assert machine.slowed(1.0) == machine
+
+
 def test_a_curve_goes_through_its_points_and_on_in_proportion():
     """Between two points it is a power law, beyond the last one linear, and nothing takes no time."""
     curve = Curve((10.0, 1000.0), (1e-6, 1e-5))

@@ -75,6 +75,14 @@ def test_threads_are_those_that_gain(monkeypatch, seconds, most, best, gained):
     assert threads.cores_gained() == gained
 
 
+def test_what_fewer_threads_cost_is_by_the_seconds_measured(monkeypatch):
+    """Against the number that a run alone gets; where nothing was measured nothing is said."""
+    monkeypatch.setattr(threads, "step_seconds", lambda: {1: 8.0, 2: 5.0, 4: 4.9})
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    assert [threads.slower_with(count) for count in (1, 2, 3)] == [8 / 5, 1.0, 1.0]
+    assert [threads.threads_beside(jobs) for jobs in (1, 2, 3, 9)] == [2, 2, 1, 1]
+
+
 def test_one_core_needs_no_measurement(monkeypatch):
     """Where there is no choice nothing is measured."""
     monkeypatch.setattr(threads, "step_seconds", lambda: pytest.fail("measured"))

@@ -38,14 +38,14 @@ from peftbook.studio import preflight as preflighting
 from peftbook.studio.plan import check_settings, plan, training_tokens
 from peftbook.studio.preflight import Check, coverage_words, preflight
 from peftbook.studio.settings import Settings
-from peftbook.studio.smaller import smaller_plan
+from peftbook.studio.smaller import plan_seconds, smaller_plan
 from peftbook.tasks import TaskData, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
 from peftbook.training import precision, scoring
 from peftbook.training.models import find_package_file
-from peftbook.training.request import shape_of
+from peftbook.training.request import request_for, shape_of, side_by_side
 
 SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
 RATES = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
@@ -462,6 +462,24 @@ def checked(settings: Settings, speed: float = 1e-3) -> tuple[tuple[specs.Run, .
     return runs, checks
 
 
+def test_runs_at_once_end_sooner_and_each_takes_longer(monkeypatch):
+    """By the cores that add speed and the memory; one after another where there is no room, or a GPU computes."""
+    monkeypatch.setattr("peftbook.training.request.cores_gained", lambda: 2)
+    monkeypatch.setattr(preflighting, "threads_beside", lambda jobs: 1)
+    monkeypatch.setattr(preflighting, "slower_with", lambda threads: 1.5)
+    runs = plan(TASK, dataclasses.replace(LONG, tokens=5000))
+    room = 2 * max(request_for(run).memory_bytes for run in runs)
+    apart, beside = (preflight(TASK, runs, memory) for memory in (0.9 * room, room))
+    assert {check.beside for check in apart} == {1} and {check.beside for check in beside} == {2}
+    for one, two in zip(apart, beside, strict=True):
+        assert one.seconds < two.seconds <= 1.5 * one.seconds + 0.01  # which are rounded
+    assert plan_seconds(apart) == pytest.approx(sum(check.seconds for check in apart))
+    total, longest = sum(check.seconds for check in beside), max(check.seconds for check in beside)
+    assert total / 2 <= plan_seconds(beside) <= total / 2 + longest / 2 < plan_seconds(apart)
+    on_card = [run.model_copy(update={"platform": "cuda"}) for run in runs]
+    assert side_by_side(on_card, room) == side_by_side(runs[:1], room) == 1
+
+
 LONG = Settings(models=(SMALL,), methods=("lora", "prompt"), tokens=500_000, seeds=3)
 
 
@@ -507,7 +525,7 @@ def test_the_smaller_plan_of_a_real_check_is_checked_to_be_within_the_hour(monke
     settings = dataclasses.replace(LONG, methods=("lora", "prompt", "full"), test_examples=6)
     runs = plan(TASK, settings)
     less = smaller_plan(settings, runs, preflight(TASK, runs, ROOMY))
-    again = sum(check.seconds for check in preflight(TASK, plan(TASK, less.settings), ROOMY))
+    again = plan_seconds(preflight(TASK, plan(TASK, less.settings), ROOMY))
     assert again <= 3600 and again == pytest.approx(less.seconds, rel=0.15)
 
 

@@ -48,6 +48,8 @@ from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
+from peftbook.training import request as requesting
+from peftbook.training import threads
 from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
@@ -829,9 +831,11 @@ class Doing:
 @pytest.fixture
 def crew(tmp_path, monkeypatch):
     """A worker on four cores, whose jobs' processes do nothing, and its studio; the memory is for two small runs."""
-    for name, known in (("cores", 4), ("cores_gained", 4)):
-        monkeypatch.setattr(studio_worker, name, lambda known=known: known)
-    monkeypatch.setattr(studio_worker, "best_threads", lambda most=4: most)
+    for module in (studio_worker, requesting):
+        monkeypatch.setattr(module, "cores_gained", lambda: 4)
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    for module in (studio_worker, threads):
+        monkeypatch.setattr(module, "best_threads", lambda most=4: most)
     monkeypatch.setattr(studio_worker, "start", lambda *given, threads, by: Doing(threads))
     studio, worker = Studio(tmp_path), Worker(tmp_path)
     monkeypatch.setattr(worker, "load", lambda threads: None)
@@ -916,7 +920,8 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(tmp_
     monkeypatch.setattr(studio_worker, "threads_beside", lambda jobs: 1)
     found = {}
     for many in (1, 2):
-        monkeypatch.setattr(studio_worker, "cores_gained", lambda many=many: many)
+        for module in (studio_worker, requesting):
+            monkeypatch.setattr(module, "cores_gained", lambda many=many: many)
         studio, worker, most = Studio(tmp_path / str(many)), Worker(tmp_path / str(many)), 0
         project = colours_project(studio)
         runs = [small_run(studio, project, method, texts=2) for method in (LoRA(rank=2), PromptTuning(length=2))]

@@ -14,7 +14,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class Curve:
         inside = np.interp(np.log(np.maximum(count, 1.0)), *self.logarithms)
         return np.where(count == 0, 0.0, np.exp(inside) * np.maximum(1.0, np.asarray(count) / self.elements[-1]))
 
+    def slowed(self, times: float) -> Curve:
+        """What is more than the seconds of the fewest elements takes so many times as long."""
+        least = self.seconds[0]
+        return Curve(self.elements, tuple(least + times * (one - least) for one in self.seconds))
+
 
 @dataclass(frozen=True)
 class ProductLaw:
@@ -73,6 +78,10 @@ class ProductLaw:
         )
         moved = one.bytes_each * copies * (rows * inner + inner * columns + rows * columns)
         return evaluate(one.flops, symbols) * self.each_flop + moved * self.each_byte
+
+    def slowed(self, times: float) -> ProductLaw:
+        """Every operation and byte takes so many times as long."""
+        return ProductLaw(times * self.each_flop, times * self.each_byte)
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,17 @@ class Rates:
             made[name] = {dtype: kind(*map(as_tuple, given)) for dtype, given in values[name].items()}
         made["fused"] = {dtype: tuple(given) for dtype, given in values["fused"].items()}
         return cls(**made)
+
+    def slowed(self, times: float) -> Rates:
+        """With fewer threads: what is computed takes so many times as long, and starting an operation what it took."""
+        laws: dict[str, Any] = {
+            name: {dtype: law.slowed(times) for dtype, law in getattr(self, name).items()}
+            for name in ("products", "batched", "plain", "exponential")
+        }
+        fused = {dtype: (times * forward, times * backward) for dtype, (forward, backward) in self.fused.items()}
+        return replace(
+            self, **laws, fused=fused, dequantised=times * self.dequantised, optimiser=times * self.optimiser
+        )
 
 
 def plain_values(value: Any) -> Any:

@@ -10,7 +10,7 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.studio.markup import span
 from peftbook.studio.settings import Reading, Settings
-from peftbook.studio.smaller import smaller_plan
+from peftbook.studio.smaller import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.waiting import note, wait_for, wanted_elsewhere, worker_ahead
 from peftbook.tasks import TaskData
@@ -92,8 +92,7 @@ def refuse_misfits(
     for check in checks:
         if not check.fits:
             raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")
-    known = [check.seconds for check in checks if check.seconds is not None]
-    about = f", about {span(sum(known))}" if len(known) == len(new) else ""
+    about = f", about {span(seconds)}" if (seconds := plan_seconds(checks)) else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
     note(f"{len(new)} runs to compute{about}{cached}.")
     if short := coverage_words(checks):

@@ -18,6 +18,8 @@ from peftbook.processes import ask
 from peftbook.tasks import TaskData
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 from peftbook.training.precision import gpu_capability
+from peftbook.training.request import side_by_side
+from peftbook.training.threads import slower_with, threads_beside
 
 if TYPE_CHECKING:
     from peftbook.training.encode import Encoded
@@ -34,8 +36,9 @@ class Check:
     """What is known of a run before it starts.
 
     rows, tokens: of one pass over the training split; epochs: how often the budget passes over it; truncated: rows
-    whose input is cut at `max_length`; all of them estimates where the split is large.  seconds: of training and
-    evaluation, None where they cannot be predicted; training_seconds, generation_seconds: parts of them.
+    whose input is cut at `max_length`; all of them estimates where the split is large.  beside: how many runs of the
+    plan are computed at once.  seconds: of training and evaluation, beside so many, None where they cannot be
+    predicted; training_seconds, generation_seconds: parts of them.
     peak_bytes: of its memory, the process included, None where the model's shape is not known.  fits: whether it can be
     run; words: why not, and what would help; or a remark.
     """
@@ -52,6 +55,7 @@ class Check:
     epochs: float = 0.0
     training_seconds: float = 0.0
     generation_seconds: float = 0.0
+    beside: int = 1
 
 
 def preflight(
@@ -74,6 +78,7 @@ def preflight_steps(
     models: dict[specs.Model, Subject | str] = {}
     rates: dict[str, Rates | None] = {}
     known: dict[str, Check] = {}
+    beside = side_by_side(runs, memory_bytes) if runs else 1
     for run in runs:
         yield None
         if run.model not in models:
@@ -88,9 +93,9 @@ def preflight_steps(
                 known[alike] = Check(run.key, "", len(task.splits["train"]), 0, 0, None, None, False, subject)
             else:
                 if timed and subject.shape is not None and run.platform not in rates:
-                    rates[run.platform] = rates_here(run.platform)
+                    rates[run.platform] = rates_beside(run.platform, beside)
                 known[alike] = yield from subject.steps(run, memory_bytes, rates.get(run.platform))
-        yield replace(known[alike], key=run.key, label=label_of(run, runs))
+        yield replace(known[alike], key=run.key, label=label_of(run, runs), beside=beside)
 
 
 def label_of(run: specs.Run, runs: Sequence[specs.Run]) -> str:
@@ -285,6 +290,12 @@ def rates_here(platform: str) -> Rates | None:
     if (known := known_rates(platform)) is not None:
         return known
     return measured_apart(platform) if is_idle(LOOK_SECONDS) else None
+
+
+def rates_beside(platform: str, jobs: int) -> Rates | None:
+    """This machine's rates for each of so many runs at once, which have fewer threads than one alone."""
+    known = rates_here(platform)
+    return known if known is None or jobs == 1 else known.slowed(slower_with(threads_beside(jobs)))
 
 
 def measured_apart(platform: str) -> Rates | None:

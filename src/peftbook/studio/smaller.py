@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from peftbook import specs
+from peftbook.scratch.schedule import makespan
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings
 from peftbook.training.encode import generation_batch
@@ -60,9 +62,16 @@ class Part:
 
 
 def plan_seconds(checks: Sequence[Check]) -> float:
-    """Of all runs that can be run; 0 where the time of one of them is unknown."""
+    """Until the last of the runs ends that can be run; 0 where the time of one of them is unknown."""
     known = [check.seconds for check in checks if check.fits]
-    return 0.0 if None in known else sum(filter(None, known))
+    return 0.0 if None in known else at_once([check for check in checks if check.fits], filter(None, known))
+
+
+def at_once(checks: Sequence[Check], seconds: Iterable[float]) -> float:
+    """Until the last of the runs ends that take so many seconds and start in this order, as many at once as the checks
+    say.
+    """
+    return makespan([[list(seconds)]], max((check.beside for check in checks), default=1))
 
 
 def smaller_plan(
@@ -87,8 +96,13 @@ def smaller_plan(
         return None
     wanted = {"tokens": (most, tokens), "seeds": (seeds, settings.seeds), "test_examples": (rows, tests)}
     changes = {name: new for name, (new, old) in wanted.items() if new != old}
-    seconds = sum(part.seconds(most, rows) for part in kept)
+    seconds = together(kept, most, rows)
     return Smaller(replace(settings, **changes), changes, seconds)  # type: ignore[arg-type]
+
+
+def together(parts: Sequence[Part], tokens: int, tests: int) -> float:
+    """Seconds of all runs with so many tokens, and so many test rows."""
+    return at_once([part.check for part in parts], (part.seconds(tokens, tests) for part in parts))
 
 
 def steps_down(seeds: int, tests: int) -> Iterator[tuple[int, int]]:
@@ -100,9 +114,7 @@ def steps_down(seeds: int, tests: int) -> Iterator[tuple[int, int]]:
 
 def tokens_within(parts: Sequence[Part], tokens: int, tests: int, limit: float) -> int:
     """How many training tokens there is time for, at most those of the plan; below 0 where there is none."""
-    fixed = sum(part.seconds(0, tests) for part in parts)
-    training = sum(part.seconds(tokens, tests) for part in parts) - fixed
-    return tokens if fixed + training <= limit else int(tokens * (limit - fixed) / training) if training else -1
+    return bisect.bisect_right(range(tokens + 1), limit, key=lambda most: together(parts, most, tests)) - 1
 
 
 def rounded_down(tokens: int, most: int) -> int:

@@ -30,9 +30,9 @@ from peftbook.processes import Child, environment_of, hold
 from peftbook.studio.database import default_home
 from peftbook.studio.store import Job, Studio, is_open
 from peftbook.studio.work import NOT_MINE, tidy
-from peftbook.training.hardware import cores, free_memory
-from peftbook.training.request import request_for
-from peftbook.training.threads import best_threads, cores_gained
+from peftbook.training.hardware import free_memory
+from peftbook.training.request import side_by_side
+from peftbook.training.threads import best_threads, cores_gained, threads_beside
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
@@ -45,20 +45,6 @@ def start(module: str, *arguments: str, threads: int = 0, by: Callable[..., Any]
     """A process of the studio, which ends with this one; with as many threads as speed it up, or so many."""
     words = ("-m", f"peftbook.studio.{module}", *arguments, "--parent", str(os.getpid()))
     return Child(*words, threads=threads or best_threads(), variables=VARIABLES, start=by)
-
-
-def fit_together(jobs: Sequence[Job], room: float) -> bool:
-    """Whether jobs may be computed side by side: on a CPU, in so many bytes of memory, by the byte model."""
-    runs = [job.run for job in jobs]
-    try:
-        return all(run.platform == "cpu" for run in runs) and sum(request_for(run).memory_bytes for run in runs) <= room
-    except InputError:  # a model whose shape is not known
-        return False
-
-
-def threads_beside(jobs: int) -> int:
-    """The threads of each of so many jobs at a time."""
-    return best_threads(max(1, cores() // jobs))
 
 
 def sentence_of(child: Child) -> str:
@@ -171,8 +157,7 @@ class Worker:
         for place in self.places:
             with contextlib.suppress(psutil.Error):
                 family.append(psutil.Process(place.child.process.pid))
-        room = free_memory(family)
-        return next(fewer for fewer in range(many, 0, -1) if fewer == 1 or fit_together(jobs[:fewer], room))
+        return side_by_side([job.run for job in jobs], free_memory(family))
 
     def look_after(self, place: Place) -> None:
         """End a job's process that is not wanted any more; write down what became of one that has ended."""

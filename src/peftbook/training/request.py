@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbook import specs
 from peftbook.cost import needs_mask, training_setup
+from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
 from peftbook.memory.setup import BYTES
 from peftbook.tasks import DATA
 from peftbook.training.durations import Spec
 from peftbook.training.peak import WORKER_BYTES, process_peak
+from peftbook.training.threads import cores_gained
 
-__all__ = ["Request", "request_for", "setup_of", "shape_of"]
+__all__ = ["Request", "request_for", "setup_of", "shape_of", "side_by_side"]
 
 LABELS = 1 / 8  # of the tokens; see setup_of
 HOST_BYTES = 4e9  # of a process that computes on a GPU, beside the weights that pass through it
@@ -46,6 +49,22 @@ def request_for(spec: Spec, threads: int = 1) -> Request:
     if gpus:
         return Request(threads, gpus, int(HOST_BYTES + BYTES[spec.weights] * shape.parameters))
     return Request(threads, gpus, int(cpu_peak(shape, setup_of(spec, shape))))
+
+
+def side_by_side(runs: Sequence[specs.Run], room: float) -> int:
+    """How many runs, from the first one on, are computed at once: as many as there are cores that add speed, and as
+    fit together in so many bytes of memory.
+    """
+    most = min(len(runs), cores_gained())
+    return next(many for many in range(most, 0, -1) if many == 1 or fit_together(runs[:many], room))
+
+
+def fit_together(runs: Sequence[specs.Run], room: float) -> bool:
+    """Whether runs may be computed side by side: on a CPU, in so many bytes of memory, by the byte model."""
+    try:
+        return all(run.platform == "cpu" for run in runs) and sum(request_for(run).memory_bytes for run in runs) <= room
+    except InputError:  # a model whose shape is not known
+        return False
 
 
 @functools.lru_cache(maxsize=1024)

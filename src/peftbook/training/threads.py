@@ -13,7 +13,7 @@ from peftbook.processes import elsewhere
 from peftbook.training.hardware import cores, is_idle
 from peftbook.training.precision import chosen_dtype, keep, kept, machine_file
 
-__all__ = ["best_threads", "cores_gained", "step_seconds"]
+__all__ = ["best_threads", "cores_gained", "slower_with", "step_seconds", "threads_beside"]
 
 GAIN = 1.05  # what twice the threads must be worth
 REPEATS = 7
@@ -37,6 +37,17 @@ def cores_gained() -> int:
     if cores() == 1 or not (known := step_seconds()):
         return cores()
     return max(1, round(known[1] / min(known.values())))
+
+
+def threads_beside(jobs: int) -> int:
+    """The threads of each of so many jobs at a time."""
+    return best_threads(max(1, cores() // jobs))
+
+
+def slower_with(threads: int) -> float:
+    """How many times as long the work of a step takes with so many threads as with the best number; 1 if unknown."""
+    known = step_seconds()
+    return known[threads] / known[best_threads()] if threads in known else 1.0
 
 
 def step_seconds() -> dict[int, float]:

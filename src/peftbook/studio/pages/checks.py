@@ -37,8 +37,10 @@ def long_plan(found: Sequence[Check], less: Smaller | None) -> Markup:
 def preflight_table(found: Sequence[Check]) -> Markup:
     """What each run will read, take and need."""
     total = "time unknown until this machine is idle during a check, which then measures how fast it is"
-    if seconds := sum(one.seconds or 0 for one in found if one.fits):
-        total = f"about {span(seconds)} in all on this machine"
+    if seconds := plan_seconds([one for one in found if one.seconds is not None]):
+        beside = min(len(found), max(one.beside for one in found))
+        at_once = f", {beside} at once" if beside > 1 else ""
+        total = f"about {span(seconds)} in all on this machine{at_once}"
     rows = [
         (
             one.label,
