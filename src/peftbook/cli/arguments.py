@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Options = Callable[[argparse.ArgumentParser], None]
 
@@ -43,6 +46,20 @@ def on_dtype(parser: argparse.ArgumentParser) -> None:
     """The option that says what a run computes in."""
     types = ("auto", "fp32", "bf16", "fp16")
     parser.add_argument("--dtype", choices=types, default="auto", help="to compute in (default auto: the fastest here)")
+
+
+def path(text: str) -> Path:
+    """A path, for argparse. Who asks for help alone waits for no import of pathlib, which is a fifth of it."""
+    from pathlib import Path
+
+    return Path(text)
+
+
+def print_json(value: Any) -> None:
+    """On standard output; raises ValueError for a number that JSON has no word for."""
+    import json
+
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def positive(text: str) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbook.cli.arguments import Add, on_platform, positive
+from peftbook.cli.arguments import Add, on_platform, path, positive, print_json
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from peftbook.decision.outside import Outside, Pairing
     from peftbook.evidence.stats import Interval
 
@@ -21,9 +21,9 @@ LEAST_P = 1e-12  # that is printed
 
 
 def add_commands(add: Add) -> None:
-    """The commands and their options."""
+    """The commands; options of those that have many are declared when they are asked for."""
     take = add("import", command_import)
-    take.add_argument("file", type=Path, metavar="FILE.zip")
+    take.add_argument("file", type=path, metavar="FILE.zip")
     status = add("status", command_status)
     on_platform(status)
     status.add_argument("-v", "--verbose", action="store_true", help="list every run")
@@ -33,7 +33,12 @@ def add_commands(add: Add) -> None:
     claims = add("claims", command_claims)
     claims.add_argument("--json", action="store_true")
     on_platform(claims)
-    decide = add("decide", command_decide)
+    add("decide", command_decide, decide_options)
+    add("power", command_power, power_options)
+
+
+def decide_options(decide: argparse.ArgumentParser) -> None:
+    """Of `decide`."""
     words = "scores of a model, a JSON object a line; several seeds with commas; a name before = is its own"
     decide.add_argument("files", nargs="+", metavar="[NAME=]FILE[,FILE]", help=words)
     decide.add_argument(
@@ -48,7 +53,10 @@ def add_commands(add: Add) -> None:
     decide.add_argument("--lower", action="store_true", help="less is better")
     decide.add_argument("--common", action="store_true", help="leave out examples that not all files have")
     decide.add_argument("--json", action="store_true")
-    power = add("power", command_power)
+
+
+def power_options(power: argparse.ArgumentParser) -> None:
+    """Of `power`."""
     power.add_argument("--measure", default="rougeL", help="that will decide (default rougeL)")
     power.add_argument(
         "--margin", type=float, help="the smallest difference that would matter (default: the measure's)"
@@ -127,7 +135,7 @@ def command_claims(args: argparse.Namespace) -> int:
     judge_ahead(store, cores())
     judged = claims(store)
     if args.json:
-        print(json.dumps([claim_row(claim, args.platform) for claim in judged], indent=1, ensure_ascii=False))
+        print_json([claim_row(claim, args.platform) for claim in judged])
         return 0
     for own, what in ((False, "claims"), (True, "checks of our own tools")):
         counts = count_verdicts(judged, own)
@@ -180,7 +188,7 @@ def command_decide(args: argparse.Namespace) -> int:
             one["score"] |= {"low": arm.score.low, "high": arm.score.high}
         for one, pair in zip(body["pairs"], found.pairs, strict=True):
             one["difference"] |= {"low": pair.difference.low, "high": pair.difference.high}
-        print(json.dumps(finite(body), indent=1, ensure_ascii=False, allow_nan=False))
+        print_json(finite(body))
     else:
         print("\n".join(decided(found)))
     return 0
@@ -197,6 +205,8 @@ def finite(value: Any) -> Any:
 
 def named_files(text: str) -> tuple[str, list[Path]]:
     """A model's name, and its files. A file that is there under the whole text is that file."""
+    from pathlib import Path
+
     name, mark, rest = text.partition("=")
     if not mark or Path(text).is_file():
         name, rest = "", text
@@ -296,9 +306,7 @@ def command_power(args: argparse.Namespace) -> int:
         for one in known
     ]  # fmt: skip
     if args.json:
-        print(
-            json.dumps(finite({"measure": measure.name, "margin": margin, "spreads": rows}), indent=1, allow_nan=False)
-        )
+        print_json(finite({"measure": measure.name, "margin": margin, "spreads": rows}))
         return 0
     unit = f" {measure.unit}" if measure.unit else ""
     print(f"{measure.label}: two trained arms, of which a difference is found about four times in five")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from peftbook.cli.arguments import Add, positive
+from peftbook.cli.arguments import Add, positive, print_json
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def command_fit(args: argparse.Namespace) -> int:
     seconds = step_seconds_here(configuration) if args.time else {}
     if args.json:
         settings = {one.field: [one.value, one.source] for one in assumed}
-        print(json.dumps(as_json(fitting) | {"assumed": settings, "step_seconds": seconds}, indent=1))
+        print_json(as_json(fitting) | {"assumed": settings, "step_seconds": seconds})
     else:
         print(as_text(fitting, args.model, option))
         print("\n".join(assumptions_text(args.stack, assumed)))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-from peftbook.cli.arguments import Add, on_dtype, positive
+from peftbook.cli.arguments import Add, on_dtype, path, positive, print_json
 
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""
     add("prepare", command_prepare)
     add("doctor", command_doctor).add_argument("--json", action="store_true")
-    say = add("generate", command_generate)
+    add("generate", command_generate, generate_options)
+
+
+def generate_options(say: argparse.ArgumentParser) -> None:
+    """Of `generate`."""
     say.add_argument("message")
     say.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, a folder, or a hub id")
     say.add_argument("--max-new-tokens", type=positive, default=60)
@@ -26,7 +28,7 @@ def add_benches(add: Add) -> None:
     train = add("train", command_bench_train)
     train.add_argument("--steps", type=positive, default=16)
     train.add_argument("--rounds", type=positive, default=3)
-    train.add_argument("--out", type=Path, help="also write the rows as JSON")
+    train.add_argument("--out", type=path, help="also write the rows as JSON")
     add("book", command_bench_book)
     waited = add("cli", command_bench_cli)
     waited.add_argument("--rounds", type=positive, default=3)
@@ -63,7 +65,10 @@ def command_doctor(args: argparse.Namespace) -> int:
 
     quieten_libraries()
     examination = examine()
-    print(json.dumps(asdict(examination), indent=1) if args.json else as_text(examination))
+    if args.json:
+        print_json(asdict(examination))
+    else:
+        print(as_text(examination))
     return 0
 
 
@@ -97,6 +102,8 @@ def command_bench_train(args: argparse.Namespace) -> int:
 
 def command_bench_book(args: argparse.Namespace) -> int:
     """Time cold, warm and one-chapter builds of the book."""
+    from pathlib import Path
+
     from peftbook.bench.book import book_bench
     from peftbook.bench.table import table
 

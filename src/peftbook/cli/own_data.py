@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from peftbook.cli.arguments import Add
+from peftbook.cli.arguments import Add, path
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
@@ -16,9 +15,9 @@ def add_commands(add: Add) -> None:
     add("compare", command_compare, compare_options)
     add("studio", command_studio, studio_options)
     demo = add("demo", command_demo)
-    demo.add_argument("--report", type=Path, metavar="FILE.html", help="also write the page with table and pictures")
-    demo.add_argument("--home", type=Path, help="keep project and runs there, for the studio (default: nowhere)")
-    on_export(add("export", command_export))
+    demo.add_argument("--report", type=path, metavar="FILE.html", help="also write the page with table and pictures")
+    demo.add_argument("--home", type=path, help="keep project and runs there, for the studio (default: nowhere)")
+    add("export", command_export, export_options)
 
 
 def train_options(train: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def train_options(train: argparse.ArgumentParser) -> None:
     from peftbook.studio.settings import Reading, Single
 
     on_file(train, Reading, Single)
-    train.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
+    train.add_argument("--out", type=path, required=True, help="a new folder for adapter, texts and measurements")
 
 
 def compare_options(compare: argparse.ArgumentParser) -> None:
@@ -36,8 +35,8 @@ def compare_options(compare: argparse.ArgumentParser) -> None:
     on_file(compare, Reading, Settings, Judging)
     words = "one run, whole, as the studio prints it; again"
     compare.add_argument("--run", action="append", metavar="SPEC", help=words)
-    compare.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
-    compare.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
+    compare.add_argument("--report", type=path, metavar="FILE.html", help="also write one page that can be mailed")
+    compare.add_argument("--csv", type=path, metavar="FILE.csv", help="also write the table")
     compare.add_argument("--json", action="store_true", help="print numbers in full as JSON")
 
 
@@ -46,20 +45,20 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     from peftbook.options import add_options
     from peftbook.tasks.rows import Caps
 
-    web.add_argument("--home", type=Path, help=HOME)
+    web.add_argument("--home", type=path, help=HOME)
     web.add_argument("--host", default="127.0.0.1", help="to listen on; another than this machine's own needs a login")
     web.add_argument("--port", type=int, default=7861, help="to listen on (default 7861)")
-    web.add_argument("--login-file", type=Path, metavar="FILE", help="let in only who is in it; --add-user writes it")
+    web.add_argument("--login-file", type=path, metavar="FILE", help="let in only who is in it; --add-user writes it")
     web.add_argument("--add-user", metavar="NAME", help="ask for a password, keep its hash in the login file, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     add_options(web, Caps)
 
 
-def on_export(export: argparse.ArgumentParser) -> None:
+def export_options(export: argparse.ArgumentParser) -> None:
     """Of `export`."""
     words = "a folder as peft's save_pretrained or train --out writes it (default: none, the model alone)"
-    export.add_argument("adapter", type=Path, nargs="?", help=words)
-    export.add_argument("--gguf", type=Path, metavar="FILE.gguf", required=True, help="a new file, for llama.cpp")
+    export.add_argument("adapter", type=path, nargs="?", help=words)
+    export.add_argument("--gguf", type=path, metavar="FILE.gguf", required=True, help="a new file, for llama.cpp")
     words = "base and adapter as one model (default: the adapter alone, to be served beside a GGUF file of its base)"
     export.add_argument("--merged", action="store_true", help=words)
     words = "the base: an embedded model's name, a folder, or a hub id (default: what the adapter names)"
@@ -74,10 +73,10 @@ def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
     """A file, how it is read, and what is trained on it."""
     from peftbook.options import add_options
 
-    parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
+    parser.add_argument("file", type=path, help="CSV, TSV, JSONL or Parquet")
     for model in models:
         add_options(parser, model)
-    parser.add_argument("--home", type=Path, help=HOME)
+    parser.add_argument("--home", type=path, help=HOME)
 
 
 def command_train(args: argparse.Namespace) -> int:
@@ -98,6 +97,7 @@ def command_demo(args: argparse.Namespace) -> int:
     """Train a small model on 300 shipped tickets in two ways, score it and decide: what `compare` does, in a minute."""
     import shlex
     import tempfile
+    from pathlib import Path
 
     from peftbook.cli import build_parser
     from peftbook.studio.demo import words_of_demo

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
-from peftbook.cli.arguments import Add
+from peftbook.cli.arguments import Add, path
 from peftbook.errors import need
 
 
@@ -15,19 +14,21 @@ def add_commands(add: Add) -> None:
     book = add("book", command_book)
     book.add_argument("--strict", action="store_true", help="all pages, warnings are errors")
     what = "executed chapters that another build left there; a folder gets those of this one too"
-    book.add_argument("--cache", type=Path, metavar="FOLDER", help=f"{what}. Or a .zip of such a folder")
+    book.add_argument("--cache", type=path, metavar="FOLDER", help=f"{what}. Or a .zip of such a folder")
     add("pdf", command_pdf)
     add("epub", command_epub)
-    add("figures", command_figures).add_argument("--out", type=Path, default=Path("figures"))
+    add("figures", command_figures).add_argument("--out", type=path, default="figures")
     deck = add("slides", command_slides)
     usual = "default slides/peft.pptx, with sections their names"
-    deck.add_argument("--out", type=Path, metavar="FILE.pptx", help=usual)
+    deck.add_argument("--out", type=path, metavar="FILE.pptx", help=usual)
     deck.add_argument("--sections", default="", metavar="NAME,NAME", help="only these after the cover, like lora,qlora")
     deck.add_argument("--accent", default="", metavar="#RRGGBB", help="colour of rules, heads and links")
 
 
 def command_book(args: argparse.Namespace) -> int:
     """Build site, figures and deck from the records at hand and print the three places."""
+    from pathlib import Path
+
     from peftbook.build import build_book, report
 
     began = time.monotonic()
@@ -37,6 +38,8 @@ def command_book(args: argparse.Namespace) -> int:
 
 def command_pdf(args: argparse.Namespace) -> int:
     """Print all chapters as one PDF; needs Chromium."""
+    from pathlib import Path
+
     from peftbook.build import build_pdf
 
     print(build_pdf(Path.cwd()))
@@ -45,6 +48,8 @@ def command_pdf(args: argparse.Namespace) -> int:
 
 def command_epub(args: argparse.Namespace) -> int:
     """Make all chapters into one EPUB."""
+    from pathlib import Path
+
     from peftbook.build import build_epub
 
     print(build_epub(Path.cwd()))
@@ -64,12 +69,14 @@ def command_figures(args: argparse.Namespace) -> int:
 
 def command_slides(args: argparse.Namespace) -> int:
     """Build the PowerPoint deck from its outline; with LibreOffice also a handout and a contact sheet."""
+    from pathlib import Path
+
     from peftbook.build import build_deck
 
     sections = [name.strip() for name in args.sections.split(",") if name.strip()]
     out = args.out or Path("slides", "-".join(["peft", *sections]) + ".pptx")
     began = time.monotonic()
-    for path in build_deck(out, sections, args.accent):
-        print(path)
+    for made in build_deck(out, sections, args.accent):
+        print(made)
     print(f"in {time.monotonic() - began:.1f} s")
     return 0

@@ -6,10 +6,9 @@ import argparse
 import shlex
 import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbook.cli.arguments import Add
+from peftbook.cli.arguments import Add, path
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     from peftbook.options import add_options
     from peftbook.studio.settings import Guessed
 
-    parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
+    parser.add_argument("file", type=path, help="CSV, TSV, JSONL or Parquet")
     words = "an id of the hub, a folder, or an embedded model"
     parser.add_argument("--model", required=True, help=words)
     parser.add_argument(
@@ -37,11 +36,13 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, Guessed)
     parser.add_argument("--stack", default="trl", help="of the scripts; trl is the one that there is (default trl)")
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="for the model card")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the scripts, into a new folder")
+    parser.add_argument("--out", type=path, metavar="FOLDER", help="also write the scripts, into a new folder")
 
 
 def command_recipe(args: argparse.Namespace) -> int:
     """Say how to tune a model on a card and a file of rows: method, rank, rate, batch, and why; write the scripts."""
+    from pathlib import Path
+
     from peftbook.base_models import model_named
     from peftbook.memory import bytes_of_text, read_shape
     from peftbook.options import read_options
