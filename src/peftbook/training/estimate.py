@@ -54,12 +54,13 @@ def predicted_seconds(
     shots = run.method.examples_shown
     some = tuple(task.splits["train"][:shots])
     limit = run.budget.max_length if run.budget else 4096
-    encoded = [encode_example(tokenizer, task, one, limit, some) for one in examples[: run.evaluation.n_loss]]
+    graded = run.evaluation.chosen(examples, run.evaluation.n_loss)
+    encoded = [encode_example(tokenizer, task, one, limit, some) for one in graded]
     batches = in_batches(encoded, loss_batch(shots))
     scored = replace(setup, checkpointing=False)
     parts["loss"] = sum_of(forward_seconds(shape, scored, rates, symbols_of(scored, batches)))
     if run.evaluation.n_generate:
-        chosen = examples[: run.evaluation.n_generate]
+        chosen = run.evaluation.chosen(examples, run.evaluation.n_generate)
         pairs = [
             (len(encode_prompt(tokenizer, task, one, some)), len(tokenizer.encode(one.target)) + 1) for one in chosen
         ]

@@ -75,7 +75,7 @@ class Trainee:
         """The examples on which the run takes its loss as token ids, the solved ones before their questions."""
         run, task = self.run, self.task
         shots, limit = few_shots(task, run), run.budget.max_length if run.budget else 4096
-        examples = task.splits[run.evaluation.split][: run.evaluation.n_loss]
+        examples = run.evaluation.chosen(task.splits[run.evaluation.split], run.evaluation.n_loss)
         return [encode_example(self.tokenizer, task, one, limit, shots) for one in examples]
 
     def train(
@@ -300,7 +300,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     wanted = run.evaluation
     examples = task.splits[wanted.split]
     shots = few_shots(task, run)
-    count_loss = phases.count("scoring loss", len(examples[: wanted.n_loss]))
+    count_loss = phases.count("scoring loss", len(wanted.chosen(examples, wanted.n_loss)))
     began = time.monotonic()
     nats, counts = split_losses(trainee, model, count_loss)
     if not all(map(math.isfinite, nats)):
@@ -315,7 +315,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     measured["peak_memory_bytes"] = int(trainee.processes.largest(peak_memory(run.platform)))
     if not wanted.n_generate:
         return None
-    chosen = examples[: wanted.n_generate]
+    chosen = wanted.chosen(examples, wanted.n_generate)
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
     dtype = wanted.generation_dtype

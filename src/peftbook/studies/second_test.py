@@ -1,0 +1,125 @@
+"""Do the verdicts hold on test inputs that no study had seen?
+
+Written before the runs. Several studies judge on the same first 200 of E2E's 630 test inputs. Nothing was tuned on
+these, but claims were reworded and seeds added after looks at them, and one draw of inputs serves all. Here the arms
+that decide some of those studies are trained again, with the same seeds at the same rates, and judged by the same rule
+on the other 430 inputs. Known before: the benchmark, which judges on all 630, and every verdict on the first 200.
+
+A verdict holds if it comes out the same, or if what showed a direction alone is now decided in that direction. It turns
+over if reproduced becomes refuted or the reverse, or if the intervals of a deciding difference lie on opposite sides of
+zero. The seeds are those of the first test, so what is new is the inputs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from peftbook.evidence import stats
+from peftbook.records import Missing, Store
+from peftbook.specs import Probe, Run
+from peftbook.studies import Quantity, Verdict, gathered, get_study, prompt_design, rank, study, targets
+from peftbook.studies.sweep import TunedComparison
+
+__all__ = ["DECIDING", "Others"]
+
+FIRST, ALL = 200, 630  # test inputs of E2E: those of the studies, and those there are
+# Study → the differences that decide it, the one that its claim is about first.
+DECIDING: dict[str, tuple[TunedComparison, tuple[tuple[str, str], ...]]] = {
+    "prompt_length": (prompt_design.COMPARISON, (("vocabulary_1", "vocabulary_20"),)),
+    "prompt_longer": (prompt_design.COMPARISON, (("vocabulary_20", "vocabulary_100"),)),
+    "prompt_init": (
+        prompt_design.COMPARISON,
+        (("random_20", "vocabulary_20"), ("random_5", "vocabulary_5"), ("random_100", "vocabulary_100")),
+    ),
+    "targets": (targets.COMPARISON, (("attention", "mlp"),)),
+    "targets_all": (targets.COMPARISON, (("query_value", "all"),)),
+    "rank": (rank.COMPARISON, (("r64", "r16"), ("r256", "r16"), ("r1", "r16"))),
+}
+KEPT, LOST = ("reproduced", "equivalent"), "refuted"
+
+
+class Others(Store):
+    """The same records, in which a run that is tested on the first inputs is the one that is tested on the others."""
+
+    def __init__(self, store: Store):
+        super().__init__(*store.folders, platform=store.platform, machine=store.machine)
+
+    def spec(self, run: Run | Probe) -> Run | Probe:
+        """The run as this store sees it."""
+        run = super().spec(run)
+        if isinstance(run, Probe) or run.evaluation.split != "test":
+            return run
+        changes = {"skip": FIRST, "n_loss": ALL - FIRST}
+        return run.model_copy(update={"evaluation": run.evaluation.model_copy(update=changes)})
+
+
+def arms(name: str) -> list[str]:
+    """The arms that decide a study."""
+    return list(dict.fromkeys(arm for pair in DECIDING[name][1] for arm in pair))
+
+
+def runs(store: Store) -> list[Run | Probe]:
+    """The final runs of the arms that decide, tested on the other inputs, study by study."""
+    found: dict[str, Run | Probe] = {}
+    for name, (comparison, _) in DECIDING.items():
+        for arm in arms(name):
+            with suppress(Missing):
+                tested = map(Others(store).spec, comparison.final_runs(comparison.arm(arm), store))
+                found |= {run.key: run for run in tested}
+    return list(found.values())
+
+
+def differences(name: str, store: Store) -> Iterator[tuple[str, stats.Interval, stats.Interval]]:
+    """Of each difference that decides a study its name, and its interval on the first and on the other inputs."""
+    comparison, pairs = DECIDING[name]
+    for first, second in pairs:
+        on_first, on_others = (
+            comparison.difference(first, second, "loss_nats", each) for each in (store, Others(store))
+        )
+        yield f"{name}_{first}_minus_{second}", on_first, on_others
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """How many inputs there are of each kind, and the differences on the others."""
+    keys = tuple(run.key for run in runs(store) if run in store)
+    counts = {"first_inputs": FIRST, "other_inputs": ALL - FIRST}
+    out = {name: Quantity(float(count), "", keys, digits=0) for name, count in counts.items() if keys}
+    return out | gathered(lambda name: of_study(name, store), DECIDING)
+
+
+def of_study(name: str, store: Store) -> dict[str, Quantity]:
+    """The differences of one study. Raises Missing."""
+    comparison, _ = DECIDING[name]
+    keys = comparison.keys(Others(store), *arms(name))
+    return {what: Quantity.of(found, "nats per token", keys) for what, _, found in differences(name, store)}
+
+
+def fate(before: str, after: str, same_side: bool) -> str:
+    """`holds`, `turns over` or `open`: what became of a verdict.
+
+    same_side: whether no deciding difference is surely positive on some inputs and surely negative on the others.
+    """
+    if not same_side or (before in KEPT and after == LOST) or (before == LOST and after in KEPT):
+        return "turns over"
+    return "holds" if before == after or (before == "direction only" and after in (*KEPT, LOST)) else "open"
+
+
+def fate_of(name: str, store: Store) -> tuple[str, str, str]:
+    """What became of a study's verdict, and the verdict before and after. Raises Missing."""
+    before, after = (get_study(name).judge(each).outcome for each in (store, Others(store)))
+    same = all(not (one.low > 0 > two.high or one.high < 0 < two.low) for _, one, two in differences(name, store))
+    return fate(before, after, same), before, after
+
+
+@study("second_test", runs, quantities)
+def verdict(store: Store) -> Verdict:
+    """Does every verdict hold on the other inputs?"""
+    fates = {name: fate_of(name, store) for name in DECIDING}
+    said = "; ".join(f"{get_study(name).title} {before} → {after}" for name, (_, before, after) in fates.items())
+    became = [fate for fate, _, _ in fates.values()]
+    outcome = "refuted" if "turns over" in became else "reproduced" if set(became) == {"holds"} else "undecided"
+    names = [next(iter(of_study(name, store))) for name in DECIDING]
+    return Verdict(
+        outcome, f"{became.count('holds')} of {len(became)} verdicts hold on the other inputs. {said}.", tuple(names)
+    )
