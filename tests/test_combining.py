@@ -190,6 +190,20 @@ def test_refuting_takes_the_wider_interval(tmp_path):
     assert averaging.outcome_of(records, averaging.CELLS[0]) == "undecided"
 
 
+def test_a_parabola_tells_what_halfway_keeps(tmp_path):
+    """L(D) = ‖D − D_i‖²: the midpoint of D_i and any D_j keeps (3 + s) / 4, s being what D_j keeps alone."""
+    rng = np.random.default_rng(3)
+    own, other = rng.normal(size=(2, 5))
+    gain, share = own @ own, 1 - (other - own) @ (other - own) / (own @ own)
+    halfway = (own + other) / 2
+    assert 1 - (halfway - own) @ (halfway - own) / gain == pytest.approx((3 + share) / 4)
+    store = Store(tmp_path)
+    fill(store, lambda subset, task: 0.75)  # the other adapter alone keeps nothing
+    known = get_study("averaging").quantities(store)
+    assert known["tickets_sort_sort_parabola"].value == pytest.approx(75, abs=1)
+    assert known["parabola_distance"].value == pytest.approx(0, abs=1)
+
+
 def test_no_two_adapters_of_a_study_share_a_seed(tmp_path):
     """Else their A would start alike."""
     store = Store(tmp_path)

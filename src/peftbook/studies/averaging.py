@@ -8,7 +8,8 @@ task is scored on test rows.
 
 On trial is the average of the updates, Σ γB_iA_i / k, which is the mean of the k merged models. Shown beside it and not
 on trial: the factors averaged instead, as peft's `linear` does it and as plain means of A and of B; and the sum, TIES
-and DARE, each times the one of five scales that keeps most of the gains on validation rows.
+and DARE, each times the one of five scales that keeps most of the gains on validation rows; and what an average of two
+would keep if losses were parabolas.
 
 Kept share: of the gain in loss that a task's own adapter has over the untuned model, what the combined one has. The
 claim is about every task in every pair and in the four: all sixteen shares are judged, and none is chosen for being
@@ -194,6 +195,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             for way in WAYS:
                 out |= summary(records, f"{name}_adapters_{way}", way, count)
             out |= geometry_quantities(records, name, count)
+        out |= parabola_quantities(records)
     return out
 
 
@@ -226,6 +228,28 @@ def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[
         chosen = [float(record.measurements[f"{subset}_{way}_scale"] or 0) for record in records for subset in names]
         out[f"{name}_scale"] = Quantity.middle(chosen, "", keys, "median and range of the chosen scales", digits=2)
     return out
+
+
+def parabola(records: Sequence[Record], cell: Cell) -> np.ndarray:
+    """What an average of two would keep if losses were parabolas with their least at the own adapter, as `kept`.
+
+    Halfway between D_i, which keeps 1, and D_j, which alone keeps s, a parabola that is 0 at D = 0 keeps (3 + s) / 4.
+    """
+    (other,) = set(cell.subset) - {cell.task}
+    return (3 + kept(records, cell.task, f"by_{other}")) / 4
+
+
+def parabola_quantities(records: Sequence[Record]) -> dict[str, Quantity]:
+    """That share for each task of each pair, and how far the measured ones are from it, mean over them, by seed."""
+    keys, cells = keys_of(records), cells_of(2)
+    out, distances = {}, []
+    for cell in cells:
+        expected = parabola(records, cell)
+        interval = resampling.statistic_interval(expected, ROWS, test_groups(cell.task, ROWS))
+        out[f"{cell.name}_parabola"] = percent(interval, keys)
+        measured = kept(records, cell.task, f"{'+'.join(cell.subset)}_average")
+        distances.append(np.abs(measured[0] - expected[0]))
+    return out | {"parabola_distance": percent(stats.seed_interval(np.mean(distances, axis=0)), keys)}
 
 
 def geometry_quantities(records: Sequence[Record], name: str, count: int) -> dict[str, Quantity]:
