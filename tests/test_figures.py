@@ -69,7 +69,7 @@ from peftbook.studies import (
     prompt_design,
     subspace,
 )
-from peftbook.training.probes import elsewhere
+from peftbook.training.probes import combining, elsewhere
 from peftbook.training.probes.coverage import simulated
 
 COMMITTED = Path(__file__).resolve().parents[1] / "figures"
@@ -442,6 +442,32 @@ def invented_peak(probe: specs.Probe, rng: np.random.Generator) -> dict:
     return {"measurements": measured | {"process_rest_bytes": terms["weights"], "step_seconds": 1.5}}
 
 
+def invented_combination(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    """Every adapter gains two nats; an average of two keeps more than half of it, one of four less."""
+    tasks = [run.task.name for run in probe.runs]
+    subsets = combining.subsets(tasks)
+    ways, scaled = (*combining.PLAIN, *combining.SCALED), combining.SCALED
+    per_example, curve, measured = {}, {}, {}
+    for task in tasks:
+        levels = {"untuned": 4.0} | {f"by_{other}": 4.0 - 2.0 * (other == task) for other in tasks}
+        for subset in subsets:
+            if task in subset:
+                name = "+".join(subset)
+                levels |= {
+                    f"{name}_{way}": 4.0 - (0.5 if len(subset) > 2 else 1.4) - 0.05 * i for i, way in enumerate(ways)
+                }
+                curve |= {f"{name}_{way}_{task}": [0.3, 0.5, 0.6, 0.5, 0.3] for way in scaled}
+        per_example[f"{task}_label_tokens"] = [10.0] * 60
+        per_example |= {
+            f"{task}_{one}_loss_nats": (10.0 * (level + rng.normal(0, 0.1, 60))).tolist()
+            for one, level in levels.items()
+        }
+    for name in map("+".join, subsets):
+        measured |= {f"{name}_{way}_scale": 0.5 for way in scaled}
+        measured |= {f"{name}_cosine": 0.01, f"{name}_cross": 0.7, f"{name}_sign_conflict": 0.2}
+    return {"measurements": measured, "per_example": per_example, "curve": curve}
+
+
 def invented_throughput(probe: specs.Probe, rng: np.random.Generator) -> dict:
     rate = 300 * min(2.0, float(probe.settings["workers"])) * (1 + rng.normal(0, 0.02))
     times = {"run_seconds": [12.0] * 8, "work_seconds": [6.0] * 8}
@@ -484,6 +510,7 @@ PROBES = {
     "rouge.settings": invented_scorings,
     "throughput.throughput": invented_throughput,
     "faults.gallery": invented_fault,
+    "combining.kept_gains": invented_combination,
 }
 
 

@@ -1,0 +1,262 @@
+"""What is left of each task when the adapters of several tasks are made into one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from peftbook import specs
+from peftbook.errors import InputError
+from peftbook.methods.lora import LoRA
+from peftbook.scratch.combining import (
+    Factors,
+    average,
+    combine_factors,
+    dare,
+    mean_of_factors,
+    sign_conflict,
+    task_arithmetic,
+    ties,
+)
+from peftbook.training.encode import Encoded
+from peftbook.training.execute import prepare
+from peftbook.training.loop import losses, reordered
+from peftbook.training.models import load_model
+from peftbook.training.probes import Findings, positive
+from peftbook.training.probes.serving import trained_update
+
+__all__ = ["kept_gains", "subsets"]
+
+PLAIN = ("average", "factors", "factor_mean")  # ways of combining that have no scale
+SCALED = ("sum", "ties", "dare")
+
+Layers = dict[str, Tensor]  # adapted layer → its update
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter and the rows of its task. layers: A and γB by adapted layer.  validation, test: rows with labels."""
+
+    task: str
+    layers: dict[str, Factors]
+    validation: list[Encoded]
+    test: list[Encoded]
+    pad_id: int
+
+
+@dataclass
+class Scorer:
+    """Losses of a model whose adapted weights are the base's plus an update.
+
+    dtype: of the arithmetic, as of the runs.  nats: what has been scored on test rows, by its name.
+    """
+
+    model: nn.Module
+    dtype: str
+    platform: str
+    nats: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.kept = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def put(self, update: Layers) -> None:
+        """W + D in the adapted layers, and W in all others."""
+        for name, value in self.model.named_parameters():
+            moved = update.get(name.removesuffix(".weight"))
+            value.copy_(self.kept[name] if moved is None else self.kept[name] + moved)
+
+    def sums(self, rows: Sequence[Encoded], pad_id: int) -> list[float]:
+        """Summed nats of each row with the weights that are in place."""
+        with reordered(self.model, self.dtype):
+            return losses(self.model, list(rows), pad_id=pad_id, dtype=self.dtype, platform=self.platform)[0]
+
+    def mean(self, adapter: Trained) -> float:
+        """Nats per label token on the validation rows of a task."""
+        return math.fsum(self.sums(adapter.validation, adapter.pad_id)) / label_tokens(adapter.validation)
+
+    def note(self, adapter: Trained, state: str) -> None:
+        """Keep the losses on the test rows of a task."""
+        self.nats[f"{adapter.task}_{state}_loss_nats"] = self.sums(adapter.test, adapter.pad_id)
+
+
+def kept_gains(probe: specs.Probe) -> Findings:
+    """Train an adapter for each of the probe's runs, combine those of each pair and of all, and score every task.
+
+    per_example, summed nats of the test rows: `{task}_untuned`, `{task}_by_{other}` with the adapter of one task, and
+    `{task}_{subset}_{way}` with those of a subset combined, where `subset` joins its tasks by `+`. Ways:
+
+    average: Σ D_i / k.   factors: A = Σ A_i / √k, B = Σ B_i / √k, peft's `linear` with weights 1/k.   factor_mean:
+    A = Σ A_i / k, B = Σ B_i / k.   sum, ties, dare: of `peftbook.scratch.combining`, times the scale with which most of
+    the gain is kept on the validation rows of the subset's tasks, on average.
+
+    settings: `validation_examples`; `density` of ties and `drop` of dare; `sum_scales`, `ties_scales`, `dare_scales`.
+    curve: `{subset}_{way}_{task}`, the share of the gain that each scale keeps on validation rows.
+    measurements: `{subset}_{way}_scale`, the chosen one; `{subset}_cosine` of two updates over all layers;
+    `{subset}_sign_conflict`; `{subset}_cross`, the norm of the cross terms of `factors` over that of the average.
+    """
+    if len({run.task.name for run in probe.runs}) < max(2, len(probe.runs)):
+        raise InputError("kept_gains combines adapters of different tasks: give it two runs or more, each of its own.")
+    adapters = [trained(run, *positive(probe, "validation_examples")) for run in probe.runs]
+    (dtype,) = {run.dtype for run in probe.runs}
+    scorer = Scorer(load_model(probe.model, platform=probe.platform).model, dtype, probe.platform)
+    shares = single_scores(scorer, adapters)
+    generator = torch.Generator().manual_seed(probe.seed)
+    measured: dict[str, float] = {}
+    curve: dict[str, list[float]] = {}
+    for subset in subsets(adapters):
+        name = name_of(subset)
+        measured |= {f"{name}_{what}": value for what, value in geometry(subset).items()}
+        for way in PLAIN:
+            note_all(scorer, subset, plain_update(way, subset), way)
+        for way in SCALED:
+            update, scales = scaled_update(way, subset, probe, generator), probe.numbers(f"{way}_scales")
+            kept = {adapter.task: shares_kept(scorer, adapter, update, scales, shares) for adapter in subset}
+            best = max(range(len(scales)), key=lambda at: math.fsum(values[at] for values in kept.values()))
+            curve |= {f"{name}_{way}_{task}": values for task, values in kept.items()}
+            measured[f"{name}_{way}_scale"] = scales[best]
+            note_all(scorer, subset, times(update, scales[best]), way)
+    per_example = {name: [round(value, 5) for value in values] for name, values in scorer.nats.items()}
+    counts = {f"{a.task}_label_tokens": [float(row.label_tokens) for row in a.test] for a in adapters}
+    return Findings(measurements=measured, curve=curve, per_example=per_example | counts)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A loss as the share of a gain: (untuned − loss) / (untuned − single), 1 with the task's own adapter alone."""
+
+    untuned: float
+    single: float
+
+    def __call__(self, loss: float) -> float:
+        return (self.untuned - loss) / (self.untuned - self.single)
+
+
+def trained(run: specs.Run, validation_examples: int) -> Trained:
+    """Train a run and keep its adapter. Raises InputError for a method that is not LoRA from the plain start."""
+    if not isinstance(run.method, LoRA) or run.method.init != "kaiming" or run.method.dora:
+        raise InputError(f"kept_gains needs LoRA runs with init 'kaiming' and without DoRA, not {run.method!r}.")
+    trainee = prepare(run)
+    trainee.train()
+    state, scaling = trained_update(trainee.model)
+    layers = {
+        name.removesuffix(".A"): Factors(A.clone(), scaling * state[f"{name.removesuffix('.A')}.B"])
+        for name, A in state.items()
+        if name.endswith(".A")
+    }
+    choosing = run.evaluation.model_copy(update={"split": "validation", "n_loss": validation_examples})
+    validation = replace(trainee, run=run.model_copy(update={"evaluation": choosing})).graded
+    return Trained(run.task.name, layers, validation, trainee.graded, trainee.tokenizer.pad_token_id)
+
+
+def single_scores(scorer: Scorer, adapters: Sequence[Trained]) -> dict[str, Share]:
+    """Score no adapter and each single one on every task.
+
+    Returns task → the share of its gain that a loss on its validation rows keeps.
+    """
+    scorer.put({})
+    untuned = {adapter.task: scorer.mean(adapter) for adapter in adapters}
+    for adapter in adapters:
+        scorer.note(adapter, "untuned")
+    shares: dict[str, Share] = {}
+    for other in adapters:
+        scorer.put({name: factors.update for name, factors in other.layers.items()})
+        shares[other.task] = Share(untuned[other.task], scorer.mean(other))
+        for adapter in adapters:
+            scorer.note(adapter, f"by_{other.task}")
+    return shares
+
+
+def note_all(scorer: Scorer, subset: Sequence[Trained], update: Layers, way: str) -> None:
+    """Keep the losses of every task of a subset under an update."""
+    scorer.put(update)
+    for adapter in subset:
+        scorer.note(adapter, f"{name_of(subset)}_{way}")
+
+
+def shares_kept(
+    scorer: Scorer, adapter: Trained, update: Layers, scales: Sequence[float], shares: Mapping[str, Share]
+) -> list[float]:
+    """The share of a task's gain on its validation rows that each scale of an update keeps."""
+    kept = []
+    for scale in scales:
+        scorer.put(times(update, scale))
+        kept.append(round(shares[adapter.task](scorer.mean(adapter)), 6))
+    return kept
+
+
+def plain_update(way: str, subset: Sequence[Trained]) -> Layers:
+    """The update of a way of combining that has no scale."""
+    out = {}
+    for name, factors in by_layer(subset):
+        if way == "average":
+            out[name] = average([one.update for one in factors])
+        elif way == "factors":
+            out[name] = combine_factors(factors, [1 / len(factors)] * len(factors)).update
+        else:
+            out[name] = mean_of_factors(factors).update
+    return out
+
+
+def scaled_update(way: str, subset: Sequence[Trained], probe: specs.Probe, generator: torch.Generator) -> Layers:
+    """The update of a way of combining at scale 1."""
+    out = {}
+    for name, factors in by_layer(subset):
+        updates = [one.update for one in factors]
+        if way == "sum":
+            out[name] = task_arithmetic(updates, 1.0)
+        elif way == "ties":
+            out[name] = ties(updates, probe.number("density"))
+        else:
+            out[name] = dare(updates, probe.number("drop"), generator=generator)
+    return out
+
+
+def geometry(subset: Sequence[Trained]) -> dict[str, float]:
+    """Over all layers: the cosine of two updates, what of them has not the elected sign, and the cross terms."""
+    weight = against = own = crossed = 0.0
+    inner = torch.zeros(len(subset), len(subset), dtype=torch.float64)
+    for _, factors in by_layer(subset):
+        updates = [one.update for one in factors]
+        flat = torch.stack(updates).flatten(1).double()
+        inner += flat @ flat.T
+        size = flat.abs().sum().item()
+        weight, against = weight + size, against + size * sign_conflict(updates)
+        mean = average(updates)
+        own += mean.square().sum().item()
+        crossed += (combine_factors(factors, [1 / len(factors)] * len(factors)).update - mean).square().sum().item()
+    norms = inner.diagonal().sqrt()
+    alike = {"cosine": (inner[0, 1] / (norms[0] * norms[1])).item()} if len(subset) == 2 else {}
+    return alike | {"sign_conflict": against / weight, "cross": math.sqrt(crossed / own)}
+
+
+def by_layer(subset: Sequence[Trained]) -> Iterator[tuple[str, list[Factors]]]:
+    """Each adapted layer with its factors in all adapters."""
+    for name in subset[0].layers:
+        yield name, [adapter.layers[name] for adapter in subset]
+
+
+def times(update: Mapping[str, Tensor], scale: float) -> Layers:
+    """An update, scaled."""
+    return {name: scale * value for name, value in update.items()}
+
+
+def subsets(items: Sequence) -> list[tuple]:
+    """All pairs, in order; then all of them, where they are more than two."""
+    pairs = list(itertools.combinations(items, 2))
+    return pairs if len(items) == 2 else [*pairs, tuple(items)]
+
+
+def name_of(subset: Sequence[Trained]) -> str:
+    """How a subset is called."""
+    return "+".join(adapter.task for adapter in subset)
+
+
+def label_tokens(rows: Sequence[Encoded]) -> int:
+    """Tokens that are graded."""
+    return sum(row.label_tokens for row in rows)
