@@ -9,8 +9,9 @@ import pytest
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.memory import SHAPES
 from peftbook.records import Record, Store
-from peftbook.studies import get_study, learning_rate, rank, recovery, scaling, survival, variants
+from peftbook.studies import beyond_lora, get_study, learning_rate, rank, recovery, scaling, survival, variants
 
 TOKENS = 4.0
 
@@ -177,6 +178,64 @@ def test_no_variant_is_judged_before_its_family_is_there(tmp_path):
         lambda run: falling(2.0 if is_pissa(run) else 1.0),
     )
     assert get_study("pissa").verdict(store).outcome == "not yet run"
+
+
+# --- beyond LoRA -----------------------------------------------------------------------------------------------
+
+
+def arm_of(run) -> str:
+    """The arm of `beyond_lora` that a run belongs to."""
+    return next(arm.name for arm in beyond_lora.COMPARISON.arms if arm.method == run.method)
+
+
+def tried(tmp_path, gains: dict[str, float], wobble: dict[str, float]) -> Store:
+    """Records of every arm, each `gains` below LoRA's loss and `wobble` apart between seeds."""
+    store = Store(tmp_path)
+
+    def loss(run):
+        name = arm_of(run)
+        away = 0.02 * abs(math.log(run.budget.learning_rate / 4e-4))
+        return 1.5 + away - gains.get(name, 0.0) + wobble.get(name, 0.0) * (run.seed % 3 - 1)
+
+    complete(store, beyond_lora.COMPARISON.runs, loss)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("gains", "wobble", "family", "new", "words"),
+    [
+        ({}, {}, "reproduced", "reproduced", "Of 7 arms"),
+        ({"oft": 0.1}, {}, "refuted", "refuted", "OFT has the lowest"),
+        ({"pissa": 0.1}, {}, "refuted", "reproduced", "PiSSA has the lowest"),
+        ({"pissa": 0.02}, {"pissa": 0.005}, "undecided", "reproduced", "not decided: PiSSA"),
+        ({"miss": -0.2}, {"miss": 0.04}, "undecided", "undecided", "wider than the margin: MiSS"),
+        ({"oft": 0.06}, {"oft": 0.0226}, "undecided", "refuted", "not decided: OFT"),
+    ],
+)
+def test_plain_lora_is_enough_only_if_every_arm_was_seen_not_to_gain(tmp_path, gains, wobble, family, new, words):
+    """One arm beyond the margin refutes for all, if it stands after Holm; one in doubt, or too noisy, keeps it open."""
+    store = tried(tmp_path, gains, wobble)
+    found = get_study("beyond_lora").verdict(store)
+    assert found.outcome == family and words in found.sentence, found.sentence
+    assert get_study("beyond_lora_new").verdict(store).outcome == new
+    assert found.quantities[0] in get_study("beyond_lora").quantities(store)
+
+
+def test_the_arms_that_were_known_have_the_records_of_the_variants(tmp_path):
+    """Equal keys: nothing of plain LoRA and its variants is trained twice, and both have the same grid and seeds."""
+    store, plan = Store(tmp_path), beyond_lora.COMPARISON
+    mine, theirs = ({run.key for run in one.COMPARISON.runs(store)} for one in (beyond_lora, variants))
+    new = {run.key for run in plan.runs(store) if arm_of(run) in beyond_lora.NEW}
+    assert mine - theirs == new and len(new) == sum(len(plan.arm(name).rates) for name in beyond_lora.NEW)
+    assert len({len(arm.rates) for arm in plan.arms}) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_the_new_arms_train_about_as_many_numbers_as_lora():
+    """Within 4 %, as far as OFT's blocks and MiSS's shards allow."""
+    shape = SHAPES["smollm2-135m"]
+    counts = {name: beyond_lora.COMPARISON.arm(name).method.parameters(shape) for name in ("lora", *beyond_lora.NEW)}
+    assert all(abs(count / counts["lora"] - 1) < 0.04 for count in counts.values()), counts
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------
