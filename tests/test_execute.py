@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+import torch
 from tiny import save_tiny_folder, tiny_task
 
 from peftbook import specs
@@ -187,6 +189,35 @@ def test_a_killed_run_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch)
     assert measured(again) == measured(whole) and again.curve == whole.curve
     assert again.per_example == whole.per_example
     assert again.provenance["resumed_from_step"] == 2 and "resumed_from_step" not in whole.provenance
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_start_that_is_computed_is_computed_again_with_the_same_threads(folder, tmp_path, monkeypatch, init):
+    """A decomposition adds in another order with other threads; a run goes on as if it had always had those."""
+    run = a_run(folder, evaluation=specs.Evaluation(n_loss=1), method=LoRA(rank=2, alpha=4, init=init))
+    asked, prepare = [], module.prepare
+    monkeypatch.setattr(module, "prepare", lambda *given: asked.append(torch.get_num_threads()) or prepare(*given))
+    left = module.checkpoints_folder() / run.key[:16]
+    before = torch.get_num_threads()
+    try:
+        for threads, wanted in ((1, 1), (2, 2), (None, before)):
+            left.mkdir(parents=True, exist_ok=True)
+            if threads is not None:
+                (left / "progress.json").write_text(json.dumps({"threads": threads}))
+            else:
+                (left / "progress.json").unlink()
+            torch.set_num_threads(before)
+            with monkeypatch.context() as now, pytest.raises(KeyboardInterrupt):
+                now.setattr(module, "train_in_steps", interrupted)
+                execute(run, Store(tmp_path), quiet=True)
+            assert asked[-1] == wanted
+    finally:
+        torch.set_num_threads(before)
+
+
+def interrupted(*given) -> None:
+    """In place of a training."""
+    raise KeyboardInterrupt
 
 
 def test_checkpoints_go_where_the_variable_says(folder, store, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -901,6 +902,63 @@ def test_what_jobs_are_forked_from_has_the_threads_of_the_jobs(crew, monkeypatch
     studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(2)])
     assert ticks(worker) == [4] and loaded == [2, 4]
     monkeypatch.setattr(worker.source, "server", None)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_job_that_was_claimed_and_never_started_does_not_run_for_ever(crew, monkeypatch, cancelled):
+    """Its process could not be started, and the disk was full when that was to be written down; nothing else waits."""
+    studio, project, worker = crew
+    monkeypatch.setattr(studio_worker, "BEAT_SECONDS", -1.0)
+
+    def fails(*given, **how):
+        raise OSError(12, "Cannot allocate memory")
+
+    def full(*given):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as now:
+        now.setattr(studio_worker, "start", fails)
+        now.setattr(worker.studio, "fail", full)
+        plan = studio.submit(project.id, [small_run(studio, project, LoRA())])
+        with pytest.raises(sqlite3.OperationalError):
+            worker.tick()
+    (job,) = studio.jobs(plan=plan)
+    assert job.state == "running" and not worker.places
+    if cancelled:
+        studio.cancel(job.id)
+    assert len(ticks(worker, 2)) == (0 if cancelled else 1)
+    assert studio.job(job.id).state == ("cancelled" if cancelled else "running")
+
+
+def test_what_is_deleted_is_gone_beside_a_job_of_another_project(crew):
+    """Whoever deletes data does not wait for somebody else's training."""
+    studio, project, worker = crew
+    other = colours_project(studio)
+    studio.submit(project.id, [small_run(studio, project, LoRA())])
+    assert len(ticks(worker)) == 1
+    studio.delete_project(other.id)
+    ticks(worker, 1)
+    left = [one.name for one in (studio.home / "projects").iterdir()]
+    assert left == [project.id] and len(worker.places) == 1
+
+
+def test_the_job_that_is_started_is_the_one_that_was_judged_to_fit(crew, monkeypatch):
+    """The head of the queue is cancelled between the two: what stands behind it may need the machine."""
+    studio, project, worker = crew
+    plain = [small_run(studio, project, LoRA(), seed=seed) for seed in range(2)]
+    large = small_run(studio, project, LoRA()).model_copy(update={"platform": "cuda"})
+    plan = studio.submit(project.id, [*plain, large])
+    worker.tick()
+    judge = worker.side_by_side
+
+    def judged_and_cancelled(jobs):
+        many = judge(jobs)
+        studio.cancel(studio.jobs(plan=plan)[1].id)
+        return many
+
+    monkeypatch.setattr(worker, "side_by_side", judged_and_cancelled)
+    worker.tick()
+    assert [job.state for job in studio.jobs(plan=plan)] == ["running", "cancelled", "queued"]
 
 
 def test_a_job_whose_process_was_killed_in_company_has_none_any_more(crew):

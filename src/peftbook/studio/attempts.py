@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from peftbook.errors import InputError
@@ -63,8 +63,8 @@ class Attempts(Jobs):
         """The jobs that wait to be claimed, in that order."""
         return self._jobs("jobs.state = 'queued' GROUP BY jobs.id ORDER BY jobs.queued, jobs.number")
 
-    def claim(self, worker: str, pid: int) -> Job | None:
-        """The job that has waited longest, now running in this worker's hands; None if none waits.
+    def claim(self, worker: str, pid: int, job_id: str = "") -> Job | None:
+        """The job that has waited longest, or this one, now running in this worker's hands; None if it does not wait.
 
         A worker has one job at a time: what it claimed before and never started waits again.
         """
@@ -78,8 +78,8 @@ class Attempts(Jobs):
             )
             found = db.execute(
                 "SELECT jobs.id FROM jobs JOIN projects ON projects.id = jobs.project AND NOT projects.removed "
-                "WHERE state = 'queued' ORDER BY queued, number LIMIT 1"
-            ).fetchone()
+                "WHERE state = 'queued' AND ? IN ('', jobs.id) ORDER BY queued, number LIMIT 1", (job_id,),
+            ).fetchone()  # fmt: skip
             if found is None:
                 return None
             db.execute(
@@ -199,10 +199,11 @@ class Attempts(Jobs):
         )  # fmt: skip
         return row is not None
 
-    def release(self) -> list[str]:
+    def release(self, mine: str = "", busy: Collection[str] = ()) -> list[str]:
         """Take their jobs from workers that died, and end what they left running; returns the ids of those jobs.
 
         A job whose record is at hand is finished, one that was being cancelled is cancelled, others are queued again.
+        mine: the worker that asks, whose places `busy` alone have a process: what else it claimed was never started.
         """
         rows = self._rows(
             "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running'"
@@ -211,7 +212,8 @@ class Attempts(Jobs):
         workers = {row["id"]: lives(row, now) for row in self._rows("SELECT * FROM workers")}
         freed: list[str] = []
         for row in rows:
-            if workers.get(row["worker"]):
+            idle = mine and row["worker"].partition("-")[0] == mine and row["worker"] not in busy
+            if workers.get(row["worker"]) and not idle:
                 continue
             end_group(row["child"], row["child_identity"])
             if is_alive(row["child"], row["child_identity"]):

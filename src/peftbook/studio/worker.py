@@ -108,12 +108,12 @@ class Worker:
         if time.monotonic() - self.last_beat > BEAT_SECONDS:
             for name in (self.id, *(place.id for place in self.places)):
                 self.studio.beat(name, os.getpid())
-            self.studio.release()
+            for job in self.studio.release(self.id, {place.id for place in self.places}):
+                self.log(f"job {job} is not computed any more")
             self.last_beat = time.monotonic()
         for place in list(self.places):
             self.look_after(place)
-        if not self.places:
-            self.studio.purge()
+        self.studio.purge()
         self.start_next()
         if self.places or self.source.is_loading():
             self.last_job = time.monotonic()
@@ -136,8 +136,8 @@ class Worker:
             return
         taken = {place.id for place in self.places}
         name = next(name for at in range(many) if (name := f"{self.id}{f'-{at}' * (at > 0)}") not in taken)
-        job = self.studio.claim(name, os.getpid())
-        if job is None:
+        job = self.studio.claim(name, os.getpid(), waiting[0].id)
+        if job is None:  # it was cancelled meanwhile
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:

@@ -37,7 +37,16 @@ from peftbook.training.estimate import predicted_seconds
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.hardware import peak_memory
-from peftbook.training.loop import Progress, Trained, arithmetic, frozen_linears_in, losses, reordered, train
+from peftbook.training.loop import (
+    Progress,
+    Trained,
+    arithmetic,
+    frozen_linears_in,
+    losses,
+    reordered,
+    saved_threads,
+    train,
+)
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
@@ -193,6 +202,9 @@ def compute(
         }
         return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
     phases("loading")
+    checkpoint = checkpoints_folder() / run.key[:16]
+    if run.purpose == "quality":
+        torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
     trainee = processes.agree(lambda: prepare(run, task, processes))
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
     count_parameters(trainee, out["measurements"])
@@ -200,7 +212,6 @@ def compute(
         phases("encoding")
     predicted = predict(trainee) if processes.count == 1 else {}
     trainee.spread()
-    checkpoint = checkpoints_folder() / run.key[:16]
     texts: list[str] | None = None
     resumed: dict[str, int] = {}
     failure = ""

@@ -42,6 +42,7 @@ __all__ = [
     "label_losses",
     "losses",
     "reordered",
+    "saved_threads",
     "train",
 ]
 
@@ -275,6 +276,12 @@ def save_checkpoint(folder: Path | None, parameters: dict, optimizer, scaler, re
     for old in folder.glob("state-*.safetensors"):
         if old.name != f"state-{step}.safetensors":
             old.unlink()
+
+
+def saved_threads(folder: Path) -> int:
+    """The threads of the training that left a checkpoint; without one, those that torch has."""
+    path, here = folder / "progress.json", torch.get_num_threads()
+    return json.loads(path.read_text()).get("threads", here) if path.is_file() else here
 
 
 def resume(folder: Path, parameters: dict, optimizer, scaler, result: Trained) -> int:
