@@ -240,8 +240,8 @@ def cost_of(
 ) -> stats.Interval:
     """Loss at a given rate minus the loss at the arm's own best rate of those inside, by seed and example.
 
-    A seed's own best is the rate with the lowest mean loss of the other seeds. A diverged run at either rate makes it
-    infinite. Raises Missing.
+    A seed's own best is the rate with the lowest mean loss of the other seeds. A run at the given rate that diverged
+    makes the cost infinite. Raises Missing, and Unusable where a seed diverged at its own best.
     """
     arm, pairs = comparison.arm(name), []
     losses = {seed: curve(comparison, name, seed, store) for seed in SEEDS}
@@ -249,8 +249,12 @@ def cost_of(
         others = [losses[other] for other in SEEDS if other != seed]
         own = min(inside, key=lambda rate: math.fsum(loss.get(rate, math.inf) for loss in others))
         pair = store.need_all(comparison.sweep_run(arm, rate, seed) for rate in (given, own))
-        if any(record.failure for record in pair):
+        if pair[0].failure:
             return stats.Interval(math.inf, 0.0, 0.0, 0.0, 0.0, len(SEEDS), comparison.sweep_examples)
+        if pair[1].failure:
+            raise Unusable(
+                comparison.sweep_run(arm, own, seed), f"{arm.label} diverged with seed {seed} at its best rate."
+            )
         pairs.append(pair)
     giving, owning = zip(*pairs, strict=True)
     return paired(giving, owning, "loss_nats")

@@ -30,7 +30,7 @@ DECIDING: dict[str, tuple[TunedComparison, tuple[tuple[str, str], ...]]] = {
     "prompt_longer": (prompt_design.COMPARISON, (("vocabulary_20", "vocabulary_100"),)),
     "prompt_init": (
         prompt_design.COMPARISON,
-        (("random_20", "vocabulary_20"), ("random_5", "vocabulary_5"), ("random_100", "vocabulary_100")),
+        (("random_100", "vocabulary_100"), ("random_20", "vocabulary_20"), ("random_5", "vocabulary_5")),
     ),
     "targets": (targets.COMPARISON, (("attention", "mlp"),)),
     "targets_all": (targets.COMPARISON, (("query_value", "all"),)),
