@@ -291,7 +291,7 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "targets_all": (lambda: targets(Q_AND_V, ALL_LAYERS, "query_value_minus_all"), "+.3f", 1e-7),
     "prompt_length": (lambda: prompts((1, "vocabulary"), (20, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
     "prompt_longer": (lambda: prompts((20, "vocabulary"), (100, "vocabulary"), (-INF, 0.02)), "+.3f", 1e-9),
-    "prompt_init": (lambda: prompts((20, "random"), (20, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
+    "prompt_init": (lambda: prompts((100, "random"), (100, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
     "sql_prompt": (lambda: sql("prompt", "fewshot"), "+.3f", 1e-9),
     "sql_lora": (lambda: sql("lora", "prompt"), "+.3f", 1e-9),
     "data_size": (data_size, "+.3f", 1e-9),
