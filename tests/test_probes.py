@@ -125,7 +125,7 @@ def test_a_frontier_starts_at_the_untuned_model_and_without_replay_is_the_plain_
     pieces = [Encoded((3, 5, 7, 11), 1, False)] * 9
     monkeypatch.setattr(curves, "unknown_pieces", lambda tokenizer, each, length: (pieces[:2], ["one", "two"]))
     monkeypatch.setattr(curves, "known_pieces", lambda tokenizer, tokens, length, seed: pieces)
-    settings = {"steps": (1, 3), "each": 1, "length": 4, "piece": 4}
+    settings = {"steps": (1, 3), "each": 1, "window": 4, "piece": 4}
 
     def measured(run: specs.Run, replay: float) -> probes.Findings:
         return probes.measure(

@@ -51,7 +51,7 @@ SEEDS = (1, 2, 3, 4, 5)
 TOKENS, BATCH = 18_000, 4
 STEPS = (10, 16, 23)  # and the last, about the thirtieth
 EXAMPLES = 32  # of the target task, on validation and on test
-EACH, LENGTH = 1, 128  # pieces of every source of general text, and ids of a piece
+EACH, WINDOW = 1, 128  # pieces of every source of general text, and ids of a piece
 SHARE, PIECE = 0.05, 64  # of all training tokens, and ids of a replayed piece
 MARGIN = 0.05  # nats per token of general text
 MARGIN_GAIN = 0.02  # nats per token of the target
@@ -102,7 +102,7 @@ def probe(arm: str | None, rate: float, seed: int, split: str) -> specs.Probe:
     replay = ARMS[arm].replay if arm else 0.0
     return specs.Probe(
         measure="curves.frontier",
-        settings={"steps": STEPS, "each": EACH, "length": LENGTH, "piece": PIECE, "replay": replay},
+        settings={"steps": STEPS, "each": EACH, "window": WINDOW, "piece": PIECE, "replay": replay},
         runs=(run,),
         model=model,
         seed=seed,

@@ -65,7 +65,7 @@ def frontier(probe: specs.Probe) -> Findings:
     """What the one run has gained and forgotten at the steps of settings["steps"] and at its end.
 
     The target loss is on the examples of the run's evaluation, the general loss on settings["each"] pieces of
-    settings["length"] tokens of every source that was held out when the small Llama was trained (`unknown_pieces`).
+    settings["window"] tokens of every source that was held out when the small Llama was trained (`unknown_pieces`).
     settings["replay"]: the share of all training tokens that are replayed: pieces of settings["piece"] tokens of the
     texts that it was trained on, on top of the target batches, which stay the same.
     per_example: `target_nats_<step>` and `general_nats_<step>`, summed over each example's label tokens, whose numbers
@@ -74,7 +74,7 @@ def frontier(probe: specs.Probe) -> Findings:
     """
     (run,) = probe.runs
     trainee, share = prepare(run), probe.number("replay")
-    general, sources = unknown_pieces(trainee.tokenizer, *positive(probe, "each", "length"))
+    general, sources = unknown_pieces(trainee.tokenizer, *positive(probe, "each", "window"))
     sets = {"target": trainee.graded, "general": general}
     per_example: dict[str, list[float] | list[str]] = {"general_source": sources}
     wanted = {int(step) for step in probe.numbers("steps")}
