@@ -14,12 +14,14 @@ from tiny import real_tokenizer, tiny_task
 from peftbook.errors import InputError
 from peftbook.tasks import Example, get_task
 from peftbook.training.encode import (
+    Encoded,
     batch_plan,
     encode_example,
     encode_plain,
     encode_prompt,
     encode_turns,
     sorted_batches,
+    with_replay,
 )
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -236,6 +238,46 @@ def test_batches_hold_similar_lengths():
     order = [index for batch in plan for index in batch]
     unsorted = [sorted(order, key=lambda i: (i * 7919) % 257)[at : at + 8] for at in range(0, 256, 8)]
     assert padding(plan) < 0.5 * padding(unsorted)
+
+
+def rows_of(lengths) -> list[Encoded]:
+    """Examples of these lengths."""
+    return [Encoded(tuple(range(length)), 1, False) for length in lengths]
+
+
+@settings(deadline=None)
+@given(lengths, st.lists(st.integers(1, 40), min_size=1, max_size=9), st.floats(0, 0.9), st.integers(1, 4000))
+def test_replay_keeps_its_share_and_leaves_the_target_batches_as_they_are(lengths, pieces, share, tokens):
+    """At every step the share is reached by less than one piece too many; without the pieces it is the old plan."""
+    data, known = rows_of(lengths), rows_of(pieces)
+    plan = batch_plan(lengths, 4, tokens, 0)
+    mixed, steps = with_replay(data, plan, known, share)
+    assert mixed == [*data, *known] and [[i for i in row if i < len(data)] for row in steps] == plan
+    target = replayed = 0
+    for row in steps:
+        target += sum(len(mixed[i].ids) for i in row if i < len(data))
+        replayed += sum(len(mixed[i].ids) for i in row if i >= len(data))
+        assert share * (target + replayed) <= replayed + 1e-9
+        assert (1 - share) * (replayed - max(pieces)) < share * target + max(pieces) * share + 1e-9
+
+
+def test_over_a_long_plan_five_percent_are_five_percent_and_pieces_come_in_turn():
+    """To rounding by a piece; none is seen again before all were seen."""
+    data, pieces = rows_of([90] * 400), rows_of([64] * 20)
+    mixed, steps = with_replay(data, batch_plan([90] * 400, 4, 500_000, 1), pieces, 0.05)
+    replayed = [i - len(data) for row in steps for i in row if i >= len(data)]
+    total = sum(len(mixed[i].ids) for row in steps for i in row)
+    assert sum(len(pieces[i].ids) for i in replayed) / total == pytest.approx(0.05, abs=64 / total)
+    assert replayed == [at % len(pieces) for at in range(len(replayed))]
+
+
+def test_a_share_without_pieces_gets_a_sentence():
+    """It would be sought for ever, as would all of the tokens."""
+    data = rows_of([5])
+    assert with_replay(data, [[0]], [], 0.0) == (data, [[0]])
+    for pieces, share in (([], 0.05), (data, 1.0)):
+        with pytest.raises(InputError, match="give pieces, and a share below 1"):
+            with_replay(data, [[0]], pieces, share)
 
 
 def test_no_examples_get_a_sentence():

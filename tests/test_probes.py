@@ -17,10 +17,12 @@ from peftbook.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
 from peftbook.studies.forgetting import matched
 from peftbook.studies.variants import steps_to
 from peftbook.training import execute, probes
+from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method
 from peftbook.training.probes import curves, weights
 
@@ -116,6 +118,34 @@ def test_a_curve_with_prose_keeps_every_piece_and_one_without_keeps_none(tiny):
         nats = found.per_example[f"prose_nats_{int(step)}"]
         assert len(nats) == len(tokens) > 1
         assert math.fsum(nats) / math.fsum(tokens) == pytest.approx(loss, abs=2e-6)
+
+
+def test_a_frontier_starts_at_the_untuned_model_and_without_replay_is_the_plain_run(tiny, monkeypatch):
+    """Its target losses are those of the learning curve; replay adds its tokens and changes what is learned."""
+    pieces = [Encoded((3, 5, 7, 11), 1, False)] * 9
+    monkeypatch.setattr(curves, "unknown_pieces", lambda tokenizer, each, length: (pieces[:2], ["one", "two"]))
+    monkeypatch.setattr(curves, "known_pieces", lambda tokenizer, tokens, length, seed: pieces)
+    settings = {"steps": (1, 3), "each": 1, "window": 4, "piece": 4}
+
+    def measured(run: specs.Run, replay: float) -> probes.Findings:
+        return probes.measure(
+            specs.Probe(measure="curves.frontier", settings=settings | {"replay": replay}, runs=(run,))
+        )
+
+    run = tiny(LoRA(rank=2))
+    plain, mixed = (measured(run, share) for share in (0.0, 0.2))
+    start = measured(run.model_copy(update={"method": Untuned(), "budget": None}), 0.0)
+    curve = probes.measure(specs.Probe(measure="curves.learning_curve", settings={"steps": (1, 3)}, runs=(run,))).curve
+    assert [0, *plain.curve["step"]] == curve["step"]
+    for found, step, loss in zip(
+        [start, *[plain] * len(plain.curve["step"])], curve["step"], curve["validation_loss_nats"], strict=True
+    ):
+        nats, tokens = (found.per_example[name] for name in (f"target_nats_{step:.0f}", "target_tokens"))
+        assert math.fsum(nats) / math.fsum(tokens) == pytest.approx(loss, abs=1e-5)
+    assert plain.per_example["general_tokens"] == [3.0, 3.0] and start.curve["step"] == [0]
+    less, more = (found.measurements["train_tokens"] for found in (plain, mixed))
+    assert less / more == pytest.approx(0.8, abs=4 / less)
+    assert mixed.curve["train_loss_nats"] != plain.curve["train_loss_nats"]
 
 
 def test_subspaces_of_one_seed_are_one_and_of_different_seeds_are_not(tiny):

@@ -98,6 +98,30 @@ def test_held_out_texts_are_not_trained_on():
         assert len(other) > 900 and not shared  # short sentences may recur
 
 
+def test_replayed_pieces_are_of_its_training_and_measured_ones_of_no_part_of_it(loaded):
+    """The two never share a text, and every source that was held out is measured."""
+    tokenizer = loaded.tokenizer
+    known = small_llama.known_pieces(tokenizer, 600, 64, seed=3)
+    pieces, sources = small_llama.unknown_pieces(tokenizer, 2, 48)
+    train, held = (
+        small_llama.documents("train"),
+        [one for name in small_llama.PROSE for one in small_llama.documents(name)],
+    )
+    for chosen, texts in ((known, train), (pieces, held)):
+        for piece in chosen:  # a piece may begin and end within a character
+            words = tokenizer.decode([i for i in piece.ids if i > 2], clean_up_tokenization_spaces=False).strip(
+                "\ufffd"
+            )
+            assert any(words in text for text in texts)
+    assert sum(len(piece.ids) for piece in known) >= 600 > sum(len(piece.ids) for piece in known[:-1])
+    assert all(2 <= len(piece.ids) <= 48 and piece.start == 1 for piece in pieces)
+    groups = {one.group for split in ("validation", "test") for one in get_task("docstrings").splits[split]}
+    assert set(sources) == groups | {name for names in small_llama.PROSE.values() for name in names}
+    assert (
+        known == small_llama.known_pieces(tokenizer, 600, 64, seed=3) != small_llama.known_pieces(tokenizer, 600, 64, 4)
+    )
+
+
 def test_training_is_deterministic_and_lowers_the_loss(monkeypatch):
     """Equal bits twice on one machine."""
     monkeypatch.setattr(small_llama, "LENGTH", 32)

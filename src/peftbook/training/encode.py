@@ -1,4 +1,4 @@
-"""Text to token ids: chat template, label positions, truncation that never cuts the target, and the batch plan."""
+"""Text to token ids: chat template, label positions, truncation that never cuts the target, the batch plan, replay."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = [
     "loss_batch",
     "shared_prefix",
     "sorted_batches",
+    "with_replay",
 ]
 
 POOL_BATCHES = 16
@@ -169,3 +170,27 @@ def batch_plan(lengths: Sequence[int], batch_size: int, tokens: int, seed: int) 
                 seen += sum(lengths[index] for index in batches[which])
                 if seen >= tokens:
                     return plan
+
+
+def with_replay(
+    data: Sequence[Encoded], plan: Sequence[Sequence[int]], pieces: Sequence[Encoded], share: float
+) -> tuple[list[Encoded], list[list[int]]]:
+    """The examples with the pieces behind them, and the plan with pieces at the end of its batches.
+
+    Target batches stay what they are and where they are: replay comes on top. After each batch as many pieces follow as
+    bring the replayed tokens to `share` of all tokens so far, R ≥ share · (T + R), so that R is above it by less than
+    one piece. Pieces are taken in order, and again from the first when all were.
+    Raises InputError for a share that is not in [0, 1), or where there are no pieces to replay.
+    """
+    if not 0 <= share < 1 or (share > 0 and not pieces):
+        raise InputError(f"{len(pieces)} pieces cannot be {share:g} of the tokens: give pieces, and a share below 1.")
+    mixed, target, replayed, taken = [], 0, 0, 0
+    for batch in plan:
+        target += sum(len(data[index].ids) for index in batch)
+        row = list(batch)
+        while replayed < share * (target + replayed):
+            row.append(len(data) + taken % len(pieces))
+            replayed += len(pieces[taken % len(pieces)].ids)
+            taken += 1
+        mixed.append(row)
+    return [*data, *pieces], mixed

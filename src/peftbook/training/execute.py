@@ -27,11 +27,13 @@ from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
 from peftbook.training.encode import (
     Encoded,
+    batch_plan,
     encode_example,
     encode_prompt,
     encode_training,
     generation_batch,
     loss_batch,
+    with_replay,
 )
 from peftbook.training.estimate import predicted_seconds
 from peftbook.training.forward import apply_method, trainable_state
@@ -94,16 +96,21 @@ class Trainee:
         checkpoint: Path | None = None,
         micro_batch: int | None = None,
         out: dict | None = None,
+        replay: Sequence[Encoded] = (),
+        share: float = 0.0,
     ) -> Trained | None:
-        """Train as the run says; None for an untuned run."""
+        """Train as the run says; None for an untuned run. replay: pieces that are `share` of the tokens, on top."""
         budget = self.run.budget
         if budget is None:
             return None
         if out is not None:
             out["truncated_examples"] = sum(example.truncated for example in self.encoded)
+        lengths = [len(example.ids) for example in self.encoded]
+        plan = batch_plan(lengths, budget.batch_size, budget.tokens, self.run.seed)
+        data, plan = with_replay(self.encoded, plan, replay, share)
         with reordered(self.model, self.run.dtype):
             return train(
-                self.model, self.encoded, budget, seed=self.run.seed, pad_id=self.tokenizer.pad_token_id,
+                self.model, data, budget, plan=plan, seed=self.run.seed, pad_id=self.tokenizer.pad_token_id,
                 dtype=self.run.dtype, platform=self.run.platform, micro_batch=micro_batch,
                 checkpointing=self.run.checkpointing, checkpoint=checkpoint, on_step=on_step,
                 rate_factor=self.run.method.rate_factor, processes=self.processes,

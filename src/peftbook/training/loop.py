@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,6 +183,7 @@ def train(
     on_step: Callable[[Progress], None] | None = None,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
     processes: Processes = ALONE,
+    plan: Sequence[Sequence[int]] = (),
 ) -> Trained:
     """Train the model's trainable parameters with AdamW; returns the curve and what it cost.
 
@@ -191,11 +192,11 @@ def train(
     `checkpoint_seconds` and a later call with the same arguments goes on from it: on CPU the result is bit-equal to an
     uninterrupted run of as many processes, since it goes on with the threads that it had. `rate_factor` multiplies the
     learning rate of a parameter, by its name. `checkpointing` runs each layer again in the backward pass, see
-    `checkpointed_layers`.
+    `checkpointed_layers`. `plan` has the indices of each batch; without it, they are those of `batch_plan`.
     In fp16 the loss is scaled before the backward pass, and a step whose gradients overflow is left out and lowers the
     scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). Raises Diverged if the loss is not finite.
     """
-    plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
+    plan = plan or batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed)
     parameters = trainable_state(model)
     groups: dict[float, list[torch.Tensor]] = {}
     for name, value in parameters.items():

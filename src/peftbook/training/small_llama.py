@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,16 @@ from peftbook.tasks import file_sha256, get_task, prose
 from peftbook.training.encode import Encoded, encode_plain
 from peftbook.training.loop import losses
 
-__all__ = ["build", "documents", "encode_document", "held_out", "train_model", "train_tokenizer"]
+__all__ = [
+    "build",
+    "documents",
+    "encode_document",
+    "held_out",
+    "known_pieces",
+    "train_model",
+    "train_tokenizer",
+    "unknown_pieces",
+]
 
 VOCABULARY = 2048
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -179,6 +189,46 @@ def held_out(tokenizer, split: str = "test", limit: int = 0) -> tuple[list[Encod
             data += kept
             names += [kind] * len(kept)
     return data, names
+
+
+def known_pieces(tokenizer, tokens: int, length: int, seed: int) -> list[Encoded]:
+    """At least `tokens` tokens of the texts that it was trained on, in pieces of at most `length` ids.
+
+    A text is drawn as often as it is long, and the piece lies anywhere in it. Every token after a piece's first is a
+    label. seed: of the choice.
+    """
+    rng = np.random.default_rng(seed)
+    texts = documents("train")
+    sizes = np.array([len(text) for text in texts], dtype=float)
+    pieces: list[Encoded] = []
+    while sum(len(piece.ids) for piece in pieces) < tokens:
+        ids = encode_document(tokenizer, texts[rng.choice(len(texts), p=sizes / sizes.sum())])
+        at = int(rng.integers(max(1, len(ids) - length + 1)))
+        pieces.append(Encoded(tuple(ids[at : at + length]), 1, False))
+    return pieces
+
+
+def unknown_pieces(tokenizer, each: int, length: int) -> tuple[list[Encoded], list[str]]:
+    """Pieces of `length` ids from the start of all texts held out from its training, and the source of each.
+
+    `each` successive ones of every prose text, and of every package of functions the first functions, so many of them.
+    """
+    pieces: list[Encoded] = []
+    sources: list[str] = []
+    for split in ("validation", "test"):
+        counts: Counter[str] = Counter()
+        for example in get_task("docstrings").splits[split]:
+            counts[example.group] += 1
+            if counts[example.group] <= each:
+                ids = encode_document(tokenizer, example.input)
+                pieces.append(Encoded(tuple(ids[:length]), 1, len(ids) > length))
+                sources.append(example.group)
+        for text in prose.load():
+            if text.id in PROSE[split]:
+                ids = encode_document(tokenizer, text.target)[: each * length]
+                pieces += [Encoded(tuple(ids[at : at + length]), 1, True) for at in range(0, len(ids), length)]
+                sources += [text.id] * -(-len(ids) // length)
+    return pieces, sources
 
 
 def build(output: Path | None = None, steps: int = STEPS) -> Path:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 from peftbook import specs
+from peftbook.errors import Diverged
 from peftbook.tasks import prose
 from peftbook.training.encode import Encoded, encode_plain
 from peftbook.training.execute import Trainee, prepare
-from peftbook.training.loop import losses
-from peftbook.training.probes import Findings
+from peftbook.training.loop import Progress, losses
+from peftbook.training.probes import Findings, positive
+from peftbook.training.small_llama import known_pieces, unknown_pieces
 
-__all__ = ["learning_curve", "prose_pieces"]
+__all__ = ["frontier", "learning_curve", "prose_pieces"]
 
 PROSE_PIECES = 1
 PROSE_TOKENS = 256
@@ -55,6 +57,60 @@ def learning_curve(probe: specs.Probe) -> Findings:
             "loss_after_nats": curve["validation_loss_nats"][-1],
         },
         curve=curve,
+        per_example=per_example,
+    )
+
+
+def frontier(probe: specs.Probe) -> Findings:
+    """What the one run has gained and forgotten at the steps of settings["steps"] and at its end.
+
+    The target loss is on the examples of the run's evaluation, the general loss on settings["each"] pieces of
+    settings["window"] tokens of every source that was held out when the small Llama was trained (`unknown_pieces`).
+    settings["replay"]: the share of all training tokens that are replayed: pieces of settings["piece"] tokens of the
+    texts that it was trained on, on top of the target batches, which stay the same.
+    per_example: `target_nats_<step>` and `general_nats_<step>`, summed over each example's label tokens, whose numbers
+    are `target_tokens` and `general_tokens`; `general_source`. An untuned run has step 0 alone; of one that diverged
+    there is no more than measurements["diverged"] = 1.
+    """
+    (run,) = probe.runs
+    trainee, share = prepare(run), probe.number("replay")
+    general, sources = unknown_pieces(trainee.tokenizer, *positive(probe, "each", "window"))
+    sets = {"target": trainee.graded, "general": general}
+    per_example: dict[str, list[float] | list[str]] = {"general_source": sources}
+    wanted = {int(step) for step in probe.numbers("steps")}
+
+    def note(step: int) -> None:
+        for name, data in sets.items():
+            nats, counts = held_out_losses(trainee, data, run)
+            per_example[f"{name}_nats_{step}"] = [round(value, 6) for value in nats]
+            per_example[f"{name}_tokens"] = [float(count) for count in counts]
+
+    def watch(progress: Progress) -> None:
+        if progress.step in wanted or progress.step == progress.steps:
+            note(progress.step)
+
+    pieces: list[Encoded] = []
+    if share and run.budget is not None:
+        needed = math.ceil(share / (1 - share) * run.budget.tokens) + run.budget.max_length
+        pieces = known_pieces(trainee.tokenizer, needed, probe.whole("piece"), run.seed)
+    try:
+        trained = trainee.train(watch, replay=pieces, share=share)
+    except Diverged:
+        return Findings({"diverged": 1})
+    if trained is None:
+        note(0)
+        return Findings(curve={"step": [0.0]}, per_example=per_example)
+    last = len(trained.losses)
+    return Findings(
+        measurements={
+            "trainable_parameters": trainee.trainable,
+            "train_tokens": trained.tokens,
+            "train_label_tokens": trained.label_tokens,
+        },
+        curve={
+            "step": [float(step) for step in sorted({*wanted, last}) if step <= last],
+            "train_loss_nats": [round(value, 6) for value in trained.losses],
+        },
         per_example=per_example,
     )
 
