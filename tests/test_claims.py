@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.memory import SHAPES
 from peftbook.records import Record, Store
-from peftbook.studies import beyond_lora, get_study, learning_rate, rank, recovery, scaling, survival, variants
+from peftbook.studies import (
+    batch_size,
+    beyond_lora,
+    get_study,
+    learning_rate,
+    rank,
+    recovery,
+    scaling,
+    survival,
+    variants,
+)
 
 TOKENS = 4.0
 
@@ -137,6 +150,77 @@ def test_a_rate_from_a_short_training_is_tried_in_the_long_one_however_far_it_li
     assert get_study("short_tuning").verdict(store).outcome == outcome
     cost = learning_rate.cost_of_short("r16", store)
     assert cost.mean == pytest.approx(0.03 * math.log(moved) ** 2, abs=0.004)
+
+
+# --- the batch -------------------------------------------------------------------------------------------------
+
+
+def batch_loss(full: float, lora: float, width: float = 0.02, apart: float = 0.0):
+    """Loss of a run: what its arm pays for the largest batch, above a parabola about a best rate that the grid has.
+
+    width: of the parabola.  apart: how far the largest batch's cost to LoRA differs from one seed to the next.
+    """
+
+    def loss(run):
+        if run.budget is None:
+            return 5.0
+        kind, size = ("r16" if hasattr(run.method, "rank") else "full"), run.budget.batch_size
+        few = run.budget.tokens < batch_size.TOKENS
+        best = batch_size.COMPARISONS[size].arm(kind).rates[1]
+        paid = (lora if kind == "r16" else full) * math.log2(size / 2) / 4
+        paid += apart * (run.seed - 3) * (kind == "r16") * (size == batch_size.LARGEST)
+        return 2.0 + 0.9 * few + paid + width * math.log2(run.budget.learning_rate / best) ** 2
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("full", "lora", "apart", "outcome"),
+    [
+        (0.2, 0.3, 0.0, "reproduced"),
+        (0.3, 0.2, 0.0, "fails in this regime"),
+        (0.3, 0.3, 0.0, "equivalent"),
+        (0.2, 0.235, 0.01, "direction only"),
+        (0.2, 0.21, 0.05, "undecided"),
+        (0.0, 0.0, 0.0, "undecided"),  # nothing to tolerate
+        (-0.2, -0.1, 0.0, "undecided"),  # a large batch helps
+    ],
+)
+def test_what_a_large_batch_costs_is_compared_where_it_costs_something(tmp_path, full, lora, apart, outcome):
+    """The difference of two costs, paired; where neither arm pays there is nothing to compare."""
+    store, study = Store(tmp_path), get_study("batch_size")
+    complete(store, batch_size.runs, batch_loss(full, lora, apart=apart))
+    found, known = study.verdict(store), study.quantities(store)
+    assert found.outcome == outcome, found.sentence
+    assert ("nothing to tolerate" in found.sentence) == (max(full, lora) <= 0)
+    assert set(found.quantities) <= set(known)
+    assert known["full_cost"].value == pytest.approx(full, abs=2e-3)
+    assert known["extra_cost"].value == pytest.approx(lora - full, abs=2e-3)
+    assert known["few_full_cost"].value == pytest.approx(full - 0.9, abs=2e-3)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.permutations([0.0, 0.001, 0.002, 0.004]))
+def test_a_finer_grid_could_not_take_a_difference_of_costs_out_of_its_interval(tmp_path_factory, offsets):
+    """Lower any of the four losses by what its grid may have missed: the difference moves by at most the bias."""
+    store, cells = Store(tmp_path_factory.mktemp("records")), list(itertools.product(batch_size.ARMS, (2, 32)))
+    missed = dict(zip(cells, offsets, strict=True))
+
+    def loss(run):
+        kind = "r16" if hasattr(run.method, "rank") else "full"
+        best = run.budget and batch_size.COMPARISONS[run.budget.batch_size].arm(kind).rates[1]
+        off = math.sqrt(missed.get((kind, best and run.budget.batch_size), 0) / 0.02)  # doublings from the best rate
+        return 5.0 if run.budget is None else 2.0 + 0.02 * (math.log2(run.budget.learning_rate / best) - off) ** 2
+
+    complete(store, batch_size.runs, loss)
+    plans = batch_size.COMPARISONS
+    gained = {cell: batch_size.left(plans[cell[1]], cell[0], store) for cell in cells}
+    assert gained == pytest.approx(missed, abs=2e-4)
+    bias = batch_size.extra(store).bias
+    for chosen in itertools.product((0, 1), repeat=4):
+        low = {cell: -taken * gained[cell] for cell, taken in zip(cells, chosen, strict=True)}
+        moved = low["r16", 32] - low["r16", 2] - low["full", 32] + low["full", 2]
+        assert abs(moved) <= bias + 1e-12
 
 
 # --- variants of LoRA ------------------------------------------------------------------------------------------

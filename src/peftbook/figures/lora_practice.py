@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
+from peftbook.figures.methods import per_seed
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -28,9 +29,18 @@ from peftbook.figures.parts import (
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import learning_rate, rank, scaling, two_rates, variants
+from peftbook.studies import batch_size, learning_rate, rank, scaling, two_rates, variants
+from peftbook.studies.sweep import TunedComparison
 
-__all__ = ["rank_losses", "rate_map", "scaling_gains", "update_sizes", "variant_effects", "wrong_rate"]
+__all__ = [
+    "batch_costs",
+    "rank_losses",
+    "rate_map",
+    "scaling_gains",
+    "update_sizes",
+    "variant_effects",
+    "wrong_rate",
+]
 
 RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256": "P"}
 SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
@@ -62,6 +72,58 @@ def wrong_rate(store: Store) -> Figure:
     question(figure, "What does a wrong learning rate cost?")
     label_points(axes, ends, column=0.8)
     return figure
+
+
+BATCH_LOOKS = {"full": ("full", "s", (0, (4, 1.5))), "r16": ("lora", "o", "-")}  # tone, marker, line
+
+
+@figure
+def batch_costs(store: Store) -> Figure:
+    """What does a large batch cost? Test loss by batch at equal tokens, and what the largest batch costs each arm."""
+    figure, (losses, costs) = canvas(2, 1, height=5.4, height_ratios=(3, 2))
+    ends: Points = {}
+    for name, (tone, marker, line) in BATCH_LOOKS.items():
+        shift = 1.06 if name == "r16" else 0.94
+        rows = [batch_row(f"b{batch}", plan, name, store) for batch, plan in batch_size.COMPARISONS.items()]
+        draw_series(losses, batch_size.BATCHES, rows, line=line, shift=shift)
+        few, x = batch_row("few", batch_size.FEW_STEPS, name, store), batch_size.SMALLEST * shift
+        losses.plot([x] * len(few.seeds), few.seeds, "_", color=colour(tone), markersize=8, mew=1.4)
+        losses.plot(x, few.value, **mark(tone, marker, hollow=True))
+        told = f"only {batch_size.EXAMPLES // batch_size.LARGEST} steps" if name == "r16" else ""
+        losses.annotate(told, (x, few.value), xytext=(9, 0), textcoords="offset points", va="center",
+                        color=colour("muted"), fontsize=SMALL)  # fmt: skip
+        ends[batch_size.ARMS[name]] = (batch_size.LARGEST * shift, rows[-1].value, tone)
+    losses.set(xscale="log", xlabel="Examples in a batch", ylabel=f"Test loss, {LOSS}")
+    plain_ticks(losses, batch_size.BATCHES)
+    losses.set_xlim(1.7, 100)
+    each = {name: seed_costs(name, store) for name in batch_size.ARMS}
+    rows = [
+        as_row(label, quantity(f"batch_size.{name}_cost", store), each[name], *BATCH_LOOKS[name][:2])
+        for name, label in batch_size.ARMS.items()
+    ]
+    extra = quantity("batch_size.extra_cost", store)
+    rows.append(as_row("LoRA − full", extra, np.subtract(each["r16"], each["full"]).tolist(), "ink", "D"))
+    draw_margin(costs, -batch_size.MARGIN, batch_size.MARGIN, 0)
+    draw_rows(costs, rows, f"Test loss at {batch_size.LARGEST} − at {batch_size.SMALLEST}, {LOSS} (band: margin)", 6)
+    question(figure, "What does a large batch cost, and whom?")
+    label_points(losses, ends, column=0.77)
+    return figure
+
+
+def seed_costs(name: str, store: Store) -> list[float]:
+    """What the largest batch costs an arm, seed by seed."""
+    one, two = (
+        per_seed(records, "loss")
+        for records in batch_size.pair(name, batch_size.COMPARISONS[batch_size.SMALLEST], store)
+    )
+    return np.subtract(one, two).tolist()
+
+
+def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> Row:
+    """The test loss of an arm at one batch with its seeds."""
+    tone, marker, _ = BATCH_LOOKS[name]
+    seeds = per_seed(plan.finals(name, store), "loss")
+    return as_row("", quantity(f"batch_size.{prefix}_{name}_loss", store), seeds, tone, marker)
 
 
 @figure

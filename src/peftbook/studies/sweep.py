@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from peftbook import specs
 from peftbook.evidence import comparison, stats
@@ -61,7 +61,7 @@ class TunedComparison:
     again, down to FINEST. Else the shortfall is an error of every difference of its loss.
     sweep_examples: validation examples of a sweep run.  test_examples, generate: of a final run.
     first_look: how many of the seeds had been looked at before the others were added; 0: their number was fixed before.
-    train_examples: only the first so many training examples are used; 0 means all.
+    train_examples: only the first so many training examples are used; 0 means all.  dtype: of every run's arithmetic.
     """
 
     task: str
@@ -79,6 +79,7 @@ class TunedComparison:
     generate: int = 0
     max_new_tokens: int = 40
     train_examples: int = 0
+    dtype: Literal["bf16", "fp32"] = "bf16"
     model: specs.Model = field(default_factory=specs.Model)
 
     def arm(self, name: str) -> Arm:
@@ -100,6 +101,7 @@ class TunedComparison:
             budget=self.budget(rate),
             evaluation=specs.Evaluation(split="validation", n_loss=self.sweep_examples),
             seed=seed,
+            dtype=self.dtype,
         )
 
     def loss(self, arm: Arm, rate: float, store: Store) -> float:
@@ -152,6 +154,7 @@ class TunedComparison:
                 generation_dtype="bf16" if self.generate else "fp32",
             ),
             seed=seed,
+            dtype=self.dtype,
         )
 
     def final_runs(self, arm: Arm, store: Store) -> list[Run]:

@@ -1,0 +1,147 @@
+"""Does LoRA pay more for a large batch than full fine-tuning does?
+
+Written before the runs. Full fine-tuning and LoRA (r = 16, alpha 32, all linear layers) on the small Llama in float32,
+one pass over the first 800 training examples of E2E: as 400 steps of 2, 100 of 8 or 25 of 32. An example has 53 label
+tokens on average, so that a batch of 32 means its gradient over 1,700 of them. Each arm has a grid of its own
+at each batch: three rates a factor of 2 apart, one seed, extended at the edges; where the parabola through the best
+rate and its neighbours lies more than BEARABLE lower, the rates halfway to them are trained too. Five fresh seeds at
+the chosen rates.
+
+What an arm pays is its test loss at the largest batch minus that at the smallest. Equal tokens leave a large batch
+fewer steps, which costs either arm; the claim is about the difference of the two costs, paired by seed and example. Two
+of its four losses would push it down if a finer grid lowered them, two up: the larger of the two sums of shortfalls is
+an error of it. Before anything is said of a difference, one arm must surely have paid more than the margin: where a
+large batch costs nothing there is nothing to tolerate. The margin is that of the book's other studies of a setting,
+which costs nothing to change. Warm-up is a tenth of the steps at every batch, gradients are clipped at norm 1.
+
+Shown and not judged: the batch in the middle, and a training with the smallest batch and as few steps as the largest
+takes, rates tuned again. Where LoRA is as far behind after these as after the few steps of the largest batch, what it
+pays for is the number of steps and not the batch.
+
+Looked at before: the sweeps of `recovery` (LoRA on the same model and task, 59 steps of 8), from which the middles of
+LoRA's grids come; those of full fine-tuning are an eighth of them. They showed a valley so steep that rates a factor of
+2 apart are too coarse. With seed 99 the first nine steps of full fine-tuning in batches of 32 at 8e-4, in which its
+training loss fell from 5.8 to 2.9, and two trainings on `sort`: LoRA in 26 steps of 128, and the first 230 steps of
+full fine-tuning in batches of 8. That task was given up, because the loss soon stands at the entropy of a sorted list
+that nobody has read. Batches are 2 to 32 and not 8 to 128 because 25 steps of 128 examples of E2E take four times as
+long.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping
+
+from peftbook import specs
+from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of, paired, table, weights
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
+from peftbook.records import Record, Store
+from peftbook.specs import Run
+from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies.grids import shortfall
+from peftbook.studies.standard import rates
+from peftbook.studies.sweep import Arm, TunedComparison, decide
+
+__all__ = ["ARMS", "BATCHES", "COMPARISONS", "FEW_STEPS", "cost", "extra"]
+
+BATCHES = (2, 8, 32)  # examples
+SMALLEST, LARGEST = BATCHES[0], BATCHES[-1]
+EXAMPLES = 800
+TOKENS = 116_167  # of these examples by the small Llama's tokenizer: every run is one pass
+MARGIN = 0.02  # nats per token
+BEARABLE = MARGIN / 4  # shortfall of a grid; two of them add up in a difference of costs
+ARMS = {"full": "Full fine-tuning", "r16": "LoRA, r = 16"}
+MIDDLES = {2: 3, 8: 4, 32: 5}  # batch → k of the middle rate of LoRA, 2e-4 · 2^k
+
+
+def comparison(batch: int, tokens: int, middle: int, *, untuned: bool = False) -> TunedComparison:
+    """Both arms at one batch size; full fine-tuning's rates are an eighth of LoRA's."""
+    grids = {"full": rates(middle - 4, middle - 2), "r16": rates(middle - 1, middle + 1)}
+    methods = {"full": Full(), "r16": LoRA(rank=16)}
+    arms = tuple(Arm(name, ARMS[name], methods[name], grids[name]) for name in ARMS)
+    return TunedComparison(
+        task="e2e", tokens=tokens, arms=(*arms, *([Arm("untuned", "Untuned", Untuned())] if untuned else [])),
+        train_examples=EXAMPLES, batch_size=batch, bearable=BEARABLE, refine=True, seeds=(1, 2, 3, 4, 5), dtype="fp32",
+        model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
+    )  # fmt: skip
+
+
+COMPARISONS = {batch: comparison(batch, TOKENS, MIDDLES[batch], untuned=batch == SMALLEST) for batch in BATCHES}
+# As many steps of the smallest batch as the largest takes.
+FEW_STEPS = comparison(SMALLEST, TOKENS * SMALLEST // LARGEST, MIDDLES[SMALLEST])
+
+
+def runs(store: Store) -> list[Run]:
+    """The two batches that decide first, then few steps and the batch between."""
+    middle = [COMPARISONS[batch] for batch in BATCHES[1:-1]]
+    order = (COMPARISONS[SMALLEST], COMPARISONS[LARGEST], FEW_STEPS, *middle)
+    return [run for one in order for run in one.runs(store)]
+
+
+def left(plan: TunedComparison, name: str, store: Store) -> float:
+    """The shortfall of an arm's grid, however small. Raises Missing."""
+    losses = plan.sweep(plan.arm(name), store)
+    return shortfall(losses, min(losses, key=lambda rate: losses[rate]))
+
+
+def pair(name: str, small: TunedComparison, store: Store) -> tuple[list[Record], list[Record]]:
+    """An arm's final records at the largest batch and in `small`. Raises Missing, Unusable where one diverged."""
+    return COMPARISONS[LARGEST].finals(name, store), small.finals(name, store)
+
+
+def cost(name: str, store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats.Interval:
+    """Test loss of an arm at the largest batch minus that in `small`, by seed and example. Raises Missing."""
+    one, two = pair(name, small, store)
+    found = paired(one, two, "loss_nats")
+    return stats.with_bias(found, max(left(plan, name, store) for plan in (COMPARISONS[LARGEST], small)))
+
+
+def extra(store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats.Interval:
+    """LoRA's `cost` minus that of full fine-tuning, by seed and example. Raises Missing."""
+    large, records = COMPARISONS[LARGEST], {name: pair(name, small, store) for name in ARMS}
+    paid = {name: table(one, "loss_nats") - table(two, "loss_nats") for name, (one, two) in records.items()}
+    found = stats.paired_interval(paid["r16"], paid["full"], weights(records["r16"][0], "loss_nats"))
+    lower = left(large, "r16", store) + left(small, "full", store)
+    higher = left(small, "r16", store) + left(large, "full", store)
+    return stats.with_bias(found, max(lower, higher))
+
+
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Losses and rates by batch, what the largest batch costs each arm, and how much more it costs LoRA."""
+    out: dict[str, Quantity] = {}
+    for prefix, plan in ({f"b{batch}_": plan for batch, plan in COMPARISONS.items()} | {"few_": FEW_STEPS}).items():
+        out |= plan.quantities(store, (("r16", "full"),), prefix)
+    for prefix, small in {"": COMPARISONS[SMALLEST], "few_": FEW_STEPS}.items():
+        out |= gathered(functools.partial(paid_by, prefix, small, store), (*ARMS, "extra"))
+    return out
+
+
+def paid_by(prefix: str, small: TunedComparison, store: Store, name: str) -> dict[str, Quantity]:
+    """The cost of an arm, or of `extra`, as a quantity. Raises Missing."""
+    found = extra(store, small) if name == "extra" else cost(name, store, small)
+    keys = [keys_of(*pair(arm, small, store)) for arm in (ARMS if name == "extra" else (name,))]
+    return {f"{prefix}{name}_cost": Quantity.of(found, "nats per token", tuple(itertools.chain(*keys)))}
+
+
+@study("batch_size", runs, quantities)
+def verdict(store: Store) -> Verdict:
+    """Does the largest batch cost LoRA more than full fine-tuning, and does it surely cost either anything?"""
+    what = (
+        f"From {SMALLEST} to {LARGEST} examples a batch, what LoRA pays in test loss minus what full fine-tuning does"
+    )
+    found = decide(extra(store), MARGIN, (0.0, math.inf), what, "extra_cost", "nats per token")
+    costs = {name: cost(name, store) for name in ARMS}
+    said = "; ".join(
+        f"{ARMS[name]} pays {one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for name, one in costs.items()
+    )
+    sentence = f"{found.sentence.removesuffix('.')}; {said}."
+    named = (*found.quantities, *(f"{name}_cost" for name in ARMS))
+    if all(one.low <= MARGIN for one in costs.values()):
+        blunt = f"Neither is surely above {MARGIN}: there is nothing to tolerate."
+        return Verdict("undecided", f"{sentence} {blunt}", named)
+    return Verdict(found.outcome, sentence, named)
