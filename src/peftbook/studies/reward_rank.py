@@ -1,9 +1,9 @@
 """Does LoRA of rank 1 learn as much from a reward as full fine-tuning? A small Llama that learns to sort.
 
 Written before the runs. The claim is of Schulman et al. (2025): with policy gradients LoRA matches full fine-tuning,
-even at rank 1, because the reward of an answer tells at most one bit. A Llama with random weights is shown sorted lists for
-so short a time that it sorts some of them right. From this start, the same for all arms of a seed, each arm learns from
-the reward of its own answers alone: full fine-tuning, and LoRA of rank 1 and of rank 16 on all linear layers, with
+even at rank 1, because the reward of an answer tells at most one bit. A Llama with random weights is shown sorted lists
+for so short a time that it sorts some of them right. From this start, the same for all arms of a seed, each arm learns
+from the reward of its own answers alone: full fine-tuning, and LoRA of rank 1 and of rank 16 on all linear layers, with
 α = 32 as in the source. Every arm has as many rates, a factor of 2 apart, on the validation lists; a best rate at an
 end of its grid adds one. The chosen rate is run with five fresh seeds, and only these runs are asked the test lists,
 which are the same for all seeds.
