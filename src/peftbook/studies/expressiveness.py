@@ -9,16 +9,17 @@ the control for the training of prompts: where it fails, a prompt that does not 
 one whose best rate is an end of its grid. Whether depth gives a prompt what it lacks is the book's own question: the
 paper calls prompts potentially less expressive and does not say that depth helps.
 
-This is the second edition. In the first, three seeds, the marker of ascending order stood before every list; the
+This is the third edition. In the first, three seeds, the marker of ascending order stood before every list; the
 further prompt was to bring copying back in spite of it, and LoRA of rank 1 was the positive control. With one layer
 neither control succeeded, so nothing was decided. The prompt's could not: the marker is content, whose relative
-attention a prompt cannot change. Now a marker that pretraining never shows stands there, rank 4, which had solved the
-task, is the control, and five fresh seeds decide. Where nothing is sorted the accuracy cannot tell one rate from
-another, so the best one, which must not be an end of its grid, is now that of the lowest loss, and grids have four
-rates. Looked at before: the first edition's records, and a seed of its own with one layer and with eight. There a
-prompt brought back all that was taught with one layer, no prompt sorted downwards, rank 1 sorted few lists with one
-layer in as many steps, the prefix three in four with eight, and with one layer prompt and prefix had their lowest loss
-at 0.3, of rates from 0.01 to 1. Thirty layers, which decided nothing, are left out.
+attention a prompt cannot change. In the second, five seeds with one layer, a marker that pretraining never shows stood
+there and rank 4 was the control. Both controls succeeded, prompt and prefix sorted less than one list in a hundred
+downwards, and yet nothing was decided: one of the five models had learned to sort 90 and not quite 90 % of the lists,
+and where no rate sorts anything their losses lie within a few hundredths of a nat, so that the lowest is at an end of
+the grid as often as not. So the third has five fresh seeds, twice the pretraining, and an end counts only where its
+loss is lower than its neighbour's by more than FLAT. With eight layers only a seed of its own was looked at before:
+there the prefix sorted three lists in four downwards, the prompt none. Thirty layers, which decided nothing, are left
+out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = ["ARMS", "DEPTHS", "SEEDS", "probe"]
 
 DEPTHS = (1, 2, 4, 8)  # the first and the last decide
 DEEPEST = 8
-SEEDS = (11, 12, 13, 14, 15)
+SEEDS = (21, 22, 23, 24, 25)
 ARMS = ("prompt", "prefix", "lora", "lora4", "prompt_ascending")
 CONTEXT_ARMS = ("prompt", "prefix")
 SETTINGS: dict = {
@@ -47,7 +48,7 @@ SETTINGS: dict = {
     "hidden": 64,
     "heads": 4,
     "length": 10,
-    "pretrain_steps": 800,
+    "pretrain_steps": 1600,
     "pretrain_rate": 0.003,
     "steps": 300,
     "prompt_rates": (0.03, 0.1, 0.3, 1.0),
@@ -56,6 +57,7 @@ SETTINGS: dict = {
 }
 SOLVED = 0.5  # a task counts as solved where more than half of the test lists come out right
 LEARNED = 0.9  # the comparison means something only where the model sorts upwards this well
+FLAT = 0.05  # nats per token by which a rate at an end must be better than its neighbour, or a better one is not beyond
 GAIN, MARGIN = 0.5, 0.1  # least gain in accuracy from one layer to eight that counts as solving it when deep
 
 
@@ -110,7 +112,7 @@ def depth_quantities(depth: int, store: Store) -> dict[str, Quantity]:
         size = float(found[0].measurements[f"{arm}_parameters"] or 0)
         out[f"depth{depth}_{arm}_parameters"] = Quantity(size, "parameters", keys[:1], digits=0)
     for arm in CONTEXT_ARMS:
-        rate, _ = best_rate(depth, arm, store)
+        rate = best_rate(depth, arm, store)
         out[f"depth{depth}_{arm}_best_rate"] = Quantity(rate, "", keys, seeds=len(SEEDS), digits=-2)
     learned = stats.seed_interval([ascending(record) for record in found])
     return out | {f"depth{depth}_pretrained_accuracy": Quantity.of(learned, "", keys, among=(0, 1))}
@@ -131,12 +133,24 @@ def solves(depth: int, arm: str, store: Store) -> bool:
     return accuracy(depth, arm, store).low > SOLVED
 
 
-def best_rate(depth: int, arm: str, store: Store) -> tuple[float, tuple[float, ...]]:
-    """The rate with the lowest mean validation loss over seeds, and the grid."""
+def mean_losses(depth: int, arm: str, store: Store) -> dict[float, float]:
+    """Rate → validation loss, mean over seeds, nats per token."""
     found = records(depth, store)
-    rates = tuple(float(rate) for rate in found[0].curve[f"{arm}_rates"])
-    loss = np.mean([record.curve[f"{arm}_validation_loss_nats"] for record in found], axis=0)
-    return rates[int(loss.argmin())], rates
+    rates = map(float, found[0].curve[f"{arm}_rates"])
+    losses = np.mean([record.curve[f"{arm}_validation_loss_nats"] for record in found], axis=0)
+    return dict(zip(rates, losses.tolist(), strict=True))
+
+
+def best_rate(depth: int, arm: str, store: Store) -> float:
+    """The rate with the lowest mean validation loss."""
+    losses = mean_losses(depth, arm, store)
+    return min(losses, key=lambda rate: losses[rate])
+
+
+def falls_at_an_end(depth: int, arm: str, store: Store) -> bool:
+    """Whether the best rate is an end of its grid, and better than its neighbour by more than FLAT."""
+    losses = list(mean_losses(depth, arm, store).values())
+    return any(ends[0] == min(losses) and ends[1] - ends[0] > FLAT for ends in (losses[:2], losses[:-3:-1]))
 
 
 def unusable(depth: int, store: Store) -> str:
@@ -154,9 +168,10 @@ def unusable(depth: int, store: Store) -> str:
         if not solves(depth, arm, store):
             return f"{what}, is not surely above {SOLVED:.0%} at depth {depth}"
     for arm in CONTEXT_ARMS:
-        rate, rates = best_rate(depth, arm, store)
-        if not solves(depth, arm, store) and rate in (rates[0], rates[-1]):
-            return f"the best rate of the {arm} at depth {depth}, {rate:g}, is an end of its grid"
+        if not solves(depth, arm, store) and falls_at_an_end(depth, arm, store):
+            return (
+                f"the best rate of the {arm} at depth {depth}, {best_rate(depth, arm, store):g}, is an end of its grid"
+            )
     return ""
 
 
