@@ -29,11 +29,12 @@ from peftbook.figures.parts import (
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import batch_size, learning_rate, rank, scaling, two_rates, variants
+from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
 from peftbook.studies.sweep import TunedComparison
 
 __all__ = [
     "batch_costs",
+    "beyond_gains",
     "rank_losses",
     "rate_map",
     "scaling_gains",
@@ -252,3 +253,18 @@ def variant_effects(store: Store) -> Figure:
     ]
     draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}", 4)
     return question(figure, "Do LoRA's variants do what each claims?")
+
+
+@figure
+def beyond_gains(store: Store) -> Figure:
+    """Does any arm gain on plain LoRA once each has its own rate? Test loss minus LoRA's, and the margin."""
+    comparison = beyond_lora.COMPARISON
+    figure, axes = canvas(height=4.0)
+    draw_margin(axes, -beyond_lora.MARGIN, beyond_lora.MARGIN, 0)
+    rows = [
+        difference_row(comparison.arm(name).label, comparison, name, "lora", store,
+                       tone="lora" if name in beyond_lora.NEW else "muted")
+        for name in beyond_lora.FAMILY
+    ]  # fmt: skip
+    draw_rows(axes, rows, f"Test loss − plain LoRA's, {LOSS}\n(blue: not seen before)", 5)
+    return question(figure, "Does a newer method gain on LoRA?")
