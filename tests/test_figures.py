@@ -44,6 +44,7 @@ from peftbook.figures import (
     qlora,
     quantisation,
     retention,
+    rewards,
     shipping,
     style,
     updates,
@@ -67,13 +68,14 @@ from peftbook.studies import (
     memory,
     merging,
     prompt_design,
+    reward_rank,
     subspace,
 )
 from peftbook.training.probes import combining, elsewhere
 from peftbook.training.probes.coverage import simulated
 
 COMMITTED = Path(__file__).resolve().parents[1] / "figures"
-OF_STUDIES = [module.__name__ for module in (bits, evidence, limits, lora_practice, qlora, updates)]
+OF_STUDIES = [module.__name__ for module in (bits, evidence, limits, lora_practice, qlora, rewards, updates)]
 EVIDENCE = [name for name, function in figures.FIGURES.items() if function.__module__ in OF_STUDIES]
 DRAWN = [
     *EVIDENCE,
@@ -343,6 +345,23 @@ def invented_sort(probe: specs.Probe, rng: np.random.Generator, lists: int = 40)
     return {"measurements": measured, "per_example": exact, "curve": curve}
 
 
+def invented_reward(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    """Right answers grow with the rank, most at the second rate of the grid."""
+    lists = {"validation": 40, "test": 60}[probe.word("split")]
+    steps, rank = probe.whole("steps"), probe.whole("rank")
+    (arm,) = (name for name, its in reward_rank.RANKS.items() if its == rank)
+    away = abs(np.log2(probe.number("rate") / reward_rank.GRIDS[arm][1]))
+    end = {0: 0.7, 1: 0.5, 16: 0.6}[rank] - 0.1 * away
+    right = (rng.random(lists) < end).astype(float)
+    shares = 0.35 + (end - 0.35) * np.arange(steps) / steps + rng.normal(0, 0.05, steps)
+    measured = {"accuracy": end, "start_accuracy": 0.35, "parameters": 10, "episodes": 100, "bits": 50.0}
+    return {
+        "measurements": measured,
+        "curve": {"reward": np.clip(shares, 0, 1).tolist(), "validation_accuracy": [0.35, end]},
+        "per_example": {"exact": right.tolist(), "start_exact": (rng.random(lists) < 0.35).astype(float).tolist()},
+    }
+
+
 def invented_recall(probe: specs.Probe, rng: np.random.Generator) -> dict:
     size = 256 * float(probe.settings["rank"]) * float(probe.settings["layers"])
     data = 8 * float(probe.settings["pairs"])
@@ -503,6 +522,7 @@ PROBES = {
     "weights.update_size": invented_update,
     "synthetic.sort_by_depth": invented_sort,
     "synthetic.recall_bits": invented_recall,
+    "reward.sort_by_reward": invented_reward,
     "memory.peak": invented_peak,
     "memory.step_peaks": invented_step_peaks,
     "elsewhere.predictions": computed_predictions,

@@ -209,10 +209,10 @@ def verdict(store: Store) -> Verdict:
     outcome = stats.judge(found, 0.0, (-MARGIN, math.inf))  # the claim holds the margin already
     named = ("rank1_minus_full", "full_gain")
     said = (
-        f"LoRA of rank 1 sorts {found.mean:+.3f} of the test lists more than full fine-tuning (95 % interval "
-        f"{found.low:+.3f} to {found.high:+.3f}; claim at least {-MARGIN:g}), which gained {learned.mean:+.3f} over "
-        f"the start ({learned.low:+.3f} to {learned.high:+.3f})"
+        f"The share of test lists that LoRA of rank 1 sorts, minus that of full fine-tuning, is {found.mean:+.3f} "
+        f"(95 % interval {found.low:+.3f} to {found.high:+.3f}; claim at least {-MARGIN:g}); full fine-tuning gained "
+        f"{learned.mean:+.3f} over the start ({learned.low:+.3f} to {learned.high:+.3f})"
     )
     if outcome != "refuted" and learned.low <= MARGIN:
-        return Verdict("undecided", f"{said}; that gain, the control, is not surely above {MARGIN:g}.", named)
+        return Verdict("undecided", f"{said}, and that gain, the control, is not surely above {MARGIN:g}.", named)
     return Verdict(outcome, f"{said}.", named)
