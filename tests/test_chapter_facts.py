@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
+from peft import BOFTConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from tiny import tiny_llama
+from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft warns that it drops position ids; the tests show what follows
 NEW = 6
@@ -73,3 +74,49 @@ def test_pefts_generate_inserts_the_prompt_again_at_every_step(tuned):
     assert (cached[1] - right[1]).abs().max() > 0.1
     for ours, theirs in zip(generate(tuned, use_cache=False), right, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+class Experts(nn.Module):
+    """Three experts of a layer in one stacked parameter, each token through the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 8, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.up[0]
+
+
+def test_pefts_lora_has_a_pair_of_factors_for_every_stacked_expert():
+    """Newer-family chapter: `target_parameters` trains r (d_in + d_out) numbers an expert."""
+    model = nn.Sequential()
+    model.add_module("experts", Experts())
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=[], target_parameters=["experts.up"]))
+    assert sum(value.numel() for value in tuned.parameters() if value.requires_grad) == 3 * 2 * (8 + 6)
+
+
+def test_trained_tokens_are_rows_of_the_embedding_and_of_a_tied_head():
+    """Newer-family chapter: five tokens train five rows, and the logits of a tied head see them."""
+    model = tiny_llama()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    width = model.config.hidden_size
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], trainable_token_indices=[3, 5, 7, 11, 13], task_type="CAUSAL_LM"
+    )
+    tuned = get_peft_model(model, config).eval()
+    rows = {name: value for name, value in tuned.named_parameters() if "token" in name and value.requires_grad}
+    assert sum(value.numel() for value in rows.values()) == 5 * width
+    with torch.no_grad():
+        before = tuned(IDS[:, 2:3]).logits[0, -1]
+        next(iter(rows.values())).add_(1.0)
+        moved = (tuned(IDS[:, 2:3]).logits[0, -1] - before).abs() > 1e-6
+    assert set(moved.nonzero().flatten().tolist()) == {3, 5, 7, 11, 13}
+
+
+def test_pefts_boft_has_one_factor_where_its_extension_cannot_be_built(monkeypatch):
+    """Newer-family chapter: whatever was asked for, what is left is OFT's block-diagonal form and a scale."""
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: None)
+    config = BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=["0"])
+    layer = get_peft_model(nn.Sequential(nn.Linear(16, 3)), config).base_model.model[0]
+    assert layer.boft_R["default"].shape == (1, 4, 4, 4) and layer.boft_s["default"].shape == (3, 1)

@@ -7,8 +7,10 @@ from tiny import NumberTokenizer, tiny_llama
 from torch import nn
 
 from peftbook.figures.family import MEMBERS, trained_parameters, work_per_token
+from peftbook.figures.newer import newer_counts, newer_state
 from peftbook.memory import SHAPES, shape_from_config
 from peftbook.methods.adapter import Adapter
+from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
@@ -72,3 +74,38 @@ def test_a_cached_virtual_token_costs_what_its_key_and_value_are_multiplied_with
     query, keys, values = torch.ones(heads, width), torch.ones(heads, virtual, width), torch.ones(heads, virtual, width)
     products = (query[:, None] * keys).numel() + (torch.ones(heads, virtual, 1) * values).numel()
     assert work_per_token(SHAPE, prefix=virtual)["prefix"] == SHAPE.layers * products
+
+
+# ---- the newer family
+
+NEWER = {
+    "lora": LoRA(rank=4),
+    "dora": LoRA(rank=4, dora=True),
+    "hira": PeftMethod(name="HIRA", arguments=(("r", 4), ("target_modules", "all-linear"))),
+    "oft": PeftMethod(name="OFT", arguments=(("oft_block_size", 8), ("target_modules", "all-linear"))),
+    "miss": PeftMethod(name="MISS", arguments=(("r", 6), ("target_modules", "all-linear"))),
+    "randlora": PeftMethod(name="RANDLORA", arguments=(("r", 5), ("target_modules", "all-linear"))),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NEWER)
+def test_the_newer_methods_train_what_their_formulas_say(name):
+    """The table of the chapter counts what peft trains."""
+    counts = newer_counts(SHAPE, rank=4, block=8, shard=6, bases=5)
+    assert set(counts) == set(NEWER)
+    assert trained(apply_method(tiny_llama(), NEWER[name], seed=0, tokenizer=NumberTokenizer())) == counts[name]
+
+
+def test_a_projected_gradient_has_the_moments_that_are_counted():
+    """GaLore keeps P and two moments of the projected gradient, APOLLO the moments alone; LISA two layers' moments."""
+    kept = {"galore": 0, "apollo": 0}
+    for d_in, d_out in SHAPE.linears.values():
+        G = torch.randn(d_out, d_in)
+        U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+        P, projected = (Vh[:3], G @ Vh[:3].T) if d_out >= d_in else (U[:, :3], U[:, :3].T @ G)
+        kept["apollo"] += 2 * projected.numel() * SHAPE.layers
+        kept["galore"] += (2 * projected.numel() + P.numel()) * SHAPE.layers
+    state = newer_state(SHAPE, rank=3, layers=1)
+    assert {name: state[name] for name in kept} == kept
+    assert state["lisa"] * SHAPE.layers == state["full"] == 2 * SHAPE.linear_parameters

@@ -28,9 +28,9 @@ from peftbook.figures.parts import (
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import learning_rate, rank, scaling, two_rates, variants
+from peftbook.studies import beyond_lora, learning_rate, rank, scaling, two_rates, variants
 
-__all__ = ["rank_losses", "rate_map", "scaling_gains", "update_sizes", "variant_effects", "wrong_rate"]
+__all__ = ["beyond_gains", "rank_losses", "rate_map", "scaling_gains", "update_sizes", "variant_effects", "wrong_rate"]
 
 RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256": "P"}
 SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
@@ -190,3 +190,18 @@ def variant_effects(store: Store) -> Figure:
     ]
     draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}", 4)
     return question(figure, "Do LoRA's variants do what each claims?")
+
+
+@figure
+def beyond_gains(store: Store) -> Figure:
+    """Does any arm gain on plain LoRA once each has its own rate? Test loss minus LoRA's, and the margin."""
+    comparison = beyond_lora.COMPARISON
+    figure, axes = canvas(height=4.0)
+    draw_margin(axes, -beyond_lora.MARGIN, beyond_lora.MARGIN, 0)
+    rows = [
+        difference_row(comparison.arm(name).label, comparison, name, "lora", store,
+                       tone="lora" if name in beyond_lora.NEW else "muted")
+        for name in beyond_lora.FAMILY
+    ]  # fmt: skip
+    draw_rows(axes, rows, f"Test loss − plain LoRA's, {LOSS}\n(blue: not seen before)", 5)
+    return question(figure, "Does a newer method gain on LoRA?")
