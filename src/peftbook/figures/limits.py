@@ -40,17 +40,16 @@ def accuracy_by_depth(store: Store) -> Figure:
     }
     figure, axes = canvas(height=4.4)
     ends: Points = {}
+    depths = expressiveness.depths_at_hand(store)
     for arm, (label, tone, marker, line, shift) in looks.items():
-        names = [f"expressiveness.depth{depth}_{arm}_accuracy" for depth in expressiveness.DEPTHS]
-        ends[label] = draw_quantities(
-            axes, expressiveness.DEPTHS, names, store, tone=tone, marker=marker, line=line, shift=shift
-        )
+        names = [f"expressiveness.depth{depth}_{arm}_accuracy" for depth in depths]
+        ends[label] = draw_quantities(axes, depths, names, store, tone=tone, marker=marker, line=line, shift=shift)
     axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
-    note(axes, "counts as solved", 0.01, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="left",
+    note(axes, "counts as solved", 0.99, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="right",
          va="bottom")  # fmt: skip
     axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted as asked, 0–1", ylim=(-0.04, 1.06))
-    plain_ticks(axes, expressiveness.DEPTHS)
-    axes.set_xlim(0.9, 22)
+    plain_ticks(axes, depths)
+    axes.set_xlim(0.85 * depths[0], 2.8 * depths[-1])
     question(figure, "What can a prompt not learn?")
     label_points(axes, ends, column=0.74)
     return figure

@@ -36,7 +36,7 @@ from peftbook.records import Record, Store
 from peftbook.specs import Probe
 from peftbook.studies import Quantity, Verdict, determined, gathered, study
 
-__all__ = ["ARMS", "DEPTHS", "SEEDS", "probe"]
+__all__ = ["ARMS", "DEPTHS", "SEEDS", "depths_at_hand", "probe"]
 
 DEPTHS = (1, 2, 4, 8)  # the first and the last decide
 DEEPEST = 8
@@ -79,6 +79,13 @@ def runs(store: Store) -> list[Probe]:
 def records(depth: int, store: Store) -> list[Record]:
     """The records of a depth in seed order. Raises Missing."""
     return store.need_all(probe(depth, seed) for seed in SEEDS)
+
+
+def depths_at_hand(store: Store) -> list[int]:
+    """The depths whose records are all there. Raises Missing where there is none."""
+    found = [depth for depth in DEPTHS if all(probe(depth, seed) in store for seed in SEEDS)]
+    records(found[0] if found else DEPTHS[0], store)
+    return found
 
 
 def accuracy(depth: int, arm: str, store: Store) -> stats.Interval:
