@@ -28,6 +28,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -86,7 +87,7 @@ PAIRS = {
 }
 
 
-def probe(arm: str | None, rate: float, seed: int, split: str) -> specs.Probe:
+def probe(arm: str | None, rate: float, seed: int, split: Literal["validation", "test"]) -> specs.Probe:
     """The training of an arm at a rate, watched; None is the model before any."""
     model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
     budget = specs.Budget(tokens=TOKENS, batch_size=BATCH, learning_rate=rate) if arm else None

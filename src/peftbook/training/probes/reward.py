@@ -43,7 +43,8 @@ def new_lists(rng: np.random.Generator, values: int, length: int, taken: Collect
 
 def held_lists(values: int, length: int) -> dict[str, list[Numbers]]:
     """The lists on which rates are chosen and those on which arms are compared, no set of values twice."""
-    rng, taken, held = np.random.default_rng(HELD_SEED), set[frozenset](), {}
+    rng, taken = np.random.default_rng(HELD_SEED), set[frozenset]()
+    held: dict[str, list[Numbers]] = {}
     for split, size in HELD.items():
         held[split] = []
         for _ in range(size):
