@@ -123,3 +123,35 @@ def test_the_engine_has_the_losses_of_pytorch(files, name):
     result = subprocess.run(["node", script, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout)["losses"] == pytest.approx(first_losses(name), abs=AGREED)
+
+
+@pytest.mark.node
+def test_the_page_agrees_by_the_rule_of_the_study():
+    """The record itself agrees; an early loss or the late mean beyond its margin does not, nor does a shorter curve."""
+    rule = {"ends": live.ENDS, "first": live.FIRST_MARGIN, "last": live.LAST_MARGIN}
+    recorded = [3 / (1 + step) for step in range(40)]
+    early, late = recorded.copy(), recorded.copy()
+    early[3] += 1.01 * live.FIRST_MARGIN
+    late[-1] += 1.01 * live.LAST_MARGIN * live.ENDS
+    within = [loss + 0.9 * live.FIRST_MARGIN for loss in recorded]
+    said = node(
+        "const { agreement } = require(`${engine}/../js/live.js`);"
+        "const [rule, recorded, ...curves] = process.argv.slice(1).map(JSON.parse);"
+        "console.log(JSON.stringify(curves.map((own) => agreement(own, recorded, rule).agrees)));",
+        *map(json.dumps, (rule, recorded, recorded, within, early, late, recorded[:-1])),
+    )
+    assert said == [True, True, False, False, False]
+
+
+@pytest.mark.node
+def test_the_page_reads_token_ids_as_the_tokenizer_does(files):
+    """Every token of the vocabulary, letters beyond ASCII in two tokens too, with spaces as a browser shows them."""
+    tokenizer = load_small().tokenizer
+    rows = [[index] for index in range(3, len(tokenizer))] + [tokenizer.encode("naïve – 3 €, Müller’s")]
+    texts = node(
+        'const { textOf } = require(`${engine}/../js/live.js`), { readFileSync } = require("node:fs");'
+        "const { tokens } = JSON.parse(readFileSync(process.argv[1]));"
+        "console.log(JSON.stringify(JSON.parse(process.argv[2]).map((ids) => textOf(ids, tokens))));",
+        files / "data.json", json.dumps(rows),
+    )  # fmt: skip
+    assert texts == [re.sub(r"[ \t\n\v\f\r]+", " ", text).strip(" ") for text in tokenizer.batch_decode(rows)]

@@ -2,7 +2,8 @@
 
 A page opened from a disk may not fetch, but it may load scripts; so all of it comes in scripts that fill the object
 `peftbookLive`. They are written at the end of a build from what is committed: the engine in `book/assets/live`, the
-weights of the small Llama, the rows of its task, and the records of the study `live`.
+weights of the small Llama, the rows of its task, and the records of the study `live`. The place on a page, with its
+controls, is made by `js/live.js`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from peftbook import specs
+from peftbook.memory import shape_from_config
 from peftbook.records import Store, default_store
+from peftbook.site.display import Shown
 from peftbook.studies import live
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,6 +36,48 @@ CONFIG = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "rms_norm_eps",
 )  # fmt: skip
+
+
+RANKS = (1, 2, 4, 8, 16)
+ALPHAS = (8, 16, 32, 64)
+STEPS = (20, 40, 60, 80)
+
+
+def train_here(first: str = "lora") -> Shown:
+    """The place where a reader trains: a sentence for who has no scripts, and the numbers that its controls need.
+
+    first: the arm of the study `live` that is chosen at the beginning.
+    """
+    from peftbook.training.models import SMALL_FOLDER
+
+    shape = shape_from_config(json.loads((SMALL_FOLDER / "config.json").read_text(encoding="utf-8")))
+    sides = {name.removesuffix("_proj"): both for name, both in shape.linears.items()}
+    store = default_store()
+    scripts = {name: len(script.encode()) for name, script in made(store)}
+    numbers = {
+        "chosen": first,
+        "arms": {name: described(arm) | {"trained": arm.method.parameters(shape)} for name, arm in live.ARMS.items()},
+        "ranks": RANKS,
+        "alphas": ALPHAS,
+        "targets": {"all": list(sides), "q and v": ["q", "v"], "attention": ["q", "k", "v", "o"]},
+        "steps": STEPS,
+        "seeds": live.SEEDS,
+        "sides": sides,
+        "layers": shape.layers,
+        "bytes": scripts,
+        "recorded": {
+            name: {rate: [seed for seed, _ in curves(store, name, rate)] for rate in arm.rates}
+            for name, arm in live.ARMS.items()
+        },
+        "rule": {"ends": live.ENDS, "first": live.FIRST_MARGIN, "last": live.LAST_MARGIN},
+    }
+    text = "A page in a browser with scripts has controls here that train the small Llama while you watch."
+    content = json.dumps(numbers, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    html = (
+        f'<div class="live" id="train-here" data-live="../{FOLDER}/"><script type="application/json">{content}</script>'
+        f'<p class="live-without">{text}</p></div><script defer src="../_static/js/live.js"></script>'
+    )
+    return Shown(html, text)
 
 
 def bases() -> list[str]:
