@@ -147,7 +147,7 @@ function put(place) {
 
   /** Whether records were made with these settings, of some rates and seeds. */
   const onGrid = () => steps.value === "0" && (!adapts() || (rank.value === "16" && alpha.value === "32" && targets.value === "all"));
-  const isRecorded = () => onGrid() && (numbers.recorded[method.value][rate.value] ?? []).includes(Number(seed.value));
+  const isRecorded = () => onGrid() && seed.value in (numbers.recorded[method.value][rate.value] ?? {});
 
   function rates() {
     const kept = arm().rates.map(String), lowest = Math.min(...arm().rates);
@@ -179,7 +179,7 @@ function put(place) {
 
   // ---- the drawing
 
-  const width = Math.max(300, Math.min(640, box.clientWidth || 640)), height = 230, left = 34, bottom = height - 34;
+  const width = Math.max(300, Math.min(640, box.clientWidth || 640)), height = 250, left = 34, bottom = height - 52;
   const svg = mark(stage, "svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
 
   /** @param {number[]} own @param {number[][]} others @param {number[] | undefined} recorded @param {number} length */
@@ -192,22 +192,19 @@ function put(place) {
       mark(svg, "text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" }, String(loss));
     }
     mark(svg, "text", { x: 2, y: 12 }, "loss, nats per token, mean of five steps");
-    mark(svg, "text", { x: width - 8, y: height - 4, "text-anchor": "end" }, `step, of ${length}`);
+    mark(svg, "text", { x: width - 8, y: bottom + 18, "text-anchor": "end" }, `step, of ${length}`);
     const line = (/** @type {number[]} */ curve) => smoothed(curve).map((loss, at) => `${x(at).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
     if (others.length > 1) {
       const edges = band(others.map(smoothed));
       const there = edges.map(([low], at) => `${x(at).toFixed(1)},${y(low).toFixed(1)}`), back = edges.map(([, high], at) => `${x(at).toFixed(1)},${y(high).toFixed(1)}`).reverse();
       mark(svg, "polygon", { points: [...there, ...back].join(" "), class: "live-band" });
     }
-    if (recorded) mark(svg, "polyline", { points: line(recorded), class: "live-record" });
-    if (own.length) {
-      const [at, loss] = [own.length - 1, smoothed(own)[own.length - 1]];
-      mark(svg, "polyline", { points: line(own), class: "explorer-line" });
-      mark(svg, "circle", { cx: x(at), cy: y(loss), r: 4, class: "explorer-point" });
-    }
+    if (own.length) mark(svg, "polyline", { points: line(own), class: "explorer-line" });
+    if (recorded) mark(svg, "polyline", { points: line(recorded), class: "live-record" }); // over the line that it should hide
+    if (own.length) mark(svg, "circle", { cx: x(own.length - 1), cy: y(smoothed(own)[own.length - 1]), r: 4, class: "explorer-point" });
     const key = [["explorer-line", "this page"], ...(recorded ? [["live-record", "the record"]] : []), ...(others.length > 1 ? [["live-band", `its ${others.length} seeds`]] : [])];
     key.forEach(([look, text], at) => {
-      const from = left + 8 + at * 96;
+      const from = 4 + at * Math.min(120, width / 3.1);
       mark(svg, look === "live-band" ? "rect" : "line", look === "live-band"
         ? { x: from, y: height - 16, width: 18, height: 9, class: look } : { x1: from, x2: from + 18, y1: height - 11, y2: height - 11, class: look });
       mark(svg, "text", { x: from + 23, y: height - 7 }, text);
@@ -254,15 +251,15 @@ function put(place) {
       draw([], others, recorded, plan.length);
       worker ??= new Worker(URL.createObjectURL(new Blob([engine], { type: "text/javascript" })));
       worker.onerror = (event) => failed(event.message ?? "the worker stopped.");
-      worker.onmessage = follow(data, others, recorded, plan.length, pressed);
+      worker.onmessage = follow(data, others, recorded, plan.length, pressed, onGrid() ? data.right[name][rate.value]?.[which] : undefined);
       worker.postMessage({ kind: "train", task: data.task, base, file, levels: data.levels, settings, questions: data.questions.map((/** @type {any} */ one) => one.ids), limit: data.limit });
     } catch (error) {
       failed(/** @type {Error} */ (error).message);
     }
   }
 
-  /** What to do with the worker's messages. @param {any} data @param {number[][]} others @param {number[] | undefined} recorded @param {number} length @param {number} pressed */
-  function follow(data, others, recorded, length, pressed) {
+  /** What to do with the worker's messages. @param {any} data @param {number[][]} others @param {number[] | undefined} recorded @param {number} length @param {number} pressed @param {number[] | undefined} right the record's right answers, and of how many */
+  function follow(data, others, recorded, length, pressed, right) {
     /** @type {number[]} */
     const own = [], seconds = /** @type {number[]} */ ([]), told = /** @type {Record<string, number[][]>} */ ({});
     return (/** @type {MessageEvent} */ { data: message }) => {
@@ -284,7 +281,7 @@ function put(place) {
       }
       if (message.kind === "done") {
         now.textContent = "";
-        says.textContent = verdict(own, recorded, message.steps < length);
+        says.textContent = verdict(own, recorded, message.steps < length) + (right ? ` The record answers ${right[0]} of ${right[1]} test messages with the right team.` : "");
         place.dataset.steps = String(message.steps);
         busy(false);
       }

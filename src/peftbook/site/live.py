@@ -11,13 +11,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from peftbook import specs
 from peftbook.memory import shape_from_config
-from peftbook.records import Store, default_store
+from peftbook.records import Record, Store, default_store
 from peftbook.site.display import Shown
 from peftbook.studies import live
 
@@ -65,10 +65,7 @@ def train_here(first: str = "lora") -> Shown:
         "sides": sides,
         "layers": shape.layers,
         "bytes": scripts,
-        "recorded": {
-            name: {rate: [seed for seed, _ in curves(store, name, rate)] for rate in arm.rates}
-            for name, arm in live.ARMS.items()
-        },
+        "recorded": recorded(store, lambda record: 1),
         "rule": {"ends": live.ENDS, "first": live.FIRST_MARGIN, "last": live.LAST_MARGIN},
     }
     text = "A page in a browser with scripts has controls here that train the small Llama while you watch."
@@ -187,9 +184,8 @@ def data(store: Store) -> dict[str, Any]:
         "limit": live.LIMIT,
         "tokens": tokenizer.convert_ids_to_tokens(range(config["vocab_size"])),
         "arms": {name: described(arm) for name, arm in live.ARMS.items()},
-        "curves": {
-            name: {rate: dict(curves(store, name, rate)) for rate in arm.rates} for name, arm in live.ARMS.items()
-        },
+        "curves": recorded(store, lambda record: list(record.curve["train_loss_nats"])),
+        "right": recorded(store, lambda record: (sum(record.per_example["exact_match"]), live.ROWS)),
     }
 
 
@@ -206,11 +202,19 @@ def described(arm: live.Arm) -> dict[str, Any]:
     return {"label": arm.label, "base": arm.base, "rates": arm.rates, "choice": choice}
 
 
-def curves(store: Store, name: str, rate: float) -> Iterator[tuple[int, list[float]]]:
-    """The training loss by step of each seed that has a record."""
-    for seed in live.SEEDS:
-        if (record := store.get(live.probe(name, rate, seed))) is not None:
-            yield seed, list(record.curve["train_loss_nats"])
+def recorded(store: Store, read: Callable[[Record], Any]) -> dict[str, dict[float, dict[int, Any]]]:
+    """What is read of each record there is: arm → rate → seed → value."""
+    return {
+        name: {
+            rate: {
+                seed: read(record)
+                for seed in live.SEEDS
+                if (record := store.get(live.probe(name, rate, seed))) is not None
+            }
+            for rate in arm.rates
+        }
+        for name, arm in live.ARMS.items()
+    }
 
 
 def write_scripts(app: Any, error: Exception | None) -> None:
