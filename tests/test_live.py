@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from live_trainings import AGREED, first_losses, lowest, start
 
 from peftbook.memory import shape_from_config
@@ -123,6 +124,25 @@ def test_the_engine_has_the_losses_of_pytorch(files, name):
     result = subprocess.run(["node", script, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout)["losses"] == pytest.approx(first_losses(name), abs=AGREED)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("used", [0, 2, 3])
+def test_the_page_finds_the_singular_values_of_the_update(used):
+    """Those of γ B A by torch, at the start, where B is zero, and where some directions of the rank are not in use."""
+    d_in, d_out, rank, wide, gamma = 12, 9, 3, 5, 2.0
+    draw = torch.Generator().manual_seed(used)
+    A, B = torch.zeros(d_in, wide), torch.zeros(wide, d_out)
+    A[:, :rank] = torch.randn(d_in, rank, generator=draw)
+    B[:used] = torch.randn(used, d_out, generator=draw)
+    found = node(
+        "const { singularValues } = require(`${engine}/spectrum.js`);"
+        "const [A, B, wide, rank, gamma] = JSON.parse(process.argv[1]);"
+        "console.log(JSON.stringify(singularValues(Float32Array.from(A), Float32Array.from(B), wide, rank, gamma)));",
+        json.dumps([A.flatten().tolist(), B.flatten().tolist(), wide, rank, gamma]),
+    )  # fmt: skip
+    expected = torch.linalg.svdvals((gamma * A @ B).double())[:rank].tolist()
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
 @pytest.mark.node

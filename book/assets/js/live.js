@@ -213,6 +213,21 @@ function put(place) {
 
   draw([], [], undefined, 100);
 
+  const spectrum = mark(stage, "svg", { viewBox: `0 0 ${width} 110`, "aria-hidden": "true", hidden: "" });
+
+  /** Bars of the singular values, the largest first. @param {number[]} values @param {string} matrix */
+  function drawSpectrum(values, matrix) {
+    spectrum.replaceChildren();
+    spectrum.toggleAttribute("hidden", values.length === 0);
+    const most = Math.max(...values, 1e-9), each = (width - left - 8) / Math.max(8, values.length);
+    mark(spectrum, "text", { x: 2, y: 12 }, `singular values of the update of ${matrix}, the largest ${most.toPrecision(2)}`);
+    mark(spectrum, "line", { x1: left, x2: width - 8, y1: 100, y2: 100, class: "explorer-grid" });
+    values.forEach((value, at) => {
+      const high = (value / most) * 76;
+      mark(spectrum, "rect", { x: left + at * each + 1, y: 100 - high, width: Math.max(2, each - 3), height: high, class: "live-bar" });
+    });
+  }
+
   // ---- a training
 
   /** @type {Worker | undefined} */
@@ -236,6 +251,7 @@ function put(place) {
   async function press() {
     busy(true);
     answers.replaceChildren();
+    drawSpectrum([], "");
     now.textContent = "";
     says.textContent = "Loading.";
     const { base, choice } = arm(), name = method.value, which = seed.value, pressed = performance.now();
@@ -261,7 +277,10 @@ function put(place) {
   /** What to do with the worker's messages. @param {any} data @param {number[][]} others @param {number[] | undefined} recorded @param {number} length @param {number} pressed @param {number[] | undefined} right the record's right answers, and of how many */
   function follow(data, others, recorded, length, pressed, right) {
     /** @type {number[]} */
-    const own = [], seconds = /** @type {number[]} */ ([]), told = /** @type {Record<string, number[][]>} */ ({});
+    const own = [], names = /** @type {string[]} */ (numbers.targets[targets.value]);
+    const matrix = `${names.includes("v") ? "v" : names[0]} in the last layer`;
+    let values = /** @type {number[]} */ ([]);
+    const seconds = /** @type {number[]} */ ([]), told = /** @type {Record<string, number[][]>} */ ({});
     return (/** @type {MessageEvent} */ { data: message }) => {
       if (message.kind === "failed") failed(message.message);
       if (message.kind === "phase") says.textContent = message.phase === "starting" ? "Starting the engine." : "Compiling the model and asking it before it is trained.";
@@ -277,15 +296,25 @@ function put(place) {
         const rest = Math.ceil(each * (length - own.length));
         now.textContent = `Step ${own.length} of ${length}, loss ${message.loss.toFixed(3)}, ${each.toFixed(2)} s a step, about ${rest} s left`;
         if (own.length === 1 || own.length % 25 === 0) says.textContent = `Step ${own.length} of ${length}: the loss is ${message.loss.toFixed(2)} nats per token.`;
+        if (message.spectrum) {
+          values = message.spectrum;
+          drawSpectrum(values, matrix);
+        }
         if (!calm || own.length % 10 === 0 || own.length === length) draw(own, others, recorded, length);
       }
       if (message.kind === "done") {
         now.textContent = "";
-        says.textContent = verdict(own, recorded, message.steps < length) + (right ? ` The record answers ${right[0]} of ${right[1]} test messages with the right team.` : "");
+        says.textContent = verdict(own, recorded, message.steps < length) + (right ? ` The record answers ${right[0]} of ${right[1]} test messages with the right team.` : "") + firstShare(values, matrix);
         place.dataset.steps = String(message.steps);
         busy(false);
       }
     };
+  }
+
+  /** How much of the update lies in its first direction. @param {number[]} values @param {string} matrix */
+  function firstShare(values, matrix) {
+    const total = values.reduce((sum, value) => sum + value ** 2, 0);
+    return values.length > 1 && total > 0 ? ` Of the update of ${matrix}, ${Math.round((100 * values[0] ** 2) / total)} % of the squared norm lie in the first of ${values.length} directions.` : "";
   }
 
   /** @param {number[]} own @param {number[] | undefined} recorded @param {boolean} stopped */

@@ -5,6 +5,7 @@
 const { llama, positionsOf } = require("./model.js");
 const { startOf } = require("./methods.js");
 const { adamw, rateAt, scheduleAt } = require("./optimizer.js");
+const { singularValues } = require("./spectrum.js");
 
 /** @typedef {import("./model.js").Config} Config */
 /** @typedef {import("./methods.js").Choice} Choice */
@@ -74,7 +75,7 @@ function trainer(jax, task) {
   }
 
   /**
-   * A training from its start. `next` makes one step and returns its loss, `answers` asks the model as it is now.
+   * A training from its start. `next` makes one step and returns its loss, `answers` and `spectrum` ask for what is there now.
    * @param {Record<string, Tensor>} tensors the base weights by torch's names
    * @param {Settings} settings
    */
@@ -121,8 +122,16 @@ function trainer(jax, task) {
       return rows.map((row, which) => row.slice(prompts[which].length));
     }
 
+    /** Singular values of the update of one matrix of the last layer; none where nothing is factored. */
+    async function spectrum() {
+      const last = trained.layers?.[task.config.num_hidden_layers - 1] ?? {}, name = "v" in last ? "v" : Object.keys(last)[0];
+      if (!last[name]?.A) return [];
+      const { A, B } = last[name], wide = B.shape[0];
+      return singularValues(await A.ref.data(), await B.ref.data(), wide, choice.rank, choice.alpha / choice.rank);
+    }
+
     const dispose = () => tree.dispose([trained, moments, frozen]);
-    return { next, answers, dispose };
+    return { next, answers, spectrum, dispose };
   }
 
   return { start };

@@ -6,6 +6,8 @@ const jax = require("./jax/index.cjs");
 const { trainer } = require("./trainer.js");
 const { tensorsOf } = require("./weights.js");
 
+const EVERY = 5; // steps between two looks at the update
+
 /** @type {Record<string, Record<string, import("./weights.js").Tensor>>} */
 const bases = {};
 /** @type {ReturnType<typeof trainer> | undefined} */
@@ -43,7 +45,9 @@ async function train({ task, base, file, levels, settings, questions, limit }) {
     for (; step < settings.steps && !stopped; step += 1) {
       const began = performance.now();
       const loss = await training.next();
-      tell({ kind: "step", step, loss, seconds: (performance.now() - began) / 1000 });
+      const seconds = (performance.now() - began) / 1000;
+      const spectrum = step % EVERY === EVERY - 1 || step === settings.steps - 1 ? await training.spectrum() : undefined;
+      tell({ kind: "step", step, loss, seconds, spectrum });
       await pause();
     }
     tell({ kind: "answers", when: "after", answers: await training.answers(questions, limit) });

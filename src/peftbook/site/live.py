@@ -26,7 +26,7 @@ ENGINE = PACKAGE.parents[1] / "book/assets/live"
 MAKERS = ("site/live.py", "studies/live.py", "training/live_weights.py", "scratch/rows.py", "scratch/nf4.py")
 MODULES = (
     "jax/backend-TLHPgbCA.cjs", "jax/index.cjs", "random.js", "weights.js", "model.js", "methods.js", "optimizer.js",
-    "trainer.js", "worker.js",
+    "spectrum.js", "trainer.js", "worker.js",
 )  # fmt: skip
 FOLDER = "live"  # of the site; the style sheet's search for classes would take words of base64 in `_static` for names
 STAMP = "made-from.txt"
@@ -36,8 +36,6 @@ CONFIG = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "rms_norm_eps",
 )  # fmt: skip
-
-
 RANKS = (1, 2, 4, 8, 16)
 ALPHAS = (8, 16, 32, 64)
 STEPS = (20, 40, 60, 80)
@@ -185,7 +183,7 @@ def data(store: Store) -> dict[str, Any]:
         "tokens": tokenizer.convert_ids_to_tokens(range(config["vocab_size"])),
         "arms": {name: described(arm) for name, arm in live.ARMS.items()},
         "curves": recorded(store, lambda record: list(record.curve["train_loss_nats"])),
-        "right": recorded(store, lambda record: (sum(record.per_example["exact_match"]), live.ROWS)),
+        "right": recorded(store, lambda record: (sum(map(float, record.per_example["exact_match"])), live.ROWS)),
     }
 
 
