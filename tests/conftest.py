@@ -28,6 +28,7 @@ NEEDS = {
         "Chromium: `apt-get install chromium`, or set PEFTBOOK_CHROMIUM to one",
     ),
     "epubcheck": (lambda: shutil.which("epubcheck"), "EPUBCheck 5: Java, and a command `epubcheck` for its jar"),
+    "node": (lambda: shutil.which("node"), "Node.js: `apt-get install nodejs`"),
     "office": (lambda: shutil.which("soffice"), "LibreOffice: `apt-get install libreoffice-impress poppler-utils`"),
 }
 

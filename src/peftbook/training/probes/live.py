@@ -1,0 +1,68 @@
+"""The training that a page of the book repeats: PyTorch's side of it."""
+
+from __future__ import annotations
+
+import math
+
+from peftbook import metrics, specs
+from peftbook.errors import InputError
+from peftbook.tasks import get_task
+from peftbook.training.encode import encode_prompt
+from peftbook.training.execute import Trainee
+from peftbook.training.forward import apply_method
+from peftbook.training.live_weights import round_base
+from peftbook.training.models import load_model
+from peftbook.training.probes import Findings
+from peftbook.training.probes.faults import ask, held_out
+
+__all__ = ["trained"]
+
+
+def trained(probe: specs.Probe) -> Findings:
+    """Train the one run of the probe over the weights that the page carries, and ask it.
+
+    settings: base, `rows` or `blocks`, see `training.live_weights`.
+    measurements: trainable_parameters; exact_match and loss_nats on the first n_generate and n_loss rows of the split,
+    after training.
+    curve: train_loss_nats and gradient_norm by step, before it.
+    per_example: of the rows asked: exact_match, answer; loss_nats, label_tokens.
+    """
+    trainee = prepared(probe)
+    run, task = trainee.run, trainee.task
+    result = trainee.train()
+    assert result is not None
+    nats, counts = held_out(trainee, trainee.graded)
+    examples = task.splits[run.evaluation.split][: run.evaluation.n_generate]
+    answers = ask(trainee, [encode_prompt(trainee.tokenizer, task, one) for one in examples])
+    texts = [trainee.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    right = metrics.exact_match(texts, [(one.target,) for one in examples])
+    return Findings(
+        {
+            "trainable_parameters": trainee.trainable,
+            "train_steps": len(result.losses),
+            "train_seconds": round(result.seconds, 3),
+            "exact_match": math.fsum(right) / len(right),
+            "loss_nats": math.fsum(nats) / sum(counts),
+        },
+        {
+            "train_loss_nats": [round(value, 6) for value in result.losses],
+            "gradient_norm": [round(value, 6) for value in result.gradient_norms],
+        },
+        {
+            "exact_match": right,
+            "answer": texts,
+            "loss_nats": [round(value, 6) for value in nats],
+            "label_tokens": [float(count) for count in counts],
+        },
+    )
+
+
+def prepared(probe: specs.Probe) -> Trainee:
+    """The run of the probe, ready to train on rounded weights. Raises InputError unless it has one that trains."""
+    if len(probe.runs) != 1 or probe.runs[0].budget is None:
+        raise InputError("The probe needs one run that trains.")
+    (run,) = probe.runs
+    loaded = load_model(run.model, run.method, run.platform, run.dtype, run.weights)
+    round_base(loaded.model, probe.word("base"))
+    model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    return Trainee(run, get_task(run.task.name), loaded, model)

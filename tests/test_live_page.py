@@ -1,0 +1,96 @@
+"""Training in the page, in a real browser and from a disk: it trains, agrees, stops, and fails in a sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from live_trainings import AGREED, first_losses, lowest
+
+from peftbook.records import default_store
+from peftbook.site import live as site
+from peftbook.studies import live
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+ASSETS = Path(__file__).resolve().parents[1] / "book/assets"
+PATIENCE = 300_000  # milliseconds, on a machine that runs other things
+HEARD = """
+window.told = [];
+const Real = Worker;
+window.Worker = class extends Real {
+  constructor(...given) {
+    super(...given);
+    this.addEventListener("message", ({ data }) => told.push(data));
+  }
+};
+"""
+FRAME = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Train it here</title>
+<link rel="stylesheet" href="../_static/css/book.css"></head>
+<body><main class="bd-content"><article class="bd-article">{}</article></main></body></html>"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A page with the place to train, and the scripts that a build writes beside it."""
+    folder = tmp_path_factory.mktemp("site")
+    site.write(folder / site.FOLDER, default_store())
+    for name in ("css", "fonts", "js"):
+        shutil.copytree(ASSETS / name, folder / "_static" / name)
+    (folder / "book").mkdir()
+    (folder / "book/page.html").write_text(FRAME.format(site.train_here().html), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def page(folder, chromium):
+    """The page from the disk on a phone, with a list of what it asked for beside it and of what it complained about."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, playwright.chromium.launch(
+        executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+    ) as browser:  # fmt: skip
+        page = browser.new_page(viewport={"width": 360, "height": 740})
+        page.asked, page.troubles = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("console", lambda said: page.troubles.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: page.troubles.append(str(error)))
+        page.add_init_script(HEARD)
+        page.goto((folder / "book/page.html").as_uri())
+        yield page
+
+
+def test_a_page_from_the_disk_trains_and_has_the_losses_of_pytorch(page):
+    """Nothing is loaded before the button is pressed, nothing but files of the site then; answers before and after."""
+    scripts = [url for url in page.asked if f"/{site.FOLDER}/" in url]
+    assert not scripts
+    page.get_by_label("Rate").select_option(str(lowest("lora")))
+    page.get_by_role("button", name="Train").press("Enter")
+    page.wait_for_function("told.some(({ kind, step }) => kind === 'step' && step === 11)", timeout=PATIENCE)
+    page.get_by_role("button", name="Stop").press("Enter")
+    page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
+    losses = page.evaluate("told.filter(({ kind }) => kind === 'step').map(({ loss }) => loss)")
+    assert losses[: live.ENDS] == pytest.approx(first_losses("lora"), abs=AGREED)
+    assert "Stopped" in page.get_by_role("status").inner_text()
+    assert page.locator(".live-answers tbody tr").count() == site.QUESTIONS
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert all(url.startswith(("file:", "blob:")) for url in page.asked) and not page.troubles
+
+
+def test_a_file_that_came_incomplete_is_told_in_a_sentence(page, folder):
+    """The page stays as it is, and pressing again tries again."""
+    script = folder / site.FOLDER / "blocks.js"
+    whole = script.read_bytes()
+    script.write_bytes(whole[: len(whole) // 2])
+    try:
+        page.get_by_label("Method").select_option("qlora")
+        page.get_by_role("button", name="Train").click()
+        page.wait_for_function("document.querySelector('[role=status]').textContent.includes('incomplete')")
+        assert page.get_by_role("button", name="Train").is_enabled()
+    finally:
+        script.write_bytes(whole)

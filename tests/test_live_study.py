@@ -1,0 +1,75 @@
+"""The study behind the training in a page: how its weights are rounded, what its runs are, when it is measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_llama
+
+from peftbook.errors import InputError
+from peftbook.records import Record, Store
+from peftbook.scratch.nf4 import dequantize_nf4, quantize_nf4
+from peftbook.scratch.rows import dequantize_rows, quantize_rows
+from peftbook.studies import get_study, live
+from peftbook.training.live_weights import BASES, BLOCK, round_base
+
+
+def test_a_rounded_weight_is_within_half_a_step_of_its_row():
+    """And rounding again changes nothing."""
+    w = torch.randn(5, 70, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 30, 1, 0])[:, None]
+    again = dequantize_rows(*quantize_rows(w))
+    assert ((again - w).abs() <= w.abs().amax(dim=1, keepdim=True) / 254 * 1.0001).all()
+    torch.testing.assert_close(dequantize_rows(*quantize_rows(again)), again, rtol=1e-6, atol=0)
+
+
+def test_qloras_base_has_its_linear_layers_in_nf4_and_its_embedding_in_rows():
+    """Gains stay whole, and the head is the rounded embedding where they are tied."""
+    model = tiny_llama()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for name, value in round_base(model, "blocks").named_parameters():
+        expected = before[name]
+        if "embed_tokens" in name:
+            expected = dequantize_rows(*quantize_rows(expected))
+        elif expected.ndim == 2:
+            expected = dequantize_nf4(*quantize_nf4(expected, BLOCK), BLOCK).view_as(expected)
+        torch.testing.assert_close(value.detach(), expected, rtol=0, atol=0)
+    with pytest.raises(InputError, match="Unknown base"):
+        round_base(model, "columns")
+
+
+def test_all_methods_see_the_same_rows_and_only_qlora_has_its_own_base():
+    """Equal seeds and budgets plan equal batches; three rates a factor of 4 apart, the middle one first."""
+    runs = get_study("live").runs(Store.__new__(Store))
+    assert len(runs) == len({run.key for run in runs}) == 3 * 3 * len(live.ARMS)
+    assert {run.runs[0].budget.model_copy(update={"learning_rate": 1.0}) for run in runs} == {live.budget(1.0)}
+    assert {arm.base for arm in live.ARMS.values()} == set(BASES)
+    for arm in live.ARMS.values():
+        middle, low, high = arm.rates
+        assert middle == pytest.approx(4 * low) and high == pytest.approx(4 * middle)
+
+
+def test_the_study_is_measured_once_every_method_has_its_middle_rate(tmp_path):
+    """Then each has a loss and a share of right answers with an interval; before it is not yet run."""
+    store, study = Store(tmp_path), get_study("live")
+    assert study.verdict(store).outcome == "not yet run"
+    rng = torch.Generator().manual_seed(0)
+    for name, arm in live.ARMS.items():
+        for seed in live.SEEDS:
+            right = (torch.rand(live.ROWS, generator=rng) < 0.6).double().tolist()
+            nats = (torch.rand(live.ROWS, generator=rng) + 0.5).tolist()
+            store.save(invented(live.probe(name, arm.rates[0], seed), right, nats))
+    verdict, made = study.verdict(store), study.quantities(store)
+    assert verdict.outcome == "measured" and set(verdict.quantities) <= set(made)
+    assert all(0 <= made[f"{name}_right"].low <= made[f"{name}_right"].high <= 1 for name in live.ARMS)
+
+
+def invented(probe, right: list[float], nats: list[float]) -> Record:
+    """A record of a training that never was."""
+    return Record(
+        key=probe.key,
+        spec=probe,
+        measurements={"trainable_parameters": 1000},
+        curve={"train_loss_nats": [3.0, 2.0]},
+        per_example={"exact_match": right, "loss_nats": nats, "label_tokens": [3.0] * len(right)},
+        provenance={},
+    )
