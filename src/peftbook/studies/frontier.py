@@ -47,6 +47,8 @@ from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "SEEDS", "Arm", "Path", "added", "best_rate", "finals", "matched_level", "path_of", "reading"]
 
+Split = Literal["validation", "test"]
+
 SWEEP_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)
 TOKENS, BATCH = 18_000, 4
@@ -87,7 +89,7 @@ PAIRS = {
 }
 
 
-def probe(arm: str | None, rate: float, seed: int, split: Literal["validation", "test"]) -> specs.Probe:
+def probe(arm: str | None, rate: float, seed: int, split: Split) -> specs.Probe:
     """The training of an arm at a rate, watched; None is the model before any."""
     model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
     budget = specs.Budget(tokens=TOKENS, batch_size=BATCH, learning_rate=rate) if arm else None
@@ -110,7 +112,7 @@ def probe(arm: str | None, rate: float, seed: int, split: Literal["validation", 
     )
 
 
-def start(split: str) -> specs.Probe:
+def start(split: Split) -> specs.Probe:
     """The losses before any training, which all arms and seeds share."""
     return probe(None, 0.0, 0, split)
 
@@ -142,7 +144,7 @@ class Path:
         return aims, known - known[0]
 
 
-def path_of(arm: str, rate: float, seed: int, split: str, store: Store) -> Path:
+def path_of(arm: str, rate: float, seed: int, split: Split, store: Store) -> Path:
     """The path of a training. Raises Missing."""
     first, record = store.need(start(split)), store.need(probe(arm, rate, seed, split))
     return joined(first, record)
