@@ -81,11 +81,8 @@ def differences(name: str, store: Store) -> Iterator[tuple[str, stats.Interval, 
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
-    """How many inputs there are of each kind, and the differences on the others."""
-    keys = tuple(run.key for run in runs(store) if run in store)
-    counts = {"first_inputs": FIRST, "other_inputs": ALL - FIRST}
-    out = {name: Quantity(float(count), "", keys, digits=0) for name, count in counts.items() if keys}
-    return out | gathered(lambda name: of_study(name, store), DECIDING)
+    """The differences on the other inputs."""
+    return gathered(lambda name: of_study(name, store), DECIDING)
 
 
 def of_study(name: str, store: Store) -> dict[str, Quantity]:
