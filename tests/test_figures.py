@@ -63,6 +63,7 @@ from peftbook.studies import (
     codebooks,
     faults,
     forgetting,
+    frontier,
     get_study,
     learning_rate,
     memory,
@@ -231,6 +232,24 @@ def test_invented_runs_have_no_column_that_real_ones_lack():
         found = invented_run(record.spec, np.random.default_rng(0))
         for part in ("measurements", "per_example"):
             assert set(found[part]) <= set(getattr(record, part)), (record.spec.task.name, part)
+
+
+def invented_frontier(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    """Target loss that falls least at the ends of a grid, and general loss that rises, on fewer examples than are."""
+    run, examples, pieces = probe.runs[0], 6, 12
+    steps = [*map(int, probe.numbers("steps")), 30] if run.budget else [0]
+    away = abs(math.log2(run.budget.learning_rate / 4e-3)) if run.budget else 0.0
+    done = 1 - np.exp(-np.array(steps) / 10)
+    target = 5.0 - (3 - 0.1 * away) * done[:, None] + 0.02 * rng.normal(size=(len(steps), examples))
+    general = 4.0 + done[:, None] * (1 - 8 * probe.number("replay")) + 0.02 * rng.normal(size=(len(steps), pieces))
+    nats = {f"target_nats_{step}": (20 * row).tolist() for step, row in zip(steps, target, strict=True)}
+    nats |= {f"general_nats_{step}": (50 * row).tolist() for step, row in zip(steps, general, strict=True)}
+    tokens = {"target_tokens": [20.0] * examples, "general_tokens": [50.0] * pieces}
+    return {
+        "measurements": {"trainable_parameters": 448_512, "train_tokens": 18_000, "train_label_tokens": 7_000},
+        "curve": {"step": [float(step) for step in steps]},
+        "per_example": nats | tokens | {"general_source": [f"source {at}" for at in range(pieces)]},
+    }
 
 
 def invented_curve(probe: specs.Probe, rng: np.random.Generator) -> dict:
@@ -508,6 +527,7 @@ def computed_predictions(probe: specs.Probe, _: np.random.Generator) -> dict:
 
 PROBES = {
     "coverage.simulated": invented_coverage,
+    "curves.frontier": invented_frontier,
     "curves.learning_curve": invented_curve,
     "codebooks.codebook_error": invented_codebooks,
     "codebooks.quantised_loss": invented_loss,
@@ -888,6 +908,15 @@ def test_prose_loss_at_equal_target_loss_is_the_studys(store: Store):
     for arm in ("r8", "r64", "r256"):
         seeds = updates.matched_seeds(full, arm, store)
         assert np.mean(seeds) == pytest.approx(found[f"full_minus_{arm}_prose"].value)
+
+
+def test_frontiers_at_equal_target_loss_are_the_studys(store: Store):
+    """The seeds drawn beside each difference average to it, and every arm and pair is drawn."""
+    assert tuple(retention.FRONTIERS) == tuple(frontier.ARMS) and tuple(retention.MATCHED) == tuple(frontier.PAIRS)
+    found = study_quantities("frontier", store)
+    for one, other in frontier.PAIRS:
+        seeds = frontier.seed_differences(one, other, store)
+        assert np.mean(seeds) == pytest.approx(found[f"{one}_minus_{other}"].value)
 
 
 def test_the_benchmark_is_sorted(store: Store):

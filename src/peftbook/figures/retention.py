@@ -11,62 +11,67 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.lora import HIDDEN, SMOLLM2
-from peftbook.figures.parts import LOSS, SMALL, as_row, draw_series, mark, note, plain_ticks
-from peftbook.figures.style import canvas, colour, name_rows, question, shade, tag
+from peftbook.figures.parts import (
+    LOSS,
+    as_row,
+    draw_margin,
+    draw_rows,
+    label_points,
+    mark,
+    note,
+    plain_ticks,
+)
+from peftbook.figures.style import canvas, colour, name_rows, question, shade
 from peftbook.figures.updates import PATHS
-from peftbook.records import Record, Store
+from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.scratch.capacity import free_numbers
-from peftbook.studies import forgetting
+from peftbook.studies import forgetting, frontier
 
-__all__ = ["forgetting_by_rate", "rank_room", "update_directions"]
+__all__ = ["frontiers", "rank_room", "update_directions"]
 
-LORA = tuple(arm for arm in forgetting.ARMS if arm not in forgetting.FULL)
+FRONTIERS = {
+    "full": ("Full", "full", "s", "-"),
+    "lora": ("LoRA", "lora", "o", "-"),
+    "oft": ("OFT", "accent", "D", (0, (4, 1.5))),
+    "replay": ("LoRA + replay", "lora", "P", (0, (1, 1))),
+}
+MATCHED = {
+    ("lora", "oft"): "LoRA − OFT",
+    ("oft", "replay"): "OFT − replay",
+    ("lora", "replay"): "LoRA − replay",
+    ("full", "lora"): "Full − LoRA",
+}
 
 
 @figure
-def forgetting_by_rate(store: Store) -> Figure:
-    """Does the rate decide what is forgotten? Task loss and prose loss added at the end, against the learning rate."""
-    figure, (losses, forgotten) = canvas(2, 1, height=5.8, sharex=True)
-    for axes, name in ((losses, "validation_loss"), (forgotten, "forgotten")):
-        draw_arms(axes, forgetting.FULL, name, store)
-        for at, arm in enumerate(LORA):
-            draw_arms(axes, (arm,), name, store, shift=1.22 ** (at - 1))
-    forgotten.axhline(0, color=colour("muted"), linewidth=1.2)
-    for arm in forgetting.FULL:
-        found = quantity(f"forgetting.{arm}_forgotten", store)
-        place = (forgetting.ARMS[arm][1], found.high or found.value)
-        tag(forgotten, f"{found.value:+.2f}".replace("-", "−"), place, (0, 5), "full", ha="center", fontsize=SMALL)
-    rates = sorted({rate for _, rate in forgetting.ARMS.values()})
-    forgotten.set(xscale="log", xlabel="Learning rate")
-    forgotten.set_xticks(rates, [f"{rate:.1e}".replace(".0e-0", "e-").replace("e-0", "e-") for rate in rates])
-    forgotten.minorticks_off()
-    forgotten.set_xlim(rates[0] / 1.6, rates[-1] * 1.9)
-    for axes, label in ((losses, "E2E loss"), (forgotten, "Prose loss added")):
-        axes.set_ylabel(f"{label},\n{LOSS}")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.12 * (high - low) * (axes is losses), high + 0.08 * (high - low))
-    note(losses, "full fine-tuning", 0.02, 0.04, ha="left", va="bottom", color=colour("full"), fontweight="bold")
-    note(losses, "LoRA, r = 8, 64, 256", 0.98, 0.04, va="bottom", color=colour("lora"), fontweight="bold")
-    return question(figure, "Does the learning rate decide what is forgotten?")
-
-
-def draw_arms(axes: Axes, arms: Sequence[str], name: str, store: Store, shift: float = 1.0) -> None:
-    """A quantity of some arms against their rates, with intervals and seeds."""
-    rows = []
-    for arm in arms:
-        _, tone, marker, _ = PATHS[arm]
-        found = quantity(f"forgetting.{arm}_{name}", store)
-        rows.append(as_row("", found, ends(forgetting.curves(arm, store), name), tone, marker))
-    draw_series(axes, [forgetting.ARMS[arm][1] for arm in arms], rows, shift=shift)
-
-
-def ends(curves: Sequence[Record], name: str) -> list[float]:
-    """The last target loss, or the prose loss added, of each seed."""
-    if name == "validation_loss":
-        return [float(one.curve["validation_loss_nats"][-1]) for one in curves]
-    prose = [one.curve["prose_loss_nats"] for one in curves]
-    return [float(losses[-1] - losses[0]) for losses in prose]
+def frontiers(store: Store) -> Figure:
+    """Who forgets least for what is learned? General loss against target loss along training, and their differences."""
+    figure, (axes, differences) = canvas(2, 1, height=6.8, height_ratios=(1.7, 1))
+    ends = {}
+    for arm, (label, tone, marker, line) in FRONTIERS.items():
+        paths = [paths[arm] for paths in frontier.seed_paths((arm,), store)]
+        losses = [one.losses(np.ones(len(one.target_tokens)), np.ones(len(one.general_tokens))) for one in paths]
+        for gained, forgotten in losses:
+            axes.plot(gained, forgotten, color=shade(tone, 0.4), linestyle=line, linewidth=0.8)
+        x, y = np.mean(losses, axis=0)
+        axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
+        axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 6}))
+        ends[label] = (float(x[-1]), float(y[-1]), tone)
+    axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"General loss added,\n{LOSS}")
+    low, high = axes.get_xlim()
+    axes.set_xlim(high, low - 0.4 * (high - low))
+    draw_margin(differences, -frontier.MARGIN, frontier.MARGIN, 0)
+    rows = [
+        as_row(label, quantity(f"frontier.{one}_minus_{other}", store), frontier.seed_differences(one, other, store))
+        for (one, other), label in MATCHED.items()
+    ]
+    draw_rows(
+        differences, rows, f"General loss at equal E2E loss, {LOSS}\n(band: margin; right: the second forgets less)"
+    )
+    question(figure, "Who forgets least for what is learned?")
+    label_points(axes, ends, column=0.74)
+    return figure
 
 
 @figure

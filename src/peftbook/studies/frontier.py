@@ -45,7 +45,20 @@ from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.grids import HIGHEST_RATE, LOWEST_RATE, grid, middle_first, shortfall
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "SEEDS", "Arm", "Path", "added", "best_rate", "finals", "matched_level", "path_of", "reading"]
+__all__ = [
+    "ARMS",
+    "SEEDS",
+    "Arm",
+    "Path",
+    "added",
+    "best_rate",
+    "finals",
+    "matched_level",
+    "path_of",
+    "reading",
+    "seed_differences",
+    "seed_paths",
+]
 
 Split = Literal["validation", "test"]
 
@@ -61,6 +74,8 @@ MARGIN_GAIN = 0.02  # nats per token of the target
 FLOOR = 0.2  # nats per token of general text: the least forgetting worth saving
 FACTOR = 2.0
 OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules", "all-linear")))
+
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -341,6 +356,16 @@ def difference(one: str, other: str, arms: Sequence[str], store: Store) -> stats
     return matched_interval(seed_paths(arms, store), lambda found: found[one] - found[other], groups())
 
 
+def seed_differences(one: str, other: str, store: Store) -> list[float]:
+    """The `difference` of a pair, of each seed. Raises Missing."""
+    seeds = seed_paths(PAIRS[one, other], store)
+    first = seeds[0][one]
+    found = [
+        readings(paths, (np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens)))) for paths in seeds
+    ]
+    return [values[one] - values[other] for values in found]
+
+
 def added(arm: str, arms: Sequence[str], store: Store) -> stats.Interval:
     """General loss that an arm has added where all of `arms` have one target loss. Raises Missing."""
     return matched_interval(seed_paths(arms, store), lambda found: found[arm], groups())
@@ -361,30 +386,33 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
     return stats.with_bias(found, short)
 
 
-def at_neighbours(one: str, other: str, store: Store) -> list[float]:
-    """`difference` of two arms with the grid's seed on validation, at each pair of best rates and neighbours.
+def on_grid(one: tuple[str, float], other: tuple[str, float], store: Store) -> float:
+    """`difference` of two arms at rates of their grids, with the grid's seed on validation. Raises Missing."""
+    paths = {name: path_of(*arm, SWEEP_SEED, "validation", store) for name, arm in (("one", one), ("other", other))}
+    first = paths["one"]
+    found = readings(paths, (np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens))))
+    return found["one"] - found["other"]
 
-    Raises Missing.
-    """
+
+def at_neighbours(one: str, other: str, store: Store) -> list[float]:
+    """`on_grid` for two arms at each pair of best rates and neighbours. Raises Missing."""
     pairs = itertools.product(neighbours(one, store), neighbours(other, store))
-    out = []
-    for rate, beside in pairs:
-        paths = {
-            name: path_of(arm, at, SWEEP_SEED, "validation", store)
-            for name, arm, at in (("one", one, rate), ("other", other, beside))
-        }
-        whole = (np.ones(EXAMPLES), np.ones(len(paths["one"].general_tokens)))
-        found = readings(paths, whole)
-        out.append(found["one"] - found["other"])
-    return out
+    return [on_grid((one, rate), (other, beside), store) for rate, beside in pairs]
+
+
+def at_one_rate(one: str, other: str, store: Store) -> list[float]:
+    """`on_grid` for two arms at the rates that both have among their best and its neighbours. Raises Missing."""
+    shared = [rate for rate in neighbours(one, store) if rate in neighbours(other, store)]
+    return [on_grid((one, rate), (other, rate), store) for rate in shared]
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Rates, final losses and forgetting of each arm, at its end and matched; differences; what replay takes."""
     out = gathered(lambda arm: sweep_quantities(arm, store), ARMS) | gathered(lambda arm: ends(arm, store), ARMS)
     out |= gathered(lambda pair: pair_quantities(*pair, store), PAIRS)
-    with suppress(Missing):
-        out |= trial_quantities(store)
+    for measure in (trial_quantities, rate_quantities):
+        with suppress(Missing):
+            out |= measure(store)
     return out
 
 
@@ -441,6 +469,22 @@ def trial_quantities(store: Store) -> dict[str, Quantity]:
             100 * (1 - less / more), "%", keys_of(plain, mixed), seeds=len(SEEDS), digits=1
         )
     return out
+
+
+def rate_quantities(store: Store) -> dict[str, Quantity]:
+    """What half the rate does to LoRA, and what replay does where rates are equal; shown, not judged. Raises Missing.
+
+    Added when the records were there, which say that the rate moves what is forgotten more than the arm does.
+    """
+    same, best = at_one_rate("lora", "replay", store), best_rate("lora", store)
+    keys = tuple(tried(arm, rate).key for arm in ("lora", "replay") for rate in neighbours(arm, store))
+    slower = on_grid(("lora", best), ("lora", neighbours("lora", store)[0]), store)
+    return {
+        "lora_minus_replay_at_one_rate": Quantity.middle(
+            same, "nats per token", keys, f"median and range over {len(same)} rates", seeds=1, digits=3
+        ),
+        "lora_minus_lora_at_half_rate": Quantity(slower, "nats per token", keys, seeds=1, digits=3),
+    }
 
 
 def unforgotten(arms: Sequence[str], store: Store) -> str:
