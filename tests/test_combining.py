@@ -202,6 +202,7 @@ def test_a_parabola_tells_what_halfway_keeps(tmp_path):
     known = get_study("averaging").quantities(store)
     assert known["tickets_sort_sort_parabola"].value == pytest.approx(75, abs=1)
     assert known["parabola_distance"].value == pytest.approx(0, abs=1)
+    assert known["two_adapters_average_sort"].value == pytest.approx(75, abs=1)  # over three partners
 
 
 def test_no_two_adapters_of_a_study_share_a_seed(tmp_path):

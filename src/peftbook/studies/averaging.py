@@ -40,8 +40,7 @@ from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, aside
-from peftbook.studies import Quantity, Verdict, gathered, study
-from peftbook.studies.merging import percent
+from peftbook.studies import Quantity, Verdict, gathered, merging, study
 from peftbook.studies.sweep import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
@@ -174,9 +173,9 @@ def corrected(interval: stats.Interval) -> stats.Interval:
     return replace(interval, half95=interval.half(LEVEL))
 
 
-def scale_curve(records: Sequence[Record], way: str, count: int) -> np.ndarray:
-    """The share that each scale keeps on validation rows, mean over the cells of so many adapters: (seeds, scales)."""
-    cells = cells_of(count)
+def scale_curve(records: Sequence[Record], way: str, count: int, task: str) -> np.ndarray:
+    """The share of a task that each scale keeps on validation rows, mean over its cells of so many: (seeds, scales)."""
+    cells = [cell for cell in cells_of(count) if cell.task == task]
     curves = [[record.curve[f"{'+'.join(cell.subset)}_{way}_{cell.task}"] for cell in cells] for record in records]
     return np.array(curves, dtype=float).mean(axis=1)
 
@@ -199,6 +198,11 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
+def percent(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:
+    """A share in whole percent."""
+    return replace(merging.percent(interval, keys), digits=0)
+
+
 def rate_quantities(at: tuple[str, Store]) -> dict[str, Quantity]:
     """The rate of a task's sweep."""
     task, store = at
@@ -214,7 +218,9 @@ def task_quantities(records: Sequence[Record], task: str) -> dict[str, Quantity]
 
 
 def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[str, Quantity]:
-    """Over the cells of so many adapters: the mean share, with its interval over seeds, and the lowest and highest."""
+    """Over the cells of so many adapters: the mean share, with its interval over seeds, the lowest and the highest, and
+    the mean of each task's.
+    """
     cells, keys = cells_of(count), keys_of(records)
     shares = [cell_share(records, cell, way) for cell in cells]
     single = np.array([kept(records, cell.task, f"{'+'.join(cell.subset)}_{way}")[0] for cell in cells])
@@ -223,6 +229,10 @@ def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[
     ends = {"least": min(shares, key=lambda one: one.mean), "most": max(shares, key=lambda one: one.mean)}
     out = {f"{name}_{end}": replace(percent(corrected(one), keys), note=f"{end} {note}") for end, one in ends.items()}
     out[f"{name}_mean"] = mean
+    for task in TASKS:
+        tables = [kept(records, task, f"{'+'.join(cell.subset)}_{way}") for cell in cells if cell.task == task]
+        interval = resampling.statistic_interval(np.mean(tables, axis=0), ROWS, test_groups(task, ROWS))
+        out[f"{name}_{task}"] = percent(interval, keys)
     if way in SCALES:
         names = {"+".join(cell.subset) for cell in cells}
         chosen = [float(record.measurements[f"{subset}_{way}_scale"] or 0) for record in records for subset in names]
@@ -290,15 +300,16 @@ def verdict(store: Store) -> Verdict:
     outcomes = [outcome_of(records, cell) for cell in CELLS]
     if idle := [name_of(subset) for subset in (*PAIRS, TASKS) if not moves(records, subset)]:
         return Verdict("undecided", f"The average of {', '.join(idle)} does not surely differ from the untuned model.")
-    said = [sentence(records, name, count) for name, count in COUNTS.items()]
+    first, second = (sentence(records, name, count) for name, count in COUNTS.items())
     below, above = (outcomes.count(one) for one in ("refuted", "reproduced"))
     weak = [LABELS[task] for task in TASKS if gain(records, task, f"by_{task}").low <= FLOOR]
     control = f" The adapter of {', '.join(weak)} does not surely gain {FLOOR:g} nats per token." if weak else ""
     return Verdict(
         stats.together(outcomes),
-        f"{'; '.join(said)}. Of {len(CELLS)} shares {below} are surely below {LEAST - MARGIN:.0%} and {above} surely "
-        f"above {LEAST + MARGIN:.0%} (claim at least {LEAST:.0%}, margin {MARGIN:.0%}).{control}",
-        tuple(f"{name}_adapters_average_{end}" for name in COUNTS for end in ("least", "most", "mean")),
+        f"{first[:1].upper()}{first[1:]}; {second}. Of {len(CELLS)} shares {below} are surely below "
+        f"{LEAST - MARGIN:.0%} and {above} surely above {LEAST + MARGIN:.0%} (claim at least {LEAST:.0%}, margin "
+        f"{MARGIN:.0%}).{control}",
+        tuple(f"{name}_adapters_average_{end}" for name in COUNTS for end in ("least", "most")),
     )
 
 
@@ -306,9 +317,9 @@ def sentence(records: Sequence[Record], name: str, count: int) -> str:
     """What an average of so many keeps."""
     shares = {cell: cell_share(records, cell, "average") for cell in cells_of(count)}
     least, most = (choose(shares, key=lambda cell: shares[cell].mean) for choose in (min, max))
-    mean = float(np.mean([one.mean for one in shares.values()]))
     one = corrected(shares[least])
     return (
-        f"An average of {name} keeps {mean:.0%} of the gains, {shares[most].mean:.0%} at most and {one.mean:.0%} at "
-        f"least ({LABELS[least.task]}; {100 * (1 - LEVEL):.1f} % interval {one.low:.0%} to {one.high:.0%})"
+        f"an average of {name} keeps {shares[most].mean:.0%} of a gain at most ({LABELS[most.task]}) and "
+        f"{one.mean:.0%} at least ({LABELS[least.task]}; {100 * (1 - LEVEL):.1f} % interval {one.low:.0%} to "
+        f"{one.high:.0%})"
     )
