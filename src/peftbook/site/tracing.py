@@ -48,7 +48,7 @@ class Trace:
         """Files of the package's modules that are loaded now."""
         loaded = [
             module
-            for name, module in list(sys.modules.items())
+            for name, module in sys.modules.copy().items()
             if name.split(".")[0] == "peftbook" and name not in OURS
         ]
         return sorted({file for module in loaded if (file := getattr(module, "__file__", None))})
