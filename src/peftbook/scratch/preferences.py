@@ -41,7 +41,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     Returns a scalar in nats, log 2 where the policy is the reference.
     Source: Rafailov et al. 2023, DPO, arXiv:2305.18290, equation 7.
     """
-    better, worse = (implicit_reward(*pair, beta) for pair in (chosen, rejected))
+    better, worse = (implicit_reward(policy, reference, beta) for policy, reference in (chosen, rejected))
     return -functional.logsigmoid(better - worse).mean()
 
 

@@ -33,7 +33,9 @@ EVERY = 20  # steps between two looks at the validation lists
 Numbers = tuple[int, ...]
 
 
-def new_lists(rng: np.random.Generator, values: int, length: int, taken: Collection[frozenset] = ()) -> Iterator:
+def new_lists(
+    rng: np.random.Generator, values: int, length: int, taken: Collection[frozenset] = ()
+) -> Iterator[Numbers]:
     """Lists of different values 0 … values − 1 in random order, without end; none has a set of values in `taken`."""
     while True:
         numbers = tuple(rng.permutation(values)[:length].tolist())
@@ -43,7 +45,8 @@ def new_lists(rng: np.random.Generator, values: int, length: int, taken: Collect
 
 def held_lists(values: int, length: int) -> dict[str, list[Numbers]]:
     """The lists on which rates are chosen and those on which arms are compared, no set of values twice."""
-    rng, taken, held = np.random.default_rng(HELD_SEED), set[frozenset](), {}
+    rng, taken = np.random.default_rng(HELD_SEED), set[frozenset]()
+    held: dict[str, list[Numbers]] = {}
     for split, size in HELD.items():
         held[split] = []
         for _ in range(size):
