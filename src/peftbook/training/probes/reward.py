@@ -33,7 +33,9 @@ EVERY = 20  # steps between two looks at the validation lists
 Numbers = tuple[int, ...]
 
 
-def new_lists(rng: np.random.Generator, values: int, length: int, taken: Collection[frozenset] = ()) -> Iterator:
+def new_lists(
+    rng: np.random.Generator, values: int, length: int, taken: Collection[frozenset] = ()
+) -> Iterator[Numbers]:
     """Lists of different values 0 … values − 1 in random order, without end; none has a set of values in `taken`."""
     while True:
         numbers = tuple(rng.permutation(values)[:length].tolist())
