@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 
 PLACES = {
-    "tickets": Place(("tickets", "docstrings"), (9, 3), "left"),
+    "tickets": Place(("tickets", "docstrings"), (2, 7), "left"),
     "sort": Place(("tickets", "sort"), (-8, -4), "right"),
     "e2e": Place(("sort", "e2e"), (-8, -4), "right"),
 }
