@@ -75,8 +75,6 @@ FLOOR = 0.2  # nats per token of general text: the least forgetting worth saving
 FACTOR = 2.0
 OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules", "all-linear")))
 
-Split = Literal["validation", "test"]
-
 
 @dataclass(frozen=True)
 class Arm:
