@@ -48,12 +48,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def page(folder, chromium):
-    """The page from the disk on a phone, with a list of what it asked for beside it and of what it complained about."""
+def page(folder, chromium, request):
+    """The page from the disk on a phone, with a list of what it asked for beside it and of what it complained about.
+
+    Its parameter are more options of the browser.
+    """
     from playwright.sync_api import sync_playwright
 
+    options = ["--no-sandbox", "--disable-gpu", *getattr(request, "param", ())]
     with sync_playwright() as playwright, playwright.chromium.launch(
-        executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        executable_path=chromium, args=options
     ) as browser:  # fmt: skip
         page = browser.new_page(viewport={"width": 360, "height": 740})
         page.asked, page.troubles = [], []
@@ -94,3 +98,33 @@ def test_a_file_that_came_incomplete_is_told_in_a_sentence(page, folder):
         assert page.get_by_role("button", name="Train").is_enabled()
     finally:
         script.write_bytes(whole)
+
+
+WITHOUT = """
+const Whole = Blob;
+window.Blob = class extends Whole {
+  constructor(parts, options) {
+    super(["delete self.WebAssembly;", ...parts], options);
+  }
+};
+"""
+
+
+def refused(page) -> str:
+    """What the page says where it cannot train; it stays as it is."""
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_function("document.querySelector('[role=status]').textContent.includes('did not go on')")
+    assert page.get_by_role("button", name="Train").is_enabled() and not page.troubles
+    return page.get_by_role("status").inner_text()
+
+
+def test_a_browser_without_webassembly_is_told_so(page):
+    """In a sentence, before anything is computed."""
+    page.evaluate(f"() => {{{WITHOUT}}}")
+    assert "This browser has no WebAssembly" in refused(page)
+
+
+@pytest.mark.parametrize("page", [["--js-flags=--wasm-max-mem-pages=400"]], indirect=True)
+def test_a_browser_with_too_little_memory_is_told_so(page):
+    """In a sentence, once the arrays of a step do not fit."""
+    assert "not enough memory" in refused(page)

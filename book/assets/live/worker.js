@@ -2,7 +2,6 @@
 // What runs beside the page: it is told to load, train or stop, and tells how far it is.
 "use strict";
 
-const jax = require("./jax/index.cjs");
 const { trainer } = require("./trainer.js");
 const { tensorsOf } = require("./weights.js");
 
@@ -18,12 +17,15 @@ let stopped = false;
 const tell = (told) => postMessage(told);
 const pause = () => new Promise((resolve) => { setTimeout(resolve); });
 
-/** The arithmetic that the engine needs; a sentence where there is none. */
-async function ready() {
-  if (trainings) return;
-  const backends = typeof WebAssembly === "undefined" ? [] : await jax.init("wasm");
-  if (!backends.includes("wasm")) throw new Error("This browser has no WebAssembly.");
+/** The engine, made once; a sentence where a browser lacks what it needs. @param {any} task */
+async function ready(task) {
+  if (trainings) return trainings;
+  if (typeof WebAssembly === "undefined") throw new Error("This browser has no WebAssembly.");
+  const jax = require("./jax/index.cjs");
+  await jax.init("wasm");
   jax.defaultDevice("wasm");
+  trainings = trainer(jax, task);
+  return trainings;
 }
 
 /**
@@ -34,10 +36,9 @@ async function ready() {
 async function train({ task, base, file, levels, settings, questions, limit }) {
   stopped = false;
   tell({ kind: "phase", phase: "starting" });
-  await ready();
-  trainings ??= trainer(jax, task);
+  const engine = await ready(task);
   bases[base] ??= tensorsOf(file, levels);
-  const training = trainings.start(bases[base], settings);
+  const training = engine.start(bases[base], settings);
   try {
     tell({ kind: "phase", phase: "compiling" });
     tell({ kind: "answers", when: "before", answers: await training.answers(questions, limit) });
@@ -57,10 +58,17 @@ async function train({ task, base, file, levels, settings, questions, limit }) {
   }
 }
 
+/** Why a training ended, for a reader. @param {Error} error */
+function reason(error) {
+  if (typeof WebAssembly !== "undefined" && error instanceof WebAssembly.CompileError) return "This browser's WebAssembly lacks the vector instructions (SIMD) that the engine needs.";
+  if (error instanceof RangeError) return `There is not enough memory for the arrays of a step (${error.message}).`;
+  return error.message;
+}
+
 addEventListener("message", ({ data }) => {
   if (data.kind === "stop") {
     stopped = true;
     return;
   }
-  train(data).catch((error) => tell({ kind: "failed", message: error.message }));
+  train(data).catch((error) => tell({ kind: "failed", message: reason(error) }));
 });
