@@ -324,8 +324,9 @@ function put(place) {
     if (stopped) return `${fell}Stopped before its end, so that it is not compared.`;
     if (!recorded) return `${fell}There is no record with these settings to compare.`;
     const { apart, drift, agrees } = agreement(own, recorded, rule);
+    const parted = !agrees && apart <= rule.first ? " Both began alike and then parted: at a high rate rounding grows that fast, and PyTorch parts from itself if it adds in another order." : "";
     return `${fell}This ${agrees ? "agrees" : "does not agree"} with the record. The first ${rule.ends} losses are at most ${small(apart)} apart (rule: ${rule.first}), ` +
-      `the means of the last ${rule.ends} ${small(drift)} (rule: ${rule.last}).`;
+      `the means of the last ${rule.ends} ${small(drift)} (rule: ${rule.last}).${parted}`;
   }
 
   /** @param {any} data @param {Record<string, number[][]>} told */
