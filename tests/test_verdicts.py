@@ -35,7 +35,7 @@ def decided(store: Store, study: Study, outcome: str, words: str = "") -> Verdic
 # --- other inputs ----------------------------------------------------------------------------------------------
 
 
-def tested_record(losses: Mapping[str, float], elsewhere: Mapping[str, float]) -> Callable:
+def record_elsewhere(losses: Mapping[str, float], elsewhere: Mapping[str, float]) -> Callable:
     """Losses of the arms of the E2E studies, of these on the first inputs and of those on the others.
 
     An arm is named after its method: `prompt 1 random`, or LoRA's rank and its first matrix.
@@ -77,11 +77,11 @@ AS_FOUND = {
 def test_verdicts_on_other_inputs_hold_turn_over_or_stay_open(tmp_path, elsewhere, outcome, words):
     """By the rule of each study; the runs asked for are those of the first test, and read none of its inputs."""
     store, study = Store(tmp_path), get_study("second_test")
-    made = tested_record(AS_FOUND, AS_FOUND | elsewhere)
+    made = record_elsewhere(AS_FOUND, AS_FOUND | elsewhere)
     for name in ("prompt_length", "targets", "rank"):
         fill(store, get_study(name), made)
     tested = {run.key: run for name in second_test.DECIDING for run in get_study(name).runs(store)}
-    for run in study.runs(store):
+    for run in study.missing(store):
         before = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"skip": 0, "n_loss": 200})})
         assert before.key in tested and run.evaluation.skip == 200 == before.evaluation.n_loss
     fill(store, study, made)

@@ -60,14 +60,20 @@ def arms(name: str) -> list[str]:
 
 
 def runs(store: Store) -> list[Run | Probe]:
-    """The final runs of the arms that decide, tested on the other inputs, study by study."""
-    found: dict[str, Run | Probe] = {}
+    """The sweeps of the arms that decide, which are those of the studies; then their final runs, tested on the other
+    inputs, study by study.
+    """
+    sweeps: dict[str, Run | Probe] = {}
+    finals: dict[str, Run | Probe] = {}
     for name, (comparison, _) in DECIDING.items():
-        for arm in arms(name):
+        for arm in map(comparison.arm, arms(name)):
+            rates, seeds = comparison.rates(arm, store), comparison.sweep_seeds
+            tried = [comparison.sweep_run(arm, rate, seed) for rate in rates for seed in seeds]
+            sweeps |= {run.key: run for run in tried}
             with suppress(Missing):
-                tested = map(Others(store).spec, comparison.final_runs(comparison.arm(arm), store))
-                found |= {run.key: run for run in tested}
-    return list(found.values())
+                tested = map(Others(store).spec, comparison.final_runs(arm, store))
+                finals |= {run.key: run for run in tested}
+    return [*sweeps.values(), *finals.values()]
 
 
 def differences(name: str, store: Store) -> Iterator[tuple[str, stats.Interval, stats.Interval]]:
