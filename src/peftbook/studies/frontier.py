@@ -42,7 +42,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.studies import Quantity, Verdict, gathered, study
-from peftbook.studies.grids import HIGHEST_RATE, LOWEST_RATE, grid, middle_first, shortfall
+from peftbook.studies.grids import extended, grid, middle_first, shortfall
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = [
@@ -286,12 +286,9 @@ def rates(arm: str, store: Store) -> list[float]:
         while True:
             losses = {rate: final_loss(store.need(tried(arm, rate))) for rate in known}
             best = min(known, key=lambda rate: losses[rate])
-            if best == known[0] and best / FACTOR >= LOWEST_RATE:
-                known.insert(0, grid(best / FACTOR, 1, 1)[0])
-            elif best == known[-1] and best * FACTOR <= HIGHEST_RATE:
-                known.append(grid(best * FACTOR, 1, 1)[0])
-            else:
+            if (wider := extended(known, best, FACTOR)) == known:
                 break
+            known = wider
     return known
 
 

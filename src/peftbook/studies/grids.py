@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["FINEST", "HIGHEST_RATE", "LOWEST_RATE", "grid", "halfway", "middle_first", "shortfall"]
+__all__ = ["FINEST", "HIGHEST_RATE", "LOWEST_RATE", "extended", "grid", "halfway", "middle_first", "shortfall"]
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 FINEST = 1.5  # and none refined where neighbours are closer
@@ -16,6 +16,15 @@ FINEST = 1.5  # and none refined where neighbours are closer
 def grid(low: float, factor: float, count: int) -> tuple[float, ...]:
     """`count` rates from `low`, each `factor` times the one before, to three significant digits."""
     return tuple(float(f"{low * factor**at:.3g}") for at in range(count))
+
+
+def extended(rates: Sequence[float], best: float, factor: float) -> list[float]:
+    """The rates, and one more beyond the best where that is an end, as far as LOWEST_RATE and HIGHEST_RATE go."""
+    if best == rates[0] and best / factor >= LOWEST_RATE:
+        return [*grid(best / factor, 1, 1), *rates]
+    if best == rates[-1] and best * factor <= HIGHEST_RATE:
+        return [*rates, *grid(best * factor, 1, 1)]
+    return list(rates)
 
 
 def middle_first(rates: Sequence[float]) -> list[float]:

@@ -31,7 +31,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Model, Probe
 from peftbook.studies import Quantity, Verdict, determined, gathered, study
-from peftbook.studies.grids import HIGHEST_RATE, LOWEST_RATE, grid, middle_first, shortfall
+from peftbook.studies.grids import extended, grid, middle_first, shortfall
 
 __all__ = ["GRIDS", "LABELS", "MARGIN", "SEEDS", "finals", "probe", "rates"]
 
@@ -80,12 +80,9 @@ def rates(arm: str, store: Store) -> list[float]:
     with suppress(Missing):
         while True:
             best = min(found, key=lambda rate: wrong(arm, rate, store))
-            if best == found[0] and best / FACTOR >= LOWEST_RATE:
-                found.insert(0, grid(best / FACTOR, 1, 1)[0])
-            elif best == found[-1] and best * FACTOR <= HIGHEST_RATE:
-                found.append(grid(best * FACTOR, 1, 1)[0])
-            else:
+            if (wider := extended(found, best, FACTOR)) == found:
                 break
+            found = wider
     return found
 
 

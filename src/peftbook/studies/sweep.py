@@ -21,7 +21,7 @@ from peftbook.methods import Method
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
-from peftbook.studies.grids import HIGHEST_RATE, LOWEST_RATE, grid, halfway, middle_first, shortfall
+from peftbook.studies.grids import extended, halfway, middle_first, shortfall
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["Arm", "TunedComparison", "decide", "length_ratio", "paired_quantities", "score_quantities"]
@@ -116,10 +116,8 @@ class TunedComparison:
             while rates and self.factor:
                 losses = {rate: self.loss(arm, rate, store) for rate in rates}
                 best = min(rates, key=lambda rate: losses[rate])
-                if best == rates[0] and best / self.factor >= LOWEST_RATE:
-                    rates.insert(0, grid(best / self.factor, 1, 1)[0])
-                elif best == rates[-1] and best * self.factor <= HIGHEST_RATE:
-                    rates.append(grid(best * self.factor, 1, 1)[0])
+                if (wider := extended(rates, best, self.factor)) != rates:
+                    rates = wider
                 elif self.refine and shortfall(losses, best) > self.bearable and (finer := halfway(rates, best)):
                     rates = sorted({*rates, *finer})
                 else:
