@@ -96,7 +96,7 @@ def test_a_probe_is_counted_as_the_largest_of_its_runs():
 
 
 def test_the_shape_of_a_model_comes_from_its_name_or_its_folder(tmp_path):
-    """A hub id is known by what it starts with; another is refused, and so is the run."""
+    """A hub id is known by the table of shapes; another is refused, and so is the run."""
     assert shape_of(LOCAL) == SHAPES["smollm2-135m"]
     assert shape_of(specs.Model(name="meta-llama/Llama-2-7b-hf", revision="")) == SHAPES["llama-2-7b"]
     assert shape_of(specs.Model(name="Qwen/Qwen2.5-1.5B-Instruct", revision="")) == SHAPES["qwen2.5-1.5b"]

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import VOCABULARY, NumberTokenizer, random_examples, tiny_llama
 from together import CASES, COUNT, STOP, STRATEGIES, train_case
+from transformers import AutoTokenizer
 
 from peftbook import cli, specs
 from peftbook.errors import InputError
@@ -28,10 +31,12 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.training import loop
 from peftbook.training.distributed import ALONE, Processes
+from peftbook.training.execute import Trainee, save_trained
 from peftbook.training.forward import trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.launch import obstacle_to_split, refuse_missing_gpus, refuse_to_split
 from peftbook.training.loop import losses
+from peftbook.training.small_llama import train_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 HERE = Path(__file__).parent
@@ -189,6 +194,20 @@ def test_the_adapter_folder_is_that_of_one_process(strategy, name, together, alo
         ids = torch.arange(3, 20)[None]
         with torch.no_grad():
             torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_whole_model_is_kept_with_its_tokenizer(tmp_path):
+    """So that the folder loads by itself; an adapter's base has one."""
+    tokenizer = train_tokenizer(["one", "two"])
+    for name, method in (("whole", Full()), ("adapter", LoRA(rank=2))):
+        trainee = SimpleNamespace(
+            model=tiny_llama(), tokenizer=tokenizer, processes=ALONE, run=SimpleNamespace(method=method)
+        )
+        save_trained(cast(Trainee, trainee), tmp_path / name)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "whole")
+    assert loaded("one two")["input_ids"] == tokenizer("one two")["input_ids"]
+    assert loaded.chat_template == tokenizer.chat_template
+    assert not (tmp_path / "adapter" / "tokenizer.json").exists()
 
 
 @pytest.mark.slow

@@ -269,7 +269,7 @@ def _unusual(spec: Spec, known: tuple[str, ...]) -> Iterator[str]:
     """The fields that tell this spec from the default one of its class."""
     for name, value in spec:
         if name not in known and (name in SAID or value != type(spec).model_fields[name].default):
-            yield _setting(name, value)
+            yield WORDS[name].format(_plain(value)) if name in WORDS else _setting(name, value)
 
 
 def _setting(name: str, value: object) -> str:
@@ -279,7 +279,7 @@ def _setting(name: str, value: object) -> str:
         return words if value else f"no {words}"
     if isinstance(value, tuple):
         return f"{len(value)} {words}" if len(value) > LISTED else f"{words} {'+'.join(map(_plain, value))}"
-    return WORDS.get(name, f"{words} {{}}").format(_plain(value))
+    return f"{words} {_plain(value)}"
 
 
 def _plain(value: object) -> str:

@@ -263,10 +263,15 @@ def predict(trainee: Trainee) -> dict[str, float]:
 
 
 def save_trained(trainee: Trainee, folder: Path) -> None:
-    """The adapter, or the whole model where there is none, as its library saves it; shards are put together first."""
+    """The adapter, or the whole model and its tokenizer where there is none, as their library saves them.
+
+    Shards are put together first.
+    """
     state = {"state_dict": saved_state(trainee.model)} if trainee.processes.sharded else {}
     if trainee.processes.first:
         trainee.model.save_pretrained(folder, **state)
+        if trainee.run.method.saved == "model":
+            trainee.tokenizer.save_pretrained(folder)
 
 
 def count_parameters(trainee: Trainee, out: dict) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.cost import needs_mask, training_setup
 from peftbook.errors import InputError
-from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
+from peftbook.memory import Setup, Shape, read_shape, training_step
 from peftbook.memory.setup import BYTES
 from peftbook.tasks import DATA
 from peftbook.training.durations import Spec
@@ -82,13 +82,11 @@ def setup_of(run: specs.Run, shape: Shape) -> Setup:
 
 
 def shape_of(model: specs.Model) -> Shape:
-    """The shape of a run's model: an embedded one, a folder's, or the known one that a hub id starts with.
+    """The shape of a run's model: an embedded one, a folder's, or the known one of a hub id.
 
     Raises InputError for another hub id.
     """
     if model.name == specs.SMALL_MODEL:
         return read_shape(DATA / "small_llama")
-    if (folder := Path(model.name).expanduser()).is_dir():
-        return read_shape(folder)
-    base = model.name.rpartition("/")[2].lower()
-    return read_shape(max((name for name in SHAPES if base.startswith(name)), key=len, default=model.name))
+    folder = Path(model.name).expanduser()
+    return read_shape(folder if folder.is_dir() else model.name)
