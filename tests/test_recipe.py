@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import watched_steps
 
 from peftbook import specs
@@ -212,7 +214,7 @@ def test_rows_reach_the_trainer_as_they_were(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.model
-def test_the_folder_trains_answers_and_says_which_is_better(tmp_path, capfd):
+def test_the_folder_trains_answers_and_says_which_is_better(tmp_path, capfd, monkeypatch):
     """The small Llama on the shipped tickets, by the two scripts as a reader starts them; the card has the table."""
     pytest.importorskip("trl")
     out = tmp_path / "mine"
@@ -236,6 +238,11 @@ def test_the_folder_trains_answers_and_says_which_is_better(tmp_path, capfd):
         train.main(["--out", str(out / "adapter")])
     with pytest.raises(SystemExit, match="has no checkpoint"):
         train.main(["--out", str(tmp_path / "b"), "--resume"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for major, dtype in ((7, torch.float16), (8, torch.bfloat16)):  # a T4, an A100
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, major=major: SimpleNamespace(major=major))
+        assert train.compute_dtype() is dtype
 
 
 def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):

@@ -76,18 +76,24 @@ def load_tokenizer() -> AutoTokenizer:
     return tokenizer
 
 
+def compute_dtype() -> torch.dtype:
+    """bfloat16; on a card that has no instructions for it (before Ampere, as the T4) float16 with scaled losses."""
+    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if lacking else torch.bfloat16
+
+
 def load_model() -> AutoModelForCausalLM:
-    """The frozen base, in bfloat16 or in 4 bits (NF4 with doubly quantised constants)."""
+    """The frozen base, in two bytes a weight or in 4 bits (NF4 with doubly quantised constants)."""
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute_dtype(),
     )
     return AutoModelForCausalLM.from_pretrained(
         RECIPE["model"],
         revision=RECIPE["revision"],
-        dtype=torch.bfloat16,
+        dtype=compute_dtype(),
         attn_implementation=RECIPE["attention"],
         quantization_config=four_bits if RECIPE["quantised"] else None,
         device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
@@ -142,7 +148,8 @@ def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argp
         warmup_steps=RECIPE["warmup"],
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=True,
+        bf16=compute_dtype() is torch.bfloat16,
+        fp16=compute_dtype() is torch.float16,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
