@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from fake_records import fake_record
 
 from peftbook import cli
 from peftbook.cli.fit import option
@@ -19,7 +20,8 @@ from peftbook.memory import read_shape, training_step
 from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.setup import CHOICES
 from peftbook.memory.stacks import STACKS, setup_in
-from peftbook.records import default_store
+from peftbook.records import Store, default_store
+from peftbook.specs import Run
 
 
 def refused(capsys, *argv: str) -> str:
@@ -175,6 +177,17 @@ def test_edited_record_is_stale(capsys, tmp_path, monkeypatch):
     (tmp_path / f"{record.key[:11]}{other}.json").write_text(json.dumps(body))
     monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
     assert "stale" in refused(capsys, "status")
+
+
+def test_a_record_of_no_study_is_counted_and_listed_when_asked_for(capsys, tmp_path, monkeypatch):
+    used = next(one for one in default_store().all() if isinstance(one.spec, Run))
+    mine = Store(tmp_path).save(fake_record(used.spec.model_copy(update={"seed": 90210})))
+    monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
+    assert cli.main(["status"]) == 0
+    assert "belong to no study any more; --verbose lists" in (short := capsys.readouterr().out)
+    assert mine.key[:12] not in short
+    assert cli.main(["status", "--verbose"]) == 0
+    assert re.search(rf"stale +{mine.key[:12]} .*seed 90210", capsys.readouterr().out)
 
 
 def test_status_and_claims_read_the_shipped_records(capsys):

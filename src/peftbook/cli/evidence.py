@@ -100,9 +100,11 @@ def command_status(args: argparse.Namespace) -> int:
                 )
         if missing:
             print(f"  {missing} missing: run `{command_for(name, args.platform)}`")
-    stale = [one.key[:12] for one in store.others(used) if one.spec.platform == args.platform and one.key not in used]
+    stale = [one for one in store.others(used) if one.spec.platform == args.platform and one.key not in used]
     if stale:
-        print(f"{len(stale)} records belong to no study (stale): {', '.join(stale)}; delete them or restore the study")
+        print(f"{len(stale)} records belong to no study any more" + "; --verbose lists them" * (not args.verbose))
+    for one in stale if args.verbose else ():
+        print(f"  stale   {one.key[:12]} {describe(one.spec)}")
     return 0
 
 
