@@ -13,13 +13,24 @@ from peftbook.site.bibliography import BIBLIOGRAPHY, short_name
 from peftbook.site.display import VERDICTS, badge, counted, sign, slug
 from peftbook.site.tables import details, powers_raised
 
+# What a reader may bet on before the verdict shows, and the outcomes that make the bet right.
+SIDES = {
+    "holds": ("reproduced", "equivalent"),
+    "fails": ("refuted", "fails in this regime"),
+    "open": ("direction only", "undecided"),
+}
+
 
 def scoreboard(store: Store) -> str:
-    """Every claim as a card, in order of worth, behind a row of counts that filters them."""
+    """Every claim as a card, in order of worth, behind a row of counts that filters them.
+
+    Its script lets a reader guess each verdict of a paper's claim before it shows.
+    """
     claims, cuda = results.claims(store), seen_from_cuda(store)
     counts, own = results.count_verdicts(claims), sum(claim.study.own for claim in claims)
     cards = "".join(claim_card(claim, cuda, home="", page=f"runs/study-{claim.study.name}.html") for claim in claims)
-    return f'<div class="claims">{_filter(counts, own, len(claims))}{_meanings(counts)}{cards}</div>'
+    board = f'<div class="claims">{_filter(counts, own, len(claims))}{_meanings(counts)}{cards}</div>'
+    return f'{board}<script defer src="../_static/js/bets.js"></script>'
 
 
 def _filter(counts: Mapping[str, int], own: int, total: int) -> str:
@@ -52,8 +63,8 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
     regime = study.regime if verdict.outcome == "fails in this regime" else ""
     terms = (
         f"<dl><div><dt>Refuted if</dt><dd>{escape(study.refuted_if)}</dd></div>"
-        + (f"<div><dt>Regime</dt><dd>{escape(regime)}.</dd></div>" if regime else "")
-        + f"<div><dt>What this does not show</dt><dd>{escape(study.does_not_show)}</dd></div></dl>"
+        + (f'<div class="claim-told"><dt>Regime</dt><dd>{escape(regime)}.</dd></div>' if regime else "")
+        + f'<div class="claim-told"><dt>What this does not show</dt><dd>{escape(study.does_not_show)}</dd></div></dl>'
     )
     if page and verdict.outcome == "not yet run":
         terms = details("What would refute it, and what this will not show", terms)
@@ -63,8 +74,10 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         f"Chapter: {chapter}" if chapter else "",
         f'<a href="{page}#runs">{claim.runs - claim.missing} of {claim.runs} runs</a>',
     ]
+    side = next((f' data-side="{name}"' for name, outcomes in SIDES.items() if verdict.outcome in outcomes), "")
     return (
-        f'<article class="claim is-{"own" if study.own else slug(verdict.outcome)}" id="claim-{study.name}">'
+        f'<article class="claim is-{"own" if study.own else slug(verdict.outcome)}" id="claim-{study.name}"'
+        f"{'' if study.own else side}>"
         f"<header>{badge(verdict.outcome, study.regime)}"
         f'<span class="claim-source">Source: {_source_link(study.source, home)}</span>'
         f"</header><h2>{escape(study.claim)}</h2>{_effect(claim, page)}{''.join(evidence)}"
