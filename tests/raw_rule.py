@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,16 +93,8 @@ class Setting:
         return self.run(method, rate, seed, split="validation", n_loss=self.validated, n_generate=0)
 
     def grid(self, method: Raw, declared: Iterable[float]) -> dict[float, float]:
-        """Rate → validation loss; extended while the best rate is an end and no rate is above 10, refined while it is
-        too coarse.
-        """
-        losses = {rate: loss(self.sweep(method, rate)) for rate in declared}
-        while (best := min(losses, key=losses.__getitem__)) in (min(losses), max(losses)):
-            further = best * self.factor if best == max(losses) else best / self.factor
-            if further > 10:
-                break
-            further = float(f"{further:.3g}")
-            losses[further] = loss(self.sweep(method, further))
+        """Rate → validation loss; extended at its ends, and refined while it is too coarse."""
+        losses = extended(lambda rate: loss(self.sweep(method, rate)), declared, self.factor)
         while self.refined and finer_grid(losses, self.refined):
             tried = sorted(losses)
             at = tried.index(min(losses, key=losses.__getitem__))
@@ -123,6 +115,25 @@ class Setting:
         ]
 
 
+def extended(measured: Callable[[float], float], declared: Iterable[float], factor: float) -> dict[float, float]:
+    """Rate → what was measured, less being better; one more rate while the best is an end and none is above 10."""
+    losses = {rate: measured(rate) for rate in declared}
+    while (best := min(losses, key=losses.__getitem__)) in (min(losses), max(losses)):
+        further = best * factor if best == max(losses) else best / factor
+        if further > 10:
+            break
+        further = float(f"{further:.3g}")
+        losses[further] = measured(further)
+    return dict(sorted(losses.items()))
+
+
+def best_and_beside(losses: Mapping[float, float]) -> list[float]:
+    """The best rate and those beside it at which nothing diverged, ascending."""
+    tried = sorted(losses)
+    at = tried.index(min(tried, key=losses.__getitem__))
+    return [rate for rate in tried[max(0, at - 1) : at + 2] if losses[rate] < INF]
+
+
 def loss(record: Raw) -> float:
     return INF if record["failure"] else record["measurements"]["loss_nats"]
 
@@ -139,6 +150,8 @@ def finer_grid(losses: Mapping[float, float], bearable: float) -> float:
     if not 0 < at < len(tried) - 1:
         return 0.0
     x, y = np.log(tried[at - 1 : at + 2]), np.array([losses[rate] for rate in tried[at - 1 : at + 2]])
+    if not np.isfinite(y).all():
+        return 0.0
     left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
     bend = (right - left) / (x[2] - x[0])  # Newton's form: y₁ + slope · h + bend · h² around the best rate
     slope = left + bend * (x[1] - x[0])
@@ -188,13 +201,33 @@ def spread(per_seed: np.ndarray, moved: np.ndarray, scale: float, freedom: float
 def over_examples(table: np.ndarray, weights: np.ndarray | None = None, groups: Sequence[str] = ()) -> Interval:
     """Σ scores / Σ weights of (seeds, examples), its second error from leaving out each example, or each group."""
     weights = np.ones(table.shape[1]) if weights is None else weights
-    unit = np.unique(groups, return_inverse=True)[1] if groups else np.arange(table.shape[1])
-    per_seed = table.sum(axis=1) / weights.sum()
-    kept = [unit != left_out for left_out in range(unit.max() + 1)]
-    moved = np.array([table[:, rest].sum(axis=1) / weights[rest].sum() - per_seed for rest in kept])
+    return over_statistic(lambda counted: table @ counted / (weights @ counted), weights, groups)
+
+
+def over_statistic(
+    value: Callable[[np.ndarray], np.ndarray], weights: np.ndarray, groups: Sequence[str] = ()
+) -> Interval:
+    """Of what the examples that count, (examples,) of 0 and 1, make: (seeds,). Each is left out, or each group."""
+    unit = units_of(groups, len(weights))
+    per_seed = value(np.ones(len(weights)))
+    moved = np.array([value(kept) - per_seed for kept in leaving_out(unit)])
+    return spread(per_seed, moved, (len(moved) - 1) / len(moved), evenness(unit, weights), len(moved) if groups else 0)
+
+
+def units_of(groups: Sequence[str], count: int) -> np.ndarray:
+    """The number of each example's group, or of the example."""
+    return np.unique(groups, return_inverse=True)[1] if len(groups) else np.arange(count)
+
+
+def leaving_out(unit: np.ndarray) -> list[np.ndarray]:
+    """Which examples count as each unit is left out."""
+    return [(unit != left_out).astype(float) for left_out in range(unit.max() + 1)]
+
+
+def evenness(unit: np.ndarray, weights: np.ndarray) -> float:
+    """Degrees of freedom of units that weigh so unevenly."""
     share = np.bincount(unit, weights) / weights.sum()
-    freedom = max(1.0, 1 / (share**2).sum() - 1)
-    return spread(per_seed, moved, (len(kept) - 1) / len(kept), freedom, len(kept) if groups else 0)
+    return max(1.0, float(1 / (share**2).sum() - 1))
 
 
 def over_seeds(values: Sequence[float]) -> Interval:

@@ -281,6 +281,215 @@ def qlora_7b_memory() -> Found:
     return "reproduced" if ratio < 0.5 else "refuted", {"qlora_over_lora_peak": (ratio, None, None)}
 
 
+def kept_gain(records: Sequence[Raw], task: str, subset: Sequence[str]) -> Interval:
+    """What an average of adapters keeps of the gain that the task's own has over no adapter."""
+    states = ("untuned", f"by_{task}", f"{'+'.join(subset)}_average")
+    untuned, alone, averaged = (column(records, f"{task}_{state}_loss_nats") for state in states)
+    groups = groups_of_task(task, 60)
+    return raw_rule.over_statistic(
+        lambda counted: ((untuned - averaged) @ counted) / ((untuned - alone) @ counted), np.ones(60), groups
+    )
+
+
+def surely_below(found: Interval, edge: float, level: float) -> bool:
+    return found.mean + max(found.half(), found.half(level)) < edge
+
+
+def averaging() -> Found:
+    """Sixteen shares: any may refute at the level of one of them, all must bear the claim out; controls first."""
+    tasks, level = ("tickets", "sort", "docstrings", "e2e"), 0.05 / 16
+    records = [probe("combining.kept_gains", seed, model="small-llama") for seed in range(1, 6)]
+    outcomes, shares, idle = [], {}, False
+    for subset in (*itertools.combinations(tasks, 2), tasks):
+        surely = False
+        for task in subset:
+            tokens, groups = column(records, f"{task}_label_tokens")[0], groups_of_task(task, 60)
+            untuned = column(records, f"{task}_untuned_loss_nats")
+            gains, changes = (
+                over_examples(untuned - column(records, f"{task}_{state}_loss_nats"), tokens, groups)
+                for state in (f"by_{task}", f"{'+'.join(subset)}_average")
+            )
+            surely = surely or abs(changes.mean) > changes.half(level)
+            shares[subset, task] = found = kept_gain(records, task, subset)
+            outcome = verdict_of(found, 0.05, 0.9, INF)
+            sure = outcome != "refuted" or surely_below(found, 0.85, level)
+            outcomes.append(outcome if sure and gains.ends[1] > 0.1 else "undecided")
+        idle = idle or not surely
+    lowest = {}
+    for name, count in (("two", 2), ("four", 4)):
+        found = min((share for (subset, _), share in shares.items() if len(subset) == count), key=lambda one: one.mean)
+        ends = (found.mean, found.mean - found.half(level), found.mean + found.half(level))
+        lowest[f"{name}_adapters_average_least"] = [100 * end for end in ends]
+    return "undecided" if idle else raw_rule.of_parts(outcomes), lowest
+
+
+def reward_rank() -> Found:
+    """Test lists sorted by rank 1 less those by all weights, where these surely gained more than the margin."""
+
+    def asked(rank: int, rate: float, seed: int, split: str) -> Raw:
+        return probe("reward.sort_by_reward", seed, model="random-llama", rank=rank, rate=rate, split=split)
+
+    finals, finer = {}, 0.0
+    for rank, lowest in ((0, 5e-4), (1, 2.5e-4)):
+        wrong = raw_rule.extended(
+            lambda rate, rank=rank: 1 - asked(rank, rate, 0, "validation")["measurements"]["accuracy"],
+            rates(lowest, 2, 4), 2,
+        )  # fmt: skip
+        finer = max(finer, raw_rule.finer_grid(wrong, 0.01))
+        best = min(wrong, key=wrong.__getitem__)
+        finals[rank] = [asked(rank, best, seed, "test") for seed in range(1, 6)]
+    found = replace(over_examples(column(finals[1], "exact") - column(finals[0], "exact")), bias=finer)
+    gained = over_examples(column(finals[0], "exact") - column(finals[0], "start_exact"))
+    outcome = verdict_of(found, 0, -0.05, INF)
+    if outcome != "refuted" and gained.ends[1] <= 0.05:
+        outcome = "undecided"
+    return outcome, {"rank1_minus_full": found.ends, "full_gain": gained.ends}
+
+
+# --- gain and forgetting at one target loss: arms are a kind of method and a share of replay -------------------
+
+Way = tuple[str, float]
+LORA, OFT, REPLAY = ("lora", 0.0), ("peft", 0.0), ("lora", 0.05)
+
+
+def watched(way: Way, rate: float, seed: int, split: str) -> Raw:
+    """The record of a training that was watched."""
+    kind, replay = way
+    matching = [
+        record for record in raw_rule.every_record()
+        if record["spec"].get("measure") == "curves.frontier"
+        and raw_rule.agrees(record["spec"], {"seed": seed, "settings": {"replay": replay}})
+        and raw_rule.agrees(record["spec"]["runs"][0], {"budget": {"learning_rate": rate}})
+        and record["spec"]["runs"][0]["evaluation"]["split"] == split
+        and record["spec"]["runs"][0]["method"]["kind"] == kind
+    ]  # fmt: skip
+    assert len(matching) == 1
+    return matching[0]
+
+
+def unwatched(split: str) -> Raw:
+    """The record of the model before any training."""
+    return next(
+        record for record in raw_rule.every_record()
+        if record["spec"].get("measure") == "curves.frontier" and record["spec"]["runs"][0]["budget"] is None
+        and record["spec"]["runs"][0]["evaluation"]["split"] == split
+    )  # fmt: skip
+
+
+def nats_along(record: Raw, split: str, name: str) -> np.ndarray:
+    """(moments, examples), the first before the training."""
+    later = [record["per_example"][f"{name}_nats_{step:.0f}"] for step in record["curve"]["step"]]
+    return np.array([unwatched(split)["per_example"][f"{name}_nats_0"], *later])
+
+
+def frontier_grid(way: Way, lowest: float) -> dict[float, float]:
+    """Rate → target loss at the end, on validation."""
+    tokens = column([unwatched("validation")], "target_tokens")[0]
+
+    def last(rate: float) -> float:
+        record = watched(way, rate, 0, "validation")
+        diverged = record["measurements"].get("diverged")
+        return INF if diverged else nats_along(record, "validation", "target")[-1].sum() / tokens.sum()
+
+    return raw_rule.extended(last, rates(lowest, 2, 3), 2)
+
+
+class Paths:
+    """Trainings with one seed of several ways, whose general loss is read where all have one target loss."""
+
+    def __init__(self, records: Mapping[Way, Raw], split: str):
+        self.nats = {
+            way: [nats_along(record, split, name) for name in ("target", "general")] for way, record in records.items()
+        }
+        first = unwatched(split)
+        self.tokens = [column([first], f"{name}_tokens")[0] for name in ("target", "general")]
+        self.sources = first["per_example"]["general_source"]
+
+    def losses(self, way: Way, counted: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        each = zip(self.nats[way], self.tokens, counted, strict=True)
+        aims, known = (nats @ counts / (tokens @ counts) for nats, tokens, counts in each)
+        return aims, known - known[0]
+
+    def added(self, counted: Sequence[np.ndarray], bent: bool = False) -> dict[Way, float]:
+        """General loss added by each; with `bent` what a parabola through a third moment has above the line."""
+        losses = {way: self.losses(way, counted) for way in self.nats}
+        level = max(aims[1:].min() for aims, _ in losses.values())
+        return {way: (self.bend if bent else self.on_line)(*each, level) for way, each in losses.items()}
+
+    @staticmethod
+    def on_line(aims: np.ndarray, known: np.ndarray, level: float) -> float:
+        at = next(at for at in range(1, len(aims)) if aims[at] <= level)
+        share = min(1.0, (aims[at - 1] - level) / (aims[at - 1] - aims[at])) if aims[at - 1] > aims[at] else 1.0
+        return known[at - 1] + share * (known[at] - known[at - 1])
+
+    @staticmethod
+    def bend(aims: np.ndarray, known: np.ndarray, level: float) -> float:
+        at = next(at for at in range(1, len(aims)) if aims[at] <= level)
+        three = [at - 1, at, at - 2 if at > 1 else at + 1]
+        if max(three) >= len(aims) or len(set(aims[three])) < 3:
+            return 0.0
+        curved, straight = (np.polyval(np.polyfit(aims[among], known[among], len(among) - 1), level)
+                            for among in (three, three[:2]))  # fmt: skip
+        most = abs(known[at] - known[at - 1])
+        return float(np.clip(curved - straight, -most, most))
+
+
+def at_one_loss(seeds: Sequence[Paths], one: Way, other: Way | None = None) -> Interval:
+    """General loss added by one way, less that by another; errors of both kinds of text, and the bend."""
+    tokens, whole = seeds[0].tokens, [np.ones(len(each)) for each in seeds[0].tokens]
+
+    def values(counted: Sequence[np.ndarray], bent: bool = False) -> np.ndarray:
+        found = [paths.added(counted, bent) for paths in seeds]
+        return np.array([each[one] - (each[other] if other else 0.0) for each in found])
+
+    units = [np.arange(len(tokens[0])), raw_rule.units_of(seeds[0].sources, len(tokens[1]))]
+    lists = [
+        [(kept, whole[1]) for kept in raw_rule.leaving_out(units[0])],
+        [(whole[0], kept) for kept in raw_rule.leaving_out(units[1])],
+    ]
+    moved = [math.sqrt(1 - 1 / len(each)) * (values(counted) - values(whole)) for each in lists for counted in each]
+    freedom = min(raw_rule.evenness(unit, weights) for unit, weights in zip(units, tokens, strict=True))
+    found = raw_rule.spread(values(whole), np.array(moved), 1.0, freedom, min(map(len, lists)))
+    return replace(found, bias=abs(float(values(whole, bent=True).mean())))
+
+
+def signs_hold(one: Way, other: Way, grids: Mapping[Way, Mapping[float, float]], outcome: str, mean: float) -> str:
+    """The outcome, undecided where another rate of either contradicts it."""
+    moved = []
+    for rates_of_both in itertools.product(*(raw_rule.best_and_beside(grids[way]) for way in (one, other))):
+        pair = {way: watched(way, rate, 0, "validation") for way, rate in zip((one, other), rates_of_both, strict=True)}
+        paths = Paths(pair, "validation")
+        added = paths.added([np.ones(len(each)) for each in paths.tokens])
+        moved.append(added[one] - added[other])
+    if outcome == "equivalent":
+        return "undecided" if max(map(abs, moved)) > 0.05 else outcome
+    return "undecided" if outcome != "undecided" and min(each * mean for each in moved) <= 0 else outcome
+
+
+def frontier(ways: Sequence[Way], pairs: Mapping[str, tuple[Way, Way]]) -> Found:
+    """Each pair's difference in forgetting must be above zero by the margin; for replay no gain may be lost either."""
+    grids = {way: frontier_grid(way, 2e-3 if way == OFT else 4e-3) for way in ways}
+    finals = {
+        way: [watched(way, min(grids[way], key=grids[way].__getitem__), seed, "test") for seed in range(1, 6)]
+        for way in ways
+    }
+    seeds = [Paths({way: finals[way][at] for way in ways}, "test") for at in range(5)]
+    outcomes, printed = [], {}
+    for name, (one, other) in pairs.items():
+        found = at_one_loss(seeds, one, other)
+        outcomes.append(signs_hold(one, other, grids, verdict_of(found, 0.05, 0, INF), found.mean))
+        printed[name] = found.ends
+    if REPLAY in ways:
+        last = {way: np.array([nats_along(record, "test", "target")[-1] for record in finals[way]]) for way in ways}
+        cost = over_examples(last[REPLAY] - last[LORA], seeds[0].tokens[0])
+        cost = replace(cost, bias=max(raw_rule.finer_grid(grids[way], 0.0) for way in (REPLAY, LORA)))
+        outcomes.append(verdict_of(cost, 0, -INF, 0.02))
+        printed["replay_minus_lora_target"] = cost.ends
+    forgotten = at_one_loss(seeds, LORA).ends[1] > 0.2
+    outcome = outcomes[0] if len(outcomes) == 1 else raw_rule.of_parts(outcomes)
+    return outcome if forgotten else "undecided", printed
+
+
 # study → how it is computed, how its sentence prints the numbers, and the tolerance, above 1e-9 where samples are drawn
 ATTENTION_ONLY, MLP_ONLY = lora(26, 52.0, raw_rule.ATTENTION), lora(16, 32.0, raw_rule.MLP)
 Q_AND_V, ALL_LAYERS = lora(53, 106.0, ["q_proj", "v_proj"]), lora(10, 20.0)
@@ -306,8 +515,16 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "codebooks_absolute": (lambda: codebooks("l1_pinned", "mae"), "+.2%", 1e-9),
     "bertscore_negation": (bertscore_negation, "+.3f", 1e-9),
     "qlora_7b_memory": (qlora_7b_memory, ".2f", 1e-9),
-}
-REGIME = ("costs", "prompt_longer", "subspace")  # whose sources name a size or a length that these runs are far from
+    "averaging": (averaging, ".0f", 1e-9),
+    "reward_rank": (reward_rank, "+.3f", 1e-9),
+    "frontier": (lambda: frontier((LORA, OFT), {"lora_minus_oft": (LORA, OFT)}), "+.3f", 1e-9),
+    "replay": (
+        lambda: frontier((LORA, OFT, REPLAY), {"oft_minus_replay": (OFT, REPLAY), "lora_minus_replay": (LORA, REPLAY)}),
+        "+.3f", 1e-9,
+    ),
+}  # fmt: skip
+# whose sources name a size, a length or bits of reward a weight that these runs are far from
+REGIME = ("costs", "prompt_longer", "subspace", "reward_rank")
 
 
 @pytest.mark.parametrize("name", CASES)
