@@ -1,17 +1,23 @@
-"""bitsandbytes is imported without the compiler; the functions that it compiles are compiled when they are called."""
+"""What importing the libraries puts off: walks of the collector, and the compiler, until something is compiled."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
+import pytest
 import torch
 
-from peftbook.training import later
+from peftbook import later
 
 IMPORTS = """
-import sys
+import gc, sys
 import peftbook.training, torch
+walks = [generation["collections"] for generation in gc.get_stats()]
+import transformers.modeling_utils
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+assert walks[2] == gc.get_stats()[2]["collections"] == 0
 own = torch.compile
 import bitsandbytes
 assert torch.compile is own and "torch._inductor.compile_fx" not in sys.modules
@@ -24,9 +30,22 @@ print(ops._dequantize_4bit_compute.__name__, "ready")
 """
 
 
-def test_the_compiler_is_not_loaded_with_bitsandbytes_nor_by_what_it_does_on_a_cpu():
+def test_neither_collector_nor_compiler_has_work_with_an_import():
+    """The compiler is not loaded with bitsandbytes, nor by what that does on a CPU."""
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert done.stdout == "_dequantize_4bit_compute ready\n"
+
+
+def test_no_cycle_is_looked_for_inside_nor_what_is_made_there_ever_after():
+    """Within another, the outer one decides; an error on the way leaves the collector as it was."""
+    with later.uncollected():
+        with later.uncollected():
+            pass
+        assert not gc.isenabled()
+        made = [[] for _ in range(1000)]
+    with pytest.raises(ImportError), later.uncollected():
+        raise ImportError
+    assert gc.isenabled() and not {id(one) for one in made} & {id(one) for one in gc.get_objects()}
 
 
 def test_what_is_put_off_is_compiled_once_when_it_is_called_with_its_options(monkeypatch):
@@ -51,6 +70,6 @@ def test_what_is_put_off_is_compiled_once_when_it_is_called_with_its_options(mon
 
 def test_it_is_put_in_place_once():
     """Though several modules may ask for it; other modules are not its business."""
-    later.compile_later()
+    later.put_off()
     (finder,) = [one for one in sys.meta_path if isinstance(one, later.Finder)]
-    assert finder.find_spec("json") is None and finder.find_spec(later.MODULE + ".no", None) is None
+    assert finder.find_spec("json") is None and finder.find_spec("torch.no") is None

@@ -2,14 +2,14 @@
 
 `python -m peftbook.preloaded` is that one process: a request names a module and brings the files that are to be its
 standard input, output and error; the answer is the number of a fork that runs the module as `python -m` would. The
-package itself is imported by the fork, so that each run has the code that lies on the disk when it begins.
+package itself, but for `later`, is imported by the fork, so that each run has the code that lies on the disk when it
+begins.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -27,6 +27,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from peftbook.later import put_off, uncollected
 
 __all__ = ["AVAILABLE", "Forked", "Preloaded"]
 
@@ -185,12 +187,12 @@ class Forked:
 
 def serve() -> None:
     """Import the libraries, then fork a process for each request, and pass on how each has ended."""
-    with warnings.catch_warnings():
+    put_off()
+    with warnings.catch_warnings(), uncollected():  # else a fork would copy what its collector walks through
         warnings.simplefilter("ignore")
         for name in LIBRARIES:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-    gc.freeze()  # a fork does not copy what it only reads
     line = socket.socket(fileno=os.dup(0))
     line.sendall(READY)
     woken, wake = os.pipe()

@@ -28,6 +28,8 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from nbclient.exceptions import DeadKernelError
 
+from peftbook import later
+
 __all__ = ["AVAILABLE", "KernelServer"]
 
 AVAILABLE = sys.platform == "linux"  # where a process that has loaded these libraries may be forked
@@ -135,7 +137,9 @@ class Process:
 
 def serve() -> None:
     """Import what is large, then fork a kernel for each line that comes."""
-    with warnings.catch_warnings():
+    later.put_off()
+    del sys.modules[later.__name__]  # a chapter's trace shows what it imports itself
+    with warnings.catch_warnings(), later.uncollected():
         warnings.simplefilter("ignore")  # a chapter shows those of its own
         for name in PRELOADED:
             with suppress(ImportError):

@@ -1,5 +1,5 @@
 """Training, generation and scoring: the only modules that import transformers, peft, bitsandbytes and bert_score."""
 
-from peftbook.training.later import compile_later
+from peftbook.later import put_off
 
-compile_later()
+put_off()
