@@ -32,18 +32,20 @@ window.Worker = class extends Real {
 FRAME = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Train it here</title>
 <link rel="stylesheet" href="../_static/css/book.css"></head>
-<body><main class="bd-content"><article class="bd-article">{}</article></main></body></html>"""
+<body><main class="bd-content"><article class="bd-article">{}</article></main>
+<script defer src="../_static/js/book.js"></script></body></html>"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A page with the place to train, and the scripts that a build writes beside it."""
+    """A page with the place to train, one with the small form, and the scripts that a build writes beside them."""
     folder = tmp_path_factory.mktemp("site")
     site.write(folder / site.FOLDER, default_store())
     for name in ("css", "fonts", "js"):
         shutil.copytree(ASSETS / name, folder / "_static" / name)
     (folder / "book").mkdir()
-    (folder / "book/page.html").write_text(FRAME.format(site.train_here().html), encoding="utf-8")
+    for name, shown in (("page", site.train_here()), ("small", site.train_at_once())):
+        (folder / f"book/{name}.html").write_text(FRAME.format(shown.html), encoding="utf-8")
     return folder
 
 
@@ -128,3 +130,47 @@ def test_a_browser_without_webassembly_is_told_so(page):
 def test_a_browser_with_too_little_memory_is_told_so(page):
     """In a sentence, once the arrays of a step do not fit."""
     assert "not enough memory" in refused(page)
+
+
+@pytest.fixture
+def small(page, folder):
+    """The page with one button, in the same browser."""
+    page.asked.clear()
+    page.goto((folder / "book/small.html").as_uri())
+    return page
+
+
+def test_one_button_trains_over_the_record(small):
+    """Before it is pressed the page has asked for nothing more than any other; the keyboard does for all of it."""
+    buttons = small.get_by_role("button")
+    assert buttons.count() == 1 and small.get_by_role("combobox").count() == 0
+    assert {Path(url).name for url in small.asked if url.endswith((".js", ".html"))} == {"small.html", "book.js"}
+    small.keyboard.press("Tab")
+    small.keyboard.press("Enter")
+    small.wait_for_function("window.told.some(({ kind, step }) => kind === 'step' && step === 1)", timeout=PATIENCE)
+    stop = small.get_by_role("button", name="Stop")
+    stop.press("Enter")
+    small.wait_for_function("window.told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
+    recorded = default_store().need(live.probe("lora", live.ARMS["lora"].rates[0], 1)).curve["train_loss_nats"]
+    losses = small.evaluate("told.filter(({ kind }) => kind === 'step').map(({ loss }) => loss)")
+    assert losses[:2] == pytest.approx(recorded[:2], abs=AGREED)
+    drawn = small.locator(".live-record").first.get_attribute("points").split()
+    assert len(drawn) == len(recorded)
+    assert "Stopped" in small.get_by_role("status").inner_text()
+    assert small.locator(".live-answers").count() == 0 and buttons.first.is_enabled() and stop.is_disabled()
+    assert small.evaluate("document.documentElement.scrollWidth <= innerWidth") and not small.troubles
+
+
+def test_a_button_whose_script_is_missing_says_so(small, folder):
+    """Where it was pressed; once the script is there, pressing again starts the training."""
+    script, aside = folder / "_static/js/live.js", folder / "aside.js"
+    script.rename(aside)
+    train, says = small.get_by_role("button"), small.get_by_role("status")
+    try:
+        train.click()
+        small.wait_for_function("document.querySelector('[role=status]').textContent.includes('could not be loaded')")
+    finally:
+        aside.rename(script)
+    assert train.is_enabled() and "Press again" in says.inner_text()
+    train.click()
+    small.wait_for_function("window.told.some(({ kind }) => kind === 'phase')", timeout=PATIENCE)

@@ -1,4 +1,5 @@
-// Copy buttons of the citation block, and names for controls whose visible text the theme does not match.
+// Copy buttons of the citation block, the button that trains, and names for controls whose visible text the theme does not match.
+const here = document.currentScript.src;
 document.addEventListener("DOMContentLoaded", () => {
   for (const button of document.querySelectorAll(".copy-citation")) {
     button.addEventListener("click", async () => {
@@ -15,6 +16,24 @@ document.addEventListener("DOMContentLoaded", () => {
         answer.textContent = "Selected: press Ctrl+C.";
       }
     });
+  }
+  // Not even the script that trains is loaded before the button is pressed; it then takes the button over.
+  for (const place of document.querySelectorAll(".live-small")) {
+    const button = place.querySelector("button"), says = place.querySelector("[role=status]");
+    const press = () => {
+      const script = document.createElement("script");
+      script.src = new URL("live.js", here);
+      script.addEventListener("load", () => button.removeEventListener("click", press));
+      script.addEventListener("error", () => {
+        script.remove();
+        button.disabled = false;
+        says.textContent = "Training did not start: the file live.js could not be loaded. Press again to try again.";
+      });
+      button.disabled = true;
+      says.textContent = "Loading.";
+      document.head.append(script);
+    };
+    button.addEventListener("click", press);
   }
   // The accessible name must contain the visible text (WCAG 2.5.3).
   for (const button of document.querySelectorAll(".search-button-field")) {

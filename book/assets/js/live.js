@@ -1,6 +1,8 @@
 // @ts-check
 // Training in the page: controls, the loss as it falls over the record's curve, answers before and after.
 // Nothing is loaded before "Train" is pressed; then four scripts of this site are, which also works from a disk.
+// A page that brings its own button has the small form: the first setting and the loss alone. There `book.js` loads
+// this script, too, when the button is pressed.
 (() => {
 "use strict";
 
@@ -133,13 +135,20 @@ function put(place) {
   const targets = select("Matrices", Object.keys(numbers.targets).map((name) => [name, name]), "all");
   const steps = select("Steps", [["0", "all, about 100"], ...same(numbers.steps)], "0");
   const seed = select("Seed", same(numbers.seeds), "1");
-  const train = /** @type {HTMLButtonElement} */ (element("button", { type: "button", class: "live-train" }, "Train"));
+  const small = place.querySelector(".explorer") !== null;
+  const box = /** @type {HTMLElement} */ (place.querySelector(".explorer") ?? element("div", { class: "explorer" }));
+  const train = /** @type {HTMLButtonElement} */ (box.querySelector("button") ?? element("button", { type: "button", class: "live-train" }, "Train"));
   const stop = /** @type {HTMLButtonElement} */ (element("button", { type: "button", disabled: "" }, "Stop"));
   const cost = element("p", { class: "live-cost" }), now = element("p", { class: "live-now", "aria-hidden": "true" });
-  const says = element("p", { class: "explorer-says", role: "status" }), stage = element("div", { class: "explorer-stage" });
-  const answers = element("div", { class: "live-answers" });
-  const box = element("div", { class: "explorer" }, form, element("p", { class: "live-buttons" }, train, stop), cost, now, stage, says, answers);
-  /** @type {HTMLElement} */ (place.querySelector(".live-without")).before(box);
+  const says = /** @type {HTMLElement} */ (box.querySelector("[role=status]") ?? element("p", { class: "explorer-says", role: "status" }));
+  const stage = element("div", { class: "explorer-stage" }), answers = element("div", { class: "live-answers" });
+  if (small) {
+    train.after(stop);
+    says.before(now, stage);
+  } else {
+    box.append(form, element("p", { class: "live-buttons" }, train, stop), cost, now, stage, says, answers);
+    /** @type {HTMLElement} */ (place.querySelector(".live-without")).before(box);
+  }
   place.classList.add("live-on");
 
   const arm = () => numbers.arms[method.value];
@@ -268,7 +277,8 @@ function put(place) {
       worker ??= new Worker(URL.createObjectURL(new Blob([engine], { type: "text/javascript" })));
       worker.onerror = (event) => failed(event.message ?? "the worker stopped.");
       worker.onmessage = follow(data, others, recorded, plan.length, pressed, onGrid() ? data.right[name][rate.value]?.[which] : undefined);
-      worker.postMessage({ kind: "train", task: data.task, base, file, levels: data.levels, settings, questions: data.questions.map((/** @type {any} */ one) => one.ids), limit: data.limit });
+      const questions = small ? [] : data.questions.map((/** @type {any} */ one) => one.ids);
+      worker.postMessage({ kind: "train", task: data.task, base, file, levels: data.levels, settings, questions, limit: data.limit });
     } catch (error) {
       failed(/** @type {Error} */ (error).message);
     }
@@ -283,7 +293,7 @@ function put(place) {
     const seconds = /** @type {number[]} */ ([]), told = /** @type {Record<string, number[][]>} */ ({});
     return (/** @type {MessageEvent} */ { data: message }) => {
       if (message.kind === "failed") failed(message.message);
-      if (message.kind === "phase") says.textContent = message.phase === "starting" ? "Starting the engine." : "Compiling the model and asking it before it is trained.";
+      if (message.kind === "phase") says.textContent = message.phase === "starting" ? "Starting the engine." : `Compiling the model${small ? "" : " and asking it before it is trained"}.`;
       if (message.kind === "answers") {
         told[message.when] = message.answers;
         show(data, told);
@@ -296,7 +306,7 @@ function put(place) {
         const rest = Math.ceil(each * (length - own.length));
         now.textContent = `Step ${own.length} of ${length}, loss ${message.loss.toFixed(3)}, ${each.toFixed(2)} s a step, about ${rest} s left`;
         if (own.length === 1 || own.length % 25 === 0) says.textContent = `Step ${own.length} of ${length}: the loss is ${message.loss.toFixed(2)} nats per token.`;
-        if (message.spectrum) {
+        if (message.spectrum && !small) {
           values = message.spectrum;
           drawSpectrum(values, matrix);
         }
@@ -342,6 +352,7 @@ function put(place) {
   }
 
   train.addEventListener("click", press);
+  if (small) press(); // its button has been pressed
   stop.addEventListener("click", () => {
     stop.disabled = true;
     says.textContent = "Stopping after this step.";

@@ -46,14 +46,49 @@ def train_here(first: str = "lora") -> Shown:
 
     first: the arm of the study `live` that is chosen at the beginning.
     """
+    text = "A page in a browser with scripts has controls here that train the small Llama while you watch."
+    html = (
+        f'{opened("live", controls(default_store()) | {"chosen": first})}<p class="live-without">{text}</p></div>'
+        '<script defer src="../_static/js/live.js"></script>'
+    )
+    return Shown(html, text)
+
+
+def train_at_once() -> Shown:
+    """The small form: one button that trains by LoRA, with the settings that `train_here` begins with.
+
+    Nothing is loaded before it is pressed, not even the script (`js/book.js`, which every page has, does that).
+    """
+    numbers = first_setting(controls(default_store()))
+    text = "A page in a browser with scripts has a button here that trains the small Llama by LoRA while you watch."
+    loads = sum(numbers["bytes"].values()) / 1e6
+    html = (
+        f'{opened("live live-small", numbers)}<div class="explorer">'
+        '<p class="live-buttons"><button type="button" class="live-train">Train LoRA here</button></p>'
+        f'<p class="live-cost">Loads {loads:.1f} MB from this site when pressed, and nothing before. '
+        'Nothing leaves your machine.</p><p class="explorer-says" role="status"></p></div>'
+        f'<p class="live-without">{text}</p></div>'
+    )
+    return Shown(html, text)
+
+
+def opened(classes: str, numbers: dict[str, Any]) -> str:
+    """The place's first tag, with the numbers for its script."""
+    content = json.dumps(numbers, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    return (
+        f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">'
+        f'<script type="application/json">{content}</script>'
+    )
+
+
+def controls(store: Store) -> dict[str, Any]:
+    """What a reader may choose, what each choice costs, and which choices have records."""
     from peftbook.training.models import SMALL_FOLDER
 
     shape = shape_from_config(json.loads((SMALL_FOLDER / "config.json").read_text(encoding="utf-8")))
     sides = {name.removesuffix("_proj"): both for name, both in shape.linears.items()}
-    store = default_store()
-    scripts = {name: len(script.encode()) for name, script in made(store)}
-    numbers = {
-        "chosen": first,
+    return {
+        "chosen": "lora",
         "arms": {name: described(arm) | {"trained": arm.method.parameters(shape)} for name, arm in live.ARMS.items()},
         "ranks": RANKS,
         "alphas": ALPHAS,
@@ -62,17 +97,26 @@ def train_here(first: str = "lora") -> Shown:
         "seeds": live.SEEDS,
         "sides": sides,
         "layers": shape.layers,
-        "bytes": scripts,
+        "bytes": {name: len(script.encode()) for name, script in made(store)},
         "recorded": recorded(store, lambda record: 1),
         "rule": {"ends": live.ENDS, "first": live.FIRST_MARGIN, "last": live.LAST_MARGIN},
     }
-    text = "A page in a browser with scripts has controls here that train the small Llama while you watch."
-    content = json.dumps(numbers, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
-    html = (
-        f'<div class="live" id="train-here" data-live="../{FOLDER}/"><script type="application/json">{content}</script>'
-        f'<p class="live-without">{text}</p></div><script defer src="../_static/js/live.js"></script>'
-    )
-    return Shown(html, text)
+
+
+def first_setting(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Of what a reader may choose the setting that stands at the beginning, and the bytes that it loads."""
+    chosen = numbers["chosen"]
+    arm = numbers["arms"][chosen]
+    return numbers | {
+        "arms": {chosen: arm},
+        "ranks": [arm["choice"]["rank"]],
+        "alphas": [arm["choice"]["alpha"]],
+        "targets": {"all": numbers["targets"]["all"]},
+        "steps": [],
+        "seeds": numbers["seeds"][:1],
+        "bytes": {name: numbers["bytes"][name] for name in ("engine", "data", arm["base"])},
+        "recorded": {chosen: numbers["recorded"][chosen]},
+    }
 
 
 def bases() -> list[str]:
