@@ -173,3 +173,19 @@ def test_pefts_start_from_a_covariance_keeps_the_weight(method):
     start = U[:, chosen] * S[chosen] @ Vh[chosen] @ torch.linalg.inv(C)
     torch.testing.assert_close(tuned.get_delta_weight("default"), start, atol=1e-3, rtol=1e-2)
     torch.testing.assert_close(tuned.base_layer.weight + start, W, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("option", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
+def test_one_adapter_combined_with_weight_one_is_itself_only_without_options(option):
+    """Combining chapter: a factor too large, and lengths and biases left out, in silence."""
+    torch.manual_seed(0)
+    tuned = get_peft_model(nn.Sequential(nn.Linear(12, 8)), LoraConfig(r=4, target_modules=["0"], **option))
+    with torch.no_grad():
+        for name, value in tuned.named_parameters():
+            value += 0.3 * torch.randn_like(value) * ("lora" in name)
+    x = torch.randn(5, 12)
+    alone = tuned(x)
+    tuned.add_weighted_adapter(["default"], [1.0], "combined", combination_type="cat")
+    tuned.set_adapter("combined")
+    off = (tuned(x) - alone).norm() / alone.norm()
+    assert off > 0.1 if option else off < 1e-5
