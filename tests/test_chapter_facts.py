@@ -5,6 +5,10 @@ When one of these fails, the library has changed: reread the sentence in the cha
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from peft import BOFTConfig, LoraConfig, LoraGAConfig, PeftModel, PromptTuningConfig, RandLoraConfig, get_peft_model
@@ -189,3 +193,28 @@ def test_one_adapter_combined_with_weight_one_is_itself_only_without_options(opt
     tuned.set_adapter("combined")
     off = (tuned(x) - alone).norm() / alone.norm()
     assert off > 0.1 if option else off < 1e-5
+
+
+def trl_source(module: str) -> str:
+    """The text of one of TRL's trainers, which takes seconds to import."""
+    trl = importlib.util.find_spec("trl")
+    if trl is None or trl.origin is None:
+        pytest.skip("trl is not installed")
+    return (Path(trl.origin).parent / "trainer" / module).read_text(encoding="utf-8")
+
+
+def test_trls_grpo_has_left_out_most_of_what_the_chapter_leaves_out():
+    """Rewards chapter: no KL term, one update a batch, a mean over all tokens; the division has stayed."""
+    source = trl_source("grpo_config.py")
+    for name, value in (
+        ("beta", "`0.0`"), ("num_iterations", "`1`"), ("loss_type", '`"dapo"`'), ("scale_rewards", '`"group"`')
+    ):  # fmt: skip
+        assert re.search(rf"^ +{name} \([^\n]*defaults to {re.escape(value)}\)", source, re.M), name
+
+
+def test_trls_reference_is_the_base_only_for_a_new_adapter():
+    """Rewards chapter: an adapter that came with the model is copied as "ref" and is the reference."""
+    source = trl_source("dpo_trainer.py")
+    assert "elif is_peft_model(model) and ref_model is None:" in source
+    assert 'model.add_adapter("ref", default_config)' in source
+    assert 'adapter_name="ref" if "ref" in unwrapped_model.peft_config else None' in source
