@@ -5,9 +5,15 @@ When one of these fails, the library has changed: reread the sentence in the cha
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from peft import BOFTConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import BOFTConfig, LoraConfig, LoraGAConfig, PeftModel, PromptTuningConfig, RandLoraConfig, get_peft_model
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from tiny import tiny_llama
 from torch import nn
 
@@ -120,3 +126,95 @@ def test_pefts_boft_has_one_factor_where_its_extension_cannot_be_built(monkeypat
     config = BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=["0"])
     layer = get_peft_model(nn.Sequential(nn.Linear(16, 3)), config).base_model.model[0]
     assert layer.boft_R["default"].shape == (1, 4, 4, 4) and layer.boft_s["default"].shape == (3, 1)
+
+
+@pytest.mark.parametrize(("d_in", "d_out"), [(7, 10), (10, 7)])
+def test_pefts_randlora_is_the_sum_of_the_chapter(d_in, d_out):
+    """Newer-family chapter: γ Σ B_j Λ_j A Γ_j with one A for all terms; a wide matrix gets the transpose."""
+    config = RandLoraConfig(r=3, randlora_alpha=6, target_modules=["0"])
+    layer = get_peft_model(nn.Sequential(nn.Linear(d_in, d_out)), config).base_model.model[0]
+    scales, gains = layer.randlora_lambda["default"], layer.randlora_gamma["default"]
+    A, B = layer.randlora_A["default"], layer.randlora_B["default"]
+    terms = -(-min(d_in, d_out) // 3)
+    assert scales.shape == (3, terms) and gains.shape == (terms, min(d_in, d_out)) and A.shape[1] == 1
+    total = sum(
+        B[: max(d_in, d_out), j] @ torch.diag(scales[:, j]) @ A[:, 0, : min(d_in, d_out)] @ torch.diag(gains[j])
+        for j in range(terms)
+    )
+    torch.testing.assert_close(layer.get_delta_weight("default"), 2.0 * (total if d_in <= d_out else total.T))
+
+
+def test_pefts_start_from_a_gradient_has_its_singular_vectors():
+    """Newer-family chapter: LoRA-GA takes r columns of U for B and r other rows of Vᵀ for A, and W gives them back."""
+    layer, rank = nn.Linear(12, 9), 2
+    W, G = layer.weight.detach().clone(), torch.randn(9, 12)
+    layer._peft_loraga_grad = G  # as `preprocess_loraga` leaves it
+    config = LoraConfig(r=rank, target_modules=["0"], init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
+    tuned = get_peft_model(nn.Sequential(layer), config).base_model.model[0]
+    A, B = tuned.lora_A["default"].weight.detach(), tuned.lora_B["default"].weight.detach()
+    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+    of_b = (U.T @ nn.functional.normalize(B, dim=0)).abs().max(dim=0)
+    of_a = (Vh @ nn.functional.normalize(A, dim=1).T).abs().max(dim=0)
+    torch.testing.assert_close(torch.cat([of_b.values, of_a.values]), torch.ones(2 * rank), atol=1e-3, rtol=0)
+    assert set(of_a.indices.tolist()) | set(of_b.indices.tolist()) == set(range(2 * rank))
+    torch.testing.assert_close(tuned.base_layer.weight + tuned.get_delta_weight("default"), W, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ipm", "kpm"])
+def test_pefts_start_from_a_covariance_keeps_the_weight(method):
+    """Newer-family chapter: CorDA's B A is U_S Σ_S V_Sᵀ C⁻¹ of W C, the largest or the smallest directions."""
+    layer, inputs, rank = nn.Linear(6, 9), torch.randn(200, 6), 2
+    W, model = layer.weight.detach().clone(), nn.Sequential(layer)
+    config = LoraConfig(
+        r=rank, lora_alpha=3 * rank, target_modules=["0"], init_lora_weights="corda",
+        corda_config=CordaConfig(corda_method=method),
+    )  # fmt: skip
+    preprocess_corda(model, config, run_model=lambda: model(inputs))
+    tuned = get_peft_model(model, config).base_model.model[0]
+    C = inputs.T @ inputs
+    U, S, Vh = torch.linalg.svd(W @ C, full_matrices=False)
+    chosen = slice(rank) if method == "ipm" else slice(-rank, None)
+    start = U[:, chosen] * S[chosen] @ Vh[chosen] @ torch.linalg.inv(C)
+    torch.testing.assert_close(tuned.get_delta_weight("default"), start, atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(tuned.base_layer.weight + start, W, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("option", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
+def test_one_adapter_combined_with_weight_one_is_itself_only_without_options(option):
+    """Combining chapter: a factor too large, and lengths and biases left out, in silence."""
+    torch.manual_seed(0)
+    tuned = get_peft_model(nn.Sequential(nn.Linear(12, 8)), LoraConfig(r=4, target_modules=["0"], **option))
+    with torch.no_grad():
+        for name, value in tuned.named_parameters():
+            value += 0.3 * torch.randn_like(value) * ("lora" in name)
+    x = torch.randn(5, 12)
+    alone = tuned(x)
+    tuned.add_weighted_adapter(["default"], [1.0], "combined", combination_type="cat")
+    tuned.set_adapter("combined")
+    off = (tuned(x) - alone).norm() / alone.norm()
+    assert off > 0.1 if option else off < 1e-5
+
+
+def trl_source(module: str) -> str:
+    """The text of one of TRL's trainers, which takes seconds to import."""
+    trl = importlib.util.find_spec("trl")
+    if trl is None or trl.origin is None:
+        pytest.skip("trl is not installed")
+    return (Path(trl.origin).parent / "trainer" / module).read_text(encoding="utf-8")
+
+
+def test_trls_grpo_has_left_out_most_of_what_the_chapter_leaves_out():
+    """Rewards chapter: no KL term, one update a batch, a mean over all tokens; the division has stayed."""
+    source = trl_source("grpo_config.py")
+    for name, value in (
+        ("beta", "`0.0`"), ("num_iterations", "`1`"), ("loss_type", '`"dapo"`'), ("scale_rewards", '`"group"`')
+    ):  # fmt: skip
+        assert re.search(rf"^ +{name} \([^\n]*defaults to {re.escape(value)}\)", source, re.M), name
+
+
+def test_trls_reference_is_the_base_only_for_a_new_adapter():
+    """Rewards chapter: an adapter that came with the model is copied as "ref" and is the reference."""
+    source = trl_source("dpo_trainer.py")
+    assert "elif is_peft_model(model) and ref_model is None:" in source
+    assert 'model.add_adapter("ref", default_config)' in source
+    assert 'adapter_name="ref" if "ref" in unwrapped_model.peft_config else None' in source

@@ -100,6 +100,13 @@ def test_ties_is_that_of_peft_for_any_updates(seed, density):
     torch.testing.assert_close(combining.ties(some, density, 0.7), theirs)
 
 
+def test_a_weight_of_ties_is_its_scale_in_peft():
+    """The weighted entries are divided by their number: one adapter with weight 1/k comes out k times too short."""
+    some = updates()
+    third = merge_utils.ties(some, torch.full((3,), 1 / 3), DENSITY)
+    torch.testing.assert_close(third, combining.ties(some, DENSITY) / 3)
+
+
 def test_what_dare_leaves_is_rescaled_as_peft_does_it():
     """Entries are zero or D / (1 − p) in both; on average over many draws that is D."""
     (update,), drop = updates(1), 0.75
