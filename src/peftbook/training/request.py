@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbook import specs
+from peftbook.base_models import SMALL_FOLDERS
 from peftbook.cost import needs_mask, training_setup
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES, Setup, Shape, read_shape, training_step
 from peftbook.memory.setup import BYTES
-from peftbook.tasks import DATA
 from peftbook.training.durations import Spec
 from peftbook.training.peak import WORKER_BYTES, process_peak
 from peftbook.training.threads import cores_gained
@@ -86,9 +86,7 @@ def shape_of(model: specs.Model) -> Shape:
 
     Raises InputError for another hub id.
     """
-    if model.name == specs.SMALL_MODEL:
-        return read_shape(DATA / "small_llama")
-    if (folder := Path(model.name).expanduser()).is_dir():
+    if (folder := SMALL_FOLDERS.get(model.name, Path(model.name).expanduser())).is_dir():
         return read_shape(folder)
     base = model.name.rpartition("/")[2].lower()
     return read_shape(max((name for name in SHAPES if base.startswith(name)), key=len, default=model.name))
