@@ -19,6 +19,7 @@ from peftbook.studies import (
     beyond_lora,
     get_study,
     learning_rate,
+    qlora_width,
     rank,
     recovery,
     scaling,
@@ -46,12 +47,12 @@ def save(store: Store, run: specs.Run, loss: float, *, examples: int = 20, failu
     )
 
 
-def complete(store: Store, runs, loss, steps=lambda run: (5.0,)) -> None:
+def complete(store: Store, runs, loss, steps=lambda run: (5.0,), examples: int = 20) -> None:
     """A record for every run that is asked for, until none is. steps: its training loss, from the untrained model's."""
     while missing := [run for run in runs(store) if run not in store]:
         for run in missing:
             found = loss(run)
-            save(store, run, found if math.isfinite(found) else 9.0, steps=steps(run),
+            save(store, run, found if math.isfinite(found) else 9.0, steps=steps(run), examples=examples,
                  failure="" if math.isfinite(found) else "Training diverged")  # fmt: skip
 
 
@@ -433,6 +434,69 @@ def test_without_a_gap_there_is_nothing_to_repair(tmp_path, after, corrected, ou
     found = get_study("loftq").verdict(store)
     assert found.outcome == outcome, found.sentence
     assert set(found.quantities) <= set(get_study("loftq").quantities(store))
+
+
+# --- QLoRA at several widths -------------------------------------------------------------------------------------
+
+
+def width_loss(costs: dict[str, float], control: float, apart: float = 0.0):
+    """Loss of a run on docstrings: what NF4 costs at each width, by name, and what two bits cost at all of them.
+
+    apart: how far NF4's cost differs from one seed to the next.
+    """
+    names = {plan.model.name: name for name, plan in (qlora_width.PLANS | qlora_width.ON_A_GPU).items()}
+
+    def loss(run):
+        quant = getattr(run.method, "quant", "") * (run.method.kind != "lora")
+        if run.budget is None:
+            return 4.0 + {"": 0.0, "nf4": 0.01, "nf2": 0.2}[quant]
+        cost = costs.get(names[run.model.name], 0.0) + apart * (run.seed - 3)
+        away = math.log2(run.budget.learning_rate / qlora_width.GRID[1])
+        return 3.0 + 0.02 * abs(away) + {"": 0.0, "nf4": cost, "nf2": control}[quant]
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("costs", "control", "apart", "outcome"),
+    [
+        ({}, 0.2, 0.0, "reproduced"),
+        ({"w64": 0.2}, 0.3, 0.0, "refuted"),  # at one width is enough
+        ({"w64": 0.2}, 0.01, 0.0, "refuted"),  # and needs no control
+        ({}, 0.01, 0.0, "undecided"),  # nothing could have been seen
+        ({}, 0.2, 0.05, "undecided"),
+        ({"w256": -0.1}, 0.2, 0.0, "reproduced"),  # ending lower is no loss
+    ],
+)
+def test_qlora_matches_only_where_a_loss_would_have_been_seen(tmp_path, costs, control, apart, outcome):
+    """At every width NF4 within the margin, and two bits surely beyond it."""
+    store, study = Store(tmp_path), get_study("qlora_width")
+    complete(store, study.runs, width_loss(costs, control, apart), examples=qlora_width.EXAMPLES)
+    found, known = study.verdict(store), study.quantities(store)
+    assert found.outcome == outcome, found.sentence
+    assert ("nothing could be seen" in found.sentence) == (control < qlora_width.MARGIN)
+    assert set(found.quantities) <= set(known)
+    assert known["narrow_minus_wide"].value == pytest.approx(costs.get("w64", 0) - costs.get("w256", 0), abs=3e-3)
+    assert known["w64_nf4_before_minus_before_loss"].value == pytest.approx(0.01, abs=3e-3)
+
+
+def test_a_gpu_adds_the_published_model_to_the_same_claim(tmp_path):
+    """Its runs are asked for there alone, and the small ones are all made again."""
+    store, study = Store(tmp_path), get_study("qlora_width")
+    there = store.on("cuda")
+    more = {run.model.name for run in study.runs(there)} - {run.model.name for run in study.runs(store)}
+    assert more == {qlora_width.PUBLISHED.name}
+    complete(there, study.runs, width_loss({"published": 0.2}, 0.3), examples=qlora_width.EXAMPLES)
+    assert study.verdict(there).outcome == "refuted" and study.verdict(store).outcome == "not yet run"
+
+
+def test_adapters_hold_the_same_share_of_a_rounding_error_at_every_width():
+    """Their rank grows with the width, as four times the rank over the width is that share, and their scale stays."""
+    for width, plan in zip(specs.SMALL_LLAMAS, qlora_width.PLANS.values(), strict=True):
+        for arm in plan.arms:
+            if arm.rates:
+                assert arm.method.rank * qlora_width.SHARE == width and arm.method.gamma == 2
+                assert arm.rates == qlora_width.GRID
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny import tiny_llama
 
 from peftbook import specs
+from peftbook.base_models import SMALL_FOLDERS, model_named
 from peftbook.errors import InputError
 from peftbook.scratch.codebooks import linear_layers, round_trip
 from peftbook.tasks import file_sha256, get_task
@@ -28,12 +29,28 @@ def loaded():
     return models.load_model(SPEC)
 
 
-def test_the_shipped_weights_are_the_pinned_ones():
-    """The note beside them says the same, and how they were made."""
-    note = json.loads((models.SMALL_FOLDER / small_llama.NOTE).read_text())
-    assert file_sha256(models.SMALL_FOLDER / "model.safetensors") == specs.SMALL_REVISION == note["weights_sha256"]
+@pytest.mark.parametrize("width", specs.SMALL_LLAMAS)
+def test_the_shipped_weights_are_the_pinned_ones(width):
+    """The note beside them says the same, and how they were made: alike at every width."""
+    model = specs.SMALL_LLAMAS[width]
+    folder = SMALL_FOLDERS[model.name]
+    note = json.loads((folder / small_llama.NOTE).read_text())
+    assert file_sha256(folder / "model.safetensors") == model.revision == note["weights_sha256"]
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == width
+    assert (folder / "tokenizer.json").read_bytes() == (models.SMALL_FOLDER / "tokenizer.json").read_bytes()
     assert note["texts"]["docstrings"] == get_task("docstrings").data_sha256
     assert note["train_tokens_seen"] == small_llama.STEPS * small_llama.BATCH * small_llama.LENGTH
+
+
+def test_its_width_alone_tells_them_apart():
+    """Each is found by its name, and as many heads and layers make the matrices of the others in proportion."""
+    heads, shapes = set(), {}
+    for width, model in specs.SMALL_LLAMAS.items():
+        assert model_named(model.name) == model
+        config = models.load_model(model).model.config
+        heads.add((config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads))
+        shapes[width] = config.intermediate_size / width
+    assert len(heads) == len(set(shapes.values())) == 1
 
 
 def test_another_revision_is_refused():
@@ -125,7 +142,7 @@ def test_replayed_pieces_are_of_its_training_and_measured_ones_of_no_part_of_it(
 def test_training_is_deterministic_and_lowers_the_loss(monkeypatch):
     """Equal bits twice on one machine."""
     monkeypatch.setattr(small_llama, "LENGTH", 32)
-    monkeypatch.setattr(small_llama, "untrained", lambda seed: tiny_llama(seed, vocabulary=128))
+    monkeypatch.setattr(small_llama, "untrained", lambda seed, width: tiny_llama(seed, vocabulary=128))
     encoded = [[1, *range(10 + at, 60 + at), 2] for at in range(40)]
     first, curve = small_llama.train_model(encoded, steps=6)
     second, again = small_llama.train_model(encoded, steps=6)

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from peftbook import specs
 from peftbook.errors import InputError
+from peftbook.tasks import DATA
 
-__all__ = ["check_model", "folder_revision", "model_named", "pinned"]
+__all__ = ["SMALL_FOLDERS", "check_model", "folder_revision", "model_named", "pinned"]
 
 SMALL_FILES = (".json", ".jinja", ".model", ".txt")  # settings, tokenizer and chat template: read whole
 BLOCK_BYTES = 1 << 16
 HEADER_BYTES = 100_000_000  # safetensors' own limit
+SMALL_FOLDERS = {model.name: DATA / model.name.replace("-", "_") for model in specs.SMALL_LLAMAS.values()}
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 
 
@@ -29,8 +31,8 @@ def model_named(name: str) -> specs.Model:
     """
     if name == specs.EMBEDDED_MODEL:
         return specs.Model()
-    if name == specs.SMALL_MODEL:
-        return specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+    if small := next((model for model in specs.SMALL_LLAMAS.values() if model.name == name), None):
+        return small
     folder = Path(name).expanduser()
     if folder.is_dir():
         return specs.Model(name=str(folder.absolute()), revision=folder_revision(folder))

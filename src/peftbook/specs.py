@@ -22,6 +22,7 @@ __all__ = [
     "EMBEDDED_MODEL",
     "EMBEDDED_REVISION",
     "MOST_TOKENS",
+    "SMALL_LLAMAS",
     "SMALL_MODEL",
     "SMALL_REVISION",
     "Budget",
@@ -50,6 +51,14 @@ class Model(Spec):
 
     name: str = EMBEDDED_MODEL
     revision: str = EMBEDDED_REVISION
+
+
+# Width → the small Llama of that width, each trained by training/small_llama.py in the same way and on the same texts.
+SMALL_LLAMAS = {
+    64: Model(name=f"{SMALL_MODEL}-64", revision="50b0e1474efcc3d9ba789e0c85f0f95b4fb30f0ef9125debca3ae0623f8715e1"),
+    128: Model(name=f"{SMALL_MODEL}-128", revision=""),
+    256: Model(name=SMALL_MODEL, revision=SMALL_REVISION),
+}
 
 
 class Task(Spec):

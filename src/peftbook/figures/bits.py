@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook import specs
 from peftbook.figures import figure
 from peftbook.figures.parts import (
     LOSS,
@@ -22,6 +23,7 @@ from peftbook.figures.parts import (
     draw_interval,
     draw_margin,
     draw_rows,
+    draw_series,
     label_points,
     mark,
     mosaic,
@@ -33,7 +35,7 @@ from peftbook.figures.style import SIZE, canvas, colour, question, shade
 from peftbook.methods.qlora import QLoRA
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import codebooks, double_quant, recovery, weight_error
+from peftbook.studies import codebooks, double_quant, qlora_width, recovery, weight_error
 
 __all__ = [
     "codebook_absolute_errors",
@@ -41,6 +43,7 @@ __all__ = [
     "double_quantisation",
     "recovery_gaps",
     "weight_error_scatter",
+    "width_gaps",
 ]
 
 # Codebooks: short label, marker, tone. What QLoRA offers or compares is in colour, the best ones of a kind are grey.
@@ -55,6 +58,11 @@ BOOKS = {
     "lloyd": ("MSE-best", "*", "muted"),
     "lloyd_pinned": ("MSE-best, pinned", "d", "muted"),
     "l1_pinned": ("MAE-best, pinned", "<", "muted"),
+}
+# On trial and its control: label, tone, marker, line, shift against the other.
+BITS: dict[str, tuple[str, str, str, Any, float]] = {
+    "nf4": ("NF4", "qlora", "D", "-", 0.98),
+    "nf2": ("two bits", "untuned", "X", (0, (4, 1.5)), 1.02),
 }
 SOURCES = {"normal": "N(0, 1)", "minilm": "MiniLM", "small": "Small Llama", "smollm2": "SmolLM2"}
 
@@ -223,3 +231,27 @@ def gaps(source: str) -> dict[str, str]:
             base = arm.method.quant.upper() if arm.method.rounded else "16 bit"
             out[arm.name] = base + starts.get(arm.method.init, "")
     return out
+
+
+@figure
+def width_gaps(store: Store) -> Figure:
+    """Does QLoRA match LoRA at every width? Test loss above 16 bit's, after tuning and before, against the width."""
+    figure, axes = canvas(height=4.4)
+    axes.axhspan(axes.get_ylim()[0] - 9, qlora_width.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
+    axes.axhline(0, color=colour("muted"), linewidth=1.2)
+    widths, ends, drawn = list(specs.SMALL_LLAMAS), {}, []
+    for quant, (label, tone, marker, line, shift) in BITS.items():
+        plans = qlora_width.PLANS.values()
+        after = [difference_row("", plan, quant, "lora", store, tone=tone, marker=marker) for plan in plans]
+        before = [difference_row("", plan, f"{quant}_before", "before", store) for plan in plans]
+        draw_series(axes, widths, after, line=line, shift=shift)
+        axes.plot(np.array(widths) * shift, [row.value for row in before], **mark(tone, marker, hollow=True))
+        ends[label] = (widths[-1] * shift, after[-1].value, tone)
+        drawn += [end for row in (*after, *before) for end in (row.low, row.high, *row.seeds) if end is not None]
+    axes.set(xscale="log", xlabel="Width of the model", ylabel=f"Test loss − 16 bit's, {LOSS}")
+    plain_ticks(axes, widths)
+    axes.set_ylim(min(drawn) - 0.01, max(drawn) + 0.02)
+    axes.set_xlim(right=2 * widths[-1])
+    note(axes, "filled: after tuning, LoRA on both\nhollow: before it; band: the claim", 0.98)
+    label_points(axes, ends, column=0.82)
+    return question(figure, "Does QLoRA match LoRA at every width?")

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from peftbook import specs
-from peftbook.base_models import pinned
+from peftbook.base_models import SMALL_FOLDERS, pinned
 from peftbook.errors import InputError
 from peftbook.exchange import ZIP_DATE
 from peftbook.options import words_of
@@ -28,7 +28,7 @@ from peftbook.studio.tabular import escape_cell
 
 LICENCES = {
     specs.EMBEDDED_MODEL: ("apache-2.0", "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)"),
-    specs.SMALL_MODEL: ("mit", "the small Llama of peftbook, MIT"),
+    **dict.fromkeys(SMALL_FOLDERS, ("mit", "the small Llama of peftbook, MIT")),
 }
 ROUNDED = """\
 the adapter was trained beside those of that file, which are rounded to 4 bits. Those that a loader fetches by the \

@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peftbook import specs
+from peftbook.base_models import SMALL_FOLDERS
 from peftbook.errors import InputError
 from peftbook.folders import cache_folder
 from peftbook.methods import Method
-from peftbook.tasks import DATA, file_sha256
+from peftbook.tasks import file_sha256
 from peftbook.training.products import TORCH_DTYPES
 
 __all__ = ["Loaded", "load_model", "prepare_embedded"]
@@ -27,7 +28,7 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # SHA-256 of the float32 model.safetensors that the pinned GGUF file dequantises to.
 EMBEDDED_WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 MAX_POSITIONS = 8192
-SMALL_FOLDER = DATA / "small_llama"
+SMALL_FOLDER = SMALL_FOLDERS[specs.SMALL_MODEL]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def resolve(model: specs.Model) -> tuple[str, str | None]:
     """The path or hub id to load, and the hub revision."""
     if model.name == specs.EMBEDDED_MODEL:
         return str(prepare_embedded()), None
-    if model.name == specs.SMALL_MODEL:
-        return str(find_small(model.revision)), None
+    if model.name in SMALL_FOLDERS:
+        return str(find_small(model)), None
     path = Path(model.name).expanduser()
     if path.is_dir():
         check_folder(path)
@@ -110,16 +111,17 @@ def resolve(model: specs.Model) -> tuple[str, str | None]:
     return model.name, None if model.revision in ("", specs.EMBEDDED_REVISION) else model.revision
 
 
-def find_small(revision: str) -> Path:
-    """The folder of the small Llama, whose weights ship with the book. Raises InputError if they are other ones."""
-    weights = SMALL_FOLDER / "model.safetensors"
+def find_small(model: specs.Model) -> Path:
+    """The folder of a small Llama, whose weights ship with the book. Raises InputError if they are other ones."""
+    folder = SMALL_FOLDERS[model.name]
+    weights = folder / "model.safetensors"
     found = file_sha256(weights) if weights.is_file() else "none"
-    if found != revision:
+    if found != model.revision:
         raise InputError(
-            f"The weights in {str(SMALL_FOLDER)!r} have SHA-256 {found[:12]}…, the run names {revision[:12]}…: "
+            f"The weights in {str(folder)!r} have SHA-256 {found[:12]}…, the run names {model.revision[:12]}…: "
             "restore the folder from the repository."
         )
-    return SMALL_FOLDER
+    return folder
 
 
 def check_folder(path: Path) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbook import specs
+from peftbook.base_models import SMALL_FOLDERS
 from peftbook.cost import needs_mask, training_setup
 from peftbook.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape, training_step
 from peftbook.memory.setup import BYTES
-from peftbook.tasks import DATA
 from peftbook.training.durations import Spec
 from peftbook.training.peak import WORKER_BYTES, process_peak
 from peftbook.training.threads import cores_gained
@@ -86,7 +86,5 @@ def shape_of(model: specs.Model) -> Shape:
 
     Raises InputError for another hub id.
     """
-    if model.name == specs.SMALL_MODEL:
-        return read_shape(DATA / "small_llama")
-    folder = Path(model.name).expanduser()
+    folder = SMALL_FOLDERS.get(model.name, Path(model.name).expanduser())
     return read_shape(folder if folder.is_dir() else model.name)
