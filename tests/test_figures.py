@@ -32,6 +32,7 @@ from peftbook.evidence import stats
 from peftbook.figures import (
     bits,
     costs,
+    evaluation,
     evidence,
     limits,
     lora,
@@ -76,7 +77,9 @@ from peftbook.training.probes import combining, elsewhere
 from peftbook.training.probes.coverage import simulated
 
 COMMITTED = Path(__file__).resolve().parents[1] / "figures"
-OF_STUDIES = [module.__name__ for module in (bits, evidence, limits, lora_practice, qlora, rewards, updates)]
+OF_STUDIES = [
+    module.__name__ for module in (bits, evaluation, evidence, limits, lora_practice, qlora, rewards, updates)
+]
 EVIDENCE = [name for name, function in figures.FIGURES.items() if function.__module__ in OF_STUDIES]
 DRAWN = [
     *EVIDENCE,
@@ -381,6 +384,18 @@ def invented_reward(probe: specs.Probe, rng: np.random.Generator) -> dict:
     }
 
 
+def invented_answers(probe: specs.Probe, rng: np.random.Generator) -> dict:
+    """Some questions are easy; heat spreads the right answers over more of them."""
+    questions, samples = probe.whole("questions"), probe.whole("samples")
+    easy = np.random.default_rng(7).beta(0.4, 0.8, questions)  # of all seeds
+    rows = {}
+    for temperature in probe.numbers("temperatures"):
+        chances = (1 - 0.6 * temperature) * easy + 0.1 * temperature
+        rows[f"right_{temperature:g}"] = rng.binomial(samples, chances).astype(float).tolist()
+        rows[f"different_{temperature:g}"] = [1 + round(10 * temperature)] * questions
+    return {"measurements": {}, "per_example": rows}
+
+
 def invented_recall(probe: specs.Probe, rng: np.random.Generator) -> dict:
     size = 256 * float(probe.settings["rank"]) * float(probe.settings["layers"])
     data = 8 * float(probe.settings["pairs"])
@@ -551,6 +566,7 @@ PROBES = {
     "throughput.throughput": invented_throughput,
     "faults.gallery": invented_fault,
     "combining.kept_gains": invented_combination,
+    "sampling.right_answers": invented_answers,
 }
 
 

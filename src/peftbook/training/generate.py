@@ -1,4 +1,4 @@
-"""Greedy generation in batches."""
+"""Generation in batches, greedy unless told how to draw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from peftbook.training.encode import common_start, sorted_batches
 from peftbook.training.forward import causal_model, start_cache
 from peftbook.training.products import half_products
 
-__all__ = ["decode_batch", "generate"]
+__all__ = ["decode_batch", "generate", "greedy"]
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The most probable token of each row. logits: (rows, V).   Returns (rows,)."""
+    return logits.argmax(dim=-1)
 
 
 @torch.no_grad()
@@ -45,8 +50,17 @@ def generate(
     return texts
 
 
-def decode_batch(model: nn.Module, tokenizer, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """The new ids of each prompt, without the end-of-turn token; a row that has ended leaves the batch."""
+def decode_batch(
+    model: nn.Module,
+    tokenizer,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    pick: Callable[[torch.Tensor], torch.Tensor] = greedy,
+) -> list[list[int]]:
+    """The new ids of each prompt, without the end-of-turn token; a row that has ended leaves the batch.
+
+    pick: logits of the next token, (rows, V), to the ids that are taken, (rows,).
+    """
     base = causal_model(model)
     if base.config._attn_implementation != "sdpa":
         base.set_attn_implementation("sdpa")
@@ -65,7 +79,7 @@ def decode_batch(model: nn.Module, tokenizer, prompts: list[list[int]], max_new_
     for _ in range(max_new_tokens):
         output = base.model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
         cache = output.cache
-        chosen = base.lm_head(output.last_hidden_state[:, -1]).argmax(dim=-1)
+        chosen = pick(base.lm_head(output.last_hidden_state[:, -1]))
         keep = [at for at, token in enumerate(chosen.tolist()) if token != tokenizer.eos_token_id]
         for at in keep:
             answers[rows[at]].append(int(chosen[at]))

@@ -1,0 +1,40 @@
+"""Figures of the chapter on evaluation: what several tries are worth, and what the plug-in misses."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from peftbook.figures import figure
+from peftbook.figures.parts import SMALL, Points, label_points, plain_ticks
+from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.records import Store
+from peftbook.studies import tries
+
+__all__ = ["several_tries"]
+
+LOOKS = {"cold": ("prompt", (0, (4, 1.5))), "hot": ("lora", "-")}
+
+
+@figure
+def several_tries(store: Store) -> Figure:
+    """What is a second try worth? pass@k of sampled queries at two temperatures, and the plug-in from as many."""
+    figure, axes = canvas(1, 2, height=3.9, sharey=True)
+    records, ks = tries.records_of(store), np.arange(1, tries.SAMPLES + 1)
+    ends: dict[str, Points] = {}
+    for part, name in zip(axes, LOOKS, strict=True):
+        tone, line = LOOKS[name]
+        curves = np.array([tries.of_questions(records, "pass", name, k).mean(axis=1) for k in ks])
+        naive = np.array([tries.of_questions(records, "plug_in", name, k).mean() for k in ks])
+        part.plot(ks, curves, color=shade(tone, 0.35), linewidth=0.8)
+        part.plot(ks, curves.mean(axis=1), color=colour(tone), linewidth=2.0, linestyle=line)
+        part.plot(ks, naive, color=colour("muted"), linewidth=1.4, linestyle=(0, (1, 1.2)))
+        part.set(xscale="log", xlabel=f"Answers k, T = {tries.TEMPERATURES[name]:g}", xlim=(0.9, 60), ylim=(0, None))
+        plain_ticks(part, (1, 2, 4, 8, 16))
+        part.tick_params(labelsize=SMALL)
+        ends[name] = {"unbiased": (ks[-1], curves.mean(axis=1)[-1], tone), "plug-in": (ks[-1], naive[-1], "muted")}
+    axes[0].set_ylabel("Questions with a right answer\namong k, 0–1")
+    question(figure, "What is a second try worth?")
+    for part, name in zip(axes, LOOKS, strict=True):
+        label_points(part, ends[name], column=0.72)
+    return figure
