@@ -56,7 +56,7 @@ class Model(Spec):
 # Width → the small Llama of that width, each trained by training/small_llama.py in the same way and on the same texts.
 SMALL_LLAMAS = {
     64: Model(name=f"{SMALL_MODEL}-64", revision="50b0e1474efcc3d9ba789e0c85f0f95b4fb30f0ef9125debca3ae0623f8715e1"),
-    128: Model(name=f"{SMALL_MODEL}-128", revision=""),
+    128: Model(name=f"{SMALL_MODEL}-128", revision="ec47a28b33440377809969f049e8f832e2c3d5eec887477f1af17e2d7318e445"),
     256: Model(name=SMALL_MODEL, revision=SMALL_REVISION),
 }
 
