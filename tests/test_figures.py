@@ -304,6 +304,20 @@ def invented_loss(probe: specs.Probe, rng: np.random.Generator, texts: int = 20)
     return {"measurements": measured, "per_example": per_example}
 
 
+def invented_formats(probe: specs.Probe, rng: np.random.Generator, texts: int = 20) -> dict:
+    """Bits and errors near those that formats of their kind have; two bits cost a quarter of a nat."""
+    tokens = rng.integers(20, 60, texts)
+    per_example: dict = {"label_tokens": tokens.astype(float).tolist(), "full": (3.0 * tokens).tolist()}
+    measured: dict = {"parameters": 4_423_680}
+    for at, name in enumerate(probe.words("formats")):
+        number = 8 if name == "fp8" else int(digits) if (digits := name[-1]).isdigit() and name != "nvfp4" else 4
+        number = 4 if name == "mxfp4" else number
+        error = 0.01 * 4.0 ** (4 - number) * (1 + 0.02 * at + rng.normal(0, 0.01))
+        measured |= {f"{name}_bytes": 4_423_680 * (number + 0.3) / 8, f"{name}_mse": error, f"{name}_output": error}
+        per_example[name] = (tokens * (3 + 1.5 * error + rng.normal(0, 0.002, texts))).tolist()
+    return {"measurements": measured, "per_example": per_example}
+
+
 def invented_double_quant(probe: specs.Probe, rng: np.random.Generator, texts: int = 20) -> dict:
     tokens = rng.integers(20, 60, texts)
     per_example: dict = {"label_tokens": tokens.astype(float).tolist(), "full": (3.0 * tokens).tolist()}
@@ -547,6 +561,7 @@ PROBES = {
     "codebooks.codebook_error": invented_codebooks,
     "codebooks.quantised_loss": invented_loss,
     "codebooks.double_quant_cost": invented_double_quant,
+    "bases.format_errors": invented_formats,
     "weights.subspaces": invented_subspaces,
     "weights.intruders": invented_intruders,
     "serving.latency": invented_latency,

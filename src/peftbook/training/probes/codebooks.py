@@ -213,13 +213,17 @@ def evaluated_model(probe: specs.Probe) -> tuple[nn.Module, Mapping[str, list[fl
 
 
 def texts_of(probe: specs.Probe, tokenizer) -> tuple[list[Encoded], list[str]]:
-    """Held-out texts: functions and prose for the small model, docstrings with their prompt and prose for SmolLM2."""
+    """Held-out texts: functions and prose for the small model, docstrings with their prompt and prose for SmolLM2.
+
+    Of those of the small model a `stride` in the settings takes every so manieth.
+    """
     count = probe.whole("texts")
     if probe.word("source") == "small":
         from peftbook.training.small_llama import held_out
 
         data, kinds = held_out(tokenizer, "test", count)
         kept = [at for at, kind in enumerate(kinds) if kind != "sentence"]
+        kept = kept[:: probe.whole("stride") if "stride" in probe.settings else 1]
         return [data[at] for at in kept], [kinds[at] for at in kept]
     task = get_task("docstrings")
     pairs = [encode_example(tokenizer, task, example, 512) for example in task.splits["validation"][:count]]
