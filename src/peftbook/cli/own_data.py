@@ -50,6 +50,8 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--port", type=int, default=7861, help="to listen on (default 7861)")
     web.add_argument("--login-file", type=path, metavar="FILE", help="let in only who is in it; --add-user writes it")
     web.add_argument("--add-user", metavar="NAME", help="ask for a password, keep its hash in the login file, and end")
+    words = "let in everybody on this machine, as behind a proxy that asks; else by the token in the printed address"
+    web.add_argument("--no-token", action="store_true", help=words)
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     add_options(web, Caps)
 
@@ -150,5 +152,6 @@ def command_studio(args: argparse.Namespace) -> int:
     caps = read_options(Caps, args)
     check_bounds(caps)
     return serve(
-        args.home, host=args.host, port=args.port, login_file=args.login_file, worker=not args.no_worker, caps=caps
-    )
+        args.home, host=args.host, port=args.port, login_file=args.login_file, worker=not args.no_worker, caps=caps,
+        token=not args.no_token,
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.records import Store
 from peftbook.results import describe
 from peftbook.studio.database import Database
@@ -111,7 +111,7 @@ class Jobs(Database):
     def folder(self, project_id: str) -> Path:
         """The project's folder. Raises InputError for an unknown one: no name but our own reaches the disk."""
         if self._row("SELECT 1 FROM projects WHERE id = ?", project_id) is None:
-            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            raise Unknown(f"There is no project {project_id!r}: it may have been deleted.")
         return self.home / "projects" / project_id
 
     def submit(
@@ -176,7 +176,7 @@ class Jobs(Database):
         """The job with this id."""
         found = self._jobs("jobs.id = ? GROUP BY jobs.id", job_id)
         if not found:
-            raise InputError(f"There is no job {job_id!r}: its project may have been deleted.")
+            raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")
         return found[0]
 
     def _jobs(self, condition: str, *values: str) -> list[Job]:
@@ -230,10 +230,10 @@ class Jobs(Database):
         job = self.job(job_id)
         store = self.records(job.project)
         if job.state not in ("failed", "cancelled"):
-            raise InputError(f"Job {job_id!r} is {job.state}: only one that failed or was cancelled can be run again.")
+            raise Conflict(f"Job {job_id!r} is {job.state}: only one that failed or was cancelled can be run again.")
         record = store.get(job.run)
         if record is not None and record.failure and not anew:
-            raise InputError(
+            raise Conflict(
                 f"Job {job_id!r} did not fail by accident ({record.failure.rstrip('.')}): "
                 "change its settings, or retry it from the start."
             )
@@ -253,4 +253,4 @@ class Jobs(Database):
     @staticmethod
     def _known(db: sqlite3.Connection, job_id: str) -> None:
         if db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is None:
-            raise InputError(f"There is no job {job_id!r}: its project may have been deleted.")
+            raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")
