@@ -133,6 +133,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
              "first_minus_second": intervals(one.differences)}
             for one in found.pairs
         ],
+        "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),
     }  # fmt: skip
 
