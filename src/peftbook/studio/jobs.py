@@ -13,7 +13,7 @@ import functools
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -118,7 +118,8 @@ class Jobs(Database):
         self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None
     ) -> str:
         """Queue runs and return the id of their plan. One whose record is at hand is done at once; one that the project
-        has already is shared, and queued again if it failed or was cancelled.
+        has already is shared, and queued again if it failed or was cancelled. Where a plan of just these runs is under
+        way, as when two tabs queue what both checked, that is the plan.
 
         labels: what to call a run, by its key; a line that describes it otherwise.
         """
@@ -130,6 +131,8 @@ class Jobs(Database):
         plan, now = secrets.token_hex(8), time.time()
         with self._write() as db:
             self._check_project(db, project_id)
+            if (equal := self._under_way(db, project_id, unique)) is not None:
+                return equal
             db.execute("INSERT INTO plans VALUES (?, ?, ?, ?)", (plan, project_id, name, now))
             for position, (key, run) in enumerate(unique.items()):
                 found = db.execute(
@@ -152,6 +155,21 @@ class Jobs(Database):
                 cached = record is not None
                 db.execute("INSERT INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
         return plan
+
+    @staticmethod
+    def _under_way(db: sqlite3.Connection, project_id: str, keys: Collection[str]) -> str | None:
+        """The plan of these runs and no others, none of which failed or was cancelled and not all of which are done."""
+        rows = db.execute(
+            "SELECT plan, key, state FROM plan_jobs JOIN jobs ON jobs.id = job WHERE jobs.project = ?", (project_id,)
+        ).fetchall()
+        states: dict[str, dict[str, str]] = {}
+        for row in rows:
+            states.setdefault(row["plan"], {})[row["key"]] = row["state"]
+        for plan, known in states.items():
+            goes_on = set(known.values()) <= {"queued", "running", "done"} and set(known.values()) != {"done"}
+            if goes_on and known.keys() == set(keys):
+                return plan
+        return None
 
     def plans(self, project_id: str) -> list[Plan]:
         """The project's plans, oldest first."""
