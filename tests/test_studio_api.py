@@ -23,6 +23,7 @@ from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.drafts import CUT_SECONDS, Drafts
+from peftbook.studio.findings import found_with
 from peftbook.studio.store import Studio
 from peftbook.studio.tokens import Keys, Owner
 from peftbook.tasks.table import Caps
@@ -94,6 +95,16 @@ def test_the_decision_is_what_the_command_line_prints(ask, known):
     assert " ".join(text.split())[:60] == body["recommendation"]["words"][:60]
     assert ask("GET", f"{path}.csv").text.lstrip("\ufeff").startswith('"method"')
     assert "<!doctype html>" in ask("GET", f"{path}.html").text
+
+
+def test_findings_say_what_the_test_rows_can_see_and_offer_more(ask, known):
+    """By the spread of our own runs; the margin that decides is far below what four rows find."""
+    project = known["project"]
+    body = ask("GET", f"/api/v1/projects/{project}/findings").json()
+    words = next(one["words"] for one in body["notes"] if "test rows find" in one["words"])
+    small, large = (float(one) for one in re.findall(r"find (?:a difference of )?(\d\.\d+)", words))
+    assert body["splits"]["test"] == 4 and "A test share of 30 % would be 12 rows" in words and small > large > 0.02
+    assert found_with(4 * 25) == pytest.approx(found_with(25) / 2)
 
 
 def test_progress_is_told_as_events_until_all_have_ended(ask, known):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
 
 from peftbook.errors import InputError
+from peftbook.evidence.planning import POWER
+from peftbook.evidence.stats import quantile
 from peftbook.options import Bound
 from peftbook.studio.drafts import Drafts
+from peftbook.studio.settings import MOST_GENERATED
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Findings, Split, examine
 from peftbook.tasks.table import Table
 
-__all__ = ["examined", "notes_of", "project_of_draft", "split_of"]
+__all__ = ["SPREAD", "examined", "found_with", "notes_of", "project_of_draft", "split_of"]
+
+MOST_SHARE = 30  # per cent of the rows that are offered for the test
+SPREAD = 0.11  # of one row's difference in ROUGE-L: the median of the pairs of methods in our own runs on docstrings
 
 SPLIT_BOUNDS = (
     Bound("A validation share of {} % is chosen", 1, 49, whole=False),
@@ -55,9 +62,24 @@ def notes_of(seen: Findings) -> list[tuple[str, str]]:
         (seen.shared_targets, shared, "info"),
     ]  # fmt: skip
     words = [(sentence.format(count), kind) for count, sentence, kind in said if count]
-    if test < 50:
-        words.append((f"With {test:,} test rows only large differences will show: intervals will be wide.", "info"))
+    if test < MOST_GENERATED:
+        words.append((say_power(seen.usable, test), "info"))
     return words
+
+
+def say_power(usable: int, test: int) -> str:
+    """What so many test rows can tell apart, and what a larger share of the usable rows could."""
+    words = f"{test:,} test rows find a difference of {found_with(test):.2f} ROUGE-L between two methods"
+    words += " four times in five, if yours scatter as ours did."
+    share = min(MOST_SHARE, math.ceil(100 * MOST_GENERATED / usable))
+    if (more := round(usable * share / 100)) > 1.2 * test:
+        words += f" A test share of {share} % would be {more:,} rows and find {found_with(more):.2f}."
+    return words
+
+
+def found_with(rows: int) -> float:
+    """The difference that rows find four times in five: (z_0.975 + z_0.8) · SPREAD / √rows."""
+    return (quantile(0.05, math.inf) + quantile(2 * (1 - POWER), math.inf)) * SPREAD / math.sqrt(max(1, rows))
 
 
 def project_of_draft(
