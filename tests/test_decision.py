@@ -98,7 +98,7 @@ def invented(means: dict[str, float], *, n: int = 200, seeds: int = 1, spread: f
 
 
 def examples(n: int) -> tuple[Example, ...]:
-    return tuple(Example(f"row-{at}", f"question {at}", f"answer {at}") for at in range(n))
+    return tuple(Example(f"row-{at}", f"a question of number {at}", f"answer {at}") for at in range(n))
 
 
 FIVE = {"untuned": 0.3, "full": 0.5, "lora": 0.5, "qlora": 0.5, "prompt": 0.4}
@@ -254,6 +254,20 @@ def test_a_measure_at_its_floor_decides_nothing():
     """Where no text scores, equality of zeros is no finding."""
     told = compare([record_of(kind, 0, np.zeros(50)) for kind in ("untuned", "lora")], {}, ()).recommendation
     assert told.kind == "nothing to compare" and told.row is None and "cannot decide" in told.words
+
+
+@pytest.mark.parametrize("means", [{"untuned": 0.01, "lora": 0.064}, {"untuned": 0.2, "lora": 0.55}])
+def test_where_every_row_is_worthless_none_is_taken(means):
+    """Gibberish that is ahead of worse gibberish, and texts that are no better than their inputs: no winner."""
+    same = tuple(Example(f"row-{at}", f"one two three {at}", f"one two four {at}") for at in range(200))
+    found = compare(invented(means, spread=0.02), {}, same)
+    told = found.recommendation
+    assert (told.kind, told.row, told.leader.label) == ("nothing usable", None, "LoRA")
+    assert "the untuned model has" in told.words and "repeating the input unchanged would have 0.750" in told.words
+    assert as_json(found)["copying_the_input"]["mean"] == pytest.approx(0.75)
+    other = tuple(replace(one, target=f"five six {at}") for at, one in enumerate(same))
+    better = compare(invented(means, spread=0.02), {}, other).recommendation
+    assert (better.kind == "clear") == (means["lora"] > MEASURES["rougeL"].usable)
 
 
 def test_error_rates_hold_over_the_family():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from peftbook.errors import InputError
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.tasks import file_sha256
-from peftbook.training import models
+from peftbook.training import hub, models
 from peftbook.training.models import find_package_file, load_model, prepare_embedded, resolve
 
 LAYERS = (0, 14, 29)
@@ -270,3 +271,28 @@ def test_model_with_more_than_a_plain_head_is_refused(setting):
 def test_model_of_another_layout_is_refused():
     with pytest.raises(InputError, match="Llama-like"):
         models.check_head(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)), "gpt2")
+
+
+# ---- the hub
+
+
+@pytest.mark.parametrize("fault", ["refused", "silent"])
+def test_a_hub_that_cannot_be_reached_is_said_in_seconds(monkeypatch, fault):
+    """Whether nobody listens or nobody answers; a folder and an embedded model are not asked for."""
+    from huggingface_hub import constants
+
+    def connect(*_):
+        if fault == "silent":
+            time.sleep(5)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.socket, "create_connection", connect)
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.2)
+    began = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"'nobody/nothing' is not on this machine, and https://huggingface\.co cannot"
+    ):
+        hub.check_reachable(specs.Model(name="nobody/nothing", revision=""))
+    assert time.monotonic() - began < 4
+    hub.check_reachable(specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION))

@@ -14,14 +14,18 @@ import time
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
 
 import httpx
 import pytest
 
 from peftbook import cli
 from peftbook.errors import InputError
-from peftbook.studio import access, app, markup
+from peftbook.studio import access, app, drafts, login, markup
+from peftbook.studio.pages.data import NewProject
 from peftbook.studio.pages.projects import listing
+from peftbook.studio.pages.wiring import Context
 from peftbook.studio.store import Studio
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
@@ -118,7 +122,7 @@ def start(login_file: Path, home: Path) -> Client:
     inside.add_api_route(
         "/gradio_api/run/predict", lambda: PlainTextResponse("inside"), methods=["POST"], response_model=None
     )
-    app.add_login(inside, sessions)
+    login.add_login(inside, sessions)
     return Client(access.Door(inside, app.LOOPBACK, sessions))
 
 
@@ -163,7 +167,12 @@ def test_a_wheel_carries_the_fonts_where_the_studio_looks_for_them(monkeypatch, 
     assert named <= {route.path.rpartition("/")[2] for route in made.routes}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:7861", "127.0.0.1.evil.example", "", "localhost.evil"])
+REBOUND = ("[::1]evil.com", "127.0.0.1:x.evil.com", "127.0.0.1:7861@evil.com", "[::1", "127.0.0.1:", "127.0.0.1, evil")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7861", "127.0.0.1.evil.example", "", "localhost.evil", *REBOUND]
+)
 def test_another_name_is_refused(ask, host):
     """A page elsewhere that rebinds its own name to this machine gets nothing, not even the page."""
     assert ask.get("/", headers={"host": host}).status_code == 421
@@ -276,6 +285,13 @@ def test_the_page_loads_nothing_from_another_host(ask):
     assert "//" not in config["head"] and config["space_id"] is None
 
 
+@pytest.mark.parametrize("body", [{"data": [], "fn_index": 10**6}, {"data": []}, {"data": [], "fn_index": -1}])
+def test_an_event_that_there_is_not_is_no_error_of_ours(ask, body):
+    """An old tab, or somebody who tries numbers."""
+    answer = ask.post("/gradio_api/run/predict", json=body, headers={"origin": HOST})
+    assert answer.status_code == 404 and "load the page again" in answer.text
+
+
 # --- uploads ---------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +302,23 @@ def test_an_upload_becomes_a_draft_and_its_name_only_a_label(ask, studio):
     draft = answer.json()["draft"]
     files = [path for path in (studio.home / "drafts").rglob("*") if path.is_file()]
     assert draft in {path.name for path in files} and not any("passwd" in path.name for path in files)
-    assert app.plain_name(name) == "passwd<b>.csv" and app.plain_name("a\\b\x00c.csv") == "bc.csv"
+    assert drafts.plain_name(unquote(name)) == "passwd<b>.csv" and drafts.plain_name("a\\b\x00c.csv") == "bc.csv"
+
+
+def test_what_cannot_be_a_project_says_why_once(studio):
+    """In what was found; the button that would say it again is off until the file or the reading is another."""
+    import gradio as gr
+
+    kept = drafts.Drafts(studio.home, Caps())
+    with gr.Blocks():
+        step = NewProject(Context(studio, kept, Caps()), lambda _: {}, [])
+    for rows, can_be in ((3, False), (20, True)):
+        draft = kept.new("few.csv")
+        with kept.receiving(draft.id) as write:
+            write(b"question,answer\n" + b"".join(b"%d?,%d\n" % (n, n) for n in range(rows)))
+        told = step.read(SimpleNamespace(_data={"draft": kept.end(draft.id).id}))
+        assert told[step.create]["interactive"] is can_be
+        assert told[step.found].count("a split needs at least") == (not can_be)
 
 
 def test_an_upload_beyond_the_cap_is_refused_before_it_is_read(ask):
@@ -487,7 +519,7 @@ def test_user_text_never_becomes_markup(studio):
     ]
     for one in pieces:
         assert "<img" not in one and 'onerror="' not in one, one
-    assert app.login_page(HOSTILE).count("<img") == 0
+    assert login.login_page(HOSTILE).count("<img") == 0
 
 
 def test_the_web_process_never_imports_torch(tmp_path):

@@ -340,8 +340,8 @@ def test_a_claim_is_atomic_over_threads_and_processes(studio, project):
     assert {job.attempt for job in studio.jobs()} == {1}
 
 
-def test_submitting_at_once_makes_each_job_once(studio, project):
-    """Eight pages press the button together."""
+def test_submitting_at_once_makes_one_plan_and_each_job_once(studio, project):
+    """Eight pages press the button together; another plan than that, or one after it has ended, is another plan."""
     barrier = threading.Barrier(8)
 
     def press(_):
@@ -350,8 +350,11 @@ def test_submitting_at_once_makes_each_job_once(studio, project):
 
     with ThreadPoolExecutor(8) as pool:
         plans = list(pool.map(press, range(8)))
-    assert len(set(plans)) == 8 and len(studio.jobs(project.id)) == 10
-    assert len({tuple(job.id for job in studio.jobs(plan=plan)) for plan in plans}) == 1
+    assert len(set(plans)) == 1 and len(studio.jobs(project.id)) == 10
+    assert studio.submit(project.id, runs(9)) != plans[0] == studio.submit(project.id, runs(10)[::-1])
+    for job in studio.jobs(plan=plans[0]):
+        studio.cancel(job.id)
+    assert studio.submit(project.id, runs(10)) != plans[0]
 
 
 def test_a_dead_workers_job_is_released_and_a_living_ones_is_not(studio, project):

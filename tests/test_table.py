@@ -279,8 +279,15 @@ def test_parquet_whose_values_repeat_the_one_before_is_read():
 def test_columns_are_guessed_by_name_then_by_length(header, wanted):
     """The guess is only shown; it must be the obvious one where there is one."""
     cells = ",".join("some words" for _ in header.split(","))
-    found, why = guess_columns(read_table(f"{header}\n{cells}\n".encode()))
+    found, why = guess_columns(read_table(f"{header}\n{cells}\n{cells}\n".encode()))
     assert found == wanted and why.endswith(".")
+
+
+def test_a_column_whose_values_all_differ_is_no_group():
+    """It would keep nothing together; one value that comes twice is enough."""
+    for names, group in (("ada,bob,eve", None), ("ada,bob,ada", "author")):
+        rows = "".join(f"{name},a question,an answer\n" for name in names.split(","))
+        assert guess_columns(read_table(f"author,question,answer\n{rows}".encode()))[0].group == group
 
 
 # --- a table as a task -----------------------------------------------------------------------------------------

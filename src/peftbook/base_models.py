@@ -33,8 +33,7 @@ def model_named(name: str) -> specs.Model:
         return specs.Model()
     if small := next((model for model in specs.SMALL_LLAMAS.values() if model.name == name), None):
         return small
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder := folder_named(name)) is not None:
         return specs.Model(name=str(folder.absolute()), revision=folder_revision(folder))
     match = HUB_ID.fullmatch(name)
     if match is None or name[0] in "./~":
@@ -43,6 +42,15 @@ def model_named(name: str) -> specs.Model:
             "folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
         )
     return specs.Model(name=match[1], revision=match[2] or "")
+
+
+def folder_named(name: str) -> Path | None:
+    """The folder of that name, or nothing where there is none, or could be none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if name and folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody, a null character
+        return None
 
 
 def folder_revision(folder: Path) -> str:

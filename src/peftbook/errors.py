@@ -2,7 +2,7 @@
 
 import importlib.util
 
-__all__ = ["Diverged", "InputError", "need"]
+__all__ = ["Conflict", "Diverged", "InputError", "TooLarge", "Unknown", "need"]
 
 EXTRAS = {  # module that the core does without → the extra that brings it
     "datasets": "hub", "gradio": "studio", "jupyter_book": "book", "matplotlib": "book",
@@ -15,6 +15,18 @@ class InputError(ValueError):
 
     The command line prints the sentence and exits with status 2.
     """
+
+
+class Unknown(InputError):  # noqa: N818 — these three are answers, with HTTP's words for them
+    """An id that nothing has, or nothing any more: 404 for who asks by HTTP."""
+
+
+class Conflict(InputError):  # noqa: N818
+    """What was asked for does not go with what is there now: 409."""
+
+
+class TooLarge(InputError):  # noqa: N818
+    """More than a cap: 413."""
 
 
 class Diverged(InputError):  # noqa: N818 — the field's word for it

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 
 from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records, label_candidates
 from peftbook.decision.cautions import list_cautions
+from peftbook.decision.copying import copying_score
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
 from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
 from peftbook.decision.terms import (
@@ -115,6 +116,7 @@ def compare(
         encoder=encoder_in_words(records),
         hardware=tuple(sorted({record.hardware for record in records if record.hardware})),
         contrasts=contrast(competing, deciding, texts, examples),
+        copying=copying_score(examples[:scored], deciding, groups[:scored]),
     )
     found = dataclasses.replace(found, recommendation=recommend(found))
     return dataclasses.replace(found, cautions=list_cautions(found))

@@ -35,6 +35,8 @@ def recommend(found: Comparison) -> Recommendation:
     if found.measure.sign > 0 and leader.scores[found.measure.name].mean < found.margin:
         return Recommendation("nothing to compare", say_floor(found, leader), None, leader)
     few = found.test_examples < FEWEST_EXAMPLES or not found.decides
+    if is_unusable(found, leader, few):
+        return Recommendation("nothing usable", say_unusable(found, leader), None, leader)
     equals = [row for row in contest if few or row.may_be_best or most_lost(found, leader, row) <= found.margin]
     near = [row for row in equals if mean_gain(found, leader, row) <= found.margin]
     chosen = min(near, key=lambda row: price(row, found.cost))
@@ -50,6 +52,17 @@ def recommend(found: Comparison) -> Recommendation:
     if others:
         return Recommendation("cheapest of equals", say_cheapest(found, chosen, others, loss), *fields)
     return Recommendation("clear", say_clear(found, chosen), *fields)
+
+
+def is_unusable(found: Comparison, leader: Row, few: bool) -> bool:
+    """Whether even the best row is worth nothing: hardly a word of its texts is right, or repeating the input would do
+    as well, within the margin. The second is not said of a few examples.
+    """
+    best = leader.scores[found.measure.name].mean
+    if found.measure.sign < 0:
+        return False
+    as_good = found.copying is not None and best - found.copying.mean <= found.margin
+    return best < found.measure.usable or (as_good and not few)
 
 
 def mean_gain(found: Comparison, first: Row, second: Row) -> float:
@@ -126,6 +139,19 @@ def say_floor(found: Comparison, leader: Row) -> tuple[str, ...]:
         f"{found.measure.label} cannot decide here: the best row, {leader.label}, has {best}, less than the "
         f"{format_value(found.margin, 3)} that would matter.",
         f"Read some texts, train longer or on more data, or decide by another measure ({listed(others)}).",
+    )
+
+
+def say_unusable(found: Comparison, leader: Row) -> tuple[str, ...]:
+    """That no row is worth taking, held against the untuned model and against repeating the input."""
+    name, plain = found.measure.name, found.baseline(leader)
+    others = [] if plain is None else [f"the untuned model has {format_value(plain.scores[name].mean, 3)}"]
+    if found.copying is not None:
+        others.append(f"repeating the input unchanged would have {format_value(found.copying.mean, 3)}")
+    best = f"No row is usable: the best, {leader.label}, has {amount(found, leader.scores[name].mean)}"
+    return (
+        f"{best}{f'; {listed(others)}' if others else ''}.",
+        "Read some of its texts. Train longer or on more rows, say in the prompt what to do, or choose a larger model.",
     )
 
 

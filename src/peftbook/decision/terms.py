@@ -28,7 +28,13 @@ __all__ = [
 ]
 
 Kind = Literal[
-    "clear", "cheapest of equals", "untuned is as good", "too few examples", "too few seeds", "nothing to compare"
+    "clear",
+    "cheapest of equals",
+    "untuned is as good",
+    "too few examples",
+    "too few seeds",
+    "nothing usable",
+    "nothing to compare",
 ]
 
 
@@ -37,7 +43,8 @@ class Measure:
     """A score that rows are compared by.
 
     column: the per-example list of records.  margin: differences below it do not matter, unless another one is given.
-    sign: 1 where higher is better, −1 where lower is.  unit: of differences and of the margin.
+    sign: 1 where higher is better, −1 where lower is.  unit: of differences and of the margin.  usable: below it texts
+    share so few words with their targets that nobody could use them.
     """
 
     name: str
@@ -46,14 +53,15 @@ class Measure:
     margin: float = 0.02
     sign: int = 1
     unit: str = ""
+    usable: float = 0.0
 
 
 MEASURES = {
     one.name: one
     for one in (
-        Measure("rouge1", "ROUGE-1", "rouge1"),
+        Measure("rouge1", "ROUGE-1", "rouge1", usable=0.1),
         Measure("rouge2", "ROUGE-2", "rouge2"),
-        Measure("rougeL", "ROUGE-L", "rougeL"),
+        Measure("rougeL", "ROUGE-L", "rougeL", usable=0.1),
         Measure("bertscore_f1", "BERTScore F1", "bertscore_f1"),
         Measure("exact_match", "Exact match", "exact_match"),
         Measure("perplexity", "Perplexity", "loss_nats", 0.05, -1, "nats per token"),  # compared through the loss
@@ -201,7 +209,8 @@ class Comparison:
     """All that is shown of a comparison. rows: best first, then those that are not compared.
 
     measure: what decides; measures: all at hand.  test_examples: behind the deciding measure.  seeds: of the row with
-    most.  encoder: BERTScore's, in words.  hardware: of all runs.  cautions: what the table cannot tell.
+    most.  encoder: BERTScore's, in words.  hardware: of all runs.  copying: the score of repeating the input, or None
+    where it is not known.  cautions: what the table cannot tell.
     """
 
     rows: tuple[Row, ...]
@@ -217,6 +226,7 @@ class Comparison:
     hardware: tuple[str, ...]
     contrasts: tuple[Contrast, ...] = field(default=(), repr=False)
     recommendation: Recommendation = Recommendation("nothing to compare", ())
+    copying: Interval | None = None
     cautions: tuple[str, ...] = ()
 
     @property

@@ -35,11 +35,13 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
     """Count with the tokenizer of the model, or with the embedded model's where that cannot be reached."""
     from transformers import AutoTokenizer
 
+    from peftbook.training.hub import check_reachable
     from peftbook.training.models import prepare_embedded
     from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     try:
+        check_reachable(model)
         tokenizer, own = AutoTokenizer.from_pretrained(source_of(model), revision=model.revision or "main"), True
     except (OSError, ValueError):
         tokenizer, own = AutoTokenizer.from_pretrained(prepare_embedded()), False

@@ -2,8 +2,8 @@
 
 Three doors, one behind the other. The *host* that a request names must be ours (a page elsewhere cannot rebind its own
 name to 127.0.0.1). What *changes* something, and every answer that is not the page itself, must be asked for by a page
-of ours. With a login file, a session cookie that no script can read; sessions are in the studio's database, so that a
-restart logs nobody out. Only the paths that the page uses exist.
+of ours. Who asks is known by a session cookie that no script can read, or by a token (`tokens`); both are in the
+studio's database, so that a restart logs nobody out. Only the paths that page and API use exist.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Protocol
 
 from peftbook.errors import InputError
 from peftbook.studio.database import Database
@@ -36,14 +36,19 @@ SESSION_SECONDS = 12 * 3600.0
 FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, or from one address, in this time
 FEWEST_CHARS = 10
 SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20, "dklen": 32}  # about 0.1 s and 32 MB a try
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)  # RFC 3986, 3.2.2: a port is digits
 NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 # What the page asks of Gradio. Its file, proxy, upload, API and recording routes do not exist here.
 OPEN = re.compile(
     r"/(?:assets/[\w./-]+|static/[\w./-]+|studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)|theme\.css|favicon\.ico)"
 )
 PAGE = re.compile(r"/(?:gradio_api/run/predict/?)?")
+API = re.compile(r"/api/v1(?:/[\w.-]*)*", re.ASCII)
+CONTENT = re.compile(r"/studio/upload|/api/v1/files/\w+/content", re.ASCII)  # bytes of a file, which are counted there
 OURS = re.compile(r"/studio/(?:upload|logout|project/[0-9a-f]+(?:/job/[0-9a-f]+)?/[a-z-]+(?:\.[a-z]+)?)")
-LOGIN = "/studio/login"
+LOGIN, TOKENS = "/studio/login", "/api/v1/tokens"
+PROBES = ("/api/v1/health", "/api/v1/ready")  # which say nothing of anybody's data
+READ, WRITE = ("GET", "HEAD", "POST"), ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")  # of the page, of the API
 BODY_BYTES = 8_000_000  # of any request but an upload
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -56,6 +61,10 @@ HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+}
+STRICT = HEADERS | {  # of the API and its page, which have neither
+    "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'",
 }
 
 
@@ -139,15 +148,31 @@ class Logins:
         return False
 
 
+class People(Protocol):
+    """Those who may come in."""
+
+    def mark(self, name: str) -> str:
+        """What changes with somebody's password and is nothing for who has none; no password can be told from it."""
+        ...
+
+
 class Sessions(Database):
     """Who is logged in, in the database of a home: hashes of the cookies' values, for SESSION_SECONDS.
 
     A session ends sooner when its cookie logs out, and when its name or its password leaves the login file.
     """
 
-    def __init__(self, home: Path, logins: Logins):
+    def __init__(self, home: Path, logins: People):
         super().__init__(home)
         self.logins = logins
+
+    def admitted(self, headers: dict[str, str]) -> str | None:
+        """Who asks, by the headers of a request."""
+        return self.who(cookie(headers))
+
+    def welcome(self, query: bytes) -> dict[str, str] | None:
+        """Headers that let in who comes by an address with this query, if it says enough."""
+        return None
 
     def begin(self, name: str) -> str:
         """A new cookie for somebody."""
@@ -194,16 +219,16 @@ def is_ours(headers: dict[str, str], hosts: Iterable[str]) -> bool:
     with everything.
     """
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if origin is not None and (
-        urlsplit(origin).netloc != headers.get("host") or host_of(urlsplit(origin).netloc) not in hosts
-    ):
+    named = None if origin is None else origin.partition("://")[2]
+    if named is not None and (named != headers.get("host") or host_of(named) not in hosts):
         return False
     return site in (None, "same-origin", "none")
 
 
 def host_of(value: str) -> str:
-    """The name in a Host header, without its port."""
-    return value.rpartition("]")[0] + "]" if value.startswith("[") else value.partition(":")[0]
+    """The name in a Host header, without its port; nothing where that is no header of the kind."""
+    found = HOST.fullmatch(value)
+    return found[1].lower() if found else ""
 
 
 class Door:
@@ -213,7 +238,7 @@ class Door:
     """
 
     def __init__(self, app: App, hosts: Iterable[str], sessions: Sessions | None = None):
-        self.app, self.hosts, self.sessions = app, frozenset(hosts), sessions
+        self.app, self.hosts, self.sessions = app, frozenset(host.lower() for host in hosts), sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -224,33 +249,40 @@ class Door:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
         refusal = self.refusal(path, method, headers, scope)
+        say = answer_as_problem if path.startswith("/api/") else answer
         if refusal is not None:
-            await answer(send, *refusal)
+            await say(send, *refusal)
             return
-        limited = receive if path == "/studio/upload" else limit(receive, headers, BODY_BYTES)
+        limited = receive if CONTENT.fullmatch(path) else limit(receive, headers, BODY_BYTES)
         if limited is None:
-            await answer(send, 413, "That is too much at once.")
+            await say(send, 413, f"That is more than {BODY_BYTES:,} bytes at once: send less.")
             return
-        await self.app(scope, limited, with_headers(send, cacheable=bool(OPEN.fullmatch(path))))
+        strict = path.startswith("/api/")
+        await self.app(scope, limited, with_headers(send, cacheable=bool(OPEN.fullmatch(path)), strict=strict))
 
     def refusal(self, path: str, method: str, headers: dict[str, str], scope: Scope) -> tuple | None:
         """Status, words and further headers if a request must not go on."""
         if host_of(headers.get("host", "")) not in self.hosts:
             return 421, "This studio does not answer to that name: open it by the address that it printed."
         known = OPEN.fullmatch(path) or PAGE.fullmatch(path) or OURS.fullmatch(path) or path == LOGIN
-        if not known or ".." in path or method not in ("GET", "HEAD", "POST"):
+        of_api = API.fullmatch(path)
+        if not (known or of_api) or ".." in path or method not in (WRITE if of_api else READ):
             return 404, "There is nothing here."
-        visit = method in ("GET", "HEAD") and path in ("/", LOGIN)
+        visit = method in ("GET", "HEAD") and path in ("/", LOGIN, "/api/v1/")
+        if visit and path == "/" and self.sessions and (welcome := self.sessions.welcome(scope["query_string"])):
+            return 303, "Come in.", welcome
         if not visit and not is_ours(headers, self.hosts):
             return 403, "This was asked for by another site: open the studio itself."
-        if self.sessions is None or OPEN.fullmatch(path) or path == LOGIN:
+        if self.sessions is None or OPEN.fullmatch(path) or path == LOGIN or path in PROBES:
             return None
-        scope["peftbook.user"] = self.sessions.who(cookie(headers))
-        if scope["peftbook.user"] is None:
-            if visit:
-                return 303, "Log in first.", {"location": LOGIN}
-            return 401, "Log in first: load the page again."
-        return None
+        scope["peftbook.user"] = self.sessions.admitted(headers)
+        if scope["peftbook.user"] is not None or (path == TOKENS and method == "POST"):  # which asks for a password
+            return None
+        if visit:
+            return 303, "Log in first.", {"location": LOGIN}
+        if of_api:
+            return 401, "Say who asks: send `Authorization: Bearer TOKEN`.", {"www-authenticate": "Bearer"}
+        return 401, "Log in first: load the page again."
 
 
 def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | None:
@@ -269,12 +301,12 @@ def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | Non
     return counted
 
 
-def with_headers(send: Send, *, cacheable: bool) -> Send:
+def with_headers(send: Send, *, cacheable: bool, strict: bool = False) -> Send:
     """Add the headers to an answer; what is not a file of the page is kept by nobody."""
 
     async def send_on(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            new = HEADERS | ({} if cacheable else {"cache-control": "no-store"})
+            new = (STRICT if strict else HEADERS) | ({} if cacheable else {"cache-control": "no-store"})
             kept = [one for one in message["headers"] if one[0].decode("latin-1").lower() not in new]
             kept = [one for one in kept if not one[0].lower().startswith(b"access-control-")]
             message["headers"] = kept + [(name.encode(), value.encode()) for name, value in new.items()]
@@ -286,7 +318,23 @@ def with_headers(send: Send, *, cacheable: bool) -> Send:
 async def answer(send: Send, status: int, words: str, more: dict[str, str] | None = None) -> None:
     """One sentence."""
     headers = {"content-type": "text/plain; charset=utf-8"} | (more or {})
-    send = with_headers(send, cacheable=False)
+    await say(with_headers(send, cacheable=False), status, f"{words}\n".encode(), headers)
+
+
+async def answer_as_problem(send: Send, status: int, words: str, more: dict[str, str] | None = None) -> None:
+    """The same sentence for a program."""
+    headers = {"content-type": "application/problem+json"} | (more or {})
+    body = json.dumps(problem(status, words)).encode()
+    await say(with_headers(send, cacheable=False, strict=True), status, body, headers)
+
+
+def problem(status: int, words: str, **more: Any) -> dict[str, Any]:
+    """Problem details: what went wrong in one sentence, `detail`, as the page shows it. Source: RFC 9457, section 3."""
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": words, **more}
+
+
+async def say(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
+    """A whole answer."""
     start = {"type": "http.response.start", "status": status}
     await send(start | {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
-    await send({"type": "http.response.body", "body": (words + "\n").encode()})
+    await send({"type": "http.response.body", "body": body})

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from peftbook.errors import InputError, need
-from peftbook.studio.access import COOKIE, LOGIN, SESSION_SECONDS, Door, Logins, Sessions, cookie
-from peftbook.studio.drafts import Drafts
+from peftbook.studio.access import Door, Logins, People
+from peftbook.studio.drafts import Drafts, plain_name
+from peftbook.studio.login import add_login
 from peftbook.studio.machine import examine_apart
-from peftbook.studio.markup import trouble
 from peftbook.studio.store import Studio, say_open, start_worker
+from peftbook.studio.tokens import Keys, Owner
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ FONTS = (HERE / "fonts", HERE.parents[2] / "book" / "assets" / "fonts")  # of a 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 KEEPER_SECONDS = 3.0
 NICE = 10
+NO_EVENT = "There is no such event: load the page again.\n"
 KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
 
 
@@ -43,8 +44,12 @@ def serve(
     login_file: Path | None = None,
     worker: bool = True,
     caps: Caps | None = None,
+    token: bool = True,
 ) -> int:
-    """Serve until interrupted. Raises InputError for a host that others reach without a login, and a port in use."""
+    """Serve until interrupted. Raises InputError for a host that others reach without a login, and a port in use.
+
+    token: without a login file, let in only who has the token in the address that is printed.
+    """
     logins = Logins(login_file) if login_file is not None else None
     if host not in ("127.0.0.1", "localhost", "::1") and logins is None:
         raise InputError(f"Host {host!r} opens the studio to others: give a --login-file, or leave out --host.")
@@ -60,9 +65,11 @@ def serve(
     import uvicorn
 
     examine_apart()
-    app = build_app(studio, caps or Caps(), logins=logins, hosts=(*LOOPBACK, host))
+    people: People | None = logins or (Owner(studio.home) if token else None)
     shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    app = build_app(studio, caps or Caps(), people=people, hosts=(*LOOPBACK, shown))
+    secret = f"?token={people.token}" if isinstance(people, Owner) else ""
+    address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
@@ -98,9 +105,12 @@ def keep_worker(home: Path, stop: threading.Event) -> None:
 
 
 def build_app(
-    studio: Studio, caps: Caps, *, logins: Logins | None = None, hosts: tuple[str, ...] = LOOPBACK
+    studio: Studio, caps: Caps, *, people: People | None = None, hosts: tuple[str, ...] = LOOPBACK
 ) -> Callable[..., Any]:
-    """The ASGI application: our routes, then Gradio's page, behind the door."""
+    """The ASGI application: our routes, the API, then Gradio's page, behind the door.
+
+    people: who may come in; everybody on this machine without.
+    """
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False",
         HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"),
@@ -109,27 +119,34 @@ def build_app(
     import gradio as gr
     from fastapi import FastAPI
 
+    from peftbook.studio.api import build_api
     from peftbook.studio.pages import build_pages
     from peftbook.studio.pages.theme import HEAD, THEME
 
     drafts = Drafts(studio.home, caps)
-    sessions = None if logins is None else Sessions(studio.home, logins)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        drafts.close()
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    keys = None if people is None else Keys(studio.home, people)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_files(app)
     add_uploads(app, drafts)
     add_downloads(app, studio)
-    if sessions is not None:
-        add_login(app, sessions)
-    page = build_pages(studio, drafts, caps, with_login=logins is not None)
+    app.mount("/api/v1", build_api(studio, drafts, keys))
+    if keys is not None:
+        add_login(app, keys)
+    page = build_pages(studio, drafts, caps, with_login=isinstance(people, Logins))
     off = dict.fromkeys(("run_history", "show_error", "ssr_mode", "pwa", "enable_monitoring", "mcp_server"), False)
     app = gr.mount_gradio_app(app, page, "/", footer_links=[], max_file_size=1, theme=THEME, head=HEAD, **off)
-    return Door(app, hosts, sessions)
+    refuse_unknown_events(app)
+    return Door(app, hosts, keys)
+
+
+def refuse_unknown_events(app: FastAPI) -> None:
+    """Gradio's page looks up an event by its number, and has no answer of its own for one that it does not have."""
+    from fastapi.responses import PlainTextResponse
+    from gradio.route_utils import FnIndexInferError
+
+    inner: Any = app.routes[-1]
+    for kind in (KeyError, FnIndexInferError):
+        inner.app.add_exception_handler(kind, lambda *_: PlainTextResponse(NO_EVENT, 404))
 
 
 def add_files(app: FastAPI) -> None:
@@ -152,37 +169,24 @@ def add_uploads(app: FastAPI, drafts: Drafts) -> None:
     from fastapi.responses import JSONResponse
 
     async def upload(request: Request) -> Response:
-        most = drafts.caps.bytes
-        too_large = f"The file has more than {most:,} bytes, the cap: cut it, or start the studio with --max-bytes."
-        announced = request.headers.get("content-length", "0")
-        if announced.isdigit() and int(announced) > most:
-            return JSONResponse({"error": too_large}, 413, headers={"connection": "close"})
-        draft = drafts.new(plain_name(request.headers.get("x-filename", "")))
-        seen = 0
+        draft = drafts.new(plain_name(unquote(request.headers.get("x-filename", ""))))
         try:
-            with draft.path.open("wb") as stream:
+            announced = request.headers.get("content-length", "0")
+            if announced.isdigit() and int(announced) > drafts.caps.bytes:
+                raise drafts.too_large()
+            with drafts.receiving(draft.id) as write:
                 async for block in request.stream():
-                    seen += len(block)
-                    if seen > most:
-                        raise InputError(too_large)
-                    stream.write(block)
-        except (InputError, OSError) as error:
+                    write(block)
+            return JSONResponse({"draft": drafts.end(draft.id).id})
+        except InputError as error:
             drafts.drop(draft.id)
-            words = str(error) if isinstance(error, InputError) else "The disk is full or cannot be written."
-            return JSONResponse({"error": words}, 413, headers={"connection": "close"})
+            return JSONResponse({"error": str(error)}, 413, headers={"connection": "close"})
         except BaseException:
             drafts.drop(draft.id)
             raise
-        return JSONResponse({"draft": draft.id})
 
     upload.__annotations__["request"] = Request  # FastAPI reads it where it cannot see this scope
     app.add_api_route("/studio/upload", upload, methods=["POST"], response_model=None)
-
-
-def plain_name(value: str) -> str:
-    """A file's name without folders and without what does not print: shown, never opened."""
-    name = re.split(r"[/\\]", unquote(value))[-1]
-    return "".join(letter for letter in name if letter.isprintable())[:200]
 
 
 def add_downloads(app: FastAPI, studio: Studio) -> None:
@@ -190,32 +194,23 @@ def add_downloads(app: FastAPI, studio: Studio) -> None:
     from fastapi import Response
     from fastapi.responses import FileResponse, PlainTextResponse
 
-    from peftbook.decision import COSTS
-    from peftbook.studio import artefacts
-    from peftbook.studio.pages.decide import compared, evaluations, whole_report
-
-    makers = {"adapter.zip": artefacts.adapter_zip, "outputs.csv": artefacts.outputs_csv}
+    from peftbook.studio import report
+    from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, whole_report
+    from peftbook.studio.downloads import file_of, slug, title_of
 
     def of_job(project_id: str, job_id: str, what: str) -> Response:
         job = studio.job(job_id)
         if job.project != project_id:
             raise InputError(f"Project {project_id!r} has no job {job_id!r}.")
-        name = f"{slug(studio.project(project_id).name)}-{slug(job.label)}-{what}"
-        if what in makers:
-            return FileResponse(makers[what](studio, job), filename=name)
-        merged = studio.folder(project_id) / "downloads" / f"model-{job.key[:12]}.zip"
-        if what == "model.zip" and merged.is_file():
-            return FileResponse(merged, filename=name)
-        raise InputError("This file has not been made yet: ask for it under Files.")
+        return FileResponse(file_of(studio, job, what), filename=title_of(studio, job, what))
 
-    def of_project(project_id: str, what: str, runs: int = 0, measure: str = "rougeL", cost: str = "") -> Response:
-        from peftbook.studio import report
-
-        project = studio.project(project_id)
-        found = list(evaluations(studio, project_id))
+    def of_project(
+        project_id: str, what: str, runs: int = 0, measure: str = FIRST_MEASURE, cost: str = FIRST_COST
+    ) -> Response:
+        project, found = studio.project(project_id), [*evaluations(studio, project_id).values()]
         if not 0 <= runs < len(found) or what not in ("table.csv", "report.html"):
             raise InputError("There is nothing to compare yet.")
-        comparison = compared(studio, project_id, found[runs], measure, cost or next(iter(COSTS)))
+        comparison = compared(studio, project_id, found[runs], measure, cost)
         if what == "table.csv":
             content, kind = report.to_csv(comparison), "text/csv; charset=utf-8"
         else:
@@ -226,68 +221,3 @@ def add_downloads(app: FastAPI, studio: Studio) -> None:
     app.add_exception_handler(InputError, lambda _, error: PlainTextResponse(f"{error}\n", 404))
     app.add_api_route("/studio/project/{project_id}/job/{job_id}/{what}", of_job, methods=["GET"], response_model=None)
     app.add_api_route("/studio/project/{project_id}/{what}", of_project, methods=["GET"], response_model=None)
-
-
-def slug(text: str) -> str:
-    """A name that every file system takes."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "studio"
-
-
-def add_login(app: FastAPI, sessions: Sessions) -> None:
-    """A page with a form, and what it sends."""
-    from fastapi import Request
-    from fastapi.responses import HTMLResponse, RedirectResponse
-    from starlette.concurrency import run_in_threadpool
-
-    logins = sessions.logins
-
-    async def form() -> Response:
-        return HTMLResponse(login_page(""))
-
-    async def log_in(request: Request) -> Response:
-        fields = await request.form(max_files=0, max_fields=4)
-        name, password = str(fields.get("name", ""))[:64], str(fields.get("password", ""))
-        address = request.client.host if request.client else ""
-        wait = logins.wait(f"name {name}", f"address {address}")
-        if wait > 0:
-            words = f"Too many wrong passwords: wait {max(1, round(wait / 60))} min, then try again."
-            return HTMLResponse(login_page(words), 429, headers={"retry-after": str(int(wait) + 1)})
-        if not await run_in_threadpool(logins.check, name, password, address):
-            return HTMLResponse(login_page("Name or password is wrong: try again."), 401)
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(
-            COOKIE,
-            await run_in_threadpool(sessions.begin, name),
-            max_age=int(SESSION_SECONDS),
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-        return answer
-
-    async def log_out(request: Request) -> Response:
-        await run_in_threadpool(sessions.end, cookie(dict(request.headers)))
-        answer = RedirectResponse(LOGIN, 303)
-        answer.delete_cookie(COOKIE)
-        return answer
-
-    for handler in (log_in, log_out):
-        handler.__annotations__["request"] = Request
-    app.add_api_route(LOGIN, form, methods=["GET"], response_model=None)
-    app.add_api_route(LOGIN, log_in, methods=["POST"], response_model=None)
-    app.add_api_route("/studio/logout", log_out, methods=["POST"], response_model=None)
-
-
-def login_page(words: str) -> str:
-    """The form, without a script."""
-    said = str(trouble(words))
-    return (
-        '<!doctype html><html lang="en" class="plain"><head><meta charset="utf-8">'
-        "<title>Log in · peftbook studio</title>"
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="/studio/icon.svg">'
-        '<link rel="stylesheet" href="/studio/style.css"></head><body class="login"><main><h1>peftbook studio</h1>'
-        f'{said if words else ""}<form method="post" action="{LOGIN}"><label>Name <input name="name" '
-        'autocomplete="username" required autofocus maxlength="64"></label><label>Password <input name="password" '
-        'type="password" autocomplete="current-password" required></label>'
-        '<button class="act act-main">Log in</button></form></main></body></html>'
-    )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from peftbook import specs
 from peftbook.base_models import SMALL_FOLDERS, pinned
-from peftbook.errors import InputError
+from peftbook.errors import Conflict, InputError
 from peftbook.exchange import ZIP_DATE
 from peftbook.options import words_of
 from peftbook.records import Record, write_atomically
@@ -109,7 +109,7 @@ def finished(studio: Studio, job: Job) -> Record:
     """The record of a job that is done. Raises InputError for every other one."""
     record = studio.records(job.project).get(job.run)
     if job.state != "done" or record is None:
-        raise InputError(f"Job {job.id!r} is {job.state}: there is something to download when it is done.")
+        raise Conflict(f"Job {job.id!r} is {job.state}: there is something to download when it is done.")
     return record
 
 

@@ -27,6 +27,7 @@ from peftbook.processes import die_with_parent
 from peftbook.studio.checking import Checking
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Job, Studio
+from peftbook.studio.trying import sampling_of
 from peftbook.studio.work import sentence_for
 from peftbook.training.threads import best_threads
 
@@ -43,7 +44,6 @@ LAPSE_PAUSE = 1.0  # seconds between two looks for pages that are gone
 MODELS = 4  # kept loaded; models on one base share its tensors
 SPARE = 0.15  # of the memory: with less available no second model is kept
 MAX_PROMPT_TOKENS = 4096
-MAX_NEW_TOKENS = 1024
 
 
 class Models:
@@ -229,10 +229,10 @@ class Assistant:
         elif request.kind == "preflight":
             self.under_way.append(Checking(request.id, self.preflight(request.payload)))
         else:
-            from peftbook.studio.artefacts import merged_zip
+            from peftbook.studio.downloads import made
 
-            path = merged_zip(self.studio, self.studio.job(request.payload["job"]))
-            self.studio.settle(request.id, result={"path": str(path)})
+            path, words = made(self.studio, request)
+            self.studio.settle(request.id, result={"path": str(path)}, text=words)
 
     def advance(self, one: Stream | Checking) -> None:
         """A token more of a text, or a moment of a check, and what there is of it to the store."""
@@ -252,9 +252,8 @@ class Assistant:
         from peftbook.training.execute import few_shots
 
         asked = request.payload
-        limit = int(within(asked, "max_new_tokens", 128, 1, MAX_NEW_TOKENS))
-        temperature = within(asked, "temperature", 0.0, 0.0, 5.0)
-        pick = choose(temperature, within(asked, "top_p", 1.0, 0.01, 1.0), int(within(asked, "seed", 0, 0, 2**31)))
+        how = sampling_of(asked)
+        limit, pick = how.max_new_tokens, choose(how.temperature, how.top_p, how.seed)
         task = self.studio.task(asked["project"])
         if asked.get("job"):
             job = self.studio.job(asked["job"])
@@ -309,14 +308,6 @@ def memory_for(runs: Sequence[specs.Run], family: Sequence[Any] = ()) -> float:
         if torch.cuda.is_available():
             return float(torch.cuda.mem_get_info()[1])
     return free_memory(family)
-
-
-def within(asked: dict, name: str, default: float, least: float, most: float) -> float:
-    """A number of a request. Raises InputError if it is none, or out of bounds."""
-    value = asked.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
-    return float(value)
 
 
 def main(argv: list[str] | None = None) -> None:

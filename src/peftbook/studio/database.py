@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, Unknown
 
-SCHEMA = 3  # 1 had no sessions, 2 neither phase_began nor whether a page still waits for an answer
+SCHEMA = 4  # 1 had no sessions, 2 neither phase_began nor whether a page still waits for an answer, 3 no tokens
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -64,6 +64,10 @@ CREATE TABLE IF NOT EXISTS requests (
 CREATE TABLE IF NOT EXISTS sessions (
     token TEXT PRIMARY KEY, name TEXT NOT NULL, password TEXT NOT NULL, until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tokens (
+    id TEXT PRIMARY KEY, token TEXT NOT NULL UNIQUE, label TEXT NOT NULL, name TEXT NOT NULL, password TEXT NOT NULL,
+    created REAL NOT NULL, used REAL
+) STRICT;
 """
 
 
@@ -178,7 +182,7 @@ class Database:
     def _check_project(db: sqlite3.Connection, project_id: str) -> None:
         """Raises InputError for a project that is none, or no longer."""
         if db.execute("SELECT 1 FROM projects WHERE id = ? AND NOT removed", (project_id,)).fetchone() is None:
-            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            raise Unknown(f"There is no project {project_id!r}: it may have been deleted.")
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:

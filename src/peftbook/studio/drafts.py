@@ -1,80 +1,185 @@
-"""Uploads that are no project yet: bytes on disk under random names, forgotten when they are used or after a day."""
+"""Uploads that are no project yet: bytes under random names, with what was said of them beside.
+
+In the home: `drafts/<id>` and `drafts/<id>.json`. An upload that said how long it is can be sent in parts, by whatever
+process serves the home then; what such a one lacks is waited for an hour, and what is whole is kept for a day.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
+import re
 import secrets
 import shutil
-import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbook.errors import InputError
+from peftbook.errors import Conflict, InputError, TooLarge, Unknown
+from peftbook.records import write_atomically
+from peftbook.studio.database import clear_failures
 
 if TYPE_CHECKING:
     from peftbook.tasks.table import Caps, Table
 
 KEPT = 12
 KEPT_SECONDS = 24 * 3600.0
+CUT_SECONDS = 3600.0
+ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An upload. filename: as the browser gave it, to be shown and never opened."""
+    """An upload. filename: as the browser gave it, to be shown and never opened.  bytes: how long it will be, None
+    where nobody said so and it is not all here.
+    """
 
     id: str
     filename: str
     path: Path
     created: float
+    bytes: int | None
+
+    @property
+    def offset(self) -> int:
+        """How many bytes of it are here."""
+        return self.path.stat().st_size
+
+    @property
+    def whole(self) -> bool:
+        return self.bytes == self.offset
+
+
+def plain_name(name: str) -> str:
+    """A file's name without folders and without what does not print: shown, never opened."""
+    name = re.split(r"[/\\]", name)[-1]
+    return "".join(letter for letter in name if letter.isprintable())[:200]
 
 
 class Drafts:
-    """Of one web process, which removes them when it ends; what a killed one left is removed after a day."""
+    """Those of a home. Raises Unknown for one that is gone."""
 
     def __init__(self, home: Path, caps: Caps):
-        self.caps, self._lock, self._known = caps, threading.Lock(), {}  # type: ignore[var-annotated]
-        folder = home / "drafts"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in folder.iterdir():
-            if time.time() - left.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        self._folder = tempfile.TemporaryDirectory(dir=folder)
+        self.home, self.caps = home, caps
+        self.folder = home / "drafts"
+        self._lock, self._busy = threading.Lock(), set[str]()
+        with clear_failures(home):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for draft in self.all():
+            if draft.bytes is None:  # a process was killed while it came, and nobody can go on with it
+                self.drop(draft.id)
+        self.sweep()
 
-    def new(self, filename: str) -> Draft:
-        """A place for an upload; the oldest one gives way."""
-        name = secrets.token_hex(8)
-        draft = Draft(name, filename[:200], Path(self._folder.name) / name, time.time())
-        with self._lock:
-            while len(self._known) >= KEPT:
-                self._known.pop(next(iter(self._known))).path.unlink(missing_ok=True)
-            self._known[name] = draft
+    def new(self, filename: str, size: int | None = None) -> Draft:
+        """A place for an upload; the oldest one gives way. Raises TooLarge for one that says it is beyond the cap."""
+        if size is not None and size > self.caps.bytes:
+            raise self.too_large()
+        self.sweep()
+        for oldest in self.all()[: 1 - KEPT]:
+            self.drop(oldest.id)
+        draft = Draft(name := secrets.token_hex(8), filename[:200], self.folder / name, time.time(), size)
+        with clear_failures(self.home):
+            draft.path.touch(mode=0o600)
+            self._note(draft)
         return draft
+
+    def too_large(self) -> TooLarge:
+        words = f"The file has more than {self.caps.bytes:,} bytes, the cap"
+        return TooLarge(f"{words}: cut it, or start the studio with --max-bytes.")
+
+    def _note(self, draft: Draft) -> None:
+        said = {"filename": draft.filename, "created": draft.created, "bytes": draft.bytes}
+        write_atomically(draft.path.with_suffix(".json"), json.dumps(said).encode())
+
+    def all(self) -> list[Draft]:
+        """Those at hand, oldest first."""
+        found = []
+        for path in self.folder.glob("*.json"):
+            with contextlib.suppress(Unknown):
+                found.append(self.get(path.stem))
+        return sorted(found, key=lambda draft: draft.created)
 
     def get(self, draft_id: str) -> Draft:
-        """Raises InputError for one that is gone."""
+        """One of them: no name but our own reaches the disk."""
+        if ID.fullmatch(draft_id):
+            path = self.folder / draft_id
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                draft = Draft(draft_id, path=path, **json.loads(path.with_suffix(".json").read_text()))
+                if draft.offset >= 0:
+                    return draft
+        raise Unknown("This upload is no longer at hand: choose the file again.")
+
+    @contextlib.contextmanager
+    def receiving(self, draft_id: str, offset: int = 0) -> Iterator[Callable[[bytes], None]]:
+        """Within it, what appends the next bytes of an upload; what came before a break stays.
+
+        Raises Conflict where other bytes are due or somebody else sends them, and TooLarge for more than was said.
+        """
+        draft = self.get(draft_id)
+        with self._alone(draft.id), clear_failures(self.home), draft.path.open("r+b", buffering=0) as stream:
+            if offset != (here := draft.offset):
+                raise Conflict(f"Of this upload {here:,} bytes are here, not {offset:,}: go on with offset={here}.")
+            stream.seek(here)
+
+            def write(block: bytes) -> None:
+                if stream.tell() + len(block) > (self.caps.bytes if draft.bytes is None else draft.bytes):
+                    stream.truncate(here)
+                    if draft.bytes is None:
+                        raise self.too_large()
+                    raise TooLarge(f"More came than the {draft.bytes:,} bytes that were announced: send it anew.")
+                stream.write(block)
+
+            yield write
+
+    @contextlib.contextmanager
+    def _alone(self, draft_id: str) -> Iterator[None]:
         with self._lock:
-            draft = self._known.get(draft_id)
-        if draft is None or not draft.path.exists():
-            raise InputError("This upload is no longer at hand: choose the file again.")
-        return draft
+            if draft_id in self._busy:
+                raise Conflict("Another request sends bytes of this upload: wait until it has ended.")
+            self._busy.add(draft_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.discard(draft_id)
+
+    def end(self, draft_id: str) -> Draft:
+        """The upload is whole as it is."""
+        draft = self.get(draft_id)
+        ended = Draft(draft.id, draft.filename, draft.path, draft.created, draft.offset)
+        self._note(ended)
+        return ended
 
     def table(self, draft_id: str) -> Table:
-        """What is in it. Raises InputError for a file that is no table."""
-        return _table(self.get(draft_id), self.caps)
+        """What is in it. Raises Conflict for one that is not all here, InputError for a file that is no table."""
+        draft = self.get(draft_id)
+        if not draft.whole:
+            said = "" if draft.bytes is None else f" of {draft.bytes:,}"
+            raise Conflict(f"Of this upload {draft.offset:,}{said} bytes are here: send the rest first.")
+        return _table(draft, self.caps)
 
     def drop(self, draft_id: str) -> None:
         """Forget one."""
-        with self._lock:
-            draft = self._known.pop(draft_id, None)
-        if draft is not None:
+        with contextlib.suppress(InputError):
+            draft = self.get(draft_id)
+            draft.path.with_suffix(".json").unlink(missing_ok=True)
             draft.path.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Forget all."""
-        self._folder.cleanup()
+    def sweep(self) -> None:
+        """Forget what was there too long, and what has no word beside it."""
+        now = time.time()
+        for draft in self.all():
+            if now - draft.path.stat().st_mtime > (KEPT_SECONDS if draft.whole else CUT_SECONDS):
+                self.drop(draft.id)
+        for path in self.folder.iterdir():
+            if path.is_dir():  # of the first studio, which had a folder for each of its processes
+                shutil.rmtree(path, ignore_errors=True)
+            elif not path.with_suffix(".json").exists() and now - path.stat().st_mtime > CUT_SECONDS:
+                path.unlink(missing_ok=True)
 
 
 @functools.lru_cache(4)

@@ -13,13 +13,13 @@ import functools
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.records import Store
 from peftbook.results import describe
 from peftbook.studio.database import Database
@@ -111,14 +111,15 @@ class Jobs(Database):
     def folder(self, project_id: str) -> Path:
         """The project's folder. Raises InputError for an unknown one: no name but our own reaches the disk."""
         if self._row("SELECT 1 FROM projects WHERE id = ?", project_id) is None:
-            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            raise Unknown(f"There is no project {project_id!r}: it may have been deleted.")
         return self.home / "projects" / project_id
 
     def submit(
         self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None
     ) -> str:
         """Queue runs and return the id of their plan. One whose record is at hand is done at once; one that the project
-        has already is shared, and queued again if it failed or was cancelled.
+        has already is shared, and queued again if it failed or was cancelled. Where a plan of just these runs is under
+        way, as when two tabs queue what both checked, that is the plan.
 
         labels: what to call a run, by its key; a line that describes it otherwise.
         """
@@ -130,6 +131,8 @@ class Jobs(Database):
         plan, now = secrets.token_hex(8), time.time()
         with self._write() as db:
             self._check_project(db, project_id)
+            if (equal := self._under_way(db, project_id, unique)) is not None:
+                return equal
             db.execute("INSERT INTO plans VALUES (?, ?, ?, ?)", (plan, project_id, name, now))
             for position, (key, run) in enumerate(unique.items()):
                 found = db.execute(
@@ -152,6 +155,21 @@ class Jobs(Database):
                 cached = record is not None
                 db.execute("INSERT INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
         return plan
+
+    @staticmethod
+    def _under_way(db: sqlite3.Connection, project_id: str, keys: Collection[str]) -> str | None:
+        """The plan of these runs and no others, none of which failed or was cancelled and not all of which are done."""
+        rows = db.execute(
+            "SELECT plan, key, state FROM plan_jobs JOIN jobs ON jobs.id = job WHERE jobs.project = ?", (project_id,)
+        ).fetchall()
+        states: dict[str, dict[str, str]] = {}
+        for row in rows:
+            states.setdefault(row["plan"], {})[row["key"]] = row["state"]
+        for plan, known in states.items():
+            goes_on = set(known.values()) <= {"queued", "running", "done"} and set(known.values()) != {"done"}
+            if goes_on and known.keys() == set(keys):
+                return plan
+        return None
 
     def plans(self, project_id: str) -> list[Plan]:
         """The project's plans, oldest first."""
@@ -176,7 +194,7 @@ class Jobs(Database):
         """The job with this id."""
         found = self._jobs("jobs.id = ? GROUP BY jobs.id", job_id)
         if not found:
-            raise InputError(f"There is no job {job_id!r}: its project may have been deleted.")
+            raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")
         return found[0]
 
     def _jobs(self, condition: str, *values: str) -> list[Job]:
@@ -230,10 +248,10 @@ class Jobs(Database):
         job = self.job(job_id)
         store = self.records(job.project)
         if job.state not in ("failed", "cancelled"):
-            raise InputError(f"Job {job_id!r} is {job.state}: only one that failed or was cancelled can be run again.")
+            raise Conflict(f"Job {job_id!r} is {job.state}: only one that failed or was cancelled can be run again.")
         record = store.get(job.run)
         if record is not None and record.failure and not anew:
-            raise InputError(
+            raise Conflict(
                 f"Job {job_id!r} did not fail by accident ({record.failure.rstrip('.')}): "
                 "change its settings, or retry it from the start."
             )
@@ -253,4 +271,4 @@ class Jobs(Database):
     @staticmethod
     def _known(db: sqlite3.Connection, job_id: str) -> None:
         if db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is None:
-            raise InputError(f"There is no job {job_id!r}: its project may have been deleted.")
+            raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")

@@ -314,9 +314,11 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
     from transformers import AutoConfig, AutoTokenizer
 
     from peftbook.memory import shape_from_config
+    from peftbook.training.hub import check_reachable
     from peftbook.training.models import resolve
 
     source, revision = resolve(model)
+    check_reachable(model)
     pinned = {"revision": revision} if revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **pinned)

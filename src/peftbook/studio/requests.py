@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, Unknown
 from peftbook.studio.database import Database
 
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
-KINDS = ("preflight", "generate", "merge")
+KINDS = ("preflight", "generate", "merge", "gguf", "recipe")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # so often the assistant may die over one request
@@ -56,13 +56,15 @@ class Requests(Database):
 
         watched: a page waits for the answer and calls `watch`; when it does so no longer, the question is withdrawn.
 
-
         "preflight": {"project": id, "runs": [canonical text of a run, …]}; the result is a list of `plan.Check` as
         dictionaries.
         "generate": {"project": id, "job": id of a done job, "text": what was typed} or, for a model as it comes,
         {"project": id, "model": {"name", "revision"}, "text"}; further "max_new_tokens" (default 128), "temperature"
         (0 is greedy), "top_p", "seed". The text goes where the project's instruction has {input}.
         "merge": {"project": id, "job": id}; the result is {"path": of a zip file with the merged model}.
+        "gguf": {"project": id, "job": id, "name": "adapter.gguf" or "model.gguf"}; the result is {"path"}.
+        "recipe": {"project": id, "model": name, "memory": size, "data_licence": text}; the result is {"path": of a zip
+        file with the folder}, the text what it advises.
         """
         if kind not in KINDS:
             raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")
@@ -80,11 +82,18 @@ class Requests(Database):
             )
         return request
 
+    def asked(self, request_id: str) -> Request:
+        """What a question was."""
+        row = self._row("SELECT id, kind, payload FROM requests WHERE id = ?", request_id)
+        if row is None:
+            raise Unknown(f"There is no request {request_id!r}: ask again.")
+        return Request(row["id"], row["kind"], json.loads(row["payload"]))
+
     def answer(self, request_id: str) -> Answer:
         """What there is of an answer."""
         row = self._row("SELECT state, text, result, error FROM requests WHERE id = ?", request_id)
         if row is None:
-            raise InputError(f"There is no request {request_id!r}: ask again.")
+            raise Unknown(f"There is no request {request_id!r}: ask again.")
         return Answer(row["state"], row["text"], json.loads(row["result"]), row["error"])
 
     def watch(self, request_id: str) -> Answer:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.errors import InputError, TooLarge, Unknown
 from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store, write_atomically
 from peftbook.studio.attempts import Attempts
@@ -100,7 +100,7 @@ class Studio(Attempts, Requests):
         if "{input}" not in instruction:
             raise InputError(f"The instruction {instruction!r} does not say where the input goes: put {{input}} in it.")
         if len(content) > caps.bytes:
-            raise InputError(f"The file has {len(content):,} bytes, more than the cap of {caps.bytes:,}: cut it.")
+            raise TooLarge(f"The file has {len(content):,} bytes, more than the cap of {caps.bytes:,}: cut it.")
         project = secrets.token_hex(8)
         row = (
             project, self._name(name), time.time(), filename[:NAME_CHARS], hashlib.sha256(content).hexdigest(),
@@ -131,7 +131,7 @@ class Studio(Attempts, Requests):
         """The project with this id."""
         row = self._row("SELECT * FROM projects WHERE id = ? AND NOT removed", project_id)
         if row is None:
-            raise InputError(f"There is no project {project_id!r}: it may have been deleted.")
+            raise Unknown(f"There is no project {project_id!r}: it may have been deleted.")
         return _project(row)
 
     def rename(self, project_id: str, name: str) -> None:

@@ -61,9 +61,9 @@ def progress_line(jobs: Sequence[Job]) -> str:
     return "; ".join(parts)
 
 
-def show(found: Comparison) -> str:
-    """What to take, the table in two parts, and what it cannot tell."""
-    width = min(WIDEST, shutil.get_terminal_size().columns)
+def show(found: Comparison, columns: int | None = None) -> str:
+    """What to take, the table in two parts, and what it cannot tell. columns: of the terminal, if not of this one."""
+    width = min(WIDEST, columns or shutil.get_terminal_size().columns)
     headers, rows = table(found)
     first = 6  # mark, method, the deciding score and its differences
     parts = [
@@ -133,6 +133,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
              "first_minus_second": intervals(one.differences)}
             for one in found.pairs
         ],
+        "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),
     }  # fmt: skip
 

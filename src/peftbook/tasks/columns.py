@@ -44,6 +44,8 @@ def guess_columns(table: Table) -> tuple[Columns, str]:
             f"The file has only the column {table.columns[0]!r}: it needs one for the input and one for the target."
         )
     instruction, group = named(table, INSTRUCTION_NAMES), named(table, GROUP_NAMES)
+    if group is not None and not repeats(table, group):
+        group = None  # each row would be a group of its own, which groups nothing
     source, target = named(table, INPUT_NAMES), named(table, TARGET_NAMES)
     if instruction is not None and (source is None or len(table.columns) == 2):
         source, instruction = instruction, None
@@ -71,6 +73,13 @@ def named(table: Table, names: tuple[str, ...]) -> str | None:
     """The column whose name stands first in a list of likely ones, or None."""
     plain = {re.sub(r"[\W_]+", "_", name.lower()).strip("_"): name for name in reversed(table.columns)}
     return next((plain[name] for name in names if name in plain), None)
+
+
+def repeats(table: Table, name: str) -> bool:
+    """Whether a column has a value twice."""
+    place = table.columns.index(name)
+    cells = [row[place] for row in table.rows if row[place]]
+    return len(set(cells)) < len(cells)
 
 
 def mean_length(table: Table, place: int) -> float:

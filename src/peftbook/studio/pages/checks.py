@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.markup import Cell, badge, button, joined, number, piece, size, span, table
 from peftbook.studio.preflight import Check, coverage_words
-from peftbook.studio.requests import Answer
 from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
-
-
-def checks_of(answer: Answer) -> tuple[Check, ...]:
-    """The checks in an answer."""
-    if answer.state != "done":
-        raise InputError("The plan has not been checked yet: check it first.")
-    names = {one.name for one in dataclasses.fields(Check)}
-    return tuple(Check(**{key: value for key, value in one.items() if key in names}) for one in answer.result)
 
 
 def long_plan(found: Sequence[Check], less: Smaller | None) -> Markup:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from markupsafe import Markup
 
 from peftbook.errors import InputError
-from peftbook.options import Bound
 from peftbook.studio import markup
 from peftbook.studio.drafts import Draft
+from peftbook.studio.findings import examined, notes_of, project_of_draft, split_of
 from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
 from peftbook.studio.pages.wiring import BUSY, Context, Step, Updates, on, panel, place_of_note, unseen
 from peftbook.studio.store import Project
 from peftbook.tasks.columns import Columns, guess_columns
-from peftbook.tasks.files import Findings, Split, examine
+from peftbook.tasks.files import Findings, Split
 from peftbook.tasks.table import Table
 
 if TYPE_CHECKING:
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 PREVIEWED = 5
 FAULTS = 20
 NONE = "none"
-SPLIT_BOUNDS = (
-    Bound("A validation share of {} % is chosen", 1, 49, whole=False),
-    Bound("A test share of {} % is chosen", 1, 49, whole=False),
-    Bound("A split seed of {} is chosen", 0, 2**32 - 1),
-)
 CHATS = "chats (JSON lines with messages)"
 FORMATS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "chat": CHATS, "parquet": "Parquet"}
 DATA = (
@@ -74,11 +68,6 @@ def preview(found: Table, columns: Columns | None = None) -> Markup:
     return table(["Row", *heads], rows, kind="preview", caption=caption)
 
 
-@functools.lru_cache(8)
-def examined(found: Table, columns: Columns, split: Split) -> Findings:
-    return examine(found, columns, split)
-
-
 def findings(seen: Findings) -> Markup:
     """What was counted, in the order of what it may cost."""
     parts = [markup.trouble(seen.obstacle)] if seen.obstacle else []
@@ -91,33 +80,8 @@ def findings(seen: Findings) -> Markup:
         shown = "" if len(seen.faults) <= FAULTS else f" The first {FAULTS} are listed."
         parts.append(markup.note(f"{len(seen.faults):,} {plural} left out.{shown}", "warn"))
         parts.append(table(["Row", "Column", "Problem"], rows, kind="faults", caption="Rows that are left out"))
-    if seen.splits:
-        test = seen.splits["test"]
-        parts += [markup.note(words, kind) for words, kind in warnings_of(seen, test)]
+    parts += [markup.note(words, kind) for words, kind in notes_of(seen)]
     return joined(parts)
-
-
-def warnings_of(seen: Findings, test: int) -> list[tuple[str, str]]:
-    """Repetition, conflict and leakage, in words."""
-    compared = seen.compared
-    leaks = (
-        f"Leakage: {{:,}} of {compared:,} test inputs are nearly those of a training row, so scores will flatter every "
-        "method. Choose a group column, or remove near copies."
-    )
-    conflicts = "{:,} rows have an input that occurs with another target too: no model can answer both rightly."
-    shared = f"{{:,}} of {test:,} test targets also occur in training: right for labels, a shortcut for free text."
-    said = [
-        (seen.duplicates, "{:,} rows repeat another's input and target; they always share a split.", "warn"),
-        (seen.conflicting, conflicts, "warn"),
-        (seen.near_duplicates, leaks, "warn"),
-        (compared if not seen.near_duplicates else 0,
-         "No leakage found: none of {:,} test inputs nearly repeats a training row.", "good"),
-        (seen.shared_targets, shared, "info"),
-    ]  # fmt: skip
-    words = [(sentence.format(count), kind) for count, sentence, kind in said if count]
-    if test < 50:
-        words.append((f"With {test:,} test rows only large differences will show: intervals will be wide.", "info"))
-    return words
 
 
 def settings_of(project: Project) -> Markup:
@@ -149,13 +113,13 @@ class NewProject:
         self.note, self.draft = place_of_note(), unseen(elem_id="draft")
         with gr.Column(visible=False, elem_id="mapping") as self.form:
             self.lay_out()
-        mapped = [self.draft, self.form, self.seen, self.why, self.name, *self.columns, self.found]
+        mapped = [self.draft, self.form, self.seen, self.why, self.name, *self.columns, self.found, self.create]
         fields = [self.draft, *self.columns, *self.shares]
         on(self.upload.act, self.note, self.read, None, mapped)
         changed = [column.input for column in self.columns]
         changed += [event for share in self.shares for event in (share.submit, share.blur)]
         for event in changed:
-            on(event, self.note, self.look_again, fields, [self.found, self.seen])
+            on(event, self.note, self.look_again, fields, [self.found, self.seen, self.create])
         made = [self.form, self.draft, self.upload, *outputs]
         on(self.create.click, self.note, self.make, [self.name, self.instruction, *fields], made, **BUSY)
 
@@ -208,9 +172,10 @@ class NewProject:
         }
 
     def counted(self, draft: Draft, whole: Table, columns: Columns, split: Split) -> Updates:
-        """What is in the upload, and what was found in it."""
-        head = about(whole, draft.filename, draft.path.stat().st_size)
-        return {self.seen: head + preview(whole, columns), self.found: findings(examined(whole, columns, split))}
+        """What is in the upload, and what was found in it; what cannot be a project says why once, there."""
+        head, seen = about(whole, draft.filename, draft.offset), examined(whole, columns, split)
+        create = gr.update(interactive=not seen.obstacle)
+        return {self.seen: head + preview(whole, columns), self.found: findings(seen), self.create: create}
 
     def chosen(self, *values: Any) -> tuple[Draft, Table, Columns, Split]:
         """What the form says."""
@@ -219,10 +184,7 @@ class NewProject:
         whole = self.drafts.table(str(draft_id))
         if source is None or target is None:
             raise InputError("Choose an input column and a target column.")
-        for bound, value in zip(SPLIT_BOUNDS, (validation or 0, test or 0, seed or 0), strict=True):
-            bound.check(value)
-        parts = [float(share) / 100 for share in (validation, test)]
-        split = Split(int(seed or 0), (1 - sum(parts), parts[0], parts[1]))
+        split = split_of(validation or 0, test or 0, seed or 0)
         return self.drafts.get(str(draft_id)), whole, Columns(source, target, before, group), split
 
     def look_again(self, *values: Any) -> Updates:
@@ -231,12 +193,8 @@ class NewProject:
 
     def make(self, title: str, prompt: str, *values: Any) -> Updates:
         """Keep it as a project and open it."""
-        draft, whole, columns, split = self.chosen(*values)
-        if obstacle := examined(whole, columns, split).obstacle:
-            raise InputError(obstacle)
-        content, caps = draft.path.read_bytes(), self.context.caps
-        project = self.context.studio.create_project(title, content, draft.filename, columns, split, prompt, caps)
-        self.drafts.drop(draft.id)
+        draft, _, columns, split = self.chosen(*values)
+        project = project_of_draft(self.context.studio, self.drafts, draft.id, title, columns, split, prompt)
         empty = {self.form: gr.update(visible=False), self.draft: "", self.upload: uploader(self.context)}
         return {**empty, **self.opened(project.id)}
 

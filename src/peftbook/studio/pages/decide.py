@@ -2,71 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-
 import gradio as gr
 from markupsafe import Markup
 
-from peftbook import specs
-from peftbook.decision import COSTS, MEASURES, Comparison, Contrast, Row, compare
+from peftbook.decision import COSTS, MEASURES, Comparison, Contrast, Row
 from peftbook.errors import InputError
 from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
 from peftbook.studio import markup
-from peftbook.studio.jobs import Job
+from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
 from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table
 from peftbook.studio.pages.wiring import BUSY, Context, Step, Updates, on, panel, place_of_note
-from peftbook.studio.store import Studio
 
 CONTRASTS = 6
-FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 NOTHING = empty(
     "No run has finished yet",
     "As soon as one has, its scores stand here; with the untuned model and one method there is something to compare.",
 )
 KINDS = {"clear": "good", "cheapest of equals": "good", "untuned is as good": "info"}
-
-
-def evaluations(studio: Studio, project_id: str) -> dict[str, list[Job]]:
-    """The finished jobs that may be compared, by how they were scored; what was queued last comes first."""
-    found: dict[str, list[Job]] = {}
-    for job in studio.jobs(project_id):
-        found.setdefault(job.run.evaluation.model_dump_json(), []).append(job)
-    ended = {
-        name: [job for job in jobs if studio.records(project_id).get(job.run) is not None]
-        for name, jobs in reversed(found.items())
-    }
-    return {name: jobs for name, jobs in ended.items() if jobs}
-
-
-def compared(studio: Studio, project_id: str, evaluation: str, measure: str, cost: str) -> Comparison:
-    """The comparison of what has finished. Raises InputError where there is nothing to compare."""
-    jobs = evaluations(studio, project_id).get(evaluation)
-    if not jobs:
-        raise InputError("No run has finished yet: see under Runs how far they are.")
-    return _compared(str(studio.home), project_id, tuple(job.run for job in jobs), measure, cost)
-
-
-@functools.lru_cache(32)
-def _compared(home: str, project_id: str, runs: tuple[specs.Run, ...], measure: str, cost: str) -> Comparison:
-    """A record never changes, so neither does this."""
-    studio = Studio(home)
-    store = studio.records(project_id)
-    records = [record for record in map(store.get, runs) if record is not None]
-    texts = {record.key: found for record in records if (found := store.texts(record))}
-    examples = studio.task(project_id).splits[runs[0].evaluation.split]
-    return compare(records, texts, examples, measure=measure, cost=cost)
-
-
-def whole_report(studio: Studio, project_id: str, evaluation: str, found: Comparison) -> str:
-    """The comparison as one HTML file, with the commands that repeat it."""
-    from peftbook.studio import artefacts, report
-
-    jobs = evaluations(studio, project_id)[evaluation]
-    records = [record for job in jobs if (record := studio.records(project_id).get(job.run)) is not None]
-    splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
-    commands = [artefacts.command_line(studio, job) for job in jobs]
-    return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------
@@ -222,8 +175,9 @@ class DecideStep(Step):
 
     def look(self, project_id: str, evaluation: str, by: str, price: str) -> Updates:
         """The comparison as it is chosen."""
-        found = compared(self.studio, project_id, evaluation, by, price)
-        place = list(evaluations(self.studio, project_id)).index(evaluation)
+        finished = evaluations(self.studio, project_id)
+        found = compared(self.studio, project_id, finished.get(evaluation), by, price)
+        place = list(finished).index(evaluation)
         return {self.shown: shown(found, project_id, f"runs={place}&measure={by}&cost={price}")}
 
     def show(self, project_id: str) -> Updates:
@@ -240,9 +194,3 @@ class DecideStep(Step):
             return {**chosen, **self.look(project_id, first, FIRST_MEASURE, FIRST_COST)}
         except InputError as error:
             return {self.note: markup.trouble(error), self.shown: ""}
-
-
-def name_of(job: Job) -> str:
-    """How a run was scored."""
-    scoring = job.run.evaluation
-    return f"{scoring.n_generate:,} texts of at most {scoring.max_new_tokens} tokens"

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from peftbook.errors import InputError
 from peftbook.studio import artefacts, markup
+from peftbook.studio.downloads import ask_for, offered
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import button, empty, joined, link, loading, piece
 from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note, unseen
@@ -36,7 +37,7 @@ class FilesStep(Step):
         job = self.studio.job(str(data.get("id")))
         if data.get("act") != "merge" or job.project != project_id:
             return {}
-        request, waits = self.studio.ask("merge", {"project": project_id, "job": job.id}), gr.Timer(active=True)
+        request, waits = ask_for(self.studio, job, "model.zip"), gr.Timer(active=True)
         return {self.wanted: f"{job.id} {request}", self.merging: loading(f"Merging {job.label}…"), self.timer: waits}
 
     def look(self, project_id: str, waits: str) -> Updates:
@@ -62,12 +63,12 @@ def address(job: Job, what: str) -> str:
 def offer(context: Context, job: Job) -> Markup:
     """What there is of one job."""
     links: list[object] = []
-    trained = job.run.budget is not None
-    if trained and job.run.method.saved != "model" and context.studio.adapter(job) is not None:
+    at_hand = offered(context.studio, job)
+    if "adapter.zip" in at_hand:
         links.append(link("Adapter", address(job, "adapter.zip"), download=True, label=f"Adapter of {job.label}"))
-    if trained:
+    if "model.zip" in at_hand:
         links.append(button("Merged model", "merge", id=job.id, label=f"Make the merged model of {job.label}"))
-    if job.run.evaluation.n_generate:
+    if "outputs.csv" in at_hand:
         label = f"Test outputs of {job.label}"
         links.append(link("Test outputs", address(job, "outputs.csv"), download=True, label=label))
     try:

@@ -19,9 +19,10 @@ from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import markup
 from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import joined, loading, piece
-from peftbook.studio.pages.checks import checks_of, long_plan, preflight_table
+from peftbook.studio.pages.checks import long_plan, preflight_table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, Updates, on, panel, place_of_note, unseen
 from peftbook.studio.plan import plan
+from peftbook.studio.planning import CHANGED, ask_check, checks_of, queue_checked
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings, rates_named
 from peftbook.studio.smaller import Smaller, smaller_plan
@@ -52,7 +53,6 @@ DTYPE_CHOICES = [("the fastest here", "auto"), ("float32", "fp32"), ("bfloat16",
 ASKED = options_of(Settings)
 FIRST = "quick"
 FIRST_METHODS = 6  # shown at once; the others on demand
-CHANGED = "The settings were changed after the check: check the plan again."
 
 
 class PlanForm:
@@ -183,8 +183,7 @@ class PlanStep(Step):
             runs = self.runs(project_id, values)
         except InputError as error:
             return self.nothing(markup.trouble(error))
-        asked = {"project": project_id, "runs": [run.canonical() for run in runs]}
-        request = self.studio.ask("preflight", asked, watched=True)
+        request = ask_check(self.studio, project_id, runs, watched=True)
         words = loading(f"Counting tokens and memory of {len(runs)} runs…", timed=True)
         hidden = gr.update(visible=False)
         return {self.note: "", self.checked: request, self.shown: words, self.submit: hidden, **self.waits(True)}
@@ -195,8 +194,6 @@ class PlanStep(Step):
             answer = self.studio.watch(request)
             if not answer.ended or (answer.state == "withdrawn" and not answer.error):
                 return {}
-            if answer.state != "done":
-                raise InputError(answer.error)
             checks = checks_of(answer)
             less = self.smaller(project_id, checks, values)
         except InputError as error:
@@ -229,13 +226,10 @@ class PlanStep(Step):
 
     def send(self, project_id: str, request: str, *values: Any) -> Updates:
         """Queue what was checked, as it was checked."""
-        fitting = {check.key: check.label for check in checks_of(self.studio.answer(request)) if check.fits}
-        runs = [run for run in self.runs(project_id, values) if run.key in fitting]
-        if not runs:
-            raise InputError(CHANGED)
-        number = len(self.studio.plans(project_id)) + 1
-        self.studio.submit(project_id, runs, f"Plan {number}", labels=fitting)
-        words = f"{len(runs)} runs are queued as plan {number}. Their progress is under Runs."
+        asked = {run.key for run in self.runs(project_id, values)}
+        plan_id, count = queue_checked(self.studio, project_id, request, asked)
+        place = [one.id for one in self.studio.plans(project_id)].index(plan_id) + 1
+        words = f"{count} runs are queued as plan {place}. Their progress is under Runs."
         return {self.shown: markup.note(words, "good"), self.submit: gr.update(visible=False)}
 
 

@@ -5,23 +5,14 @@ from __future__ import annotations
 import gradio as gr
 from markupsafe import Markup
 
-from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.studio import markup
 from peftbook.studio.markup import empty, loading, piece
 from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note, unseen
 from peftbook.studio.requests import Answer
+from peftbook.studio.trying import TYPED_CHARS, ask_model, models_at_hand, row_after
 
-TYPED_CHARS = 20_000
 BETWEEN = " "
-
-
-def models_at_hand(context: Context, project_id: str) -> list[tuple[str, str]]:
-    """(what it is called, its value) of every model that can be tried: as they come, then what was trained."""
-    done = [job for job in context.studio.jobs(project_id) if job.state == "done"]
-    plain = {job.run.model.name: job.run.model for job in done} or {specs.EMBEDDED_MODEL: specs.Model()}
-    found = [(f"{name}, untuned", f"model:{model.model_dump_json()}") for name, model in plain.items()]
-    return found + [(job.label, f"job:{job.id}") for job in done if job.run.budget is not None]
 
 
 class TryStep(Step):
@@ -58,7 +49,7 @@ class TryStep(Step):
         on(another.click, self.note, self.take, [context.place, self.typed], [self.typed, self.reference])
 
     def show(self, project_id: str) -> Updates:
-        choices = models_at_hand(self.context, project_id)
+        choices = models_at_hand(self.studio, project_id)
         waits = empty("Nothing generated yet", "Type an input or take a test row, then generate with both models.")
         ends = zip(self.models, (choices[0], choices[-1]), strict=True)
         chosen = {model: gr.update(choices=choices, value=value) for model, (_, value) in ends}
@@ -69,17 +60,8 @@ class TryStep(Step):
         self, project_id: str, first: str, second: str, text: str, most: float, heat: float, seed: float
     ) -> Updates:
         """Put the question to both."""
-        if not (text or "").strip():
-            raise InputError("The input is empty: type something, or take a test row.")
         more = {"max_new_tokens": int(most), "temperature": float(heat), "seed": int(seed or 0)}
-        allowed = {value for _, value in models_at_hand(self.context, project_id)}
-        ids = []
-        for value in (first, second):
-            if value not in allowed:
-                raise InputError("That model is not at hand (any more): choose another.")
-            kind, _, what = value.partition(":")
-            whose = {"job": what} if kind == "job" else {"model": specs.Model.model_validate_json(what).model_dump()}
-            ids.append(self.studio.ask("generate", {"project": project_id, "text": text, **whose, **more}))
+        ids = [ask_model(self.studio, project_id, value, text or "", more) for value in (first, second)]
         waits = dict.fromkeys(self.texts, loading("Waiting for the model…"))
         return {self.asked: BETWEEN.join(ids), self.timer: gr.Timer(active=True), **waits}
 
@@ -97,9 +79,7 @@ class TryStep(Step):
 
     def take(self, project_id: str, now: str) -> Updates:
         """The next test row after the one that stands there."""
-        rows = self.studio.task(project_id).splits["test"]
-        at = next((place for place, row in enumerate(rows) if row.input == now), -1)
-        row = rows[(at + 1) % len(rows)]
+        row = row_after(self.studio, project_id, now)
         words = piece(
             '<p class="fine">Test {}, whose target is</p><div class="said said-target">{}</div>', row.id, row.target
         )

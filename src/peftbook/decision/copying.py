@@ -1,0 +1,29 @@
+"""What an answer is worth that only repeats its input: what no training should lose to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peftbook import metrics
+from peftbook.decision.terms import Measure
+from peftbook.evidence.stats import Groups, Interval, score_interval
+from peftbook.tasks import Example
+
+__all__ = ["copying_score"]
+
+COPIED_WORDS = 200  # of the input: an answer is no longer, and ROUGE-L takes their product
+
+
+def copying_score(examples: Sequence[Example], measure: Measure, groups: Groups = ()) -> Interval | None:
+    """The score of the inputs as answers, each cut after 200 words; None without examples and for a measure that needs
+    a model.
+
+    examples: those that were scored.
+    """
+    said = [" ".join(example.input.split()[:COPIED_WORDS]) for example in examples]
+    wanted = [example.target for example in examples]
+    if not said or not (measure.name.startswith("rouge") or measure.name == "exact_match"):
+        return None
+    exact = measure.name == "exact_match"
+    scores = metrics.exact_match(said, wanted) if exact else metrics.rouge(said, wanted)[measure.column]
+    return score_interval([scores], None, groups)

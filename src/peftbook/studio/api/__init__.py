@@ -1,0 +1,61 @@
+"""The studio by HTTP: `/api/v1`, one set of routes that page, command line and programs ask.
+
+Every rule that a route holds to lives below it, where the page asks too. What goes wrong is problem details (RFC 9457)
+with the sentence that the page shows. The description is at `/api/v1/openapi.json`, the page made from it, with an
+example of each route, at `/api/v1/`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects, tokens
+from peftbook.studio.api.context import Context, Json
+from peftbook.studio.api.problems import PROBLEM, add_problems
+from peftbook.studio.drafts import Drafts
+from peftbook.studio.store import Studio
+from peftbook.studio.tokens import Keys
+
+__all__ = ["build_api"]
+
+ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, artefacts)
+
+
+def build_api(studio: Studio, drafts: Drafts, keys: Keys | None = None) -> FastAPI:
+    """The application behind `/api/v1`. keys: of those who may come in; without, everybody is the owner."""
+    api = Api(
+        title="peftbook studio", version="1", description=(__doc__ or "").strip(), docs_url=None, redoc_url=None,
+        openapi_url="/openapi.json", default_response_class=Json, responses={"default": PROBLEM},
+        generate_unique_id_function=name_of, redirect_slashes=False,
+    )  # fmt: skip
+    api.state.context = Context(studio, drafts, keys)
+    for module in ROUTERS:
+        api.include_router(module.routes)
+    api.include_router(page.routes)
+    add_problems(api)
+    return api
+
+
+def name_of(route: APIRoute) -> str:
+    """A route is called what its function is called."""
+    return route.name
+
+
+class Api(FastAPI):
+    """FastAPI, whose description says what a refused body is answered with: a problem, like all else that is wrong."""
+
+    def openapi(self) -> dict[str, Any]:
+        if not self.openapi_schema:
+            said = super().openapi()
+            for path in said["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                said["components"]["schemas"].pop(name, None)
+            bearer = {"type": "http", "scheme": "bearer"}
+            said["components"]["securitySchemes"] = {"token": bearer, "password": bearer | {"scheme": "basic"}}
+            said["security"] = [{"token": []}]
+        return self.openapi_schema or {}

@@ -1,0 +1,93 @@
+"""Decisions: what to take, with the table behind it, as JSON, text, CSV or one HTML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+from peftbook.decision import COSTS, MEASURES, Comparison
+from peftbook.studio import report
+from peftbook.studio.api.context import Here
+from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
+from peftbook.studio.jobs import Job
+from peftbook.studio.terminal import as_json, show
+
+__all__ = ["routes"]
+
+routes = APIRouter(prefix="/projects/{project}", tags=["decisions"])
+TEXT_COLUMNS = 120
+
+
+class ComparableShape(BaseModel):
+    """Runs that may be compared, as they were scored in the same way. runs: their place in the list."""
+
+    runs: int
+    words: str
+    jobs: list[str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides, and between which runs."""
+
+    jobs: list[Job]
+    found: Comparison
+
+
+def chosen(
+    project: str,
+    here: Here,
+    plan: Annotated[str, Query(description="only the runs of this plan")] = "",
+    runs: Annotated[int, Query(ge=0, description="which of the comparable sets; 0 is the one queued last")] = 0,
+    measure: Annotated[str, Query(description=f"what decides: {', '.join(MEASURES)}")] = FIRST_MEASURE,
+    cost: Annotated[str, Query(description=f"what is cheap: {', '.join(COSTS)}")] = FIRST_COST,
+    margin: Annotated[float | None, Query(description="differences below it do not matter")] = None,
+) -> Choice:
+    """The comparison that is asked for."""
+    here.studio.project(project)
+    sets = [*evaluations(here.studio, project, plan).values()]
+    jobs = sets[runs] if runs < len(sets) else []
+    return Choice(jobs, compared(here.studio, project, jobs, measure, cost, margin))
+
+
+Chosen = Annotated[Choice, Depends(chosen)]
+
+
+@routes.get("/comparable")
+def list_comparable(project: str, here: Here) -> list[ComparableShape]:
+    """The sets of finished runs that may be compared; what was queued last comes first."""
+    here.studio.project(project)
+    sets = evaluations(here.studio, project).values()
+    return [
+        ComparableShape(runs=place, words=f"{len(jobs)} runs, {name_of(jobs[0])}", jobs=[job.id for job in jobs])
+        for place, jobs in enumerate(sets)
+    ]
+
+
+@routes.get("/decision")
+def decide(project: str, choice: Chosen) -> dict[str, Any]:
+    """What to take, in words and numbers: what `peftbook compare --json` prints."""
+    return as_json(choice.found) | {"project": project, "jobs": [job.id for job in choice.jobs]}
+
+
+@routes.get("/decision.txt", response_class=PlainTextResponse)
+def decide_in_text(choice: Chosen, columns: Annotated[int, Query(ge=20, le=1000)] = TEXT_COLUMNS) -> Response:
+    """The same as `peftbook compare` prints it. columns: of the terminal."""
+    return PlainTextResponse(show(choice.found, columns) + "\n")
+
+
+@routes.get("/decision.csv", response_class=PlainTextResponse)
+def decide_in_csv(choice: Chosen) -> Response:
+    """The table for a spreadsheet: every number in full, and no cell that it would take for a formula."""
+    return Response(report.to_csv(choice.found).encode("utf-8-sig"), media_type="text/csv; charset=utf-8")
+
+
+@routes.get("/decision.html", response_class=HTMLResponse)
+def decide_in_html(project: str, here: Here, choice: Chosen) -> Response:
+    """The report as one file that can be mailed; it needs no script and loads nothing."""
+    page = whole_report(here.studio, project, choice.jobs, choice.found)
+    return HTMLResponse(page, headers={"content-disposition": 'attachment; filename="report.html"'})

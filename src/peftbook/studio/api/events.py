@@ -1,0 +1,64 @@
+"""Live progress as server-sent events. Source: HTML Living Standard, section 9.2."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from peftbook.errors import InputError
+from peftbook.studio.api.context import finite
+from peftbook.studio.api.shapes import JobShape
+
+__all__ = ["ENDED", "Events", "stream"]
+
+ENDED = ("done", "failed", "cancelled")
+LOOK_SECONDS = 0.5
+QUIET_SECONDS = 15.0  # after which a comment says that the connection lives
+SHAPE = {"schema": {"type": "string", "description": "`event: job` with a job as data; at last `event: end`"}}
+
+
+class Events(StreamingResponse):
+    """An answer that goes on."""
+
+    media_type = "text/event-stream"
+
+
+async def stream(request: Request, read: Callable[[], list[JobShape]]) -> Events:
+    """The jobs that `read` finds, one event for each that has changed. What it refuses at once is refused as usual."""
+    first = await run_in_threadpool(read)
+    return Events(events(request, read, first))
+
+
+async def events(request: Request, read: Callable[[], list[JobShape]], jobs: list[JobShape]) -> AsyncIterator[str]:
+    """The text of the stream, until all jobs have ended, are gone, or nobody listens."""
+    told: dict[str, str] = {}
+    said = time.monotonic()
+    while True:
+        for job in jobs:
+            data = json.dumps(finite(job.model_dump(mode="json")), allow_nan=False)
+            if told.get(job.id) != data:
+                told[job.id], said = data, time.monotonic()
+                yield event("job", data)
+        if all(job.state in ENDED for job in jobs):
+            break
+        if time.monotonic() - said > QUIET_SECONDS:
+            said = time.monotonic()
+            yield ": still here\n\n"
+        await asyncio.sleep(LOOK_SECONDS)
+        if await request.is_disconnected():
+            return
+        try:
+            jobs = await run_in_threadpool(read)
+        except InputError:  # the project was deleted
+            break
+    yield event("end", "{}")
+
+
+def event(name: str, data: str) -> str:
+    return f"event: {name}\ndata: {data}\n\n"

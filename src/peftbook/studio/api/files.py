@@ -1,0 +1,98 @@
+"""Files: an upload in as many parts as it takes, what is in it, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from peftbook.studio.api.context import Here
+from peftbook.studio.api.shapes import Body, FileShape, FindingsShape, ReadingBody, reading_of
+from peftbook.studio.drafts import plain_name
+from peftbook.studio.findings import examined
+from peftbook.tasks.columns import guess_columns
+
+__all__ = ["routes"]
+
+routes = APIRouter(prefix="/files", tags=["files"])
+PREVIEWED = 5
+BYTES: dict[str, Any] = {
+    "requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+class FileBody(Body):
+    filename: str = Field("", description="what it is called: shown, never opened")
+    bytes: int = Field(description="how long it is", ge=1)
+
+
+class TableShape(BaseModel):
+    """What a file turned out to be. first: its first rows.  guess: which columns probably are what, and why."""
+
+    format: str
+    encoding: str
+    delimiter: str
+    columns: list[str]
+    rows: int
+    left_out: int
+    first: list[list[str]]
+    guess: dict[str, str | None]
+    why: str
+
+
+@routes.post("", status_code=201)
+def begin_upload(body: FileBody, here: Here) -> FileShape:
+    """Say what will be sent. The bytes follow by `PUT`, in one part or in several; after a break the rest is enough."""
+    return FileShape.of(here.drafts.new(plain_name(body.filename), body.bytes))
+
+
+@routes.get("")
+def list_uploads(here: Here) -> list[FileShape]:
+    """Uploads that are no project yet, oldest first. They are kept for a day, unfinished ones for an hour."""
+    return [FileShape.of(draft) for draft in here.drafts.all()]
+
+
+@routes.get("/{file}")
+def show_upload(file: str, here: Here) -> FileShape:
+    """How much of an upload is here: `offset` is where to go on."""
+    return FileShape.of(here.drafts.get(file))
+
+
+@routes.put("/{file}/content", openapi_extra=BYTES)
+async def send_bytes(
+    file: str, here: Here, request: Request, offset: Annotated[int, Query(ge=0, description="of the first byte")] = 0
+) -> FileShape:
+    """Send the next bytes of a file, as they are. What came before a break is kept."""
+    with here.drafts.receiving(file, offset) as write:
+        async for block in request.stream():
+            await run_in_threadpool(write, block)
+    return FileShape.of(here.drafts.get(file))
+
+
+@routes.get("/{file}/table")
+def show_table(file: str, here: Here) -> TableShape:
+    """What is in a file: its columns, its first rows, and a guess which columns are meant."""
+    found = here.drafts.table(file)
+    guess, why = guess_columns(found)
+    columns = {("instruction_column" if name == "instruction" else name): one for name, one in asdict(guess).items()}
+    return TableShape(
+        format=found.format, encoding=found.encoding, delimiter=found.delimiter, columns=list(found.columns),
+        rows=len(found.rows), left_out=len(found.faults), first=[list(row) for row in found.rows[:PREVIEWED]],
+        guess=columns, why=why,
+    )  # fmt: skip
+
+
+@routes.post("/{file}/findings")
+def examine_file(file: str, body: ReadingBody, here: Here) -> FindingsShape:  # type: ignore[valid-type]
+    """What would be wrong, repeated or leaking if the file were read in this way."""
+    reading = reading_of(body)
+    return FindingsShape.of(examined(here.drafts.table(file), reading.columns, reading.split))
+
+
+@routes.delete("/{file}", status_code=204)
+def forget_upload(file: str, here: Here) -> None:
+    """Forget an upload."""
+    here.drafts.drop(here.drafts.get(file).id)

@@ -1,0 +1,34 @@
+"""Health: whether the service lives, and whether it can do its work."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from peftbook.studio.api.context import Here, Json
+from peftbook.studio.health import troubles
+
+__all__ = ["routes"]
+
+routes = APIRouter(tags=["health"])
+
+
+class ReadyShape(BaseModel):
+    """Whether jobs can be taken and computed; what is missing, a sentence each."""
+
+    ready: bool
+    missing: list[str]
+
+
+@routes.get("/health")
+def show_health() -> dict[str, str]:
+    """Whether the service answers at all; it asks nothing of the disk."""
+    return {"status": "ok"}
+
+
+@routes.get("/ready", response_model=ReadyShape)
+def show_readiness(here: Here) -> JSONResponse:
+    """Whether the service can do its work: 200, or 503 with what is missing."""
+    missing = troubles(here.studio)
+    return Json(ReadyShape(ready=not missing, missing=missing).model_dump(), 503 if missing else 200)

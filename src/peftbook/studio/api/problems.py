@@ -1,0 +1,79 @@
+"""What goes wrong, as problem details. Source: RFC 9457."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from peftbook.errors import Conflict, InputError, TooLarge, Unknown
+from peftbook.studio.access import problem
+from peftbook.studio.api.context import Json
+
+__all__ = ["PROBLEM", "Problem", "add_problems"]
+
+STATUS = {Unknown: 404, Conflict: 409, TooLarge: 413, InputError: 422}
+TYPE = "application/problem+json"
+SHOWN_CHARS = 60
+SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "const": "about:blank"},
+        "title": {"type": "string", "description": "HTTP's words for the status"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "what went wrong and what to do, in one sentence"},
+    },
+}
+PROBLEM: dict[str, Any] = {"description": "What went wrong.", "content": {TYPE: {"schema": SCHEMA}}}
+
+
+class Problem(Json):
+    """An answer that says what went wrong."""
+
+    media_type = TYPE
+
+
+def add_problems(api: FastAPI) -> None:
+    """Everything that is raised becomes an answer of this kind."""
+
+    def refused(_: Request, error: Exception) -> Problem:
+        return told(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
+
+    def invalid(_: Request, error: Exception) -> Problem:
+        assert isinstance(error, RequestValidationError)
+        return told(422, sentence_of(error.errors()[0]))
+
+    def of_http(_: Request, error: Exception) -> Problem:
+        assert isinstance(error, HTTPException)
+        words = {404: "There is nothing here: see /api/v1/.", 405: "This cannot be done here: see /api/v1/."}
+        return told(error.status_code, words.get(error.status_code, f"{error.detail}."), error.headers)
+
+    def unforeseen(_: Request, error: Exception) -> Problem:
+        words = f"This could not be answered ({type(error).__name__}): what the server said has more."
+        return told(500, words)
+
+    api.add_exception_handler(InputError, refused)
+    api.add_exception_handler(RequestValidationError, invalid)
+    api.add_exception_handler(HTTPException, of_http)
+    api.add_exception_handler(Exception, unforeseen)
+
+
+def told(status: int, words: str, headers: Any = None) -> Problem:
+    return Problem(problem(status, words), status, headers=headers)
+
+
+def sentence_of(error: dict[str, Any]) -> str:
+    """The first thing that is wrong with a body or an address, with its name and value."""
+    where = ".".join(str(part) for part in error["loc"][1:]) or "The body"
+    if error["type"] == "json_invalid":
+        return f"The body is no JSON ({error.get('ctx', {}).get('error', 'it ends too early')}): mend it."
+    if error["type"] == "missing":
+        return f"{where} is missing: give it."
+    if error["type"] == "extra_forbidden":
+        return f"{where} is no field of this body: leave it out."
+    value = repr(error.get("input"))
+    shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}…"
+    return f"{where} is {shown}: {str(error['msg']).replace('Input should', 'it should')}."

@@ -1,0 +1,256 @@
+"""Bodies and answers of the API. Times are seconds since 1970; ids are the store's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model
+
+from peftbook import specs
+from peftbook.base_models import model_named
+from peftbook.options import options_of
+from peftbook.studio.drafts import Draft
+from peftbook.studio.findings import notes_of
+from peftbook.studio.jobs import Job, Plan
+from peftbook.studio.preflight import Check
+from peftbook.studio.requests import Answer
+from peftbook.studio.settings import Reading, Settings
+from peftbook.studio.store import Project
+from peftbook.tasks.files import Findings
+
+Number = StrictInt | StrictFloat
+FAULTS = 100  # that are listed
+
+
+class Body(BaseModel):
+    """What is sent: a field that is none is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def body_of(name: str, model: type, **other: Any) -> type[Body]:
+    """A body with the fields, words, bounds and defaults of a dataclass's options. other: types in place of its own.
+
+    A number of any kind is taken where there are bounds: the options themselves say what it must be.
+    """
+    hints, said = get_type_hints(model), options_of(model)
+    made: dict[str, Any] = {}
+    for field in fields(model):
+        option, bound = said[field.name], said[field.name].bound
+        optional = field.default is None
+        kind = (Number | None if optional else Number) if bound else other.get(field.name, hints[field.name])
+        usual = list(DEFAULTS[field.name]) if field.name in DEFAULTS else field.default
+        limits = {"minimum": bound.least, "maximum": bound.most} if bound else {}
+        default = Field(description=option.help, json_schema_extra=limits)
+        if usual is not MISSING:
+            default = Field(usual, description=option.help, json_schema_extra=limits)
+        elif field.default_factory is not MISSING:
+            default = Field(default_factory=field.default_factory, description=option.help)
+        made[field.name] = kind, default
+    return create_model(name, __base__=Body, **made)
+
+
+DEFAULTS = {"models": (specs.EMBEDDED_MODEL,), "methods": Settings.methods}
+ReadingBody = body_of("Reading", Reading)
+SettingsBody = body_of(
+    "Settings", Settings, models=list[str], methods=list[str], learning_rates=dict[str, float]
+)  # fmt: skip
+
+
+def reading_of(body: BaseModel) -> Reading:
+    """The reading that a body says."""
+    said = {field.name: getattr(body, field.name) for field in fields(Reading)}
+    return Reading(**said)
+
+
+def settings_of(body: BaseModel) -> Settings:
+    """The settings that a body says. Raises InputError for a model that is none."""
+    said = {field.name: whole(getattr(body, field.name)) for field in fields(Settings)}
+    said["models"] = tuple(map(model_named, said["models"]))
+    return Settings(**said | {"methods": tuple(said["methods"])})
+
+
+def whole(value: Any) -> Any:
+    """3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+
+class FileShape(BaseModel):
+    """An upload. offset: bytes that are here.  whole: whether all are."""
+
+    id: str
+    filename: str
+    created: float
+    bytes: int | None
+    offset: int
+    whole: bool
+
+    @classmethod
+    def of(cls, draft: Draft) -> FileShape:
+        return cls(
+            id=draft.id, filename=draft.filename, created=draft.created, bytes=draft.bytes, offset=draft.offset,
+            whole=draft.whole,
+        )  # fmt: skip
+
+
+class ProjectShape(BaseModel):
+    """A file and how it is read. jobs: how many there are in each state."""
+
+    id: str
+    name: str
+    created: float
+    filename: str
+    sha256: str
+    reading: dict[str, Any]
+    jobs: dict[str, int]
+
+    @classmethod
+    def of(cls, project: Project, jobs: Mapping[str, int]) -> ProjectShape:
+        return cls(
+            id=project.id, name=project.name, created=project.created, filename=project.filename,
+            sha256=project.sha256, reading=asdict(project.reading), jobs=dict(jobs),
+        )  # fmt: skip
+
+
+class Note(BaseModel):
+    """A sentence about a file. kind: info, good or warn."""
+
+    kind: str
+    words: str
+
+
+class FindingsShape(BaseModel):
+    """What is in a file as it is read. faults: of rows that are left out, at most a hundred.  obstacle: why it is no
+    task yet, or nothing.
+    """
+
+    rows: int
+    usable: int
+    left_out: int
+    faults: list[dict[str, Any]]
+    splits: dict[str, int]
+    duplicates: int
+    conflicting: int
+    near_duplicates: int
+    shared_targets: int
+    notes: list[Note]
+    obstacle: str
+
+    @classmethod
+    def of(cls, seen: Findings) -> FindingsShape:
+        counts = {name: getattr(seen, name) for name in cls.model_fields if name not in ("left_out", "faults", "notes")}
+        return cls(
+            **counts, left_out=len(seen.faults), faults=[asdict(one) for one in seen.faults[:FAULTS]],
+            notes=[Note(kind=kind, words=words) for words, kind in notes_of(seen)],
+        )  # fmt: skip
+
+
+class CheckShape(BaseModel):
+    """What is known of one run before it starts, as `Check` of `studio.preflight` says."""
+
+    key: str
+    label: str
+    rows: int
+    tokens: int
+    truncated: int
+    seconds: float | None
+    peak_bytes: float | None
+    fits: bool
+    words: str
+    epochs: float
+    beside: int
+
+    @classmethod
+    def of(cls, check: Check) -> CheckShape:
+        return cls(**{name: getattr(check, name) for name in cls.model_fields})
+
+
+class AskedShape(BaseModel):
+    """A question to the assistant. text: what has been written so far.  error: why it failed, in a sentence."""
+
+    id: str
+    state: str
+    text: str = ""
+    error: str = ""
+
+    @classmethod
+    def of(cls, asked: str, answer: Answer) -> AskedShape:
+        return cls(id=asked, state=answer.state, text=answer.text, error=answer.error)
+
+
+class CheckedShape(AskedShape):
+    """A check of a plan. seconds: until the last of its runs would end, None where that is unknown.  words: what should
+    be known before the plan is queued.
+    """
+
+    checks: list[CheckShape] = Field(default_factory=list)
+    seconds: float | None = None
+    words: list[str] = Field(default_factory=list)
+
+
+class PlanShape(BaseModel):
+    """What was queued together. jobs: their ids.  states: how many of them are in each."""
+
+    id: str
+    project: str
+    name: str
+    created: float
+    jobs: list[str]
+    states: dict[str, int]
+
+    @classmethod
+    def of(cls, plan: Plan, states: Mapping[str, int]) -> PlanShape:
+        return cls(
+            id=plan.id, project=plan.project, name=plan.name, created=plan.created, jobs=list(plan.jobs),
+            states=dict(states),
+        )  # fmt: skip
+
+
+class JobShape(BaseModel):
+    """One run, where it stands. words: what it is doing, as the page says it.  run: the whole of its settings.
+
+    state: queued, running, done, failed or cancelled.  loss: of the last step, nats per token.
+    """
+
+    id: str
+    project: str
+    plan: str
+    label: str
+    state: str
+    words: list[str]
+    attempt: int
+    created: float
+    started: float | None
+    finished: float | None
+    phase: str
+    phase_done: int
+    phase_total: int
+    phase_began: float | None
+    seconds_left: float | None
+    step: int
+    steps: int
+    loss: float | None
+    tokens_per_second: float | None
+    error: str
+    cached: bool
+    cancelling: bool
+    key: str
+    run: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: Job) -> JobShape:
+        own = {name: getattr(job, name) for name in cls.model_fields if name not in ("words", "run")}
+        words = list(job.doing.words()) if job.state == "running" else []
+        return cls(**own, words=words, run=job.run.model_dump(mode="json"))
+
+
+class Point(BaseModel):
+    """One point of a curve: training loss in nats per label token."""
+
+    step: int
+    loss: float | None

@@ -1,0 +1,70 @@
+"""Decisions: the finished runs of a project that may be compared, their comparison, and its report."""
+
+from __future__ import annotations
+
+import functools
+
+from peftbook import specs
+from peftbook.decision import COSTS, Comparison, compare
+from peftbook.errors import Conflict, Unknown
+from peftbook.studio import artefacts, report
+from peftbook.studio.jobs import Job
+from peftbook.studio.store import Studio
+
+__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "whole_report"]
+
+FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
+
+
+def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str, list[Job]]:
+    """The finished jobs that may be compared, by how they were scored; what was queued last comes first.
+
+    plan_id: only those of a plan, which must be the project's.
+    """
+    if plan_id and plan_id not in [plan.id for plan in studio.plans(project_id)]:
+        raise Unknown(f"There is no plan {plan_id!r} in this project: see its plans.")
+    found: dict[str, list[Job]] = {}
+    for job in studio.jobs(plan=plan_id) if plan_id else studio.jobs(project_id):
+        found.setdefault(job.run.evaluation.model_dump_json(), []).append(job)
+    ended = {
+        name: [job for job in jobs if studio.records(project_id).get(job.run) is not None]
+        for name, jobs in reversed(found.items())
+    }
+    return {name: jobs for name, jobs in ended.items() if jobs}
+
+
+def name_of(job: Job) -> str:
+    """How a run was scored."""
+    scoring = job.run.evaluation
+    return f"{scoring.n_generate:,} texts of at most {scoring.max_new_tokens} tokens"
+
+
+def compared(
+    studio: Studio, project_id: str, jobs: list[Job] | None, measure: str = FIRST_MEASURE, cost: str = FIRST_COST,
+    margin: float | None = None,
+) -> Comparison:  # fmt: skip
+    """The comparison of what has finished. Raises Conflict where there is nothing to compare."""
+    if not jobs:
+        raise Conflict("No run has finished yet: see under Runs how far they are.")
+    return _compared(str(studio.home), project_id, tuple(job.run for job in jobs), measure, cost, margin)
+
+
+@functools.lru_cache(32)
+def _compared(
+    home: str, project_id: str, runs: tuple[specs.Run, ...], measure: str, cost: str, margin: float | None
+) -> Comparison:
+    """A record never changes, so neither does this."""
+    studio = Studio(home)
+    store = studio.records(project_id)
+    records = [record for record in map(store.get, runs) if record is not None]
+    texts = {record.key: found for record in records if (found := store.texts(record))}
+    examples = studio.task(project_id).splits[runs[0].evaluation.split]
+    return compare(records, texts, examples, measure=measure, cost=cost, margin=margin)
+
+
+def whole_report(studio: Studio, project_id: str, jobs: list[Job], found: Comparison) -> str:
+    """The comparison of these jobs as one HTML file, with the commands that repeat it."""
+    records = [record for job in jobs if (record := studio.records(project_id).get(job.run)) is not None]
+    splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
+    commands = [artefacts.command_line(studio, job) for job in jobs]
+    return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)

@@ -1,0 +1,160 @@
+"""Downloads: which files there are of a finished job, which are made when they are asked for, and where they lie.
+
+What needs a model, the assistant makes: a merged model, GGUF files for llama.cpp, the folder of a recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from peftbook.base_models import model_named
+from peftbook.errors import Conflict, InputError, Unknown
+from peftbook.memory import bytes_of_text
+from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv
+from peftbook.studio.jobs import Job
+from peftbook.studio.requests import Request
+from peftbook.studio.store import Studio
+
+__all__ = ["ask_for", "ask_for_recipe", "file_of", "is_ready", "made", "offered", "recipe_file", "slug", "title_of"]
+
+WORDS = {
+    "adapter.zip": "the adapter as peft reads it, with a model card",
+    "outputs.csv": "what the model wrote for each test row, with its scores",
+    "model.zip": "base and adapter as one model, for transformers",
+    "adapter.gguf": "the adapter alone, for llama.cpp beside its base",
+    "model.gguf": "base and adapter as one model, for llama.cpp",
+}
+AT_ONCE = {"adapter.zip": adapter_zip, "outputs.csv": outputs_csv}
+
+
+def offered(studio: Studio, job: Job) -> dict[str, str]:
+    """The names of the files that there can be of a job, each with what it is."""
+    trained = job.state == "done" and job.run.budget is not None
+    kept = trained and job.run.method.saved != "model" and studio.adapter(job) is not None
+    lora = kept and (studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json").is_file()
+    there = {
+        "adapter.zip": kept,
+        "outputs.csv": job.state == "done" and job.run.evaluation.n_generate > 0,
+        "model.zip": trained,
+        "adapter.gguf": lora,
+        "model.gguf": trained,
+    }
+    return {name: WORDS[name] for name, is_there in there.items() if is_there}
+
+
+def place(studio: Studio, job: Job, name: str) -> Path:
+    """Where a file lies that is made on demand."""
+    what, _, ending = name.partition(".")
+    return studio.folder(job.project) / "downloads" / f"{what}-{job.key[:12]}.{ending}"
+
+
+def check_name(studio: Studio, job: Job, name: str) -> None:
+    """Raises Unknown for a file that there cannot be of this job, and why."""
+    if name not in WORDS:
+        raise Unknown(f"There is no file {name!r} of a job: ask for one of {', '.join(WORDS)}.")
+    finished(studio, job)
+    if name in AT_ONCE and name not in offered(studio, job):
+        AT_ONCE[name](studio, job)  # says why not
+    if name not in offered(studio, job):
+        raise Unknown(f"There is no {name} of job {job.id!r}: there is {', '.join(offered(studio, job)) or 'nothing'}.")
+
+
+def is_ready(studio: Studio, job: Job, name: str) -> bool:
+    """Whether a file can be fetched now."""
+    return name in AT_ONCE or place(studio, job, name).is_file()
+
+
+def file_of(studio: Studio, job: Job, name: str) -> Path:
+    """A file of a job. Raises Unknown for one that there cannot be, Conflict for one that must be asked for first."""
+    check_name(studio, job, name)
+    if name in AT_ONCE:
+        return AT_ONCE[name](studio, job)
+    if not (path := place(studio, job, name)).is_file():
+        raise Conflict(f"{name} has not been made yet: ask for it first.")
+    return path
+
+
+def title_of(studio: Studio, job: Job, name: str) -> str:
+    """What a file is called where it is kept."""
+    return f"{slug(studio.project(job.project).name)}-{slug(job.label)}-{name}"
+
+
+def slug(text: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "studio"
+
+
+# --- what the assistant makes ----------------------------------------------------------------------------------
+
+
+def ask_for(studio: Studio, job: Job, name: str) -> str:
+    """Have a file made; the id of the question."""
+    check_name(studio, job, name)
+    if name in AT_ONCE:
+        raise Conflict(f"{name} need not be made: fetch it.")
+    asked = {"project": job.project, "job": job.id}
+    return studio.ask("merge", asked) if name == "model.zip" else studio.ask("gguf", asked | {"name": name})
+
+
+def ask_for_recipe(studio: Studio, project_id: str, model: str, memory: str, data_licence: str = "") -> str:
+    """Have a recipe made for a model and a card of so much memory; the id of the question."""
+    model_named(model)
+    bytes_of_text(memory)
+    asked = {"project": project_id, "model": model, "memory": memory, "data_licence": data_licence}
+    return studio.ask("recipe", asked)
+
+
+def recipe_file(studio: Studio, project_id: str, request_id: str) -> Path:
+    """The recipe that a question of this project was answered with."""
+    asked, answer = studio.asked(request_id), studio.answer(request_id)
+    if asked.kind != "recipe" or asked.payload["project"] != project_id:
+        raise Unknown(f"There is no recipe {request_id!r} in this project: ask for one.")
+    if answer.state != "done":
+        raise (InputError if answer.error else Conflict)(answer.error or "The recipe is not done yet: wait for it.")
+    path = studio.folder(project_id) / "downloads" / Path(answer.result["path"]).name
+    if not path.is_file():
+        raise Unknown("The recipe is no longer at hand: ask for it again.")
+    return path
+
+
+def made(studio: Studio, request: Request) -> tuple[Path, str]:
+    """Make what a question asks for: the file and what is said of it. For the assistant: it loads models."""
+    asked = request.payload
+    if request.kind == "recipe":
+        return recipe_zip(studio, asked["project"], asked["model"], asked["memory"], asked["data_licence"])
+    job = studio.job(asked["job"])
+    return (merged_zip(studio, job) if request.kind == "merge" else gguf_file(studio, job, asked["name"])), ""
+
+
+def gguf_file(studio: Studio, job: Job, name: str) -> Path:
+    """The adapter alone, or merged into its base, as a GGUF file in float16."""
+    from peftbook.studio.trained import merge
+    from peftbook.training import gguf_adapter, gguf_model
+
+    check_name(studio, job, name)
+    target, trained = place(studio, job, name), studio.adapter(job)
+    if not target.is_file() and name == "model.gguf":
+        gguf_model.write_model(merge(studio, job), target, "fp16", job.run.model)
+    elif not target.is_file() and trained is not None:
+        gguf_adapter.write_adapter(trained, target, "fp16", job.run.model)
+    return target
+
+
+def recipe_zip(studio: Studio, project_id: str, model: str, memory: str, data_licence: str) -> tuple[Path, str]:
+    """The folder of `peftbook recipe` on a project's rows as a zip file, and its advice."""
+    from peftbook.recipe.advice import advise
+
+    task, project = studio.task(project_id), studio.project(project_id)
+    advice = advise(task, model, memory)
+    downloads = studio.folder(project_id) / "downloads"
+    downloads.mkdir(exist_ok=True)
+    name = f"recipe-{hashlib.sha256(repr((model, memory, data_licence)).encode()).hexdigest()[:12]}"
+    with tempfile.TemporaryDirectory(dir=downloads, prefix=".recipe-") as work:
+        advice.write(Path(work) / "recipe", task, project.filename or "data", "peftbook recipe", data_licence)
+        packed = shutil.make_archive(str(Path(work) / name), "zip", work, "recipe")
+        Path(packed).replace(downloads / f"{name}.zip")
+    return downloads / f"{name}.zip", advice.words()

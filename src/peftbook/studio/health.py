@@ -1,0 +1,27 @@
+"""Health: what keeps a studio from doing its work, a sentence each; nothing where it can."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+
+from peftbook.errors import InputError
+from peftbook.studio.store import Studio
+
+__all__ = ["troubles"]
+
+ROOM_BYTES = 1_000_000_000  # for checkpoints and adapters of the next jobs
+
+
+def troubles(studio: Studio) -> list[str]:
+    """What is missing: the database, a worker, room on the disk."""
+    try:
+        with studio._write():
+            pass
+        workers = any(worker.alive for worker in studio.workers())
+    except (sqlite3.Error, InputError) as error:
+        return [f"The database cannot be written: {error}."]
+    found = [] if workers else ["No worker is running: jobs wait until one starts."]
+    if (free := shutil.disk_usage(studio.home).free) < ROOM_BYTES:
+        found.append(f"The disk has {free:,} bytes left: free some space.")
+    return found

@@ -1,0 +1,59 @@
+"""Planning: a plan is checked, and what fits of it is queued, as it was checked; page and API do the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+from peftbook import specs
+from peftbook.errors import Conflict, InputError
+from peftbook.studio.jobs import parse_run
+from peftbook.studio.preflight import Check
+from peftbook.studio.requests import Answer
+from peftbook.studio.store import Studio
+
+__all__ = ["CHANGED", "ask_check", "checks_of", "queue_checked", "runs_of_check"]
+
+CHANGED = "The settings were changed after the check: check the plan again."
+
+
+def ask_check(studio: Studio, project_id: str, runs: Sequence[specs.Run], *, watched: bool = False) -> str:
+    """Have runs looked at by the assistant; the id of the question. watched: as of `Requests.ask`."""
+    asked = {"project": project_id, "runs": [run.canonical() for run in runs]}
+    return studio.ask("preflight", asked, watched=watched)
+
+
+def checks_of(answer: Answer) -> tuple[Check, ...]:
+    """The checks in an answer. Raises Conflict where there is none yet, InputError for its failure."""
+    if answer.state != "done":
+        raise (InputError if answer.error else Conflict)(
+            answer.error or "The plan has not been checked yet: check it first."
+        )
+    names = {one.name for one in dataclasses.fields(Check)}
+    return tuple(Check(**{key: value for key, value in one.items() if key in names}) for one in answer.result)
+
+
+def runs_of_check(studio: Studio, project_id: str, request_id: str) -> list[specs.Run]:
+    """The runs that a check of this project was asked about."""
+    asked = studio.asked(request_id)
+    if asked.kind != "preflight" or asked.payload["project"] != project_id:
+        raise InputError(f"Question {request_id!r} is no check of this project's: check a plan of it first.")
+    return [parse_run(text) for text in asked.payload["runs"]]
+
+
+def queue_checked(
+    studio: Studio, project_id: str, request_id: str, wanted: Collection[str] | None = None
+) -> tuple[str, int]:
+    """Queue the runs that a check found to fit: the plan's id and how many they are.
+
+    wanted: keys of the runs that are still asked for. Raises Conflict where none of them was found to fit.
+    """
+    runs = runs_of_check(studio, project_id, request_id)
+    fitting = {check.key: check.label for check in checks_of(studio.answer(request_id)) if check.fits}
+    if not fitting:
+        raise Conflict("No run of this plan can be run here; the check says why.")
+    chosen = [run for run in runs if run.key in fitting and (wanted is None or run.key in wanted)]
+    if not chosen:
+        raise Conflict(CHANGED)
+    name = f"Plan {len(studio.plans(project_id)) + 1}"
+    return studio.submit(project_id, chosen, name, labels=fitting), len(chosen)

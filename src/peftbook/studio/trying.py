@@ -1,0 +1,81 @@
+"""Trying: which models can be asked for an answer, and how; page, API and assistant hold to the same bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from peftbook import specs
+from peftbook.errors import InputError, Unknown
+from peftbook.studio.store import Studio
+from peftbook.tasks import Example
+
+__all__ = ["MAX_NEW_TOKENS", "TYPED_CHARS", "Sampling", "ask_model", "models_at_hand", "row_after", "sampling_of"]
+
+TYPED_CHARS = 20_000
+MAX_NEW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is written. temperature: 0 takes the likeliest token each time.  top_p: of the nucleus."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def sampling_of(asked: Mapping[str, Any]) -> Sampling:
+    """What a question says of it. Raises InputError for what is out of bounds."""
+    return Sampling(
+        int(within(asked, "max_new_tokens", 128, 1, MAX_NEW_TOKENS)),
+        within(asked, "temperature", 0.0, 0.0, 5.0),
+        within(asked, "top_p", 1.0, 0.01, 1.0),
+        int(within(asked, "seed", 0, 0, 2**31)),
+    )
+
+
+def within(asked: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
+    """A number of a question. Raises InputError if it is none, or out of bounds."""
+    value = asked.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
+    return float(value)
+
+
+def models_at_hand(studio: Studio, project_id: str) -> list[tuple[str, str]]:
+    """(what it is called, its value) of every model that can be tried: as they come, then what was trained."""
+    done = [job for job in studio.jobs(project_id) if job.state == "done"]
+    found = [(f"{name}, untuned", f"model:{name}") for name in plain_models(studio, project_id)]
+    return found + [(job.label, f"job:{job.id}") for job in done if job.run.budget is not None]
+
+
+def plain_models(studio: Studio, project_id: str) -> dict[str, specs.Model]:
+    """The models without training, by their names: those of the finished runs, or the embedded one."""
+    done = [job for job in studio.jobs(project_id) if job.state == "done"]
+    return {job.run.model.name: job.run.model for job in done} or {specs.EMBEDDED_MODEL: specs.Model()}
+
+
+def ask_model(studio: Studio, project_id: str, value: str, text: str, sampling: Mapping[str, Any]) -> str:
+    """Put a text to a model at hand; the id of the question. Raises InputError for an empty text or a long one."""
+    if not text.strip():
+        raise InputError("The input is empty: type something, or take a test row.")
+    if len(text) > TYPED_CHARS:
+        raise InputError(f"The input has {len(text):,} characters, the cap is {TYPED_CHARS:,}: shorten it.")
+    if value not in [one for _, one in models_at_hand(studio, project_id)]:
+        raise Unknown("That model is not at hand (any more): choose another.")
+    kind, _, name = value.partition(":")
+    whose: dict[str, Any] = {"job": name}
+    if kind == "model":
+        whose = {"model": plain_models(studio, project_id)[name].model_dump()}
+    asked = {"project": project_id, "text": text, **whose, **asdict(sampling_of(sampling))}
+    return studio.ask("generate", asked)
+
+
+def row_after(studio: Studio, project_id: str, text: str) -> Example:
+    """The test row after the one with this input; the first where there is none."""
+    rows = studio.task(project_id).splits["test"]
+    at = next((place for place, row in enumerate(rows) if row.input == text), -1)
+    return rows[(at + 1) % len(rows)]

@@ -1,0 +1,152 @@
+"""The studio's API as the tests ask it: a client without a network, and what stands in for worker and assistant."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from studio_home import SMALL
+
+from peftbook import specs
+from peftbook.records import Record
+from peftbook.studio import access
+from peftbook.studio.api import build_api
+from peftbook.studio.api.examples import EXAMPLES, ROWS, Example
+from peftbook.studio.app import LOOPBACK
+from peftbook.studio.drafts import Drafts
+from peftbook.studio.plan import plan
+from peftbook.studio.preflight import Check
+from peftbook.studio.settings import Settings
+from peftbook.studio.store import Job, Project, Studio
+from peftbook.studio.tokens import Keys
+from peftbook.tasks.columns import Columns
+from peftbook.tasks.files import Split
+from peftbook.tasks.table import Caps
+
+HOST = "http://127.0.0.1:7861"
+
+
+class Client:
+    """Asks an ASGI application, one request after the other."""
+
+    def __init__(self, served: Any, headers: Mapping[str, str] | None = None):
+        self.served, self.headers = served, dict(headers or {})
+
+    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self.served, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=HOST) as client:
+                headers = self.headers | options.pop("headers", {})
+                return await client.request(method, path, headers=headers, **options)
+
+        return asyncio.run(ask())
+
+    def send(self, example: Example, known: Mapping[str, str]) -> httpx.Response:
+        """An example's request, with what is known by now."""
+        path, body = filled(f"/api/v1{example.path}", known), example.body
+        if isinstance(body, str):
+            return self(example.method, path, content=body.encode())
+        return self(example.method, path, **({} if body is None else {"json": filled(body, known)}))
+
+
+def filled(value: Any, known: Mapping[str, str]) -> Any:
+    """A tree of texts with what is known in its places."""
+    if isinstance(value, str):
+        for name, one in known.items():
+            value = value.replace(f"{{{name}}}", one)
+        return value
+    if isinstance(value, dict):
+        return {name: filled(one, known) for name, one in value.items()}
+    return [filled(one, known) for one in value] if isinstance(value, list) else value
+
+
+def served(studio: Studio, keys: Keys | None = None, caps: Caps | None = None) -> Client:
+    """The API behind its door."""
+    app = FastAPI()
+    app.mount("/api/v1", build_api(studio, Drafts(studio.home, caps or Caps()), keys))
+    return Client(access.Door(app, LOOPBACK, keys))
+
+
+def found_at(answer: Any, place: str) -> str:
+    """`1.id` of a list of objects."""
+    for part in place.split("."):
+        answer = answer[int(part) if part.isdigit() else part]
+    return answer
+
+
+def play(client: Client, studio: Studio, stop: str = "") -> dict[str, str]:
+    """The examples in their order up to a route, with stand-ins where an answer is waited for; what was kept."""
+    known: dict[str, str] = {}
+    studio.beat("stand-in", os.getpid())
+    for example in EXAMPLES:
+        if example.route == stop:
+            break
+        if example.until:
+            work(studio)
+        answer = client.send(example, known)
+        assert answer.status_code == example.status, (example, answer.text)
+        if example.until:
+            assert answer.json()["state"] == example.until, (example, answer.text)
+        known |= {name: found_at(answer.json(), place) for name, place in example.keep.items()}
+    return known
+
+
+# --- stand-ins -------------------------------------------------------------------------------------------------
+
+
+def work(studio: Studio) -> None:
+    """Answer what is asked and finish what is queued."""
+    while (request := studio.take()) is not None:
+        text, result = "", None
+        if request.kind == "preflight":
+            runs = [specs.Run.model_validate_json(one) for one in request.payload["runs"]]
+            result = [dataclasses.asdict(check_of(run)) for run in runs]
+        elif request.kind == "generate":
+            text = "8"
+        else:
+            path = studio.folder(request.payload["project"]) / "downloads" / f"{request.id}.zip"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"PK")
+            text, result = "LoRA", {"path": str(path)}
+        studio.settle(request.id, text=text, result=result)
+    while (job := studio.claim("stand-in", os.getpid())) is not None:
+        finish(studio, job)
+
+
+def project_of(studio: Studio) -> Project:
+    """A project of the examples' rows with two runs that wait."""
+    project = studio.create_project("Questions", ROWS.encode(), "questions.csv", Columns("question", "answer"), Split())
+    settings = Settings(models=(SMALL,), methods=("lora",), seeds=1, tokens=300, max_new_tokens=4)
+    studio.submit(project.id, plan(studio.task(project.id), settings))
+    return project
+
+
+def check_of(run: specs.Run) -> Check:
+    return Check(run.key, run.method.label, 32, 500, 0, 3.0, 1e9, True)
+
+
+def finish(studio: Studio, job: Job, score: float = 0.5, texts: list[str] | None = None) -> None:
+    """A job is done, with an invented record, texts and adapter."""
+    rows = job.run.evaluation.n_generate
+    values = [score + 0.01 * (at % 5) for at in range(rows)]
+    scores = dict.fromkeys(("rouge1", "rougeL", "bertscore_f1", "loss_nats"), values)
+    others = {"exact_match": [0.0] * rows, "label_tokens": [5.0] * rows}
+    record = Record(
+        key=job.key, spec=job.run, measurements={"trainable_parameters": 10, "train_seconds": 1.0},
+        per_example={**scores, **others}, provenance={"cpu": "an invented processor", "cores": 2},
+        curve={"train_loss_nats": [3.0, 2.0, float("nan")]},
+    )  # fmt: skip
+    if job.run.budget is not None:
+        folder = studio.folder(job.project) / "adapters" / job.key[:12]
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+    studio.adopt(job.id, job.attempt, os.getpid())
+    studio.records(job.project).save(record, texts or ["8"] * rows)
+    assert studio.finish(job.id, job.attempt)

@@ -1,0 +1,374 @@
+"""The studio's API: a session by its own examples, problems in one sentence, tokens, uploads that break, and no 500."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from studio_api import Client, play, served, work
+
+from peftbook.errors import Conflict, TooLarge
+from peftbook.studio import access
+from peftbook.studio.api.examples import EXAMPLES, ROWS
+from peftbook.studio.api.page import operations
+from peftbook.studio.drafts import CUT_SECONDS, Drafts
+from peftbook.studio.findings import found_with
+from peftbook.studio.store import Studio
+from peftbook.studio.tokens import Keys, Owner
+from peftbook.tasks.table import Caps
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
+
+PASSWORD = "correct horse battery"
+DELETES = "DELETE /projects/{project}"
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory) -> Studio:
+    """With a project whose runs are done."""
+    return Studio(tmp_path_factory.mktemp("api"))
+
+
+@pytest.fixture(scope="module")
+def ask(studio) -> Client:
+    owner = Owner(studio.home)
+    client = served(studio, Keys(studio.home, owner))
+    client.headers["authorization"] = f"Bearer {owner.token}"
+    return client
+
+
+@pytest.fixture(scope="module")
+def known(ask, studio) -> dict[str, str]:
+    """Ids of a session that is over but for the last example, which deletes it."""
+    return play(ask, studio, DELETES)
+
+
+@pytest.fixture(scope="module")
+def description(ask) -> dict[str, Any]:
+    return ask("GET", "/api/v1/openapi.json").json()
+
+
+# --- description and examples ----------------------------------------------------------------------------------
+
+
+def test_every_route_has_an_example_and_a_sentence(description):
+    """And every example a route."""
+    routes = {f"{method} {path}": operation for method, path, operation in operations(description)}
+    assert routes.keys() == {example.route for example in EXAMPLES}
+    assert all(operation["description"] for operation in routes.values())
+
+
+def test_the_examples_are_one_session(tmp_path):
+    """From a file to its adapter and away again: each is answered as it says."""
+    studio, owner = Studio(tmp_path), Owner(tmp_path)
+    client = served(studio, Keys(tmp_path, owner))
+    client.headers["authorization"] = f"Bearer {owner.token}"
+    play(client, studio)
+    assert studio.projects() == []
+
+
+def test_the_page_shows_every_example_and_loads_nothing(ask, description):
+    """No script, nothing from another host, under a policy that allows neither."""
+    answer = ask("GET", "/api/v1/")
+    assert "<script" not in answer.text and not re.search(r"(?:src|href)=.?(?:https?:)?//", answer.text)
+    assert all(path in answer.text for _, path, _ in operations(description))
+    assert answer.text.count("curl -H") == len(EXAMPLES) + sum(1 for _ in operations(description))
+    assert "unsafe" not in answer.headers["content-security-policy"]
+
+
+def test_the_decision_is_what_the_command_line_prints(ask, known):
+    """The same words as JSON and as text."""
+    path = f"/api/v1/projects/{known['project']}/decision"
+    body, text = ask("GET", path).json(), ask("GET", f"{path}.txt?columns=100").text
+    assert {row["label"] for row in body["rows"]} == {"Untuned", "LoRA"}
+    assert " ".join(text.split())[:60] == body["recommendation"]["words"][:60]
+    assert ask("GET", f"{path}.csv").text.lstrip("\ufeff").startswith('"method"')
+    assert "<!doctype html>" in ask("GET", f"{path}.html").text
+
+
+def test_findings_say_what_the_test_rows_can_see_and_offer_more(ask, known):
+    """By the spread of our own runs; the margin that decides is far below what four rows find."""
+    project = known["project"]
+    body = ask("GET", f"/api/v1/projects/{project}/findings").json()
+    words = next(one["words"] for one in body["notes"] if "test rows find" in one["words"])
+    small, large = (float(one) for one in re.findall(r"find (?:a difference of )?(\d\.\d+)", words))
+    assert body["splits"]["test"] == 4 and "A test share of 30 % would be 12 rows" in words and small > large > 0.02
+    assert found_with(4 * 25) == pytest.approx(found_with(25) / 2)
+
+
+def test_progress_is_told_as_events_until_all_have_ended(ask, known):
+    """One event a job, and the end; what is no number is null."""
+    answer = ask("GET", f"/api/v1/plans/{known['plan']}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    jobs = [json.loads(one) for one in re.findall(r"^data: (.+)$", answer.text, re.MULTILINE)]
+    assert [job.get("state") for job in jobs] == ["done", "done", None] and answer.text.endswith("data: {}\n\n")
+    assert ask("GET", f"/api/v1/jobs/{known['job']}/curve").json()[-1]["loss"] is None
+
+
+# --- problems --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "words"),
+    [
+        ("GET", "/projects/abcd", None, 404, "There is no project 'abcd'"),
+        ("GET", "/jobs/abcd", None, 404, "There is no job 'abcd'"),
+        ("GET", "/plans/abcd", None, 404, "There is no plan 'abcd'"),
+        ("GET", "/nothing", None, 404, "There is nothing here"),
+        ("POST", "/health", None, 405, "cannot be done"),
+        ("POST", "/jobs/{job}/retry", None, 409, "is done"),
+        ("GET", "/jobs/{job}/artefacts/model.zip", None, 409, "has not been made yet"),
+        ("GET", "/jobs/{job}/artefacts/data.bin", None, 404, "There is no file 'data.bin'"),
+        ("POST", "/files", {"filename": "x.csv", "bytes": 10**9}, 413, "100,000,000 bytes, the cap"),
+        ("POST", "/files", {"filename": "x.csv"}, 422, "bytes is missing"),
+        ("POST", "/projects/{project}/checks", {"seeds": 11}, 422, "11 seeds are chosen: choose a whole number from"),
+        ("POST", "/projects/{project}/checks", {"seeds": 1.5}, 422, "1.5 seeds are chosen: choose a whole number"),
+        ("POST", "/projects/{project}/checks", {"seed": 1}, 422, "seed is no field of this body"),
+        ("POST", "/projects/{project}/checks", {"models": ["~nobody/x y"]}, 422, "neither a folder nor a hub id"),
+        ("GET", "/projects/{project}/decision?measure=blue", None, 422, "Unknown measure 'blue'"),
+        ("POST", "/projects/{project}/answers", {"text": "x", "models": ["job:x"]}, 404, "That model is not at hand"),
+        ("POST", "/projects/{project}/answers", {"text": "x", "models": []}, 422, "0 models are chosen"),
+        ("POST", "/projects/{project}/recipes", {"model": "small-llama", "memory": "much"}, 422, "no size of memory"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_one_sentence(ask, known, method, path, body, status, words):
+    """The sentence that page and command line say, as problem details."""
+    answer = ask(method, "/api/v1" + path.format(**known), **({} if body is None else {"json": body}))
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.status_code, problem["status"]) == (status, status) and words in problem["detail"]
+    assert "\n" not in problem["detail"]
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://[", "http://[::1]evil.com"])
+def test_the_door_speaks_of_problems_too(studio, ask, origin):
+    """Without a token, from another site, and too much at once."""
+    answers = [
+        Client(ask.served)("GET", "/api/v1/projects"),
+        Client(ask.served, {"authorization": "Bearer no"})("GET", "/api/v1/projects"),
+        ask("POST", "/api/v1/files", headers={"origin": origin}),
+        ask("POST", "/api/v1/files", content=b"{}", headers={"content-length": str(access.BODY_BYTES + 1)}),
+    ]
+    assert [answer.status_code for answer in answers] == [401, 401, 403, 413]
+    assert all(answer.headers["content-type"] == "application/problem+json" for answer in answers)
+    assert all(answer.json()["detail"].endswith(".") for answer in answers)
+
+
+# --- uploads ---------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_goes_on_where_it_broke_off_even_after_a_restart(ask, studio):
+    """The server says where; other bytes than those are refused and change nothing."""
+    body = {"filename": "..\\a/b.csv", "bytes": len(ROWS)}
+    file = ask("POST", "/api/v1/files", json=body).json()
+    assert file["filename"] == "b.csv" and not file["whole"]
+    path = f"/api/v1/files/{file['id']}"
+    assert ask("PUT", f"{path}/content", content=ROWS[:100].encode()).json()["offset"] == 100
+    assert ask("GET", f"{path}/table").status_code == 409
+    again = served(studio, Keys(studio.home, Owner(studio.home)))  # another process
+    again.headers = ask.headers
+    assert again("PUT", f"{path}/content", content=b"x").status_code == 409
+    assert again("PUT", f"{path}/content?offset=100", content=b"x" * 10_000).status_code == 413
+    assert again("GET", path).json()["offset"] == 100
+    assert again("PUT", f"{path}/content?offset=100", content=ROWS[100:].encode()).json()["whole"]
+    assert again("GET", f"{path}/table").json()["columns"] == ["question", "answer"]
+
+
+def test_what_a_killed_process_left_of_an_upload_does_not_lie_around(tmp_path):
+    """One that nobody can go on with is gone when the next process starts, one that can be after an hour."""
+    before = Drafts(tmp_path, Caps())
+    cut, part, whole = before.new("page.csv"), before.new("api.csv", 10), before.new("whole.csv")
+    (tmp_path / "drafts" / "tmpabc").mkdir()  # of the first studio
+    for draft in (cut, part, whole):
+        with before.receiving(draft.id) as write:
+            write(b"a,b\n")
+    before.end(whole.id)
+    after = Drafts(tmp_path, Caps())
+    assert [draft.id for draft in after.all()] == [part.id, whole.id]
+    then = time.time() - CUT_SECONDS - 1
+    for draft in (part, whole):
+        os.utime(draft.path, (then, then))
+    after.sweep()
+    assert [draft.id for draft in after.all()] == [whole.id]
+    assert {path.stem for path in (tmp_path / "drafts").iterdir()} == {whole.id}
+
+
+def test_two_who_send_the_same_upload_do_not_mix(tmp_path):
+    """One at a time; and never more than was announced."""
+    drafts = Drafts(tmp_path, Caps(bytes=100))
+    draft = drafts.new("a.csv", 8)
+    with drafts.receiving(draft.id) as write:
+        write(b"1234")
+        with pytest.raises(Conflict, match="Another request"), drafts.receiving(draft.id, 4):
+            pass
+    with pytest.raises(TooLarge, match="8 bytes"), drafts.receiving(draft.id, 4) as write:
+        write(b"56789")
+    assert drafts.get(draft.id).path.read_bytes() == b"1234"
+    with pytest.raises(TooLarge, match="the cap"):
+        drafts.new("b.csv", 101)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def locked(tmp_path) -> Client:
+    """Behind a login file with Ada in it."""
+    add_user(tmp_path / "login.json", "ada", PASSWORD)
+    return client_of(tmp_path)
+
+
+def client_of(home: Path) -> Client:
+    return served(Studio(home), Keys(home, access.Logins(home / "login.json")))
+
+
+def add_user(path: Path, name: str, password: str) -> None:
+    """As somebody would who types the password."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
+        access.add_user(path, name)
+
+
+def basic(name: str, password: str) -> Mapping[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+def test_a_password_makes_a_token_which_opens_until_it_is_taken_back(locked, tmp_path):
+    """Shown once, kept as its hash; a stolen one ends with its list entry or with its maker's password."""
+    asked = {"json": {"label": "laptop"}}
+    assert locked("POST", "/api/v1/tokens", **asked).status_code == 401
+    assert locked("POST", "/api/v1/tokens", headers=basic("ada", "wrong wrong wrong"), **asked).status_code == 401
+    secrets = []
+    for _ in range(2):
+        made = locked("POST", "/api/v1/tokens", headers=basic("ada", PASSWORD), **asked)
+        assert made.status_code == 201
+        secrets.append({"authorization": f"Bearer {made.json()['secret']}"})
+    assert locked("GET", "/api/v1/projects", headers=secrets[0]).status_code == 200
+    assert locked("GET", "/api/v1/projects", headers=basic("ada", PASSWORD)).status_code == 401
+    listed = locked("GET", "/api/v1/tokens", headers=secrets[0]).json()
+    assert [one["label"] for one in listed] == ["laptop"] * 2 and not any(one["secret"] for one in listed)
+    secret = made.json()["secret"].encode()
+    assert not any(secret in path.read_bytes() for path in tmp_path.glob("studio.sqlite*"))
+    path = f"/api/v1/tokens/{made.json()['id']}"
+    assert [locked("DELETE", path, headers=secrets[0]).status_code for _ in range(2)] == [204, 404]
+    assert [locked("GET", "/api/v1/projects", headers=one).status_code for one in secrets] == [200, 401]
+    add_user(tmp_path / "login.json", "ada", PASSWORD + "!")
+    assert client_of(tmp_path)("GET", "/api/v1/projects", headers=secrets[0]).status_code == 401
+
+
+def test_without_a_login_file_the_printed_address_lets_in(tmp_path):
+    """Its token becomes a cookie and leaves the address; another token, and none, lead to the form."""
+    keys = Keys(tmp_path, owner := Owner(tmp_path))
+    client = served(Studio(tmp_path), keys)
+    answer = client("GET", f"/?project=ab&token={owner.token}")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/?project=ab")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and owner.token not in cookie
+    assert client("GET", "/api/v1/projects", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
+    for query in ("", "?token=", f"?token={owner.token[:-1]}", "?token=%00"):
+        assert client("GET", f"/{query}").headers["location"] == access.LOGIN
+    assert Owner(tmp_path).token == owner.token and (tmp_path / "token").stat().st_mode & 0o77 == 0
+
+
+def test_health_is_told_to_everybody_and_readiness_says_what_is_missing(locked):
+    """A probe has no token; it learns nothing of anybody's data."""
+    assert locked("GET", "/api/v1/health").json() == {"status": "ok"}
+    answer = locked("GET", "/api/v1/ready")
+    assert answer.status_code == 503 and "No worker is running" in answer.json()["missing"][0]
+
+
+# --- anything --------------------------------------------------------------------------------------------------
+
+ODD = ["", "../../etc/passwd", "=1+1", "<script>", "x" * 5000, "\x00", "é\u202e", "' OR 1=1", "-1", "nan", "1e999"]
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.sampled_from(ODD), st.text(max_size=20)
+)
+NAMES = st.text(max_size=5)
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
+)
+
+
+def values(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> st.SearchStrategy:
+    """What fits a schema, mostly."""
+    if name := schema.get("$ref", "").rpartition("/")[2]:
+        return values(whole["components"]["schemas"][name], whole)
+    if "properties" in schema:
+        fields = {name: values(one, whole) for name, one in schema["properties"].items()}
+        needed = schema.get("required", ())
+        return st.fixed_dictionaries(
+            {name: fields[name] for name in needed},
+            optional={name: one for name, one in fields.items() if name not in needed},
+        )
+    if "anyOf" in schema:
+        return st.one_of([values(one, whole) for one in schema["anyOf"]])
+    if "enum" in schema:
+        return st.sampled_from([*schema["enum"], "none"])
+    items = st.lists(values(schema.get("items", {}), whole), max_size=3) if schema.get("type") == "array" else LEAVES
+    kinds = {
+        "integer": st.integers(-2, 20) | st.integers(),
+        "number": st.floats(-1, 10) | st.floats(),
+        "string": st.sampled_from(ODD) | st.text(max_size=20),
+        "boolean": st.booleans(),
+        "null": st.none(),
+        "array": items,
+        "object": st.dictionaries(st.text(max_size=5), LEAVES, max_size=3),
+    }
+    return kinds.get(schema.get("type", ""), LEAVES)
+
+
+@pytest.fixture(scope="module")
+def anything(description, known):
+    """Requests by the description: ids of a real session or none, fields that fit or do not."""
+
+    @st.composite
+    def request(draw) -> tuple[str, str, dict[str, Any]]:
+        method, path, operation = draw(st.sampled_from(sorted(operations(description), key=lambda one: one[:2])))
+        ids = {name: draw(st.sampled_from([*known.values(), "model.zip", "abcd"])) for name in
+               re.findall(r"{(\w+)}", path)}  # fmt: skip
+        ids = {name: draw(st.sampled_from([known.get(name, one), one])) for name, one in ids.items()}
+        asked = [one for one in operation.get("parameters", ()) if one["in"] == "query"]
+        query = {one["name"]: str(draw(values(one["schema"], description))) for one in asked if draw(st.booleans())}
+        options: dict[str, Any] = {"params": query}
+        for kind, form in operation.get("requestBody", {}).get("content", {}).items():
+            body = draw(values(form["schema"], description) | TREES if kind.endswith("json") else st.text(max_size=50))
+            options["content"] = body.encode("utf-8", "replace") if isinstance(body, str) else json.dumps(body)
+            options["headers"] = {"content-type": kind}
+        return method, path.format(**ids), options
+
+    return request()
+
+
+@pytest.mark.slow
+def test_whatever_is_asked_no_answer_is_an_error_of_ours(ask, studio, known, anything):
+    """A thousand requests that the description allows, and some that it does not: a sentence, never a 500."""
+    before = {path for path in studio.home.parent.rglob("*") if studio.home not in path.parents}
+
+    @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(anything)
+    def holds(request: tuple[str, str, dict[str, Any]]) -> None:
+        method, path, options = request
+        if method == "DELETE" and path == f"/projects/{known['project']}":
+            return
+        answer = ask(method, f"/api/v1{path}", **options)
+        assert answer.status_code < 500 or path == "/ready", (answer.status_code, answer.text)
+        if answer.status_code >= 400 and path != "/ready":
+            problem = answer.json()
+            assert answer.headers["content-type"] == "application/problem+json" and problem["detail"].strip(), problem
+            assert "Traceback" not in answer.text
+        if method == "POST":
+            work(studio)
+
+    holds()
+    assert before == {path for path in studio.home.parent.rglob("*") if studio.home not in path.parents}
