@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Points, decimals, draw_quantities, label_points, mosaic, note, plain_ticks
-from peftbook.figures.style import canvas, colour, question
+from peftbook.figures.style import canvas, colour, question, tag
 from peftbook.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 from peftbook.studies import memory_elsewhere as elsewhere
@@ -80,6 +80,9 @@ def stored_bits(store: Store) -> Figure:
     plain_ticks(axes, sorted({one.parameters for one in capacity.SERIES["ample"]}))
     axes.set_xlim(span[0] * 0.8, span[1] * 9)
     question(figure, "How many bits does an adapter hold?")
+    x, y, tone = ends.pop(looks["long"][0])  # which ends between the other lines
+    lead = {"arrowprops": {"arrowstyle": "-", "color": colour(tone), "linewidth": 0.8, "shrinkB": 5}}
+    tag(axes, looks["long"][0], (x, y), (-26, 66), tone, ha="center", **lead)
     label_points(axes, ends, column=0.66)
     return figure
 
