@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from peftbook.site import forked_kernels
+from peftbook.site.execution import STARTUP
 
 pytestmark = pytest.mark.skipif(not forked_kernels.AVAILABLE, reason="kernels are forked on Linux alone")
 
@@ -50,6 +51,14 @@ def test_a_kernel_has_the_libraries_and_not_the_package(server, tmp_path):
     loaded = executed(server, tmp_path, "import sys\nprint(*sys.modules, sep='\\n')")[0].split("\n")
     assert set(forked_kernels.PRELOADED) <= set(loaded)
     assert {name for name in loaded if name.startswith("peftbook.")} <= {"peftbook.site"}
+
+
+def test_a_chapter_executed_alone_has_no_complaint_of_tqdm(tmp_path):
+    """Its kernel is not forked, and imports the libraries while it is watched; what stands on stderr fails a build."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("from tqdm.auto import tqdm")])
+    traced = {"PYTHONSTARTUP": str(STARTUP), "PEFTBOOK_TRACE": str(tmp_path / "trace"), "PEFTBOOK_TRACE_ROOTS": "none"}
+    NotebookClient(notebook).execute(env={**os.environ, **traced})
+    assert notebook.cells[0].outputs == []
 
 
 def test_a_kernel_draws_starts_processes_and_computes(server, tmp_path):
