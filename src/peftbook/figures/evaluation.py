@@ -29,12 +29,13 @@ def several_tries(store: Store) -> Figure:
         part.plot(ks, curves, color=shade(tone, 0.35), linewidth=0.8)
         part.plot(ks, curves.mean(axis=1), color=colour(tone), linewidth=2.0, linestyle=line)
         part.plot(ks, naive, color=colour("muted"), linewidth=1.4, linestyle=(0, (1, 1.2)))
-        part.set(xscale="log", xlabel=f"Answers k, T = {tries.TEMPERATURES[name]:g}", xlim=(0.9, 60), ylim=(0, None))
+        part.set(xscale="log", xlabel=f"Answers k, T = {tries.TEMPERATURES[name]:g}", xlim=(0.9, 110))
         plain_ticks(part, (1, 2, 4, 8, 16))
         part.tick_params(labelsize=SMALL)
         ends[name] = {"unbiased": (ks[-1], curves.mean(axis=1)[-1], tone), "plug-in": (ks[-1], naive[-1], "muted")}
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("Questions with a right answer\namong k, 0–1")
     question(figure, "What is a second try worth?")
     for part, name in zip(axes, LOOKS, strict=True):
-        label_points(part, ends[name], column=0.72)
+        label_points(part, ends[name], column=0.67)
     return figure
