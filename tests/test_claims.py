@@ -486,7 +486,8 @@ def test_a_gpu_adds_the_published_model_to_the_same_claim(tmp_path):
     there = store.on("cuda")
     more = {run.model.name for run in study.runs(there)} - {run.model.name for run in study.runs(store)}
     assert more == {qlora_width.PUBLISHED.name}
-    complete(there, study.runs, width_loss({"published": 0.2}, 0.3), examples=qlora_width.EXAMPLES)
+    loss = width_loss({"published": 0.2}, 0.3)
+    complete(store, lambda _: [there.spec(run) for run in study.runs(there)], loss, examples=qlora_width.EXAMPLES)
     assert study.verdict(there).outcome == "refuted" and study.verdict(store).outcome == "not yet run"
 
 
