@@ -1,4 +1,4 @@
-"""What the chapter on quantisation says about bitsandbytes, transformers and the base, held against what is there.
+"""What the chapters on quantisation and on bases say about libraries and the book's model, held against what is there.
 
 When one of these fails, the library has changed: reread the sentence in the chapter.
 """
@@ -6,13 +6,18 @@ When one of these fails, the library has changed: reread the sentence in the cha
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import bitsandbytes.functional as bnb
+import peft.tuners.lora as peft_lora
 import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors import safe_open
 from scipy import special
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, GPTQConfig
+from transformers.integrations.finegrained_fp8 import FP8Linear, FP8LinearFunction
+from transformers.integrations.nvfp4 import NVFP4Linear
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from peftbook.scratch.codebooks import round_trip
 from peftbook.training.models import prepare_embedded
@@ -72,3 +77,42 @@ def test_the_book_s_base_was_quantised_before():
             assert torch.equal(round_trip(w, "q4_1", 32), w)
             w = w / w.square().mean().sqrt()
             assert 0 < (round_trip(w, "q4_1", 32) - w).square().mean() < 1e-5
+
+
+def trainable(name: str) -> bool:
+    """What a quantiser of transformers says of itself, without a model."""
+    quantizer = AUTO_QUANTIZER_MAPPING[name]
+    return quantizer.is_trainable.fget(object.__new__(quantizer))
+
+
+def test_transformers_trains_over_the_bases_of_the_table():
+    """Those with a property that hangs on other packages or settings are read in their source."""
+    for name in ("bitsandbytes_4bit", "gptq", "hqq", "fp8"):
+        assert trainable(name)
+    for name in ("fbgemm_fp8", "mxfp4", "nvfp4"):
+        assert not trainable(name)
+    awq, compressed = (inspect.getsource(AUTO_QUANTIZER_MAPPING[name]) for name in ("awq", "compressed-tensors"))
+    assert 'version("gptqmodel")) >= version.parse("5.0.0")' in awq
+    assert "return not self.use_fp8_kernel" in compressed
+    loads_only = {name for name in ("awq", "compressed-tensors") if AUTO_QUANTIZER_MAPPING[name].requires_calibration}
+    assert loads_only == {"awq", "compressed-tensors"}
+    for name in ("bitsandbytes_4bit", "gptq", "hqq", "fp8", "fbgemm_fp8", "mxfp4", "nvfp4"):
+        assert not AUTO_QUANTIZER_MAPPING[name].requires_calibration
+    assert "auto_trainable" in (GPTQConfig.__doc__ or "")
+
+
+def test_fp8_has_a_backward_pass_and_nvfp4_a_layer_that_peft_does_not_know():
+    """peft wraps what is a linear layer of torch."""
+    assert issubclass(FP8Linear, torch.nn.Linear) and "_dequantize_fp8_weight" in inspect.getsource(
+        FP8LinearFunction.backward
+    )
+    assert not issubclass(NVFP4Linear, torch.nn.Linear)
+
+
+def test_peft_merges_into_some_bases_and_not_into_others():
+    """Layers of packages that are not installed are read in their source; QA-LoRA is GPTQ's alone."""
+    sources = {
+        name: (Path(peft_lora.__file__).parent / f"{name}.py").read_text() for name in ("gptq", "awq", "hqq", "bnb")
+    }
+    assert {name for name, text in sources.items() if "def merge(" in text} == {"hqq", "bnb"}
+    assert {name for name, text in sources.items() if "use_qalora" in text} == {"gptq"}

@@ -27,7 +27,7 @@ from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.weight_error import task_error, weights_of
 
-__all__ = ["BITS", "FIXED", "FORMATS", "LABELS", "SCORED", "WAYS", "bits", "costs", "probe", "records"]
+__all__ = ["BITS", "FIXED", "FORMATS", "LABELS", "SCORED", "WAYS", "bits", "costs", "measured", "probe", "records"]
 
 SEEDS = (0, 1, 2)
 GROUP = 64
