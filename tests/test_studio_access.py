@@ -14,6 +14,7 @@ import time
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import httpx
@@ -22,7 +23,9 @@ import pytest
 from peftbook import cli
 from peftbook.errors import InputError
 from peftbook.studio import access, app, drafts, login, markup
+from peftbook.studio.pages.data import NewProject
 from peftbook.studio.pages.projects import listing
+from peftbook.studio.pages.wiring import Context
 from peftbook.studio.store import Studio
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
@@ -282,6 +285,13 @@ def test_the_page_loads_nothing_from_another_host(ask):
     assert "//" not in config["head"] and config["space_id"] is None
 
 
+@pytest.mark.parametrize("body", [{"data": [], "fn_index": 10**6}, {"data": []}, {"data": [], "fn_index": -1}])
+def test_an_event_that_there_is_not_is_no_error_of_ours(ask, body):
+    """An old tab, or somebody who tries numbers."""
+    answer = ask.post("/gradio_api/run/predict", json=body, headers={"origin": HOST})
+    assert answer.status_code == 404 and "load the page again" in answer.text
+
+
 # --- uploads ---------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +303,26 @@ def test_an_upload_becomes_a_draft_and_its_name_only_a_label(ask, studio):
     files = [path for path in (studio.home / "drafts").rglob("*") if path.is_file()]
     assert draft in {path.name for path in files} and not any("passwd" in path.name for path in files)
     assert drafts.plain_name(unquote(name)) == "passwd<b>.csv" and drafts.plain_name("a\\b\x00c.csv") == "bc.csv"
+
+
+def test_what_cannot_be_a_project_says_why_once(studio, loop):
+    """In what was found; the button that would say it again is off until the file or the reading is another."""
+    import gradio as gr
+
+    kept = drafts.Drafts(studio.home, Caps())
+
+    async def build() -> NewProject:
+        with gr.Blocks():
+            return NewProject(Context(studio, kept, Caps()), lambda _: {}, [])
+
+    step = loop.run_until_complete(build())
+    for rows, can_be in ((3, False), (20, True)):
+        draft = kept.new("few.csv")
+        with kept.receiving(draft.id) as write:
+            write(b"question,answer\n" + b"".join(b"%d?,%d\n" % (n, n) for n in range(rows)))
+        told = step.read(SimpleNamespace(_data={"draft": kept.end(draft.id).id}))
+        assert told[step.create]["interactive"] is can_be
+        assert told[step.found].count("a split needs at least") == (not can_be)
 
 
 def test_an_upload_beyond_the_cap_is_refused_before_it_is_read(ask):

@@ -32,6 +32,7 @@ FONTS = (HERE / "fonts", HERE.parents[2] / "book" / "assets" / "fonts")  # of a 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 KEEPER_SECONDS = 3.0
 NICE = 10
+NO_EVENT = "There is no such event: load the page again.\n"
 KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
 
 
@@ -134,7 +135,18 @@ def build_app(
     page = build_pages(studio, drafts, caps, with_login=isinstance(people, Logins))
     off = dict.fromkeys(("run_history", "show_error", "ssr_mode", "pwa", "enable_monitoring", "mcp_server"), False)
     app = gr.mount_gradio_app(app, page, "/", footer_links=[], max_file_size=1, theme=THEME, head=HEAD, **off)
+    refuse_unknown_events(app)
     return Door(app, hosts, keys)
+
+
+def refuse_unknown_events(app: FastAPI) -> None:
+    """Gradio's page looks up an event by its number, and has no answer of its own for one that it does not have."""
+    from fastapi.responses import PlainTextResponse
+    from gradio.route_utils import FnIndexInferError
+
+    inner: Any = app.routes[-1]
+    for kind in (KeyError, FnIndexInferError):
+        inner.app.add_exception_handler(kind, lambda *_: PlainTextResponse(NO_EVENT, 404))
 
 
 def add_files(app: FastAPI) -> None:

@@ -113,13 +113,13 @@ class NewProject:
         self.note, self.draft = place_of_note(), unseen(elem_id="draft")
         with gr.Column(visible=False, elem_id="mapping") as self.form:
             self.lay_out()
-        mapped = [self.draft, self.form, self.seen, self.why, self.name, *self.columns, self.found]
+        mapped = [self.draft, self.form, self.seen, self.why, self.name, *self.columns, self.found, self.create]
         fields = [self.draft, *self.columns, *self.shares]
         on(self.upload.act, self.note, self.read, None, mapped)
         changed = [column.input for column in self.columns]
         changed += [event for share in self.shares for event in (share.submit, share.blur)]
         for event in changed:
-            on(event, self.note, self.look_again, fields, [self.found, self.seen])
+            on(event, self.note, self.look_again, fields, [self.found, self.seen, self.create])
         made = [self.form, self.draft, self.upload, *outputs]
         on(self.create.click, self.note, self.make, [self.name, self.instruction, *fields], made, **BUSY)
 
@@ -172,9 +172,10 @@ class NewProject:
         }
 
     def counted(self, draft: Draft, whole: Table, columns: Columns, split: Split) -> Updates:
-        """What is in the upload, and what was found in it."""
-        head = about(whole, draft.filename, draft.offset)
-        return {self.seen: head + preview(whole, columns), self.found: findings(examined(whole, columns, split))}
+        """What is in the upload, and what was found in it; what cannot be a project says why once, there."""
+        head, seen = about(whole, draft.filename, draft.offset), examined(whole, columns, split)
+        create = gr.update(interactive=not seen.obstacle)
+        return {self.seen: head + preview(whole, columns), self.found: findings(seen), self.create: create}
 
     def chosen(self, *values: Any) -> tuple[Draft, Table, Columns, Split]:
         """What the form says."""
