@@ -1,0 +1,135 @@
+"""Remote: `peftbook compare --server`, the comparison computed by a studio elsewhere; the table is the local one."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from typing import Any
+
+from peftbook import specs
+from peftbook.decision import check_choices
+from peftbook.errors import InputError
+from peftbook.options import listed, options_of, read_options
+from peftbook.studio.client import Client, Refused
+from peftbook.studio.compare import check_output
+from peftbook.studio.jobs import Job
+from peftbook.studio.markup import span
+from peftbook.studio.settings import Judging, Reading, Settings, rates_named
+from peftbook.studio.terminal import Ticker
+from peftbook.studio.waiting import ended_as_interrupted, note
+from peftbook.tasks.files import read_file
+
+__all__ = ["compare_on_server"]
+
+
+def compare_on_server(args: argparse.Namespace) -> int:
+    """The command: 0 if every run is done, 1 if some failed, 130 after Ctrl-C. Raises InputError for bad input, and
+    for what the server refuses, with its sentence.
+    """
+    if args.run or args.home:
+        raise InputError(f"--server has {'runs' if args.run else 'a home'} of its own: leave out "
+                         f"--{'run' if args.run else 'home'}.")  # fmt: skip
+    judging = read_options(Judging, args)
+    check_choices(judging.measure, margin=judging.margin)
+    check_output(args)
+    settings, reading = body_of(args), read_options(Reading, args)
+    try:
+        return compared(Client(args.server, args.token or ""), args, settings, reading, judging)
+    except Refused as error:
+        raise InputError(str(error)) from None
+
+
+def body_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, as the API takes them; models by name, as the server knows them."""
+    convert: dict[str, Any] = {"models": listed, "methods": listed, "learning_rates": rates_named}
+    given = {name: getattr(args, name) for name in options_of(Settings)}
+    return {
+        name: convert.get(name, lambda value: value)(value) for name, value in given.items() if value is not None
+    }  # fmt: skip
+
+
+def compared(
+    studio: Client, args: argparse.Namespace, settings: dict[str, Any], reading: Reading, judging: Judging
+) -> int:
+    """Project, check, plan, decision."""
+    project, is_new = project_of(studio, args, reading)
+    try:
+        check = studio.answered("checks", studio.post(f"projects/{project}/checks", settings)["id"])
+        refuse_misfits(check)
+    except BaseException:
+        if is_new:
+            studio.delete(f"projects/{project}")
+        raise
+    plan = studio.post(f"projects/{project}/plans", {"check": check["id"]})["id"]
+    try:
+        with ended_as_interrupted(), Ticker(sys.stderr) as ticker:
+            jobs = watched(studio.events(f"plans/{plan}/events"), ticker)
+    except KeyboardInterrupt:
+        studio.post(f"plans/{plan}/cancel")
+        note("Stopped: what was not done is off the server's queue; give the same command again to go on.")
+        return 130
+    for job in (failed := [job for job in jobs if job.state != "done"]):
+        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
+    decide(studio, args, f"projects/{project}/decision", asdict(judging) | {"plan": plan})
+    return 1 if failed else 0
+
+
+def project_of(studio: Client, args: argparse.Namespace, reading: Reading) -> tuple[str, bool]:
+    """The server's project of this file read in this way, and whether it was made for it."""
+    content, _ = read_file(args.file)
+    sha256, wanted = hashlib.sha256(content).hexdigest(), asdict(reading) | {"fractions": list(reading.fractions)}
+    for known in studio.get("projects"):
+        if (known["sha256"], known["reading"]) == (sha256, wanted):
+            note(f"Project {known['name']!r} has this file already: finished runs are taken from it.")
+            return known["id"], False
+    body = {"file": studio.send(args.file), "name": args.file.stem, **wanted}
+    project = studio.post("projects", body)["id"]
+    found = studio.get(f"projects/{project}/findings")
+    sizes = ", ".join(f"{name} {count:,}" for name, count in found["splits"].items())
+    left_out = f", {found['left_out']:,} rows left out" if found["left_out"] else ""
+    note(f"{args.file.name}: {found['usable']:,} rows ({sizes}){left_out}.")
+    return project, True
+
+
+def refuse_misfits(check: dict[str, Any]) -> None:
+    """Raises InputError if a run cannot be run there; says how long they will take."""
+    for one in check["checks"]:
+        if not one["fits"]:
+            raise InputError(f"{one['label'] or 'A run'} cannot be run there. {one['words']}")
+    about = f", about {span(check['seconds'])}" if check["seconds"] else ""
+    note(f"{len(check['checks'])} runs to compute{about}.")
+    for words in check["words"]:
+        note(words)
+
+
+def watched(events: Iterable[dict[str, Any]], ticker: Ticker) -> list[Job]:
+    """The jobs as they end, each change shown."""
+    jobs: dict[str, Job] = {}
+    for told in events:
+        jobs[told["id"]] = job_of(told)
+        ticker.show([*jobs.values()])
+    return [*jobs.values()]
+
+
+def job_of(told: dict[str, Any]) -> Job:
+    """A job as the API tells it."""
+    known = {field.name: told[field.name] for field in fields(Job) if field.name != "run"}
+    return Job(**known, run=specs.Run.model_validate(told["run"]))
+
+
+def decide(studio: Client, args: argparse.Namespace, path: str, query: dict[str, Any]) -> None:
+    """Print the decision as JSON or as text, and keep the files that were asked for."""
+    if args.json:
+        print(json.dumps(studio.get(path, **query), indent=1, ensure_ascii=False))
+    else:
+        columns = shutil.get_terminal_size().columns
+        print(studio.get(f"{path}.txt", columns=max(20, columns), **query), end="")
+    for option, ending, what in ((args.report, "html", "Report"), (args.csv, "csv", "Table")):
+        if option:
+            studio.fetch(f"{path}.{ending}", option, **query)
+            note(f"{what}: {option}")
