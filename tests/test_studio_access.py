@@ -154,7 +154,7 @@ def test_a_wheel_carries_the_fonts_where_the_studio_looks_for_them(monkeypatch, 
     place = app.FONTS[0].relative_to(root / "src").as_posix()
     source = next(name for name, target in wheel["sources"].items() if target == place)
     assert source in wheel["only-include"] and root / source == app.FONTS[1]
-    named = set(re.findall(r"/studio/fonts/([\w.-]+)", (app.HERE / "style.css").read_text()))
+    named = set(re.findall(r"fonts/([\w.-]+\.woff2)", (app.HERE / "style.css").read_text()))
     held = {path.name for path in (root / source).iterdir()}
     assert named and named <= held and sum(name.startswith("LICENSE") for name in held) == 3
     installed = tmp_path / "fonts"
@@ -305,13 +305,17 @@ def test_an_upload_becomes_a_draft_and_its_name_only_a_label(ask, studio):
     assert drafts.plain_name(unquote(name)) == "passwd<b>.csv" and drafts.plain_name("a\\b\x00c.csv") == "bc.csv"
 
 
-def test_what_cannot_be_a_project_says_why_once(studio):
+def test_what_cannot_be_a_project_says_why_once(studio, loop):
     """In what was found; the button that would say it again is off until the file or the reading is another."""
     import gradio as gr
 
     kept = drafts.Drafts(studio.home, Caps())
-    with gr.Blocks():
-        step = NewProject(Context(studio, kept, Caps()), lambda _: {}, [])
+
+    async def build() -> NewProject:
+        with gr.Blocks():
+            return NewProject(Context(studio, kept, Caps()), lambda _: {}, [])
+
+    step = loop.run_until_complete(build())
     for rows, can_be in ((3, False), (20, True)):
         draft = kept.new("few.csv")
         with kept.receiving(draft.id) as write:

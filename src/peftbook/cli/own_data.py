@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add, path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
@@ -57,6 +61,11 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--add-user", metavar="NAME", help="ask for a password, keep its hash in the login file, and end")
     words = "let in everybody on this machine, as behind a proxy that asks; else by the token in the printed address"
     web.add_argument("--no-token", action="store_true", help=words)
+    words = "a name under which a proxy reaches it, with its own TLS; once for each"
+    web.add_argument("--name", action="append", default=[], metavar="HOST", help=words)
+    web.add_argument("--backup", type=path, metavar="FILE", help="write the whole studio into a new file, and end")
+    web.add_argument("--restore", type=path, metavar="FILE", help="make a new home of a backup, and end")
+    web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     add_options(web, Caps)
 
@@ -158,9 +167,28 @@ def command_studio(args: argparse.Namespace) -> int:
         add_user(path, args.add_user)
         print(f"{args.add_user} can log in; start the studio with --login-file {path}.")
         return 0
+    if args.backup or args.restore or args.unit:
+        print(kept_apart(args, args.home or default_home()))
+        return 0
     caps = read_options(Caps, args)
     check_bounds(caps)
     return serve(
         args.home, host=args.host, port=args.port, login_file=args.login_file, worker=not args.no_worker, caps=caps,
-        token=not args.no_token,
+        token=not args.no_token, names=args.name,
     )  # fmt: skip
+
+
+def kept_apart(args: argparse.Namespace, home: Path) -> str:
+    """What is done with a studio that is not served now, in words: a backup, a home made of one, a unit for systemd."""
+    from peftbook.studio.backup import back_up, restore
+    from peftbook.studio.service import unit
+
+    if args.backup:
+        size = back_up(home, args.backup) / 1e6
+        return f"{args.backup}: {size:,.1f} MB. Whoever can read it can read all of the studio."
+    if args.restore:
+        restore(args.restore, home)
+        return f"The studio is in {home}: start it with --home {home}."
+    options = [word for name in args.name for word in ("--name", name)]
+    options += ["--login-file", str(args.login_file)] if args.login_file else []
+    return unit(home, args.port, options)

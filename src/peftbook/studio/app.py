@@ -10,13 +10,13 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from peftbook.errors import InputError, need
-from peftbook.studio.access import Door, Logins, People
+from peftbook.studio.access import Door, Logins, People, host_of
 from peftbook.studio.drafts import Drafts, plain_name
 from peftbook.studio.login import add_login
 from peftbook.studio.machine import examine_apart
@@ -45,14 +45,18 @@ def serve(
     worker: bool = True,
     caps: Caps | None = None,
     token: bool = True,
+    names: Sequence[str] = (),
 ) -> int:
     """Serve until interrupted. Raises InputError for a host that others reach without a login, and a port in use.
 
-    token: without a login file, let in only who has the token in the address that is printed.
+    token: without a login file, let in only who has the token in the address that is printed.  names: under which a
+    proxy reaches it.
     """
     logins = Logins(login_file) if login_file is not None else None
     if host not in ("127.0.0.1", "localhost", "::1") and logins is None:
         raise InputError(f"Host {host!r} opens the studio to others: give a --login-file, or leave out --host.")
+    if odd := next((name for name in names if host_of(name) != name.lower()), None):
+        raise InputError(f"The name {odd!r} is none: give it as it stands in the address, without a port.")
     need("gradio", "The studio")
     studio = Studio(home)
     listening = listen(host, port)
@@ -67,7 +71,7 @@ def serve(
     examine_apart()
     people: People | None = logins or (Owner(studio.home) if token else None)
     shown = f"[{host}]" if ":" in host else host
-    app = build_app(studio, caps or Caps(), people=people, hosts=(*LOOPBACK, shown))
+    app = build_app(studio, caps or Caps(), people=people, hosts=(*LOOPBACK, shown, *names))
     secret = f"?token={people.token}" if isinstance(people, Owner) else ""
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)

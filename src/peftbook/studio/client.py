@@ -113,7 +113,7 @@ class Client:
                 raise Refused("The stream of events broke off: see that the studio still runs.")
             except (OSError, http.client.HTTPException, Refused) as error:
                 failures += 1
-                if failures == TRIES or getattr(error, "status", 0):
+                if failures == TRIES or (isinstance(error, Refused) and error.status):
                     raise
                 time.sleep(PAUSE_SECONDS)
 

@@ -1,6 +1,6 @@
 """One session with the API, from a file to an adapter: an example of every route, in the order in which they are used.
 
-The API's page shows them as commands for curl; a test runs them.
+The API's page shows them as commands of a shell; a test runs them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["EXAMPLES", "Example"]
+__all__ = ["BEFORE", "EXAMPLES", "ROWS", "Example"]
 
 PAIRS = "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40))
 ROWS = f"question,answer\n{PAIRS}"
+BEFORE = (  # in the shell: where the studio is, how it is asked, and a file of rows
+    "STUDIO=http://127.0.0.1:7861/api/v1 TOKEN=…",
+    'studio() { curl -sS -H "Authorization: Bearer $TOKEN" "$@"; }',
+    '{ echo question,answer; for n in {0..39}; do echo "What is $n plus one?,$((n + 1))"; done; } > questions.csv',
+)
+
+
+FILES = ("GET /jobs/{job}/artefacts/{name}", "GET /projects/{project}/recipes/{answer}")  # kept under their own names
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Example:
         return self.route.partition(" ")[0]
 
     def command(self) -> str:
-        """For a shell in which STUDIO is the address of the API and TOKEN a token."""
-        words = ['curl -H "Authorization: Bearer $TOKEN"']
+        """For a shell in which `BEFORE` was said."""
+        words = ["studio"]
         if self.method != "GET":
             words.append(f"-X {self.method}")
         if isinstance(self.body, str):
@@ -47,6 +55,8 @@ class Example:
             words += ["-H 'Content-Type: application/json'", f"-d {in_shell(json.dumps(self.body))}"]
         if self.route.endswith("events"):
             words.append("-N")
+        if self.route in FILES:
+            words.append("-OJ")
         return f'{" ".join(words)} "$STUDIO{variables(self.path)}"'
 
 
@@ -99,8 +109,10 @@ EXAMPLES = (
     Example("GET /projects/{project}/jobs", "/projects/{project}/jobs", keep={"job": "1.id"}),
     Example("GET /jobs", "/jobs"),
     Example("POST /jobs/{job}/cancel", "/jobs/{job}/cancel"),
+    Example("GET /jobs/{job}", "/jobs/{job}", until="cancelled"),
     Example("POST /jobs/{job}/resume", "/jobs/{job}/resume"),
     Example("POST /plans/{plan_id}/cancel", "/plans/{plan}/cancel"),
+    Example("GET /jobs/{job}", "/jobs/{job}", until="cancelled"),
     Example("POST /jobs/{job}/retry", "/jobs/{job}/retry"),
     Example("POST /projects/{project}/plans", "/projects/{project}/plans", {"check": "{check}"}, 201, {"plan": "id"}),
     Example("GET /jobs/{job}", "/jobs/{job}", until="done"),
@@ -120,6 +132,7 @@ EXAMPLES = (
     Example("GET /jobs/{job}/artefacts", "/jobs/{job}/artefacts"),
     Example("GET /jobs/{job}/artefacts/{name}", "/jobs/{job}/artefacts/adapter.zip"),
     Example("POST /jobs/{job}/artefacts/{name}", "/jobs/{job}/artefacts/adapter.gguf", None, 202, {"making": "id"}),
+    Example("GET /answers/{answer}", "/answers/{making}", until="done"),
     Example("GET /jobs/{job}/command", "/jobs/{job}/command"),
     Example("POST /projects/{project}/recipes", "/projects/{project}/recipes", RECIPE, 202, {"recipe": "id"}),
     Example("GET /answers/{answer}", "/answers/{recipe}", until="done"),

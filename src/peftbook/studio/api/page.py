@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
-from peftbook.studio.api.examples import EXAMPLES, Example
+from peftbook.studio.api.examples import BEFORE, EXAMPLES, Example
 from peftbook.studio.markup import joined, piece, table
 
 __all__ = ["routes"]
@@ -24,7 +24,8 @@ FRAME = """<!doctype html><html lang="en" class="plain"><head><meta charset="utf
 one, <code>curl -u NAME $STUDIO/tokens -H 'Content-Type: application/json' -d '{{"label": "laptop"}}'</code> makes one.
 What goes wrong is <code>application/problem+json</code>, whose <code>detail</code> is a sentence that says what to do.
 The <a href="openapi.json">description</a> is OpenAPI.</p><h2>A session</h2>
-<p>From a file to an adapter. A name in capitals stands for what an earlier answer said.</p><pre tabindex="0">{}</pre>
+<p>From a file to an adapter, by curl. A name in capitals stands for what an earlier answer said.</p>
+<pre tabindex="0">{}</pre>
 {}</main></body></html>
 """
 
@@ -48,7 +49,7 @@ def operations(said: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]
 
 def session() -> Iterator[str]:
     """The examples as one script with remarks."""
-    yield "export STUDIO=http://127.0.0.1:7861/api/v1 TOKEN=…"
+    yield from BEFORE
     for example in EXAMPLES:
         yield example.command() + remark(example)
 

@@ -1,0 +1,158 @@
+"""Running a studio: a backup brings back all of it where the original is gone, and the unit starts what it says."""
+
+from __future__ import annotations
+
+import configparser
+import io
+import json
+import shlex
+import shutil
+import stat
+import tarfile
+import threading
+
+import pytest
+import studio_api
+from studio_api import play, served
+
+from peftbook import cli
+from peftbook.cli import build_parser
+from peftbook.errors import InputError
+from peftbook.studio import access, app
+from peftbook.studio.backup import back_up, restore
+from peftbook.studio.store import Studio
+from peftbook.studio.tokens import Keys, Owner
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
+
+
+@pytest.fixture
+def home(tmp_path):
+    """With a project whose runs are done, and its owner's token."""
+    home = tmp_path / "home"
+    studio = Studio(home)
+    client = served(studio, Keys(home, Owner(home)))
+    client.headers["authorization"] = f"Bearer {Owner(home).token}"
+    play(client, studio, "DELETE /projects/{project}")
+    return home
+
+
+def seen(home) -> list[str]:
+    """All that somebody sees of a studio by its API."""
+    client = served(Studio(home), Keys(home, Owner(home)))
+    client.headers["authorization"] = f"Bearer {Owner(home).token}"
+    (project,) = client("GET", "/api/v1/projects").json()
+    paths = ["projects", *(f"projects/{project['id']}/{part}" for part in ("jobs", "plans", "findings", "decision"))]
+    (job,) = [one for one in client("GET", f"/api/v1/projects/{project['id']}/jobs").json() if one["label"] == "LoRA"]
+    paths += [f"jobs/{job['id']}/artefacts/adapter.zip", f"jobs/{job['id']}/artefacts/outputs.csv"]
+    return [client("GET", f"/api/v1/{path}").content.hex() for path in paths]
+
+
+def test_a_backup_brings_back_all_of_a_studio_whose_home_was_destroyed(home, tmp_path, capsys):
+    """Projects, plans, jobs, records, adapters and the token; readable by its owner alone."""
+    before = seen(home)
+    assert cli.main(["studio", "--home", str(home), "--backup", str(tmp_path / "backup.tar")]) == 0
+    assert stat.S_IMODE((tmp_path / "backup.tar").stat().st_mode) == 0o600
+    shutil.rmtree(home)
+    assert cli.main(["studio", "--home", str(home), "--restore", str(tmp_path / "backup.tar")]) == 0
+    assert seen(home) == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_backup_is_of_one_moment_whatever_is_written_meanwhile(home, tmp_path):
+    """Projects come, go and are computed while it is taken: what is restored is whole, and goes on."""
+    studio, until = Studio(home), threading.Event()
+
+    def live() -> None:
+        mine = Studio(home)
+        while not until.is_set():
+            project = studio_api.project_of(mine)
+            studio_api.work(mine)
+            mine.delete_project(project.id)
+        mine.close()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        for at in range(3):
+            back_up(home, tmp_path / f"{at}.tar")
+    finally:
+        until.set()
+        thread.join(60)
+    studio.close()
+    for at in range(3):
+        restore(tmp_path / f"{at}.tar", tmp_path / f"home-{at}")
+        again = Studio(tmp_path / f"home-{at}")
+        again.release()
+        studio_api.work(again)
+        assert all(again.table(project.id).rows for project in again.projects())
+        assert again.jobs() and {job.state for job in again.jobs()} == {"done"}
+        again.close()
+
+
+@pytest.mark.parametrize("fault", ["changed", "cut", "link", "outside", "lacking", "other"])
+def test_what_is_no_backup_or_was_changed_leaves_nothing(home, tmp_path, fault):
+    """One sentence; no file is written outside, and no home is half there."""
+    good, bad = tmp_path / "good.tar", tmp_path / "bad.tar"
+    back_up(home, good)
+    content = good.read_bytes()
+    if fault == "changed":
+        bad.write_bytes(content.replace(b"What is 7 plus one", b"What is 8 plus one"))
+    elif fault == "cut":
+        bad.write_bytes(content[: len(content) // 2])
+    elif fault == "other":
+        bad.write_bytes(b"something else\n" * 1000)
+    else:
+        rewrite(good, bad, fault)
+    names = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="no backup of a studio, or was changed"):
+        restore(bad, tmp_path / "again")
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def rewrite(good, bad, fault: str) -> None:
+    """The same members, and one that does not belong there, or none of the last."""
+    with tarfile.open(good) as before, tarfile.open(bad, "w") as after:
+        members = before.getmembers()
+        for member in members[: -1 if fault == "lacking" else None]:
+            after.addfile(member, before.extractfile(member))
+        if fault != "lacking":
+            entry = tarfile.TarInfo("token" if fault == "link" else "projects/../../../outside")
+            entry.type, entry.linkname = (tarfile.SYMTYPE if fault == "link" else tarfile.REGTYPE), "/etc/passwd"
+            after.addfile(entry, io.BytesIO())
+
+
+def test_nothing_is_overwritten(home, tmp_path, capsys):
+    """Neither a backup nor a home."""
+    back_up(home, tmp_path / "one.tar")
+    for words in (["--backup", str(tmp_path / "one.tar")], ["--restore", str(tmp_path / "one.tar")]):
+        assert cli.main(["studio", "--home", str(home), *words]) == 2
+        assert "overwritten" in capsys.readouterr().err
+    assert cli.main(["studio", "--home", str(tmp_path / "none"), "--backup", str(tmp_path / "two.tar")]) == 2
+    assert not (tmp_path / "none").exists() and not (tmp_path / "two.tar").exists()
+
+
+def test_the_unit_starts_a_studio_as_it_was_asked(tmp_path, capsys):
+    """Its command is one that the command line reads, with the same home, port and names; systemd's % is doubled."""
+    home = tmp_path / "100 % mine"
+    assert cli.main(["studio", "--unit", "--home", str(home), "--port", "8000", "--name", "peft.example"]) == 0
+    read = configparser.RawConfigParser(strict=False)
+    read.read_string(capsys.readouterr().out)
+    words = shlex.split(read["Service"]["ExecStart"].replace("%%", "%"))
+    args = build_parser().parse_args(words[3:])
+    assert (args.command, args.home, args.port, args.name) == ("studio", home, 8000, ["peft.example"])
+
+
+def test_a_proxys_name_is_let_in_and_a_prefix_is_taken_off_by_it(home):
+    """The API's page has no address of its own in it, so that it works under any."""
+    client = served(Studio(home))
+    client.served.hosts |= {"peft.example"}
+    for host, status in (("peft.example", 200), ("other.example", 421)):
+        assert client("GET", "/api/v1/health", headers={"host": host}).status_code == status
+    page = client("GET", "/api/v1/", headers={"host": "peft.example"}).text
+    assert 'href="/' not in page and 'src="/' not in page
+    origin = {"host": "peft.example", "origin": "https://peft.example"}
+    assert client("POST", "/api/v1/files", headers=origin, json={"bytes": 10}).status_code == 201
+    with pytest.raises(InputError, match="without a port"):
+        app.serve(home, names=["peft.example:443"])
+    assert json.loads(client("GET", "/api/v1/ready").text)["ready"] in (True, False) and access.host_of("[::1]")
