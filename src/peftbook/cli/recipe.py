@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-import textwrap
-from typing import TYPE_CHECKING
 
-from peftbook.cli.arguments import Add, path
+from peftbook.cli.arguments import TYPE_CHECKING, path
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
+    from peftbook.cli.arguments import Add
     from peftbook.recipe.choice import Recipe
     from peftbook.recipe.rows import Counted
     from peftbook.tasks import TaskData
@@ -41,6 +39,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
 
 def command_recipe(args: argparse.Namespace) -> int:
     """Say how to tune a model on a card and a file of rows: method, rank, rate, batch, and why; write the scripts."""
+    import shlex
     from pathlib import Path
 
     from peftbook.base_models import model_named
@@ -124,5 +123,7 @@ def as_text(recipe: Recipe, model: str, counted: Counted) -> str:
 
 def wrapped(text: str) -> str:
     """A paragraph in lines that a terminal and a page have room for; those after the first stand further in."""
+    import textwrap
+
     first, more = "  ", " " * 10
     return textwrap.fill(text, 78, initial_indent=first, subsequent_indent=more, break_on_hyphens=False)
