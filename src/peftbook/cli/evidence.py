@@ -137,12 +137,14 @@ def command_verify(args: argparse.Namespace) -> int:
 
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth."""
+    from peftbook.later import uncollected
     from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
     from peftbook.training.hardware import cores
 
-    store = store_on(args.platform)
-    judge_ahead(store, cores())
-    judged = claims(store)
+    with uncollected():  # what judging makes, it does not tie into cycles
+        store = store_on(args.platform)
+        judge_ahead(store, cores())
+        judged = claims(store)
     if args.json:
         print_json([claim_row(claim, args.platform) for claim in judged])
         return 0
