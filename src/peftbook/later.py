@@ -84,7 +84,9 @@ def compiled_when_called() -> Iterator[None]:
 
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bitsandbytes.backends.default.ops": compiled_when_called,
+    "gradio": uncollected,
     "peft": uncollected,
+    "ray": uncollected,
     "torch": uncollected,
     "torch.distributed.fsdp": uncollected,
     "transformers": uncollected,

@@ -16,9 +16,9 @@ from peftbook.errors import InputError
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands; the options of some are declared when they are asked for."""
-    parser = argparse.ArgumentParser(prog="peftbook", description=peftbook.__doc__)
+    parser = Command(prog="peftbook", description=peftbook.__doc__)
     parser.add_argument("--version", action="version", version=f"peftbook {peftbook.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (runs, evidence, machine, products, own_data, recipe, fit):
         module.add_commands(functools.partial(command, commands))
     speed = commands.add_parser("bench", help="measure speed: train, book, cli")

@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+
+TYPE_CHECKING = False  # as in `typing`, whose import would be a tenth of the time of --help
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any, Protocol
+
+    class Add(Protocol):
+        """What adds a command: its name, what it does, and its options if they are declared later."""
+
+        def __call__(
+            self, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None
+        ) -> Command: ...
+
 
 Options = Callable[[argparse.ArgumentParser], None]
+
+
+class Help(argparse.HelpFormatter):
+    """argparse's help, as wide as the terminal. It would ask `shutil`, which loads three ways to compress."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=columns() - 2)
+
+
+def columns() -> int:
+    """Width of the terminal: what $COLUMNS says, else the system, else 80."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    try:
+        return (sys.__stdout__ and os.get_terminal_size(sys.__stdout__.fileno()).columns) or 80
+    except (ValueError, OSError):  # no terminal
+        return 80
 
 
 class Command(argparse.ArgumentParser):
     """A command, whose options are declared when they are first needed: some take imports that no other waits for."""
 
     options: Options | None = None
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=Help, **settings)
 
     def declared(self) -> Command:
         """The command with its options."""
@@ -27,14 +60,6 @@ class Command(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """argparse's own, which also prints the help, with the options."""
         return super(Command, self.declared()).parse_known_args(args, namespace)
-
-
-class Add(Protocol):
-    """What adds a command: its name, what it does, and its options if they are declared later."""
-
-    def __call__(
-        self, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None
-    ) -> Command: ...
 
 
 def on_platform(parser: argparse.ArgumentParser) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
 
-from peftbook.cli.arguments import Add, on_platform, path, positive, print_json
+from peftbook.cli.arguments import TYPE_CHECKING, on_platform, path, positive, print_json
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
+    from peftbook.cli.arguments import Add
     from peftbook.decision.outside import Outside, Pairing
     from peftbook.evidence.stats import Interval
+    from peftbook.records import Store
 
 LEAST_P = 1e-12  # that is printed
 
@@ -81,10 +83,18 @@ def command_import(args: argparse.Namespace) -> int:
 
 def command_status(args: argparse.Namespace) -> int:
     """Say for each study which runs are cached, missing, failed or stale."""
+    from peftbook.later import uncollected
+
+    with uncollected():  # a quarter of the command's time
+        tell_status(store_on(args.platform), args.platform, args.verbose)
+    return 0
+
+
+def tell_status(store: Store, platform: str, verbose: bool) -> None:
+    """Print the state of each study, and the records that belong to none."""
     from peftbook.results import describe, study_runs
     from peftbook.studies import NAMES, get_study
 
-    store = store_on(args.platform)
     used: set[str] = set()
     for name in NAMES:
         found = study_runs(name, store)
@@ -92,20 +102,19 @@ def command_status(args: argparse.Namespace) -> int:
         used |= states.keys()
         missing, failed = ([state for _, state in found].count(state) for state in ("missing", "diverged"))
         print(f"{name}: {len(found) - missing} of {len(found)} runs cached, {failed} of them diverged")
-        if args.verbose:
+        if verbose:
             for run in get_study(name).runs(store):
                 key = store.spec(run).key
                 print(
                     f"  {'missing' if states[key] == 'missing' else 'cached '} {key[:12]} {describe(store.spec(run))}"
                 )
         if missing:
-            print(f"  {missing} missing: run `{command_for(name, args.platform)}`")
-    stale = [one for one in store.others(used) if one.spec.platform == args.platform and one.key not in used]
+            print(f"  {missing} missing: run `{command_for(name, platform)}`")
+    stale = [one for one in store.others(used) if one.spec.platform == platform and one.key not in used]
     if stale:
-        print(f"{len(stale)} records belong to no study any more" + "; --verbose lists them" * (not args.verbose))
-    for one in stale if args.verbose else ():
+        print(f"{len(stale)} records belong to no study any more" + "; --verbose lists them" * (not verbose))
+    for one in stale if verbose else ():
         print(f"  stale   {one.key[:12]} {describe(one.spec)}")
-    return 0
 
 
 def command_for(study: str, platform: str) -> str:
@@ -130,12 +139,14 @@ def command_verify(args: argparse.Namespace) -> int:
 
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth."""
+    from peftbook.later import uncollected
     from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
     from peftbook.training.hardware import cores
 
-    store = store_on(args.platform)
-    judge_ahead(store, cores())
-    judged = claims(store)
+    with uncollected():  # what judging makes, it does not tie into cycles
+        store = store_on(args.platform)
+        judge_ahead(store, cores())
+        judged = claims(store)
     if args.json:
         print_json([claim_row(claim, args.platform) for claim in judged])
         return 0

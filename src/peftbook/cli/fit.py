@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
-from peftbook.cli.arguments import Add, positive, print_json
+from peftbook.cli.arguments import TYPE_CHECKING, positive, print_json
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from peftbook.cli.arguments import Add
     from peftbook.memory import Configuration, Fit, Setup, Shape
     from peftbook.memory.stacks import Assumption
 

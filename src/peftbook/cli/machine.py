@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from peftbook.cli.arguments import Add, on_dtype, path, positive, print_json
+from peftbook.cli.arguments import TYPE_CHECKING, on_dtype, path, positive, print_json
+
+if TYPE_CHECKING:
+    from peftbook.cli.arguments import Add
 
 
 def add_commands(add: Add) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
 
-from peftbook.cli.arguments import Add, path
+from peftbook.cli.arguments import TYPE_CHECKING, path
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from peftbook.cli.arguments import Add
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 
-from peftbook.cli.arguments import Add, path
+from peftbook.cli.arguments import TYPE_CHECKING, path
 from peftbook.errors import need
+
+if TYPE_CHECKING:
+    from peftbook.cli.arguments import Add
 
 
 def add_commands(add: Add) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from typing import TYPE_CHECKING
 
-from peftbook.cli.arguments import Add, path
+from peftbook.cli.arguments import TYPE_CHECKING, path
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
+    from peftbook.cli.arguments import Add
     from peftbook.tasks import TaskData
 
 
@@ -38,6 +37,8 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
 
 def command_recipe(args: argparse.Namespace) -> int:
     """Say how to tune a model on a card and a file of rows: method, rank, rate, batch, and why; write the scripts."""
+    import shlex
+
     from peftbook.base_models import model_named
     from peftbook.memory import bytes_of_text
     from peftbook.options import read_options

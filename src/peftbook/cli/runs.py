@@ -7,13 +7,14 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from peftbook.cli.arguments import Add, on_platform, path, positive
+from peftbook.cli.arguments import TYPE_CHECKING, on_platform, path, positive
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from peftbook.cli.arguments import Add
 
 
 def add_commands(add: Add) -> None:

@@ -17,6 +17,9 @@ def setup(app: Any) -> dict[str, Any]:
     """Register every part of the extension."""
     import importlib
 
-    for part in PARTS:
-        importlib.import_module(f"peftbook.site.{part}").setup(app)
+    from peftbook.later import uncollected
+
+    with uncollected():  # of Sphinx, of what it imported and of this
+        for part in PARTS:
+            importlib.import_module(f"peftbook.site.{part}").setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}
