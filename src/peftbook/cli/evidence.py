@@ -143,7 +143,7 @@ def command_claims(args: argparse.Namespace) -> int:
     if args.json:
         print_json([claim_row(claim, args.platform) for claim in judged])
         return 0
-    for own, what in ((False, "claims"), (True, "checks of our own tools")):
+    for own, what in ((False, "claims of papers"), (True, "of our own claims and tools")):
         counts = count_verdicts(judged, own)
         print(f"{sum(counts.values())} {what}: " + ", ".join(f"{count} {said}" for said, count in counts.items()))
     for claim in judged:

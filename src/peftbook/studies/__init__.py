@@ -116,7 +116,7 @@ class Study:
     measure: named values from the records; judge: the one rule of the book applied to them. Both may raise Missing.
     refuted_if: what would refute the claim, written before the runs.
     regime: where these runs lie outside of what the source itself names; empty where it names nothing that they miss.
-    own: whether it checks a tool of the book or plain arithmetic, and puts no paper's claim on trial.
+    own: whether it puts no paper's claim on trial, but one of the book, a tool of it or plain arithmetic.
     """
 
     name: str
