@@ -323,21 +323,21 @@ def averaging() -> Found:
     return "undecided" if idle else raw_rule.of_parts(outcomes), lowest
 
 
+def sorted_by(rank: int, rate: float, seed: int, split: str) -> Raw:
+    return probe("reward.sort_by_reward", seed, model="random-llama", rank=rank, rate=rate, split=split)
+
+
 def reward_rank() -> Found:
     """Test lists sorted by rank 1 less those by all weights, where these surely gained more than the margin."""
-
-    def asked(rank: int, rate: float, seed: int, split: str) -> Raw:
-        return probe("reward.sort_by_reward", seed, model="random-llama", rank=rank, rate=rate, split=split)
-
     finals, finer = {}, 0.0
     for rank, lowest in ((0, 5e-4), (1, 2.5e-4)):
         wrong = raw_rule.extended(
-            lambda rate, rank=rank: 1 - asked(rank, rate, 0, "validation")["measurements"]["accuracy"],
+            lambda rate, rank=rank: 1 - sorted_by(rank, rate, 0, "validation")["measurements"]["accuracy"],
             rates(lowest, 2, 4), 2,
         )  # fmt: skip
         finer = max(finer, raw_rule.finer_grid(wrong, 0.01))
         best = min(wrong, key=wrong.__getitem__)
-        finals[rank] = [asked(rank, best, seed, "test") for seed in range(1, 6)]
+        finals[rank] = [sorted_by(rank, best, seed, "test") for seed in range(1, 6)]
     found = replace(over_examples(column(finals[1], "exact") - column(finals[0], "exact")), bias=finer)
     gained = over_examples(column(finals[0], "exact") - column(finals[0], "start_exact"))
     outcome = verdict_of(found, 0, -0.05, INF)
@@ -542,6 +542,14 @@ def test_a_verdict_follows_from_the_raw_records(name):
             assert mine == printed or math.isclose(mine, printed, rel_tol=tolerance, abs_tol=1e-9), quantity
             if form and mine is not None:
                 assert format(mine, form).replace("-", "−").replace("%", " %") in told.sentence
+
+
+def test_the_rate_of_rank_1_was_chosen_on_a_rough_grid():
+    """Its accuracies go up and down by more than what the verdict clears its margin by, as the card says."""
+    along = [sorted_by(1, rate, 0, "validation")["measurements"]["accuracy"] for rate in rates(2.5e-4, 2, 5)]
+    steps = np.diff(along)
+    cleared = -0.05 - reward_rank()[1]["rank1_minus_full"][2]
+    assert np.count_nonzero(np.diff(np.sign(steps))) > 1 and 0 < cleared < abs(steps).min()
 
 
 def test_the_rule_takes_the_interplay_of_seeds_and_examples_out_once():

@@ -349,6 +349,13 @@ def test_checks_of_our_own_tools_are_counted_apart(store):
     assert sum(own.values()) + sum(others.values()) == len(claims)
 
 
+def test_a_claim_that_no_paper_makes_is_counted_as_ours():
+    """Where source or claim say that it is the book's own, its verdict is none on a paper."""
+    every = [studies.get_study(name) for name in studies.NAMES]
+    ours = [one for one in every if re.search("this book's own|the book's question", f"{one.source} {one.claim}", re.I)]
+    assert len(ours) > 3 and all(one.own for one in ours)
+
+
 def test_the_filter_counts_the_cards(board):
     """The number on each button is the number of cards that it leaves, and the numbers add up."""
     counts = {label["for"]: int(label.b.text) for label in board.select("label")}

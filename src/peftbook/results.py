@@ -233,7 +233,7 @@ def claim(name: str, store: Store) -> Claim:
 
 
 def count_verdicts(claims: list[Claim], own: bool = False) -> dict[str, int]:
-    """How many claims of papers have each outcome, the decided ones first; or of the checks of the book's own tools."""
+    """How many claims of papers have each outcome, the decided ones first; or of the book's own claims and tools."""
     said = [one.verdict.outcome for one in claims if one.study.own == own]
     return {outcome: said.count(outcome) for outcome in (*OUTCOMES, *said) if outcome in said}
 

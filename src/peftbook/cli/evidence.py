@@ -34,6 +34,7 @@ def add_commands(add: Add) -> None:
     verify.add_argument("--seed", type=int, default=0, help="which sample")
     claims = add("claims", command_claims)
     claims.add_argument("--json", action="store_true")
+    claims.add_argument("--decidable", action="store_true", help="of the open ones: how many more seeds would decide")
     on_platform(claims)
     add("decide", command_decide, decide_options)
     add("power", command_power, power_options)
@@ -138,7 +139,7 @@ def command_verify(args: argparse.Namespace) -> int:
 
 
 def command_claims(args: argparse.Namespace) -> int:
-    """Print the verdict on each claim, in order of worth."""
+    """Print the verdict on each claim, in order of worth; or what would decide those that are open."""
     from peftbook.later import uncollected
     from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
     from peftbook.training.hardware import cores
@@ -146,11 +147,13 @@ def command_claims(args: argparse.Namespace) -> int:
     with uncollected():  # what judging makes, it does not tie into cycles
         store = store_on(args.platform)
         judge_ahead(store, cores())
+        if args.decidable:
+            return print_outlooks(store, args.json)
         judged = claims(store)
     if args.json:
         print_json([claim_row(claim, args.platform) for claim in judged])
         return 0
-    for own, what in ((False, "claims"), (True, "checks of our own tools")):
+    for own, what in ((False, "claims of papers"), (True, "of our own claims and tools")):
         counts = count_verdicts(judged, own)
         print(f"{sum(counts.values())} {what}: " + ", ".join(f"{count} {said}" for said, count in counts.items()))
     for claim in judged:
@@ -163,6 +166,29 @@ def command_claims(args: argparse.Namespace) -> int:
         elif claim.missing:
             print(f"  {claim.missing} of {claim.runs} runs are missing: {command_for(study.name, args.platform)}")
         print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")
+    return 0
+
+
+def print_outlooks(store: Store, as_json: bool) -> int:
+    """Print for each open claim how many more seeds would decide it, and in how many core-hours."""
+    from dataclasses import asdict
+
+    from peftbook.outlook import AT_HAND, outlooks
+
+    found = outlooks(store)
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return 0
+    wide = max((len(one.study) for one in found), default=0)
+    for one in found:
+        hours = "?" if one.core_hours is None else f"{one.core_hours:.1f}"
+        plan = (
+            f"{one.seeds} more seed{'s' * (one.seeds != 1)}, {hours} core-hours: {one.likely}" if one.seeds else one.why
+        )
+        print(f"{one.study:{wide}}  {one.outcome:14}  {plan}")
+    near = [one for one in found if one.within(AT_HAND) and one.outcome == "undecided"]
+    print(f"\nUndecided claims that more seeds decide in {AT_HAND:g} core-hours each: {len(near)},")
+    print("four times in five, if the present estimate is the truth.")
     return 0
 
 

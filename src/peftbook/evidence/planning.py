@@ -1,16 +1,27 @@
-"""How many seeds and test examples a comparison needs, by the rule of `stats`."""
+"""How many seeds and test examples a comparison needs, and how many more seeds one at hand, by the rule of `stats`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from peftbook.errors import InputError
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval, half_width, optimize, quantile
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval, final_level, half_width, optimize, quantile
 
-__all__ = ["MOST_EXAMPLES", "MOST_SEEDS", "found_by", "found_with", "round_up", "settle"]
+__all__ = [
+    "MOST_EXAMPLES",
+    "MOST_SEEDS",
+    "Judged",
+    "found_by",
+    "found_with",
+    "more_seeds",
+    "obstacle",
+    "round_up",
+    "settle",
+]
 
 POWER = 0.8  # of a comparison with the seeds and examples that are asked for
 MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
@@ -67,3 +78,126 @@ def round_up(count: float) -> int:
     """Up to two significant digits."""
     unit = 10 ** max(0, math.floor(math.log10(max(count, 1))) - 1)
     return unit * math.ceil(count / unit - 1e-9)
+
+
+# --- more seeds for a comparison at hand -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a verdict, or a part of one, was decided on.
+
+    inside: where the whole interval must lie to bear the claim out.  outside: beyond which it must lie to refute it.
+    alike: half the width of the band around 0 in which the 90 % interval is an equivalence; 0: there is none.
+    level: at which it bears out, refuting: at which it refutes, where a family is corrected for.
+    """
+
+    interval: Interval
+    inside: tuple[float, float]
+    outside: tuple[float, float]
+    alike: float = 0.0
+    level: float = 0.05
+    refuting: float = 0.05
+
+    @classmethod
+    def of(
+        cls, interval: Interval, margin: float, claim: tuple[float, float], level: float = 0.05, refuting: float = 0.05
+    ) -> Judged:
+        """By `stats.judge`."""
+        low, high = claim
+        return cls(interval, (low + margin, high - margin), (low - margin, high + margin), margin, level, refuting)
+
+    def rooms(self, whole: bool) -> list[tuple[float, float, str]]:
+        """How far the estimate is from each edge that it must clear, at which level, and for which outcome.
+
+        whole: whether it is all that the verdict rests on; a part cannot be equivalent.
+        """
+        mean = self.interval.mean
+        found = [
+            (min(mean - self.inside[0], self.inside[1] - mean), self.level, "reproduced"),
+            (max(mean - self.outside[1], self.outside[0] - mean), self.refuting, "refuted"),
+        ]
+        return found + [(self.alike - abs(mean), 2 * self.level, "equivalent")] * (whole and self.alike > 0)
+
+
+def more_seeds(parts: Sequence[Judged]) -> tuple[int, str] | None:
+    """How many further seeds decide a claim four times in five if its estimates are the truth, and what they say.
+
+    The one of several parts that is refuted first refutes; all must bear it out. None where no number up to MOST_SEEDS
+    in all does.
+    """
+    whole = len(parts) == 1
+    needed = [{outcome: seeds_to(part, room, level) for room, level, outcome in part.rooms(whole)} for part in parts]
+    plans = {"refuted": min(one["refuted"] for one in needed), "reproduced": max(one["reproduced"] for one in needed)}
+    plans |= {"equivalent": needed[0]["equivalent"]} if "equivalent" in needed[0] else {}
+    seeds, outcome = min((count, said) for said, count in plans.items())
+    return None if math.isinf(seeds) else (int(seeds), outcome)
+
+
+def seeds_to(part: Judged, room: float, level: float) -> float:
+    """The fewest further seeds with which an edge that lies `room` from the estimate is cleared four times in five.
+
+    half_n(level′) + z_0.8 · s · √k / n ≤ room  with n = n₀ + k seeds, of which n₀ are at hand, and s = seed_se · √n₀:
+    the half-width of the rule for n seeds, and by how much the estimate will move when k are added. Test examples stay
+    the same, and so do bias and error of the examples; a part of that, the interplay with seeds, would fall, which is
+    not counted on. level′ is what `final_level` leaves after the look at n₀ seeds. 0 where the edge is cleared already,
+    infinite where MOST_SEEDS seeds in all do not.
+    """
+    found, level = part.interval, level * spent(part.interval)
+    if found.decides and found.half(level) <= room:
+        return 0
+    if not fits(found, room, level):
+        return math.inf
+    spread = found.seed_se * math.sqrt(found.seeds)
+    for more in range(1, MOST_SEEDS - found.seeds + 1):
+        seeds = found.seeds + more
+        then = replace(found, seed_se=spread / math.sqrt(seeds), seeds=seeds)
+        moves = float(quantile(2 * (1 - POWER), math.inf)) * spread * math.sqrt(more) / seeds
+        first_look = then.half(level) + moves <= room  # which is cheaper to ask, and less than is asked
+        if first_look and then.half(final_level(level, found.seeds / seeds)) + moves <= room:
+            return more
+    return math.inf
+
+
+def spent(found: Interval) -> float:
+    """What share of the level a look at fewer seeds has left: 1 for a first look."""
+    if not 0 < found.half(0.05) < found.half95 < math.inf:
+        return 1.0
+    levels = math.log(1e-6), 0.0
+    return math.exp(optimize.brentq(lambda log: found.half(0.05 * math.exp(log)) - found.half95, *levels))
+
+
+def fits(found: Interval, room: float, level: float) -> bool:
+    """Whether what no further seed takes away, of test examples and grid, leaves the edge to be cleared."""
+    left = lasting(found)
+    return found.seeds > 1 and left.decides and math.isfinite(found.standard_error) and left.half(level) < room
+
+
+def lasting(found: Interval) -> Interval:
+    """The interval with all the seeds that one could wish for."""
+    return replace(found, seed_se=0.0, seeds=max(found.seeds, FEWEST_SEEDS))
+
+
+def obstacle(parts: Sequence[Judged]) -> str:
+    """Why `more_seeds` is None, in words that follow `not by seeds:`.
+
+    By the part that is nearest to refuting, or else by the one that keeps the claim from being borne out.
+    """
+    if not parts:
+        return "its study does not say what it judged"
+    intervals = [part.interval for part in parts]
+    if all(one.seeds < 2 for one in intervals):
+        return "nothing in it depends on a seed, but on texts and cases"
+    if few := [one for one in intervals if not lasting(one).decides]:
+        return f"{few[0].basis} decide nothing"
+    widest = [(part, *max(part.rooms(len(parts) == 1))) for part in parts]
+    refuting = [one for one in widest if one[3] == "refuted" and one[1] > 0]
+    part, room, level, _ = (max if refuting else min)(refuting or widest, key=lambda one: one[1])
+    rest = lasting(part.interval).half(level * spent(part.interval))
+    if room <= 0:
+        return "the estimate lies between what would bear it out and what would refute it"
+    if part.interval.bias >= room:
+        return f"grid or fit may move it by {part.interval.bias:.2g}, the edge is {room:.2g} away"
+    if rest >= room:
+        return f"without any spread of seeds ±{rest:.2g} are left, the edge is {room:.2g} away"
+    return f"more than {MOST_SEEDS} seeds"

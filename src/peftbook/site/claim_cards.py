@@ -37,7 +37,7 @@ def _filter(counts: Mapping[str, int], own: int, total: int) -> str:
     """Counts as radio buttons, which the style sheet reads: no script. A browser without :has() shows every card."""
     choices = [("all", "all", total)]
     choices += [(slug(name), f"{sign(name)} {escape(name)}", count) for name, count in counts.items()]
-    choices += [("own", "our own tools, checked", own)] if own else []
+    choices += [("own", "our own claims and tools", own)] if own else []
     buttons = "".join(
         f'<input type="radio" name="verdict" id="show-{name}"{" checked" if name == "all" else ""}>'
         f'<label for="show-{name}" class="choice verdict-{name}">{text} <b>{count}</b></label>'

@@ -4,7 +4,7 @@
 `{methods.lora_minus_full_loss;below|not separable from|above}` the word for a quantity wholly below zero, not separable
 from zero, or wholly above it (`;…;1` compares with 1); `{cite:ID}` a published value; `{computed:NAME}` arithmetic;
 `{verdict:STUDY}` what a claim's runs decided; `{claims:OUTCOME}` how many claims of papers have that verdict, or `all`;
-`{tools:OUTCOME}` how many checks of our own tools.
+`{tools:OUTCOME}` how many of our own claims and tools.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def placeholder(name: str, sources: Sources) -> str:
 
 
 def outcomes(store: Store, own: bool = False) -> dict[str, str]:
-    """Study → what its runs decided, in order of worth: of papers' claims, or of checks of our own tools."""
+    """Study → what its runs decided, in order of worth: of papers' claims, or of our own claims and tools."""
     with aside():
         return {name: results.study_verdict(name, store).outcome for name in NAMES if get_study(name).own == own}
 

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from peftbook.errors import InputError
+from peftbook.evidence.planning import Judged
 from peftbook.evidence.stats import Interval
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Probe, Run
@@ -28,6 +29,7 @@ Item = TypeVar("Item")
 
 TEXTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text(encoding="utf-8"))
 NAMES = tuple(TEXTS["study"])
+BLIND = "control failed"
 _studies: dict[str, Study] = {}  # of the modules that are loaded
 
 
@@ -92,11 +94,15 @@ class Verdict:
     from.
     `measured` is a study that puts no claim to the test, `not yet run` and `not testable here` say what is missing.
     quantities: the numbers that decided, the deciding one first.
+    judged: what was held against the claim, its parts if it has several.
+    held: why it is undecided whatever these say: BLIND where nothing could have been seen, or else in words.
     """
 
     outcome: str
     sentence: str
     quantities: tuple[str, ...] = ()
+    judged: tuple[Judged, ...] = ()
+    held: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "sentence", typeset(self.sentence))
@@ -110,7 +116,7 @@ class Study:
     measure: named values from the records; judge: the one rule of the book applied to them. Both may raise Missing.
     refuted_if: what would refute the claim, written before the runs.
     regime: where these runs lie outside of what the source itself names; empty where it names nothing that they miss.
-    own: whether it checks a tool of the book or plain arithmetic, and puts no paper's claim on trial.
+    own: whether it puts no paper's claim on trial, but one of the book, a tool of it or plain arithmetic.
     """
 
     name: str

@@ -40,7 +40,7 @@ from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, aside
-from peftbook.studies import Quantity, Verdict, gathered, merging, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, merging, study
 from peftbook.studies.sweep import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
@@ -299,7 +299,8 @@ def verdict(store: Store) -> Verdict:
     records = records_of(store)
     outcomes = [outcome_of(records, cell) for cell in CELLS]
     if idle := [name_of(subset) for subset in (*PAIRS, TASKS) if not moves(records, subset)]:
-        return Verdict("undecided", f"The average of {', '.join(idle)} does not surely differ from the untuned model.")
+        said = f"The average of {', '.join(idle)} does not surely differ from the untuned model."
+        return Verdict("undecided", said, held=BLIND)
     first, second = (sentence(records, name, count) for name, count in COUNTS.items())
     below, above = (outcomes.count(one) for one in ("refuted", "reproduced"))
     weak = [LABELS[task] for task in TASKS if gain(records, task, f"by_{task}").low <= FLOOR]

@@ -33,6 +33,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from peftbook import specs
 from peftbook.evidence import stats
@@ -42,7 +43,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.grids import shortfall
 from peftbook.studies.standard import rates
 from peftbook.studies.sweep import Arm, TunedComparison, decide
@@ -143,5 +144,5 @@ def verdict(store: Store) -> Verdict:
     named = (*found.quantities, *(f"{name}_cost" for name in ARMS))
     if all(one.low <= MARGIN for one in costs.values()):
         blunt = f"Neither is surely above {MARGIN}: there is nothing to tolerate."
-        return Verdict("undecided", f"{sentence} {blunt}", named)
-    return Verdict(found.outcome, sentence, named)
+        return Verdict("undecided", f"{sentence} {blunt}", named, found.judged, held=BLIND)
+    return replace(found, sentence=sentence, quantities=named)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
@@ -92,7 +93,7 @@ def bleu_verdict(store: Store) -> Verdict:
         f"{min(values):.2f} to {max(values):.2f} times ({COMPARISON.arm(arm).label})" for arm, values in ratios.items()
     )
     sentence = f"{plain.sentence.removesuffix('.')}; by seed the texts have {said} the references' length."
-    return Verdict(plain.outcome, sentence, (*plain.quantities, "lora_length_ratio", "full_length_ratio"))
+    return replace(plain, sentence=sentence, quantities=(*plain.quantities, "lora_length_ratio", "full_length_ratio"))
 
 
 @study("benchmark_prefix", COMPARISON.runs, quantities)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.planning import Judged
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.weight_error import TEXTS, task_error, weights_of
@@ -135,4 +136,5 @@ def loss_verdict(store: Store) -> Verdict:
         rows = [f"{cost(other, block).mean:+.5f} at block {block}" for block in BLOCKS]
         sentence += f". SmolLM2 ({' and '.join(rows)}) comes from a 4-bit file, is confounded and decides nothing"
     named = (*(f"small_{block}_cost" for block in BLOCKS), *(f"small_{block}_beyond_margin" for block in BLOCKS))
-    return Verdict(outcome, f"{sentence}.", named)
+    judged = tuple(Judged.of(beyond_margin(record, block), 0.0, (-math.inf, 0.0)) for block in BLOCKS)
+    return Verdict(outcome, f"{sentence}.", named, judged)

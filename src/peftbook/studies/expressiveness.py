@@ -32,9 +32,10 @@ import numpy as np
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score
+from peftbook.evidence.planning import Judged
 from peftbook.records import Record, Store
 from peftbook.specs import Probe
-from peftbook.studies import Quantity, Verdict, determined, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 
 __all__ = ["ARMS", "DEPTHS", "SEEDS", "depths_at_hand", "probe"]
 
@@ -191,11 +192,12 @@ def verdict(store: Store) -> Verdict:
     named = (f"depth1_{arm}_accuracy", "depth1_lora4_accuracy", "depth1_prompt_ascending_accuracy")
     outcome = stats.judge(found, 0.0, (-math.inf, SOLVED))
     if outcome != "refuted" and (reason := unusable(1, store)):  # a prompt that solves it refutes without a control
-        return Verdict("undecided", f"{said}; but {reason}.", named)
+        return Verdict("undecided", f"{said}; but {reason}.", named, held=BLIND)
     controls = [describe(accuracy(1, name, store)) for name in ("lora4", "prompt_ascending")]
     return Verdict(
-        outcome, f"{said}, LoRA of rank 4 {controls[0]}; a prompt brings ascending order back in {controls[1]}.", named
-    )
+        outcome, f"{said}, LoRA of rank 4 {controls[0]}; a prompt brings ascending order back in {controls[1]}.", named,
+        (Judged.of(found, 0.0, (-math.inf, SOLVED)),),
+    )  # fmt: skip
 
 
 @study("expressiveness_depth", runs, quantities, least=GAIN - MARGIN)
@@ -213,8 +215,9 @@ def verdict_on_depth(store: Store) -> Verdict:
     if not reason and shallow.high >= SOLVED:
         reason = f"with one layer the {arm} is not surely below {SOLVED:.0%}, so that depth has nothing to give"
     if reason:
-        return Verdict("undecided", f"{said}; but {reason}.", named)
-    return Verdict(stats.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named)
+        return Verdict("undecided", f"{said}; but {reason}.", named, held=BLIND)
+    judged = (Judged.of(found, MARGIN, (GAIN, math.inf)),)
+    return Verdict(stats.judge(found, MARGIN, (GAIN, math.inf)), f"{said}.", named, judged)
 
 
 def describe(interval: stats.Interval) -> str:

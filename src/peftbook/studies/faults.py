@@ -25,6 +25,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import comparison, resampling, stats
+from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -238,17 +239,18 @@ def judged(interval: stats.Interval, claim: tuple[float, float]) -> str:
 @study("silent_faults", runs, quantities)
 def verdict_on_losses(store: Store) -> Verdict:
     """Do five faults cost answers, though the training loss ends where it does without them?"""
-    outcomes, said = [], []
+    parts, said = [], []
     for name in SILENT:
         lost, above = cost(name, store), excess(name, store)
-        outcomes += [judged(lost, (COST, math.inf)), judged(above, (-math.inf, MARGIN_LOSS))]
+        parts += [(lost, (COST, math.inf)), (above, (-math.inf, MARGIN_LOSS))]
         said.append(
             f"{ARMS[name].label.lower()} {lost.mean:.0%} ({lost.low:.0%} to {lost.high:.0%}) at {above.mean:+.3f} nats "
             f"per token ({above.low:+.3f} to {above.high:+.3f})"
         )
     return Verdict(
-        stats.together(outcomes),
+        stats.together([judged(*part) for part in parts]),
         f"Of the answers, at so much more training loss: {'; '.join(said)} (95 % intervals; claim at least "
         f"{COST:.0%}, at most {MARGIN_LOSS} nats).",
         tuple(f"{name}_{what}" for name in SILENT for what in ("cost", "excess")),
+        tuple(Judged.of(interval, 0.0, claim, refuting=0.05 / HALVES) for interval, claim in parts),
     )

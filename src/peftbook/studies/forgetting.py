@@ -25,11 +25,12 @@ import numpy as np
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.tasks import task_spec
 
@@ -226,17 +227,18 @@ def forgetting_verdict(store: Store) -> Verdict:
         f"fine-tuning, {said} nats per token (95 % intervals); the lowest target loss has {ARMS[full][1]:g}; margin "
         f"{MARGIN}"
     )
-    outcome, reason = stats.judge(chosen, MARGIN, (0.0, math.inf)), ""
+    outcome, reason, held = stats.judge(chosen, MARGIN, (0.0, math.inf)), "", ""
     turns = any(one.mean * chosen.mean <= 0 for one in found.values())
     if turns and outcome != "equivalent":
         outcome, reason = "undecided", "; the sign changes with the rate"
+        held = "the sign changes with the rate of full fine-tuning"
     elif outcome == "equivalent" and any(one.low > MARGIN or one.high < -MARGIN for one in found.values()):
         outcome, reason = "undecided", "; at another rate the difference is beyond the margin"
+        held = "at another rate of full fine-tuning the difference is beyond the margin"
     elif outcome == "undecided":
         reason = f"; its half-width is {chosen.half95:.3f}"
-    return Verdict(
-        outcome, f"{sentence}{reason}.", ("full_minus_r64_prose", *(f"{one}_minus_r64_prose" for one in FULL))
-    )
+    named = ("full_minus_r64_prose", *(f"{one}_minus_r64_prose" for one in FULL))
+    return Verdict(outcome, f"{sentence}{reason}.", named, (Judged.of(chosen, MARGIN, (0.0, math.inf)),), held)
 
 
 @study("intruders", runs, quantities)
@@ -251,7 +253,7 @@ def intruder_verdict(store: Store) -> Verdict:
             f"LoRA (r = 8) at any ε from {min(SWEEP):g} to {max(SWEEP):g}, over {len(SEEDS)} seeds; the training is "
             "too short to bring any."
         )
-        return Verdict("undecided", sentence, named)
+        return Verdict("undecided", sentence, named, held=BLIND)
     said = "; ".join(f"{a:.1%} and {b:.1%} at ε = {epsilon:g}" for epsilon, (a, b) in pairs.items())
     sentence = (
         f"Of the leading singular vectors, new are after full fine-tuning (rate {ARMS[full][1]:g}) and after LoRA "
@@ -259,14 +261,15 @@ def intruder_verdict(store: Store) -> Verdict:
         f"{found.high:+.1%} over {len(SEEDS)} seeds; least that counts {LEAST:.0%})"
     )
     if max(pairs[EPSILON]) == 0:
-        return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named)
-    outcome, reason = stats.judge(found, LEAST, (0.0, math.inf)), ""
+        return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named, held=BLIND)
+    outcome, reason, held = stats.judge(found, LEAST, (0.0, math.inf)), "", ""
     signs = [b - a for a, b in pairs.values() if max(a, b) > 0]
     if outcome in ("reproduced", "refuted") and any(one * found.mean <= 0 for one in signs):
         outcome, reason = "undecided", "; the sign changes with ε"
+        held = "the sign changes with ε"
     elif outcome == "undecided":
         reason = f"; its half-width is {found.half95:.1%}"
-    return Verdict(outcome, f"{sentence}{reason}.", named)
+    return Verdict(outcome, f"{sentence}{reason}.", named, (Judged.of(found, LEAST, (0.0, math.inf)),), held)
 
 
 def mean_share(arm: str, epsilon: float, store: Store) -> float:

@@ -35,13 +35,14 @@ import numpy as np
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, aside
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.grids import extended, grid, middle_first, shortfall
 from peftbook.tasks import task_spec, test_groups
 
@@ -73,6 +74,8 @@ MARGIN = 0.05  # nats per token of general text
 MARGIN_GAIN = 0.02  # nats per token of the target
 FLOOR = 0.2  # nats per token of general text: the least forgetting worth saving
 FACTOR = 2.0
+CLAIMED = (0.0, math.inf)  # where a difference is by the claims
+RATES_TURN = "neighbouring rates say the opposite"
 OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules", "all-linear")))
 
 
@@ -495,7 +498,7 @@ def standing(found: stats.Interval, moved: Sequence[float]) -> tuple[str, str]:
 
     moved: the difference at other rates, which may not contradict it.
     """
-    outcome = stats.judge(found, MARGIN, (0.0, math.inf))
+    outcome = stats.judge(found, MARGIN, CLAIMED)
     against = sum(one * found.mean <= 0 for one in moved)
     beyond = sum(abs(one) > MARGIN for one in moved)
     if outcome == "equivalent" and beyond:
@@ -503,6 +506,11 @@ def standing(found: stats.Interval, moved: Sequence[float]) -> tuple[str, str]:
     if outcome in ("reproduced", "refuted", "direction only") and against:
         return "undecided", f"at {against} of {len(moved)} pairs of rates its sign is the other"
     return outcome, f"its half-width is {found.half95:.3f}" if outcome in ("undecided", "direction only") else ""
+
+
+def contradicted(found: stats.Interval, moved: Sequence[float]) -> bool:
+    """Whether other rates would keep `standing` from any outcome, however narrow the interval."""
+    return any(one * found.mean <= 0 for one in moved) and any(abs(one) > MARGIN for one in moved)
 
 
 def said(interval: stats.Interval) -> str:
@@ -516,13 +524,16 @@ def oft_verdict(store: Store) -> Verdict:
     arms = PAIRS["lora", "oft"]
     found, moved = difference("lora", "oft", arms, store), at_neighbours("lora", "oft", store)
     outcome, reason = standing(found, moved)
+    judged = Judged.of(found, MARGIN, CLAIMED)
+    held = RATES_TURN if contradicted(found, moved) else ""
     if nothing := unforgotten(arms, store):
-        outcome, reason = "undecided", nothing
+        outcome, reason, held = "undecided", nothing, BLIND
     sentence = (
         f"At matched target loss, general loss of LoRA minus OFT is {said(found)} nats per token (95 % interval; "
         f"margin {MARGIN}), and {min(moved):+.3f} to {max(moved):+.3f} at the best rates and their neighbours"
     )
-    return Verdict(outcome, f"{sentence}{f'; {reason}' if reason else ''}.", ("lora_minus_oft", "lora_minus_oft_moved"))
+    named = ("lora_minus_oft", "lora_minus_oft_moved")
+    return Verdict(outcome, f"{sentence}{f'; {reason}' if reason else ''}.", named, (judged,), held)
 
 
 @study("replay", runs, quantities)
@@ -530,15 +541,19 @@ def replay_verdict(store: Store) -> Verdict:
     """Does replay save more than the change to OFT, save anything, and cost no gain?"""
     beyond, saved = (difference(one, "replay", TRIALS, store) for one in ("oft", "lora"))
     cost, moved = gained("replay", "lora", store), at_neighbours("oft", "replay", store)
+    moved_too = at_neighbours("lora", "replay", store)
     parts = {
         "more than OFT saves": standing(beyond, moved),
-        "saved": standing(saved, at_neighbours("lora", "replay", store)),
+        "saved": standing(saved, moved_too),
         "no gain lost": (stats.judge(cost, 0.0, (-math.inf, MARGIN_GAIN)), ""),
     }
+    judged = (*(Judged.of(one, MARGIN, CLAIMED) for one in (beyond, saved)),
+              Judged.of(cost, 0.0, (-math.inf, MARGIN_GAIN)))  # fmt: skip
+    held = RATES_TURN if contradicted(beyond, moved) or contradicted(saved, moved_too) else ""
     outcome = stats.together([part for part, _ in parts.values()])
     reason = ""
     if nothing := unforgotten(TRIALS, store):
-        outcome, reason = "undecided", nothing
+        outcome, reason, held = "undecided", nothing, BLIND
     elif outcome != "reproduced":
         told = {part: f"{one} ({why})" if why else one for part, (one, why) in parts.items()}
         reason = "; ".join(f"{part}: {one}" for part, one in told.items())
@@ -552,4 +567,6 @@ def replay_verdict(store: Store) -> Verdict:
         outcome,
         f"{sentence}{f'; {reason}' if reason else ''}.",
         ("oft_minus_replay", "lora_minus_replay", "replay_minus_lora_target", "oft_minus_replay_moved"),
+        judged,
+        held,
     )

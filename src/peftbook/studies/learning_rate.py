@@ -23,6 +23,7 @@ import numpy as np
 
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import paired, table
+from peftbook.evidence.planning import Judged
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, Unusable
@@ -40,6 +41,7 @@ WINDOW, NARROW = 2, 1  # grid steps on either side of the best that the quadrati
 RATIO = (5.0, 20.0)  # what "about ten times" allows
 REGRET_MARGIN = 0.02  # nats per token
 STEP = 2.0  # of the grid: how far fitted optima may be apart where the seeds choose the same rate of it
+SAME = (-math.log(STEP), math.log(STEP))
 FACTORS = {"quarter": 0.25, "fourfold": 4.0}  # wrong rates whose price is told
 
 
@@ -349,13 +351,15 @@ def ratio_verdict(store: Store) -> Verdict:
 
 def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> Verdict:
     """Whether a ratio, given as its logarithm, lies between the ends of RATIO."""
-    outcome = stats.judge(ratio, 0.0, (math.log(RATIO[0]), math.log(RATIO[1])))
+    claim = (math.log(RATIO[0]), math.log(RATIO[1]))
+    outcome = stats.judge(ratio, 0.0, claim)
     mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
     return Verdict(
         outcome,
         f"{opening} best rate of LoRA (r = 16) is {mean:.1f} times that of full fine-tuning (95 % interval {low:.1f} "
         f"to {high:.1f}, {over}; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
         (quantity,),
+        (Judged.of(ratio, 0.0, claim),),
     )
 
 
@@ -366,17 +370,23 @@ def judge_cost(cost: stats.Interval, moved: Callable[[], stats.Interval]) -> tup
     if cost.half95 or cost.mean:
         return stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)), None
     ratio = moved()
-    return stats.judge(ratio, 0.0, (-math.log(STEP), math.log(STEP))), ratio
+    return stats.judge(ratio, 0.0, SAME), ratio
+
+
+def judged_cost(cost: stats.Interval, ratio: stats.Interval | None) -> Judged:
+    """What `judge_cost` decided on."""
+    return Judged.of(cost, 0.0, (-math.inf, REGRET_MARGIN)) if ratio is None else Judged.of(ratio, 0.0, SAME)
 
 
 @study("learning_rate_by_rank", short_runs, quantities)
 def regret_verdict(store: Store) -> Verdict:
     """Does reusing rank 4's rate at ranks 16 and 64 cost less than the margin?"""
-    outcomes, said, named = set(), [], []
+    outcomes, said, named, judged = set(), [], [], []
     for name in REPLICATED[2:]:
         cost = regret(name, store)
         outcome, ratio = judge_cost(cost, functools.partial(log_ratio, name, "r4", store))
         outcomes.add(outcome)
+        judged.append(judged_cost(cost, ratio))
         if ratio is None:
             said.append(
                 f"At rank {name[1:]} rank 4's best rate costs {cost.mean:+.3f} nats per token over its own (95 % "
@@ -390,7 +400,7 @@ def regret_verdict(store: Store) -> Verdict:
                 f"4's ({low:.2f} to {high:.2f}; claim within a factor of {STEP:g})"
             )
             named.append(f"{name}_over_r4")
-    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named))
+    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(judged))
 
 
 @study("learning_rate_long", long_runs, quantities)
@@ -407,12 +417,13 @@ def long_ratio_verdict(store: Store) -> Verdict:
 @study("short_tuning", long_runs, quantities)
 def short_tuning_verdict(store: Store) -> Verdict:
     """Does a rate that was chosen in the short training cost less than the margin in the long one?"""
-    outcomes, said, named = set(), [], []
+    outcomes, said, named, judged = set(), [], [], []
     with whole(long_runs(store), store):
         for name, label in (("r16", "LoRA (r = 16)"), ("full", "Full fine-tuning")):
             cost = cost_of_short(name, store)
             outcome, ratio = judge_cost(cost, functools.partial(log_moved, name, store))
             outcomes.add(outcome)
+            judged.append(judged_cost(cost, ratio))
             if ratio is None:
                 said.append(
                     f"{label}: at the rate that the short training chose the loss is {cost.mean:+.3f} nats per token "
@@ -428,4 +439,4 @@ def short_tuning_verdict(store: Store) -> Verdict:
                     f"{STEP:g})"
                 )
                 named.append(f"long_{name}_moved")
-    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named))
+    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(judged))

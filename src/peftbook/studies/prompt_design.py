@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from peftbook.methods.prompt import PromptTuning
 from peftbook.records import Store
@@ -83,7 +84,5 @@ def init_verdict(store: Store) -> Verdict:
     for length in (5, 20):
         one = COMPARISON.difference(arm_name(length, "random"), arm_name(length, "vocabulary"), "loss_nats", store)
         others.append(f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f}) with {length}")
-    return Verdict(
-        found.outcome, f"{found.sentence.removesuffix('.')}; it is {' and '.join(others)}, which decides nothing.",
-        found.quantities,
-    )  # fmt: skip
+    sentence = f"{found.sentence.removesuffix('.')}; it is {' and '.join(others)}, which decides nothing."
+    return replace(found, sentence=sentence)

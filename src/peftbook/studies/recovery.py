@@ -21,16 +21,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, weights
+from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.merging import loss_quantities, lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, TunedComparison
@@ -113,9 +115,10 @@ def recovery_verdict(store: Store) -> Verdict:
             where = "the small Llama" if model == "small" else "SmolLM2 (confounded)"
             said += f"; {quant.upper()} on {where}: {gap(quant, model, store)}"
     if before.low <= FLOOR and plain.outcome != "refuted":
-        return Verdict("undecided", f"{said}. There is nothing to recover: the gap before is not above {FLOOR}.",
-                       ("small_nf4_before_minus_before_loss", *plain.quantities))  # fmt: skip
-    return Verdict(plain.outcome, f"{said}.", plain.quantities)
+        blunt = f"{said}. There is nothing to recover: the gap before is not above {FLOOR}."
+        named = ("small_nf4_before_minus_before_loss", *plain.quantities)
+        return Verdict("undecided", blunt, named, plain.judged, held=BLIND)
+    return replace(plain, sentence=f"{said}.")
 
 
 @study("loftq", runs, quantities)
@@ -131,8 +134,9 @@ def start_verdict(store: Store) -> Verdict:
     )
     named = (*plain.quantities, "small_nf2_minus_lora_loss", "small_loftq_minus_lora_loss")
     if after.low <= FLOOR and plain.outcome != "refuted":
-        return Verdict("undecided", f"{said}. There is nothing to repair: the gap is not above {FLOOR}.", named)
-    return Verdict(plain.outcome, f"{said}.", named)
+        blunt = f"{said}. There is nothing to repair: the gap is not above {FLOOR}."
+        return Verdict("undecided", blunt, named, plain.judged, held=BLIND)
+    return replace(plain, sentence=f"{said}.", quantities=named)
 
 
 def merged_probes(model: str, arm: str, store: Store) -> list[specs.Probe]:
@@ -204,5 +208,5 @@ def merged_verdict(store: Store) -> Verdict:
     outcome, names = stats.judge(lost, 0.0, (MARGIN_MERGED, math.inf)), ("small_nf4_requantised_lost", "small_nf4_cost")
     if outcome == "refuted" and cost.low <= FLOOR:
         blunt = f"That is not surely above {FLOOR}, so this model cannot tell; the other rows say what others lose."
-        return Verdict("undecided", f"{'; '.join(said)}. {blunt}", names[::-1])
-    return Verdict(outcome, f"{'; '.join(said)}.", names)
+        return Verdict("undecided", f"{'; '.join(said)}. {blunt}", names[::-1], held=BLIND)
+    return Verdict(outcome, f"{'; '.join(said)}.", names, (Judged.of(lost, 0.0, (MARGIN_MERGED, math.inf)),))

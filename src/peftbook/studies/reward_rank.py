@@ -27,10 +27,11 @@ from contextlib import suppress
 
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score, table
+from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Model, Probe
-from peftbook.studies import Quantity, Verdict, determined, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 from peftbook.studies.grids import extended, grid, middle_first, shortfall
 
 __all__ = ["GRIDS", "LABELS", "MARGIN", "SEEDS", "finals", "probe", "rates"]
@@ -211,5 +212,6 @@ def verdict(store: Store) -> Verdict:
         f"{learned.mean:+.3f} over the start ({learned.low:+.3f} to {learned.high:+.3f})"
     )
     if outcome != "refuted" and learned.low <= MARGIN:
-        return Verdict("undecided", f"{said}, and that gain, the control, is not surely above {MARGIN:g}.", named)
-    return Verdict(outcome, f"{said}.", named)
+        blind = f"{said}, and that gain, the control, is not surely above {MARGIN:g}."
+        return Verdict("undecided", blind, named, held=BLIND)
+    return Verdict(outcome, f"{said}.", named, (Judged.of(found, 0.0, (-MARGIN, math.inf)),))

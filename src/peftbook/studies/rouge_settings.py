@@ -21,6 +21,7 @@ import numpy as np
 
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.planning import Judged
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Probe, Run
 from peftbook.studies import Quantity, Verdict, methods, study
@@ -183,7 +184,8 @@ def settings_verdict(store: Store) -> Verdict:
         f"{lead[0]:+.3f} by default and {lead.min():+.3f} to {lead.max():+.3f} over the settings; spread minus lead "
         f"{found.mean:+.3f} (95 % interval {found.low:+.3f} to {found.high:+.3f}; margin {MARGIN_ROUGE})."
     )
-    return Verdict(stats.judge(found, MARGIN_ROUGE, (0.0, math.inf)), sentence, ("spread_minus_gap", "lora_spread"))
+    outcome, judged = stats.judge(found, MARGIN_ROUGE, (0.0, math.inf)), Judged.of(found, MARGIN_ROUGE, (0.0, math.inf))
+    return Verdict(outcome, sentence, ("spread_minus_gap", "lora_spread"), (judged,))
 
 
 def system_scores(arm: str, record: Record, store: Store) -> np.ndarray:
@@ -284,4 +286,5 @@ def negation_verdict(store: Store) -> Verdict:
         f"best system ({methods.LABELS[best]}; {lead.low:+.3f} to {lead.high:+.3f})."
     )
     names = (*(f"{kind}_minus_negated" for kind in PARAPHRASES), "negated_minus_best")
-    return Verdict(stats.together(outcomes), sentence, names)
+    judged = tuple(Judged.of(difference, 0.0, claim) for difference in (added, replaced))
+    return Verdict(stats.together(outcomes), sentence, names, judged)

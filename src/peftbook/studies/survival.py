@@ -26,8 +26,9 @@ and no data either, with its distance from the kept share.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -37,6 +38,7 @@ import numpy as np
 from peftbook import specs
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import weights
+from peftbook.evidence.planning import Judged
 from peftbook.methods.qlora import QLoRA
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, study
@@ -268,6 +270,16 @@ def scale_part(found: Mapping[str, Sequence[Adapter]]) -> tuple[str, str]:
     return judged(apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE))), said
 
 
+def judged_parts(found: Mapping[str, Sequence[Adapter]]) -> Iterator[Judged]:
+    """What the parts are decided on, as far as it is known."""
+    held = functools.partial(Judged.of, refuting=0.05 / PARTS)
+    for adapters_of_model in found.values():
+        if len(adapters_of_model) >= FEWEST:
+            yield held(correlation(adapters_of_model), MARGIN, (LEAST, math.inf))
+    if enough(found) and (apart := scale(found)) is not None:
+        yield held(apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE)))
+
+
 @study("survival", runs, quantities, most=1 - NEAR, furthest=SCALE * SCALE_MARGIN)
 def verdict(store: Store) -> Verdict:
     """Does the kept share of the gain rise with the size of the update on each model, on one scale of sizes?"""
@@ -283,4 +295,5 @@ def verdict(store: Store) -> Verdict:
         f"The rank correlation of an update's size with the share of its gain that requantising leaves is "
         f"{'; '.join(said)}; claim at least {LEAST}, margin {MARGIN}. {scales}.{left}",
         tuple(name for name in names if name in known),
+        tuple(judged_parts(found)),
     )

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from peftbook import specs
 from peftbook.evidence import comparison, stats
+from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
 from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
@@ -356,6 +357,7 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
         f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{reason}).",
         (quantity,),
+        (Judged.of(interval, margin, claim),),
     )
 
 

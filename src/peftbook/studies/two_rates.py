@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Store
@@ -51,5 +52,5 @@ def verdict(store: Store) -> Verdict:
         losses = {name: COMPARISON.sweep(COMPARISON.arm(name), store) for name in RATIOS}
         best = min(RATIOS, key=lambda name: min(losses[name].values()))
         said = f"{found.sentence.removesuffix('.')}; the lowest validation loss of the map is at a ratio of"
-        return Verdict(found.outcome, f"{said} {RATIOS[best]:g}.", found.quantities)
+        return replace(found, sentence=f"{said} {RATIOS[best]:g}.")
     return found

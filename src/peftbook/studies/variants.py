@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from peftbook.evidence import comparison, stats
+from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.vera import VeRA
 from peftbook.records import Missing, Record, Store
@@ -105,6 +106,14 @@ def outcome_alone(name: str, found: stats.Interval) -> str:
     return stats.judge(found, margin, claim)
 
 
+def judged(name: str, found: stats.Interval) -> Judged:
+    """What the claim is decided on; each outcome at the level of the first of six by Holm, which is the hardest."""
+    margin, claim = rule(name)
+    level = 0.05 / len(CLAIMS)
+    one = Judged.of(found, margin, claim, level, level)
+    return dataclasses.replace(one, inside=claim) if CLAIMS[name] == "speed" else one
+
+
 def p_alone(name: str, found: stats.Interval) -> float:
     """p of what would decide the claim: against the border that lies nearest, the end of the claim or of its margin.
 
@@ -163,19 +172,20 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
             ratio, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
             said = (
                 f"{label} needs {ratio:.2f} times the steps of plain LoRA to the same training loss "
-                f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})"
+                f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})."
             )
-            alone = Verdict(outcome_alone(name, found), said, (f"{name}_steps",))
+            alone = Verdict(outcome_alone(name, found), said, (f"{name}_steps",), (judged(name, found),))
         else:
             what, quantity = f"Test loss of {label} minus LoRA", f"{name}_minus_lora_loss"
             alone = decide(found, margin, claim, what, quantity, "nats per token")
+            alone = dataclasses.replace(alone, judged=(judged(name, found),))
         if alone.outcome not in ("reproduced", "refuted", "equivalent"):
             return alone
         said = alone.sentence.removesuffix(".")
         if not stands(name, store):
             rest = f"; alone {alone.outcome}, but not after Holm's correction over {len(CLAIMS)} claims."
-            return Verdict("undecided", said + rest, alone.quantities)
-        return Verdict(alone.outcome, f"{said}; stands after Holm's correction.", alone.quantities)
+            return dataclasses.replace(alone, outcome="undecided", sentence=said + rest)
+        return dataclasses.replace(alone, sentence=f"{said}; stands after Holm's correction.")
 
     return verdict
 

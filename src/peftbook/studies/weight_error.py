@@ -23,8 +23,9 @@ import numpy as np
 from peftbook import specs
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.planning import Judged
 from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
 
 __all__ = ["BLOCKS", "ORDER", "probe"]
@@ -282,7 +283,8 @@ def correlation_verdict(store: Store) -> Verdict:
             f"{point(witness, blocks=(BLOCK,)):.2f} at block {BLOCK}; it decides nothing"
         )
     names = (*(f"small_correlation_mse_{name}" for name in PARTS), *(f"small_ceiling_{name}" for name in PARTS))
-    return Verdict(outcome, f"{sentence}.", names)
+    held = BLIND if dull else "codebooks are few" if outcome == "undecided" else ""
+    return Verdict(outcome, f"{sentence}.", names, held=held)
 
 
 @study("weight_error_order", runs, quantities)
@@ -293,9 +295,10 @@ def order_verdict(store: Store) -> Verdict:
     98.3 % interval (Bonferroni).
     """
     found, pairs = store.need_all(probes("small")), list(itertools.pairwise(ORDER))
-    outcomes, said = [], []
+    outcomes, said, judged = [], [], []
     for better, worse in pairs:
         apart = neighbours(found, better, worse)
+        judged.append(Judged.of(apart, MARGIN, (-math.inf, 0.0), refuting=0.05 / len(pairs)))
         wider = replace(apart, half95=apart.half(0.05 / len(pairs)))
         plain, corrected = (stats.judge(one, MARGIN, (-math.inf, 0.0)) for one in (apart, wider))
         outcomes.append(corrected if "refuted" in (plain, corrected) else plain)
@@ -305,4 +308,4 @@ def order_verdict(store: Store) -> Verdict:
         f"{MARGIN})."
     )
     names = tuple(f"small_{better}_minus_{worse}" for better, worse in pairs)
-    return Verdict(stats.together(outcomes), sentence, names)
+    return Verdict(stats.together(outcomes), sentence, names, tuple(judged))
