@@ -22,7 +22,7 @@ import pytest
 
 from peftbook import cli
 from peftbook.errors import InputError
-from peftbook.studio import access, app, drafts, login, markup
+from peftbook.studio import access, app, drafts, login, markup, people
 from peftbook.studio.pages.data import NewProject
 from peftbook.studio.pages.projects import listing
 from peftbook.studio.pages.wiring import Context
@@ -109,7 +109,7 @@ def add_user(path: Path, name: str, password: str = PASSWORD) -> None:
     """As somebody would who types the password."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        access.add_user(path, name)
+        people.add_user(path, name)
 
 
 def start(login_file: Path, home: Path) -> Client:
@@ -117,7 +117,7 @@ def start(login_file: Path, home: Path) -> Client:
     from fastapi import FastAPI
     from fastapi.responses import PlainTextResponse
 
-    inside, sessions = FastAPI(), access.Sessions(home, access.Logins(login_file))
+    inside, sessions = FastAPI(), people.Sessions(home, people.Logins(login_file))
     inside.add_api_route("/", lambda: PlainTextResponse("inside"), methods=["GET"], response_model=None)
     inside.add_api_route(
         "/gradio_api/run/predict", lambda: PlainTextResponse("inside"), methods=["POST"], response_model=None
@@ -399,7 +399,7 @@ def test_a_session_ends_with_its_time_its_password_and_its_name(login_file, tmp_
     assert before.get("/").text == "inside"
     if end == "time":
         now = time.time()
-        monkeypatch.setattr(access.time, "time", lambda: now + access.SESSION_SECONDS + 1)
+        monkeypatch.setattr(people.time, "time", lambda: now + people.SESSION_SECONDS + 1)
     else:
         add_user(path, "ada" if end == "password" else "bob", PASSWORD + "!")
     if end == "name":
@@ -411,21 +411,21 @@ def test_a_session_ends_with_its_time_its_password_and_its_name(login_file, tmp_
 
 def test_the_database_keeps_no_cookie(locked, tmp_path):
     """Only its hash: who reads the file gets in nowhere."""
-    token = log_in(locked).cookies[access.COOKIE]
+    token = log_in(locked).cookies[people.COOKIE]
     files = [path.read_bytes() for path in tmp_path.glob("studio.sqlite*")]
     assert not any(token.encode() in content for content in files)
-    assert any(access.digest(token).encode() in content for content in files)
+    assert any(people.digest(token).encode() in content for content in files)
 
 
 def test_a_forged_cookie_opens_nothing(locked):
     """Cookies are random and known only by their hash."""
-    locked.cookies.set(access.COOKIE, "x" * 43, domain="127.0.0.1")
+    locked.cookies.set(people.COOKIE, "x" * 43, domain="127.0.0.1")
     assert locked.get("/").status_code == 303
 
 
 def test_wrong_passwords_are_counted_and_then_nothing_helps(locked):
     """After five of them even the right one has to wait, and is not looked at."""
-    for _ in range(access.FAILURES):
+    for _ in range(people.FAILURES):
         assert log_in(locked, password="wrong wrong wrong").status_code == 401
     answer = log_in(locked)
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 60 and "set-cookie" not in answer.headers
@@ -450,7 +450,7 @@ def test_another_site_cannot_log_anybody_in(locked):
 def test_no_secret_is_logged(locked, capfd, caplog):
     """Neither password nor cookie appears in what the server says."""
     log_in(locked, password="wrong wrong wrong")
-    token = log_in(locked).cookies[access.COOKIE]
+    token = log_in(locked).cookies[people.COOKIE]
     said = "".join(capfd.readouterr()) + caplog.text
     assert PASSWORD not in said and "wrong wrong" not in said and token not in said
 
@@ -475,7 +475,7 @@ def test_poor_names_and_passwords_are_refused(tmp_path, monkeypatch, name, passw
     """In one sentence, and nothing is written."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(password + "\n"))
     with pytest.raises(InputError, match=said):
-        access.add_user(tmp_path / "login.json", name)
+        people.add_user(tmp_path / "login.json", name)
     assert not list(tmp_path.iterdir())
 
 
@@ -485,7 +485,7 @@ def test_a_file_that_is_no_login_file_is_refused(tmp_path, content):
     path = tmp_path / "login.json"
     path.write_text(content)
     with pytest.raises(InputError, match="no login file"):
-        access.Logins(path)
+        people.Logins(path)
 
 
 def test_a_studio_that_others_reach_wants_a_login(tmp_path, capsys):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from studio_api import Client, play, served, work
 
 from peftbook.errors import Conflict, TooLarge
-from peftbook.studio import access
+from peftbook.studio import access, people
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.drafts import CUT_SECONDS, Drafts
@@ -230,14 +230,14 @@ def locked(tmp_path) -> Client:
 
 
 def client_of(home: Path) -> Client:
-    return served(Studio(home), Keys(home, access.Logins(home / "login.json")))
+    return served(Studio(home), Keys(home, people.Logins(home / "login.json")))
 
 
 def add_user(path: Path, name: str, password: str) -> None:
     """As somebody would who types the password."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        access.add_user(path, name)
+        people.add_user(path, name)
 
 
 def basic(name: str, password: str) -> Mapping[str, str]:

@@ -158,9 +158,9 @@ def command_export(args: argparse.Namespace) -> int:
 def command_studio(args: argparse.Namespace) -> int:
     """Serve the studio on this machine: upload data, train several methods, decide."""
     from peftbook.options import check_bounds, read_options
-    from peftbook.studio.access import add_user
     from peftbook.studio.app import serve
     from peftbook.studio.database import default_home
+    from peftbook.studio.people import add_user
     from peftbook.tasks.rows import Caps
 
     if args.add_user:

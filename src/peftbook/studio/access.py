@@ -8,36 +8,20 @@ studio's database, so that a restart logs nobody out. Only the paths that page a
 
 from __future__ import annotations
 
-import getpass
-import hashlib
-import hmac
-import http.cookies
 import json
 import re
-import secrets
-import sys
-import threading
-import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from peftbook.errors import InputError
-from peftbook.studio.database import Database
+from peftbook.studio.people import Sessions
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COOKIE = "peftbook-session"
-SESSION_SECONDS = 12 * 3600.0
-FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, or from one address, in this time
-FEWEST_CHARS = 10
-SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20, "dklen": 32}  # about 0.1 s and 32 MB a try
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)  # RFC 3986, 3.2.2: a port is digits
-NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 # What the page asks of Gradio. Its file, proxy, upload, API and recording routes do not exist here.
 OPEN = re.compile(
     r"/(?:assets/[\w./-]+|static/[\w./-]+|studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)|theme\.css|favicon\.ico)"
@@ -66,150 +50,6 @@ STRICT = HEADERS | {  # of the API and its page, which have neither
     "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'",
 }
-
-
-# --- passwords -------------------------------------------------------------------------------------------------
-
-
-def add_user(path: Path, name: str) -> None:
-    """Ask for a password twice (or read it from standard input) and keep its scrypt hash in the login file.
-
-    Raises InputError for a name that is none, a short password and two that differ.
-    """
-    if not NAME.fullmatch(name):
-        raise InputError(f"The name {name!r} is none: use letters, digits and . _ @ -, at most 64.")
-    if sys.stdin.isatty():
-        password = getpass.getpass(f"Password of {name}: ")
-        if password != getpass.getpass("Once more: "):
-            raise InputError("The two passwords differ: try again.")
-    else:
-        password = sys.stdin.readline().rstrip("\n")
-    if len(password) < FEWEST_CHARS:
-        raise InputError(f"The password has {len(password)} characters: take at least {FEWEST_CHARS}.")
-    users = Logins(path).users if path.exists() else {}
-    salt = secrets.token_bytes(16)
-    users[name] = {"salt": salt.hex(), "scrypt": scrypt(password, salt).hex()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    beside.touch(mode=0o600)
-    beside.write_text(json.dumps(users, indent=1) + "\n")
-    beside.replace(path)
-
-
-def scrypt(password: str, salt: bytes) -> bytes:
-    return hashlib.scrypt(password.encode(), salt=salt, **SCRYPT)
-
-
-class Logins:
-    """The login file, and how often somebody was wrong. Raises InputError for a file that is none."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self.users: dict[str, dict[str, str]] = json.loads(path.read_text())
-            if not self.users or not all({"salt", "scrypt"} <= set(user) for user in self.users.values()):
-                raise ValueError
-        except (OSError, ValueError, AttributeError, TypeError):
-            raise InputError(f"{path} is no login file: write one with `peftbook studio --add-user NAME`.") from None
-        self._wrong: dict[str, list[float]] = {}
-        self._lock = threading.Lock()
-        self._few = threading.Semaphore(2)  # tries at once: each takes memory
-
-    def wait(self, *whose: str) -> float:
-        """Seconds until one of these, a name or an address, may try again; 0 for now."""
-        now = time.monotonic()
-        with self._lock:
-            return max((self._wait(key, now) for key in whose), default=0.0)
-
-    def _wait(self, key: str, now: float) -> float:
-        recent = [when for when in self._wrong.get(key, ()) if now - when < WINDOW_SECONDS]
-        self._wrong[key] = recent
-        if not recent:
-            del self._wrong[key]
-        return recent[-FAILURES] + WINDOW_SECONDS - now if len(recent) >= FAILURES else 0.0
-
-    def mark(self, name: str) -> str:
-        """What changes with somebody's password and is nothing for who has none; no password can be told from it."""
-        known = self.users.get(name)
-        return digest(known["salt"] + known["scrypt"]) if known else ""
-
-    def check(self, name: str, password: str, address: str) -> bool:
-        """Whether the password is right; wrong ones count. An unknown name takes as long as a known one."""
-        known = self.users.get(name, {"salt": "00" * 16, "scrypt": ""})
-        with self._few:
-            digest = scrypt(password[:1024], bytes.fromhex(known["salt"])).hex()
-        if hmac.compare_digest(digest, known["scrypt"]):
-            with self._lock:
-                self._wrong.pop(f"name {name}", None)
-            return True
-        with self._lock:
-            for key in (f"name {name[:64]}", f"address {address}"):
-                self._wrong.setdefault(key, []).append(time.monotonic())
-        return False
-
-
-class People(Protocol):
-    """Those who may come in."""
-
-    def mark(self, name: str) -> str:
-        """What changes with somebody's password and is nothing for who has none; no password can be told from it."""
-        ...
-
-
-class Sessions(Database):
-    """Who is logged in, in the database of a home: hashes of the cookies' values, for SESSION_SECONDS.
-
-    A session ends sooner when its cookie logs out, and when its name or its password leaves the login file.
-    """
-
-    def __init__(self, home: Path, logins: People):
-        super().__init__(home)
-        self.logins = logins
-
-    def admitted(self, headers: dict[str, str]) -> str | None:
-        """Who asks, by the headers of a request."""
-        return self.who(cookie(headers))
-
-    def welcome(self, query: bytes) -> dict[str, str] | None:
-        """Headers that let in who comes by an address with this query, if it says enough."""
-        return None
-
-    def begin(self, name: str) -> str:
-        """A new cookie for somebody."""
-        now, token = time.time(), secrets.token_urlsafe(32)
-        with self._write() as db:
-            db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
-            row = (digest(token), name, self.logins.mark(name), now + SESSION_SECONDS)
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
-        return token
-
-    def who(self, token: str) -> str | None:
-        """Whose cookie it is."""
-        row = self._row("SELECT name, password FROM sessions WHERE token = ? AND until > ?", digest(token), time.time())
-        if row is None or not row["password"] or row["password"] != self.logins.mark(row["name"]):
-            return None
-        return row["name"]
-
-    def end(self, token: str) -> None:
-        """Forget a cookie."""
-        with self._write() as db:
-            db.execute("DELETE FROM sessions WHERE token = ?", (digest(token),))
-
-
-def digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def cookie(headers: dict[str, str]) -> str:
-    """The session cookie of a request, or nothing."""
-    try:
-        morsel = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except http.cookies.CookieError:
-        return ""
-    return morsel.value if morsel else ""
-
-
-# --- the doors -------------------------------------------------------------------------------------------------
 
 
 def is_ours(headers: dict[str, str], hosts: Iterable[str]) -> bool:

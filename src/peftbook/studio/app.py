@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from peftbook.errors import InputError, need
-from peftbook.studio.access import Door, Logins, People, host_of
+from peftbook.studio.access import Door, host_of
 from peftbook.studio.drafts import Drafts, plain_name
 from peftbook.studio.login import add_login
 from peftbook.studio.machine import examine_apart
+from peftbook.studio.people import Logins, People
 from peftbook.studio.store import Studio, say_open, start_worker
 from peftbook.studio.tokens import Keys, Owner
 from peftbook.tasks.table import Caps

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peftbook.studio.access import COOKIE, LOGIN, SESSION_SECONDS, Logins, Sessions, cookie
+from peftbook.studio.access import LOGIN
 from peftbook.studio.markup import piece, trouble
+from peftbook.studio.people import COOKIE, SESSION_SECONDS, Logins, Sessions, cookie
 from peftbook.studio.tokens import OWNER, Keys, Owner
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 from peftbook.errors import InputError, Unknown
-from peftbook.studio.access import COOKIE, SESSION_SECONDS, Sessions, digest
 from peftbook.studio.database import clear_failures
+from peftbook.studio.people import COOKIE, SESSION_SECONDS, Sessions, digest
 
 __all__ = ["OWNER", "Keys", "Owner", "Token", "bearer"]
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from peftbook.errors import Conflict
-from peftbook.studio.access import Logins
 from peftbook.studio.api.context import Asks, Here
 from peftbook.studio.api.shapes import Body
 from peftbook.studio.login import known
+from peftbook.studio.people import Logins
 from peftbook.studio.tokens import Keys, Token
 
 __all__ = ["routes"]

@@ -1,0 +1,94 @@
+"""What the assistant makes to be taken away: GGUF files of the trained weights, and a recipe's folder."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from studio_home import colours_project, small_run
+
+from peftbook.errors import Conflict, Unknown
+from peftbook.methods.lora import LoRA
+from peftbook.records import Record
+from peftbook.studio import downloads
+from peftbook.studio.assistant import Assistant
+from peftbook.studio.store import Job, Studio
+from peftbook.studio.trained import merge
+from peftbook.training.forward import apply_method
+from peftbook.training.models import load_model
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory) -> Studio:
+    return Studio(tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def job(studio) -> Job:
+    """Done, with an adapter whose B is drawn instead of trained."""
+    project = colours_project(studio)
+    run = small_run(studio, project, LoRA())
+    studio.submit(project.id, [run])
+    found = studio.claim("w", os.getpid())
+    studio.adopt(found.id, found.attempt, os.getpid())
+    loaded = load_model(run.model, run.method, "cpu")
+    model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.05)
+    model.save_pretrained(studio.folder(project.id) / "adapters" / run.key[:12])
+    studio.records(project.id).save(Record(key=run.key, spec=run, measurements={"loss_nats": 1.0}))
+    assert studio.finish(found.id, found.attempt)
+    return studio.job(found.id)
+
+
+def answered(studio: Studio, asked: str) -> str:
+    """What the assistant says of a question that it answers at once."""
+    assistant = Assistant(studio)
+    assistant.begin(studio.take())
+    answer = studio.answer(asked)
+    assert answer.state == "done", answer.error
+    return answer.text
+
+
+def test_gguf_files_hold_what_was_trained(studio, job):
+    """The adapter's factors alone, and the weights with them merged in; neither before it was asked for."""
+    assert list(downloads.offered(studio, job)) == ["adapter.zip", "model.zip", "adapter.gguf", "model.gguf"]
+    with pytest.raises(Conflict, match="has not been made yet"):
+        downloads.file_of(studio, job, "model.gguf")
+    read = {}
+    for name in ("adapter.gguf", "model.gguf"):
+        answered(studio, downloads.ask_for(studio, job, name))
+        read[name] = {one.name: one.data for one in gguf.GGUFReader(downloads.file_of(studio, job, name)).tensors}
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in read["adapter.gguf"])
+    layer = merge(studio, job).model.model.layers[0].self_attn.v_proj
+    kept = torch.from_numpy(np.array(read["model.gguf"]["blk.0.attn_v.weight"], dtype=np.float32))
+    torch.testing.assert_close(kept, layer.weight.detach(), rtol=1e-3, atol=1e-3)
+    base = load_model(job.run.model, None, "cpu").model.model.layers[0].self_attn.v_proj.weight
+    assert not torch.allclose(kept, base, atol=1e-2)
+
+
+def test_a_recipe_is_the_folder_of_the_command(studio, job):
+    """With the project's rows in it, and its advice as the answer; another project has no part in it."""
+    asked = downloads.ask_for_recipe(studio, job.project, "small-llama", "4GiB", "CC0")
+    with pytest.raises(Conflict, match="not done yet"):
+        downloads.recipe_file(studio, job.project, asked)
+    assert "rank" in answered(studio, asked)
+    names = zipfile.ZipFile(downloads.recipe_file(studio, job.project, asked)).namelist()
+    assert {"recipe/train.py", "recipe/README.md", "recipe/data/test.jsonl"} <= set(names)
+    with pytest.raises(Unknown, match="no recipe"):
+        downloads.recipe_file(studio, colours_project(studio).id, asked)
+    left = [path.name for path in (studio.folder(job.project) / "downloads").iterdir() if path.name.startswith(".")]
+    assert left == []
