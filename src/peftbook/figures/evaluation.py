@@ -53,7 +53,7 @@ def plug_in_bias() -> Figure:
 def several_tries(store: Store) -> Figure:
     """What is a second try worth? pass@k of sampled queries at two temperatures, and the plug-in from as many."""
     figure, axes = canvas(1, 2, height=3.9, sharey=True)
-    records, ks = tries.records_of(store), np.arange(1, tries.SAMPLES + 1)
+    records, ks = tries.records_of(store), range(1, tries.SAMPLES + 1)
     ends: dict[str, Points] = {}
     for part, name in zip(axes, LOOKS, strict=True):
         tone, line = LOOKS[name]
