@@ -17,8 +17,6 @@ from peftbook.training.probes import Findings, positive
 
 __all__ = ["right_answers"]
 
-ROWS = 64  # answers that are drawn side by side
-
 
 def right_answers(probe: specs.Probe) -> Findings:
     """Train the probe's run, draw `samples` answers to each question at each temperature, and count the right ones.
@@ -73,7 +71,10 @@ def drawn(
     model: nn.Module, tokenizer, prompts: Sequence[Sequence[int]], samples: int, most: int, temperature: float,
     generator: torch.Generator,
 ) -> list[list[str]]:  # fmt: skip
-    """So many texts for each prompt, of at most so many tokens, each token from softmax(logits / T)."""
+    """So many texts for each prompt, of at most so many tokens, each token from softmax(logits / T).
+
+    The answers to a prompt are drawn side by side, so that the prompt is read once.
+    """
     if temperature <= 0:
         raise InputError(f"A temperature of {temperature:g} draws nothing: give one above zero.")
 
@@ -81,11 +82,5 @@ def drawn(
         chances = (logits.float() / temperature).softmax(dim=-1)
         return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
-    rows = [list(prompt) for prompt in prompts for _ in range(samples)]
-    ids = [
-        one
-        for at in range(0, len(rows), ROWS)
-        for one in decode_batch(model, tokenizer, rows[at : at + ROWS], most, pick)
-    ]
-    texts = [tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids]
-    return [texts[at : at + samples] for at in range(0, len(texts), samples)]
+    answers = [decode_batch(model, tokenizer, [list(prompt)] * samples, most, pick) for prompt in prompts]
+    return [[tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in some] for some in answers]
