@@ -87,13 +87,14 @@ def test_gptq_goes_through_the_layers_in_order():
         assert torch.equal(part.weight, found[name].weight)
 
 
-def test_constants_in_half_width_are_rounded_before_the_codes_are_chosen():
-    """Each weight gets the level that is nearest under the constant that is stored."""
+def test_constants_in_half_width_leave_the_nearest_level_but_for_their_rounding():
+    """No weight is further from its level than from the nearest one by more than the constant was rounded."""
     w = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     found = probes.halved(w, "nf4")
     absmax = w.view(-1, 32).abs().amax(dim=1).half().float()[:, None]
-    distance = (codebook("nf4") * absmax[..., None] - w.view(-1, 32, 1)).abs().amin(dim=-1)
-    torch.testing.assert_close((found.weight - w).view(-1, 32).abs(), distance)
+    nearest = (codebook("nf4") * absmax[..., None] - w.view(-1, 32, 1)).abs().amin(dim=-1)
+    excess = (found.weight - w).view(-1, 32).abs() - nearest
+    assert excess.min() > -1e-6 and (excess < 2**-10 * absmax).all() and (excess < 1e-6).float().mean() > 0.99
     assert 8 * sum(part.nbytes for part in found.arrays) / w.numel() == 4.5
 
 

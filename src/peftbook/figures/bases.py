@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, mark, mosaic
-from peftbook.figures.style import colour, question
+from peftbook.figures.style import SIZE, colour, question
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import bases
@@ -18,17 +18,17 @@ LOOKS = {  # format → name, tone, marker
     "four": {
         "mxfp4": ("MXFP4", "qlora", "v"), "e2m1_half": ("E2M1, block 32", "qlora", "^"),
         "nvfp4": ("NVFP4", "qlora", "D"), "int4_half": ("Int4, block 32", "ink", "X"),
-        "rtn_4": ("to the nearest", "ink", "s"), "hqq_4": ("HQQ", "prompt", "P"), "awq_4": ("AWQ", "full", "d"),
+        "rtn_4": ("to the nearest", "muted", "s"), "hqq_4": ("HQQ", "prompt", "P"), "awq_4": ("AWQ", "fewshot", "d"),
         "nf4_double": ("NF4, double", "lora", "<"), "nf4": ("NF4", "lora", "o"),
-        "nf4_half": ("NF4, block 32", "lora", ">"), "gptq_4": ("GPTQ", "accent", "*"),
+        "nf4_half": ("NF4, block 32", "lora", ">"), "gptq_4": ("GPTQ", "ink", "o"),
     },
     "two": {
-        "nf2": ("NF2", "lora", "o"), "rtn_2": ("to the nearest", "ink", "s"), "hqq_2": ("HQQ", "prompt", "P"),
-        "awq_2": ("AWQ", "full", "d"), "gptq_2": ("GPTQ", "accent", "*"),
+        "nf2": ("NF2", "lora", "o"), "rtn_2": ("to the nearest", "muted", "s"), "hqq_2": ("HQQ", "prompt", "P"),
+        "awq_2": ("AWQ", "fewshot", "d"), "gptq_2": ("GPTQ", "ink", "o"),
     },
 }  # fmt: skip
-RANGES = {"four": (4.08, 4.72), "two": (2.23, 2.63)}  # of bits, with room for the names
-COLUMN = {"four": 0.79, "two": 0.74}
+RANGES = {"four": (4.08, 4.78), "two": (2.23, 2.68)}  # of bits, with room for the names
+COLUMN = {"four": 0.72, "two": 0.71}
 
 
 def draw_formats(axes: Axes, part: str, store: Store) -> Points:
@@ -53,7 +53,7 @@ def output_error_by_bits(store: Store) -> Figure:
         axes.set_xlim(*RANGES[part])
         decimals(axes.yaxis)
         axes.set_title(f"{part.capitalize()} bits a code", fontsize=SMALL)
-    figure.supylabel("Squared error of outputs, % of the outputs")
+    figure.supylabel("Squared error of outputs, % of the outputs", fontsize=SIZE)
     panels["two"].set_xlabel("Stored bits of a weight, scales and zero points included")
     question(figure, "How far off are the outputs,\nfor the bits that are stored?")
     for part, axes in panels.items():

@@ -57,7 +57,10 @@ def nf4(w: Tensor, block: int, kind: str) -> Quantised:
 
 
 def halved(w: Tensor, name: str) -> Quantised:
-    """A codebook of sixteen levels in blocks of 32 with constants in float16, rounded before the codes are chosen."""
+    """A codebook of sixteen levels in blocks of 32 with constants in float16.
+
+    A weight that lies as near to the middle of two levels as that rounding may get either.
+    """
     levels = codebook(name)
     absmax = w.reshape(-1, HALF_BLOCK).abs().amax(dim=1).half()
     scaled = w.reshape(-1, HALF_BLOCK) / absmax.float()[:, None].clamp(min=1e-7)
