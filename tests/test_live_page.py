@@ -161,6 +161,37 @@ def test_one_button_trains_over_the_record(small):
     assert small.evaluate("document.documentElement.scrollWidth <= innerWidth") and not small.troubles
 
 
+PLAYED = """
+(losses) => {
+  window.Worker = class {
+    postMessage({ kind }) {
+      const tell = (data) => this.onmessage({ data });
+      if (kind !== "train") return;
+      losses.forEach((loss, step) => tell({ kind: "step", step, loss, seconds: 0.1, spectrum: [2, 1] }));
+      tell({ kind: "done", steps: losses.length });
+    }
+    terminate() {}
+  };
+}
+"""
+
+
+@pytest.mark.parametrize(("name", "added", "says"), [
+    ("page", 1e-4, "agrees with the record"), ("small", 1e-4, "agrees with the record"),
+    ("page", 0.1, "does not agree"), ("small", 0.1, "does not agree"),
+])  # fmt: skip
+def test_both_forms_say_at_the_end_whether_a_training_agrees(page, folder, name, added, says):
+    """By the study's rule, of losses that come from the record, each moved as far; the engine has no part in it."""
+    page.goto((folder / f"book/{name}.html").as_uri())
+    recorded = default_store().need(live.probe("lora", live.ARMS["lora"].rates[0], 1)).curve["train_loss_nats"]
+    page.evaluate(PLAYED, [loss + added for loss in recorded])
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_function("document.querySelector('[role=status]').textContent.includes('nats per token in')")
+    said = page.get_by_role("status").inner_text()
+    assert says in said and ("squared norm" in said) == (name == "page")
+    assert page.get_by_role("button", name="Train").is_enabled() and not page.troubles
+
+
 def test_a_button_whose_script_is_missing_says_so(small, folder):
     """Where it was pressed; once the script is there, pressing again starts the training."""
     script, aside = folder / "_static/js/live.js", folder / "aside.js"

@@ -135,14 +135,14 @@ function put(place) {
   const targets = select("Matrices", Object.keys(numbers.targets).map((name) => [name, name]), "all");
   const steps = select("Steps", [["0", "all, about 100"], ...same(numbers.steps)], "0");
   const seed = select("Seed", same(numbers.seeds), "1");
-  const small = place.querySelector(".explorer") !== null;
+  const bare = place.querySelector(".explorer") !== null;
   const box = /** @type {HTMLElement} */ (place.querySelector(".explorer") ?? element("div", { class: "explorer" }));
   const train = /** @type {HTMLButtonElement} */ (box.querySelector("button") ?? element("button", { type: "button", class: "live-train" }, "Train"));
   const stop = /** @type {HTMLButtonElement} */ (element("button", { type: "button", disabled: "" }, "Stop"));
   const cost = element("p", { class: "live-cost" }), now = element("p", { class: "live-now", "aria-hidden": "true" });
   const says = /** @type {HTMLElement} */ (box.querySelector("[role=status]") ?? element("p", { class: "explorer-says", role: "status" }));
   const stage = element("div", { class: "explorer-stage" }), answers = element("div", { class: "live-answers" });
-  if (small) {
+  if (bare) {
     train.after(stop);
     says.before(now, stage);
   } else {
@@ -277,7 +277,7 @@ function put(place) {
       worker ??= new Worker(URL.createObjectURL(new Blob([engine], { type: "text/javascript" })));
       worker.onerror = (event) => failed(event.message ?? "the worker stopped.");
       worker.onmessage = follow(data, others, recorded, plan.length, pressed, onGrid() ? data.right[name][rate.value]?.[which] : undefined);
-      const questions = small ? [] : data.questions.map((/** @type {any} */ one) => one.ids);
+      const questions = bare ? [] : data.questions.map((/** @type {any} */ one) => one.ids);
       worker.postMessage({ kind: "train", task: data.task, base, file, levels: data.levels, settings, questions, limit: data.limit });
     } catch (error) {
       failed(/** @type {Error} */ (error).message);
@@ -293,7 +293,7 @@ function put(place) {
     const seconds = /** @type {number[]} */ ([]), told = /** @type {Record<string, number[][]>} */ ({});
     return (/** @type {MessageEvent} */ { data: message }) => {
       if (message.kind === "failed") failed(message.message);
-      if (message.kind === "phase") says.textContent = message.phase === "starting" ? "Starting the engine." : `Compiling the model${small ? "" : " and asking it before it is trained"}.`;
+      if (message.kind === "phase") says.textContent = message.phase === "starting" ? "Starting the engine." : `Compiling the model${bare ? "" : " and asking it before it is trained"}.`;
       if (message.kind === "answers") {
         told[message.when] = message.answers;
         show(data, told);
@@ -306,7 +306,7 @@ function put(place) {
         const rest = Math.ceil(each * (length - own.length));
         now.textContent = `Step ${own.length} of ${length}, loss ${message.loss.toFixed(3)}, ${each.toFixed(2)} s a step, about ${rest} s left`;
         if (own.length === 1 || own.length % 25 === 0) says.textContent = `Step ${own.length} of ${length}: the loss is ${message.loss.toFixed(2)} nats per token.`;
-        if (message.spectrum && !small) {
+        if (message.spectrum && !bare) {
           values = message.spectrum;
           drawSpectrum(values, matrix);
         }
@@ -352,7 +352,7 @@ function put(place) {
   }
 
   train.addEventListener("click", press);
-  if (small) press(); // its button has been pressed
+  if (bare) press(); // its button has been pressed
   stop.addEventListener("click", () => {
     stop.disabled = true;
     says.textContent = "Stopping after this step.";
