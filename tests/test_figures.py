@@ -52,6 +52,7 @@ from peftbook.figures import (
 )
 from peftbook.memory import SHAPES, Configuration, training_step
 from peftbook.methods import arm_looks
+from peftbook.processes import ask
 from peftbook.records import Missing, Record, Store, default_store
 from peftbook.results import study_quantities
 from peftbook.scratch.capacity import free_numbers
@@ -594,6 +595,21 @@ def test_rendering_twice_gives_the_same_bytes(drawn: tuple[Store, dict[str, Draw
     assert [path.stem for path in again] == list(figures.FIGURES)
     for path in again:
         assert path.read_bytes() == first[path.stem].body
+
+
+def test_a_figure_brings_its_own_module_and_studies_alone():
+    """So that a chapter rests on no others; every function under `@figure` is one, in whatever module."""
+    code = (
+        "import sys\nfrom peftbook import figures\n"
+        "assert not [name for name in sys.modules if name.startswith('peftbook.studies.')]\n"
+        "figures.FIGURES['break_even'], figures.lora\n"
+        "assert 'peftbook.studies.codebooks' not in sys.modules\n"
+        "print(*(name for name in ('restraint', 'lora', 'bits', 'qlora') if f'peftbook.figures.{name}' in sys.modules))"
+    )
+    assert ask("-c", code) == ["restraint lora"]
+    assert all(function.__name__ == name for name, function in figures.FIGURES.items())
+    with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
+        _ = figures.unheard_of
 
 
 def test_no_file_has_a_date_or_needs_a_font(drawn: tuple[Store, dict[str, Drawn]]):

@@ -2,17 +2,21 @@
 
 A function under `@figure` is a figure by its name. With a parameter `store` it is drawn from records, and the runs
 behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function.
+
+A module is imported when one of its figures is asked for: a chapter rests on the modules, and the studies, of its own
+figures alone.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from matplotlib.figure import Figure
@@ -22,7 +26,7 @@ from peftbook.figures.style import mode_context, render_png, render_svg
 from peftbook.records import Missing, Store, watch, write_atomically
 from peftbook.results import command_for
 
-FIGURES: dict[str, Callable[..., Figure]] = {}
+REGISTERED = re.compile(r"^@figure\ndef (\w+)\(", re.MULTILINE)
 VISIBLE = 0.01  # points
 NUMBER = re.compile(rb"(-?\d+(?:\.\d+)?)")
 HASHED = re.compile(rb"(?<=[#\"])[a-z][0-9a-f]{10}(?=[)\"])")  # matplotlib names a shape by a hash of its corners
@@ -30,9 +34,32 @@ Drawing = TypeVar("Drawing", bound=Callable[..., Figure])
 
 
 def figure(function: Drawing) -> Drawing:
-    """Register a figure under the name of its function."""
-    FIGURES[function.__name__] = function
+    """Register a figure under the name of its function: by this line right above it, which `places` looks for."""
+    assert places().get(function.__name__) == function.__module__.rpartition(".")[2]
     return function
+
+
+@functools.cache
+def places() -> dict[str, str]:
+    """Name of each figure → module of its function, in the order of the files; nothing is imported for it."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return {name: one.stem for one in files for name in REGISTERED.findall(one.read_text(encoding="utf-8"))}
+
+
+class Figures(Mapping[str, Callable[..., Figure]]):
+    """Every figure by the name of its function."""
+
+    def __getitem__(self, name: str) -> Callable[..., Figure]:
+        return getattr(importlib.import_module(f"{__name__}.{places()[name]}"), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(places())
+
+    def __len__(self) -> int:
+        return len(places())
+
+
+FIGURES: Mapping[str, Callable[..., Figure]] = Figures()
 
 
 def from_records(name: str) -> bool:
@@ -105,5 +132,8 @@ def pieces(file: bytes) -> tuple[list[bytes], list[bytes]]:
     return parts[::2], parts[1::2]
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+def __getattr__(name: str) -> ModuleType:
+    """`figures.lora` without an import of its own. Raises AttributeError where there is no such module."""
+    if name not in places().values():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
