@@ -311,8 +311,7 @@ def invented_formats(probe: specs.Probe, rng: np.random.Generator, texts: int = 
     per_example: dict = {"label_tokens": tokens.astype(float).tolist(), "full": (3.0 * tokens).tolist()}
     measured: dict = {"parameters": 4_423_680}
     for at, name in enumerate(probe.words("formats")):
-        number = 8 if name == "fp8" else int(digits) if (digits := name[-1]).isdigit() and name != "nvfp4" else 4
-        number = 4 if name == "mxfp4" else number
+        number = int(name[-1]) if name[-1].isdigit() else 4
         error = 0.01 * 4.0 ** (4 - number) * (1 + 0.02 * at + rng.normal(0, 0.01))
         measured |= {f"{name}_bytes": 4_423_680 * (number + 0.3) / 8, f"{name}_mse": error, f"{name}_output": error}
         per_example[name] = (tokens * (3 + 1.5 * error + rng.normal(0, 0.002, texts))).tolist()

@@ -17,10 +17,9 @@ __all__ = ["output_error_by_bits"]
 LOOKS = {  # format → name, tone, marker
     "four": {
         "mxfp4": ("MXFP4", "qlora", "v"), "e2m1_half": ("E2M1, block 32", "qlora", "^"),
-        "nvfp4": ("NVFP4", "qlora", "D"), "int4_half": ("Int4, block 32", "ink", "X"),
+        "nvfp4": ("NVFP4", "qlora", "D"), "nf4_double": ("NF4, double", "lora", "<"), "nf4": ("NF4", "lora", "o"),
         "rtn_4": ("to the nearest", "muted", "s"), "hqq_4": ("HQQ", "prompt", "P"), "awq_4": ("AWQ", "fewshot", "d"),
-        "nf4_double": ("NF4, double", "lora", "<"), "nf4": ("NF4", "lora", "o"),
-        "nf4_half": ("NF4, block 32", "lora", ">"), "gptq_4": ("GPTQ", "ink", "o"),
+        "gptq_4": ("GPTQ", "ink", "o"),
     },
     "two": {
         "nf2": ("NF2", "lora", "o"), "rtn_2": ("to the nearest", "muted", "s"), "hqq_2": ("HQQ", "prompt", "P"),
@@ -46,7 +45,7 @@ def draw_formats(axes: Axes, part: str, store: Store) -> Points:
 @figure
 def output_error_by_bits(store: Store) -> Figure:
     """How far off are a layer's outputs, for the bits that are stored? Formats of four bits above, of two below."""
-    figure, panels = mosaic([["four"], ["two"]], height=7.4, height_ratios=(1.75, 1))
+    figure, panels = mosaic([["four"], ["two"]], height=7.4, height_ratios=(2, 1))
     names = {part: draw_formats(axes, part, store) for part, axes in panels.items()}
     for part, axes in panels.items():
         axes.set_yscale("log")
