@@ -17,6 +17,7 @@ import pytest
 import studio_api
 import uvicorn
 from fastapi import FastAPI
+from studio_home import wait_for
 
 from peftbook import cli
 from peftbook.studio import access, client
@@ -132,6 +133,30 @@ def test_a_plan_that_does_not_fit_is_refused_and_its_project_goes(server, file, 
     assert cli.main(command) == 2
     assert "Untuned cannot be run there. No." in capsys.readouterr().err
     assert len(server.studio.projects()) == before
+
+
+def test_what_failed_there_is_said_and_an_interrupt_leaves_the_runs(server, file, capsys, monkeypatch):
+    """Status 1 with each sentence; 130 after Ctrl-C, and the server computes on, as others may wait for it."""
+
+    def fail(studio, job) -> None:
+        studio.adopt(job.id, job.attempt, 0)
+        studio.fail(job.id, job.attempt, "The memory was not enough.")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    file.write_text(ROWS + "three more,3\n")
+    command = ["compare", str(file), *SETTINGS, "--server", server.address, "--token", server.token]
+    with monkeypatch.context() as patch:
+        patch.setattr(studio_api, "finish", fail)
+        assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert said.count("failed, The memory was not enough.") == 2 and "nothing to compare" in said
+    monkeypatch.setattr(Client, "events", interrupt)
+    assert cli.main(command) == 130
+    assert "give the same command again" in capsys.readouterr().err
+    project = server.studio.projects()[-1]
+    wait_for(lambda: {job.state for job in server.studio.jobs(project.id)} == {"done"})
 
 
 def test_an_upload_whose_answers_are_lost_goes_on(server, file, monkeypatch):

@@ -32,8 +32,8 @@ def compare_on_server(args: argparse.Namespace) -> int:
     for what the server refuses, with its sentence.
     """
     if args.run or args.home:
-        raise InputError(f"--server has {'runs' if args.run else 'a home'} of its own: leave out "
-                         f"--{'run' if args.run else 'home'}.")  # fmt: skip
+        what, option = ("plans", "--run") if args.run else ("a home", "--home")
+        raise InputError(f"--server has {what} of its own: leave out {option}.")
     judging = read_options(Judging, args)
     check_choices(judging.measure, margin=judging.margin)
     check_output(args)
@@ -70,11 +70,13 @@ def compared(
         with ended_as_interrupted(), Ticker(sys.stderr) as ticker:
             jobs = watched(studio.events(f"plans/{plan}/events"), ticker)
     except KeyboardInterrupt:
-        studio.post(f"plans/{plan}/cancel")
-        note("Stopped: what was not done is off the server's queue; give the same command again to go on.")
+        note("The runs go on there, and others may wait for them; give the same command again for their table.")
         return 130
     for job in (failed := [job for job in jobs if job.state != "done"]):
         note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
+    if len(failed) == len(jobs):
+        note("No run has finished: there is nothing to compare.")
+        return 1
     decide(studio, args, f"projects/{project}/decision", asdict(judging) | {"plan": plan})
     return 1 if failed else 0
 

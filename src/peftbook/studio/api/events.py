@@ -20,7 +20,6 @@ __all__ = ["ENDED", "Events", "stream"]
 ENDED = ("done", "failed", "cancelled")
 LOOK_SECONDS = 0.5
 QUIET_SECONDS = 15.0  # after which a comment says that the connection lives
-SHAPE = {"schema": {"type": "string", "description": "`event: job` with a job as data; at last `event: end`"}}
 
 
 class Events(StreamingResponse):

@@ -41,13 +41,14 @@ def body_of(name: str, model: type, **other: Any) -> type[Body]:
         option, bound = said[field.name], said[field.name].bound
         optional = field.default is None
         kind = (Number | None if optional else Number) if bound else other.get(field.name, hints[field.name])
-        usual = list(DEFAULTS[field.name]) if field.name in DEFAULTS else field.default
-        limits = {"minimum": bound.least, "maximum": bound.most} if bound else {}
+        usual: Any = list(DEFAULTS[field.name]) if field.name in DEFAULTS else field.default
+        limits: dict[str, Any] = {"minimum": bound.least, "maximum": bound.most} if bound else {}
         default = Field(description=option.help, json_schema_extra=limits)
         if usual is not MISSING:
             default = Field(usual, description=option.help, json_schema_extra=limits)
         elif field.default_factory is not MISSING:
-            default = Field(default_factory=field.default_factory, description=option.help)
+            factory: Any = field.default_factory
+            default = Field(default_factory=factory, description=option.help)
         made[field.name] = kind, default
     return create_model(name, __base__=Body, **made)
 
