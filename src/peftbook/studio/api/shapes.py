@@ -47,7 +47,8 @@ def body_of(name: str, model: type, **other: Any) -> type[Body]:
         if usual is not MISSING:
             default = Field(usual, description=option.help, json_schema_extra=limits)
         elif field.default_factory is not MISSING:
-            default = Field(default_factory=field.default_factory, description=option.help)
+            factory: Any = field.default_factory
+            default = Field(default_factory=factory, description=option.help)
         made[field.name] = kind, default
     return create_model(name, __base__=Body, **made)
 
