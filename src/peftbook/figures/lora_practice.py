@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -29,12 +30,14 @@ from peftbook.figures.parts import (
 from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.records import Store
 from peftbook.results import quantity
+from peftbook.scratch.checks import means
 from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
 from peftbook.studies.sweep import TunedComparison
 
 __all__ = [
     "batch_costs",
     "beyond_gains",
+    "rank_curves",
     "rank_losses",
     "rate_map",
     "scaling_gains",
@@ -125,6 +128,37 @@ def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> Ro
     tone, marker, _ = BATCH_LOOKS[name]
     seeds = per_seed(plan.finals(name, store), "loss")
     return as_row("", quantity(f"batch_size.{prefix}_{name}_loss", store), seeds, tone, marker)
+
+
+RANK_LINES = {"r1": (0, (1, 1.2)), "r4": (0, (5, 1.5)), "r16": "-", "r64": "-", "r256": (0, (2, 1))}
+RANK_TONES = {"r1": "qlora", "r4": "prompt", "r16": "lora", "r64": "muted", "r256": "ink"}
+
+
+def smooth_losses(arm: str, store: Store) -> np.ndarray:
+    """Training losses of a rank, nats per token, one row a seed, as far as its shortest run: means of five steps."""
+    curves = [record.curve["train_loss_nats"] for record in rank.COMPARISON.finals(arm, store)]
+    return np.array([means(curve[: min(map(len, curves))]) for curve in curves])
+
+
+@figure
+def rank_curves(store: Store) -> Figure:
+    """Does a higher rank learn faster? Training loss by step, and that of each rank minus rank 16's, batch by batch."""
+    figure, (losses, against) = canvas(2, 1, height=6.0, sharex=True)
+    found = {f"r{one}": smooth_losses(f"r{one}", store) for one in learning_rate.RANKS}
+    ends: Points = {}
+    for arm, curves in found.items():
+        look: dict[str, Any] = {"color": colour(RANK_TONES[arm]), "linestyle": RANK_LINES[arm]}
+        steps, differences = np.arange(curves.shape[1]) + 3, curves - found["r16"]
+        losses.plot(steps, curves.mean(axis=0), linewidth=1.6, **look)
+        against.plot(steps, differences.mean(axis=0), linewidth=2.0, **look)
+        against.plot(steps, differences.T, color=shade(RANK_TONES[arm], 0.3), linewidth=0.7, zorder=1)
+        ends[f"r = {arm[1:]}"] = steps[-1], float(differences.mean(axis=0)[-1]), RANK_TONES[arm]
+    losses.set_ylabel(f"Training loss, {LOSS}")
+    against.set(xlabel="Step (each point a mean of five)", ylabel="Minus r = 16's,\nsame batches", xlim=(1, 49))
+    against.set_xticks(range(0, 41, 10))
+    question(figure, "Does a higher rank learn faster?")
+    label_points(against, ends, column=0.83)
+    return figure
 
 
 @figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from scipy.stats import chi2, norm
 from peftbook.evidence import comparison, stats
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
-from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, plain_ticks
+from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, note, plain_ticks
 from peftbook.figures.style import canvas, colour, look, name_rows, question, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
@@ -32,6 +33,7 @@ __all__ = [
     "inflation",
     "largest_of",
     "paired_intervals",
+    "paired_scatter",
     "rouge_by_setting",
     "seeds_needed",
     "smallest_effect",
@@ -109,6 +111,32 @@ def paired_intervals(store: Store) -> Figure:
     handles = [both[0].plot([], [], **keywords, label=label)[0] for label, keywords in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
     return question(figure, "What is pairing worth? (band: margin)")
+
+
+def example_losses(arm: str, store: Store) -> np.ndarray:
+    """Loss per label token of each test example, the mean of an arm's seeds. (examples,)."""
+    records = chosen_records(arm, store)
+    tokens = np.asarray(records[0].per_example["label_tokens"], dtype=float)
+    return comparison.table(records, "loss_nats").mean(axis=0) / tokens
+
+
+@figure
+def paired_scatter(store: Store) -> Figure:
+    """Are the same examples hard for both? LoRA's loss on each against full's, and the difference on each."""
+    one, two = (example_losses(arm, store) for arm in ("lora", "full"))
+    figure, (losses, differences) = canvas(2, 1, height=6.8, sharex=True, height_ratios=(1.3, 1))
+    ends = [float(pick(both)) for pick, both in ((min, (*one, *two)), (max, (*one, *two)))]
+    losses.plot(ends, ends, color=colour("muted"), linewidth=1.2, zorder=1)
+    dots: dict[str, Any] = mark("lora", "o") | {"markersize": 5, "markeredgewidth": 0.4}
+    losses.plot(two, one, **dots)
+    differences.plot(two, one - two, **dots)
+    differences.axhline(0, color=colour("muted"), linewidth=1.2)
+    spread = [float(np.std(values, ddof=1)) for values in (one, one - two)]
+    note(losses, f"SD over examples {spread[0]:.2f}", 0.98, 0.06, va="bottom")
+    note(differences, f"SD {spread[1]:.3f}", 0.98, 0.96)
+    losses.set_ylabel("LoRA's loss,\nnats per token")
+    differences.set(xlabel="Full fine-tuning's loss, nats per token", ylabel="LoRA's − full's")
+    return question(figure, "Are the same examples hard for both?")
 
 
 def of_interval(found: stats.Interval, tone: str, marker: str, *, hollow: bool = False) -> Row:
