@@ -23,8 +23,9 @@ import numpy as np
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.planning import Judged
 from peftbook.records import Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.weight_error import task_error, weights_of
 
 __all__ = ["BITS", "FIXED", "FORMATS", "LABELS", "SCORED", "WAYS", "bits", "costs", "measured", "probe", "records"]
@@ -128,8 +129,8 @@ def said(one: stats.Interval) -> str:
     return f"{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
 
 
-def held(found: Sequence[Record], first: str, second: str, allowed: float) -> tuple[str, str]:
-    """Is the loss of one way below that of another by as much as is asked? The outcome, and the words for it.
+def held(found: Sequence[Record], first: str, second: str, allowed: float) -> Verdict:
+    """Is the loss of one way below that of another by as much as is asked?
 
     allowed: the claim is first − second < allowed · cost, with the cost of round-to-nearest. It is refuted beyond SHARE
     of that cost, and nothing is decided where round-to-nearest does not surely cost anything.
@@ -147,21 +148,24 @@ def held(found: Sequence[Record], first: str, second: str, allowed: float) -> tu
         f"over {len(found)} copies and texts), where round-to-nearest costs {said(control)}; margin {SHARE:.0%} of "
         "that cost."
     )
-    return outcome if control.low > 0 else "undecided", words
+    named = (f"{first}_{TESTED}_minus_{second}_{TESTED}", f"rtn_{TESTED}_cost")
+    edge = (SHARE - allowed) * control.mean  # from what bears it out to what refutes it
+    judged = Judged(interval(found, added - allowed * own), (-math.inf, 0.0), (-math.inf, edge))
+    if control.low <= 0:
+        return Verdict("undecided", words, named, held=BLIND)
+    return Verdict(outcome, words, named, (judged,))
 
 
 @study("bases_gptq", runs, quantities)
 def gptq_verdict(store: Store) -> Verdict:
     """Is GPTQ's loss below that of round-to-nearest by a share of what this costs?"""
-    outcome, words = held(records(store), "gptq", "rtn", -SHARE)
-    return Verdict(outcome, words, ("gptq_2_minus_rtn_2", "rtn_2_cost"))
+    return held(records(store), "gptq", "rtn", -SHARE)
 
 
 @study("bases_hqq", runs, quantities)
 def hqq_verdict(store: Store) -> Verdict:
     """Is HQQ's loss above GPTQ's by less than a share of what round-to-nearest costs?"""
-    outcome, words = held(records(store), "hqq", "gptq", SHARE)
-    return Verdict(outcome, words, ("hqq_2_minus_gptq_2", "rtn_2_cost"))
+    return held(records(store), "hqq", "gptq", SHARE)
 
 
 @study("bases_mxfp4", runs, quantities)
@@ -169,11 +173,13 @@ def mxfp4_verdict(store: Store) -> Verdict:
     """Is the output error of MXFP4 that of NVFP4 times more than the bits between them explain?"""
     found = records(store)
     apart, alone = ratio(found, "mxfp4", "nvfp4"), ratio(found, "mxfp4", "e2m1_half")
-    outcome = stats.judge(apart, math.log1p(MARGIN), (math.log(EXPLAINED), math.inf))
+    rule = (math.log1p(MARGIN), (math.log(EXPLAINED), math.inf))
+    outcome = stats.judge(apart, *rule)
     low, high = math.exp(apart.low), math.exp(apart.high)
     sentence = (
         f"The squared output error of MXFP4 is {math.exp(apart.mean):.2f} times that of NVFP4 (95 % interval {low:.2f} "
         f"to {high:.2f} over {len(found)} copies); {SAVED_BITS} bits explain {EXPLAINED:.2f}, margin {MARGIN:.0%}. "
         f"Against the same blocks of 32 with scales in float16 it is {math.exp(alone.mean):.2f} times."
     )
-    return Verdict(outcome, sentence, ("mxfp4_over_nvfp4_output", "mxfp4_over_e2m1_half_output"))
+    named = ("mxfp4_over_nvfp4_output", "mxfp4_over_e2m1_half_output")
+    return Verdict(outcome, sentence, named, (Judged.of(apart, *rule),))

@@ -29,10 +29,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from peftbook.evidence import stats
+from peftbook.evidence.planning import Judged
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study, variants
@@ -90,6 +91,13 @@ def blind(found: Mapping[str, stats.Interval]) -> list[str]:
     return [name for name, one in found.items() if one.half95 > MARGIN]
 
 
+def judged(found: Mapping[str, stats.Interval]) -> Iterator[Judged]:
+    """What each arm is decided on: to be borne out its interval must be as narrow as `blind` asks, too."""
+    for one in found.values():
+        low = max(-MARGIN, one.mean - MARGIN)
+        yield Judged(one, (low, math.inf), (-MARGIN, math.inf), refuting=0.05 / len(found))
+
+
 def sentence(found: Mapping[str, stats.Interval]) -> str:
     """The arm that gains most, those that stay in question, and those that are refuted."""
     label = {name: COMPARISON.arm(name).label for name in found}
@@ -126,7 +134,8 @@ def verdict_over(names: Sequence[str]) -> Callable[[Store], Verdict]:
     def verdict(store: Store) -> Verdict:
         found = differences(names, store)
         ordered = sorted(found, key=lambda name: found[name].mean)
-        return Verdict(outcome(found), sentence(found), tuple(f"{name}_minus_lora_loss" for name in ordered))
+        named = tuple(f"{name}_minus_lora_loss" for name in ordered)
+        return Verdict(outcome(found), sentence(found), named, tuple(judged(found)))
 
     return verdict
 

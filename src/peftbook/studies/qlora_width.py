@@ -38,12 +38,13 @@ from collections.abc import Mapping
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table, weights
+from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Store
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict, determined, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 from peftbook.studies.recovery import MARGIN
 from peftbook.studies.standard import rates
 from peftbook.studies.sweep import Arm, TunedComparison
@@ -148,4 +149,5 @@ def verdict(store: Store) -> Verdict:
         )
     outcomes = [judged(*each, len(costs)) for each in costs.values()]
     named = tuple(f"{name}_{quant}_minus_lora_loss" for name in costs for quant in QUANTS)
-    return Verdict(stats.together(outcomes), sentence, named)
+    parts = [Judged.of(found, 0.0, (-math.inf, MARGIN), refuting=0.05 / len(costs)) for found, _ in costs.values()]
+    return Verdict(stats.together(outcomes), sentence, named, tuple(parts), BLIND if blunt else "")
