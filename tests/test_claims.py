@@ -477,7 +477,9 @@ def test_qlora_matches_only_where_a_loss_would_have_been_seen(tmp_path, costs, c
     assert ("nothing could be seen" in found.sentence) == (control < qlora_width.MARGIN)
     assert set(found.quantities) <= set(known)
     assert known["narrow_minus_wide"].value == pytest.approx(costs.get("w64", 0) - costs.get("w256", 0), abs=3e-3)
-    assert known["w64_nf4_before_minus_before_loss"].value == pytest.approx(0.01, abs=3e-3)
+    before, added = (known[f"w64_nf4_{name}"].value for name in ("before_minus_before_loss", "added_by_tuning"))
+    assert before == pytest.approx(0.01, abs=3e-3)
+    assert before + added == pytest.approx(known["w64_nf4_minus_lora_loss"].value, abs=1e-9)
 
 
 def test_a_gpu_adds_the_published_model_to_the_same_claim(tmp_path):

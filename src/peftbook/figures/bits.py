@@ -59,11 +59,8 @@ BOOKS = {
     "lloyd_pinned": ("MSE-best, pinned", "d", "muted"),
     "l1_pinned": ("MAE-best, pinned", "<", "muted"),
 }
-# On trial and its control: label, tone, marker, line, shift against the other.
-BITS: dict[str, tuple[str, str, str, Any, float]] = {
-    "nf4": ("NF4", "qlora", "D", "-", 0.98),
-    "nf2": ("two bits", "untuned", "X", (0, (4, 1.5)), 1.02),
-}
+# On trial and its control: title, tone, marker.
+BITS = {"nf4": ("NF4", "qlora", "D"), "nf2": ("Two bits, the control", "untuned", "s")}
 SOURCES = {"normal": "N(0, 1)", "minilm": "MiniLM", "small": "Small Llama", "smollm2": "SmolLM2"}
 
 
@@ -236,22 +233,24 @@ def gaps(source: str) -> dict[str, str]:
 @figure
 def width_gaps(store: Store) -> Figure:
     """Does QLoRA match LoRA at every width? Test loss above 16 bit's, after tuning and before, against the width."""
-    figure, axes = canvas(height=4.4)
-    axes.axhspan(axes.get_ylim()[0] - 9, qlora_width.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
-    axes.axhline(0, color=colour("muted"), linewidth=1.2)
-    widths, ends, drawn = list(specs.SMALL_LLAMAS), {}, []
-    for quant, (label, tone, marker, line, shift) in BITS.items():
-        plans = qlora_width.PLANS.values()
+    figure, panels = canvas(1, 2, height=4.6)
+    widths, plans = list(specs.SMALL_LLAMAS), qlora_width.PLANS.values()
+    for axes, (quant, (title, tone, marker)) in zip(panels, BITS.items(), strict=True):
         after = [difference_row("", plan, quant, "lora", store, tone=tone, marker=marker) for plan in plans]
         before = [difference_row("", plan, f"{quant}_before", "before", store) for plan in plans]
-        draw_series(axes, widths, after, line=line, shift=shift)
-        axes.plot(np.array(widths) * shift, [row.value for row in before], **mark(tone, marker, hollow=True))
-        ends[label] = (widths[-1] * shift, after[-1].value, tone)
-        drawn += [end for row in (*after, *before) for end in (row.low, row.high, *row.seeds) if end is not None]
-    axes.set(xscale="log", xlabel="Width of the model", ylabel=f"Test loss − 16 bit's, {LOSS}")
-    plain_ticks(axes, widths)
-    axes.set_ylim(min(drawn) - 0.01, max(drawn) + 0.02)
-    axes.set_xlim(right=2 * widths[-1])
-    note(axes, "filled: after tuning, LoRA on both\nhollow: before it; band: the claim", 0.98)
-    label_points(axes, ends, column=0.82)
+        draw_series(axes, widths, after, shift=0.95)
+        for width, row in zip(widths, before, strict=True):
+            axes.plot([1.05 * width] * 2, [row.low, row.high], color=colour(tone), linewidth=1.2)
+            axes.plot(1.05 * width, row.value, **mark(tone, marker, hollow=True))
+        bottom, top = axes.get_ylim()
+        axes.axhspan(bottom - 1, qlora_width.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
+        axes.axhline(0, color=colour("muted"), linewidth=1.2)
+        axes.set(xscale="log", xlabel="Width of the model", title=title)
+        axes.set_ylim(min(bottom, -0.004), max(top, 1.2 * qlora_width.MARGIN))
+        axes.set_xlim(0.8 * widths[0], 1.25 * widths[-1])
+        plain_ticks(axes, widths)
+    panels[0].set_ylabel(f"Test loss − 16 bit's, {LOSS}")
+    marks = {"after tuning": mark("ink", "D"), "before tuning": mark("ink", "D", hollow=True)}
+    handles = [panels[0].plot([], [], **look, label=label)[0] for label, look in marks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
     return question(figure, "Does QLoRA match LoRA at every width?")
