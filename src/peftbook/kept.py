@@ -119,7 +119,7 @@ def _read(path: Path, form: TypeAdapter[T], code: frozenset[str]) -> Kept[T] | N
 
 def _write(path: Path, result: Kept[T], form: TypeAdapter[T]) -> None:
     body = json.dumps({"value": form.dump_python(result.value), "seen": result.seen, "files": result.files})
-    write_atomically(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode())
+    write_atomically(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode(), lasting=False)
     for old in path.parent.glob("*.json"):
         if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
             old.unlink(missing_ok=True)

@@ -101,15 +101,19 @@ class Record(BaseModel):
         return f"{self.provenance.get('cpu', 'CPU')}{f', {cores} cores' if cores else ''}"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write through a temporary file, fsync and rename: readers see the old file or the whole new one."""
+def write_atomically(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Write through a temporary file, fsync and rename: readers see the old file or the whole new one.
+
+    lasting: even if the power goes; what is checked when it is read, and made again, need not wait for the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if lasting:
+                os.fsync(stream.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
