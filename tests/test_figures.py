@@ -24,6 +24,7 @@ from matplotlib.ft2font import LoadFlags
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from scipy import stats as oracle
+from transformers import AutoTokenizer
 
 from peftbook import figures, metrics, specs, tasks
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
@@ -32,11 +33,13 @@ from peftbook.evidence import stats
 from peftbook.figures import (
     bits,
     costs,
+    data,
     evaluation,
     evidence,
     limits,
     lora,
     lora_practice,
+    machines,
     measuring,
     methods,
     notebooks,
@@ -74,6 +77,8 @@ from peftbook.studies import (
     reward_rank,
     subspace,
 )
+from peftbook.training.encode import encode_turns
+from peftbook.training.models import prepare_embedded
 from peftbook.training.probes import combining, elsewhere
 from peftbook.training.probes.coverage import simulated
 
@@ -1016,3 +1021,32 @@ def test_a_mixed_batch_reads_the_base_once_and_the_others_once_an_adapter():
     adapter = in_turn[1] - copies[1]
     assert mixed[1] == in_turn[1] and mixed[2] - mixed[1] == adapter
     assert in_turn[16] == 16 * in_turn[1] and copies[16] == 16 * copies[1]
+
+
+@pytest.mark.parametrize("wire", [0.0, 0.8, 5.0])
+def test_a_sharded_step_uses_each_layer_whole_and_holds_two_at_most(wire: float):
+    """Wire and devices do one thing at a time; where the wire costs nothing, a step takes what it computes."""
+    takes = machines.TAKES | {"gather": wire, "scatter": wire}
+    spans = machines.fsdp_step(layers=5, takes=takes)
+    on_wire = [span for span in spans if span.kind in ("gather", "scatter")]
+    for lane in (on_wire, [span for span in spans if span not in on_wire]):
+        assert all(one.end <= two.start for one, two in itertools.pairwise(lane))
+    for kind in ("forward", "backward"):
+        used = [span for span in spans if span.kind == kind]
+        assert sorted(span.layer for span in used) == [1, 2, 3, 4, 5]
+        for span in used:
+            gathered = [one for one in spans if one.kind == "gather" and one.layer == span.layer]
+            assert any(one.end <= span.start for one in gathered) and len(gathered) == 2
+    assert max(machines.whole(spans, span.start) for span in spans) <= 2
+    assert machines.whole(spans, spans[-1].end) == 0
+    if not wire:
+        assert spans[-1].end == pytest.approx(5 * (takes["forward"] + takes["backward"]) + takes["step"])
+
+
+def test_the_chat_of_the_mask_is_split_as_the_tokeniser_does():
+    """Token by token: template, contents and ends of turns."""
+    tokenizer = AutoTokenizer.from_pretrained(prepare_embedded())
+    turns = [{"role": "".join(role), "content": "".join(content)} for role, content in data.CHAT]
+    ids = [token for piece in encode_turns(tokenizer, turns) for token in piece]
+    shown = [text for turn in data.CHAT for text, _ in data.turn_tokens(*turn)]
+    assert [tokenizer.decode([token]) for token in ids[: len(shown)]] == shown
