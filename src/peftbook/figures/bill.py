@@ -6,16 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
+from peftbook.figures.block import rounded, wire
 from peftbook.figures.drawn import draw_lines
 from peftbook.figures.parts import SMALL, mark
-from peftbook.figures.style import canvas, colour, question, shade, tag
+from peftbook.figures.style import canvas, colour, drawing, question, say, shade, tag
 from peftbook.literature import published
 from peftbook.memory import SHAPES, Setup, Shape, training_step
 from peftbook.memory.walk import layer_names, layer_of
@@ -25,8 +28,10 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.scratch.adam import RECIPES
 
 __all__ = [
+    "STACK",
     "balance",
     "bytes_per_parameter",
+    "gradient_path",
     "product_seconds",
     "step_timeline",
     "tasks_on_disk",
@@ -210,6 +215,61 @@ def time_ratios() -> Chart:
     series.append(Series("operations alone", [2 / 3] * 2, "full", [tokens[0], tokens[-1]], marks=False))
     return Chart(series, "Tokens in a step", "LoRA's time / full fine-tuning's", log={"x": 4}, number_format="0.0",
                  x_format="#,##0", x_range=(16, 65536), y_range=(0, 0.8))  # fmt: skip
+
+
+# What the gradient passes through.
+
+
+class Layer(NamedTuple):
+    """A linear layer of the drawing: what it is, what it keeps for the backward pass, what it computes there."""
+
+    name: str
+    trained: str  # "", "W" or "BA"
+    keeps: tuple[str, ...]
+    computes: tuple[str, ...]
+
+
+STACK = (  # from the tokens up
+    Layer("below the\nlowest adapter", "", (), ()),
+    Layer("frozen, with the\nlowest adapter", "BA", ("$x$", "$Ax$"),
+          (r"$\gamma\, g\, (Ax)^\top$  for $B$", r"$\gamma\, B^\top g\, x^\top$  for $A$")),
+    Layer("frozen", "", (), (r"$W^\top g$  for the layer below",)),
+    Layer("trained", "W", ("$x$",), (r"$g\, x^\top$  for $W$", r"$W^\top g$  for the layer below")),
+)  # fmt: skip
+FLOOR, STOREY, UP, DOWN = 0.5, 1.02, 1.72, 2.28  # inches: of the lowest layer, from layer to layer, x of the two ways
+
+
+@figure
+def gradient_path() -> Figure:
+    """What passes a frozen layer backward? Four linear layers: what each keeps, and what it computes going down."""
+    figure, axes = drawing(5.8, FLOOR + STOREY * len(STACK) + 0.9)
+    top = FLOOR + STOREY * len(STACK)
+    for at, layer in enumerate(STACK):
+        draw_layer(axes, layer, FLOOR + STOREY * at)
+    say(axes, UP, FLOOR - 0.35, "$x$", "muted")
+    wire(axes, (UP, FLOOR - 0.22), (UP, FLOOR))
+    rounded(axes, 1.45, top, 1.1, 0.32, "loss", facecolor=colour("paper"))
+    for x, text in ((3.0, "keeps"), (3.75, "computes backward")):
+        say(axes, x, top + 0.16, text, fontweight="bold", fontsize=SMALL, ha="left")
+    return question(figure, "What passes a frozen layer backward?")
+
+
+def draw_layer(axes: Axes, layer: Layer, y: float) -> None:
+    """A layer with the ways through it: up always, down as far as something below it is trained."""
+    trained = {"facecolor": shade("lora", 0.35), "edgecolor": colour("lora")}
+    beside = layer.trained == "BA"
+    rounded(axes, 1.45, y, 0.54 if beside else 1.1, 0.5, "$W$", **(trained if layer.trained == "W" else {}))
+    if beside:
+        rounded(axes, 2.01, y, 0.54, 0.5, "$BA$", **trained)
+    say(axes, 1.35, y + 0.25, layer.name, fontsize=SMALL, ha="right", linespacing=1.2)
+    wire(axes, (UP, y + 0.5), (UP, y + STOREY))
+    if layer.trained or layer.computes:
+        line = {"color": colour("qlora"), "linewidth": 2.0, "arrowstyle": "-|>", "mutation_scale": 12}
+        axes.add_patch(FancyArrowPatch((DOWN, y + STOREY), (DOWN, y + 0.5), shrinkA=0, shrinkB=0, **line))
+        say(axes, DOWN + 0.14, y + 0.76, "$g$", "qlora")
+    for texts, x in ((layer.keeps, 3.0), (layer.computes, 3.75)):
+        for line_at, text in enumerate(texts or ("–",)):
+            say(axes, x, y + 0.25 - 0.24 * (line_at - (len(texts or "–") - 1) / 2), text, fontsize=SMALL, ha="left")
 
 
 @figure
