@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,7 +76,7 @@ def entry(said: dict[str, Any], method: str, path: str, operation: dict[str, Any
     example = next(one for one in EXAMPLES if one.route == f"{method} {path}")
     return piece(
         '<article id="{}"><h3><code>{} {}</code></h3><p>{}</p>{}<pre tabindex="0">{}</pre></article>',
-        operation["operationId"], method, path, operation.get("description", ""), taken, example.command(),
+        operation["operationId"], method, path, prose(operation.get("description", "")), taken, example.command(),
     )  # fmt: skip
 
 
@@ -99,7 +100,18 @@ def told(schema: dict[str, Any], words: str, needed: bool = False) -> str:
     """A field in words, with its bounds and its default."""
     parts = [words, "needed" if needed else ""]
     if "minimum" in schema and "maximum" in schema:
-        parts.append(f"from {schema['minimum']:,} to {schema['maximum']:,}")
+        parts.append(f"from {shown(schema['minimum'])} to {shown(schema['maximum'])}")
     if schema.get("default") not in (None, ""):
-        parts.append(f"without: {schema['default']}")
+        parts.append(f"without: {json.dumps(schema['default'])}")
     return "; ".join(filter(None, parts))
+
+
+def shown(value: float) -> str:
+    """A bound: whole numbers without a point."""
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
+
+
+def prose(text: str) -> Markup:
+    """A docstring with what stands between backticks as code."""
+    parts = text.split("`")
+    return joined(piece("<code>{}</code>" if at % 2 else "{}", part) for at, part in enumerate(parts))

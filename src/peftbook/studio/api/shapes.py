@@ -39,16 +39,17 @@ def body_of(name: str, model: type, **other: Any) -> type[Body]:
     made: dict[str, Any] = {}
     for field in fields(model):
         option, bound = said[field.name], said[field.name].bound
+        words = option.help.removesuffix(", with commas")  # which a list has not
         optional = field.default is None
         kind = (Number | None if optional else Number) if bound else other.get(field.name, hints[field.name])
         usual: Any = list(DEFAULTS[field.name]) if field.name in DEFAULTS else field.default
         limits: dict[str, Any] = {"minimum": bound.least, "maximum": bound.most} if bound else {}
-        default = Field(description=option.help, json_schema_extra=limits)
+        default = Field(description=words, json_schema_extra=limits)
         if usual is not MISSING:
-            default = Field(usual, description=option.help, json_schema_extra=limits)
+            default = Field(usual, description=words, json_schema_extra=limits)
         elif field.default_factory is not MISSING:
             factory: Any = field.default_factory
-            default = Field(default_factory=factory, description=option.help)
+            default = Field(default_factory=factory, description=words)
         made[field.name] = kind, default
     return create_model(name, __base__=Body, **made)
 
