@@ -14,6 +14,7 @@ from tiny import watched_steps
 from peftbook import specs
 from peftbook.cli import main
 from peftbook.errors import InputError
+from peftbook.folders import DATA
 from peftbook.literature import published
 from peftbook.memory import Configuration, Setup, Shape, read_shape
 from peftbook.memory import loss as losses
@@ -25,7 +26,6 @@ from peftbook.recipe.choice import BATCH, KEPT, PLANS, STEP, Row, choose, fields
 from peftbook.recipe.folder import PAGES, SCRIPTS, write_folder
 from peftbook.recipe.rows import count_rows
 from peftbook.studies.chosen_rates import learning_rate_for
-from peftbook.tasks import DATA
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import read_file, task_from_table
 from peftbook.training import random_model

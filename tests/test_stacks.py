@@ -9,13 +9,13 @@ import pytest
 from tiny import watched_steps
 
 from peftbook.errors import InputError
+from peftbook.folders import DATA
 from peftbook.memory import Configuration, Setup, Shape, read_shape
 from peftbook.memory import loss as losses
 from peftbook.memory.names import OPTIMISER_NAMES
 from peftbook.memory.stacks import SFT, STACKS, Declared, declared_in, setup_in
 from peftbook.memory.step import structure
 from peftbook.memory.walk import walked
-from peftbook.tasks import DATA
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, get_task, sql
+from peftbook.folders import DATA
+from peftbook.tasks import SPLITS, Example, get_task, sql
 from peftbook.tasks import sql_build as build
 from peftbook.tasks.docstrings_packages import PERMITTED
 from peftbook.tasks.sql_forms import FORMS

@@ -22,7 +22,8 @@ from scipy import sparse
 
 from peftbook import tasks
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, get_task, hub, prose, prose_build, references, sql, sql_build
+from peftbook.folders import DATA
+from peftbook.tasks import SPLITS, Example, get_task, hub, prose, prose_build, references, sql, sql_build
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks import docstrings_build as build
 from peftbook.tasks.columns import Columns

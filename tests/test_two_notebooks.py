@@ -13,7 +13,8 @@ from transformers import BitsAndBytesConfig
 
 from peftbook import specs
 from peftbook.figures import notebooks
-from peftbook.tasks import DATA, get_task
+from peftbook.folders import DATA
+from peftbook.tasks import get_task
 from peftbook.tasks.hub import _one_example_a_test_input, _task
 from peftbook.training.encode import encode_plain
 from peftbook.training.models import prepare_embedded

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.tasks import DATA
+from peftbook.folders import DATA
 
 __all__ = ["SMALL_FOLDERS", "check_model", "folder_revision", "model_named", "pinned"]
 

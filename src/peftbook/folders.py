@@ -1,4 +1,4 @@
-"""Where prepared models, checkpoints and what was measured of this machine lie."""
+"""Where the data that ship, prepared models, checkpoints and what was measured of this machine lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 from peftbook.processes import hold
 
-__all__ = ["cache_folder", "checkpoints_folder", "results_folder", "run_lock"]
+__all__ = ["DATA", "cache_folder", "checkpoints_folder", "results_folder", "run_lock"]
+
+DATA = Path(__file__).resolve().parent / "data"  # in the package
 
 
 def cache_folder() -> Path:

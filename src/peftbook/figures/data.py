@@ -22,9 +22,10 @@ from peftbook.evidence import stats
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Row, draw_rows, mark, mosaic
 from peftbook.figures.style import canvas, colour, drawing, name_rows, question, shade
+from peftbook.folders import DATA
 from peftbook.scratch.packing import bucketed, pack, padding_share
 from peftbook.studies.methods import TEST_EXAMPLES
-from peftbook.tasks import DATA, get_task
+from peftbook.tasks import get_task
 
 __all__ = [
     "CHAT",

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftbook import specs
+from peftbook.folders import DATA
 from peftbook.memory import Configuration, read_shape
 from peftbook.memory.fit import BESIDE, GPU_RESERVE
 from peftbook.memory.stacks import setup_in
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
-from peftbook.tasks import DATA
 
 __all__ = ["PARTS", "Row", "errors", "false_promises", "probe", "ratio_again", "ratios_by_stack", "rows"]
 

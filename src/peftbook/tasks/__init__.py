@@ -17,7 +17,6 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.errors import InputError
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "validation", "test")
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, check_pinned
+from peftbook.folders import DATA
+from peftbook.tasks import check_pinned
 
 __all__ = ["answer_command_line", "download_wheel", "notice", "write_parquet"]
 

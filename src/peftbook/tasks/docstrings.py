@@ -6,7 +6,8 @@ The data are built by `docstrings_build.py` and described in the book's data she
 from __future__ import annotations
 
 from peftbook import specs
-from peftbook.tasks import DATA, SPLITS, Example, TaskData, check_pinned, how_to_restore
+from peftbook.folders import DATA
+from peftbook.tasks import SPLITS, Example, TaskData, check_pinned, how_to_restore
 
 __all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "SPEC", "load"]
 

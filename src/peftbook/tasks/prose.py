@@ -5,7 +5,8 @@ It measures what fine-tuning makes a model forget, so it has no prompt and no sp
 
 from __future__ import annotations
 
-from peftbook.tasks import DATA, Example, check_pinned, how_to_restore
+from peftbook.folders import DATA
+from peftbook.tasks import Example, check_pinned, how_to_restore
 
 __all__ = ["ARCHIVES", "DATA_SHA256", "PATH", "load"]
 

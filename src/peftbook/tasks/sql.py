@@ -19,7 +19,8 @@ from typing import Any
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.tasks import DATA, SPLITS, Example, TaskData, how_to_restore
+from peftbook.folders import DATA
+from peftbook.tasks import SPLITS, Example, TaskData, how_to_restore
 
 __all__ = [
     "DATA_SHA256",

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from peftbook import specs
-from peftbook.tasks import DATA, TaskData, check_pinned
+from peftbook.folders import DATA
+from peftbook.tasks import TaskData, check_pinned
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import read_file, split_examples, usable_rows
 

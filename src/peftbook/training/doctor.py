@@ -15,9 +15,9 @@ import psutil
 
 import peftbook
 from peftbook import specs
-from peftbook.folders import cache_folder
+from peftbook.folders import DATA, cache_folder
 from peftbook.methods import usual
-from peftbook.tasks import DATA, task_spec
+from peftbook.tasks import task_spec
 from peftbook.training.hardware import cores, cpu_model, is_idle
 from peftbook.training.precision import Products, chosen_dtype, instruction_limits, keep, machine_file, products_here
 from peftbook.training.threads import best_threads

@@ -11,8 +11,9 @@ import json
 from typing import Any
 
 from peftbook import specs
+from peftbook.folders import DATA
 from peftbook.records import write_atomically
-from peftbook.tasks import DATA, Example, TaskData, get_task
+from peftbook.tasks import Example, TaskData, get_task
 from peftbook.training.encode import encode_example, encode_plain, encode_turns
 from peftbook.training.models import prepare_embedded
 
