@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -264,7 +264,7 @@ def draw_layer(axes: Axes, layer: Layer, y: float) -> None:
     say(axes, 1.35, y + 0.25, layer.name, fontsize=SMALL, ha="right", linespacing=1.2)
     wire(axes, (UP, y + 0.5), (UP, y + STOREY))
     if layer.trained or layer.computes:
-        line = {"color": colour("qlora"), "linewidth": 2.0, "arrowstyle": "-|>", "mutation_scale": 12}
+        line: dict[str, Any] = {"color": colour("qlora"), "linewidth": 2.0, "arrowstyle": "-|>", "mutation_scale": 12}
         axes.add_patch(FancyArrowPatch((DOWN, y + STOREY), (DOWN, y + 0.5), shrinkA=0, shrinkB=0, **line))
         say(axes, DOWN + 0.14, y + 0.76, "$g$", "qlora")
     for texts, x in ((layer.keeps, 3.0), (layer.computes, 3.75)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -179,7 +179,7 @@ def draw_span(axes: Axes, span: Span, lane: float) -> None:
     """A box along time with the number of its layer."""
     _, tone, hatch = KINDS[span.kind]
     wide = span.end - span.start
-    look = {"facecolor": colour(tone), "edgecolor": colour("paper"), "hatch": hatch, "linewidth": 1.2}
+    look: dict[str, Any] = {"facecolor": colour(tone), "edgecolor": colour("paper"), "hatch": hatch, "linewidth": 1.2}
     axes.add_patch(Rectangle((span.start, lane - 0.38), wide, 0.76, **look))
     ground = {"facecolor": colour(tone), "edgecolor": "none", "pad": 1.2} if hatch else None
     axes.text(span.start + wide / 2, lane, str(span.layer or ""), ha="center", va="center", color=colour("paper"),
