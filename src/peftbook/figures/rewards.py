@@ -60,7 +60,7 @@ def reward_learning(store: Store) -> Figure:
     )
     left.set_xticks(np.arange(0, reward_rank.SETTINGS["steps"] + 1, 20))
     draw_margin(right, -reward_rank.MARGIN, 0.0, line=0.0)
-    draw_rows(right, rows, "Difference in share", ticks=5)
+    draw_rows(right, rows, "Difference in share", ticks=4)
     for axes in (left, right):
         axes.tick_params(labelsize=SMALL)
     question(figure, "Is rank 1 enough to learn from a reward?")
