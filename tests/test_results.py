@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from fake_records import fake_record
 
 from peftbook import results
 from peftbook.errors import InputError
@@ -142,3 +143,16 @@ def test_final_runs_use_fresh_seeds_and_the_test_split():
         runs = methods.final_runs(arm, store)
         assert {run.evaluation.split for run in runs} == {"test"}
         assert methods.SWEEP_SEED not in {run.seed for run in runs} and len(runs) >= 3
+
+
+def test_what_is_missing_is_told_with_its_hours(tmp_path):
+    """As many runs as lack a record, each as long as those at hand: half of 4 core-seconds and 12 is 8 a run."""
+    store, runs = Store(tmp_path), get_study("methods").runs(Store(tmp_path))
+    assert results.claim("methods", store).core_hours is None, "nobody knows how long a run takes"
+    for run, (seconds, threads) in zip(runs, ((2, 2), (12, 1)), strict=False):
+        clock = {"started": "2026-01-01T00:00:00", "finished": f"2026-01-01T00:00:{seconds:02}", "threads": threads}
+        store.save(fake_record(run).model_copy(update={"provenance": clock}))
+    claim = results.claim("methods", Store(tmp_path))
+    assert claim.missing and claim.core_hours == pytest.approx(claim.missing * 8 / 3600)
+    hours = f"{claim.missing * 8 / 3600:.1f} core-hours"
+    assert claim.to_go.startswith(f"{claim.missing} of {claim.runs} runs are missing, {hours} if")

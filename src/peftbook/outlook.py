@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from peftbook.evidence.planning import more_seeds, obstacle
 from peftbook.records import Record, Store, load_record
-from peftbook.results import study_quantities, study_verdict
+from peftbook.results import core_seconds, study_quantities, study_verdict
 from peftbook.studies import BLIND, NAMES
 
 __all__ = ["AT_HAND", "OPEN", "Outlook", "outlook", "outlooks"]
@@ -60,12 +60,9 @@ def outlook(name: str, store: Store) -> Outlook:
 
 
 def core_seconds_of_a_seed(records: Sequence[Record]) -> float | None:
-    """Core-seconds of all runs with one seed, the median of the seeds; None where no record says how long it took.
-
-    Wall-clock times threads, which other work beside it had made longer.
-    """
+    """Core-seconds of all runs with one seed, the median of the seeds; None where no record says how long it took."""
     by_seed: dict[int, float] = defaultdict(float)
     for record in records:
-        if record.wall_seconds is not None:
-            by_seed[record.spec.seed] += record.wall_seconds * int(record.provenance.get("threads") or 1)
+        if (seconds := core_seconds(record)) is not None:
+            by_seed[record.spec.seed] += seconds
     return statistics.median(by_seed.values()) if by_seed else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from peftbook.canonical import Spec
 from peftbook.errors import InputError
 from peftbook.kept import Kept, is_kept, kept
 from peftbook.processes import one_thread_each
-from peftbook.records import Missing, Store, default_store, look, report
+from peftbook.records import Missing, Record, Store, default_store, load_record, look, report
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
-__all__ = ["OUTCOMES", "Claim", "claims", "command_for", "count_verdicts", "describe", "format_quantity",
-           "format_value", "quantities", "quantity", "run_command", "study_quantities", "study_runs",
-           "study_verdict"]  # fmt: skip
+__all__ = ["OUTCOMES", "Claim", "claims", "command_for", "core_seconds", "count_verdicts", "describe",
+           "format_quantity", "format_value", "quantities", "quantity", "run_command", "study_quantities",
+           "study_runs", "study_verdict"]  # fmt: skip
 
 OUTCOMES = (
     "reproduced", "equivalent", "refuted", "fails in this regime", "direction only", "undecided", "measured",
@@ -177,7 +178,8 @@ class Claim:
     """A study's claim and what the records at hand say about it.
 
     effect: the first quantity that the verdict names, `name` its name; None until it is known.
-    runs, missing: how many runs are determined, and how many of them have no record.
+    runs, missing: how many runs are determined, and how many of them have no record.  core_hours: of the missing ones,
+    each as long as those at hand took on average; None where none is at hand.
     """
 
     study: Study
@@ -186,6 +188,15 @@ class Claim:
     effect: Quantity | None
     runs: int
     missing: int
+    core_hours: float | None = None
+
+    @property
+    def to_go(self) -> str:
+        """The missing runs in words, with their hours where these are known."""
+        hours = self.core_hours
+        return f"{self.missing} of {self.runs} runs are missing" + (
+            "" if hours is None else f", {hours:.1f} core-hours if they take as long as those made"
+        )
 
 
 def judge_ahead(store: Store, processes: int) -> None:
@@ -228,8 +239,21 @@ def claim(name: str, store: Store) -> Claim:
     """The claim of one study."""
     study, verdict, found = get_study(name), study_verdict(name, store), study_quantities(name, store)
     named = next((one for one in verdict.quantities if one in found), "")
-    states = [state for _, state in study_runs(name, store)]
-    return Claim(study, verdict, named, found.get(named), len(states), states.count("missing"))
+    states = study_runs(name, store)
+    missing = sum(state == "missing" for _, state in states)
+    hours = None
+    if missing:
+        paths = [store.path(key) for key, state in states if state != "missing"]
+        made = [seconds for path in paths if path and (seconds := core_seconds(load_record(path))) is not None]
+        hours = missing * statistics.fmean(made) / 3600 if made else None
+    return Claim(study, verdict, named, found.get(named), len(states), missing, hours)
+
+
+def core_seconds(record: Record) -> float | None:
+    """What a run took, wall-clock times threads, which other work beside it made longer; None where nothing says it."""
+    if record.wall_seconds is None:
+        return None
+    return record.wall_seconds * int(record.provenance.get("threads") or 1)
 
 
 def count_verdicts(claims: list[Claim], own: bool = False) -> dict[str, int]:

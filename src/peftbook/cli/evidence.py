@@ -164,7 +164,7 @@ def command_claims(args: argparse.Namespace) -> int:
             made = f"{claim.runs - claim.missing} of {claim.runs} runs"
             print(f"  {claim.name} = {format_quantity(claim.effect)} ({made})")
         elif claim.missing:
-            print(f"  {claim.missing} of {claim.runs} runs are missing: {command_for(study.name, args.platform)}")
+            print(f"  {claim.to_go}: {command_for(study.name, args.platform)}")
         print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")
     return 0
 
