@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 import os
@@ -71,6 +72,7 @@ from peftbook.studies import (
     frontier,
     get_study,
     learning_rate,
+    live,
     memory,
     merging,
     prompt_design,
@@ -87,6 +89,7 @@ OF_STUDIES = [
     module.__name__ for module in (bits, evaluation, evidence, limits, lora_practice, qlora, rewards, updates)
 ]
 EVIDENCE = [name for name, function in figures.FIGURES.items() if function.__module__ in OF_STUDIES]
+FROM_RECORDS = [name for name in EVIDENCE if "store" in inspect.signature(figures.FIGURES[name]).parameters]
 DRAWN = [
     *EVIDENCE,
     *(
@@ -493,6 +496,15 @@ def invented_fault(probe: specs.Probe, rng: np.random.Generator, steps: int = 40
     return {"measurements": measured, "curve": curve, "per_example": per_example}
 
 
+def invented_live(probe: specs.Probe, rng: np.random.Generator, steps: int = 101) -> dict:
+    """A loss that falls."""
+    loss = 7 * np.exp(-np.arange(steps) / 20) + 0.3 + rng.random(steps) / 10
+    right = (rng.random(live.ROWS) < 0.6).astype(float).tolist()
+    per_example = {"exact_match": right, "loss_nats": [1.0] * live.ROWS, "label_tokens": [3.0] * live.ROWS}
+    measured = {"trainable_parameters": 5760}
+    return {"measurements": measured, "curve": {"train_loss_nats": loss.tolist()}, "per_example": per_example}
+
+
 def invented_merge(probe: specs.Probe, rng: np.random.Generator, examples: int = 20) -> dict:
     """An adapter gains a nat a token; each rounding loses little of it, and half of the weights stay as they were."""
     tokens = rng.integers(20, 60, examples)
@@ -585,6 +597,7 @@ PROBES = {
     "rouge.settings": invented_scorings,
     "throughput.throughput": invented_throughput,
     "faults.gallery": invented_fault,
+    "live.trained": invented_live,
     "combining.kept_gains": invented_combination,
     "sampling.right_answers": invented_answers,
 }
@@ -869,7 +882,7 @@ def test_no_text_is_clipped_or_covered_or_tiny(name: str, drawn: tuple[Store, di
         assert width <= 1 or height <= 2, (text, other)
 
 
-@pytest.mark.parametrize("name", EVIDENCE)
+@pytest.mark.parametrize("name", FROM_RECORDS)
 def test_a_figure_of_a_study_names_what_it_lacks(name: str, tmp_path: Path):
     """Without records the answer is the command that makes them, not a crash."""
     with pytest.raises(InputError, match="peftbook run (" + "|".join(NAMES) + ")"):

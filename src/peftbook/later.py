@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -30,9 +30,11 @@ class Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """None for any other module."""
-        around = AROUND.get(fullname)
-        spec = PathFinder.find_spec(fullname, path, target) if around else None
-        if around and spec is not None and spec.loader is not None:
+        if (around := AROUND.get(fullname)) is None:
+            return None
+        others = (finder.find_spec for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (find(fullname, path, target) for find in others)), None)
+        if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_inside(module: ModuleType) -> None:
