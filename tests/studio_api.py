@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,9 +145,12 @@ def finish(studio: Studio, job: Job, score: float = 0.5, texts: list[str] | None
     )  # fmt: skip
     if job.run.budget is not None:
         folder = studio.folder(job.project) / "adapters" / job.key[:12]
-        folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-        (folder / "adapter_model.safetensors").write_bytes(b"")
+        work = folder.with_name(f".{folder.name}")  # whole before it is there, as the worker's
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+        (work / "adapter_model.safetensors").write_bytes(b"")
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off before its record
+        work.replace(folder)
     studio.adopt(job.id, job.attempt, os.getpid())
     studio.records(job.project).save(record, texts or ["8"] * rows)
     assert studio.finish(job.id, job.attempt)

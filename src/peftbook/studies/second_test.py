@@ -123,6 +123,6 @@ def verdict(store: Store) -> Verdict:
     became = [fate for fate, _, _ in fates.values()]
     outcome = "refuted" if "turns over" in became else "reproduced" if set(became) == {"holds"} else "undecided"
     names = [next(iter(of_study(name, store))) for name in DECIDING]
-    return Verdict(
-        outcome, f"{became.count('holds')} of {len(became)} verdicts hold on the other inputs. {said}.", tuple(names)
-    )
+    sentence = f"{became.count('holds')} of {len(became)} verdicts hold on the other inputs. {said}."
+    held = "one of the verdicts is open on the other inputs" if outcome == "undecided" else ""
+    return Verdict(outcome, sentence, tuple(names), held=held)
