@@ -72,7 +72,6 @@ from peftbook.studies import (
     frontier,
     get_study,
     learning_rate,
-    live,
     memory,
     merging,
     prompt_design,
@@ -496,15 +495,6 @@ def invented_fault(probe: specs.Probe, rng: np.random.Generator, steps: int = 40
     return {"measurements": measured, "curve": curve, "per_example": per_example}
 
 
-def invented_live(probe: specs.Probe, rng: np.random.Generator, steps: int = 101) -> dict:
-    """A loss that falls."""
-    loss = 7 * np.exp(-np.arange(steps) / 20) + 0.3 + rng.random(steps) / 10
-    right = (rng.random(live.ROWS) < 0.6).astype(float).tolist()
-    per_example = {"exact_match": right, "loss_nats": [1.0] * live.ROWS, "label_tokens": [3.0] * live.ROWS}
-    measured = {"trainable_parameters": 5760}
-    return {"measurements": measured, "curve": {"train_loss_nats": loss.tolist()}, "per_example": per_example}
-
-
 def invented_merge(probe: specs.Probe, rng: np.random.Generator, examples: int = 20) -> dict:
     """An adapter gains a nat a token; each rounding loses little of it, and half of the weights stay as they were."""
     tokens = rng.integers(20, 60, examples)
@@ -597,7 +587,6 @@ PROBES = {
     "rouge.settings": invented_scorings,
     "throughput.throughput": invented_throughput,
     "faults.gallery": invented_fault,
-    "live.trained": invented_live,
     "combining.kept_gains": invented_combination,
     "sampling.right_answers": invented_answers,
 }
