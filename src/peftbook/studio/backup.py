@@ -58,7 +58,8 @@ def snapshot(source: Path, target: Path) -> None:
 
 def files_of(home: Path) -> Iterator[Path]:
     """What belongs to it beside the database, without what is half-written."""
-    for path in sorted((home / "projects").rglob("*")):
+    found = (Path(folder) / name for folder, _, names in os.walk(home / "projects") for name in names)
+    for path in sorted(found):  # os.walk passes over a folder that is deleted meanwhile
         name = path.relative_to(home).as_posix()
         if path.is_file() and KEPT.fullmatch(name) and "/." not in name:
             yield path

@@ -33,7 +33,7 @@ class Owner:
             if not path.is_file() or len(path.read_text().strip()) < 32:
                 path.touch(mode=0o600)
                 path.chmod(0o600)
-                path.write_text(secrets.token_urlsafe(32) + "\n")
+                path.write_text(secrets.token_hex(32) + "\n")
             self.token = path.read_text().strip()
 
     def mark(self, name: str) -> str:
@@ -88,7 +88,7 @@ class Keys(Sessions):
             raise InputError("A token needs a label: say what it is for.")
         if len(self.tokens(name)) >= MOST_TOKENS:
             raise InputError(f"There are {MOST_TOKENS} tokens already: take one back first.")
-        secret, made = secrets.token_urlsafe(32), Token(secrets.token_hex(8), label, name, time.time(), None)
+        secret, made = secrets.token_hex(32), Token(secrets.token_hex(8), label, name, time.time(), None)
         with self._write() as db:
             db.execute(
                 "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)",
