@@ -46,11 +46,13 @@ def back_up(home: Path, target: Path) -> int:
 
 
 def snapshot(source: Path, target: Path) -> None:
-    """The database as it is at one moment, whoever writes; deleted projects are not in it."""
+    """The database as it is at one moment, whoever writes; without deleted projects and without workers."""
     with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(target)) as copy:
         live.backup(copy)
         copy.execute("PRAGMA foreign_keys = ON")
         copy.execute("DELETE FROM projects WHERE removed")
+        copy.execute("DELETE FROM workers")  # they and their children stay with the original
+        copy.execute("UPDATE jobs SET child = 0 WHERE state = 'running'")
         copy.commit()
         copy.execute("PRAGMA journal_mode = DELETE")
         copy.execute("VACUUM")
