@@ -1,4 +1,4 @@
-"""Do the verdicts hold on test inputs that no study had seen?
+"""Do the verdicts hold on test inputs that their studies had not seen?
 
 Written before the runs. Several studies judge on the same first 200 of E2E's 630 test inputs. Nothing was tuned on
 these, but claims were reworded and seeds added after looks at them, and one draw of inputs serves all. Here the arms
@@ -123,6 +123,9 @@ def verdict(store: Store) -> Verdict:
     became = [fate for fate, _, _ in fates.values()]
     outcome = "refuted" if "turns over" in became else "reproduced" if set(became) == {"holds"} else "undecided"
     names = [next(iter(of_study(name, store))) for name in DECIDING]
-    sentence = f"{became.count('holds')} of {len(became)} verdicts hold on the other inputs. {said}."
+    decided = [fate for fate, before, _ in fates.values() if before != "undecided"]
+    idle = len(became) - len(decided)
+    beside = f", beside {idle} that had decided nothing" if idle else ""
+    sentence = f"{decided.count('holds')} of {len(decided)} verdicts hold on the other inputs{beside}. {said}."
     held = "one of the verdicts is open on the other inputs" if outcome == "undecided" else ""
     return Verdict(outcome, sentence, tuple(names), held=held)
