@@ -191,6 +191,43 @@ def test_a_killed_run_goes_on_from_its_checkpoint(folder, tmp_path, monkeypatch)
     assert again.provenance["resumed_from_step"] == 2 and "resumed_from_step" not in whole.provenance
 
 
+@pytest.mark.parametrize("name", ["lora", "prompt", "full"])
+def test_a_run_that_stops_early_is_the_beginning_of_the_whole(name, folder, tmp_path):
+    """Schedule, batches and curve are the whole run's; this one goes on from there, with the record of one that was not
+    interrupted; and whoever asks for the beginning again gets the same.
+    """
+    whole = a_run(folder, name, evaluation=specs.Evaluation(n_loss=5))
+    begun = whole.model_copy(update={"budget": whole.budget.model_copy(update={"stop": 0.5})})
+    alone = execute(whole, Store(tmp_path / "alone"), quiet=True)
+    store = Store(tmp_path / "raced")
+    first = execute(begun, store, quiet=True)
+    steps = first.measurements["train_steps"]
+    assert 0 < steps < alone.measurements["train_steps"] and begun.key != whole.key
+    assert first.curve == {column: values[:steps] for column, values in alone.curve.items()}
+    assert first.measurements["train_tokens"] >= 0.5 * whole.budget.tokens
+    left = module.checkpoints_folder() / whole.key[:16]
+    assert left.is_dir()
+    second = execute(whole, store, quiet=True)
+    assert second.provenance["resumed_from_step"] == steps and not left.exists()
+    assert measured(second) == measured(alone) and second.curve == alone.curve
+    assert second.per_example == alone.per_example
+    again = execute(begun, Store(tmp_path / "again"), quiet=True)
+    assert measured(again) == measured(first) and again.per_example == first.per_example
+
+
+def test_the_beginning_never_starts_from_a_later_checkpoint(folder, tmp_path, monkeypatch):
+    """As the whole run leaves one, when it was interrupted."""
+    whole = a_run(folder, evaluation=specs.Evaluation(n_loss=5))
+    begun = whole.model_copy(update={"budget": whole.budget.model_copy(update={"stop": 0.5})})
+    first = execute(begun, Store(tmp_path / "first"), quiet=True)
+    with monkeypatch.context() as now, pytest.raises(KeyboardInterrupt):
+        now.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+        now.setattr(module, "evaluate", interrupted)
+        execute(whole, Store(tmp_path / "whole"), quiet=True)
+    again = execute(begun, Store(tmp_path / "again"), quiet=True)
+    assert "resumed_from_step" not in again.provenance and again.curve == first.curve
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_start_that_is_computed_is_computed_again_with_the_same_threads(folder, tmp_path, monkeypatch, init):
     """A decomposition adds in another order with other threads; a run goes on as if it had always had those."""

@@ -29,7 +29,12 @@ OUTCOMES = (
     "not testable here", "not yet run",
 )  # fmt: skip
 SAID = ("rank", "length", "width")  # of a method, always; other fields where they are not the default
-WORDS = {"shots": "{} examples in the prompt", "length": "{} virtual tokens", "train_examples": "{} examples"}
+WORDS = {
+    "shots": "{} examples in the prompt",
+    "length": "{} virtual tokens",
+    "train_examples": "{} examples",
+    "stop": "stopped at {} of them",
+}
 HASH = re.compile("[0-9a-f]{64}")
 QUANTITIES = TypeAdapter(Mapping[str, Quantity])
 VERDICT = TypeAdapter(Verdict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -75,9 +76,11 @@ class Budget(Spec):
     `tokens` counts real (unpadded, template included) tokens of training text; virtual prompt tokens do not count.
     The schedule is linear warm-up over `warmup` of the steps, then constant.
     train_examples: only the first so many training examples are used, again and again; 0 means all.
+    stop: training ends with the batch that reaches this share of the tokens, as if it were interrupted there: with the
+    schedule and the batches of the whole; 0 means that it does not.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("train_examples",)
+    added: ClassVar[tuple[str, ...]] = ("train_examples", "stop")
 
     tokens: int = Field(gt=0, le=MOST_TOKENS)
     batch_size: int = Field(default=8, ge=1)
@@ -87,6 +90,12 @@ class Budget(Spec):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=512, ge=8)
     train_examples: int = Field(default=0, ge=0)
+    stop: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Of the tokens those that training comes to."""
+        return math.ceil(self.stop * self.tokens) if self.stop else self.tokens
 
 
 class Evaluation(Spec):
@@ -141,6 +150,18 @@ class Run(Keyed):
     def key(self) -> str:
         """SHA-256 of the canonical spec, computed once for each."""
         return _key_of(self)
+
+    @property
+    def whole(self) -> Run:
+        """The run of which this one is the beginning: itself, unless its training stops early."""
+        if self.budget is None or not self.budget.stop:
+            return self
+        return self.model_copy(update={"budget": self.budget.model_copy(update={"stop": 0.0})})
+
+    @property
+    def checkpoint(self) -> str:
+        """The folder of its checkpoints. A run that stops early leaves there where the whole run goes on from."""
+        return self.whole.key[:16]
 
     @field_validator("budget")
     @classmethod

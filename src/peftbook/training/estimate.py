@@ -82,7 +82,7 @@ def budget_seconds(
         plan = batch_plan(lengths, budget.batch_size, tokens, seed)
         return training_seconds(shape, setup, rates, [[data[index] for index in batch] for batch in plan])
 
-    epochs, rest = divmod(budget.tokens, max(1, sum(lengths)))
+    epochs, rest = divmod(budget.trained_tokens, max(1, sum(lengths)))
     return (epochs * seconds(sum(lengths)) if epochs else 0.0) + (seconds(rest) if rest else 0.0)
 
 

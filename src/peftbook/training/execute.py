@@ -209,7 +209,7 @@ def compute(
         }
         return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
     phases("loading")
-    checkpoint = checkpoints_folder() / run.key[:16]
+    checkpoint = checkpoints_folder() / run.checkpoint
     if run.purpose == "quality":
         torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
     trainee = processes.agree(lambda: prepare(run, task, processes))
@@ -247,7 +247,8 @@ def compute(
     if not processes.first:
         return record
     saved = store.save(record, texts)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    if run.whole is run or failure:
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return saved
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -159,6 +160,13 @@ def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:
     return budget.learning_rate * min(1.0, (step + 1) / warm)
 
 
+def steps_until(budget: specs.Budget, tokens: Sequence[int]) -> int:
+    """How many of the steps are trained, by the tokens of each: all, or up to the one that reaches `stop` of them."""
+    if not budget.stop:
+        return len(tokens)
+    return next(at for at, seen in enumerate(itertools.accumulate(tokens), start=1) if seen >= budget.trained_tokens)
+
+
 def checkpoint_seconds() -> float:
     """Seconds between checkpoints: `PEFTBOOK_CHECKPOINT_SECONDS`, or a minute. Raises InputError if it is no number."""
     text = os.environ.get("PEFTBOOK_CHECKPOINT_SECONDS", "")
@@ -193,6 +201,7 @@ def train(
     uninterrupted run of as many processes, since it goes on with the threads that it had. `rate_factor` multiplies the
     learning rate of a parameter, by its name. `checkpointing` runs each layer again in the backward pass, see
     `checkpointed_layers`. `plan` has the indices of each batch; without it, they are those of `batch_plan`.
+    A budget that stops early leaves its last state in `checkpoint`, from which the whole training goes on.
     In fp16 the loss is scaled before the backward pass, and a step whose gradients overflow is left out and lowers the
     scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). Raises Diverged if the loss is not finite.
     """
@@ -207,13 +216,14 @@ def train(
     )  # fmt: skip
     scaler = torch.amp.GradScaler(platform, enabled=dtype == "fp16")
     result = Trained()
-    first = result.resumed_from = resume(checkpoint, parameters, optimizer, scaler, result) if checkpoint else 0
+    end = steps_until(budget, [sum(len(data[index].ids) for index in batch) for batch in plan])
+    first = result.resumed_from = resume(checkpoint, parameters, optimizer, scaler, result, end) if checkpoint else 0
     pause = checkpoint_seconds()
     model.train()
     saved = time.monotonic()
     layers = checkpointed_layers(model) if checkpointing else contextlib.nullcontext()
     with half_products(platform), frozen_linears_in(dtype, model), layers:
-        for step in range(first, len(plan)):
+        for step in range(first, end):
             began = time.monotonic()
             torch.manual_seed(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
             batch = [data[index] for index in plan[step]]
@@ -246,8 +256,8 @@ def train(
             result.step_seconds.append(time.monotonic() - began)
             result.seconds += result.step_seconds[-1]
             if on_step:
-                on_step(Progress(step + 1, len(plan), loss, result.tokens, result.tokens / result.seconds))
-            if checkpoint and step + 1 < len(plan) and due:
+                on_step(Progress(step + 1, end, loss, result.tokens, result.tokens / result.seconds))
+            if checkpoint and (due or step + 1 == end) and step + 1 < len(plan):
                 place = checkpoint if processes.first else None
                 save_checkpoint(place, parameters, optimizer, scaler, result, step + 1)
                 saved = time.monotonic()
@@ -285,15 +295,18 @@ def saved_threads(folder: Path) -> int:
     return json.loads(path.read_text()).get("threads", here) if path.is_file() else here
 
 
-def resume(folder: Path, parameters: dict, optimizer, scaler, result: Trained) -> int:
+def resume(folder: Path, parameters: dict, optimizer, scaler, result: Trained, end: int) -> int:
     """Load a checkpoint into parameters, optimiser and curve; returns the step to go on from (0 without one).
 
+    One beyond `end`, where training stops, is the whole run's and is left alone.
     From here on torch has as many threads as it had there: with others it would add in another order.
     """
     if not (folder / "progress.json").is_file():
         return 0
     progress = json.loads((folder / "progress.json").read_text())
     step = progress.pop("step")
+    if step > end:
+        return 0
     scaler.load_state_dict(progress.pop("scale", {}))
     torch.set_num_threads(progress.pop("threads", torch.get_num_threads()))
     vars(result).update(progress)
