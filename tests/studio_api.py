@@ -132,6 +132,11 @@ def check_of(run: specs.Run) -> Check:
     return Check(run.key, run.method.label, 32, 500, 0, 3.0, 1e9, True)
 
 
+def loss_of(run: specs.Run) -> float:
+    """The lower the further the rate is above 0.001, up to 0.002."""
+    return abs(run.budget.learning_rate - 0.002) if run.budget else 3.0
+
+
 def finish(studio: Studio, job: Job, score: float = 0.5, texts: list[str] | None = None) -> None:
     """A job is done, with an invented record, texts and adapter."""
     rows = job.run.evaluation.n_generate
@@ -139,7 +144,8 @@ def finish(studio: Studio, job: Job, score: float = 0.5, texts: list[str] | None
     scores = dict.fromkeys(("rouge1", "rougeL", "bertscore_f1", "loss_nats"), values)
     others = {"exact_match": [0.0] * rows, "label_tokens": [5.0] * rows}
     record = Record(
-        key=job.key, spec=job.run, measurements={"trainable_parameters": 10, "train_seconds": 1.0},
+        key=job.key, spec=job.run,
+        measurements={"trainable_parameters": 10, "train_seconds": 1.0, "loss_nats": loss_of(job.run)},
         per_example={**scores, **others}, provenance={"cpu": "an invented processor", "cores": 2},
         curve={"train_loss_nats": [3.0, 2.0, float("nan")]},
     )  # fmt: skip

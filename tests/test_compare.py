@@ -28,6 +28,7 @@ from peftbook.studio.plan import plan as planned
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.terminal import Ticker, progress_line
+from peftbook.studio.tuning import is_trial
 
 ROWS = 40
 SETTINGS = ("--input", "phrase", "--target", "entry", "--models", "small-llama", "--methods", "untuned,prompt",
@@ -100,6 +101,30 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
     assert cli.main([*command(place), "--run", studio.jobs()[0].run.canonical(), "--run", run.canonical()]) == 0
     foreign = run.model_copy(update={"task": run.task.model_copy(update={"data_sha256": "e" * 64})})
     assert "is of data eeeeeeeeeeee" in refused(capsys, *command(place), "--run", foreign.canonical())
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_tuned_comparison_trains_what_its_race_asks_for(place, capsys):
+    """By the real worker: each whole trial goes on where its opening stopped, the finals have the chosen rate, and a
+    second call trains nothing.
+    """
+    assert cli.main(command(place, "--tune", "--json", "--tokens", "1500")) == 0
+    out, err = capsys.readouterr()
+    jobs = [job for job in Studio(place / "home").jobs() if job.run.budget and job.run.budget.tokens == 1500]
+    records = Studio(place / "home").records(jobs[0].project)
+    trials = [job.run for job in jobs if is_trial(job.run)]
+    whole = [run for run in trials if not run.budget.stop]
+    assert len(whole) >= 3 and len(trials) - len(whole) >= 5
+    assert all(records.get(run).provenance["resumed_from_step"] > 0 for run in whole)
+    best = min(whole, key=lambda run: records.get(run).measurements["loss_nats"])
+    assert {job.run.budget.learning_rate for job in jobs if not is_trial(job.run)} == {best.budget.learning_rate}
+    assert f"Prompt tuning: rate {best.budget.learning_rate:g} of" in err
+    assert not list((Studio(place / "home").folder(jobs[0].project) / "checkpoints").glob("*/progress.json"))
+    assert {row["label"] for row in json.loads(out)["rows"]} == {"Untuned", "Prompt tuning"}
+    assert cli.main(command(place, "--tune", "--json", "--tokens", "1500")) == 0
+    second, err = capsys.readouterr()
+    assert json.loads(second)["rows"] == json.loads(out)["rows"] and "runs to compute" not in err
 
 
 @pytest.mark.model

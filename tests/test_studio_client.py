@@ -100,6 +100,20 @@ def test_compare_on_a_server_prints_what_compare_prints_here(server, file, capsy
     assert told == again and len(server.studio.projects()) == 1
 
 
+@pytest.mark.slow
+def test_a_tuned_comparison_on_a_server_is_followed_to_its_end(server, file, capsys):
+    """Through all stages of the race, with the chosen rate; the table is the one that is printed here."""
+    file.write_text(ROWS + "a row of this test,3\n")
+    there = ["compare", str(file), *SETTINGS, "--learning-rate", "lora=0.001", "--tune"]
+    assert cli.main([*there, "--server", f"{server.address}?token={server.token}"]) == 0
+    out, err = capsys.readouterr()
+    assert "LoRA: rate 0.002 of 5 (validation loss 0.000 on 4 rows, 0.001 has 0.001)." in err.splitlines()
+    assert "10 runs to compute" in err and "raced on the validation rows" in " ".join(out.split())
+    assert cli.main([*there, "--home", str(server.home)]) == 0
+    again, err = capsys.readouterr()
+    assert again == out and "LoRA: rate 0.002 of 5" in err
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

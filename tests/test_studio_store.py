@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from studio_home import SMALL, claim_all, colours_csv, colours_project
+from studio_home import SMALL, claim_all, colours_csv, colours_project, small_run
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -29,6 +29,7 @@ from peftbook.records import Record
 from peftbook.studio import attempts, requests
 from peftbook.studio.database import SCHEMA
 from peftbook.studio.store import Project, Studio
+from peftbook.studio.tuning import Tuning
 
 ME = os.getpid()
 BUDGET = specs.Budget(tokens=10, learning_rate=1.0)
@@ -107,6 +108,7 @@ def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project):
     """Version 1 had no sessions, and its questions nobody who watched; what it has stays."""
     with studio._write() as db:
         db.execute("DROP TABLE sessions")
+        db.execute("ALTER TABLE plans DROP COLUMN tuning")
         db.execute("ALTER TABLE requests DROP COLUMN seen")
         db.execute("PRAGMA user_version = 1")
     again = Studio(studio.home)
@@ -235,6 +237,64 @@ def test_submitting_again_queues_what_failed_or_was_cancelled(studio, project):
     studio.cancel(job.id)
     again = studio.jobs(plan=studio.submit(project.id, runs(1)))[0]
     assert (again.id, again.state) == (job.id, "queued")
+
+
+def tuned(studio: Studio, project: Project) -> Tuning:
+    """A plan of one method whose rate is raced."""
+    return Tuning.of(studio.task(project.id), [small_run(studio, project, LoRA(rank=1), seed=seed) for seed in (0, 1)])
+
+
+def carry_out(studio: Studio, project: Project, plan: str) -> None:
+    """Record what is queued of a plan, as its worker does: the more a rate is above the start, the better."""
+    store = studio.records(project.id)
+    for job in studio.jobs(plan=plan):
+        if job.state == "queued":
+            claimed = studio.claim("w", ME, job.id)
+            studio.adopt(job.id, claimed.attempt, ME)
+            loss = 1 / job.run.budget.learning_rate
+            store.save(Record(key=job.key, spec=job.run, measurements={"loss_nats": loss}))
+            studio.finish(job.id, claimed.attempt)
+
+
+def test_a_tuned_plan_grows_until_its_finals_are_done(studio, project):
+    """Stage after stage; it never looks as if it had ended before, and what lost leaves no checkpoint."""
+    tuning = tuned(studio, project)
+    start = [*map(tuning.races[0].opening, tuning.races[0].first_rates())]
+    plan = studio.submit(project.id, start, tuning=tuning)
+    folder = studio.folder(project.id) / "checkpoints"
+    for run in start:
+        (folder / run.checkpoint).mkdir(parents=True)
+    sizes = []
+    while any(job.state == "queued" for job in studio.jobs(plan=plan)):
+        carry_out(studio, project, plan)
+        sizes.append(len(studio.jobs(plan=plan)))
+        assert sizes[-1] == len({job.key for job in studio.jobs(plan=plan)})
+    jobs = studio.jobs(plan=plan)
+    assert {job.state for job in jobs} == {"done"} and sizes == sorted(sizes)
+    finals = [job.run for job in jobs if job.run.evaluation.split == "test"]
+    assert [run.seed for run in finals] == [0, 1]
+    assert {run.budget.learning_rate for run in finals} == {max(job.run.budget.learning_rate for job in jobs)}
+    assert len(list(folder.iterdir())) < len(start)
+    assert studio.submit(project.id, tuning.runs(studio.records(project.id).get), tuning=tuning) != plan
+    assert len(studio.jobs()) == len(jobs)
+
+
+def test_a_tuned_plan_is_queued_once_and_stops_where_a_job_was_cancelled(studio, project):
+    """Two tabs make one plan; a cancelled one wants nothing more until it is resumed."""
+    tuning = tuned(studio, project)
+    start = tuning.runs(studio.records(project.id).get)
+    plan = studio.submit(project.id, start, tuning=tuning)
+    assert studio.submit(project.id, start, tuning=tuning) == plan
+    first, *others = studio.jobs(plan=plan)
+    studio.cancel(first.id)
+    for job in others:
+        save_record(studio, project, job.run)
+    save_record(studio, project, first.run)
+    studio.advance(project.id)
+    assert len(studio.jobs(plan=plan)) == len(start)
+    studio.resume(first.id)
+    studio.advance(project.id)
+    assert len(studio.jobs(plan=plan)) > len(start)
 
 
 def test_a_diverged_job_can_be_retried_but_not_resumed(studio, project):

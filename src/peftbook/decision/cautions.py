@@ -11,8 +11,8 @@ __all__ = ["list_cautions"]
 ROUGH_EXAMPLES = 50  # below, intervals are called rough
 
 
-def list_cautions(found: Comparison) -> tuple[str, ...]:
-    """A sentence or two for each; the most important first."""
+def list_cautions(found: Comparison, tuned: bool = False) -> tuple[str, ...]:
+    """A sentence or two for each; the most important first. tuned: the rates were chosen on this data."""
     out = []
     if found.seeds == 1 and any(not row.untuned for row in found.rows):
         out.append(
@@ -35,8 +35,11 @@ def list_cautions(found: Comparison) -> tuple[str, ...]:
     if rouge and max(rouge) < MEASURES["rougeL"].margin:
         out.append("No row's texts share words with their targets (ROUGE-L is near 0): a lead among them means little.")
     out.append(
-        "Learning rates and sizes are presets, not tuned on this data: a method may lose because its settings suit it "
-        "less."
+        "Learning rates were raced on the validation rows, with one seed; sizes are presets: a method may lose because "
+        "its size suits it less."
+        if tuned
+        else "Learning rates and sizes are presets, not tuned on this data: a method may lose because its settings "
+        "suit it less."
     )
     out.append(
         "The best of several scores is a little too good by selection. The intervals in the table are for one "

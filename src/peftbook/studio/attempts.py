@@ -6,6 +6,7 @@ its job changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
@@ -146,7 +147,8 @@ class Attempts(Jobs):
 
     def finish(self, job_id: str, attempt: int) -> bool:
         """End an attempt whose record is at hand: done, or failed if the record says so or cannot be read. False if
-        there is none yet, or if the attempt is not the job's any more.
+        there is none yet, or if the attempt is not the job's any more. What a tuned plan wants next is queued before,
+        so that none looks as if it had ended while it goes on.
         """
         row = self._row("SELECT project, run FROM jobs WHERE id = ?", job_id)
         if row is None:
@@ -158,6 +160,8 @@ class Attempts(Jobs):
             return self._end(job_id, attempt, "failed", str(error))
         if record is None:
             return False
+        with contextlib.suppress(InputError):  # another record is damaged, which its own job says
+            self.advance(row["project"])
         return self._end(job_id, attempt, "failed" if record.failure else "done", record.failure)
 
     def fail(self, job_id: str, attempt: int, why: str) -> bool:

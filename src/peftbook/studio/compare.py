@@ -25,6 +25,7 @@ from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
 from peftbook.studio.store import Project, Studio
 from peftbook.studio.terminal import as_json, show
+from peftbook.studio.tuning import is_trial
 from peftbook.studio.waiting import COMPARE, note
 from peftbook.tasks import TaskData
 
@@ -44,16 +45,17 @@ def compare_file(args: argparse.Namespace) -> int:
     if (computed := compute(studio, file, runs, COMPARE, None if args.run else settings)) is None:
         return 130
     project, jobs = computed
-    for job in (failed := [job for job in jobs if job.state != "done"]):
-        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
     store = studio.records(project.id)
-    records = [record for job in jobs if (record := store.get(job.run)) is not None]
+    tried = [job for job in jobs if is_trial(job.run)]
+    for job in (failed := [job for job in jobs if job.state != "done" and not (job in tried and job.run in store)]):
+        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
+    records = [record for job in jobs if job not in tried and (record := store.get(job.run)) is not None]
     if all(record.failure for record in records):
         note("No run has finished: there is nothing to compare.")
         return 1
     texts = {record.key: written for record in records if (written := store.texts(record))}
     examples = file.task.splits[runs[0].evaluation.split]
-    comparison = compare(records, texts, examples, measure=judging.measure, margin=judging.margin)
+    comparison = compare(records, texts, examples, measure=judging.measure, margin=judging.margin, tuned=bool(tried))
     if args.json:
         body = as_json(comparison) | {"project": project.id, "jobs": [job.id for job in jobs]}
         print(json.dumps(body, indent=1, ensure_ascii=False))

@@ -14,7 +14,7 @@ from typing import Any
 
 from peftbook.errors import InputError, Unknown
 
-SCHEMA = 4  # 1 had no sessions, 2 neither phase_began nor whether a page still waits for an answer, 3 no tokens
+SCHEMA = 5  # 1 had no sessions, 2 neither phase_began nor whether a page waits for an answer, 3 no tokens, 4 no tuning
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS projects (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS plans (
     id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, name TEXT NOT NULL,
-    created REAL NOT NULL
+    created REAL NOT NULL, tuning TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
@@ -137,6 +137,8 @@ class Database:
                             db.execute(statement)
                         if "phase_began" not in [row["name"] for row in db.execute("PRAGMA table_info(jobs)")]:
                             db.execute("ALTER TABLE jobs ADD COLUMN phase_began REAL")
+                        if "tuning" not in [row["name"] for row in db.execute("PRAGMA table_info(plans)")]:
+                            db.execute("ALTER TABLE plans ADD COLUMN tuning TEXT NOT NULL DEFAULT ''")
                         db.execute(f"PRAGMA user_version = {SCHEMA}")
                     version = SCHEMA
                 break

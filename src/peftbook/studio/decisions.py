@@ -10,6 +10,7 @@ from peftbook.errors import Conflict, Unknown
 from peftbook.studio import artefacts, report
 from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio
+from peftbook.studio.tuning import is_trial
 
 __all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "whole_report"]
 
@@ -25,6 +26,8 @@ def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str,
         raise Unknown(f"There is no plan {plan_id!r} in this project: see its plans.")
     found: dict[str, list[Job]] = {}
     for job in studio.jobs(plan=plan_id) if plan_id else studio.jobs(project_id):
+        if is_trial(job.run):
+            continue
         found.setdefault(job.run.evaluation.model_dump_json(), []).append(job)
     ended = {
         name: [job for job in jobs if studio.records(project_id).get(job.run) is not None]
@@ -46,12 +49,14 @@ def compared(
     """The comparison of what has finished. Raises Conflict where there is nothing to compare."""
     if not jobs:
         raise Conflict("No run has finished yet: see under Runs how far they are.")
-    return _compared(str(studio.home), project_id, tuple(job.run for job in jobs), measure, cost, margin)
+    tuned = {job for plan in studio.plans(project_id) if plan.tuning for job in plan.jobs}
+    are_tuned = all(job.id in tuned for job in jobs)
+    return _compared(str(studio.home), project_id, tuple(job.run for job in jobs), measure, cost, margin, are_tuned)
 
 
 @functools.lru_cache(32)
 def _compared(
-    home: str, project_id: str, runs: tuple[specs.Run, ...], measure: str, cost: str, margin: float | None
+    home: str, project_id: str, runs: tuple[specs.Run, ...], measure: str, cost: str, margin: float | None, tuned: bool
 ) -> Comparison:
     """A record never changes, so neither does this."""
     studio = Studio(home)
@@ -59,7 +64,7 @@ def _compared(
     records = [record for record in map(store.get, runs) if record is not None]
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
-    return compare(records, texts, examples, measure=measure, cost=cost, margin=margin)
+    return compare(records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned)
 
 
 def whole_report(studio: Studio, project_id: str, jobs: list[Job], found: Comparison) -> str:

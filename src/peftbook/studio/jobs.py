@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -20,11 +21,13 @@ from typing import Literal
 
 from peftbook import specs
 from peftbook.errors import Conflict, InputError, Unknown
-from peftbook.records import Store
+from peftbook.records import Record, Store
 from peftbook.results import describe
 from peftbook.studio.database import Database
+from peftbook.studio.tuning import Tuning, is_trial, trial_words
 from peftbook.training.phases import Phase, describe_step
 
+AtHand = Mapping[str, tuple[specs.Run, Record | None]]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 JOB_COLUMNS = (
     "id", "project", "run", "label", "state", "attempt", "created", "started", "finished", "phase", "phase_done",
@@ -87,18 +90,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was submitted together: ids of its jobs, in the order given."""
+    """What was submitted together: ids of its jobs, in the order given. tuning: the text of one, by which it grows."""
 
     id: str
     project: str
     name: str
     created: float
+    tuning: str = ""
     jobs: tuple[str, ...] = field(default=())
 
 
 @functools.lru_cache(4096)
 def parse_run(text: str) -> specs.Run:
     return specs.Run.model_validate_json(text)
+
+
+def label_of(run: specs.Run) -> str:
+    """What a run is called where nobody said it."""
+    return f"{run.method.label}, {trial_words(run)}" if is_trial(run) else describe(run)
 
 
 class Jobs(Database):
@@ -115,50 +124,82 @@ class Jobs(Database):
         return self.home / "projects" / project_id
 
     def submit(
-        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None
-    ) -> str:
+        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None,
+        tuning: Tuning | None = None,
+    ) -> str:  # fmt: skip
         """Queue runs and return the id of their plan. One whose record is at hand is done at once; one that the project
         has already is shared, and queued again if it failed or was cancelled. Where a plan of just these runs is under
         way, as when two tabs queue what both checked, that is the plan.
 
-        labels: what to call a run, by its key; a line that describes it otherwise.
+        labels: what to call a run, by its key; a line that describes it otherwise.  tuning: whose runs these are, as
+        far as they were known; `advance` adds the others.
         """
         if not runs:
             raise InputError("A plan needs at least one run: choose a method.")
-        store, labels = self.records(project_id), labels or {}
-        unique = {run.key: run for run in runs}
-        at_hand = {key: store.get(run) for key, run in unique.items()}
-        plan, now = secrets.token_hex(8), time.time()
+        plan, text = secrets.token_hex(8), "" if tuning is None else tuning.text()
+        at_hand = self._at_hand(project_id, runs)
         with self._write() as db:
             self._check_project(db, project_id)
-            if (equal := self._under_way(db, project_id, unique)) is not None:
+            if (equal := self._under_way(db, project_id, at_hand, text)) is not None:
                 return equal
-            db.execute("INSERT INTO plans VALUES (?, ?, ?, ?)", (plan, project_id, name, now))
-            for position, (key, run) in enumerate(unique.items()):
-                found = db.execute(
-                    "SELECT id, state FROM jobs WHERE project = ? AND key = ?", (project_id, key)
-                ).fetchone()
-                record = at_hand[key]
-                if found is None:
-                    job = secrets.token_hex(8)
-                    state = "queued" if record is None else "failed" if record.failure else "done"
-                    db.execute(
-                        "INSERT INTO jobs (id, project, key, run, label, state, queued, created, finished, error) "
-                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        (job, project_id, key, run.canonical(), labels.get(key) or describe(run), state, now, now,
-                         None if record is None else now, "" if record is None else record.failure),
-                    )  # fmt: skip
-                else:
-                    job = found["id"]
-                    if record is None and found["state"] in ("failed", "cancelled"):
-                        db.execute(f"UPDATE jobs SET state = 'queued', queued = ?, {CLEAN} WHERE id = ?", (now, job))
-                cached = record is not None
-                db.execute("INSERT INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
+            db.execute("INSERT INTO plans VALUES (?, ?, ?, ?, ?)", (plan, project_id, name, time.time(), text))
+            self._add(db, project_id, plan, at_hand, labels or {})
         return plan
 
+    def advance(self, project_id: str) -> None:
+        """Queue what the project's tuned plans want now: the next stage of a race whose runs are all recorded.
+
+        Nothing is added to a plan of which a job was cancelled, until that is resumed.
+        """
+        lookup = self.records(project_id).get
+        for plan in self.plans(project_id):
+            if not plan.tuning:
+                continue
+            tuning, jobs = Tuning.read(plan.tuning), self.jobs(plan=plan.id)
+            if any(job.state == "cancelled" or job.cancelling for job in jobs):
+                continue
+            known = {job.key for job in jobs}
+            if new := [run for run in tuning.runs(lookup) if run.key not in known]:
+                at_hand = self._at_hand(project_id, new)
+                with self._write() as db:
+                    self._add(db, project_id, plan.id, at_hand, {})
+            for run in tuning.left_behind(lookup):
+                shutil.rmtree(self.folder(project_id) / "checkpoints" / run.checkpoint, ignore_errors=True)
+
+    def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
+        """The runs by their keys, each once, and their records."""
+        store = self.records(project_id)
+        return {run.key: (run, store.get(run)) for run in runs}
+
     @staticmethod
-    def _under_way(db: sqlite3.Connection, project_id: str, keys: Collection[str]) -> str | None:
-        """The plan of these runs and no others, none of which failed or was cancelled and not all of which are done."""
+    def _add(db: sqlite3.Connection, project_id: str, plan: str, at_hand: AtHand, labels: Mapping[str, str]) -> None:
+        """Queue runs as a plan's next ones; those that it has already stay where they are."""
+        now = time.time()
+        taken = db.execute("SELECT count(*) FROM plan_jobs WHERE plan = ?", (plan,)).fetchone()[0]
+        for position, (key, (run, record)) in enumerate(at_hand.items(), start=taken):
+            found = db.execute("SELECT id, state FROM jobs WHERE project = ? AND key = ?", (project_id, key)).fetchone()
+            if found is None:
+                job = secrets.token_hex(8)
+                state = "queued" if record is None else "failed" if record.failure else "done"
+                db.execute(
+                    "INSERT INTO jobs (id, project, key, run, label, state, queued, created, finished, error) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (job, project_id, key, run.canonical(), labels.get(key) or label_of(run), state, now, now,
+                     None if record is None else now, "" if record is None else record.failure),
+                )  # fmt: skip
+            else:
+                job = found["id"]
+                if record is None and found["state"] in ("failed", "cancelled"):
+                    db.execute(f"UPDATE jobs SET state = 'queued', queued = ?, {CLEAN} WHERE id = ?", (now, job))
+            cached = record is not None
+            db.execute("INSERT OR IGNORE INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
+
+    @staticmethod
+    def _under_way(db: sqlite3.Connection, project_id: str, keys: Collection[str], tuning: str) -> str | None:
+        """The plan of these runs and no others, or of this tuning, none of whose runs failed or was cancelled and not
+        all of which are done.
+        """
+        tunings = dict(db.execute("SELECT id, tuning FROM plans WHERE project = ?", (project_id,)).fetchall())
         rows = db.execute(
             "SELECT plan, key, state FROM plan_jobs JOIN jobs ON jobs.id = job WHERE jobs.project = ?", (project_id,)
         ).fetchall()
@@ -167,7 +208,8 @@ class Jobs(Database):
             states.setdefault(row["plan"], {})[row["key"]] = row["state"]
         for plan, known in states.items():
             goes_on = set(known.values()) <= {"queued", "running", "done"} and set(known.values()) != {"done"}
-            if goes_on and known.keys() == set(keys):
+            alike = tunings[plan] == tuning if tuning else not tunings[plan] and known.keys() == set(keys)
+            if goes_on and alike:
                 return plan
         return None
 

@@ -12,6 +12,7 @@ from peftbook.studio.markup import span
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.smaller import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
+from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
 from peftbook.studio.waiting import note, wait_for, wanted_elsewhere, worker_ahead
 from peftbook.tasks import TaskData
 from peftbook.tasks.files import describe_reading, read_file, task_from_table
@@ -47,7 +48,7 @@ def compute(
 ) -> tuple[Project, list[Job]] | None:
     """Have runs computed on a file, in its project, by the studio's worker; None after Ctrl-C. Those at hand are taken.
 
-    plan: the name of the command.  settings: of the runs; without, no smaller plan is said.
+    plan: the name of the command.  settings: of the runs; without, no smaller plan is said, and no rate is tuned.
     Raises InputError where a run does not fit this machine, before a project is made.
     """
     project = find_project(studio, file)
@@ -55,18 +56,24 @@ def compute(
         note(line)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
-    new = [run for run in runs if project is None or run not in studio.records(project.id)]
+    tuning = Tuning.of(file.task, runs) if settings is not None and settings.tune else None
+    at_hand = (lambda run: None) if project is None else studio.records(project.id).get
+    likely = runs if tuning is None else likely_runs(tuning, at_hand)
+    new = [run for run in likely if project is None or run not in studio.records(project.id)]
     with worker_ahead(studio, len(new)):
-        refuse_misfits(file.task, runs, new, settings)
+        refuse_misfits(file.task, likely, new, settings)
     if project is None:
         reading = file.reading
         project = studio.create_project(
             file.path.stem, file.content, file.path.name, reading.columns, reading.split, reading.instruction
         )
     elsewhere = wanted_elsewhere(studio, project)
-    submitted = studio.submit(project.id, runs, name=plan)
+    wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
+    submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning)
     if not wait_for(studio, submitted, elsewhere):
         return None
+    for line in chosen_words(tuning, studio.records(project.id).get) if tuning else ():
+        note(line)
     return project, studio.jobs(plan=submitted)
 
 

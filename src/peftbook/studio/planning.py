@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from peftbook import specs
 from peftbook.errors import Conflict, InputError
-from peftbook.studio.jobs import parse_run
+from peftbook.studio.jobs import Plan, parse_run
+from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
 from peftbook.studio.requests import Answer
+from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
+from peftbook.studio.tuning import Tuning, chosen_words, is_trial, likely_runs
+from peftbook.tasks import TaskData
 
-__all__ = ["CHANGED", "ask_check", "checks_of", "queue_checked", "runs_of_check"]
+__all__ = ["CHANGED", "ask_check", "checks_of", "chosen_rates", "planned", "queue_checked", "runs_of_check"]
 
 CHANGED = "The settings were changed after the check: check the plan again."
 
 
-def ask_check(studio: Studio, project_id: str, runs: Sequence[specs.Run], *, watched: bool = False) -> str:
-    """Have runs looked at by the assistant; the id of the question. watched: as of `Requests.ask`."""
+def planned(task: TaskData, settings: Settings) -> tuple[list[specs.Run], Tuning | None]:
+    """The runs that settings come to, as far as can be known, and the tuning of those whose rates are raced."""
+    runs = plan(task, settings)
+    tuning = Tuning.of(task, runs) if settings.tune else None
+    return list(runs) if tuning is None else likely_runs(tuning), tuning
+
+
+def chosen_rates(studio: Studio, plan: Plan) -> list[str]:
+    """Which rate each method of a tuned plan was given, a line each; of those whose race has ended."""
+    if not plan.tuning:
+        return []
+    return chosen_words(Tuning.read(plan.tuning), studio.records(plan.project).get)
+
+
+def ask_check(
+    studio: Studio, project_id: str, runs: Sequence[specs.Run], tuning: Tuning | None = None, *, watched: bool = False
+) -> str:
+    """Have runs looked at by the assistant; the id of the question. tuning: if they are likely runs of one.
+
+    watched: as of `Requests.ask`.
+    """
     asked = {"project": project_id, "runs": [run.canonical() for run in runs]}
+    asked["tuning"] = "" if tuning is None else tuning.text()
     return studio.ask("preflight", asked, watched=watched)
 
 
@@ -49,6 +74,7 @@ def queue_checked(
     wanted: keys of the runs that are still asked for. Raises Conflict where none of them was found to fit.
     """
     runs = runs_of_check(studio, project_id, request_id)
+    text = studio.asked(request_id).payload.get("tuning", "")
     fitting = {check.key: check.label for check in checks_of(studio.answer(request_id)) if check.fits}
     if not fitting:
         raise Conflict("No run of this plan can be run here; the check says why.")
@@ -56,4 +82,8 @@ def queue_checked(
     if not chosen:
         raise Conflict(CHANGED)
     name = f"Plan {len(studio.plans(project_id)) + 1}"
-    return studio.submit(project_id, chosen, name, labels=fitting), len(chosen)
+    if not text:
+        return studio.submit(project_id, chosen, name, labels=fitting), len(chosen)
+    tuning = replace(Tuning.read(text), finals=tuple(run for run in chosen if not is_trial(run)))
+    first = tuning.runs(studio.records(project_id).get)
+    return studio.submit(project_id, first, name, labels=fitting, tuning=tuning), len(chosen)

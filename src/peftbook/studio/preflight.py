@@ -15,6 +15,7 @@ from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
 from peftbook.processes import ask
+from peftbook.studio.tuning import is_trial, short_name, trial_words
 from peftbook.tasks import TaskData
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 from peftbook.training.precision import gpu_capability
@@ -99,11 +100,13 @@ def preflight_steps(
 
 
 def label_of(run: specs.Run, runs: Sequence[specs.Run]) -> str:
-    """Method, and what of model and seed differs among the runs."""
+    """Method, and what of model and seed differs among the runs; of a trial its rate."""
     parts = [run.method.label]
     if len({one.model for one in runs}) > 1:
-        parts.append(run.model.name.rstrip("/").rpartition("/")[2])
-    if run.budget is not None and len({one.seed for one in runs}) > 1:
+        parts.append(short_name(run.model))
+    if is_trial(run):
+        parts.append(trial_words(run))
+    elif run.budget is not None and len({one.seed for one in runs if not is_trial(one)}) > 1:
         parts.append(f"seed {run.seed}")
     return ", ".join(parts)
 

@@ -77,6 +77,8 @@ def compared(
     if len(failed) == len(jobs):
         note("No run has finished: there is nothing to compare.")
         return 1
+    for words in studio.get(f"plans/{plan}")["words"]:
+        note(words)
     decide(studio, args, f"projects/{project}/decision", asdict(judging) | {"plan": plan})
     return 1 if failed else 0
 

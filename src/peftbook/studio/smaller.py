@@ -10,6 +10,7 @@ from peftbook import specs
 from peftbook.scratch.schedule import makespan
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings
+from peftbook.studio.tuning import is_trial
 from peftbook.training.encode import generation_batch
 
 LONG_SECONDS = 3600.0  # of a plan that is offered a smaller one
@@ -88,7 +89,7 @@ def smaller_plan(
     tokens = max((part.run.budget.tokens for part in parts if part.run.budget), default=0)
     tests = max(part.run.evaluation.n_generate for part in parts)
     for seeds, rows in steps_down(int(settings.seeds), tests):
-        kept = [part for part in parts if part.run.seed < seeds]
+        kept = [part for part in parts if part.run.seed < seeds or is_trial(part.run)]
         most = rounded_down(tokens_within(kept, tokens, rows, AIM * limit), tokens)
         if most >= min(WORTH_TOKENS, tokens):
             break

@@ -30,6 +30,7 @@ from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import Job
 from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
+from peftbook.studio.tuning import Tuning, is_trial
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -197,15 +198,16 @@ class Studio(Attempts, Requests):
         return _task(str(self.home), self.project(project_id))
 
     def submit(
-        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None
-    ) -> str:
+        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None,
+        tuning: Tuning | None = None,
+    ) -> str:  # fmt: skip
         """As `Jobs.submit`; a run that another project of this home has computed, on the same data, is taken over."""
         rows = self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
         mine = {row["key"]: row["state"] for row in rows}
         for run in runs:
             if mine.get(run.key) not in ("queued", "running", "done"):
                 self._borrow(project_id, run)
-        return super().submit(project_id, runs, name, labels)
+        return super().submit(project_id, runs, name, labels, tuning)
 
     def _borrow(self, project_id: str, run: specs.Run) -> None:
         """Take a run's record, and before it what was trained, from another project that has both."""
@@ -218,10 +220,10 @@ class Studio(Attempts, Requests):
             return
         theirs = self.home / "projects" / row["project"]
         trained, target = (folder / "adapters" / run.key[:12] for folder in (theirs, self.folder(project_id)))
-        if run.budget is not None and not trained.is_dir():
+        if keeps_trained(run) and not trained.is_dir():
             return
         with clear_failures(self.home):
-            if run.budget is not None and not target.exists():
+            if keeps_trained(run) and not target.exists():
                 work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
                 try:
                     shutil.copytree(trained, work, copy_function=link)
@@ -235,6 +237,11 @@ class Studio(Attempts, Requests):
         """The folder with what a job trained, or None."""
         folder = self.folder(job.project) / "adapters" / job.key[:12]
         return folder if folder.is_dir() else None
+
+
+def keeps_trained(run: specs.Run) -> bool:
+    """Whether what a run trained is kept: not of trials of a rate."""
+    return run.budget is not None and not is_trial(run)
 
 
 def link(source: str, target: str) -> None:

@@ -99,7 +99,9 @@ def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) 
     jobs = studio.jobs(plan=plan_id)
     done, off = (sum(job.state == state for job in jobs) for state in ("done", "cancelled"))
     parts = [f"{done} of {len(jobs)} runs are done", f"{off} taken off the queue"]
-    places = [studio.folder(job.project) / "checkpoints" / job.key[:16] for job in taken if job.state == "running"]
+    places = [
+        studio.folder(job.project) / "checkpoints" / job.run.checkpoint for job in taken if job.state == "running"
+    ]
     kept = sum((place / "progress.json").is_file() for place in places)
     if len(places) == 1:
         parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")

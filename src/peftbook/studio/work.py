@@ -20,10 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
-from peftbook.studio.store import Job, Studio
+from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.training.micro_batch import free_micro_batch
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
 def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     """Compute a job of this process's own attempt: from its start if `anew`, else from its checkpoint if it has one."""
     folder, store = studio.folder(job.project), studio.records(job.project)
-    checkpoint = folder / "checkpoints" / job.key[:16]
-    tidy(folder, job.key)
+    checkpoint = folder / "checkpoints" / job.run.checkpoint
+    tidy(folder, job.run)
     if anew or not is_whole(checkpoint):
         shutil.rmtree(checkpoint, ignore_errors=True)
     studio.begun(job.id, job.attempt)
@@ -84,13 +85,13 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
             watch=watch,
         )  # fmt: skip
     except BaseException:
-        tidy(folder, job.key)
+        tidy(folder, job.run)
         raise
 
 
-def tidy(folder: Path, key: str) -> None:
+def tidy(folder: Path, run: specs.Run) -> None:
     """Remove what processes of this run that were killed left half-written; those of other runs may be at work."""
-    for path in (*folder.glob(f"*/.{key[:12]}*"), *folder.glob(f"checkpoints/{key[:16]}/.*")):
+    for path in (*folder.glob(f"*/.{run.key[:12]}*"), *folder.glob(f"checkpoints/{run.checkpoint}/.*")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -146,7 +147,7 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
     As peft saves it, or the whole model where every weight was trained; only the trained tensors for methods that
     peft has no format for.
     """
-    if trainee.run.budget is None:
+    if not keeps_trained(trainee.run):
         return
     target = folder / "adapters" / trainee.run.key[:12]
     target.parent.mkdir(parents=True, exist_ok=True)

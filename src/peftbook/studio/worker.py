@@ -167,7 +167,7 @@ class Worker:
         wanted = child.ended() and studio.wanted(job.id, job.attempt)
         child.end()
         with contextlib.suppress(InputError):  # its project is gone
-            tidy(studio.folder(job.project), job.key)
+            tidy(studio.folder(job.project), job.run)
         if studio.finish(job.id, job.attempt):
             outcome = "done"
         elif not wanted:

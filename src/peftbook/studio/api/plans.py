@@ -21,8 +21,7 @@ from peftbook.studio.api.shapes import (
     settings_of,
 )
 from peftbook.studio.jobs import Plan
-from peftbook.studio.plan import plan
-from peftbook.studio.planning import ask_check, checks_of, queue_checked
+from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned, queue_checked
 from peftbook.studio.preflight import coverage_words
 from peftbook.studio.smaller import plan_seconds
 
@@ -46,14 +45,15 @@ def plan_of(here: Context, plan_id: str) -> Plan:
 
 
 def shape_of(here: Context, found: Plan) -> PlanShape:
-    return PlanShape.of(found, Counter(job.state for job in here.studio.jobs(plan=found.id)))
+    states = Counter[str](job.state for job in here.studio.jobs(plan=found.id))
+    return PlanShape.of(found, states, chosen_rates(here.studio, found))
 
 
 @routes.post("/projects/{project}/checks", status_code=202)
 def check_plan(project: str, body: SettingsBody, here: Here) -> AskedShape:  # type: ignore[valid-type]
     """Have a plan checked: rows, tokens, time and memory of every run, before anything is loaded."""
-    runs = plan(here.studio.task(project), settings_of(body))
-    asked = ask_check(here.studio, project, runs)
+    runs, tuning = planned(here.studio.task(project), settings_of(body))
+    asked = ask_check(here.studio, project, runs, tuning)
     return AskedShape.of(asked, here.studio.answer(asked))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any, get_type_hints
 
@@ -196,7 +196,10 @@ class CheckedShape(AskedShape):
 
 
 class PlanShape(BaseModel):
-    """What was queued together. jobs: their ids.  states: how many of them are in each."""
+    """What was queued together. jobs: their ids.  states: how many of them are in each.
+
+    words: of a plan whose learning rates are raced which one each method was given, as far as it is known.
+    """
 
     id: str
     project: str
@@ -204,12 +207,13 @@ class PlanShape(BaseModel):
     created: float
     jobs: list[str]
     states: dict[str, int]
+    words: list[str]
 
     @classmethod
-    def of(cls, plan: Plan, states: Mapping[str, int]) -> PlanShape:
+    def of(cls, plan: Plan, states: Mapping[str, int], words: Sequence[str]) -> PlanShape:
         return cls(
             id=plan.id, project=plan.project, name=plan.name, created=plan.created, jobs=list(plan.jobs),
-            states=dict(states),
+            states=dict(states), words=list(words),
         )  # fmt: skip
 
 

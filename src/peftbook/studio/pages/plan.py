@@ -21,11 +21,11 @@ from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import joined, loading, piece
 from peftbook.studio.pages.checks import long_plan, preflight_table
 from peftbook.studio.pages.wiring import QUIET, Context, Step, Updates, on, panel, place_of_note, unseen
-from peftbook.studio.plan import plan
-from peftbook.studio.planning import CHANGED, ask_check, checks_of, queue_checked
+from peftbook.studio.planning import CHANGED, ask_check, checks_of, planned, queue_checked
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings, rates_named
 from peftbook.studio.smaller import Smaller, smaller_plan
+from peftbook.studio.tuning import Tuning
 
 EMBEDDED = {
     specs.EMBEDDED_MODEL: "SmolLM2 135M Instruct — the embedded model, Apache-2.0; minutes a run on two cores.",
@@ -83,7 +83,7 @@ class PlanForm:
                     self.more = gr.CheckboxGroup(offered[FIRST_METHODS:], value=[], show_label=False, **stacked)
         self.seeds, self.tokens, self.tests = (self.numbers[name] for name in ("seeds", "tokens", "test_examples"))
         self.fields: list[Any] = [self.models, self.others, self.methods, self.more, *self.numbers.values()]
-        self.fields += [self.device, self.dtype, self.weights, self.checkpointing, self.rates]
+        self.fields += [self.device, self.dtype, self.weights, self.checkpointing, self.tune, self.rates]
 
     def advanced(self, first: Mapping[str, float]) -> None:
         """Numbers, device, type and rates; first: what some of the numbers begin with."""
@@ -97,13 +97,14 @@ class PlanForm:
             kinds = [choice for choice in DTYPE_CHOICES if choice[1] in (weights.choices or ())]
             self.weights = gr.Dropdown(kinds, value=Settings.weights, label=weights.label, info=weights.help)
             self.checkpointing = gr.Checkbox(False, label=checkpointing.label, info=checkpointing.help)
+        self.tune = gr.Checkbox(False, label=ASKED["tune"].label, info=ASKED["tune"].help, elem_id="tune")
         usual = ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)
         info = f"{rates.help}, one a line: {usual}"
         self.rates = gr.Textbox(label=rates.label, lines=3, placeholder="lora = 4e-4", info=info)
 
     def settings(self, values: Sequence[Any]) -> Settings:
         """What the fields say. Raises InputError for what stands for no setting."""
-        named, other, chosen, kin, *typed, platform, dtype, weights, checkpointing, said = values
+        named, other, chosen, kin, *typed, platform, dtype, weights, checkpointing, tune, said = values
         return Settings(
             models=tuple(model_named(name) for name in (*(named or ()), *lines(other))),
             methods=(*(chosen or ()), *(kin or ())),
@@ -112,6 +113,7 @@ class PlanForm:
             dtype=dtype,
             weights=weights,
             checkpointing=bool(checkpointing),
+            tune=bool(tune),
             **{name: number_of(name, value) for name, value in zip(self.numbers, typed, strict=True)},
         )
 
@@ -172,18 +174,18 @@ class PlanStep(Step):
     def show(self, project_id: str) -> Updates:
         return {self.machine: piece('<pre class="machine">{}</pre>', machine_words()), **self.nothing()}
 
-    def runs(self, project_id: str, values: Sequence[Any]) -> tuple[specs.Run, ...]:
+    def runs(self, project_id: str, values: Sequence[Any]) -> tuple[list[specs.Run], Tuning | None]:
         """The runs that the form asks for."""
-        return plan(self.studio.task(project_id), self.form.settings(values))
+        return planned(self.studio.task(project_id), self.form.settings(values))
 
     def ask(self, project_id: str, before: str, *values: Any) -> Updates:
         """Have the plan looked at; nobody waits for what was asked before."""
         self.studio.withdraw(before)
         try:
-            runs = self.runs(project_id, values)
+            runs, tuning = self.runs(project_id, values)
         except InputError as error:
             return self.nothing(markup.trouble(error))
-        request = ask_check(self.studio, project_id, runs, watched=True)
+        request = ask_check(self.studio, project_id, runs, tuning, watched=True)
         words = loading(f"Counting tokens and memory of {len(runs)} runs…", timed=True)
         hidden = gr.update(visible=False)
         return {self.note: "", self.checked: request, self.shown: words, self.submit: hidden, **self.waits(True)}
@@ -205,7 +207,7 @@ class PlanStep(Step):
 
     def smaller(self, project_id: str, checks: Sequence[Check], values: Sequence[Any]) -> Smaller | None:
         """A smaller plan than the form's, which was checked."""
-        runs = {run.key: run for run in self.runs(project_id, values)}
+        runs = {run.key: run for run in self.runs(project_id, values)[0]}
         if set(runs) != {check.key for check in checks}:
             raise InputError(CHANGED)
         return smaller_plan(self.form.settings(values), [runs[check.key] for check in checks], checks)
@@ -226,7 +228,7 @@ class PlanStep(Step):
 
     def send(self, project_id: str, request: str, *values: Any) -> Updates:
         """Queue what was checked, as it was checked."""
-        asked = {run.key for run in self.runs(project_id, values)}
+        asked = {run.key for run in self.runs(project_id, values)[0]}
         plan_id, count = queue_checked(self.studio, project_id, request, asked)
         place = [one.id for one in self.studio.plans(project_id)].index(plan_id) + 1
         words = f"{count} runs are queued as plan {place}. Their progress is under Runs."

@@ -10,6 +10,7 @@ from peftbook.studio import markup
 from peftbook.studio.jobs import Job, Plan
 from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, span
 from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note
+from peftbook.studio.planning import chosen_rates
 
 ACTS = ("cancel", "resume", "retry", "cancel-plan")
 
@@ -68,8 +69,9 @@ def plan_piece(context: Context, place: int, plan: Plan, jobs: list[Job], ahead:
         '<header><h3>{}</h3><span class="fine">{} of {} runs ended · queued {}</span>{}</header>',
         plan.name or f"Plan {place}", ended, len(jobs), ago(plan.created), stop,
     )  # fmt: skip
+    chosen = joined(piece('<p class="fine">{}</p>', words) for words in chosen_rates(context.studio, plan))
     cards = joined(job_piece(context, job, ahead) for job in jobs)
-    return piece('<section class="plan">{}<ol class="jobs">{}</ol></section>', head, cards)
+    return piece('<section class="plan">{}{}<ol class="jobs">{}</ol></section>', head, chosen, cards)
 
 
 def job_piece(context: Context, job: Job, ahead: list[str]) -> Markup:

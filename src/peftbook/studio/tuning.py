@@ -1,0 +1,215 @@
+"""Tuning: the learning rate of each method is raced on the validation rows before the runs that are judged.
+
+    openings      every rate of a grid around the preset's, trained up to a quarter (`grids.CUT`); an optimum at the end
+                  of the grid extends it
+    whole runs    the better half of them goes on to the end, each from where its opening stopped
+    finals        the rate with the lowest validation loss, with the seeds of the plan, on the test rows
+
+A race has a seed that no final has, and no test row is seen before its rate is chosen. Which runs are wanted follows
+from the records at hand and from nothing else, so that whoever asks, and whenever, is told the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peftbook import specs
+from peftbook.records import Record
+from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE, better_half, extended, grid
+
+if TYPE_CHECKING:
+    from peftbook.tasks import TaskData
+
+__all__ = ["Tuning", "chosen_words", "is_trial", "likely_runs", "trial_words"]
+
+FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
+SEED = 1000  # of every race: no plan has as many seeds
+MOST_ROWS = 200  # of the validation split
+Lookup = Callable[[specs.Run], Record | None]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a plan asks for whose rates are raced. finals: its runs at the presets' rates.  rows: of validation."""
+
+    finals: tuple[specs.Run, ...]
+    rows: int
+
+    def text(self) -> str:
+        """As it is kept: JSON."""
+        return json.dumps({"finals": [run.canonical() for run in self.finals], "rows": self.rows})
+
+    @classmethod
+    def of(cls, task: TaskData, finals: Sequence[specs.Run]) -> Tuning:
+        """Of the runs of a plan on a file."""
+        return cls(tuple(finals), min(MOST_ROWS, len(task.splits["validation"])))
+
+    @classmethod
+    def read(cls, text: str) -> Tuning:
+        """From its text."""
+        kept = json.loads(text)
+        return cls(tuple(map(specs.Run.model_validate_json, kept["finals"])), kept["rows"])
+
+    @property
+    def races(self) -> list[Race]:
+        """One for each method on each model."""
+        first = {run.model_copy(update={"seed": SEED}).key: run for run in reversed(self.finals) if run.budget}
+        return [Race(run, self.rows) for run in reversed(first.values())]
+
+    def runs(self, lookup: Lookup) -> list[specs.Run]:
+        """All runs that are wanted as far as the records tell: the untuned, the races, the finals of what is chosen."""
+        races = {race.name: race for race in self.races}
+        rates = {name: race.chosen(lookup) for name, race in races.items()}
+        finals = [
+            at_rate(run, rate)
+            for run in self.finals
+            if run.budget is not None and (rate := rates[name_of(run)]) is not None
+        ]
+        untuned = [run for run in self.finals if run.budget is None]
+        return [*untuned, *(run for race in races.values() for run in race.runs(lookup)), *finals]
+
+    def left_behind(self, lookup: Lookup) -> list[specs.Run]:
+        """The whole runs that nobody will train, as their openings lost."""
+        return [run for race in self.races for run in race.left_behind(lookup)]
+
+
+def name_of(run: specs.Run) -> str:
+    """What is equal in all seeds of a method on a model."""
+    return run.model_copy(update={"seed": SEED}).key
+
+
+def at_rate(run: specs.Run, rate: float) -> specs.Run:
+    """The run with another learning rate."""
+    assert run.budget is not None
+    return run.model_copy(update={"budget": run.budget.model_copy(update={"learning_rate": rate})})
+
+
+def is_trial(run: specs.Run) -> bool:
+    """Whether a run is one of a race."""
+    return run.evaluation.split == "validation" and run.seed == SEED
+
+
+def trial_words(run: specs.Run) -> str:
+    """What tells one run of a race from another."""
+    assert run.budget is not None
+    return f"trial of rate {run.budget.learning_rate:g}" + ", its first quarter" * bool(run.budget.stop)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Between the rates of one method on one model. final: a run that is judged, at the rate to start from."""
+
+    final: specs.Run
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return name_of(self.final)
+
+    def trial(self, rate: float, *, stop: float = 0.0) -> specs.Run:
+        """A rate on the validation rows: the whole training, or its beginning."""
+        scored = specs.Evaluation(split="validation", n_loss=self.rows)
+        run = at_rate(self.final, rate).model_copy(update={"evaluation": scored, "seed": SEED})
+        return run.model_copy(update={"budget": run.budget.model_copy(update={"stop": stop})})  # type: ignore[union-attr]
+
+    def opening(self, rate: float) -> specs.Run:
+        """A rate's training up to the cut."""
+        return self.trial(rate, stop=CUT)
+
+    def first_rates(self) -> list[float]:
+        """The grid around the rate to start from."""
+        assert self.final.budget is not None
+        low = self.final.budget.learning_rate / FACTOR ** (RATES // 2)
+        return [rate for rate in grid(low, FACTOR, RATES) if LOWEST_RATE <= rate <= HIGHEST_RATE]
+
+    def rates(self, lookup: Lookup) -> list[float]:
+        """The grid, extended as far as the openings at hand tell."""
+        rates = self.first_rates()
+        while (losses := losses_of(map(self.opening, rates), lookup)) is not None and len(rates) < MOST_RATES:
+            wider = extended(rates, rates[losses.index(min(losses))], FACTOR)
+            if wider == rates or not math.isfinite(min(losses)):
+                break
+            rates = wider
+        return rates
+
+    def survivors(self, lookup: Lookup) -> list[float]:
+        """The rates that go on to the end; none as long as an opening is missing."""
+        rates = self.rates(lookup)
+        losses = losses_of(map(self.opening, rates), lookup)
+        return [] if losses is None else better_half(dict(zip(rates, losses, strict=True)))
+
+    def runs(self, lookup: Lookup) -> list[specs.Run]:
+        """The openings, and the whole runs of those that go on."""
+        return [*map(self.opening, self.rates(lookup)), *map(self.trial, self.survivors(lookup))]
+
+    def ended(self, lookup: Lookup) -> bool:
+        """Whether all its runs are recorded."""
+        return all(lookup(run) is not None for run in self.runs(lookup))
+
+    def losses(self, lookup: Lookup) -> dict[float, float]:
+        """Rate → validation loss of those that went on to the end; empty as long as one is missing."""
+        rates = self.survivors(lookup)
+        losses = losses_of(map(self.trial, rates), lookup)
+        return {} if losses is None else dict(zip(rates, losses, strict=True))
+
+    def chosen(self, lookup: Lookup) -> float | None:
+        """The rate with the lowest validation loss; None as long as a run is missing, and where all diverged."""
+        losses = {rate: loss for rate, loss in self.losses(lookup).items() if math.isfinite(loss)}
+        return min(losses, key=lambda rate: losses[rate], default=None)
+
+    def left_behind(self, lookup: Lookup) -> list[specs.Run]:
+        """Those of this race."""
+        on = self.survivors(lookup)
+        return [self.trial(rate) for rate in self.rates(lookup) if rate not in on] if on else []
+
+
+def losses_of(runs: Iterable[specs.Run], lookup: Lookup) -> list[float] | None:
+    """Validation losses, infinite where a run diverged; None as long as one is missing."""
+    records = [lookup(run) for run in runs]
+    if any(one is None for one in records):
+        return None
+    return [math.inf if one.failure else float(one.measurements["loss_nats"] or 0) for one in records if one]
+
+
+def likely_runs(tuning: Tuning, lookup: Lookup = lambda run: None) -> list[specs.Run]:
+    """What a tuned plan will come to: as far as records tell, and else the middle of each grid goes on."""
+    found = tuning.runs(lookup)
+    for race in tuning.races:
+        if race.survivors(lookup):
+            continue
+        rates = race.rates(lookup)
+        most = math.ceil(len(rates) / 2)
+        at = (len(rates) - most) // 2
+        found += map(race.trial, rates[at : at + most])
+    ended = {race.name for race in tuning.races if race.ended(lookup)}
+    return found + [run for run in tuning.finals if run.budget is not None and name_of(run) not in ended]
+
+
+def chosen_words(tuning: Tuning, lookup: Lookup) -> list[str]:
+    """Which rate each method was given, and what that gained on the validation rows: a line for each ended race."""
+    races = tuning.races
+    several = len({race.final.model.name for race in races}) > 1
+    return [
+        f"{short_name(race.final.model)}, " * several + words_of(race, lookup) for race in races if race.ended(lookup)
+    ]
+
+
+def short_name(model: specs.Model) -> str:
+    """Without owner or folder."""
+    return model.name.rstrip("/").rpartition("/")[2]
+
+
+def words_of(race: Race, lookup: Lookup) -> str:
+    """A race that was run, in a line."""
+    assert race.final.budget is not None
+    rate, losses, start = race.chosen(lookup), race.losses(lookup), race.final.budget.learning_rate
+    if rate is None:
+        return f"{race.final.method.label}: no rate was chosen, as trials of it failed."
+    known = f"validation loss {losses[rate]:.3f} on {race.rows} rows"
+    if rate != start:
+        known += f", {start:g} has {losses[start]:.3f}" if start in losses else f", {start:g} was behind at the cut"
+    return f"{race.final.method.label}: rate {rate:g} of {len(race.rates(lookup))} ({known})."

@@ -1,0 +1,165 @@
+"""Races between learning rates: which runs are wanted follows from the records, and no test row is seen too early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftbook import specs
+from peftbook.methods.full import Full
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
+from peftbook.records import Record
+from peftbook.studies.grids import CUT
+from peftbook.studio.jobs import label_of
+from peftbook.studio.preflight import label_of as short_label
+from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, chosen_words, is_trial, likely_runs
+
+START = 1e-3
+Known = dict[str, Record]
+
+
+def final(method, seed: int = 0) -> specs.Run:
+    """A run that a plan judges."""
+    trains = not isinstance(method, Untuned)
+    return specs.Run(
+        task=specs.Task(name="files", data_sha256="a" * 64),
+        method=method,
+        budget=specs.Budget(tokens=1000, learning_rate=START) if trains else None,
+        evaluation=specs.Evaluation(split="test", n_loss=30, n_generate=10),
+        seed=seed,
+    )
+
+
+def tuning(*methods, seeds: int = 2) -> Tuning:
+    return Tuning(tuple(final(one, seed) for one in methods for seed in range(seeds)), rows=20)
+
+
+def lookup(known: Known) -> Callable[[specs.Run], Record | None]:
+    """By what is known when it is asked."""
+    return lambda run: known.get(run.key)
+
+
+def recorded(run: specs.Run, loss: float) -> Record:
+    """A finished run, or one that diverged."""
+    fine = math.isfinite(loss)
+    return Record(key=run.key, spec=run, measurements={"loss_nats": loss} if fine else {}, failure="" if fine else "!")
+
+
+def carried_out(asked: Tuning, loss: Callable[[specs.Run], float]) -> list[list[specs.Run]]:
+    """The runs of each stage: those that were wanted when all before were recorded."""
+    known: Known = {}
+    stages = []
+    while new := [run for run in asked.runs(lookup(known)) if run.key not in known]:
+        stages.append(new)
+        known |= {run.key: recorded(run, loss(run)) for run in new}
+    return stages
+
+
+def parabola(best: float) -> Callable[[specs.Run], float]:
+    """A loss with its optimum at a rate, the same at the cut as at the end."""
+    return lambda run: math.log(run.budget.learning_rate / best) ** 2 if run.budget else 3.0
+
+
+@settings(max_examples=30)
+@given(st.floats(1e-4, 1e-2))
+def test_a_race_chooses_what_the_whole_sweep_would(best):
+    """Where the cut orders the rates as the end does: the nearest rate of the grid, wherever its optimum lies."""
+    asked = tuning(LoRA(), seeds=3)
+    stages = carried_out(asked, parabola(best))
+    tried = {run.budget.learning_rate for stage in stages for run in stage if is_trial(run)}
+    chosen = {run.budget.learning_rate for run in stages[-1]}
+    assert chosen == {min(tried, key=lambda rate: parabola(best)(asked.races[0].trial(rate)))}
+    assert [run.seed for run in stages[-1]] == [0, 1, 2] and not any(map(is_trial, stages[-1]))
+    assert RATES <= len(tried) <= MOST_RATES
+    assert min(tried) < next(iter(chosen)) < max(tried) or len(tried) == MOST_RATES
+
+
+def test_the_optimum_at_the_end_of_the_grid_extends_it():
+    """By one rate at a time, with the same factor, until it lies inside."""
+    stages = carried_out(tuning(LoRA()), parabola(7.9e-3))
+    rates = sorted({run.budget.learning_rate for stage in stages for run in stage if is_trial(run)})
+    assert len(rates) == RATES + 2 and all(high / low == pytest.approx(2, rel=0.01) for low, high in pairwise(rates))
+    assert [len(stage) for stage in stages] == [RATES, 1, 1, 4, 2]
+
+
+def test_no_test_row_is_seen_before_the_rate_is_chosen():
+    """A race has a seed of its own and the validation rows; only its last stage is judged on others."""
+    asked = tuning(LoRA(), Full(), seeds=2)
+    for stage in carried_out(asked, parabola(START))[:-1]:
+        assert all(run.evaluation.split == "validation" and run.seed not in (0, 1) for run in stage)
+
+
+def test_an_opening_is_the_beginning_of_the_whole_run():
+    """Up to the cut, of half the rates the whole follows."""
+    openings, whole, _ = carried_out(tuning(LoRA()), parabola(START))
+    assert {run.budget.stop for run in openings} == {CUT}
+    assert {run.key for run in whole} < {run.whole.key for run in openings}
+    assert len(whole) == math.ceil(len(openings) / 2)
+    assert not {run.checkpoint for run in openings} - {run.whole.key[:16] for run in openings}
+
+
+@settings(max_examples=10)
+@given(st.randoms(use_true_random=False))
+def test_what_is_wanted_grows_and_is_never_taken_back(random):
+    """In whatever order records arrive, and whoever asks."""
+    asked, known, before = tuning(LoRA(), Full()), {}, []
+    loss = parabola(2.1e-3)
+    while True:
+        wanted = asked.runs(lookup(known))
+        assert {run.key for run in before} <= {run.key for run in wanted} and len({one.key for one in wanted}) == len(
+            wanted
+        )
+        if not (new := [run for run in wanted if run.key not in known]):
+            break
+        run = random.choice(new)
+        known[run.key], before = recorded(run, loss(run)), wanted
+    assert sum(not is_trial(run) for run in before) == 4
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_a_method_without_one_is_not_judged():
+    """At the cut or at the end; the other methods go on."""
+    high = lambda run: math.inf if run.budget.learning_rate > START else parabola(START * 4)(run)  # noqa: E731
+    *_, finals = carried_out(tuning(LoRA()), high)
+    assert {run.budget.learning_rate for run in finals} == {START}
+    late = lambda run: math.inf if run.budget.learning_rate > START and not run.budget.stop else parabola(START)(run)  # noqa: E731
+    *_, finals = carried_out(tuning(LoRA()), late)
+    assert {run.budget.learning_rate for run in finals} == {START}
+    asked = tuning(Full(), LoRA())
+    never = lambda run: math.inf if isinstance(run.method, Full) else parabola(START)(run)  # noqa: E731
+    stages = carried_out(asked, never)
+    assert {type(run.method) for stage in stages for run in stage if not is_trial(run)} == {LoRA}
+    known = {run.key: recorded(run, never(run)) for stage in stages for run in stage}
+    assert "no rate was chosen" in chosen_words(asked, lookup(known))[0]
+
+
+def test_what_lost_is_left_behind_and_nothing_that_goes_on():
+    """Its checkpoints may go, once the cut is made."""
+    asked, known = tuning(LoRA()), {}
+    assert asked.left_behind(lookup(known)) == []
+    loss = parabola(START)
+    for stage in carried_out(asked, loss):
+        known |= {run.key: recorded(run, loss(run)) for run in stage}
+    left = {run.key for run in asked.left_behind(lookup(known))}
+    assert len(left) == RATES // 2 and not left & known.keys()
+
+
+def test_what_a_plan_will_come_to_is_nearly_what_it_came_to():
+    """With an optimum in the middle exactly, but for the rates of those that are judged."""
+    asked = tuning(Untuned(), LoRA(), seeds=1)
+    came = [run for stage in carried_out(asked, parabola(START)) for run in stage]
+    assert {run.key for run in likely_runs(asked)} == {run.key for run in came}
+    assert Tuning.read(asked.text()) == asked
+
+
+def test_a_trial_is_called_by_its_rate():
+    """In the queue and in a check; an opening says how far it goes."""
+    opening, *_ = likely_runs(tuning(LoRA()))
+    runs = likely_runs(tuning(LoRA()))
+    assert label_of(opening) == short_label(opening, runs) == "LoRA, trial of rate 0.00025, its first quarter"
+    assert short_label(runs[-1], runs) == "LoRA, seed 1"
