@@ -22,7 +22,7 @@ __all__ = [
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 FINEST = 1.5  # and none refined where neighbours are closer
-CUT = 0.25  # of the training, after which a raced grid loses its worse half; `studies.racing` has what that costs
+CUT = 0.25  # of the training, after which a raced grid loses its worse half: `studies.racing` has what that costs
 
 
 def grid(low: float, factor: float, count: int) -> tuple[float, ...]:
