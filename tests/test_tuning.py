@@ -16,8 +16,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
 from peftbook.studies.grids import CUT
-from peftbook.studio.jobs import label_of
-from peftbook.studio.preflight import label_of as short_label
+from peftbook.studio.preflight import label_of
 from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, chosen_words, is_trial, likely_runs
 
 START = 1e-3
@@ -158,8 +157,8 @@ def test_what_a_plan_will_come_to_is_nearly_what_it_came_to():
 
 
 def test_a_trial_is_called_by_its_rate():
-    """In the queue and in a check; an opening says how far it goes."""
-    opening, *_ = likely_runs(tuning(LoRA()))
-    runs = likely_runs(tuning(LoRA()))
-    assert label_of(opening) == short_label(opening, runs) == "LoRA, trial of rate 0.00025, its first quarter"
-    assert short_label(runs[-1], runs) == "LoRA, seed 1"
+    """In the queue and in a check; an opening says how far it goes, and a run that is judged has its seed."""
+    asked = tuning(LoRA())
+    runs = likely_runs(asked)
+    assert asked.label(runs[0]) == label_of(runs[0], runs) == "LoRA, trial of rate 0.00025, its first quarter"
+    assert label_of(runs[-1], runs) == "LoRA, seed 1" and asked.label(runs[-1]) == "LoRA, rate 0.001, seed 1"

@@ -24,7 +24,7 @@ from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.records import Record, Store
 from peftbook.results import describe
 from peftbook.studio.database import Database
-from peftbook.studio.tuning import Tuning, is_trial, trial_words
+from peftbook.studio.tuning import Tuning
 from peftbook.training.phases import Phase, describe_step
 
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]
@@ -105,11 +105,6 @@ def parse_run(text: str) -> specs.Run:
     return specs.Run.model_validate_json(text)
 
 
-def label_of(run: specs.Run) -> str:
-    """What a run is called where nobody said it."""
-    return f"{run.method.label}, {trial_words(run)}" if is_trial(run) else describe(run)
-
-
 class Jobs(Database):
     """Plans and jobs. Raises InputError for an unknown id and for a change that the job's state does not allow."""
 
@@ -143,7 +138,8 @@ class Jobs(Database):
             if (equal := self._under_way(db, project_id, at_hand, text)) is not None:
                 return equal
             db.execute("INSERT INTO plans VALUES (?, ?, ?, ?, ?)", (plan, project_id, name, time.time(), text))
-            self._add(db, project_id, plan, at_hand, labels or {})
+            called = {} if tuning is None else {run.key: tuning.label(run) for run in runs}
+            self._add(db, project_id, plan, at_hand, called | dict(labels or {}))
         return plan
 
     def advance(self, project_id: str) -> None:
@@ -162,7 +158,7 @@ class Jobs(Database):
             if new := [run for run in tuning.runs(lookup) if run.key not in known]:
                 at_hand = self._at_hand(project_id, new)
                 with self._write() as db:
-                    self._add(db, project_id, plan.id, at_hand, {})
+                    self._add(db, project_id, plan.id, at_hand, {run.key: tuning.label(run) for run in new})
             for run in tuning.left_behind(lookup):
                 shutil.rmtree(self.folder(project_id) / "checkpoints" / run.checkpoint, ignore_errors=True)
 
@@ -184,7 +180,7 @@ class Jobs(Database):
                 db.execute(
                     "INSERT INTO jobs (id, project, key, run, label, state, queued, created, finished, error) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (job, project_id, key, run.canonical(), labels.get(key) or label_of(run), state, now, now,
+                    (job, project_id, key, run.canonical(), labels.get(key) or describe(run), state, now, now,
                      None if record is None else now, "" if record is None else record.failure),
                 )  # fmt: skip
             else:

@@ -72,6 +72,16 @@ class Tuning:
         untuned = [run for run in self.finals if run.budget is None]
         return [*untuned, *(run for race in races.values() for run in race.runs(lookup)), *finals]
 
+    def label(self, run: specs.Run) -> str:
+        """What one of its runs is called."""
+        several = len({one.model for one in self.finals}) > 1
+        parts = [run.method.label, *[short_name(run.model)] * several]
+        if is_trial(run):
+            parts.append(trial_words(run))
+        elif run.budget is not None:
+            parts += [f"rate {run.budget.learning_rate:g}", f"seed {run.seed}"]
+        return ", ".join(parts)
+
     def left_behind(self, lookup: Lookup) -> list[specs.Run]:
         """The whole runs that nobody will train, as their openings lost."""
         return [run for race in self.races for run in race.left_behind(lookup)]
