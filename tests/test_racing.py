@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from peftbook import figures
 from peftbook.records import Store, default_store
 from peftbook.studies import get_study, racing
 from peftbook.studies.grids import CUT, better_half
@@ -63,6 +64,7 @@ def test_the_shipped_sweeps_are_whole_grids_over_the_same_batches():
         assert len(alike) == 1
         curves = one.curves[np.isfinite(one.curves).all(axis=1)]
         assert np.allclose(curves[:, 0], curves[0, 0], rtol=0.02), "the first batch is the same"
+    assert set(figures.runs("early_rates", store)) == {key for one in found for key in one.keys}
     values = get_study("racing").quantities(store)
     assert values["sweeps"].value == len(found) and values["runs"].value == sum(len(one.rates) for one in found)
     halves = [values[f"{name}_better_half"].value for name in racing.CUTS]

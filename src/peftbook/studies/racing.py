@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peftbook import specs
-from peftbook.records import Record, Store
+from peftbook.records import Record, Store, aside, report
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.grids import CUT, better_half
 
@@ -69,12 +69,16 @@ class Raced:
 def sweeps(store: Store) -> list[Sweep]:
     """Every sweep at hand, by the key of its first run."""
     groups: dict[str, dict[float, Record]] = {}
-    for record in store.all():
+    with aside():  # of what is looked through, the sweeps alone are behind a number
+        records = list(store.all())
+    for record in records:
         run = record.spec
         if isinstance(run, specs.Run) and is_swept(run) and run.platform == (store.platform or "cpu"):
             groups.setdefault(without_rate(run), {})[run.budget.learning_rate] = record  # type: ignore[union-attr]
     found = [sweep_of(group) for group in groups.values() if len(group) >= FEWEST]
-    return sorted((one for one in found if one.curves.shape[1] >= STEPS), key=lambda one: one.keys)
+    kept = sorted((one for one in found if one.curves.shape[1] >= STEPS), key=lambda one: one.keys)
+    report(key for one in kept for key in one.keys)
+    return kept
 
 
 def is_swept(run: specs.Run) -> bool:
@@ -155,7 +159,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def runs(store: Store) -> list[specs.Run | specs.Probe]:
     """Those of the sweeps at hand: the study asks for none of its own."""
     known = {key for one in sweeps(store) for key in one.keys}
-    return [record.spec for record in store.all() if record.key in known]
+    with aside():
+        return [record.spec for record in store.all() if record.key in known]
 
 
 @study("racing", runs, quantities)
