@@ -213,6 +213,19 @@ def test_figures_follow_the_colour_mode(open_page, built_site):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_has_its_colours_before_any_deferred_script(browser, open_page, address, scheme):
+    """Those that it has in the end; else boxes have no border at the first paint, and lines move when it comes."""
+    colours = "['--ink', '--paper'].map(name => getComputedStyle(document.documentElement).getPropertyValue(name))"
+    whole, _ = open_page("book/qlora.html", scheme=scheme)
+    first = browser.new_page(color_scheme=scheme)
+    first.route("**/*.js*", lambda route: route.abort())
+    first.goto(address + "book/qlora.html", wait_until="domcontentloaded")
+    assert first.evaluate(colours) == whole.evaluate(colours) != ["", ""]
+    first.close()
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize(("page", "figure"), [("will-it-fit", "fit"), ("lora", "lora"), ("quantisation", "qlora")])
 def test_an_explorer_answers_its_sliders(open_page, page, figure, viewport):
