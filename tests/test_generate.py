@@ -10,12 +10,15 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.untuned import Untuned
+from peftbook.training import generate as module
 from peftbook.training.encode import common_start
 from peftbook.training.forward import apply_method, causal_model, prefix_cache, soft_prompt
-from peftbook.training.generate import generate
+from peftbook.training.generate import decode_batch, generate
+from peftbook.training.loop import arithmetic, frozen_linears_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 NEW = 7
+END = 2  # the end-of-turn id
 NEVER = -1  # an end-of-turn id that no model writes
 PROMPTS = [[(7 * length + at) % 93 + 3 for at in range(length)] for length in (5, 1, 12, 3, 8, 2, 5)]
 METHODS = {
@@ -51,6 +54,30 @@ def test_batches_write_what_an_argmax_loop_writes(name, batch_size):
     model = a_model(name)
     texts = generate(model, NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
     assert texts == [" ".join(map(str, argmax_loop(model, prompt, NEW))) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["untuned", "prefix"])
+def test_room_for_what_comes_changes_no_logit(name, dtype, monkeypatch):
+    """Token by token, while rows leave: the logits are those of transformers' own cache, bit for bit."""
+    logits = {}
+    for kind in ("roomy", "own"):
+        with monkeypatch.context() as now:
+            if kind == "own":
+                now.setattr(module, "with_room", lambda cache, room: None)
+            seen = logits.setdefault(kind, [])
+
+            def pick(found, seen=seen):
+                seen.append(found.clone())
+                ended = torch.arange(len(found)) % 5 == len(seen) % 5  # every fifth row leaves
+                return torch.where(ended, END, found.argmax(dim=-1))
+
+            model = a_model(name).requires_grad_(False)
+            with torch.no_grad(), frozen_linears_in(dtype, model), arithmetic(model, dtype, "cpu"):
+                decode_batch(model, NumberTokenizer(END), PROMPTS, 12, pick)
+    assert len(logits["own"]) > 3
+    for roomy, own in zip(logits["roomy"], logits["own"], strict=True):
+        assert torch.equal(roomy, own)
 
 
 def test_the_adapters_matter():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicLayer
 
 from peftbook.training.distributed import gathered
 from peftbook.training.encode import common_start, sorted_batches
@@ -13,6 +15,47 @@ from peftbook.training.forward import causal_model, start_cache
 from peftbook.training.products import half_products
 
 __all__ = ["decode_batch", "generate", "greedy"]
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer with room for those to come, each (rows, heads, tokens, d).
+
+    What comes is written behind what is there, where torch.cat would copy all of it. Both are held in the type that
+    attention computes in, as autocast would cast all of them again for every token; no value differs.
+    """
+
+    def __init__(self, layer: DynamicLayer, room: int):
+        super().__init__()
+        self.room, self.device, self.is_initialized = room, layer.device, True
+        self.keys, self.values = layer.keys, layer.values
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple:
+        """The keys and values with some more behind them."""
+        self.keys = self.appended("keys", self.keys, key_states)
+        self.values = self.appended("values", self.values, value_states)
+        return self.keys, self.values
+
+    def appended(self, name: str, held: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        """A view of the buffer of this name; rows that have left, or too little room, make another buffer."""
+        count = held.shape[-2]
+        end, buffer = count + more.shape[-2], self.buffers.get(name)
+        if buffer is None or held.data_ptr() != buffer.data_ptr() or end > buffer.shape[-2]:
+            kind = (
+                torch.get_autocast_dtype(held.device.type)
+                if torch.is_autocast_enabled(held.device.type)
+                else held.dtype
+            )
+            buffer = held.new_empty(*held.shape[:-2], end + self.room, held.shape[-1], dtype=kind)
+            buffer[..., :count, :] = held
+            self.buffers[name] = buffer
+        buffer[..., count:end, :] = more
+        return buffer[..., :end, :]
+
+
+def with_room(cache: Any, room: int) -> None:
+    """Give the layers of a cache room for so many tokens; those of another kind, as of a sliding window, stay."""
+    cache.layers = [RoomyLayer(one, room) if type(one) is DynamicLayer else one for one in cache.layers]
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -76,9 +119,11 @@ def decode_batch(
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         output = base.model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
         cache = output.cache
+        if step == 0:
+            with_room(cache, max_new_tokens)
         chosen = pick(base.lm_head(output.last_hidden_state[:, -1]))
         keep = [at for at, token in enumerate(chosen.tolist()) if token != tokenizer.eos_token_id]
         for at in keep:
