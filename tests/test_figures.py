@@ -129,10 +129,11 @@ def store(drawn: tuple[Store, dict[str, Drawn]]) -> Store:
 
 
 def drawn_once(name: str, store: Store) -> Drawn:
-    """A figure as file and as picture, of one drawing. Raises Missing."""
+    """A figure as file and as picture, of one drawing and one layout. Raises Missing."""
     with style.mode_context("light"):
         figure = figures.draw(name, store)
         body = style.render_svg(lambda: figure)
+        figure.set_layout_engine("none")  # all stays where the file has it
         FigureCanvasAgg(figure)
         texts = tuple((text.get_text(), text.get_fontsize(), box) for text, box in visible_texts(figure).items())
         return Drawn(body, (figure.bbox.width, figure.bbox.height), texts)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import json
+import itertools
 import re
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -271,13 +270,9 @@ def allocated_peak(step: Callable[[], object]) -> int:
 
 def peak_of(trace: Any) -> int:
     """The most bytes that were handed out at once while torch's profiler watched, beyond those before it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        trace.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    notes = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
-    totals = [event["args"]["Total Allocated"] for event in notes]
-    return max(totals) - (totals[0] - notes[0]["args"]["Bytes"])
+    notes = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    notes.sort(key=lambda note: note.start_ns())
+    return max(itertools.accumulate(note.nbytes() for note in notes))
 
 
 def resident_bytes() -> int:
