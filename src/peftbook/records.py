@@ -276,6 +276,7 @@ class Store:
         """Where it looks, and for what."""
         return type(self), self.folders, self.platform, self.machine
 
+    @recalled
     def state(self) -> tuple[tuple[Path, ...], str, str, tuple[frozenset[str], ...]]:
         """What its answers depend on as long as no file is rewritten: where it looks, for what, and what is there."""
         names = tuple(frozenset(os.listdir(folder)) for folder in self.folders if folder.is_dir())  # noqa: PTH208
