@@ -377,3 +377,36 @@ def test_a_record_that_is_looked_for_in_vain_is_told_to_the_interpreter(tmp_path
     assert store.get(run) is not None
     active = False
     assert not told
+
+
+class Sums:
+    """Something recalled that reads a record, and counts how often it is called."""
+
+    def __init__(self):
+        self.calls = 0
+
+    @records.recalled
+    def losses(self, seed: int, store: Store) -> list[float]:
+        self.calls += 1
+        record = store.get(a_run(seed))
+        return [] if record is None else [record.measurements["loss_nats"]]
+
+
+class Elsewhere(Store):
+    """Another store of the same folders."""
+
+
+def test_what_is_recalled_is_computed_once_while_files_are_steady(store):
+    """Of equal stores; outside always. Whoever watches is told each time, and nobody changes another's answer."""
+    sums, there = Sums(), store.save(a_record(1))
+    assert sums.losses(1, store) == sums.losses(1, store) == [2.25] and sums.calls == 2
+    with records.steady() as since:
+        for _ in range(2):
+            with watch() as seen, records.looked_at() as looked, records.steady() as inside:
+                answer = sums.losses(1, Store(*store.folders))
+            assert answer == [2.25] and [*seen] == [there.key] and looked and inside == since
+            answer.clear()
+        assert sums.calls == 3
+        assert sums.losses(2, store) == [] and Sums().losses(1, store) == [2.25] and sums.calls == 4
+        assert sums.losses(1, Elsewhere(*store.folders)) == [2.25] and sums.calls == 5
+    assert sums.losses(1, store) == [2.25] and sums.calls == 6

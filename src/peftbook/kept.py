@@ -25,7 +25,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from peftbook.folders import results_folder
-from peftbook.records import Store, aside, default_store, look, looked_at, write_atomically
+from peftbook.records import Store, aside, default_store, look, looked_at, steady, write_atomically
 
 __all__ = ["USED", "Kept", "changed_since", "is_kept", "kept", "named"]
 
@@ -62,8 +62,7 @@ def kept(name: str, make: Callable[[Store], T], module: str, form: TypeAdapter[T
     path, code = _place(name, store), code_of(module)
     found = _read(path, form, code) if at_hand else None
     if found is None:
-        began = time.time()
-        with aside() as seen, looked_at() as looked:
+        with steady() as began, aside() as seen, looked_at() as looked:
             value = make(store)
         if not at_hand:
             return Kept(value, tuple(seen), {})
@@ -85,7 +84,7 @@ def changed_since(moment: float, files: Iterable[str]) -> bool:
     """Whether one of these files may be another one than was used."""
     for file in files:
         with suppress(OSError):
-            if Path(file).stat().st_ctime >= moment - CLOCK_TICK:
+            if os.stat(file).st_ctime >= moment - CLOCK_TICK:  # noqa: PTH116 — a command asks for thousands
                 return True
     return False
 
@@ -120,7 +119,13 @@ def _read(path: Path, form: TypeAdapter[T], code: frozenset[str]) -> Kept[T] | N
 def _write(path: Path, result: Kept[T], form: TypeAdapter[T]) -> None:
     body = json.dumps({"value": form.dump_python(result.value), "seen": result.seen, "files": result.files})
     write_atomically(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode(), lasting=False)
-    for old in path.parent.glob("*.json"):
+    _clear(path.parent)
+
+
+@cache
+def _clear(folder: Path) -> None:
+    """Delete what is old there, once a process."""
+    for old in folder.glob("*.json"):
         if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
             old.unlink(missing_ok=True)
 

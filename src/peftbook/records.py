@@ -8,19 +8,22 @@ on every load.
 from __future__ import annotations
 
 import datetime
+import functools
 import gzip
 import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
+import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,7 +38,9 @@ __all__ = [
     "aside",
     "check_record",
     "default_store",
+    "recalled",
     "report",
+    "steady",
     "watch",
     "write_atomically",
 ]
@@ -180,6 +185,62 @@ def look(paths: Collection[Path | str]) -> None:
         known.update(map(str, paths))
 
 
+F = TypeVar("F", bound=Callable)
+# Answer, arguments (which live as long, so that no other object is called by their number), read, looked at.
+Recalled = tuple[Any, tuple[Any, ...], tuple[str, ...], frozenset[str]]
+
+
+class Steady:
+    """Since when files have been taken to stay what they are, by their clock, and what was computed from them since."""
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self.known: dict[Hashable, Recalled] = {}
+
+
+_steady: ContextVar[Steady | None] = ContextVar("steady", default=None)
+
+
+@contextmanager
+def steady() -> Iterator[float]:
+    """Inside, files are taken to stay what they are, so that what is `recalled` is computed once; gives since when.
+
+    For a process that answers once: what it keeps for others must not rest on a file that has changed since.
+    """
+    if (around := _steady.get()) is not None:
+        yield around.began
+        return
+    token = _steady.set(inside := Steady())
+    try:
+        yield inside.began
+    finally:
+        _steady.reset(token)
+
+
+def recalled(function: F) -> F:
+    """Inside `steady`, the function is called once for the same arguments, and who watches is told each time what it
+    read. Of a list or a dictionary everyone has a copy.
+
+    Plain values and stores are the same if they are equal, other arguments if they are the same object.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        if (inside := _steady.get()) is None:
+            return function(*args)
+        key = (function, *(one if isinstance(one, (str, float, int, Store)) else id(one) for one in args))
+        if (found := inside.known.get(key)) is None:
+            with watch() as seen, looked_at() as looked:
+                answer = function(*args)
+            found = inside.known[key] = answer, args, tuple(seen), frozenset(looked)
+        else:
+            report(found[2])
+            look(found[3])
+        return found[0].copy() if isinstance(found[0], list | dict) else found[0]
+
+    return cast(F, call)
+
+
 class Missing(InputError):  # noqa: N818  # not an error: what rests on the run waits
     """A run has no record, so that what rests on it is not known yet."""
 
@@ -204,6 +265,18 @@ class Store:
         self.platform = platform
         self.machine = machine
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and self._sees == other._sees
+
+    def __hash__(self) -> int:
+        return hash(self._sees)
+
+    @property
+    def _sees(self) -> tuple[type, tuple[Path, ...], str, str]:
+        """Where it looks, and for what."""
+        return type(self), self.folders, self.platform, self.machine
+
+    @recalled
     def state(self) -> tuple[tuple[Path, ...], str, str, tuple[frozenset[str], ...]]:
         """What its answers depend on as long as no file is rewritten: where it looks, for what, and what is there."""
         names = tuple(frozenset(os.listdir(folder)) for folder in self.folders if folder.is_dir())  # noqa: PTH208
@@ -238,18 +311,28 @@ class Store:
 
     def path(self, key: str) -> Path | None:
         """The file that holds this key, or None; where it was looked for in vain is an audit event of Python's."""
+        found = self._find(key)
+        return None if found is None else found[0]
+
+    def _find(self, key: str) -> tuple[Path, os.stat_result] | None:
+        """The file and its state."""
         paths = _paths(self.folders, f"{key[:12]}.json")
         look(paths)
         for path in paths:
-            if path.is_file():
-                return path
+            with suppress(OSError):
+                if stat.S_ISREG((state := os.stat(path)).st_mode):  # noqa: PTH116 — a command asks for thousands
+                    return path, state
         sys.audit(NOT_FOUND, *map(str, paths))
         return None
 
     def get(self, run: Run | Probe) -> Record | None:
         """The record of a run, checked, or None."""
-        path = self.path(self.spec(run).key)
-        return None if path is None else _read(path)
+        if (found := self._find(self.spec(run).key)) is None:
+            return None
+        path, state = found
+        record = _load_record(path, state.st_mtime_ns, state.st_size, state.st_ino)
+        report((record.key,))
+        return record
 
     def need(self, run: Run | Probe) -> Record:
         """The record of a run. Raises Missing where there is none."""

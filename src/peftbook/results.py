@@ -7,7 +7,6 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -16,7 +15,7 @@ from peftbook import specs
 from peftbook.canonical import Spec
 from peftbook.errors import InputError
 from peftbook.kept import Kept, is_kept, kept
-from peftbook.processes import one_thread_each
+from peftbook.processes import share
 from peftbook.records import Missing, Record, Store, default_store, load_record, look, report
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
@@ -207,25 +206,18 @@ class Claim:
 def judge_ahead(store: Store, processes: int) -> None:
     """Have the studies whose verdict is not kept computed, by so many processes; who asks for one then finds it kept.
 
-    Studies of one module share quantities, and go to one process. Where no processes can be started, or records lie
-    elsewhere than those at hand, nothing is done.
+    Studies of one module share quantities, and go to one process; the last ones in the order of worth take longest, and
+    come first. Where no process may be forked, or records lie elsewhere than those at hand, nothing is done.
     """
-    asked = [name for name in NAMES if not is_kept(f"verdict of {name}", module_of(name), VERDICT, store)]
     together: dict[str, list[str]] = {}
-    for name in asked:
-        together.setdefault(module_of(name), []).append(name)
-    if min(processes, len(together)) < 2 or not set(store.folders) <= set(default_store().folders):
-        return
-    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with (
-        suppress(OSError, BrokenExecutor),
-        one_thread_each(),
-        ProcessPoolExecutor(min(processes, len(together)), get_context("spawn")) as pool,
-    ):
-        for names in together.values():
-            pool.submit(judge, names, store)
+    for name in reversed(NAMES):
+        if not is_kept(f"verdict of {name}", module_of(name), VERDICT, store):
+            together.setdefault(module_of(name), []).append(name)
+    helpers = min(processes, len(together)) - 1
+    if helpers > 0 and set(store.folders) <= set(default_store().folders):
+        for name in NAMES:
+            get_study(name)  # so that no process has to
+        share([functools.partial(judge, names, store) for names in together.values()], helpers)
 
 
 def judge(names: Sequence[str], store: Store) -> None:

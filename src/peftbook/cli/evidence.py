@@ -141,15 +141,19 @@ def command_verify(args: argparse.Namespace) -> int:
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth; or what would decide those that are open."""
     from peftbook.later import uncollected
-    from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
-    from peftbook.training.hardware import cores
+    from peftbook.processes import one_thread_each
 
-    with uncollected():  # what judging makes, it does not tie into cycles
-        store = store_on(args.platform)
-        judge_ahead(store, cores())
-        if args.decidable:
-            return print_outlooks(store, args.json)
-        judged = claims(store)
+    with uncollected(), one_thread_each():  # what judging makes, it does not tie into cycles; all cores judge
+        from peftbook.records import steady
+        from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
+        from peftbook.training.hardware import cores
+
+        with steady():
+            store = store_on(args.platform)
+            judge_ahead(store, cores())
+            if args.decidable:
+                return print_outlooks(store, args.json)
+            judged = claims(store)
     if args.json:
         print_json([claim_row(claim, args.platform) for claim in judged])
         return 0

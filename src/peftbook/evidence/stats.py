@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -282,8 +283,14 @@ def second_look(interval: Interval, share: float) -> Interval:
 
     Its half-widths are those at `final_level`.
     """
-    half95, half90 = (interval.half(final_level(level, share)) for level in (0.05, 0.10))
+    half95, half90 = map(interval.half, final_levels(share))
     return replace(interval, half95=half95, half90=half90)
+
+
+@functools.lru_cache(maxsize=64)
+def final_levels(share: float) -> tuple[float, float]:
+    """`final_level` of 5 % and of 10 %."""
+    return final_level(0.05, share), final_level(0.10, share)
 
 
 def score_interval(scores: Scores, weights: Sequence[float] | None = None, groups: Groups = ()) -> Interval:

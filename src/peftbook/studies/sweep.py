@@ -19,7 +19,7 @@ from peftbook import specs
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
-from peftbook.records import Missing, Record, Store, Unusable, aside
+from peftbook.records import Missing, Record, Store, Unusable, aside, recalled
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
 from peftbook.studies.grids import extended, halfway, middle_first, shortfall
@@ -110,6 +110,7 @@ class TunedComparison:
         records = store.need_all(self.sweep_run(arm, rate, seed) for seed in self.sweep_seeds)
         return math.fsum(map(validation_loss, records)) / len(records)
 
+    @recalled
     def rates(self, arm: Arm, store: Store) -> list[float]:
         """The arm's grid, extended and refined as far as the records at hand tell."""
         rates = list(arm.rates)
@@ -125,6 +126,7 @@ class TunedComparison:
                     break
         return rates
 
+    @recalled
     def sweep(self, arm: Arm, store: Store) -> dict[float, float]:
         """Rate → validation loss over the whole grid, ascending. Raises Missing."""
         return {rate: self.loss(arm, rate, store) for rate in self.rates(arm, store)}
@@ -156,6 +158,7 @@ class TunedComparison:
             dtype=self.dtype,
         )
 
+    @recalled
     def final_runs(self, arm: Arm, store: Store) -> list[Run]:
         """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen.
 
@@ -184,7 +187,8 @@ class TunedComparison:
         """The arm's final records in seed order. Raises Missing where one is not there, Unusable where one diverged."""
         return self.finals_of((name,), store)[name]
 
-    def finals_of(self, names: Iterable[str], store: Store) -> dict[str, list[Record]]:
+    @recalled
+    def finals_of(self, names: tuple[str, ...], store: Store) -> dict[str, list[Record]]:
         """The final records of these arms. Raises Missing where one is not there, Unusable where one diverged."""
         found = {name: store.need_all(self.final_runs(self.arm(name), store)) for name in names}
         if failed := [(name, record) for name, records in found.items() for record in records if record.failure]:
@@ -192,6 +196,7 @@ class TunedComparison:
             raise Unusable(failed[0][1].spec, f"Diverged at the chosen rate: {said}.")
         return found
 
+    @recalled
     def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
         """first − second, paired over seeds and test examples. Raises Missing."""
         records = self.finals_of((first, second), store)
@@ -296,8 +301,10 @@ class TunedComparison:
         """
         with suppress(Missing):
             records = self.finals_of((first, second), store)
-            each = functools.partial(self.difference, first, second, store=store)
-            return paired_quantities(f"{prefix}{first}_minus_{second}", records[first], records[second], each)
+            return paired_quantities(
+                f"{prefix}{first}_minus_{second}", records[first], records[second],
+                lambda column: self.difference(first, second, column, store),
+            )  # fmt: skip
         return {}
 
 
