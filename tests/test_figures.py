@@ -11,9 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+import bitsandbytes
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import LoadFlags
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
+from peft import LoraConfig, get_peft_model
+from peft.utils import constants
 from scipy import stats as oracle
-from transformers import AutoTokenizer
+from torch import nn
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peftbook import figures, metrics, specs, tasks
 from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
@@ -37,6 +42,7 @@ from peftbook.figures import (
     data,
     evaluation,
     evidence,
+    four_bits,
     limits,
     lora,
     lora_practice,
@@ -53,6 +59,7 @@ from peftbook.figures import (
     shipping,
     style,
     updates,
+    vectors,
 )
 from peftbook.memory import SHAPES, Configuration, training_step
 from peftbook.methods import arm_looks
@@ -89,12 +96,13 @@ OF_STUDIES = [
 ]
 EVIDENCE = [name for name, function in figures.FIGURES.items() if function.__module__ in OF_STUDIES]
 FROM_RECORDS = [name for name in EVIDENCE if "store" in inspect.signature(figures.FIGURES[name]).parameters]
+DRAWINGS = (figures.block, four_bits, measuring, notebooks, retention, shipping, vectors)
 DRAWN = [
     *EVIDENCE,
     *(
         name
         for name, function in figures.FIGURES.items()
-        if function.__module__ in (measuring.__name__, notebooks.__name__, retention.__name__, shipping.__name__)
+        if function.__module__ in [module.__name__ for module in DRAWINGS]
     ),
 ]
 
@@ -852,7 +860,7 @@ def visible_texts(figure: Figure) -> dict[Text, tuple[float, float, float, float
     texts += [text for legend in legends for text in (*legend.get_texts(), legend.get_title())]
     for axes in figure.axes:
         texts += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             texts += [tick.label1 for tick in axis._update_ticks() if tick.label1.get_visible()]
     said = [text for text in texts if text.get_text().strip() and text.get_visible()]
     return {text: Text.get_window_extent(text).extents for text in said}
@@ -1053,3 +1061,41 @@ def test_the_chat_of_the_mask_is_split_as_the_tokeniser_does():
     ids = [token for piece in encode_turns(tokenizer, turns) for token in piece]
     shown = [text for turn in data.CHAT for text, _ in data.turn_tokens(*turn)]
     assert [tokenizer.decode([token]) for token in ids[: len(shown)]] == shown
+
+
+def test_the_drawn_vectors_are_where_peft_and_the_models_have_them():
+    """Every part has its name in a Llama; (IA)³ and norm tuning by peft's defaults, biases by the models' shapes."""
+    with torch.device("meta"):
+        block = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1)).model.layers[0]
+    assert set(vectors.PARTS) - {"attention"} <= {name.rpartition(".")[2] for name, _ in block.named_modules()}
+    ia3, bias, norm = vectors.VECTORS
+    assert set(ia3.trained) == set(constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING["llama"])
+    assert constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING["llama"] == ["down_proj"]
+    assert {*norm.trained, "norm"} == set(constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING["llama"])
+    assert set(SHAPES["qwen2.5-7b"].biased) == set(bias.trained)
+    assert set(SHAPES["qwen2.5-7b"].linears) == {*bias.trained, *bias.absent}
+    assert not SHAPES["llama-2-7b"].biased
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_the_drawn_types_are_those_of_bitsandbytes_under_peft(own: torch.dtype):
+    """What is stored, what is unpacked, and the gradients that a backward pass leaves."""
+    linear = bitsandbytes.nn.Linear4bit(256, 192, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    linear.weight.data = torch.randn(192, 256, dtype=torch.bfloat16)
+    config = LoraConfig(r=4, target_modules=["linear"])
+    model = get_peft_model(nn.Sequential(OrderedDict(linear=linear.to("cpu"))), config,
+                           autocast_adapter_dtype=own == torch.float32)  # fmt: skip
+    layer = model.base_model.model.linear
+    x = torch.randn(3, 256, dtype=torch.bfloat16, requires_grad=True)
+    h = layer(x)
+    h.sum().backward()
+
+    codes, A, B = layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    blocks = codes.quant_state
+    unpacked = bitsandbytes.functional.dequantize_4bit(codes.data, blocks)
+    assert (codes.nbytes, unpacked.dtype, h.dtype, x.grad.dtype) == (192 * 256 / 2, *[torch.bfloat16] * 3)
+    assert (blocks.absmax.dtype, blocks.state2.absmax.dtype) == (torch.uint8, torch.float32)
+    assert {A.dtype, A.grad.dtype, B.dtype, B.grad.dtype} == {own} and codes.grad is None
+    drawn = {tensor.name: (tensor.kept, tensor.gradient) for tensor in four_bits.TENSORS}
+    assert [name for name, (_, gradient) in drawn.items() if gradient] == ["$x$, $h$", "$A$, $B$"]
+    assert drawn["$x$, $h$"] == ("bfloat16", "bfloat16") and str(own).removeprefix("torch.") in drawn["$A$, $B$"][0]
