@@ -41,16 +41,17 @@ class RoomyLayer(DynamicLayer):
         count = held.shape[-2]
         end, buffer = count + more.shape[-2], self.buffers.get(name)
         if buffer is None or held.data_ptr() != buffer.data_ptr() or end > buffer.shape[-2]:
-            kind = (
-                torch.get_autocast_dtype(held.device.type)
-                if torch.is_autocast_enabled(held.device.type)
-                else held.dtype
-            )
-            buffer = held.new_empty(*held.shape[:-2], end + self.room, held.shape[-1], dtype=kind)
+            buffer = held.new_empty(*held.shape[:-2], end + self.room, held.shape[-1], dtype=attended(held))
             buffer[..., :count, :] = held
             self.buffers[name] = buffer
         buffer[..., count:end, :] = more
         return buffer[..., :end, :]
+
+
+def attended(held: torch.Tensor) -> torch.dtype:
+    """The type in which attention computes with keys or values."""
+    device = held.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else held.dtype
 
 
 def with_room(cache: Any, room: int) -> None:
