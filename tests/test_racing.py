@@ -75,4 +75,5 @@ def test_the_shipped_sweeps_are_whole_grids_over_the_same_batches():
 def test_without_records_nothing_is_said(tmp_path):
     """And the study has no verdict yet."""
     study = get_study("racing")
+    assert study.runs(Store(tmp_path)) == []
     assert study.quantities(Store(tmp_path)) == {} and study.verdict(Store(tmp_path)).outcome == "not yet run"

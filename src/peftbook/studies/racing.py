@@ -15,13 +15,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from peftbook import specs
-from peftbook.records import Record, Store, aside, report
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.records import Missing, Record, Store, aside, report
+from peftbook.studies import Quantity, Verdict, rank, study
 from peftbook.studies.grids import CUT, better_half
 
 __all__ = ["CUTS", "HALVING", "Raced", "Sweep", "places", "race", "sweeps"]
@@ -67,7 +68,7 @@ class Raced:
 
 
 def sweeps(store: Store) -> list[Sweep]:
-    """Every sweep at hand, by the key of its first run."""
+    """Every sweep at hand, in the order of their runs' keys. Raises Missing where there is none."""
     groups: dict[str, dict[float, Record]] = {}
     with aside():  # of what is looked through, the sweeps alone are behind a number
         records = list(store.all())
@@ -77,6 +78,9 @@ def sweeps(store: Store) -> list[Sweep]:
             groups.setdefault(without_rate(run), {})[run.budget.learning_rate] = record  # type: ignore[union-attr]
     found = [sweep_of(group) for group in groups.values() if len(group) >= FEWEST]
     kept = sorted((one for one in found if one.curves.shape[1] >= STEPS), key=lambda one: one.keys)
+    if not kept:
+        arm = rank.COMPARISON.arms[0]
+        raise Missing(rank.COMPARISON.sweep_run(arm, arm.rates[0], rank.COMPARISON.sweep_seeds[0]))
     report(key for one in kept for key in one.keys)
     return kept
 
@@ -149,8 +153,7 @@ def measured(found: Sequence[Sweep]) -> Iterator[tuple[str, float, str, int, str
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Counts over the sweeps at hand: they are all there are, and no sample of others."""
-    if not (found := sweeps(store)):
-        return {}
+    found = sweeps(store)
     keys = tuple(key for one in found for key in one.keys)
     make = functools.partial(Quantity, runs=keys, n=len(found))
     return {name: make(value, unit, digits=digits, note=note) for name, value, unit, digits, note in measured(found)}
@@ -158,16 +161,16 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def runs(store: Store) -> list[specs.Run | specs.Probe]:
     """Those of the sweeps at hand: the study asks for none of its own."""
-    known = {key for one in sweeps(store) for key in one.keys}
-    with aside():
+    with aside(), suppress(Missing):
+        known = {key for one in sweeps(store) for key in one.keys}
         return [record.spec for record in store.all() if record.key in known]
+    return []
 
 
 @study("racing", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """No claim of a paper: the study measures what cutting sweeps costs."""
-    if not (found := quantities(store)):
-        return Verdict("not yet run", "No sweep is at hand.")
+    found = quantities(store)
     one, many = ({name: found[f"{way}_{name}"].value for name in ("saved", "other")} for way in ("cut", "halving"))
     return Verdict(
         "measured",
