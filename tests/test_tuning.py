@@ -9,15 +9,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_task
 
 from peftbook import specs
+from peftbook.errors import InputError
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
-from peftbook.studies.grids import CUT
+from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE
 from peftbook.studio.preflight import label_of
-from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, chosen_words, is_trial, likely_runs
+from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, at_rate, chosen_words, is_trial, likely_runs
 
 START = 1e-3
 Known = dict[str, Record]
@@ -162,3 +164,20 @@ def test_a_trial_is_called_by_its_rate():
     runs = likely_runs(asked)
     assert asked.label(runs[0]) == label_of(runs[0], runs) == "LoRA, trial of rate 0.00025, its first quarter"
     assert label_of(runs[-1], runs) == "LoRA, seed 1" and asked.label(runs[-1]) == "LoRA, rate 0.001, seed 1"
+
+
+@pytest.mark.parametrize("start", [LOWEST_RATE, 1.23456e-3, 3.7, HIGHEST_RATE])
+def test_the_rate_to_start_from_is_one_of_those_that_are_raced(start):
+    """To all its digits, wherever it lies, so that what is said of it was seen."""
+    asked = Tuning((at_rate(final(LoRA()), start),), rows=20)
+    stages = carried_out(asked, parabola(start))
+    tried = {run.budget.learning_rate for stage in stages for run in stage if is_trial(run)}
+    assert start in tried and {run.budget.learning_rate for run in stages[-1]} == {start}
+    assert LOWEST_RATE <= min(tried) and max(tried) <= HIGHEST_RATE
+
+
+@pytest.mark.parametrize("start", [LOWEST_RATE / 2, 5 * HIGHEST_RATE])
+def test_a_rate_that_no_grid_goes_to_is_refused(start):
+    """In a sentence, before anything is queued."""
+    with pytest.raises(InputError, match="between 1e-07 and 10"):
+        Tuning.of(tiny_task(), [at_rate(final(LoRA()), start)])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peftbook import specs
+from peftbook.errors import InputError
 from peftbook.records import Record
 from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE, better_half, extended, grid
 
@@ -45,7 +46,13 @@ class Tuning:
 
     @classmethod
     def of(cls, task: TaskData, finals: Sequence[specs.Run]) -> Tuning:
-        """Of the runs of a plan on a file."""
+        """Of the runs of a plan on a file. Raises InputError for a rate that no grid is made around."""
+        for budget in (run.budget for run in finals if run.budget is not None):
+            if not LOWEST_RATE <= budget.learning_rate <= HIGHEST_RATE:
+                raise InputError(
+                    f"Rates are raced around {budget.learning_rate:g}: start from one between {LOWEST_RATE:g} and "
+                    f"{HIGHEST_RATE:g}, or do not tune."
+                )
         return cls(tuple(finals), min(MOST_ROWS, len(task.splits["validation"])))
 
     @classmethod
@@ -133,8 +140,10 @@ class Race:
     def first_rates(self) -> list[float]:
         """The grid around the rate to start from."""
         assert self.final.budget is not None
-        low = self.final.budget.learning_rate / FACTOR ** (RATES // 2)
-        return [rate for rate in grid(low, FACTOR, RATES) if LOWEST_RATE <= rate <= HIGHEST_RATE]
+        middle, start = RATES // 2, self.final.budget.learning_rate
+        around = grid(start / FACTOR**middle, FACTOR, RATES)
+        rates = [*around[:middle], start, *around[middle + 1 :]]  # the start as it is, not to three digits
+        return [rate for rate in rates if LOWEST_RATE <= rate <= HIGHEST_RATE]
 
     def rates(self, lookup: Lookup) -> list[float]:
         """The grid, extended as far as the openings at hand tell."""
