@@ -173,7 +173,7 @@ def test_the_rate_to_start_from_is_one_of_those_that_are_raced(start):
     stages = carried_out(asked, parabola(start))
     tried = {run.budget.learning_rate for stage in stages for run in stage if is_trial(run)}
     assert start in tried and {run.budget.learning_rate for run in stages[-1]} == {start}
-    assert LOWEST_RATE <= min(tried) and max(tried) <= HIGHEST_RATE
+    assert min(tried) >= LOWEST_RATE and max(tried) <= HIGHEST_RATE
 
 
 @pytest.mark.parametrize("start", [LOWEST_RATE / 2, 5 * HIGHEST_RATE])
@@ -181,3 +181,23 @@ def test_a_rate_that_no_grid_goes_to_is_refused(start):
     """In a sentence, before anything is queued."""
     with pytest.raises(InputError, match="between 1e-07 and 10"):
         Tuning.of(tiny_task(), [at_rate(final(LoRA()), start)])
+
+
+def test_what_is_said_of_a_rate_is_what_its_records_say():
+    """Of the rate to start from its loss, that it was behind, or that it diverged; of a rate at the end that it is."""
+
+    def words(loss: Callable[[specs.Run], float], rows: int = 20) -> str:
+        asked = Tuning((final(LoRA()),), rows)
+        known = {run.key: recorded(run, loss(run)) for stage in carried_out(asked, loss) for run in stage}
+        return chosen_words(asked, lookup(known))[0]
+
+    def without_start(at: float) -> Callable[[specs.Run], float]:
+        gone = lambda run: run.budget.learning_rate == START and run.budget.stop in (0.0, at)  # noqa: E731
+        return lambda run: math.inf if gone(run) else parabola(2 * START)(run)
+
+    assert "rate 0.002 of 5 (validation loss 0.000 on 1 row, 0.001 has 0.480)" in words(parabola(2 * START), 1)
+    assert "on 20 rows, 0.001 diverged" in words(without_start(CUT)) and "0.001 diverged" in words(without_start(0))
+    assert "rate 0.008 of 7 (validation loss 0.000 on 20 rows, 0.001 was behind" in words(parabola(8 * START))
+    assert f"of {MOST_RATES}, the highest (" in words(parabola(1.0))
+    late = lambda run: parabola(START if run.budget.stop else START / 8)(run)  # noqa: E731
+    assert f"of {RATES}, the lowest (" in words(late)

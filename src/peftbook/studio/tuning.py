@@ -228,7 +228,18 @@ def words_of(race: Race, lookup: Lookup) -> str:
     rate, losses, start = race.chosen(lookup), race.losses(lookup), race.final.budget.learning_rate
     if rate is None:
         return f"{race.final.method.label}: no rate was chosen, as trials of it failed."
-    known = f"validation loss {losses[rate]:.3f} on {race.rows} rows"
+    rates = race.rates(lookup)
+    known = f"validation loss {losses[rate]:.3f} on {race.rows} row{'s' * (race.rows > 1)}"
     if rate != start:
-        known += f", {start:g} has {losses[start]:.3f}" if start in losses else f", {start:g} was behind at the cut"
-    return f"{race.final.method.label}: rate {rate:g} of {len(race.rates(lookup))} ({known})."
+        known += f", {start:g} {start_words(race, lookup)}"
+    end = {rates[-1]: ", the highest", rates[0]: ", the lowest"}.get(rate, "")
+    return f"{race.final.method.label}: rate {rate:g} of {len(rates)}{end} ({known})."
+
+
+def start_words(race: Race, lookup: Lookup) -> str:
+    """What became of the rate that a race started from."""
+    start = race.final.budget.learning_rate  # type: ignore[union-attr]
+    loss = race.losses(lookup).get(start)
+    if loss is None and (opening := lookup(race.opening(start))) is not None and not opening.failure:
+        return "was behind at the cut"
+    return f"has {loss:.3f}" if loss is not None and math.isfinite(loss) else "diverged"
