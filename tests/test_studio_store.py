@@ -297,6 +297,32 @@ def test_a_tuned_plan_is_queued_once_and_stops_where_a_job_was_cancelled(studio,
     assert len(studio.jobs(plan=plan)) > len(start)
 
 
+def test_a_run_that_ends_while_a_tuned_plan_is_queued_advances_it_too(studio, project):
+    """Its record came between the look at what is wanted and the queue."""
+    tuning = tuned(studio, project)
+    start = tuning.runs(studio.records(project.id).get)
+    for run in start:
+        save_record(studio, project, run)
+    assert len(studio.jobs(plan=studio.submit(project.id, start, tuning=tuning))) > len(start)
+
+
+def test_a_race_removes_no_checkpoint_that_another_run_goes_on_from(studio, project):
+    """What lost in one plan is at work for another, as a run that was asked for by itself."""
+    tuning = tuned(studio, project)
+    start = tuning.runs(studio.records(project.id).get)
+    loser = tuning.races[0].trial(start[0].budget.learning_rate)
+    (job,) = studio.jobs(plan=studio.submit(project.id, [loser]))
+    checkpoint = studio.folder(project.id) / "checkpoints" / loser.checkpoint
+    checkpoint.mkdir(parents=True)
+    plan = studio.submit(project.id, start, tuning=tuning)
+    studio.claim("v", ME, job.id)
+    carry_out(studio, project, plan)
+    assert checkpoint.is_dir()
+    save_record(studio, project, loser)
+    studio.finish(job.id, 1)
+    assert not checkpoint.exists()
+
+
 def test_a_diverged_job_can_be_retried_but_not_resumed(studio, project):
     """There is nothing to go on from; a retry removes the record first, so that there is one record a run."""
     run = runs(1)[0]

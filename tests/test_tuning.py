@@ -19,7 +19,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
 from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE
 from peftbook.studio.preflight import label_of
-from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, at_rate, chosen_words, is_trial, likely_runs
+from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, at_rate, chosen_words, is_trial, left_behind, likely_runs
 
 START = 1e-3
 Known = dict[str, Record]
@@ -140,14 +140,19 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_method_without_one_is_not_judg
 
 
 def test_what_lost_is_left_behind_and_nothing_that_goes_on():
-    """Its checkpoints may go, once the cut is made."""
-    asked, known = tuning(LoRA()), {}
-    assert asked.left_behind(lookup(known)) == []
-    loss = parabola(START)
-    for stage in carried_out(asked, loss):
-        known |= {run.key: recorded(run, loss(run)) for run in stage}
-    left = {run.key for run in asked.left_behind(lookup(known))}
-    assert len(left) == RATES // 2 and not left & known.keys()
+    """Its checkpoints may go, once the cut is made; and where two plans race a rate, once both have made it."""
+    asked, other, known = tuning(LoRA()), Tuning((at_rate(final(LoRA()), 4 * START),), rows=20), {}
+    loss = parabola(START / 1.1)
+    opened, whole, _ = carried_out(asked, loss)
+    known |= {run.key: recorded(run, loss(run)) for run in opened[1:]}
+    assert left_behind([asked], lookup(known)) == []
+    known |= {run.key: recorded(run, loss(run)) for run in opened}
+    left = {run.key for run in left_behind([asked], lookup(known))}
+    assert len(left) == RATES // 2 and left | {run.key for run in whole} == {run.whole.key for run in opened}
+    still = left - {run.key for run in left_behind([asked, other], lookup(known))}
+    assert still == left & {other.races[0].trial(rate).key for rate in other.races[0].first_rates()} != set()
+    known |= {run.key: recorded(run, loss(run)) for run in whole}
+    assert {run.key for run in left_behind([asked], lookup(known))} == {run.whole.key for run in opened}
 
 
 def test_what_a_plan_will_come_to_is_nearly_what_it_came_to():
@@ -199,5 +204,5 @@ def test_what_is_said_of_a_rate_is_what_its_records_say():
     assert "on 20 rows, 0.001 diverged" in words(without_start(CUT)) and "0.001 diverged" in words(without_start(0))
     assert "rate 0.008 of 7 (validation loss 0.000 on 20 rows, 0.001 was behind" in words(parabola(8 * START))
     assert f"of {MOST_RATES}, the highest (" in words(parabola(1.0))
-    late = lambda run: parabola(START if run.budget.stop else START / 8)(run)  # noqa: E731
+    late = lambda run: parabola(START / 2 if run.budget.stop else START / 4)(run)  # noqa: E731
     assert f"of {RATES}, the lowest (" in words(late)

@@ -25,7 +25,7 @@ from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE, better_half, 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
 
-__all__ = ["Tuning", "chosen_words", "is_trial", "likely_runs", "trial_words"]
+__all__ = ["Tuning", "chosen_words", "is_trial", "left_behind", "likely_runs", "trial_words"]
 
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
 SEED = 1000  # of every race: no plan has as many seeds
@@ -88,10 +88,6 @@ class Tuning:
         elif run.budget is not None:
             parts += [f"rate {run.budget.learning_rate:g}", f"seed {run.seed}"]
         return ", ".join(parts)
-
-    def left_behind(self, lookup: Lookup) -> list[specs.Run]:
-        """The whole runs that nobody will train, as their openings lost."""
-        return [run for race in self.races for run in race.left_behind(lookup)]
 
 
 def name_of(run: specs.Run) -> str:
@@ -180,10 +176,10 @@ class Race:
         losses = {rate: loss for rate, loss in self.losses(lookup).items() if math.isfinite(loss)}
         return min(losses, key=lambda rate: losses[rate], default=None)
 
-    def left_behind(self, lookup: Lookup) -> list[specs.Run]:
-        """Those of this race."""
-        on = self.survivors(lookup)
-        return [self.trial(rate) for rate in self.rates(lookup) if rate not in on] if on else []
+    def may_train(self, lookup: Lookup) -> list[specs.Run]:
+        """The whole runs that are still to come, or may be: those of all rates as long as the cut is not made."""
+        on = self.survivors(lookup) or ([] if self.ended(lookup) else self.rates(lookup))
+        return [run for run in map(self.trial, on) if lookup(run) is None]
 
 
 def losses_of(runs: Iterable[specs.Run], lookup: Lookup) -> list[float] | None:
@@ -192,6 +188,13 @@ def losses_of(runs: Iterable[specs.Run], lookup: Lookup) -> list[float] | None:
     if any(one is None for one in records):
         return None
     return [math.inf if one.failure else float(one.measurements["loss_nats"] or 0) for one in records if one]
+
+
+def left_behind(tunings: Sequence[Tuning], lookup: Lookup) -> list[specs.Run]:
+    """The whole runs that no race of these plans will train any more: their openings lost, or they are done."""
+    races = [race for tuning in tunings for race in tuning.races]
+    wanted = {run.key for race in races for run in race.may_train(lookup)}
+    return [run for race in races for run in map(race.trial, race.rates(lookup)) if run.key not in wanted]
 
 
 def likely_runs(tuning: Tuning, lookup: Lookup = lambda run: None) -> list[specs.Run]:
