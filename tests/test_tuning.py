@@ -137,6 +137,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_method_without_one_is_not_judg
     assert {type(run.method) for stage in stages for run in stage if not is_trial(run)} == {LoRA}
     known = {run.key: recorded(run, never(run)) for stage in stages for run in stage}
     assert "no rate was chosen" in chosen_words(asked, lookup(known))[0]
+    assert {run.key for run in likely_runs(asked, lookup(known))} == known.keys(), "nothing is left to compute"
 
 
 def test_what_lost_is_left_behind_and_nothing_that_goes_on():

@@ -201,7 +201,7 @@ def likely_runs(tuning: Tuning, lookup: Lookup = lambda run: None) -> list[specs
     """What a tuned plan will come to: as far as records tell, and else the middle of each grid goes on."""
     found = tuning.runs(lookup)
     for race in tuning.races:
-        if race.survivors(lookup):
+        if race.survivors(lookup) or race.ended(lookup):
             continue
         rates = race.rates(lookup)
         most = math.ceil(len(rates) / 2)
