@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from studio_home import SMALL, claim_all, colours_csv, colours_project, small_run
+from studio_home import SMALL, claim_all, colours_csv, colours_project, finish, small_run
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -244,16 +244,11 @@ def tuned(studio: Studio, project: Project) -> Tuning:
     return Tuning.of(studio.task(project.id), [small_run(studio, project, LoRA(rank=1), seed=seed) for seed in (0, 1)])
 
 
-def carry_out(studio: Studio, project: Project, plan: str) -> None:
+def carry_out(studio: Studio, plan: str) -> None:
     """Record what is queued of a plan, as its worker does: the more a rate is above the start, the better."""
-    store = studio.records(project.id)
     for job in studio.jobs(plan=plan):
         if job.state == "queued":
-            claimed = studio.claim("w", ME, job.id)
-            studio.adopt(job.id, claimed.attempt, ME)
-            loss = 1 / job.run.budget.learning_rate
-            store.save(Record(key=job.key, spec=job.run, measurements={"loss_nats": loss}))
-            studio.finish(job.id, claimed.attempt)
+            finish(studio, job, 1 / job.run.budget.learning_rate)
 
 
 def test_a_tuned_plan_grows_until_its_finals_are_done(studio, project):
@@ -266,7 +261,7 @@ def test_a_tuned_plan_grows_until_its_finals_are_done(studio, project):
         (folder / run.checkpoint).mkdir(parents=True)
     sizes = []
     while any(job.state == "queued" for job in studio.jobs(plan=plan)):
-        carry_out(studio, project, plan)
+        carry_out(studio, plan)
         sizes.append(len(studio.jobs(plan=plan)))
         assert sizes[-1] == len({job.key for job in studio.jobs(plan=plan)})
     jobs = studio.jobs(plan=plan)
@@ -316,7 +311,7 @@ def test_a_race_removes_no_checkpoint_that_another_run_goes_on_from(studio, proj
     checkpoint.mkdir(parents=True)
     plan = studio.submit(project.id, start, tuning=tuning)
     studio.claim("v", ME, job.id)
-    carry_out(studio, project, plan)
+    carry_out(studio, plan)
     assert checkpoint.is_dir()
     save_record(studio, project, loser)
     studio.finish(job.id, 1)
