@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,10 @@ from peftbook.processes import end_group, identity, is_alive
 from peftbook.records import Record
 from peftbook.studio import attempts, requests
 from peftbook.studio.database import SCHEMA
+from peftbook.studio.planning import ask_check, queue_checked
+from peftbook.studio.preflight import Check
 from peftbook.studio.store import Project, Studio
-from peftbook.studio.tuning import Tuning
+from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 
 ME = os.getpid()
 BUDGET = specs.Budget(tokens=10, learning_rate=1.0)
@@ -316,6 +319,20 @@ def test_a_race_removes_no_checkpoint_that_another_run_goes_on_from(studio, proj
     save_record(studio, project, loser)
     studio.finish(job.id, 1)
     assert not checkpoint.exists()
+
+
+def test_a_method_whose_trials_do_not_fit_is_not_raced(studio, project):
+    """Of a plan that was checked what fits is queued, and nothing else."""
+    finals = [small_run(studio, project, method) for method in (Untuned(), LoRA(rank=1), LoRA(rank=2))]
+    tuning = Tuning.of(studio.task(project.id), finals)
+    asked = ask_check(studio, project.id, likely_runs(tuning), tuning)
+    request = studio.take()
+    runs = [specs.Run.model_validate_json(text) for text in request.payload["runs"]]
+    fits = {run.key: not (is_trial(run) and run.method == LoRA(rank=2)) for run in runs}
+    checks = [asdict(Check(run.key, "", 1, 1, 0, 1.0, 1.0, fits[run.key])) for run in runs]
+    studio.settle(request.id, result=checks)
+    plan, _ = queue_checked(studio, project.id, asked)
+    assert {job.run.method for job in studio.jobs(plan=plan)} == {Untuned(), LoRA(rank=1)}
 
 
 def test_a_diverged_job_can_be_retried_but_not_resumed(studio, project):
