@@ -10,7 +10,8 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.methods import Method
 from peftbook.methods.untuned import Untuned
-from peftbook.studio.store import Project, Studio
+from peftbook.records import Record
+from peftbook.studio.store import Job, Project, Studio
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 
@@ -50,6 +51,16 @@ def small_run(
         evaluation=specs.Evaluation(split="test", n_loss=4, n_generate=texts, max_new_tokens=8),
         seed=seed,
     )
+
+
+def finish(studio: Studio, job: Job, loss: float, failure: str = "") -> None:
+    """Record a job that waits, and end it, as a worker does."""
+    claimed = studio.claim("w", os.getpid(), job.id)
+    assert claimed is not None
+    studio.adopt(job.id, claimed.attempt, os.getpid())
+    measured = {} if failure else {"loss_nats": loss}
+    studio.records(job.project).save(Record(key=job.key, spec=job.run, measurements=measured, failure=failure))
+    studio.finish(job.id, claimed.attempt)
 
 
 def claim_all(home: Path, worker: str) -> list[str]:

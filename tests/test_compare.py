@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from studio_home import colours_project, small_run
+from studio_home import colours_project, finish, small_run
 
 from peftbook import cli, specs
 from peftbook.errors import InputError
@@ -28,7 +28,7 @@ from peftbook.studio.plan import plan as planned
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.terminal import Ticker, progress_line
-from peftbook.studio.tuning import is_trial
+from peftbook.studio.tuning import Tuning, is_trial
 
 ROWS = 40
 SETTINGS = ("--input", "phrase", "--target", "entry", "--models", "small-llama", "--methods", "untuned,prompt",
@@ -282,6 +282,60 @@ def test_ctrl_c_leaves_what_the_studio_asked_for_too(tmp_path, monkeypatch, caps
     assert not waiting.wait_for(studio, plan, elsewhere)
     assert "2 taken off the queue, 1 stay queued for the studio" in capsys.readouterr().err
     assert [job.state for job in studio.jobs(plan=plan)] == ["queued", "cancelled", "cancelled"]
+
+
+def raced(studio: Studio, project: Project, name: str) -> str:
+    """A plan of one method whose rate is raced; of its openings the last is still to be computed."""
+    tuning = Tuning.of(studio.task(project.id), [small_run(studio, project, LoRA())])
+    plan = studio.submit(project.id, tuning.runs(studio.records(project.id).get), name, tuning=tuning)
+    for job in studio.jobs(plan=plan)[:-1]:
+        finish(studio, job, abs(job.run.budget.learning_rate - 1e-3))
+    return plan
+
+
+def test_ctrl_c_stops_what_a_race_asks_for_meanwhile(tmp_path, monkeypatch, capsys):
+    """The last opening ends just before it is cancelled, and its race queues the next runs."""
+    studio = Studio(tmp_path)
+    project = colours_project(studio)
+    plan = raced(studio, project, waiting.COMPARE)
+    *_, last = studio.jobs(plan=plan)
+    cancel = studio.cancel
+
+    def too_late(job_id: str) -> None:
+        if job_id == last.id:
+            finish(studio, last, 1.0)
+        cancel(job_id)
+
+    monkeypatch.setattr(studio, "cancel", too_late)
+    interrupt(monkeypatch)
+    assert not waiting.wait_for(studio, plan)
+    assert "5 of 8 runs are done, 3 taken off the queue" in capsys.readouterr().err
+    assert {job.state for job in studio.jobs(plan=plan)} == {"done", "cancelled"}
+
+
+def test_ctrl_c_leaves_what_a_race_of_the_studio_asks_for_meanwhile(tmp_path, monkeypatch):
+    """The same plan, queued on the page and then by a command, goes on for the page."""
+    studio = Studio(tmp_path)
+    project = colours_project(studio)
+    plan = raced(studio, project, "From the page")
+    elsewhere = waiting.wanted_elsewhere(studio, project)
+    finish(studio, studio.jobs(plan=plan)[-1], 1.0)
+    interrupt(monkeypatch)
+    assert not waiting.wait_for(studio, plan, elsewhere)
+    assert [job.state for job in studio.jobs(plan=plan)] == ["done"] * 5 + ["queued"] * 3
+
+
+def test_a_trial_that_diverged_is_told_only_where_nothing_came_of_its_race(tmp_path):
+    """A rate that is too high is what a race is there to find."""
+    studio = Studio(tmp_path)
+    project = colours_project(studio)
+    plan = raced(studio, project, waiting.COMPARE)
+    *_, last = studio.jobs(plan=plan)
+    finish(studio, last, 0.0, failure="It diverged.")
+    assert [job.id for job in waiting.ended_badly(studio.jobs(plan=plan)) if job.state == "failed"] == [last.id]
+    while waits := [job for job in studio.jobs(plan=plan) if job.state == "queued"]:
+        finish(studio, waits[0], 1.0)
+    assert waiting.ended_badly(studio.jobs(plan=plan)) == []
 
 
 def a_job(state: str, **fields) -> Job:

@@ -39,7 +39,8 @@ from peftbook.studio.plan import check_settings, plan, training_tokens
 from peftbook.studio.preflight import Check, coverage_words, preflight
 from peftbook.studio.settings import Settings
 from peftbook.studio.smaller import plan_seconds, smaller_plan
-from peftbook.tasks import TaskData, get_task
+from peftbook.studio.tuning import Tuning, is_trial, likely_runs
+from peftbook.tasks import Example, TaskData, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
@@ -286,6 +287,28 @@ def test_a_target_that_is_too_long_is_found_before_training():
     untuned, lora = preflight(task, runs, ROOMY)
     assert untuned.fits and not lora.fits and "max_length = 256" in lora.words
     assert "row-000061" in lora.words
+
+
+def test_a_validation_row_that_is_too_long_is_found_before_a_race():
+    """A trial would refuse it at its end; a plan that is not tuned never reads it."""
+    long = Example("row-long", "Tell all.", "all " * 600)
+    task = dataclasses.replace(TASK, splits=TASK.splits | {"validation": (*TASK.splits["validation"], long)})
+    runs = plan(task, Settings(models=(SMALL,), methods=("lora",), seeds=1, max_length=256))
+    assert all(check.fits for check in preflight(task, runs, ROOMY))
+    raced = likely_runs(Tuning.of(task, runs))
+    for run, check in zip(raced, preflight(task, raced, ROOMY), strict=True):
+        assert check.fits != is_trial(run) and ("'row-long'" in check.words) == is_trial(run)
+
+
+def test_a_whole_trial_takes_what_its_opening_left():
+    """Both together take as long to train as a run that is not cut."""
+    runs = plan(TASK, Settings(models=(SMALL,), methods=("lora",), seeds=1, tokens=50_000))
+    raced = likely_runs(Tuning.of(TASK, runs))
+    trained = {check.key: check.training_seconds for check in preflight(TASK, raced, ROOMY)}
+    whole = [run for run in raced if is_trial(run) and not run.budget.stop]
+    opening = {run.whole.key: trained[run.key] for run in raced if run.whole is not run}
+    for run in whole:
+        assert trained[run.key] + opening[run.key] == pytest.approx(trained[runs[1].key], rel=0.1)
 
 
 def test_cut_inputs_are_counted():

@@ -12,6 +12,7 @@ from peftbook.records import Store, default_store
 from peftbook.studies import get_study, racing
 from peftbook.studies.grids import CUT, better_half
 from peftbook.studies.racing import HALVING, Sweep, places, race
+from peftbook.tasks import get_task
 
 RATES = tuple(2.0**at for at in range(8))
 
@@ -62,6 +63,8 @@ def test_the_shipped_sweeps_are_whole_grids_over_the_same_batches():
             run.model_copy(update={"budget": run.budget.model_copy(update={"learning_rate": 1.0})}) for run in runs
         }
         assert len(alike) == 1
+        rows = len(get_task(runs[0].task.name).splits["train"])
+        assert one.curves.shape[1] * runs[0].budget.batch_size <= rows, "no batch is of what was seen before"
         curves = one.curves[np.isfinite(one.curves).all(axis=1)]
         assert np.allclose(curves[:, 0], curves[0, 0], rtol=0.02), "the first batch is the same"
     assert set(figures.runs("early_rates", store)) == {key for one in found for key in one.keys}

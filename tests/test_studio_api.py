@@ -16,16 +16,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from studio_api import Client, play, served, work
+from studio_api import Client, play, project_of, served, work
+from studio_home import SMALL
 
 from peftbook.errors import Conflict, TooLarge
 from peftbook.studio import access, people
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
+from peftbook.studio.decisions import compared, evaluations
 from peftbook.studio.drafts import CUT_SECONDS, Drafts
 from peftbook.studio.findings import found_with
+from peftbook.studio.plan import plan
+from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
 from peftbook.studio.tokens import Keys, Owner
+from peftbook.studio.tuning import Tuning
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -85,6 +90,26 @@ def test_the_page_shows_every_example_and_loads_nothing(ask, description):
     assert all(path in answer.text for _, path, _ in operations(description))
     assert answer.text.count("$STUDIO/") == len(EXAMPLES) + sum(1 for _ in operations(description)) + 1
     assert "unsafe" not in answer.headers["content-security-policy"]
+
+
+def test_a_decision_says_which_rates_were_raced(tmp_path):
+    """None of a plan at the presets, some where a race chose another one beside them, all of the tuned plan alone."""
+    studio = Studio(tmp_path)
+    project = project_of(studio)
+    work(studio)
+    chosen = Settings(models=(SMALL,), methods=("lora",), seeds=1, tokens=300, max_new_tokens=4)
+    runs = plan(studio.task(project.id), chosen)
+    tuning = Tuning.of(studio.task(project.id), runs)
+
+    def said(plan_id: str = "") -> str:
+        (jobs,) = evaluations(studio, project.id, plan_id).values()
+        (words,) = [one for one in compared(studio, project.id, jobs).cautions if "presets" in one]
+        return words.partition(" on ")[0]
+
+    assert said() == "Learning rates and sizes are presets, not tuned"
+    plan_id = studio.submit(project.id, tuning.runs(studio.records(project.id).get), tuning=tuning)
+    work(studio)
+    assert said() == "Some learning rates were raced" and said(plan_id) == "Learning rates were raced"
 
 
 def test_the_decision_is_what_the_command_line_prints(ask, known):

@@ -9,15 +9,17 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from studio_home import colours_project, small_run
+from studio_home import colours_project, finish, small_run
 
-from peftbook.errors import Conflict, Unknown
+from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.methods.lora import LoRA
 from peftbook.records import Record
 from peftbook.studio import downloads
 from peftbook.studio.assistant import Assistant
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.trained import merge
+from peftbook.studio.trying import models_at_hand
+from peftbook.studio.tuning import Tuning
 from peftbook.training.forward import apply_method
 from peftbook.training.models import load_model
 
@@ -92,3 +94,16 @@ def test_a_recipe_is_the_folder_of_the_command(studio, job):
         downloads.recipe_file(studio, colours_project(studio).id, asked)
     left = [path.name for path in (studio.folder(job.project) / "downloads").iterdir() if path.name.startswith(".")]
     assert left == []
+
+
+def test_nothing_is_offered_of_what_a_trial_trained(studio, job):
+    """Its weights are not kept: there is no adapter, no merged model, and nothing to try."""
+    tuning = Tuning.of(studio.task(job.project), [job.run])
+    plan = studio.submit(job.project, tuning.runs(studio.records(job.project).get), tuning=tuning)
+    trial, *_ = studio.jobs(plan=plan)
+    finish(studio, trial, 1.0)
+    trial = studio.job(trial.id)
+    assert downloads.offered(studio, trial) == {}
+    with pytest.raises(InputError, match="not kept"):
+        downloads.file_of(studio, trial, "adapter.zip")
+    assert [value for _, value in models_at_hand(studio, job.project)] == ["model:small-llama", f"job:{job.id}"]

@@ -12,13 +12,14 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from studio_home import SMALL, claim_all, colours_csv, colours_project, small_run
+from studio_home import SMALL, claim_all, colours_csv, colours_project, finish, small_run
 
 from peftbook import specs
 from peftbook.errors import InputError
@@ -28,8 +29,10 @@ from peftbook.processes import end_group, identity, is_alive
 from peftbook.records import Record
 from peftbook.studio import attempts, requests
 from peftbook.studio.database import SCHEMA
+from peftbook.studio.planning import ask_check, queue_checked
+from peftbook.studio.preflight import Check
 from peftbook.studio.store import Project, Studio
-from peftbook.studio.tuning import Tuning
+from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 
 ME = os.getpid()
 BUDGET = specs.Budget(tokens=10, learning_rate=1.0)
@@ -244,16 +247,11 @@ def tuned(studio: Studio, project: Project) -> Tuning:
     return Tuning.of(studio.task(project.id), [small_run(studio, project, LoRA(rank=1), seed=seed) for seed in (0, 1)])
 
 
-def carry_out(studio: Studio, project: Project, plan: str) -> None:
+def carry_out(studio: Studio, plan: str) -> None:
     """Record what is queued of a plan, as its worker does: the more a rate is above the start, the better."""
-    store = studio.records(project.id)
     for job in studio.jobs(plan=plan):
         if job.state == "queued":
-            claimed = studio.claim("w", ME, job.id)
-            studio.adopt(job.id, claimed.attempt, ME)
-            loss = 1 / job.run.budget.learning_rate
-            store.save(Record(key=job.key, spec=job.run, measurements={"loss_nats": loss}))
-            studio.finish(job.id, claimed.attempt)
+            finish(studio, job, 1 / job.run.budget.learning_rate)
 
 
 def test_a_tuned_plan_grows_until_its_finals_are_done(studio, project):
@@ -266,7 +264,7 @@ def test_a_tuned_plan_grows_until_its_finals_are_done(studio, project):
         (folder / run.checkpoint).mkdir(parents=True)
     sizes = []
     while any(job.state == "queued" for job in studio.jobs(plan=plan)):
-        carry_out(studio, project, plan)
+        carry_out(studio, plan)
         sizes.append(len(studio.jobs(plan=plan)))
         assert sizes[-1] == len({job.key for job in studio.jobs(plan=plan)})
     jobs = studio.jobs(plan=plan)
@@ -295,6 +293,46 @@ def test_a_tuned_plan_is_queued_once_and_stops_where_a_job_was_cancelled(studio,
     studio.resume(first.id)
     studio.advance(project.id)
     assert len(studio.jobs(plan=plan)) > len(start)
+
+
+def test_a_run_that_ends_while_a_tuned_plan_is_queued_advances_it_too(studio, project):
+    """Its record came between the look at what is wanted and the queue."""
+    tuning = tuned(studio, project)
+    start = tuning.runs(studio.records(project.id).get)
+    for run in start:
+        save_record(studio, project, run)
+    assert len(studio.jobs(plan=studio.submit(project.id, start, tuning=tuning))) > len(start)
+
+
+def test_a_race_removes_no_checkpoint_that_another_run_goes_on_from(studio, project):
+    """What lost in one plan is at work for another, as a run that was asked for by itself."""
+    tuning = tuned(studio, project)
+    start = tuning.runs(studio.records(project.id).get)
+    loser = tuning.races[0].trial(start[0].budget.learning_rate)
+    (job,) = studio.jobs(plan=studio.submit(project.id, [loser]))
+    checkpoint = studio.folder(project.id) / "checkpoints" / loser.checkpoint
+    checkpoint.mkdir(parents=True)
+    plan = studio.submit(project.id, start, tuning=tuning)
+    studio.claim("v", ME, job.id)
+    carry_out(studio, plan)
+    assert checkpoint.is_dir()
+    save_record(studio, project, loser)
+    studio.finish(job.id, 1)
+    assert not checkpoint.exists()
+
+
+def test_a_method_whose_trials_do_not_fit_is_not_raced(studio, project):
+    """Of a plan that was checked what fits is queued, and nothing else."""
+    finals = [small_run(studio, project, method) for method in (Untuned(), LoRA(rank=1), LoRA(rank=2))]
+    tuning = Tuning.of(studio.task(project.id), finals)
+    asked = ask_check(studio, project.id, likely_runs(tuning), tuning)
+    request = studio.take()
+    runs = [specs.Run.model_validate_json(text) for text in request.payload["runs"]]
+    fits = {run.key: not (is_trial(run) and run.method == LoRA(rank=2)) for run in runs}
+    checks = [asdict(Check(run.key, "", 1, 1, 0, 1.0, 1.0, fits[run.key])) for run in runs]
+    studio.settle(request.id, result=checks)
+    plan, _ = queue_checked(studio, project.id, asked)
+    assert {job.run.method for job in studio.jobs(plan=plan)} == {Untuned(), LoRA(rank=1)}
 
 
 def test_a_diverged_job_can_be_retried_but_not_resumed(studio, project):

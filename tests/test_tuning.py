@@ -9,15 +9,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_task
 
 from peftbook import specs
+from peftbook.errors import InputError
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
-from peftbook.studies.grids import CUT
+from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE
 from peftbook.studio.preflight import label_of
-from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, chosen_words, is_trial, likely_runs
+from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, at_rate, chosen_words, is_trial, left_behind, likely_runs
 
 START = 1e-3
 Known = dict[str, Record]
@@ -135,17 +137,23 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_method_without_one_is_not_judg
     assert {type(run.method) for stage in stages for run in stage if not is_trial(run)} == {LoRA}
     known = {run.key: recorded(run, never(run)) for stage in stages for run in stage}
     assert "no rate was chosen" in chosen_words(asked, lookup(known))[0]
+    assert {run.key for run in likely_runs(asked, lookup(known))} == known.keys(), "nothing is left to compute"
 
 
 def test_what_lost_is_left_behind_and_nothing_that_goes_on():
-    """Its checkpoints may go, once the cut is made."""
-    asked, known = tuning(LoRA()), {}
-    assert asked.left_behind(lookup(known)) == []
-    loss = parabola(START)
-    for stage in carried_out(asked, loss):
-        known |= {run.key: recorded(run, loss(run)) for run in stage}
-    left = {run.key for run in asked.left_behind(lookup(known))}
-    assert len(left) == RATES // 2 and not left & known.keys()
+    """Its checkpoints may go, once the cut is made; and where two plans race a rate, once both have made it."""
+    asked, other, known = tuning(LoRA()), Tuning((at_rate(final(LoRA()), 4 * START),), rows=20), {}
+    loss = parabola(START / 1.1)
+    opened, whole, _ = carried_out(asked, loss)
+    known |= {run.key: recorded(run, loss(run)) for run in opened[1:]}
+    assert left_behind([asked], lookup(known)) == []
+    known |= {run.key: recorded(run, loss(run)) for run in opened}
+    left = {run.key for run in left_behind([asked], lookup(known))}
+    assert len(left) == RATES // 2 and left | {run.key for run in whole} == {run.whole.key for run in opened}
+    still = left - {run.key for run in left_behind([asked, other], lookup(known))}
+    assert still == left & {other.races[0].trial(rate).key for rate in other.races[0].first_rates()} != set()
+    known |= {run.key: recorded(run, loss(run)) for run in whole}
+    assert {run.key for run in left_behind([asked], lookup(known))} == {run.whole.key for run in opened}
 
 
 def test_what_a_plan_will_come_to_is_nearly_what_it_came_to():
@@ -162,3 +170,40 @@ def test_a_trial_is_called_by_its_rate():
     runs = likely_runs(asked)
     assert asked.label(runs[0]) == label_of(runs[0], runs) == "LoRA, trial of rate 0.00025, its first quarter"
     assert label_of(runs[-1], runs) == "LoRA, seed 1" and asked.label(runs[-1]) == "LoRA, rate 0.001, seed 1"
+
+
+@pytest.mark.parametrize("start", [LOWEST_RATE, 1.23456e-3, 3.7, HIGHEST_RATE])
+def test_the_rate_to_start_from_is_one_of_those_that_are_raced(start):
+    """To all its digits, wherever it lies, so that what is said of it was seen."""
+    asked = Tuning((at_rate(final(LoRA()), start),), rows=20)
+    stages = carried_out(asked, parabola(start))
+    tried = {run.budget.learning_rate for stage in stages for run in stage if is_trial(run)}
+    assert start in tried and {run.budget.learning_rate for run in stages[-1]} == {start}
+    assert min(tried) >= LOWEST_RATE and max(tried) <= HIGHEST_RATE
+
+
+@pytest.mark.parametrize("start", [LOWEST_RATE / 2, 5 * HIGHEST_RATE])
+def test_a_rate_that_no_grid_goes_to_is_refused(start):
+    """In a sentence, before anything is queued."""
+    with pytest.raises(InputError, match="between 1e-07 and 10"):
+        Tuning.of(tiny_task(), [at_rate(final(LoRA()), start)])
+
+
+def test_what_is_said_of_a_rate_is_what_its_records_say():
+    """Of the rate to start from its loss, that it was behind, or that it diverged; of a rate at the end that it is."""
+
+    def words(loss: Callable[[specs.Run], float], rows: int = 20) -> str:
+        asked = Tuning((final(LoRA()),), rows)
+        known = {run.key: recorded(run, loss(run)) for stage in carried_out(asked, loss) for run in stage}
+        return chosen_words(asked, lookup(known))[0]
+
+    def without_start(at: float) -> Callable[[specs.Run], float]:
+        gone = lambda run: run.budget.learning_rate == START and run.budget.stop in (0.0, at)  # noqa: E731
+        return lambda run: math.inf if gone(run) else parabola(2 * START)(run)
+
+    assert "rate 0.002 of 5 (validation loss 0.000 on 1 row, 0.001 has 0.480)" in words(parabola(2 * START), 1)
+    assert "on 20 rows, 0.001 diverged" in words(without_start(CUT)) and "0.001 diverged" in words(without_start(0))
+    assert "rate 0.008 of 7 (validation loss 0.000 on 20 rows, 0.001 was behind" in words(parabola(8 * START))
+    assert f"of {MOST_RATES}, the highest (" in words(parabola(1.0))
+    late = lambda run: parabola(START / 2 if run.budget.stop else START / 4)(run)  # noqa: E731
+    assert f"of {RATES}, the lowest (" in words(late)

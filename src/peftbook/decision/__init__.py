@@ -71,14 +71,15 @@ def compare(
     margin: float | None = None,
     level: float = LEVEL,
     cost: str = "gigabyte_seconds",
-    tuned: bool = False,
+    tuned: bool | None = False,
 ) -> Comparison:
     """The table of all records and what to take.
 
     records: quality runs of one task, scored on the same test examples.  texts: generated, by key of the record.
     examples: of the split that was scored, in its order; may be empty.  measure: what decides, one of MEASURES.
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
-    size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows.
+    size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows, None
+    where some were.
     Raises InputError for records that cannot be compared and for an unknown or missing measure.
     """
     check_choices(measure, cost, margin)

@@ -11,8 +11,18 @@ __all__ = ["list_cautions"]
 ROUGH_EXAMPLES = 50  # below, intervals are called rough
 
 
-def list_cautions(found: Comparison, tuned: bool = False) -> tuple[str, ...]:
-    """A sentence or two for each; the most important first. tuned: the rates were chosen on this data."""
+RATES = {  # by `tuned`
+    True: "Learning rates were raced on the validation rows, with one seed; sizes are presets: a method may lose "
+    "because its size suits it less.",
+    None: "Some learning rates were raced on the validation rows, with one seed; the others, and sizes, are presets: "
+    "a method may lose because its settings suit it less.",
+    False: "Learning rates and sizes are presets, not tuned on this data: a method may lose because its settings "
+    "suit it less.",
+}
+
+
+def list_cautions(found: Comparison, tuned: bool | None = False) -> tuple[str, ...]:
+    """A sentence or two for each; the most important first. tuned: as of `decision.compare`."""
     out = []
     if found.seeds == 1 and any(not row.untuned for row in found.rows):
         out.append(
@@ -34,13 +44,7 @@ def list_cautions(found: Comparison, tuned: bool = False) -> tuple[str, ...]:
     rouge = [row.scores["rougeL"].mean for row in found.contest if "rougeL" in row.scores]
     if rouge and max(rouge) < MEASURES["rougeL"].margin:
         out.append("No row's texts share words with their targets (ROUGE-L is near 0): a lead among them means little.")
-    out.append(
-        "Learning rates were raced on the validation rows, with one seed; sizes are presets: a method may lose because "
-        "its size suits it less."
-        if tuned
-        else "Learning rates and sizes are presets, not tuned on this data: a method may lose because its settings "
-        "suit it less."
-    )
+    out.append(RATES[tuned])
     out.append(
         "The best of several scores is a little too good by selection. The intervals in the table are for one "
         "comparison each; what holds together, at the family-wise level, is which rows may be best and, by Holm's "

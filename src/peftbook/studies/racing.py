@@ -6,6 +6,9 @@ up to there, as a record has no validation loss midway; each batch is new to the
 What is kept to the end is judged by the validation loss of its record, as the whole sweep was. Sweeps that pass over
 few examples again and again are left out, as their training loss is of what they have seen.
 
+Only the cut is raced: each sweep has the grid that its whole runs led to, while `compare` and the studio extend a grid
+by its openings. And each is within its first epoch, so that what overfits after the cut is not seen.
+
 The rule that `compare` and the studio use, one cut at a quarter of the training (`grids.CUT`), was chosen by looking at
 these same sweeps, so what it costs on others may be more.
 """

@@ -23,7 +23,7 @@ from peftbook.exchange import ZIP_DATE
 from peftbook.options import words_of
 from peftbook.records import Record, write_atomically
 from peftbook.studio.settings import Reading
-from peftbook.studio.store import Job, Studio
+from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tabular import escape_cell
 
 LICENCES = {
@@ -46,6 +46,8 @@ def adapter_zip(studio: Studio, job: Job) -> Path:
     record, folder = finished(studio, job), studio.adapter(job)
     if job.run.budget is None:
         raise InputError("The untuned model has no adapter: it is the base as it comes.")
+    if not keeps_trained(job.run):
+        raise InputError("What a trial of a rate trained is not kept: take a run with the rate that was chosen.")
     if job.run.method.saved == "model":
         raise InputError("Full fine-tuning leaves no adapter, it changes every weight: download the merged model.")
     if folder is None:

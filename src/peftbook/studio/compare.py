@@ -26,7 +26,7 @@ from peftbook.studio.settings import Judging, Reading, Settings
 from peftbook.studio.store import Project, Studio
 from peftbook.studio.terminal import as_json, show
 from peftbook.studio.tuning import is_trial
-from peftbook.studio.waiting import COMPARE, note
+from peftbook.studio.waiting import COMPARE, ended_badly, note
 from peftbook.tasks import TaskData
 
 
@@ -46,8 +46,8 @@ def compare_file(args: argparse.Namespace) -> int:
         return 130
     project, jobs = computed
     store = studio.records(project.id)
-    tried = [job for job in jobs if is_trial(job.run)]
-    for job in (failed := [job for job in jobs if job.state != "done" and not (job in tried and job.run in store)]):
+    tried = [] if args.run else [job for job in jobs if is_trial(job.run)]
+    for job in (failed := ended_badly(jobs)):
         note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
     records = [record for job in jobs if job not in tried and (record := store.get(job.run)) is not None]
     if all(record.failure for record in records):

@@ -50,13 +50,20 @@ def compared(
     if not jobs:
         raise Conflict("No run has finished yet: see under Runs how far they are.")
     tuned = {job for plan in studio.plans(project_id) if plan.tuning for job in plan.jobs}
-    are_tuned = all(job.id in tuned for job in jobs)
+    raced = {job.id in tuned for job in jobs if job.run.budget is not None}
+    are_tuned = None if len(raced) == 2 else raced == {True}
     return _compared(str(studio.home), project_id, tuple(job.run for job in jobs), measure, cost, margin, are_tuned)
 
 
 @functools.lru_cache(32)
 def _compared(
-    home: str, project_id: str, runs: tuple[specs.Run, ...], measure: str, cost: str, margin: float | None, tuned: bool
+    home: str,
+    project_id: str,
+    runs: tuple[specs.Run, ...],
+    measure: str,
+    cost: str,
+    margin: float | None,
+    tuned: bool | None,
 ) -> Comparison:
     """A record never changes, so neither does this."""
     studio = Studio(home)

@@ -17,7 +17,7 @@ from peftbook.memory import bytes_of_text
 from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv
 from peftbook.studio.jobs import Job
 from peftbook.studio.requests import Request
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Studio, keeps_trained
 
 __all__ = ["ask_for", "ask_for_recipe", "file_of", "is_ready", "made", "offered", "recipe_file", "slug", "title_of"]
 
@@ -33,7 +33,7 @@ AT_ONCE = {"adapter.zip": adapter_zip, "outputs.csv": outputs_csv}
 
 def offered(studio: Studio, job: Job) -> dict[str, str]:
     """The names of the files that there can be of a job, each with what it is."""
-    trained = job.state == "done" and job.run.budget is not None
+    trained = job.state == "done" and keeps_trained(job.run)
     kept = trained and job.run.method.saved != "model" and studio.adapter(job) is not None
     lora = kept and (studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json").is_file()
     there = {

@@ -24,7 +24,7 @@ from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.records import Record, Store
 from peftbook.results import describe
 from peftbook.studio.database import Database
-from peftbook.studio.tuning import Tuning
+from peftbook.studio.tuning import Tuning, left_behind
 from peftbook.training.phases import Phase, describe_step
 
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]
@@ -140,6 +140,8 @@ class Jobs(Database):
             db.execute("INSERT INTO plans VALUES (?, ?, ?, ?, ?)", (plan, project_id, name, time.time(), text))
             called = {} if tuning is None else {run.key: tuning.label(run) for run in runs}
             self._add(db, project_id, plan, at_hand, called | dict(labels or {}))
+        if tuning is not None:
+            self.advance(project_id)  # the last of these runs may have been recorded since they were looked up
         return plan
 
     def advance(self, project_id: str) -> None:
@@ -148,19 +150,20 @@ class Jobs(Database):
         Nothing is added to a plan of which a job was cancelled, until that is resumed.
         """
         lookup = self.records(project_id).get
-        for plan in self.plans(project_id):
-            if not plan.tuning:
-                continue
-            tuning, jobs = Tuning.read(plan.tuning), self.jobs(plan=plan.id)
+        plans = {plan.id: Tuning.read(plan.tuning) for plan in self.plans(project_id) if plan.tuning}
+        for plan, tuning in plans.items():
+            jobs = self.jobs(plan=plan)
             if any(job.state == "cancelled" or job.cancelling for job in jobs):
                 continue
             known = {job.key for job in jobs}
             if new := [run for run in tuning.runs(lookup) if run.key not in known]:
                 at_hand = self._at_hand(project_id, new)
                 with self._write() as db:
-                    self._add(db, project_id, plan.id, at_hand, {run.key: tuning.label(run) for run in new})
-            for run in tuning.left_behind(lookup):
-                shutil.rmtree(self.folder(project_id) / "checkpoints" / run.checkpoint, ignore_errors=True)
+                    self._add(db, project_id, plan, at_hand, {run.key: tuning.label(run) for run in new})
+        if left := left_behind([*plans.values()], lookup):
+            waiting = [job for job in self.jobs(project_id) if job.state != "done" and lookup(job.run) is None]
+            for checkpoint in {run.checkpoint for run in left} - {job.run.checkpoint for job in waiting}:
+                shutil.rmtree(self.folder(project_id) / "checkpoints" / checkpoint, ignore_errors=True)
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
         """The runs by their keys, each once, and their records."""

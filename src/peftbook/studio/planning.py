@@ -84,6 +84,10 @@ def queue_checked(
     name = f"Plan {len(studio.plans(project_id)) + 1}"
     if not text:
         return studio.submit(project_id, chosen, name, labels=fitting), len(chosen)
-    tuning = replace(Tuning.read(text), finals=tuple(run for run in chosen if not is_trial(run)))
+    unfit = {(run.model, run.method) for run in runs if is_trial(run) and run.key not in fitting}
+    finals = tuple(run for run in chosen if not is_trial(run) and (run.model, run.method) not in unfit)
+    if not finals:
+        raise Conflict("No run of this plan can be run here; the check says why.")
+    tuning = replace(Tuning.read(text), finals=finals)
     first = tuning.runs(studio.records(project_id).get)
     return studio.submit(project_id, first, name, labels=fitting, tuning=tuning), len(chosen)

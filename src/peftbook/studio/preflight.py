@@ -15,8 +15,9 @@ from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
 from peftbook.processes import ask
+from peftbook.studies.grids import CUT
 from peftbook.studio.tuning import is_trial, short_name, trial_words
-from peftbook.tasks import TaskData
+from peftbook.tasks import Example, TaskData
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 from peftbook.training.precision import gpu_capability
 from peftbook.training.request import side_by_side
@@ -183,23 +184,33 @@ class Subject:
 
         if max_length in self.encoded:
             return
-        half, sample = max_length // 2, []
+        sample = []
         for one in (*self.task.splits["train"], *self.task.splits["test"]):
-            # A token is at least a byte: few targets need to be counted.
-            if len(one.target.encode()) > half and self.tokenizer.count(one.target) > half:
-                encode_example(self.tokenizer, self.task, one, max_length)
+            self.check_target(one, max_length)
             yield
         for one in self.sample:
             sample.append(encode_example(self.tokenizer, self.task, one, max_length))
             yield
         self.encoded[max_length] = sample
 
-    def reading_tests(self, run: specs.Run) -> Iterator[None]:
-        """Have the tokenizer read what a run is tested on, a row a step: whoever asks it again waits no more."""
+    def check_target(self, one: Example, max_length: int) -> None:
+        """Raises InputError for a row whose target alone is too long."""
+        from peftbook.training.encode import encode_example
+
+        half = max_length // 2  # a token is at least a byte: few targets need to be counted
+        if len(one.target.encode()) > half and self.tokenizer.count(one.target) > half:
+            encode_example(self.tokenizer, self.task, one, max_length)
+
+    def reading_tests(self, run: specs.Run, max_length: int) -> Iterator[None]:
+        """Have the tokenizer read what a run is tested on, a row a step: whoever asks it again waits no more.
+
+        Raises InputError as `training` does, of a race for the validation rows too.
+        """
         from peftbook.training.encode import encode_plain, encode_prompt
 
         split, most = run.evaluation.split, max(run.evaluation.n_loss, run.evaluation.n_generate)
         for one in self.task.splits[split][self.tests.get(split, 0) : most]:
+            self.check_target(one, max_length)
             encode_prompt(self.tokenizer, self.task, one)
             encode_plain(self.tokenizer, one.target)
             self.tokenizer.encode(one.target)
@@ -214,7 +225,7 @@ class Subject:
         try:
             self.check_at_hand(run)
             yield from self.reading(max_length)
-            yield from self.reading_tests(run)
+            yield from self.reading_tests(run, max_length)
             data = self.encoded[max_length]
             peak, found = self.memory(run, data, memory_bytes)
             yield
@@ -242,7 +253,10 @@ class Subject:
 
         if self.shape is None or rates is None:
             return {}
-        return predicted_seconds(run, self.shape, self.task, self.tokenizer, data, rates)
+        parts = predicted_seconds(run, self.shape, self.task, self.tokenizer, data, rates)
+        if is_trial(run) and run.whole is run:
+            parts["train"] *= 1 - CUT  # it goes on where its opening stopped
+        return parts
 
     def memory(self, run: specs.Run, data: list[Encoded], room: float) -> tuple[float | None, Fit | None]:
         """Bytes at the peak of a run, in training or generation, and how its training fits in so much memory."""

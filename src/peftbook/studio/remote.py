@@ -21,7 +21,7 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.markup import span
 from peftbook.studio.settings import Judging, Reading, Settings, rates_named
 from peftbook.studio.terminal import Ticker
-from peftbook.studio.waiting import ended_as_interrupted, note
+from peftbook.studio.waiting import ended_as_interrupted, ended_badly, note
 from peftbook.tasks.files import read_file
 
 __all__ = ["compare_on_server"]
@@ -72,7 +72,7 @@ def compared(
     except KeyboardInterrupt:
         note("The runs go on there, and others may wait for them; give the same command again for their table.")
         return 130
-    for job in (failed := [job for job in jobs if job.state != "done"]):
+    for job in (failed := ended_badly(jobs)):
         note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
     if len(failed) == len(jobs):
         note("No run has finished: there is nothing to compare.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftbook import specs
 from peftbook.errors import InputError, Unknown
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Studio, keeps_trained
 from peftbook.tasks import Example
 
 __all__ = ["MAX_NEW_TOKENS", "TYPED_CHARS", "Sampling", "ask_model", "models_at_hand", "row_after", "sampling_of"]
@@ -49,7 +49,7 @@ def models_at_hand(studio: Studio, project_id: str) -> list[tuple[str, str]]:
     """(what it is called, its value) of every model that can be tried: as they come, then what was trained."""
     done = [job for job in studio.jobs(project_id) if job.state == "done"]
     found = [(f"{name}, untuned", f"model:{name}") for name in plain_models(studio, project_id)]
-    return found + [(job.label, f"job:{job.id}") for job in done if job.run.budget is not None]
+    return found + [(job.label, f"job:{job.id}") for job in done if keeps_trained(job.run)]
 
 
 def plain_models(studio: Studio, project_id: str) -> dict[str, specs.Model]:

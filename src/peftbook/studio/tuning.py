@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peftbook import specs
+from peftbook.errors import InputError
 from peftbook.records import Record
 from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE, better_half, extended, grid
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
 
-__all__ = ["Tuning", "chosen_words", "is_trial", "likely_runs", "trial_words"]
+__all__ = ["Tuning", "chosen_words", "is_trial", "left_behind", "likely_runs", "trial_words"]
 
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
 SEED = 1000  # of every race: no plan has as many seeds
@@ -45,7 +46,13 @@ class Tuning:
 
     @classmethod
     def of(cls, task: TaskData, finals: Sequence[specs.Run]) -> Tuning:
-        """Of the runs of a plan on a file."""
+        """Of the runs of a plan on a file. Raises InputError for a rate that no grid is made around."""
+        for budget in (run.budget for run in finals if run.budget is not None):
+            if not LOWEST_RATE <= budget.learning_rate <= HIGHEST_RATE:
+                raise InputError(
+                    f"Rates are raced around {budget.learning_rate:g}: start from one between {LOWEST_RATE:g} and "
+                    f"{HIGHEST_RATE:g}, or do not tune."
+                )
         return cls(tuple(finals), min(MOST_ROWS, len(task.splits["validation"])))
 
     @classmethod
@@ -81,10 +88,6 @@ class Tuning:
         elif run.budget is not None:
             parts += [f"rate {run.budget.learning_rate:g}", f"seed {run.seed}"]
         return ", ".join(parts)
-
-    def left_behind(self, lookup: Lookup) -> list[specs.Run]:
-        """The whole runs that nobody will train, as their openings lost."""
-        return [run for race in self.races for run in race.left_behind(lookup)]
 
 
 def name_of(run: specs.Run) -> str:
@@ -133,8 +136,10 @@ class Race:
     def first_rates(self) -> list[float]:
         """The grid around the rate to start from."""
         assert self.final.budget is not None
-        low = self.final.budget.learning_rate / FACTOR ** (RATES // 2)
-        return [rate for rate in grid(low, FACTOR, RATES) if LOWEST_RATE <= rate <= HIGHEST_RATE]
+        middle, start = RATES // 2, self.final.budget.learning_rate
+        around = grid(start / FACTOR**middle, FACTOR, RATES)
+        rates = [*around[:middle], start, *around[middle + 1 :]]  # the start as it is, not to three digits
+        return [rate for rate in rates if LOWEST_RATE <= rate <= HIGHEST_RATE]
 
     def rates(self, lookup: Lookup) -> list[float]:
         """The grid, extended as far as the openings at hand tell."""
@@ -171,10 +176,10 @@ class Race:
         losses = {rate: loss for rate, loss in self.losses(lookup).items() if math.isfinite(loss)}
         return min(losses, key=lambda rate: losses[rate], default=None)
 
-    def left_behind(self, lookup: Lookup) -> list[specs.Run]:
-        """Those of this race."""
-        on = self.survivors(lookup)
-        return [self.trial(rate) for rate in self.rates(lookup) if rate not in on] if on else []
+    def may_train(self, lookup: Lookup) -> list[specs.Run]:
+        """The whole runs that are still to come, or may be: those of all rates as long as the cut is not made."""
+        on = self.survivors(lookup) or ([] if self.ended(lookup) else self.rates(lookup))
+        return [run for run in map(self.trial, on) if lookup(run) is None]
 
 
 def losses_of(runs: Iterable[specs.Run], lookup: Lookup) -> list[float] | None:
@@ -185,11 +190,18 @@ def losses_of(runs: Iterable[specs.Run], lookup: Lookup) -> list[float] | None:
     return [math.inf if one.failure else float(one.measurements["loss_nats"] or 0) for one in records if one]
 
 
+def left_behind(tunings: Sequence[Tuning], lookup: Lookup) -> list[specs.Run]:
+    """The whole runs that no race of these plans will train any more: their openings lost, or they are done."""
+    races = [race for tuning in tunings for race in tuning.races]
+    wanted = {run.key for race in races for run in race.may_train(lookup)}
+    return [run for race in races for run in map(race.trial, race.rates(lookup)) if run.key not in wanted]
+
+
 def likely_runs(tuning: Tuning, lookup: Lookup = lambda run: None) -> list[specs.Run]:
     """What a tuned plan will come to: as far as records tell, and else the middle of each grid goes on."""
     found = tuning.runs(lookup)
     for race in tuning.races:
-        if race.survivors(lookup):
+        if race.survivors(lookup) or race.ended(lookup):
             continue
         rates = race.rates(lookup)
         most = math.ceil(len(rates) / 2)
@@ -219,7 +231,18 @@ def words_of(race: Race, lookup: Lookup) -> str:
     rate, losses, start = race.chosen(lookup), race.losses(lookup), race.final.budget.learning_rate
     if rate is None:
         return f"{race.final.method.label}: no rate was chosen, as trials of it failed."
-    known = f"validation loss {losses[rate]:.3f} on {race.rows} rows"
+    rates = race.rates(lookup)
+    known = f"validation loss {losses[rate]:.3f} on {race.rows} row{'s' * (race.rows > 1)}"
     if rate != start:
-        known += f", {start:g} has {losses[start]:.3f}" if start in losses else f", {start:g} was behind at the cut"
-    return f"{race.final.method.label}: rate {rate:g} of {len(race.rates(lookup))} ({known})."
+        known += f", {start:g} {start_words(race, lookup)}"
+    end = {rates[-1]: ", the highest", rates[0]: ", the lowest"}.get(rate, "")
+    return f"{race.final.method.label}: rate {rate:g} of {len(rates)}{end} ({known})."
+
+
+def start_words(race: Race, lookup: Lookup) -> str:
+    """What became of the rate that a race started from."""
+    start = race.final.budget.learning_rate  # type: ignore[union-attr]
+    loss = race.losses(lookup).get(start)
+    if loss is None and (opening := lookup(race.opening(start))) is not None and not opening.failure:
+        return "was behind at the cut"
+    return f"has {loss:.3f}" if loss is not None and math.isfinite(loss) else "diverged"

@@ -7,20 +7,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
 from peftbook.studio.terminal import Ticker
+from peftbook.studio.tuning import is_trial
 
 COMMANDS = COMPARE, TRAIN = "peftbook compare", "peftbook train"  # names of plans that no page asked for
 POLL_SECONDS = 0.25
 STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one
 
 
-def wanted_elsewhere(studio: Studio, project: Project) -> frozenset[str]:
-    """Ids of the jobs that wait or run because a plan of the studio's page asked for them."""
-    asked = {job for plan in studio.plans(project.id) if plan.name not in COMMANDS for job in plan.jobs}
-    return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked and unfinished(job))
+def wanted_elsewhere(studio: Studio, project: Project) -> Callable[[], frozenset[str]]:
+    """What tells the ids of the jobs that wait or run because a plan of the studio's page asked for them.
+
+    A job that is queued again after this call is not one of them; one that a plan of the page has grown by is.
+    """
+    ended = {job.id for job in studio.jobs(project.id) if not unfinished(job)}
+
+    def now() -> frozenset[str]:
+        asked = {job for plan in studio.plans(project.id) if plan.name not in COMMANDS for job in plan.jobs}
+        return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked - ended and unfinished(job))
+
+    return now
 
 
 def unfinished(job: Job) -> bool:
@@ -44,11 +53,11 @@ def worker_ahead(studio: Studio, runs: int) -> Iterator[None]:
         raise
 
 
-def wait_for(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> bool:
+def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> bool:
     """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
 
-    elsewhere: ids of jobs that are left to others who want them too.  A worker that this process started is ended when
-    nothing is left to do, or with Ctrl-C.
+    elsewhere: tells the ids of jobs that are left to others who want them too.  A worker that this process started is
+    ended when nothing is left to do, or with Ctrl-C.
     """
     try:
         with ended_as_interrupted(), Ticker(sys.stderr) as ticker:
@@ -83,14 +92,18 @@ def ended_as_interrupted() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) -> str:
+def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> str:
     """Take a plan's jobs off the queue, so that nothing waits behind them, and wait until none runs; what was done.
 
     Those under way are ended and keep their last checkpoints, whoever's worker it was. Those in `elsewhere` stay.
     """
-    taken = [job for job in studio.jobs(plan=plan_id) if unfinished(job) and job.id not in elsewhere]
-    for job in taken:
-        studio.cancel(job.id)
+    taken: list[Job] = []
+    while new := [
+        job for job in studio.jobs(plan=plan_id) if unfinished(job) and not job.cancelling and job.id not in elsewhere()
+    ]:
+        for job in new:  # a tuned plan may have grown when the last of them ended
+            studio.cancel(job.id)
+        taken += new
     end_worker(studio, waiting=True)
     deadline = time.monotonic() + STOP_SECONDS
     while any(studio.job(job.id).state == "running" for job in taken) and time.monotonic() < deadline:
@@ -107,9 +120,19 @@ def stop(studio: Studio, plan_id: str, elsewhere: frozenset[str] = frozenset()) 
         parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
     elif places:
         parts.append(f"{kept} of the {len(places)} under way had a checkpoint, which is kept")
-    if left := sum(unfinished(job) and job.id in elsewhere for job in jobs):
+    if left := sum(unfinished(job) and job.id in elsewhere() for job in jobs):
         parts.append(f"{left} stay queued for the studio, which asked for them too")
     return f"Stopped: {', '.join(parts)}; give the same command again to go on."
+
+
+def ended_badly(jobs: Sequence[Job]) -> list[Job]:
+    """Those that are not done; trials of a rate only where no run of their method is judged."""
+    judged = {(job.run.model, job.run.method) for job in jobs if not is_trial(job.run)}
+    return [
+        job
+        for job in jobs
+        if job.state != "done" and not (is_trial(job.run) and (job.run.model, job.run.method) in judged)
+    ]
 
 
 def end_worker(studio: Studio, waiting: bool) -> bool:
