@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from types import SimpleNamespace
+
 import pytest
 
-from peftbook import build
+from peftbook import build, slides
 from peftbook.errors import InputError
+from peftbook.site import lecture
 
 
 def test_outside_a_checkout_is_refused(tmp_path):
@@ -16,23 +21,37 @@ def test_outside_a_checkout_is_refused(tmp_path):
 def test_a_part_is_fresh_until_a_source_changes(tmp_path):
     source = tmp_path / "source.py"
     source.write_text("one")
-    assert not build.fresh(tmp_path, "figures", [source])
-    build.remember(tmp_path, "figures", [source])
-    assert build.fresh(tmp_path, "figures", [source])
+    assert not build.fresh(tmp_path, "figures", build.digest([source]))
+    build.remember(tmp_path, "figures", build.digest([source]))
+    assert build.fresh(tmp_path, "figures", build.digest([source]))
     source.write_text("two")
-    assert not build.fresh(tmp_path, "figures", [source])
+    assert not build.fresh(tmp_path, "figures", build.digest([source]))
 
 
 def test_a_new_file_makes_a_part_stale(tmp_path):
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text("1")
-    build.remember(tmp_path, "deck", [first])
+    build.remember(tmp_path, "deck", build.digest([first]))
     second.write_text("2")
-    assert not build.fresh(tmp_path, "deck", [first, second])
+    assert not build.fresh(tmp_path, "deck", build.digest([first, second]))
 
 
 def test_figures_that_cannot_be_drawn_are_said(tmp_path):
     """They are drawn in another process, beside the site."""
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match="figures could not be drawn"), build.figures_drawn(tmp_path / "file"):
-        pass
+    with pytest.raises(InputError, match=r"figures could not be made: .*file"):  # noqa: SIM117
+        with build.made_beside("figures", tmp_path / "file"):
+            pass
+
+
+def test_pages_offer_what_is_made_meanwhile(tmp_path, monkeypatch):
+    """Deck and handout are not there yet when the pages are written."""
+    (tmp_path / "slides").mkdir()
+    shutil.copyfile(slides.OUTLINE, tmp_path / "slides/outline.toml")
+    app, context = SimpleNamespace(srcdir=str(tmp_path)), {"pathto": lambda name, _: f"../{name}"}
+    for promised in ([], ["peft.pptx"], list(lecture.FILES)):
+        monkeypatch.setenv(lecture.PROMISED, os.pathsep.join(promised))
+        lecture.add_lecture(app, "book/lora", "page.html", context, object())
+        links = [f"../slides/{name}" if name in promised else "" for name in lecture.FILES]
+        offered = context["lecture"] and [context["lecture"][name] for name in ("deck", "handout")]
+        assert offered == (links if promised else None)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+import sys
 
 import pytest
 
 from peftbook.cli import whole_parser
-from peftbook.site import reference
+from peftbook.site import reference, tracing
+from peftbook.site.execution import file_hash
 
 
 def test_every_command_and_every_option_is_there():
@@ -33,3 +36,18 @@ def test_what_a_module_offers_is_listed_with_its_first_line(module):
     listed = set(re.findall(r"<dt><code>(?:class )?(\w+)", part))
     assert listed == offered
     assert part.count("<dd></dd>") == 0
+
+
+def test_the_page_rests_on_modules_that_it_lists_and_does_not_import(tmp_path):
+    """And on their folders, so that a new one makes it stale too."""
+    trace = tracing.Trace(tmp_path / "trace.json", ())
+    sys.addaudithook(trace.audit)
+    reference.library()
+    trace.write()
+    trace.active = False
+    told = set(json.loads((tmp_path / "trace.json").read_text())["files"])
+    assert {str(reference.PACKAGE / name) for name in ("scratch/prompt.py", "scratch", "tasks/sql_build.py")} <= told
+    (tmp_path / "module.py").write_text("")
+    before = file_hash(tmp_path)
+    (tmp_path / "another.py").write_text("")
+    assert file_hash(tmp_path) != before

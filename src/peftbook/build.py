@@ -19,7 +19,7 @@ from peftbook.processes import Child
 from peftbook.records import default_store
 from peftbook.site import identity
 from peftbook.site.freshness import is_fresh
-from peftbook.site.lecture import copy_lecture
+from peftbook.site.lecture import FILES, PROMISED, copy_lecture
 from peftbook.training.phases import waited_for
 
 __all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
@@ -30,8 +30,7 @@ PACKAGE = Path(__file__).resolve().parent
 def build_book(root: Path, *, strict: bool = False, executed: Path | None = None) -> dict[str, Path]:
     """Build the site under _build/html, the figures and the deck; returns the three places.
 
-    The deck comes first, since the site's pages offer it; the figures are drawn beside the site, which leaves a core
-    idle while it is written.
+    Deck and figures are made beside the site, which leaves a core idle while it is read and written.
 
     strict: rebuild every page and treat warnings as errors.  executed: where chapters that were executed elsewhere come
     from, and those of this build go (`site.shared_cache`). Raises InputError outside a checkout or if a page fails.
@@ -44,30 +43,53 @@ def build_book(root: Path, *, strict: bool = False, executed: Path | None = None
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
     told = [*drawn, *PACKAGE.glob("slides/*.py"), *(root / "slides").glob("*.toml")]
-    if not fresh(root, "deck", told) or not places["deck"].is_file():
-        with waited_for("Deck", "drawing and packing the slides"):
-            build_deck(places["deck"])
-        remember(root, "deck", told)
-    with contextlib.nullcontext() if fresh(root, "figures", drawn) else figures_drawn(places["figures"]):
-        places["site"] = build_site(root, strict=strict, executed=executed)
-    remember(root, "figures", drawn)
+    made_from = {"figures": digest(drawn), "deck": digest(told)}  # what is edited meanwhile is for the next build
+    if not all(fresh(root, part, known) for part, known in made_from.items()):
+        judge_once()
+    with contextlib.ExitStack() as beside:
+        promised: list[str] = []
+        if not fresh(root, "figures", made_from["figures"]):
+            beside.enter_context(made_beside("figures", places["figures"]))
+        if not fresh(root, "deck", made_from["deck"]) or not places["deck"].is_file():
+            promised = lecture_files()
+            beside.enter_context(made_beside("slides", places["deck"]))
+        places["site"] = build_site(root, strict=strict, executed=executed, promised=promised)
+    for part, known in made_from.items():
+        remember(root, part, known)
     copy_lecture(root / "slides", places["site"].parent)
     return places
 
 
-@contextlib.contextmanager
-def figures_drawn(folder: Path) -> Iterator[None]:
-    """Draw the figures in a process beside what is done inside, which has the cores first, and wait for it.
+def judge_once() -> None:
+    """Have all cores judge the runs, so that what follows finds results kept, and no two processes compute the same.
 
-    Raises InputError if they cannot be drawn.
+    If that fails, whoever needs a result says why.
     """
-    with Child("-m", "peftbook", "figures", "--out", str(folder)) as child:
+    with Child("-m", "peftbook", "claims") as child, waited_for("Claims", "judging the runs"):
+        child.wait()
+
+
+@contextlib.contextmanager
+def made_beside(what: str, out: Path) -> Iterator[None]:
+    """Make figures, or slides, in a process beside what is done inside, which has the cores first, and wait for it.
+
+    Raises InputError if they cannot be made.
+    """
+    with Child("-m", "peftbook", what, "--out", str(out)) as child:
         psutil.Process(child.process.pid).nice(10)
         yield
-        with waited_for("Figures", "drawing the rest"):
+        with waited_for(what.capitalize(), "drawing the rest"):
             child.wait()
         if child.status:
-            raise InputError(f"The figures could not be drawn: {child.why()}")
+            raise InputError(f"The {what} could not be made: {child.complaint() or child.why()}")
+
+
+def lecture_files() -> list[str]:
+    """Names of what `build_deck` will write for readers: without LibreOffice no handout."""
+    need("pptx", "The deck")
+    from peftbook import slides
+
+    return list(FILES if slides.find_office() else FILES[:1])
 
 
 def check_checkout(root: Path) -> None:
@@ -98,8 +120,11 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
     return written
 
 
-def build_site(root: Path, *, strict: bool = False, executed: Path | None = None) -> Path:
-    """Build the site unless it is that of the present sources; returns its first page."""
+def build_site(root: Path, *, strict: bool = False, executed: Path | None = None, promised: Sequence[str] = ()) -> Path:
+    """Build the site unless it is that of the present sources; returns its first page.
+
+    promised: files of the lecture that are made meanwhile, and that the pages offer.
+    """
     check_checkout(root)
     need("jupyter_book", "The site")
     site, build = root / "_build/html", root / "_build"
@@ -111,7 +136,7 @@ def build_site(root: Path, *, strict: bool = False, executed: Path | None = None
 
             pages = bring(executed, build, root)
             print(f"{len(pages)} executed chapters come from {executed}.", file=sys.stderr)
-        if run_quietly(command, root):
+        if run_quietly(command, root, promised):
             raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
     if executed is not None and executed.suffix != ".zip":
         from peftbook.site.shared_cache import give
@@ -147,11 +172,10 @@ def build_pdf(root: Path) -> Path:
     return print_page(root / "_build/singlehtml/book/index.html", root / "_build/peftbook.pdf")
 
 
-def run_quietly(command: list[str], root: Path) -> int:
+def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) -> int:
     """Run a command offline and pass its messages on, less a hint that every kernel repeats; returns its status."""
-    with subprocess.Popen(
-        command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE, text=True
-    ) as process:
+    variables = {"HF_HUB_OFFLINE": "1", PROMISED: os.pathsep.join(promised)}
+    with subprocess.Popen(command, cwd=root, env=os.environ | variables, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         with waited_for("Site", "starting Jupyter Book"):
             first = process.stderr.readline()
@@ -179,16 +203,16 @@ def stamp(root: Path, part: str) -> Path:
     return root / "_build" / "stamps" / part
 
 
-def fresh(root: Path, part: str, paths: Iterable[Path]) -> bool:
-    """Whether nothing that this part is made from has changed since it was built."""
+def fresh(root: Path, part: str, made_from: str) -> bool:
+    """Whether this part was built from what has this hash."""
     path = stamp(root, part)
-    return path.is_file() and path.read_text() == digest(paths)
+    return path.is_file() and path.read_text() == made_from
 
 
-def remember(root: Path, part: str, paths: Iterable[Path]) -> None:
+def remember(root: Path, part: str, made_from: str) -> None:
     path = stamp(root, part)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(digest(paths))
+    path.write_text(made_from)
 
 
 def report(places: dict[str, Path], began: float) -> str:

@@ -100,6 +100,10 @@ class Child:
         lines = text_of(self.streams[0 if self.status == 2 else 1]).strip().splitlines()
         return lines[-1][:LINE_CHARS] if lines else f"ended with exit status {self.status}"
 
+    def complaint(self) -> str:
+        """The last line of its standard error, once it has ended."""
+        return (text_of(self.streams[1]).strip().splitlines() or [""])[-1][:LINE_CHARS]
+
     def terminate(self) -> None:
         """Kill it and its group."""
         if not self.ended():

@@ -22,7 +22,7 @@ from jupyter_cache import get_cache
 from myst_nb.sphinx_ import NbMetadataCollector, Parser
 from sphinx.util import logging
 
-from peftbook.kept import changed_since
+from peftbook.kept import changed_since, fingerprint
 from peftbook.records import default_store
 
 LOGGER = logging.getLogger(__name__)
@@ -31,10 +31,11 @@ STARTUP = Path(__file__).with_name("kernel_startup.py")
 
 
 def file_hash(path: Path) -> str | None:
-    """SHA-256 of a file, of the names of the records in a folder, or None where there is neither."""
+    """SHA-256 of a file, of the names of the records or modules in a folder, or None where there is neither."""
     if path.is_dir():
-        return hashlib.sha256("\n".join(sorted(one.name for one in path.glob("*.json"))).encode()).hexdigest()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        names = sorted(one.name for pattern in ("*.json", "*.py") for one in path.glob(pattern))
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return fingerprint(str(path)) or None
 
 
 def read_again(doctrees: Path, page: str) -> None:

@@ -6,6 +6,7 @@ unused are what a phone waits for before it shows a word.
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 from collections.abc import Collection
@@ -85,15 +86,22 @@ def name_one_sheet(app: Any, page: str, template: str, context: dict[str, Any], 
 
 
 def join_sheets(app: Any, error: Exception | None) -> None:
-    """At the end of a build: write that sheet."""
+    """At the end of a build: write that sheet, unless it was made from the same."""
     if error is not None or app.builder.name != "html":
         return
-    static, known, parts = Path(app.outdir) / "_static", known_classes(Path(app.outdir)), []
-    for name in app.peftbook_sheets:
-        css = (static / name).read_text(encoding="utf-8")
-        css = css if name.startswith(WHOLE) else lean(css, known)
+    site, static = Path(app.outdir), Path(app.outdir) / "_static"
+    known = known_classes(site)
+    sheets = {name: (static / name).read_text(encoding="utf-8") for name in app.peftbook_sheets}
+    made_from = hashlib.sha256(f"{Path(__file__).read_text('utf-8')}{sheets}{sorted(known)}".encode()).hexdigest()
+    stamp = site / f".{SHEET}.sha256"
+    if (static / SHEET).is_file() and stamp.is_file() and stamp.read_text() == made_from:
+        return
+    parts = []
+    for name, sheet in sheets.items():
+        css = sheet if name.startswith(WHOLE) else lean(sheet, known)
         parts.append(moved(re.sub(r"@charset [^;]*;", "", css), posixpath.dirname(name)))
     (static / SHEET).write_text('@charset "utf-8";\n' + "\n".join(parts), encoding="utf-8")
+    stamp.write_text(made_from)
 
 
 def setup(app: Any) -> None:

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from peftbook import results, specs, studies
 from peftbook.errors import InputError
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
+from peftbook.kept import code_of, fingerprint
 from peftbook.records import Record, Store, default_store
 from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
 from peftbook.site.display import counted
+from peftbook.site.execution import LOCK_FILES
 from peftbook.site.tables import command_block, details, fact_table, flatten, grid, powers_raised, with_unit
 
 FOLDER, MEMORY = "book/runs", ".written.json"
@@ -267,10 +270,14 @@ def _frame(app: Any) -> str:
 
 
 def _state(app: Any) -> str:
-    """Hash of all that the pages are made from: the sources when the build began, and the records wherever they lie."""
+    """Hash of all that the pages are made from: code and data of this module and of every study, the libraries, and the
+    records wherever they lie.
+    """
+    rules = (__name__, *map(studies.module_of, studies.NAMES))
+    made_by = sorted({*chain.from_iterable(map(code_of, rules)), *(str(Path(app.srcdir, name)) for name in LOCK_FILES)})
     records = [path for folder in default_store().folders for path in sorted(folder.glob("*.json*"))]
     times = [(str(path), path.stat().st_mtime_ns) for path in records]
-    return hashlib.sha256(f"{app.peftbook_sources}{times}".encode()).hexdigest()
+    return hashlib.sha256(f"{[*map(fingerprint, made_by)]}{times}".encode()).hexdigest()
 
 
 def _memory(app: Any) -> dict[str, Any]:
