@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,11 +162,13 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 
 def runs(store: Store) -> list[specs.Run | specs.Probe]:
-    """Those of the sweeps at hand: the study asks for none of its own."""
-    with aside(), suppress(Missing):
-        known = {key for one in sweeps(store) for key in one.keys}
-        return [record.spec for record in store.all() if record.key in known]
-    return []
+    """Those of the sweeps at hand, of which it asks for none; without any, the first of another study's."""
+    try:
+        with aside():
+            known = {key for one in sweeps(store) for key in one.keys}
+            return [record.spec for record in store.all() if record.key in known]
+    except Missing as missing:
+        return [missing.run]
 
 
 @study("racing", runs, quantities)
