@@ -40,9 +40,8 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A test waits a quarter of its time: for a browser, a cluster, a process that it has killed. Three keep two cores busy.
 suite: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/pytest -m alone $(call marked,alone)
 	! grep -qs avx512 /proc/cpuinfo || $(PLAIN) $(BIN)/pytest -m plain $(call marked,plain)
 
