@@ -26,6 +26,7 @@ from peftbook import specs
 from peftbook.records import Missing, Record, Store, aside, report
 from peftbook.studies import Quantity, Verdict, rank, study
 from peftbook.studies.grids import CUT, better_half
+from peftbook.studies.sweep import validation_loss
 
 __all__ = ["CUTS", "HALVING", "Raced", "Sweep", "places", "race", "sweeps"]
 
@@ -104,7 +105,7 @@ def sweep_of(group: Mapping[float, Record]) -> Sweep:
     records = [group[rate] for rate in rates]
     curves = [record.curve.get("train_loss_nats", []) for record in records]
     steps = max(map(len, curves))
-    losses = [math.inf if one.failure else float(one.measurements["loss_nats"] or math.inf) for one in records]
+    losses = list(map(validation_loss, records))
     rows = [[*curve, *[math.inf] * (steps - len(curve))] for curve in curves]
     return Sweep(rates, np.array(losses), np.array(rows), tuple(record.key for record in records))
 

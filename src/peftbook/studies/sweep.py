@@ -339,7 +339,8 @@ def paired_quantities(
 
 def validation_loss(record: Record) -> float:
     """Validation loss of a record, infinite for a run that diverged."""
-    return math.inf if record.failure else float(record.measurements["loss_nats"] or math.inf)
+    loss = None if record.failure else record.measurements["loss_nats"]
+    return math.inf if loss is None else float(loss)
 
 
 def length_ratio(record: Record) -> float:

@@ -21,6 +21,7 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.records import Record
 from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE, better_half, extended, grid
+from peftbook.studies.sweep import validation_loss
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -187,7 +188,7 @@ def losses_of(runs: Iterable[specs.Run], lookup: Lookup) -> list[float] | None:
     records = [lookup(run) for run in runs]
     if any(one is None for one in records):
         return None
-    return [math.inf if one.failure else float(one.measurements["loss_nats"] or 0) for one in records if one]
+    return [validation_loss(one) for one in records if one is not None]
 
 
 def left_behind(tunings: Sequence[Tuning], lookup: Lookup) -> list[specs.Run]:
