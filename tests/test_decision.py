@@ -16,6 +16,7 @@ from peftbook.decision import MEASURES, compare, pareto
 from peftbook.errors import InputError
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import paired, score
+from peftbook.evidence.planning import found_with
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
@@ -226,6 +227,13 @@ def test_too_few_examples_says_how_many_fresh_ones_are_enough():
     few = compare(invented({"untuned": 0.2, "lora": 0.5, "prompt": 0.5}, n=40), {}, ()).recommendation
     assert few.kind == "too few examples" and few.examples > 40 and f"{few.examples:,} test examples" in few.words
     assert "Draw them anew" in few.words
+
+
+def test_the_plan_for_two_rows_is_for_the_level_at_which_one_is_ruled_out():
+    """Of two rows one is ruled out at p = 5 %, so that is what the examples asked for must reach."""
+    found = compare(invented({"lora": 0.5, "prompt": 0.5}, n=40), {}, ())
+    (pair,) = found.pairs
+    assert found_with(pair.differences["rougeL"], found.recommendation.examples, 1, 0.025) <= found.margin
 
 
 def test_too_few_seeds_is_said_where_seeds_are_what_is_noisy():

@@ -160,7 +160,7 @@ def say_open(
 ) -> Recommendation:
     """What this test set cannot tell, what would, and the best guess until then."""
     needs: dict[tuple[int, int], tuple[Row, Row]] = {}
-    each = found.level / (len(found.contest) - 1)
+    each = found.level / max(len(found.contest) - 1, 2)  # one-sided, as `pairs.detect` asks
     for row in open_to:
         first, second = (row, chosen) if mean_gain(found, row, chosen) >= 0 else (chosen, row)
         one = found.gain(first, second)
