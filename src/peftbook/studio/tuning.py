@@ -65,7 +65,7 @@ class Tuning:
     @property
     def races(self) -> list[Race]:
         """One for each method on each model."""
-        first = {run.model_copy(update={"seed": SEED}).key: run for run in reversed(self.finals) if run.budget}
+        first = {name_of(run): run for run in reversed(self.finals) if run.budget}
         return [Race(run, self.rows) for run in reversed(first.values())]
 
     def runs(self, lookup: Lookup) -> list[specs.Run]:
