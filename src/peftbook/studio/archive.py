@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import re
 import shutil
 import sqlite3
@@ -42,6 +43,7 @@ MEMBER = re.compile(
     r"data\.bin|project\.json|records/[0-9a-f]{12}(?:\.texts\.json\.gz|\.json)|"
     r"adapters/[0-9a-f]{12}/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\.(?:json|jinja|safetensors)"
 )
+MOST_FILES = 20_000
 ID = re.compile(r"[0-9a-f]{16}")
 TEXT_CHARS = 20_000  # of a name, a label or an error; what is read by no person may be longer
 UNREAD = ("run", "tuning", "instruction", "split", "columns", "caps")
@@ -118,7 +120,7 @@ def rows_of(studio: Studio, project_id: str) -> Rows:
     db = studio._connection()
     db.execute("BEGIN")
     try:
-        return Rows(**{
+        return Rows.model_validate({
             table: [
                 {name: row[name] for name in moved(db, table)}
                 for row in db.execute(f"SELECT * FROM {table} WHERE {mine}", (project_id,))
@@ -161,9 +163,9 @@ def damaged() -> InputError:
 
 def opened(source: Path, work: Path, caps: Caps) -> tuple[Rows, Project]:
     """What is in a file, each part held against the others, and in `work / "made"` the folder of the project."""
-    sent, made = work / "sent", work / "made"
+    sent, made, count = work / "sent", work / "made", itertools.count(1)
     try:
-        names = unpack(source, sent, lambda name: MEMBER.fullmatch(name) is not None)
+        names = unpack(source, sent, lambda name: next(count) <= MOST_FILES and MEMBER.fullmatch(name) is not None)
         rows = Rows.model_validate_json((sent / ROWS).read_bytes())
         project = checked(rows, sent / DATA, caps)
         made.mkdir()
