@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -101,8 +101,8 @@ def play(client: Client, studio: Studio, stop: str = "") -> dict[str, str]:
 # --- stand-ins -------------------------------------------------------------------------------------------------
 
 
-def work(studio: Studio) -> None:
-    """Answer what is asked and finish what is queued."""
+def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
+    """Answer what is asked and finish what is queued; the models write these texts, over and over."""
     while (request := studio.take()) is not None:
         text, result = "", None
         if request.kind == "preflight":
@@ -117,7 +117,7 @@ def work(studio: Studio) -> None:
             text, result = "LoRA", {"path": str(path)}
         studio.settle(request.id, text=text, result=result)
     while (job := studio.claim("stand-in", os.getpid())) is not None:
-        finish(studio, job)
+        finish(studio, job, texts=[texts[at % len(texts)] for at in range(job.run.evaluation.n_generate)])
 
 
 def project_of(studio: Studio) -> Project:

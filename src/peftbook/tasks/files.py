@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 FAULTS_SHOWN = 3
+SHOWN_COLUMNS, SHOWN_CHARS = 12, 40  # in a sentence
 METRICS = ("rouge", "bertscore", "exact_match")
 
 
@@ -78,7 +79,7 @@ def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fa
     """
     for name in (columns.input, columns.target, columns.instruction, columns.group):
         if name is not None and name not in table.columns:
-            raise InputError(f"There is no column {name!r}: the columns are {', '.join(map(repr, table.columns))}.")
+            raise InputError(f"There is no column {shown(name)}: {listed(table.columns)}.")
     if columns.input == columns.target or columns.instruction in (columns.input, columns.target):
         twice = columns.target if columns.input == columns.target else columns.instruction
         raise InputError(
@@ -97,6 +98,17 @@ def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fa
             continue
         examples.append(Example(f"row-{number:06d}", text, row[target], "" if group is None else row[group]))
     return examples, tuple(sorted(faults, key=lambda fault: fault.row))
+
+
+def listed(columns: Sequence[str]) -> str:
+    """The first columns of a table, in words."""
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    return f"the columns are {', '.join(map(shown, columns[:SHOWN_COLUMNS]))}{more}"
+
+
+def shown(name: str) -> str:
+    """A column's name in quotes, or its beginning."""
+    return repr(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…")
 
 
 def examine(table: Table, columns: Columns, split: Split = Split()) -> Findings:
