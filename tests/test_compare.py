@@ -95,6 +95,14 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
     assert cli.main(command(place)) == 0
     assert "Prompt tuning" in capsys.readouterr().out
 
+    metric = "entry=regex:=the (\\w+)"  # declared long after the training: computed from its texts
+    assert cli.main(command(place, "--json", "--metric", metric, "--measure", "entry")) == 0
+    out, err = capsys.readouterr()
+    scored = json.loads(out)
+    assert scored["measure"] == "entry" and "runs to compute" not in err
+    assert all(0 <= row["scores"]["entry"]["mean"] <= 1 for row in scored["rows"])
+    assert "itself no right answer" in refused(capsys, *command(place, "--metric", "sum=number:abs=1"))
+
     other = [*command(place, "--json")[:-1], "--measure", "blue"]
     assert "Unknown measure 'blue'" in refused(capsys, *other)
     run = studio.jobs()[1].run

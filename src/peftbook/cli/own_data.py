@@ -28,9 +28,9 @@ def add_commands(add: Add) -> None:
 
 def train_options(train: argparse.ArgumentParser) -> None:
     """Of `train`."""
-    from peftbook.studio.settings import Reading, Single
+    from peftbook.studio.settings import Reading, Scoring, Single
 
-    on_file(train, Reading, Single)
+    on_file(train, Reading, Single, Scoring)
     train.add_argument("--out", type=path, required=True, help="a new folder for adapter, texts and measurements")
 
 

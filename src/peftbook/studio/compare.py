@@ -36,7 +36,7 @@ def compare_file(args: argparse.Namespace) -> int:
     Everything is checked before a project is made, and every run's need of memory before it is queued.
     """
     judging = read_options(Judging, args)
-    check_choices(judging.measure, margin=judging.margin)
+    check_choices(judging.measure, margin=judging.margin, metrics=judging.metrics)
     check_output(args)
     settings = read_options(Settings, args)
     file = OwnFile.read(args.file, read_options(Reading, args))
@@ -55,7 +55,10 @@ def compare_file(args: argparse.Namespace) -> int:
         return 1
     texts = {record.key: written for record in records if (written := store.texts(record))}
     examples = file.task.splits[runs[0].evaluation.split]
-    comparison = compare(records, texts, examples, measure=judging.measure, margin=judging.margin, tuned=bool(tried))
+    comparison = compare(
+        records, texts, examples, measure=judging.measure, margin=judging.margin, tuned=bool(tried),
+        metrics=judging.metrics,
+    )  # fmt: skip
     if args.json:
         body = as_json(comparison) | {"project": project.id, "jobs": [job.id for job in jobs]}
         print(json.dumps(body, indent=1, ensure_ascii=False))

@@ -20,7 +20,17 @@ from peftbook.records import Record
 from peftbook.results import describe, format_value
 from peftbook.studio.markup import clipped, joined, number, piece, size, span
 from peftbook.studio.pareto import pareto_svg
-from peftbook.studio.tabular import difference, digits, ends, escape_cell, marks, short, table, to_csv, typeset
+from peftbook.studio.tabular import (
+    difference,
+    digits,
+    ends,
+    escape_cell,
+    marks,
+    short,
+    table,
+    to_csv,
+    typeset,
+)
 
 if TYPE_CHECKING:
     from peftbook.studio.store import Project
@@ -263,6 +273,7 @@ def settings(found: Comparison, records: Sequence[Record], commands: Sequence[st
                      f"most {one.max_new_tokens} tokens, decoded greedily"))  # fmt: skip
     margin = " ".join(filter(None, (f"{found.margin:g}", found.measure.unit)))
     told.append(("Decides", f"{found.measure.label}; differences below {margin} do not matter"))
+    told += [(f"Own metric {one.name}", f"{one.words}: {clipped(one.text(), TEXT_CHARS)}") for one in found.metrics]
     if any(one.metrics_info.get("rouge") for one in records):
         told.append(("ROUGE", "rouge_score, F-measure, no stemming"))
     told += [("BERTScore's encoder", found.encoder)] if found.encoder else []

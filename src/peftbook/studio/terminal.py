@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import textwrap
@@ -89,6 +90,7 @@ def legend(found: Comparison) -> str:
         f"★ may be the best, ▲ beats the untuned model, each at a family-wise level of {100 * found.level:g} %. "
         f"Differences{unit} are paired over {found.test_examples:,} test examples, with 95 % intervals."
         + (f" BERTScore F1: {found.encoder}." if found.encoder else "")
+        + "".join(f" {one.name}: {one.words}." for one in found.metrics)
     )
 
 
@@ -133,6 +135,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
              "first_minus_second": intervals(one.differences)}
             for one in found.pairs
         ],
+        "metrics": [json.loads(one.text()) | {"words": one.words} for one in found.metrics],
         "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),
     }  # fmt: skip
