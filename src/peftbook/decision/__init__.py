@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records, label_candidates
 from peftbook.decision.cautions import list_cautions
 from peftbook.decision.copying import copying_score
+from peftbook.decision.forgetting import forgotten
 from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
 from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
@@ -40,6 +41,7 @@ from peftbook.decision.terms import (
 from peftbook.errors import InputError
 from peftbook.evidence.comparison import examples_of, table
 from peftbook.evidence.stats import Interval
+from peftbook.methods.untuned import Untuned
 from peftbook.own_metrics import Metric
 from peftbook.records import Record
 from peftbook.tasks import Example
@@ -75,6 +77,7 @@ def compare(
     cost: str = "gigabyte_seconds",
     tuned: bool | None = False,
     metrics: Sequence[Metric] = (),
+    prose: Mapping[str, Record] | None = None,
 ) -> Comparison:
     """The table of all records and what to take.
 
@@ -83,7 +86,7 @@ def compare(
     and examples here.  measure: what decides, one of MEASURES or the name of such a metric.
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
     size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows, None
-    where some were.
+    where some were.  prose: by key of a record what `prose_probe` measured of its run.
     Raises InputError for records that cannot be compared and for an unknown or missing measure.
     """
     check_choices(measure, cost, margin, metrics)
@@ -104,6 +107,7 @@ def compare(
     for one in candidates:
         base[one.run.model] = max(base[one.run.model], one.base_parameters)
     rows = [describe_row(label, one, measures, base[one.run.model], groups) for label, one in labelled.items()]
+    rows = with_forgotten(rows, labelled, prose or {})
     contest = [row for row in rows if not row.failure and deciding.name in row.scores]
     contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
     competing = {row.label: labelled[row.label] for row in contest}
@@ -130,6 +134,17 @@ def compare(
     )
     found = dataclasses.replace(found, recommendation=recommend(found))
     return dataclasses.replace(found, cautions=list_cautions(found, tuned))
+
+
+def with_forgotten(rows: Sequence[Row], labelled: Mapping[str, Candidate], prose: Mapping[str, Record]) -> list[Row]:
+    """The rows, those that were trained with what they have forgotten, as far as it was measured."""
+    plain = {one.run.model: one for one in labelled.values() if one.run.method == Untuned()}
+    return [
+        dataclasses.replace(row, forgotten=forgotten(labelled[row.label], plain[row.run.model], prose))
+        if not row.untuned and row.run.model in plain
+        else row
+        for row in rows
+    ]
 
 
 def measures_of(

@@ -111,7 +111,8 @@ class Row:
     may_be_best, beats_untuned: by the deciding measure, at the family-wise level; None where the row is not compared.
     adapter_bytes: what is stored for this row, the whole model for full fine-tuning.  train_seconds: mean over seeds.
     peak_memory_bytes: the largest.  model_parameters: of the model without what was added.  runs: keys of its records.
-    failure: why the row is not compared; empty for one that is.
+    failure: why the row is not compared; empty for one that is.  forgotten: loss on plain prose minus the untuned
+    model's, nats per token; None where it was not measured.
     """
 
     label: str
@@ -131,6 +132,7 @@ class Row:
     against_leader: Mapping[str, Interval] = field(default_factory=dict)
     may_be_best: bool | None = None
     beats_untuned: bool | None = None
+    forgotten: Interval | None = None
 
     @property
     def untuned(self) -> bool:

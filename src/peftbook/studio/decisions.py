@@ -7,15 +7,17 @@ from collections.abc import Sequence
 
 from peftbook import specs
 from peftbook.decision import COSTS, Comparison, compare
+from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import Conflict, Unknown
 from peftbook.own_metrics import Metric, read_metrics
+from peftbook.records import Record, Store
 from peftbook.studio import artefacts, report
 from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 
-__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "whole_report"]
+__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "prose_of", "whole_report"]
 
 FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 
@@ -80,8 +82,17 @@ def _compared(
     records = [record for record in map(store.get, runs) if record is not None]
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
-    own = read_metrics(metrics, files=False)
-    return compare(records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own)
+    own, prose = read_metrics(metrics, files=False), prose_of(store, records)
+    return compare(
+        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose
+    )
+
+
+def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
+    """By key of a record what was measured of its run on plain prose, where it was."""
+    runs = [record.spec for record in records if isinstance(record.spec, specs.Run)]
+    found = {run.key: store.get(prose_probe(run)) for run in runs if is_gauged(run)}
+    return {key: record for key, record in found.items() if record is not None}
 
 
 def whole_report(studio: Studio, project_id: str, jobs: list[Job], found: Comparison) -> str:
