@@ -112,6 +112,16 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
 
 
 @pytest.mark.model
+def test_a_dry_run_says_what_would_come_and_stores_nothing(place, capsys, tmp_path):
+    """Rows, runs and what the test rows can see; no project, no worker."""
+    words = [str(tmp_path / "new") if word == str(place / "home") else word for word in command(place, "--dry-run")]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "2 runs to compute" in err and "16 test rows and 1 seed decide nothing" in err
+    assert Studio(tmp_path / "new").projects() == [] == Studio(tmp_path / "new").workers()
+
+
+@pytest.mark.model
 @pytest.mark.slow
 def test_a_tuned_comparison_trains_what_its_race_asks_for(place, capsys):
     """By the real worker: each whole trial goes on where its opening stopped, the finals have the chosen rate, and a

@@ -21,7 +21,7 @@ from peftbook.options import read_options, words_of
 from peftbook.records import Record, write_atomically
 from peftbook.studio import report
 from peftbook.studio.decisions import prose_of
-from peftbook.studio.own_file import OwnFile, compute
+from peftbook.studio.own_file import OwnFile, compute, look_ahead
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
 from peftbook.studio.store import Project, Studio
@@ -43,6 +43,9 @@ def compare_file(args: argparse.Namespace) -> int:
     file = OwnFile.read(args.file, read_options(Reading, args))
     runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
     studio = Studio(args.home)
+    if args.dry_run:
+        look_ahead(studio, file, runs, None if args.run else settings)
+        return 0
     if (computed := compute(studio, file, runs, COMPARE, None if args.run else settings)) is None:
         return 130
     project, jobs = computed
