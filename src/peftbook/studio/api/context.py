@@ -70,7 +70,7 @@ class Download(FileResponse):
         if (asked := dict(scope["headers"]).get(b"range")) is not None:
             size = Path(self.path).stat().st_size
             if (first := first_byte(asked, size)) is None:
-                scope = scope | {"headers": [header for header in scope["headers"] if header[0] != b"range"]}
+                scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
             elif first >= size:
                 words = f"The file has {size:,} bytes, and none of those: ask for bytes=0-{max(size - 1, 0)} or less"
                 raise HTTPException(416, words, {"content-range": f"bytes */{size}"})

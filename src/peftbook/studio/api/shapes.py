@@ -44,7 +44,7 @@ class Body(BaseModel):
             json.dumps(said, ensure_ascii=False, default=repr).encode()
         except UnicodeEncodeError as error:
             words = f"Input should be of whole characters, not have {error.object[error.start]!a}"
-            raise PydanticCustomError("half", words) from None  # type: ignore[arg-type]
+            raise PydanticCustomError("half", words) from None
         return said
 
 
