@@ -26,7 +26,7 @@ from peftbook.tasks.files import Findings
 
 Number = StrictInt | StrictFloat
 FAULTS = 100  # that are listed
-MOST_LEVELS = 20  # of lists and dictionaries in one another
+MOST_LEVELS = 100  # of lists and dictionaries in one another, as in a schema of JSON
 
 
 class Body(BaseModel):
