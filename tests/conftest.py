@@ -41,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     for entry in YOURS.glob("*.json"):
-        if not (RESULTS / entry.name).exists():
+        mine = RESULTS / entry.name
+        if not mine.exists() or mine.stat().st_mtime < entry.stat().st_mtime:
             shutil.copy2(entry, RESULTS)
 
 

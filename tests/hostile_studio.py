@@ -62,7 +62,9 @@ PLAIN, NO_HTTP = "text/plain; charset=utf-8", b"Invalid HTTP request received." 
 SLOW_SECONDS = 10.0  # of one request, of a processor
 WAIT_SECONDS = 600.0  # on a machine that does other things too
 GROWTH_BYTES = 1 << 30
-CHILD = "peftbook.tasks.parquet_child"  # a Parquet file is read by a process of its own
+EVENTS = {"open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.scandir", "os.symlink", "os.system",
+          "subprocess.Popen"}  # fmt: skip
+CHILDREN = ("peftbook.tasks.parquet_child", "peftbook.own_metrics.child")  # which read and score in their own process
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,22 @@ class Watch:
 
     def hear(self, event: str, details: tuple[Any, ...]) -> None:
         """An event of any thread."""
-        if event not in ("open", "os.system", "subprocess.Popen", "os.remove", "os.rename", "os.mkdir", "os.symlink"):
+        if event not in EVENTS:
             return
         thread = threading.current_thread()
         if not self.allowed or (thread is not self.thread and not thread.name.startswith("AnyIO")):
             return
         if event in ("os.system", "subprocess.Popen"):
-            if CHILD not in str(details[1:2]):
+            if not any(child in str(details[1:2]) for child in CHILDREN):
                 self.broken.append(f"{event} {details}")
             return
-        if isinstance(details[0], int) or os.sep not in os.fsdecode(details[0]):
+        if details[0] is None or isinstance(details[0], int) or os.sep not in os.fsdecode(details[0]):
             return  # a file that is open already, or a name within a folder that is
         path = os.path.realpath(os.fsdecode(details[0]))
-        reads = event == "open" and not int(details[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if event == "open" and Path(path).is_dir():
+            return  # for a file without a name, which nobody else can open
+        looks = event in ("os.listdir", "os.scandir")
+        reads = looks or (event == "open" and not int(details[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         if not path.startswith(self.allowed if reads else self.writable):
             self.broken.append(f"{event} {path}")
 
@@ -479,6 +484,32 @@ def attacks(there: Served) -> Iterator[Request]:
         yield Request(method, f"{projects}/{known['project']}/rows", statuses=(400, 404, 405))
 
 
+METRICS: list[Any] = [
+    {"name": "a", "kind": "regex", "pattern": "(a+)+$"}, {"name": "a", "kind": "regex", "pattern": "(.*)*(.*)*[^8]$"},
+    {"name": "a", "kind": "regex", "pattern": "(" * 500}, {"name": MARKUP, "kind": "exact"},
+    {"name": "a", "kind": "json", "schema": {"$ref": "file:///etc/passwd"}},
+    {"name": "a", "kind": "json", "schema": {"$ref": "http://evil.example/"}},
+    {"name": "a", "kind": "json", "schema": {"$ref": "#"}}, {"name": "a", "kind": "json", "schema": "/etc/passwd"},
+    {"name": "a", "kind": "sql", "tables": "/etc/passwd"}, {"name": "a", "kind": "python", "code": "import os"},
+    {"name": "a", "kind": "sql", "tables": {"t; DROP TABLE jobs": {"columns": {"x": "TEXT"}, "rows": []}}},
+    {"name": "a", "kind": "exact", "__class__": "x"}, {"name": "a", "kind": "number", "relative": 1},
+]  # fmt: skip
+LINES = ["a=sql:/etc/passwd", "a=json:schema=/etc/passwd", "/etc/passwd", "a=exec:id", "=", f"{MARKUP}=exact", "\0"]
+
+
+def metrics(there: Served) -> Iterator[Request]:
+    """Declarations that are no data: code, files, patterns that take for ever."""
+    project, json_kind = f"/api/v1/projects/{there.known['project']}", {"Content-Type": "application/json"}
+    for declared in METRICS:
+        body = json.dumps({"metrics": [declared]}).encode()
+        yield Request("PUT", f"{project}/metrics", json_kind, body, (200, 422))
+        yield Request("GET", f"{project}/decision.html", statuses=(200, 422))
+        yield Request("GET", f"{project}/decision.csv", statuses=(200, 422))
+    yield Request("PUT", f"{project}/metrics", json_kind, b'{"metrics": []}', (200,))
+    for line in LINES:
+        yield Request("GET", f"{project}/decision?metric={quote(line, '')}", statuses=(422,))
+
+
 def smuggled(known: Mapping[str, str]) -> Iterator[Request]:
     """Two lengths, odd lengths, folded and huge headers, line ends where none belong, and bodies that end too early."""
     inner = b"DELETE /api/v1/projects/x HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -589,7 +620,7 @@ def attack(there: Served, count: int) -> list[str]:
         stale_tokens(there)
         formulas_and_markup(there)
         two_at_once(there)
-        for request in [*attacks(there)]:
+        for request in [*attacks(there), *metrics(there)]:
             there.send(request)
         hostile_uploads(there)
         generated(there, count)

@@ -95,12 +95,30 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
     assert cli.main(command(place)) == 0
     assert "Prompt tuning" in capsys.readouterr().out
 
+    metric = "entry=regex:=the (\\w+)"  # declared long after the training: computed from its texts
+    assert cli.main(command(place, "--json", "--metric", metric, "--measure", "entry")) == 0
+    out, err = capsys.readouterr()
+    scored = json.loads(out)
+    assert scored["measure"] == "entry" and "runs to compute" not in err
+    assert all(0 <= row["scores"]["entry"]["mean"] <= 1 for row in scored["rows"])
+    assert "itself no right answer" in refused(capsys, *command(place, "--metric", "sum=number:abs=1"))
+
     other = [*command(place, "--json")[:-1], "--measure", "blue"]
     assert "Unknown measure 'blue'" in refused(capsys, *other)
     run = studio.jobs()[1].run
     assert cli.main([*command(place), "--run", studio.jobs()[0].run.canonical(), "--run", run.canonical()]) == 0
     foreign = run.model_copy(update={"task": run.task.model_copy(update={"data_sha256": "e" * 64})})
     assert "is of data eeeeeeeeeeee" in refused(capsys, *command(place), "--run", foreign.canonical())
+
+
+@pytest.mark.model
+def test_a_dry_run_says_what_would_come_and_stores_nothing(place, capsys, tmp_path):
+    """Rows, runs and what the test rows can see; no project, no worker."""
+    words = [str(tmp_path / "new") if word == str(place / "home") else word for word in command(place, "--dry-run")]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "2 runs to compute" in err and "16 test rows and 1 seed decide nothing" in err
+    assert Studio(tmp_path / "new").projects() == [] == Studio(tmp_path / "new").workers()
 
 
 @pytest.mark.model

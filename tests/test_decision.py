@@ -13,6 +13,7 @@ import pytest
 
 from peftbook import specs
 from peftbook.decision import MEASURES, compare, pareto
+from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import InputError
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import paired, score
@@ -329,6 +330,35 @@ def test_labels_tell_rows_apart():
     far = record_of("lora", 0, np.full(30, 0.4), model="/home/someone/private/large")
     assert {row.label for row in compare([lora, far], {}, ()).rows} == {"LoRA · small", "LoRA · large"}
     assert QLoRA(dora=True).label == "QLoRA + DoRA" and LoRA(dora=True).label == "DoRA"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_was_forgotten_is_paired_over_seeds_and_texts(seeds):
+    """The book's interval of the loss on prose against the untuned model's; one not measured leaves none."""
+    records = invented({"untuned": 0.3, "lora": 0.5, "prompt": 0.4}, seeds=seeds)
+    rng = np.random.default_rng(3)
+    prose = {}
+    for one in records:
+        probe = prose_probe(one.spec)
+        lists = {"loss_nats": (400 + rng.normal(0, 5, 17)).tolist(), "label_tokens": [127.0] * 17}
+        prose[one.key] = Record(key=probe.key, spec=probe, per_example=lists)
+    found = compare(records, {}, (), prose=prose)
+    tuned = [prose[one.key] for one in records if one.spec.method.kind == "lora"]
+    plain = [prose[one.key] for one in records if one.spec.method.kind == "untuned"]
+    rows = {row.label: row for row in found.rows}
+    assert rows["LoRA"].forgotten == paired(tuned, plain, "loss_nats") and rows["Untuned"].forgotten is None
+    headers, cells = report.table(found)
+    at = headers.index("forgotten")
+    assert {row[1]: row[at] == "–" for row in cells} == {"LoRA": False, "Prompt tuning": False, "Untuned": True}
+    body = {row["label"]: row["forgotten"] for row in as_json(found)["rows"]}
+    assert body["LoRA"]["mean"] == rows["LoRA"].forgotten.mean and body["Untuned"] is None
+    (line,) = [one for one in csv.DictReader(io.StringIO(report.to_csv(found))) if one["method"] == "LoRA"]
+    assert float(line["forgotten_nats_per_token_low"]) == rows["LoRA"].forgotten.low
+    del prose[next(one.key for one in records if one.spec.method.kind == "lora")]
+    lacking = compare(records, {}, (), prose=prose)
+    assert next(row for row in lacking.rows if row.label == "LoRA").forgotten is None
+    assert "not measured" in show(lacking, 100) and "not measured" in report.to_html(lacking)
+    assert [row.scores for row in lacking.rows] == [row.scores for row in compare(records, {}, ()).rows]
 
 
 def test_the_front_has_what_nothing_beats():

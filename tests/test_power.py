@@ -7,12 +7,22 @@ import pytest
 
 from peftbook import cli, specs
 from peftbook.decision import MEASURES
-from peftbook.decision.power import LEVEL, Spreads, found, needed, spreads
+from peftbook.decision.power import (
+    LEVEL,
+    SCATTER,
+    Spreads,
+    found,
+    needed,
+    sight,
+    sight_words,
+    sights_of,
+    spreads,
+)
 from peftbook.evidence.planning import found_with
-from peftbook.evidence.stats import paired_interval
+from peftbook.evidence.stats import paired_interval, score_interval
 from peftbook.methods import named
-from peftbook.records import Record
-from peftbook.tasks import task_spec
+from peftbook.records import Record, default_store
+from peftbook.tasks import Example, TaskData, task_spec
 
 MEASURE = MEASURES["rougeL"]
 
@@ -101,3 +111,63 @@ def test_bad_questions_are_refused(words, said, capsys):
     """In a sentence with the value."""
     assert cli.main(["power", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_scatter_of_a_plan_is_that_of_our_records():
+    """The larger of the medians over pairs on docstrings and on E2E, of the embedded model."""
+    records = [one for one in default_store().all() if one.spec.model.name == specs.EMBEDDED_MODEL]
+    for name, expected in SCATTER.items():
+        known = [one for one in spreads(records, MEASURES[name]) if one.task in ("docstrings", "e2e")]
+        assert len(known) == 2
+        medians = [
+            [
+                float(np.median([getattr(one, error) * np.sqrt(getattr(one, count)) for one in each.intervals]))
+                for each in known
+            ]
+            for error, count in (("example_se", "examples"), ("seed_se", "seeds"))
+        ]
+        assert tuple(map(max, medians)) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(("seeds", "rows"), [(1, 100), (3, 100), (5, 60)])
+def test_a_plan_finds_what_its_sight_says(seeds, rows):
+    """By the decision's own interval, on scores that scatter so: four times in five, and luck as often as said."""
+    told, rng, pairs = sight("rougeL", rows, seeds), np.random.default_rng(seeds), 1500
+    row, seed = SCATTER["rougeL"]
+    noise = rng.normal(0, seed, (pairs, seeds, 1)) + rng.normal(0, row, (pairs, 1, rows))
+    called = []
+    for planted in (0.0, told.difference):
+        intervals = [score_interval(one + planted) for one in noise]
+        called.append(np.mean([abs(one.mean) > one.half95 for one in intervals]))
+    assert called[1] == pytest.approx(0.8, abs=0.06)
+    assert called[0] < 0.06 if seeds > 1 else called[0] == pytest.approx(told.mistaken, abs=0.04)
+
+
+def test_more_rows_and_seeds_see_more_and_more_arms_less():
+    """With the seeds that are judged at all."""
+    assert (
+        sight("rougeL", 400, 3).difference < sight("rougeL", 100, 3).difference < sight("rougeL", 100, 3, 6).difference
+    )
+    assert sight("rougeL", 100, 5).difference < sight("rougeL", 100, 3).difference
+    assert sight("rougeL", 100, 2).difference == sight("rougeL", 19, 3).difference == np.inf
+
+
+def test_a_plan_says_what_its_test_rows_can_see():
+    """With its own seeds first; groups count as a row each; a plan of one arm, or without texts, says nothing."""
+    examples = tuple(Example(f"r{at}", "a", "b", f"g{at // 4}") for at in range(100))
+    task = TaskData("files", 1, "{input}", {"train": examples, "validation": examples, "test": examples}, (), "c" * 64)
+    runs = [
+        specs.Run(
+            task=task.spec, method=named(method), seed=seed,
+            budget=specs.Budget(tokens=10, learning_rate=1e-3) if method != "untuned" else None,
+            evaluation=specs.Evaluation(split="test", n_generate=80),
+        )
+        for method, seeds in (("untuned", 1), ("lora", 1)) for seed in range(seeds)
+    ]  # fmt: skip
+    own, *more = sights_of(runs, task)
+    assert (own.seeds, own.rows) == (1, 20) and [one.seeds for one in more] == [3, 5]
+    assert own == sight("rougeL", 20, 1, 2)
+    words = sight_words((own, *more))
+    assert words.startswith("20 test rows and 1 seed find") and "luck would tell" in words and "5 seeds find" in words
+    assert "decide nothing" in sight_words([sight("rougeL", 19, 1)]) and sight_words(()) == ""
+    assert sights_of(runs[:1], task) == sights_of(runs, task, "exact_match") == ()

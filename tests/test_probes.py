@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 
 from peftbook import specs
+from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.full import Full
@@ -99,6 +100,22 @@ def test_a_learning_curve_starts_at_the_untuned_model_and_ends_at_the_run(tiny):
             trainee.task.splits["validation"][:4]]  # fmt: skip
     assert curve["validation_loss_nats"][-1] == pytest.approx(curves.mean_loss(trainee, data, run), abs=1e-5)
     assert curve["validation_loss_nats"][0] > curve["validation_loss_nats"][-1]
+
+
+def test_the_gauge_of_forgetting_is_the_end_of_a_curve_with_prose(tiny, monkeypatch):
+    """Of the same training, text by text; and another edition of the prose is refused."""
+    run = tiny(LoRA(rank=2))
+    monkeypatch.setattr(curves, "prose_pieces", lambda tokenizer, *_: few_pieces(tokenizer))
+    found = probes.measure(prose_probe(run))
+    curve = probes.measure(
+        specs.Probe(measure="curves.learning_curve", settings={"steps": (1,), "prose": True}, runs=(run,))
+    )
+    assert found.per_example["label_tokens"] == curve.per_example["prose_tokens"]
+    last = curve.per_example[f"prose_nats_{int(curve.curve['step'][-1])}"]
+    assert found.per_example["loss_nats"] == pytest.approx(last, rel=1e-4)
+    other = prose_probe(run).model_copy(update={"settings": {"tokens": 16, "data": "e" * 64}})
+    with pytest.raises(InputError, match="not the one at hand"):
+        probes.measure(other)
 
 
 def test_a_curve_with_prose_keeps_every_piece_and_one_without_keeps_none(tiny):

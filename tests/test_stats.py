@@ -530,3 +530,66 @@ def test_an_unknown_error_rejects_nothing():
     """A p of 0 would call certain what is no number."""
     broken = Interval(math.nan, math.nan, math.nan, math.nan, math.nan, 3, 10)
     assert stats.p_value(broken) == 1 and stats.holm({"broken": stats.p_value(broken)}) == {"broken": False}
+
+
+# --- at any time -----------------------------------------------------------------------------------------------
+
+DRAWS = {  # differences of scores with a mean, (sequences, rows)
+    "exact match": (lambda rng, size: rng.choice([-1.0, 0.0, 1.0], size, p=[0.1, 0.7, 0.2]), 0.1),
+    "ROUGE": (lambda rng, size: np.clip(rng.normal(0.02, 0.11, size), -0.58, 0.62), 0.02),
+    "rare": (lambda rng, size: (rng.random(size) < 0.02).astype(float), 0.02),
+    "no difference": (lambda rng, size: rng.choice([-0.5, 0.5], size), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_confidence_sequence_may_be_looked_at_after_every_row(name):
+    """In 400 sequences of 300 rows, looked at 300 times each, the mean is missed at most as often as the level says;
+    the interval for one look, looked at as often, misses it several times as often.
+    """
+    draw, mean = DRAWS[name]
+    values = draw(np.random.default_rng(11), (400, 300))
+    up, down = stats.capital((values + 1) / 2, np.array([(mean + 1) / 2]), 0.05)
+    missed = (np.maximum(up, down) >= math.log(2 / 0.05)).any(axis=(1, 2)).mean()
+    assert missed <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+    count = np.arange(1, 301)
+    means = values.cumsum(axis=1) / count
+    spread = np.sqrt(np.maximum((values**2).cumsum(axis=1) / count - means**2, 0) / np.maximum(count - 1, 1))
+    quantile = stats.quantile(0.05, np.maximum(count - 1.0, 1.0))
+    one_look = (np.abs(means - mean) > quantile * spread)[:, 19:].any(axis=1).mean()
+    assert one_look > 0.15
+
+
+def test_a_confidence_sequence_is_what_its_capitals_leave():
+    """After every value: no mean inside has been left out, every one outside was at some time; by the definition."""
+    values = np.random.default_rng(2).choice([-1.0, 0.0, 0.4, 1.0], 60)
+    low, high = stats.confidence_sequence(values)
+    x = (values + 1) / 2
+    for m in (0.3, 0.45, 0.52, 0.6, 0.8):
+        plus = minus = 1.0
+        alive = True
+        for at in range(60):
+            past = [(0.5 + x[: i + 1].sum()) / (i + 2) for i in range(at)]
+            variance = (0.25 + sum((x[i] - past[i]) ** 2 for i in range(at))) / (at + 1)
+            bet = math.sqrt(2 * math.log(40) / (variance * (at + 1) * math.log(at + 2)))
+            plus *= 1 + min(bet, 0.5 / m) * (x[at] - m)
+            minus *= 1 - min(bet, 0.5 / (1 - m)) * (x[at] - m)
+            alive = alive and max(plus, minus) / 2 < 1 / 0.05
+            if abs(2 * m - 1 - low[at]) > 0.002 and abs(2 * m - 1 - high[at]) > 0.002:
+                assert alive == (low[at] < 2 * m - 1 < high[at])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40))
+def test_a_confidence_sequence_only_narrows_and_turns_with_its_values(values):
+    """What was left out stays out; of the values with the other sign it is the mirror image."""
+    low, high = stats.confidence_sequence(values)
+    assert (np.diff(low) >= 0).all() and (np.diff(high) <= 0).all() and (low <= high).all()
+    other_low, other_high = stats.confidence_sequence([-value for value in values])
+    assert low == pytest.approx(-other_high, abs=2e-3) and high == pytest.approx(-other_low, abs=2e-3)
+
+
+@pytest.mark.parametrize("values", [[], [2.0], [math.nan], [[0.1]]])
+def test_a_confidence_sequence_is_of_bounded_values(values):
+    """One sentence for what is none."""
+    with pytest.raises(InputError, match="values from -1 to 1"):
+        stats.confidence_sequence(values)

@@ -132,6 +132,15 @@ def test_findings_say_what_the_test_rows_can_see_and_offer_more(ask, known):
     assert found_with(4 * 25) == pytest.approx(found_with(25) / 2)
 
 
+def test_a_check_says_what_the_test_rows_of_its_plan_can_see(ask, known):
+    """In the words of the command line, and as numbers: four rows decide nothing, however many the seeds."""
+    body = ask("GET", f"/api/v1/checks/{known['check']}").json()
+    assert [(one["seeds"], one["rows"], one["difference"]) for one in body["sights"]] == [
+        (1, 4, None), (3, 4, None), (5, 4, None)
+    ]  # fmt: skip
+    assert any(words.startswith("4 test rows and 1 seed decide nothing") for words in body["words"])
+
+
 def test_progress_is_told_as_events_until_all_have_ended(ask, known):
     """One event a job, and the end; what is no number is null."""
     answer = ask("GET", f"/api/v1/plans/{known['plan']}/events")
@@ -351,7 +360,7 @@ def test_a_refusal_is_short_and_prints_whatever_it_was_sent(ask, known):
     ):  # fmt: skip
         words = answer.json()["detail"]
         assert words.isprintable() and len(words) < 400 and words.endswith("."), words
-    for deep in (30, 945, 2000):  # about Python's own limit too
+    for deep in (150, 945, 2000):  # about Python's own limit too
         nested = b'{"filename": %s, "bytes": 1}' % (b"[" * deep + b"]" * deep)
         assert ask("POST", "/api/v1/files", content=nested, headers=JSON).status_code in (400, 422)
     half = ask("POST", "/api/v1/files", content=b'{"filename": "\\ud800", "bytes": 1}', headers=JSON)

@@ -14,9 +14,12 @@ import studio_api
 from studio_api import served
 
 from peftbook import cli
+from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import Conflict, InputError, TooLarge
+from peftbook.records import Record
 from peftbook.studio.archive import load_project, save_project
-from peftbook.studio.backup import manifest_block, pack
+from peftbook.studio.backup import back_up, files_under, manifest_block, pack
+from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks.table import Caps
 
@@ -74,6 +77,26 @@ def test_another_studio_takes_in_all_of_a_project(studio, saved, other):
     studio_api.work(other)
     assert {job.state for job in other.jobs()} == {"done"}
     assert not [path for path in (other.home / "projects").rglob("*") if path.name.startswith(".")]
+
+
+def test_all_that_lies_in_a_project_travels_and_is_backed_up(studio, other, tmp_path):
+    """Metrics of its own and what was forgotten in prose too; not what is made again: downloads and checkpoints."""
+    (project,) = studio.projects()
+    declare(studio, project.id, [{"name": "sum", "kind": "number"}])
+    probe = prose_probe(studio.jobs()[1].run)
+    studio.records(project.id).save(Record(key=probe.key, spec=probe, measurements={"loss_nats": 3.0}))
+    folder = studio.folder(project.id)
+    (folder / "checkpoints" / "x").mkdir(parents=True)
+    (folder / "checkpoints" / "x" / "state.bin").write_bytes(b"x")
+    lies = {path.relative_to(folder).as_posix() for path in files_under(folder)}
+    lies = {name for name in lies if not name.startswith(("downloads/", "checkpoints/"))}
+    saved = save_project(studio, project.id)
+    back_up(studio.home, tmp_path / "backup.tar")
+    with tarfile.open(tmp_path / "backup.tar") as archive:
+        kept = {name.partition(f"{project.id}/")[2] for name in archive.getnames()} - {""}
+    assert members(saved).keys() - {"project.json"} == lies == kept and "metrics.json" in lies
+    taken_in(other, saved)
+    assert [one.name for one in metrics_of(other, project.id)] == ["sum"] and probe in other.records(project.id)
 
 
 def test_what_is_taken_in_can_be_saved_again_as_the_same_bytes(studio, other, tmp_path):
@@ -146,6 +169,8 @@ def first_of(parts: dict[str, bytes], start: str) -> str:
 
 
 CHANGES: dict[str, Change] = {
+    "metrics that are none": lambda parts, rows: parts.update({"metrics.json": b'["kind=python code=1"]'}),
+    "a list that is none": lambda parts, rows: parts.update({"metrics.json": b"[1, 2]"}),
     "another file": lambda parts, rows: parts.update({"notes.txt": b"x"}),
     "a pickle": lambda parts, rows: parts.update({first_of(parts, "adapters/").replace(".json", ".bin"): b"x"}),
     "an adapter of no run": lambda parts, rows: parts.update({"adapters/" + "0" * 12 + "/adapter_config.json": b"{}"}),

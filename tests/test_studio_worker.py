@@ -27,6 +27,7 @@ from tiny import save_tiny_folder, tiny_llama
 
 from peftbook import specs
 from peftbook.base_models import model_named
+from peftbook.decision.forgetting import TOKENS, prose_probe
 from peftbook.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.adapter import Adapter
@@ -43,6 +44,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
 from peftbook.studio import worker as studio_worker
+from peftbook.studio.decisions import compared
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.trained import load_trained, merge, share_weights
 from peftbook.studio.worker import Worker, serve
@@ -54,7 +56,9 @@ from peftbook.training import threads
 from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
+from peftbook.training.loop import losses
 from peftbook.training.models import load_model
+from peftbook.training.probes.curves import prose_pieces
 from peftbook.training.request import request_for
 
 pytestmark = [
@@ -455,6 +459,25 @@ def test_a_streamed_text_is_the_greedy_text(shop, name):
     for growing in pieces:
         assert all(later.startswith(sooner.strip()) for sooner, later in itertools.pairwise(growing))
     assert not helper.tick()
+
+
+@pytest.mark.parametrize("name", ["untuned", "lora", "prompt", "full"])
+def test_what_was_trained_has_its_loss_on_plain_prose_beside_its_record(shop, name):
+    """Of the model as it can be had again, in a record of its own; the decision has the difference to the untuned."""
+    studio, project, jobs = shop
+    store, run = studio.records(project.id), jobs[name].run
+    record, loaded = store.get(prose_probe(run)), load_trained(studio, jobs[name])
+    pieces = prose_pieces(loaded.tokenizer, 1, TOKENS)
+    nats, counts = losses(loaded.model, pieces, pad_id=loaded.tokenizer.pad_token_id, dtype=run.dtype)
+    assert record.per_example["label_tokens"] == counts
+    assert record.per_example["loss_nats"] == pytest.approx(nats, rel=1e-3)
+    if name != "lora":  # which wrote texts, and was scored in another way than the others
+        found = compared(studio, project.id, [jobs[one] for one in ("untuned", "prompt", "full")], "perplexity")
+        row = next(row for row in found.rows if row.run == run)
+        plain = store.get(prose_probe(jobs["untuned"].run)).measurements["loss_nats"]
+        lost = None if row.forgotten is None else (row.forgotten.mean, row.forgotten.examples)
+        expected = pytest.approx((record.measurements["loss_nats"] - plain, 17), abs=1e-5)
+        assert lost == (None if name == "untuned" else expected)
 
 
 def test_models_on_one_base_share_its_weights(shop):

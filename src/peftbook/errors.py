@@ -5,8 +5,8 @@ import importlib.util
 __all__ = ["Conflict", "Diverged", "InputError", "TooLarge", "Unknown", "need"]
 
 EXTRAS = {  # module that the core does without → the extra that brings it
-    "datasets": "hub", "gradio": "studio", "jupyter_book": "book", "matplotlib": "book",
-    "playwright": "dev", "pptx": "slides", "ray": "cluster", "sacrebleu": "hub", "trl": "bench",
+    "datasets": "hub", "gradio": "studio", "jsonschema": "studio", "jupyter_book": "book",
+    "matplotlib": "book", "playwright": "dev", "pptx": "slides", "ray": "cluster", "sacrebleu": "hub", "trl": "bench",
 }  # fmt: skip
 
 

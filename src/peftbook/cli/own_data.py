@@ -28,9 +28,9 @@ def add_commands(add: Add) -> None:
 
 def train_options(train: argparse.ArgumentParser) -> None:
     """Of `train`."""
-    from peftbook.studio.settings import Reading, Single
+    from peftbook.studio.settings import Reading, Scoring, Single
 
-    on_file(train, Reading, Single)
+    on_file(train, Reading, Single, Scoring)
     train.add_argument("--out", type=path, required=True, help="a new folder for adapter, texts and measurements")
 
 
@@ -41,6 +41,8 @@ def compare_options(compare: argparse.ArgumentParser) -> None:
     on_file(compare, Reading, Settings, Judging)
     words = "one run, whole, as the studio prints it; again"
     compare.add_argument("--run", action="append", metavar="SPEC", help=words)
+    words = "say what would be computed, how long it takes and what its test rows can see, and end"
+    compare.add_argument("--dry-run", action="store_true", help=words)
     compare.add_argument("--report", type=path, metavar="FILE.html", help="also write one page that can be mailed")
     compare.add_argument("--csv", type=path, metavar="FILE.csv", help="also write the table")
     compare.add_argument("--json", action="store_true", help="print numbers in full as JSON")

@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records, label_candidates
 from peftbook.decision.cautions import list_cautions
 from peftbook.decision.copying import copying_score
+from peftbook.decision.forgetting import forgotten
+from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
 from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
 from peftbook.decision.terms import (
@@ -39,6 +41,8 @@ from peftbook.decision.terms import (
 from peftbook.errors import InputError
 from peftbook.evidence.comparison import examples_of, table
 from peftbook.evidence.stats import Interval
+from peftbook.methods.untuned import Untuned
+from peftbook.own_metrics import Metric
 from peftbook.records import Record
 from peftbook.tasks import Example
 
@@ -72,21 +76,25 @@ def compare(
     level: float = LEVEL,
     cost: str = "gigabyte_seconds",
     tuned: bool | None = False,
+    metrics: Sequence[Metric] = (),
+    prose: Mapping[str, Record] | None = None,
 ) -> Comparison:
     """The table of all records and what to take.
 
     records: quality runs of one task, scored on the same test examples.  texts: generated, by key of the record.
-    examples: of the split that was scored, in its order; may be empty.  measure: what decides, one of MEASURES.
+    examples: of the split that was scored, in its order; may be empty.  metrics: the user's own, computed from texts
+    and examples here.  measure: what decides, one of MEASURES or the name of such a metric.
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
     size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows, None
-    where some were.
+    where some were.  prose: by key of a record what `prose_probe` measured of its run.
     Raises InputError for records that cannot be compared and for an unknown or missing measure.
     """
-    check_choices(measure, cost, margin)
-    deciding = MEASURES[measure]
+    check_choices(measure, cost, margin, metrics)
+    known = measures_with(metrics)
+    deciding = known[measure]
     margin = deciding.margin if margin is None else margin
-    candidates = group_records(records)
-    measures = measures_of(candidates, deciding)
+    candidates = group_records(with_own_scores(records, texts, examples, metrics))
+    measures = measures_of(candidates, deciding, known)
     scored, most = (
         max(examples_of(one.done, each.column) for each in by for one in candidates if one.has(each.column))
         for by in ((deciding,), measures)
@@ -99,6 +107,7 @@ def compare(
     for one in candidates:
         base[one.run.model] = max(base[one.run.model], one.base_parameters)
     rows = [describe_row(label, one, measures, base[one.run.model], groups) for label, one in labelled.items()]
+    rows = with_forgotten(rows, labelled, prose or {})
     contest = [row for row in rows if not row.failure and deciding.name in row.scores]
     contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
     competing = {row.label: labelled[row.label] for row in contest}
@@ -118,17 +127,33 @@ def compare(
         encoder=encoder_in_words(records),
         hardware=tuple(sorted({record.hardware for record in records if record.hardware})),
         contrasts=contrast(competing, deciding, texts, examples),
-        copying=copying_score(examples[:scored], deciding, groups[:scored]),
+        copying=copying_score(
+            examples[:scored], deciding, groups[:scored], next((one for one in metrics if one.name == measure), None)
+        ),
+        metrics=tuple(metrics),
     )
     found = dataclasses.replace(found, recommendation=recommend(found))
     return dataclasses.replace(found, cautions=list_cautions(found, tuned))
 
 
-def measures_of(candidates: Sequence[Candidate], deciding: Measure) -> tuple[Measure, ...]:
+def with_forgotten(rows: Sequence[Row], labelled: Mapping[str, Candidate], prose: Mapping[str, Record]) -> list[Row]:
+    """The rows, those that were trained with what they have forgotten, as far as it was measured."""
+    plain = {one.run.model: one for one in labelled.values() if one.run.method == Untuned()}
+    return [
+        dataclasses.replace(row, forgotten=forgotten(labelled[row.label], plain[row.run.model], prose))
+        if not row.untuned and row.run.model in plain
+        else row
+        for row in rows
+    ]
+
+
+def measures_of(
+    candidates: Sequence[Candidate], deciding: Measure, known: Mapping[str, Measure] = MEASURES
+) -> tuple[Measure, ...]:
     """What the candidates were scored by. Raises InputError where none has finished or the deciding one is missing."""
     found = tuple(
         one
-        for one in MEASURES.values()
+        for one in known.values()
         if any(each.has(one.column) for each in candidates) and (one is deciding or says_something(one, candidates))
     )
     if not found:
@@ -148,10 +173,12 @@ def says_something(measure: Measure, candidates: Sequence[Candidate]) -> bool:
     )
 
 
-def check_choices(measure: str, cost: str = "gigabyte_seconds", margin: float | None = None) -> None:
-    """Raises InputError for an unknown measure or cost and for a margin that is none."""
-    if measure not in MEASURES:
-        raise InputError(f"Unknown measure {measure!r}: choose one of {', '.join(MEASURES)}.")
+def check_choices(
+    measure: str, cost: str = "gigabyte_seconds", margin: float | None = None, metrics: Sequence[Metric] = ()
+) -> None:
+    """Raises InputError for an unknown measure or cost and for a margin that is none. metrics: the user's own."""
+    if measure not in (known := measures_with(metrics)):
+        raise InputError(f"Unknown measure {measure!r}: choose one of {', '.join(known)}.")
     if cost not in COSTS:
         raise InputError(f"Unknown cost {cost!r}: choose one of {', '.join(COSTS)}.")
     if margin is not None and not (math.isfinite(margin) and margin >= 0):
@@ -184,17 +211,18 @@ def mark(contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level:
     ]
 
 
-def pareto(rows: Sequence[Row], cost: str = "gigabyte_seconds", measure: str = "rougeL") -> tuple[Row, ...]:
+def pareto(
+    rows: Sequence[Row], cost: str = "gigabyte_seconds", measure: Measure = MEASURES["rougeL"]
+) -> tuple[Row, ...]:
     """The rows on the front, cheapest first: no other row has at least their score for no more, and one of them better.
 
-    Raises InputError for an unknown cost or measure.
+    Raises InputError for an unknown cost.
     """
-    check_choices(measure, cost, None)
-    sign = MEASURES[measure].sign
+    check_choices("rougeL", cost)
     points = [
-        (row.cost(cost), sign * row.scores[measure].mean, row)
+        (row.cost(cost), measure.sign * row.scores[measure.name].mean, row)
         for row in rows
-        if not row.failure and measure in row.scores
+        if not row.failure and measure.name in row.scores
     ]
     front = [
         (price, score, row)

@@ -15,8 +15,6 @@ from peftbook.records import Record
 
 __all__ = ["Candidate", "describe_row", "encoder_in_words", "group_records", "label_candidates"]
 
-SHARES = ("rouge1", "rouge2", "rougeL", "exact_match")  # measures that lie between 0 and 1
-
 
 @dataclass
 class Candidate:
@@ -113,7 +111,7 @@ def describe_row(label: str, own: Candidate, measures: Sequence[Measure], base: 
 def score(records: Sequence[Record], measure: Measure, groups: Groups = ()) -> Interval:
     """The book's interval of a score, within what such a score can be; of perplexity exp of the loss's."""
     one = comparison.score(records, measure.column, groups)
-    if measure.name in SHARES and (one.low < 0 or one.high > 1):
+    if measure.share and (one.low < 0 or one.high > 1):
         return Skewed(**vars(one), ends=(max(0.0, one.low), min(1.0, one.high)))
     if measure.name != "perplexity":
         return one

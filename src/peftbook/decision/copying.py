@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from peftbook import metrics
 from peftbook.decision.terms import Measure
 from peftbook.evidence.stats import Groups, Interval, score_interval
+from peftbook.own_metrics import Metric, own_scores
 from peftbook.tasks import Example
 
 __all__ = ["copying_score"]
@@ -14,14 +15,18 @@ __all__ = ["copying_score"]
 COPIED_WORDS = 200  # of the input: an answer is no longer, and ROUGE-L takes their product
 
 
-def copying_score(examples: Sequence[Example], measure: Measure, groups: Groups = ()) -> Interval | None:
+def copying_score(
+    examples: Sequence[Example], measure: Measure, groups: Groups = (), metric: Metric | None = None
+) -> Interval | None:
     """The score of the inputs as answers, each cut after 200 words; None without examples and for a measure that needs
     a model.
 
-    examples: those that were scored.
+    examples: those that were scored.  metric: if the measure is one of the user's own.
     """
     said = [" ".join(example.input.split()[:COPIED_WORDS]) for example in examples]
     wanted = [example.target for example in examples]
+    if said and metric is not None:
+        return score_interval(own_scores(metric, [said], wanted), None, groups)
     if not said or not (measure.name.startswith("rouge") or measure.name == "exact_match"):
         return None
     exact = measure.name == "exact_match"

@@ -10,20 +10,20 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
-from peftbook.decision.terms import Measure
-from peftbook.evidence import comparison
-from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, found_by, round_up
+from peftbook.decision.terms import MEASURES, Measure
+from peftbook.evidence import comparison, stats
+from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_by, round_up
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval
 from peftbook.records import Record
 from peftbook.specs import Run
-from peftbook.tasks import test_groups
+from peftbook.tasks import TaskData, test_groups
 
-__all__ = ["LEVEL", "Spreads", "found", "needed", "spreads"]
+__all__ = ["LEVEL", "SCATTER", "Sight", "Spreads", "found", "needed", "sight", "sight_words", "sights_of", "spreads"]
 
 LEVEL = 0.025  # one-sided, of one comparison
 
@@ -92,3 +92,78 @@ def found(of: Spreads, examples: int, seeds: int, share: float) -> float:
     """The difference that so many test examples and seeds find in so large a share of the pairs."""
     sizes = np.sort(found_by(of.intervals, np.full(len(of.intervals), float(examples)), seeds, LEVEL)).tolist()
     return sizes[math.ceil(share * len(sizes)) - 1]
+
+
+# --- of a plan -------------------------------------------------------------------------------------------------
+
+# By measure the standard deviations of a paired difference, of one row and of one seed: the larger of the medians over
+# the pairs of our own runs on docstrings and on E2E; a test makes them again from the records.
+SCATTER = {"rougeL": (0.11, 0.012), "perplexity": (0.17, 0.029)}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the decision on a plan could see. difference: found four times in five, infinite where nothing would be.
+
+    mistaken: in what share of pairs whose methods are equally good one would be called better.
+    """
+
+    seeds: int
+    rows: int
+    difference: float
+    mistaken: float
+
+
+def sight(measure: str, rows: int, seeds: int, arms: int = 2) -> Sight:
+    """What so many test rows and seeds show of two of so many arms, by the rule of `decision` and our runs' SCATTER.
+
+    found = half_width(2 · level) + z_0.8 · √(seed_se² + row_se²), level = 0.05 / max(arms − 1, 2), one-sided. The
+    half-width of one seed is over rows alone: then luck of training passes for a difference, mistaken = 2 Φ(−half /
+    √(seed_se² + row_se²)). Two seeds decide nothing, nor do fewer than 20 rows.
+    """
+    row, seed = SCATTER[measure]
+    level = 0.05 / max(arms - 1, 2)
+    if seeds == 2 or rows < FEWEST_EXAMPLES:
+        return Sight(seeds, rows, math.inf, 0.0)
+    spread = Interval.of(0.0, seed / math.sqrt(seeds), row / math.sqrt(rows), seeds, rows)
+    judged = replace(spread, seed_se=0.0) if seeds == 1 else spread
+    half, error = judged.half(2 * level), spread.standard_error
+    beyond = 2 * float(stats.special.ndtr(-half / error)) if seeds == 1 else 2 * level
+    power = float(stats.quantile(2 * (1 - POWER), math.inf))
+    return Sight(seeds, rows, half + power * error, beyond)
+
+
+def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> tuple[Sight, ...]:
+    """What a plan's test rows see with its seeds, and with three and five; groups count as one row each.
+
+    Empty for a plan that compares nothing, writes no texts to score, or is of another measure. Trials do not count.
+    """
+    runs = [run for run in runs if run.evaluation.split == "test"]
+    trained = [run for run in runs if run.budget is not None]
+    arms = {run.model_copy(update={"seed": 0}).key for run in runs}
+    scored = min((run.evaluation.n_generate for run in runs), default=0)
+    if not trained or len(arms) < 2 or not scored or measure not in SCATTER:
+        return ()
+    groups = [one.group or one.id for one in task.splits[runs[0].evaluation.split][:scored]]
+    seeds = len({run.seed for run in trained})
+    return tuple(sight(measure, len({*groups}), count, len(arms)) for count in sorted({seeds, 3, 5}) if count >= seeds)
+
+
+def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
+    """The sights of a plan in a sentence or two; empty without any."""
+    if not found:
+        return ""
+    unit, own, more = MEASURES[measure].label, found[0], found[1:]
+    plural = "s" * (own.seeds != 1)
+    start = f"{own.rows:,} test rows and {own.seeds} seed{plural}"
+    if math.isinf(own.difference):
+        words = f"{start} decide nothing: {FEWEST_EXAMPLES} rows and 1 seed, or 3 and more, are the fewest."
+    else:
+        words = (
+            f"{start} find a difference of {own.difference:.2g} {unit} between two methods four times in five, "
+            "if yours scatter as ours did."
+        )
+        if own.seeds == 1:
+            words += f" Of 100 equally good methods luck would tell {round(100 * own.mistaken)} apart."
+    others = [f"{one.seeds} seeds find {one.difference:.2g}" for one in more if math.isfinite(one.difference)]
+    return words + (f" {' and '.join(others).capitalize()}, luck accounted for." if others else "")

@@ -12,6 +12,7 @@ from peftbook.errors import InputError
 from peftbook.evidence.stats import Interval
 from peftbook.methods import Method
 from peftbook.methods.untuned import Untuned
+from peftbook.own_metrics import Metric
 from peftbook.tasks import Example
 
 __all__ = [
@@ -44,7 +45,7 @@ class Measure:
 
     column: the per-example list of records.  margin: differences below it do not matter, unless another one is given.
     sign: 1 where higher is better, −1 where lower is.  unit: of differences and of the margin.  usable: below it texts
-    share so few words with their targets that nobody could use them.
+    share so few words with their targets that nobody could use them.  share: whether it lies between 0 and 1.
     """
 
     name: str
@@ -54,16 +55,22 @@ class Measure:
     sign: int = 1
     unit: str = ""
     usable: float = 0.0
+    share: bool = False
+
+    @classmethod
+    def own(cls, metric: Metric) -> Measure:
+        """The measure that a metric of the user's own is."""
+        return cls(metric.name, metric.name, f"own {metric.name}", metric.margin, share=True)
 
 
 MEASURES = {
     one.name: one
     for one in (
-        Measure("rouge1", "ROUGE-1", "rouge1", usable=0.1),
-        Measure("rouge2", "ROUGE-2", "rouge2"),
-        Measure("rougeL", "ROUGE-L", "rougeL", usable=0.1),
+        Measure("rouge1", "ROUGE-1", "rouge1", usable=0.1, share=True),
+        Measure("rouge2", "ROUGE-2", "rouge2", share=True),
+        Measure("rougeL", "ROUGE-L", "rougeL", usable=0.1, share=True),
         Measure("bertscore_f1", "BERTScore F1", "bertscore_f1"),
-        Measure("exact_match", "Exact match", "exact_match"),
+        Measure("exact_match", "Exact match", "exact_match", share=True),
         Measure("perplexity", "Perplexity", "loss_nats", 0.05, -1, "nats per token"),  # compared through the loss
     )
 }
@@ -104,7 +111,8 @@ class Row:
     may_be_best, beats_untuned: by the deciding measure, at the family-wise level; None where the row is not compared.
     adapter_bytes: what is stored for this row, the whole model for full fine-tuning.  train_seconds: mean over seeds.
     peak_memory_bytes: the largest.  model_parameters: of the model without what was added.  runs: keys of its records.
-    failure: why the row is not compared; empty for one that is.
+    failure: why the row is not compared; empty for one that is.  forgotten: loss on plain prose minus the untuned
+    model's, nats per token; None where it was not measured.
     """
 
     label: str
@@ -124,6 +132,7 @@ class Row:
     against_leader: Mapping[str, Interval] = field(default_factory=dict)
     may_be_best: bool | None = None
     beats_untuned: bool | None = None
+    forgotten: Interval | None = None
 
     @property
     def untuned(self) -> bool:
@@ -210,7 +219,7 @@ class Comparison:
 
     measure: what decides; measures: all at hand.  test_examples: behind the deciding measure.  seeds: of the row with
     most.  encoder: BERTScore's, in words.  hardware: of all runs.  copying: the score of repeating the input, or None
-    where it is not known.  cautions: what the table cannot tell.
+    where it is not known.  cautions: what the table cannot tell.  metrics: those of the user's own.
     """
 
     rows: tuple[Row, ...]
@@ -228,6 +237,7 @@ class Comparison:
     recommendation: Recommendation = Recommendation("nothing to compare", ())
     copying: Interval | None = None
     cautions: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
 
     @property
     def decides(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import json
 import re
 import shutil
 import sqlite3
@@ -21,11 +22,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import Conflict, InputError, TooLarge
 from peftbook.exchange import receive_record
-from peftbook.records import Store
+from peftbook.own_metrics import read_metrics
+from peftbook.records import Record, Store
 from peftbook.studio.backup import files_under, pack, unpack
 from peftbook.studio.database import clear_failures, columns_of
+from peftbook.studio.declared import FILE as METRICS
 from peftbook.studio.drafts import plain_name
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.store import Project, Studio, _project, keeps_trained
@@ -40,7 +44,7 @@ __all__ = ["load_project", "save_named", "save_project"]
 
 DATA, ROWS = "data.bin", "project.json"
 MEMBER = re.compile(
-    r"data\.bin|project\.json|records/[0-9a-f]{12}(?:\.texts\.json\.gz|\.json)|"
+    r"data\.bin|metrics\.json|project\.json|records/[0-9a-f]{12}(?:\.texts\.json\.gz|\.json)|"
     r"adapters/[0-9a-f]{12}/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\.(?:json|jinja|safetensors)"
 )
 MOST_FILES = 20_000
@@ -171,8 +175,11 @@ def opened(source: Path, work: Path, caps: Caps) -> tuple[Rows, Project]:
         made.mkdir()
         (sent / DATA).replace(made / DATA)
         expected = {ROWS, DATA, *(name for row in rows.jobs for name in files_of(row, names, sent, made))}
-        if expected != names:
+        if names - {METRICS} != expected:
             raise ValueError("there are files of no run")
+        if METRICS in names:
+            read_metrics(json.loads((sent / METRICS).read_bytes()), files=False)
+            (sent / METRICS).replace(made / METRICS)
         if (sent / "adapters").is_dir():
             (sent / "adapters").replace(made / "adapters")
     except InputError:
@@ -216,12 +223,9 @@ def checked(rows: Rows, data: Path, caps: Caps) -> Project:
 
 
 def files_of(job: Row, names: Collection[str], sent: Path, made: Path) -> set[str]:
-    """The files of a job; its record is held against its hash and kept. Its state becomes one that can be here."""
+    """The files of a job; its records are held against their hashes, and kept. Its state is one that can be here."""
     run = parse_run(str(job["run"]))
-    record, found = None, {name for name in names if name.startswith(f"records/{run.key[:12]}.")}
-    if found:
-        content = {Path(name).name: (sent / name).read_bytes() for name in found}
-        record = receive_record(Store(made / "records"), run.key, content)
+    record, found = received(run.key, names, sent, made)
     done = record is not None and not record.failure
     if job["state"] == "done" and not done:
         raise ValueError(f"the record of run {run.key} is missing")
@@ -229,7 +233,14 @@ def files_of(job: Row, names: Collection[str], sent: Path, made: Path) -> set[st
         job["state"] = "done" if done else "cancelled"
     if done and keeps_trained(run):
         found |= {name for name in names if name.startswith(f"adapters/{run.key[:12]}/")}
-    return found
+    return found | received(prose_probe(run).key, names, sent, made)[1]
+
+
+def received(key: str, names: Collection[str], sent: Path, made: Path) -> tuple[Record | None, set[str]]:
+    """The record of a key, kept, if there is one, and the names of its files."""
+    found = {name for name in names if name.startswith(f"records/{key[:12]}.")}
+    content = {Path(name).name: (sent / name).read_bytes() for name in found}
+    return (receive_record(Store(made / "records"), key, content) if found else None), found
 
 
 def keep(studio: Studio, project: Project, rows: Rows, made: Path) -> None:

@@ -127,7 +127,7 @@ class Client:
 
     def _open(self, method: str, path: str, body: Any, query: dict[str, Any] | None = None) -> Any:
         """An answer, open to be read. Raises Refused, with the server's sentence."""
-        said = urlencode({name: value for name, value in (query or {}).items() if value is not None})
+        said = urlencode({name: value for name, value in (query or {}).items() if value is not None}, doseq=True)
         url = f"{self.base}/{quote(path, safe='/')}{f'?{said}' if said else ''}"
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if body is not None:

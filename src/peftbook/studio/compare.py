@@ -20,7 +20,8 @@ from peftbook.errors import InputError
 from peftbook.options import read_options, words_of
 from peftbook.records import Record, write_atomically
 from peftbook.studio import report
-from peftbook.studio.own_file import OwnFile, compute
+from peftbook.studio.decisions import prose_of
+from peftbook.studio.own_file import OwnFile, compute, look_ahead
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
 from peftbook.studio.store import Project, Studio
@@ -36,12 +37,15 @@ def compare_file(args: argparse.Namespace) -> int:
     Everything is checked before a project is made, and every run's need of memory before it is queued.
     """
     judging = read_options(Judging, args)
-    check_choices(judging.measure, margin=judging.margin)
+    check_choices(judging.measure, margin=judging.margin, metrics=judging.metrics)
     check_output(args)
     settings = read_options(Settings, args)
     file = OwnFile.read(args.file, read_options(Reading, args))
     runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
     studio = Studio(args.home)
+    if args.dry_run:
+        look_ahead(studio, file, runs, None if args.run else settings)
+        return 0
     if (computed := compute(studio, file, runs, COMPARE, None if args.run else settings)) is None:
         return 130
     project, jobs = computed
@@ -55,7 +59,10 @@ def compare_file(args: argparse.Namespace) -> int:
         return 1
     texts = {record.key: written for record in records if (written := store.texts(record))}
     examples = file.task.splits[runs[0].evaluation.split]
-    comparison = compare(records, texts, examples, measure=judging.measure, margin=judging.margin, tuned=bool(tried))
+    comparison = compare(
+        records, texts, examples, measure=judging.measure, margin=judging.margin, tuned=bool(tried),
+        metrics=judging.metrics, prose=prose_of(store, records),
+    )  # fmt: skip
     if args.json:
         body = as_json(comparison) | {"project": project.id, "jobs": [job.id for job in jobs]}
         print(json.dumps(body, indent=1, ensure_ascii=False))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from peftbook import specs
 from peftbook.decision import COSTS, Comparison, compare
+from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import Conflict, Unknown
+from peftbook.own_metrics import Metric, read_metrics
+from peftbook.records import Record, Store
 from peftbook.studio import artefacts, report
+from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 
-__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "whole_report"]
+__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "prose_of", "whole_report"]
 
 FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 
@@ -44,15 +49,20 @@ def name_of(job: Job) -> str:
 
 def compared(
     studio: Studio, project_id: str, jobs: list[Job] | None, measure: str = FIRST_MEASURE, cost: str = FIRST_COST,
-    margin: float | None = None,
+    margin: float | None = None, metrics: Sequence[Metric] | None = None,
 ) -> Comparison:  # fmt: skip
-    """The comparison of what has finished. Raises Conflict where there is nothing to compare."""
+    """The comparison of what has finished. metrics: the user's own, if not those that the project has.
+
+    Raises Conflict where there is nothing to compare.
+    """
     if not jobs:
         raise Conflict("No run has finished yet: see under Runs how far they are.")
     tuned = {job for plan in studio.plans(project_id) if plan.tuning for job in plan.jobs}
     raced = {job.id in tuned for job in jobs if job.run.budget is not None}
     are_tuned = None if len(raced) == 2 else raced == {True}
-    return _compared(str(studio.home), project_id, tuple(job.run for job in jobs), measure, cost, margin, are_tuned)
+    own = metrics_of(studio, project_id) if metrics is None else metrics
+    said, runs = tuple(one.text() for one in own), tuple(job.run for job in jobs)
+    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said)
 
 
 @functools.lru_cache(32)
@@ -64,6 +74,7 @@ def _compared(
     cost: str,
     margin: float | None,
     tuned: bool | None,
+    metrics: tuple[str, ...],
 ) -> Comparison:
     """A record never changes, so neither does this."""
     studio = Studio(home)
@@ -71,7 +82,17 @@ def _compared(
     records = [record for record in map(store.get, runs) if record is not None]
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
-    return compare(records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned)
+    own, prose = read_metrics(metrics, files=False), prose_of(store, records)
+    return compare(
+        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose
+    )
+
+
+def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
+    """By key of a record what was measured of its run on plain prose, where it was."""
+    runs = [record.spec for record in records if isinstance(record.spec, specs.Run)]
+    found = {run.key: store.get(prose_probe(run)) for run in runs if is_gauged(run)}
+    return {key: record for key, record in found.items() if record is not None}
 
 
 def whole_report(studio: Studio, project_id: str, jobs: list[Job], found: Comparison) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook import specs
+from peftbook.decision.power import sight_words, sights_of
 from peftbook.errors import InputError
 from peftbook.studio.markup import span
 from peftbook.studio.settings import Reading, Settings
@@ -77,6 +78,19 @@ def compute(
     return project, studio.jobs(plan=submitted)
 
 
+def look_ahead(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None) -> None:
+    """Say what `compute` would do, how long it takes and what its test rows can see; nothing is stored or trained."""
+    for line in describe_reading(file.path.name, file.table, file.reading.columns, file.task):
+        note(line)
+    project = find_project(studio, file)
+    tuning = Tuning.of(file.task, runs) if settings is not None and settings.tune else None
+    likely = runs if tuning is None else likely_runs(tuning)
+    new = [run for run in likely if project is None or run not in studio.records(project.id)]
+    if not new:
+        note("All runs are at hand: the comparison is answered from them.")
+    refuse_misfits(file.task, likely, new, settings)
+
+
 def refuse_misfits(
     task: TaskData, runs: Sequence[specs.Run], new: Sequence[specs.Run], settings: Settings | None = None
 ) -> None:
@@ -102,7 +116,7 @@ def refuse_misfits(
     about = f", about {span(seconds)}" if (seconds := plan_seconds(checks)) else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
     note(f"{len(new)} runs to compute{about}{cached}.")
-    if short := coverage_words(checks):
-        note(short)
+    for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task)))):
+        note(words)
     if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
         note(f"A smaller plan would take about {span(less.seconds)}: {less.options}")

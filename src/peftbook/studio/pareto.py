@@ -52,7 +52,7 @@ def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int 
     rows = [row for row in found.contest if all(map(math.isfinite, ends(found, row)))]
     if not rows:
         return ""
-    front, measure = pareto(rows, cost, found.measure.name), found.measure
+    front, measure = pareto(rows, cost, found.measure), found.measure
     note = "Logarithmic scale" + "; 0 stands apart" * any(row.cost(cost) <= 0 for row in rows)
     chart = Chart(
         [steps(found, front, cost), *(point(found, row, cost, row in front) for row in rows)],

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from peftbook import specs
+from peftbook.decision.power import Sight, sights_of
 from peftbook.errors import Conflict, InputError
 from peftbook.studio.jobs import Plan, parse_run
 from peftbook.studio.plan import plan
@@ -17,7 +18,8 @@ from peftbook.studio.store import Studio
 from peftbook.studio.tuning import Tuning, chosen_words, is_trial, likely_runs
 from peftbook.tasks import TaskData
 
-__all__ = ["CHANGED", "ask_check", "checks_of", "chosen_rates", "planned", "queue_checked", "runs_of_check"]
+__all__ = ["CHANGED", "ask_check", "checks_of", "chosen_rates", "planned", "queue_checked", "runs_of_check",
+           "sights_of_check"]  # fmt: skip
 
 CHANGED = "The settings were changed after the check: check the plan again."
 
@@ -64,6 +66,13 @@ def runs_of_check(studio: Studio, project_id: str, request_id: str) -> list[spec
     if asked.kind != "preflight" or asked.payload["project"] != project_id:
         raise InputError(f"Question {request_id!r} is no check of this project's: check a plan of it first.")
     return [parse_run(text) for text in asked.payload["runs"]]
+
+
+def sights_of_check(studio: Studio, request_id: str) -> tuple[Sight, ...]:
+    """What the test rows of a checked plan can see, with its seeds and with more."""
+    asked = studio.asked(request_id).payload
+    runs = [parse_run(text) for text in asked["runs"]]
+    return sights_of(runs, studio.task(asked["project"]))
 
 
 def queue_checked(

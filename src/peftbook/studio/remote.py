@@ -35,7 +35,7 @@ def compare_on_server(args: argparse.Namespace) -> int:
         what, option = ("plans", "--run") if args.run else ("a home", "--home")
         raise InputError(f"--server has {what} of its own: leave out {option}.")
     judging = read_options(Judging, args)
-    check_choices(judging.measure, margin=judging.margin)
+    check_choices(judging.measure, margin=judging.margin, metrics=judging.metrics)
     check_output(args)
     settings, reading = body_of(args), read_options(Reading, args)
     try:
@@ -79,7 +79,8 @@ def compared(
         return 1
     for words in studio.get(f"plans/{plan}")["words"]:
         note(words)
-    decide(studio, args, f"projects/{project}/decision", asdict(judging) | {"plan": plan})
+    asked = {"measure": judging.measure, "margin": judging.margin, "metric": [one.text() for one in judging.metrics]}
+    decide(studio, args, f"projects/{project}/decision", asked | {"plan": plan})
     return 1 if failed else 0
 
 

@@ -20,7 +20,19 @@ from peftbook.records import Record
 from peftbook.results import describe, format_value
 from peftbook.studio.markup import clipped, joined, number, piece, size, span
 from peftbook.studio.pareto import pareto_svg
-from peftbook.studio.tabular import difference, digits, ends, escape_cell, marks, short, table, to_csv, typeset
+from peftbook.studio.tabular import (
+    FORGOTTEN,
+    difference,
+    digits,
+    ends,
+    escape_cell,
+    forgotten,
+    marks,
+    short,
+    table,
+    to_csv,
+    typeset,
+)
 
 if TYPE_CHECKING:
     from peftbook.studio.store import Project
@@ -110,13 +122,14 @@ def scores(found: Comparison) -> Markup:
     """Every measure with its interval; the deciding one with its differences."""
     order = [found.measure, *(one for one in found.measures if one != found.measure)]
     headers = ["Method", found.measure.label, f"{short(found)} − untuned", f"{short(found)} − best"]
-    headers += [one.label for one in order[1:]]
+    headers += [*(one.label for one in order[1:]), "Forgotten"]
     rows = []
     for row in found.rows:
         cells: list[object] = [piece("{} {}<small>{}</small>", row.label, marks(row), row.failure or seeds(row))]
         cells.append(with_interval(row, found.measure.name))
         cells += [two_lines(one.get(found.measure.name)) for one in (row.against_untuned, row.against_leader)]
         cells += [with_interval(row, one.name) for one in order[1:]]
+        cells.append(two_lines(row.forgotten) if row.forgotten is not None else forgotten(row))
         rows.append((kind_of(found, row), cells))
     return grid(f"{len(rows)} rows, best {found.measure.label} first; 95 % intervals below", headers, rows)
 
@@ -152,9 +165,9 @@ def legend(found: Comparison) -> Markup:
     return piece(
         '<p class="fine">★ may be the best row, ▲ beats the untuned model of its own: by {}, each at a family-wise '
         "level of {}\N{NO-BREAK SPACE}%. Differences{} are paired over {} and test examples ({:,}). Those below {} do "
-        "not matter here; the shaded row is the recommended one.{}</p>",
+        "not matter here; the shaded row is the recommended one.{} {}</p>",
         found.measure.label, f"{100 * found.level:g}", unit, "seeds" if found.seeds > 1 else "one seed",
-        found.test_examples, f"{found.margin:g}", encoder,
+        found.test_examples, f"{found.margin:g}", encoder, FORGOTTEN,
     )  # fmt: skip
 
 
@@ -263,6 +276,7 @@ def settings(found: Comparison, records: Sequence[Record], commands: Sequence[st
                      f"most {one.max_new_tokens} tokens, decoded greedily"))  # fmt: skip
     margin = " ".join(filter(None, (f"{found.margin:g}", found.measure.unit)))
     told.append(("Decides", f"{found.measure.label}; differences below {margin} do not matter"))
+    told += [(f"Own metric {one.name}", f"{one.words}: {clipped(one.text(), TEXT_CHARS)}") for one in found.metrics]
     if any(one.metrics_info.get("rouge") for one in records):
         told.append(("ROUGE", "rouge_score, F-measure, no stemming"))
     told += [("BERTScore's encoder", found.encoder)] if found.encoder else []

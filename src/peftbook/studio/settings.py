@@ -12,6 +12,7 @@ from peftbook.errors import InputError
 from peftbook.evidence.stats import FEWEST_SEEDS
 from peftbook.methods import presets
 from peftbook.options import Bound, Option, listed
+from peftbook.own_metrics import Metric, read_metrics
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 
@@ -171,10 +172,20 @@ class Single(Training):
 
 
 @dataclass(frozen=True)
-class Judging:
+class Scoring:
+    """Metrics of the user's own, computed from the texts that a run wrote; no run depends on them."""
+
+    metrics: Annotated[tuple[Metric, ...], Option(
+        "one of your own: label=regex:…, total=number:rel=0.01, order=json:fields=a,b, a file of several; again",
+        convert=read_metrics, repeated=True, metavar="NAME=KIND:…", flag="--metric", usual="",
+    )] = ()  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judging(Scoring):
     """What decides between the rows of a comparison."""
 
-    measure: Annotated[str, Option("what decides")] = "rougeL"
+    measure: Annotated[str, Option("what decides, or the name of a metric of your own")] = "rougeL"
     margin: Annotated[float | None, Option(
         "differences below it do not matter, if not the measure's own", type=float,
     )] = None  # fmt: skip

@@ -211,6 +211,8 @@ class Studio(Attempts, Requests):
 
     def _borrow(self, project_id: str, run: specs.Run) -> None:
         """Take a run's record, and before it what was trained, from another project that has both."""
+        from peftbook.decision.forgetting import prose_probe
+
         row = self._row(
             "SELECT project FROM jobs JOIN projects ON projects.id = project AND NOT removed "
             "WHERE key = ? AND state = 'done' AND project != ?", run.key, project_id,
@@ -232,6 +234,8 @@ class Studio(Attempts, Requests):
                     shutil.rmtree(work, ignore_errors=True)
             with contextlib.suppress(InputError):  # its record is damaged: computed again
                 receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
+                if files := files_of(Store(theirs / "records"), prose_probe(run).key):
+                    receive_record(store, prose_probe(run).key, files)
 
     def adapter(self, job: Job) -> Path | None:
         """The folder with what a job trained, or None."""

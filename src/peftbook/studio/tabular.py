@@ -10,6 +10,7 @@ from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
 from peftbook.studio.markup import number, size, span
 
+FORGOTTEN = "Forgotten: loss on plain prose minus the untuned model's, nats per token; above 0 is worse."
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
@@ -21,7 +22,7 @@ def table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     deciding = found.measure
     others = [one for one in found.measures if one != deciding]
     headers = ["", "method", deciding.label, "95 %", f"{short(found)} − untuned", f"{short(found)} − best"]
-    headers += [*(one.label for one in others), "trained", "to store", "training", "peak memory", "seeds"]
+    headers += [*(one.label for one in others), "forgotten", "trained", "to store", "training", "peak memory", "seeds"]
     rows = []
     for row in found.rows:
         score = row.scores.get(deciding.name)
@@ -29,6 +30,7 @@ def table(found: Comparison) -> tuple[list[str], list[list[str]]]:
         cells += [difference(one.get(deciding.name)) for one in (row.against_untuned, row.against_leader)]
         cells += [digits(row.scores.get(one.name), one.name) for one in others]
         cells += [
+            forgotten(row),
             "–" if row.untuned else number(row.trainable_parameters),
             "–" if row.untuned else size(row.adapter_bytes),
             "–" if row.untuned else span(row.train_seconds),
@@ -62,6 +64,11 @@ def ends(one: Interval | None, name: str) -> str:
     return "–" if one is None else f"{format_value(one.low, places)} to {format_value(one.high, places)}"
 
 
+def forgotten(row: Row) -> str:
+    """What a row has forgotten of plain prose, nats per token."""
+    return "–" if row.untuned else "not measured" if row.forgotten is None else difference(row.forgotten)
+
+
 def difference(one: Interval | None) -> str:
     """A difference with its 95 % interval: `+0.051 (+0.030 to +0.072)`."""
     if one is None:
@@ -88,6 +95,7 @@ def to_csv(found: Comparison) -> str:
         headers += [one.name, f"{one.name}_low", f"{one.name}_high"]
         ends_ = ("", "_low", "_high")
         headers += [f"{one.name}{unit}_minus_{other}{end}" for other in ("untuned", "best") for end in ends_]
+    headers += [f"forgotten_nats_per_token{end}" for end in ("", "_low", "_high")]
     headers += [*COSTS, "test_examples", "encoder", "hardware", "runs"]
     stream = io.StringIO()
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n")
@@ -99,6 +107,7 @@ def to_csv(found: Comparison) -> str:
             for which in (row.scores, row.against_untuned, row.against_leader):
                 value = which.get(one.name)
                 cells += ["", "", ""] if value is None else [value.mean, value.low, value.high]
+        cells += ["", "", ""] if (lost := row.forgotten) is None else [lost.mean, lost.low, lost.high]
         cells += [row.cost(name) for name in COSTS]
         cells += [found.test_examples, found.encoder, "; ".join(found.hardware), " ".join(row.runs)]
         writer.writerow([escape_cell(one) if isinstance(one, str) else one for one in cells])

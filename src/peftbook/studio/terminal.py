@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import textwrap
@@ -12,7 +13,7 @@ from peftbook.decision import COSTS, Comparison
 from peftbook.evidence.stats import Interval
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import span
-from peftbook.studio.tabular import table, typeset
+from peftbook.studio.tabular import FORGOTTEN, table, typeset
 from peftbook.training.phases import Line
 
 WIDEST = 120
@@ -89,6 +90,8 @@ def legend(found: Comparison) -> str:
         f"★ may be the best, ▲ beats the untuned model, each at a family-wise level of {100 * found.level:g} %. "
         f"Differences{unit} are paired over {found.test_examples:,} test examples, with 95 % intervals."
         + (f" BERTScore F1: {found.encoder}." if found.encoder else "")
+        + (f" {FORGOTTEN}" if any(row.forgotten for row in found.rows) else "")
+        + "".join(f" {one.name}: {one.words}." for one in found.metrics)
     )
 
 
@@ -124,6 +127,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "scores": intervals(row.scores), "minus_untuned": intervals(row.against_untuned),
                 "minus_best": intervals(row.against_leader), "may_be_best": row.may_be_best,
                 "beats_untuned": row.beats_untuned, **{name: row.cost(name) for name in COSTS},
+                "forgotten": None if row.forgotten is None else intervals({"prose": row.forgotten})["prose"],
                 "runs": list(row.runs), "failure": row.failure,
             }
             for row in found.rows
@@ -133,6 +137,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
              "first_minus_second": intervals(one.differences)}
             for one in found.pairs
         ],
+        "metrics": [json.loads(one.text()) | {"words": one.words} for one in found.metrics],
         "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),
     }  # fmt: skip

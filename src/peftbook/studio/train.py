@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,10 +12,11 @@ from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.exchange import files_of, receive_record
 from peftbook.options import read_options
+from peftbook.own_metrics import own_scores
 from peftbook.records import Record, Store
 from peftbook.studio.own_file import OwnFile, compute
 from peftbook.studio.plan import run_alone
-from peftbook.studio.settings import Reading, Single
+from peftbook.studio.settings import Reading, Scoring, Single
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.waiting import TRAIN, note
 
@@ -29,7 +31,7 @@ def train_on_file(args: argparse.Namespace) -> int:
     """
     if args.out.exists():
         raise InputError(f"Output folder {str(args.out)!r} exists: name a new one, results are never overwritten.")
-    single = read_options(Single, args)
+    single, metrics = read_options(Single, args), read_options(Scoring, args).metrics
     file = OwnFile.read(args.file, read_options(Reading, args))
     run = run_alone(file.task, single)
     if slow := slow_on_own_data(run):
@@ -41,8 +43,13 @@ def train_on_file(args: argparse.Namespace) -> int:
     record = studio.records(project.id).get(run)
     if record is None or record.failure:
         raise InputError(job.error or f"The run is {job.state}: give the same command again.")
+    targets = [example.target for example in file.task.splits["test"]]
+    written = studio.records(project.id).texts(record)
+    own = {one.name: own_scores(one, [written], targets)[0] for one in metrics if written}
     write_out(studio, job, args.out)
     print_measurements(record)
+    for name, scores in own.items():
+        print(f"{name:<22} {math.fsum(scores) / len(scores):,.4g}")
     print(f"Record, texts{' and adapter' if run.budget else ''} are in {args.out}")
     return 0
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import errno
-import functools
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -22,15 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.base_models import check_model
+from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
+from peftbook.records import Record, Store
 from peftbook.studio.store import Job, Studio, keeps_trained
+from peftbook.studio.tuning import is_trial
 from peftbook.training.micro_batch import free_micro_batch
+from peftbook.training.phases import Phase
 
 if TYPE_CHECKING:
     from peftbook.training.execute import Trainee
     from peftbook.training.loop import Progress
-    from peftbook.training.phases import Phase
 
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
 PAUSE_SECONDS = 0.25  # between writes of progress
@@ -78,7 +82,14 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     quieten_libraries()
     os.environ["PEFTBOOK_CHECKPOINTS"] = str(checkpoint.parent)
     reporter = Reporter(studio, job)
-    watch = Watch(reporter.phase, reporter.step, functools.partial(keep_trained, folder))
+
+    def keep(trainee: Trainee) -> None:
+        keep_trained(folder, trainee)
+        if is_gauged(job.run) and not is_trial(job.run):
+            reporter.phase(Phase("scoring prose"))
+            gauge(store, trainee)
+
+    watch = Watch(reporter.phase, reporter.step, keep)
     try:
         execute(
             job.run, store, task=studio.task(job.project), quiet=True, micro_batch=free_micro_batch(job.run),
@@ -87,6 +98,20 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     except BaseException:
         tidy(folder, job.run)
         raise
+
+
+def gauge(store: Store, trainee: Trainee) -> None:
+    """Record the loss on plain prose of what was trained, before the run's own record; where it is no number, none."""
+    from peftbook.training.probes.curves import prose_findings
+    from peftbook.training.provenance import provenance
+
+    started, probe = datetime.datetime.now(datetime.UTC), prose_probe(trainee.run)
+    if probe in store:
+        return
+    found = prose_findings(trainee, probe)
+    if math.isfinite(found.measurements["loss_nats"] or math.nan):
+        fields: dict[str, Any] = {name: dict(getattr(found, name)) for name in ("measurements", "per_example")}
+        store.save(Record(key=probe.key, spec=probe, provenance=provenance(started, None), **fields))
 
 
 def tidy(folder: Path, run: specs.Run) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.errors import InputError
+from peftbook.specs import OWN_ROWS
 from peftbook.tasks import SPLITS, Example, TaskData
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault
@@ -150,7 +151,7 @@ def check_enough(examples: Sequence[Example], faults: Sequence[Fault]) -> None:
 
 
 def task_from_table(table: Table, columns: Columns, split: Split = Split(), instruction: str = "{input}") -> TaskData:
-    """The usable rows as a task named "files"; its `data_sha256` is that of their texts and of all that is given here.
+    """The usable rows as a task named OWN_ROWS; its `data_sha256` is that of their texts and of all that is given here.
 
     instruction: the user turn, with `{input}` where the input goes. Raises InputError where that is no task.
     """
@@ -169,7 +170,7 @@ def task_from_table(table: Table, columns: Columns, split: Split = Split(), inst
 
 def task_of(instruction: str, splits: dict[str, tuple[Example, ...]], data_sha256: str) -> TaskData:
     """A reader's task."""
-    return TaskData("files", 1, instruction, splits, METRICS, data_sha256)
+    return TaskData(OWN_ROWS, 1, instruction, splits, METRICS, data_sha256)
 
 
 def check_instruction(instruction: str) -> None:

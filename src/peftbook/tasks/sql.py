@@ -82,13 +82,14 @@ class Table:
         return f"{self.name}({'; '.join(parts)})"
 
 
-def connect(table: Table) -> sqlite3.Connection:
-    """An in-memory database that holds the table and from now on only answers SELECT, within fixed limits."""
+def connect(*tables: Table) -> sqlite3.Connection:
+    """An in-memory database that holds the tables and from now on only answers SELECT, within fixed limits."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    columns = ", ".join(f"{name} {kind}" for name, kind in table.columns)
-    connection.execute(f"CREATE TABLE {table.name} ({columns})")
-    marks = ", ".join("?" * len(table.columns))
-    connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", table.rows)
+    for table in tables:
+        columns = ", ".join(f'"{name}" {kind}' for name, kind in table.columns)
+        connection.execute(f'CREATE TABLE "{table.name}" ({columns})')
+        marks = ", ".join("?" * len(table.columns))
+        connection.executemany(f'INSERT INTO "{table.name}" VALUES ({marks})', table.rows)
     connection.execute("PRAGMA query_only = ON")
     for limit, value in LIMITS.items():
         connection.setlimit(limit, value)

@@ -28,6 +28,7 @@ SAID = {
     "scoring texts": "scoring the answers",
     "bertscore": "computing BERTScore",
     "saving": "saving",
+    "scoring prose": "scoring plain prose",
 }
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from peftbook.decision import COSTS, MEASURES, Comparison
+from peftbook.own_metrics import Metric
 from peftbook.studio import report
 from peftbook.studio.api.context import Here
+from peftbook.studio.api.shapes import Body
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
+from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.jobs import Job
 from peftbook.studio.terminal import as_json, show
 
@@ -43,15 +47,39 @@ def chosen(
     here: Here,
     plan: Annotated[str, Query(description="only the runs of this plan")] = "",
     runs: Annotated[int, Query(ge=0, description="which of the comparable sets; 0 is the one queued last")] = 0,
-    measure: Annotated[str, Query(description=f"what decides: {', '.join(MEASURES)}")] = FIRST_MEASURE,
+    measure: Annotated[
+        str, Query(description=f"what decides: {', '.join(MEASURES)}, or the name of a metric of the project's own")
+    ] = FIRST_MEASURE,
     cost: Annotated[str, Query(description=f"what is cheap: {', '.join(COSTS)}")] = FIRST_COST,
     margin: Annotated[float | None, Query(description="differences below it do not matter")] = None,
+    metric: Annotated[
+        list[str] | None, Query(description="a metric that counts this once, as JSON or name=kind:…; again for more")
+    ] = None,
 ) -> Choice:
     """The comparison that is asked for."""
     here.studio.project(project)
     sets = [*evaluations(here.studio, project, plan).values()]
     jobs = sets[runs] if runs < len(sets) else []
-    return Choice(jobs, compared(here.studio, project, jobs, measure, cost, margin))
+    metrics = metrics_of(here.studio, project, metric or ())
+    return Choice(jobs, compared(here.studio, project, jobs, measure, cost, margin, metrics))
+
+
+class MetricShape(BaseModel):
+    """A metric of the project's own. words: what it asks of an answer.  declaration: as it was sent, with defaults."""
+
+    name: str
+    words: str
+    declaration: dict[str, Any]
+
+    @classmethod
+    def of(cls, metric: Metric) -> MetricShape:
+        return cls(name=metric.name, words=metric.words, declaration=json.loads(metric.text()))
+
+
+class MetricsBody(Body):
+    metrics: list[dict[str, Any]] = Field(
+        description="each with name, kind (regex, number, json, exact, sql) and what its kind takes; [] for none"
+    )
 
 
 Chosen = Annotated[Choice, Depends(chosen)]
@@ -66,6 +94,20 @@ def list_comparable(project: str, here: Here) -> list[ComparableShape]:
         ComparableShape(runs=place, words=f"{len(jobs)} runs, {name_of(jobs[0])}", jobs=[job.id for job in jobs])
         for place, jobs in enumerate(sets)
     ]
+
+
+@routes.get("/metrics")
+def list_metrics(project: str, here: Here) -> list[MetricShape]:
+    """The metrics of the project's own, by which every comparison of it is scored too."""
+    here.studio.project(project)
+    return [MetricShape.of(one) for one in metrics_of(here.studio, project)]
+
+
+@routes.put("/metrics")
+def declare_metrics(project: str, body: MetricsBody, here: Here) -> list[MetricShape]:
+    """Declare metrics, in place of those before. Nothing is trained again: they are computed from texts at hand."""
+    here.studio.project(project)
+    return [MetricShape.of(one) for one in declare(here.studio, project, body.metrics)]
 
 
 @routes.get("/decision")

@@ -7,6 +7,7 @@ from collections import Counter
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from peftbook.decision.power import sight_words
 from peftbook.errors import InputError, Unknown
 from peftbook.studio.api.context import Context, Here
 from peftbook.studio.api.events import Events, stream
@@ -18,10 +19,11 @@ from peftbook.studio.api.shapes import (
     JobShape,
     PlanShape,
     SettingsBody,
+    SightShape,
     settings_of,
 )
 from peftbook.studio.jobs import Plan
-from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned, queue_checked
+from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
 from peftbook.studio.preflight import coverage_words
 from peftbook.studio.smaller import plan_seconds
 
@@ -67,7 +69,9 @@ def show_check(check: str, here: Here) -> CheckedShape:
     if answer.state == "done":
         found = checks_of(answer)
         shape.checks, shape.seconds = [CheckShape.of(one) for one in found], plan_seconds(found) or None
-        shape.words = list(filter(None, [coverage_words(found)]))
+        sights = sights_of_check(here.studio, check)
+        shape.sights = [SightShape.of(one) for one in sights]
+        shape.words = list(filter(None, [coverage_words(found), sight_words(sights)]))
     return shape
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 from peftbook import specs
-from peftbook.errors import Diverged
+from peftbook.errors import Diverged, InputError
 from peftbook.tasks import prose
 from peftbook.training.encode import Encoded, encode_plain
 from peftbook.training.execute import Trainee, prepare
-from peftbook.training.loop import Progress, losses
+from peftbook.training.loop import Progress, losses, reordered
 from peftbook.training.probes import Findings, positive
 from peftbook.training.small_llama import known_pieces, unknown_pieces
 
-__all__ = ["frontier", "learning_curve", "prose_pieces"]
+__all__ = ["frontier", "learning_curve", "prose_findings", "prose_loss", "prose_pieces"]
 
 PROSE_PIECES = 1
 PROSE_TOKENS = 256
@@ -112,6 +112,28 @@ def frontier(probe: specs.Probe) -> Findings:
             "train_loss_nats": [round(value, 6) for value in trained.losses],
         },
         per_example=per_example,
+    )
+
+
+def prose_loss(probe: specs.Probe) -> Findings:
+    """The loss on general text of what the one run of the probe trains, of settings["tokens"] tokens of each text."""
+    (run,) = probe.runs
+    if probe.word("data") != prose.DATA_SHA256:
+        raise InputError(f"The probe's prose is {probe.word('data')[:12]}…, not the one at hand: measure it again.")
+    trainee = prepare(run)
+    trainee.train()
+    return prose_findings(trainee, probe)
+
+
+def prose_findings(trainee: Trainee, probe: specs.Probe) -> Findings:
+    """The same of a model that is trained already. per_example: summed nats of each text, and their label tokens."""
+    run = trainee.run
+    data = prose_pieces(trainee.tokenizer, 1, *positive(probe, "tokens"))
+    with reordered(trainee.model, run.dtype):
+        nats, counts = held_out_losses(trainee, data, run)
+    return Findings(
+        measurements={"loss_nats": math.fsum(nats) / sum(counts), "tokens": sum(counts)},
+        per_example={"loss_nats": [round(value, 6) for value in nats], "label_tokens": [float(one) for one in counts]},
     )
 
 

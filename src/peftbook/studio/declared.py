@@ -1,0 +1,39 @@
+"""A project's own metrics: kept beside its data as `metrics.json`, tried on its targets before they are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peftbook.own_metrics import Metric, own_scores, read_metrics
+from peftbook.own_metrics.declaration import checked, declared
+from peftbook.records import write_atomically
+from peftbook.studio.database import clear_failures
+from peftbook.studio.store import Studio
+
+__all__ = ["declare", "metrics_of"]
+
+FILE = "metrics.json"
+
+
+def declare(studio: Studio, project_id: str, said: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """Let these be the project's metrics, in place of those before; runs that are at hand are scored by them too.
+
+    Raises InputError for a declaration that is none, and where a test row's own target would be wrong by it.
+    """
+    metrics = checked([declared(one) for one in said])
+    targets = [example.target for example in studio.task(project_id).splits["test"]]
+    for metric in metrics:
+        own_scores(metric, [targets], targets)
+    with clear_failures(studio.home):
+        write_atomically(studio.folder(project_id) / FILE, json.dumps([one.text() for one in metrics]).encode())
+    return metrics
+
+
+def metrics_of(studio: Studio, project_id: str, more: Sequence[str] = ()) -> tuple[Metric, ...]:
+    """The metrics that the project has. more: declarations that count this once, before those of the same name."""
+    once = read_metrics(more, files=False)
+    path = studio.folder(project_id) / FILE
+    kept = read_metrics(json.loads(path.read_text()), files=False) if path.is_file() else ()
+    return checked([*once, *(one for one in kept if one.name not in {each.name for each in once})])
