@@ -152,7 +152,7 @@ def test_a_plan_that_does_not_fit_is_refused_and_its_project_goes(server, file, 
 def test_what_failed_there_is_said_and_an_interrupt_leaves_the_runs(server, file, capsys, monkeypatch):
     """Status 1 with each sentence; 130 after Ctrl-C, and the server computes on, as others may wait for it."""
 
-    def fail(studio, job) -> None:
+    def fail(studio, job, **_) -> None:
         studio.adopt(job.id, job.attempt, 0)
         studio.fail(job.id, job.attempt, "The memory was not enough.")
 
