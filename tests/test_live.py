@@ -242,16 +242,15 @@ def test_a_batch_of_another_size_takes_the_plans_rows_in_their_order(rows):
 @pytest.mark.parametrize("used", [0, 2, 3])
 def test_the_page_finds_the_singular_values_of_the_update(used):
     """Those of γ B A by torch, at the start, where B is zero, and where some directions of the rank are not in use."""
-    d_in, d_out, rank, wide, gamma = 12, 9, 3, 5, 2.0
+    d_in, d_out, rank, gamma = 12, 9, 3, 2.0
     draw = torch.Generator().manual_seed(used)
-    A, B = torch.zeros(d_in, wide), torch.zeros(wide, d_out)
-    A[:, :rank] = torch.randn(d_in, rank, generator=draw)
+    A, B = torch.randn(d_in, rank, generator=draw), torch.zeros(rank, d_out)
     B[:used] = torch.randn(used, d_out, generator=draw)
     found = node(
         "const { singularValues } = require(`${engine}/spectrum.js`);"
-        "const [A, B, wide, rank, gamma] = JSON.parse(process.argv[1]);"
-        "console.log(JSON.stringify(singularValues(Float32Array.from(A), Float32Array.from(B), wide, rank, gamma)));",
-        json.dumps([A.flatten().tolist(), B.flatten().tolist(), wide, rank, gamma]),
+        "const [A, B, rank, gamma] = JSON.parse(process.argv[1]);"
+        "console.log(JSON.stringify(singularValues(Float32Array.from(A), Float32Array.from(B), rank, gamma)));",
+        json.dumps([A.flatten().tolist(), B.flatten().tolist(), rank, gamma]),
     )  # fmt: skip
     expected = torch.linalg.svdvals((gamma * A @ B).double())[:rank].tolist()
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-5)

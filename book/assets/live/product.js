@@ -54,9 +54,7 @@ const loop = (/** @type {number} */ local, /** @type {Code} */ bound, /** @type 
 const call = (/** @type {number} */ which, /** @type {Code[]} */ ...given) => [...given.flat(), 0x10, which];
 
 /** Whether this WebAssembly multiplies and adds in one instruction. */
-const FUSES = WebAssembly.validate(module_([{ takes: 0, integers: 0, vectors: 1, body: set(0, [...ZERO, ...ZERO, ...ZERO, ...vector(0x105)]) }]));
-const addProduct = (/** @type {Code} */ sum, /** @type {Code} */ x, /** @type {Code} */ y) =>
-  (FUSES ? [...x, ...y, ...sum, ...vector(0x105)] : add(sum, [...x, ...y, ...vector(0xe6)]));
+const fuses = () => WebAssembly.validate(assembled([{ takes: 0, integers: 0, vectors: 1, body: set(0, [...ZERO, ...ZERO, ...ZERO, ...vector(0x105)]) }]));
 
 /**
  * pack(from, to, across, along, width, depth, stride): four numbers of each term, of which `width` are there. across,
@@ -93,8 +91,10 @@ function pack() {
   return { takes: 7, integers: 2, vectors: 8, body };
 }
 
-/** tile(a, b, end, c, wide, first): a tile of C from panels of A, up to `end`, and of B; added to C unless first. */
-function tile() {
+/** tile(a, b, end, c, wide, first): a tile of C from panels of A, up to `end`, and of B; added to C unless first. @param {boolean} fused */
+function tile(fused) {
+  const addProduct = (/** @type {Code} */ sum, /** @type {Code} */ x, /** @type {Code} */ y) =>
+    (fused ? [...x, ...y, ...sum, ...vector(0x105)] : add(sum, [...x, ...y, ...vector(0xe6)]));
   const [a, b, end, c, wide, first] = [0, 1, 2, 3, 4, 5], four = [0, 1, 2, 3], columns = [6, 7, 8, 9], x = 10;
   const sums = Array.from({ length: HIGH }, (_, row) => four.map((part) => 11 + 4 * row + part));
   const at = (/** @type {number} */ row) => plus(get(c), times(get(wide), constant(row)));
@@ -188,7 +188,7 @@ function multiply() {
  * A module that imports `env.memory` and exports the last function as `multiply`.
  * @param {{ takes: number, integers: number, vectors: number, body: Code }[]} functions
  */
-function module_(functions) {
+function assembled(functions) {
   const list = (/** @type {Code[]} */ entries) => [...leb(entries.length), ...entries.flat()];
   const text = (/** @type {string} */ word) => [...leb(word.length), ...[...word].map((letter) => letter.charCodeAt(0))];
   const section = (/** @type {number} */ id, /** @type {Code} */ content) => [id, ...leb(content.length), ...content];
@@ -207,7 +207,7 @@ function module_(functions) {
 }
 
 /** The module's bytes. */
-const productModule = () => module_([pack(), tile(), edge(), multiply()]);
+const productModule = () => assembled([pack(), tile(fuses()), edge(), multiply()]);
 
 /**
  * Products for the module: C[o] = A[o] B[o], or C[o] + A[o] B[o] where it adds, of (rows, terms) and (terms, columns).
