@@ -241,7 +241,7 @@ function put(place) {
     spectrum.replaceChildren();
     spectrum.toggleAttribute("hidden", values.length === 0);
     const most = Math.max(...values, 1e-9), each = (width - left - 8) / Math.max(8, values.length);
-    mark(spectrum, "text", { x: 2, y: 12 }, `singular values of the update of ${matrix}, the largest ${most.toPrecision(2)}`);
+    mark(spectrum, "text", { x: 2, y: 12 }, `singular values of the update${width < 480 ? "" : ` of ${matrix}`}, the largest ${most.toPrecision(2)}`);
     mark(spectrum, "line", { x1: left, x2: width - 8, y1: 100, y2: 100, class: "explorer-grid" });
     values.forEach((value, at) => {
       const high = (value / most) * 76;
