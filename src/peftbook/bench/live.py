@@ -133,7 +133,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     apart = max(row["apart"] for row in rows)
     lines += [
         f"{'median':<8}{cells(numbers(middle))}",
-        f"{held(middle['ratio'], RATIO)} {RATIO} times torch; the losses of the first {FIRST} steps are at most "
+        f"{held(middle['ratio'], RATIO)} {RATIO} times torch; the losses of the first steps, {FIRST} at most, are "
         f"{apart:.1e} nats per token apart, {held(apart, AGREED)} {AGREED:.0e}",
         "first loss: wall seconds from the start of Node.js, with reading and unpacking the weights",
     ]
