@@ -173,10 +173,10 @@ new PerformanceObserver((list) => long.push(...list.getEntries().map(({ duration
 """
 
 
-def test_the_page_stays_fluid_while_it_trains(page, folder):
-    """No task of the page takes more than 50 ms from the first step on; the engine computes beside it.
+def test_the_first_point_comes_soon_and_the_page_stays_fluid(page, folder):
+    """Within eight seconds of pressing; from then on no task of the page takes more than 50 ms.
 
-    A machine that runs other things makes a task longer than it is; so three trainings have a try.
+    A machine that runs other things makes both longer than they are; so three trainings have a try.
     """
     for _ in range(3):
         page.goto((folder / "book/page.html").as_uri())
@@ -185,9 +185,10 @@ def test_the_page_stays_fluid_while_it_trains(page, folder):
         page.wait_for_function("told.some(({ kind }) => kind === 'step')", timeout=PATIENCE)
         page.evaluate(WATCHED)
         page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
-        if not (found := page.evaluate("long")):
+        first, found = float(page.locator("[data-live]").get_attribute("data-first-point")), page.evaluate("long")
+        if first < 8 and not found:
             return
-    raise AssertionError(f"tasks of {list(map(round, found))} ms")
+    raise AssertionError(f"The first point came after {first:.1f} s, then tasks of {list(map(round, found))} ms.")
 
 
 def test_a_batch_beyond_the_grid_trains_and_has_no_record(page):
