@@ -31,6 +31,7 @@ NEEDS = {
     "epubcheck": (lambda: shutil.which("epubcheck"), "EPUBCheck 5: Java, and a command `epubcheck` for its jar"),
     "node": (lambda: shutil.which("node"), "Node.js: `apt-get install nodejs`"),
     "office": (lambda: shutil.which("soffice"), "LibreOffice: `apt-get install libreoffice-impress poppler-utils`"),
+    "systemd": (lambda: shutil.which("systemd-analyze"), "systemd: its command `systemd-analyze`"),
 }
 
 

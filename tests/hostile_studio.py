@@ -385,7 +385,7 @@ def requests(draw: st.DrawFn, there: Served) -> Request:
     statuses: tuple[int, ...] = ()
     if not draw(st.integers(0, 9)) and not path.startswith(("/health", "/ready")):
         headers["Authorization"] = draw(st.sampled_from(STRANGERS))
-        statuses = (400, 401, 404)  # the second word of a token may be no header at all
+        statuses = (400, 401, 404, *[422] * (path == "/tokens"))  # where who asks stands beside the body
     return Request(method, target, headers, body, statuses)
 
 

@@ -38,6 +38,7 @@ class Client:
 
     def __init__(self, served: Any, headers: Mapping[str, str] | None = None):
         self.served, self.headers = served, dict(headers or {})
+        self.files = {"questions.csv": ROWS.encode()}  # in the folder of the shell
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
@@ -49,11 +50,15 @@ class Client:
         return asyncio.run(ask())
 
     def send(self, example: Example, known: Mapping[str, str]) -> httpx.Response:
-        """An example's request, with what is known by now."""
-        path, body = filled(f"/api/v1{example.path}", known), example.body
-        if isinstance(body, str):
-            return self(example.method, path, content=body.encode())
-        return self(example.method, path, **({} if body is None else {"json": filled(body, known)}))
+        """An example's request, with what is known by now; a file that it saves is kept."""
+        path, body = filled(f"/api/v1{example.path}", known), filled(example.body, known)
+        if example.file and body is None:
+            return self(example.method, path, content=self.files[example.file])
+        body = body | {"bytes": len(self.files[example.file])} if example.file else body
+        answer = self(example.method, path, **({} if body is None else {"json": body}))
+        if example.saved:
+            self.files[example.saved] = answer.content
+        return answer
 
 
 def filled(value: Any, known: Mapping[str, str]) -> Any:

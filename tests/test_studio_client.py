@@ -196,6 +196,21 @@ def test_an_upload_whose_answers_are_lost_goes_on(server, file, monkeypatch):
     assert (server.home / "drafts" / sent).read_bytes() == file.read_bytes() and count > 5
 
 
+def test_a_project_is_saved_and_loaded(server, tmp_path):
+    """As a file, whole; a second time it is refused in the server's sentence."""
+    studio = Client(server.address, server.token)
+    project = studio_api.project_of(server.studio).id
+    wait_for(lambda: {job.state for job in server.studio.jobs(project)} == {"done"})
+    decision = studio.get(f"projects/{project}/decision")
+    studio.save_project(project, tmp_path / "saved.tar")
+    with pytest.raises(Refused, match="is here already"):
+        studio.load_project(tmp_path / "saved.tar")
+    studio.delete(f"projects/{project}")
+    assert studio.load_project(tmp_path / "saved.tar")["id"] == project
+    assert studio.get(f"projects/{project}/decision") == decision
+    studio.delete(f"projects/{project}")
+
+
 def test_events_are_taken_up_where_the_stream_broke_off(server, monkeypatch):
     """A proxy that ends the stream costs nothing; one that refuses it is an error."""
     studio = Client(server.address, server.token)

@@ -32,11 +32,11 @@ class Context:
     keys: Keys | None
 
 
-def context(request: Request) -> Context:
+async def context(request: Request) -> Context:  # both need no thread
     return request.app.state.context
 
 
-def asks(request: Request) -> str | None:
+async def asks(request: Request) -> str | None:
     """Who the door found to ask; where everybody may, it is the owner."""
     if request.app.state.context.keys is None:
         return OWNER
