@@ -42,7 +42,7 @@
     address.searchParams.set("part", "live");
     try {
       const answer = await fetch(address, { headers: seen ? { "if-none-match": seen } : {}, cache: "no-store", redirect: "manual" });
-      if (answer.type === "opaqueredirect") return location.reload();  /* logged out */
+      if (answer.type === "opaqueredirect" || answer.status === 404) return location.reload();  /* logged out, deleted */
       if (mine === round && answer.ok) { seen = answer.headers.get("etag") || ""; take(await answer.text(), "status", "live"); }
     } catch { /* the studio is being started again */ }
     later(pause() || 4);
@@ -133,7 +133,7 @@
   };
   const filter = (field) => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean), address = new URL(location.href);
-    for (const row of document.querySelectorAll(`table.${field.dataset.filter} tbody tr`)) row.hidden = !words.every((word) => row.cells[0].textContent.toLowerCase().includes(word));
+    for (const row of document.querySelectorAll(`table.${field.dataset.filter} tbody tr`)) row.hidden = !words.every((word) => row.cells[0].dataset.value.toLowerCase().includes(word));
     address.searchParams.set(field.name, field.value);
     history.replaceState(null, "", address);
   };

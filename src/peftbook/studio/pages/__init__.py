@@ -9,10 +9,11 @@ What is chosen on a page stands in the query of its address, so that it can be k
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.studio.access import relative
 from peftbook.studio.pages.data import DATA, READING
@@ -21,7 +22,7 @@ from peftbook.studio.pages.files import FILES
 from peftbook.studio.pages.plan import PLAN
 from peftbook.studio.pages.projects import HOME, add_uploads
 from peftbook.studio.pages.runs import RUNS
-from peftbook.studio.pages.site import Context, View, add_view
+from peftbook.studio.pages.site import Context, View, Visit, add_view, problem_page, status_of
 from peftbook.studio.pages.tryout import TRY
 
 if TYPE_CHECKING:
@@ -35,12 +36,19 @@ STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "try": 
 def add_pages(app: FastAPI, context: Context) -> None:
     """All of them."""
     add_view(app, context, "/", HOME)
-    add_view(app, context, "/status", View("problem.html", lambda _: {}))
+    add_view(app, context, "/status", View("problem.html", lambda _: {"title": "Who works"}))
     add_view(app, context, "/new/{draft}", READING)
     add_uploads(app, context)
     for name, view in STEPS.items():
         add_view(app, context, f"/projects/{{project}}/{name}", view)
     app.add_route("/projects/{project}", first_step)
+    app.add_exception_handler(Exception, functools.partial(unforeseen, context))
+
+
+def unforeseen(context: Context, request: Request, error: Exception) -> Response:
+    """What nobody has thought of; the server says more."""
+    words = Exception(f"This could not be answered ({type(error).__name__}): what the server said has more.")
+    return HTMLResponse(problem_page(Visit(context, request.scope["path"]), words), status_of(words))
 
 
 async def first_step(request: Request) -> Response:

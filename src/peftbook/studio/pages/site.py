@@ -20,7 +20,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, Unknown
 from peftbook.studio import markup
 from peftbook.studio.access import relative
 from peftbook.studio.api.problems import STATUS
@@ -40,6 +40,7 @@ __all__ = [
     "add_view",
     "address",
     "lines",
+    "problem_page",
     "render",
     "status_of",
     "typed_number",
@@ -154,9 +155,9 @@ def answer(view: View, visit: Visit, seen: str) -> Response:
     return HTMLResponse(render(visit, view.template, refused=said, **shown), status_of(said) if said else 200)
 
 
-def status_of(error: InputError) -> int:
+def status_of(error: Exception) -> int:
     """Of a refusal, as the API has it."""
-    return next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
 
 
 def render(visit: Visit, template: str, **shown: Any) -> str:
@@ -166,9 +167,10 @@ def render(visit: Visit, template: str, **shown: Any) -> str:
     return TEMPLATES.get_template(template).render(filled | shown)
 
 
-def problem_page(visit: Visit, error: InputError) -> str:
-    """That there is no such page, and why."""
-    return render(visit, "problem.html", refused=error)
+def problem_page(visit: Visit, error: Exception) -> str:
+    """A page that has nothing but the sentence why."""
+    title = "There is no such page" if isinstance(error, Unknown) else "This cannot be shown"
+    return render(visit, "problem.html", refused=error, title=title)
 
 
 def live_part(visit: Visit, live: Live | None, seen: str) -> Response:
