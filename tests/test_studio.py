@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from studio_home import wait_for
 
@@ -415,7 +416,11 @@ def test_the_page_survives_a_killed_web_process(session, running):
 
 
 def test_the_web_process_holds_no_torch(running, session):
-    """After a whole session its memory maps name no library of torch."""
+    """After a whole session its memory maps name no library of torch; what peft thinks of a method, another asks it."""
+    plan = running.address + session.project[1:] + "/plan"
+    typed = {"seeds": "1", "models": specs.SMALL_MODEL, "own_methods": "peft:NOTHING"}
+    found = httpx.post(plan, data=typed, follow_redirects=True).url
+    wait_for(lambda: "peft has no method" in httpx.get(found).text, PATIENCE / 1000, pause=1.0)
     maps = Path(f"/proc/{running.process.pid}/maps")
     if maps.exists():
         assert "libtorch" not in maps.read_text()
