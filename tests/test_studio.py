@@ -314,6 +314,7 @@ def test_a_check_counts_the_seconds_and_is_cancelled_or_goes_with_a_change(plann
     assert last_state(studio) == "withdrawn"
     page.click("#check")
     page.wait_for_selector("button[name=cancel]")
+    page.evaluate("document.querySelector('#advanced').open = true")
     planning.fields.get_by_label("Test rows").fill("11")
     page.wait_for_selector("button[name=cancel]", state="hidden")
     wait_for(lambda: last_state(studio) == "withdrawn")
@@ -323,6 +324,7 @@ def test_a_check_counts_the_seconds_and_is_cancelled_or_goes_with_a_change(plann
 def test_what_is_found_appears_and_goes_with_a_change(planning):
     """In the page that waits; a reload shows it again, with what was typed; a change takes it away."""
     page, studio = planning.page, planning.studio
+    page.evaluate("document.querySelector('#advanced').open = true")
     planning.fields.get_by_label("Training tokens").fill("20000")
     page.click("#check")
     page.wait_for_selector("button[name=cancel]")

@@ -128,5 +128,6 @@ def shown_fields(fields: Fields) -> Mapping[str, Any]:
         "methods": offered[:FIRST_METHODS], "more_methods": offered[FIRST_METHODS:], "numbers": NUMBERS,
         "asked": ASKED, "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
         "usual_rates": ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in rates),
-        "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart),
+        "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart)
+        or (fields["seeds"], fields["tokens"]) not in [one[3:] for one in PLANS.values()],
     }  # fmt: skip

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from markupsafe import Markup
-
 from peftbook import specs
 from peftbook.errors import Conflict, InputError
 from peftbook.studio import markup
@@ -44,8 +42,8 @@ def checked(visit: Visit, project_id: str, request: str, fields: Fields) -> Live
         count = len(runs_of_check(visit.studio, project_id, request))
         answer = visit.studio.watch(request)
         if not answer.ended:
-            words = loading(f"Counting tokens and memory of {count} runs…", timed=True)
-            return Live(joined([words, button("Cancel", "cancel", request, form="plan")]), EVERY_SECONDS)
+            waits = loading(f"Counting tokens and memory of {count} runs…", timed=True)
+            return Live(joined([waits, button("Cancel", "cancel", request, form="plan")]), EVERY_SECONDS)
         if answer.state == "withdrawn":
             return Live(markup.note(answer.error or "The check was cancelled.", "info"))
         checks = checks_of(answer)
@@ -54,8 +52,9 @@ def checked(visit: Visit, project_id: str, request: str, fields: Fields) -> Live
         return Live(markup.trouble(error))
     fitting = sum(check.fits for check in checks)
     words = f"Queue the {number(fitting)} runs{' that fit' * (fitting < len(checks))}"
-    queue = button(words, "queue", request, kind="main", form="plan") if fitting else Markup("")
-    return Live(joined([long_plan(checks, less, request), preflight_table(checks), piece("<p>{}</p>", queue)]))
+    said: list[object] = [long_plan(checks, less, request), preflight_table(checks)]
+    said += [piece("<p>{}</p>", button(words, "queue", request, kind="main", form="plan"))] * (fitting > 0)
+    return Live(joined(said))
 
 
 def smaller(visit: Visit, project_id: str, checks: Sequence[Check], fields: Fields) -> Smaller | None:
