@@ -145,6 +145,6 @@ def add_files(app: FastAPI) -> None:
     if fonts is not None:
         found |= {f"fonts/{path.name}": path for path in fonts.glob("*.woff2")}
     for name, path in found.items():
-        kept = "public, max-age=86400" if path.suffix == ".woff2" else "no-cache"
+        kept = "public, max-age=86400" if path.suffix in (".woff2", ".svg") else "no-cache"
         answer = Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"cache-control": kept})
         app.add_api_route(f"/studio/{name}", lambda answer=answer: answer, methods=["GET"], response_model=None)

@@ -47,8 +47,9 @@ __all__ = [
     "worker_line",
 ]
 
+STUDIO = Path(__file__).resolve().parents[1]
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).resolve().parents[1] / "templates"),
+    loader=FileSystemLoader([STUDIO / "templates", STUDIO]),
     autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 MOST_FIELDS = 500
