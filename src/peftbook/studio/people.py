@@ -21,18 +21,8 @@ from typing import Protocol
 from peftbook.errors import InputError
 from peftbook.studio.database import Database
 
-__all__ = [
-    "COOKIE",
-    "SESSION_SECONDS",
-    "Logins",
-    "People",
-    "Refused",
-    "Sessions",
-    "add_user",
-    "cookie",
-    "digest",
-    "known",
-]
+__all__ = ["COOKIE", "SESSION_SECONDS", "Logins", "People", "Refused", "Sessions", "add_user", "cookie", "digest",
+           "known"]  # fmt: skip
 
 COOKIE = "peftbook-session"
 SESSION_SECONDS = 12 * 3600.0
