@@ -42,6 +42,7 @@ STEPS = {
     "try": "#try-go",
     "files": ".take li",
 }
+PAPER, DARK = "rgb(252, 251, 248)", "rgb(20, 24, 29)"
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 
 
@@ -360,7 +361,7 @@ def test_it_fits_a_phone(session, visit, running, scheme):
     """No sideways scrolling at 390 pixels on any step, light or dark; the address of a step opens it."""
     page, troubles = visit(session.project[1:] + "/decision", PHONE, scheme)
     page.wait_for_selector(STEPS["decision"])
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == DARK
     assert dark == (scheme == "dark")
     for step in STEPS:
         open_step(page, step)
@@ -398,6 +399,36 @@ def test_a_bad_file_is_one_sentence_in_place(visit):
     page.set_input_files("#file", {"name": "x.csv", "mimeType": "text/csv", "buffer": b"PK\x03\x04 not a table"})
     page.wait_for_selector("#refused .note-trouble")
     assert "zip" in page.inner_text("#refused") and page.locator(".drop").count() == 1
+
+
+def test_an_upload_goes_on_where_it_broke_off(visit):
+    """The bytes that have come are not sent again."""
+    page, _ = visit()
+    sent = []
+
+    def cut(route) -> None:
+        """The first part arrives and its answer does not."""
+        sent.append(route.request.url.partition("offset=")[2])
+        if len(sent) == 1:
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/content?offset=*", cut)
+    page.set_input_files("#file", {"name": "x.csv", "mimeType": "text/csv", "buffer": table().encode()})
+    page.wait_for_selector("#create")
+    assert sent == ["0", str(len(table().encode()))]
+
+
+def test_the_theme_that_was_chosen_stays(visit):
+    """On the next page too, whatever the system has."""
+    page, troubles = visit(scheme="light")
+    for dark in (True, False, True):
+        page.get_by_role("button", name="Switch between light and dark").click()
+        page.reload()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (DARK if dark else PAPER)
+    assert troubles == []
 
 
 def test_the_page_survives_a_killed_web_process(session, running):
