@@ -443,6 +443,17 @@ def test_a_decision_is_what_its_address_chooses(window, studio):
     assert Plain(window.served).open(f"/projects/{project}/decision?runs=7").status == 404
 
 
+def test_a_metric_of_ones_own_is_declared_and_decides(window, studio):
+    """One a line; it stands in the table and may be chosen; what declares none is refused and stays typed."""
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/decision").press("Score by these", metrics="sum=luck:")
+    assert window.status == 422 and "luck" in window.refused and window.field("metrics") == "sum=luck:"
+    window.press("Score by these", metrics="sum=number:rel=0.01")
+    assert window.status == 200 and "sum" in window.soup.select_one("table.decision thead").get_text()
+    window.press("Show", measure="sum")
+    assert window.field("measure") == "sum" and "number" in window.field("metrics")
+
+
 def test_two_models_answer_and_the_address_keeps_what_was_asked(window, studio):
     """A test row, its target, both texts, and how they were written; an empty input is refused."""
     project = trained(window, studio)

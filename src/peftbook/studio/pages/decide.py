@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from markupsafe import Markup
@@ -9,13 +10,16 @@ from markupsafe import Markup
 from peftbook.decision import COSTS, MEASURES, Comparison, Contrast, Row
 from peftbook.errors import InputError, Unknown
 from peftbook.evidence.stats import Interval
+from peftbook.own_metrics import read_metrics
 from peftbook.results import format_value
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
+from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.downloads import slug
 from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table, unfolded
 from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import View, Visit
+from peftbook.studio.pages.site import View, Visit, lines
 from peftbook.studio.store import Project
+from peftbook.studio.tabular import FORGOTTEN, forgotten
 
 CONTRASTS = 6
 NOTHING = empty(
@@ -60,7 +64,7 @@ def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, st
 def scores(found: Comparison, sifted: str = "") -> Markup:
     """The table: scores with intervals, what is gained over the untuned model, and what it costs."""
     header = ["Method", *(measure.label for measure in found.measures), f"{found.measure.label} over untuned"]
-    header += ["Trained", "To store", "Training", "Peak memory"]
+    header += ["Forgotten", "Trained", "To store", "Training", "Peak memory"]
     rows = []
     for row in found.rows:
         if not all(word in row.label.lower() for word in sifted.lower().split()):
@@ -70,6 +74,8 @@ def scores(found: Comparison, sifted: str = "") -> Markup:
             cells.append(with_ends(row.scores.get(measure.name), 2 if measure.name == "perplexity" else 3, -1.0))
         kept = piece('<span class="mark mark-good">detected</span>') if row.beats_untuned else ""
         cells.append(with_ends(row.against_untuned.get(found.measure.name), 3, -9.0, "+", kept))
+        lost = row.forgotten
+        cells.append(Cell(forgotten(row), -9.0) if lost is None else with_ends(lost, 3, -9.0, "+"))
         cells += [
             Cell("–" if row.untuned else words(value), value)
             for words, value in (
@@ -115,7 +121,7 @@ def legend(found: Comparison) -> str:
     return (
         f"Means over {found.test_examples:,} test rows and {seeds}, with 95 % intervals. “Detected” and “may be the "
         f"best” hold together at a family-wise level of {100 * found.level:g} %.{encoder} Time and memory were "
-        f"measured on {' and '.join(found.hardware) or 'this machine'}."
+        f"measured on {' and '.join(found.hardware) or 'this machine'}. {FORGOTTEN}"
     )
 
 
@@ -172,10 +178,12 @@ def show(visit: Visit) -> dict[str, Any]:
     sets = list(evaluations(visit.studio, project.id).values())
     asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
+    metrics = metrics_of(visit.studio, project.id)
+    measures = [(name, measure.label) for name, measure in MEASURES.items()] + [(one.name, one.name) for one in metrics]
     filled = {
         **frame(visit, project), "asked": asked, "filter": query.get("filter", ""),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
-        "measures": [(name, measure.label) for name, measure in MEASURES.items()],
+        "measures": measures, "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
         "sets": [(str(at), f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in enumerate(sets)], "shown": NOTHING,
     }  # fmt: skip
     if not sets:
@@ -190,4 +198,11 @@ def show(visit: Visit) -> dict[str, Any]:
     return filled | {"shown": shown(visit, found, project, asked, filled["filter"])}
 
 
-DECISION = View("decision.html", show)
+def declare_metrics(visit: Visit) -> str:
+    """Let the metrics that were typed, one a line, be the project's."""
+    project, typed = visit.studio.project(visit.names["project"]).id, lines(visit.typed.get("metrics"))
+    declare(visit.studio, project, [json.loads(one.text()) for one in read_metrics(typed, files=False)])
+    return f"/projects/{project}/decision"
+
+
+DECISION = View("decision.html", show, declare_metrics)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from peftbook import specs
+from peftbook.decision.power import sight_words
 from peftbook.errors import Conflict, InputError
 from peftbook.studio import markup
 from peftbook.studio.machine import machine_words
@@ -18,7 +19,15 @@ from peftbook.studio.pages.checks import long_plan, preflight_table
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit
-from peftbook.studio.planning import CHANGED, ask_check, checks_of, planned, queue_checked, runs_of_check
+from peftbook.studio.planning import (
+    CHANGED,
+    ask_check,
+    checks_of,
+    planned,
+    queue_checked,
+    runs_of_check,
+    sights_of_check,
+)
 from peftbook.studio.preflight import Check
 from peftbook.studio.smaller import Smaller, smaller_plan
 from peftbook.studio.tuning import Tuning
@@ -53,6 +62,8 @@ def checked(visit: Visit, project_id: str, request: str, fields: Fields) -> Live
     fitting = sum(check.fits for check in checks)
     words = f"Queue the {number(fitting)} runs{' that fit' * (fitting < len(checks))}"
     said: list[object] = [long_plan(checks, less, request), preflight_table(checks)]
+    if seen := sight_words(sights_of_check(visit.studio, request)):
+        said.append(markup.note(seen))
     said += [piece("<p>{}</p>", button(words, "queue", request, kind="main", form="plan"))] * (fitting > 0)
     return Live(joined(said))
 
