@@ -10,6 +10,7 @@ from peftbook.errors import InputError
 if TYPE_CHECKING:
     from peftbook.cli.arguments import Add
     from peftbook.memory import Configuration
+    from peftbook.memory.question import Question
 
 
 def add_commands(add: Add) -> None:
@@ -77,8 +78,8 @@ def command_fit(args: argparse.Namespace) -> int:
     from peftbook.memory.fit import as_json, as_text
     from peftbook.memory.question import answered, assumptions_text, elsewhere, option
 
-    complete(args)
-    answer = answered(args)
+    question = question_of(args)
+    answer = answered(question)
     if args.time and args.devices > 1:
         raise InputError(f"--time measures one machine, not {args.devices} devices: leave one of the two out.")
     configuration = answer.fit.configuration
@@ -88,11 +89,11 @@ def command_fit(args: argparse.Namespace) -> int:
         print_json(as_json(answer.fit) | {"assumed": settings, "step_seconds": seconds})
     else:
         print(as_text(answer.fit, args.model, option))
-        print("\n".join(assumptions_text(args.stack, answer.assumed)))
+        print("\n".join(assumptions_text(question.stack, answer.assumed)))
         idle = [name for name in answer.asked if name in configuration.setup.idle and given(args, name)]
         if without := [option(name, answer.asked[name]) for name in idle]:
             print(f"Without effect here: {' '.join(without)}.")
-        if args.stack == "peft" and (line := elsewhere(answer, args.labels)):
+        if question.stack == "peft" and (line := elsewhere(answer, args.labels)):
             print(line)
         if total := sum(seconds.values()):
             parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds.items() if each >= total / 100)
@@ -100,16 +101,21 @@ def command_fit(args: argparse.Namespace) -> int:
     return 0 if answer.fit.fits else 1
 
 
-def complete(args: argparse.Namespace) -> None:
-    """Put into the options what their words stand for."""
+def question_of(args: argparse.Namespace) -> Question:
+    """The options, with what their words stand for."""
+    from dataclasses import fields
+
+    from peftbook.memory.question import Question
     from peftbook.options import listed
 
-    args.method, args.stack = args.method.lower(), args.stack.lower()
-    args.saved = tuple(dict.fromkeys(listed(args.saved)))
+    said = {field.name: getattr(args, field.name) for field in fields(Question)}
+    said |= {"method": args.method.lower(), "stack": args.stack.lower()}
+    said["saved"] = tuple(dict.fromkeys(listed(args.saved)))
     if args.targets is not None:
-        args.targets = targets_named(args.targets)
-    if args.dtype is not None or (args.device == "cpu" and args.stack == "peft"):
-        args.dtype = weights_dtype(args.dtype or "auto", args.device)
+        said["targets"] = targets_named(args.targets)
+    if args.dtype is not None or (args.device == "cpu" and said["stack"] == "peft"):
+        said["dtype"] = weights_dtype(args.dtype or "auto", args.device)
+    return Question(**said)
 
 
 def given(args: argparse.Namespace, name: str) -> bool:

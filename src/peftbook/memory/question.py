@@ -1,15 +1,14 @@
 """What is asked of `peftbook fit`, as a set-up, and the whole answer.
 
-    answered(question).fit.fits
+    answered(Question("llama-2-7b", "24GiB", method="qlora")).fit.fits
 
-A question has the command's options by their names, None where nothing is said, `targets` and `saved` as tuples.
-The book's page *Will it fit?* asks in the same way: it runs a translation of this module.
+The book's page *Will it fit?* asks in the same way: it runs a translation of this module (`peftbook.site.fit`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from peftbook.errors import InputError
@@ -21,7 +20,8 @@ from peftbook.memory.shapes import SHAPES, Shape, quantised_in, read_config, rea
 from peftbook.memory.stacks import STACKS, Assumption, setup_in
 
 __all__ = [
-    "ON_OFF", "Answer", "answered", "assumptions_text", "attention_named", "elsewhere", "option", "told", "with_labels",
+    "ON_OFF", "Answer", "Question", "answered", "assumptions_text", "attention_named", "command", "elsewhere", "option",
+    "told", "with_labels",
 ]  # fmt: skip
 
 ON_OFF = {  # options that are on or off; without them it is as the stack has it
@@ -51,6 +51,44 @@ EXACT = 2**53  # bytes that a float can count
 
 
 @dataclass(frozen=True)
+class Question:
+    """The options of `peftbook fit` by their names; None, or nothing, leaves a setting to the stack."""
+
+    model: str
+    memory: str
+    method: str = "lora"
+    reserve: str | None = None
+    stack: str = "peft"
+    batch: int | None = None
+    seq: int | None = None
+    labels: str = "0"
+    rank: int | None = None
+    targets: tuple[str, ...] | None = None
+    saved: tuple[str, ...] = ()
+    magnitude_dtype: str | None = None
+    saved_dtype: str | None = None
+    length: int | None = None
+    quant: str = ""
+    single_quant: bool = False
+    dtype: str | None = None
+    adapter_dtype: str | None = None
+    attention: str = "auto"
+    logits: str | None = None
+    autocast: bool | None = None
+    dropout: bool | None = None
+    padding: bool | None = None
+    checkpointing: bool | None = None
+    offloaded: bool | None = None
+    accumulated: bool | None = None
+    wide_norms: bool | None = None
+    keeps_inputs: bool | None = None
+    in_backward: bool | None = None
+    optimiser: str | None = None
+    device: str = "cuda"
+    devices: int = 1
+
+
+@dataclass(frozen=True)
 class Answer:
     """What fits. assumed: settings that the stack gave.  asked: those that the question gave."""
 
@@ -59,7 +97,7 @@ class Answer:
     asked: dict[str, Any]
 
 
-def answered(question: Any) -> Answer:
+def answered(question: Question) -> Answer:
     """What a training step needs of so much memory. Raises InputError where there is no such step."""
     shape = read_shape(question.model)
     asked = asked_for(question, shape)
@@ -80,17 +118,28 @@ def answered(question: Any) -> Answer:
     return Answer(fitting, assumed, asked)
 
 
-def told(question: Any) -> dict[str, Any]:
+def told(question: Question) -> dict[str, Any]:
     """All that a page shows of an answer: the numbers of `--json`, and the lines of the command."""
     answer = answered(question)
     return as_numbers(answer.fit) | {
         "verdict": verdict(answer.fit),
         "conclusion": conclusion(answer.fit, option),
         "assumed": assumptions_text(question.stack, answer.assumed),
+        "command": command(question),
     }
 
 
-def in_stack(question: Any, shape: Shape, asked: dict[str, Any]) -> tuple[Setup, tuple[Assumption, ...]]:
+def command(question: Question) -> str:
+    """The command that asks the same."""
+    words = ["peftbook fit"]
+    for field in fields(Question):
+        value = getattr(question, field.name)
+        if field.name in ("model", "memory") or value != field.default:
+            words.append("--single-quant" if field.name == "single_quant" else option(field.name, value))
+    return " ".join(words)
+
+
+def in_stack(question: Question, shape: Shape, asked: dict[str, Any]) -> tuple[Setup, tuple[Assumption, ...]]:
     """The set-up of the stack. Where a GPU has no fused attention and nobody asked for it, eager stands for its own."""
     setup, assumed = setup_in(question.stack, **asked)
     if question.attention == "auto" and setup.attention == "sdpa":
@@ -103,7 +152,7 @@ def in_stack(question: Any, shape: Shape, asked: dict[str, Any]) -> tuple[Setup,
     return setup, assumed
 
 
-def asked_for(question: Any, shape: Shape) -> dict[str, Any]:
+def asked_for(question: Question, shape: Shape) -> dict[str, Any]:
     """The fields of the set-up that the question names."""
     asked = {name: getattr(question, name) for name in TAKEN if getattr(question, name) is not None}
     asked |= {"method": meant("Method", question.method, METHOD_NAMES), **variant(question.method)}
@@ -153,7 +202,7 @@ def elsewhere(answer: Answer, labels: str) -> str:
     return f"As {STACKS['trl'].named} trains it (--stack trl --dtype {mine.dtype}): {peak / 2**30:.3f} GiB."
 
 
-def base_of(question: Any) -> dict[str, Any]:
+def base_of(question: Question) -> dict[str, Any]:
     """The quantisation of the base: as asked for, by the method's name, or as the model's own settings have it."""
     known = {} if question.model.lower() in SHAPES else quantised_in(read_config(question.model))
     if not known and question.model.lower().endswith("-bnb-4bit"):

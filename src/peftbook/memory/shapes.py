@@ -47,18 +47,30 @@ def read_config(source: str | Path) -> Any:
 
     Raises InputError where the file is not JSON, or holds nothing.
     """
+    found = settings_text(source)
+    if found is None:
+        return None
+    name, text = found
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name} is not JSON ({error}): give the config.json of a model.") from error
+    if settings is None:
+        raise InputError(f"{name} holds null: give the config.json of a model.")
+    return settings
+
+
+def settings_text(source: str | Path) -> tuple[str, str] | None:
+    """Where the settings of a model lie, and their text; None where there are none. Raises InputError for no text."""
     path = Path(source)
     path = path / "config.json" if path.is_dir() else path
     found = path if path.is_file() else cached_config(str(source))
     if found is None:
         return None
     try:
-        settings = json.loads(found.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return str(found), found.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{found} is not JSON ({error}): give the config.json of a model.") from error
-    if settings is None:
-        raise InputError(f"{found} holds null: give the config.json of a model.")
-    return settings
 
 
 def quantised_in(config: Any) -> dict[str, Any]:
