@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["FAMILIES", "PARTS", "WIDTHS", "Shape", "unfused"]
+__all__ = ["FAMILIES", "MOST", "MOST_WIDE", "PARTS", "WIDTHS", "Shape", "unfused"]
 
 # matrix → (inputs, outputs), each a product of symbols
 Widths = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -26,7 +26,8 @@ FUSED: Widths = {
 # fused matrix → those of other families that it holds
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
-MOST, MOST_WIDE = {"layers": 10_000}, 10**8  # no model comes near; more is a slip of the pen, and walked for hours
+# The largest number of layers, and the largest of other sizes: no model comes near, and more would be walked for hours
+MOST, MOST_WIDE = {"layers": 10_000}, 10**8
 # model_type in config.json → what sets the family's layer apart from Llama's
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

@@ -295,30 +295,34 @@ def as_text(answer: Fit, model: str, said: Callable[[str, object], str] = lambda
 
 
 def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, value: "") -> list[str]:
-    """Whether it fits, how much would, and what would help, a line each. said: the option that says a setting."""
+    """Whether it fits, how much would, and what would help, in sentences. said: the option that says a setting."""
     setup = answer.configuration.setup
-    lines = [f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]
+    sentences = [f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]
     batch, seq, context = answer.largest_batch, answer.largest_seq, answer.configuration.shape.context
     least = ["at least " * (size == MOST[name]) for name, size in (("batch", batch), ("seq", seq))]
     rows = f"{least[0]}{batch} × {setup.seq}" if batch else f"not even 1 × {setup.seq}"
     tokens = f"{least[1]}{setup.batch} × {seq}" if seq else f"not even {setup.batch} × 1"
     limit = ", its context" if seq and seq == context else ""
-    lines.append(f"With all else as it is, the largest batch that surely fits is {rows} tokens,")
-    lines.append(f"and the longest rows are {tokens} tokens{limit}.")
+    sentences.append(
+        f"With all else as it is, the largest batch that surely fits is {rows} tokens,\n"
+        f"and the longest rows are {tokens} tokens{limit}."
+    )
     for change in answer.changes:
         costs, words = "; ".join(change.costs), filter(None, (said(*one) for one in change.fields.items()))
         options = f" ({' '.join(words)})" if change.fields and said(*next(iter(change.fields.items()))) else ""
-        lines.append(f"With {' and '.join(change.names)}{options}: {change.needs / 2**30:.3f} GiB. Cost: {costs}.")
+        sentences.append(f"With {' and '.join(change.names)}{options}: {change.needs / 2**30:.3f} GiB. Cost: {costs}.")
     if not answer.fits and not answer.changes:
-        lines.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
+        sentences.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
     if answer.configuration.shape.experts and setup.quantised:
-        lines.append("Experts stay whole in a 4-bit base: bitsandbytes packs linear layers alone.")
+        sentences.append("Experts stay whole in a 4-bit base: bitsandbytes packs linear layers alone.")
     flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
-    lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
-    lines.append("Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take,")
-    lines.append("and what predictions of published runs were too low by.")
-    return lines
+    sentences.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
+    sentences.append(
+        "Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take,\n"
+        "and what predictions of published runs were too low by."
+    )
+    return sentences
 
 
 def verdict(answer: Fit) -> str:

@@ -125,6 +125,7 @@ def told(question: Question) -> dict[str, Any]:
         "verdict": verdict(answer.fit),
         "conclusion": conclusion(answer.fit, option),
         "assumed": assumptions_text(question.stack, answer.assumed),
+        "options": {one.field: option(one.field, one.value) for one in answer.assumed},
         "command": command(question),
     }
 
