@@ -211,7 +211,7 @@ def test_a_page_from_the_disk_answers_to_the_byte(page, tmp_path):
     page.get_by_role("spinbutton", name="Tokens a row").fill("300")
     expected = answer(method="full", seq=300)
     page.wait_for_function(
-        f"document.querySelector('.fit-command code').textContent === {json.dumps(expected['command'])}"
+        f"document.querySelector('.fit-command code').textContent.trim() === {json.dumps(expected['command'])}"
     )
     assert bytes_shown() == expected["peak_bytes"]
     shown = page.locator(".fit-terms tbody tr td:last-child").all_inner_texts()

@@ -67,7 +67,7 @@ function put(figure) {
     let input;
     if (options.length) {
       input = /** @type {HTMLSelectElement} */ (element("select"));
-      if (!needed) input.append(element("option", {}, ASSUMED));
+      if (!needed) input.append(element("option", {}, numbers.unsaid[name] ?? ASSUMED));
       for (const [value, text] of options) {
         const option = element("option", value === start ? { selected: "" } : {}, text);
         values.set(option, value);
@@ -110,11 +110,13 @@ function put(figure) {
 
   /** Say in the controls what the library has where nothing is chosen. @param {Record<string, string>} options */
   function assume(options) {
+    const asked = question();
     for (const [name, input] of inputs) {
-      const said = options[name === "quant" ? "quantised" : name], value = said && (said.split(" ")[1] ?? (said.startsWith("--no-") ? "off" : "on"));
-      const words = value ? `${value}, ${ASSUMED}` : ASSUMED;
-      if (input instanceof HTMLInputElement) input.placeholder = words;
-      else if (!values.has(input.options[0])) input.options[0].text = words;
+      const said = options[name === "quant" ? "quantised" : name];
+      if (asked[name] !== null || name in numbers.unsaid || said === undefined) continue;
+      const words = `${said.split(" ")[1] ?? (said.startsWith("--no-") ? "off" : "on")}`, text = `${words || "none"}, ${ASSUMED}`;
+      if (input instanceof HTMLInputElement) input.placeholder = text;
+      else input.options[0].text = text;
     }
   }
 
@@ -175,7 +177,7 @@ function put(figure) {
     told.replaceChildren(
       element("ul", {}, ...rest.map((/** @type {string} */ sentence) => element("li", {}, sentence))),
       table(answer),
-      element("p", { class: "fit-command" }, "The same on the command line: ", element("code", {}, answer.command)),
+      element("p", { class: "fit-command" }, "The same on the command line: ", element("code", {}, ...answer.command.split(/ (?=--)/).flatMap((/** @type {string} */ words) => [element("span", {}, words), " "]))),
       element("details", {}, element("summary", {}, assumed[0]), element("pre", {}, assumed.slice(1).map((/** @type {string} */ line) => line.trim()).join("\n"))),
     );
     told.hidden = false;

@@ -125,9 +125,15 @@ def told(question: Question) -> dict[str, Any]:
         "verdict": verdict(answer.fit),
         "conclusion": conclusion(answer.fit, option),
         "assumed": assumptions_text(question.stack, answer.assumed),
-        "options": {one.field: option(one.field, one.value) for one in answer.assumed},
+        "options": options_of(answer.fit.configuration.setup),
         "command": command(question),
     }
+
+
+def options_of(setup: Setup) -> dict[str, str]:
+    """Each setting that has an option, as the option that says it."""
+    said = {field.name: option(field.name, getattr(setup, field.name)) for field in fields(Setup)}
+    return {name: words for name, words in said.items() if words}
 
 
 def command(question: Question) -> str:

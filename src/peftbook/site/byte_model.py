@@ -91,6 +91,7 @@ def offered() -> dict[str, Any]:
             ["devices", "Cards", [[count, str(count)] for count in (2, 4, 8)]],  # powers of two divide bytes exactly
         ],
         "means": ON_OFF,
+        "unsaid": {"labels": "all positions", "devices": "1"},
     }
 
 
