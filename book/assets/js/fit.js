@@ -282,7 +282,7 @@ function put(figure) {
       if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
       sight.disconnect();
       ask();
-    }, { rootMargin: "300px" });
+    }, { rootMargin: "0px 0px 600px 0px" });
     sight.observe(box);
   }
 }
