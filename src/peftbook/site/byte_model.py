@@ -4,7 +4,7 @@
 
 What is shown without scripts, in print and in a downloaded notebook is the figure. With them `js/fit.js` puts controls
 in its place, and loads `fit/byte-model.js` once they come into sight: a page opened from a disk may load scripts, but
-may not fetch. That file is written at the end of a build from `peftbook.memory.question` (see `site.translated` for why
+may not fetch. That file is written at the end of a build from `peftbook.memory.question` (see `site.javascript` for why
 it is translated), with what the command would read from the machine: defaults of the installed libraries.
 """
 
@@ -24,7 +24,7 @@ from peftbook.memory.question import ON_OFF
 from peftbook.memory.setup import CHOICES, OPTIMISERS
 from peftbook.memory.stacks import STACKS, Declared, declared_in
 from peftbook.site.display import Shown, show
-from peftbook.site.translated import script
+from peftbook.site.javascript import script
 
 ENGINE = Path(__file__).resolve().parents[3] / "book/assets/live/fit"
 FOLDER, FILE = "fit", "byte-model.js"  # of the site

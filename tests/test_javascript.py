@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from py_mini_racer import MiniRacer
 
-from peftbook.site import byte_model, translated
+from peftbook.site import byte_model
 from peftbook.site.byte_model import ENGINE
+from peftbook.site.javascript import Unknown, modules, script
+from peftbook.site.javascript.statements import Translation
 
 EXPRESSIONS = (
     # arithmetic, and what booleans are in it
@@ -184,7 +186,7 @@ def examples(tmp_path, monkeypatch) -> Callable[[str], str]:
     def write(source: str) -> str:
         name = f"examples_{abs(hash((tmp_path, source)))}"
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
-        monkeypatch.setattr(translated, "ROOT", name)
+        monkeypatch.setattr(modules, "ROOT", name)
         return name
 
     monkeypatch.syspath_prepend(tmp_path)
@@ -200,7 +202,7 @@ def plain(value: Any) -> Any:
 def test_expressions_mean_the_same(engine, text):
     """Operators, built-ins, and the methods of texts, lists and dictionaries, by Python and by a browser's engine."""
     tree = ast.parse(f"[{text}]", mode="eval").body
-    said = translated.Translation(translated.Module("nowhere", Path()), set(), frozenset(), ()).value(tree)
+    said = Translation(modules.Module("nowhere", Path()), set(), frozenset(), ()).value(tree)
     expected = plain(eval(f"[{text}]"))
     assert json.loads(engine.eval(f"JSON.stringify(py.plain({said}))")) == expected
 
@@ -217,7 +219,7 @@ def test_numbers_are_written_alike(value, digits):
 def test_statements_and_classes_mean_the_same(engine, examples, call, keywords):
     """Data classes and their copies, dictionaries of one's own, caches, contexts, errors, loops with an else."""
     name = examples(EXAMPLES)
-    source = translated.script([f"{name}.{call}"], {})
+    source = script([f"{name}.{call}"], {})
     said = engine.eval(f"JSON.stringify(py.plain(py.kw((() => {{ {source} }})().{call}, [], {json.dumps(keywords)})))")
     assert json.loads(said) == plain(getattr(importlib.import_module(name), call)(**keywords))
 
@@ -226,8 +228,8 @@ def test_statements_and_classes_mean_the_same(engine, examples, call, keywords):
 def test_what_is_not_translated_is_named(examples, line):
     """A construct that joins the byte model and that a page could read otherwise fails the build, at its line."""
     name = examples(f"def call(a):\n    b = a\n    {line}\n")
-    with pytest.raises(translated.Unknown, match=rf"{name}.py:3: \w+ is not translated: "):
-        translated.script([f"{name}.call"], {})
+    with pytest.raises(Unknown, match=rf"{name}.py:3: \w+ is not translated: "):
+        script([f"{name}.call"], {})
 
 
 def test_all_that_the_byte_model_needs_of_python_is_there(engine):
@@ -245,7 +247,7 @@ def test_only_what_is_reached_is_translated(engine, examples):
         "def read(path): del path\ndef known(text): del text\n"
         "def call(): return A().used(), read('x'), known('k'), known('unknown')\n"
     )
-    source = translated.script([f"{name}.call"], {f"{name}.known": {"k": [1]}}, [f"{name}.read"])
+    source = script([f"{name}.call"], {f"{name}.known": {"k": [1]}}, [f"{name}.read"])
     given_ones = "const given = { read: (path) => path + '!' };"
     said = engine.eval(f"{given_ones} JSON.stringify((() => {{ {source} }})().call())")
     assert json.loads(said) == [1, "x!", [1], None]
