@@ -165,9 +165,13 @@ def test_a_plan_says_what_its_test_rows_can_see():
         for method, seeds in (("untuned", 1), ("lora", 1)) for seed in range(seeds)
     ]  # fmt: skip
     own, *more = sights_of(runs, task)
-    assert (own.seeds, own.rows) == (1, 20) and [one.seeds for one in more] == [3, 5]
-    assert own == sight("rougeL", 20, 1, 2)
+    assert (own.seeds, own.rows, own.groups) == (1, 80, 20) and [one.seeds for one in more] == [3, 5]
+    assert own.difference == sight("rougeL", 20, 1, 2).difference
     words = sight_words((own, *more))
-    assert words.startswith("20 test rows and 1 seed find") and "luck would tell" in words and "5 seeds find" in words
+    assert (
+        words.startswith("80 test rows in 20 groups and 1 seed find")
+        and "luck would tell" in words
+        and "5 seeds find" in words
+    )
     assert "decide nothing" in sight_words([sight("rougeL", 19, 1)]) and sight_words(()) == ""
     assert sights_of(runs[:1], task) == sights_of(runs, task, "exact_match") == ()

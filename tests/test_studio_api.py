@@ -306,12 +306,12 @@ def test_without_a_login_file_the_printed_address_lets_in(tmp_path):
     keys = Keys(tmp_path, owner := Owner(tmp_path))
     client = served(Studio(tmp_path), keys)
     answer = client("GET", f"/?project=ab&token={owner.token}")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/?project=ab")
+    assert (answer.status_code, answer.headers["location"]) == (303, "./?project=ab")
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and owner.token not in cookie
     assert client("GET", "/api/v1/projects", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
     for query in ("", "?token=", f"?token={owner.token[:-1]}", "?token=%00"):
-        assert client("GET", f"/{query}").headers["location"] == access.LOGIN
+        assert "/" + client("GET", f"/{query}").headers["location"] == access.LOGIN
     assert Owner(tmp_path).token == owner.token and (tmp_path / "token").stat().st_mode & 0o77 == 0
 
 

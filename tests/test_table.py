@@ -311,8 +311,7 @@ def test_a_column_that_is_none_is_refused_in_a_sentence_however_many_there_are()
     """A table may have a hundred, with names as long as a cell."""
     header = [f"c{at}" + "x" * 5000 for at in range(90)]
     table = read_table("\n".join([",".join(header), *[",".join("y" * 90)] * 12]).encode())
-    words = r"There is no column 'z+…': the columns are 'c0x+…', .* and 78 more"
-    with pytest.raises(InputError, match=words) as refused:
+    with pytest.raises(InputError, match=r"no column 'z+…': the columns are 'c0x+…', .* and 78 more") as refused:
         usable_rows(table, Columns("z" * 5000, "c1"))
     assert len(str(refused.value)) < 800
 

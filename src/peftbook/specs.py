@@ -109,9 +109,11 @@ class Evaluation(Spec):
 
     skip: of the split's examples so many are left out at its start.
     generation_dtype: `fp32` decodes with the float32 weights, `bf16` and `fp16` under the autocast of training in them.
+    order: in which rows are answered, `length` the longest first, `random` so that those there are at any moment are a
+    random part, which may be looked at.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("skip", "generation_dtype")
+    added: ClassVar[tuple[str, ...]] = ("skip", "generation_dtype", "order")
 
     split: Literal["validation", "test"] = "validation"
     skip: int = Field(default=0, ge=0)
@@ -119,6 +121,7 @@ class Evaluation(Spec):
     n_generate: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=40, ge=1)
     generation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    order: Literal["length", "random"] = "length"
 
     def chosen(self, examples: Sequence[Item], count: int) -> Sequence[Item]:
         """The first so many examples of the split that are not left out."""

@@ -105,13 +105,15 @@ SCATTER = {"rougeL": (0.11, 0.012), "perplexity": (0.17, 0.029)}
 class Sight:
     """What the decision on a plan could see. difference: found four times in five, infinite where nothing would be.
 
-    mistaken: in what share of pairs whose methods are equally good one would be called better.
+    mistaken: in what share of pairs whose methods are equally good one would be called better.  groups: of the rows,
+    where they share some; each then counts as one row.
     """
 
     seeds: int
     rows: int
     difference: float
     mistaken: float
+    groups: int = 0
 
 
 def sight(measure: str, rows: int, seeds: int, arms: int = 2) -> Sight:
@@ -144,9 +146,10 @@ def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> t
     scored = min((run.evaluation.n_generate for run in runs), default=0)
     if not trained or len(arms) < 2 or not scored or measure not in SCATTER:
         return ()
-    groups = [one.group or one.id for one in task.splits[runs[0].evaluation.split][:scored]]
+    units = len({one.group or one.id for one in task.splits[runs[0].evaluation.split][:scored]})
     seeds = len({run.seed for run in trained})
-    return tuple(sight(measure, len({*groups}), count, len(arms)) for count in sorted({seeds, 3, 5}) if count >= seeds)
+    found = (sight(measure, units, count, len(arms)) for count in sorted({seeds, 3, 5}) if count >= seeds)
+    return tuple(replace(one, rows=scored, groups=units if units < scored else 0) for one in found)
 
 
 def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
@@ -155,9 +158,10 @@ def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
         return ""
     unit, own, more = MEASURES[measure].label, found[0], found[1:]
     plural = "s" * (own.seeds != 1)
-    start = f"{own.rows:,} test rows and {own.seeds} seed{plural}"
+    start = f"{own.rows:,} test rows{f' in {own.groups:,} groups' * bool(own.groups)} and {own.seeds} seed{plural}"
     if math.isinf(own.difference):
-        words = f"{start} decide nothing: {FEWEST_EXAMPLES} rows and 1 seed, or 3 and more, are the fewest."
+        least = f"{FEWEST_EXAMPLES} {'groups' if own.groups else 'rows'} and 1 seed, or 3 and more"
+        words = f"{start} decide nothing: {least}, are the fewest."
     else:
         words = (
             f"{start} find a difference of {own.difference:.2g} {unit} between two methods four times in five, "

@@ -81,7 +81,7 @@ class Keys(Sessions):
             return None
         rest = urlencode([field for field in fields if field[0] != "token"])
         words = f"{COOKIE}={self.begin(OWNER)}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
-        return {"location": f"/?{rest}" if rest else "/", "set-cookie": words}
+        return {"location": f"./?{rest}" if rest else "./", "set-cookie": words}
 
     def make(self, name: str, label: str) -> tuple[Token, str]:
         """A new token for somebody, and the secret itself, which nobody can read again."""

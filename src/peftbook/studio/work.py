@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import datetime
 import errno
+import functools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
 from peftbook.records import Record, Store
+from peftbook.studio.peeks import forget_answers, write_answers
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 from peftbook.training.micro_batch import free_micro_batch
@@ -89,7 +91,8 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
             reporter.phase(Phase("scoring prose"))
             gauge(store, trainee)
 
-    watch = Watch(reporter.phase, reporter.step, keep)
+    forget_answers(folder, job.run)
+    watch = Watch(reporter.phase, reporter.step, keep, functools.partial(write_answers, folder, job.run))
     try:
         execute(
             job.run, store, task=studio.task(job.project), quiet=True, micro_batch=free_micro_batch(job.run),
@@ -98,6 +101,7 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     except BaseException:
         tidy(folder, job.run)
         raise
+    forget_answers(folder, job.run)
 
 
 def gauge(store: Store, trainee: Trainee) -> None:

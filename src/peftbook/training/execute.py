@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from peftbook import metrics, specs
+from peftbook.decision.peeking import answer_order
 from peftbook.errors import Diverged, InputError
 from peftbook.folders import checkpoints_folder
 from peftbook.memory import shape_from_config
@@ -130,12 +131,14 @@ class Watch:
     """Who follows a run as it is computed; nothing here changes a result.
 
     phase: whenever there is something new about the phase that is under way.  step: after each step of training.
-    keep: has what was trained, before the record says that it is done.
+    keep: has what was trained, before the record says that it is done.  answers: all texts that there are, by place of
+    the row, after each batch of a run whose rows are answered in random order.
     """
 
     phase: Callable[[Phase], None] = lambda phase: None
     step: Callable[[Progress], None] = lambda progress: None
     keep: Callable[[Trainee], None] = lambda trainee: None
+    answers: Callable[[Mapping[int, str]], None] = lambda texts: None
 
 
 NOBODY = Watch()
@@ -228,7 +231,7 @@ def compute(
         if result is not None:
             describe_training(result, out)
             resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
-        texts = evaluate(trainee, phases, out)
+        texts = evaluate(trainee, phases, out, watch)
         phases("saving")
         if adapter is not None:
             save_trained(trainee, adapter)
@@ -319,7 +322,7 @@ def describe_training(result: Trained, out: dict) -> None:
     }
 
 
-def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
+def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY) -> list[str] | None:
     """Label loss on the split's first n_loss examples and, if asked, greedy texts and their scores."""
     model, task, run, tokenizer = trainee.model, trainee.task, trainee.run, trainee.tokenizer
     wanted = run.evaluation
@@ -343,11 +346,12 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     chosen = wanted.chosen(examples, wanted.n_generate)
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
-    dtype = wanted.generation_dtype
+    dtype, size = wanted.generation_dtype, generation_batch(len(shots), wanted.order)
+    order = answer_order([one.group for one in chosen]) if wanted.order == "random" else None
     with packing(trainee), frozen_linears_in(dtype, model), arithmetic(model, dtype, run.platform):
         texts = generate(
-            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=generation_batch(len(shots)),
-            on_batch=phases.count("generating", len(prompts)),
+            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size, order=order,
+            on_batch=phases.count("generating", len(prompts)), on_texts=None if order is None else watch.answers,
         )  # fmt: skip
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)

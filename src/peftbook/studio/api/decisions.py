@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -18,6 +18,7 @@ from peftbook.studio.api.shapes import Body
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
 from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.jobs import Job
+from peftbook.studio.peeks import Against, peeks_of
 from peftbook.studio.terminal import as_json, show
 
 __all__ = ["routes"]
@@ -108,6 +109,45 @@ def declare_metrics(project: str, body: MetricsBody, here: Here) -> list[MetricS
     """Declare metrics, in place of those before. Nothing is trained again: they are computed from texts at hand."""
     here.studio.project(project)
     return [MetricShape.of(one) for one in declare(here.studio, project, body.metrics)]
+
+
+class PeekShape(BaseModel):
+    """A trained run against the untuned model, on the rows that both have answered so far.
+
+    mean: of its scores minus the untuned model's; low, high: at 95 %, at whatever moment one looks or stops, of each
+    run by itself: other seeds are not in it.  units: rows, or groups whose rows are all answered.
+    """
+
+    job: str
+    label: str
+    state: str
+    rows: int
+    of: int
+    units: int
+    mean: float
+    low: float
+    high: float
+    words: str
+
+    @classmethod
+    def of_run(cls, found: Against) -> PeekShape:
+        return cls(
+            job=found.job.id, label=found.job.label, state=found.job.state, words=found.peek.words,
+            **asdict(found.peek),
+        )  # fmt: skip
+
+
+@routes.get("/peeks")
+def look_at_answers(
+    project: str,
+    here: Here,
+    plan: Annotated[str, Query(description="a plan that was checked with `peek`")],
+    measure: Annotated[str, Query(description="rouge1, rouge2, rougeL, exact_match or an own metric")] = FIRST_MEASURE,
+) -> list[PeekShape]:
+    """What the answers say while they are written; look as often as you like, and stop when you have seen enough."""
+    here.studio.project(project)
+    found = peeks_of(here.studio, project, plan, measure, metrics_of(here.studio, project))
+    return [PeekShape.of_run(one) for one in found]
 
 
 @routes.get("/decision")

@@ -215,18 +215,20 @@ class AskedShape(BaseModel):
 
 class SightShape(BaseModel):
     """What test rows and seeds can see. difference: in ROUGE-L, between two methods, found four times in five; none
-    where they decide nothing.  mistaken: of equally good methods the share that would be told apart.
+    where they decide nothing.  mistaken: of equally good methods the share that would be told apart.  groups: of the
+    rows, where they share some; each counts as one row.
     """
 
     seeds: int
     rows: int
     difference: float | None
     mistaken: float
+    groups: int
 
     @classmethod
     def of(cls, found: Sight) -> SightShape:
         known = found.difference if math.isfinite(found.difference) else None
-        return cls(seeds=found.seeds, rows=found.rows, difference=known, mistaken=found.mistaken)
+        return cls(seeds=found.seeds, rows=found.rows, difference=known, mistaken=found.mistaken, groups=found.groups)
 
 
 class CheckedShape(AskedShape):
