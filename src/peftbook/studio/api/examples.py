@@ -15,10 +15,12 @@ __all__ = ["BEFORE", "EXAMPLES", "ROWS", "Example"]
 
 PAIRS = "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40))
 ROWS = f"question,answer\n{PAIRS}"
+MORE = "question,answer\n" + "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40, 60))
 BEFORE = (  # in the shell: where the studio is, how it is asked, and a file of rows
     "STUDIO=http://127.0.0.1:7861/api/v1 TOKEN=…",
     'studio() { curl -sS -H "Authorization: Bearer $TOKEN" "$@"; }',
     '{ echo question,answer; for n in {0..39}; do echo "What is $n plus one?,$((n + 1))"; done; } > questions.csv',
+    '{ echo question,answer; for n in {40..59}; do echo "What is $n plus one?,$((n + 1))"; done; } > more.csv',
 )
 
 
@@ -50,7 +52,7 @@ class Example:
         if self.method != "GET":
             words.append(f"-X {self.method}")
         if isinstance(self.body, str):
-            words.append("--data-binary @questions.csv")
+            words.append(f"--data-binary @{'questions' if self.body == ROWS else 'more'}.csv")
         elif self.body is not None:
             words += ["-H 'Content-Type: application/json'", f"-d {in_shell(json.dumps(self.body))}"]
         if self.route.endswith("events"):
@@ -141,5 +143,11 @@ EXAMPLES = (
     Example("POST /projects/{project}/recipes", "/projects/{project}/recipes", RECIPE, 202, {"recipe": "id"}),
     Example("GET /answers/{answer}", "/answers/{recipe}", until="done"),
     Example("GET /projects/{project}/recipes/{answer}", "/projects/{project}/recipes/{recipe}"),
+    Example("POST /files", "/files", {"filename": "more.csv", "bytes": len(MORE)}, 201, {"rows": "id"}),
+    Example("PUT /files/{file}/content", "/files/{rows}/content", MORE),
+    Example(
+        "POST /jobs/{job}/continuations", "/jobs/{job}/continuations", {"file": "{rows}"}, 201, {"onward": "project"}
+    ),
+    Example("DELETE /projects/{project}", "/projects/{onward}", status=204),
     Example("DELETE /projects/{project}", "/projects/{project}", status=204),
 )
