@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 # A build and the tests start hundreds of processes: the package is compiled for the first of them alone.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test types suite check lint slides figures pdf epub audit serve clean
+.PHONY: book test types suite alone plain check lint slides figures pdf epub audit serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
@@ -42,8 +42,14 @@ types: $(STAMP)
 
 suite: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
-	$(BIN)/pytest -m alone $(call marked,alone)
-	! grep -qs avx512 /proc/cpuinfo || $(PLAIN) $(BIN)/pytest -m plain $(call marked,plain)
+	@$(MAKE) --no-print-directory -j 2 alone plain
+
+# A core for each.
+alone: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone $(call marked,alone)
+
+plain: $(STAMP)
+	! grep -qs avx512 /proc/cpuinfo || OMP_NUM_THREADS=1 $(PLAIN) $(BIN)/pytest -m plain $(call marked,plain)
 
 # What changed, in a minute: `make test` says the rest.
 check: $(STAMP)

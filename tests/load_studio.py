@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -43,27 +42,16 @@ def train(studio: Studio, project: str, run: specs.Run) -> float:
     return record.measurements["train_tokens_per_second"]
 
 
-def poll_index(address: str) -> int:
-    """Which event the page's timer fires: the one with three inputs and four outputs."""
-    page = httpx.get(address).text
-    config = json.loads(page.partition("window.gradio_config = ")[2].partition(";</script>")[0])
-    return next(
-        one["id"] for one in config["dependencies"]
-        if any(target[1] == "tick" for target in one["targets"]) and len(one["inputs"]) == 3
-    )  # fmt: skip
-
-
-def poll(address: str, index: int, project: str, until: threading.Event, seconds: list[float]) -> None:
+def poll(address: str, project: str, until: threading.Event, seconds: list[float]) -> None:
     """One client that asks once a second, as the page does."""
     with httpx.Client(base_url=address, timeout=30) as client:
         seen = ""
         while not until.is_set():
             began = time.monotonic()
-            body = {"data": [project, "runs", seen], "fn_index": index, "session_hash": None}
-            answer = client.post("/gradio_api/run/predict", json=body)
+            answer = client.get(f"/projects/{project}/runs?part=live", headers={"if-none-match": seen})
             seconds.append(time.monotonic() - began)
-            answer.raise_for_status()
-            seen = answer.json()["data"][-1] if isinstance(answer.json()["data"][-1], str) else seen
+            if answer.status_code != 304:
+                seen = answer.raise_for_status().headers["etag"]
             until.wait(max(0.0, 1 - (time.monotonic() - began)))
 
 
@@ -83,12 +71,12 @@ def main() -> None:
         _, warm, first, *under_load, last = plan(studio.task(project), settings)
         train(studio, project, warm)  # the first loads what the others find in memory
         alone, loaded, seconds = [train(studio, project, first)], [], []
-        until, index = threading.Event(), poll_index(address)
+        until = threading.Event()
         clients = [
-            threading.Thread(target=poll, args=(address, index, project, until, seconds), daemon=True)
+            threading.Thread(target=poll, args=(address, project, until, seconds), daemon=True)
             for _ in range(args.clients)
         ]
-        with browsing(f"{address}?project={project}&step=runs"):
+        with browsing(f"{address}projects/{project}/runs"):
             for client in clients:
                 client.start()
             loaded += [train(studio, project, run) for run in under_load]

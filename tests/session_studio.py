@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from test_studio import DESKTOP, open_step, start, stop
+from test_studio import DESKTOP, open_step, start, stop, until
 
 from peftbook.studio.store import Studio
 from peftbook.tasks import docstrings_build as build
@@ -90,43 +90,41 @@ def play(page, rows: bytes, tokens: int, pictures: Path, downloads: Path) -> Non
     times: dict[str, float] = {}
     with timed("upload, and what was read", times):
         page.set_input_files("#file", {"name": "stdlib.csv", "mimeType": "text/csv", "buffer": rows})
-        page.wait_for_selector("#findings .facts")
-    choose(page, "Input", "function")
-    choose(page, "Target", "summary")
-    choose(page, "Group", "module")
+        page.wait_for_selector("#live .facts")
+    for label, column in (("Input", "function"), ("Target", "summary"), ("Group", "module")):
+        page.get_by_label(label, exact=True).select_option(column)
     page.get_by_label("Project name").fill("stdlib docstrings")
     page.wait_for_timeout(1500)
     picture(page, pictures / "studio-data.webp")
     with timed("project with its split", times):
         page.click("#create")
-        page.wait_for_selector("#project h1")
+        page.wait_for_selector("nav.steps")
     open_step(page, "plan")
     page.get_by_role("checkbox", name="Prompt tuning").check()
-    page.locator("#advanced button").first.click()
+    page.click("#advanced summary")
     page.get_by_label("Training tokens").fill(str(tokens))
     with timed("check of the plan", times):
         page.click("#check")
-        page.wait_for_selector("#submit", timeout=LONGEST)
+        page.wait_for_selector("button[name=queue]", timeout=LONGEST)
     picture(page, pictures / "studio-plan.webp")
-    page.click("#submit")
-    page.wait_for_selector("#preflight .note-good")
-    open_step(page, "runs")
+    page.click("button[name=queue]")
     with timed("untuned, LoRA, prompt tuning", times):
         page.wait_for_selector(".job-running svg.curve", timeout=LONGEST)
         page.wait_for_timeout(15_000)
         picture(page, pictures / "studio-runs.webp")
-        page.wait_for_function("document.querySelectorAll('.job-done').length === 3", timeout=LONGEST)
+        until(page, "document.querySelectorAll('.job-done').length === 3", timeout=LONGEST)
     with timed("decision", times):
-        open_step(page, "decide")
+        open_step(page, "decision")
     picture(page, pictures / "studio-decision.webp", before="What this table cannot tell you")
     print(page.inner_text(".verdict .words"))
     print(page.inner_text("table.decision"))
     open_step(page, "try")
     with timed("two models answer a row", times):
         page.click("#try-row")
-        page.wait_for_function("document.querySelector('#try-input textarea').value.length > 3")
+        page.wait_for_selector(".said-target")
         page.click("#try-go")
-        page.wait_for_function(
+        until(
+            page,
             "!document.querySelector('.caret, .side-by-side .loading')"
             " && document.querySelectorAll('.side-by-side .said').length === 2",
             timeout=LONGEST,
@@ -134,10 +132,10 @@ def play(page, rows: bytes, tokens: int, pictures: Path, downloads: Path) -> Non
     picture(page, pictures / "studio-try.webp")
     open_step(page, "files")
     with timed("adapter", times), page.expect_download() as waiting:
-        page.locator("#downloads a", has_text="Adapter").first.click()
+        page.locator(".take a", has_text="Adapter").first.click()
     waiting.value.save_as(downloads / "adapter.zip")
     with timed("merged model", times):
-        page.locator("#downloads [data-act=merge]").first.click()
+        page.locator(".take button", has_text="Merged model").first.click()
         page.wait_for_selector(".note-good a[download]", timeout=LONGEST)
         with page.expect_download() as waiting:
             page.click(".note-good a[download]")
@@ -145,14 +143,6 @@ def play(page, rows: bytes, tokens: int, pictures: Path, downloads: Path) -> Non
     for path in sorted(downloads.iterdir()):
         print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
     print(f"{'in all':<44} {sum(times.values()):8.1f} s")
-
-
-def choose(page, label: str, value: str) -> None:
-    """An entry of a list, as one picks it by hand."""
-    page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=value, exact=True).click()
-    page.keyboard.press("Escape")
-    page.wait_for_function("!document.querySelector('[role=option]')")
 
 
 def main() -> None:
@@ -174,7 +164,7 @@ def main() -> None:
             with playwright.chromium.launch(executable_path=chromium, args=options) as browser:
                 page = browser.new_context(viewport=DESKTOP, accept_downloads=True).new_page()
                 page.goto(address)
-                page.wait_for_selector("#projects .empty")
+                page.wait_for_selector("#live .empty")
                 play(page, file_of(pairs(args.rows)), args.tokens, pictures, downloads)
         print(f"pictures: {pictures}")
     finally:

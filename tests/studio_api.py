@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from peftbook import specs
 from peftbook.records import Record
 from peftbook.studio import access
 from peftbook.studio.api import build_api
-from peftbook.studio.api.examples import EXAMPLES, ROWS, Example
+from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
 from peftbook.studio.app import LOOPBACK
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.plan import plan
@@ -38,6 +38,7 @@ class Client:
 
     def __init__(self, served: Any, headers: Mapping[str, str] | None = None):
         self.served, self.headers = served, dict(headers or {})
+        self.files = {"questions.csv": ROWS.encode(), "more.csv": MORE.encode()}  # in the folder of the shell
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
@@ -49,11 +50,15 @@ class Client:
         return asyncio.run(ask())
 
     def send(self, example: Example, known: Mapping[str, str]) -> httpx.Response:
-        """An example's request, with what is known by now."""
-        path, body = filled(f"/api/v1{example.path}", known), example.body
-        if isinstance(body, str):
-            return self(example.method, path, content=body.encode())
-        return self(example.method, path, **({} if body is None else {"json": filled(body, known)}))
+        """An example's request, with what is known by now; a file that it saves is kept."""
+        path, body = filled(f"/api/v1{example.path}", known), filled(example.body, known)
+        if example.file and body is None:
+            return self(example.method, path, content=self.files[example.file])
+        body = body | {"bytes": len(self.files[example.file])} if example.file else body
+        answer = self(example.method, path, **({} if body is None else {"json": body}))
+        if example.saved:
+            self.files[example.saved] = answer.content
+        return answer
 
 
 def filled(value: Any, known: Mapping[str, str]) -> Any:
@@ -101,8 +106,8 @@ def play(client: Client, studio: Studio, stop: str = "") -> dict[str, str]:
 # --- stand-ins -------------------------------------------------------------------------------------------------
 
 
-def work(studio: Studio) -> None:
-    """Answer what is asked and finish what is queued."""
+def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
+    """Answer what is asked and finish what is queued; the models write these texts, over and over."""
     while (request := studio.take()) is not None:
         text, result = "", None
         if request.kind == "preflight":
@@ -117,7 +122,7 @@ def work(studio: Studio) -> None:
             text, result = "LoRA", {"path": str(path)}
         studio.settle(request.id, text=text, result=result)
     while (job := studio.claim("stand-in", os.getpid())) is not None:
-        finish(studio, job)
+        finish(studio, job, texts=[texts[at % len(texts)] for at in range(job.run.evaluation.n_generate)])
 
 
 def project_of(studio: Studio) -> Project:

@@ -15,7 +15,7 @@ import pytest
 from test_queue import interpreter, until
 
 from peftbook import specs
-from peftbook.bench import commands, measuring, peers, rounds
+from peftbook.bench import commands, live, measuring, peers, rounds
 from peftbook.bench.book import book_bench
 from peftbook.bench.contestants import BATCH, BOTH, CONTESTANTS, named
 from peftbook.bench.table import table
@@ -315,6 +315,55 @@ def test_cli_bench_says_which_command_fails():
         commands.cli_bench(1, {"fit": ("fit", "--model", "no-such-model", "--memory", "1GiB")})
 
 
+SHIPPED = {"task": {"config": {"vocab_size": 99}}, "levels": [], "arms": {"lora": {"choice": {}}}}
+
+
+@pytest.fixture
+def page_and_torch(monkeypatch):
+    """Rounds whose steps take what is given: the page's and torch's, in seconds, the first steps ten times as long."""
+
+    def rows(page: list[float], torch: list[float], apart: float = 0.0) -> list[dict]:
+        def steps(seconds: float, count: int, loss: float) -> dict:
+            times = [10 * seconds] * live.SKIPPED + [seconds] * (count - live.SKIPPED)
+            return {"seconds": times, "losses": [loss], "first": 0.5}
+
+        pages, torches = iter(page), iter(torch)
+        monkeypatch.setattr(live, "node_steps", lambda engine, job, file: steps(next(pages), job["steps"], 3.0))
+        monkeypatch.setattr(live, "torch_steps", lambda run, ids, count: steps(next(torches), count, 3.0 + apart))
+        return live.live_bench(Path(), SHIPPED, {}, len(page))
+
+    return rows
+
+
+def test_live_bench_takes_medians_of_rounds_and_of_the_steps_after_the_first(page_and_torch):
+    """The ratio is each round's own, so that a slow moment strikes both of its sides."""
+    rows = page_and_torch([0.1, 0.9, 0.2], [0.1, 0.6, 0.1])
+    assert [row["ratio"] for row in rows] == pytest.approx([1, 1.5, 2])
+    text = live.table(rows)
+    assert "within 1.6 times" in text and "1.50" in text.splitlines()[-3]
+
+
+def test_live_bench_says_when_the_page_is_slow_or_has_another_loss(page_and_torch):
+    """Beyond what the book promises, and beyond rounding."""
+    text = live.table(page_and_torch([0.2], [0.1], apart=1e-3))
+    assert "beyond 1.6 times torch" in text and "beyond 1e-04" in text
+
+
+def test_live_bench_names_what_is_missing(monkeypatch, tmp_path: Path):
+    """Steps that are left to time, Node.js, the engine; and what stopped the engine."""
+    with pytest.raises(InputError, match="--steps 5: the first 5 are left out"):
+        live.live_bench(tmp_path, SHIPPED, {}, steps=5)
+    monkeypatch.setattr(live.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="there is no `node` here: install Node"):
+        live.node_steps(tmp_path, {}, {})
+    node = interpreter(tmp_path, "echo The reason. >&2; exit 1")
+    monkeypatch.setattr(live.shutil, "which", lambda name: node)
+    with pytest.raises(InputError, match=r"engine failed: The reason\.$"):
+        live.node_steps(tmp_path, {}, {})
+    with pytest.raises(InputError, match="part of the book, not of the package"):
+        live.node_steps(tmp_path / "none", {}, {})
+
+
 # ---- the contestants themselves, on a tiny model ----
 
 STEPS = 2
@@ -339,6 +388,19 @@ THEIR_WARNINGS = (
     "ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
 )
+
+
+@pytest.mark.slow
+@pytest.mark.node
+@pytest.mark.model
+@pytest.mark.filterwarnings(*THEIR_WARNINGS)
+def test_a_page_and_torch_make_the_same_steps():
+    """What the bench compares is one training: the losses of the first steps are the same."""
+    from peftbook.records import default_store
+    from peftbook.site.live import ENGINE, data, weights
+
+    (row,) = live.live_bench(ENGINE, data(default_store()), weights("rows"), 1, live.SKIPPED + 1)
+    assert row["apart"] < live.AGREED and row["page"] > 0 < row["torch"]
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ from fake_records import fake_record
 
 from peftbook import cli
 from peftbook.cli.arguments import columns
-from peftbook.cli.fit import option
 from peftbook.errors import InputError
 from peftbook.memory import read_shape, training_step
 from peftbook.memory.fit import GPU_RESERVE
+from peftbook.memory.question import option
 from peftbook.memory.setup import CHOICES
 from peftbook.memory.stacks import STACKS, setup_in
 from peftbook.records import Store, default_store

@@ -99,10 +99,10 @@ def test_what_is_combined_must_be_plain_adapters_of_different_tasks(tiny_runs):
         measure(probe_of((prompt, tiny_runs[1])))
 
 
-def test_what_is_put_into_a_model_is_taken_out_again():
+def test_what_is_put_into_a_model_is_taken_out_again(tiny_runs):
     """W + D, then W: bit by bit."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 2))
-    scorer = combining.Scorer(model, "fp32", "cpu")
+    scorer = combining.Scorer(model, tiny_runs[0])
     before = model[0].weight.detach().clone()
     scorer.put({"0": torch.ones(2, 3)})
     assert torch.equal(model[0].weight, before + 1)

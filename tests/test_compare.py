@@ -391,7 +391,7 @@ def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
     assert resumed.doing.words() == ["training"], "loss and pace are those of an earlier attempt"
     words = ["computing BERTScore", "128 of 400", "20 s so far", "42 s left"]
     assert progress_line([job]) == f"0 of 1 runs done; {', '.join(words)}; LoRA [2J"
-    assert " · ".join(words) in progress(job) and 'aria-valuenow="32"' in progress(job)
+    assert " · ".join(words) in progress(job) and 'value="32"' in progress(job)
 
 
 @pytest.mark.parametrize(

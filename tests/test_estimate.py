@@ -127,6 +127,20 @@ def test_generation_takes_a_step_for_every_token_of_the_longest_answer():
     assert seconds(1, 4, 7) == pytest.approx(7 * seconds(1)) and seconds(50) == pytest.approx(9 * seconds(1))
 
 
+def test_a_readers_questions_are_timed_without_padding():
+    """At a second for every operation on a number: as those of rows that are all as long as their mean."""
+    task = specs.Task(name=specs.OWN_ROWS, data_sha256="0" * 64)
+    evaluation = specs.Evaluation(n_generate=2, max_new_tokens=1)
+    own, published = (trained(LoRA(rank=2), evaluation=evaluation, **more) for more in ({"task": task}, {}))
+
+    def seconds(run: specs.Run, *prompts: int) -> float:
+        pairs = [(prompt, 1) for prompt in prompts]
+        return estimate.generation_seconds(TINY, run, EVERYTHING, pairs, 64)
+
+    assert seconds(own, 2, 40) == pytest.approx(seconds(published, 21, 21))
+    assert seconds(own, 40, 40) == pytest.approx(seconds(published, 2, 40))
+
+
 def test_a_record_says_what_was_predicted_and_what_it_took(monkeypatch, tmp_path):
     """The same parts twice; nothing where the machine was never measured."""
     monkeypatch.setattr(execute, "get_task", lambda name: tiny_task())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from tiny import NumberTokenizer, randomize_adapters, tiny_llama
@@ -15,6 +17,7 @@ from peftbook.training.encode import common_start
 from peftbook.training.forward import apply_method, causal_model, prefix_cache, soft_prompt
 from peftbook.training.generate import decode_batch, generate
 from peftbook.training.loop import arithmetic, frozen_linears_in
+from peftbook.training.packed import is_packed, packed_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 NEW = 7
@@ -54,6 +57,18 @@ def test_batches_write_what_an_argmax_loop_writes(name, batch_size):
     model = a_model(name)
     texts = generate(model, NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
     assert texts == [" ".join(map(str, argmax_loop(model, prompt, NEW))) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("common", [0, 6])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_prompts_that_are_read_without_padding_are_answered_the_same(name, common):
+    """Each batch anew, whatever they share; attention is as before afterwards."""
+    model, prompts = a_model(name), [[*range(40, 40 + common), *prompt] for prompt in PROMPTS]
+    padded = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
+    with packed_rows(model), mock.patch.object(module, "last_states", wraps=module.last_states) as read:
+        packed = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
+        assert is_packed(model) and read.call_count == 3
+    assert packed == padded and not is_packed(model)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

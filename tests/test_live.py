@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 import torch
 from live_trainings import AGREED, first_losses, lowest, start
 
+from peftbook.bench.live import node_steps
+from peftbook.errors import InputError
 from peftbook.memory import shape_from_config
 from peftbook.records import default_store
 from peftbook.site import live as site
 from peftbook.studies import live
-from peftbook.tasks import file_sha256
 from peftbook.training.forward import trainable_state
 from peftbook.training.live_weights import BASES, round_base
 from peftbook.training.models import load_model
@@ -25,14 +27,6 @@ from peftbook.training.models import load_model
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "book/assets/live"
-
-
-def test_the_vendored_files_are_those_that_the_notice_names():
-    """Nothing of another's code was changed, and none came without its licence."""
-    named = dict(re.findall(r"live/jax/(\S+\.cjs) +([0-9a-f]{64})", (ROOT / "NOTICE").read_text(encoding="utf-8")))
-    there = {path.name: file_sha256(path) for path in (ENGINE / "jax").glob("*.cjs")}
-    assert there == named and len(named) == 2
-    assert "MIT License" in (ENGINE / "jax/LICENSE").read_text(encoding="utf-8")
 
 
 def node(script: str, *arguments: object) -> Any:
@@ -113,33 +107,150 @@ def test_the_page_counts_what_a_method_trains(files, name):
     assert count == live.ARMS[name].method.parameters(shape_from_config(load_small().model.config.to_dict()))
 
 
+def job(name: str, steps: int, **others: Any) -> dict[str, Any]:
+    """Of an arm at its lowest rate, seed 1, over the plan's first steps or as many as it takes again from its start."""
+    data = site.data(default_store())
+    plan = (data["plans"][1] * (1 + steps // len(data["plans"][1])))[:steps]
+    choice = data["arms"][name]["choice"] | {"start": data["starts"][1]}
+    settings = {"choice": choice, "rate": lowest(name), "steps": len(data["plans"][1]), "seed": 1, "plan": plan}
+    return {"task": data["task"], "levels": data["levels"], "settings": settings | others, "steps": steps}
+
+
 @pytest.mark.node
 @pytest.mark.slow
 @pytest.mark.parametrize("name", live.ARMS)
-def test_the_engine_has_the_losses_of_pytorch(files, name):
+def test_the_engine_has_the_losses_of_pytorch(name):
     """Ten steps of forward, backward, clipping, warm-up and AdamW from the same start on the same batches."""
-    arm = live.ARMS[name]
-    script = ROOT / "tests/live/losses.cjs"
-    arguments = (files / "data.json", files / f"{arm.base}.json", name, lowest(name), 1, live.ENDS)
-    result = subprocess.run(["node", script, *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads(result.stdout)["losses"] == pytest.approx(first_losses(name), abs=AGREED)
+    found = node_steps(ENGINE, job(name, live.ENDS), site.weights(live.ARMS[name].base))
+    assert found["losses"] == pytest.approx(first_losses(name), abs=AGREED)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_a_rate_of_ten_ends_in_numbers_or_in_a_sentence(name):
+    """Never in a curve of numbers that are none; a rate at which there are none left says what to do."""
+    weights = site.weights("rows")
+    assert all(map(math.isfinite, node_steps(ENGINE, job(name, 10, rate=10.0), weights)["losses"]))
+    with pytest.raises(InputError, match=r"diverged at step \d+: lower the learning rate"):
+        node_steps(ENGINE, job(name, 10, rate=1e30), weights)
+
+
+PRODUCTS = """
+const { space } = require(`${engine}/arrays.js`), memory = space();
+console.log(JSON.stringify(JSON.parse(process.argv[1]).map(({ sides, turned, adds }) => {
+  const [rows, columns, terms] = sides;
+  memory.reset();
+  const a = turned === "a" ? memory.array(terms, rows) : memory.array(rows, terms);
+  const b = turned === "b" ? memory.array(columns, terms) : memory.array(terms, columns);
+  const c = memory.array(rows, columns), beyond = memory.array(1, 16);
+  memory.settled(rows, columns);
+  for (const { data } of [a, b]) data.forEach((_, at) => { data[at] = Math.sin(at); });
+  c.data.fill(adds ? 1 : NaN);
+  memory.product(c, a, b, turned, adds);
+  return [[...c.data], beyond.data.every((value) => value === 0)];
+})));
+"""
+
+
+@pytest.mark.node
+def test_a_product_is_torchs_whatever_its_sides():
+    """Tiles that end in the middle, more terms than are packed at once, either factor transposed, added or not."""
+    cases = [
+        {"sides": sides, "turned": turned, "adds": adds}
+        for sides in ((1, 1, 1), (2, 16, 4), (5, 3, 7), (13, 29, 301), (4, 56, 513), (1, 76, 64))
+        for turned in ("", "a", "b")
+        for adds in (False, True)
+    ]
+    for case, (found, untouched) in zip(cases, node(PRODUCTS, json.dumps(cases)), strict=True):
+        rows, columns, terms = case["sides"]
+        a, b = (torch.arange(side * terms, dtype=torch.float64).sin().float() for side in (rows, columns))
+        a = a.view(terms, rows).T if case["turned"] == "a" else a.view(rows, terms)
+        b = b.view(columns, terms).T if case["turned"] == "b" else b.view(terms, columns)
+        expected = a.double() @ b.double() + case["adds"]
+        assert untouched
+        torch.testing.assert_close(torch.tensor(found).view(rows, columns).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.node
+@pytest.mark.model
+def test_the_engine_answers_as_transformers_does(files):
+    """Greedily, four prompts of different lengths together, each as if it were alone."""
+    data, loaded = site.data(default_store()), load_small()
+    asked, limit, end = [one["ids"] for one in data["questions"]], data["limit"], data["task"]["end"]
+    answers = node(
+        "const { trainer } = require(`${engine}/trainer.js`), { tensorsOf } = require(`${engine}/weights.js`);"
+        'const [job, file] = process.argv.slice(1).map((path) => JSON.parse(require("node:fs").readFileSync(path)));'
+        "const training = trainer(job.task).start(tensorsOf(file, job.levels), job.settings);"
+        "console.log(JSON.stringify(training.answers(job.asked, job.limit)));",
+        written(files / "asked.json", job("lora", 1) | {"asked": asked, "limit": limit}), files / "rows.json",
+    )  # fmt: skip
+    model = round_base(loaded.model, "rows").eval()
+    for ids, answer in zip(asked, answers, strict=True):
+        made = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False, eos_token_id=end)[0].tolist()
+        assert answer == [token for token in made[len(ids) :] if token != end]
+
+
+def written(path: Path, content: Any) -> Path:
+    """The path, with that content as JSON."""
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.node
+@pytest.mark.slow
+def test_two_hundred_steps_take_no_more_memory_than_twenty(files):
+    """Neither in arrays nor in objects; steps of one row, which take the same way as steps of four."""
+    request = job("lora", 200)
+    request["settings"]["plan"] = [batch[:1] for batch in request["settings"]["plan"]]
+    early, late = node(
+        "const { trainer } = require(`${engine}/trainer.js`), { tensorsOf } = require(`${engine}/weights.js`);"
+        'const [job, file] = process.argv.slice(1).map((path) => JSON.parse(require("node:fs").readFileSync(path)));'
+        'require("node:v8").setFlagsFromString("--expose-gc");'
+        'const collect = require("node:vm").runInNewContext("gc"), found = [];'
+        "const training = trainer(job.task).start(tensorsOf(file, job.levels), job.settings);"
+        "for (let step = 1; step <= job.steps; step += 1) {"
+        "  training.next();"
+        "  if (step === 20 || step === job.steps) {"
+        "    collect();"
+        "    const { heapUsed, external, arrayBuffers } = process.memoryUsage();"
+        "    found.push(heapUsed + external + arrayBuffers);"
+        "  }"
+        "}"
+        "console.log(JSON.stringify(found));",
+        written(files / "long.json", request), files / "rows.json",
+    )  # fmt: skip
+    assert late - early < 1e6
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_batch_of_another_size_takes_the_plans_rows_in_their_order(rows):
+    """As many steps; after the last row the first one comes again."""
+    plan = site.data(default_store())["plans"][1]
+    made = node(
+        "const { batches } = require(`${engine}/../js/live.js`), [plan, rows] = process.argv.slice(1).map(JSON.parse);"
+        "console.log(JSON.stringify(batches(plan, rows)));",
+        json.dumps(plan), rows,
+    )  # fmt: skip
+    order = [row for batch in plan for row in batch]
+    assert [len(batch) for batch in made] == [rows] * len(plan)
+    taken = [row for batch in made for row in batch]
+    assert taken == [order[at % len(order)] for at in range(len(taken))]
 
 
 @pytest.mark.node
 @pytest.mark.parametrize("used", [0, 2, 3])
 def test_the_page_finds_the_singular_values_of_the_update(used):
     """Those of γ B A by torch, at the start, where B is zero, and where some directions of the rank are not in use."""
-    d_in, d_out, rank, wide, gamma = 12, 9, 3, 5, 2.0
+    d_in, d_out, rank, gamma = 12, 9, 3, 2.0
     draw = torch.Generator().manual_seed(used)
-    A, B = torch.zeros(d_in, wide), torch.zeros(wide, d_out)
-    A[:, :rank] = torch.randn(d_in, rank, generator=draw)
+    A, B = torch.randn(d_in, rank, generator=draw), torch.zeros(rank, d_out)
     B[:used] = torch.randn(used, d_out, generator=draw)
     found = node(
         "const { singularValues } = require(`${engine}/spectrum.js`);"
-        "const [A, B, wide, rank, gamma] = JSON.parse(process.argv[1]);"
-        "console.log(JSON.stringify(singularValues(Float32Array.from(A), Float32Array.from(B), wide, rank, gamma)));",
-        json.dumps([A.flatten().tolist(), B.flatten().tolist(), wide, rank, gamma]),
+        "const [A, B, rank, gamma] = JSON.parse(process.argv[1]);"
+        "console.log(JSON.stringify(singularValues(Float32Array.from(A), Float32Array.from(B), rank, gamma)));",
+        json.dumps([A.flatten().tolist(), B.flatten().tolist(), rank, gamma]),
     )  # fmt: skip
     expected = torch.linalg.svdvals((gamma * A @ B).double())[:rank].tolist()
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-5)

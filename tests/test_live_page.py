@@ -106,10 +106,12 @@ WITHOUT = """
 const Whole = Blob;
 window.Blob = class extends Whole {
   constructor(parts, options) {
-    super(["delete self.WebAssembly;", ...parts], options);
+    super([BEFORE, ...parts], options);
   }
 };
 """
+NOTHING = "delete self.WebAssembly;"
+NO_VECTORS = "WebAssembly.Module = class { constructor() { throw new WebAssembly.CompileError('opcode 0xfd'); } };"
 
 
 def refused(page) -> str:
@@ -120,10 +122,13 @@ def refused(page) -> str:
     return page.get_by_role("status").inner_text()
 
 
-def test_a_browser_without_webassembly_is_told_so(page):
+@pytest.mark.parametrize(("before", "says"), [
+    (NOTHING, "This browser has no WebAssembly"), (NO_VECTORS, "lacks the vector instructions (SIMD)"),
+])  # fmt: skip
+def test_a_browser_that_lacks_what_the_engine_needs_is_told_so(page, before, says):
     """In a sentence, before anything is computed."""
-    page.evaluate(f"() => {{{WITHOUT}}}")
-    assert "This browser has no WebAssembly" in refused(page)
+    page.evaluate(f"(BEFORE) => {{{WITHOUT}}}", before)
+    assert says in refused(page)
 
 
 @pytest.mark.parametrize("page", [["--js-flags=--wasm-max-mem-pages=400"]], indirect=True)
@@ -161,6 +166,66 @@ def test_one_button_trains_over_the_record(small):
     assert small.evaluate("document.documentElement.scrollWidth <= innerWidth") and not small.troubles
 
 
+WATCHED = """
+window.long = [];
+new PerformanceObserver((list) => long.push(...list.getEntries().map(({ duration }) => duration)))
+  .observe({ type: "longtask" });
+"""
+
+
+def test_the_first_point_comes_soon_and_the_page_stays_fluid(page, folder):
+    """Within eight seconds of pressing; from then on no task of the page takes more than 50 ms.
+
+    A machine that runs other things makes both longer than they are; so three trainings have a try.
+    """
+    for _ in range(3):
+        page.goto((folder / "book/page.html").as_uri())
+        page.get_by_label("Steps").select_option("20")
+        page.get_by_role("button", name="Train").click()
+        page.wait_for_function("told.some(({ kind }) => kind === 'step')", timeout=PATIENCE)
+        page.evaluate(WATCHED)
+        page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
+        first, found = float(page.locator("[data-live]").get_attribute("data-first-point")), page.evaluate("long")
+        if first < 8 and not found:
+            return
+    raise AssertionError(f"The first point came after {first:.1f} s, then tasks of {list(map(round, found))} ms.")
+
+
+def test_a_batch_beyond_the_grid_trains_and_has_no_record(page):
+    """It is said before and after; the answers before training are there before the first step."""
+    page.get_by_label("Batch").select_option("1")
+    assert "No record has these settings" in page.locator(".live-cost").inner_text()
+    page.get_by_label("Steps").select_option("20")
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
+    assert "There is no record with these settings" in page.get_by_role("status").inner_text()
+    kinds = page.evaluate("told.map(({ kind }) => kind)")
+    assert kinds.index("answers") < kinds.index("step") and kinds.count("step") == 20
+
+
+def test_a_tab_that_slept_says_so(page):
+    """A step comes two minutes after the one before it."""
+    page.evaluate("""
+    () => {
+      let later = 0;
+      const now = performance.now.bind(performance);
+      performance.now = () => now() + later;
+      window.Worker = class {
+        postMessage() {
+          const step = (step) => this.onmessage({ data: { kind: "step", step, loss: 3, seconds: 0.1 } });
+          [0, 1].forEach(step);
+          later = 120e3;
+          step(2);
+        }
+        terminate() {}
+      };
+    }
+    """)
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_function("document.querySelector('[role=status]').textContent.includes('put the tab to sleep')")
+    assert "for 120 s" in page.get_by_role("status").inner_text()
+
+
 PLAYED = """
 (losses) => {
   window.Worker = class {
@@ -192,6 +257,14 @@ def test_both_forms_say_at_the_end_whether_a_training_agrees(page, folder, name,
     assert page.get_by_role("button", name="Train").is_enabled() and not page.troubles
 
 
+def test_a_loss_that_rose_is_told_with_what_to_do(page):
+    """A rate far too high leaves numbers, which the page does not pass over."""
+    page.evaluate(PLAYED, [7.0, 60.0, 900.0])
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_function("document.querySelector('[role=status]').textContent.includes('It rose')")
+    assert "take a lower rate" in page.get_by_role("status").inner_text()
+
+
 def test_a_button_whose_script_is_missing_says_so(small, folder):
     """Where it was pressed; once the script is there, pressing again starts the training."""
     script, aside = folder / "_static/js/live.js", folder / "aside.js"
@@ -204,4 +277,4 @@ def test_a_button_whose_script_is_missing_says_so(small, folder):
         aside.rename(script)
     assert train.is_enabled() and "Press again" in says.inner_text()
     train.click()
-    small.wait_for_function("window.told.some(({ kind }) => kind === 'phase')", timeout=PATIENCE)
+    small.wait_for_function("window.told.some(({ kind }) => kind === 'step')", timeout=PATIENCE)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils import flop_counter
 
-from peftbook.cli.fit import attention_named, targets_named
+from peftbook.cli.fit import targets_named
 from peftbook.errors import InputError
 from peftbook.memory import (
     SHAPES,
@@ -25,6 +25,7 @@ from peftbook.memory import (
 )
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.fit import as_text
+from peftbook.memory.question import attention_named
 from peftbook.memory.shapes import as_config
 from peftbook.methods.lora import LoRA
 from peftbook.methods.norm import NormTuning

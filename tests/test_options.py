@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 
 import pytest
 from hypothesis import given
@@ -15,8 +14,8 @@ from peftbook import cli
 from peftbook.errors import InputError
 from peftbook.methods import presets
 from peftbook.methods.lora import LoRA
-from peftbook.options import Bound, add_options, check_bounds, listed, options_of, read_options, words_of
-from peftbook.processes import ask
+from peftbook.options import Bound, add_options, check_bounds, listed, read_options, words_of
+from peftbook.studio.pages.form import number_of
 from peftbook.studio.plan import plan, run_alone
 from peftbook.studio.settings import Judging, Reading, Settings, Single, rates_named
 from peftbook.tasks.rows import Caps
@@ -37,34 +36,14 @@ def test_a_command_without_options_has_the_defaults_of_the_model(name, model):
     check_bounds(made)
 
 
-FORM = """
-import json
-import gradio as gr
-from peftbook.studio.pages.plan import number_fields
-with gr.Blocks():
-    fields = number_fields({"seeds": 3})
-print(json.dumps({name: [field.label, field.info, field.value] for name, field in fields.items()}))
-"""
-
-
-def test_the_form_of_the_plan_has_every_number_of_the_settings_with_its_default():
-    """But those that a recipe begins with. In a process of its own: gradio leaves an event loop behind."""
-    pytest.importorskip("gradio")
-    fields = json.loads(ask("-c", FORM)[-1])
-    options = {name: option for name, option in options_of(Settings).items() if option.bound is not None}
-    assert fields.keys() == options.keys()
-    for name, (label, info, value) in fields.items():
-        assert label == options[name].label and info.startswith(options[name].help)
-        assert value == (3 if name == "seeds" else getattr(Settings, name) or 0)
-
-
-def test_a_field_that_gradio_shows_as_0_is_no_number_where_none_is_usual():
+def test_a_field_of_the_form_that_is_empty_is_no_number_where_none_is_usual():
     """And a number everywhere else, where an empty field is refused."""
-    pages = "from peftbook.studio.pages.plan import number_of as n; "
-    code = "print([n('rank', 0), n('rank', None), n('rank', 4.0), n('tokens', 0), n('epochs', 0.5)]); n('tokens', None)"
-    with pytest.raises(RuntimeError, match="The field for tokens is empty"):
-        ask("-c", pages + code)
-    assert ask("-c", pages + code.partition(";")[0]) == ["[None, None, 4, 0, 0.5]"]
+    asked = {"rank": ("", None), "prompt_length": ("4.0", 4), "tokens": ("0", 0), "epochs": ("0.5", 0.5)}
+    assert {name: number_of(name, text) for name, (text, _) in asked.items()} == {
+        name: number for name, (_, number) in asked.items()
+    }
+    with pytest.raises(InputError, match="The field for tokens is empty"):
+        number_of("tokens", " ")
 
 
 @given(

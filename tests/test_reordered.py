@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from unittest import mock
 
 import pytest
 import torch
+from test_queue import a_run
 from tiny import NumberTokenizer, random_examples, randomize_adapters, tiny_llama
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +27,7 @@ from peftbook.training import packed
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.joined import joined_products
-from peftbook.training.loop import label_losses, losses, reordered, train
+from peftbook.training.loop import arithmetic, label_losses, losses, order_of, reordered, train
 from peftbook.training.packed import is_packed, packed_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -137,12 +139,28 @@ def test_an_architecture_that_attends_in_its_own_way_keeps_the_padding():
         assert {name: module.training for name, module in model.named_modules()} == before
 
 
-def test_half_types_are_computed_as_they_were():
+def test_in_half_width_the_order_is_a_readers_alone():
+    """Published runs are computed as they were, bit for bit; on a reader's rows losses and gradients agree to the last
+    places of the type."""
     model, batch = a_model("lora"), shared_start(4)
-    with reordered(model, "bf16"):
-        assert not is_packed(model)
-        same = result(model, batch)
-    assert all(map(torch.equal, same, result(model, batch)))
+    published = a_run(0, method=METHODS["lora"], dtype="bf16")
+    own = published.model_copy(update={"task": specs.Task(name=specs.OWN_ROWS, data_sha256="0" * 64)})
+    found = {}
+    for name, run in (("plain", None), ("published", published), ("own", own)):
+        with order_of(run, model) if run else contextlib.nullcontext():
+            assert is_packed(model) == (name == "own")
+            with arithmetic(model, "bf16", "cpu"):
+                found[name] = result(model, batch)
+    assert all(map(torch.equal, found["plain"], found["published"]))
+    (nats, gradient), (same, its) = found["plain"], found["own"]
+    torch.testing.assert_close(same, nats, rtol=0.02, atol=0.02)
+    assert (its - gradient).norm() < 0.03 * gradient.norm()
+
+
+@pytest.mark.parametrize("other", [{"platform": "cuda"}, {"weights": "bf16"}])
+def test_only_dense_float32_weights_on_a_processor_are_packed(other):
+    run = a_run(0, method=METHODS["lora"], dtype="bf16", task=specs.Task(name=specs.OWN_ROWS, data_sha256="0" * 64))
+    assert run.packed and not run.model_copy(update=other).packed
 
 
 def test_all_is_as_it_was_afterwards():

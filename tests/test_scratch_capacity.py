@@ -40,6 +40,34 @@ def test_stored_bits_agree_with_the_study_where_it_does_not_clip(nats, values):
     assert max(0.0, here) == pytest.approx(synthetic.stored_bits(nats, values), abs=1e-6)
 
 
+def information(joint):
+    """I(T; θ) in bits, of a table of joint probabilities (tables, states)."""
+    apart = joint.sum(1, keepdim=True) * joint.sum(0)
+    return torch.special.xlogy(joint, joint / apart).sum().item() / math.log(2)
+
+
+@few
+@given(st.integers(0, 10_000))
+def test_the_loss_never_counts_more_than_the_trained_numbers_know(seed):
+    """E S ≤ I(T; θ) for two keys of two values, whatever training and network make of them: all tables are summed."""
+    torch.manual_seed(seed)
+    tables, states = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]), 3
+    joint = torch.rand(4, states).double().pow(4)  # of table and state: how training answers to each table
+    joint /= 4 * joint.sum(1, keepdim=True)
+    read = torch.rand(states, 2, 2).double().pow(2)  # p(v | k) by state, key and value
+    nats = -(read / read.sum(-1, keepdim=True)).log()
+    stored = [[stored_bits(nats[state, [0, 1], table], 2) for state in range(states)] for table in tables]
+    assert (joint * torch.tensor(stored)).sum() <= information(joint) + 1e-9
+
+
+def test_what_the_trained_numbers_know_is_meant_for_given_starting_weights():
+    """A bit that the starting weights flip at random: read with them it is all there, and by itself it says nothing."""
+    kept = {flip: torch.tensor([[0.5, 0.0], [0.0, 0.5]]).roll(flip, 1) for flip in (0, 1)}  # of value and trained bit
+    assert all(information(joint) == pytest.approx(1) for joint in kept.values())
+    assert information((kept[0] + kept[1]) / 2) == pytest.approx(0)
+    assert stored_bits(torch.zeros(1), 2) == 1
+
+
 def test_few_pairs_are_stored_whole_and_one_direction_cannot_name_three_values():
     """Independent keys take any labels; b_v · (a · k) is largest for two values of v only."""
     torch.manual_seed(0)

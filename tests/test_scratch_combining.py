@@ -195,6 +195,14 @@ def test_updates_that_agree_have_no_conflict_and_opposite_ones_half():
     assert combining.sign_conflict([update, -0.999 * update]) == pytest.approx(0.5, abs=0.001)
 
 
+@pytest.mark.parametrize("count", [2, 4, 256])
+def test_unrelated_updates_conflict_the_more_the_more_there_are(count):
+    """What is against the elected sign is (Σ |D_i| − |Σ D_i|) / 2, and |Σ D_i| goes with √k."""
+    torch.manual_seed(0)
+    drawn = list(torch.randn(count, 20_000))
+    assert combining.sign_conflict(drawn) == pytest.approx((1 - count**-0.5) / 2, abs=0.005)
+
+
 def test_shares_that_are_none_are_refused():
     (update,) = updates(1)
     with pytest.raises(ValueError, match=r"density of 1\.2"):

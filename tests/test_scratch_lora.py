@@ -154,6 +154,23 @@ def test_first_step_moves_b_only():
     assert layer.B.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("rank", [1, 4, 16, 64])
+def test_the_first_step_of_sgd_goes_with_the_rank_in_its_mean_and_not_in_its_norm(rank):
+    """ΔW = −η γ² G Aᵀ A has the mean −η γ² r σ² G over A; its norm is larger, by about √(1 + d_in / r)."""
+    torch.manual_seed(rank)
+    width, rate, x, g = 64, 0.1, torch.randn(64), torch.randn(64)
+    means, squares = [], []
+    for _ in range(200):
+        layer = LoRALinear(nn.Linear(width, width, bias=False), rank, alpha=8.0)
+        (layer(x) @ g).backward()
+        step = -rate * layer.scaling * layer.B.grad @ layer.A.detach()
+        unit = rate * layer.scaling**2 * rank / (3 * width)  # σ² = 1 / (3 d_in)
+        means.append(-(g @ step @ x) / (unit * (g @ g) * (x @ x)))
+        squares.append(step.square().sum() / (unit**2 * (g @ g) * (x @ x)))
+    assert torch.stack(means).mean() == pytest.approx(1, rel=0.2)
+    assert torch.stack(squares).mean() == pytest.approx(1 + width / rank, rel=0.2)
+
+
 @peft_warning
 @pytest.mark.parametrize("targets", [{"q_proj", "v_proj"}, SEVEN])
 def test_logits_and_gradients_equal_peft(targets):

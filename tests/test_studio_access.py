@@ -14,8 +14,6 @@ import time
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -23,9 +21,7 @@ import pytest
 from peftbook import cli
 from peftbook.errors import InputError
 from peftbook.studio import access, app, drafts, login, markup, people
-from peftbook.studio.pages.data import NewProject
-from peftbook.studio.pages.projects import listing
-from peftbook.studio.pages.wiring import Context
+from peftbook.studio.pages.site import Context
 from peftbook.studio.store import Studio
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
@@ -55,23 +51,13 @@ class Client:
                 self.cookies = client.cookies
                 return answer
 
-        return asyncio.get_event_loop().run_until_complete(ask())
+        return asyncio.run(ask())
 
     def get(self, path: str, **options) -> httpx.Response:
         return self("GET", path, **options)
 
     def post(self, path: str, **options) -> httpx.Response:
         return self("POST", path, **options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loop():
-    """One event loop for all of this module: where it finds none Gradio makes its own and leaves them open."""
-    made = asyncio.new_event_loop()
-    asyncio.set_event_loop(made)
-    yield made
-    asyncio.set_event_loop(None)
-    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +69,9 @@ def studio(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(studio, loop):
-    """The whole application, without a login; uploads of at most 10,000 bytes. Built where a loop runs."""
-
-    async def build():
-        return app.build_app(studio, Caps(bytes=10_000))
-
-    return loop.run_until_complete(build())
+def served(studio):
+    """The whole application, without a login; uploads of at most 10,000 bytes."""
+    return app.build_app(studio, Caps(bytes=10_000))
 
 
 @pytest.fixture
@@ -117,12 +99,10 @@ def start(login_file: Path, home: Path) -> Client:
     from fastapi import FastAPI
     from fastapi.responses import PlainTextResponse
 
-    inside, sessions = FastAPI(), people.Sessions(home, people.Logins(login_file))
-    inside.add_api_route("/", lambda: PlainTextResponse("inside"), methods=["GET"], response_model=None)
-    inside.add_api_route(
-        "/gradio_api/run/predict", lambda: PlainTextResponse("inside"), methods=["POST"], response_model=None
-    )
-    login.add_login(inside, sessions)
+    inside, sessions, studio = FastAPI(), people.Sessions(home, people.Logins(login_file)), Studio(home)
+    for path in ("/", "/new"):
+        inside.add_api_route(path, lambda: PlainTextResponse("inside"), methods=["GET", "POST"], response_model=None)
+    login.add_login(inside, sessions, Context(studio, drafts.Drafts(home, Caps()), Caps()))
     return Client(access.Door(inside, app.LOOPBACK, sessions))
 
 
@@ -141,7 +121,7 @@ def log_in(client: Client, name: str = "ada", password: str = PASSWORD) -> httpx
 def test_the_page_is_served_to_its_own_host(ask):
     """The page, its style sheet, its script and its fonts come from here."""
     page = ask.get("/")
-    assert page.status_code == 200 and "gradio_config" in page.text
+    assert page.status_code == 200 and "New project" in page.text
     for name in ("style.css", "page.js", "icon.svg", "fonts/inter-latin-wght-normal.woff2"):
         assert ask.get(f"/studio/{name}").status_code == 200, name
 
@@ -195,7 +175,7 @@ def test_the_machines_own_names_are_answered(ask, host):
         {"origin": HOST, "sec-fetch-site": "cross-site"},
     ],
 )
-@pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/studio/upload"])
+@pytest.mark.parametrize("path", ["/", "/new", "/projects/abcd/data", "/studio/logout"])
 def test_a_change_that_another_site_asks_for_is_refused(ask, headers, path):
     """Cross-site request forgery ends at the door: nothing behind it sees the request."""
     assert ask.post(path, headers=headers, content=b"a,b\n").status_code == 403
@@ -205,30 +185,26 @@ def test_a_download_that_another_site_asks_for_is_refused(ask, studio):
     """Nor can another site read or even fetch a file, while it may link to the page."""
     project = studio.projects()[0].id
     headers = {"sec-fetch-site": "cross-site"}
-    assert ask.get(f"/studio/project/{project}/table.csv", headers=headers).status_code == 403
+    assert ask.get(f"/api/v1/projects/{project}/decision.csv", headers=headers).status_code == 403
     assert ask.get("/", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "/gradio_api/file=/etc/passwd",
-        "/gradio_api/file=studio.sqlite",
-        "/gradio_api/proxy=http://evil.example/",
-        "/gradio_api/upload",
-        "/gradio_api/queue/join",
-        "/gradio_api/info",
-        "/gradio_api/vibe-code",
+        "/gradio_api/run/predict",
         "/file=/etc/passwd",
         "/config",
         "/login",
-        "/monitoring",
         "/docs",
         "/openapi.json",
+        "/projects",
+        "/projects/abcd/secrets",
+        "/new/abcd/content",
     ],
 )
-def test_routes_that_the_page_does_not_use_do_not_exist(ask, path):
-    """Gradio's file, proxy, upload, queue and recording routes are not there to be misused."""
+def test_what_is_no_page_does_not_exist(ask, path):
+    """Only the paths of pages, files and API are there to be asked for."""
     assert ask.get(path).status_code == 404 and ask.post(path).status_code == 404
 
 
@@ -239,15 +215,14 @@ def test_routes_that_the_page_does_not_use_do_not_exist(ask, path):
         "/studio/%2e%2e/studio.sqlite",
         "/studio/fonts/../../access.py",
         "/studio/fonts/..%2f..%2faccess.py",
-        "/assets/../../routes.py",
-        "/assets/..%2f..%2froutes.py",
-        "/static/%2e%2e/%2e%2e/routes.py",
-        "/studio/project/{project}/../../studio.sqlite",
-        "/studio/project/{project}/..%2fdata.bin",
-        "/studio/project/{project}/data.bin",
-        "/studio/project/{project}/job/..%2f..%2fdata.bin/adapter.zip",
-        "/studio/project/..%2f..%2fetc/passwd",
-        "/studio/project/%2e%2e/table.csv",
+        "/studio/templates/home.html",
+        "/projects/{project}/../../studio.sqlite",
+        "/projects/{project}/..%2fdata.bin",
+        "/projects/{project}/data.bin",
+        "/projects/..%2f..%2fetc/passwd",
+        "/projects/%2e%2e/data",
+        "/new/..%2f..%2fstudio.sqlite",
+        "/api/v1/jobs/..%2f..%2fdata.bin/artefacts/adapter.zip",
     ],
 )
 def test_no_path_leads_out(ask, studio, path):
@@ -258,14 +233,13 @@ def test_no_path_leads_out(ask, studio, path):
 
 
 def test_unknown_ids_are_a_sentence(ask, studio):
-    """An id that nothing has, or that is another project's, is no error of ours."""
-    project = studio.projects()[0].id
-    for path in (f"/studio/project/{project}/job/abcd/adapter.zip", "/studio/project/abcd/table.csv"):
+    """An id that nothing has is no error of ours."""
+    for path in ("/projects/abcd/data", "/new/abcd", "/api/v1/jobs/abcd/artefacts/adapter.zip"):
         answer = ask.get(path)
-        assert answer.status_code == 404 and answer.text.count("\n") == 1 and "Traceback" not in answer.text
+        assert answer.status_code == 404 and "Traceback" not in answer.text
 
 
-@pytest.mark.parametrize("path", ["/", "/studio/style.css", "/nothing", "/studio/project/abcd/table.csv"])
+@pytest.mark.parametrize("path", ["/", "/studio/style.css", "/nothing", "/projects/abcd/data", "/api/v1/projects/a"])
 def test_every_answer_has_the_headers(ask, path):
     """No sniffing, no framing, nothing from or to another host; what is not a file of the page is kept by nobody."""
     headers = ask.get(path).headers
@@ -273,23 +247,14 @@ def test_every_answer_has_the_headers(ask, path):
     assert "access-control-allow-origin" not in headers
     assert path.startswith("/studio/style") or headers["cache-control"] == "no-store"
     policy = headers["content-security-policy"]
-    assert "http:" not in policy and "https:" not in policy and "*" not in policy
+    assert not any(word in policy for word in ("http:", "https:", "*", "unsafe", "data:", "blob:"))
 
 
 def test_the_page_loads_nothing_from_another_host(ask):
-    """Fonts, scripts and styles that the page and its settings name are ours."""
-    page = ask.get("/").text
-    config = json.loads(page.partition("window.gradio_config = ")[2].partition(";</script>")[0])
-    assert config["analytics_enabled"] is False and config["footer_links"] == [] and not config["run_history"]
-    assert [name for name in config["stylesheets"] if "//" in name] == []
-    assert "//" not in config["head"] and config["space_id"] is None
-
-
-@pytest.mark.parametrize("body", [{"data": [], "fn_index": 10**6}, {"data": []}, {"data": [], "fn_index": -1}])
-def test_an_event_that_there_is_not_is_no_error_of_ours(ask, body):
-    """An old tab, or somebody who tries numbers."""
-    answer = ask.post("/gradio_api/run/predict", json=body, headers={"origin": HOST})
-    assert answer.status_code == 404 and "load the page again" in answer.text
+    """Fonts, scripts, styles and links that page and style sheet name are ours."""
+    for path in ("/", "/studio/style.css", "/studio/page.js"):
+        named = re.findall(r"(?:href=|src=|action=|url\(|fetch\()[\"']([^\"']*)", ask.get(path).text)
+        assert (named or path.endswith("js")) and not any("//" in one for one in named), path
 
 
 # --- uploads ---------------------------------------------------------------------------------------------------
@@ -297,38 +262,19 @@ def test_an_event_that_there_is_not_is_no_error_of_ours(ask, body):
 
 def test_an_upload_becomes_a_draft_and_its_name_only_a_label(ask, studio):
     """The bytes lie under a random name; folders in the browser's name are dropped."""
-    name = "..%2f..%2fetc%2fpasswd%3Cb%3E.csv"
-    answer = ask.post("/studio/upload", content=CSV, headers={"x-filename": name, "origin": HOST})
-    draft = answer.json()["draft"]
+    name = "../../etc/passwd<b>.csv"
+    answer = ask.post("/new", files={"file": (name, CSV)}, headers={"origin": HOST})
+    assert answer.status_code == 303
+    draft = answer.headers["location"].rpartition("/")[2]
     files = [path for path in (studio.home / "drafts").rglob("*") if path.is_file()]
     assert draft in {path.name for path in files} and not any("passwd" in path.name for path in files)
-    assert drafts.plain_name(unquote(name)) == "passwd<b>.csv" and drafts.plain_name("a\\b\x00c.csv") == "bc.csv"
-
-
-def test_what_cannot_be_a_project_says_why_once(studio, loop):
-    """In what was found; the button that would say it again is off until the file or the reading is another."""
-    import gradio as gr
-
-    kept = drafts.Drafts(studio.home, Caps())
-
-    async def build() -> NewProject:
-        with gr.Blocks():
-            return NewProject(Context(studio, kept, Caps()), lambda _: {}, [])
-
-    step = loop.run_until_complete(build())
-    for rows, can_be in ((3, False), (20, True)):
-        draft = kept.new("few.csv")
-        with kept.receiving(draft.id) as write:
-            write(b"question,answer\n" + b"".join(b"%d?,%d\n" % (n, n) for n in range(rows)))
-        told = step.read(SimpleNamespace(_data={"draft": kept.end(draft.id).id}))
-        assert told[step.create]["interactive"] is can_be
-        assert told[step.found].count("a split needs at least") == (not can_be)
+    assert drafts.plain_name(name) == "passwd<b>.csv" and drafts.plain_name("a\\b\x00c.csv") == "bc.csv"
 
 
 def test_an_upload_beyond_the_cap_is_refused_before_it_is_read(ask):
     """One that says how large it is never starts."""
-    answer = ask.post("/studio/upload", content=b"x" * 10_001)
-    assert answer.status_code == 413 and "10,000 bytes" in answer.json()["error"]
+    answer = ask.post("/new", files={"file": ("x.csv", b"x" * 200_000)})
+    assert answer.status_code == 413 and "10,000 bytes" in answer.text
 
 
 def test_an_upload_that_does_not_say_its_size_is_stopped_at_the_cap(ask, studio):
@@ -337,20 +283,21 @@ def test_an_upload_that_does_not_say_its_size_is_stopped_at_the_cap(ask, studio)
 
     async def endless() -> AsyncIterator[bytes]:
         nonlocal sent
+        yield b'--x\r\ncontent-disposition: form-data; name="file"; filename="x.csv"\r\n\r\n'
         for _ in range(10_000):
             sent += 1000
             yield b"x" * 1000
 
     before = {path for path in (studio.home / "drafts").rglob("*") if path.is_file()}
-    answer = ask.post("/studio/upload", content=endless())
-    assert answer.status_code == 413 and sent < 100_000
+    answer = ask.post("/new", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413 and sent < 200_000
     assert {path for path in (studio.home / "drafts").rglob("*") if path.is_file()} == before
 
 
 def test_other_requests_are_small(ask):
-    """No event of the page takes megabytes into memory."""
-    answer = ask.post("/gradio_api/run/predict", content=b"x", headers={"content-length": str(access.BODY_BYTES + 1)})
-    assert answer.status_code == 413
+    """No form of a page takes megabytes into memory."""
+    headers = {"content-length": str(access.BODY_BYTES + 1)}
+    assert ask.post("/projects/abcd/plan", content=b"x", headers=headers).status_code == 413
 
 
 # --- logins ----------------------------------------------------------------------------------------------------
@@ -359,8 +306,8 @@ def test_other_requests_are_small(ask):
 def test_without_a_login_nothing_is_seen(locked):
     """The page leads to the form, everything else is refused."""
     answer = locked.get("/")
-    assert answer.status_code == 303 and answer.headers["location"] == access.LOGIN
-    assert locked.post("/gradio_api/run/predict").status_code == 401
+    assert answer.status_code == 303 and f"/{answer.headers['location']}" == access.LOGIN
+    assert locked.post("/new").status_code == 401
     assert "password" in locked.get(access.LOGIN).text
 
 
@@ -505,25 +452,24 @@ def test_a_port_in_use_is_a_sentence(tmp_path, capsys):
 # --- what is shown ---------------------------------------------------------------------------------------------
 
 
-def test_user_text_never_becomes_markup(studio):
+def test_user_text_never_becomes_markup():
     """Names, labels and cells are escaped by the pieces that hold them."""
     pieces = [
-        listing(studio),
         markup.note(HOSTILE),
         markup.trouble(HOSTILE),
         markup.empty(HOSTILE, HOSTILE),
         markup.badge("done", HOSTILE),
         markup.bar(0.5, HOSTILE),
-        markup.button(HOSTILE, "act", label=HOSTILE, id=HOSTILE),
-        markup.link(HOSTILE, HOSTILE, label=HOSTILE),
+        markup.button(HOSTILE, HOSTILE, HOSTILE, label=HOSTILE, form=HOSTILE),
+        markup.link(HOSTILE, HOSTILE, file=HOSTILE, label=HOSTILE),
         markup.facts([(HOSTILE, HOSTILE)]),
         markup.table([HOSTILE], [[HOSTILE]], caption=HOSTILE, sortable=True),
         markup.table(["x"], [[markup.Cell(HOSTILE, HOSTILE)]]),
         markup.curve([(1, 2.0), (2, 1.0)], 2, HOSTILE),
+        markup.points([(1, 2.0), (2, 1.0)], HOSTILE),
     ]
     for one in pieces:
         assert "<img" not in one and 'onerror="' not in one, one
-    assert login.login_page(HOSTILE).count("<img") == 0
 
 
 def test_the_web_process_never_imports_torch(tmp_path):

@@ -152,7 +152,7 @@ def test_a_plan_that_does_not_fit_is_refused_and_its_project_goes(server, file, 
 def test_what_failed_there_is_said_and_an_interrupt_leaves_the_runs(server, file, capsys, monkeypatch):
     """Status 1 with each sentence; 130 after Ctrl-C, and the server computes on, as others may wait for it."""
 
-    def fail(studio, job) -> None:
+    def fail(studio, job, **_) -> None:
         studio.adopt(job.id, job.attempt, 0)
         studio.fail(job.id, job.attempt, "The memory was not enough.")
 
@@ -194,6 +194,21 @@ def test_an_upload_whose_answers_are_lost_goes_on(server, file, monkeypatch):
     monkeypatch.setattr(studio, "_open", flaky)
     sent = studio.send(file)
     assert (server.home / "drafts" / sent).read_bytes() == file.read_bytes() and count > 5
+
+
+def test_a_project_is_saved_and_loaded(server, tmp_path):
+    """As a file, whole; a second time it is refused in the server's sentence."""
+    studio = Client(server.address, server.token)
+    project = studio_api.project_of(server.studio).id
+    wait_for(lambda: {job.state for job in server.studio.jobs(project)} == {"done"})
+    decision = studio.get(f"projects/{project}/decision")
+    studio.save_project(project, tmp_path / "saved.tar")
+    with pytest.raises(Refused, match="is here already"):
+        studio.load_project(tmp_path / "saved.tar")
+    studio.delete(f"projects/{project}")
+    assert studio.load_project(tmp_path / "saved.tar")["id"] == project
+    assert studio.get(f"projects/{project}/decision") == decision
+    studio.delete(f"projects/{project}")
 
 
 def test_events_are_taken_up_where_the_stream_broke_off(server, monkeypatch):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -28,13 +31,17 @@ from peftbook.methods.untuned import Untuned
 from peftbook.processes import end_group, identity, is_alive
 from peftbook.records import Record
 from peftbook.studio import attempts, requests
+from peftbook.studio.artefacts import adapter_zip
+from peftbook.studio.backup import back_up, restore
 from peftbook.studio.database import SCHEMA
+from peftbook.studio.decisions import compared, evaluations
 from peftbook.studio.planning import ask_check, queue_checked
 from peftbook.studio.preflight import Check
 from peftbook.studio.store import Project, Studio
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 
 ME = os.getpid()
+FIRST = Path(__file__).parent / "first_studio"
 BUDGET = specs.Budget(tokens=10, learning_rate=1.0)
 EDGES = {  # the drawing in `peftbook.studio.jobs`
     "queued": ("running", "cancelled"),
@@ -130,6 +137,74 @@ def test_a_database_without_the_time_of_a_phase_goes_on(studio, project):
     again = Studio(studio.home)
     assert again.jobs() == before and again._row("PRAGMA user_version")[0] == SCHEMA
     assert Studio(studio.home).claim("w", ME).phase_began is not None
+
+
+def test_a_question_of_a_version_that_had_the_one_without_the_other_is_dropped(studio, project):
+    """Two parts of version 3 came on two days: one has the time of a phase, and not who still waits."""
+    with studio._write() as db:
+        db.execute("ALTER TABLE requests DROP COLUMN seen")
+        db.execute("PRAGMA user_version = 3")
+    again = Studio(studio.home)
+    assert not again.watch(again.ask("preflight", {"project": project.id, "runs": []}, watched=True)).ended
+
+
+@pytest.fixture
+def first(tmp_path) -> Path:
+    """The home that the first studio made, as its files lay."""
+    home = tmp_path / "first"
+    shutil.copytree(FIRST / "projects", home / "projects")
+    with contextlib.closing(sqlite3.connect(home / "studio.sqlite")) as db:
+        db.executescript((FIRST / "studio.sql").read_text())
+        db.execute("PRAGMA journal_mode = WAL")
+    return home
+
+
+def test_a_home_of_the_first_studio_opens_unchanged(first):
+    """Its project, plans, runs, curve, records, texts and adapter are those that it had; what waits can be claimed."""
+    studio = Studio(first)
+    (project,) = studio.projects()
+    (untuned, lora, waiting), task = studio.jobs(project.id), studio.task(project.id)
+    assert (project.name, len(studio.table(project.id).rows), len(studio.plans(project.id))) == ("Colours", 60, 2)
+    assert [job.state for job in studio.jobs()] == ["done", "done", "queued"] and len(studio.curve(lora.id)) == 3
+    for job in (untuned, lora, waiting):  # a key names settings and data for ever
+        assert studio._row("SELECT key FROM jobs WHERE id = ?", job.id)[0] == job.run.key
+        assert job.run.task == task.spec
+    for job in (untuned, lora):
+        record = studio.records(project.id).get(job.run)
+        assert len(studio.records(project.id).texts(record)) == 4 == len(record.per_example["rougeL"])
+    (jobs,) = evaluations(studio, project.id).values()
+    assert len(compared(studio, project.id, jobs).rows) == 2 and len(list(studio.adapter(lora).iterdir())) == 2
+    assert studio.claim("w", ME).id == waiting.id and studio._row("PRAGMA user_version")[0] == SCHEMA
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
+    """After a backup of it and the loss of the original: its adapter gives the losses of its record, and the run that
+    waited is computed.
+    """
+    from peftbook.studio import work
+    from peftbook.studio.trained import load_trained
+    from peftbook.training.encode import encode_example
+    from peftbook.training.loop import losses
+
+    Studio(first).close()
+    back_up(first, tmp_path / "backup.tar")
+    shutil.rmtree(first)
+    restore(tmp_path / "backup.tar", first)
+    studio = Studio(first)
+    _, lora, waiting = studio.jobs()
+    with zipfile.ZipFile(adapter_zip(studio, lora)) as archive:
+        assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {*archive.namelist()}
+    loaded, task = load_trained(studio, lora), studio.task(lora.project)
+    encoded = [encode_example(loaded.tokenizer, task, one, 512) for one in task.splits["test"][:4]]
+    nats, _ = losses(loaded.model, encoded, pad_id=loaded.tokenizer.pad_token_id)
+    assert nats == pytest.approx(studio.records(lora.project).get(lora.run).per_example["loss_nats"], rel=2e-3)
+    claimed = studio.claim("w", ME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTBOOK_CHECKPOINTS", "set by compute")
+        work.compute(studio, claimed, anew=bool(studio.adopt(claimed.id, claimed.attempt, ME)))
+    assert studio.finish(waiting.id, claimed.attempt) and studio.adapter(waiting) is not None
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(studio, monkeypatch):

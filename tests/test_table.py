@@ -307,6 +307,15 @@ def test_a_task_leaves_out_faulty_rows_and_keeps_their_numbers():
     assert task.splits == split_examples(examples)
 
 
+def test_a_column_that_is_none_is_refused_in_a_sentence_however_many_there_are():
+    """A table may have a hundred, with names as long as a cell."""
+    header = [f"c{at}" + "x" * 5000 for at in range(90)]
+    table = read_table("\n".join([",".join(header), *[",".join("y" * 90)] * 12]).encode())
+    with pytest.raises(InputError, match=r"no column 'z+…': the columns are 'c0x+…', .* and 78 more") as refused:
+        usable_rows(table, Columns("z" * 5000, "c1"))
+    assert len(str(refused.value)) < 800
+
+
 def test_the_hash_names_content_and_settings():
     """Two tasks with one hash would share records; the same choice made twice must."""
     rows = [(q, a, f"g{n % 7}") for n, (q, a) in enumerate(pairs(40))]

@@ -12,7 +12,17 @@ import pytest
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.records import Record, Store, default_store
-from peftbook.studies import Study, Verdict, double_quant, forgetting, get_study, second_test, subspace, weight_error
+from peftbook.studies import (
+    Study,
+    Verdict,
+    double_quant,
+    forgetting,
+    get_study,
+    second_test,
+    subspace,
+    two_rates,
+    weight_error,
+)
 
 
 def fill(store: Store, study: Study, made: Callable[[specs.Run | specs.Probe], dict]) -> None:
@@ -473,3 +483,17 @@ def test_the_shaded_margin_is_that_of_the_record_at_hand():
     """The figure's band in nats is the share of what NF4 costs the small Llama at block 64."""
     margin = double_quant.quantities(default_store())["small_64_margin"].value
     assert pytest.approx(margin, abs=5e-6) == double_quant.MARGIN
+
+
+def test_a_rate_of_a_that_is_too_low_costs_less_than_one_of_b_and_too_high_as_much():
+    """LoRA in practice: around the best point of the map a sixteenth of either rate, and four times either."""
+    losses = {}
+    for name, ratio in two_rates.RATIOS.items():
+        swept = two_rates.COMPARISON.sweep(two_rates.COMPARISON.arm(name), default_store())
+        losses |= {
+            (round(math.log2(rate / 5e-5)), round(math.log2(ratio * rate / 5e-5))): swept[rate] for rate in swept
+        }
+    a, b = min(losses, key=lambda point: losses[point])
+    cost = {point: loss - losses[a, b] for point, loss in losses.items()}
+    assert 0.2 < cost[a - 4, b] / cost[a, b - 4] < 0.3
+    assert 0.9 < cost[a + 2, b] / cost[a, b + 2] < 1.1

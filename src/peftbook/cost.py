@@ -156,15 +156,16 @@ def training_setup(run: specs.Run, shape: Shape) -> Setup:
     return Setup(
         **method, dtype=run.weights, autocast=autocast, held=autocast and method["method"] != "full", labels=1,
         batch=run.budget.batch_size if run.budget else 1, device=run.platform, checkpointing=run.checkpointing,
+        packed=run.packed,
     )  # fmt: skip
 
 
 def needs_mask(run: specs.Run) -> bool:
     """Whether attention is counted with a mask, as it has one where something cached stands before all rows.
 
-    In half width checkpointed layers take no cache, and right padding needs no mask.
+    Padded rows of checkpointed layers take no cache, and right padding needs no mask.
     """
-    return not run.checkpointing or run.dtype == "fp32"
+    return not run.checkpointing or run.packed
 
 
 def step_seconds(

@@ -86,7 +86,6 @@ def compiled_when_called() -> Iterator[None]:
 
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bitsandbytes.backends.default.ops": compiled_when_called,
-    "gradio": uncollected,
     "peft": uncollected,
     "ray": uncollected,
     "torch": uncollected,

@@ -45,6 +45,7 @@ SMALL_REVISION = "7f5eea5bdc7c34ee8deaa2151d73a52458c9997c5a2475ec0e8d9b5ed1aae1
 # Of one training: four passes over the largest file that the studio takes, more than a day of the embedded model on two
 # cores. A larger number is a slip of the hand, and the plan of its batches would fill the memory.
 MOST_TOKENS = 100_000_000
+OWN_ROWS = "files"  # name of the task that a reader's table is
 
 
 class Model(Spec):
@@ -68,6 +69,11 @@ class Task(Spec):
     name: str
     data_sha256: str
     version: int = 1
+
+    @property
+    def own(self) -> bool:
+        """Whether its rows are a reader's, of which no record is published."""
+        return self.name == OWN_ROWS
 
 
 class Budget(Spec):
@@ -155,6 +161,13 @@ class Run(Keyed):
     def key(self) -> str:
         """SHA-256 of the canonical spec, computed once for each."""
         return _key_of(self)
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is computed without padding: where the order of sums hardly shows, and on a reader's rows, which
+        may have an order of their own.
+        """
+        return self.platform == "cpu" and self.weights == "fp32" and (self.dtype == "fp32" or self.task.own)
 
     @property
     def whole(self) -> Run:

@@ -1,5 +1,6 @@
 // Serves _build/html with gzip, then measures every page: kilobytes over the wire, other hosts, layout shift, sideways
-// scrolling, axe (wide, wide and dark, 360 px); and runs Lighthouse on three pages (median of five).
+// scrolling, these at 360, 1350 and, over a slow network and for the book's own pages, at 412 px;
+// axe (wide, wide and dark, 360 px); and runs Lighthouse on three pages (median of five).
 // EVERY=20: of the run pages each twentieth (EVERY=1: all). RUNS=5: of Lighthouse. PAGES=a.html,b.html: for Lighthouse.
 import { readFileSync, statSync, readdirSync, existsSync } from "node:fs";
 import { createServer } from "node:http";
@@ -40,7 +41,8 @@ let findings = 0;
 const report = (line) => { findings += 1; console.log(line); };
 
 const weights = [], shifts = [];
-for (const path of pages) for (const [width, height] of [[360, 740], [1350, 940]]) {
+const slow = { offline: false, latency: 150, downloadThroughput: 1.6e6 / 8, uploadThroughput: 7.5e5 / 8 }; // Lighthouse's phone
+for (const path of pages) for (const [width, height] of [[360, 740], [1350, 940], ...(/^(book|index)/.test(path) ? [[412, 823]] : [])]) {
   const page = await browser.newPage();
   await page.setViewport({ width, height });
   const session = await page.createCDPSession();
@@ -56,6 +58,7 @@ for (const path of pages) for (const [width, height] of [[360, 740], [1350, 940]
       .observe({ type: "layout-shift", buffered: true });
   });
   await session.send("Network.setCacheDisabled", { cacheDisabled: true });
+  if (width === 412) await session.send("Network.emulateNetworkConditions", slow);
   await page.goto(`${base}/${path}`, { waitUntil: "networkidle0", timeout: 180_000 });
   const [scroll, shift] = await page.evaluate(() => [document.documentElement.scrollWidth, globalThis.shift]);
   weights.push([bytes / 1000, path]);
@@ -67,7 +70,7 @@ for (const path of pages) for (const [width, height] of [[360, 740], [1350, 940]
 }
 for (const [name, values, digits] of [["kB over the wire", weights, 0], ["layout shift", shifts, 3]]) {
   const most = values.sort((a, b) => b[0] - a[0]).slice(0, 5).map(([value, path]) => `${value.toFixed(digits)} ${path}`);
-  console.log(`${name}, largest of ${pages.length} pages at two widths: ${most.join(", ")}`);
+  console.log(`${name}, largest of ${pages.length} pages: ${most.join(", ")}`);
 }
 
 const axe = readFileSync(fileURLToPath(import.meta.resolve("axe-core/axe.min.js")), "utf8");

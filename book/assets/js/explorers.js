@@ -49,12 +49,6 @@ function choice(controls, label, options, start) {
   return { input: select, get value() { return select.value; }, tell() {} };
 }
 
-function tick(controls, label) {
-  const input = element("input", { type: "checkbox" });
-  controls.append(element("label", { class: "explorer-tick" }, input, label));
-  return { input, get value() { return input.checked; }, tell() {} };
-}
-
 /** Call `draw` now and whenever a control changes. */
 function follow(parts, draw) {
   const all = () => {
@@ -68,73 +62,6 @@ function follow(parts, draw) {
 const evenly = (from, to, step) => Array.from({ length: Math.round((to - from) / step) + 1 }, (_, at) => Number((from + at * step).toFixed(6)));
 const digits = (value) => (value >= 99.5 ? value.toFixed(0) : value >= 9.95 ? value.toFixed(1) : value.toFixed(2));
 const grouped = (value) => Math.round(value).toLocaleString("en-GB");
-const gigabytes = (value) => `${digits(value / 1e9)} GB`;
-
-// ---- memory: the byte model's table of terms, evaluated
-
-const bytes = (terms, symbols) => terms.reduce((sum, [each, ...names]) => sum + names.reduce((product, name) => product * symbols[name], each), 0);
-
-function evaluate(kinds, symbols) {
-  return Object.fromEntries(Object.entries(kinds).map(([kind, terms]) => [kind, bytes(terms, symbols)]));
-}
-
-/** Bytes by term at the peak: the state, and the largest of the moments. */
-export function peak(numbers, model, method, again, rows, tokens, rank) {
-  const table = numbers.steps[model][`${method}${again ? ", checkpointed" : ""}${rows === 1 ? ", one row" : ""}`];
-  const symbols = { ...numbers.symbols[model], b: rows, s: tokens, t: tokens, k: tokens, r: rank, n: 0, P: 0, two: 2 };
-  const total = (terms) => Object.values(terms).reduce((sum, each) => sum + each, 0);
-  const moments = table.moments.map((kinds) => evaluate(kinds, symbols));
-  const largest = moments.reduce((best, one) => (total(one) > total(best) ? one : best));
-  const terms = evaluate(table.state, symbols);
-  for (const [kind, size] of Object.entries(largest)) terms[kind] = (terms[kind] ?? 0) + size;
-  return { terms, total: total(terms) };
-}
-
-function memory(numbers, controls, stage, say) {
-  const model = choice(controls, "Model", Object.keys(numbers.steps), "Llama-2-7B");
-  const method = choice(controls, "Method", numbers.methods, "QLoRA");
-  const again = tick(controls, "Checkpointing");
-  const rows = slider(controls, "Rows", numbers.rows, 1);
-  const tokens = slider(controls, "Tokens a row", numbers.tokens, 2048, grouped);
-  const rank = slider(controls, "Rank", numbers.ranks, 16);
-  const card = slider(controls, "Card", [8, 12, 16, 24, 32, 40, 48, 80, 141, 192, 288], 24, (size) => `${size} GB`);
-  const columns = (width) => (width < 480 ? 1 : 3);
-  const [svg, width] = drawing(stage, (wide) => 252 + 20 * Math.ceil(5 / columns(wide)));
-  const right = width - 20, span = right - 54;
-  follow([model, method, again, rows, tokens, rank, card], () => {
-    rank.input.disabled = method.value === "Full";
-    svg.replaceChildren();
-    const at = (length) => peak(numbers, model.value, method.value, again.value, rows.value, length, rank.value);
-    const here = at(tokens.value), size = card.value * 1e9;
-    const most = Math.max(at(4096).total, size) * 1.06;
-    const x = (length) => 54 + (length / 4096) * span, y = (each) => 190 - (each / most) * 170;
-    for (const length of [0, 1024, 2048, 3072, 4096]) {
-      mark(svg, "line", { x1: x(length), x2: x(length), y1: 20, y2: 190, class: "explorer-grid" });
-      mark(svg, "text", { x: x(length), y: 207, "text-anchor": "middle" }, grouped(length));
-    }
-    const step = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].find((each) => most / 1e9 / each < 5) ?? 1000;
-    for (let each = 0; each * 1e9 < most; each += step) mark(svg, "text", { x: 48, y: y(each * 1e9) + 4, "text-anchor": "end" }, each);
-    mark(svg, "text", { x: 54, y: 12 }, "GB at the peak, against tokens a row");
-    mark(svg, "line", { x1: 54, x2: right, y1: y(size), y2: y(size), class: "explorer-limit" });
-    mark(svg, "text", { x: right, y: y(size) - 5, "text-anchor": "end" }, `${card.value} GB card`);
-    const path = numbers.tokens.map((length) => `${x(length)},${y(at(length).total)}`).join(" ");
-    mark(svg, "polyline", { points: path, class: "explorer-line" });
-    mark(svg, "circle", { cx: x(tokens.value), cy: y(here.total), r: 6, class: "explorer-point" });
-    let left = 0;
-    const sizes = Object.entries(numbers.parts).map(([part, names]) => [part, names.reduce((sum, name) => sum + (here.terms[name] ?? 0), 0)]);
-    sizes.forEach(([part, each], index) => {
-      const wide = (each / here.total) * span;
-      mark(svg, "rect", { x: 54 + left, y: 216, width: wide, height: 22, class: `explorer-part-${index}` });
-      left += wide;
-      const from = 4 + ((width - 4) / columns(width)) * (index % columns(width)), row = Math.floor(index / columns(width));
-      mark(svg, "rect", { x: from, y: 250 + row * 20, width: 11, height: 11, class: `explorer-part-${index}` });
-      mark(svg, "text", { x: from + 16, y: 260 + row * 20 }, `${part} ${digits(each / 1e9)}`);
-    });
-    const fits = here.total <= size;
-    say(`${gigabytes(here.total)} at the peak: ${fits ? "fits in" : "does not fit in"} ${card.value} GB${fits ? `, ${gigabytes(size - here.total)} are left for context and allocator` : ""}. ` +
-      `Of these ${sizes.map(([part, each]) => `${part} ${gigabytes(each)}`).join(", ")}.`);
-  });
-}
 
 // ---- quantiser: a block of weights, and what one large weight does to the others
 
@@ -219,7 +146,7 @@ function rank(numbers, controls, stage, say) {
 
 // ---- put them in place
 
-const EXPLORERS = { memory, quantiser, rank };
+const EXPLORERS = { quantiser, rank };
 
 function place(figure) {
   const numbers = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);

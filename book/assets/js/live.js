@@ -10,6 +10,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SMOOTH = 5; // steps of a running mean
 const HIGHEST = 8; // nats on the axis
 const FREE = "no record";
+const ASLEEP = 30; // seconds between two steps, after which a reader is told
 
 /** @typedef {{ ends: number, first: number, last: number }} Rule */
 
@@ -43,6 +44,16 @@ function band(curves) {
   });
 }
 
+/**
+ * A plan with as many steps, of another number of rows each: the same rows in the same order, from the start again after the last.
+ * @param {number[][]} plan
+ * @param {number} rows
+ */
+function batches(plan, rows) {
+  const order = plan.flat();
+  return plan.map((_, step) => Array.from({ length: rows }, (__, at) => order[(step * rows + at) % order.length]));
+}
+
 /** The bytes behind the characters in which a byte-level vocabulary is written. */
 function byteOf() {
   const table = /** @type {Record<string, number>} */ ({});
@@ -61,7 +72,7 @@ function textOf(ids, tokens) {
   return new TextDecoder().decode(Uint8Array.from(characters, (each) => table[each] ?? 32)).replace(/\s+/g, " ").trim();
 }
 
-if (typeof module !== "undefined") module.exports = { agreement, band, smoothed, textOf };
+if (typeof module !== "undefined") module.exports = { agreement, band, batches, smoothed, textOf };
 if (typeof document === "undefined") return;
 
 // ---- small parts of a page
@@ -134,6 +145,7 @@ function put(place) {
   const rank = select("Rank", same(numbers.ranks), "16"), alpha = select("α", same(numbers.alphas), "32");
   const targets = select("Matrices", Object.keys(numbers.targets).map((name) => [name, name]), "all");
   const steps = select("Steps", [["0", "all, about 100"], ...same(numbers.steps)], "0");
+  const batch = select("Batch", same(numbers.batches), String(numbers.batch));
   const seed = select("Seed", same(numbers.seeds), "1");
   const bare = place.querySelector(".explorer") !== null;
   const box = /** @type {HTMLElement} */ (place.querySelector(".explorer") ?? element("div", { class: "explorer" }));
@@ -155,7 +167,7 @@ function put(place) {
   const adapts = () => arm().choice.method === "lora";
 
   /** Whether records were made with these settings, of some rates and seeds. */
-  const onGrid = () => steps.value === "0" && (!adapts() || (rank.value === "16" && alpha.value === "32" && targets.value === "all"));
+  const onGrid = () => steps.value === "0" && batch.value === String(numbers.batch) && (!adapts() || (rank.value === "16" && alpha.value === "32" && targets.value === "all"));
   const isRecorded = () => onGrid() && seed.value in (numbers.recorded[method.value][rate.value] ?? {});
 
   function rates() {
@@ -229,7 +241,7 @@ function put(place) {
     spectrum.replaceChildren();
     spectrum.toggleAttribute("hidden", values.length === 0);
     const most = Math.max(...values, 1e-9), each = (width - left - 8) / Math.max(8, values.length);
-    mark(spectrum, "text", { x: 2, y: 12 }, `singular values of the update of ${matrix}, the largest ${most.toPrecision(2)}`);
+    mark(spectrum, "text", { x: 2, y: 12 }, `singular values of the update${width < 480 ? "" : ` of ${matrix}`}, the largest ${most.toPrecision(2)}`);
     mark(spectrum, "line", { x1: left, x2: width - 8, y1: 100, y2: 100, class: "explorer-grid" });
     values.forEach((value, at) => {
       const high = (value / most) * 76;
@@ -266,7 +278,7 @@ function put(place) {
     const { base, choice } = arm(), name = method.value, which = seed.value, pressed = performance.now();
     try {
       const [engine, data, file] = await Promise.all([loaded(folder, "engine"), loaded(folder, "data"), loaded(folder, base)]);
-      const all = data.plans[which], plan = steps.value === "0" ? all : all.slice(0, Number(steps.value));
+      const own = data.plans[which], all = batch.value === String(numbers.batch) ? own : batches(own, Number(batch.value)), plan = steps.value === "0" ? all : all.slice(0, Number(steps.value));
       const curves = onGrid() ? data.curves[name][rate.value] ?? {} : {};
       const recorded = /** @type {number[] | undefined} */ (curves[which]), others = /** @type {number[][]} */ (Object.values(curves));
       const settings = {
@@ -290,10 +302,10 @@ function put(place) {
     const own = [], names = /** @type {string[]} */ (numbers.targets[targets.value]);
     const matrix = `${names.includes("v") ? "v" : names[0]} in the last layer`;
     let values = /** @type {number[]} */ ([]);
+    let heard = pressed;
     const seconds = /** @type {number[]} */ ([]), told = /** @type {Record<string, number[][]>} */ ({});
     return (/** @type {MessageEvent} */ { data: message }) => {
       if (message.kind === "failed") failed(message.message);
-      if (message.kind === "phase") says.textContent = message.phase === "starting" ? "Starting the engine." : `Compiling the model${bare ? "" : " and asking it before it is trained"}.`;
       if (message.kind === "answers") {
         told[message.when] = message.answers;
         show(data, told);
@@ -305,7 +317,10 @@ function put(place) {
         const recent = seconds.slice(-8).sort((a, b) => a - b), each = recent[Math.floor(recent.length / 2)];
         const rest = Math.ceil(each * (length - own.length));
         now.textContent = `Step ${own.length} of ${length}, loss ${message.loss.toFixed(3)}, ${each.toFixed(2)} s a step, about ${rest} s left`;
+        const silent = (performance.now() - heard) / 1000;
+        heard = performance.now();
         if (own.length === 1 || own.length % 25 === 0) says.textContent = `Step ${own.length} of ${length}: the loss is ${message.loss.toFixed(2)} nats per token.`;
+        if (own.length > 1 && silent > ASLEEP) says.textContent = `Nothing came for ${Math.round(silent)} s: the browser had put the tab to sleep. Training went on where it was, at step ${own.length}.`;
         if (message.spectrum && !bare) {
           values = message.spectrum;
           drawSpectrum(values, matrix);
@@ -330,7 +345,7 @@ function put(place) {
   /** @param {number[]} own @param {number[] | undefined} recorded @param {boolean} stopped */
   function verdict(own, recorded, stopped) {
     const end = smoothed(own)[own.length - 1], rule = /** @type {Rule} */ (numbers.rule);
-    const fell = own.length ? `From ${own[0].toFixed(2)} to ${end.toFixed(2)} nats per token in ${own.length} steps. ` : "";
+    const fell = own.length ? `From ${own[0].toFixed(2)} to ${end.toFixed(2)} nats per token in ${own.length} steps. ${end > own[0] ? "It rose: take a lower rate. " : ""}` : "";
     if (stopped) return `${fell}Stopped before its end, so that it is not compared.`;
     if (!recorded) return `${fell}There is no record with these settings to compare.`;
     const { apart, drift, agrees } = agreement(own, recorded, rule);

@@ -15,12 +15,6 @@ const { startsOfA } = require("./random.js");
  * }} Choice
  */
 
-/** Ranks up to this one share a compiled step: A and B are padded to it with zeros, which stay zero. */
-const WIDEST = 16;
-
-/** @param {number} rank */
-const padded = (rank) => WIDEST * Math.ceil(rank / WIDEST);
-
 /**
  * Where the trained values lie before the first step, as plain numbers.
  * @param {Config} config
@@ -46,13 +40,13 @@ function startOf(config, choice, seed, tensors) {
       })),
     };
   }
-  const adapted = Object.keys(LINEARS).filter((name) => targets.includes(name)), wide = padded(rank);
+  const adapted = Object.keys(LINEARS).filter((name) => targets.includes(name));
   const starts = startsOfA(Array.from({ length: depth }, () => adapted.map((name) => sides[name])).flat(), rank, seed);
   return {
     layers: Array.from({ length: depth }, (_, at) => Object.fromEntries(adapted.map((name, which) => {
-      const [d_in, d_out] = sides[name], rows = starts[at * adapted.length + which], A = new Float32Array(d_in * wide);
-      for (let row = 0; row < rank; row += 1) for (let x = 0; x < d_in; x += 1) A[x * wide + row] = rows[row * d_in + x];
-      return [name, { A: { shape: [d_in, wide], data: A }, B: { shape: [wide, d_out], data: new Float32Array(wide * d_out) } }];
+      const [d_in, d_out] = sides[name], rows = starts[at * adapted.length + which], A = new Float32Array(d_in * rank);
+      for (let row = 0; row < rank; row += 1) for (let x = 0; x < d_in; x += 1) A[x * rank + row] = rows[row * d_in + x];
+      return [name, { A: { shape: [d_in, rank], data: A }, B: { shape: [rank, d_out], data: new Float32Array(rank * d_out) } }];
     }))),
   };
 }

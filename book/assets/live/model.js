@@ -1,12 +1,19 @@
 // @ts-check
-// The small Llama in jax-js: from token ids to the logits at chosen positions, with whatever a method adds.
+// The small Llama with whatever a method adds: from token ids to the loss at the labels, and back to the gradients.
 //
-// Every function of jax-js consumes its arguments; `.ref` keeps one for another use. Two remedies below are for speed
-// alone: `stored` and `copied` are identities that make jax-js write an array down instead of computing it again inside
-// the next product.
+// Rows of a batch follow one another without padding. In the last layer only the tokens whose logits are wanted ask;
+// all others are no more than keys and values there.
 "use strict";
 
-/** @typedef {any} Array an array of jax-js */
+const { first } = require("./arrays.js");
+const { attention, gated, linear, norm, rotate } = require("./parts.js");
+
+/** @typedef {import("./arrays.js").Matrix} Matrix */
+/** @typedef {import("./arrays.js").Parameter} Parameter */
+/** @typedef {import("./parts.js").Added} Added */
+/** @typedef {import("./parts.js").Segment} Segment */
+/** @typedef {import("./parts.js").Space} Space */
+/** @typedef {import("./weights.js").Tensor} Tensor */
 
 /**
  * What the page is told about the model; names as in its config.json.
@@ -17,14 +24,19 @@
  */
 
 /**
- * What a method adds to one matrix: LoRA's A, (d_in, r), and B, (r, d_out); (IA)³'s scale of its output or input.
- * @typedef {{ A?: Array, B?: Array, output?: Array, input?: Array }} Added
+ * Rows of ids, and from which position on the logits of each are wanted.
+ * @typedef {{ ids: number[], wanted: number }} Asked
  */
+
+/** The most that a batch may hold: rows, tokens of a row with the virtual ones, tokens whose logits are wanted. @typedef {{ rows: number, length: number, wanted: number }} Most */
+
+/** Where a batch's tokens lie. @typedef {{ ids: Int32Array, positions: Int32Array, picked: Int32Array, all: Segment[], last: Segment[] }} Batch */
 
 const LINEARS = /** @type {const} */ ({
   q: "self_attn.q_proj", k: "self_attn.k_proj", v: "self_attn.v_proj", o: "self_attn.o_proj",
   gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj",
 });
+const VIRTUAL = -1; // in place of an id
 
 /**
  * (d_in, d_out) of a layer's matrices, in the model's order.
@@ -40,169 +52,242 @@ function sidesOf(config) {
   };
 }
 
-/**
- * Cosines, sines and the causal mask for rows of `length` tokens. (length, head_dim) twice and (length, length).
- * @param {any} np
- * @param {Config} config
- * @param {number} length
- */
-function positionsOf(np, config, length) {
-  const size = config.head_dim, half = size / 2;
-  const cos = new Float32Array(length * size), sin = new Float32Array(length * size);
-  const mask = new Float32Array(length * length);
-  for (let at = 0; at < length; at += 1) {
-    for (let pair = 0; pair < half; pair += 1) {
-      const angle = Math.fround(at * Math.fround(config.rope_theta ** (-pair / half)));
-      for (const place of [at * size + pair, at * size + pair + half]) {
-        cos[place] = Math.cos(angle);
-        sin[place] = Math.sin(angle);
-      }
-    }
-    for (let before = 0; before < length; before += 1) mask[at * length + before] = before <= at ? 0 : -1e9;
+/** Cosines and sines, (length, head_dim / 2). @param {Config} config @param {number} length */
+function angles({ head_dim: size, rope_theta: theta }, length) {
+  const half = size / 2, cos = new Float32Array(length * half), sin = new Float32Array(length * half);
+  for (let at = 0; at < length * half; at += 1) {
+    const angle = Math.fround(Math.floor(at / half) * Math.fround(theta ** (-(at % half) / half)));
+    cos[at] = Math.cos(angle);
+    sin[at] = Math.sin(angle);
   }
-  return {
-    cos: np.array(cos).reshape([length, size]), sin: np.array(sin).reshape([length, size]),
-    mask: np.array(mask).reshape([length, length]),
+  return { cos, sin };
+}
+
+/**
+ * The tokens of rows, one after another, each row behind `virtual` tokens of a prompt.
+ * @param {Asked[]} rows
+ * @param {number} virtual
+ * @returns {Batch}
+ */
+function batched(rows, virtual) {
+  const before = Array(virtual).fill(VIRTUAL);
+  /** @type {number[]} */
+  const ids = [], positions = [], picked = [];
+  /** @type {Segment[]} */
+  const all = [], last = [];
+  for (const row of rows) {
+    const keys = ids.length, length = virtual + row.ids.length, position = virtual + row.wanted;
+    all.push({ queries: keys, count: length, keys, length, position: 0 });
+    last.push({ queries: picked.length, count: length - position, keys, length, position });
+    ids.push(...before, ...row.ids);
+    for (let at = 0; at < length; at += 1) {
+      positions.push(at);
+      if (at >= position) picked.push(keys + at);
+    }
+  }
+  return { ids: Int32Array.from(ids), positions: Int32Array.from(positions), picked: Int32Array.from(picked), all, last };
+}
+
+/** Chosen rows of a matrix. @param {Matrix} to @param {Matrix} from @param {Int32Array} picked */
+function gather({ data: to }, { data: from, columns }, picked) {
+  picked.forEach((row, at) => to.set(from.subarray(row * columns, (row + 1) * columns), at * columns));
+}
+
+/** Add rows to chosen rows of a matrix. @param {Matrix} to @param {Matrix} from @param {Int32Array} picked */
+function scatter({ data: to }, { data: from, columns }, picked) {
+  picked.forEach((row, at) => {
+    for (let column = 0; column < columns; column += 1) to[row * columns + column] += from[at * columns + column];
+  });
+}
+
+/**
+ * One decoder layer. last: whether only the tokens whose logits are wanted ask.
+ * @param {Space} space @param {Config} config @param {Record<string, Parameter>} w @param {Record<string, Added>} added
+ * @param {number} gamma @param {ReturnType<typeof angles>} table @param {Most} most @param {any} room matrices for gradients
+ * @param {boolean} last
+ */
+function layer(space, config, w, added, gamma, table, most, room, last) {
+  const { hidden_size: width, intermediate_size: inner, head_dim: size, rms_norm_eps: epsilon } = config;
+  const tokens = most.rows * most.length, asking = last ? most.wanted : tokens;
+  const each = (/** @type {string} */ name, /** @type {number} */ rows) => linear(space, w[name], added[name] ?? {}, gamma, rows);
+  const before = norm(space, w.before, epsilon, tokens), after = norm(space, w.after, epsilon, asking);
+  const query = each("q", asking), key = each("k", tokens), value = each("v", tokens), output = each("o", asking);
+  const gate = each("gate", asking), up = each("up", asking), down = each("down", asking);
+  const seeing = attention(space, config, asking, most.length), joined = gated(space, inner, asking);
+  const own = last ? { h: space.array(asking, width), x: space.array(asking, width), positions: new Int32Array(asking) } : undefined;
+  /** @type {Batch} */ let batch;
+
+  const positions = () => (own ? own.positions.subarray(0, batch.picked.length) : batch.positions);
+
+  /** @param {Matrix} x @param {Batch} given */
+  function forward(x, given) {
+    batch = given;
+    const h = before.forward(x), asked = own ? first(own.h, batch.picked.length) : h, base = own ? first(own.x, batch.picked.length) : x;
+    if (own) {
+      gather(asked, h, batch.picked);
+      gather(base, x, batch.picked);
+      batch.picked.forEach((token, at) => { own.positions[at] = batch.positions[token]; });
+    }
+    const q = query.forward(asked), k = key.forward(h), v = value.forward(h);
+    rotate(q, positions(), table, size, 1);
+    rotate(k, batch.positions, table, size, 1);
+    const middle = output.forward(seeing.forward(q, k, v, own ? batch.last : batch.all), base);
+    const m = after.forward(middle);
+    return down.forward(joined.forward(gate.forward(m), up.forward(m)), middle);
+  }
+
+  /**
+   * From the gradient by what `forward` returned to that by its x, in dx, unless nothing below is trained.
+   * @param {Matrix} dy used up @param {Matrix} dx @param {boolean} below
+   */
+  function backward(dy, dx, below) {
+    const count = batch.ids.length, asked = dy.rows, of = (/** @type {Matrix} */ matrix, rows = asked) => first(matrix, rows);
+    const da = of(room.inner), dg = of(room.gate), du = of(room.up), dm = of(room.hidden);
+    down.backward(da, dy, false);
+    joined.backward(dg, du, da);
+    gate.backward(dm, dg, false);
+    up.backward(dm, du, true);
+    after.backward(dy, dm);
+    const seen = of(room.seen), dq = of(room.query), dk = of(room.key, count), dv = of(room.value, count);
+    output.backward(seen, dy, false);
+    seeing.backward(dq, dk, dv, seen);
+    rotate(dq, positions(), table, size, -1);
+    rotate(dk, batch.positions, table, size, -1);
+    const dh = of(room.hidden, count), dAsked = own ? of(own.h) : dh;
+    query.backward(below ? dAsked : undefined, dq, false);
+    if (own && below) {
+      dh.data.fill(0);
+      scatter(dh, dAsked, batch.picked);
+    }
+    key.backward(below ? dh : undefined, dk, true);
+    value.backward(below ? dh : undefined, dv, true);
+    if (!below) return;
+    if (own) {
+      dx.data.fill(0);
+      scatter(dx, dy, batch.picked);
+    } else dx.data.set(dy.data);
+    before.backward(dx, dh);
+  }
+
+  return { forward, backward };
+}
+
+/**
+ * The model in a space, before that is settled.
+ * @param {Space} space
+ * @param {Config} config
+ * @param {Record<string, Tensor>} tensors the base by torch's names
+ * @param {{ layers?: Record<string, Record<string, Tensor>>[], prompt?: Tensor }} starts what a method adds, where it begins
+ * @param {{ gamma: number, full: boolean, most: Most }} how gamma: LoRA's.  full: the base itself is trained
+ */
+function llama(space, config, tensors, starts, { gamma, full, most }) {
+  const { hidden_size: width, intermediate_size: inner, vocab_size: vocabulary } = config;
+  /** @type {Required<Parameter>[]} */
+  const trained = [];
+
+  /** @param {Tensor} tensor @param {boolean} trains @returns {Parameter} */
+  function parameter({ shape, data }, trains) {
+    const [rows, columns] = shape.length === 1 ? [1, shape[0]] : shape, value = space.array(rows, columns, data);
+    if (!trains) return { value };
+    const both = { value, gradient: space.array(rows, columns) };
+    trained.push(both);
+    return both;
+  }
+
+  function weight(/** @type {string} */ name) {
+    const found = tensors[`model.${name}.weight`];
+    if (!found) throw new Error(`The weights lack ${name}.`);
+    return parameter(found, full);
+  }
+
+  const tokens = most.rows * most.length, table = angles(config, most.length);
+  const room = {
+    inner: space.array(tokens, inner), gate: space.array(tokens, inner), up: space.array(tokens, inner), hidden: space.array(tokens, width),
+    seen: space.array(tokens, sidesOf(config).o[0]), query: space.array(tokens, sidesOf(config).q[1]),
+    key: space.array(tokens, sidesOf(config).k[1]), value: space.array(tokens, sidesOf(config).v[1]),
   };
+  const embedding = weight("embed_tokens"), prompt = starts.prompt && parameter(starts.prompt, true);
+  const addedOf = (/** @type {number} */ at) => Object.fromEntries(Object.entries(starts.layers?.[at] ?? {}).map(([name, added]) =>
+    [name, Object.fromEntries(Object.entries(added).map(([part, tensor]) => [part, parameter(tensor, true)]))]));
+  const parts = Array.from({ length: config.num_hidden_layers }, (_, at) => {
+    const w = { before: weight(`layers.${at}.input_layernorm`), after: weight(`layers.${at}.post_attention_layernorm`),
+      ...Object.fromEntries(Object.entries(LINEARS).map(([short, name]) => [short, weight(`layers.${at}.${name}`)])) };
+    const added = addedOf(at);
+    return { added, ...layer(space, config, w, added, gamma, table, most, room, at === config.num_hidden_layers - 1) };
+  });
+  const end = norm(space, weight("norm"), config.rms_norm_eps, most.wanted);
+  const start = space.array(tokens, width), scores = space.array(most.wanted, vocabulary), dStates = space.array(most.wanted, width);
+  const slopes = [space.array(tokens, width), space.array(tokens, width)];
+  /** @type {Batch} */ let batch;
+  /** @type {Matrix} */ let states;
+
+  /** Logits where they are wanted, (count, vocabulary), row after row. @param {Asked[]} rows */
+  function logits(rows) {
+    batch = batched(rows, prompt ? prompt.value.rows : 0);
+    let x = first(start, batch.ids.length);
+    batch.ids.forEach((id, at) => {
+      const source = id === VIRTUAL && prompt ? prompt.value : embedding.value, row = id === VIRTUAL ? batch.positions[at] : id;
+      x.data.set(source.data.subarray(row * width, (row + 1) * width), at * width);
+    });
+    for (const part of parts) x = part.forward(x, batch);
+    states = end.forward(x);
+    const found = first(scores, states.rows);
+    space.product(found, states, embedding.value, "b");
+    return found;
+  }
+
+  /**
+   * Mean cross-entropy in nats, and its gradients by all that is trained.
+   * @param {Asked[]} rows
+   * @param {number[]} targets an id for each wanted token
+   */
+  function loss(rows, targets) {
+    const found = logits(rows), sum = crossEntropy(found, targets);
+    backward(found);
+    return sum;
+  }
+
+  /** @param {Matrix} dScores */
+  function backward(dScores) {
+    const d = first(dStates, dScores.rows);
+    if (embedding.gradient) space.product(embedding.gradient, dScores, states, "a");
+    space.product(d, dScores, embedding.value);
+    let [dy, dx] = slopes;
+    first(dy, d.rows).data.fill(0);
+    end.backward(first(dy, d.rows), d);
+    let rows = d.rows;
+    for (let at = parts.length - 1; at >= 0; at -= 1) {
+      parts[at].backward(first(dy, rows), first(dx, batch.ids.length), at > 0 || full || Boolean(prompt));
+      rows = batch.ids.length;
+      [dy, dx] = [dx, dy];
+    }
+    if (prompt?.gradient) prompt.gradient.data.fill(0);
+    if (full || prompt) batch.ids.forEach((id, at) => {
+      const to = id === VIRTUAL ? prompt?.gradient : embedding.gradient, row = id === VIRTUAL ? batch.positions[at] : id;
+      if (to) for (let column = 0; column < width; column += 1) to.data[row * width + column] += dy.data[at * width + column];
+    });
+  }
+
+  return { logits, loss, trained, added: parts.map(({ added }) => added) };
 }
 
 /**
- * The model's functions over one build of jax-js.
- * @param {any} jax
- * @param {Config} config
+ * Mean over rows of log Σ exp(scores) − scores[target]; the scores become its gradients.
+ * @param {Matrix} scores
+ * @param {number[]} targets
  */
-function llama(jax, config) {
-  const { numpy: np, nn, lax, tree } = jax;
-  const { num_key_value_heads: groups, head_dim: size, hidden_size: width } = config;
-  const share = config.num_attention_heads / groups; // query heads that share a key
-
-  /** The same values, written to memory: without it autodiff computes a product's inputs again for every sum. */
-  function stored(/** @type {Array} */ x) {
-    const last = x.shape.length - 1, end = x.shape[last];
-    const room = x.shape.map((/** @type {number} */ _, /** @type {number} */ axis) => [0, axis === last ? 4 : 0]);
-    const whole = x.shape.map((/** @type {number} */ _, /** @type {number} */ axis) => (axis === last ? [0, end] : []));
-    return np.pad(x, room).slice(...whole);
-  }
-
-  /** A rearranged view, written to memory in its new order. */
-  const copied = (/** @type {Array} */ x, /** @type {(x: Array) => Array} */ rearrange) => rearrange(x.neg()).neg();
-
-  /** x Wᵀ of (rows, d_in) and (d_out, d_in). */
-  const timesTransposed = (/** @type {Array} */ x, /** @type {Array} */ w) => stored(np.matmul(x, w.transpose()));
-
-  /**
-   * A linear layer with what a method adds: W x, W x + γ B A x, or scaled.
-   * @param {Array} x (rows, d_in)
-   * @param {Array} w (d_out, d_in)
-   * @param {Added | undefined} added
-   * @param {Array} gamma a scalar
-   */
-  function linear(x, w, added, gamma) {
-    if (added?.input) x = x.mul(added.input);
-    if (added?.A) {
-      const update = stored(np.matmul(stored(np.matmul(x.ref, added.A)), added.B)).mul(gamma.ref);
-      return timesTransposed(x, w).add(update);
-    }
-    const h = timesTransposed(x, w);
-    return added?.output ? h.mul(added.output) : h;
-  }
-
-  function normalised(/** @type {Array} */ x, /** @type {Array} */ gain) {
-    const square = np.mean(np.square(x.ref), -1, { keepdims: true });
-    return x.mul(np.reciprocal(np.sqrt(square.add(config.rms_norm_eps)))).mul(gain);
-  }
-
-  function rotated(/** @type {Array} */ x, /** @type {any} */ positions) {
-    const [first, second] = np.split(x.ref, 2, -1);
-    const turned = np.concatenate([second.neg(), first], -1);
-    return x.mul(positions.cos.ref).add(turned.mul(positions.sin.ref));
-  }
-
-  function softmax(/** @type {Array} */ scores) {
-    const most = lax.stopGradient(np.max(scores.ref, -1, { keepdims: true }));
-    const powers = np.exp(scores.sub(most));
-    const total = np.sum(powers.ref, -1, { keepdims: true });
-    return powers.mul(np.reciprocal(total));
-  }
-
-  /** One decoder layer of (rows · length, d). */
-  function layer(
-    /** @type {Array} */ x, /** @type {any} */ w, /** @type {Record<string, Added>} */ added, /** @type {Array} */ gamma,
-    /** @type {any} */ positions, /** @type {number} */ rows, /** @type {number} */ length,
-  ) {
-    const heads = (/** @type {Array} */ h, /** @type {number} */ each) =>
-      h.reshape([rows, length, groups, each, size]).transpose([0, 2, 3, 1, 4]);
-    const h = normalised(x.ref, w.before);
-    const q = rotated(heads(linear(h.ref, w.q, added.q, gamma), share), positions);
-    const k = rotated(heads(linear(h.ref, w.k, added.k, gamma), 1), positions);
-    const v = heads(linear(h, w.v, added.v, gamma), 1);
-    const scores = stored(np.matmul(q, k.transpose([0, 1, 2, 4, 3]))).mul(1 / Math.sqrt(size)).add(positions.mask.ref);
-    const seen = copied(stored(np.matmul(softmax(scores), v)), (o) =>
-      o.transpose([0, 3, 1, 2, 4]).reshape([rows * length, groups * share * size]));
-    x = x.add(linear(seen, w.o, added.o, gamma));
-    const inner = normalised(x.ref, w.after);
-    const gate = linear(inner.ref, w.gate, added.gate, gamma), up = linear(inner, w.up, added.up, gamma);
-    return x.add(linear(gate.ref.mul(nn.sigmoid(gate)).mul(up), w.down, added.down, gamma));
-  }
-
-  /**
-   * Logits at chosen positions.
-   * @param {any} weights embedding, layers, norm
-   * @param {{ layers?: Record<string, Added>[], prompt?: Array }} added
-   * @param {Array} gamma γ of LoRA, a scalar
-   * @param {Array} ids (rows, length)
-   * @param {Array} chosen (count, rows · length of the virtual and real tokens): a one in each row, at its position
-   * @param {any} positions of `positionsOf` for that length
-   * @returns {Array} (count, vocabulary)
-   */
-  function logits(weights, added, gamma, ids, chosen, positions) {
-    const [rows, real] = ids.shape, virtual = added.prompt ? added.prompt.shape[0] : 0, length = virtual + real;
-    let x = copied(np.take(weights.embedding.ref, ids, 0), (found) => found.reshape([rows * real, width]));
-    if (added.prompt) {
-      const before = np.broadcastTo(added.prompt.reshape([1, virtual, width]), [rows, virtual, width]);
-      x = np.concatenate([before, x.reshape([rows, real, width])], 1).reshape([rows * length, width]);
-    }
-    weights.layers.forEach((/** @type {any} */ w, /** @type {number} */ at) => {
-      x = layer(x, w, added.layers?.[at] ?? {}, gamma, positions, rows, length);
-    });
-    tree.dispose(positions);
-    gamma.dispose();
-    const states = stored(np.matmul(chosen, normalised(x, weights.norm)));
-    return timesTransposed(states, weights.embedding);
-  }
-
-  /**
-   * Cross-entropy in nats, weighted: Σ weight · (log Σ exp(logits) − logits[target]).
-   * @param {Array} scores (count, vocabulary)
-   * @param {Array} targets (count,) ids
-   * @param {Array} parts (count,) one over the number of labels, or zero where there is none
-   */
-  function loss(scores, targets, parts) {
-    const most = lax.stopGradient(np.max(scores.ref, -1, { keepdims: true }));
-    const shifted = scores.sub(most);
-    const total = np.log(np.sum(np.exp(shifted.ref), -1));
-    const hit = np.equal(np.arange(config.vocab_size).astype(np.int32), np.expandDims(targets, -1));
-    return np.sum(total.sub(np.sum(np.where(hit, shifted, 0), -1)).mul(parts));
-  }
-
-  /**
-   * The base weights as arrays of jax-js.
-   * @param {Record<string, import("./weights.js").Tensor>} tensors by torch's names
-   */
-  function weightsFrom(tensors) {
-    const array = (/** @type {string} */ name) => {
-      const found = tensors[`model.${name}.weight`];
-      if (!found) throw new Error(`The weights lack ${name}.`);
-      return np.array(found.data).reshape(found.shape);
-    };
-    const layers = Array.from({ length: config.num_hidden_layers }, (_, at) => ({
-      before: array(`layers.${at}.input_layernorm`), after: array(`layers.${at}.post_attention_layernorm`),
-      ...Object.fromEntries(Object.entries(LINEARS).map(([short, name]) => [short, array(`layers.${at}.${name}`)])),
-    }));
-    return { embedding: array("embed_tokens"), layers, norm: array("norm") };
-  }
-
-  return { logits, loss, weightsFrom };
+function crossEntropy({ data, columns }, targets) {
+  let sum = 0;
+  targets.forEach((target, row) => {
+    const line = data.subarray(row * columns, (row + 1) * columns);
+    let most = -Infinity, total = 0;
+    for (const score of line) most = Math.max(most, score);
+    for (const score of line) total += Math.exp(score - most);
+    sum += Math.log(total) - (line[target] - most);
+    for (let at = 0; at < columns; at += 1) line[at] = Math.exp(line[at] - most) / total / targets.length;
+    line[target] -= 1 / targets.length;
+  });
+  return sum / targets.length;
 }
 
-module.exports = { LINEARS, llama, positionsOf, sidesOf };
+module.exports = { LINEARS, llama, sidesOf };

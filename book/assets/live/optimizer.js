@@ -25,43 +25,34 @@ function roundHalfEven(value) {
 }
 
 /**
- * What a step takes from the schedule, as scalars of jax-js.
- * @param {any} np
- * @param {number} rate
- * @param {number} step from 0
- */
-function scheduleAt(np, rate, step) {
-  return {
-    rate: np.array(rate / (1 - BETA1 ** (step + 1))),
-    root: np.array(1 / Math.sqrt(1 - BETA2 ** (step + 1))),
-  };
-}
-
-/**
- * One step without weight decay, after clipping the norm of all gradients to `most`.
+ * AdamW without weight decay, after clipping the norm of all gradients to `most`.
  * Source: Loshchilov and Hutter 2019, arXiv:1711.05101; clipping as torch's `clip_grad_norm_`.
- * @param {any} jax
- * @param {any} values what is trained
- * @param {any} gradients
- * @param {{ first: any, second: any }} moments
- * @param {any} schedule of `scheduleAt`
+ * @param {{ value: { data: Float32Array }, gradient: { data: Float32Array } }[]} trained
  * @param {number} most
- * @returns {[any, { first: any, second: any }]} the new values and moments
  */
-function adamw({ numpy: np, tree }, values, gradients, moments, schedule, most) {
-  const squares = tree.leaves(gradients).map((/** @type {any} */ each) => np.sum(np.square(each.ref)));
-  const norm = np.sqrt(squares.reduce((/** @type {any} */ sum, /** @type {any} */ each) => sum.add(each)));
-  const kept = np.minimum(np.reciprocal(norm.add(1e-6)).mul(most), 1);
-  const clipped = tree.map((/** @type {any} */ g) => g.mul(kept.ref), gradients);
-  kept.dispose();
-  const first = tree.map((/** @type {any} */ m, /** @type {any} */ g) => m.mul(BETA1).add(g.ref.mul(1 - BETA1)), moments.first, clipped);
-  const second = tree.map((/** @type {any} */ v, /** @type {any} */ g) => v.mul(BETA2).add(np.square(g).mul(1 - BETA2)), moments.second, clipped);
-  const moved = tree.map((/** @type {any} */ value, /** @type {any} */ m, /** @type {any} */ v) => {
-    const scale = np.sqrt(v.ref).mul(schedule.root.ref).add(EPSILON);
-    return value.sub(m.ref.mul(schedule.rate.ref).mul(np.reciprocal(scale)));
-  }, values, first, second);
-  tree.dispose(schedule);
-  return [moved, { first, second }];
+function adamw(trained, most) {
+  const moments = trained.map(({ value }) => ({ first: new Float32Array(value.data.length), second: new Float32Array(value.data.length) }));
+
+  /** @param {number} rate @param {number} step from 0 */
+  function step(rate, step) {
+    let square = 0;
+    for (const { gradient } of trained) for (const g of gradient.data) square += g * g;
+    const kept = Math.min(1, most / (Math.sqrt(square) + 1e-6));
+    const far = rate / (1 - BETA1 ** (step + 1)), root = 1 / Math.sqrt(1 - BETA2 ** (step + 1));
+    trained.forEach(({ value, gradient }, which) => move(value.data, gradient.data, moments[which], kept, far, root));
+  }
+
+  return { step };
 }
 
-module.exports = { adamw, rateAt, scheduleAt };
+/** @param {Float32Array} values @param {Float32Array} gradient @param {{ first: Float32Array, second: Float32Array }} moments @param {number} kept @param {number} far @param {number} root */
+function move(values, gradient, { first, second }, kept, far, root) {
+  for (let at = 0; at < values.length; at += 1) {
+    const g = kept * gradient[at], m = BETA1 * first[at] + (1 - BETA1) * g, v = BETA2 * second[at] + (1 - BETA2) * g * g;
+    first[at] = m;
+    second[at] = v;
+    values[at] -= (far * m) / (Math.sqrt(v) * root + EPSILON);
+  }
+}
+
+module.exports = { adamw, rateAt };

@@ -68,15 +68,14 @@ function rotate(S, p, q) {
 /**
  * The `rank` singular values of γ B A, descending: with A Aᵀ = L Lᵀ, their squares are γ² times the eigenvalues of
  * Lᵀ (Bᵀ B) L, which is only (rank, rank).
- * @param {Float32Array} A (d_in, wide), of which the first `rank` columns are in use
- * @param {Float32Array} B (wide, d_out), of which the first `rank` rows are in use
- * @param {number} wide
+ * @param {Float32Array} A (d_in, rank)
+ * @param {Float32Array} B (rank, d_out)
  * @param {number} rank
  * @param {number} gamma
  */
-function singularValues(A, B, wide, rank, gamma) {
-  const d_in = A.length / wide, d_out = B.length / wide;
-  const L = cholesky(gram((row, at) => A[at * wide + row], rank, d_in));
+function singularValues(A, B, rank, gamma) {
+  const d_in = A.length / rank, d_out = B.length / rank;
+  const L = cholesky(gram((row, at) => A[at * rank + row], rank, d_in));
   const G = gram((row, at) => B[row * d_out + at], rank, d_out);
   const product = (/** @type {number[][]} */ X, /** @type {number[][]} */ Y) =>
     X.map((row) => Y[0].map((_, j) => row.reduce((sum, value, k) => sum + value * Y[k][j], 0)));

@@ -18,13 +18,9 @@ const tell = (told) => postMessage(told);
 const pause = () => new Promise((resolve) => { setTimeout(resolve); });
 
 /** The engine, made once; a sentence where a browser lacks what it needs. @param {any} task */
-async function ready(task) {
-  if (trainings) return trainings;
+function ready(task) {
   if (typeof WebAssembly === "undefined") throw new Error("This browser has no WebAssembly.");
-  const jax = require("./jax/index.cjs");
-  await jax.init("wasm");
-  jax.defaultDevice("wasm");
-  trainings = trainer(jax, task);
+  trainings ??= trainer(task);
   return trainings;
 }
 
@@ -35,27 +31,19 @@ async function ready(task) {
  */
 async function train({ task, base, file, levels, settings, questions, limit }) {
   stopped = false;
-  tell({ kind: "phase", phase: "starting" });
-  const engine = await ready(task);
+  const engine = ready(task);
   bases[base] ??= tensorsOf(file, levels);
   const training = engine.start(bases[base], settings);
-  try {
-    tell({ kind: "phase", phase: "compiling" });
-    tell({ kind: "answers", when: "before", answers: await training.answers(questions, limit) });
-    let step = 0;
-    for (; step < settings.steps && !stopped; step += 1) {
-      const began = performance.now();
-      const loss = await training.next();
-      const seconds = (performance.now() - began) / 1000;
-      const spectrum = step % EVERY === EVERY - 1 || step === settings.steps - 1 ? await training.spectrum() : undefined;
-      tell({ kind: "step", step, loss, seconds, spectrum });
-      await pause();
-    }
-    tell({ kind: "answers", when: "after", answers: await training.answers(questions, limit) });
-    tell({ kind: "done", steps: step });
-  } finally {
-    training.dispose();
+  tell({ kind: "answers", when: "before", answers: training.answers(questions, limit) });
+  let step = 0;
+  for (; step < settings.steps && !stopped; step += 1) {
+    const began = performance.now(), loss = training.next(), seconds = (performance.now() - began) / 1000;
+    const spectrum = step % EVERY === EVERY - 1 || step === settings.steps - 1 ? training.spectrum() : undefined;
+    tell({ kind: "step", step, loss, seconds, spectrum });
+    await pause();
   }
+  tell({ kind: "answers", when: "after", answers: training.answers(questions, limit) });
+  tell({ kind: "done", steps: step });
 }
 
 /** Why a training ended, for a reader. @param {Error} error */

@@ -35,6 +35,9 @@ def add_benches(add: Add) -> None:
     add("book", command_bench_book)
     waited = add("cli", command_bench_cli)
     waited.add_argument("--rounds", type=positive, default=3)
+    page = add("live", command_bench_live)
+    page.add_argument("--rounds", type=positive, default=3)
+    page.add_argument("--steps", type=positive, default=20)
 
 
 def command_prepare(args: argparse.Namespace) -> int:
@@ -119,4 +122,14 @@ def command_bench_cli(args: argparse.Namespace) -> int:
     from peftbook.bench.commands import cli_bench, table
 
     print(table(cli_bench(args.rounds)))
+    return 0
+
+
+def command_bench_live(args: argparse.Namespace) -> int:
+    """Time a step of the engine that trains in a page, in Node.js, against torch's on one thread, in turn."""
+    from peftbook.bench.live import live_bench, table
+    from peftbook.records import default_store
+    from peftbook.site.live import ENGINE, data, weights
+
+    print(table(live_bench(ENGINE, data(default_store()), weights("rows"), args.rounds, args.steps)))
     return 0

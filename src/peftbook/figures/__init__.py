@@ -111,6 +111,7 @@ def render_all(folder: Path, store: Store) -> list[Path]:
     A file that shows the same is left as it is: the last digits of a sum differ from processor to processor.
     """
     written = []
+    Path(folder).mkdir(parents=True, exist_ok=True)  # where there can be none, nothing is drawn
     for name in FIGURES:
         with suppress(Missing):
             path, drawn = Path(folder) / f"{name}.svg", svg(name, store)

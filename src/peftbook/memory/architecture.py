@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 
-__all__ = ["FAMILIES", "PARTS", "WIDTHS", "Shape", "unfused"]
+__all__ = ["FAMILIES", "MOST", "MOST_WIDE", "PARTS", "WIDTHS", "Shape", "unfused"]
 
 # matrix → (inputs, outputs), each a product of symbols
 Widths = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -26,6 +26,8 @@ FUSED: Widths = {
 # fused matrix → those of other families that it holds
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
+# The largest number of layers, and the largest of other sizes: no model comes near, and more would be walked for hours
+MOST, MOST_WIDE = {"layers": 10_000}, 10**8
 # model_type in config.json → what sets the family's layer apart from Llama's
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -115,8 +117,9 @@ class Shape:
 
     def __post_init__(self):
         for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give a whole number of at least 1.")
+            if not 1 <= getattr(self, name) <= MOST.get(name, MOST_WIDE):
+                most = f"{MOST.get(name, MOST_WIDE):,}"
+                raise InputError(f"{name} is {getattr(self, name)}: give a whole number from 1 to {most}.")
         if self.head_dim < 0 or self.window < 0 or self.context < 0:
             raise InputError(
                 f"head_dim {self.head_dim}, window {self.window} and context {self.context} are none of them below 0."

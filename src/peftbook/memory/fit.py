@@ -13,7 +13,10 @@ from peftbook.memory.configuration import Configuration
 from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.step import Peak, loading
 
-__all__ = ["BESIDE", "GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_text", "bytes_of_text", "fit", "largest"]
+__all__ = [
+    "BESIDE", "GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_numbers", "as_text", "bytes_of_text",
+    "conclusion", "fit", "largest", "verdict",
+]  # fmt: skip
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 UNITS |= {unit.removesuffix("B"): size for unit, size in UNITS.items() if unit != "B"}
@@ -241,6 +244,11 @@ def bytes_of_text(text: str, least: float = 1) -> float:
 
 def as_json(answer: Fit) -> dict[str, Any]:
     """What `peftbook fit` says, and the table of terms from which it can be computed again."""
+    return as_numbers(answer) | {"model": answer.configuration.step.table()}
+
+
+def as_numbers(answer: Fit) -> dict[str, Any]:
+    """What `peftbook fit` says, in whole bytes."""
     return {
         "peak_bytes": round(answer.peak.total),
         "needed_bytes": round(needs(answer.peak)),
@@ -263,7 +271,6 @@ def as_json(answer: Fit) -> dict[str, Any]:
             }
             for change in answer.changes
         ],
-        "model": answer.configuration.step.table(),
     }
 
 
@@ -284,28 +291,38 @@ def as_text(answer: Fit, model: str, said: Callable[[str, object], str] = lambda
     if paged := answer.peak.total - needs(answer.peak):
         on_card = needs(answer.peak) / 2**30
         lines.append(f"  Of these {paged / 2**30:.3f} GiB are in pages that the host takes: {on_card:.3f} GiB stay.")
-    lines += ["", f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]
+    return "\n".join([*lines, "", *conclusion(answer, said)])
+
+
+def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, value: "") -> list[str]:
+    """Whether it fits, how much would, and what would help, in sentences. said: the option that says a setting."""
+    setup = answer.configuration.setup
+    sentences = [f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]
     batch, seq, context = answer.largest_batch, answer.largest_seq, answer.configuration.shape.context
     least = ["at least " * (size == MOST[name]) for name, size in (("batch", batch), ("seq", seq))]
     rows = f"{least[0]}{batch} × {setup.seq}" if batch else f"not even 1 × {setup.seq}"
     tokens = f"{least[1]}{setup.batch} × {seq}" if seq else f"not even {setup.batch} × 1"
     limit = ", its context" if seq and seq == context else ""
-    lines.append(f"With all else as it is, the largest batch that surely fits is {rows} tokens,")
-    lines.append(f"and the longest rows are {tokens} tokens{limit}.")
+    sentences.append(
+        f"With all else as it is, the largest batch that surely fits is {rows} tokens,\n"
+        f"and the longest rows are {tokens} tokens{limit}."
+    )
     for change in answer.changes:
         costs, words = "; ".join(change.costs), filter(None, (said(*one) for one in change.fields.items()))
         options = f" ({' '.join(words)})" if change.fields and said(*next(iter(change.fields.items()))) else ""
-        lines.append(f"With {' and '.join(change.names)}{options}: {change.needs / 2**30:.3f} GiB. Cost: {costs}.")
+        sentences.append(f"With {' and '.join(change.names)}{options}: {change.needs / 2**30:.3f} GiB. Cost: {costs}.")
     if not answer.fits and not answer.changes:
-        lines.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
+        sentences.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
     if answer.configuration.shape.experts and setup.quantised:
-        lines.append("Experts stay whole in a 4-bit base: bitsandbytes packs linear layers alone.")
+        sentences.append("Experts stay whole in a 4-bit base: bitsandbytes packs linear layers alone.")
     flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
-    lines.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
-    lines.append("Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take,")
-    lines.append("and what predictions of published runs were too low by.")
-    return "\n".join(lines)
+    sentences.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
+    sentences.append(
+        "Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take,\n"
+        "and what predictions of published runs were too low by."
+    )
+    return sentences
 
 
 def verdict(answer: Fit) -> str:

@@ -51,7 +51,7 @@ CHOICES = {
 }  # fmt: skip
 
 SWITCHES = (
-    "dropout", "freeze_a", "dora", "double", "autocast", "held", "padding", "checkpointing", "keeps_inputs",
+    "dropout", "freeze_a", "dora", "double", "autocast", "held", "padding", "packed", "checkpointing", "keeps_inputs",
     "wide_norms", "offloaded", "accumulated", "in_backward",
 )  # fmt: skip
 
@@ -70,8 +70,9 @@ class Setup:
     quantised too.
     autocast: matrix products in bfloat16.  held: frozen matrices are there in bfloat16 beside float32, so that autocast
     need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused) or eager.
-    padding: rows of different length, so that attention gets a mask.  checkpointing: only the input of each layer
-    is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
+    padding: rows of different length, so that attention gets a mask.  packed: the products see no padding (the book's
+    own loop, which then has no more bytes than are counted here, of padded rows).  checkpointing: only the input of
+    each layer is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
     accumulated: gradients of earlier micro-batches are there, and new ones are added to them.
     labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
     logits: how they become a loss, see `peftbook.memory.loss`: whole, as in transformers and the book's own loop;
@@ -105,6 +106,7 @@ class Setup:
     held: bool = False
     attention: str = "sdpa"
     padding: bool = False
+    packed: bool = False
     checkpointing: bool = False
     batch: int = 1
     seq: int = 512
@@ -201,7 +203,7 @@ class Setup:
             "double": four, "keeps_inputs": four,
             "offloaded": self.checkpointing, "held": self.autocast and self.dtype == "fp32",
             "wide_norms": self.dtype == "bf16", "saved_dtype": bool(self.saved), "freeze_a": lora,
-            "magnitude_dtype": self.dora,
+            "magnitude_dtype": self.dora, "packed": False,
         }  # fmt: skip
         return frozenset(name for name, needed in used.items() if not needed)
 

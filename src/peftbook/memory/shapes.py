@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.errors import InputError
-from peftbook.memory.architecture import FAMILIES, Shape
+from peftbook.memory.architecture import FAMILIES, MOST, MOST_WIDE, Shape
 from peftbook.memory.defaults import completed
 from peftbook.memory.known_shapes import ALIASES, SHAPES
 from peftbook.memory.names import cached_config, nearest, plain_name
@@ -47,18 +47,30 @@ def read_config(source: str | Path) -> Any:
 
     Raises InputError where the file is not JSON, or holds nothing.
     """
+    found = settings_text(source)
+    if found is None:
+        return None
+    name, text = found
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name} is not JSON ({error}): give the config.json of a model.") from error
+    if settings is None:
+        raise InputError(f"{name} holds null: give the config.json of a model.")
+    return settings
+
+
+def settings_text(source: str | Path) -> tuple[str, str] | None:
+    """Where the settings of a model lie, and their text; None where there are none. Raises InputError for no text."""
     path = Path(source)
     path = path / "config.json" if path.is_dir() else path
     found = path if path.is_file() else cached_config(str(source))
     if found is None:
         return None
     try:
-        settings = json.loads(found.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return str(found), found.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{found} is not JSON ({error}): give the config.json of a model.") from error
-    if settings is None:
-        raise InputError(f"{found} holds null: give the config.json of a model.")
-    return settings
 
 
 def quantised_in(config: Any) -> dict[str, Any]:
@@ -97,9 +109,10 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
     """
     if not isinstance(config, Mapping):
         raise InputError("A config.json holds an object with a model's settings; this one does not.")
-    if isinstance(config.get("text_config"), Mapping) and config.get("model_type") in SEEING:
-        config = {"model_type": SEEING[config["model_type"]]} | dict(config["text_config"])
     family = config.get("model_type", "")
+    if isinstance(config.get("text_config"), Mapping) and isinstance(family, str) and family in SEEING:
+        config = {"model_type": SEEING[family]} | dict(config["text_config"])
+        family = config["model_type"]
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"model_type {family!r} is not covered: choose a model of {', '.join(FAMILIES)}.")
     if family in EXPERTS and "num_local_experts" in config:  # either name stands for the other
@@ -111,6 +124,10 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
     }  # fmt: skip
     if missing := [key for key in needed.values() if type(config.get(key)) is not int]:
         raise InputError(f"config.json gives no whole number for {', '.join(missing)}: give a model's whole settings.")
+    for name, key in needed.items():
+        most = MOST.get(name, MOST_WIDE)
+        if not 1 <= config[key] <= most:
+            raise InputError(f"config.json gives {key} as {config[key]}: it is a whole number from 1 to {most:,}.")
     window = sliding_window(config, family)
     return Shape(
         **({name: config[key] for name, key in needed.items()} | traits_in(config, family)),
@@ -156,6 +173,10 @@ def experts_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
 def rotary_width(config: Mapping[str, Any]) -> int:
     """How much of a head's width is rotated, 0 for all of it: as the settings of transformers 4 or 5 say it."""
     said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(said, Mapping):
+        raise InputError(
+            f"config.json gives rope_parameters or rope_scaling as {said!r}: it is an object, or not there."
+        )
     share = said.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise InputError(f"config.json gives partial_rotary_factor as {share!r}: it is a share of a head's width.")

@@ -155,7 +155,7 @@ def expected_error(levels: Tensor, block: int, power: int) -> float:
 
 
 def quantize_affine(w: Tensor, block: int = 32) -> tuple[Tensor, Tensor, Tensor]:
-    """Sixteen even steps from the least to the greatest weight of each block: w ≈ d · code + m, as in GGUF's Q4_1.
+    """Sixteen even levels from the least to the greatest weight of each block: w ≈ d · code + m, as in GGUF's Q4_1.
 
     w: n values, n a multiple of `block`.
     Returns codes, uint8, (n,), and d and m, float32 values that fit float16, (n / block,) each. The codes are chosen

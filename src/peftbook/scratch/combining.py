@@ -129,7 +129,10 @@ def truncate(update: Tensor, rank: int) -> Factors:
 
 
 def sign_conflict(updates: Sequence[Tensor]) -> float:
-    """Σ |D_i| that has not the elected sign, over Σ |D_i|: 0 where all agree, near a half where signs are drawn."""
+    """Σ |D_i| that has not the elected sign, over Σ |D_i|: 0 where all agree.
+
+    It is (1 − 1/√k) / 2 for k unrelated normal updates, 0.15 for two and near a half for many.
+    """
     stacked = torch.stack(list(updates))
     against = stacked.sign() != elect(updates)
     return float((stacked.abs() * against).sum() / stacked.abs().sum())

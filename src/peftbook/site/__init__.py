@@ -9,7 +9,7 @@ from typing import Any
 
 PARTS = (
     "theme", "mathematics", "numbers", "figure_numbers", "ahead", "notebooks", "run_pages", "machines", "citation",
-    "lecture", "pictures", "live", "lean", "epub", "freshness",
+    "lecture", "pictures", "live", "byte_model", "lean", "epub", "freshness",
 )  # fmt: skip
 
 

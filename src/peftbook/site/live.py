@@ -25,19 +25,19 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = PACKAGE.parents[1] / "book/assets/live"
 MAKERS = ("site/live.py", "studies/live.py", "training/live_weights.py", "scratch/rows.py", "scratch/nf4.py")
 MODULES = (
-    "jax/backend-TLHPgbCA.cjs", "jax/index.cjs", "random.js", "weights.js", "model.js", "methods.js", "optimizer.js",
+    "random.js", "weights.js", "product.js", "arrays.js", "parts.js", "model.js", "methods.js", "optimizer.js",
     "spectrum.js", "trainer.js", "worker.js",
 )  # fmt: skip
 FOLDER = "live"  # of the site; the style sheet's search for classes would take words of base64 in `_static` for names
 STAMP = "made-from.txt"
-QUESTIONS = 4  # as many as a batch has rows, so that they are answered by a step that is compiled for as many
-MULTIPLE = 8  # rows are padded to a multiple of so many tokens
+QUESTIONS = 4
 CONFIG = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "rms_norm_eps",
 )  # fmt: skip
 RANKS = (1, 2, 4, 8, 16)
 ALPHAS = (8, 16, 32, 64)
+BATCHES = (1, 2, 4, 8, 16)
 STEPS = (20, 40, 60, 80)
 
 
@@ -94,6 +94,8 @@ def controls(store: Store) -> dict[str, Any]:
         "alphas": ALPHAS,
         "targets": {"all": list(sides), "q and v": ["q", "v"], "attention": ["q", "k", "v", "o"]},
         "steps": STEPS,
+        "batches": BATCHES,
+        "batch": live.BATCH,
         "seeds": live.SEEDS,
         "sides": sides,
         "layers": shape.layers,
@@ -113,6 +115,7 @@ def first_setting(numbers: dict[str, Any]) -> dict[str, Any]:
         "alphas": [arm["choice"]["alpha"]],
         "targets": {"all": numbers["targets"]["all"]},
         "steps": [],
+        "batches": [live.BATCH],
         "seeds": numbers["seeds"][:1],
         "bytes": {name: numbers["bytes"][name] for name in ("engine", "data", arm["base"])},
         "recorded": {chosen: numbers["recorded"][chosen]},
@@ -156,13 +159,12 @@ def write(folder: Path, store: Store) -> None:
 
 def engine_source() -> str:
     """The modules as one script for a classic worker: each a function that `require` runs once, the last one first."""
-    licence = (ENGINE / "jax/LICENSE").read_text(encoding="utf-8")
     sources = {Path(name).name: (ENGINE / name).read_text(encoding="utf-8") for name in MODULES}
     bodies = [
         f"{json.dumps(name)}: function (module, exports, require) {{\n{text}\n}}" for name, text in sources.items()
     ]
     return (
-        f"/* Contains @jax-js/jax.\n{licence}*/\n(() => {{\nconst modules = {{\n" + ",\n".join(bodies) + "\n};\n"
+        "(() => {\nconst modules = {\n" + ",\n".join(bodies) + "\n};\n"
         "const loaded = {};\n"
         "function load(path) {\n"
         '  const name = path.slice(path.lastIndexOf("/") + 1);\n'
@@ -209,8 +211,7 @@ def data(store: Store) -> dict[str, Any]:
         "task": {
             "config": {name: config[name] for name in CONFIG} | {"rope_theta": config["rope_parameters"]["rope_theta"]},
             "rows": [{"ids": row.ids, "start": row.start} for row in rows],
-            "length": -(-longest // MULTIPLE) * MULTIPLE,
-            "labels": live.BATCH * max(row.label_tokens for row in rows),
+            "length": longest,
             "end": tokenizer.eos_token_id,
             "most": live.budget(1.0).max_grad_norm,
             "warmup": live.budget(1.0).warmup,

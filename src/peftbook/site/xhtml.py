@@ -151,7 +151,16 @@ def tidy(article: Any) -> None:
         del matrix.attrib["columnspacing"]
     seen: set[str] = set()
     for element in article.iter(etree.Element):
-        for name in ("tabindex", "onclick", "data-explorer", "data-live", "data-toggle", "data-copies", "loading"):
+        for name in (
+            "tabindex",
+            "onclick",
+            "data-explorer",
+            "data-fit",
+            "data-live",
+            "data-toggle",
+            "data-copies",
+            "loading",
+        ):
             element.attrib.pop(name, None)
         anchor = element.get("id")
         if anchor is not None:

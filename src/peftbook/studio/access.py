@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 
 from peftbook.studio.people import Sessions
 
@@ -22,14 +23,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)  # RFC 3986, 3.2.2: a port is digits
-# What the page asks of Gradio. Its file, proxy, upload, API and recording routes do not exist here.
-OPEN = re.compile(
-    r"/(?:assets/[\w./-]+|static/[\w./-]+|studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)|theme\.css|favicon\.ico)"
-)
-PAGE = re.compile(r"/(?:gradio_api/run/predict/?)?")
+OPEN = re.compile(r"/studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)")
+PAGE = re.compile(r"/(?:status|new/\w+|projects/\w+(?:/(?:data|plan|runs|decision|try|files))?)?", re.ASCII)
 API = re.compile(r"/api/v1(?:/[\w.-]*)*", re.ASCII)
-CONTENT = re.compile(r"/studio/upload|/api/v1/files/\w+/content", re.ASCII)  # bytes of a file, which are counted there
-OURS = re.compile(r"/studio/(?:upload|logout|project/[0-9a-f]+(?:/job/[0-9a-f]+)?/[a-z-]+(?:\.[a-z]+)?)")
+UPLOAD, LOGOUT = "/new", "/studio/logout"
+CONTENT = re.compile(rf"{UPLOAD}|/api/v1/files/\w+/content", re.ASCII)  # bytes of a file, which are counted there
 LOGIN, TOKENS = "/studio/login", "/api/v1/tokens"
 PROBES = ("/api/v1/health", "/api/v1/ready")  # which say nothing of anybody's data
 READ, WRITE = ("GET", "HEAD", "POST"), ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")  # of the page, of the API
@@ -41,15 +39,16 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
-    # Gradio's page has inline scripts and compiles its templates; nothing may come from or go to another host.
-    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
-}
-STRICT = HEADERS | {  # of the API and its page, which have neither
     "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'",
 }
+
+
+def relative(path: str, address: str) -> str:
+    """An address of the studio as an answer to a request for `path` writes it: without the prefix of any proxy, of
+    which the studio knows nothing, and right behind all of them.
+    """
+    return "../" * (path.count("/") - 1) + address[1:] or "./"
 
 
 def is_ours(headers: dict[str, str], hosts: Iterable[str]) -> bool:
@@ -97,18 +96,17 @@ class Door:
         if limited is None:
             await say(send, 413, f"That is more than {BODY_BYTES:,} bytes at once: send less.")
             return
-        strict = path.startswith("/api/")
-        await self.app(scope, limited, with_headers(send, cacheable=bool(OPEN.fullmatch(path)), strict=strict))
+        await self.app(scope, limited, with_headers(send, cacheable=bool(OPEN.fullmatch(path))))
 
     def refusal(self, path: str, method: str, headers: dict[str, str], scope: Scope) -> tuple | None:
         """Status, words and further headers if a request must not go on."""
         if host_of(headers.get("host", "")) not in self.hosts:
             return 421, "This studio does not answer to that name: open it by the address that it printed."
-        known = OPEN.fullmatch(path) or PAGE.fullmatch(path) or OURS.fullmatch(path) or path == LOGIN
-        of_api = API.fullmatch(path)
+        page, of_api = PAGE.fullmatch(path), API.fullmatch(path)
+        known = OPEN.fullmatch(path) or page or path in (UPLOAD, LOGIN, LOGOUT)
         if not (known or of_api) or ".." in path or method not in (WRITE if of_api else READ):
             return 404, "There is nothing here."
-        visit = method in ("GET", "HEAD") and path in ("/", LOGIN, "/api/v1/")
+        visit = method in ("GET", "HEAD") and (page or path in (LOGIN, "/api/v1/"))
         if visit and path == "/" and self.sessions and (welcome := self.sessions.welcome(scope["query_string"])):
             return 303, "Come in.", welcome
         if not visit and not is_ours(headers, self.hosts):
@@ -119,10 +117,16 @@ class Door:
         if scope["peftbook.user"] is not None or (path == TOKENS and method == "POST"):  # which asks for a password
             return None
         if visit:
-            return 303, "Log in first.", {"location": LOGIN}
+            return 303, "Log in first.", {"location": relative(path, login_for(path, scope["query_string"]))}
         if of_api:
             return 401, "Say who asks: send `Authorization: Bearer TOKEN`.", {"www-authenticate": "Bearer"}
         return 401, "Log in first: load the page again."
+
+
+def login_for(path: str, query: bytes) -> str:
+    """Where one logs in and comes back from."""
+    asked = path + (f"?{query.decode('latin-1')}" if query else "")
+    return LOGIN if path == "/" else f"{LOGIN}?{urlencode({'to': asked})}"
 
 
 def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | None:
@@ -141,12 +145,12 @@ def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | Non
     return counted
 
 
-def with_headers(send: Send, *, cacheable: bool, strict: bool = False) -> Send:
+def with_headers(send: Send, *, cacheable: bool) -> Send:
     """Add the headers to an answer; what is not a file of the page is kept by nobody."""
 
     async def send_on(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            new = (STRICT if strict else HEADERS) | ({} if cacheable else {"cache-control": "no-store"})
+            new = HEADERS | ({} if cacheable else {"cache-control": "no-store"})
             kept = [one for one in message["headers"] if one[0].decode("latin-1").lower() not in new]
             kept = [one for one in kept if not one[0].lower().startswith(b"access-control-")]
             message["headers"] = kept + [(name.encode(), value.encode()) for name, value in new.items()]
@@ -165,7 +169,7 @@ async def answer_as_problem(send: Send, status: int, words: str, more: dict[str,
     """The same sentence for a program."""
     headers = {"content-type": "application/problem+json"} | (more or {})
     body = json.dumps(problem(status, words)).encode()
-    await say(with_headers(send, cacheable=False, strict=True), status, body, headers)
+    await say(with_headers(send, cacheable=False), status, body, headers)
 
 
 def problem(status: int, words: str, **more: Any) -> dict[str, Any]:

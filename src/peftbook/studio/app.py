@@ -13,12 +13,11 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from peftbook.errors import InputError, need
+from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import Door, host_of
-from peftbook.studio.drafts import Drafts, plain_name
-from peftbook.studio.login import add_login
+from peftbook.studio.drafts import Drafts
 from peftbook.studio.machine import examine_apart
 from peftbook.studio.people import Logins, People
 from peftbook.studio.store import Studio, say_open, start_worker
@@ -26,14 +25,13 @@ from peftbook.studio.tokens import Keys, Owner
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Request, Response
+    from fastapi import FastAPI
 
 HERE = Path(__file__).resolve().parent
 FONTS = (HERE / "fonts", HERE.parents[2] / "book" / "assets" / "fonts")  # of a wheel, of a checkout
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 KEEPER_SECONDS = 3.0
 NICE = 10
-NO_EVENT = "There is no such event: load the page again.\n"
 KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
 
 
@@ -58,7 +56,8 @@ def serve(
         raise InputError(f"Host {host!r} opens the studio to others: give a --login-file, or leave out --host.")
     if odd := next((name for name in names if host_of(name) != name.lower()), None):
         raise InputError(f"The name {odd!r} is none: give it as it stands in the address, without a port.")
-    need("gradio", "The studio")
+    for module in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
+        need(module, "The studio")
     studio = Studio(home)
     listening = listen(host, port)
     stop = threading.Event()
@@ -70,6 +69,7 @@ def serve(
     import uvicorn
 
     examine_apart()
+    PeftMethod.told_later = True  # by the assistant, which checks a plan
     people: People | None = logins or (Owner(studio.home) if token else None)
     shown = f"[{host}]" if ":" in host else host
     app = build_app(studio, caps or Caps(), people=people, hosts=(*LOOPBACK, shown, *names))
@@ -112,46 +112,28 @@ def keep_worker(home: Path, stop: threading.Event) -> None:
 def build_app(
     studio: Studio, caps: Caps, *, people: People | None = None, hosts: tuple[str, ...] = LOOPBACK
 ) -> Callable[..., Any]:
-    """The ASGI application: our routes, the API, then Gradio's page, behind the door.
+    """The ASGI application: files, API and pages, behind the door.
 
     people: who may come in; everybody on this machine without.
     """
-    os.environ.update(
-        GRADIO_ANALYTICS_ENABLED="False",
-        HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"),
-        HF_HUB_DISABLE_TELEMETRY="1",
-    )
-    import gradio as gr
+    os.environ.update(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"), HF_HUB_DISABLE_TELEMETRY="1")
     from fastapi import FastAPI
 
     from peftbook.studio.api import build_api
-    from peftbook.studio.pages import build_pages
-    from peftbook.studio.pages.theme import HEAD, THEME
+    from peftbook.studio.login import add_login
+    from peftbook.studio.pages import add_pages
+    from peftbook.studio.pages.site import Context
 
     drafts = Drafts(studio.home, caps)
     keys = None if people is None else Keys(studio.home, people)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     add_files(app)
-    add_uploads(app, drafts)
-    add_downloads(app, studio)
     app.mount("/api/v1", build_api(studio, drafts, keys))
+    context = Context(studio, drafts, caps, isinstance(people, Logins))
+    add_pages(app, context)
     if keys is not None:
-        add_login(app, keys)
-    page = build_pages(studio, drafts, caps, with_login=isinstance(people, Logins))
-    off = dict.fromkeys(("run_history", "show_error", "ssr_mode", "pwa", "enable_monitoring", "mcp_server"), False)
-    app = gr.mount_gradio_app(app, page, "/", footer_links=[], max_file_size=1, theme=THEME, head=HEAD, **off)
-    refuse_unknown_events(app)
+        add_login(app, keys, context)
     return Door(app, hosts, keys)
-
-
-def refuse_unknown_events(app: FastAPI) -> None:
-    """Gradio's page looks up an event by its number, and has no answer of its own for one that it does not have."""
-    from fastapi.responses import PlainTextResponse
-    from gradio.route_utils import FnIndexInferError
-
-    inner: Any = app.routes[-1]
-    for kind in (KeyError, FnIndexInferError):
-        inner.app.add_exception_handler(kind, lambda *_: PlainTextResponse(NO_EVENT, 404))
 
 
 def add_files(app: FastAPI) -> None:
@@ -163,66 +145,6 @@ def add_files(app: FastAPI) -> None:
     if fonts is not None:
         found |= {f"fonts/{path.name}": path for path in fonts.glob("*.woff2")}
     for name, path in found.items():
-        kept = "public, max-age=86400" if path.suffix == ".woff2" else "no-cache"
+        kept = "public, max-age=86400" if path.suffix in (".woff2", ".svg") else "no-cache"
         answer = Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"cache-control": kept})
         app.add_api_route(f"/studio/{name}", lambda answer=answer: answer, methods=["GET"], response_model=None)
-
-
-def add_uploads(app: FastAPI, drafts: Drafts) -> None:
-    """Take the bytes of a file as they come, and stop at the cap."""
-    from fastapi import Request
-    from fastapi.responses import JSONResponse
-
-    async def upload(request: Request) -> Response:
-        draft = drafts.new(plain_name(unquote(request.headers.get("x-filename", ""))))
-        try:
-            announced = request.headers.get("content-length", "0")
-            if announced.isdigit() and int(announced) > drafts.caps.bytes:
-                raise drafts.too_large()
-            with drafts.receiving(draft.id) as write:
-                async for block in request.stream():
-                    write(block)
-            return JSONResponse({"draft": drafts.end(draft.id).id})
-        except InputError as error:
-            drafts.drop(draft.id)
-            return JSONResponse({"error": str(error)}, 413, headers={"connection": "close"})
-        except BaseException:
-            drafts.drop(draft.id)
-            raise
-
-    upload.__annotations__["request"] = Request  # FastAPI reads it where it cannot see this scope
-    app.add_api_route("/studio/upload", upload, methods=["POST"], response_model=None)
-
-
-def add_downloads(app: FastAPI, studio: Studio) -> None:
-    """What can be taken away, by the ids of project and job."""
-    from fastapi import Response
-    from fastapi.responses import FileResponse, PlainTextResponse
-
-    from peftbook.studio import report
-    from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, whole_report
-    from peftbook.studio.downloads import file_of, slug, title_of
-
-    def of_job(project_id: str, job_id: str, what: str) -> Response:
-        job = studio.job(job_id)
-        if job.project != project_id:
-            raise InputError(f"Project {project_id!r} has no job {job_id!r}.")
-        return FileResponse(file_of(studio, job, what), filename=title_of(studio, job, what))
-
-    def of_project(
-        project_id: str, what: str, runs: int = 0, measure: str = FIRST_MEASURE, cost: str = FIRST_COST
-    ) -> Response:
-        project, found = studio.project(project_id), [*evaluations(studio, project_id).values()]
-        if not 0 <= runs < len(found) or what not in ("table.csv", "report.html"):
-            raise InputError("There is nothing to compare yet.")
-        comparison = compared(studio, project_id, found[runs], measure, cost)
-        if what == "table.csv":
-            content, kind = report.to_csv(comparison), "text/csv; charset=utf-8"
-        else:
-            content, kind = whole_report(studio, project_id, found[runs], comparison), "text/html; charset=utf-8"
-        disposition = {"content-disposition": f'attachment; filename="{slug(project.name)}-{what}"'}
-        return Response(content, media_type=kind, headers=disposition)
-
-    app.add_exception_handler(InputError, lambda _, error: PlainTextResponse(f"{error}\n", 404))
-    app.add_api_route("/studio/project/{project_id}/job/{job_id}/{what}", of_job, methods=["GET"], response_model=None)
-    app.add_api_route("/studio/project/{project_id}/{what}", of_project, methods=["GET"], response_model=None)

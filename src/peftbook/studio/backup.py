@@ -7,6 +7,7 @@ between is finished again from its record. Downloads and checkpoints are left ou
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -16,14 +17,15 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from peftbook.errors import InputError
 from peftbook.studio.database import clear_failures
 
-__all__ = ["back_up", "restore"]
+__all__ = ["back_up", "files_under", "pack", "restore", "unpack"]
 
+Names = Callable[[str], bool]  # whether a member of this name may be there
 MANIFEST, DATABASE = "manifest.json", "studio.sqlite"
 LOOSE = ("token", "login.json")
 KEPT = re.compile(r"projects/[0-9a-f]{16}/(?:data\.bin|(?:records|adapters)/[\w./-]+)", re.ASCII)
@@ -60,12 +62,17 @@ def snapshot(source: Path, target: Path) -> None:
 
 def files_of(home: Path) -> Iterator[Path]:
     """What belongs to it beside the database, without what is half-written."""
-    found = (Path(folder) / name for folder, _, names in os.walk(home / "projects") for name in names)
-    for path in sorted(found):  # os.walk passes over a folder that is deleted meanwhile
+    for path in files_under(home / "projects"):
         name = path.relative_to(home).as_posix()
-        if path.is_file() and KEPT.fullmatch(name) and "/." not in name:
+        if KEPT.fullmatch(name) and "/." not in name:
             yield path
     yield from (home / name for name in LOOSE if (home / name).is_file())
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files in a folder and those in it, in order; one that is deleted meanwhile is passed over."""
+    found = (Path(inner) / name for inner, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def pack(members: dict[str, Path], target: Path) -> None:
@@ -109,7 +116,12 @@ def restore(source: Path, home: Path) -> None:
     with clear_failures(home.parent):
         work = Path(tempfile.mkdtemp(dir=home.absolute().parent, prefix=".peftbook-"))
         try:
-            unpack(source, work)
+            try:
+                if DATABASE not in unpack(source, work, belongs):
+                    raise ValueError("it has no database")
+            except ValueError:
+                words = f"{str(source)!r} is no backup of a studio, or was changed: take another one."
+                raise InputError(words) from None
             forget_lost(work)
             if home.exists():
                 home.rmdir()
@@ -128,25 +140,39 @@ def forget_lost(home: Path) -> None:
         db.commit()
 
 
-def unpack(source: Path, folder: Path) -> None:
-    """The members of a backup, each checked by name and content before it counts."""
-    damaged = InputError(f"{str(source)!r} is no backup of a studio, or was changed: take another one.")
+def unpack(source: Path, folder: Path, is_ours: Names) -> set[str]:
+    """Write the members of a file that `pack` wrote, each checked by name and content; their names.
+
+    Raises ValueError for every other file: another name, a link, a hole, a member too many or too few, other bytes.
+    """
     try:
         with tarfile.open(source, "r:") as archive:
             members = iter(archive)
             first = next(members)
             digests = json.load(archive.extractfile(first) or io.BytesIO()) if first.name == MANIFEST else {}
-            found = {member.name: write_member(archive, member, folder) for member in members}
-    except (tarfile.TarError, StopIteration, ValueError, OSError, EOFError):
-        raise damaged from None
-    if found != digests or DATABASE not in found:
-        raise damaged
+            found = {member.name: write_member(archive, member, folder, is_ours) for member in members}
+    except (tarfile.TarError, StopIteration, EOFError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    except OSError as error:
+        if error.errno not in (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL):
+            raise  # the disk's fault
+        raise ValueError(str(error)) from None
+    if not found or found != digests:
+        raise ValueError("its members are not those that it names")
+    return {*found}
 
 
-def write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> str:
-    """Write one file and return its digest. Raises ValueError for what no backup has."""
-    named = member.name in (DATABASE, *LOOSE) or (KEPT.fullmatch(member.name) and ".." not in member.name)
-    stream = archive.extractfile(member) if member.isreg() and named else None
+def belongs(name: str) -> bool:
+    """Whether a backup has a member of this name."""
+    return name in (DATABASE, *LOOSE) or (KEPT.fullmatch(name) is not None and ".." not in name)
+
+
+def write_member(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, is_ours: Callable[[str], bool]
+) -> str:
+    """Write one file and return its digest. Raises ValueError for what is none of ours."""
+    plain = member.isreg() and not member.issparse() and is_ours(member.name)
+    stream = archive.extractfile(member) if plain else None
     if stream is None:
         raise ValueError(member.name)
     path = folder / member.name

@@ -92,6 +92,14 @@ class Client:
                     offset = self.get(f"files/{file}")["offset"]
         return file
 
+    def save_project(self, project: str, target: Path | str) -> None:
+        """Save a project as a file that another studio takes in."""
+        self.fetch(f"projects/{project}/archive", Path(target))
+
+    def load_project(self, path: Path | str) -> dict[str, Any]:
+        """Take in a project that a studio saved; it keeps its id."""
+        return self.post("projects/archive", {"file": self.send(path)})
+
     def answered(self, kind: str, asked: str) -> dict[str, Any]:
         """Wait for a check or an answer; its tree. kind: `checks` or `answers`. Raises Refused where it failed."""
         while (found := self.get(f"{kind}/{asked}"))["state"] in ("waiting", "working"):

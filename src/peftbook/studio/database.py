@@ -131,13 +131,13 @@ class Database:
                 if version < SCHEMA:
                     self._connection().execute("PRAGMA journal_mode = WAL")
                     with self._write() as db:
-                        if db.execute("PRAGMA user_version").fetchone()[0] < 3:
+                        if "seen" not in columns_of(db, "requests"):
                             db.execute("DROP TABLE IF EXISTS requests")  # of an earlier day: nobody waits for them
                         for statement in TABLES.split(";"):
                             db.execute(statement)
-                        if "phase_began" not in [row["name"] for row in db.execute("PRAGMA table_info(jobs)")]:
+                        if "phase_began" not in columns_of(db, "jobs"):
                             db.execute("ALTER TABLE jobs ADD COLUMN phase_began REAL")
-                        if "tuning" not in [row["name"] for row in db.execute("PRAGMA table_info(plans)")]:
+                        if "tuning" not in columns_of(db, "plans"):
                             db.execute("ALTER TABLE plans ADD COLUMN tuning TEXT NOT NULL DEFAULT ''")
                         db.execute(f"PRAGMA user_version = {SCHEMA}")
                     version = SCHEMA
@@ -199,3 +199,18 @@ class Database:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def _waiting(self, seconds: float) -> Iterator[None]:
+        """Within it this thread waits only so long for another's transaction."""
+        db = self._connection()
+        db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
+        try:
+            yield
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE_SECONDS:.0f}")
+
+
+def columns_of(db: sqlite3.Connection, table: str) -> list[str]:
+    """The names of a table's columns; none of a table that is not there."""
+    return [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]

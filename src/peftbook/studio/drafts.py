@@ -154,13 +154,17 @@ class Drafts:
         self._note(ended)
         return ended
 
-    def table(self, draft_id: str) -> Table:
-        """What is in it. Raises Conflict for one that is not all here, InputError for a file that is no table."""
+    def whole(self, draft_id: str) -> Draft:
+        """One that is all here. Raises Conflict for any other."""
         draft = self.get(draft_id)
         if not draft.whole:
             said = "" if draft.bytes is None else f" of {draft.bytes:,}"
             raise Conflict(f"Of this upload {draft.offset:,}{said} bytes are here: send the rest first.")
-        return _table(draft, self.caps)
+        return draft
+
+    def table(self, draft_id: str) -> Table:
+        """What is in it. Raises Conflict for one that is not all here, InputError for a file that is no table."""
+        return _table(self.whole(draft_id), self.caps)
 
     def drop(self, draft_id: str) -> None:
         """Forget one."""

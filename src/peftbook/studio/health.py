@@ -10,13 +10,14 @@ from peftbook.studio.store import Studio
 
 __all__ = ["troubles"]
 
+WAIT_SECONDS = 1.0  # so that a probe is answered before it counts as lost
 ROOM_BYTES = 1_000_000_000  # for checkpoints and adapters of the next jobs
 
 
 def troubles(studio: Studio) -> list[str]:
-    """What is missing: the database, a worker, room on the disk."""
+    """What is missing: the database, a worker, room on the disk. It waits a second at most for who writes."""
     try:
-        with studio._write():
+        with studio._waiting(WAIT_SECONDS), studio._write():
             pass
         workers = any(worker.alive for worker in studio.workers())
     except (sqlite3.Error, InputError) as error:

@@ -15,7 +15,7 @@ from peftbook.results import format_value
 from peftbook.training.phases import span as span
 
 SHOWN_CHARS = 280
-MOST = 160  # points of a curve
+MOST, LISTED = 160, 12  # points of a curve, and of its table
 
 
 def piece(template: str, *values: object, **named: object) -> Markup:
@@ -28,7 +28,7 @@ def joined(parts: Iterable[object], between: str = "") -> Markup:
     return Markup(between).join(piece("{}", one) for one in parts)
 
 
-def note(words: str, kind: str = "info") -> Markup:
+def note(words: object, kind: str = "info") -> Markup:
     """A sentence that stands out. kind: info, good, warn or trouble."""
     sign = {"info": "i", "good": "✓", "warn": "!", "trouble": "✕"}[kind]
     role = "alert" if kind == "trouble" else "status"
@@ -43,7 +43,7 @@ def trouble(words: object) -> Markup:
 
 def empty(title: str, words: str) -> Markup:
     """What stands where nothing is yet, and what to do about it."""
-    return piece('<div class="empty"><h3>{}</h3><p>{}</p></div>', title, words)
+    return piece('<div class="empty"><h2>{}</h2><p>{}</p></div>', title, words)
 
 
 def loading(words: str, *, timed: bool = False) -> Markup:
@@ -61,30 +61,25 @@ def badge(state: str, words: str = "") -> Markup:
     return piece(template, state, signs.get(state, "·"), words or state)
 
 
-def button(words: str, act: str, *, kind: str = "plain", label: str = "", **data: object) -> Markup:
-    """A button that sends `act` and its data to the server. label: what it is called where its words are not enough."""
-    fields = joined((piece(' data-{}="{}"', key, value) for key, value in data.items()))
-    named = piece(' aria-label="{}"', label) if label else Markup("")
-    return piece(
-        '<button type="button" class="act act-{}" data-act="{}"{}{}>{}</button>', kind, act, fields, named, words
-    )
+def button(words: str, name: str, value: str, *, kind: str = "plain", label: str = "", form: str = "") -> Markup:
+    """A button that sends its form with a name and a value. label: what it is called where its words are not enough.
+
+    form: the id of its form, if it stands outside.
+    """
+    more = joined(piece(' {}="{}"', *pair) for pair in (("aria-label", label), ("form", form)) if pair[1])
+    return piece('<button class="act act-{}" name="{}" value="{}"{}>{}</button>', kind, name, value, more, words)
 
 
-def link(words: str, address: str, *, download: bool = False, label: str = "") -> Markup:
-    """A link within the studio."""
-    named = piece(' aria-label="{}"', label) if label else Markup("")
-    return piece('<a class="file" href="{}"{}{}>{}</a>', address, Markup(" download" if download else ""), named, words)
+def link(words: str, address: str, *, file: str = "", label: str = "") -> Markup:
+    """A link to a file of the studio. file: what it is called where it is kept."""
+    more = joined(piece(' {}="{}"', *pair) for pair in (("download", file), ("aria-label", label)) if pair[1])
+    return piece('<a class="file" href="{}"{}>{}</a>', address, more, words)
 
 
 def bar(share: float | None, label: str) -> Markup:
     """How much is done, 0 to 1; None where nobody knows."""
-    if share is None:
-        return piece('<div class="bar bar-busy" role="progressbar" aria-label="{}"><div></div></div>', label)
-    percent = round(100 * min(max(share, 0.0), 1.0))
-    return piece(
-        '<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{0}" '
-        'aria-label="{1}"><div style="width:{0}%"></div></div>', percent, label,
-    )  # fmt: skip
+    known = "" if share is None else piece(' value="{:.0f}"', 100 * min(max(share, 0.0), 1.0))
+    return piece('<progress class="bar" max="100"{} aria-label="{}"></progress>', known, label)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
@@ -111,12 +106,11 @@ def table(
 ) -> Markup:
     """A table that scrolls inside its own box; on a phone its rows become cards. numeric: columns set to the right.
 
-    sortable: heads are buttons that sort in the browser, by the value of a `Cell` or by the words.
+    sortable: the page's script lets heads sort, by the value of a `Cell` or by the words.
     """
     sides = [Markup(' class="num"' if at in numeric else "") for at in range(len(header))]
-    sorter = '<button type="button" data-sort="{}">{}</button>'
-    names = [piece(sorter, at, name) if sortable else name for at, name in enumerate(header)]
-    heads = joined(piece('<th scope="col"{}>{}</th>', side, name) for side, name in zip(sides, names, strict=True))
+    head = '<th scope="col" data-sort{}>{}</th>' if sortable else '<th scope="col"{}>{}</th>'
+    heads = joined(piece(head, *one) for one in zip(sides, header, strict=True))
     body = joined(piece("<tr>{}</tr>", joined(map(cell_of, header, row, sides))) for row in rows)
     said = piece("<caption>{}</caption>", caption) if caption else Markup("")
     return piece(
@@ -162,14 +156,33 @@ def ago(when: float) -> str:
     return f"{day.tm_mday} {time.strftime('%B %Y', day)}"
 
 
-def curve(points: Sequence[tuple[int, float]], steps: int, label: str) -> Markup:
+def curve(losses: Sequence[tuple[int, float]], steps: int, label: str) -> Markup:
     """Training loss against step as a small drawing in the colours of the page."""
-    finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
+    finite = thinned(losses, MOST)
     if len(finite) < 2:
         return Markup("")
-    if len(finite) > MOST:
-        finite = [finite[round(at * (len(finite) - 1) / (MOST - 1))] for at in range(MOST)]
-    x, losses = [float(step) for step, _ in finite], [loss for _, loss in finite]
-    path, last = Series("loss", losses, x=x, marks=False), Series("last", losses[-1:], x=x[-1:], line=False)
+    x, values = [float(step) for step, _ in finite], [loss for _, loss in finite]
+    path, last = Series("loss", values, x=x, marks=False), Series("last", values[-1:], x=x[-1:], line=False)
     chart = Chart([path, last], "step", "", x_range=(1, max(steps, x[-1])), alt=label)
     return Markup(svg(chart, Frame(320, 112, left=40, right=8, top=8, bottom=38), "curve"))
+
+
+def points(losses: Sequence[tuple[int, float]], label: str) -> Markup:
+    """The same in numbers, some of them, to be unfolded."""
+    rows = [(number(step), format_value(loss, 3)) for step, loss in thinned(losses, LISTED)]
+    if len(rows) < 2:
+        return Markup("")
+    return unfolded("In numbers", table(["Step", "Loss"], rows, caption=label, numeric=(0, 1)))
+
+
+def thinned(losses: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """The finite ones, at even spacing where there are more."""
+    finite = [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    if len(finite) <= most:
+        return finite
+    return [finite[round(at * (len(finite) - 1) / (most - 1))] for at in range(most)]
+
+
+def unfolded(words: str, content: object) -> Markup:
+    """What is shown when it is asked for."""
+    return piece("<details><summary>{}</summary>{}</details>", words, content)

@@ -42,11 +42,11 @@ STYLE = (
 )
 
 
-def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int = 360) -> str:
+def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int = 360, style: str = STYLE) -> str:
     """The deciding measure with its 95 % intervals against a cost in logarithms; empty where nothing is compared.
 
     cost: one of COSTS, the comparison's own without. Rows without that cost, as the untuned ones, stand left of the
-    axis at 0; the axis says so. Below a width of 500 the labels are shorter.
+    axis at 0; the axis says so. Below a width of 500 the labels are shorter.  style: nothing where the page has it.
     """
     cost = cost or found.cost
     rows = [row for row in found.contest if all(map(math.isfinite, ends(found, row)))]
@@ -65,7 +65,7 @@ def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int 
     )
     frame = Frame(width, height, right=0, top=30, bottom=64, labels=190 if width >= 500 else 118)
     unit = "bytes" if cost.endswith("bytes") else ""
-    return svg(chart, frame, "pareto-svg", shapes=MARKERS, words=lambda value: words(value, unit), style=STYLE)
+    return svg(chart, frame, "pareto-svg", shapes=MARKERS, words=lambda value: words(value, unit), style=style)
 
 
 def point(found: Comparison, row: Row, cost: str, on_front: bool) -> Series:

@@ -21,7 +21,8 @@ from typing import Protocol
 from peftbook.errors import InputError
 from peftbook.studio.database import Database
 
-__all__ = ["COOKIE", "SESSION_SECONDS", "Logins", "People", "Sessions", "add_user", "cookie", "digest"]
+__all__ = ["COOKIE", "SESSION_SECONDS", "Logins", "People", "Refused", "Sessions", "add_user", "cookie", "digest",
+           "known"]  # fmt: skip
 
 COOKIE = "peftbook-session"
 SESSION_SECONDS = 12 * 3600.0
@@ -106,6 +107,20 @@ class Logins:
             for key in (f"name {name[:64]}", f"address {address}"):
                 self._wrong.setdefault(key, []).append(time.monotonic())
         return False
+
+
+Refused = tuple[int, str, dict[str, str]]  # status, sentence, headers
+
+
+def known(logins: Logins, name: str, password: str, address: str) -> tuple[str, Refused | None]:
+    """Whether the password is somebody's; too many wrong ones have to wait."""
+    wait = logins.wait(f"name {name}", f"address {address}")
+    if wait > 0:
+        words = f"Too many wrong passwords: wait {max(1, round(wait / 60))} min, then try again."
+        return "", (429, words, {"retry-after": str(int(wait) + 1)})
+    if not logins.check(name, password, address):
+        return "", (401, "Name or password is wrong: try again.", {})
+    return name, None
 
 
 class People(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from peftbook import specs
@@ -75,21 +75,14 @@ def sights_of_check(studio: Studio, request_id: str) -> tuple[Sight, ...]:
     return sights_of(runs, studio.task(asked["project"]))
 
 
-def queue_checked(
-    studio: Studio, project_id: str, request_id: str, wanted: Collection[str] | None = None
-) -> tuple[str, int]:
-    """Queue the runs that a check found to fit: the plan's id and how many they are.
-
-    wanted: keys of the runs that are still asked for. Raises Conflict where none of them was found to fit.
-    """
+def queue_checked(studio: Studio, project_id: str, request_id: str) -> tuple[str, int]:
+    """Queue the runs that a check found to fit: the plan's id and how many they are. Raises Conflict for none."""
     runs = runs_of_check(studio, project_id, request_id)
     text = studio.asked(request_id).payload.get("tuning", "")
     fitting = {check.key: check.label for check in checks_of(studio.answer(request_id)) if check.fits}
     if not fitting:
         raise Conflict("No run of this plan can be run here; the check says why.")
-    chosen = [run for run in runs if run.key in fitting and (wanted is None or run.key in wanted)]
-    if not chosen:
-        raise Conflict(CHANGED)
+    chosen = [run for run in runs if run.key in fitting]
     name = f"Plan {len(studio.plans(project_id)) + 1}"
     if not text:
         return studio.submit(project_id, chosen, name, labels=fitting), len(chosen)

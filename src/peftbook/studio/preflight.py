@@ -352,12 +352,13 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
 def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
     """The step that needs most: the longest rows in one batch, as the training loop would run it."""
     from peftbook.training.forward import SHORT_TOKENS
+    from peftbook.training.packed import FUSED_TOKENS
 
     assert run.budget is not None
     rows = min(run.budget.batch_size, len(data))
     longest = sorted((len(one.ids) for one in data), reverse=True)[:rows]
     labels = sum(sorted((one.label_tokens for one in data), reverse=True)[:rows])
-    eager = run.platform == "cpu" and longest[0] <= SHORT_TOKENS
+    eager = run.platform == "cpu" and longest[0] <= (FUSED_TOKENS if run.packed else SHORT_TOKENS)
     return replace(
         training_setup(run, shape), batch=rows, seq=longest[0], labels=labels,
         padding=needs_mask(run), attention="eager" if eager else "sdpa",

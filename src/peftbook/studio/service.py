@@ -43,9 +43,8 @@ WantedBy=multi-user.target
 #     proxy_buffering off;
 #     client_max_body_size 0;
 #   }}
-# The API under a prefix, which the proxy takes off:
-#   location /peft/api/ {{ proxy_pass http://127.0.0.1:{port}/api/; … the same … }}
-#   location /peft/studio/ {{ proxy_pass http://127.0.0.1:{port}/studio/; … the same … }}
+# Under a prefix, which the proxy takes off: pages and API write no address that begins at the root.
+#   location /peft/ {{ proxy_pass http://127.0.0.1:{port}/; … the same … }}
 # Alive: GET /api/v1/health. Ready for work: GET /api/v1/ready, 200 or 503 with what is missing.
 """
 

@@ -6,8 +6,10 @@ studio prints, as Jupyter's does; `token` in the home keeps it, readable by its 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import secrets
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +70,8 @@ class Keys(Sessions):
         if row is None or not row["password"] or row["password"] != self.logins.mark(row["name"]):
             return None
         if (row["used"] or 0.0) < (now := time.time()) - USED_SECONDS:
-            with self._write() as db:
-                db.execute("UPDATE tokens SET used = ? WHERE id = ?", (now, row["id"]))
+            with contextlib.suppress(sqlite3.OperationalError), self._waiting(0.0), self._write() as db:
+                db.execute("UPDATE tokens SET used = ? WHERE id = ?", (now, row["id"]))  # at the door nobody waits
         return row["name"]
 
     def welcome(self, query: bytes) -> dict[str, str] | None:
@@ -79,7 +81,7 @@ class Keys(Sessions):
             return None
         rest = urlencode([field for field in fields if field[0] != "token"])
         words = f"{COOKIE}={self.begin(OWNER)}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
-        return {"location": f"/?{rest}" if rest else "/", "set-cookie": words}
+        return {"location": f"./?{rest}" if rest else "./", "set-cookie": words}
 
     def make(self, name: str, label: str) -> tuple[Token, str]:
         """A new token for somebody, and the secret itself, which nobody can read again."""

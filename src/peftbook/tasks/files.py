@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.errors import InputError
+from peftbook.specs import OWN_ROWS
 from peftbook.tasks import SPLITS, Example, TaskData
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 FAULTS_SHOWN = 3
+SHOWN_COLUMNS, SHOWN_CHARS = 12, 40  # in a sentence
 METRICS = ("rouge", "bertscore", "exact_match")
 
 
@@ -82,7 +84,7 @@ def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fa
     """
     for name in (columns.input, columns.target, columns.instruction, columns.group):
         if name is not None and name not in table.columns:
-            raise InputError(f"There is no column {name!r}: the columns are {', '.join(map(repr, table.columns))}.")
+            raise InputError(f"There is no column {shown(name)}: {listed(table.columns)}.")
     if columns.input == columns.target or columns.instruction in (columns.input, columns.target):
         twice = columns.target if columns.input == columns.target else columns.instruction
         raise InputError(
@@ -101,6 +103,17 @@ def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fa
             continue
         examples.append(Example(f"row-{number:06d}", text, row[target], "" if group is None else row[group]))
     return examples, tuple(sorted(faults, key=lambda fault: fault.row))
+
+
+def listed(columns: Sequence[str]) -> str:
+    """The first columns of a table, in words."""
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    return f"the columns are {', '.join(map(shown, columns[:SHOWN_COLUMNS]))}{more}"
+
+
+def shown(name: str) -> str:
+    """A column's name in quotes, or its beginning."""
+    return repr(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…")
 
 
 def examine(table: Table, columns: Columns, split: Split = Split()) -> Findings:
@@ -143,7 +156,7 @@ def check_enough(examples: Sequence[Example], faults: Sequence[Fault]) -> None:
 
 
 def task_from_table(table: Table, columns: Columns, split: Split = Split(), instruction: str = "{input}") -> TaskData:
-    """The usable rows as a task named "files"; its `data_sha256` is that of their texts and of all that is given here.
+    """The usable rows as a task named OWN_ROWS; its `data_sha256` is that of their texts and of all that is given here.
 
     instruction: the user turn, with `{input}` where the input goes. Raises InputError where that is no task.
     """
@@ -181,7 +194,7 @@ def split_rows(examples: Sequence[Example], split: Split) -> dict[str, tuple[Exa
 
 def task_of(instruction: str, splits: dict[str, tuple[Example, ...]], data_sha256: str) -> TaskData:
     """A reader's task."""
-    return TaskData("files", 1, instruction, splits, METRICS, data_sha256)
+    return TaskData(OWN_ROWS, 1, instruction, splits, METRICS, data_sha256)
 
 
 def check_instruction(instruction: str) -> None:

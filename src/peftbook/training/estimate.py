@@ -102,7 +102,7 @@ def by_attention(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> dict[str
     """Attention → the batches that it is chosen for."""
     found: dict[str, list[Sequence[Encoded]]] = {}
     for batch in batches:
-        short = setup.device == "cpu" and width_of(batch) <= (FUSED_TOKENS if packs(setup) else SHORT_TOKENS)
+        short = setup.device == "cpu" and width_of(batch) <= (FUSED_TOKENS if setup.packed else SHORT_TOKENS)
         found.setdefault("eager" if short else "sdpa", []).append(batch)
     return found
 
@@ -114,12 +114,12 @@ def symbols_of(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
     checkpointed layers share nothing, and each has the soft prompt before it.
     """
     rows = np.array([len(batch) for batch in batches])
-    once = packs(setup) or caches(setup)
+    once = setup.packed or caches(setup)
     shared = np.array([shared_prefix(batch) if once else 0 for batch in batches])
     width = np.array([width_of(batch) for batch in batches])
     labels = np.array([sum(one.label_tokens for one in batch) for batch in batches])
     virtual = setup.symbols["P"]
-    if packs(setup):
+    if setup.packed:
         lengths = np.array([sum(len(one.ids) for one in batch) for batch in batches])
         common = shared + virtual * (setup.method == "prompt")
         own = (lengths + common) / rows - shared - 1
@@ -135,14 +135,9 @@ def before_rows(setup: Setup, batches: Sequence[Sequence[Encoded]]) -> Symbols:
     return {"b": 1, "s": own, "t": own, "k": own + virtual * (setup.method == "prefix"), "n": 0}
 
 
-def packs(setup: Setup) -> bool:
-    """Whether the loop computes without padding (`training.packed`)."""
-    return setup.device == "cpu" and setup.dtype == "fp32" and not setup.autocast
-
-
 def caches(setup: Setup) -> bool:
     """Whether what stands before all rows runs once, by keys and values in a cache."""
-    return not packs(setup) and not setup.checkpointing
+    return not setup.packed and not setup.checkpointing
 
 
 def width_of(batch: Sequence[Encoded]) -> int:
@@ -167,13 +162,15 @@ def generation_seconds(
     virtual, most = plain.symbols["P"], run.evaluation.max_new_tokens
     rows, own, seen = [], [], []
     for batch in sorted_batches([prompt for prompt, _ in pairs], batch_size):
-        width = max(pairs[index][0] for index in batch)
+        asked = [pairs[index][0] for index in batch]
+        width = max(asked)
+        read = sum(asked) / len(asked) if run.packed and run.task.own else width
         answers = [min(pairs[index][1], most) for index in batch]
         for step in range(max(answers)):
             rows.append(sum(answer > step for answer in answers))
-            own.append(width if step == 0 else 1)
-            seen.append(width + step + virtual)
-    b, t, k = np.array(rows), np.array(own), np.array(seen)
+            own.append(1 if step else read)
+            seen.append((width + step if step else read) + virtual)
+    b, t, k = (np.array(values, dtype=float) for values in (rows, own, seen))
     return sum_of(forward_seconds(shape, plain, rates, {"b": b, "s": t, "t": t, "k": k, "n": b}))
 
 

@@ -25,7 +25,7 @@ from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.calibration import known_rates
-from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
+from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, is_sharded, saved_state, shard
 from peftbook.training.encode import (
     Encoded,
     batch_plan,
@@ -46,11 +46,12 @@ from peftbook.training.loop import (
     arithmetic,
     frozen_linears_in,
     losses,
-    reordered,
+    order_of,
     saved_threads,
     train,
 )
 from peftbook.training.models import Loaded, load_model
+from peftbook.training.packed import packed_rows
 from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
 from peftbook.training.restored import restore
@@ -110,7 +111,7 @@ class Trainee:
         lengths = [len(example.ids) for example in self.encoded]
         plan = batch_plan(lengths, budget.batch_size, budget.tokens, self.run.seed)
         data, plan = with_replay(self.encoded, plan, replay, share)
-        with reordered(self.model, self.run.dtype):
+        with order_of(self.run, self.model):
             return train(
                 self.model, data, budget, plan=plan, seed=self.run.seed, pad_id=self.tokenizer.pad_token_id,
                 dtype=self.run.dtype, platform=self.run.platform, micro_batch=micro_batch,
@@ -358,7 +359,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
     began = time.monotonic()
     dtype, size = wanted.generation_dtype, generation_batch(len(shots), wanted.order)
     order = answer_order([one.group for one in chosen]) if wanted.order == "random" else None
-    with frozen_linears_in(dtype, model), arithmetic(model, dtype, run.platform):
+    with packing(trainee), frozen_linears_in(dtype, model), arithmetic(model, dtype, run.platform):
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size, order=order,
             on_batch=phases.count("generating", len(prompts)), on_texts=None if order is None else watch.answers,
@@ -370,11 +371,18 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
     return texts
 
 
+def packing(trainee: Trainee) -> contextlib.AbstractContextManager[None]:
+    """Within it a reader's questions are read without padding; published texts are those of padded ones."""
+    run = trainee.run
+    alone = run.packed and run.task.own and not is_sharded(trainee.model)
+    return packed_rows(trainee.model) if alone else contextlib.nullcontext()
+
+
 def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:
     """Nats and label tokens of the split's first n_loss examples."""
     run, pad_id = trainee.run, trainee.tokenizer.pad_token_id
     size = loss_batch(run.method.examples_shown)
-    with reordered(model, run.dtype):
+    with order_of(run, model):
         return losses(
             model, trainee.graded,
             pad_id=pad_id, dtype=run.dtype, platform=run.platform, batch_size=size, on_batch=on_batch,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
 from peftbook.training.distributed import gathered
 from peftbook.training.encode import common_start, ordered_batches, sorted_batches
 from peftbook.training.forward import causal_model, start_cache
+from peftbook.training.packed import is_packed, last_states
 from peftbook.training.products import half_products
 
 __all__ = ["decode_batch", "generate", "greedy"]
+
+PADDED = 0  # an id that nothing looks at
 
 
 class RoomyLayer(DynamicLayer):
@@ -28,15 +33,15 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self.room, self.device, self.is_initialized = room, layer.device, True
         self.keys, self.values = layer.keys, layer.values
-        self.buffers: dict[str, torch.Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple:
         """The keys and values with some more behind them."""
         self.keys = self.appended("keys", self.keys, key_states)
         self.values = self.appended("values", self.values, value_states)
         return self.keys, self.values
 
-    def appended(self, name: str, held: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    def appended(self, name: str, held: Tensor, more: Tensor) -> Tensor:
         """A view of the buffer of this name; rows that have left, or too little room, make another buffer."""
         count = held.shape[-2]
         end, buffer = count + more.shape[-2], self.buffers.get(name)
@@ -48,7 +53,7 @@ class RoomyLayer(DynamicLayer):
         return buffer[..., :end, :]
 
 
-def attended(held: torch.Tensor) -> torch.dtype:
+def attended(held: Tensor) -> torch.dtype:
     """The type in which attention computes with keys or values."""
     device = held.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else held.dtype
@@ -59,7 +64,7 @@ def with_room(cache: Any, room: int) -> None:
     cache.layers = [RoomyLayer(one, room) if type(one) is DynamicLayer else one for one in cache.layers]
 
 
-def greedy(logits: torch.Tensor) -> torch.Tensor:
+def greedy(logits: Tensor) -> Tensor:
     """The most probable token of each row. logits: (rows, V).   Returns (rows,)."""
     return logits.argmax(dim=-1)
 
@@ -82,8 +87,8 @@ def generate(
     after each batch.
 
     Prompts run in batches of similar length. What all prompts of a batch share at their start, and a soft prompt or
-    prefix, runs once; the rest is left-padded with a mask. The compute type is that of the weights, or of the autocast
-    around the call.
+    prefix, runs once; the rest is left-padded with a mask, within `packed_rows` only after it was read. The compute
+    type is that of the weights, or of the autocast around the call.
     """
     model.eval()
     texts, answered = [""] * len(prompts), dict[int, str]()
@@ -108,44 +113,80 @@ def decode_batch(
     tokenizer,
     prompts: list[list[int]],
     max_new_tokens: int,
-    pick: Callable[[torch.Tensor], torch.Tensor] = greedy,
+    pick: Callable[[Tensor], Tensor] = greedy,
 ) -> list[list[int]]:
     """The new ids of each prompt, without the end-of-turn token; a row that has ended leaves the batch.
 
     pick: logits of the next token, (rows, V), to the ids that are taken, (rows,).
     """
-    base = causal_model(model)
-    if base.config._attn_implementation != "sdpa":
-        base.set_attn_implementation("sdpa")
-    device = base.get_input_embeddings().weight.device
-    shared = common_start(prompts, min(map(len, prompts)) - 1)
-    cache = start_cache(model, torch.tensor([prompts[0][:shared]], dtype=torch.long, device=device), len(prompts))
-    before = cache.get_seq_length() if cache is not None else 0
-    width = max(map(len, prompts)) - shared
-    padding = [width - len(prompt) + shared for prompt in prompts]
-    ids = torch.tensor([[tokenizer.pad_token_id] * n + p[shared:] for n, p in zip(padding, prompts, strict=True)])
-    mask = torch.tensor([[1] * before + [0] * n + [1] * (width - n) for n in padding])
-    ids, mask = ids.to(device), mask.to(device)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
+    base, rests = causal_model(model), [*map(len, prompts)]
+    shared = common_start(prompts, min(rests) - 1)
+    read = last_states if is_packed(model) else padded_states
+    states, cache = read(model, prompts, shared)
+    with_room(cache, max_new_tokens)
+    mask = mask_behind(cache.get_seq_length(), [rest - shared for rest in rests], states.device)
+    positions = mask.sum(dim=1, keepdim=True) - 1
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
-    for step in range(max_new_tokens):
-        output = base.model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
-        cache = output.cache
-        if step == 0:
-            with_room(cache, max_new_tokens)
-        chosen = pick(base.lm_head(output.last_hidden_state[:, -1]))
-        keep = [at for at, token in enumerate(chosen.tolist()) if token != tokenizer.eos_token_id]
-        for at in keep:
-            answers[rows[at]].append(int(chosen[at]))
-        if not keep:
-            break
-        if len(keep) < len(rows):
-            kept = torch.tensor(keep, device=device)
-            rows = [rows[at] for at in keep]
-            cache.batch_select_indices(kept)
-            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-        ids = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+    with fused_attention(base):
+        for left in reversed(range(max_new_tokens)):
+            chosen = pick(base.lm_head(states))
+            keep = [at for at, token in enumerate(chosen.tolist()) if token != tokenizer.eos_token_id]
+            for at in keep:
+                answers[rows[at]].append(int(chosen[at]))
+            if not keep:
+                break
+            if len(keep) < len(rows):
+                kept = torch.tensor(keep, device=states.device)
+                rows = [rows[at] for at in keep]
+                cache.batch_select_indices(kept)
+                chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+            if left:
+                mask, positions = functional.pad(mask, (0, 1), value=1), positions + 1
+                states, cache = last_of(base, chosen[:, None], mask, positions, cache)
     return answers
+
+
+def padded_states(model: nn.Module, prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Any]:
+    """The last hidden state of every prompt, (rows, d), and a cache of their keys and values, padded on the left.
+
+    shared: leading ids that all have, fewer than the shortest, which run once.
+    """
+    base: Any = causal_model(model)
+    device = base.get_input_embeddings().weight.device
+    with fused_attention(base):
+        cache = start_cache(model, torch.tensor([prompts[0][:shared]], dtype=torch.long, device=device), len(prompts))
+        before = cache.get_seq_length() if cache is not None else 0
+        rests = [prompt[shared:] for prompt in prompts]
+        width = max(map(len, rests))
+        ids = torch.tensor([[PADDED] * (width - len(rest)) + [*rest] for rest in rests], device=device)
+        mask = mask_behind(before + width, [*map(len, rests)], device)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
+        return last_of(base, ids, mask, positions, cache)
+
+
+def mask_behind(total: int, rests: Sequence[int], device: torch.device) -> Tensor:
+    """1 where a row has a token and 0 where it is padded, behind what is common to all: (rows, total)."""
+    longest = max(rests)
+    rows = [[1] * (total - longest) + [0] * (longest - rest) + [1] * rest for rest in rests]
+    return torch.tensor(rows, device=device)
+
+
+def last_of(base: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    """The last hidden state of each row, (rows, d), and the cache with these tokens in it."""
+    output = base.model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
+    return output.last_hidden_state[:, -1], output.cache
+
+
+@contextlib.contextmanager
+def fused_attention(base: Any) -> Iterator[None]:
+    """Within it attention is torch's own, which takes a mask and keeps no scores."""
+    kind = base.config._attn_implementation
+    if kind == "sdpa":
+        yield
+        return
+    base.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(kind)

@@ -42,6 +42,7 @@ __all__ = [
     "frozen_linears_in",
     "label_losses",
     "losses",
+    "order_of",
     "reordered",
     "saved_threads",
     "train",
@@ -142,16 +143,21 @@ def frozen_linears_in(dtype: str, model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reordered(model: nn.Module, dtype: str) -> Iterator[None]:
-    """Within it a model in float32 on a CPU is computed without padding and with joined products.
+    """Within it a model on a CPU is computed without padding and, in float32, with joined products; shards stay.
 
-    The sums are the same, in an order of their own: losses and gradients agree to some units in the last place. In the
-    half types the order shows, so that nothing changes there, nor for shards or on a GPU.
+    The sums are the same, in an order of their own: losses and gradients agree to some units in the last place of the
+    type that is computed in, which in the half types shows.
     """
-    if dtype != "fp32" or is_sharded(model):
+    if is_sharded(model):
         yield
         return
-    with packed_rows(model), joined_products(model):
+    with packed_rows(model), joined_products(model) if dtype == "fp32" else contextlib.nullcontext():
         yield
+
+
+def order_of(run: specs.Run, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """The order of sums of a run: one of its own where that may be, else that of padded rows."""
+    return reordered(model, run.dtype) if run.packed else contextlib.nullcontext()
 
 
 def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import AttentionInterface
 from peftbook.training.encode import Encoded, shared_prefix
 from peftbook.training.forward import causal_model, prefix_cache, soft_prompt
 
-__all__ = ["FUSED_TOKENS", "is_packed", "label_states", "packed_rows"]
+__all__ = ["FUSED_TOKENS", "is_packed", "label_states", "last_states", "packed_rows"]
 
 NAME = "packed_rows"  # among transformers' kinds of attention
 FUSED_TOKENS = 384  # of a row: above it torch's fused attention, slower to go back through, which keeps no scores
@@ -34,6 +35,16 @@ class Layout:
 
     common: int
     rows: tuple[int, ...]
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each of the rows begins."""
+        return [*itertools.accumulate(self.rows[:-1], initial=self.common)]
+
+    @property
+    def ends(self) -> list[int]:
+        """Where each of the rows ends."""
+        return [start + row for start, row in zip(self.starts, self.rows, strict=True)]
 
 
 @contextlib.contextmanager
@@ -105,29 +116,64 @@ def label_states(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor,
 
     The last token of an example predicts nothing and is left out.
     """
-    base, cache, soft = causal_model(model), prefix_cache(model), soft_prompt(model)
     shared = shared_prefix(examples)
+    output, layout = packed_pass(model, [example.ids[:-1] for example in examples], shared)
+    places = [
+        first + at - 1 - shared
+        for example, first in zip(examples, layout.starts, strict=True)
+        for at in range(example.start, len(example.ids))
+    ]
+    labels = [token for example in examples for token in example.ids[example.start :]]
+    return output.last_hidden_state[0, torch.tensor(places)], torch.tensor(labels)
+
+
+def last_states(model: nn.Module, prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Any]:
+    """The last hidden state of every prompt, (rows, d), and a cache of keys and values in which each has a row of its
+    own, padded on the left behind what is common to all.
+
+    shared: leading ids that all have, fewer than the shortest.
+    """
+    output, layout = packed_pass(model, prompts, shared, keep=True)
+    for layer in output.cache.layers:
+        layer.keys, layer.values = (each_alone(packed, layout.rows) for packed in (layer.keys, layer.values))
+    return output.last_hidden_state[0, torch.tensor(layout.ends) - 1], output.cache
+
+
+def each_alone(packed: Tensor, rows: Sequence[int]) -> Tensor:
+    """Keys or values of packed rows, (1, heads, common + sum of rows, d), as (rows, heads, common + longest, d)."""
+    first, *parts = packed[0].split([packed.shape[2] - sum(rows), *rows], dim=1)
+    alone = packed.new_zeros(len(rows), len(first), first.shape[1] + max(rows), first.shape[2])
+    alone[:, :, : first.shape[1]] = first
+    for row, part in zip(alone, parts, strict=True):
+        row[:, row.shape[1] - part.shape[1] :] = part
+    return alone
+
+
+def packed_pass(
+    model: nn.Module, rows: Sequence[Sequence[int]], shared: int, *, keep: bool = False
+) -> tuple[Any, Layout]:
+    """What the model makes of the first `shared` ids, which all rows have, and of the rest of each; and where they lie.
+
+    A soft prompt stands before, as embeddings; a prefix in the cache. keep: with the keys and values of all tokens.
+    """
+    base, cache, soft = causal_model(model), prefix_cache(model), soft_prompt(model)
     learned = 0 if soft is None else len(soft)
     before = learned + (0 if cache is None else cache.get_seq_length())
-    rests = [example.ids[shared:-1] for example in examples]
-    ids = [*examples[0].ids[:shared], *(token for rest in rests for token in rest)]
+    rests = [row[shared:] for row in rows]
+    ids = [*rows[0][:shared], *(token for rest in rests for token in rest)]
     positions = [*range(before + shared), *(before + shared + at for rest in rests for at in range(len(rest)))]
     embedded = base.get_input_embeddings()(torch.tensor([ids]))
     if soft is not None:
         embedded = torch.cat([soft[None].to(embedded.dtype), embedded], dim=1)
-    states = base.model(
+    layout = Layout(learned + shared, tuple(map(len, rests)))
+    output = base.model(
         inputs_embeds=embedded,
         position_ids=torch.tensor([positions[before - learned :]]),
         cache=cache,
-        use_cache=cache is not None,
-        layout=Layout(learned + shared, tuple(map(len, rests))),
-    ).last_hidden_state[0]
-    places, first = [], learned + shared
-    for example, rest in zip(examples, rests, strict=True):
-        places += [first + at - 1 - shared for at in range(example.start, len(example.ids))]
-        first += len(rest)
-    labels = [token for example in examples for token in example.ids[example.start :]]
-    return states[torch.tensor(places)], torch.tensor(labels)
+        use_cache=keep or cache is not None,
+        layout=layout,
+    )
+    return output, layout
 
 
 def attend(

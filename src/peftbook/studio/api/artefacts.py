@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from starlette.responses import FileResponse
 
 from peftbook.studio import artefacts, downloads
-from peftbook.studio.api.context import Here
+from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import AskedShape, Body
 
 __all__ = ["routes"]
@@ -46,12 +45,12 @@ def make_artefact(job: str, name: str, here: Here) -> AskedShape:
     return AskedShape.of(asked, here.studio.answer(asked))
 
 
-@routes.get("/jobs/{job}/artefacts/{name}", response_class=FileResponse)
-def fetch_artefact(job: str, name: str, here: Here) -> FileResponse:
+@routes.get("/jobs/{job}/artefacts/{name}", response_class=Download)
+def fetch_artefact(job: str, name: str, here: Here) -> Download:
     """Fetch a file of a job."""
     found = here.studio.job(job)
     path = downloads.file_of(here.studio, found, name)
-    return FileResponse(path, filename=downloads.title_of(here.studio, found, name))
+    return Download(path, filename=downloads.title_of(here.studio, found, name))
 
 
 @routes.get("/jobs/{job}/command")
@@ -67,7 +66,7 @@ def make_recipe(project: str, body: RecipeBody, here: Here) -> AskedShape:
     return AskedShape.of(asked, here.studio.answer(asked))
 
 
-@routes.get("/projects/{project}/recipes/{answer}", response_class=FileResponse)
-def fetch_recipe(project: str, answer: str, here: Here) -> FileResponse:
+@routes.get("/projects/{project}/recipes/{answer}", response_class=Download)
+def fetch_recipe(project: str, answer: str, here: Here) -> Download:
     """Fetch a recipe folder as a zip file, by the id of its answer, which says in words what is advised."""
-    return FileResponse(downloads.recipe_file(here.studio, project, answer), filename="recipe.zip")
+    return Download(downloads.recipe_file(here.studio, project, answer), filename="recipe.zip")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BEFORE", "EXAMPLES", "ROWS", "Example"]
+__all__ = ["BEFORE", "EXAMPLES", "MORE", "ROWS", "Example"]
 
 PAIRS = "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40))
 ROWS = f"question,answer\n{PAIRS}"
@@ -31,8 +31,9 @@ FILES = ("GET /jobs/{job}/artefacts/{name}", "GET /projects/{project}/recipes/{a
 class Example:
     """A request. route: of the description.  path: with `{name}` where something goes that an answer has said before.
 
-    body: sent as JSON; text as it is.  status: of the answer.  keep: what is kept of it under a name, by the path
-    there.  until: a state that is waited for by asking again.
+    body: sent as JSON.  file: what is sent as it is, or announced with its length in the body.  status: of the answer.
+    keep: what is kept of it under a name, by the path there.  until: a state that is waited for by asking again.
+    saved: the file that the answer becomes.
     """
 
     route: str
@@ -41,6 +42,8 @@ class Example:
     status: int = 200
     keep: Mapping[str, str] = field(default_factory=dict)
     until: str = ""
+    file: str = ""
+    saved: str = ""
 
     @property
     def method(self) -> str:
@@ -51,14 +54,19 @@ class Example:
         words = ["studio"]
         if self.method != "GET":
             words.append(f"-X {self.method}")
-        if isinstance(self.body, str):
-            words.append(f"--data-binary @{'questions' if self.body == ROWS else 'more'}.csv")
-        elif self.body is not None:
-            words += ["-H 'Content-Type: application/json'", f"-d {in_shell(json.dumps(self.body))}"]
+        if self.body is not None:
+            length = f"$(wc -c < {self.file})"
+            body = json.dumps(self.body | {"bytes": length} if self.file else self.body)
+            body = in_shell(body.replace(json.dumps(length), length))
+            words += ["-H 'Content-Type: application/json'", f"-d {body}"]
+        elif self.file:
+            words.append(f"--data-binary @{self.file}")
         if self.route.endswith("events"):
             words.append("-N")
         if self.route in FILES:
             words.append("-OJ")
+        if self.saved:
+            words.append(f"-o {self.saved}")
         return f'{" ".join(words)} "$STUDIO{variables(self.path)}"'
 
 
@@ -72,12 +80,15 @@ def variables(text: str) -> str:
 def in_shell(text: str) -> str:
     """A body, quoted; what stands for a variable of the shell is one."""
     inner = variables(text)
-    if inner == text:
+    if "$" not in inner:
         return shlex.quote(text)
     escaped = inner.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
+NAMED = {"filename": "questions.csv", "bytes": len(ROWS)}
+LATER = {"filename": "more.csv", "bytes": len(MORE)}
+SAVED = {"filename": "project.tar", "bytes": 20_000}
 READING = {"input": "question", "target": "answer"}
 SETTINGS = {"models": ["small-llama"], "methods": ["untuned", "lora"], "seeds": 1, "tokens": 2000, "max_new_tokens": 8,
             "peek": True, "learning_rates": {"lora": 0.002}}  # fmt: skip
@@ -91,8 +102,8 @@ EXAMPLES = (
     Example("POST /tokens", "/tokens", {"label": "laptop"}, 201, {"mine": "id"}),
     Example("GET /tokens", "/tokens"),
     Example("DELETE /tokens/{token}", "/tokens/{mine}", status=204),
-    Example("POST /files", "/files", {"filename": "questions.csv", "bytes": len(ROWS)}, 201, {"file": "id"}),
-    Example("PUT /files/{file}/content", "/files/{file}/content?offset=0", ROWS),
+    Example("POST /files", "/files", NAMED, 201, {"file": "id"}, file="questions.csv"),
+    Example("PUT /files/{file}/content", "/files/{file}/content?offset=0", file="questions.csv"),
     Example("GET /files/{file}", "/files/{file}"),
     Example("GET /files", "/files"),
     Example("GET /files/{file}/table", "/files/{file}/table"),
@@ -143,11 +154,17 @@ EXAMPLES = (
     Example("POST /projects/{project}/recipes", "/projects/{project}/recipes", RECIPE, 202, {"recipe": "id"}),
     Example("GET /answers/{answer}", "/answers/{recipe}", until="done"),
     Example("GET /projects/{project}/recipes/{answer}", "/projects/{project}/recipes/{recipe}"),
-    Example("POST /files", "/files", {"filename": "more.csv", "bytes": len(MORE)}, 201, {"rows": "id"}),
-    Example("PUT /files/{file}/content", "/files/{rows}/content", MORE),
+    Example("POST /files", "/files", LATER, 201, {"rows": "id"}, file="more.csv"),
+    Example("PUT /files/{file}/content", "/files/{rows}/content", file="more.csv"),
     Example(
         "POST /jobs/{job}/continuations", "/jobs/{job}/continuations", {"file": "{rows}"}, 201, {"onward": "project"}
     ),
     Example("DELETE /projects/{project}", "/projects/{onward}", status=204),
+    Example("GET /projects/{project}/archive", "/projects/{project}/archive", saved="project.tar"),
+    Example("DELETE /projects/{project}", "/projects/{project}", status=204),
+    Example("POST /files", "/files", SAVED, 201, {"archive": "id"}, file="project.tar"),
+    Example("PUT /files/{file}/content", "/files/{archive}/content", file="project.tar"),
+    Example("POST /projects/archive", "/projects/archive", {"file": "{archive}"}, 201),
+    Example("GET /projects/{project}/decision", "/projects/{project}/decision"),
     Example("DELETE /projects/{project}", "/projects/{project}", status=204),
 )

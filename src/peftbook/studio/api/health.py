@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
@@ -12,6 +13,7 @@ from peftbook.studio.health import troubles
 __all__ = ["routes"]
 
 routes = APIRouter(tags=["health"])
+PROBES = CapacityLimiter(2)  # of their own: where all threads wait for something, this is what a probe must say
 
 
 class ReadyShape(BaseModel):
@@ -22,13 +24,13 @@ class ReadyShape(BaseModel):
 
 
 @routes.get("/health")
-def show_health() -> dict[str, str]:
-    """Whether the service answers at all; it asks nothing of the disk."""
+async def show_health() -> dict[str, str]:
+    """Whether the service answers at all; it asks nothing of the disk, and waits for no other request."""
     return {"status": "ok"}
 
 
 @routes.get("/ready", response_model=ReadyShape)
-def show_readiness(here: Here) -> JSONResponse:
+async def show_readiness(here: Here) -> JSONResponse:
     """Whether the service can do its work: 200, or 503 with what is missing."""
-    missing = troubles(here.studio)
+    missing = await to_thread.run_sync(troubles, here.studio, limiter=PROBES)
     return Json(ReadyShape(ready=not missing, missing=missing).model_dump(), 503 if missing else 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ __all__ = ["PROBLEM", "Problem", "add_problems"]
 STATUS = {Unknown: 404, Conflict: 409, TooLarge: 413, InputError: 422}
 TYPE = "application/problem+json"
 SHOWN_CHARS = 60
+LONG = re.compile(r"""'([^']{200})[^']{60,}'|"([^"]{200})[^"]{60,}\"""")  # a value that nobody would read to its end
 SCHEMA = {
     "type": "object",
     "required": ["type", "title", "status", "detail"],
@@ -62,18 +64,30 @@ def add_problems(api: FastAPI) -> None:
 
 
 def told(status: int, words: str, headers: Any = None) -> Problem:
-    return Problem(problem(status, words), status, headers=headers)
+    return Problem(problem(status, LONG.sub(r"'\1\2…'", words)), status, headers=headers)
 
 
 def sentence_of(error: dict[str, Any]) -> str:
     """The first thing that is wrong with a body or an address, with its name and value."""
-    where = ".".join(str(part) for part in error["loc"][1:]) or "The body"
+    where = printable(".".join(str(part) for part in error["loc"][1:])) or "The body"
     if error["type"] == "json_invalid":
         return f"The body is no JSON ({error.get('ctx', {}).get('error', 'it ends too early')}): mend it."
+    if where == "The body" and isinstance(error.get("input"), bytes):
+        return "The body does not say that it is JSON: send it with Content-Type: application/json."
+    if error["type"] == "deep":
+        return "The body is nested deeper than anything that is asked for: send what the description says."
     if error["type"] == "missing":
         return f"{where} is missing: give it."
     if error["type"] == "extra_forbidden":
         return f"{where} is no field of this body: leave it out."
-    value = repr(error.get("input"))
-    shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}…"
-    return f"{where} is {shown}: {str(error['msg']).replace('Input should', 'it should')}."
+    value = cut(repr(error.get("input")))
+    return f"{where} is {value}: {str(error['msg']).replace('Input should', 'it should')}."
+
+
+def printable(text: str) -> str:
+    """A name from outside, or its beginning, with an escape for what does not print."""
+    return cut(text if text.isprintable() else repr(text)[1:-1])
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

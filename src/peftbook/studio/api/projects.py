@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from peftbook.studio.api.context import Here
+from peftbook.studio import downloads
+from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import Body, FindingsShape, ProjectShape, ReadingBody, reading_of
+from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.findings import examined, project_of_draft
 from peftbook.studio.store import Project, Studio
 
@@ -28,6 +30,10 @@ class ProjectBody(ReadingBody):  # type: ignore[valid-type, misc]
 
     file: str = Field(description="id of an upload that is whole")
     name: str = Field("", description="of the project; that of the file without one")
+
+
+class ArchiveBody(Body):
+    file: str = Field(description="id of an upload that is whole: a saved project")
 
 
 class RowShape(BaseModel):
@@ -80,6 +86,22 @@ def rename_project(project: str, body: NameBody, here: Here) -> ProjectShape:
 def delete_project(project: str, here: Here) -> None:
     """Delete a project for good, with its data, runs, records, adapters and downloads; what runs is stopped."""
     here.studio.delete_project(project)
+
+
+@routes.get("/{project}/archive", response_class=Download)
+def save_archive(project: str, here: Here) -> Download:
+    """Save a project as one file that another studio takes in: data, plans, runs, records and adapters."""
+    path = save_project(here.studio, project)
+    name = downloads.slug(here.studio.project(project).name)
+    return Download(path, filename=f"{name}.tar", media_type="application/x-tar")
+
+
+@routes.post("/archive", status_code=201)
+def load_archive(body: ArchiveBody, here: Here) -> ProjectShape:
+    """Take in a project that another studio saved, under its own id. What waited or ran there can be resumed here."""
+    made = load_project(here.studio, here.drafts.whole(body.file).path, here.drafts.caps)
+    here.drafts.drop(body.file)
+    return shape_of(here.studio, made)
 
 
 @routes.get("/{project}/findings")

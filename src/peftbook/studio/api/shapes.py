@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from peftbook import specs
 from peftbook.base_models import model_named
@@ -24,12 +26,36 @@ from peftbook.tasks.files import Findings
 
 Number = StrictInt | StrictFloat
 FAULTS = 100  # that are listed
+MOST_LEVELS = 20  # of lists and dictionaries in one another
 
 
 class Body(BaseModel):
-    """What is sent: a field that is none is refused."""
+    """What is sent: a field that is none is refused, and what no file and no database can hold."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def can_be_held(cls, said: Any) -> Any:
+        """JSON can nest without end, and can say half of a surrogate pair, which is no character: RFC 8259, 8.2."""
+        if depth(said) > MOST_LEVELS:
+            raise PydanticCustomError("deep", "Input should not be nested so deep")
+        try:
+            json.dumps(said, ensure_ascii=False, default=repr).encode()
+        except UnicodeEncodeError as error:
+            words = f"Input should be of whole characters, not have {error.object[error.start]!a}"
+            raise PydanticCustomError("half", words) from None
+        return said
+
+
+def depth(tree: Any) -> int:
+    """How deep lists and dictionaries lie in one another; 0 for a leaf."""
+    levels, level = -1, [tree]
+    while level:
+        levels += 1
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for part in inner for one in part]
+    return levels
 
 
 def body_of(name: str, model: type, **other: Any) -> type[Body]:

@@ -13,8 +13,7 @@ from starlette.exceptions import HTTPException
 from peftbook.errors import Conflict
 from peftbook.studio.api.context import Asks, Here
 from peftbook.studio.api.shapes import Body
-from peftbook.studio.login import known
-from peftbook.studio.people import Logins
+from peftbook.studio.people import Logins, known
 from peftbook.studio.tokens import Keys, Token
 
 __all__ = ["routes"]

@@ -12,15 +12,15 @@ from peftbook.studio.preflight import Check, coverage_words
 from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
 
 
-def long_plan(found: Sequence[Check], less: Smaller | None) -> Markup:
-    """What to do about a plan of more than an hour; nothing about another."""
+def long_plan(found: Sequence[Check], less: Smaller | None, request: str) -> Markup:
+    """What to do about a plan of more than an hour; nothing about another. request: the check of it."""
     if (seconds := plan_seconds(found)) <= LONG_SECONDS:
         return Markup("")
     words = f"The whole plan takes about {span(seconds)}"
     if less is None:
         return markup.note(f"{words}: choose fewer methods or a smaller model for a shorter one.", "warn")
     words += f". With {less.words} it takes about {span(less.seconds)}."
-    return joined([markup.note(words, "warn"), button("Take the smaller plan", "smaller")])
+    return joined([markup.note(words, "warn"), button("Take the smaller plan", "smaller", request, form="plan")])
 
 
 def preflight_table(found: Sequence[Check]) -> Markup:

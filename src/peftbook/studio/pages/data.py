@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-import gradio as gr
 from markupsafe import Markup
 
 from peftbook.errors import InputError
@@ -12,26 +12,19 @@ from peftbook.studio import markup
 from peftbook.studio.drafts import Draft
 from peftbook.studio.findings import examined, notes_of, project_of_draft, split_of
 from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
-from peftbook.studio.pages.wiring import BUSY, Context, Step, Updates, on, panel, place_of_note, unseen
+from peftbook.studio.pages.frame import frame
+from peftbook.studio.pages.site import Live, View, Visit, typed_number
 from peftbook.studio.store import Project
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Findings, Split
 from peftbook.tasks.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 PREVIEWED = 5
 FAULTS = 20
 NONE = "none"
+NAME_CHARS = 120
 CHATS = "chats (JSON lines with messages)"
 FORMATS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "chat": CHATS, "parquet": "Parquet"}
-DATA = (
-    '<div class="two"><section><h3>File</h3>{}</section><section><h3>Read as a task</h3>{}</section></div>'
-    "<h3>Findings</h3>{}<h3>Rows</h3>{}"
-    '<p class="fine">Data and split of a project never change, so that its runs stay comparable. For other '
-    "columns or another split, make another project of the same file.</p>"
-)
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
@@ -103,137 +96,121 @@ def settings_of(project: Project) -> Markup:
 
 # --- a new project ---------------------------------------------------------------------------------------------
 
+PARTS = {  # column → what its field is called, and what it is for
+    "input": ("Input", "what the model reads"),
+    "target": ("Target", "what it should write"),
+    "instruction_column": ("Instruction column", "optional: put before the input"),
+    "group": ("Group", "optional: never divided by the split"),
+}
+NEEDED = ("input", "target")
+SHARES = {"validation": ("Validation, %", "10"), "test": ("Test, %", "10"), "split_seed": ("Split seed", "0")}
+PROMPT = "{input}"
 
-class NewProject:
-    """Upload or paste, then say what is what, then create. opened: updates that show a project; outputs: theirs."""
 
-    def __init__(self, context: Context, opened: Callable[[str], Updates], outputs: list[Any]) -> None:
-        self.context, self.drafts, self.opened = context, context.drafts, opened
-        self.upload = panel(uploader(context), elem_id="upload")
-        self.note, self.draft = place_of_note(), unseen(elem_id="draft")
-        with gr.Column(visible=False, elem_id="mapping") as self.form:
-            self.lay_out()
-        mapped = [self.draft, self.form, self.seen, self.why, self.name, *self.columns, self.found, self.create]
-        fields = [self.draft, *self.columns, *self.shares]
-        on(self.upload.act, self.note, self.read, None, mapped)
-        changed = [column.input for column in self.columns]
-        changed += [event for share in self.shares for event in (share.submit, share.blur)]
-        for event in changed:
-            on(event, self.note, self.look_again, fields, [self.found, self.seen, self.create])
-        made = [self.form, self.draft, self.upload, *outputs]
-        on(self.create.click, self.note, self.make, [self.name, self.instruction, *fields], made, **BUSY)
+@dataclass(frozen=True)
+class Form:
+    """What is asked of an upload: fields by name, as they were typed or as they are guessed, and why so."""
 
-    def lay_out(self) -> None:
-        """What is asked once the upload is here."""
-        self.seen = panel()
-        with gr.Row():
-            self.name = gr.Textbox(label="Project name", max_length=120, elem_id="new-name")
-        self.why = panel()
-        with gr.Row(equal_height=True):
-            self.columns = [
-                gr.Dropdown(label="Input", info="what the model reads", elem_id="new-input"),
-                gr.Dropdown(label="Target", info="what it should write", elem_id="new-target"),
-                gr.Dropdown(label="Instruction column", info="optional: put before the input"),
-                gr.Dropdown(label="Group", info="optional: never divided by the split"),
-            ]
-        info = "what the model is told; {input} is where the input goes"
-        self.instruction = gr.Textbox("{input}", label="Prompt", info=info, lines=2, elem_id="new-instruction")
-        with gr.Row(equal_height=True):
-            shares = {"Validation, %": 10, "Test, %": 10, "Split seed": 0}
-            self.shares = [gr.Number(usual, label=label) for label, usual in shares.items()]
-        self.found = panel(elem_id="findings")
-        self.create = gr.Button("Create the project", variant="primary", elem_id="create")
+    draft: Draft
+    table: Table
+    fields: dict[str, str]
+    why: str
 
-    def read(self, event: gr.EventData) -> Updates:
-        """The upload is here: show it, and guess."""
-        data = event._data or {}
-        if data.get("act") == "refused":
-            raise InputError(str(data.get("words"))[:300])
-        draft = self.drafts.get(str(data.get("draft")))
-        try:
-            whole = self.drafts.table(draft.id)
-            columns, reason = guess_columns(whole)
-        except InputError:
-            self.drafts.drop(draft.id)
-            raise
-        choices, optional = list(whole.columns), [NONE, *whole.columns]
-        guesses = [(choices, columns.input), (choices, columns.target)]
-        guesses += [(optional, columns.instruction or NONE), (optional, columns.group or NONE)]
-        return {
-            self.draft: draft.id,
-            self.form: gr.update(visible=True),
-            self.why: markup.note(f"{reason} Change them where that is wrong.", "info"),
-            self.name: draft.filename.rpartition(".")[0][:120] or "Pasted data",
-            **{
-                field: gr.update(choices=names, value=value)
-                for field, (names, value) in zip(self.columns, guesses, strict=True)
-            },
-            **self.counted(draft, whole, columns, Split()),
-        }
+    @classmethod
+    def of(cls, visit: Visit) -> Form:
+        drafts, typed = visit.context.drafts, visit.typed
+        draft = drafts.get(visit.names["draft"])
+        whole = drafts.table(draft.id)
+        guess, why = guess_columns(whole)
+        usual = {
+            "name": draft.filename.rpartition(".")[0][:NAME_CHARS] or "Pasted data", "instruction": PROMPT,
+            "input": guess.input, "target": guess.target, "instruction_column": guess.instruction or "",
+            "group": guess.group or "", **{name: value for name, (_, value) in SHARES.items()},
+        }  # fmt: skip
+        return cls(draft, whole, {name: typed.get(name, value) for name, value in usual.items()}, why)
 
-    def counted(self, draft: Draft, whole: Table, columns: Columns, split: Split) -> Updates:
-        """What is in the upload, and what was found in it; what cannot be a project says why once, there."""
-        head, seen = about(whole, draft.filename, draft.offset), examined(whole, columns, split)
-        create = gr.update(interactive=not seen.obstacle)
-        return {self.seen: head + preview(whole, columns), self.found: findings(seen), self.create: create}
-
-    def chosen(self, *values: Any) -> tuple[Draft, Table, Columns, Split]:
-        """What the form says."""
-        draft_id, *names, validation, test, seed = values
-        source, target, before, group = (None if name in (NONE, None, "") else str(name) for name in names)
-        whole = self.drafts.table(str(draft_id))
+    @property
+    def columns(self) -> Columns:
+        """Raises InputError for one that the file does not have."""
+        names = [self.fields[name] or None for name in PARTS]
+        if unknown := next((name for name in names if name and name not in self.table.columns), None):
+            raise InputError(f"The file has no column {unknown!r}: choose one of its columns.")
+        source, target, before, group = names
         if source is None or target is None:
             raise InputError("Choose an input column and a target column.")
-        split = split_of(validation or 0, test or 0, seed or 0)
-        return self.drafts.get(str(draft_id)), whole, Columns(source, target, before, group), split
+        return Columns(source, target, before, group)
 
-    def look_again(self, *values: Any) -> Updates:
-        """Something was changed: count again."""
-        return self.counted(*self.chosen(*values))
+    def findings(self) -> Findings:
+        return examined(self.table, self.columns, self.split)
 
-    def make(self, title: str, prompt: str, *values: Any) -> Updates:
-        """Keep it as a project and open it."""
-        draft, _, columns, split = self.chosen(*values)
-        project = project_of_draft(self.context.studio, self.drafts, draft.id, title, columns, split, prompt)
-        empty = {self.form: gr.update(visible=False), self.draft: "", self.upload: uploader(self.context)}
-        return {**empty, **self.opened(project.id)}
+    @property
+    def split(self) -> Split:
+        return split_of(*(typed_number(self.fields[name]) for name in SHARES))
 
 
-def uploader(context: Context) -> Markup:
-    """Drop, choose or paste. The browser sends the bytes to a route of its own, which counts them."""
-    return piece(
-        '<div class="drop" data-max="{bytes}" data-said="{said}">'
-        '<p><label class="pick" for="file">Choose a file</label> <span class="or">or drop it here, or '
-        '<button type="button" class="act act-quiet" data-paste>paste a table</button></span></p>'
-        '<input id="file" type="file" accept=".csv,.tsv,.tab,.txt,.jsonl,.ndjson,.json,.parquet">'
-        '<p class="fine">CSV, TSV, JSON lines (flat or chats with <code>messages</code>) or Parquet, up to {said} and '
-        "{rows} rows. It stays on this machine.</p>"
-        '<div class="paste" hidden><label for="pasted">Rows with a header, as CSV, TSV or JSON lines</label>'
-        '<textarea id="pasted" rows="8" spellcheck="false"></textarea>'
-        '<button type="button" class="act act-main" data-send>Read the pasted table</button></div>'
-        '<div class="bar" hidden role="progressbar" aria-label="Upload" aria-valuemin="0" aria-valuemax="100">'
-        '<div style="width:0"></div></div></div>',
-        bytes=context.caps.bytes,
-        said=size(context.caps.bytes),
-        rows=number(context.caps.rows),
-    )
+def show_reading(visit: Visit) -> dict[str, Any]:
+    """The upload, and what it would be if it were read as the form says."""
+    form = Form.of(visit)
+    head = about(form.table, form.draft.filename, form.draft.offset)
+    try:
+        columns, seen = form.columns, form.findings()
+        told = seen if visit.form is None else replace(seen, obstacle="")  # which stands on top
+        body, ready = [preview(form.table, columns), Markup("<h2>Findings</h2>"), findings(told)], not seen.obstacle
+    except InputError as error:
+        said = markup.trouble(error) if visit.form is None else Markup("")
+        body, ready = [said, preview(form.table)], False
+    off = Markup("" if ready else " disabled")
+    create = piece('<p><button class="act act-main" id="create" form="reading"{}>Create the project</button></p>', off)
+    return {
+        "name": form.draft.filename or "Pasted table", "about": head, "why": form.why, "fields": form.fields,
+        "parts": parts_of(form.table), "shares": SHARES, "live": Live(joined([*body, create])), "address": visit.path,
+    }  # fmt: skip
 
 
-# --- the tab of an existing project ----------------------------------------------------------------------------
+def parts_of(found: Table) -> dict[str, tuple[str, str, list[tuple[str, str]]]]:
+    """Of each column that a task has: what its field is called, what it is for, and what it can be."""
+    columns = [(name, name) for name in found.columns]
+    return {part: (*words, columns if part in NEEDED else [("", NONE), *columns]) for part, words in PARTS.items()}
 
 
-class DataStep(Step):
+def make_project(visit: Visit) -> str:
+    """Keep the upload as a project."""
+    form = Form.of(visit)
+    project = project_of_draft(
+        visit.studio, visit.context.drafts, form.draft.id, form.fields["name"], form.columns, form.split,
+        form.fields["instruction"],
+    )  # fmt: skip
+    return f"/projects/{project.id}/data"
+
+
+READING = View("reading.html", show_reading, make_project)
+
+
+# --- an existing project ---------------------------------------------------------------------------------------
+
+
+def show_data(visit: Visit) -> dict[str, Any]:
     """What the project's data are. They never change: other columns or another split are another project."""
+    project = visit.studio.project(visit.names["project"])
+    try:
+        whole = visit.studio.table(project.id)
+        seen = examined(whole, project.columns, project.split)
+    except InputError as error:
+        return {**frame(visit, project), "trouble": error, "about": "", "settings": "", "findings": "", "preview": ""}
+    return {
+        **frame(visit, project), "about": about(whole, project.filename), "settings": settings_of(project),
+        "findings": findings(seen), "preview": preview(whole, project.columns),
+    }  # fmt: skip
 
-    def __init__(self, context: Context) -> None:
-        self.studio, self.shown = context.studio, panel()
-        self.outputs = [self.shown]
 
-    def show(self, project_id: str) -> Updates:
-        try:
-            project, whole = self.studio.project(project_id), self.studio.table(project_id)
-            seen = examined(whole, project.columns, project.split)
-        except InputError as error:
-            return {self.shown: markup.trouble(error)}
-        parts = about(whole, project.filename), settings_of(project), findings(seen), preview(whole, project.columns)
-        return {self.shown: piece(DATA, *parts)}
+def rename_or_delete(visit: Visit) -> str:
+    """What is done with a project as a whole."""
+    project, form = visit.names["project"], visit.typed
+    if "delete" in form:
+        visit.studio.delete_project(project)
+        return "/"
+    visit.studio.rename(project, form.get("rename", ""))
+    return f"/projects/{project}/data"
+
+
+DATA = View("data.html", show_data, rename_or_delete)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import gradio as gr
+import json
+from typing import Any
+
 from markupsafe import Markup
 
 from peftbook.decision import COSTS, MEASURES, Comparison, Contrast, Row
-from peftbook.errors import InputError
+from peftbook.errors import InputError, Unknown
 from peftbook.evidence.stats import Interval
+from peftbook.own_metrics import read_metrics
 from peftbook.results import format_value
-from peftbook.studio import markup
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
-from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table
-from peftbook.studio.pages.wiring import BUSY, Context, Step, Updates, on, panel, place_of_note
+from peftbook.studio.declared import declare, metrics_of
+from peftbook.studio.downloads import slug
+from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table, unfolded
+from peftbook.studio.pages.frame import frame
+from peftbook.studio.pages.site import View, Visit, lines
+from peftbook.studio.store import Project
+from peftbook.studio.tabular import FORGOTTEN, forgotten
 
 CONTRASTS = 6
 NOTHING = empty(
@@ -25,8 +32,8 @@ KINDS = {"clear": "good", "cheapest of equals": "good", "untuned is as good": "i
 # --- what is shown ---------------------------------------------------------------------------------------------
 
 
-def shown(found: Comparison, project_id: str, query: str) -> Markup:
-    """The whole of the decision."""
+def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, str], sifted: str) -> Markup:
+    """The whole of the decision. sifted: words of the rows that are shown."""
     told = found.recommendation
     words = piece(
         '<section class="verdict verdict-{}"><p class="kicker">{}</p><p class="words">{}</p></section>',
@@ -34,37 +41,41 @@ def shown(found: Comparison, project_id: str, query: str) -> Markup:
         told.kind.capitalize(),
         told.words,
     )
-    offers = {"Table as CSV": "table.csv", "Report as one HTML file": "report.html"}
-    address = f"/studio/project/{project_id}"
-    take = joined((link(name, f"{address}/{file}?{query}", download=True) for name, file in offers.items()), " ")
-    sifter = Markup(
-        '<label class="sift">Show rows with <input type="search" data-filter="decision" '
-        'placeholder="method or model"></label>'
-    )
+    offers = {"Table as CSV": ("decision.csv", "table.csv")}
+    offers |= {"Report as one HTML file": ("decision.html", "report.html")}
+    at = f"/api/v1/projects/{project.id}"
+    take = joined(
+        (link(name, visit.to(f"{at}/{file}", **asked), file=f"{slug(project.name)}-{kept}")
+         for name, (file, kept) in offers.items()), " ",
+    )  # fmt: skip
     parts: list[object] = [
         words,
-        piece('<div class="tools">{}<span class="acts">{}</span></div>', sifter, take),
-        scores(found),
+        piece('<p class="tools acts">{}</p>', take),
+        scores(found, sifted),
         piece('<p class="fine">{}</p>', legend(found)),
         pareto_plot(found),
         cautions(found),
     ]
     if differing := found.differences(CONTRASTS):
-        parts.append(piece("<h3>Where they differ most</h3>{}", joined(map(contrast, differing))))
+        parts.append(piece("<h2>Where they differ most</h2>{}", joined(map(contrast, differing))))
     return joined(parts)
 
 
-def scores(found: Comparison) -> Markup:
+def scores(found: Comparison, sifted: str = "") -> Markup:
     """The table: scores with intervals, what is gained over the untuned model, and what it costs."""
     header = ["Method", *(measure.label for measure in found.measures), f"{found.measure.label} over untuned"]
-    header += ["Trained", "To store", "Training", "Peak memory"]
+    header += ["Forgotten", "Trained", "To store", "Training", "Peak memory"]
     rows = []
     for row in found.rows:
+        if not all(word in row.label.lower() for word in sifted.lower().split()):
+            continue
         cells: list[object] = [method(row, found)]
         for measure in found.measures:
             cells.append(with_ends(row.scores.get(measure.name), 2 if measure.name == "perplexity" else 3, -1.0))
         kept = piece('<span class="mark mark-good">detected</span>') if row.beats_untuned else ""
         cells.append(with_ends(row.against_untuned.get(found.measure.name), 3, -9.0, "+", kept))
+        lost = row.forgotten
+        cells.append(Cell(forgotten(row), -9.0) if lost is None else with_ends(lost, 3, -9.0, "+"))
         cells += [
             Cell("–" if row.untuned else words(value), value)
             for words, value in (
@@ -110,7 +121,7 @@ def legend(found: Comparison) -> str:
     return (
         f"Means over {found.test_examples:,} test rows and {seeds}, with 95 % intervals. “Detected” and “may be the "
         f"best” hold together at a family-wise level of {100 * found.level:g} %.{encoder} Time and memory were "
-        f"measured on {' and '.join(found.hardware) or 'this machine'}."
+        f"measured on {' and '.join(found.hardware) or 'this machine'}. {FORGOTTEN}"
     )
 
 
@@ -118,12 +129,18 @@ def pareto_plot(found: Comparison) -> Markup:
     """Score against cost."""
     from peftbook.studio import report
 
-    wide, narrow = report.pareto_svg(found), report.pareto_svg(found, width=360)
+    wide, narrow = report.pareto_svg(found, style=""), report.pareto_svg(found, width=360, style="")
     if not wide:
         return Markup("")
+    rows = [
+        (row.label, with_ends(row.scores.get(found.measure.name), 3, -1.0), number(row.cost(found.cost)))
+        for row in found.contest
+    ]
+    header = ["Method", found.measure.label, COSTS[found.cost].capitalize()]
     return piece(
         '<figure class="pareto"><figcaption>Which rows are worth their {}?</figcaption><div class="wide">{}</div>'
-        '<div class="narrow">{}</div></figure>', COSTS[found.cost], Markup(wide), Markup(narrow),
+        '<div class="narrow">{}</div>{}</figure>', COSTS[found.cost], Markup(wide), Markup(narrow),
+        unfolded("In numbers", table(header, rows, caption="What is drawn", numeric=(1, 2))),
     )  # fmt: skip
 
 
@@ -152,45 +169,40 @@ def contrast(one: Contrast) -> Markup:
     )  # fmt: skip
 
 
-# --- the tab ---------------------------------------------------------------------------------------------------
+# --- the view --------------------------------------------------------------------------------------------------
 
 
-class DecideStep(Step):
-    """The tab: what decides, what "cheap" means, and which runs."""
+def show(visit: Visit) -> dict[str, Any]:
+    """What decides, what "cheap" means, and between which runs, as the address says."""
+    project, query = visit.studio.project(visit.names["project"]), visit.query
+    sets = list(evaluations(visit.studio, project.id).values())
+    asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
+    asked |= {"cost": query.get("cost", FIRST_COST)}
+    metrics = metrics_of(visit.studio, project.id)
+    measures = [(name, measure.label) for name, measure in MEASURES.items()] + [(one.name, one.name) for one in metrics]
+    filled = {
+        **frame(visit, project), "asked": asked, "filter": query.get("filter", ""),
+        "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
+        "measures": measures, "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
+        "sets": [(str(at), f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in enumerate(sets)], "shown": NOTHING,
+    }  # fmt: skip
+    if not sets:
+        return filled
+    place = int(asked["runs"]) if asked["runs"].isdecimal() else len(sets)
+    try:
+        if place >= len(sets):
+            raise Unknown(f"There are no runs {asked['runs']!r} to compare: choose among those that are listed.")
+        found = compared(visit.studio, project.id, sets[place], asked["measure"], asked["cost"])
+    except InputError as error:
+        return filled | {"shown": "", "trouble": error}
+    return filled | {"shown": shown(visit, found, project, asked, filled["filter"])}
 
-    def __init__(self, context: Context) -> None:
-        self.studio = context.studio
-        measures = [(measure.label, measure.name) for measure in MEASURES.values()]
-        costs = [(words.capitalize(), name) for name, words in COSTS.items()]
-        with gr.Row(equal_height=True, elem_classes="choices"):
-            self.which = gr.Dropdown(label="Runs", visible=False)
-            self.measure = gr.Dropdown(measures, label="What decides", value=FIRST_MEASURE, elem_id="measure")
-            self.cost = gr.Dropdown(costs, label="What is cheap", value=FIRST_COST)
-        self.note = place_of_note()
-        self.shown = panel(elem_id="decision")
-        choices = [self.which, self.measure, self.cost]
-        for choice in choices:
-            on(choice.input, self.note, self.look, [context.place, *choices], [self.shown], **BUSY)
-        self.outputs = [*choices, self.note, self.shown]
 
-    def look(self, project_id: str, evaluation: str, by: str, price: str) -> Updates:
-        """The comparison as it is chosen."""
-        finished = evaluations(self.studio, project_id)
-        found = compared(self.studio, project_id, finished.get(evaluation), by, price)
-        place = list(finished).index(evaluation)
-        return {self.shown: shown(found, project_id, f"runs={place}&measure={by}&cost={price}")}
+def declare_metrics(visit: Visit) -> str:
+    """Let the metrics that were typed, one a line, be the project's."""
+    project, typed = visit.studio.project(visit.names["project"]).id, lines(visit.typed.get("metrics"))
+    declare(visit.studio, project, [json.loads(one.text()) for one in read_metrics(typed, files=False)])
+    return f"/projects/{project}/decision"
 
-    def show(self, project_id: str) -> Updates:
-        try:
-            names = [
-                (f"{len(jobs)} runs, {name_of(jobs[0])}", name)
-                for name, jobs in evaluations(self.studio, project_id).items()
-            ]
-            if not names:
-                return {self.shown: NOTHING, self.which: gr.update(visible=False), self.note: ""}
-            first = names[0][1]
-            which = gr.update(choices=names, value=first, visible=len(names) > 1)
-            chosen = {self.which: which, self.measure: FIRST_MEASURE, self.cost: FIRST_COST, self.note: ""}
-            return {**chosen, **self.look(project_id, first, FIRST_MEASURE, FIRST_COST)}
-        except InputError as error:
-            return {self.note: markup.trouble(error), self.shown: ""}
+
+DECISION = View("decision.html", show, declare_metrics)

@@ -1,85 +1,119 @@
-"""Files: what can be taken away, and how to be rid of it all."""
+"""Files: what can be taken away of each run, what is made on demand, and the recipe for a bigger model."""
 
 from __future__ import annotations
 
-import gradio as gr
+from typing import Any
+
 from markupsafe import Markup
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, Unknown
 from peftbook.studio import artefacts, markup
-from peftbook.studio.downloads import ask_for, offered
+from peftbook.studio.downloads import ask_for, ask_for_recipe, is_ready, offered, recipe_file, title_of
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import button, empty, joined, link, loading, piece
-from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note, unseen
+from peftbook.studio.pages.frame import frame
+from peftbook.studio.pages.site import Live, View, Visit, address
+from peftbook.studio.requests import Answer
+
+NAMES = {
+    "adapter.zip": "Adapter", "outputs.csv": "Test outputs", "model.zip": "Merged model",
+    "adapter.gguf": "Adapter as GGUF", "model.gguf": "Merged model as GGUF",
+}  # fmt: skip
+EVERY_SECONDS = 1.0
+RECIPE = ("model", "memory", "data_licence")
 
 
-class FilesStep(Step):
-    """The tab. A merged model is made when it is asked for: `wanted` holds the job and the question, in the browser."""
-
-    def __init__(self, context: Context) -> None:
-        self.context, self.studio = context, context.studio
-        self.note = place_of_note()
-        self.shown, self.merging, self.wanted = panel(elem_id="downloads"), panel(), unseen()
-        self.timer = gr.Timer(1.0, active=False)
-        self.outputs = [self.shown, self.merging]
-        on(self.shown.act, self.note, self.act, [context.place], [self.wanted, self.merging, self.timer])
-        on(self.timer.tick, self.note, self.look, [context.place, self.wanted], [self.merging, self.timer])
-
-    def show(self, project_id: str) -> Updates:
-        if done := [job for job in self.studio.jobs(project_id) if job.state == "done"]:
-            return {self.shown: piece('<ul class="take">{}</ul>', joined(offer(self.context, job) for job in done))}
-        words = empty("Nothing to take away yet", "Adapters, models and outputs appear as runs are done.")
-        return {self.shown: words, self.merging: ""}
-
-    def act(self, project_id: str, event: gr.EventData) -> Updates:
-        """Make a merged model."""
-        data = event._data or {}
-        job = self.studio.job(str(data.get("id")))
-        if data.get("act") != "merge" or job.project != project_id:
-            return {}
-        request, waits = ask_for(self.studio, job, "model.zip"), gr.Timer(active=True)
-        return {self.wanted: f"{job.id} {request}", self.merging: loading(f"Merging {job.label}…"), self.timer: waits}
-
-    def look(self, project_id: str, waits: str) -> Updates:
-        """Whether it is made."""
-        job_id, _, request = (waits or "").partition(" ")
-        answer = self.studio.answer(request)
-        if not answer.ended:
-            return {}
-        if answer.state == "done":
-            job = self.studio.job(job_id)
-            ready = link(f"Download {job.label} as one model", address(job, "model.zip"), download=True)
-            said = piece('<p class="note note-good"><span aria-hidden="true">✓</span><span>{}</span></p>', ready)
-        else:
-            said = markup.trouble(answer.error or "It was stopped.")
-        return {self.merging: said, self.timer: gr.Timer(active=False)}
+def show(visit: Visit) -> dict[str, Any]:
+    """What there is of each run that is done, and what was asked for."""
+    project = visit.studio.project(visit.names["project"])
+    done = [job for job in visit.studio.jobs(project.id) if job.state == "done"]
+    told, waits = asked_for(visit, project.id)
+    listed = piece('<ul class="take">{}</ul>', joined(offer(visit, job) for job in done))
+    if not done:
+        listed = empty("Nothing to take away yet", "Adapters, models and outputs appear as runs are done.")
+    recipe = {name: visit.typed.get(name, "") for name in RECIPE}
+    return {
+        **frame(visit, project), "live": Live(joined([told, listed]), EVERY_SECONDS if waits else 0.0),
+        "recipe": recipe,
+    }  # fmt: skip
 
 
-def address(job: Job, what: str) -> str:
-    """Where a file of a job is: by ids, never by a path."""
-    return f"/studio/project/{job.project}/job/{job.id}/{what}"
+def asked_for(visit: Visit, project_id: str) -> tuple[Markup, bool]:
+    """How far the file is that the address names, and whether it is waited for."""
+    if not (request := visit.query.get("asked")):
+        return Markup(""), False
+    try:
+        asked, answer = visit.studio.asked(request), visit.studio.answer(request)
+    except InputError as error:
+        return markup.trouble(error), False
+    if asked.payload["project"] != project_id or asked.kind not in ("merge", "gguf", "recipe"):
+        raise Unknown(f"There is no file {request!r} in this project: ask for one.")
+    if asked.kind == "recipe":
+        return recipe_told(visit, project_id, request, answer)
+    job = visit.studio.job(asked.payload["job"])
+    name = "model.zip" if asked.kind == "merge" else asked.payload["name"]
+    if not answer.ended:
+        return loading(f"{NAMES[name]} of {job.label}: it is being made…", timed=True), True
+    if answer.state != "done":
+        return markup.trouble(answer.error or "It was stopped."), False
+    ready = fetch(visit, job, name, f"Download {NAMES[name].lower()} of {job.label}")
+    return markup.note(ready, "good"), False
 
 
-def offer(context: Context, job: Job) -> Markup:
+def recipe_told(visit: Visit, project_id: str, request: str, answer: Answer) -> tuple[Markup, bool]:
+    """The same of a recipe, with its advice."""
+    if not answer.ended:
+        return loading("The recipe is being made…", timed=True), True
+    try:
+        recipe_file(visit.studio, project_id, request)
+    except InputError as error:
+        return markup.trouble(error), False
+    at = visit.to(f"/api/v1/projects/{project_id}/recipes/{request}")
+    ready = markup.note(link("Download the recipe's folder", at, file="recipe.zip"), "good")
+    return joined([ready, piece('<pre tabindex="0">{}</pre>', answer.text)]), False
+
+
+def act(visit: Visit) -> str:
+    """Have a file made, or a recipe."""
+    project, form = visit.studio.project(visit.names["project"]).id, visit.typed
+    if "make" not in form:
+        asked = ask_for_recipe(visit.studio, project, *(form.get(name, "").strip() for name in RECIPE))
+    else:
+        job_id, _, name = form["make"].partition(" ")
+        job = visit.studio.job(job_id)
+        if job.project != project:
+            raise Unknown(f"There is no job {job_id!r} in this project.")
+        asked = ask_for(visit.studio, job, name)
+    return address(f"/projects/{project}/files", asked=asked)
+
+
+FILES = View("files.html", show, act)
+
+
+def offer(visit: Visit, job: Job) -> Markup:
     """What there is of one job."""
-    links: list[object] = []
-    at_hand = offered(context.studio, job)
-    if "adapter.zip" in at_hand:
-        links.append(link("Adapter", address(job, "adapter.zip"), download=True, label=f"Adapter of {job.label}"))
-    if "model.zip" in at_hand:
-        links.append(button("Merged model", "merge", id=job.id, label=f"Make the merged model of {job.label}"))
-    if "outputs.csv" in at_hand:
-        label = f"Test outputs of {job.label}"
-        links.append(link("Test outputs", address(job, "outputs.csv"), download=True, label=label))
+    studio, acts = visit.studio, []
+    for name in offered(studio, job):
+        if is_ready(studio, job, name):
+            acts.append(fetch(visit, job, name, NAMES[name], f"{NAMES[name]} of {job.label}"))
+        else:
+            label = f"Make {NAMES[name].lower()} of {job.label}"
+            acts.append(button(NAMES[name], "make", f"{job.id} {name}", label=label))
     try:
         command: object = piece(
             '<details><summary>Command that repeats it</summary><pre tabindex="0">{}</pre>'
-            '<button type="button" class="act act-quiet" data-copy>Copy</button></details>',
-            artefacts.command_line(context.studio, job),
+            '<button type="button" class="act act-quiet scripted" data-copy>Copy</button></details>',
+            artefacts.command_line(studio, job),
         )
     except InputError:
         command = ""
     return piece(
         '<li><div><strong>{}</strong> <span class="fine">run <code>{}</code></span></div>'
-        '<span class="acts">{}</span>{}</li>', job.label, job.key[:12], joined(links, " "), command,
+        '<span class="acts">{}</span>{}</li>', job.label, job.key[:12], joined(acts, " "), command,
     )  # fmt: skip
+
+
+def fetch(visit: Visit, job: Job, name: str, words: str, label: str = "") -> Markup:
+    """A link to a file of a job that is there."""
+    at = visit.to(f"/api/v1/jobs/{job.id}/artefacts/{name}")
+    return link(words, at, file=title_of(visit.studio, job, name), label=label)

@@ -1,38 +1,147 @@
-"""The list of projects, and a new one."""
+"""Home: the list of projects, and a file for a new one."""
 
 from __future__ import annotations
 
+import functools
+import io
 from collections import Counter
+from collections.abc import AsyncGenerator
+from typing import IO, TYPE_CHECKING, Any
 
 from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from peftbook.studio.markup import ago, badge, empty, joined, piece
+from peftbook.errors import InputError
+from peftbook.studio.drafts import Drafts, plain_name
+from peftbook.studio.markup import ago, badge, empty, joined, number, piece, size
+from peftbook.studio.pages.site import Context, Live, View, Visit, render, status_of
 from peftbook.studio.store import Studio
+from peftbook.tasks.columns import guess_columns
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 CARD = (
-    '<li><a class="card" href="?project={project.id}" data-act="open" data-id="{project.id}">'
-    '<strong>{project.name}</strong><span class="fine">{file} · {project.columns.input} → {project.columns.target} · '
-    '{when}</span><span class="states">{jobs}</span></a></li>'
+    '<li><a class="card" href="{address}"><strong>{project.name}</strong><span class="fine">{file} · '
+    '{project.columns.input} → {project.columns.target} · {when}</span><span class="states">{jobs}</span></a></li>'
 )
 STATES = ("running", "queued", "done", "failed", "cancelled")
+EVERY_SECONDS = 4.0
+AROUND_BYTES = 100_000  # of a form around the file that it sends
+BLOCK = 1 << 20
 
 
-def listing(studio: Studio) -> Markup:
+def listing(visit: Visit) -> Markup:
     """All projects, the newest first, with what their jobs do."""
-    projects = studio.projects()
+    projects = visit.studio.projects()
     if not projects:
         return empty(
             "No project yet",
             "A project is one file of yours: rows with something to read and something to write. Upload it below, "
             "train several methods on it side by side, and see which one is worth its cost, with intervals.",
         )
+    states = states_of(visit.studio)
+    return piece('<ul class="cards">{}</ul>', joined(
+        piece(CARD, project=project, address=visit.to(f"/projects/{project.id}/data"), when=ago(project.created),
+              file=project.filename or "pasted", jobs=badges(states.get(project.id, Counter())))
+        for project in reversed(projects)
+    ))  # fmt: skip
+
+
+def states_of(studio: Studio) -> dict[str, Counter[str]]:
+    """How many jobs of each project are in each state."""
     states: dict[str, Counter[str]] = {}
     for job in studio.jobs():
         states.setdefault(job.project, Counter())[job.state] += 1
-    cards = []
-    for project in reversed(projects):
-        counts = states.get(project.id, Counter())
-        jobs = joined((badge(state, f"{counts[state]} {state}") for state in STATES if counts[state]), " ")
-        cards.append(piece(CARD, project=project, file=project.filename or "pasted", when=ago(project.created),
-                           jobs=jobs or Markup('<span class="fine">no runs yet</span>')))  # fmt: skip
-    return piece('<ul class="cards">{}</ul>', joined(cards))
+    return states
+
+
+def badges(counts: Counter[str]) -> Markup:
+    """What the jobs of a project do."""
+    told = joined((badge(state, f"{counts[state]} {state}") for state in STATES if counts[state]), " ")
+    return told or Markup('<span class="fine">no runs yet</span>')
+
+
+def show(visit: Visit) -> dict[str, Any]:
+    caps = visit.context.caps
+    return {
+        "live": Live(listing(visit), EVERY_SECONDS), "most_bytes": caps.bytes, "most": size(caps.bytes),
+        "most_rows": number(caps.rows), "pasted": "",
+    }  # fmt: skip
+
+
+HOME = View("home.html", show)
+
+
+# --- uploads ---------------------------------------------------------------------------------------------------
+
+
+def add_uploads(app: FastAPI, context: Context) -> None:
+    """Take what the form sends: a file or a pasted table. The page's script sends files to the API instead."""
+
+    async def upload(request: Request) -> Response:
+        visit, pasted = Visit(context, request.scope["path"]), ""
+        try:
+            file, pasted = await sent(request, context.drafts)
+            draft = await run_in_threadpool(keep, context.drafts, file, pasted)
+        except InputError as error:
+            shown = (await run_in_threadpool(show, visit)) | {"pasted": pasted}
+            text = await run_in_threadpool(functools.partial(render, visit, "home.html", refused=error, **shown))
+            return HTMLResponse(text, status_of(error), headers={"connection": "close"})
+        return RedirectResponse(visit.to(f"/new/{draft}"), 303)
+
+    app.add_route("/new", upload, methods=["POST"])
+
+
+async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str]:
+    """The file and the text of the form. Raises TooLarge as soon as it is too much."""
+    most, seen = drafts.caps.bytes + AROUND_BYTES, 0
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > most:
+        raise drafts.too_large()
+
+    async def counted() -> AsyncGenerator[bytes, None]:
+        nonlocal seen
+        async for block in request.stream():
+            seen += len(block)
+            if seen > most:
+                raise MultiPartException("too large")  # upon which the parser closes what it has begun
+            yield block
+
+    try:
+        parser = MultiPartParser(request.headers, counted(), max_files=1, max_fields=2, max_part_size=most)
+        form = await parser.parse()
+    except (MultiPartException, KeyError):
+        if seen > most:
+            raise drafts.too_large() from None
+        raise InputError("That is no form with a file: load the page again.") from None
+    file, pasted = form.get("file"), form.get("pasted")
+    return file if isinstance(file, UploadFile) else None, pasted if isinstance(pasted, str) else ""
+
+
+def keep(drafts: Drafts, file: UploadFile | None, pasted: str) -> str:
+    """What was sent as a draft that is a table; its id."""
+    source = file.file if file is not None and file.filename else io.BytesIO(pasted.encode())
+    with source:
+        return keep_bytes(drafts, source, (file.filename or "") if file is not None else "")
+
+
+def keep_bytes(drafts: Drafts, source: IO[bytes], filename: str) -> str:
+    """The same of what can be read."""
+    if not (block := source.read(BLOCK)).strip():
+        raise InputError("Nothing was sent: choose a file, or paste a header and rows.")
+    draft = drafts.new(plain_name(filename))
+    try:
+        with drafts.receiving(draft.id) as write:
+            while block:
+                write(block)
+                block = source.read(BLOCK)
+        guess_columns(drafts.table(drafts.end(draft.id).id))
+    except BaseException:
+        drafts.drop(draft.id)
+        raise
+    return draft.id

@@ -2,79 +2,83 @@
 
 from __future__ import annotations
 
-import gradio as gr
+from typing import Any
+
 from markupsafe import Markup
 
-from peftbook.errors import InputError
+from peftbook.errors import Unknown
 from peftbook.studio import markup
 from peftbook.studio.jobs import Job, Plan
-from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, span
-from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note
+from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, points, span
+from peftbook.studio.pages.frame import frame
+from peftbook.studio.pages.site import Live, View, Visit
 from peftbook.studio.planning import chosen_rates
 
-ACTS = ("cancel", "resume", "retry", "cancel-plan")
+ACTS = ("cancel", "resume", "retry")
+BUSY_SECONDS, IDLE_SECONDS = 1.0, 4.0
 
 
-class RunsStep(Step):
-    """The tab: one panel, which a timer fills too."""
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.note = place_of_note()
-        self.shown = panel(elem_id="queue")
-        self.outputs = [self.shown]
-        on(self.shown.act, self.note, self.act, [context.place], [self.shown])
-
-    def show(self, project_id: str) -> Updates:
-        return {self.shown: queue(self.context, project_id)}
-
-    def act(self, project_id: str, event: gr.EventData) -> Updates:
-        """Cancel, resume or retry."""
-        data, studio = event._data or {}, self.context.studio
-        what, target = str(data.get("act")), str(data.get("id"))
-        if what not in ACTS:
-            return {}
-        if what == "cancel-plan":
-            for job in studio.jobs(plan=target):
-                if job.project == project_id and job.state in ("queued", "running"):
-                    studio.cancel(job.id)
-        elif studio.job(target).project == project_id:
-            getattr(studio, what)(target)
-        return self.show(project_id)
+def show(visit: Visit) -> dict[str, Any]:
+    """The plans of a project, or the one that the address names."""
+    project = visit.studio.project(visit.names["project"])
+    plans = visit.studio.plans(project.id)
+    if (wanted := visit.query.get("plan")) and wanted not in [plan.id for plan in plans]:
+        raise Unknown(f"There is no plan {wanted!r} in this project: see its plans.")
+    jobs = {job.id: job for job in visit.studio.jobs(project.id)}
+    busy = any(job.state in ("queued", "running") for job in jobs.values())
+    live = Live(queue(visit, plans, jobs, wanted), BUSY_SECONDS if busy else IDLE_SECONDS)
+    return {**frame(visit, project), "live": live, "plan": wanted, "plans": len(plans)}
 
 
-def queue(context: Context, project_id: str) -> Markup:
-    """All plans of a project, the newest first, each with its jobs; one that several plans want stands in the first."""
-    try:
-        plans = context.studio.plans(project_id)
-        jobs = {job.id: job for job in context.studio.jobs(project_id)}
-    except InputError as error:
-        return markup.trouble(error)
+def act(visit: Visit) -> str:
+    """Cancel, resume or retry."""
+    project, form, studio = visit.names["project"], visit.typed, visit.studio
+    back = f"/projects/{project}/runs" + (f"?plan={plan}" if (plan := visit.query.get("plan")) else "")
+    for name in ACTS:
+        if target := form.get(name):
+            if studio.job(target).project != project:
+                raise Unknown(f"There is no job {target!r} in this project.")
+            getattr(studio, name)(target)
+            return back
+    for job in studio.jobs(plan=form.get("cancel-plan", "")):
+        if job.project == project and job.state in ("queued", "running"):
+            studio.cancel(job.id)
+    return back
+
+
+RUNS = View("runs.html", show, act)
+
+
+def queue(visit: Visit, plans: list[Plan], jobs: dict[str, Job], wanted: str | None) -> Markup:
+    """The plans, the newest first, each with its jobs; a job that several want stands in each of them."""
     if not plans:
         return empty("Nothing is queued", "Choose models and methods under Plan, check the plan, and queue it.")
-    ahead = [job.id for job in context.studio.jobs() if job.state in ("queued", "running")]
+    ahead = [job.id for job in visit.studio.jobs() if job.state in ("queued", "running")]
     return joined(
-        plan_piece(context, place, plan, [jobs[one] for one in plan.jobs if one in jobs], ahead)
+        plan_piece(visit, place, plan, [jobs[one] for one in plan.jobs if one in jobs], ahead)
         for place, plan in reversed(list(enumerate(plans, start=1)))
+        if wanted in (None, "", plan.id)
     )
 
 
-def plan_piece(context: Context, place: int, plan: Plan, jobs: list[Job], ahead: list[str]) -> Markup:
+def plan_piece(visit: Visit, place: int, plan: Plan, jobs: list[Job], ahead: list[str]) -> Markup:
     """One plan: how far it is, and its jobs."""
     ended = sum(job.state in ("done", "failed", "cancelled") for job in jobs)
     stop = Markup("")
     if ended < len(jobs):
-        stop = button("Cancel the rest", "cancel-plan", id=plan.id, label=f"Cancel the rest of plan {place}")
+        stop = button("Cancel the rest", "cancel-plan", plan.id, label=f"Cancel the rest of plan {place}")
     head = piece(
-        '<header><h3>{}</h3><span class="fine">{} of {} runs ended · queued {}</span>{}</header>',
+        '<header><h2>{}</h2><span class="fine">{} of {} runs ended · queued {}</span>{}</header>',
         plan.name or f"Plan {place}", ended, len(jobs), ago(plan.created), stop,
     )  # fmt: skip
-    chosen = joined(piece('<p class="fine">{}</p>', words) for words in chosen_rates(context.studio, plan))
-    cards = joined(job_piece(context, job, ahead) for job in jobs)
-    return piece('<section class="plan">{}{}<ol class="jobs">{}</ol></section>', head, chosen, cards)
+    chosen = joined(piece('<p class="fine">{}</p>', words) for words in chosen_rates(visit.studio, plan))
+    cards = joined(job_piece(visit, job, plan, ahead) for job in jobs)
+    return piece(
+        '<section class="plan" id="plan-{}">{}{}<ol class="jobs">{}</ol></section>', plan.id, head, chosen, cards
+    )
 
 
-def job_piece(context: Context, job: Job, ahead: list[str]) -> Markup:
+def job_piece(visit: Visit, job: Job, plan: Plan, ahead: list[str]) -> Markup:
     """One job: state, progress, curve, what can be done."""
     if job.state == "running":
         said = progress(job)
@@ -92,12 +96,13 @@ def job_piece(context: Context, job: Job, ahead: list[str]) -> Markup:
         said = piece('<p class="fine">{}{}</p>', words, loss)
     drawn = Markup("")
     if job.state != "queued" and job.run.budget is not None:
+        losses = visit.studio.curve(job.id)
         label = f"Training loss of {job.label}, in nats per token, by step"
-        drawn = curve(context.studio.curve(job.id), job.steps, label)
+        drawn, said = curve(losses, job.steps, label), joined([said, points(losses, label)])
     head = piece('<strong>{}</strong>{}<span class="acts">{}</span>', job.label, badge(job.state), acts_on(job))
     return piece(
-        '<li class="job job-{}" id="job-{}"><div class="job-head">{}</div><div class="job-body"><div>{}</div>{}</div>'
-        "</li>", job.state, job.id, head, said, drawn,
+        '<li class="job job-{}" id="job-{}-{}"><div class="job-head">{}</div><div class="job-body"><div>{}</div>{}'
+        "</div></li>", job.state, plan.id, job.id, head, said, drawn,
     )  # fmt: skip
 
 
@@ -107,10 +112,10 @@ def acts_on(job: Job) -> Markup:
         return piece('<span class="fine">stopping…</span>')
     acts = []
     if job.state in ("queued", "running"):
-        acts.append(button("Cancel", "cancel", id=job.id, label=f"Cancel {job.label}"))
+        acts.append(button("Cancel", "cancel", job.id, label=f"Cancel {job.label}"))
     if job.state in ("failed", "cancelled"):
-        acts.append(button("Resume", "resume", id=job.id, label=f"Resume {job.label}"))
-        acts.append(button("Start anew", "retry", id=job.id, label=f"Start {job.label} anew"))
+        acts.append(button("Resume", "resume", job.id, label=f"Resume {job.label}"))
+        acts.append(button("Start anew", "retry", job.id, label=f"Start {job.label} anew"))
     return joined(acts, " ")
 
 

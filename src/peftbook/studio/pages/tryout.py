@@ -1,95 +1,115 @@
-"""Try it: two models side by side on one input. The assistant's process generates; this page shows what there is."""
+"""Try it: two models side by side on one input. The assistant's process generates; this page shows what there is.
+
+The address names the questions that were asked; what was asked is read from them.
+"""
 
 from __future__ import annotations
 
-import gradio as gr
+from typing import Any
+
 from markupsafe import Markup
 
-from peftbook.errors import InputError
+from peftbook.errors import InputError, Unknown
 from peftbook.studio import markup
-from peftbook.studio.markup import empty, loading, piece
-from peftbook.studio.pages.wiring import Context, Step, Updates, on, panel, place_of_note, unseen
+from peftbook.studio.markup import button, empty, joined, loading, piece
+from peftbook.studio.pages.frame import frame
+from peftbook.studio.pages.site import Live, View, Visit, address, typed_number
 from peftbook.studio.requests import Answer
-from peftbook.studio.trying import TYPED_CHARS, ask_model, models_at_hand, row_after
+from peftbook.studio.trying import TYPED_CHARS, ask_model, models_at_hand, row_after, sampling_of
 
-BETWEEN = " "
-
-
-class TryStep(Step):
-    """The tab. `asked` holds the two questions that wait, in the browser."""
-
-    def __init__(self, context: Context) -> None:
-        self.context, self.studio = context, context.studio
-        self.note, self.asked = place_of_note(), unseen()
-        with gr.Row(equal_height=True):
-            self.models = [gr.Dropdown(label=side, elem_id=f"try-{side.lower()}") for side in ("Left", "Right")]
-        self.typed = gr.Textbox(
-            label="Input", info="what stands at {input} in the project's prompt", lines=4, max_lines=16,
-            max_length=TYPED_CHARS, elem_id="try-input",
-        )  # fmt: skip
-        with gr.Row(elem_classes="buttons"):
-            go = gr.Button("Generate", variant="primary", elem_id="try-go")
-            stop = gr.Button("Stop", elem_id="try-stop")
-            another = gr.Button("Take a test row", elem_id="try-row")
-        with gr.Accordion("How to generate", open=False), gr.Row(equal_height=True):
-            tokens = gr.Slider(8, 512, value=128, step=8, label="At most so many tokens")
-            info = "0 takes the likeliest token each time"
-            heat = gr.Slider(0, 1.5, value=0, step=0.05, label="Temperature", info=info)
-            seed = gr.Number(0, label="Seed", precision=0)
-        self.reference = panel()
-        with gr.Row(equal_height=True, elem_classes="side-by-side"):
-            self.texts = [panel(elem_id=f"said-{side}") for side in ("left", "right")]
-        self.timer = gr.Timer(0.4, active=False)
-        self.outputs = [*self.models, self.asked, self.reference, self.note, *self.texts]
-        fields = [context.place, *self.models, self.typed, tokens, heat, seed]
-        for event in (go.click, self.typed.submit):
-            on(event, self.note, self.ask, fields, [self.asked, self.timer, *self.texts])
-        on(self.timer.tick, self.note, self.look, [self.asked], [self.timer, *self.texts])
-        on(stop.click, self.note, self.halt, [self.asked], [])
-        on(another.click, self.note, self.take, [context.place, self.typed], [self.typed, self.reference])
-
-    def show(self, project_id: str) -> Updates:
-        choices = models_at_hand(self.studio, project_id)
-        waits = empty("Nothing generated yet", "Type an input or take a test row, then generate with both models.")
-        ends = zip(self.models, (choices[0], choices[-1]), strict=True)
-        chosen = {model: gr.update(choices=choices, value=value) for model, (_, value) in ends}
-        left, right = self.texts
-        return {**chosen, left: waits, right: "", self.reference: "", self.asked: "", self.note: ""}
-
-    def ask(
-        self, project_id: str, first: str, second: str, text: str, most: float, heat: float, seed: float
-    ) -> Updates:
-        """Put the question to both."""
-        more = {"max_new_tokens": int(most), "temperature": float(heat), "seed": int(seed or 0)}
-        ids = [ask_model(self.studio, project_id, value, text or "", more) for value in (first, second)]
-        waits = dict.fromkeys(self.texts, loading("Waiting for the model…"))
-        return {self.asked: BETWEEN.join(ids), self.timer: gr.Timer(active=True), **waits}
-
-    def look(self, ids: str) -> Updates:
-        """What there is by now."""
-        answers = [answer_of(self.context, request) for request in (ids or "").split(BETWEEN)[:2]]
-        shown = {text: said(answer) for text, answer in zip(self.texts, answers, strict=False)}
-        return {**shown, self.timer: gr.Timer(active=not all(answer.ended for answer in answers))}
-
-    def halt(self, ids: str) -> Updates:
-        """Nobody waits any more."""
-        for request in filter(None, (ids or "").split(BETWEEN)):
-            self.studio.withdraw(request)
-        return {}
-
-    def take(self, project_id: str, now: str) -> Updates:
-        """The next test row after the one that stands there."""
-        row = row_after(self.studio, project_id, now)
-        words = piece(
-            '<p class="fine">Test {}, whose target is</p><div class="said said-target">{}</div>', row.id, row.target
-        )
-        return {self.typed: row.input[:TYPED_CHARS], self.reference: words}
+SIDES = ("left", "right")
+HOW = {  # a number of the sampling → what its field is called, its usual text, what it means
+    "max_new_tokens": ("At most so many tokens", "128", ""),
+    "temperature": ("Temperature", "0", "0 takes the likeliest token each time"),
+    "seed": ("Seed", "0", "of the draws"),
+}
+EVERY_SECONDS = 0.4
+WAITS = empty("Nothing generated yet", "Type an input or take a test row, then generate with both models.")
 
 
-def answer_of(context: Context, request_id: str) -> Answer:
+def show(visit: Visit) -> dict[str, Any]:
+    """The form with what was asked, the target of a test row, and both answers as far as they are."""
+    project = visit.studio.project(visit.names["project"])
+    models = models_at_hand(visit.studio, project.id)
+    asked = visit.query.getlist("answer")[:2]
+    usual = {"left": models[0][1], "right": models[-1][1], "text": "", **{name: one[1] for name, one in HOW.items()}}
+    usual |= {name: value for name, value in visit.query.items() if name in usual}
+    row = visit.query.get("row", "")
+    example = next((one for one in visit.studio.task(project.id).splits["test"] if one.id == row), None)
+    if example is not None:
+        usual["text"] = example.input[:TYPED_CHARS]
+    live = Live(WAITS)
+    if asked:
+        usual |= what_was_asked(visit, project.id, asked)
+        answers = [answer_of(visit, request) for request in asked]
+        live = answered(answers, asked)
+    if visit.form is not None:
+        usual |= {name: visit.form.get(name, value) for name, value in usual.items()}
+    reference = Markup("")
+    if example is not None and usual["text"] == example.input[:TYPED_CHARS]:
+        words = '<p class="fine">Test {}, whose target is</p><div class="said said-target">{}</div>'
+        reference = piece(words, example.id, example.target)
+    return {
+        **frame(visit, project), "models": [(value, words) for words, value in models], "fields": usual, "how": HOW,
+        "reference": reference, "live": live, "most": TYPED_CHARS, "row": row, "answers": asked,
+        "changed": any(usual[name] != one[1] for name, one in HOW.items()),
+    }  # fmt: skip
+
+
+def what_was_asked(visit: Visit, project_id: str, asked: list[str]) -> dict[str, str]:
+    """What the form said when these questions were put; nothing of one that is gone."""
+    said: dict[str, str] = {}
+    for side, request in zip(SIDES, asked, strict=False):
+        try:
+            question = visit.studio.asked(request)
+        except InputError:
+            continue
+        payload = question.payload
+        if question.kind != "generate" or payload["project"] != project_id:
+            raise Unknown(f"There is no answer {request!r} in this project: ask for one.")
+        said[side] = f"job:{payload['job']}" if "job" in payload else f"model:{payload['model']['name']}"
+        said |= {"text": payload["text"], **{name: f"{payload[name]:g}" for name in HOW}}
+    return said
+
+
+def answered(answers: list[Answer], asked: list[str]) -> Live:
+    """Both texts, and a button while they grow."""
+    texts = joined(
+        piece('<section aria-label="{}">{}</section>', side.capitalize(), said(one))
+        for side, one in zip(SIDES, answers, strict=False)
+    )
+    goes_on = not all(one.ended for one in answers)
+    stop = button("Stop", "stop", " ".join(asked), form="try") if goes_on else ""
+    return Live(piece('<div class="side-by-side">{}</div>{}', texts, stop), EVERY_SECONDS if goes_on else 0.0)
+
+
+def act(visit: Visit) -> str:
+    """Stop, take a test row, or put the question to both."""
+    project, form = visit.studio.project(visit.names["project"]).id, visit.typed
+    at = f"/projects/{project}/try"
+    chosen = {name: form.get(name, "") for name in (*SIDES, *HOW)}
+    if stopped := form.get("stop"):
+        for request in stopped.split():
+            visit.studio.withdraw(request)
+        return address(at, row=visit.query.get("row"), answer=stopped.split())
+    if "row" in form:
+        return address(at, **chosen, row=row_after(visit.studio, project, typed_text(form.get("text", ""))).id)
+    sampling = {name: typed_number(chosen[name]) for name in HOW}
+    sampling_of(sampling)
+    text = typed_text(form.get("text", ""))
+    asked = [ask_model(visit.studio, project, chosen[side], text, sampling) for side in SIDES]
+    return address(at, row=visit.query.get("row"), answer=asked)
+
+
+def typed_text(text: str) -> str:
+    """As it was typed: a form sends every end of a line as two signs."""
+    return text.replace("\r\n", "\n")
+
+
+def answer_of(visit: Visit, request_id: str) -> Answer:
     """An answer, or that it is gone."""
     try:
-        return context.studio.answer(request_id)
+        return visit.studio.answer(request_id)
     except InputError as error:
         return Answer("failed", error=str(error))
 
@@ -105,3 +125,6 @@ def said(answer: Answer) -> Markup:
     if answer.state == "done" and not answer.text.strip():
         foot = piece('<p class="fine">It ended at once, without a word.</p>')
     return piece('<div class="said" aria-live="polite">{}{}</div>{}', answer.text, ends, foot)
+
+
+TRY = View("try.html", show, act)

@@ -25,7 +25,7 @@ from peftbook.scratch.combining import (
 )
 from peftbook.training.encode import Encoded
 from peftbook.training.execute import prepare
-from peftbook.training.loop import losses, reordered
+from peftbook.training.loop import losses, order_of
 from peftbook.training.models import load_model
 from peftbook.training.probes import Findings, positive
 from peftbook.training.probes.serving import trained_update
@@ -57,8 +57,7 @@ class Scorer:
     """
 
     model: nn.Module
-    dtype: str
-    platform: str
+    run: specs.Run
     nats: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -73,8 +72,9 @@ class Scorer:
 
     def sums(self, rows: Sequence[Encoded], pad_id: int) -> list[float]:
         """Summed nats of each row with the weights that are in place."""
-        with reordered(self.model, self.dtype):
-            return losses(self.model, list(rows), pad_id=pad_id, dtype=self.dtype, platform=self.platform)[0]
+        run = self.run
+        with order_of(run, self.model):
+            return losses(self.model, list(rows), pad_id=pad_id, dtype=run.dtype, platform=run.platform)[0]
 
     def mean(self, adapter: Trained) -> float:
         """Nats per label token on the validation rows of a task."""
@@ -103,8 +103,9 @@ def kept_gains(probe: specs.Probe) -> Findings:
     if len({run.task.name for run in probe.runs}) < max(2, len(probe.runs)):
         raise InputError("kept_gains combines adapters of different tasks: give it two runs or more, each of its own.")
     adapters = [trained(run, *positive(probe, "validation_examples")) for run in probe.runs]
-    (dtype,) = {run.dtype for run in probe.runs}
-    scorer = Scorer(load_model(probe.model, platform=probe.platform).model, dtype, probe.platform)
+    if len({run.dtype for run in probe.runs}) > 1:
+        raise InputError("kept_gains scores all adapters in one type: give it runs of one dtype.")
+    scorer = Scorer(load_model(probe.model, platform=probe.platform).model, probe.runs[0])
     shares = single_scores(scorer, adapters)
     generator = torch.Generator().manual_seed(probe.seed)
     measured: dict[str, float] = {}

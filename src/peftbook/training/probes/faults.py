@@ -20,7 +20,7 @@ from peftbook.training.encode import Encoded, encode_example, encode_plain, enco
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.forward import trainable_state
 from peftbook.training.generate import decode_batch
-from peftbook.training.loop import Progress, arithmetic, losses, reordered, train
+from peftbook.training.loop import Progress, arithmetic, losses, order_of, train
 from peftbook.training.merges import lora_layers
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import half_products
@@ -113,7 +113,7 @@ def gallery(probe: specs.Probe) -> Findings:
     rows = [fault.row(row) for row in trainee.encoded]
     examples = task.splits[run.evaluation.split][: run.evaluation.n_generate]
     prompts = [fault.prompt(trainee.tokenizer, task, example) for example in examples]
-    with reordered(trainee.model, run.dtype):
+    with order_of(run, trainee.model):
         curve = follow(trainee, rows, [fault.row(row) for row in encoded(trainee, "validation")], every)
         nats, counts = held_out(trainee, encoded(trainee, run.evaluation.split))
     answers = ask(trainee, prompts)

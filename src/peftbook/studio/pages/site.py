@@ -1,0 +1,198 @@
+"""What the pages share: addresses, templates, forms, and what is said where something is refused.
+
+A page is a `View` at one address. Looking at it changes nothing. What a form on it sends goes to the same address and
+ends with another one to look at, or with the page as it was, what was typed in it and the sentence why not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from peftbook.errors import InputError, Unknown
+from peftbook.studio import markup
+from peftbook.studio.access import relative
+from peftbook.studio.api.problems import STATUS
+from peftbook.studio.drafts import Drafts
+from peftbook.studio.markup import piece
+from peftbook.studio.store import Studio
+from peftbook.tasks.table import Caps
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["Context", "Live", "View", "Visit", "add_view", "address", "lines", "problem_page", "render", "status_of",
+           "typed_number", "worker_line"]  # fmt: skip
+
+STUDIO = Path(__file__).resolve().parents[1]
+TEMPLATES = Environment(
+    loader=FileSystemLoader([STUDIO / "templates", STUDIO]),
+    autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+MOST_FIELDS = 500
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the pages show. caps: of uploads.  with_login: whether there is somebody to log out."""
+
+    studio: Studio
+    drafts: Drafts
+    caps: Caps
+    with_login: bool = False
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request for a page. names: ids in its path.  form: what was sent, None where somebody only looks."""
+
+    context: Context
+    path: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    query: QueryParams = field(default_factory=QueryParams)
+    form: QueryParams | None = None
+
+    @property
+    def studio(self) -> Studio:
+        return self.context.studio
+
+    @property
+    def typed(self) -> QueryParams:
+        """What the fields of the page say."""
+        return self.query if self.form is None else self.form
+
+    def to(self, path: str, **query: object) -> str:
+        """An address of the studio, as this page writes it."""
+        return relative(self.path, address(path, **query))
+
+
+def address(path: str, **query: object) -> str:
+    """A path with what is asked of it; what says nothing is left out."""
+    asked = urlencode({name: value for name, value in query.items() if value not in ("", None)}, doseq=True)
+    return f"{path}?{asked}" if asked else path
+
+
+@dataclass(frozen=True)
+class Live:
+    """The part of a page that changes by itself. seconds: until it is looked at again, 0 for never."""
+
+    body: Markup
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """A page. show: what its template is filled with; `live`, if there is one, is a `Live`.
+
+    act: does what its forms ask for, and says which address comes next.
+    """
+
+    template: str
+    show: Callable[[Visit], dict[str, Any]]
+    act: Callable[[Visit], str] | None = None
+
+
+def add_view(app: FastAPI, context: Context, path: str, view: View) -> None:
+    """Serve a page."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            form = await form_of(request) if request.method == "POST" else None
+        except InputError as error:
+            return HTMLResponse(problem_page(Visit(context, request.scope["path"]), error), status_of(error))
+        visit = Visit(context, request.scope["path"], request.path_params, request.query_params, form)
+        return await run_in_threadpool(answer, view, visit, request.headers.get("if-none-match", ""))
+
+    app.add_route(path, endpoint, methods=["GET", "POST"] if view.act else ["GET"])
+
+
+async def form_of(request: Request) -> QueryParams:
+    """What a form has sent."""
+    text = (await request.body()).decode("utf-8", "replace")
+    try:
+        return QueryParams(parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS))
+    except ValueError:
+        raise InputError(f"That form has more than {MOST_FIELDS} fields: load the page again.") from None
+
+
+def answer(view: View, visit: Visit, seen: str) -> Response:
+    """Do what was asked for and go on, or show. seen: the mark of the live part that the browser has."""
+    refused: InputError | None = None
+    try:
+        if visit.form is not None and view.act is not None:
+            return RedirectResponse(visit.to(view.act(visit)), 303)
+    except InputError as error:
+        refused = error
+    try:
+        shown = view.show(visit)
+    except InputError as error:
+        return HTMLResponse(problem_page(visit, refused or error), status_of(refused or error))
+    if visit.form is None and visit.query.get("part") == "live":
+        return live_part(visit, shown.get("live"), seen)
+    said = refused or shown.pop("trouble", None)
+    return HTMLResponse(render(visit, view.template, refused=said, **shown), status_of(said) if said else 200)
+
+
+def status_of(error: Exception) -> int:
+    """Of a refusal, as the API has it."""
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
+
+
+def render(visit: Visit, template: str, **shown: Any) -> str:
+    """A whole page."""
+    usual: dict[str, Any] = {"live": None, "refused": None, "with_login": visit.context.with_login}
+    filled = usual | {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": markup.trouble}
+    return TEMPLATES.get_template(template).render(filled | shown)
+
+
+def problem_page(visit: Visit, error: Exception) -> str:
+    """A page that has nothing but the sentence why."""
+    title = "There is no such page" if isinstance(error, Unknown) else "This cannot be shown"
+    return render(visit, "problem.html", refused=error, title=title)
+
+
+def live_part(visit: Visit, live: Live | None, seen: str) -> Response:
+    """What changes by itself, alone; nothing where the browser has it already."""
+    text = render(visit, "live.html", live=live)
+    mark = f'"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"'
+    return Response(status_code=304) if mark == seen else HTMLResponse(text, headers={"etag": mark})
+
+
+def worker_line(studio: Studio) -> Markup:
+    """Whether somebody works, and on what."""
+    workers = [worker for worker in studio.workers() if worker.alive]
+    waiting = sum(job.state == "queued" for job in studio.jobs())
+    if not workers:
+        kind, sign, words = " status-off", "○", "No worker is running: runs wait until one starts"
+    elif not (jobs := [studio.job(worker.job) for worker in workers if worker.job]):
+        kind, sign, words = "", "●", "Worker ready"
+    else:
+        told = [f"{job.label}: {job.doing.words()[0]}" for job in jobs]
+        kind, sign, words = " status-busy", "▸", "; ".join(told)
+    more = f" · {waiting} waiting" if waiting else ""
+    return piece('<p class="status{}"><span aria-hidden="true">{}</span> {}{}</p>', kind, sign, words, more)
+
+
+def typed_number(text: str) -> Any:
+    """What a field says; a text that is no number comes back, to be refused by its bounds."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() else value
+
+
+def lines(text: str | None) -> list[str]:
+    """Those of a text that are not empty, without the spaces around them."""
+    return list(filter(None, map(str.strip, (text or "").splitlines())))

@@ -1,0 +1,544 @@
+"""The studio's pages without scripts: every view has an address, every form works, what is refused says why.
+
+All of it behind a proxy that takes a prefix off. A stand-in answers for worker and assistant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from html.parser import HTMLParser
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+import pytest
+from plain_browser import ORIGIN, PREFIX, Plain
+from studio_api import check_of, finish, work
+
+from peftbook import specs
+from peftbook.methods import presets
+from peftbook.options import options_of
+from peftbook.studio import access, app
+from peftbook.studio.jobs import parse_run
+from peftbook.studio.pages.form import PLANS
+from peftbook.studio.people import COOKIE
+from peftbook.studio.settings import Settings
+from peftbook.studio.store import Studio
+from peftbook.studio.tokens import Keys, Owner
+from peftbook.tasks.columns import Columns
+from peftbook.tasks.files import Split
+from peftbook.tasks.table import Caps
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
+
+HOSTILE = '<img src=x onerror="window.hacked=1">'
+ROWS = b"question,answer\n" + b"".join(b"What is %d and one?,It is %d\n" % (n, n + 1) for n in range(40))
+STEPS = ("data", "plan", "runs", "decision", "try", "files")
+MINE = {"models": [specs.SMALL_MODEL], "tokens": "300", "max_new_tokens": "4"}  # of a plan
+
+
+@pytest.fixture
+def studio(tmp_path) -> Studio:
+    return Studio(tmp_path)
+
+
+@pytest.fixture
+def window(studio) -> Plain:
+    """A browser before a studio; uploads of at most 10,000 bytes."""
+    return Plain(app.build_app(studio, Caps(bytes=10_000)))
+
+
+def project_of(studio: Studio, rows: bytes = ROWS, name: str = "Sums") -> str:
+    return studio.create_project(name, rows, "sums.csv", Columns("question", "answer"), Split()).id
+
+
+def checked(window: Plain, studio: Studio, project: str, **typed) -> Plain:
+    """The plan's page with what was found."""
+    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE | typed)
+    assert "Counting tokens" in window.text, window.refused
+    work(studio)
+    return window.open()
+
+
+def trained(window: Plain, studio: Studio) -> str:
+    """A project whose runs are done."""
+    project = project_of(studio)
+    checked(window, studio, project).press("Queue the 2 runs")
+    work(studio)
+    return project
+
+
+# --- every page ------------------------------------------------------------------------------------------------
+
+
+class Inline(HTMLParser):
+    """What a policy without `unsafe-inline` would keep from working, and ids and labels that are not right."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.ids, self.named, self.fields = [], [], set(), []
+
+    def handle_starttag(self, tag, attrs):
+        said = dict(attrs)
+        self.found += [name for name in said if name.startswith("on") or name == "style"]
+        self.found += [tag] * (tag == "style" or (tag == "script" and "src" not in said))
+        self.found += [value for value in said.values() if value and value.startswith(("javascript:", "data:"))]
+        self.ids += [said["id"]] if "id" in said else []
+        self.named |= {said.get("for")}
+
+
+def walk(window: Plain, addresses: list[str]) -> dict[str, str]:
+    """Every page that links lead to, by its address without its query."""
+    seen: dict[str, str] = {}
+    while addresses:
+        window.open(addresses.pop())
+        path = window.path.partition("?")[0]
+        if path in seen or path.startswith("/api/"):
+            continue
+        assert window.status == 200, (path, window.text)
+        seen[path] = window.answer.text
+        links = [link["href"] for link in window.soup.find_all("a") if not link["href"].startswith("#")]
+        base = window.address
+        addresses += [urlsplit(inside(base, link)).path.removeprefix(PREFIX) for link in links]
+    return seen
+
+
+def inside(base: str, link: str) -> str:
+    """Where a link leads, which is not out of the studio."""
+    joined = urljoin(base, link)
+    assert joined.startswith(ORIGIN + PREFIX + "/"), f"{link} on {base} leads out of the studio"
+    return joined
+
+
+def test_every_view_has_an_address_and_nothing_inline(window, studio):
+    """All pages that links lead to, with runs that are done; the policy has no `unsafe` that they could need."""
+    project = trained(window, studio)
+    seen = walk(window, ["/"])
+    assert {f"/projects/{project}/{step}" for step in STEPS} <= seen.keys()
+    assert "unsafe" not in access.HEADERS["content-security-policy"]
+    for path, text in seen.items():
+        parser = Inline()
+        parser.feed(text)
+        assert not parser.found, (path, parser.found)
+        assert len(parser.ids) == len(set(parser.ids)), (path, [one for one in parser.ids if parser.ids.count(one) > 1])
+        assert window.answer.headers["content-security-policy"] == access.HEADERS["content-security-policy"]
+
+
+def test_every_field_has_a_label_and_every_hint_a_field(window, studio):
+    """By `for`, or around it."""
+    project = trained(window, studio)
+    for path in ("/", *(f"/projects/{project}/{step}" for step in STEPS)):
+        soup = window.open(path).soup
+        named = {label.get("for") for label in soup.find_all("label")}
+        for field in soup.find_all(["input", "select", "textarea"]):
+            assert field.get("id") in named or field.find_parent("label"), (path, str(field))
+            for hint in (field.get("aria-describedby") or "").split():
+                assert soup.find(id=hint), (path, hint)
+
+
+def test_markup_in_the_data_is_text(window, studio):
+    """Names, cells, labels, what was typed and what was asked for are shown, not run, on every page."""
+    rows = ROWS.replace(b"What is 7", HOSTILE.replace('"', '""').join(['"', '"']).encode())
+    window.open("/").press("Read the file", file=(f"{HOSTILE}.csv", rows))
+    pages = [window.answer.text]
+    window.press("Create the project", name=HOSTILE)
+    project = window.path.split("/")[2]
+    checked(window, studio, project)
+    window.press("Queue the 2 runs")
+    while (job := studio.claim("stand-in", 1)) is not None:
+        finish(studio, job, texts=[HOSTILE] * job.run.evaluation.n_generate)
+    for path in ("/", *(f"/projects/{project}/{step}?filter={HOSTILE}" for step in STEPS)):
+        pages.append(window.open(path).answer.text)
+    pages.append(window.open(f"/projects/{project}/plan").press("Check the plan", other_models=HOSTILE).answer.text)
+    assert window.status == 422 and HOSTILE in window.refused
+    assert all("<img src=x" not in page for page in pages)
+    assert sum("&lt;img src=x" in page for page in pages) == len(pages)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/new/abcd", "/projects/abcd", *(f"/projects/abcd/{step}" for step in STEPS), "/projects/{}/runs?plan=abcd"],
+)
+def test_an_unknown_id_is_a_page_that_says_so(window, studio, path):
+    """With the way back to what there is."""
+    window.open(path.format(project_of(studio)))
+    assert window.status == 404 and window.refused.endswith((".", ":")) and window.soup.find("a", string="All projects")
+
+
+def test_another_projects_job_plan_and_answer_are_unknown(window, studio):
+    """An id is good in its own project alone."""
+    project, other = trained(window, studio), project_of(studio)
+    job = studio.jobs(project)[0].id
+    window.open(f"/projects/{other}/plan?check={check_asked(studio, project)}")
+    assert "no check of this project" in window.text
+    for path, form in (("runs", f"cancel={job}"), ("files", f"make={job}+model.zip")):
+        answer = window._go("POST", f"{PREFIX}/projects/{other}/{path}", content=form)
+        assert answer.status == 404 and "There is no job" in answer.refused
+
+
+def check_asked(studio: Studio, project: str) -> str:
+    """The id of the last check of a project."""
+    return studio._row(
+        "SELECT id FROM requests WHERE project = ? AND kind = 'preflight' ORDER BY number DESC", project
+    )["id"]
+
+
+# --- from a file to a project ----------------------------------------------------------------------------------
+
+
+def test_a_file_becomes_a_project_with_what_was_chosen(window, studio):
+    """The reading is in the address while it is looked at, and in the project when it is made."""
+    window.open("/")
+    assert "No project yet" in window.text
+    window.press("Read the file", file=("sums.csv", ROWS))
+    assert window.path.startswith("/new/") and window.field("input") == "question" and "40" in window.text
+    window.press("Look again", input="answer", target="question", validation="20", test="20")
+    asked = parse_qs(urlsplit(window.address).query)
+    assert asked["input"] == ["answer"] and "24" in window.text
+    again = Plain(window.served).open(window.path)
+    assert [again.field(name) for name in ("input", "target", "test")] == ["answer", "question", "20"]
+    window.press("Create the project", name="Backwards")
+    (project,) = studio.projects()
+    assert window.path == f"/projects/{project.id}/data" and window.status == 200
+    assert (project.name, project.columns.input, project.split.fractions) == ("Backwards", "answer", (0.6, 0.2, 0.2))
+    assert "Backwards" in window.open("/").text
+
+
+def test_a_pasted_table_becomes_a_project_too(window, studio):
+    window.open("/").press("Read the pasted table", pasted=ROWS.decode())
+    window.press("Create the project")
+    assert studio.projects()[0].name == "Pasted data"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        ({"file": ("x.csv", b"PK\x03\x04 not a table")}, 422, "zip"),
+        ({"pasted": "one line"}, 422, "row"),
+        ({}, 422, "Nothing was sent"),
+        ({"file": ("x.csv", b"x" * 200_000)}, 413, "10,000 bytes"),
+        ({"file": ("x.csv", b"x" * 10_001)}, 413, "10,000 bytes"),
+    ],
+)
+def test_an_upload_that_is_refused_leaves_nothing(window, studio, sent, status, words):
+    """The page again with the sentence and what was pasted; no draft stays."""
+    window.open("/").press("Read the file", **sent)
+    assert window.status == status and words in window.refused and window.soup.find(id="upload")
+    assert window.field("pasted") == sent.get("pasted", "")
+    assert not list((studio.home / "drafts").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"input": "answer"}, "differ"),
+        ({"test": "90"}, "A test share of 90 %"),
+        ({"test": "many"}, "A test share of 'many' %"),
+        ({"split_seed": ""}, "A split seed of ''"),
+        ({"instruction": "no place"}, "{input}"),
+        ({"name": "  "}, "needs a name"),
+    ],
+)
+def test_a_reading_that_is_refused_keeps_what_was_typed(window, studio, typed, words):
+    """The sentence once, and no project."""
+    window.open("/").press("Read the file", file=("sums.csv", ROWS))
+    soup_button = window.soup.find(id="create")
+    window.press("Create the project", **typed)
+    assert soup_button is not None and window.status == 422 and window.text.count(window.refused) == 1
+    assert words in window.refused or words == "differ"
+    assert all(window.field(name) == value for name, value in typed.items())
+    assert studio.projects() == []
+
+
+def test_what_cannot_be_a_project_says_why_once_and_has_no_button_for_it(window):
+    """Too few rows for a split; the button that would say it again is off."""
+    window.open("/").press("Read the file", file=("few.csv", b"question,answer\na,b\nc,d\ne,f\n"))
+    assert window.text.count("a split needs at least") == 1 and window.soup.find(id="create").has_attr("disabled")
+
+
+def test_a_project_gets_another_name_and_goes_with_all_that_belongs_to_it(window, studio):
+    """A name that is none is refused where it was typed."""
+    project = project_of(studio)
+    window.open(f"/projects/{project}/plan").press("Rename", at=0, rename="  ")
+    assert window.status == 422 and "needs a name" in window.refused and window.field("rename") == "  "
+    window.press("Rename", rename="Better")
+    assert window.path == f"/projects/{project}/data" and window.soup.h1.get_text() == "Better"
+    window.press("Delete for good")
+    assert window.path == "/" and "No project yet" in window.text and studio.projects() == []
+
+
+# --- plans -----------------------------------------------------------------------------------------------------
+
+
+def test_the_form_of_the_plan_has_every_setting_with_its_default(window, studio):
+    """But those that a recipe begins with; each number by its own name and words."""
+    window.open(f"/projects/{project_of(studio)}/plan")
+    for name, option in options_of(Settings).items():
+        if option.bound is None:
+            continue
+        label = window.soup.find("label", attrs={"for": f"f-{name}"}).get_text()
+        usual = {"seeds": PLANS["quick"][3], "tokens": PLANS["quick"][4]}.get(name, getattr(Settings, name))
+        assert label == option.label and option.help in window.text
+        assert window.field(name) == ("" if usual is None else f"{usual:g}" if isinstance(usual, float) else str(usual))
+    ticked = {one["value"] for one in window.soup.select("input[name=methods]")}
+    assert ticked == {preset.name for preset in presets()}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_recipe_fills_the_form_and_leaves_the_rest(window, studio, name):
+    """By an address that can be kept."""
+    words, _, methods, seeds, tokens = PLANS[name]
+    window.open(f"/projects/{project_of(studio)}/plan").press(f"{words} {PLANS[name][1]}", batch_size="4", tokens="7")
+    for page in (window, Plain(window.served).open(window.path)):
+        assert set(page.field("methods")) == set(methods) and page.field("batch_size") == "4"
+        assert (page.field("seeds"), page.field("tokens")) == (seeds, tokens)
+        assert page.soup.find("button", attrs={"aria-pressed": "true"})["value"] == name
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"seeds": "11"}, "11 seeds"),
+        ({"seeds": "1.5"}, "1.5 seeds are chosen: choose a whole number from 1 to 10"),
+        ({"seeds": ""}, "The field for seeds is empty"),
+        ({"seeds": "some"}, "'some' seeds"),
+        ({"tokens": "-5"}, "-5 training tokens"),
+        ({"tokens": "999999999999"}, "999,999,999,999 training tokens"),
+        ({"test_examples": "100000"}, "100,000 test rows are chosen: choose a whole number from 0 to 200"),
+        ({"batch_size": "nan"}, "A batch size of nan"),
+        ({"learning_rates": "lora"}, "'lora' is no learning rate"),
+        ({"own_methods": "lora:rank=none"}, "none"),
+        ({"other_models": "/no/such/folder"}, "/no/such/folder"),
+        ({"models": []}, "model"),
+        ({"dtype": "fp7"}, "'fp7'"),
+    ],
+)
+def test_a_plan_that_is_refused_keeps_what_was_typed_and_asks_nothing(window, studio, typed, words):
+    """One sentence that names the value."""
+    window.open(f"/projects/{project_of(studio)}/plan").press("Check the plan", **typed)
+    assert window.status == 422 and words in window.refused and window.text.count(window.refused) == 1
+    for name, value in typed.items():
+        assert name == "dtype" or window.field(name) == value
+    assert studio.take() is None
+
+
+def test_a_plan_is_checked_and_queued_as_it_was_checked(window, studio):
+    """The address of the check can be opened again and in another window; a change after it is refused."""
+    project = project_of(studio)
+    checked(window, studio, project)
+    assert "2 runs" in window.text and "Untuned" in window.text and "GB" in window.text
+    other = Plain(window.served).open(window.path)
+    assert other.field("tokens") == "300" and "Queue the 2 runs" in other.text
+    other.press("Queue the 2 runs", tokens="301")
+    assert other.status == 409 and "changed after the check" in other.refused and other.field("tokens") == "301"
+    assert studio.jobs(project) == []
+    window.press("Queue the 2 runs")
+    (plan,) = studio.plans(project)
+    assert window.path == f"/projects/{project}/runs?plan={plan.id}" and len(plan.jobs) == 2
+
+
+def test_two_windows_queue_one_plan(window, studio):
+    """Each has checked for itself; a second press of the button changes nothing either."""
+    project = project_of(studio)
+    other = Plain(window.served)
+    for one in (window, other):
+        checked(one, studio, project)
+    kept = other.address
+    for one in (window, other):
+        one.press("Queue the 2 runs")
+    other.open(kept).press("Queue the 2 runs")
+    assert len(studio.plans(project)) == 1 and len(studio.jobs(project)) == 2 and window.path == other.path
+
+
+def test_a_check_is_cancelled_and_another_takes_its_place(window, studio):
+    """Nobody computes what nobody waits for."""
+    project = project_of(studio)
+    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE)
+    window.press("Cancel")
+    assert "check" not in parse_qs(urlsplit(window.address).query) and window.field("tokens") == "300"
+    assert studio.take() is None
+    window.press("Check the plan").press("Check the plan", tokens="400")
+    assert [parse_run(text).budget.tokens for text in studio.take().payload["runs"][1:]] == [
+        400
+    ] and studio.take() is None
+
+
+def test_a_plan_of_hours_offers_one_within_the_hour(window, studio):
+    """One press has it checked, with the form filled in."""
+    project = project_of(studio)
+    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE | {"tokens": "20000"})
+    asked = studio.take()
+    runs = [parse_run(text) for text in asked.payload["runs"]]
+    found = [dataclasses.replace(check_of(run), seconds=9e3, training_seconds=8e3) if run.budget else check_of(run)
+             for run in runs]  # fmt: skip
+    studio.settle(asked.id, result=[dataclasses.asdict(check) for check in found])
+    window.open()
+    assert "2 h 30 min" in window.text
+    window.press("Take the smaller plan")
+    tokens = parse_run(studio.take().payload["runs"][1]).budget.tokens
+    assert tokens < 20_000 and window.field("tokens") == str(tokens)
+
+
+def test_a_check_that_failed_says_why_in_its_place(window, studio):
+    project = project_of(studio)
+    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE)
+    studio.settle(studio.take().id, error="The check was ended.")
+    assert "The check was ended." in window.open().text and window.field("tokens") == "300"
+
+
+# --- runs, decision, answers, files ----------------------------------------------------------------------------
+
+
+def test_jobs_are_cancelled_resumed_and_started_anew(window, studio):
+    """Each by its own button, and the rest of a plan by one; what cannot be done is a sentence."""
+    project = project_of(studio)
+    checked(window, studio, project).press("Queue the 2 runs")
+    labels = [job.label for job in studio.jobs(project)]
+    window.press(f"Cancel {labels[1]}")
+    assert [job.state for job in studio.jobs(project)] == ["queued", "cancelled"] and "plan=" in window.path
+    stale = Plain(window.served).open(window.path)
+    window.press(f"Start {labels[1]} anew")
+    assert [job.state for job in studio.jobs(project)] == ["queued", "queued"]
+    stale.press(f"Resume {labels[1]}")
+    assert stale.status in (409, 422) and labels[1] in stale.text
+    window.press("Cancel the rest of plan 1")
+    assert [job.state for job in studio.jobs(project)] == ["cancelled", "cancelled"]
+    window.press(f"Resume {labels[0]}")
+    assert studio.jobs(project)[0].state == "queued"
+
+
+def test_the_live_part_of_a_page_is_at_an_address_of_its_own(window, studio):
+    """With who works; nothing is sent to a browser that has it, and it is what the whole page has."""
+    project = project_of(studio)
+    checked(window, studio, project).press("Queue the 2 runs")
+    whole = window.soup.find(id="live")
+    part = Plain(window.served).open(window.path + "&part=live")
+    assert str(part.soup.find(id="live")) == str(whole) and part.soup.find(id="status") and not part.soup.find("h1")
+    mark = part.answer.headers["etag"]
+    again = Plain(window.served)
+    again._go("GET", f"{PREFIX}{window.path}&part=live", headers={"if-none-match": mark})
+    assert again.status == 304 and not again.answer.content
+    work(studio)
+    again._go("GET", f"{PREFIX}{window.path}&part=live", headers={"if-none-match": mark})
+    assert again.status == 200 and "done" in again.answer.text
+
+
+def test_a_decision_is_what_its_address_chooses(window, studio):
+    """Words first, then the table; each choice by the form, kept in the address, as CSV and as a report."""
+    project = project_of(studio)
+    assert "No run has finished" in window.open(f"/projects/{project}/decision").text
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/decision")
+    assert len(window.soup.select_one(".verdict .words").get_text()) > 40
+    assert len(window.soup.select("table.decision tbody tr")) == 2 and len(window.soup.select(".pareto svg")) == 2
+    window.press("Show", measure="bertscore_f1", cost="peak_memory_bytes", filter="lora")
+    other = Plain(window.served).open(window.path)
+    for page in (window, other):
+        assert [page.field(name) for name in ("measure", "cost")] == ["bertscore_f1", "peak_memory_bytes"]
+        assert len(page.soup.select("table.decision tbody tr")) == 1
+    files = [link["href"] for link in window.soup.select("a[download]")]
+    for file in files:
+        taken = Plain(window.served)
+        taken.address = window.address
+        assert taken.open(file).status == 200 and "LoRA" in taken.answer.text and "measure=bertscore_f1" in file
+    assert Plain(window.served).open(f"/projects/{project}/decision?measure=luck").status == 422
+    assert Plain(window.served).open(f"/projects/{project}/decision?runs=7").status == 404
+
+
+def test_a_metric_of_ones_own_is_declared_and_decides(window, studio):
+    """One a line; it stands in the table and may be chosen; what declares none is refused and stays typed."""
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/decision").press("Score by these", metrics="sum=luck:")
+    assert window.status == 422 and "luck" in window.refused and window.field("metrics") == "sum=luck:"
+    window.press("Score by these", metrics="sum=number:rel=0.01")
+    assert window.status == 200 and "sum" in window.soup.select_one("table.decision thead").get_text()
+    window.press("Show", measure="sum")
+    assert window.field("measure") == "sum" and "number" in window.field("metrics")
+
+
+def test_two_models_answer_and_the_address_keeps_what_was_asked(window, studio):
+    """A test row, its target, both texts, and how they were written; an empty input is refused."""
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/try").press("Generate", text="  ")
+    assert window.status == 422 and "input is empty" in window.refused
+    window.press("Take a test row", temperature="0.5")
+    first = window.field("text")
+    assert "whose target is" in window.text and window.field("temperature") == "0.5" and window.status == 200
+    assert window.press("Take a test row").field("text") != first
+    window.press("Generate", text="What is 3 and one?\r\nSay it.", max_new_tokens="6")
+    assert window.text.count("Waiting for the model") == 2
+    work(studio)
+    for page in (window.open(), Plain(window.served).open(window.path)):
+        assert [one.get_text() for one in page.soup.select(".side-by-side .said")] == ["8", "8"]
+        assert page.field("text") == "What is 3 and one?\nSay it." and page.field("max_new_tokens") == "6"
+        assert page.field("left").startswith("model:") and page.field("right").startswith("job:")
+    window.press("Generate", seed="-1")
+    assert window.status == 422 and "seed is -1" in window.refused and window.field("seed") == "-1"
+    window.press("Generate", seed="1").press("Stop")
+    assert studio.take() is None and window.soup.select_one(".side-by-side").get_text().count("stopped") == 2
+
+
+def test_files_are_taken_made_and_taken(window, studio):
+    """What is there by its link; a merged model, a GGUF file and a recipe when they were asked for."""
+    project = project_of(studio)
+    assert "Nothing to take away" in window.open(f"/projects/{project}/files").text
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/files")
+    label = studio.jobs(project)[1].label
+    links = {link.get_text(): link["href"] for link in window.soup.select("a.file")}
+    for words in ("Adapter", "Test outputs"):
+        taken = Plain(window.served)
+        taken.address = window.address
+        assert taken.open(links[words]).status == 200 and taken.answer.content
+    assert all("peftbook compare" in one.get_text() for one in window.soup.select(".take pre"))
+    window.press(f"Make merged model of {label}")
+    assert f"Merged model of {label}: it is being made" in window.text
+    request = studio.take()
+    studio.settle(request.id, error="There is no room.")
+    assert "There is no room." in window.open().text
+    window.press("Make the recipe", model="", memory="4GiB")
+    assert window.status == 422 and window.field("memory") == "4GiB"
+    window.press("Make the recipe", model="small-llama", memory="much")
+    assert window.status == 422 and "much" in window.refused and window.field("model") == "small-llama"
+    window.press("Make the recipe", memory="4GiB")
+    work(studio)
+    window.open()
+    assert "LoRA" in window.soup.select_one("#live pre").get_text()
+    link = next(link["href"] for link in window.soup.select("a.file") if "recipe" in link.get_text())
+    assert window.open(link).status == 200 and window.answer.content == b"PK"
+
+
+# --- who may come in -------------------------------------------------------------------------------------------
+
+
+def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path):
+    """By the token, and nowhere else than to a page of the studio; nothing of it is seen before."""
+    studio, owner = Studio(tmp_path), Owner(tmp_path)
+    project = project_of(studio, name="A secret")
+    served = app.build_app(studio, Caps(), people=owner)
+    for to, lands in ((f"/projects/{project}/runs?plan=", f"/projects/{project}/runs"), ("/", "/")):
+        window = Plain(served).open(to)
+        assert (
+            window.path.startswith(access.LOGIN) and "secret" not in window.answer.text and "worker" not in window.text
+        )
+        assert window.press("Log in", token="x" * 64).status == 401
+        assert "not the token" in window.text
+        assert window.press("Log in", token=owner.token).path.partition("?")[0] == lands and window.status == 200
+    for to in ("//evil.example/", "http://evil.example/", "/projects/../../x", "/api/v1/projects"):
+        window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=owner.token)
+        assert window.path == "/"
+    assert Plain(served).open(f"/?token={owner.token}").path == "/"
+    assert Keys(tmp_path, owner).who(window.cookies[COOKIE]) == "owner"
+
+
+def test_a_change_that_another_site_asks_for_is_refused_on_every_page(window, studio):
+    """A link from elsewhere is followed; a form from elsewhere changes nothing."""
+    project = project_of(studio)
+    for path in ("/new", *(f"/projects/{project}/{step}" for step in STEPS)):
+        for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            assert window._go("POST", PREFIX + path, content="delete=1&rename=x", headers=headers).status == 403
+    assert studio.project(project).name == "Sums"
+
+
+def test_a_form_of_too_many_fields_is_refused(window, studio):
+    project = project_of(studio)
+    assert window._go("POST", f"{PREFIX}/projects/{project}/plan", content="a=1&" * 600).status == 422
+    assert "more than 500 fields" in window.refused
