@@ -18,7 +18,7 @@ from peftbook import specs
 from peftbook.records import Record
 from peftbook.studio import access
 from peftbook.studio.api import build_api
-from peftbook.studio.api.examples import EXAMPLES, ROWS, Example
+from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
 from peftbook.studio.app import LOOPBACK
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.plan import plan
@@ -38,7 +38,7 @@ class Client:
 
     def __init__(self, served: Any, headers: Mapping[str, str] | None = None):
         self.served, self.headers = served, dict(headers or {})
-        self.files = {"questions.csv": ROWS.encode()}  # in the folder of the shell
+        self.files = {"questions.csv": ROWS.encode(), "more.csv": MORE.encode()}  # in the folder of the shell
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:

@@ -276,6 +276,7 @@ def describe(spec: specs.Run | specs.Probe) -> str:
             parts += [f"rate {spec.budget.learning_rate:g}", f"{spec.budget.tokens:,} tokens"]
             parts += _unusual(spec.budget, ("tokens", "learning_rate"))
         parts += [COMPUTED[spec.dtype]] if spec.dtype in COMPUTED else []
+        parts += [f"from {spec.start[:12]}"] * bool(spec.start)
         parts += ["weights in bfloat16"] * (spec.weights == "bf16") + ["checkpointing"] * spec.checkpointing
     parts += [f"model {spec.model.name}"] if spec.model.name != specs.EMBEDDED_MODEL else []
     parts.append(f"seed {spec.seed}")

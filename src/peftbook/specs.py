@@ -138,9 +138,10 @@ class Run(Keyed):
     else, and follows from the code and the machine, which the record names.
     weights: `bf16` holds what is not trained in bfloat16, in which it is multiplied, without autocast; what is trained
     stays in float32.  checkpointing: training keeps the input of each decoder layer and computes the rest again.
+    start: key of the run from whose trained weights this one starts, with optimizer, warm-up and budget of its own.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("weights", "checkpointing")
+    added: ClassVar[tuple[str, ...]] = ("weights", "checkpointing", "start")
 
     model: Model = Model()
     task: Task
@@ -154,6 +155,7 @@ class Run(Keyed):
     machine: str = ""
     weights: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
+    start: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
     @property
     def key(self) -> str:
@@ -206,6 +208,14 @@ class Run(Keyed):
         if checkpointing and method is not None and method.uncheckpointed:
             raise ValueError(f"with {method.label} {method.uncheckpointed}: choose no checkpointing")
         return checkpointing
+
+    @field_validator("start")
+    @classmethod
+    def _only_what_trains_goes_on(cls, start: str, info) -> str:
+        method = info.data.get("method")
+        if start and method is not None and not method.trains:
+            raise ValueError("an untuned run has nothing to go on from")
+        return start
 
 
 @functools.lru_cache(maxsize=4096)

@@ -133,7 +133,10 @@ def label_candidates(candidates: Sequence[Candidate]) -> list[str]:
     """A label for each, no two alike: method, model where there are several, and what tells equal ones apart."""
     runs = [candidate.run for candidate in candidates]
     several = len({run.model for run in runs}) > 1
-    plain = [run.method.label + (f" · {model_label(run.model.name)}" if several else "") for run in runs]
+    plain = [
+        run.method.label + ", continued" * bool(run.start) + (f" · {model_label(run.model.name)}" if several else "")
+        for run in runs
+    ]
     settings = [settings_of(run) for run in runs]
     out = []
     for label, own in zip(plain, settings, strict=True):
@@ -148,7 +151,7 @@ def label_candidates(candidates: Sequence[Candidate]) -> list[str]:
 def settings_of(run: specs.Run) -> dict[str, object]:
     """What may tell two rows apart, by name in words."""
     found: dict[str, object] = {}
-    for name, value in run.model_dump(mode="json", exclude={"seed", "task", "evaluation"}).items():
+    for name, value in run.model_dump(mode="json", exclude={"seed", "task", "evaluation", "start"}).items():
         parts = value if isinstance(value, dict) else {name: value}
         found |= {(f"model {key}" if name == "model" else key).replace("_", " "): one for key, one in parts.items()}
     return found

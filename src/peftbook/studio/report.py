@@ -260,6 +260,8 @@ def data(project: Project | None, splits: Mapping[str, int] | None) -> Markup:
     told += [("Instruction", project.instruction)] if project.instruction != "{input}" else []
     shares = ", ".join(f"{100 * part:g} %" for part in split.fractions)
     told.append(("Split", f"training, validation, test: {shares}, by seed {split.seed}"))
+    if split.first:
+        told.append(("Later rows", f"the first {split.first:,} are split, those behind them are for training alone"))
     if splits:
         told.append(("Rows", ", ".join(f"{name} {count:,}" for name, count in splits.items())))
     return piece("<h2>Data</h2>{}", facts(told))

@@ -35,6 +35,9 @@ class Reading:
         tuple[float, float, float],
         Option("of the rows for train, validation and test", type=float, count=3, convert=tuple),
     ] = (0.8, 0.1, 0.1)
+    first_rows: Annotated[int, Option(
+        "usable rows that are split; the others came later and are for training alone; 0: all are split", type=int,
+    )] = 0  # fmt: skip
 
     @property
     def columns(self) -> Columns:
@@ -42,7 +45,7 @@ class Reading:
 
     @property
     def split(self) -> Split:
-        return Split(self.split_seed, self.fractions)
+        return Split(self.split_seed, self.fractions, self.first_rows)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Project:
         columns, split = self.columns, self.split
         return Reading(
             columns.input, columns.target, columns.group, self.instruction, columns.instruction, split.seed,
-            split.fractions,
+            split.fractions, split.first,
         )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +9,11 @@ from torch import nn
 
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
-from peftbook.methods import Method
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.studio.store import Job, Studio
-from peftbook.studio.work import TENSORS
-from peftbook.training.forward import apply_method, trainable_state
+from peftbook.training.forward import apply_method
 from peftbook.training.models import Loaded, load_model
+from peftbook.training.restored import restore
 
 
 def load_trained(studio: Studio, job: Job) -> Loaded:
@@ -30,34 +28,6 @@ def load_trained(studio: Studio, job: Job) -> Loaded:
             raise InputError(f"Job {job.id!r} is {job.state} and has nothing to try: run it, or retry it, first.")
         restore(model, run.method, folder)
     return Loaded(model.eval().requires_grad_(False), loaded.tokenizer)
-
-
-@torch.no_grad()
-def restore(model: Any, method: Method, folder: Path) -> None:
-    """Put the values in a folder where `work.keep_trained` took them from. Raises InputError if they do not fit."""
-    from safetensors.torch import load_file
-
-    if (folder / TENSORS).is_file():
-        found, wanted = load_file(folder / TENSORS), trainable_state(model)
-        if found.keys() != wanted.keys():
-            raise InputError(f"The tensors in {folder.name!r} are not those of this method: retry the job.")
-        for name, value in wanted.items():
-            value.copy_(found[name])
-    elif method.saved == "model":
-        state = {
-            name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()
-        }
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        if unexpected or set(missing) - tied:
-            raise InputError(f"The weights in {folder.name!r} are not those of this model: retry the job.")
-    else:
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        weights = load_peft_weights(str(folder), device=str(next(model.parameters()).device))
-        report: Any = set_peft_model_state_dict(model, weights)
-        if set(report.unexpected_keys) - {"prompt_embeddings"}:  # which peft puts in their place by itself
-            raise InputError(f"The adapter in {folder.name!r} is not that of this method: retry the job.")
 
 
 def merge(studio: Studio, job: Job) -> Loaded:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
 PAUSE_SECONDS = 0.25  # between writes of progress
-TENSORS = "trainable.safetensors"  # what methods trained that peft has no format for
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,12 +95,17 @@ def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     try:
         execute(
             job.run, store, task=studio.task(job.project), quiet=True, micro_batch=free_micro_batch(job.run),
-            watch=watch,
+            watch=watch, start=start_of(folder, job.run),
         )  # fmt: skip
     except BaseException:
         tidy(folder, job.run)
         raise
     forget_answers(folder, job.run)
+
+
+def start_of(folder: Path, run: specs.Run) -> Path | None:
+    """Where the weights are that a run starts from; None for one that starts anew."""
+    return folder / "starts" / run.start[:12] if run.start else None
 
 
 def gauge(store: Store, trainee: Trainee) -> None:
@@ -186,6 +190,7 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
             from safetensors.torch import save_file
 
             from peftbook.training.forward import trainable_state
+            from peftbook.training.restored import TENSORS
 
             state = {name: value.detach().cpu() for name, value in trainable_state(trainee.model).items()}
             save_file({name: value.contiguous() for name, value in state.items()}, work / TENSORS)

@@ -41,10 +41,15 @@ METRICS = ("rouge", "bertscore", "exact_match")
 
 @dataclass(frozen=True)
 class Split:
-    """How rows are split: at random by `seed`, into these shares for train, validation and test."""
+    """How rows are split: at random by `seed`, into these shares for train, validation and test.
+
+    first: so many usable rows are split, as if the others were not there; those are training rows that came later, but
+    for the ones whose input or group is in validation or test. 0: all rows are split.
+    """
 
     seed: int = 0
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def examine(table: Table, columns: Columns, split: Split = Split()) -> Findings:
     }
     try:
         check_enough(examples, faults)
-        splits = split_examples(examples, seed=split.seed, fractions=split.fractions)
+        splits = split_rows(examples, split)
     except InputError as error:
         return Findings(**counts, splits={}, shared_targets=0, near_duplicates=0, obstacle=str(error))  # type: ignore[arg-type]
     learned = {example.target for example in splits["train"]}
@@ -162,10 +167,29 @@ def task_from_table(table: Table, columns: Columns, split: Split = Split(), inst
     digest = hashlib.sha256()
     settings = [table.sha256, columns.input, columns.target, columns.instruction, columns.group]
     digest.update(json.dumps([*settings, split.seed, *map(float, split.fractions), instruction]).encode())
+    if split.first:
+        digest.update(json.dumps({"first": split.first}).encode())
     for example in examples:
         digest.update(json.dumps([example.id, example.input, example.target, example.group]).encode())
-    splits = split_examples(examples, seed=split.seed, fractions=split.fractions)
+    splits = split_rows(examples, split)
     return task_of(instruction, splits, digest.hexdigest())
+
+
+def split_rows(examples: Sequence[Example], split: Split) -> dict[str, tuple[Example, ...]]:
+    """The splits of the first rows, with the later ones behind their training rows.
+
+    Raises InputError for a number of first rows that cannot be, and as `split_examples` does.
+    """
+    if not 0 <= split.first <= len(examples):
+        raise InputError(
+            f"The first {split.first:,} of {len(examples):,} usable rows are to be split: choose 0 for all."
+        )
+    first, later = (examples[: split.first], examples[split.first :]) if split.first else (examples, ())
+    splits = split_examples(first, seed=split.seed, fractions=split.fractions)
+    held = (*splits["validation"], *splits["test"])
+    known = {one.input for one in held} | {(one.group,) for one in held if one.group}
+    more = (one for one in later if one.input not in known and (one.group,) not in known)
+    return splits | {"train": (*splits["train"], *more)}
 
 
 def task_of(instruction: str, splits: dict[str, tuple[Example, ...]], data_sha256: str) -> TaskData:

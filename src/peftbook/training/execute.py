@@ -54,6 +54,7 @@ from peftbook.training.models import Loaded, load_model
 from peftbook.training.packed import packed_rows
 from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
+from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "Watch", "execute", "prepare"]
@@ -149,11 +150,16 @@ def decodes_in_float32(run: specs.Run) -> bool:
     return run.dtype == "fp32" or (run.evaluation.n_generate > 0 and run.evaluation.generation_dtype == "fp32")
 
 
-def prepare(run: specs.Run, task: TaskData | None = None, processes: Processes = ALONE) -> Trainee:
+def prepare(
+    run: specs.Run, task: TaskData | None = None, processes: Processes = ALONE, start: Path | None = None
+) -> Trainee:
     """Load what a run needs and apply its method. Raises InputError for missing or changed data or model.
 
     A model that will be shared by processes is loaded into the machine's memory, not the device's.
+    start: a folder with what the run trained that this one goes on from.
     """
+    if run.start and (start is None or not start.is_dir()):
+        raise InputError(f"What run {run.start[:12]} trained is not at hand to go on from: run that one first.")
     task = task or get_task(run.task.name)
     if task.data_sha256 != run.task.data_sha256:
         raise InputError(
@@ -162,6 +168,8 @@ def prepare(run: specs.Run, task: TaskData | None = None, processes: Processes =
         )
     loaded = load_model(run.model, run.method, "cpu" if processes.sharded else run.platform, run.dtype, run.weights)
     model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    if run.start and start is not None:
+        restore(model, run.method, start)
     return Trainee(run, task, loaded, model, processes)
 
 
@@ -175,12 +183,14 @@ def execute(
     micro_batch: int | None = None,
     processes: Processes = ALONE,
     watch: Watch = NOBODY,
+    start: Path | None = None,
 ) -> Record:
     """Compute a run or a probe and save its record; a diverged run is saved with its `failure`.
 
     task: the loaded data of a task that has no name in the registry.  adapter: a folder for what was trained.
     processes: those that compute the run together, each of which calls this; the first one writes.
-    watch: is told how a run gets on.  quiet: nothing about it on standard error, of a terminal or a log.
+    start: as of `prepare`.  watch: is told how a run gets on.
+    quiet: nothing about it on standard error, of a terminal or a log.
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
@@ -188,7 +198,7 @@ def execute(
     hidden = quiet or not processes.first
     with contextlib.nullcontext() if hidden else Display(title, sys.stderr) as display:
         phases = Phases(watch.phase, *([] if display is None else [display]))
-        return compute(run, store, phases, task, adapter, micro_batch, processes, watch)
+        return compute(run, store, phases, task, adapter, micro_batch, processes, watch, start)
 
 
 def compute(
@@ -200,6 +210,7 @@ def compute(
     micro_batch: int | None,
     processes: Processes,
     watch: Watch,
+    start: Path | None,
 ) -> Record:
     """As `execute`, which says where it stands."""
     started = datetime.datetime.now(datetime.UTC)
@@ -216,7 +227,7 @@ def compute(
     checkpoint = checkpoints_folder() / run.checkpoint
     if run.purpose == "quality":
         torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
-    trainee = processes.agree(lambda: prepare(run, task, processes))
+    trainee = processes.agree(lambda: prepare(run, task, processes, start))
     out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
     count_parameters(trainee, out["measurements"])
     if run.budget is not None:

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BEFORE", "EXAMPLES", "ROWS", "Example"]
+__all__ = ["BEFORE", "EXAMPLES", "MORE", "ROWS", "Example"]
 
 PAIRS = "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40))
 ROWS = f"question,answer\n{PAIRS}"
+MORE = "question,answer\n" + "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40, 60))
 BEFORE = (  # in the shell: where the studio is, how it is asked, and a file of rows
     "STUDIO=http://127.0.0.1:7861/api/v1 TOKEN=…",
     'studio() { curl -sS -H "Authorization: Bearer $TOKEN" "$@"; }',
     '{ echo question,answer; for n in {0..39}; do echo "What is $n plus one?,$((n + 1))"; done; } > questions.csv',
+    '{ echo question,answer; for n in {40..59}; do echo "What is $n plus one?,$((n + 1))"; done; } > more.csv',
 )
 
 
@@ -85,6 +87,7 @@ def in_shell(text: str) -> str:
 
 
 NAMED = {"filename": "questions.csv", "bytes": len(ROWS)}
+LATER = {"filename": "more.csv", "bytes": len(MORE)}
 SAVED = {"filename": "project.tar", "bytes": 20_000}
 READING = {"input": "question", "target": "answer"}
 SETTINGS = {"models": ["small-llama"], "methods": ["untuned", "lora"], "seeds": 1, "tokens": 2000, "max_new_tokens": 8,
@@ -151,6 +154,12 @@ EXAMPLES = (
     Example("POST /projects/{project}/recipes", "/projects/{project}/recipes", RECIPE, 202, {"recipe": "id"}),
     Example("GET /answers/{answer}", "/answers/{recipe}", until="done"),
     Example("GET /projects/{project}/recipes/{answer}", "/projects/{project}/recipes/{recipe}"),
+    Example("POST /files", "/files", LATER, 201, {"rows": "id"}, file="more.csv"),
+    Example("PUT /files/{file}/content", "/files/{rows}/content", file="more.csv"),
+    Example(
+        "POST /jobs/{job}/continuations", "/jobs/{job}/continuations", {"file": "{rows}"}, 201, {"onward": "project"}
+    ),
+    Example("DELETE /projects/{project}", "/projects/{onward}", status=204),
     Example("GET /projects/{project}/archive", "/projects/{project}/archive", saved="project.tar"),
     Example("DELETE /projects/{project}", "/projects/{project}", status=204),
     Example("POST /files", "/files", SAVED, 201, {"archive": "id"}, file="project.tar"),

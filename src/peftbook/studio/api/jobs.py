@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
 
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.events import Events, stream
-from peftbook.studio.api.shapes import JobShape, Point
+from peftbook.studio.api.shapes import Body, JobShape, Number, Point
+from peftbook.studio.continuing import continue_job
 
 __all__ = ["routes"]
 
@@ -56,6 +58,37 @@ def resume_job(job: str, here: Here) -> JobShape:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     here.studio.resume(job)
     return JobShape.of(here.studio.job(job))
+
+
+class ContinuationBody(Body):
+    file: str = Field(description="id of an upload that is whole, with the columns of the job's project")
+    name: str = Field("", description="of the new project")
+    epochs: Number = Field(1.0, description="passes over all training rows, old and new")
+
+
+class ContinuationShape(BaseModel):
+    """The project with more rows and the plan that is queued in it. words: what it is, and what it is not."""
+
+    project: str
+    plan: str
+    more: int
+    left_out: int
+    tokens: int
+    words: str
+
+
+@routes.post("/jobs/{job}/continuations", status_code=201)
+def continue_with_more_rows(job: str, body: ContinuationBody, here: Here) -> ContinuationShape:
+    """Go on training what a job trained with more rows, in a project of their own whose test rows are the same."""
+    here.drafts.table(body.file)
+    draft = here.drafts.get(body.file)
+    content = draft.path.read_bytes()
+    made = continue_job(here.studio, job, content, draft.filename, name=body.name, epochs=float(body.epochs))
+    here.drafts.drop(draft.id)
+    return ContinuationShape(
+        project=made.project.id, plan=made.plan, more=made.more, left_out=made.left_out, tokens=made.tokens,
+        words=made.words,
+    )  # fmt: skip
 
 
 @routes.post("/jobs/{job}/retry")

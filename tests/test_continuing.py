@@ -1,0 +1,162 @@
+"""Continuing with more rows: test rows stay what they are and out of training, and training starts where it ended."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from studio_api import finish, served
+from studio_home import COLOURS, colours_project, small_run
+from tiny import save_tiny_folder, tiny_task
+
+from peftbook import specs
+from peftbook.errors import Conflict, InputError
+from peftbook.methods.lora import LoRA
+from peftbook.methods.untuned import Untuned
+from peftbook.records import Store
+from peftbook.studio.continuing import continue_job
+from peftbook.studio.store import Job, Studio
+from peftbook.studio.work import keep_trained, start_of
+from peftbook.tasks import Example
+from peftbook.tasks.files import Split, split_rows
+from peftbook.training import execute as module
+from peftbook.training.execute import Watch, execute, prepare
+from peftbook.training.forward import trainable_state
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+WORDS = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"])
+ROWS = st.lists(st.tuples(WORDS, WORDS, st.sampled_from(["", "x", "y", "z"])), max_size=20)
+
+
+@given(ROWS, ROWS, st.integers(0, 3))
+def test_later_rows_are_trained_on_and_change_nothing_else(first, later, seed):
+    """Validation and test are those of the first rows alone; no later row there comes into training, by input or
+    group; every other one does, behind the rows that were there.
+    """
+    rows = [Example(f"r{at}", *one) for at, one in enumerate([*((w, w, "") for w in "stuvw"), *first, *later])]
+    count = 5 + len(first)
+    alone = split_rows(rows[:count], Split(seed, (0.6, 0.2, 0.2)))
+    both = split_rows(rows, Split(seed, (0.6, 0.2, 0.2), count if later else 0))
+    assert both["validation"] == alone["validation"] and both["test"] == alone["test"]
+    held = (*both["validation"], *both["test"])
+    assert not {one.input for one in held} & {one.input for one in both["train"]}
+    assert not {one.group for one in held} & {one.group for one in both["train"] if one.group}
+    assert both["train"][: len(alone["train"])] == alone["train"]
+    left = set(rows[count:]) - set(both["train"])
+    assert all(one.input in {row.input for row in held} or one.group in {row.group for row in held} for one in left)
+    with pytest.raises(InputError, match="are to be split"):
+        split_rows(rows, Split(first=len(rows) + 1))
+
+
+# --- a run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def a_run(folder, tokens: int = 200, start: str = "") -> specs.Run:
+    return specs.Run(
+        model=specs.Model(name=str(folder), revision=""), task=tiny_task().spec, method=LoRA(rank=2), dtype="fp32",
+        budget=specs.Budget(tokens=tokens, batch_size=4, learning_rate=1e-2), start=start,
+        evaluation=specs.Evaluation(n_loss=4),
+    )  # fmt: skip
+
+
+def test_a_run_goes_on_from_the_trained_weights(folder, tmp_path, monkeypatch):
+    """It begins with them and the loss that they had, ends elsewhere, and has a record of its own; without what it
+    starts from it is refused, and an untuned run has no start.
+    """
+    monkeypatch.setattr(module, "get_task", lambda name: tiny_task())
+    monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
+    store, first = Store(tmp_path / "records"), a_run(folder)
+    one = execute(first, store, quiet=True, watch=Watch(keep=lambda trainee: keep_trained(tmp_path, trainee)))
+    onward = a_run(folder, start=first.key)
+    kept = tmp_path / "adapters" / first.key[:12]
+    ended, begun = prepare(first), prepare(onward, start=kept)
+    ended.train()
+    for name, value in trainable_state(ended.model).items():
+        assert value.equal(trainable_state(begun.model)[name])
+    two = execute(onward, store, quiet=True, start=kept)
+    assert two.curve["train_loss_nats"][0] < one.curve["train_loss_nats"][0] and two.key != one.key
+    assert two.measurements["loss_nats"] != one.measurements["loss_nats"]
+    for lacking in (None, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="run that one first"):
+            execute(onward, Store(tmp_path / "other"), quiet=True, start=lacking)
+    assert "start" not in first.canonical()
+    with pytest.raises(ValueError, match="nothing to go on from"):
+        specs.Run(task=first.task, method=Untuned(), start=first.key)
+
+
+# --- in a studio -----------------------------------------------------------------------------------------------
+
+
+def trained(studio: Studio) -> Job:
+    """A job that is done, of a project of colours."""
+    project = colours_project(studio)
+    studio.submit(project.id, [small_run(studio, project, LoRA(rank=4), texts=2)])
+    finish(studio, studio.claim("stand-in", 1))
+    return studio.jobs(project.id)[0]
+
+
+def more(rows: int, start: int = 100) -> bytes:
+    """Rows that no earlier file has."""
+    return (
+        "ask,answer\n" + "".join(f"{COLOURS[at % 8]} or {at},Mix {at}.\n" for at in range(start, start + rows))
+    ).encode()
+
+
+def test_a_job_goes_on_in_a_project_of_its_own(tmp_path):
+    """Its test rows are the first's, its run starts from the job and is at hand; again, it goes on from there."""
+    studio = Studio(tmp_path)
+    job = trained(studio)
+    old = studio.task(job.project)
+    tested = old.splits["test"][0]
+    content = more(12) + f"{tested.input},Something else.\n".encode() + b",\n"
+    made = continue_job(studio, job.id, content, "more.csv", epochs=2)
+    assert (made.more, made.left_out) == (12, 2) and "12 more training rows, 2 left out" in made.words
+    task = studio.task(made.project.id)
+    for name in ("validation", "test"):
+        assert [one.input for one in task.splits[name]] == [one.input for one in old.splits[name]]
+    assert len(task.splits["train"]) == len(old.splits["train"]) + 12 and task.data_sha256 != old.data_sha256
+    plain, onward = (one.run for one in studio.jobs(plan=made.plan))
+    assert plain.method == Untuned() and onward.start == job.key and onward.task == task.spec
+    assert onward.budget.tokens == made.tokens and onward.evaluation == job.run.evaluation
+    start = start_of(studio.folder(made.project.id), onward)
+    assert (start / "adapter_model.safetensors").is_file()
+    studio.delete_project(job.project)
+    assert (start / "adapter_model.safetensors").is_file(), "the first project may be deleted"
+    while (claimed := studio.claim("stand-in", 1)) is not None:
+        finish(studio, claimed)
+    again = continue_job(studio, studio.jobs(plan=made.plan)[1].id, more(5, 200), "more.csv")
+    third = studio.task(again.project.id)
+    assert [one.input for one in third.splits["test"]] == [one.input for one in old.splits["test"]]
+    assert len(third.splits["train"]) == len(task.splits["train"]) + 5
+
+
+def test_what_cannot_go_on_is_one_sentence_and_leaves_nothing(tmp_path):
+    """A job that is not done, a file of other columns, one without a new row, epochs that are none."""
+    studio = Studio(tmp_path)
+    job = trained(studio)
+    project = studio.project(job.project)
+    studio.submit(project.id, [small_run(studio, project, LoRA(rank=2))])
+    waiting = studio.jobs(project.id)[-1]
+    tested = studio.task(project.id).splits["test"]
+    held = "ask,answer\n" + "".join(f"{one.input},Again.\n" for one in tested)
+    with pytest.raises(Conflict, match="is queued"):
+        continue_job(studio, waiting.id, more(5), "more.csv")
+    for content, epochs, words in (
+        (b"question,answer\na,b\n", 1.0, "no column 'ask'"),
+        (held.encode(), 1.0, "no row that may be trained on"),
+        (more(5), 0.0, "0 epochs are chosen"),
+        (b"", 1.0, "."),
+    ):
+        with pytest.raises(InputError, match=words):
+            continue_job(studio, job.id, content, "more.csv", epochs=epochs)
+    assert [one.id for one in studio.projects()] == [project.id]
+    assert served(studio)("POST", f"/api/v1/jobs/{job.id}/continuations", json={"file": "none"}).status_code == 404
