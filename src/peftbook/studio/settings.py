@@ -151,6 +151,7 @@ class Settings(Training):
     )] = field(default_factory=dict)  # fmt: skip
     peek: Annotated[bool, Option(
         "answer test rows in random order, so that what they say can be looked at while they come; some slower",
+        "Look while answers come",
     )] = False  # fmt: skip
     tune: Annotated[bool, Option(
         "race rates around each method's on the validation rows first, and take the best: about four trainings more",

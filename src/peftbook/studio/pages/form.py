@@ -41,7 +41,7 @@ PLANS: dict[str, tuple[str, str, tuple[str, ...], str, str]] = {
 DTYPES = {"auto": "the fastest here", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ASKED = options_of(Settings)
 NUMBERS = tuple(name for name, option in ASKED.items() if option.bound)
-LISTS, SWITCHES = ("models", "methods"), ("checkpointing", "tune")
+LISTS, SWITCHES = ("models", "methods"), ("checkpointing", "peek", "tune")
 FIRST = "quick"
 FIRST_METHODS = 6  # shown at once; the others on demand
 
@@ -95,8 +95,7 @@ def settings_of(fields: Fields) -> Settings:
         models=tuple(model_named(name) for name in (*fields["models"], *lines(fields["other_models"]))),
         methods=(*fields["methods"], *lines(fields["own_methods"])),
         learning_rates=rates_named(lines(fields["learning_rates"])),
-        checkpointing=bool(fields["checkpointing"]),
-        tune=bool(fields["tune"]),
+        **{name: bool(fields[name]) for name in SWITCHES},  # type: ignore[arg-type]
         **words,
         **{name: number_of(name, fields[name]) for name in NUMBERS},
     )
@@ -126,7 +125,7 @@ def shown_fields(fields: Fields) -> Mapping[str, Any]:
     return {
         "fields": fields, "plans": PLANS, "plan_named": plan_named(fields), "models": EMBEDDED,
         "methods": offered[:FIRST_METHODS], "more_methods": offered[FIRST_METHODS:], "numbers": NUMBERS,
-        "asked": ASKED, "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
+        "switches": SWITCHES, "asked": ASKED, "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
         "usual_rates": ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in rates),
         "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart)
         or (fields["seeds"], fields["tokens"]) not in [one[3:] for one in PLANS.values()],

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.errors import InputError
+from peftbook.studio.archive import load_project
 from peftbook.studio.drafts import Drafts, plain_name
 from peftbook.studio.markup import ago, badge, empty, joined, number, piece, size
 from peftbook.studio.pages.site import Context, Live, View, Visit, render, status_of
@@ -33,6 +34,7 @@ STATES = ("running", "queued", "done", "failed", "cancelled")
 EVERY_SECONDS = 4.0
 AROUND_BYTES = 100_000  # of a form around the file that it sends
 BLOCK = 1 << 20
+SAVED = ".tar"  # a project that a studio saved
 
 
 def listing(visit: Visit) -> Markup:
@@ -87,12 +89,12 @@ def add_uploads(app: FastAPI, context: Context) -> None:
         visit, pasted = Visit(context, request.scope["path"]), ""
         try:
             file, pasted = await sent(request, context.drafts)
-            draft = await run_in_threadpool(keep, context.drafts, file, pasted)
+            made = await run_in_threadpool(keep, context, file, pasted)
         except InputError as error:
             shown = (await run_in_threadpool(show, visit)) | {"pasted": pasted}
             text = await run_in_threadpool(functools.partial(render, visit, "home.html", refused=error, **shown))
             return HTMLResponse(text, status_of(error), headers={"connection": "close"})
-        return RedirectResponse(visit.to(f"/new/{draft}"), 303)
+        return RedirectResponse(visit.to(made), 303)
 
     app.add_route("/new", upload, methods=["POST"])
 
@@ -123,15 +125,16 @@ async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str
     return file if isinstance(file, UploadFile) else None, pasted if isinstance(pasted, str) else ""
 
 
-def keep(drafts: Drafts, file: UploadFile | None, pasted: str) -> str:
-    """What was sent as a draft that is a table; its id."""
+def keep(context: Context, file: UploadFile | None, pasted: str) -> str:
+    """What was sent as a draft that is a table, or as a project that another studio saved; the address of either."""
     source = file.file if file is not None and file.filename else io.BytesIO(pasted.encode())
     with source:
-        return keep_bytes(drafts, source, (file.filename or "") if file is not None else "")
+        return keep_bytes(context, source, (file.filename or "") if file is not None else "")
 
 
-def keep_bytes(drafts: Drafts, source: IO[bytes], filename: str) -> str:
+def keep_bytes(context: Context, source: IO[bytes], filename: str) -> str:
     """The same of what can be read."""
+    drafts = context.drafts
     if not (block := source.read(BLOCK)).strip():
         raise InputError("Nothing was sent: choose a file, or paste a header and rows.")
     draft = drafts.new(plain_name(filename))
@@ -140,8 +143,13 @@ def keep_bytes(drafts: Drafts, source: IO[bytes], filename: str) -> str:
             while block:
                 write(block)
                 block = source.read(BLOCK)
-        guess_columns(drafts.table(drafts.end(draft.id).id))
+        drafts.end(draft.id)
+        if filename.endswith(SAVED):
+            project = load_project(context.studio, draft.path, context.caps)
+            drafts.drop(draft.id)
+            return f"/projects/{project.id}/data"
+        guess_columns(drafts.table(draft.id))
     except BaseException:
         drafts.drop(draft.id)
         raise
-    return draft.id
+    return f"/new/{draft.id}"
