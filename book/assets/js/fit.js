@@ -93,7 +93,7 @@ function put(figure) {
 
   const says = element("p", { class: "explorer-says", role: "status" }), stage = element("div", { class: "explorer-stage" });
   const told = element("div", { class: "fit-told", hidden: "" });
-  const box = element("div", { class: "explorer" }, first, own, others, says, stage, told);
+  const box = element("div", { class: "explorer fit-waiting" }, first, own, others, says, stage, told);
   /** @type {HTMLElement} */ (figure.querySelector("figcaption")).before(box);
   figure.classList.add("explorer-live");
 
@@ -131,20 +131,21 @@ function put(figure) {
   function draw(answer) {
     const width = Math.max(300, Math.min(640, stage.clientWidth || 640)), right = width - 6, [, most] = answer.reserve_bytes;
     const shown = parts(answer.terms_bytes), columns = width < 480 ? 2 : 4, rows = Math.ceil((shown.length + 1) / columns);
-    const svg = mark(stage, "svg", { viewBox: `0 0 ${width} ${76 + 20 * rows}`, "aria-hidden": "true" });
+    const svg = mark(stage, "svg", { viewBox: `0 0 ${width} ${94 + 20 * rows}`, "aria-hidden": "true" });
     const span = Math.max(answer.peak_bytes + most, answer.memory_bytes) * 1.02, x = (/** @type {number} */ bytes) => 2 + (bytes / span) * (right - 2);
     let from = 0;
+    mark(svg, "text", { x: 2, y: 12 }, "GiB at the peak, by what they are for");
     const bar = (/** @type {number} */ bytes, /** @type {string} */ look) => {
-      mark(svg, "rect", { x: x(from), y: 24, width: Math.max(0, x(from + bytes) - x(from)), height: 30, class: look });
+      mark(svg, "rect", { x: x(from), y: 42, width: Math.max(0, x(from + bytes) - x(from)), height: 30, class: look });
       from += bytes;
     };
     for (const { at, size } of shown) bar(size, `fit-part-${at}`);
     bar(most, "fit-reserve");
     const line = x(answer.memory_bytes), late = line > width / 2;
-    mark(svg, "line", { x1: line, x2: line, y1: 4, y2: 60, class: "explorer-limit" });
-    mark(svg, "text", { x: late ? line - 6 : line + 6, y: 16, "text-anchor": late ? "end" : "start" }, `${(answer.memory_bytes / GIB).toFixed(0)} GiB card`);
+    mark(svg, "line", { x1: line, x2: line, y1: 22, y2: 78, class: "explorer-limit" });
+    mark(svg, "text", { x: late ? line - 6 : line + 6, y: 34, "text-anchor": late ? "end" : "start" }, `${(answer.memory_bytes / GIB).toFixed(0)} GiB card`);
     [...shown.map(({ part, at, size }) => [`fit-part-${at}`, `${part} ${(size / GIB).toFixed(size < GIB ? 2 : 1)}`]), ["fit-reserve", `beside, up to ${(most / GIB).toFixed(1)}`]].forEach(([look, words], at) => {
-      const left = 2 + ((width - 4) / columns) * (at % columns), top = 68 + 20 * Math.floor(at / columns);
+      const left = 2 + ((width - 4) / columns) * (at % columns), top = 86 + 20 * Math.floor(at / columns);
       mark(svg, "rect", { x: left, y: top, width: 11, height: 11, class: look });
       mark(svg, "text", { x: left + 16, y: top + 10 }, words);
     });
@@ -211,6 +212,7 @@ function put(figure) {
         worker = new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
         worker.addEventListener("message", ({ data }) => {
           busy = false;
+          box.classList.remove("fit-waiting");
           if (waiting) {
             waiting = false;
             ask();
@@ -231,6 +233,7 @@ function put(figure) {
     busy = waiting = false;
     worker?.terminate();
     worker = undefined;
+    box.classList.remove("fit-waiting");
     refuse(`The byte model did not start: ${why} Change a setting to try again.`);
   }
 
