@@ -452,8 +452,8 @@ def test_the_web_process_holds_no_torch(running, session):
     """After a whole session its memory maps name no library of torch; what peft thinks of a method, another asks it."""
     plan = running.address + session.project[1:] + "/plan"
     typed = {"seeds": "1", "models": specs.SMALL_MODEL, "own_methods": "peft:NOTHING"}
-    found = httpx.post(plan, data=typed, follow_redirects=True).url
-    wait_for(lambda: "peft has no method" in httpx.get(found).text, PATIENCE / 1000, pause=1.0)
+    found = httpx.post(plan, data=typed, follow_redirects=True, timeout=60).url
+    wait_for(lambda: "peft has no method" in httpx.get(found, timeout=60).text, PATIENCE / 1000, pause=1.0)
     maps = Path(f"/proc/{running.process.pid}/maps")
     if maps.exists():
         assert "libtorch" not in maps.read_text()
