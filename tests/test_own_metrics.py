@@ -294,6 +294,11 @@ def test_a_project_keeps_its_metrics(tmp_path):
         with pytest.raises(InputError):
             declare(studio, project.id, [wrong])
         assert metrics_of(studio, project.id) == kept
+    for damaged in ("[", "3", '[{"name": 1}]', '["x=python:1"]'):
+        (studio.folder(project.id) / "metrics.json").write_text(damaged)
+        with pytest.raises(InputError, match="declare them again"):
+            metrics_of(studio, project.id)
+    assert declare(studio, project.id, [{"name": "first", "kind": "regex", "pattern": "Mix (\\w+)"}]) == kept
     once = metrics_of(studio, project.id, ["first=exact", "same=exact"])
     assert [(one.name, type(one).__name__) for one in once] == [("first", "Exact"), ("same", "Exact")]
     with pytest.raises(InputError, match="names a file"):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peftbook.errors import InputError
 from peftbook.own_metrics import Metric, own_scores, read_metrics
 from peftbook.own_metrics.declaration import checked, declared
 from peftbook.records import write_atomically
@@ -35,5 +36,9 @@ def metrics_of(studio: Studio, project_id: str, more: Sequence[str] = ()) -> tup
     """The metrics that the project has. more: declarations that count this once, before those of the same name."""
     once = read_metrics(more, files=False)
     path = studio.folder(project_id) / FILE
-    kept = read_metrics(json.loads(path.read_text()), files=False) if path.is_file() else ()
+    try:
+        kept = read_metrics(json.loads(path.read_text()), files=False) if path.is_file() else ()
+    except (ValueError, TypeError, AttributeError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise InputError(f"The project's own metrics cannot be read ({why}): declare them again.") from None
     return checked([*once, *(one for one in kept if one.name not in {each.name for each in once})])
