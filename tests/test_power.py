@@ -19,7 +19,7 @@ from peftbook.decision.power import (
     spreads,
 )
 from peftbook.evidence.planning import found_with
-from peftbook.evidence.stats import paired_interval, score_interval
+from peftbook.evidence.stats import FEWEST_GROUPS, paired_interval, score_interval
 from peftbook.methods import named
 from peftbook.records import Record, default_store
 from peftbook.tasks import Example, TaskData, task_spec
@@ -150,6 +150,8 @@ def test_more_rows_and_seeds_see_more_and_more_arms_less():
     )
     assert sight("rougeL", 100, 5).difference < sight("rougeL", 100, 3).difference
     assert sight("rougeL", 100, 2).difference == sight("rougeL", 19, 3).difference == np.inf
+    assert sight("rougeL", 48, 1).difference < sight("rougeL", 48, 1, groups=12).difference < np.inf
+    assert sight("rougeL", 48, 1, groups=FEWEST_GROUPS - 1).difference == np.inf
 
 
 def test_a_plan_says_what_its_test_rows_can_see():
@@ -166,7 +168,7 @@ def test_a_plan_says_what_its_test_rows_can_see():
     ]  # fmt: skip
     own, *more = sights_of(runs, task)
     assert (own.seeds, own.rows, own.groups) == (1, 80, 20) and [one.seeds for one in more] == [3, 5]
-    assert own.difference == sight("rougeL", 20, 1, 2).difference
+    assert own == sight("rougeL", 80, 1, 2, 20)
     words = sight_words((own, *more))
     assert (
         words.startswith("80 test rows in 20 groups and 1 seed find")

@@ -14,7 +14,7 @@ from peftbook.tasks.prose import DATA_SHA256
 
 __all__ = ["TOKENS", "forgotten", "is_gauged", "prose_probe"]
 
-TOKENS = 128  # of each of the 17 texts
+TOKENS = 64  # of each of the 17 texts
 
 
 def is_gauged(run: specs.Run) -> bool:

@@ -18,7 +18,7 @@ from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.terms import MEASURES, Measure
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_by, round_up
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval
+from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.records import Record
 from peftbook.specs import Run
 from peftbook.tasks import TaskData, test_groups
@@ -116,23 +116,25 @@ class Sight:
     groups: int = 0
 
 
-def sight(measure: str, rows: int, seeds: int, arms: int = 2) -> Sight:
+def sight(measure: str, rows: int, seeds: int, arms: int = 2, groups: int = 0) -> Sight:
     """What so many test rows and seeds show of two of so many arms, by the rule of `decision` and our runs' SCATTER.
+
+    groups: of the rows, where they share some; each then counts as one row.
 
     found = half_width(2 · level) + z_0.8 · √(seed_se² + row_se²), level = 0.05 / max(arms − 1, 2), one-sided. The
     half-width of one seed is over rows alone: then luck of training passes for a difference, mistaken = 2 Φ(−half /
-    √(seed_se² + row_se²)). Two seeds decide nothing, nor do fewer than 20 rows.
+    √(seed_se² + row_se²)). Two seeds decide nothing, nor do fewer than 20 rows or eight groups.
     """
     row, seed = SCATTER[measure]
-    level = 0.05 / max(arms - 1, 2)
-    if seeds == 2 or rows < FEWEST_EXAMPLES:
-        return Sight(seeds, rows, math.inf, 0.0)
-    spread = Interval.of(0.0, seed / math.sqrt(seeds), row / math.sqrt(rows), seeds, rows)
+    units, level = groups or rows, 0.05 / max(arms - 1, 2)
+    spread = Interval.of(0.0, seed / math.sqrt(seeds), row / math.sqrt(units), seeds, units, groups=groups)
+    if rows < FEWEST_EXAMPLES or not spread.decides:
+        return Sight(seeds, rows, math.inf, 0.0, groups)
     judged = replace(spread, seed_se=0.0) if seeds == 1 else spread
     half, error = judged.half(2 * level), spread.standard_error
     beyond = 2 * float(stats.special.ndtr(-half / error)) if seeds == 1 else 2 * level
     power = float(stats.quantile(2 * (1 - POWER), math.inf))
-    return Sight(seeds, rows, half + power * error, beyond)
+    return Sight(seeds, rows, half + power * error, beyond, groups)
 
 
 def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> tuple[Sight, ...]:
@@ -148,8 +150,8 @@ def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> t
         return ()
     units = len({one.group or one.id for one in task.splits[runs[0].evaluation.split][:scored]})
     seeds = len({run.seed for run in trained})
-    found = (sight(measure, units, count, len(arms)) for count in sorted({seeds, 3, 5}) if count >= seeds)
-    return tuple(replace(one, rows=scored, groups=units if units < scored else 0) for one in found)
+    groups = units if units < scored else 0
+    return tuple(sight(measure, scored, count, len(arms), groups) for count in sorted({seeds, 3, 5}) if count >= seeds)
 
 
 def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
@@ -160,8 +162,8 @@ def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
     plural = "s" * (own.seeds != 1)
     start = f"{own.rows:,} test rows{f' in {own.groups:,} groups' * bool(own.groups)} and {own.seeds} seed{plural}"
     if math.isinf(own.difference):
-        least = f"{FEWEST_EXAMPLES} {'groups' if own.groups else 'rows'} and 1 seed, or 3 and more"
-        words = f"{start} decide nothing: {least}, are the fewest."
+        in_groups = f" in {FEWEST_GROUPS} groups" if own.groups else ""
+        words = f"{start} decide nothing: {FEWEST_EXAMPLES} rows{in_groups} and 1 seed, or 3 and more, are the fewest."
     else:
         words = (
             f"{start} find a difference of {own.difference:.2g} {unit} between two methods four times in five, "

@@ -28,7 +28,7 @@ __all__ = ["back_up", "files_under", "pack", "restore", "unpack"]
 Names = Callable[[str], bool]  # whether a member of this name may be there
 MANIFEST, DATABASE = "manifest.json", "studio.sqlite"
 LOOSE = ("token", "login.json")
-KEPT = re.compile(r"projects/[0-9a-f]{16}/(?:data\.bin|metrics\.json|(?:records|adapters)/[\w./-]+)", re.ASCII)
+KEPT = re.compile(r"projects/[0-9a-f]{16}/(?:data\.bin|metrics\.json|(?:records|adapters|starts)/[\w./-]+)", re.ASCII)
 
 
 def back_up(home: Path, target: Path) -> int:
