@@ -41,9 +41,10 @@ def seen(home) -> list[str]:
     """All that somebody sees of a studio by its API."""
     client = served(Studio(home), Keys(home, Owner(home)))
     client.headers["authorization"] = f"Bearer {Owner(home).token}"
-    (project,) = client("GET", "/api/v1/projects").json()
-    paths = ["projects", *(f"projects/{project['id']}/{part}" for part in ("jobs", "plans", "findings", "decision"))]
-    (job,) = [one for one in client("GET", f"/api/v1/projects/{project['id']}/jobs").json() if one["label"] == "LoRA"]
+    projects = [f"projects/{one['id']}" for one in client("GET", "/api/v1/projects").json()]
+    paths = ["projects", *(f"{one}/{part}" for one in projects for part in ("jobs", "plans", "findings", "decision"))]
+    jobs = [job for one in projects for job in client("GET", f"/api/v1/{one}/jobs").json()]
+    (job,) = [one for one in jobs if one["label"] == "LoRA" and one["state"] == "done"]
     paths += [f"jobs/{job['id']}/artefacts/adapter.zip", f"jobs/{job['id']}/artefacts/outputs.csv"]
     return [client("GET", f"/api/v1/{path}").content.hex() for path in paths]
 
