@@ -94,7 +94,8 @@ def open_page(browser, address):
         page.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("response", lambda r: troubles.append(f"{r.status} {r.url}") if r.status >= 400 else None)
-        page.on("request", lambda r: troubles.append(r.url) if not r.url.startswith((address, f"blob:{address}", "data:")) else None)
+        here = (address, f"blob:{address}", "data:")
+        page.on("request", lambda r: troubles.append(r.url) if not r.url.startswith(here) else None)
         page.goto(address + path, wait_until="networkidle")
         return page, troubles
 
