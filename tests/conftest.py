@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -48,7 +49,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """The collector walks through nothing of what the test files import, now or during the tests."""
+    """The collector walks through nothing of what the test files import, now or during the tests, and seldom through
+    what tests make: an eighth of their time went into that.
+    """
+    gc.set_threshold(50_000, 20, 20)
     with uncollected():
         return (yield)
 

@@ -120,22 +120,20 @@ def tokens_per_second() -> dict[str, float]:
 
     Empty where the machine's rates are not known and it does other work, beside which they would be wrong for good.
     """
-    from transformers import AutoTokenizer
-
     from peftbook.cost import training_setup
     from peftbook.memory import read_shape
     from peftbook.tasks import get_task
     from peftbook.training.calibration import known_rates, machine_rates
     from peftbook.training.encode import batch_plan, encode_training
     from peftbook.training.estimate import training_seconds
-    from peftbook.training.models import resolve
+    from peftbook.training.models import load_tokenizer, resolve
 
     if known_rates("cpu") is None and not is_idle():
         return {}
     budget = specs.Budget(tokens=TOKENS, learning_rate=RATE, train_examples=200)
     model, dtype, speeds = specs.Model(), chosen_dtype(), {}
-    source, _ = resolve(model)
-    data = encode_training(AutoTokenizer.from_pretrained(source), get_task(TASK), budget)
+    source, revision = resolve(model)
+    data = encode_training(load_tokenizer(source, revision), get_task(TASK), budget)
     plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed=0)
     batches = [[data[index] for index in batch] for batch in plan]
     tokens = sum(len(example.ids) for batch in batches for example in batch)

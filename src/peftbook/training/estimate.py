@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from transformers import AutoTokenizer
 
 from peftbook import specs
 from peftbook.cost import Rates, Symbols, forward_seconds, layers_seconds, step_seconds, training_setup
@@ -29,7 +28,7 @@ from peftbook.training.encode import (
     sorted_batches,
 )
 from peftbook.training.forward import SHORT_TOKENS
-from peftbook.training.models import resolve
+from peftbook.training.models import load_tokenizer, resolve
 from peftbook.training.packed import FUSED_TOKENS
 
 __all__ = ["estimate", "predicted_seconds"]
@@ -37,8 +36,8 @@ __all__ = ["estimate", "predicted_seconds"]
 
 def estimate(run: specs.Run) -> dict[str, float]:
     """Predicted seconds of a run by part, before its model is loaded. Raises InputError where none can be made."""
-    source, _ = resolve(run.model)
-    tokenizer, task = AutoTokenizer.from_pretrained(source), get_task(run.task.name)
+    source, revision = resolve(run.model)
+    tokenizer, task = load_tokenizer(source, revision), get_task(run.task.name)
     data = encode_training(tokenizer, task, run.budget) if run.budget else []
     return predicted_seconds(run, read_shape(source), task, tokenizer, data, machine_rates(run.platform))
 

