@@ -40,8 +40,9 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Three workers on two cores: a third of the time one waits for a browser, a killed node, a child.
 suite: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(MAKE) --no-print-directory -j 2 alone plain
 
 # A core for each.
