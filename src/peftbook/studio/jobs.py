@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ConfigDict, computed_field
+
 from peftbook import specs
 from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.records import Record, Store
@@ -27,6 +29,7 @@ from peftbook.studio.database import Database
 from peftbook.studio.tuning import Tuning, left_behind
 from peftbook.training.phases import Phase, describe_step
 
+SAID = ConfigDict(json_schema_serialization_defaults_required=True)  # the API says every field
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 JOB_COLUMNS = (
@@ -49,6 +52,8 @@ class Job:
     training.  error: why it failed, one sentence.  cached: its record was at hand when the plan was submitted.
     cancelling: it still runs, and is to stop.
     """
+
+    __pydantic_config__ = SAID
 
     id: str
     project: str
@@ -73,10 +78,17 @@ class Job:
     cached: bool = False
     cancelling: bool = False
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def key(self) -> str:
         """The key of its run and of its record."""
         return self.run.key
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def words(self) -> list[str]:
+        """What it is doing, as page and command line say it; nothing unless it runs."""
+        return list(self.doing.words()) if self.state == "running" else []
 
     @property
     def doing(self) -> Phase:

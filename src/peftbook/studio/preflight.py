@@ -16,6 +16,7 @@ from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
 from peftbook.processes import ask
 from peftbook.studies.grids import CUT
+from peftbook.studio.jobs import SAID
 from peftbook.studio.tuning import is_trial, short_name, trial_words
 from peftbook.tasks import Example, TaskData
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
@@ -44,6 +45,8 @@ class Check:
     peak_bytes: of its memory, the process included, None where the model's shape is not known.  fits: whether it can be
     run; words: why not, and what would help; or a remark.
     """
+
+    __pydantic_config__ = SAID
 
     key: str
     label: str

@@ -8,10 +8,11 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
-from peftbook import specs
+from pydantic import TypeAdapter
+
 from peftbook.decision import check_choices
 from peftbook.errors import InputError
 from peftbook.options import listed, options_of, read_options
@@ -25,6 +26,8 @@ from peftbook.studio.waiting import ended_as_interrupted, ended_badly, note
 from peftbook.tasks.files import read_file
 
 __all__ = ["compare_on_server"]
+
+JOB = TypeAdapter(Job)
 
 
 def compare_on_server(args: argparse.Namespace) -> int:
@@ -116,15 +119,9 @@ def watched(events: Iterable[dict[str, Any]], ticker: Ticker) -> list[Job]:
     """The jobs as they end, each change shown."""
     jobs: dict[str, Job] = {}
     for told in events:
-        jobs[told["id"]] = job_of(told)
+        jobs[told["id"]] = JOB.validate_python(told)
         ticker.show([*jobs.values()])
     return [*jobs.values()]
-
-
-def job_of(told: dict[str, Any]) -> Job:
-    """A job as the API tells it."""
-    known = {field.name: told[field.name] for field in fields(Job) if field.name != "run"}
-    return Job(**known, run=specs.Run.model_validate(told["run"]))
 
 
 def decide(studio: Client, args: argparse.Namespace, path: str, query: dict[str, Any]) -> None:

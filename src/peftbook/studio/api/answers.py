@@ -50,13 +50,13 @@ def ask_models(project: str, body: TextBody, here: Here) -> list[AskedShape]:
     how: dict[str, Any] = body.model_dump(exclude={"text", "models"})
     sampling_of(how)
     asked = [ask_model(here.studio, project, model, body.text, how) for model in body.models]
-    return [AskedShape.of(one, here.studio.answer(one)) for one in asked]
+    return [AskedShape.about(here.studio.answer(one), id=one) for one in asked]
 
 
 @routes.get("/answers/{answer}")
 def show_answer(answer: str, here: Here) -> AskedShape:
     """What there is of an answer by now."""
-    return AskedShape.of(answer, here.studio.answer(answer))
+    return AskedShape.about(here.studio.answer(answer), id=answer)
 
 
 @routes.delete("/answers/{answer}", status_code=204)

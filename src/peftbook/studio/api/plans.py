@@ -15,8 +15,6 @@ from peftbook.studio.api.shapes import (
     AskedShape,
     Body,
     CheckedShape,
-    CheckShape,
-    JobShape,
     PlanShape,
     SettingsBody,
     SightShape,
@@ -48,7 +46,7 @@ def plan_of(here: Context, plan_id: str) -> Plan:
 
 def shape_of(here: Context, found: Plan) -> PlanShape:
     states = Counter[str](job.state for job in here.studio.jobs(plan=found.id))
-    return PlanShape.of(found, states, chosen_rates(here.studio, found))
+    return PlanShape.about(found, states=states, words=chosen_rates(here.studio, found))
 
 
 @routes.post("/projects/{project}/checks", status_code=202)
@@ -56,7 +54,7 @@ def check_plan(project: str, body: SettingsBody, here: Here) -> AskedShape:  # t
     """Have a plan checked: rows, tokens, time and memory of every run, before anything is loaded."""
     runs, tuning = planned(here.studio.task(project), settings_of(body))
     asked = ask_check(here.studio, project, runs, tuning)
-    return AskedShape.of(asked, here.studio.answer(asked))
+    return AskedShape.about(here.studio.answer(asked), id=asked)
 
 
 @routes.get("/checks/{check}")
@@ -65,14 +63,13 @@ def show_check(check: str, here: Here) -> CheckedShape:
     if here.studio.asked(check).kind != "preflight":
         raise InputError(f"Question {check!r} is no check: ask for it under /answers.")
     answer = here.studio.answer(check)
-    shape = CheckedShape(**AskedShape.of(check, answer).model_dump())
-    if answer.state == "done":
-        found = checks_of(answer)
-        shape.checks, shape.seconds = [CheckShape.of(one) for one in found], plan_seconds(found) or None
-        sights = sights_of_check(here.studio, check)
-        shape.sights = [SightShape.of(one) for one in sights]
-        shape.words = list(filter(None, [coverage_words(found), sight_words(sights)]))
-    return shape
+    checks = checks_of(answer) if answer.state == "done" else ()
+    sights = sights_of_check(here.studio, check) if checks else ()
+    return CheckedShape.about(
+        answer, id=check, checks=checks, sights=[SightShape.about(one) for one in sights],
+        seconds=plan_seconds(checks) or None,
+        words=[words for words in (coverage_words(checks), sight_words(sights)) if words],
+    )  # fmt: skip
 
 
 @routes.post("/projects/{project}/plans", status_code=201)
@@ -108,4 +105,4 @@ def cancel_plan(plan_id: str, here: Here) -> PlanShape:
 @routes.get("/plans/{plan_id}/events", response_class=Events)
 async def watch_plan(plan_id: str, here: Here, request: Request) -> Events:
     """Server-sent events: each job of a plan as it is now and whenever it changes, until all have ended."""
-    return await stream(request, lambda: [JobShape.of(job) for job in here.studio.jobs(plan=plan_of(here, plan_id).id)])
+    return await stream(request, lambda: here.studio.jobs(plan=plan_of(here, plan_id).id))
