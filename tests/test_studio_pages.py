@@ -20,10 +20,9 @@ from peftbook.options import options_of
 from peftbook.studio import access, app
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages.form import PLANS
-from peftbook.studio.people import COOKIE
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import Keys, Owner
+from peftbook.studio.tokens import COOKIE, Keys, Owner
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 from peftbook.tasks.table import Caps

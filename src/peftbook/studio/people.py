@@ -1,14 +1,10 @@
-"""People: who may come in, by a password that is kept as its scrypt hash, and a session as its cookie's.
-
-Sessions are in the studio's database, so that a restart logs nobody out.
-"""
+"""People: who may come in, by a password that is kept as its scrypt hash."""
 
 from __future__ import annotations
 
 import getpass
 import hashlib
 import hmac
-import http.cookies
 import json
 import re
 import secrets
@@ -19,13 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from peftbook.errors import InputError
-from peftbook.studio.database import Database
 
-__all__ = ["COOKIE", "SESSION_SECONDS", "Logins", "People", "Refused", "Sessions", "add_user", "cookie", "digest",
-           "known"]  # fmt: skip
+__all__ = ["Logins", "People", "Refused", "add_user", "digest", "known"]
 
-COOKIE = "peftbook-session"
-SESSION_SECONDS = 12 * 3600.0
 FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, or from one address, in this time
 FEWEST_CHARS = 10
 SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20, "dklen": 32}  # about 0.1 s and 32 MB a try
@@ -131,54 +123,5 @@ class People(Protocol):
         ...
 
 
-class Sessions(Database):
-    """Who is logged in, in the database of a home: hashes of the cookies' values, for SESSION_SECONDS.
-
-    A session ends sooner when its cookie logs out, and when its name or its password leaves the login file.
-    """
-
-    def __init__(self, home: Path, logins: People):
-        super().__init__(home)
-        self.logins = logins
-
-    def admitted(self, headers: dict[str, str]) -> str | None:
-        """Who asks, by the headers of a request."""
-        return self.who(cookie(headers))
-
-    def welcome(self, query: bytes) -> dict[str, str] | None:
-        """Headers that let in who comes by an address with this query, if it says enough."""
-        return None
-
-    def begin(self, name: str) -> str:
-        """A new cookie for somebody."""
-        now, token = time.time(), secrets.token_urlsafe(32)
-        with self._write() as db:
-            db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
-            row = (digest(token), name, self.logins.mark(name), now + SESSION_SECONDS)
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
-        return token
-
-    def who(self, token: str) -> str | None:
-        """Whose cookie it is."""
-        row = self._row("SELECT name, password FROM sessions WHERE token = ? AND until > ?", digest(token), time.time())
-        if row is None or not row["password"] or row["password"] != self.logins.mark(row["name"]):
-            return None
-        return row["name"]
-
-    def end(self, token: str) -> None:
-        """Forget a cookie."""
-        with self._write() as db:
-            db.execute("DELETE FROM sessions WHERE token = ?", (digest(token),))
-
-
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def cookie(headers: dict[str, str]) -> str:
-    """The session cookie of a request, or nothing."""
-    try:
-        morsel = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except http.cookies.CookieError:
-        return ""
-    return morsel.value if morsel else ""
