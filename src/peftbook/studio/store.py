@@ -148,11 +148,7 @@ class Studio(Attempts, Requests):
         with self._write() as db:
             self._check_project(db, project_id)
             db.execute("UPDATE projects SET removed = 1 WHERE id = ?", (project_id,))
-            db.execute(
-                "UPDATE jobs SET state = 'cancelled', finished = ? WHERE project = ? AND state = 'queued'",
-                (time.time(), project_id),
-            )
-            db.execute("UPDATE jobs SET wanted = 'cancel' WHERE project = ? AND state = 'running'", (project_id,))
+            self._cancel(db, "project", project_id)
             db.execute("DELETE FROM requests WHERE project = ?", (project_id,))
         self.release()
         self.purge()

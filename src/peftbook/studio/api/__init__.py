@@ -50,11 +50,6 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
             said = super().openapi()
-            for path in said["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)
-            for name in ("HTTPValidationError", "ValidationError"):
-                said["components"]["schemas"].pop(name, None)
             bearer = {"type": "http", "scheme": "bearer"}
             said["components"]["securitySchemes"] = {"token": bearer, "password": bearer | {"scheme": "basic"}}
             said["security"] = [{"token": []}]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from peftbook.decision.power import sight_words
-from peftbook.errors import InputError, Unknown
+from peftbook.errors import InputError
 from peftbook.studio.api.context import Context, Here
 from peftbook.studio.api.events import Events, stream
 from peftbook.studio.api.shapes import (
@@ -32,16 +32,6 @@ routes = APIRouter(tags=["plans"])
 
 class QueueBody(Body):
     check: str = Field(description="id of a check of this project that is done")
-
-
-def plan_of(here: Context, plan_id: str) -> Plan:
-    """A plan by its id. Raises Unknown for none."""
-    jobs = here.studio.jobs(plan=plan_id)
-    plans = here.studio.plans(jobs[0].project) if jobs else []
-    found = next((one for one in plans if one.id == plan_id), None)
-    if found is None:
-        raise Unknown(f"There is no plan {plan_id!r}: its project may have been deleted.")
-    return found
 
 
 def shape_of(here: Context, found: Plan) -> PlanShape:
@@ -76,7 +66,7 @@ def show_check(check: str, here: Here) -> CheckedShape:
 def queue_plan(project: str, body: QueueBody, here: Here) -> PlanShape:
     """Queue the runs of a check that fit. An equal plan that is under way is answered with, not queued twice."""
     plan_id, _ = queue_checked(here.studio, project, body.check)
-    return shape_of(here, plan_of(here, plan_id))
+    return shape_of(here, here.studio.plan(plan_id))
 
 
 @routes.get("/projects/{project}/plans")
@@ -89,20 +79,19 @@ def list_plans(project: str, here: Here) -> list[PlanShape]:
 @routes.get("/plans/{plan_id}")
 def show_plan(plan_id: str, here: Here) -> PlanShape:
     """One plan, and how far it is."""
-    return shape_of(here, plan_of(here, plan_id))
+    return shape_of(here, here.studio.plan(plan_id))
 
 
 @routes.post("/plans/{plan_id}/cancel")
 def cancel_plan(plan_id: str, here: Here) -> PlanShape:
     """Take what has not ended of a plan off the queue; what runs keeps its checkpoint."""
-    found = plan_of(here, plan_id)
-    for job in here.studio.jobs(plan=found.id):
-        if job.state in ("queued", "running"):
-            here.studio.cancel(job.id)
+    found = here.studio.plan(plan_id)
+    for job in found.jobs:
+        here.studio.cancel(job)
     return shape_of(here, found)
 
 
 @routes.get("/plans/{plan_id}/events", response_class=Events)
 async def watch_plan(plan_id: str, here: Here, request: Request) -> Events:
     """Server-sent events: each job of a plan as it is now and whenever it changes, until all have ended."""
-    return await stream(request, lambda: here.studio.jobs(plan=plan_of(here, plan_id).id))
+    return await stream(request, lambda: here.studio.jobs(plan=here.studio.plan(plan_id).id))
