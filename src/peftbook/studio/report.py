@@ -42,8 +42,6 @@ __all__ = ["escape_cell", "pareto_svg", "table", "to_csv", "to_html"]
 EXAMPLES, TEXT_CHARS = 8, 2000  # of the report
 
 
-# --- HTML ------------------------------------------------------------------------------------------------------
-
 FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -110,7 +109,7 @@ def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """The comparison as plain values: `rows`, `pairs`, `recommendation` and what they depend on."""
+    """The comparison as plain values: `rows`, `pairs`, `recommendation`, what they depend on; some may be infinite."""
     told = found.recommendation
     return {
         "measure": found.measure.name, "margin": found.margin, "family_wise_level": found.level,
@@ -118,7 +117,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "hardware": list(found.hardware),
         "recommendation": {
             "kind": told.kind, "words": told.words, "take": told.row.label if told.row else None,
-            "equals": list(told.equals), "most_given_up": finite(told.loss), "examples_needed": told.examples,
+            "equals": list(told.equals), "most_given_up": told.loss, "examples_needed": told.examples,
             "seeds_needed": told.seeds,
         },
         "rows": [
@@ -143,14 +142,6 @@ def as_json(found: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
     """Mean and 95 % interval of each."""
-    return {
-        name: {"mean": finite(one.mean), "low": finite(one.low), "high": finite(one.high)}
-        for name, one in known.items()
-    }
-
-
-def finite(value: float | None) -> float | None:
-    """JSON has no word for infinity."""
-    return value if value is not None and math.isfinite(value) else None
+    return {name: {"mean": one.mean, "low": one.low, "high": one.high} for name, one in known.items()}

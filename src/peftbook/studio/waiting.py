@@ -125,14 +125,17 @@ def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] =
     return f"Stopped: {', '.join(parts)}; give the same command again to go on."
 
 
-def ended_badly(jobs: Sequence[Job]) -> list[Job]:
-    """Those that are not done; trials of a rate only where no run of their method is judged."""
+def noted_failures(jobs: Sequence[Job]) -> list[Job]:
+    """Those that are not done, each said; trials of a rate only where no run of their method is judged."""
     judged = {(job.run.model, job.run.method) for job in jobs if not is_trial(job.run)}
-    return [
+    failed = [
         job
         for job in jobs
         if job.state != "done" and not (is_trial(job.run) and (job.run.model, job.run.method) in judged)
     ]
+    for job in failed:
+        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
+    return failed
 
 
 def end_worker(studio: Studio, waiting: bool) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -13,7 +12,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from peftbook.errors import InputError
-from peftbook.studio.api.context import finite
 from peftbook.studio.jobs import Job
 
 __all__ = ["ENDED", "Events", "stream"]
@@ -42,7 +40,7 @@ async def events(request: Request, read: Callable[[], list[Job]], jobs: list[Job
     said = time.monotonic()
     while True:
         for job in jobs:
-            data = json.dumps(finite(JOB.dump_python(job, mode="json")), allow_nan=False)
+            data = JOB.dump_json(job).decode()
             if told.get(job.id) != data:
                 told[job.id], said = data, time.monotonic()
                 yield event("job", data)
