@@ -26,7 +26,7 @@ from peftbook.studies.sweep import validation_loss
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
 
-__all__ = ["Tuning", "chosen_words", "is_trial", "left_behind", "likely_runs", "trial_words"]
+__all__ = ["Tuning", "chosen_words", "is_trial", "left_behind", "likely_runs"]
 
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
 SEED = 1000  # of every race: no plan has as many seeds
@@ -82,13 +82,21 @@ class Tuning:
 
     def label(self, run: specs.Run) -> str:
         """What one of its runs is called."""
-        several = len({one.model for one in self.finals}) > 1
-        parts = [run.method.label, *[short_name(run.model)] * several]
-        if is_trial(run):
-            parts.append(trial_words(run))
-        elif run.budget is not None:
-            parts += [f"rate {run.budget.learning_rate:g}", f"seed {run.seed}"]
-        return ", ".join(parts)
+        return label_of(run, self.finals, rated=True)
+
+
+def label_of(run: specs.Run, runs: Sequence[specs.Run], *, rated: bool = False) -> str:
+    """Method, and what of model and seed differs among the runs; of a trial its rate. rated: all their rates and seeds."""
+    parts, budget = [run.method.label], run.budget
+    if len({one.model for one in runs}) > 1:
+        parts.append(short_name(run.model))
+    if budget is not None and is_trial(run):
+        parts.append(f"trial of rate {budget.learning_rate:g}" + ", its first quarter" * bool(budget.stop))
+    elif budget is not None:
+        parts += [f"rate {budget.learning_rate:g}"] * rated
+        if rated or len({one.seed for one in runs if not is_trial(one)}) > 1:
+            parts.append(f"seed {run.seed}")
+    return ", ".join(parts)
 
 
 def name_of(run: specs.Run) -> str:
@@ -105,12 +113,6 @@ def at_rate(run: specs.Run, rate: float) -> specs.Run:
 def is_trial(run: specs.Run) -> bool:
     """Whether a run is one of a race."""
     return run.evaluation.split == "validation" and run.seed == SEED
-
-
-def trial_words(run: specs.Run) -> str:
-    """What tells one run of a race from another."""
-    assert run.budget is not None
-    return f"trial of rate {run.budget.learning_rate:g}" + ", its first quarter" * bool(run.budget.stop)
 
 
 @dataclass(frozen=True)
