@@ -233,6 +233,13 @@ class Studio(Attempts, Requests):
                 if files := files_of(Store(theirs / "records"), prose_probe(run).key):
                     receive_record(store, prose_probe(run).key, files)
 
+    def downloads(self, project_id: str) -> Path:
+        """The folder of what can be taken away, and made again."""
+        folder = self.folder(project_id) / "downloads"
+        with clear_failures(self.home):
+            folder.mkdir(exist_ok=True)
+        return folder
+
     def adapter(self, job: Job) -> Path | None:
         """The folder with what a job trained, or None."""
         folder = self.folder(job.project) / "adapters" / job.key[:12]

@@ -86,7 +86,7 @@ class Tuning:
 
 
 def label_of(run: specs.Run, runs: Sequence[specs.Run], *, rated: bool = False) -> str:
-    """Method, and what of model and seed differs among the runs; of a trial its rate. rated: all their rates and seeds."""
+    """Method, and what of model and seed differs among the runs; of a trial its rate. rated: of all rate and seed."""
     parts, budget = [run.method.label], run.budget
     if len({one.model for one in runs}) > 1:
         parts.append(short_name(run.model))
