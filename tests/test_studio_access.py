@@ -22,9 +22,8 @@ from peftbook import cli
 from peftbook.errors import InputError
 from peftbook.studio import access, app, drafts, login, markup, people, tokens
 from peftbook.studio.pages.site import Context
+from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -64,7 +63,7 @@ class Client:
 def studio(tmp_path_factory):
     """A studio with one project that has a hostile name."""
     made = Studio(tmp_path_factory.mktemp("studio"))
-    made.create_project(HOSTILE, CSV, f"{HOSTILE}.csv", Columns("question", "answer"), Split())
+    made.create_project(HOSTILE, CSV, f"{HOSTILE}.csv", Reading("question", "answer"))
     return made
 
 

@@ -71,10 +71,7 @@ def compute(
     with worker_ahead(studio, len(new)):
         refuse_misfits(file.task, likely, new, settings)
     if project is None:
-        reading = file.reading
-        project = studio.create_project(
-            file.path.stem, file.content, file.path.name, reading.columns, reading.split, reading.instruction
-        )
+        project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
     elsewhere = wanted_elsewhere(studio, project)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
     submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning)

@@ -18,8 +18,6 @@ from peftbook.studio.findings import examined, project_of_draft
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks import Example
 
-__all__ = ["routes"]
-
 routes = APIRouter(prefix="/projects", tags=["projects"])
 MOST_ROWS = 100
 
@@ -47,12 +45,8 @@ def shape_of(studio: Studio, project: Project) -> ProjectShape:
 @routes.post("", status_code=201)
 def make_project(body: ProjectBody, here: Here) -> ProjectShape:
     """Make a project of an upload. Its data and split never change: another reading is another project."""
-    reading = reading_of(body)
     name = body.name or here.drafts.get(body.file).filename.rpartition(".")[0] or "Pasted data"
-    made = project_of_draft(
-        here.studio, here.drafts, body.file, name, reading.columns, reading.split, reading.instruction
-    )
-    return shape_of(here.studio, made)
+    return shape_of(here.studio, project_of_draft(here.studio, here.drafts, body.file, name, reading_of(body)))
 
 
 @routes.get("")
