@@ -123,7 +123,6 @@ class Door:
 
 
 def login_for(path: str, query: bytes) -> str:
-    """Where one logs in and comes back from."""
     asked = path + (f"?{query.decode('latin-1')}" if query else "")
     return LOGIN if path == "/" else f"{LOGIN}?{urlencode({'to': asked})}"
 

@@ -40,8 +40,6 @@ from peftbook.tasks.table import read_table
 if TYPE_CHECKING:
     from peftbook.tasks.table import Caps
 
-__all__ = ["load_project", "save_named", "save_project"]
-
 DATA, ROWS = "data.bin", "project.json"
 MEMBER = re.compile(
     r"data\.bin|metrics\.json|project\.json|records/[0-9a-f]{12}(?:\.texts\.json\.gz|\.json)|"

@@ -42,7 +42,6 @@ def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str,
 
 
 def name_of(job: Job) -> str:
-    """How a run was scored."""
     scoring = job.run.evaluation
     return f"{scoring.n_generate:,} texts of at most {scoring.max_new_tokens} tokens"
 

@@ -19,8 +19,6 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.requests import Request
 from peftbook.studio.store import Studio, keeps_trained
 
-__all__ = ["ask_for", "ask_for_recipe", "file_of", "is_ready", "made", "offered", "recipe_file", "slug", "title_of"]
-
 WORDS = {
     "adapter.zip": "the adapter as peft reads it, with a model card",
     "outputs.csv": "what the model wrote for each test row, with its scores",
@@ -58,7 +56,6 @@ def check_name(studio: Studio, job: Job, name: str) -> None:
 
 
 def is_ready(studio: Studio, job: Job, name: str) -> bool:
-    """Whether a file can be fetched now."""
     return name in AT_ONCE or place(studio, job, name).is_file()
 
 

@@ -46,7 +46,6 @@ class Draft:
 
     @property
     def offset(self) -> int:
-        """How many bytes of it are here."""
         return self.path.stat().st_size
 
     @property
@@ -167,7 +166,6 @@ class Drafts:
         return _table(self.whole(draft_id), self.caps)
 
     def drop(self, draft_id: str) -> None:
-        """Forget one."""
         with contextlib.suppress(InputError):
             draft = self.get(draft_id)
             draft.path.with_suffix(".json").unlink(missing_ok=True)

@@ -228,7 +228,6 @@ class Jobs(Database):
         return self._plans("project = ?", project_id)
 
     def plan(self, plan_id: str) -> Plan:
-        """The plan with this id."""
         found = self._plans("plans.id = ? AND project IN (SELECT id FROM projects WHERE NOT removed)", plan_id)
         if not found:
             raise Unknown(f"There is no plan {plan_id!r}: its project may have been deleted.")
@@ -251,7 +250,6 @@ class Jobs(Database):
         return self._jobs("1 GROUP BY jobs.id ORDER BY jobs.number")
 
     def job(self, job_id: str) -> Job:
-        """The job with this id."""
         found = self._jobs("jobs.id = ? GROUP BY jobs.id", job_id)
         if not found:
             raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")

@@ -11,15 +11,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from peftbook.studio.access import LOGIN, LOGOUT, PAGE, relative
 from peftbook.studio.pages.site import Context, Visit, render
 from peftbook.studio.people import Logins, Refused, known
-from peftbook.studio.tokens import COOKIE, OWNER, SESSION_SECONDS, Keys, Owner, cookie
+from peftbook.studio.tokens import COOKIE, OWNER, Keys, Owner, cookie
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
 def add_login(app: FastAPI, sessions: Keys, context: Context) -> None:
-    """The form's routes."""
-
     def form(request: Request, refused: str = "") -> str:
         by_token, to = isinstance(sessions.logins, Owner), request.query_params.get("to", "")
         visit = Visit(context, LOGIN, query=request.query_params)
@@ -50,12 +48,9 @@ def add_login(app: FastAPI, sessions: Keys, context: Context) -> None:
 def let_in(sessions: Keys, name: str, request: Request) -> Response:
     """An answer with a new cookie for somebody, which leads to the page that was asked for."""
     to = request.query_params.get("to", "/")
-    answer = RedirectResponse(relative(LOGIN, to if PAGE.fullmatch(to.partition("?")[0]) else "/"), 303)
-    answer.set_cookie(
-        COOKIE, sessions.begin(name), max_age=int(SESSION_SECONDS), httponly=True, samesite="strict",
-        secure=request.url.scheme == "https",
-    )  # fmt: skip
-    return answer
+    address = relative(LOGIN, to if PAGE.fullmatch(to.partition("?")[0]) else "/")
+    said = sessions.begin(name, secure=request.url.scheme == "https")
+    return RedirectResponse(address, 303, headers={"set-cookie": said})
 
 
 def person(sessions: Keys, said: dict[str, str], address: str) -> tuple[str, Refused | None]:

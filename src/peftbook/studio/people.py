@@ -16,8 +16,6 @@ from typing import Protocol
 
 from peftbook.errors import InputError
 
-__all__ = ["Logins", "People", "Refused", "add_user", "digest", "known"]
-
 FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, or from one address, in this time
 FEWEST_CHARS = 10
 SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20, "dklen": 32}  # about 0.1 s and 32 MB a try

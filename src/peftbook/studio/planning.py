@@ -18,9 +18,6 @@ from peftbook.studio.store import Studio
 from peftbook.studio.tuning import Tuning, chosen_words, is_trial, likely_runs
 from peftbook.tasks import TaskData
 
-__all__ = ["CHANGED", "ask_check", "checks_of", "chosen_rates", "planned", "queue_checked", "runs_of_check",
-           "sights_of_check"]  # fmt: skip
-
 CHANGED = "The settings were changed after the check: check the plan again."
 
 

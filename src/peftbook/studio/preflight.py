@@ -129,7 +129,6 @@ class Remembering:
         return getattr(self._tokenizer, name)
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """The ids of a text."""
         key = text, tuple(sorted(options.items()))
         if key not in self._known:
             self._known[key] = self._tokenizer.encode(text, **options)
@@ -369,5 +368,4 @@ def remedy(run: specs.Run, found: Fit | None) -> str:
 
 
 def gib(size: float) -> str:
-    """Bytes as a person reads them."""
     return f"{size / 2**30:.1f} GiB"

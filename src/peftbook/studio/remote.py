@@ -24,8 +24,6 @@ from peftbook.studio.terminal import Ticker
 from peftbook.studio.waiting import ended_as_interrupted, note, noted_failures
 from peftbook.tasks.files import read_file
 
-__all__ = ["compare_on_server"]
-
 JOB = TypeAdapter(Job)
 
 

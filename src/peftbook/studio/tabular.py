@@ -71,11 +71,17 @@ def forgotten(row: Row) -> str:
 
 def difference(one: Interval | None) -> str:
     """A difference with its 95 % interval: `+0.051 (+0.030 to +0.072)`."""
+    mean, interval = signed(one)
+    return f"{mean} ({interval})" if interval else mean
+
+
+def signed(one: Interval | None) -> tuple[str, str]:
+    """A difference and its 95 % interval apart."""
     if one is None:
-        return "–"
+        return "–", ""
     mean, low, high = (("+" if round(value, 3) > 0 else "") + format_value(round(value, 3) + 0.0, 3)
                        for value in (one.mean, one.mean - one.half95, one.mean + one.half95))  # fmt: skip
-    return f"{mean} ({low} to {high})"
+    return mean, f"{low} to {high}"
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------

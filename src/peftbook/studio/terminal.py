@@ -83,7 +83,6 @@ def filled(words: str, width: int, **indents: str) -> str:
 
 
 def legend(found: Comparison) -> str:
-    """What marks and columns mean."""
     unit = ", in nats per token" if found.measure.name == "perplexity" else ""
     return (
         f"★ may be the best, ▲ beats the untuned model, each at a family-wise level of {100 * found.level:g} %. "
@@ -143,5 +142,4 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
-    """Mean and 95 % interval of each."""
     return {name: {"mean": one.mean, "low": one.low, "high": one.high} for name, one in known.items()}

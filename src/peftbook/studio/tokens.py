@@ -21,8 +21,6 @@ from peftbook.errors import InputError, Unknown
 from peftbook.studio.database import Database, clear_failures
 from peftbook.studio.people import People, digest
 
-__all__ = ["COOKIE", "OWNER", "SESSION_SECONDS", "Keys", "Owner", "Token", "cookie"]
-
 OWNER = "owner"
 COOKIE, SESSION_SECONDS = "peftbook-session", 12 * 3600.0
 MOST_TOKENS, LABEL_CHARS = 100, 100
@@ -78,17 +76,17 @@ class Keys(Database):
             return None
         return row["name"]
 
-    def begin(self, name: str) -> str:
-        """A new cookie for somebody."""
+    def begin(self, name: str, *, secure: bool = False) -> str:
+        """A new cookie for somebody, as a header sets it. secure: for https alone."""
         now, token = time.time(), secrets.token_urlsafe(32)
         with self._write() as db:
             db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
             row = (digest(token), name, self.logins.mark(name), now + SESSION_SECONDS)
             db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
-        return token
+        words = f"{COOKIE}={token}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
+        return words + "; Secure" * secure
 
     def end(self, token: str) -> None:
-        """Forget a cookie."""
         with self._write() as db:
             db.execute("DELETE FROM sessions WHERE token = ?", (digest(token),))
 
@@ -110,8 +108,7 @@ class Keys(Database):
         if not isinstance(self.logins, Owner) or self.holder(dict(fields).get("token", "")) != OWNER:
             return None
         rest = urlencode([field for field in fields if field[0] != "token"])
-        words = f"{COOKIE}={self.begin(OWNER)}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
-        return {"location": f"./?{rest}" if rest else "./", "set-cookie": words}
+        return {"location": f"./?{rest}" if rest else "./", "set-cookie": self.begin(OWNER)}
 
     def make(self, name: str, label: str) -> tuple[Token, str]:
         """A new token for somebody, and the secret itself, which nobody can read again."""

@@ -11,8 +11,6 @@ from peftbook.errors import InputError, Unknown
 from peftbook.studio.store import Studio, keeps_trained
 from peftbook.tasks import Example
 
-__all__ = ["MAX_NEW_TOKENS", "TYPED_CHARS", "Sampling", "ask_model", "models_at_hand", "row_after", "sampling_of"]
-
 TYPED_CHARS = 20_000
 MAX_NEW_TOKENS = 1024
 

@@ -26,8 +26,6 @@ from peftbook.studies.sweep import validation_loss
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
 
-__all__ = ["Tuning", "chosen_words", "is_trial", "left_behind", "likely_runs"]
-
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
 SEED = 1000  # of every race: no plan has as many seeds
 MOST_ROWS = 200  # of the validation split
@@ -42,7 +40,6 @@ class Tuning:
     rows: int
 
     def text(self) -> str:
-        """As it is kept: JSON."""
         return json.dumps({"finals": [run.canonical() for run in self.finals], "rows": self.rows})
 
     @classmethod
@@ -58,7 +55,6 @@ class Tuning:
 
     @classmethod
     def read(cls, text: str) -> Tuning:
-        """From its text."""
         kept = json.loads(text)
         return cls(tuple(map(specs.Run.model_validate_json, kept["finals"])), kept["rows"])
 
@@ -81,7 +77,6 @@ class Tuning:
         return [*untuned, *(run for race in races.values() for run in race.runs(lookup)), *finals]
 
     def label(self, run: specs.Run) -> str:
-        """What one of its runs is called."""
         return label_of(run, self.finals, rated=True)
 
 
@@ -105,7 +100,6 @@ def name_of(run: specs.Run) -> str:
 
 
 def at_rate(run: specs.Run, rate: float) -> specs.Run:
-    """The run with another learning rate."""
     assert run.budget is not None
     return run.model_copy(update={"budget": run.budget.model_copy(update={"learning_rate": rate})})
 
@@ -165,7 +159,6 @@ class Race:
         return [*map(self.opening, self.rates(lookup)), *map(self.trial, self.survivors(lookup))]
 
     def ended(self, lookup: Lookup) -> bool:
-        """Whether all its runs are recorded."""
         return all(lookup(run) is not None for run in self.runs(lookup))
 
     def losses(self, lookup: Lookup) -> dict[float, float]:

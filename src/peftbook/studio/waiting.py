@@ -33,7 +33,6 @@ def wanted_elsewhere(studio: Studio, project: Project) -> Callable[[], frozenset
 
 
 def unfinished(job: Job) -> bool:
-    """Whether a job has not ended."""
     return job.state in ("queued", "running")
 
 
@@ -153,5 +152,4 @@ def end_worker(studio: Studio, waiting: bool) -> bool:
 
 
 def note(words: str) -> None:
-    """A line on standard error."""
     print(words, file=sys.stderr, flush=True)

@@ -19,8 +19,6 @@ from peftbook.studio.drafts import Drafts
 from peftbook.studio.store import Studio
 from peftbook.studio.tokens import Keys
 
-__all__ = ["build_api"]
-
 ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, artefacts)
 
 

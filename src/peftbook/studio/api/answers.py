@@ -12,8 +12,6 @@ from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import AskedShape, Body, Number
 from peftbook.studio.trying import ask_model, models_at_hand, sampling_of
 
-__all__ = ["routes"]
-
 routes = APIRouter(tags=["answers"])
 MOST_MODELS = 4
 

@@ -9,8 +9,6 @@ from peftbook.studio import artefacts, downloads
 from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import AskedShape, Body
 
-__all__ = ["routes"]
-
 routes = APIRouter(tags=["artefacts"])
 
 

@@ -17,15 +17,11 @@ from peftbook.studio.drafts import Drafts
 from peftbook.studio.store import Studio
 from peftbook.studio.tokens import OWNER, Keys
 
-__all__ = ["Asks", "Context", "Download", "Here", "Json"]
-
 RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the API serves."""
-
     studio: Studio
     drafts: Drafts
     keys: Keys | None

@@ -14,8 +14,6 @@ from starlette.responses import StreamingResponse
 from peftbook.errors import InputError
 from peftbook.studio.jobs import Job
 
-__all__ = ["ENDED", "Events", "stream"]
-
 JOB = TypeAdapter(Job)
 ENDED = ("done", "failed", "cancelled")
 LOOK_SECONDS = 0.5
@@ -23,8 +21,6 @@ QUIET_SECONDS = 15.0  # after which a comment says that the connection lives
 
 
 class Events(StreamingResponse):
-    """An answer that goes on."""
-
     media_type = "text/event-stream"
 
 

@@ -15,8 +15,6 @@ from peftbook.studio.drafts import plain_name
 from peftbook.studio.findings import examined
 from peftbook.tasks.columns import guess_columns
 
-__all__ = ["routes"]
-
 routes = APIRouter(prefix="/files", tags=["files"])
 PREVIEWED = 5
 BYTES: dict[str, Any] = {

@@ -11,8 +11,6 @@ from peftbook.studio.api.shapes import Body, Number, Shape
 from peftbook.studio.continuing import continue_job
 from peftbook.studio.jobs import Job
 
-__all__ = ["routes"]
-
 routes = APIRouter(tags=["jobs"])
 
 

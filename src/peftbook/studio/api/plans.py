@@ -25,8 +25,6 @@ from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned
 from peftbook.studio.preflight import coverage_words
 from peftbook.studio.smaller import plan_seconds
 
-__all__ = ["routes"]
-
 routes = APIRouter(tags=["plans"])
 
 

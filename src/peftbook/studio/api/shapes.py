@@ -84,7 +84,6 @@ SettingsBody = body_of(
 
 
 def reading_of(body: BaseModel) -> Reading:
-    """The reading that a body says."""
     said = {field.name: getattr(body, field.name) for field in fields(Reading)}
     return Reading(**said)
 
@@ -105,8 +104,6 @@ def whole(value: Any) -> Any:
 
 
 class Shape(BaseModel):
-    """An answer."""
-
     @classmethod
     def about(cls, thing: object, **more: Any) -> Self:
         """The attributes of a thing that have the names of fields, and more that it has not."""

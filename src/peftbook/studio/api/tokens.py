@@ -16,8 +16,6 @@ from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.people import Logins, known
 from peftbook.studio.tokens import Keys
 
-__all__ = ["routes"]
-
 routes = APIRouter(prefix="/tokens", tags=["tokens"])
 
 
