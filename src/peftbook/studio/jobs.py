@@ -87,6 +87,10 @@ class Job:
         return list(self.doing.words()) if self.state == "running" else []
 
     @property
+    def ended(self) -> bool:
+        return self.state not in ("queued", "running")
+
+    @property
     def doing(self) -> Phase:
         """What its process is doing now, since when and how much longer."""
         seconds = 0.0 if self.phase_began is None else max(0.0, time.time() - self.phase_began)

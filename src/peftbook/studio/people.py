@@ -68,16 +68,12 @@ class Logins:
 
     def wait(self, *whose: str) -> float:
         """Seconds until one of these, a name or an address, may try again; 0 for now."""
-        now = time.monotonic()
+        began = time.monotonic() - WINDOW_SECONDS
         with self._lock:
-            return max((self._wait(key, now) for key in whose), default=0.0)
-
-    def _wait(self, key: str, now: float) -> float:
-        recent = [when for when in self._wrong.get(key, ()) if now - when < WINDOW_SECONDS]
-        self._wrong[key] = recent
-        if not recent:
-            del self._wrong[key]
-        return recent[-FAILURES] + WINDOW_SECONDS - now if len(recent) >= FAILURES else 0.0
+            recent = {key: [when for when in times if when > began] for key, times in self._wrong.items()}
+            self._wrong = {key: times for key, times in recent.items() if times}
+            many = [times for key in whose if len(times := self._wrong.get(key, [])) >= FAILURES]
+        return max((times[-FAILURES] - began for times in many), default=0.0)
 
     def mark(self, name: str) -> str:
         """What changes with somebody's password and is nothing for who has none; no password can be told from it."""

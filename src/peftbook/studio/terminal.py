@@ -34,7 +34,7 @@ class Ticker:
     def show(self, jobs: Sequence[Job]) -> None:
         """Say what has ended since the last time, and what runs."""
         for job in jobs:
-            if job.state in ("done", "failed", "cancelled") and job.id not in self.ended:
+            if job.ended and job.id not in self.ended:
                 self.ended.add(job.id)
                 if not job.cached:
                     seconds = (job.finished or 0) - (job.started or job.finished or 0)
@@ -53,7 +53,7 @@ def progress_line(jobs: Sequence[Job]) -> str:
 
     The label comes last: it is long, and a narrow terminal cuts the end off.
     """
-    ended = sum(job.state not in ("queued", "running") for job in jobs)
+    ended = sum(job.ended for job in jobs)
     parts = [f"{ended} of {len(jobs)} runs done"]
     parts += [f"{', '.join(job.doing.words())}; {one_line(job.label)}" for job in jobs if job.state == "running"]
     if len(parts) == 1:

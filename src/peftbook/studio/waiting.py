@@ -23,17 +23,13 @@ def wanted_elsewhere(studio: Studio, project: Project) -> Callable[[], frozenset
 
     A job that is queued again after this call is not one of them; one that a plan of the page has grown by is.
     """
-    ended = {job.id for job in studio.jobs(project.id) if not unfinished(job)}
+    ended = {job.id for job in studio.jobs(project.id) if job.ended}
 
     def now() -> frozenset[str]:
         asked = {job for plan in studio.plans(project.id) if plan.name not in COMMANDS for job in plan.jobs}
-        return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked - ended and unfinished(job))
+        return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked - ended and not job.ended)
 
     return now
-
-
-def unfinished(job: Job) -> bool:
-    return job.state in ("queued", "running")
 
 
 @contextlib.contextmanager
@@ -63,7 +59,7 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str
             while True:
                 jobs = studio.jobs(plan=plan_id)
                 ticker.show(jobs)
-                if not any(map(unfinished, jobs)):
+                if all(job.ended for job in jobs):
                     break
                 start_worker(studio.home)
                 time.sleep(POLL_SECONDS)
@@ -98,7 +94,7 @@ def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] =
     """
     taken: list[Job] = []
     while new := [
-        job for job in studio.jobs(plan=plan_id) if unfinished(job) and not job.cancelling and job.id not in elsewhere()
+        job for job in studio.jobs(plan=plan_id) if not (job.ended or job.cancelling) and job.id not in elsewhere()
     ]:
         for job in new:  # a tuned plan may have grown when the last of them ended
             studio.cancel(job.id)
@@ -119,7 +115,7 @@ def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] =
         parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
     elif places:
         parts.append(f"{kept} of the {len(places)} under way had a checkpoint, which is kept")
-    if left := sum(unfinished(job) and job.id in elsewhere() for job in jobs):
+    if left := sum(not job.ended and job.id in elsewhere() for job in jobs):
         parts.append(f"{left} stay queued for the studio, which asked for them too")
     return f"Stopped: {', '.join(parts)}; give the same command again to go on."
 
@@ -139,7 +135,7 @@ def noted_failures(jobs: Sequence[Job]) -> list[Job]:
 
 def end_worker(studio: Studio, waiting: bool) -> bool:
     """End the worker if this process started it, and if nothing waits or that is no reason; whether it was ended."""
-    busy = any(map(unfinished, studio.jobs()))
+    busy = not all(job.ended for job in studio.jobs())
     mine = [process for process in STARTED if process.poll() is None]
     if not mine or (busy and not waiting):
         return False

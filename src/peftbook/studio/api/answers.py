@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from peftbook.errors import InputError
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import AskedShape, Body, Number
-from peftbook.studio.trying import ask_model, models_at_hand, sampling_of
+from peftbook.studio.trying import Sampling, ask_model, models_at_hand, sampling_of
 
 routes = APIRouter(tags=["answers"])
 MOST_MODELS = 4
@@ -26,10 +26,10 @@ class ModelShape(BaseModel):
 class TextBody(Body):
     text: str = Field(description="what stands at {input} in the project's prompt")
     models: list[str] = Field(description="which of the project's models; two stand side by side")
-    max_new_tokens: Number = Field(128, description="at most so many tokens")
-    temperature: Number = Field(0.0, description="0 takes the likeliest token each time")
-    top_p: Number = Field(1.0, description="the share of probability that is drawn from")
-    seed: Number = Field(0, description="of the draws")
+    max_new_tokens: Number = Field(Sampling.max_new_tokens, description="at most so many tokens")
+    temperature: Number = Field(Sampling.temperature, description="0 takes the likeliest token each time")
+    top_p: Number = Field(Sampling.top_p, description="the share of probability that is drawn from")
+    seed: Number = Field(Sampling.seed, description="of the draws")
 
 
 @routes.get("/projects/{project}/models")

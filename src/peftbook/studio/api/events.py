@@ -15,7 +15,6 @@ from peftbook.errors import InputError
 from peftbook.studio.jobs import Job
 
 JOB = TypeAdapter(Job)
-ENDED = ("done", "failed", "cancelled")
 LOOK_SECONDS = 0.5
 QUIET_SECONDS = 15.0  # after which a comment says that the connection lives
 
@@ -40,7 +39,7 @@ async def events(request: Request, read: Callable[[], list[Job]], jobs: list[Job
             if told.get(job.id) != data:
                 told[job.id], said = data, time.monotonic()
                 yield event("job", data)
-        if all(job.state in ENDED for job in jobs):
+        if all(job.ended for job in jobs):
             break
         if time.monotonic() - said > QUIET_SECONDS:
             said = time.monotonic()

@@ -24,7 +24,7 @@ class Point(BaseModel):
 @routes.get("/jobs")
 def show_queue(here: Here) -> list[Job]:
     """What waits or runs, of all projects, in the order in which it was queued."""
-    return [job for job in here.studio.jobs() if job.state in ("queued", "running")]
+    return [job for job in here.studio.jobs() if not job.ended]
 
 
 @routes.get("/projects/{project}/jobs")
