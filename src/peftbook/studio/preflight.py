@@ -19,6 +19,7 @@ from peftbook.studies.grids import CUT
 from peftbook.studio.jobs import SAID
 from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import Example, TaskData
+from peftbook.training.doctor import gib
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 from peftbook.training.precision import gpu_capability
 from peftbook.training.request import side_by_side
@@ -365,7 +366,3 @@ def remedy(run: specs.Run, found: Fit | None) -> str:
     if run.weights == "fp32" and not run.method.unhalved:
         ways.append("weights in bf16")
     return f"choose {' or '.join(filter(None, [*ways, run.method.lighter, 'a smaller model']))}"
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

@@ -26,9 +26,9 @@ from peftbook.studio.tabular import (
     ends,
     escape_cell,
     forgotten,
+    halves,
     marks,
     short,
-    signed,
     table,
     to_csv,
     typeset,
@@ -143,7 +143,7 @@ def with_interval(row: Row, name: str) -> Markup:
 
 def two_lines(one: Interval | None) -> Markup:
     """A difference above its interval."""
-    return piece("{}<small>{}</small>", *signed(one))
+    return piece("{}<small>{}</small>", *halves(one))
 
 
 def items(lines: Sequence[str]) -> Markup:
@@ -228,7 +228,7 @@ def pairs(found: Comparison) -> Markup:
     for one in found.pairs:
         p = "< 0.0001" if one.p < 1e-4 else format_value(one.p, 4)
         told = "yes" if one.detected else "no"
-        mean, interval = signed(one.differences[found.measure.name])
+        mean, interval = halves(one.differences[found.measure.name])
         rows.append(("", [f"{one.first} − {one.second}", mean, interval, p, told]))
     headers = ["Pair", f"Difference in {short(found)}", "95 % interval", "p, not corrected"]
     headers.append("Rules the worse out as best")
