@@ -185,14 +185,10 @@ def measured(record: Record) -> list[str]:
     found, encoder = record.measurements, record.metrics_info.get("bertscore", {})
     evaluation = record.spec.evaluation if isinstance(record.spec, specs.Run) else specs.Evaluation()
     lines = [f"On the {evaluation.split} split, {found.get('generated_examples', 0)} texts generated greedily:", ""]
-    for name in SHOWN:
-        if name in found:
-            note = ""
-            if name == "bertscore_f1" and encoder:
-                note = f" (encoder {encoder.get('name')}, layer {encoder.get('layer')}, not rescaled)"
-            elif name in ("loss_nats", "perplexity"):
-                note = f" ({found.get('loss_examples')} examples, label tokens)"
-            lines.append(f"- {name}: {found[name]:.4g}{note}")
+    notes = dict.fromkeys(("loss_nats", "perplexity"), f" ({found.get('loss_examples')} examples, label tokens)")
+    if encoder:
+        notes["bertscore_f1"] = f" (encoder {encoder.get('name')}, layer {encoder.get('layer')}, not rescaled)"
+    lines += [f"- {name}: {found[name]:.4g}{notes.get(name, '')}" for name in SHOWN if name in found]
     lines += [
         f"- {name}: {found[name]:,.4g}" if isinstance(found[name], float) else f"- {name}: {found[name]:,}"
         for name in ("trainable_parameters", "train_seconds", "peak_memory_bytes") if found.get(name) is not None

@@ -73,18 +73,16 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str
 @contextlib.contextmanager
 def ended_as_interrupted() -> Iterator[None]:
     """Within it `kill` and a closed terminal do what Ctrl-C does, unless they are ignored."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
-    asked = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    if threading.current_thread() is not threading.main_thread():
-        asked = []
+    may = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if may and hasattr(signal, name)]
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
     try:
-        for number in asked:
+        for number in before:
             signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        for number in asked:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> str:
