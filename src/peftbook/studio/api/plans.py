@@ -11,15 +11,7 @@ from peftbook.decision.power import sight_words
 from peftbook.errors import InputError
 from peftbook.studio.api.context import Context, Here
 from peftbook.studio.api.events import Events, stream
-from peftbook.studio.api.shapes import (
-    AskedShape,
-    Body,
-    CheckedShape,
-    PlanShape,
-    SettingsBody,
-    SightShape,
-    settings_of,
-)
+from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, SightShape, settings_of
 from peftbook.studio.jobs import Plan
 from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
 from peftbook.studio.preflight import coverage_words
