@@ -25,10 +25,8 @@ from test_studio import start, stop, table
 
 from peftbook import specs
 from peftbook.studio.plan import plan
-from peftbook.studio.settings import Settings
+from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 
 
 def train(studio: Studio, project: str, run: specs.Run) -> float:
@@ -66,7 +64,7 @@ def main() -> None:
     studio = Studio(home)
     try:
         rows = table().rpartition("ragged")[0].encode()
-        project = studio.create_project("load", rows, "load.csv", Columns("question", "answer"), Split()).id
+        project = studio.create_project("load", rows, "load.csv", Reading("question", "answer")).id
         settings = Settings(methods=("lora",), tokens=args.tokens, test_examples=0, seeds=5)
         _, warm, first, *under_load, last = plan(studio.task(project), settings)
         train(studio, project, warm)  # the first loads what the others find in memory

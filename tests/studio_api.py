@@ -23,11 +23,9 @@ from peftbook.studio.app import LOOPBACK
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
-from peftbook.studio.settings import Settings
+from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tokens import Keys
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 from peftbook.tasks.table import Caps
 
 HOST = "http://127.0.0.1:7861"
@@ -127,7 +125,7 @@ def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
 
 def project_of(studio: Studio) -> Project:
     """A project of the examples' rows with two runs that wait."""
-    project = studio.create_project("Questions", ROWS.encode(), "questions.csv", Columns("question", "answer"), Split())
+    project = studio.create_project("Questions", ROWS.encode(), "questions.csv", Reading("question", "answer"))
     settings = Settings(models=(SMALL,), methods=("lora",), seeds=1, tokens=300, max_new_tokens=4)
     studio.submit(project.id, plan(studio.task(project.id), settings))
     return project

@@ -11,9 +11,8 @@ from peftbook import specs
 from peftbook.methods import Method
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
+from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
 SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
@@ -27,7 +26,7 @@ def colours_csv(rows: int = 60) -> bytes:
 
 def colours_project(studio: Studio, rows: int = 60) -> Project:
     """The project of those rows."""
-    return studio.create_project("Colours", colours_csv(rows), "colours.csv", Columns("ask", "answer"), Split())
+    return studio.create_project("Colours", colours_csv(rows), "colours.csv", Reading("ask", "answer"))
 
 
 def small_run(

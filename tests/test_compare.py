@@ -350,10 +350,10 @@ def test_a_trial_that_diverged_is_told_only_where_nothing_came_of_its_race(tmp_p
     plan = raced(studio, project, waiting.COMPARE)
     *_, last = studio.jobs(plan=plan)
     finish(studio, last, 0.0, failure="It diverged.")
-    assert [job.id for job in waiting.ended_badly(studio.jobs(plan=plan)) if job.state == "failed"] == [last.id]
+    assert [job.id for job in waiting.noted_failures(studio.jobs(plan=plan)) if job.state == "failed"] == [last.id]
     while waits := [job for job in studio.jobs(plan=plan) if job.state == "queued"]:
         finish(studio, waits[0], 1.0)
-    assert waiting.ended_badly(studio.jobs(plan=plan)) == []
+    assert waiting.noted_failures(studio.jobs(plan=plan)) == []
 
 
 def a_job(state: str, **fields) -> Job:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from peftbook import cli
-from peftbook.studio import demo
+from peftbook.tasks import tickets_build as build
+from peftbook.tasks.tickets import PATH
 
 PRINTED = Path(__file__).resolve().parents[1] / "book/assets/demo.txt"  # in *Quick start*
 
@@ -18,7 +19,7 @@ def sayings(printed: str) -> str:
 
     And not the marks before the rows: whether soft prompts beat the untuned model is a near thing.
     """
-    text = printed.replace(str(demo.TICKETS.parent), "").replace("src/peftbook/data", "").replace("/tickets", "tickets")
+    text = printed.replace(str(PATH.parent), "").replace("src/peftbook/data", "").replace("/tickets", "tickets")
     text = re.sub(r"^[★▲ ]+", "", text, flags=re.M)
     text = re.sub(r"memory are of .*?, and", "memory are of a machine, and", text, flags=re.S)
     text = re.sub(r"-\s+", "-", " ".join(text.split()))
@@ -27,12 +28,12 @@ def sayings(printed: str) -> str:
 
 def test_the_shipped_tickets_are_what_the_sentences_make(capsys):
     """To the byte; each is a message of its own customer, for its own team."""
-    demo.write()
-    assert capsys.readouterr().out == demo.TICKETS.read_text(encoding="utf-8")
-    rows = [*csv.DictReader(io.StringIO(demo.TICKETS.read_text(encoding="utf-8")))]
-    assert len(rows) == demo.CUSTOMERS * demo.EACH and len({row["customer"] for row in rows}) == demo.CUSTOMERS
+    build.write()
+    assert capsys.readouterr().out == PATH.read_text(encoding="utf-8")
+    rows = [*csv.DictReader(io.StringIO(PATH.read_text(encoding="utf-8")))]
+    assert len(rows) == build.CUSTOMERS * build.EACH and len({row["customer"] for row in rows}) == build.CUSTOMERS
     for row in rows:
-        texts = [text.format(product=product) for text in demo.TROUBLES[row["team"]] for product in demo.PRODUCTS]
+        texts = [text.format(product=product) for text in build.TROUBLES[row["team"]] for product in build.PRODUCTS]
         assert any(text in row["message"] for text in texts)
 
 

@@ -455,7 +455,8 @@ def test_predicted_peaks_are_near_those_of_the_books_own_runs():
             continue
         subject = subject or preflighting.Subject(few, run)
         trained = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"n_generate": 0})})
-        peak, _ = subject.memory(trained, subject.training(run.budget.max_length), ROOMY)
+        assert not any(subject.reading(run.budget.max_length))
+        peak, _ = subject.memory(trained, subject.encoded[run.budget.max_length], ROOMY)
         found.setdefault(run.method.kind, []).append(peak / record.measurements["peak_memory_bytes"])
     assert set(found) == {"lora", "qlora", "full", "prompt"}
     for kind, ratios in found.items():

@@ -26,9 +26,8 @@ from studio_home import wait_for
 
 from peftbook import specs
 from peftbook.studio.preflight import Check
+from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -287,7 +286,7 @@ def planning(browser, tmp_path_factory) -> Iterator[SimpleNamespace]:
     home = tmp_path_factory.mktemp("planning")
     studio = Studio(home)
     rows = table().rpartition("ragged")[0].encode()
-    project = studio.create_project("plan", rows, "plan.csv", Columns("question", "answer"), Split())
+    project = studio.create_project("plan", rows, "plan.csv", Reading("question", "answer"))
     process, address = start(home, 0, "--no-worker")
     page, troubles = browser.new_context(viewport=DESKTOP).new_page(), []
     page.on("response", lambda r: troubles.append(f"{r.status} {r.url}") if r.status >= 400 else None)

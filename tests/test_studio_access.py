@@ -20,11 +20,10 @@ import pytest
 
 from peftbook import cli
 from peftbook.errors import InputError
-from peftbook.studio import access, app, drafts, login, markup, people
+from peftbook.studio import access, app, drafts, login, markup, people, tokens
 from peftbook.studio.pages.site import Context
+from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -64,7 +63,7 @@ class Client:
 def studio(tmp_path_factory):
     """A studio with one project that has a hostile name."""
     made = Studio(tmp_path_factory.mktemp("studio"))
-    made.create_project(HOSTILE, CSV, f"{HOSTILE}.csv", Columns("question", "answer"), Split())
+    made.create_project(HOSTILE, CSV, f"{HOSTILE}.csv", Reading("question", "answer"))
     return made
 
 
@@ -99,7 +98,7 @@ def start(login_file: Path, home: Path) -> Client:
     from fastapi import FastAPI
     from fastapi.responses import PlainTextResponse
 
-    inside, sessions, studio = FastAPI(), people.Sessions(home, people.Logins(login_file)), Studio(home)
+    inside, sessions, studio = FastAPI(), tokens.Keys(home, people.Logins(login_file)), Studio(home)
     for path in ("/", "/new"):
         inside.add_api_route(path, lambda: PlainTextResponse("inside"), methods=["GET", "POST"], response_model=None)
     login.add_login(inside, sessions, Context(studio, drafts.Drafts(home, Caps()), Caps()))
@@ -346,7 +345,7 @@ def test_a_session_ends_with_its_time_its_password_and_its_name(login_file, tmp_
     assert before.get("/").text == "inside"
     if end == "time":
         now = time.time()
-        monkeypatch.setattr(people.time, "time", lambda: now + people.SESSION_SECONDS + 1)
+        monkeypatch.setattr(tokens.time, "time", lambda: now + tokens.SESSION_SECONDS + 1)
     else:
         add_user(path, "ada" if end == "password" else "bob", PASSWORD + "!")
     if end == "name":
@@ -358,7 +357,7 @@ def test_a_session_ends_with_its_time_its_password_and_its_name(login_file, tmp_
 
 def test_the_database_keeps_no_cookie(locked, tmp_path):
     """Only its hash: who reads the file gets in nowhere."""
-    token = log_in(locked).cookies[people.COOKIE]
+    token = log_in(locked).cookies[tokens.COOKIE]
     files = [path.read_bytes() for path in tmp_path.glob("studio.sqlite*")]
     assert not any(token.encode() in content for content in files)
     assert any(people.digest(token).encode() in content for content in files)
@@ -366,7 +365,7 @@ def test_the_database_keeps_no_cookie(locked, tmp_path):
 
 def test_a_forged_cookie_opens_nothing(locked):
     """Cookies are random and known only by their hash."""
-    locked.cookies.set(people.COOKIE, "x" * 43, domain="127.0.0.1")
+    locked.cookies.set(tokens.COOKIE, "x" * 43, domain="127.0.0.1")
     assert locked.get("/").status_code == 303
 
 
@@ -397,7 +396,7 @@ def test_another_site_cannot_log_anybody_in(locked):
 def test_no_secret_is_logged(locked, capfd, caplog):
     """Neither password nor cookie appears in what the server says."""
     log_in(locked, password="wrong wrong wrong")
-    token = log_in(locked).cookies[people.COOKIE]
+    token = log_in(locked).cookies[tokens.COOKIE]
     said = "".join(capfd.readouterr()) + caplog.text
     assert PASSWORD not in said and "wrong wrong" not in said and token not in said
 

@@ -20,12 +20,9 @@ from peftbook.options import options_of
 from peftbook.studio import access, app
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages.form import PLANS
-from peftbook.studio.people import COOKIE
-from peftbook.studio.settings import Settings
+from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import Keys, Owner
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
+from peftbook.studio.tokens import COOKIE, Keys, Owner
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -48,7 +45,7 @@ def window(studio) -> Plain:
 
 
 def project_of(studio: Studio, rows: bytes = ROWS, name: str = "Sums") -> str:
-    return studio.create_project(name, rows, "sums.csv", Columns("question", "answer"), Split()).id
+    return studio.create_project(name, rows, "sums.csv", Reading("question", "answer")).id
 
 
 def checked(window: Plain, studio: Studio, project: str, **typed) -> Plain:

@@ -45,12 +45,11 @@ from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
+from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.trained import load_trained, merge, share_weights
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 from peftbook.training import request as requesting
 from peftbook.training import threads
 from peftbook.training.encode import encode_prompt
@@ -660,7 +659,6 @@ def test_the_command_line_names_the_same_run(shop):
     from peftbook.cli import build_parser
     from peftbook.options import read_options
     from peftbook.studio.compare import given_run
-    from peftbook.studio.settings import Reading
     from peftbook.tasks.files import task_from_table
 
     studio, project, jobs = shop
@@ -694,7 +692,7 @@ def test_outputs_are_a_table_without_formulas(tmp_path):
 
     studio = Studio(tmp_path)
     rows = "ask,answer\n" + "".join(f'"=HYPERLINK(""x{at}"")",@SUM {at}\n' for at in range(20))
-    project = studio.create_project("Formulas", rows.encode(), "f.csv", Columns("ask", "answer"), Split())
+    project = studio.create_project("Formulas", rows.encode(), "f.csv", Reading("ask", "answer"))
     run = small_run(studio, project, Untuned(), texts=2)
     record = Record(key=run.key, spec=run, per_example={"rougeL": [0.5, 1.0], "loss_nats": [1.0] * 4})
     studio.records(project.id).save(record, ["+1", "-2\tx"])

@@ -18,8 +18,17 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Record
 from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE
-from peftbook.studio.preflight import label_of
-from peftbook.studio.tuning import MOST_RATES, RATES, Tuning, at_rate, chosen_words, is_trial, left_behind, likely_runs
+from peftbook.studio.tuning import (
+    MOST_RATES,
+    RATES,
+    Tuning,
+    at_rate,
+    chosen_words,
+    is_trial,
+    label_of,
+    left_behind,
+    likely_runs,
+)
 
 START = 1e-3
 Known = dict[str, Record]

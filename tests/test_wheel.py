@@ -216,11 +216,11 @@ def test_a_command_that_needs_an_extra_names_it(core, words, extra):
 @pytest.mark.slow
 def test_a_training_of_the_core_works_without_the_extras(core, tmp_path):
     """On the tickets of the demonstration: one step, answers, scores, an adapter."""
-    from peftbook.studio.demo import TICKETS
+    from peftbook.tasks.tickets import PATH
 
     words = (
         "train",
-        str(TICKETS),
+        str(PATH),
         "--input",
         "message",
         "--target",

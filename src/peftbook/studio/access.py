@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-from peftbook.studio.people import Sessions
+from peftbook.studio.tokens import Keys
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -76,7 +76,7 @@ class Door:
     hosts: names under which the studio is reached.  sessions: of those who may come in; without, everybody may.
     """
 
-    def __init__(self, app: App, hosts: Iterable[str], sessions: Sessions | None = None):
+    def __init__(self, app: App, hosts: Iterable[str], sessions: Keys | None = None):
         self.app, self.hosts, self.sessions = app, frozenset(host.lower() for host in hosts), sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,13 +88,12 @@ class Door:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
         refusal = self.refusal(path, method, headers, scope)
-        say = answer_as_problem if path.startswith("/api/") else answer
         if refusal is not None:
-            await say(send, *refusal)
+            await answer(send, path, *refusal)
             return
         limited = receive if CONTENT.fullmatch(path) else limit(receive, headers, BODY_BYTES)
         if limited is None:
-            await say(send, 413, f"That is more than {BODY_BYTES:,} bytes at once: send less.")
+            await answer(send, path, 413, f"That is more than {BODY_BYTES:,} bytes at once: send less.")
             return
         await self.app(scope, limited, with_headers(send, cacheable=bool(OPEN.fullmatch(path))))
 
@@ -124,7 +123,6 @@ class Door:
 
 
 def login_for(path: str, query: bytes) -> str:
-    """Where one logs in and comes back from."""
     asked = path + (f"?{query.decode('latin-1')}" if query else "")
     return LOGIN if path == "/" else f"{LOGIN}?{urlencode({'to': asked})}"
 
@@ -159,26 +157,17 @@ def with_headers(send: Send, *, cacheable: bool) -> Send:
     return send_on
 
 
-async def answer(send: Send, status: int, words: str, more: dict[str, str] | None = None) -> None:
-    """One sentence."""
-    headers = {"content-type": "text/plain; charset=utf-8"} | (more or {})
-    await say(with_headers(send, cacheable=False), status, f"{words}\n".encode(), headers)
+async def answer(send: Send, path: str, status: int, words: str, more: dict[str, str] | None = None) -> None:
+    """One sentence: for a program as a problem."""
+    kind, body = "text/plain; charset=utf-8", f"{words}\n".encode()
+    if path.startswith("/api/"):
+        kind, body = "application/problem+json", json.dumps(problem(status, words)).encode()
+    headers = [(name.encode(), value.encode()) for name, value in ({"content-type": kind} | (more or {})).items()]
+    send_on = with_headers(send, cacheable=False)
+    await send_on({"type": "http.response.start", "status": status, "headers": headers})
+    await send_on({"type": "http.response.body", "body": body})
 
 
-async def answer_as_problem(send: Send, status: int, words: str, more: dict[str, str] | None = None) -> None:
-    """The same sentence for a program."""
-    headers = {"content-type": "application/problem+json"} | (more or {})
-    body = json.dumps(problem(status, words)).encode()
-    await say(with_headers(send, cacheable=False), status, body, headers)
-
-
-def problem(status: int, words: str, **more: Any) -> dict[str, Any]:
+def problem(status: int, words: str) -> dict[str, Any]:
     """Problem details: what went wrong in one sentence, `detail`, as the page shows it. Source: RFC 9457, section 3."""
-    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": words, **more}
-
-
-async def say(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
-    """A whole answer."""
-    start = {"type": "http.response.start", "status": status}
-    await send(start | {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
-    await send({"type": "http.response.body", "body": body})
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": words}

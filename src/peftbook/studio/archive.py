@@ -40,8 +40,6 @@ from peftbook.tasks.table import read_table
 if TYPE_CHECKING:
     from peftbook.tasks.table import Caps
 
-__all__ = ["load_project", "save_named", "save_project"]
-
 DATA, ROWS = "data.bin", "project.json"
 MEMBER = re.compile(
     r"data\.bin|metrics\.json|project\.json|records/[0-9a-f]{12}(?:\.texts\.json\.gz|\.json)|"
@@ -86,18 +84,15 @@ TABLES = {  # in the order in which they are filled, with what is a project's of
 def save_project(studio: Studio, project_id: str) -> Path:
     """Write a project into a file among its downloads; the same content is the same file. Raises Unknown for none."""
     project = studio.project(project_id)
-    folder = studio.folder(project.id)
-    downloads = folder / "downloads"
-    with clear_failures(studio.home):
-        downloads.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=downloads, prefix=".project-") as work:
-            rows, aside = Path(work) / ROWS, Path(work) / "archive"
-            rows.write_text(rows_of(studio, project.id).model_dump_json(indent=1))
-            files = (path for path in files_under(folder) if MEMBER.fullmatch(path.relative_to(folder).as_posix()))
-            pack({ROWS: rows, **{path.relative_to(folder).as_posix(): path for path in files}}, aside)
-            with aside.open("rb") as stream:
-                name = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-            return aside.replace(downloads / f"project-{name}.tar")
+    folder, downloads = studio.folder(project.id), studio.downloads(project.id)
+    with clear_failures(studio.home), tempfile.TemporaryDirectory(dir=downloads, prefix=".project-") as work:
+        rows, aside = Path(work) / ROWS, Path(work) / "archive"
+        rows.write_text(rows_of(studio, project.id).model_dump_json(indent=1))
+        files = (path for path in files_under(folder) if MEMBER.fullmatch(path.relative_to(folder).as_posix()))
+        pack({ROWS: rows, **{path.relative_to(folder).as_posix(): path for path in files}}, aside)
+        with aside.open("rb") as stream:
+            name = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+        return aside.replace(downloads / f"project-{name}.tar")
 
 
 def save_named(studio: Studio, wanted: str, target: Path) -> int:

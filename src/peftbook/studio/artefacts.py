@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -56,7 +57,8 @@ def adapter_zip(studio: Studio, job: Job) -> Path:
     if (config := folder / "adapter_config.json").is_file():  # peft names the folder that the base was loaded from
         known = json.loads(config.read_text()) | {"base_model_name_or_path": base_id(job.run.model)}
         texts[config.name] = json.dumps(known, indent=2, sort_keys=True) + "\n"
-    return pack(studio, job, "adapter", [file for file in sorted(folder.iterdir()) if file.name not in texts], texts)
+    files = [file for file in sorted(folder.iterdir()) if file.name not in texts]
+    return pack(place(studio, job, "adapter.zip"), files, texts)
 
 
 def merged_zip(studio: Studio, job: Job) -> Path:
@@ -66,15 +68,14 @@ def merged_zip(studio: Studio, job: Job) -> Path:
     """
     from peftbook.studio.trained import merge
 
-    record, downloads = finished(studio, job), studio.folder(job.project) / "downloads"
-    downloads.mkdir(exist_ok=True)
+    record, target = finished(studio, job), place(studio, job, "model.zip")
     merged = merge(studio, job)
-    with tempfile.TemporaryDirectory(dir=downloads, prefix=".merging-") as work:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merging-") as work:
         merged.model.save_pretrained(work)
         merged.tokenizer.save_pretrained(work)
         files = sorted(path for path in Path(work).iterdir() if path.name != "README.md")
         texts = {"README.md": model_card(studio, job, record, merged=True), "run.json": job.run.canonical() + "\n"}
-        return pack(studio, job, "model", files, texts)
+        return pack(target, files, texts)
 
 
 def outputs_csv(studio: Studio, job: Job) -> Path:
@@ -94,7 +95,7 @@ def outputs_csv(studio: Studio, job: Job) -> Path:
     for at, (text, example) in enumerate(zip(texts, examples, strict=False)):
         cells = map(escape_cell, (example.id, example.input, example.target, text))
         writer.writerow([*cells, *(record.per_example[name][at] for name in names)])
-    path = studio.folder(job.project) / "downloads" / f"outputs-{job.key[:12]}.csv"
+    path = place(studio, job, "outputs.csv")
     write_atomically(path, body.getvalue().encode("utf-8-sig"))  # with a byte order mark, or Excel reads it as Latin-1
     return path
 
@@ -115,28 +116,27 @@ def finished(studio: Studio, job: Job) -> Record:
     return record
 
 
-def pack(studio: Studio, job: Job, what: str, files: Iterable[Path], texts: Mapping[str, str]) -> Path:
+def place(studio: Studio, job: Job, name: str) -> Path:
+    """Where a file of a job lies, in a folder that is there."""
+    what, _, ending = name.partition(".")
+    return studio.downloads(job.project) / f"{what}-{job.key[:12]}.{ending}"
+
+
+def pack(target: Path, files: Iterable[Path], texts: Mapping[str, str]) -> Path:
     """One zip file of files and texts, whole or not at all; equal contents give equal files."""
-    target = studio.folder(job.project) / "downloads" / f"{what}-{job.key[:12]}.zip"
-    target.parent.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
+        aside = Path(work) / target.name
+        with aside.open("wb") as stream:
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
                 for file in files:
                     entry = zipfile.ZipInfo(file.name, ZIP_DATE)
                     with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as into:
-                        while block := source.read(1 << 20):
-                            into.write(block)
+                        shutil.copyfileobj(source, into, 1 << 20)
                 for title, text in texts.items():
                     archive.writestr(zipfile.ZipInfo(title, ZIP_DATE), text)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return target
+        return aside.replace(target)
 
 
 def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False) -> str:
@@ -185,14 +185,10 @@ def measured(record: Record) -> list[str]:
     found, encoder = record.measurements, record.metrics_info.get("bertscore", {})
     evaluation = record.spec.evaluation if isinstance(record.spec, specs.Run) else specs.Evaluation()
     lines = [f"On the {evaluation.split} split, {found.get('generated_examples', 0)} texts generated greedily:", ""]
-    for name in SHOWN:
-        if name in found:
-            note = ""
-            if name == "bertscore_f1" and encoder:
-                note = f" (encoder {encoder.get('name')}, layer {encoder.get('layer')}, not rescaled)"
-            elif name in ("loss_nats", "perplexity"):
-                note = f" ({found.get('loss_examples')} examples, label tokens)"
-            lines.append(f"- {name}: {found[name]:.4g}{note}")
+    notes = dict.fromkeys(("loss_nats", "perplexity"), f" ({found.get('loss_examples')} examples, label tokens)")
+    if encoder:
+        notes["bertscore_f1"] = f" (encoder {encoder.get('name')}, layer {encoder.get('layer')}, not rescaled)"
+    lines += [f"- {name}: {found[name]:.4g}{notes.get(name, '')}" for name in SHOWN if name in found]
     lines += [
         f"- {name}: {found[name]:,.4g}" if isinstance(found[name], float) else f"- {name}: {found[name]:,}"
         for name in ("trainable_parameters", "train_seconds", "peak_memory_bytes") if found.get(name) is not None

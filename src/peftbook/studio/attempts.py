@@ -47,7 +47,6 @@ class Attempts(Jobs):
         ]
 
     def beat(self, worker: str, pid: int) -> None:
-        """A worker says that it lives."""
         now = time.time()
         with self._write() as db:
             db.execute(
@@ -56,7 +55,6 @@ class Attempts(Jobs):
             )
 
     def leave(self, worker: str) -> None:
-        """A worker ends."""
         with self._write() as db:
             db.execute("DELETE FROM workers WHERE id = ?", (worker,))
 
@@ -169,7 +167,6 @@ class Attempts(Jobs):
         return self._end(job_id, attempt, "failed", why)
 
     def stopped(self, job_id: str, attempt: int) -> bool:
-        """End an attempt that was cancelled."""
         return self._end(job_id, attempt, "cancelled", "")
 
     def died(self, job_id: str, attempt: int, why: str) -> bool:

@@ -23,8 +23,6 @@ from pathlib import Path
 from peftbook.errors import InputError
 from peftbook.studio.database import clear_failures
 
-__all__ = ["back_up", "files_under", "pack", "restore", "unpack"]
-
 Names = Callable[[str], bool]  # whether a member of this name may be there
 MANIFEST, DATABASE = "manifest.json", "studio.sqlite"
 LOOSE = ("token", "login.json")
@@ -163,7 +161,6 @@ def unpack(source: Path, folder: Path, is_ours: Names) -> set[str]:
 
 
 def belongs(name: str) -> bool:
-    """Whether a backup has a member of this name."""
     return name in (DATABASE, *LOOSE) or (KEPT.fullmatch(name) is not None and ".." not in name)
 
 

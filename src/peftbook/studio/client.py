@@ -145,7 +145,6 @@ class Client:
 
     @staticmethod
     def _tree(answer: Any) -> Any:
-        """The body of an answer."""
         with answer:
             text = answer.read().decode("utf-8-sig")
         kind = answer.headers.get("Content-Type", "")

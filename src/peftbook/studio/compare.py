@@ -8,26 +8,25 @@ given again.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-from collections.abc import Sequence
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from peftbook import specs
-from peftbook.decision import Comparison, check_choices, compare
+from peftbook.decision import check_choices
 from peftbook.errors import InputError
 from peftbook.options import read_options, words_of
-from peftbook.records import Record, write_atomically
-from peftbook.studio import report
-from peftbook.studio.decisions import prose_of
+from peftbook.records import write_atomically
+from peftbook.studio.decisions import compared, whole_report
 from peftbook.studio.own_file import OwnFile, compute, look_ahead
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
-from peftbook.studio.store import Project, Studio
+from peftbook.studio.store import Studio
+from peftbook.studio.tabular import to_csv
 from peftbook.studio.terminal import as_json, show
 from peftbook.studio.tuning import is_trial
-from peftbook.studio.waiting import COMPARE, ended_badly, note
+from peftbook.studio.waiting import COMPARE, note, noted_failures
 from peftbook.tasks import TaskData
 
 
@@ -36,9 +35,7 @@ def compare_file(args: argparse.Namespace) -> int:
 
     Everything is checked before a project is made, and every run's need of memory before it is queued.
     """
-    judging = read_options(Judging, args)
-    check_choices(judging.measure, margin=judging.margin, metrics=judging.metrics)
-    check_output(args)
+    judging = judging_of(args)
     settings = read_options(Settings, args)
     file = OwnFile.read(args.file, read_options(Reading, args))
     runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
@@ -49,39 +46,39 @@ def compare_file(args: argparse.Namespace) -> int:
     if (computed := compute(studio, file, runs, COMPARE, None if args.run else settings)) is None:
         return 130
     project, jobs = computed
-    store = studio.records(project.id)
-    tried = [] if args.run else [job for job in jobs if is_trial(job.run)]
-    for job in (failed := ended_badly(jobs)):
-        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
-    records = [record for job in jobs if job not in tried and (record := store.get(job.run)) is not None]
+    failed = noted_failures(jobs)
+    judged = [job for job in jobs if args.run or not is_trial(job.run)]
+    records = [record for job in judged if (record := studio.records(project.id).get(job.run)) is not None]
     if all(record.failure for record in records):
         note("No run has finished: there is nothing to compare.")
         return 1
-    texts = {record.key: written for record in records if (written := store.texts(record))}
-    examples = file.task.splits[runs[0].evaluation.split]
-    comparison = compare(
-        records, texts, examples, measure=judging.measure, margin=judging.margin, tuned=bool(tried),
-        metrics=judging.metrics, prose=prose_of(store, records),
-    )  # fmt: skip
+    own = judging.metrics
+    comparison = compared(studio, project.id, judged, judging.measure, margin=judging.margin, metrics=own)
     if args.json:
         body = as_json(comparison) | {"project": project.id, "jobs": [job.id for job in jobs]}
-        print(json.dumps(body, indent=1, ensure_ascii=False))
+        print(to_json(body, indent=1, inf_nan_mode="null").decode())
     else:
         print(show(comparison))
-    write_files(comparison, project, records, file.task, args)
+    if args.report:
+        page = whole_report(studio, project.id, judged, comparison, [command_of(args)])
+        write_atomically(args.report, page.encode())
+        note(f"Report: {args.report}")
+    if args.csv:
+        write_atomically(args.csv, to_csv(comparison).encode("utf-8-sig"))
+        note(f"Table: {args.csv}")
     return 1 if failed else 0
 
 
-# --- what was asked for ----------------------------------------------------------------------------------------
-
-
-def check_output(args: argparse.Namespace) -> None:
-    """Raises InputError for files that cannot be written, before anything is read."""
+def judging_of(args: argparse.Namespace) -> Judging:
+    """What decides. Raises InputError, before anything is read, for it and for files that cannot be written."""
+    judging = read_options(Judging, args)
+    check_choices(judging.measure, margin=judging.margin, metrics=judging.metrics)
     for path in filter(None, (args.report, args.csv)):
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise InputError(f"{str(path)!r} cannot be written: name a file in a folder that exists.")
         if path.absolute() == args.file.absolute():
             raise InputError(f"{str(path)!r} is the data itself: name another file for the result.")
+    return judging
 
 
 def given_run(text: str, task: TaskData) -> specs.Run:
@@ -100,23 +97,6 @@ def given_run(text: str, task: TaskData) -> specs.Run:
             f"{task.data_sha256[:12]}…: give the same file, columns, split and instruction."
         )
     return run
-
-
-# --- results ---------------------------------------------------------------------------------------------------
-
-
-def write_files(
-    comparison: Comparison, project: Project, records: Sequence[Record], task: TaskData, args: argparse.Namespace
-) -> None:
-    """The page and the table that were asked for."""
-    if args.report:
-        splits = {name: len(examples) for name, examples in task.splits.items()}
-        page = report.to_html(comparison, project, records=records, splits=splits, commands=[command_of(args)])
-        write_atomically(args.report, page.encode())
-        note(f"Report: {args.report}")
-    if args.csv:
-        write_atomically(args.csv, report.to_csv(comparison).encode("utf-8-sig"))
-        note(f"Table: {args.csv}")
 
 
 def command_of(args: argparse.Namespace) -> str:

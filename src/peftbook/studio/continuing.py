@@ -25,8 +25,6 @@ from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table, usable_rows
 from peftbook.tasks.table import Table, read_table
 
-__all__ = ["Continued", "continue_job"]
-
 
 @dataclass(frozen=True)
 class Continued:
@@ -68,16 +66,17 @@ def continue_job(
     before, old = studio.project(job.project), studio.task(job.project)
     first, _ = written(studio.table(before.id), before.columns)
     later, faults = written(read_table(content, filename, before.caps), before.columns)
-    split = replace(before.split, first=before.split.first or len(first))
+    reading = replace(before.reading, first_rows=before.split.first or len(first))
     lines = "".join([*first, *later]).encode()
     title = name or f"{before.name}, continued"
-    task = task_from_table(read_table(lines, "rows.jsonl", before.caps), before.columns, split, before.instruction)
+    found = read_table(lines, "rows.jsonl", before.caps)
+    task = task_from_table(found, reading.columns, reading.split, reading.instruction)
     more = len(task.splits["train"]) - len(old.splits["train"])
     check_held_out(old, task)
     if more < 1:
         raise InputError(f"{filename or 'The file'} has no row that may be trained on: all are faulty or held out.")
     run, plain, tokens = runs_of(job, task, epochs)
-    project = studio.create_project(title, lines, "rows.jsonl", before.columns, split, before.instruction, before.caps)
+    project = studio.create_project(title, lines, "rows.jsonl", reading, before.caps)
     try:
         with clear_failures(studio.home):
             target = studio.folder(project.id) / "starts" / job.key[:12]

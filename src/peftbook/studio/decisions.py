@@ -42,7 +42,6 @@ def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str,
 
 
 def name_of(job: Job) -> str:
-    """How a run was scored."""
     scoring = job.run.evaluation
     return f"{scoring.n_generate:,} texts of at most {scoring.max_new_tokens} tokens"
 
@@ -95,9 +94,11 @@ def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
     return {key: record for key, record in found.items() if record is not None}
 
 
-def whole_report(studio: Studio, project_id: str, jobs: list[Job], found: Comparison) -> str:
-    """The comparison of these jobs as one HTML file, with the commands that repeat it."""
+def whole_report(
+    studio: Studio, project_id: str, jobs: list[Job], found: Comparison, commands: Sequence[str] = ()
+) -> str:
+    """The comparison of these jobs as one HTML file, with the commands that repeat it: of each job, if not these."""
     records = [record for job in jobs if (record := studio.records(project_id).get(job.run)) is not None]
     splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
-    commands = [artefacts.command_line(studio, job) for job in jobs]
+    commands = commands or [artefacts.command_line(studio, job) for job in jobs]
     return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)

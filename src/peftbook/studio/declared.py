@@ -13,8 +13,6 @@ from peftbook.records import write_atomically
 from peftbook.studio.database import clear_failures
 from peftbook.studio.store import Studio
 
-__all__ = ["declare", "metrics_of"]
-
 FILE = "metrics.json"
 
 

@@ -14,12 +14,10 @@ from pathlib import Path
 from peftbook.base_models import model_named
 from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.memory import bytes_of_text
-from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv
+from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv, place
 from peftbook.studio.jobs import Job
 from peftbook.studio.requests import Request
 from peftbook.studio.store import Studio, keeps_trained
-
-__all__ = ["ask_for", "ask_for_recipe", "file_of", "is_ready", "made", "offered", "recipe_file", "slug", "title_of"]
 
 WORDS = {
     "adapter.zip": "the adapter as peft reads it, with a model card",
@@ -46,12 +44,6 @@ def offered(studio: Studio, job: Job) -> dict[str, str]:
     return {name: WORDS[name] for name, is_there in there.items() if is_there}
 
 
-def place(studio: Studio, job: Job, name: str) -> Path:
-    """Where a file lies that is made on demand."""
-    what, _, ending = name.partition(".")
-    return studio.folder(job.project) / "downloads" / f"{what}-{job.key[:12]}.{ending}"
-
-
 def check_name(studio: Studio, job: Job, name: str) -> None:
     """Raises Unknown for a file that there cannot be of this job, and why."""
     if name not in WORDS:
@@ -64,7 +56,6 @@ def check_name(studio: Studio, job: Job, name: str) -> None:
 
 
 def is_ready(studio: Studio, job: Job, name: str) -> bool:
-    """Whether a file can be fetched now."""
     return name in AT_ONCE or place(studio, job, name).is_file()
 
 
@@ -115,7 +106,7 @@ def recipe_file(studio: Studio, project_id: str, request_id: str) -> Path:
         raise Unknown(f"There is no recipe {request_id!r} in this project: ask for one.")
     if answer.state != "done":
         raise (InputError if answer.error else Conflict)(answer.error or "The recipe is not done yet: wait for it.")
-    path = studio.folder(project_id) / "downloads" / Path(answer.result["path"]).name
+    path = studio.downloads(project_id) / Path(answer.result["path"]).name
     if not path.is_file():
         raise Unknown("The recipe is no longer at hand: ask for it again.")
     return path
@@ -150,8 +141,7 @@ def recipe_zip(studio: Studio, project_id: str, model: str, memory: str, data_li
 
     task, project = studio.task(project_id), studio.project(project_id)
     advice = advise(task, model, memory)
-    downloads = studio.folder(project_id) / "downloads"
-    downloads.mkdir(exist_ok=True)
+    downloads = studio.downloads(project_id)
     name = f"recipe-{hashlib.sha256(repr((model, memory, data_licence)).encode()).hexdigest()[:12]}"
     with tempfile.TemporaryDirectory(dir=downloads, prefix=".recipe-") as work:
         advice.write(Path(work) / "recipe", task, project.filename or "data", "peftbook recipe", data_licence)

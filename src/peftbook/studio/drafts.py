@@ -46,7 +46,6 @@ class Draft:
 
     @property
     def offset(self) -> int:
-        """How many bytes of it are here."""
         return self.path.stat().st_size
 
     @property
@@ -66,7 +65,7 @@ class Drafts:
     def __init__(self, home: Path, caps: Caps):
         self.home, self.caps = home, caps
         self.folder = home / "drafts"
-        self._lock, self._busy = threading.Lock(), set[str]()
+        self._locks: dict[str, threading.Lock] = {}  # of those who send
         with clear_failures(home):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for draft in self.all():
@@ -137,15 +136,13 @@ class Drafts:
 
     @contextlib.contextmanager
     def _alone(self, draft_id: str) -> Iterator[None]:
-        with self._lock:
-            if draft_id in self._busy:
-                raise Conflict("Another request sends bytes of this upload: wait until it has ended.")
-            self._busy.add(draft_id)
+        lock = self._locks.setdefault(draft_id, threading.Lock())
+        if not lock.acquire(blocking=False):
+            raise Conflict("Another request sends bytes of this upload: wait until it has ended.")
         try:
             yield
         finally:
-            with self._lock:
-                self._busy.discard(draft_id)
+            lock.release()
 
     def end(self, draft_id: str) -> Draft:
         """The upload is whole as it is."""
@@ -167,7 +164,6 @@ class Drafts:
         return _table(self.whole(draft_id), self.caps)
 
     def drop(self, draft_id: str) -> None:
-        """Forget one."""
         with contextlib.suppress(InputError):
             draft = self.get(draft_id)
             draft.path.with_suffix(".json").unlink(missing_ok=True)

@@ -15,9 +15,11 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
+
+from pydantic import ConfigDict, computed_field
 
 from peftbook import specs
 from peftbook.errors import Conflict, InputError, Unknown
@@ -27,12 +29,9 @@ from peftbook.studio.database import Database
 from peftbook.studio.tuning import Tuning, left_behind
 from peftbook.training.phases import Phase, describe_step
 
+SAID = ConfigDict(json_schema_serialization_defaults_required=True)  # the API says every field
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-JOB_COLUMNS = (
-    "id", "project", "run", "label", "state", "attempt", "created", "started", "finished", "phase", "phase_done",
-    "phase_total", "phase_began", "step", "steps", "loss", "tokens_per_second", "seconds_left", "error",
-)  # fmt: skip
 CLEAN = (
     "error = '', started = NULL, finished = NULL, phase = '', phase_done = 0, phase_total = 0, "
     "phase_began = NULL, seconds_left = NULL, tokens_per_second = NULL, wanted = '', deaths = 0"
@@ -49,6 +48,8 @@ class Job:
     training.  error: why it failed, one sentence.  cached: its record was at hand when the plan was submitted.
     cancelling: it still runs, and is to stop.
     """
+
+    __pydantic_config__ = SAID
 
     id: str
     project: str
@@ -73,10 +74,21 @@ class Job:
     cached: bool = False
     cancelling: bool = False
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def key(self) -> str:
         """The key of its run and of its record."""
         return self.run.key
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def words(self) -> list[str]:
+        """What it is doing, as page and command line say it; nothing unless it runs."""
+        return list(self.doing.words()) if self.state == "running" else []
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("queued", "running")
 
     @property
     def doing(self) -> Phase:
@@ -86,6 +98,9 @@ class Job:
         detail = describe_step(self.loss, self.tokens_per_second) if steps else ""
         name = self.phase or "starting"
         return Phase(name, self.phase_done, self.phase_total, seconds, self.seconds_left, detail)
+
+
+JOB_COLUMNS = [one.name for one in fields(Job) if one.name not in ("plan", "cached", "cancelling")]
 
 
 @dataclass(frozen=True)
@@ -214,13 +229,20 @@ class Jobs(Database):
 
     def plans(self, project_id: str) -> list[Plan]:
         """The project's plans, oldest first."""
+        return self._plans("project = ?", project_id)
+
+    def plan(self, plan_id: str) -> Plan:
+        found = self._plans("plans.id = ? AND project IN (SELECT id FROM projects WHERE NOT removed)", plan_id)
+        if not found:
+            raise Unknown(f"There is no plan {plan_id!r}: its project may have been deleted.")
+        return found[0]
+
+    def _plans(self, condition: str, value: str) -> list[Plan]:
         jobs: dict[str, list[str]] = {}
-        for row in self._rows(
-            "SELECT plan, job FROM plan_jobs JOIN plans ON plans.id = plan WHERE project = ? ORDER BY position",
-            project_id,
-        ):
+        joined = "SELECT plan, job FROM plan_jobs JOIN plans ON plans.id = plan"
+        for row in self._rows(f"{joined} WHERE {condition} ORDER BY position", value):
             jobs.setdefault(row["plan"], []).append(row["job"])
-        found = self._rows("SELECT * FROM plans WHERE project = ? ORDER BY created, rowid", project_id)
+        found = self._rows(f"SELECT * FROM plans WHERE {condition} ORDER BY created, rowid", value)
         return [Plan(**dict(row), jobs=tuple(jobs.get(row["id"], ()))) for row in found]
 
     def jobs(self, project_id: str | None = None, plan: str | None = None) -> list[Job]:
@@ -232,7 +254,6 @@ class Jobs(Database):
         return self._jobs("1 GROUP BY jobs.id ORDER BY jobs.number")
 
     def job(self, job_id: str) -> Job:
-        """The job with this id."""
         found = self._jobs("jobs.id = ? GROUP BY jobs.id", job_id)
         if not found:
             raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")
@@ -269,13 +290,16 @@ class Jobs(Database):
 
     def cancel(self, job_id: str) -> None:
         """Take a job from the queue, or have its worker stop it; one that has ended stays as it is."""
+        self.job(job_id)
         with self._write() as db:
-            self._known(db, job_id)
-            db.execute(
-                "UPDATE jobs SET state = 'cancelled', finished = ? WHERE id = ? AND state = 'queued'",
-                (time.time(), job_id),
-            )
-            db.execute("UPDATE jobs SET wanted = 'cancel' WHERE id = ? AND state = 'running'", (job_id,))
+            self._cancel(db, "id", job_id)
+
+    @staticmethod
+    def _cancel(db: sqlite3.Connection, column: Literal["id", "project"], value: str) -> None:
+        """Cancel what waits, and ask what runs to stop, of the jobs with this value."""
+        ended = "UPDATE jobs SET state = 'cancelled', finished = ?"
+        db.execute(f"{ended} WHERE {column} = ? AND state = 'queued'", (time.time(), value))
+        db.execute(f"UPDATE jobs SET wanted = 'cancel' WHERE {column} = ? AND state = 'running'", (value,))
 
     def resume(self, job_id: str) -> None:
         """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
@@ -308,8 +332,3 @@ class Jobs(Database):
             if anew:
                 db.execute("UPDATE jobs SET step = 0, loss = NULL WHERE id = ?", (job_id,))
                 db.execute("DELETE FROM points WHERE job = ?", (job_id,))
-
-    @staticmethod
-    def _known(db: sqlite3.Connection, job_id: str) -> None:
-        if db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is None:
-            raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")

@@ -10,16 +10,14 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.studio.access import LOGIN, LOGOUT, PAGE, relative
 from peftbook.studio.pages.site import Context, Visit, render
-from peftbook.studio.people import COOKIE, SESSION_SECONDS, Logins, Refused, Sessions, cookie, known
-from peftbook.studio.tokens import OWNER, Keys, Owner
+from peftbook.studio.people import Logins, Refused, known
+from peftbook.studio.tokens import COOKIE, OWNER, Keys, Owner, cookie
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-def add_login(app: FastAPI, sessions: Sessions, context: Context) -> None:
-    """The form's routes."""
-
+def add_login(app: FastAPI, sessions: Keys, context: Context) -> None:
     def form(request: Request, refused: str = "") -> str:
         by_token, to = isinstance(sessions.logins, Owner), request.query_params.get("to", "")
         visit = Visit(context, LOGIN, query=request.query_params)
@@ -47,21 +45,18 @@ def add_login(app: FastAPI, sessions: Sessions, context: Context) -> None:
     app.add_route(LOGOUT, log_out, methods=["POST"])
 
 
-def let_in(sessions: Sessions, name: str, request: Request) -> Response:
+def let_in(sessions: Keys, name: str, request: Request) -> Response:
     """An answer with a new cookie for somebody, which leads to the page that was asked for."""
     to = request.query_params.get("to", "/")
-    answer = RedirectResponse(relative(LOGIN, to if PAGE.fullmatch(to.partition("?")[0]) else "/"), 303)
-    answer.set_cookie(
-        COOKIE, sessions.begin(name), max_age=int(SESSION_SECONDS), httponly=True, samesite="strict",
-        secure=request.url.scheme == "https",
-    )  # fmt: skip
-    return answer
+    address = relative(LOGIN, to if PAGE.fullmatch(to.partition("?")[0]) else "/")
+    said = sessions.begin(name, secure=request.url.scheme == "https")
+    return RedirectResponse(address, 303, headers={"set-cookie": said})
 
 
-def person(sessions: Sessions, said: dict[str, str], address: str) -> tuple[str, Refused | None]:
+def person(sessions: Keys, said: dict[str, str], address: str) -> tuple[str, Refused | None]:
     """Who says so, or status, sentence and headers of a refusal."""
     if isinstance(sessions.logins, Owner):
-        if isinstance(sessions, Keys) and sessions.holder(said["token"]) == OWNER:
+        if sessions.holder(said["token"]) == OWNER:
             return OWNER, None
         return "", (401, "That is not the token: copy it from the address that the studio printed.", {})
     assert isinstance(sessions.logins, Logins)

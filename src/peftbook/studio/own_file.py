@@ -44,6 +44,19 @@ def find_project(studio: Studio, file: OwnFile) -> Project | None:
     return next((project for project in studio.projects() if (project.sha256, project.reading) == wanted), None)
 
 
+def looked_up(
+    studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None
+) -> tuple[Project | None, Tuning | None, Sequence[specs.Run], list[specs.Run]]:
+    """Say how a file was read; its project and tuning, if any, the runs as far as they are known, and the new ones."""
+    for line in describe_reading(file.path.name, file.table, file.reading.columns, file.task):
+        note(line)
+    project = find_project(studio, file)
+    at_hand = (lambda run: None) if project is None else studio.records(project.id).get
+    tuning = Tuning.of(file.task, runs) if settings is not None and settings.tune else None
+    likely = runs if tuning is None else likely_runs(tuning, at_hand)
+    return project, tuning, likely, [run for run in likely if at_hand(run) is None]
+
+
 def compute(
     studio: Studio, file: OwnFile, runs: Sequence[specs.Run], plan: str, settings: Settings | None = None
 ) -> tuple[Project, list[Job]] | None:
@@ -52,22 +65,13 @@ def compute(
     plan: the name of the command.  settings: of the runs; without, no smaller plan is said, and no rate is tuned.
     Raises InputError where a run does not fit this machine, before a project is made.
     """
-    project = find_project(studio, file)
-    for line in describe_reading(file.path.name, file.table, file.reading.columns, file.task):
-        note(line)
+    project, tuning, likely, new = looked_up(studio, file, runs, settings)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
-    tuning = Tuning.of(file.task, runs) if settings is not None and settings.tune else None
-    at_hand = (lambda run: None) if project is None else studio.records(project.id).get
-    likely = runs if tuning is None else likely_runs(tuning, at_hand)
-    new = [run for run in likely if project is None or run not in studio.records(project.id)]
     with worker_ahead(studio, len(new)):
         refuse_misfits(file.task, likely, new, settings)
     if project is None:
-        reading = file.reading
-        project = studio.create_project(
-            file.path.stem, file.content, file.path.name, reading.columns, reading.split, reading.instruction
-        )
+        project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
     elsewhere = wanted_elsewhere(studio, project)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
     submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning)
@@ -80,12 +84,7 @@ def compute(
 
 def look_ahead(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None) -> None:
     """Say what `compute` would do, how long it takes and what its test rows can see; nothing is stored or trained."""
-    for line in describe_reading(file.path.name, file.table, file.reading.columns, file.task):
-        note(line)
-    project = find_project(studio, file)
-    tuning = Tuning.of(file.task, runs) if settings is not None and settings.tune else None
-    likely = runs if tuning is None else likely_runs(tuning)
-    new = [run for run in likely if project is None or run not in studio.records(project.id)]
+    _, _, likely, new = looked_up(studio, file, runs, settings)
     if not new:
         note("All runs are at hand: the comparison is answered from them.")
     refuse_misfits(file.task, likely, new, settings)

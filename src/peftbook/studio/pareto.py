@@ -69,7 +69,6 @@ def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int 
 
 
 def point(found: Comparison, row: Row, cost: str, on_front: bool) -> Series:
-    """A row with its interval."""
     low, mean, high = ends(found, row)
     return Series(
         row.label, [mean], look_of(row.method).marker, [row.cost(cost)], [(low, high)], line=False, solid=on_front

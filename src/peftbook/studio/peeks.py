@@ -20,8 +20,6 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 
-__all__ = ["Against", "answers_of", "forget_answers", "peeks_of", "write_answers"]
-
 
 @dataclass(frozen=True)
 class Against:

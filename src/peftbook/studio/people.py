@@ -1,14 +1,10 @@
-"""People: who may come in, by a password that is kept as its scrypt hash, and a session as its cookie's.
-
-Sessions are in the studio's database, so that a restart logs nobody out.
-"""
+"""People: who may come in, by a password that is kept as its scrypt hash."""
 
 from __future__ import annotations
 
 import getpass
 import hashlib
 import hmac
-import http.cookies
 import json
 import re
 import secrets
@@ -19,13 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from peftbook.errors import InputError
-from peftbook.studio.database import Database
 
-__all__ = ["COOKIE", "SESSION_SECONDS", "Logins", "People", "Refused", "Sessions", "add_user", "cookie", "digest",
-           "known"]  # fmt: skip
-
-COOKIE = "peftbook-session"
-SESSION_SECONDS = 12 * 3600.0
 FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, or from one address, in this time
 FEWEST_CHARS = 10
 SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20, "dklen": 32}  # about 0.1 s and 32 MB a try
@@ -78,16 +68,12 @@ class Logins:
 
     def wait(self, *whose: str) -> float:
         """Seconds until one of these, a name or an address, may try again; 0 for now."""
-        now = time.monotonic()
+        began = time.monotonic() - WINDOW_SECONDS
         with self._lock:
-            return max((self._wait(key, now) for key in whose), default=0.0)
-
-    def _wait(self, key: str, now: float) -> float:
-        recent = [when for when in self._wrong.get(key, ()) if now - when < WINDOW_SECONDS]
-        self._wrong[key] = recent
-        if not recent:
-            del self._wrong[key]
-        return recent[-FAILURES] + WINDOW_SECONDS - now if len(recent) >= FAILURES else 0.0
+            recent = {key: [when for when in times if when > began] for key, times in self._wrong.items()}
+            self._wrong = {key: times for key, times in recent.items() if times}
+            many = [times for key in whose if len(times := self._wrong.get(key, [])) >= FAILURES]
+        return max((times[-FAILURES] - began for times in many), default=0.0)
 
     def mark(self, name: str) -> str:
         """What changes with somebody's password and is nothing for who has none; no password can be told from it."""
@@ -131,54 +117,5 @@ class People(Protocol):
         ...
 
 
-class Sessions(Database):
-    """Who is logged in, in the database of a home: hashes of the cookies' values, for SESSION_SECONDS.
-
-    A session ends sooner when its cookie logs out, and when its name or its password leaves the login file.
-    """
-
-    def __init__(self, home: Path, logins: People):
-        super().__init__(home)
-        self.logins = logins
-
-    def admitted(self, headers: dict[str, str]) -> str | None:
-        """Who asks, by the headers of a request."""
-        return self.who(cookie(headers))
-
-    def welcome(self, query: bytes) -> dict[str, str] | None:
-        """Headers that let in who comes by an address with this query, if it says enough."""
-        return None
-
-    def begin(self, name: str) -> str:
-        """A new cookie for somebody."""
-        now, token = time.time(), secrets.token_urlsafe(32)
-        with self._write() as db:
-            db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
-            row = (digest(token), name, self.logins.mark(name), now + SESSION_SECONDS)
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
-        return token
-
-    def who(self, token: str) -> str | None:
-        """Whose cookie it is."""
-        row = self._row("SELECT name, password FROM sessions WHERE token = ? AND until > ?", digest(token), time.time())
-        if row is None or not row["password"] or row["password"] != self.logins.mark(row["name"]):
-            return None
-        return row["name"]
-
-    def end(self, token: str) -> None:
-        """Forget a cookie."""
-        with self._write() as db:
-            db.execute("DELETE FROM sessions WHERE token = ?", (digest(token),))
-
-
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def cookie(headers: dict[str, str]) -> str:
-    """The session cookie of a request, or nothing."""
-    try:
-        morsel = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except http.cookies.CookieError:
-        return ""
-    return morsel.value if morsel else ""

@@ -115,7 +115,6 @@ def training_tokens(task: TaskData, settings: Settings) -> int:
 def run_of(
     task: TaskData, settings: Settings, model: specs.Model, choice: Preset, tokens: int, seed: int, dtype: str
 ) -> specs.Run:
-    """One run of a plan."""
     budget = None
     if choice.method.trains:
         rate = settings.learning_rates.get(choice.name) or learning_rate_for(choice.name)

@@ -18,9 +18,6 @@ from peftbook.studio.store import Studio
 from peftbook.studio.tuning import Tuning, chosen_words, is_trial, likely_runs
 from peftbook.tasks import TaskData
 
-__all__ = ["CHANGED", "ask_check", "checks_of", "chosen_rates", "planned", "queue_checked", "runs_of_check",
-           "sights_of_check"]  # fmt: skip
-
 CHANGED = "The settings were changed after the check: check the plan again."
 
 
@@ -70,9 +67,8 @@ def runs_of_check(studio: Studio, project_id: str, request_id: str) -> list[spec
 
 def sights_of_check(studio: Studio, request_id: str) -> tuple[Sight, ...]:
     """What the test rows of a checked plan can see, with its seeds and with more."""
-    asked = studio.asked(request_id).payload
-    runs = [parse_run(text) for text in asked["runs"]]
-    return sights_of(runs, studio.task(asked["project"]))
+    project_id = studio.asked(request_id).payload["project"]
+    return sights_of(runs_of_check(studio, project_id, request_id), studio.task(project_id))
 
 
 def queue_checked(studio: Studio, project_id: str, request_id: str) -> tuple[str, int]:

@@ -16,8 +16,10 @@ from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
 from peftbook.processes import ask
 from peftbook.studies.grids import CUT
-from peftbook.studio.tuning import is_trial, short_name, trial_words
+from peftbook.studio.jobs import SAID
+from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import Example, TaskData
+from peftbook.training.doctor import gib
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 from peftbook.training.precision import gpu_capability
 from peftbook.training.request import side_by_side
@@ -44,6 +46,8 @@ class Check:
     peak_bytes: of its memory, the process included, None where the model's shape is not known.  fits: whether it can be
     run; words: why not, and what would help; or a remark.
     """
+
+    __pydantic_config__ = SAID
 
     key: str
     label: str
@@ -100,18 +104,6 @@ def preflight_steps(
         yield replace(known[alike], key=run.key, label=label_of(run, runs), beside=beside)
 
 
-def label_of(run: specs.Run, runs: Sequence[specs.Run]) -> str:
-    """Method, and what of model and seed differs among the runs; of a trial its rate."""
-    parts = [run.method.label]
-    if len({one.model for one in runs}) > 1:
-        parts.append(short_name(run.model))
-    if is_trial(run):
-        parts.append(trial_words(run))
-    elif run.budget is not None and len({one.seed for one in runs if not is_trial(one)}) > 1:
-        parts.append(f"seed {run.seed}")
-    return ", ".join(parts)
-
-
 def coverage_words(checks: Sequence[Check]) -> str:
     """That the tokens of a plan are less than one pass over the training rows, in a sentence; empty where they are not.
 
@@ -138,7 +130,6 @@ class Remembering:
         return getattr(self._tokenizer, name)
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """The ids of a text."""
         key = text, tuple(sorted(options.items()))
         if key not in self._known:
             self._known[key] = self._tokenizer.encode(text, **options)
@@ -172,14 +163,11 @@ class Subject:
         if run.evaluation.n_generate and "bertscore" in self.task.metrics:
             embedded_folder()
 
-    def training(self, max_length: int) -> list[Encoded]:
-        """The sample as token ids. Raises InputError for a row whose target alone is too long, in the sample or not."""
-        for _ in self.reading(max_length):
-            pass
-        return self.encoded[max_length]
-
     def reading(self, max_length: int) -> Iterator[None]:
-        """Make the sample's token ids, a row a step."""
+        """Make the sample's token ids, a row a step.
+
+        Raises InputError for a row whose target alone is too long, in the sample or not.
+        """
         from peftbook.training.encode import encode_example
 
         if max_length in self.encoded:
@@ -204,7 +192,7 @@ class Subject:
     def reading_tests(self, run: specs.Run, max_length: int) -> Iterator[None]:
         """Have the tokenizer read what a run is tested on, a row a step: whoever asks it again waits no more.
 
-        Raises InputError as `training` does, of a race for the validation rows too.
+        Raises InputError as `reading` does, of a race for the validation rows too.
         """
         from peftbook.training.encode import encode_plain, encode_prompt
 
@@ -378,8 +366,3 @@ def remedy(run: specs.Run, found: Fit | None) -> str:
     if run.weights == "fp32" and not run.method.unhalved:
         ways.append("weights in bf16")
     return f"choose {' or '.join(filter(None, [*ways, run.method.lighter, 'a smaller model']))}"
-
-
-def gib(size: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / 2**30:.1f} GiB"

@@ -8,23 +8,23 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
-from peftbook import specs
-from peftbook.decision import check_choices
+from pydantic import TypeAdapter
+
 from peftbook.errors import InputError
 from peftbook.options import listed, options_of, read_options
 from peftbook.studio.client import Client, Refused
-from peftbook.studio.compare import check_output
+from peftbook.studio.compare import judging_of
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import span
 from peftbook.studio.settings import Judging, Reading, Settings, rates_named
 from peftbook.studio.terminal import Ticker
-from peftbook.studio.waiting import ended_as_interrupted, ended_badly, note
+from peftbook.studio.waiting import ended_as_interrupted, note, noted_failures
 from peftbook.tasks.files import read_file
 
-__all__ = ["compare_on_server"]
+JOB = TypeAdapter(Job)
 
 
 def compare_on_server(args: argparse.Namespace) -> int:
@@ -34,9 +34,7 @@ def compare_on_server(args: argparse.Namespace) -> int:
     if args.run or args.home:
         what, option = ("plans", "--run") if args.run else ("a home", "--home")
         raise InputError(f"--server has {what} of its own: leave out {option}.")
-    judging = read_options(Judging, args)
-    check_choices(judging.measure, margin=judging.margin, metrics=judging.metrics)
-    check_output(args)
+    judging = judging_of(args)
     settings, reading = body_of(args), read_options(Reading, args)
     try:
         return compared(Client(args.server, args.token or ""), args, settings, reading, judging)
@@ -72,9 +70,7 @@ def compared(
     except KeyboardInterrupt:
         note("The runs go on there, and others may wait for them; give the same command again for their table.")
         return 130
-    for job in (failed := ended_badly(jobs)):
-        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
-    if len(failed) == len(jobs):
+    if len(failed := noted_failures(jobs)) == len(jobs):
         note("No run has finished: there is nothing to compare.")
         return 1
     for words in studio.get(f"plans/{plan}")["words"]:
@@ -116,15 +112,9 @@ def watched(events: Iterable[dict[str, Any]], ticker: Ticker) -> list[Job]:
     """The jobs as they end, each change shown."""
     jobs: dict[str, Job] = {}
     for told in events:
-        jobs[told["id"]] = job_of(told)
+        jobs[told["id"]] = JOB.validate_python(told)
         ticker.show([*jobs.values()])
     return [*jobs.values()]
-
-
-def job_of(told: dict[str, Any]) -> Job:
-    """A job as the API tells it."""
-    known = {field.name: told[field.name] for field in fields(Job) if field.name != "run"}
-    return Job(**known, run=specs.Run.model_validate(told["run"]))
 
 
 def decide(studio: Client, args: argparse.Namespace, path: str, query: dict[str, Any]) -> None:

@@ -22,11 +22,11 @@ from peftbook.studio.markup import clipped, joined, number, piece, size, span
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.tabular import (
     FORGOTTEN,
-    difference,
     digits,
     ends,
     escape_cell,
     forgotten,
+    halves,
     marks,
     short,
     table,
@@ -41,8 +41,6 @@ __all__ = ["escape_cell", "pareto_svg", "table", "to_csv", "to_html"]
 
 EXAMPLES, TEXT_CHARS = 8, 2000  # of the report
 
-
-# --- HTML ------------------------------------------------------------------------------------------------------
 
 FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -143,12 +141,6 @@ def with_interval(row: Row, name: str) -> Markup:
     return piece("{}<small>{}</small>", digits(one, name), ends(one, name) if one is not None else "")
 
 
-def halves(one: Interval | None) -> tuple[str, str]:
-    """A difference and its interval: `+0.051`, `+0.030 to +0.072`."""
-    mean, _, rest = difference(one).partition(" (")
-    return mean, rest.removesuffix(")")
-
-
 def two_lines(one: Interval | None) -> Markup:
     """A difference above its interval."""
     return piece("{}<small>{}</small>", *halves(one))
@@ -159,7 +151,6 @@ def items(lines: Sequence[str]) -> Markup:
 
 
 def legend(found: Comparison) -> Markup:
-    """What the marks and numbers mean."""
     unit = " in nats per token" if found.measure.name == "perplexity" else ""
     encoder = f" BERTScore F1 is of {found.encoder}." if found.encoder else ""
     return piece(
@@ -245,7 +236,9 @@ def pairs(found: Comparison) -> Markup:
 
 
 def facts(pairs_: Sequence[tuple[str, object]]) -> Markup:
-    return piece("<dl>{}</dl>", joined(piece("<dt>{}</dt><dd>{}</dd>", name, value) for name, value in pairs_))
+    """Names and values, of which the empty ones are left out."""
+    shown = joined(piece("<dt>{}</dt><dd>{}</dd>", name, value) for name, value in pairs_ if value)
+    return piece("<dl>{}</dl>", shown)
 
 
 def data(project: Project | None, splits: Mapping[str, int] | None) -> Markup:
@@ -253,17 +246,17 @@ def data(project: Project | None, splits: Mapping[str, int] | None) -> Markup:
     if project is None:
         return Markup("")
     columns, split = project.columns, project.split
-    told: list[tuple[str, object]] = [("File", project.filename or "pasted text")]
-    told += [("SHA-256 of the file", project.sha256), ("Input", columns.input), ("Target", columns.target)]
-    told += [("Instruction column", columns.instruction)] if columns.instruction else []
-    told += [("Never divided by a split", columns.group)] if columns.group else []
-    told += [("Instruction", project.instruction)] if project.instruction != "{input}" else []
     shares = ", ".join(f"{100 * part:g} %" for part in split.fractions)
-    told.append(("Split", f"training, validation, test: {shares}, by seed {split.seed}"))
-    if split.first:
-        told.append(("Later rows", f"the first {split.first:,} are split, those behind them are for training alone"))
-    if splits:
-        told.append(("Rows", ", ".join(f"{name} {count:,}" for name, count in splits.items())))
+    later = f"the first {split.first:,} are split, those behind them are for training alone"
+    told = [
+        ("File", project.filename or "pasted text"), ("SHA-256 of the file", project.sha256),
+        ("Input", columns.input), ("Target", columns.target), ("Instruction column", columns.instruction),
+        ("Never divided by a split", columns.group),
+        ("Instruction", project.instruction if project.instruction != "{input}" else ""),
+        ("Split", f"training, validation, test: {shares}, by seed {split.seed}"),
+        ("Later rows", later if split.first else ""),
+        ("Rows", ", ".join(f"{name} {count:,}" for name, count in (splits or {}).items())),
+    ]  # fmt: skip
     return piece("<h2>Data</h2>{}", facts(told))
 
 
@@ -271,22 +264,24 @@ def settings(found: Comparison, records: Sequence[Record], commands: Sequence[st
     """Models, methods, machine, versions and commands: what is needed to repeat it."""
     runs = [one.spec for one in records if isinstance(one.spec, specs.Run)]
     models = dict.fromkeys(f"{run.model.name} ({pinned(run.model, 12)})" for run in runs)
-    told: list[tuple[str, object]] = [("Models", "; ".join(models))] if models else []
-    if runs:
-        one = runs[0].evaluation
-        told.append(("Scored on", f"{one.split} split: loss of {one.n_loss:,} examples, {one.n_generate:,} texts of at "
-                     f"most {one.max_new_tokens} tokens, decoded greedily"))  # fmt: skip
+    how = runs[0].evaluation if runs else specs.Evaluation()
+    scored = (
+        f"{how.split} split: loss of {how.n_loss:,} examples, {how.n_generate:,} texts of at most "
+        f"{how.max_new_tokens} tokens, decoded greedily"
+    )
     margin = " ".join(filter(None, (f"{found.margin:g}", found.measure.unit)))
-    told.append(("Decides", f"{found.measure.label}; differences below {margin} do not matter"))
-    told += [(f"Own metric {one.name}", f"{one.words}: {clipped(one.text(), TEXT_CHARS)}") for one in found.metrics]
-    if any(one.metrics_info.get("rouge") for one in records):
-        told.append(("ROUGE", "rouge_score, F-measure, no stemming"))
-    told += [("BERTScore's encoder", found.encoder)] if found.encoder else []
-    told += [("Machine", "; ".join(found.hardware))] if found.hardware else []
     versions = dict.fromkeys(
         ", ".join(f"{name} {value}" for name, value in one.provenance.get("versions", {}).items()) for one in records
     )
-    told += [("Versions", "; ".join(filter(None, versions)))] if any(versions) else []
+    has_rouge = any(one.metrics_info.get("rouge") for one in records)
+    told = [
+        ("Models", "; ".join(models)), ("Scored on", scored if runs else ""),
+        ("Decides", f"{found.measure.label}; differences below {margin} do not matter"),
+        *((f"Own metric {one.name}", f"{one.words}: {clipped(one.text(), TEXT_CHARS)}") for one in found.metrics),
+        ("ROUGE", "rouge_score, F-measure, no stemming" if has_rouge else ""),
+        ("BERTScore's encoder", found.encoder), ("Machine", "; ".join(found.hardware)),
+        ("Versions", "; ".join(filter(None, versions))),
+    ]  # fmt: skip
     lines = joined(piece("<li><code>{}</code> {}</li>", run.key[:12], describe(run)) for run in runs)
     listing = piece("<h3>Runs</h3><ul class=fine>{}</ul>", lines) if runs else Markup("")
     command = piece("<h3>To repeat it</h3><pre>{}</pre>", "\n".join(commands)) if commands else Markup("")

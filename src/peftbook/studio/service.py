@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["unit"]
-
 UNIT = """\
 # Keep as /etc/systemd/system/peftbook-studio.service, put a User= in it, then
 #   systemctl daemon-reload && systemctl enable --now peftbook-studio

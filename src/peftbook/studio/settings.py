@@ -39,6 +39,13 @@ class Reading:
         "usable rows that are split; the others came later and are for training alone; 0: all are split", type=int,
     )] = 0  # fmt: skip
 
+    @classmethod
+    def of(cls, columns: Columns, split: Split, instruction: str) -> Reading:
+        return cls(
+            columns.input, columns.target, columns.group, instruction, columns.instruction, split.seed,
+            split.fractions, split.first,
+        )  # fmt: skip
+
     @property
     def columns(self) -> Columns:
         return Columns(self.input, self.target, self.instruction_column, self.group)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from peftbook import specs
+from peftbook.decision.recommendation import listed
 from peftbook.scratch.schedule import makespan
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings
@@ -37,7 +38,7 @@ class Smaller:
     def words(self) -> str:
         """`20,000 training tokens and 1 seed`."""
         said = [f"{value:,} {WORDS[name][1 + (value != 1)]}" for name, value in self.changes.items()]
-        return " and ".join(filter(None, (", ".join(said[:-1]), said[-1])))
+        return listed(said)
 
     @property
     def options(self) -> str:

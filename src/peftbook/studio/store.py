@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,10 +27,10 @@ from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store, write_atomically
 from peftbook.studio.attempts import Attempts
 from peftbook.studio.database import clear_failures
-from peftbook.studio.jobs import Job
+from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
-from peftbook.studio.tuning import Tuning, is_trial
+from peftbook.studio.tuning import is_trial
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -67,11 +67,7 @@ class Project:
     @property
     def reading(self) -> Reading:
         """The options of a command that read the file in this way."""
-        columns, split = self.columns, self.split
-        return Reading(
-            columns.input, columns.target, columns.group, self.instruction, columns.instruction, split.seed,
-            split.fractions, split.first,
-        )  # fmt: skip
+        return Reading.of(self.columns, self.split, self.instruction)
 
 
 class Studio(Attempts, Requests):
@@ -82,14 +78,7 @@ class Studio(Attempts, Requests):
     """
 
     def create_project(
-        self,
-        name: str,
-        content: bytes,
-        filename: str,
-        columns: Columns,
-        split: Split,
-        instruction: str = "{input}",
-        caps: Caps | None = None,
+        self, name: str, content: bytes, filename: str, reading: Reading, caps: Caps | None = None
     ) -> Project:
         """Keep an upload. The bytes stay as they came; what they mean is read when it is asked for.
 
@@ -98,14 +87,14 @@ class Studio(Attempts, Requests):
         from peftbook.tasks.table import Caps
 
         caps = caps or Caps()
-        if "{input}" not in instruction:
-            raise InputError(f"The instruction {instruction!r} does not say where the input goes: put {{input}} in it.")
+        if "{input}" not in (said := reading.instruction):
+            raise InputError(f"The instruction {said!r} does not say where the input goes: put {{input}} in it.")
         if len(content) > caps.bytes:
             raise TooLarge(f"The file has {len(content):,} bytes, more than the cap of {caps.bytes:,}: cut it.")
         project = secrets.token_hex(8)
         row = (
             project, self._name(name), time.time(), filename[:NAME_CHARS], hashlib.sha256(content).hexdigest(),
-            json.dumps(asdict(columns)), json.dumps(asdict(split)), instruction, json.dumps(asdict(caps)),
+            json.dumps(asdict(reading.columns)), json.dumps(asdict(reading.split)), said, json.dumps(asdict(caps)),
         )  # fmt: skip
         folder = self.home / "projects" / project
         try:
@@ -129,14 +118,12 @@ class Studio(Attempts, Requests):
         return [_project(row) for row in self._rows("SELECT * FROM projects WHERE NOT removed ORDER BY created, rowid")]
 
     def project(self, project_id: str) -> Project:
-        """The project with this id."""
         row = self._row("SELECT * FROM projects WHERE id = ? AND NOT removed", project_id)
         if row is None:
             raise Unknown(f"There is no project {project_id!r}: it may have been deleted.")
         return _project(row)
 
     def rename(self, project_id: str, name: str) -> None:
-        """Give a project another name."""
         with self._write() as db:
             self._check_project(db, project_id)
             db.execute("UPDATE projects SET name = ? WHERE id = ?", (self._name(name), project_id))
@@ -148,11 +135,7 @@ class Studio(Attempts, Requests):
         with self._write() as db:
             self._check_project(db, project_id)
             db.execute("UPDATE projects SET removed = 1 WHERE id = ?", (project_id,))
-            db.execute(
-                "UPDATE jobs SET state = 'cancelled', finished = ? WHERE project = ? AND state = 'queued'",
-                (time.time(), project_id),
-            )
-            db.execute("UPDATE jobs SET wanted = 'cancel' WHERE project = ? AND state = 'running'", (project_id,))
+            self._cancel(db, "project", project_id)
             db.execute("DELETE FROM requests WHERE project = ?", (project_id,))
         self.release()
         self.purge()
@@ -197,17 +180,14 @@ class Studio(Attempts, Requests):
         """The project's upload as a task, with its splits."""
         return _task(str(self.home), self.project(project_id))
 
-    def submit(
-        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None,
-        tuning: Tuning | None = None,
-    ) -> str:  # fmt: skip
-        """As `Jobs.submit`; a run that another project of this home has computed, on the same data, is taken over."""
+    def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
+        """A run that another project of this home has computed, on the same data, is taken over."""
         rows = self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
         mine = {row["key"]: row["state"] for row in rows}
         for run in runs:
             if mine.get(run.key) not in ("queued", "running", "done"):
                 self._borrow(project_id, run)
-        return super().submit(project_id, runs, name, labels, tuning)
+        return super()._at_hand(project_id, runs)
 
     def _borrow(self, project_id: str, run: specs.Run) -> None:
         """Take a run's record, and before it what was trained, from another project that has both."""
@@ -237,8 +217,14 @@ class Studio(Attempts, Requests):
                 if files := files_of(Store(theirs / "records"), prose_probe(run).key):
                     receive_record(store, prose_probe(run).key, files)
 
+    def downloads(self, project_id: str) -> Path:
+        """The folder of what can be taken away, and made again."""
+        folder = self.folder(project_id) / "downloads"
+        with clear_failures(self.home):
+            folder.mkdir(exist_ok=True)
+        return folder
+
     def adapter(self, job: Job) -> Path | None:
-        """The folder with what a job trained, or None."""
         folder = self.folder(job.project) / "adapters" / job.key[:12]
         return folder if folder.is_dir() else None
 

@@ -6,6 +6,7 @@ import csv
 import io
 
 from peftbook.decision import COSTS, Comparison, Row
+from peftbook.decision.recommendation import signed
 from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
 from peftbook.studio.markup import number, size, span
@@ -71,11 +72,16 @@ def forgotten(row: Row) -> str:
 
 def difference(one: Interval | None) -> str:
     """A difference with its 95 % interval: `+0.051 (+0.030 to +0.072)`."""
+    mean, interval = halves(one)
+    return f"{mean} ({interval})" if interval else mean
+
+
+def halves(one: Interval | None) -> tuple[str, str]:
+    """A difference and its 95 % interval apart."""
     if one is None:
-        return "–"
-    mean, low, high = (("+" if round(value, 3) > 0 else "") + format_value(round(value, 3) + 0.0, 3)
-                       for value in (one.mean, one.mean - one.half95, one.mean + one.half95))  # fmt: skip
-    return f"{mean} ({low} to {high})"
+        return "–", ""
+    mean, low, high = map(signed, (one.mean, one.mean - one.half95, one.mean + one.half95))
+    return mean, f"{low} to {high}"
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ class Ticker:
     def show(self, jobs: Sequence[Job]) -> None:
         """Say what has ended since the last time, and what runs."""
         for job in jobs:
-            if job.state in ("done", "failed", "cancelled") and job.id not in self.ended:
+            if job.ended and job.id not in self.ended:
                 self.ended.add(job.id)
                 if not job.cached:
                     seconds = (job.finished or 0) - (job.started or job.finished or 0)
@@ -54,7 +53,7 @@ def progress_line(jobs: Sequence[Job]) -> str:
 
     The label comes last: it is long, and a narrow terminal cuts the end off.
     """
-    ended = sum(job.state not in ("queued", "running") for job in jobs)
+    ended = sum(job.ended for job in jobs)
     parts = [f"{ended} of {len(jobs)} runs done"]
     parts += [f"{', '.join(job.doing.words())}; {one_line(job.label)}" for job in jobs if job.state == "running"]
     if len(parts) == 1:
@@ -84,7 +83,6 @@ def filled(words: str, width: int, **indents: str) -> str:
 
 
 def legend(found: Comparison) -> str:
-    """What marks and columns mean."""
     unit = ", in nats per token" if found.measure.name == "perplexity" else ""
     return (
         f"★ may be the best, ▲ beats the untuned model, each at a family-wise level of {100 * found.level:g} %. "
@@ -110,7 +108,7 @@ def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """The comparison as plain values: `rows`, `pairs`, `recommendation` and what they depend on."""
+    """The comparison as plain values: `rows`, `pairs`, `recommendation`, what they depend on; some may be infinite."""
     told = found.recommendation
     return {
         "measure": found.measure.name, "margin": found.margin, "family_wise_level": found.level,
@@ -118,7 +116,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "hardware": list(found.hardware),
         "recommendation": {
             "kind": told.kind, "words": told.words, "take": told.row.label if told.row else None,
-            "equals": list(told.equals), "most_given_up": finite(told.loss), "examples_needed": told.examples,
+            "equals": list(told.equals), "most_given_up": told.loss, "examples_needed": told.examples,
             "seeds_needed": told.seeds,
         },
         "rows": [
@@ -143,14 +141,5 @@ def as_json(found: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    """Mean and 95 % interval of each."""
-    return {
-        name: {"mean": finite(one.mean), "low": finite(one.low), "high": finite(one.high)}
-        for name, one in known.items()
-    }
-
-
-def finite(value: float | None) -> float | None:
-    """JSON has no word for infinity."""
-    return value if value is not None and math.isfinite(value) else None
+def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: {"mean": one.mean, "low": one.low, "high": one.high} for name, one in known.items()}

@@ -1,13 +1,15 @@
-"""Tokens: how a program says who asks. Each is shown once, kept as its hash, and ends when it is taken back.
+"""Tokens and sessions: how a program and a browser say who asks, in the studio's database as hashes.
 
-Without a login file there is one person, the owner of the home, who comes in by the token in the address that the
-studio prints, as Jupyter's does; `token` in the home keeps it, readable by its owner alone.
+A token is shown once and ends when it is taken back; a restart logs nobody out. Without a login file there is one
+person, the owner of the home, who comes in by the token in the address that the studio prints, as Jupyter's does;
+`token` in the home keeps it, readable by its owner alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hmac
+import http.cookies
 import secrets
 import sqlite3
 import time
@@ -16,12 +18,11 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 from peftbook.errors import InputError, Unknown
-from peftbook.studio.database import clear_failures
-from peftbook.studio.people import COOKIE, SESSION_SECONDS, Sessions, digest
-
-__all__ = ["OWNER", "Keys", "Owner", "Token", "bearer"]
+from peftbook.studio.database import Database, clear_failures
+from peftbook.studio.people import People, digest
 
 OWNER = "owner"
+COOKIE, SESSION_SECONDS = "peftbook-session", 12 * 3600.0
 MOST_TOKENS, LABEL_CHARS = 100, 100
 USED_SECONDS = 60.0  # between two notes that a token was used
 
@@ -53,21 +54,48 @@ class Token:
     used: float | None
 
 
-class Keys(Sessions):
-    """Cookies and tokens. A token ends too when its maker's name or password leaves the login file."""
+class Keys(Database):
+    """Cookies, for SESSION_SECONDS, and tokens. Both end too when their name or its password leaves the login file."""
+
+    def __init__(self, home: Path, logins: People):
+        super().__init__(home)
+        self.logins = logins
 
     def admitted(self, headers: dict[str, str]) -> str | None:
         """Who asks: by the token in `Authorization` if there is that header, else by the cookie."""
         if "authorization" in headers:
             return self.holder(bearer(headers["authorization"]))
-        return super().admitted(headers)
+        row = self._row(
+            "SELECT name, password FROM sessions WHERE token = ? AND until > ?", digest(cookie(headers)), time.time()
+        )
+        return self._known(row)
+
+    def _known(self, row: sqlite3.Row | None) -> str | None:
+        """The name in a row, if its password is still the one of then."""
+        if row is None or not row["password"] or row["password"] != self.logins.mark(row["name"]):
+            return None
+        return row["name"]
+
+    def begin(self, name: str, *, secure: bool = False) -> str:
+        """A new cookie for somebody, as a header sets it. secure: for https alone."""
+        now, token = time.time(), secrets.token_urlsafe(32)
+        with self._write() as db:
+            db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
+            row = (digest(token), name, self.logins.mark(name), now + SESSION_SECONDS)
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
+        words = f"{COOKIE}={token}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
+        return words + "; Secure" * secure
+
+    def end(self, token: str) -> None:
+        with self._write() as db:
+            db.execute("DELETE FROM sessions WHERE token = ?", (digest(token),))
 
     def holder(self, token: str) -> str | None:
         """Whose token it is."""
         if isinstance(self.logins, Owner) and hmac.compare_digest(token.encode(), self.logins.token.encode()):
             return OWNER
         row = self._row("SELECT id, name, password, used FROM tokens WHERE token = ?", digest(token))
-        if row is None or not row["password"] or row["password"] != self.logins.mark(row["name"]):
+        if row is None or self._known(row) is None:
             return None
         if (row["used"] or 0.0) < (now := time.time()) - USED_SECONDS:
             with contextlib.suppress(sqlite3.OperationalError), self._waiting(0.0), self._write() as db:
@@ -80,8 +108,7 @@ class Keys(Sessions):
         if not isinstance(self.logins, Owner) or self.holder(dict(fields).get("token", "")) != OWNER:
             return None
         rest = urlencode([field for field in fields if field[0] != "token"])
-        words = f"{COOKIE}={self.begin(OWNER)}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
-        return {"location": f"./?{rest}" if rest else "./", "set-cookie": words}
+        return {"location": f"./?{rest}" if rest else "./", "set-cookie": self.begin(OWNER)}
 
     def make(self, name: str, label: str) -> tuple[Token, str]:
         """A new token for somebody, and the secret itself, which nobody can read again."""
@@ -114,3 +141,12 @@ def bearer(value: str) -> str:
     """The token in an `Authorization` header, or nothing."""
     kind, _, token = value.partition(" ")
     return token.strip() if kind.lower() == "bearer" else ""
+
+
+def cookie(headers: dict[str, str]) -> str:
+    """The session cookie of a request, or nothing."""
+    try:
+        morsel = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except http.cookies.CookieError:
+        return ""
+    return morsel.value if morsel else ""

@@ -68,7 +68,6 @@ def write_out(studio: Studio, job: Job, out: Path) -> None:
 
 
 def print_measurements(record: Record) -> None:
-    """Scores and costs, one a line."""
     for name in SHOWN:
         if name in record.measurements:
             print(f"{name:<22} {record.measurements[name]:,.4g}")

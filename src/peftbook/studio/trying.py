@@ -11,8 +11,6 @@ from peftbook.errors import InputError, Unknown
 from peftbook.studio.store import Studio, keeps_trained
 from peftbook.tasks import Example
 
-__all__ = ["MAX_NEW_TOKENS", "TYPED_CHARS", "Sampling", "ask_model", "models_at_hand", "row_after", "sampling_of"]
-
 TYPED_CHARS = 20_000
 MAX_NEW_TOKENS = 1024
 
@@ -27,22 +25,19 @@ class Sampling:
     seed: int = 0
 
 
+BOUNDS = {"max_new_tokens": (1, MAX_NEW_TOKENS), "temperature": (0, 5), "top_p": (0.01, 1), "seed": (0, 2**31)}
+
+
 def sampling_of(asked: Mapping[str, Any]) -> Sampling:
     """What a question says of it. Raises InputError for what is out of bounds."""
-    return Sampling(
-        int(within(asked, "max_new_tokens", 128, 1, MAX_NEW_TOKENS)),
-        within(asked, "temperature", 0.0, 0.0, 5.0),
-        within(asked, "top_p", 1.0, 0.01, 1.0),
-        int(within(asked, "seed", 0, 0, 2**31)),
-    )
-
-
-def within(asked: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
-    """A number of a question. Raises InputError if it is none, or out of bounds."""
-    value = asked.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
-    return float(value)
+    said: dict[str, Any] = {}
+    for name, (least, most) in BOUNDS.items():
+        usual = getattr(Sampling, name)
+        value = asked.get(name, usual)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise InputError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
+        said[name] = type(usual)(value)
+    return Sampling(**said)
 
 
 def models_at_hand(studio: Studio, project_id: str) -> list[tuple[str, str]]:

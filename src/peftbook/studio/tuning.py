@@ -26,8 +26,6 @@ from peftbook.studies.sweep import validation_loss
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
 
-__all__ = ["Tuning", "chosen_words", "is_trial", "left_behind", "likely_runs", "trial_words"]
-
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
 SEED = 1000  # of every race: no plan has as many seeds
 MOST_ROWS = 200  # of the validation split
@@ -42,7 +40,6 @@ class Tuning:
     rows: int
 
     def text(self) -> str:
-        """As it is kept: JSON."""
         return json.dumps({"finals": [run.canonical() for run in self.finals], "rows": self.rows})
 
     @classmethod
@@ -58,7 +55,6 @@ class Tuning:
 
     @classmethod
     def read(cls, text: str) -> Tuning:
-        """From its text."""
         kept = json.loads(text)
         return cls(tuple(map(specs.Run.model_validate_json, kept["finals"])), kept["rows"])
 
@@ -81,14 +77,21 @@ class Tuning:
         return [*untuned, *(run for race in races.values() for run in race.runs(lookup)), *finals]
 
     def label(self, run: specs.Run) -> str:
-        """What one of its runs is called."""
-        several = len({one.model for one in self.finals}) > 1
-        parts = [run.method.label, *[short_name(run.model)] * several]
-        if is_trial(run):
-            parts.append(trial_words(run))
-        elif run.budget is not None:
-            parts += [f"rate {run.budget.learning_rate:g}", f"seed {run.seed}"]
-        return ", ".join(parts)
+        return label_of(run, self.finals, rated=True)
+
+
+def label_of(run: specs.Run, runs: Sequence[specs.Run], *, rated: bool = False) -> str:
+    """Method, and what of model and seed differs among the runs; of a trial its rate. rated: of all rate and seed."""
+    parts, budget = [run.method.label], run.budget
+    if len({one.model for one in runs}) > 1:
+        parts.append(short_name(run.model))
+    if budget is not None and is_trial(run):
+        parts.append(f"trial of rate {budget.learning_rate:g}" + ", its first quarter" * bool(budget.stop))
+    elif budget is not None:
+        parts += [f"rate {budget.learning_rate:g}"] * rated
+        if rated or len({one.seed for one in runs if not is_trial(one)}) > 1:
+            parts.append(f"seed {run.seed}")
+    return ", ".join(parts)
 
 
 def name_of(run: specs.Run) -> str:
@@ -97,7 +100,6 @@ def name_of(run: specs.Run) -> str:
 
 
 def at_rate(run: specs.Run, rate: float) -> specs.Run:
-    """The run with another learning rate."""
     assert run.budget is not None
     return run.model_copy(update={"budget": run.budget.model_copy(update={"learning_rate": rate})})
 
@@ -105,12 +107,6 @@ def at_rate(run: specs.Run, rate: float) -> specs.Run:
 def is_trial(run: specs.Run) -> bool:
     """Whether a run is one of a race."""
     return run.evaluation.split == "validation" and run.seed == SEED
-
-
-def trial_words(run: specs.Run) -> str:
-    """What tells one run of a race from another."""
-    assert run.budget is not None
-    return f"trial of rate {run.budget.learning_rate:g}" + ", its first quarter" * bool(run.budget.stop)
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,6 @@ class Race:
         return [*map(self.opening, self.rates(lookup)), *map(self.trial, self.survivors(lookup))]
 
     def ended(self, lookup: Lookup) -> bool:
-        """Whether all its runs are recorded."""
         return all(lookup(run) is not None for run in self.runs(lookup))
 
     def losses(self, lookup: Lookup) -> dict[float, float]:

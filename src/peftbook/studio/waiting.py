@@ -23,18 +23,13 @@ def wanted_elsewhere(studio: Studio, project: Project) -> Callable[[], frozenset
 
     A job that is queued again after this call is not one of them; one that a plan of the page has grown by is.
     """
-    ended = {job.id for job in studio.jobs(project.id) if not unfinished(job)}
+    ended = {job.id for job in studio.jobs(project.id) if job.ended}
 
     def now() -> frozenset[str]:
         asked = {job for plan in studio.plans(project.id) if plan.name not in COMMANDS for job in plan.jobs}
-        return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked - ended and unfinished(job))
+        return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked - ended and not job.ended)
 
     return now
-
-
-def unfinished(job: Job) -> bool:
-    """Whether a job has not ended."""
-    return job.state in ("queued", "running")
 
 
 @contextlib.contextmanager
@@ -64,7 +59,7 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str
             while True:
                 jobs = studio.jobs(plan=plan_id)
                 ticker.show(jobs)
-                if not any(map(unfinished, jobs)):
+                if all(job.ended for job in jobs):
                     break
                 start_worker(studio.home)
                 time.sleep(POLL_SECONDS)
@@ -78,18 +73,16 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str
 @contextlib.contextmanager
 def ended_as_interrupted() -> Iterator[None]:
     """Within it `kill` and a closed terminal do what Ctrl-C does, unless they are ignored."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
-    asked = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    if threading.current_thread() is not threading.main_thread():
-        asked = []
+    may = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if may and hasattr(signal, name)]
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
     try:
-        for number in asked:
+        for number in before:
             signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        for number in asked:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> str:
@@ -99,7 +92,7 @@ def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] =
     """
     taken: list[Job] = []
     while new := [
-        job for job in studio.jobs(plan=plan_id) if unfinished(job) and not job.cancelling and job.id not in elsewhere()
+        job for job in studio.jobs(plan=plan_id) if not (job.ended or job.cancelling) and job.id not in elsewhere()
     ]:
         for job in new:  # a tuned plan may have grown when the last of them ended
             studio.cancel(job.id)
@@ -120,24 +113,27 @@ def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] =
         parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
     elif places:
         parts.append(f"{kept} of the {len(places)} under way had a checkpoint, which is kept")
-    if left := sum(unfinished(job) and job.id in elsewhere() for job in jobs):
+    if left := sum(not job.ended and job.id in elsewhere() for job in jobs):
         parts.append(f"{left} stay queued for the studio, which asked for them too")
     return f"Stopped: {', '.join(parts)}; give the same command again to go on."
 
 
-def ended_badly(jobs: Sequence[Job]) -> list[Job]:
-    """Those that are not done; trials of a rate only where no run of their method is judged."""
+def noted_failures(jobs: Sequence[Job]) -> list[Job]:
+    """Those that are not done, each said; trials of a rate only where no run of their method is judged."""
     judged = {(job.run.model, job.run.method) for job in jobs if not is_trial(job.run)}
-    return [
+    failed = [
         job
         for job in jobs
         if job.state != "done" and not (is_trial(job.run) and (job.run.model, job.run.method) in judged)
     ]
+    for job in failed:
+        note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")
+    return failed
 
 
 def end_worker(studio: Studio, waiting: bool) -> bool:
     """End the worker if this process started it, and if nothing waits or that is no reason; whether it was ended."""
-    busy = any(map(unfinished, studio.jobs()))
+    busy = not all(job.ended for job in studio.jobs())
     mine = [process for process in STARTED if process.poll() is None]
     if not mine or (busy and not waiting):
         return False
@@ -150,5 +146,4 @@ def end_worker(studio: Studio, waiting: bool) -> bool:
 
 
 def note(words: str) -> None:
-    """A line on standard error."""
     print(words, file=sys.stderr, flush=True)

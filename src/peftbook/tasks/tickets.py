@@ -1,6 +1,6 @@
 """Tickets: a message to an invented shop → the team that it is for. The 300 rows of the demonstration.
 
-`studio/demo.py` puts them together and ships them; no customer and no message is in two splits.
+`tickets_build` puts them together; no customer and no message is in two splits.
 """
 
 from __future__ import annotations

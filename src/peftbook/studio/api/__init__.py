@@ -19,8 +19,6 @@ from peftbook.studio.drafts import Drafts
 from peftbook.studio.store import Studio
 from peftbook.studio.tokens import Keys
 
-__all__ = ["build_api"]
-
 ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, artefacts)
 
 
@@ -50,11 +48,6 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
             said = super().openapi()
-            for path in said["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)
-            for name in ("HTTPValidationError", "ValidationError"):
-                said["components"]["schemas"].pop(name, None)
             bearer = {"type": "http", "scheme": "bearer"}
             said["components"]["securitySchemes"] = {"token": bearer, "password": bearer | {"scheme": "basic"}}
             said["security"] = [{"token": []}]

@@ -10,9 +10,7 @@ from pydantic import BaseModel, Field
 from peftbook.errors import InputError
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import AskedShape, Body, Number
-from peftbook.studio.trying import ask_model, models_at_hand, sampling_of
-
-__all__ = ["routes"]
+from peftbook.studio.trying import Sampling, ask_model, models_at_hand, sampling_of
 
 routes = APIRouter(tags=["answers"])
 MOST_MODELS = 4
@@ -28,10 +26,10 @@ class ModelShape(BaseModel):
 class TextBody(Body):
     text: str = Field(description="what stands at {input} in the project's prompt")
     models: list[str] = Field(description="which of the project's models; two stand side by side")
-    max_new_tokens: Number = Field(128, description="at most so many tokens")
-    temperature: Number = Field(0.0, description="0 takes the likeliest token each time")
-    top_p: Number = Field(1.0, description="the share of probability that is drawn from")
-    seed: Number = Field(0, description="of the draws")
+    max_new_tokens: Number = Field(Sampling.max_new_tokens, description="at most so many tokens")
+    temperature: Number = Field(Sampling.temperature, description="0 takes the likeliest token each time")
+    top_p: Number = Field(Sampling.top_p, description="the share of probability that is drawn from")
+    seed: Number = Field(Sampling.seed, description="of the draws")
 
 
 @routes.get("/projects/{project}/models")
@@ -50,13 +48,13 @@ def ask_models(project: str, body: TextBody, here: Here) -> list[AskedShape]:
     how: dict[str, Any] = body.model_dump(exclude={"text", "models"})
     sampling_of(how)
     asked = [ask_model(here.studio, project, model, body.text, how) for model in body.models]
-    return [AskedShape.of(one, here.studio.answer(one)) for one in asked]
+    return [AskedShape.about(here.studio.answer(one), id=one) for one in asked]
 
 
 @routes.get("/answers/{answer}")
 def show_answer(answer: str, here: Here) -> AskedShape:
     """What there is of an answer by now."""
-    return AskedShape.of(answer, here.studio.answer(answer))
+    return AskedShape.about(here.studio.answer(answer), id=answer)
 
 
 @routes.delete("/answers/{answer}", status_code=204)

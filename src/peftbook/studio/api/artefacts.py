@@ -9,8 +9,6 @@ from peftbook.studio import artefacts, downloads
 from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import AskedShape, Body
 
-__all__ = ["routes"]
-
 routes = APIRouter(tags=["artefacts"])
 
 
@@ -42,7 +40,7 @@ def list_artefacts(job: str, here: Here) -> list[ArtefactShape]:
 def make_artefact(job: str, name: str, here: Here) -> AskedShape:
     """Have a merged model or a GGUF file made; when its answer is done it can be fetched."""
     asked = downloads.ask_for(here.studio, here.studio.job(job), name)
-    return AskedShape.of(asked, here.studio.answer(asked))
+    return AskedShape.about(here.studio.answer(asked), id=asked)
 
 
 @routes.get("/jobs/{job}/artefacts/{name}", response_class=Download)
@@ -63,7 +61,7 @@ def show_command(job: str, here: Here) -> dict[str, str]:
 def make_recipe(project: str, body: RecipeBody, here: Here) -> AskedShape:
     """Have the folder of `peftbook recipe` made: how to tune a bigger model on a card, with scripts that run."""
     asked = downloads.ask_for_recipe(here.studio, project, body.model, body.memory, body.data_licence)
-    return AskedShape.of(asked, here.studio.answer(asked))
+    return AskedShape.about(here.studio.answer(asked), id=asked)
 
 
 @routes.get("/projects/{project}/recipes/{answer}", response_class=Download)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Receive, Scope, Send
@@ -18,15 +17,11 @@ from peftbook.studio.drafts import Drafts
 from peftbook.studio.store import Studio
 from peftbook.studio.tokens import OWNER, Keys
 
-__all__ = ["Asks", "Context", "Download", "Here", "Json"]
-
 RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the API serves."""
-
     studio: Studio
     drafts: Drafts
     keys: Keys | None
@@ -51,16 +46,7 @@ class Json(JSONResponse):
     """JSON, which has no word for infinity: null stands for what is no finite number."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def finite(value: Any) -> Any:
-    """A tree without NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
-    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return to_json(content, inf_nan_mode="null")
 
 
 class Download(FileResponse):

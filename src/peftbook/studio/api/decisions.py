@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -14,11 +15,11 @@ from peftbook.decision import COSTS, MEASURES, Comparison
 from peftbook.own_metrics import Metric
 from peftbook.studio import report
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.shapes import Body
+from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
 from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.jobs import Job
-from peftbook.studio.peeks import Against, peeks_of
+from peftbook.studio.peeks import peeks_of
 from peftbook.studio.terminal import as_json, show
 
 __all__ = ["routes"]
@@ -65,7 +66,7 @@ def chosen(
     return Choice(jobs, compared(here.studio, project, jobs, measure, cost, margin, metrics))
 
 
-class MetricShape(BaseModel):
+class MetricShape(Shape):
     """A metric of the project's own. words: what it asks of an answer.  declaration: as it was sent, with defaults."""
 
     name: str
@@ -73,8 +74,8 @@ class MetricShape(BaseModel):
     declaration: dict[str, Any]
 
     @classmethod
-    def of(cls, metric: Metric) -> MetricShape:
-        return cls(name=metric.name, words=metric.words, declaration=json.loads(metric.text()))
+    def all_of(cls, metrics: Sequence[Metric]) -> list[MetricShape]:
+        return [cls.about(one, declaration=json.loads(one.text())) for one in metrics]
 
 
 class MetricsBody(Body):
@@ -101,17 +102,17 @@ def list_comparable(project: str, here: Here) -> list[ComparableShape]:
 def list_metrics(project: str, here: Here) -> list[MetricShape]:
     """The metrics of the project's own, by which every comparison of it is scored too."""
     here.studio.project(project)
-    return [MetricShape.of(one) for one in metrics_of(here.studio, project)]
+    return MetricShape.all_of(metrics_of(here.studio, project))
 
 
 @routes.put("/metrics")
 def declare_metrics(project: str, body: MetricsBody, here: Here) -> list[MetricShape]:
     """Declare metrics, in place of those before. Nothing is trained again: they are computed from texts at hand."""
     here.studio.project(project)
-    return [MetricShape.of(one) for one in declare(here.studio, project, body.metrics)]
+    return MetricShape.all_of(declare(here.studio, project, body.metrics))
 
 
-class PeekShape(BaseModel):
+class PeekShape(Shape):
     """A trained run against the untuned model, on the rows that both have answered so far.
 
     mean: of its scores minus the untuned model's; low, high: at 95 %, at whatever moment one looks or stops, of each
@@ -129,13 +130,6 @@ class PeekShape(BaseModel):
     high: float
     words: str
 
-    @classmethod
-    def of_run(cls, found: Against) -> PeekShape:
-        return cls(
-            job=found.job.id, label=found.job.label, state=found.job.state, words=found.peek.words,
-            **asdict(found.peek),
-        )  # fmt: skip
-
 
 @routes.get("/peeks")
 def look_at_answers(
@@ -147,7 +141,7 @@ def look_at_answers(
     """What the answers say while they are written; look as often as you like, and stop when you have seen enough."""
     here.studio.project(project)
     found = peeks_of(here.studio, project, plan, measure, metrics_of(here.studio, project))
-    return [PeekShape.of_run(one) for one in found]
+    return [PeekShape.about(one.peek, job=one.job.id, label=one.job.label, state=one.job.state) for one in found]
 
 
 @routes.get("/decision")

@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import Request
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from peftbook.errors import InputError
-from peftbook.studio.api.context import finite
-from peftbook.studio.api.shapes import JobShape
+from peftbook.studio.jobs import Job
 
-__all__ = ["ENDED", "Events", "stream"]
-
-ENDED = ("done", "failed", "cancelled")
+JOB = TypeAdapter(Job)
 LOOK_SECONDS = 0.5
 QUIET_SECONDS = 15.0  # after which a comment says that the connection lives
 
 
 class Events(StreamingResponse):
-    """An answer that goes on."""
-
     media_type = "text/event-stream"
 
 
-async def stream(request: Request, read: Callable[[], list[JobShape]]) -> Events:
+async def stream(request: Request, read: Callable[[], list[Job]]) -> Events:
     """The jobs that `read` finds, one event for each that has changed. What it refuses at once is refused as usual."""
     first = await run_in_threadpool(read)
     return Events(events(request, read, first))
 
 
-async def events(request: Request, read: Callable[[], list[JobShape]], jobs: list[JobShape]) -> AsyncIterator[str]:
+async def events(request: Request, read: Callable[[], list[Job]], jobs: list[Job]) -> AsyncIterator[str]:
     """The text of the stream, until all jobs have ended, are gone, or nobody listens."""
     told: dict[str, str] = {}
     said = time.monotonic()
     while True:
         for job in jobs:
-            data = json.dumps(finite(job.model_dump(mode="json")), allow_nan=False)
+            data = JOB.dump_json(job).decode()
             if told.get(job.id) != data:
                 told[job.id], said = data, time.monotonic()
                 yield event("job", data)
-        if all(job.state in ENDED for job in jobs):
+        if all(job.ended for job in jobs):
             break
         if time.monotonic() - said > QUIET_SECONDS:
             said = time.monotonic()

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BEFORE", "EXAMPLES", "MORE", "ROWS", "Example"]
-
 PAIRS = "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40))
 ROWS = f"question,answer\n{PAIRS}"
 MORE = "question,answer\n" + "".join(f"What is {n} plus one?,{n + 1}\n" for n in range(40, 60))

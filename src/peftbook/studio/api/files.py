@@ -6,16 +6,14 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.shapes import Body, FileShape, FindingsShape, ReadingBody, reading_of
+from peftbook.studio.api.shapes import Body, FileShape, FindingsShape, ReadingBody, Shape, reading_of
 from peftbook.studio.drafts import plain_name
 from peftbook.studio.findings import examined
 from peftbook.tasks.columns import guess_columns
-
-__all__ = ["routes"]
 
 routes = APIRouter(prefix="/files", tags=["files"])
 PREVIEWED = 5
@@ -29,7 +27,7 @@ class FileBody(Body):
     bytes: int = Field(description="how long it is", ge=1)
 
 
-class TableShape(BaseModel):
+class TableShape(Shape):
     """What a file turned out to be. first: its first rows.  guess: which columns probably are what, and why."""
 
     format: str
@@ -46,19 +44,19 @@ class TableShape(BaseModel):
 @routes.post("", status_code=201)
 def begin_upload(body: FileBody, here: Here) -> FileShape:
     """Say what will be sent. The bytes follow by `PUT`, in one part or in several; after a break the rest is enough."""
-    return FileShape.of(here.drafts.new(plain_name(body.filename), body.bytes))
+    return FileShape.about(here.drafts.new(plain_name(body.filename), body.bytes))
 
 
 @routes.get("")
 def list_uploads(here: Here) -> list[FileShape]:
     """Uploads that are no project yet, oldest first. They are kept for a day, unfinished ones for an hour."""
-    return [FileShape.of(draft) for draft in here.drafts.all()]
+    return [FileShape.about(draft) for draft in here.drafts.all()]
 
 
 @routes.get("/{file}")
 def show_upload(file: str, here: Here) -> FileShape:
     """How much of an upload is here: `offset` is where to go on."""
-    return FileShape.of(here.drafts.get(file))
+    return FileShape.about(here.drafts.get(file))
 
 
 @routes.put("/{file}/content", openapi_extra=BYTES)
@@ -69,7 +67,7 @@ async def send_bytes(
     with here.drafts.receiving(file, offset) as write:
         async for block in request.stream():
             await run_in_threadpool(write, block)
-    return FileShape.of(here.drafts.get(file))
+    return FileShape.about(here.drafts.get(file))
 
 
 @routes.get("/{file}/table")
@@ -78,18 +76,16 @@ def show_table(file: str, here: Here) -> TableShape:
     found = here.drafts.table(file)
     guess, why = guess_columns(found)
     columns = {("instruction_column" if name == "instruction" else name): one for name, one in asdict(guess).items()}
-    return TableShape(
-        format=found.format, encoding=found.encoding, delimiter=found.delimiter, columns=list(found.columns),
-        rows=len(found.rows), left_out=len(found.faults), first=[list(row) for row in found.rows[:PREVIEWED]],
-        guess=columns, why=why,
-    )  # fmt: skip
+    return TableShape.about(
+        found, rows=len(found.rows), left_out=len(found.faults), first=found.rows[:PREVIEWED], guess=columns, why=why
+    )
 
 
 @routes.post("/{file}/findings")
 def examine_file(file: str, body: ReadingBody, here: Here) -> FindingsShape:  # type: ignore[valid-type]
     """What would be wrong, repeated or leaking if the file were read in this way."""
     reading = reading_of(body)
-    return FindingsShape.of(examined(here.drafts.table(file), reading.columns, reading.split))
+    return FindingsShape.of_file(examined(here.drafts.table(file), reading.columns, reading.split))
 
 
 @routes.delete("/{file}", status_code=204)

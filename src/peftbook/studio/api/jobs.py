@@ -7,31 +7,37 @@ from pydantic import BaseModel, Field
 
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.events import Events, stream
-from peftbook.studio.api.shapes import Body, JobShape, Number, Point
+from peftbook.studio.api.shapes import Body, Number, Shape
 from peftbook.studio.continuing import continue_job
-
-__all__ = ["routes"]
+from peftbook.studio.jobs import Job
 
 routes = APIRouter(tags=["jobs"])
 
 
+class Point(BaseModel):
+    """One point of a curve: training loss in nats per label token."""
+
+    step: int
+    loss: float | None
+
+
 @routes.get("/jobs")
-def show_queue(here: Here) -> list[JobShape]:
+def show_queue(here: Here) -> list[Job]:
     """What waits or runs, of all projects, in the order in which it was queued."""
-    return [JobShape.of(job) for job in here.studio.jobs() if job.state in ("queued", "running")]
+    return [job for job in here.studio.jobs() if not job.ended]
 
 
 @routes.get("/projects/{project}/jobs")
-def list_jobs(project: str, here: Here) -> list[JobShape]:
+def list_jobs(project: str, here: Here) -> list[Job]:
     """All jobs of a project, oldest first."""
     here.studio.project(project)
-    return [JobShape.of(job) for job in here.studio.jobs(project)]
+    return here.studio.jobs(project)
 
 
 @routes.get("/jobs/{job}")
-def show_job(job: str, here: Here) -> JobShape:
+def show_job(job: str, here: Here) -> Job:
     """One job."""
-    return JobShape.of(here.studio.job(job))
+    return here.studio.job(job)
 
 
 @routes.get("/jobs/{job}/curve")
@@ -43,21 +49,21 @@ def show_curve(job: str, here: Here) -> list[Point]:
 @routes.get("/jobs/{job}/events", response_class=Events)
 async def watch_job(job: str, here: Here, request: Request) -> Events:
     """Server-sent events: a job as it is now and whenever it changes, until it has ended."""
-    return await stream(request, lambda: [JobShape.of(here.studio.job(job))])
+    return await stream(request, lambda: [here.studio.job(job)])
 
 
 @routes.post("/jobs/{job}/cancel")
-def cancel_job(job: str, here: Here) -> JobShape:
+def cancel_job(job: str, here: Here) -> Job:
     """Take a job from the queue, or have it stopped; one that has ended stays as it is."""
     here.studio.cancel(job)
-    return JobShape.of(here.studio.job(job))
+    return here.studio.job(job)
 
 
 @routes.post("/jobs/{job}/resume")
-def resume_job(job: str, here: Here) -> JobShape:
+def resume_job(job: str, here: Here) -> Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     here.studio.resume(job)
-    return JobShape.of(here.studio.job(job))
+    return here.studio.job(job)
 
 
 class ContinuationBody(Body):
@@ -66,7 +72,7 @@ class ContinuationBody(Body):
     epochs: Number = Field(1.0, description="passes over all training rows, old and new")
 
 
-class ContinuationShape(BaseModel):
+class ContinuationShape(Shape):
     """The project with more rows and the plan that is queued in it. words: what it is, and what it is not."""
 
     project: str
@@ -85,14 +91,11 @@ def continue_with_more_rows(job: str, body: ContinuationBody, here: Here) -> Con
     content = draft.path.read_bytes()
     made = continue_job(here.studio, job, content, draft.filename, name=body.name, epochs=float(body.epochs))
     here.drafts.drop(draft.id)
-    return ContinuationShape(
-        project=made.project.id, plan=made.plan, more=made.more, left_out=made.left_out, tokens=made.tokens,
-        words=made.words,
-    )  # fmt: skip
+    return ContinuationShape.about(made, project=made.project.id)
 
 
 @routes.post("/jobs/{job}/retry")
-def retry_job(job: str, here: Here) -> JobShape:
+def retry_job(job: str, here: Here) -> Job:
     """Queue a failed or cancelled job again; it starts anew."""
     here.studio.retry(job)
-    return JobShape.of(here.studio.job(job))
+    return here.studio.job(job)

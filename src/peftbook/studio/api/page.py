@@ -13,8 +13,6 @@ from starlette.responses import HTMLResponse
 from peftbook.studio.api.examples import BEFORE, EXAMPLES, Example
 from peftbook.studio.markup import joined, piece, table
 
-__all__ = ["routes"]
-
 routes = APIRouter()
 METHODS = ("get", "post", "put", "patch", "delete")
 FRAME = """<!doctype html><html lang="en" class="plain"><head><meta charset="utf-8"><title>API · peftbook studio</title>

@@ -13,8 +13,6 @@ from peftbook.errors import Conflict, InputError, TooLarge, Unknown
 from peftbook.studio.access import problem
 from peftbook.studio.api.context import Json
 
-__all__ = ["PROBLEM", "Problem", "add_problems"]
-
 STATUS = {Unknown: 404, Conflict: 409, TooLarge: 413, InputError: 422}
 TYPE = "application/problem+json"
 SHOWN_CHARS = 60
@@ -33,8 +31,6 @@ PROBLEM: dict[str, Any] = {"description": "What went wrong.", "content": {TYPE: 
 
 
 class Problem(Json):
-    """An answer that says what went wrong."""
-
     media_type = TYPE
 
 

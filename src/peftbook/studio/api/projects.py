@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from peftbook.studio import downloads
 from peftbook.studio.api.context import Download, Here
@@ -14,8 +16,7 @@ from peftbook.studio.api.shapes import Body, FindingsShape, ProjectShape, Readin
 from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.findings import examined, project_of_draft
 from peftbook.studio.store import Project, Studio
-
-__all__ = ["routes"]
+from peftbook.tasks import Example
 
 routes = APIRouter(prefix="/projects", tags=["projects"])
 MOST_ROWS = 100
@@ -36,37 +37,22 @@ class ArchiveBody(Body):
     file: str = Field(description="id of an upload that is whole: a saved project")
 
 
-class RowShape(BaseModel):
-    """One row as a task has it."""
-
-    id: str
-    input: str
-    target: str
-    group: str
-
-
 def shape_of(studio: Studio, project: Project) -> ProjectShape:
-    return ProjectShape.of(project, Counter(job.state for job in studio.jobs(project.id)))
+    states = Counter(job.state for job in studio.jobs(project.id))
+    return ProjectShape.about(project, reading=asdict(project.reading), jobs=states)
 
 
 @routes.post("", status_code=201)
 def make_project(body: ProjectBody, here: Here) -> ProjectShape:
     """Make a project of an upload. Its data and split never change: another reading is another project."""
-    reading = reading_of(body)
     name = body.name or here.drafts.get(body.file).filename.rpartition(".")[0] or "Pasted data"
-    made = project_of_draft(
-        here.studio, here.drafts, body.file, name, reading.columns, reading.split, reading.instruction
-    )
-    return shape_of(here.studio, made)
+    return shape_of(here.studio, project_of_draft(here.studio, here.drafts, body.file, name, reading_of(body)))
 
 
 @routes.get("")
 def list_projects(here: Here) -> list[ProjectShape]:
     """All projects, oldest first."""
-    states: dict[str, Counter[str]] = {}
-    for job in here.studio.jobs():
-        states.setdefault(job.project, Counter())[job.state] += 1
-    return [ProjectShape.of(project, states.get(project.id, {})) for project in here.studio.projects()]
+    return [shape_of(here.studio, project) for project in here.studio.projects()]
 
 
 @routes.get("/{project}")
@@ -108,7 +94,7 @@ def load_archive(body: ArchiveBody, here: Here) -> ProjectShape:
 def show_findings(project: str, here: Here) -> FindingsShape:
     """What is wrong, repeated or leaking in a project's file."""
     found = here.studio.project(project)
-    return FindingsShape.of(examined(here.studio.table(project), found.columns, found.split))
+    return FindingsShape.of_file(examined(here.studio.table(project), found.columns, found.split))
 
 
 @routes.get("/{project}/rows")
@@ -118,7 +104,6 @@ def show_rows(
     split: Literal["train", "validation", "test"] = "test",
     start: Annotated[int, Query(ge=0)] = 0,
     count: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 10,
-) -> list[RowShape]:
+) -> Sequence[Example]:
     """Rows of a split, in its order."""
-    rows = here.studio.task(project).splits[split][start : start + count]
-    return [RowShape(id=row.id, input=row.input, target=row.target, group=row.group) for row in rows]
+    return here.studio.task(project).splits[split][start : start + count]

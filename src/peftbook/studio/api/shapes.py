@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
-from typing import Any, get_type_hints
+from dataclasses import MISSING, fields
+from typing import Any, Self, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from peftbook import specs
 from peftbook.base_models import model_named
-from peftbook.decision.power import Sight
 from peftbook.options import options_of
-from peftbook.studio.drafts import Draft
 from peftbook.studio.findings import notes_of
-from peftbook.studio.jobs import Job, Plan
 from peftbook.studio.preflight import Check
-from peftbook.studio.requests import Answer
 from peftbook.studio.settings import Reading, Settings
-from peftbook.studio.store import Project
 from peftbook.tasks.files import Findings
+from peftbook.tasks.rows import Fault
 
 Number = StrictInt | StrictFloat
 FAULTS = 100  # that are listed
@@ -90,7 +84,6 @@ SettingsBody = body_of(
 
 
 def reading_of(body: BaseModel) -> Reading:
-    """The reading that a body says."""
     said = {field.name: getattr(body, field.name) for field in fields(Reading)}
     return Reading(**said)
 
@@ -110,7 +103,14 @@ def whole(value: Any) -> Any:
 # --- answers ---------------------------------------------------------------------------------------------------
 
 
-class FileShape(BaseModel):
+class Shape(BaseModel):
+    @classmethod
+    def about(cls, thing: object, **more: Any) -> Self:
+        """The attributes of a thing that have the names of fields, and more that it has not."""
+        return cls(**{name: getattr(thing, name) for name in cls.model_fields if name not in more}, **more)
+
+
+class FileShape(Shape):
     """An upload. offset: bytes that are here.  whole: whether all are."""
 
     id: str
@@ -120,15 +120,8 @@ class FileShape(BaseModel):
     offset: int
     whole: bool
 
-    @classmethod
-    def of(cls, draft: Draft) -> FileShape:
-        return cls(
-            id=draft.id, filename=draft.filename, created=draft.created, bytes=draft.bytes, offset=draft.offset,
-            whole=draft.whole,
-        )  # fmt: skip
 
-
-class ProjectShape(BaseModel):
+class ProjectShape(Shape):
     """A file and how it is read. jobs: how many there are in each state."""
 
     id: str
@@ -139,13 +132,6 @@ class ProjectShape(BaseModel):
     reading: dict[str, Any]
     jobs: dict[str, int]
 
-    @classmethod
-    def of(cls, project: Project, jobs: Mapping[str, int]) -> ProjectShape:
-        return cls(
-            id=project.id, name=project.name, created=project.created, filename=project.filename,
-            sha256=project.sha256, reading=asdict(project.reading), jobs=dict(jobs),
-        )  # fmt: skip
-
 
 class Note(BaseModel):
     """A sentence about a file. kind: info, good or warn."""
@@ -154,7 +140,7 @@ class Note(BaseModel):
     words: str
 
 
-class FindingsShape(BaseModel):
+class FindingsShape(Shape):
     """What is in a file as it is read. faults: of rows that are left out, at most a hundred.  obstacle: why it is no
     task yet, or nothing.
     """
@@ -162,7 +148,7 @@ class FindingsShape(BaseModel):
     rows: int
     usable: int
     left_out: int
-    faults: list[dict[str, Any]]
+    faults: list[Fault]
     splits: dict[str, int]
     duplicates: int
     conflicting: int
@@ -172,35 +158,12 @@ class FindingsShape(BaseModel):
     obstacle: str
 
     @classmethod
-    def of(cls, seen: Findings) -> FindingsShape:
-        counts = {name: getattr(seen, name) for name in cls.model_fields if name not in ("left_out", "faults", "notes")}
-        return cls(
-            **counts, left_out=len(seen.faults), faults=[asdict(one) for one in seen.faults[:FAULTS]],
-            notes=[Note(kind=kind, words=words) for words, kind in notes_of(seen)],
-        )  # fmt: skip
+    def of_file(cls, seen: Findings) -> FindingsShape:
+        notes = [Note(kind=kind, words=words) for words, kind in notes_of(seen)]
+        return cls.about(seen, left_out=len(seen.faults), faults=seen.faults[:FAULTS], notes=notes)
 
 
-class CheckShape(BaseModel):
-    """What is known of one run before it starts, as `Check` of `studio.preflight` says."""
-
-    key: str
-    label: str
-    rows: int
-    tokens: int
-    truncated: int
-    seconds: float | None
-    peak_bytes: float | None
-    fits: bool
-    words: str
-    epochs: float
-    beside: int
-
-    @classmethod
-    def of(cls, check: Check) -> CheckShape:
-        return cls(**{name: getattr(check, name) for name in cls.model_fields})
-
-
-class AskedShape(BaseModel):
+class AskedShape(Shape):
     """A question to the assistant. text: what has been written so far.  error: why it failed, in a sentence."""
 
     id: str
@@ -208,12 +171,8 @@ class AskedShape(BaseModel):
     text: str = ""
     error: str = ""
 
-    @classmethod
-    def of(cls, asked: str, answer: Answer) -> AskedShape:
-        return cls(id=asked, state=answer.state, text=answer.text, error=answer.error)
 
-
-class SightShape(BaseModel):
+class SightShape(Shape):
     """What test rows and seeds can see. difference: in ROUGE-L, between two methods, found four times in five; none
     where they decide nothing.  mistaken: of equally good methods the share that would be told apart.  groups: of the
     rows, where they share some; each counts as one row.
@@ -225,24 +184,19 @@ class SightShape(BaseModel):
     mistaken: float
     groups: int
 
-    @classmethod
-    def of(cls, found: Sight) -> SightShape:
-        known = found.difference if math.isfinite(found.difference) else None
-        return cls(seeds=found.seeds, rows=found.rows, difference=known, mistaken=found.mistaken, groups=found.groups)
-
 
 class CheckedShape(AskedShape):
     """A check of a plan. seconds: until the last of its runs would end, None where that is unknown.  words: what should
     be known before the plan is queued.  sights: what its test rows can see with its seeds, and with more.
     """
 
-    checks: list[CheckShape] = Field(default_factory=list)
+    checks: list[Check] = Field(default_factory=list)
     sights: list[SightShape] = Field(default_factory=list)
     seconds: float | None = None
     words: list[str] = Field(default_factory=list)
 
 
-class PlanShape(BaseModel):
+class PlanShape(Shape):
     """What was queued together. jobs: their ids.  states: how many of them are in each.
 
     words: of a plan whose learning rates are raced which one each method was given, as far as it is known.
@@ -255,55 +209,3 @@ class PlanShape(BaseModel):
     jobs: list[str]
     states: dict[str, int]
     words: list[str]
-
-    @classmethod
-    def of(cls, plan: Plan, states: Mapping[str, int], words: Sequence[str]) -> PlanShape:
-        return cls(
-            id=plan.id, project=plan.project, name=plan.name, created=plan.created, jobs=list(plan.jobs),
-            states=dict(states), words=list(words),
-        )  # fmt: skip
-
-
-class JobShape(BaseModel):
-    """One run, where it stands. words: what it is doing, as the page says it.  run: the whole of its settings.
-
-    state: queued, running, done, failed or cancelled.  loss: of the last step, nats per token.
-    """
-
-    id: str
-    project: str
-    plan: str
-    label: str
-    state: str
-    words: list[str]
-    attempt: int
-    created: float
-    started: float | None
-    finished: float | None
-    phase: str
-    phase_done: int
-    phase_total: int
-    phase_began: float | None
-    seconds_left: float | None
-    step: int
-    steps: int
-    loss: float | None
-    tokens_per_second: float | None
-    error: str
-    cached: bool
-    cancelling: bool
-    key: str
-    run: dict[str, Any]
-
-    @classmethod
-    def of(cls, job: Job) -> JobShape:
-        own = {name: getattr(job, name) for name in cls.model_fields if name not in ("words", "run")}
-        words = list(job.doing.words()) if job.state == "running" else []
-        return cls(**own, words=words, run=job.run.model_dump(mode="json"))
-
-
-class Point(BaseModel):
-    """One point of a curve: training loss in nats per label token."""
-
-    step: int
-    loss: float | None

@@ -7,16 +7,14 @@ import binascii
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from peftbook.errors import Conflict
 from peftbook.studio.api.context import Asks, Here
-from peftbook.studio.api.shapes import Body
+from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.people import Logins, known
-from peftbook.studio.tokens import Keys, Token
-
-__all__ = ["routes"]
+from peftbook.studio.tokens import Keys
 
 routes = APIRouter(prefix="/tokens", tags=["tokens"])
 
@@ -25,7 +23,7 @@ class TokenBody(Body):
     label: str = Field(description="what the token is for")
 
 
-class TokenShape(BaseModel):
+class TokenShape(Shape):
     """A token. secret: said once, when it is made."""
 
     id: str
@@ -33,10 +31,6 @@ class TokenShape(BaseModel):
     created: float
     used: float | None
     secret: str | None = None
-
-    @classmethod
-    def of(cls, token: Token, secret: str | None = None) -> TokenShape:
-        return cls(id=token.id, label=token.label, created=token.created, used=token.used, secret=secret)
 
 
 def keys_of(here: Here) -> Keys:
@@ -82,13 +76,14 @@ def make_token(body: TokenBody, keys: Kept, name: Somebody) -> TokenShape:
 
     With a login file name and password are enough: `curl -u NAME`.
     """
-    return TokenShape.of(*keys.make(name, body.label))
+    token, secret = keys.make(name, body.label)
+    return TokenShape.about(token, secret=secret)
 
 
 @routes.get("")
 def list_tokens(keys: Kept, name: Somebody) -> list[TokenShape]:
     """Your tokens, without their secrets."""
-    return [TokenShape.of(token) for token in keys.tokens(name)]
+    return [TokenShape.about(token, secret=None) for token in keys.tokens(name)]
 
 
 @routes.delete("/{token}", status_code=204)

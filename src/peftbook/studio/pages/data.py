@@ -14,6 +14,7 @@ from peftbook.studio.findings import examined, notes_of, project_of_draft, split
 from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit, typed_number
+from peftbook.studio.settings import Reading
 from peftbook.studio.store import Project
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Findings, Split
@@ -176,10 +177,8 @@ def parts_of(found: Table) -> dict[str, tuple[str, str, list[tuple[str, str]]]]:
 def make_project(visit: Visit) -> str:
     """Keep the upload as a project."""
     form = Form.of(visit)
-    project = project_of_draft(
-        visit.studio, visit.context.drafts, form.draft.id, form.fields["name"], form.columns, form.split,
-        form.fields["instruction"],
-    )  # fmt: skip
+    reading = Reading.of(form.columns, form.split, form.fields["instruction"])
+    project = project_of_draft(visit.studio, visit.context.drafts, form.draft.id, form.fields["name"], reading)
     return f"/projects/{project.id}/data"
 
 

@@ -1,8 +1,6 @@
-"""A demonstration of less than a minute: 300 tickets of an invented shop, a small model, a decision.
+"""Build the tickets: 300 messages to an invented shop, each put together from the sentences below by a fixed seed.
 
-    python -m peftbook.studio.demo > src/peftbook/data/tickets.csv
-
-writes the file that is shipped; every ticket is put together from the sentences below, by a fixed seed.
+python -m peftbook.tasks.tickets_build > src/peftbook/data/tickets.csv
 """
 
 from __future__ import annotations
@@ -11,11 +9,8 @@ import csv
 import random
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from peftbook.tasks.tickets import PATH as TICKETS
-
-__all__ = ["ASKED", "TICKETS", "tickets", "words_of_demo"]
+__all__ = ["tickets"]
 
 CUSTOMERS, EACH, SEED = 100, 3, 7
 PRODUCTS = ("lamp", "kettle", "tent", "radio", "bicycle", "camera", "heater", "printer")
@@ -56,12 +51,6 @@ TONES = (
     "Please let me know.", "Thank you for your help.", "There is no hurry.", "It can wait.", "",
 )  # fmt: skip
 GREETINGS = ("Hello,", "Good morning,", "Dear team,", "Hi,", "")
-# In float32, where batches go without padding: the fastest for so small a model on any processor.
-ASKED = (
-    "--input", "message", "--target", "team", "--group", "customer", "--models", "small-llama",
-    "--methods", "untuned,lora,prompt", "--learning-rate", "lora=0.002", "--epochs", "5", "--test-examples", "30",
-    "--max-new-tokens", "8", "--measure", "exact_match", "--dtype", "fp32", "--seeds", "1",
-)  # fmt: skip
 
 
 def tickets() -> Iterator[dict[str, str]]:
@@ -73,13 +62,6 @@ def tickets() -> Iterator[dict[str, str]]:
         parts = [draw.choice(GREETINGS), *((tone, trouble) if draw.random() < 0.3 else (trouble, tone))]
         message = " ".join(part for part in parts if part)
         yield {"customer": f"c{number % CUSTOMERS:03}", "message": message, "team": team}
-
-
-def words_of_demo(home: Path, report: Path | None) -> list[str]:
-    """The command that the demonstration is: `compare` on the tickets, as they lie from here."""
-    file = TICKETS.relative_to(Path.cwd()) if TICKETS.is_relative_to(Path.cwd()) else TICKETS
-    words = ["compare", str(file), *ASKED, "--home", str(home)]
-    return words + (["--report", str(report)] if report else [])
 
 
 def write() -> None:
