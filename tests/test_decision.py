@@ -152,6 +152,17 @@ def test_answers_may_be_fewer_than_the_examples_of_the_loss():
         compare(records, {}, examples(16))
 
 
+def test_rows_of_one_input_are_no_more_evidence_than_a_group():
+    """A split keeps them together, and so does the interval: as if a column had named them."""
+    records = invented({"untuned": 0.3, "lora": 0.5}, n=60)
+    said = [(f"row-{at}", f"asked {at // 4}", f"answer {at}") for at in range(60)]
+    named = tuple(Example(*one, group=one[1]) for one in said)
+    both = [compare(records, {}, rows).pairs[0] for rows in ((*(Example(*one) for one in said),), named)]
+    assert both[0] == both[1] and both[0].differences["rougeL"].groups == 15
+    apart = compare(records, {}, examples(60)).pairs[0].differences["rougeL"]
+    assert apart.groups == 0 and "same input" in " ".join(compare(records, {}, named).cautions)
+
+
 def test_a_share_has_no_interval_outside_0_and_1():
     """One exact match in forty: the interval of its mean would begin below zero. Differences keep theirs."""
     rare = [1.0] + [0.0] * 39

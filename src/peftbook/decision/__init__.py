@@ -1,9 +1,8 @@
 """Decision: records of one comparison to its table and to what should be taken; studio and command line share it.
 
 Each score and each paired difference has the book's 95 % interval, `stats.score_interval`, over shared seeds and test
-examples, or over groups where examples share one. Perplexity is compared through the loss. The decision is about one
-measure, and has
-two questions, each answered at a family-wise level of 5 %:
+examples, or over groups where examples share one or an input (`tasks.groups_of`). Perplexity is compared through the
+loss. The decision is about one measure, and has two questions, each answered at a family-wise level of 5 %:
 
 - Which rows may be the best? One-sided comparisons of each with every other, corrected by Bonferroni (`pairs`).
 - Which rows beat the untuned model? Holm's step-down procedure over these comparisons.
@@ -44,7 +43,7 @@ from peftbook.evidence.stats import Interval
 from peftbook.methods.untuned import Untuned
 from peftbook.own_metrics import Metric
 from peftbook.records import Record
-from peftbook.tasks import Example
+from peftbook.tasks import Example, groups_of
 
 __all__ = [
     "COSTS",
@@ -101,7 +100,7 @@ def compare(
     )
     if examples and len(examples) < most:
         raise InputError(f"{most} test examples were scored and {len(examples)} are given: give the whole split.")
-    groups = [example.group for example in examples]
+    groups = groups_of(examples)
     labelled = dict(zip(label_candidates(candidates), candidates, strict=True))
     base = {one.run.model: 0 for one in candidates}
     for one in candidates:

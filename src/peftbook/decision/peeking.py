@@ -19,7 +19,7 @@ from peftbook.errors import InputError
 from peftbook.evidence.stats import confidence_sequence
 from peftbook.own_metrics import Metric, own_scores, parse_metric
 from peftbook.results import format_value
-from peftbook.tasks import Example
+from peftbook.tasks import Example, groups_of
 
 __all__ = ["Peek", "answer_order", "peek", "peekable"]
 
@@ -86,7 +86,7 @@ def peek(
     the mean of a row, or of a group where rows share one; of the last group only if all of its rows are there.
     """
     metric = peekable(measure, own)
-    groups = [example.group for example in examples]
+    groups = groups_of(examples)
     order = answer_order(groups)
     whole = next((at for at, row in enumerate(order) if row not in first or row not in second), len(order))
     names = [groups[row] or str(row) for row in order]

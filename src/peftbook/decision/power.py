@@ -21,7 +21,7 @@ from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_b
 from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.records import Record
 from peftbook.specs import Run
-from peftbook.tasks import TaskData, test_groups
+from peftbook.tasks import TaskData, groups_of, test_groups
 
 __all__ = ["LEVEL", "SCATTER", "Sight", "Spreads", "found", "needed", "sight", "sight_words", "sights_of", "spreads"]
 
@@ -148,7 +148,8 @@ def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> t
     scored = min((run.evaluation.n_generate for run in runs), default=0)
     if not trained or len(arms) < 2 or not scored or measure not in SCATTER:
         return ()
-    units = len({one.group or one.id for one in task.splits[runs[0].evaluation.split][:scored]})
+    tested = task.splits[runs[0].evaluation.split][:scored]
+    units = len({group or row.id for group, row in zip(groups_of(tested), tested, strict=True)})
     seeds = len({run.seed for run in trained})
     groups = units if units < scored else 0
     return tuple(sight(measure, scored, count, len(arms), groups) for count in sorted({seeds, 3, 5}) if count >= seeds)
