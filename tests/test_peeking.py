@@ -20,7 +20,7 @@ from peftbook.studio.peeks import answers_of, forget_answers, peeks_of, write_an
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
-from peftbook.tasks import Example
+from peftbook.tasks import Example, groups_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 
@@ -66,6 +66,37 @@ def test_of_groups_only_whole_ones_count_as_one_each():
         found = peek({at: first[at] for at in order[:count]}, second, rows, "exact_match")
         assert (found.units, found.rows) == (units, 6 * units)
     assert "nothing to compare yet" in peek({}, second, rows).words
+
+
+def test_groups_of_other_sizes_weigh_as_their_rows_do():
+    """The mean is over rows, as in the decision, and the interval that of the sequence with the groups' sizes; rows of
+    one input are a group too.
+    """
+    sizes = [1] * 12 + [4] * 12
+    names = [f"g{at}" for at, size in enumerate(sizes) for _ in range(size)]
+    by_name = tuple(Example(one.id, one.input, one.target, name) for one, name in zip(ROWS, names, strict=True))
+    by_input = tuple(Example(one.id, name, one.target) for one, name in zip(ROWS, names, strict=True))
+    first, second = answers(0.8, 1), answers(0.5, 2)
+    found, other = (peek(first, second, rows, "exact_match") for rows in (by_name, by_input))
+    right = np.array([[said[at] == row.target for at, row in enumerate(ROWS)] for said in (first, second)], float)
+    assert found.mean == pytest.approx((right[0] - right[1]).mean()) and (found.rows, found.units) == (60, 24)
+    order = [at for at in answer_order(groups_of(by_name)) if at == names.index(names[at])]
+    values = [(right[0] - right[1])[[name == names[at] for name in names]].mean() for at in order]
+    low, high = confidence_sequence(values, weights=[names.count(names[at]) / 4 for at in order])
+    assert (found.low, found.high) == (low[-1], high[-1])
+    assert groups_of(by_input) == ["" if names.count(name) == 1 else name for name in names]
+    assert other.units == 24 and other.mean == found.mean
+
+
+def test_of_several_pairs_all_intervals_hold_together():
+    """Each is that of its share of the level, so that the best pair may be picked after the look."""
+    first, second = answers(0.8, 1), answers(0.5, 2)
+    alone, among = (peek(first, second, ROWS, "exact_match", among=count) for count in (1, 6))
+    assert among.low < alone.low < alone.mean == among.mean < alone.high < among.high
+    order = answer_order([""] * len(ROWS))
+    right = [[float(said[at] == ROWS[at].target) for at in order] for said in (first, second)]
+    assert among.high == confidence_sequence(np.subtract(*right), 0.05 / 6)[1][-1]
+    assert "with the 6 of this plan together" in among.words and "together" not in alone.words
 
 
 def test_an_own_metric_may_be_looked_at_and_what_no_text_has_alone_may_not():

@@ -114,8 +114,9 @@ def declare_metrics(project: str, body: MetricsBody, here: Here) -> list[MetricS
 class PeekShape(BaseModel):
     """A trained run against the untuned model, on the rows that both have answered so far.
 
-    mean: of its scores minus the untuned model's; low, high: at 95 %, at whatever moment one looks or stops, of each
-    run by itself: other seeds are not in it.  units: rows, or groups whose rows are all answered.
+    mean: of its scores minus the untuned model's; low, high: at 95 %, at whatever moment one looks or stops, of all
+    runs of the plan together: the best may be picked after a look. Other seeds and other measures are not in it.
+    units: rows, or groups whose rows are all answered.  among: runs of the plan that are looked at.
     """
 
     job: str
@@ -127,6 +128,7 @@ class PeekShape(BaseModel):
     mean: float
     low: float
     high: float
+    among: int
     words: str
 
     @classmethod
