@@ -15,7 +15,9 @@ from peftbook import metrics, specs
 from peftbook.decision.peeking import answer_order, peek
 from peftbook.errors import Conflict, InputError
 from peftbook.evidence.stats import confidence_sequence
+from peftbook.methods.lora import LoRA
 from peftbook.own_metrics import parse_metric
+from peftbook.studio.decisions import given_up
 from peftbook.studio.peeks import answers_of, forget_answers, peeks_of, write_answers
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Settings
@@ -120,6 +122,18 @@ def test_the_usual_order_leaves_every_key_what_it_was():
         for order in ("length", "random")
     )
     assert "order" not in usual.canonical() and usual.key != random.key
+
+
+def test_a_row_that_was_stopped_after_a_look_still_counts():
+    """Seeds of one row once; of a plan that shows no answer nothing does."""
+    task = specs.Task(name="files", data_sha256="a" * 64)
+    for order, count in (("random", 1), ("length", 0)):
+        scoring = specs.Evaluation(split="test", n_generate=4, order=order)
+        one, other = (
+            [specs.Run(task=task, method=LoRA(rank=rank), budget=specs.Budget(tokens=9, learning_rate=1e-3),
+                       evaluation=scoring, seed=seed) for seed in range(3)] for rank in (2, 4)
+        )  # fmt: skip
+        assert given_up([*one, *other], one[:2]) == count and given_up(one, one) == 0
 
 
 def test_a_plan_is_looked_at_while_its_answers_come(tmp_path):

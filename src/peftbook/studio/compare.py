@@ -20,7 +20,7 @@ from peftbook.errors import InputError
 from peftbook.options import read_options, words_of
 from peftbook.records import Record, write_atomically
 from peftbook.studio import report
-from peftbook.studio.decisions import prose_of
+from peftbook.studio.decisions import given_up, prose_of
 from peftbook.studio.own_file import OwnFile, compute, look_ahead
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
@@ -62,6 +62,7 @@ def compare_file(args: argparse.Namespace) -> int:
     comparison = compare(
         records, texts, examples, measure=judging.measure, margin=judging.margin, tuned=bool(tried),
         metrics=judging.metrics, prose=prose_of(store, records),
+        given_up=given_up((job.run for job in jobs), (job.run for job in jobs if job.run in store)),
     )  # fmt: skip
     if args.json:
         body = as_json(comparison) | {"project": project.id, "jobs": [job.id for job in jobs]}

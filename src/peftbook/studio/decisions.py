@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from peftbook import specs
 from peftbook.decision import COSTS, Comparison, compare
@@ -17,7 +17,7 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 
-__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "prose_of", "whole_report"]
+__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "given_up", "name_of", "prose_of", "whole_report"]
 
 FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 
@@ -62,7 +62,9 @@ def compared(
     are_tuned = None if len(raced) == 2 else raced == {True}
     own = metrics_of(studio, project_id) if metrics is None else metrics
     said, runs = tuple(one.text() for one in own), tuple(job.run for job in jobs)
-    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said)
+    alike = [job.run for job in studio.jobs(project_id) if job.run.evaluation == runs[0].evaluation]
+    lost = given_up(alike, runs)
+    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said, lost)
 
 
 @functools.lru_cache(32)
@@ -75,6 +77,7 @@ def _compared(
     margin: float | None,
     tuned: bool | None,
     metrics: tuple[str, ...],
+    lost: int,
 ) -> Comparison:
     """A record never changes, so neither does this."""
     studio = Studio(home)
@@ -84,8 +87,18 @@ def _compared(
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
     own, prose = read_metrics(metrics, files=False), prose_of(store, records)
     return compare(
-        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose
-    )
+        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose,
+        given_up=lost,
+    )  # fmt: skip
+
+
+def given_up(wanted: Iterable[specs.Run], done: Iterable[specs.Run]) -> int:
+    """How many rows, seeds pooled, were wanted and are not among those that are done, of plans whose answers may be
+    looked at while they come.
+    """
+    looked_at = (run for run in wanted if run.evaluation.order == "random" and not is_trial(run))
+    rows = [{run.model_copy(update={"seed": 0}).key for run in runs} for runs in (looked_at, done)]
+    return len(rows[0] - rows[1])
 
 
 def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
