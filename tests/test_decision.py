@@ -164,13 +164,21 @@ def test_rows_of_one_input_are_no_more_evidence_than_a_group():
 
 
 def test_a_share_has_no_interval_outside_0_and_1():
-    """One exact match in forty: the interval of its mean would begin below zero. Differences keep theirs."""
+    """One exact match in forty: the interval of its mean would begin below zero."""
     rare = [1.0] + [0.0] * 39
     found = compare([record_of("untuned", 0, [0.0] * 40), record_of("lora", 0, rare)], {}, ())
     plain, row = stats.example_interval(rare), next(one for one in found.rows if one.label == "LoRA")
     shown = row.scores["exact_match"]
-    assert plain.low < 0 == shown.low and (shown.mean, shown.high) == (plain.mean, plain.high)
-    assert row.against_untuned["exact_match"] == plain
+    assert plain.low < 0 == shown.low < shown.mean == plain.mean < plain.high < shown.high
+
+
+def test_all_right_is_not_shown_to_be_as_good_as_all_right():
+    """Sixty rows of sixty, twice: zero apart, and nothing taken for granted; with many more rows it is an answer."""
+    for rows, kind in ((60, "too few examples"), (400, "cheapest of equals")):
+        records = [record_of(name, 0, np.full(rows, score)) for name, score in (("lora", 0.97), ("prompt", 0.96))]
+        found = compare(records, {}, (), measure="exact_match")
+        one = found.pairs[0].differences["exact_match"]
+        assert (one.mean, found.recommendation.kind) == (0, kind) and one.half90 < 1.7 / (rows + 2) * math.sqrt(2)
 
 
 def test_perplexity_is_compared_through_loss_per_token():

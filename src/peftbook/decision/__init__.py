@@ -1,8 +1,9 @@
 """Decision: records of one comparison to its table and to what should be taken; studio and command line share it.
 
 Each score and each paired difference has the book's 95 % interval, `stats.score_interval`, over shared seeds and test
-examples, or over groups where examples share one or an input (`tasks.groups_of`). Perplexity is compared through the
-loss. The decision is about one measure, and has two questions, each answered at a family-wise level of 5 %:
+examples, or over groups where examples share one or an input (`tasks.groups_of`); of shares near 0 or 1 that of
+`shares`. Perplexity is compared through the loss. The decision is about one measure, and has two questions, each
+answered at a family-wise level of 5 %:
 
 - Which rows may be the best? One-sided comparisons of each with every other, corrected by Bonferroni (`pairs`).
 - Which rows beat the untuned model? Holm's step-down procedure over these comparisons.

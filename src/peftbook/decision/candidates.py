@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peftbook import metrics, specs
+from peftbook.decision.shares import ends_of_share
 from peftbook.decision.terms import Measure, Row, Skewed
 from peftbook.errors import InputError
 from peftbook.evidence import comparison
@@ -111,8 +112,10 @@ def describe_row(label: str, own: Candidate, measures: Sequence[Measure], base: 
 def score(records: Sequence[Record], measure: Measure, groups: Groups = ()) -> Interval:
     """The book's interval of a score, within what such a score can be; of perplexity exp of the loss's."""
     one = comparison.score(records, measure.column, groups)
-    if measure.share and (one.low < 0 or one.high > 1):
-        return Skewed(**vars(one), ends=(max(0.0, one.low), min(1.0, one.high)))
+    if measure.share:
+        table = comparison.table(records, measure.column)
+        ends = ends_of_share(one, table, groups[: table.shape[1]])
+        return one if ends == (one.low, one.high) else Skewed(**vars(one), ends=ends)
     if measure.name != "perplexity":
         return one
     mean, low, high = (metrics.perplexity([nats], [1]) for nats in (one.mean, one.low, one.high))
