@@ -25,7 +25,7 @@ from peftbook.decision.copying import copying_score
 from peftbook.decision.forgetting import forgotten
 from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
-from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
+from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend, say_continued
 from peftbook.decision.terms import (
     COSTS,
     MEASURES,
@@ -82,7 +82,8 @@ def compare(
 ) -> Comparison:
     """The table of all records and what to take.
 
-    records: quality runs of one task, scored on the same test examples.  texts: generated, by key of the record.
+    records: quality runs of one task, scored on the same test examples; and those that some of them go on from, whose
+    task has fewer training rows and the same test examples.  texts: generated, by key of the record.
     examples: of the split that was scored, in its order; may be empty.  metrics: the user's own, computed from texts
     and examples here.  measure: what decides, one of MEASURES or the name of such a metric.
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
@@ -109,7 +110,7 @@ def compare(
     for one in candidates:
         base[one.run.model] = max(base[one.run.model], one.base_parameters)
     rows = [describe_row(label, one, measures, base[one.run.model], groups) for label, one in labelled.items()]
-    rows = with_forgotten(rows, labelled, prose or {})
+    rows = with_before(with_forgotten(rows, labelled, prose or {}))
     contest = [row for row in rows if not row.failure and deciding.name in row.scores]
     contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
     competing = {row.label: labelled[row.label] for row in contest}
@@ -135,8 +136,20 @@ def compare(
         metrics=tuple(metrics),
         given_up=given_up,
     )
-    found = dataclasses.replace(found, recommendation=recommend(found))
+    found = dataclasses.replace(found, recommendation=recommend(found), continued=say_continued(found))
     return dataclasses.replace(found, cautions=list_cautions(found, tuned))
+
+
+def with_before(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those that go on from another one with its label and its cost: they are not to be had without it."""
+    owners = {key: row for row in rows for key in row.runs}
+    return [
+        row if (before := owners.get(row.run.start)) is None else dataclasses.replace(
+            row, before=before.label, train_seconds=row.train_seconds + before.train_seconds,
+            peak_memory_bytes=max(row.peak_memory_bytes, before.peak_memory_bytes),
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 def with_forgotten(rows: Sequence[Row], labelled: Mapping[str, Candidate], prose: Mapping[str, Record]) -> list[Row]:
@@ -209,6 +222,7 @@ def mark(
             row,
             against_untuned=by_pair.get((row.label, baselines.get(row.label, "")), {}),
             against_leader=by_pair.get((row.label, labels[0]), {}),
+            against_before=by_pair.get((row.label, row.before), {}),
             may_be_best=row.label not in ruled_out or row.label == labels[0],
             beats_untuned=row.label in better,
         )

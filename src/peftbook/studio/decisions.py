@@ -10,7 +10,7 @@ from peftbook.decision import COSTS, Comparison, compare
 from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import Conflict, Unknown
 from peftbook.own_metrics import Metric, read_metrics
-from peftbook.records import Record, Store
+from peftbook.records import Record, Store, load_record
 from peftbook.studio import artefacts, report
 from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Job
@@ -83,6 +83,7 @@ def _compared(
     studio = Studio(home)
     store = studio.records(project_id)
     records = [record for record in map(store.get, runs) if record is not None]
+    records += befores(store, records)
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
     own, prose = read_metrics(metrics, files=False), prose_of(store, records)
@@ -101,6 +102,13 @@ def given_up(wanted: Iterable[specs.Run], done: Iterable[specs.Run]) -> int:
     return len(rows[0] - rows[1])
 
 
+def befores(store: Store, records: Sequence[Record]) -> list[Record]:
+    """The records of the runs that some of these go on from, which `continue_job` has left beside them."""
+    starts = {one.spec.start for one in records if isinstance(one.spec, specs.Run) and one.spec.start}
+    paths = (store.path(key) for key in sorted(starts - {one.key for one in records}))
+    return [load_record(path) for path in paths if path is not None]
+
+
 def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
     """By key of a record what was measured of its run on plain prose, where it was."""
     runs = [record.spec for record in records if isinstance(record.spec, specs.Run)]
@@ -110,7 +118,9 @@ def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
 
 def whole_report(studio: Studio, project_id: str, jobs: list[Job], found: Comparison) -> str:
     """The comparison of these jobs as one HTML file, with the commands that repeat it."""
-    records = [record for job in jobs if (record := studio.records(project_id).get(job.run)) is not None]
+    store = studio.records(project_id)
+    records = [record for job in jobs if (record := store.get(job.run)) is not None]
+    records += befores(store, records)
     splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
     commands = [artefacts.command_line(studio, job) for job in jobs]
     return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)

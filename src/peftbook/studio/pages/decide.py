@@ -15,7 +15,20 @@ from peftbook.results import format_value
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
 from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.downloads import slug
-from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table, unfolded
+from peftbook.studio.markup import (
+    Cell,
+    clipped,
+    empty,
+    joined,
+    link,
+    note,
+    number,
+    piece,
+    size,
+    span,
+    table,
+    unfolded,
+)
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import View, Visit, lines
 from peftbook.studio.store import Project
@@ -50,6 +63,7 @@ def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, st
     )  # fmt: skip
     parts: list[object] = [
         words,
+        *map(note, found.continued),
         piece('<p class="tools acts">{}</p>', take),
         scores(found, sifted),
         piece('<p class="fine">{}</p>', legend(found)),
