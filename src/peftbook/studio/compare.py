@@ -8,6 +8,7 @@ given again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from peftbook.options import read_options, words_of
 from peftbook.records import Record, write_atomically
 from peftbook.studio import report
 from peftbook.studio.decisions import given_up, prose_of
+from peftbook.studio.gauging import gauge_later
 from peftbook.studio.own_file import OwnFile, compute, look_ahead
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
@@ -50,6 +52,8 @@ def compare_file(args: argparse.Namespace) -> int:
         return 130
     project, jobs = computed
     store = studio.records(project.id)
+    with contextlib.suppress(InputError):  # which has been said, and the rest of the decision does not need it
+        gauge_later(studio, jobs, note)
     tried = [] if args.run else [job for job in jobs if is_trial(job.run)]
     for job in (failed := ended_badly(jobs)):
         note(f"{job.label}: {job.state}{f', {job.error}' if job.error else ''}")

@@ -63,8 +63,9 @@ def compared(
     own = metrics_of(studio, project_id) if metrics is None else metrics
     said, runs = tuple(one.text() for one in own), tuple(job.run for job in jobs)
     alike = [job.run for job in studio.jobs(project_id) if job.run.evaluation == runs[0].evaluation]
-    lost = given_up(alike, runs)
-    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said, lost)
+    lost, store = given_up(alike, runs), studio.records(project_id)
+    gauged = tuple(run.key for run in runs if is_gauged(run) and prose_probe(run) in store)
+    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said, lost, gauged)
 
 
 @functools.lru_cache(32)
@@ -78,8 +79,9 @@ def _compared(
     tuned: bool | None,
     metrics: tuple[str, ...],
     lost: int,
+    gauged: tuple[str, ...],
 ) -> Comparison:
-    """A record never changes, so neither does this."""
+    """A record never changes, so neither does this. gauged: of which runs there is a record of prose by now."""
     studio = Studio(home)
     store = studio.records(project_id)
     records = [record for record in map(store.get, runs) if record is not None]

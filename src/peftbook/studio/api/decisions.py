@@ -14,9 +14,10 @@ from peftbook.decision import COSTS, MEASURES, Comparison
 from peftbook.own_metrics import Metric
 from peftbook.studio import report
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.shapes import Body
+from peftbook.studio.api.shapes import AskedShape, Body
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
 from peftbook.studio.declared import declare, metrics_of
+from peftbook.studio.gauging import ask_to_gauge
 from peftbook.studio.jobs import Job
 from peftbook.studio.peeks import Against, peeks_of
 from peftbook.studio.terminal import as_json, show
@@ -150,6 +151,13 @@ def look_at_answers(
     here.studio.project(project)
     found = peeks_of(here.studio, project, plan, measure, metrics_of(here.studio, project))
     return [PeekShape.of_run(one) for one in found]
+
+
+@routes.post("/forgetting", status_code=202)
+def measure_forgetting(project: str, here: Here) -> AskedShape:
+    """Measure what runs have forgotten that are older than the gauge, from what they left; nothing is trained again."""
+    asked = ask_to_gauge(here.studio, project)
+    return AskedShape.of(asked, here.studio.answer(asked))
 
 
 @routes.get("/decision")
