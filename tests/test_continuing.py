@@ -10,15 +10,21 @@ from studio_home import COLOURS, colours_project, small_run
 from tiny import save_tiny_folder, tiny_task
 
 from peftbook import specs
+from peftbook.decision.candidates import group_records
 from peftbook.errors import Conflict, InputError
+from peftbook.evidence.comparison import paired
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Store
+from peftbook.records import Record, Store
+from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.continuing import continue_job
+from peftbook.studio.decisions import compared, whole_report
 from peftbook.studio.store import Job, Studio
+from peftbook.studio.terminal import as_json, show
 from peftbook.studio.work import keep_trained, start_of
 from peftbook.tasks import Example
 from peftbook.tasks.files import Split, split_rows
+from peftbook.tasks.table import Caps
 from peftbook.training import execute as module
 from peftbook.training.execute import Watch, execute, prepare
 from peftbook.training.forward import trainable_state
@@ -137,6 +143,57 @@ def test_a_job_goes_on_in_a_project_of_its_own(tmp_path):
     third = studio.task(again.project.id)
     assert [one.input for one in third.splits["test"]] == [one.input for one in old.splits["test"]]
     assert len(third.splits["train"]) == len(task.splits["train"]) + 5
+
+
+def test_what_going_on_has_changed_stands_beside_what_it_was(tmp_path):
+    """A paired interval by the book's rule over the same test rows, on page, report, text and JSON; the cost of both;
+    the first project may be gone, and the second one moves with it.
+    """
+    studio = Studio(tmp_path / "one")
+    project = colours_project(studio, rows=200)
+    run = small_run(studio, project, LoRA(rank=4), texts=20)
+    studio.submit(project.id, [run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"n_loss": 20})})])
+    finish(studio, studio.claim("stand-in", 1), 0.3)
+    (job,) = studio.jobs(project.id)
+    old = studio.records(project.id).get(job.run)
+    made = continue_job(studio, job.id, more(12, 300), "more.csv")
+    while (claimed := studio.claim("stand-in", 1)) is not None:
+        rise = 0.1 if claimed.run.start else -0.2
+        finish(studio, claimed, 0.3 + rise)
+    studio.delete_project(project.id)
+    saved = save_project(studio, made.project.id)
+    other = Studio(tmp_path / "two")
+    load_project(other, saved, Caps())
+    for home in (studio, other):
+        jobs = studio.jobs(made.project.id)
+        new = home.records(made.project.id).get(jobs[1].run)
+        found = compared(home, made.project.id, [one for one in jobs if one.state == "done"])
+        row, before = (next(one for one in found.rows if name in one.label) for name in ("continued", "before"))
+        assert [one.label for one in found.rows] == ["LoRA, continued", "LoRA, before", "Untuned"]
+        assert row.against_before["rougeL"] == paired([new], [old], "rougeL")
+        assert (row.before, row.train_seconds, before.train_seconds) == (before.label, 2.0, 1.0)
+        assert before.against_untuned["rougeL"].mean == pytest.approx(0.2)
+        (said,) = found.continued
+        assert said.startswith("LoRA, continued − LoRA, before: +0.1") and "same 20 test examples" in said
+        assert said in " ".join(show(found, 1000).split()).replace(" ", " ")
+        told = next(one for one in as_json(found)["rows"] if one["before"])
+        assert told["minus_before"]["rougeL"]["mean"] == pytest.approx(0.1) and as_json(found)["continued"] == [said]
+        page = whole_report(home, made.project.id, jobs, found).replace(" ", " ")
+        assert said in page and old.key[:12] in page
+
+
+def test_rows_go_on_only_from_what_was_scored_alike():
+    """Another evaluation is refused as ever, and so is a run of other data that nothing goes on from."""
+    task, other = (specs.Task(name="files", data_sha256=sign * 64) for sign in "ab")
+    one = specs.Run(task=task, method=LoRA(rank=2), budget=specs.Budget(tokens=9, learning_rate=1e-3))
+    onward = one.model_copy(update={"task": other, "start": one.key})
+    records = [Record(key=run.key, spec=run, measurements={}) for run in (one, onward)]
+    assert [each.run for each in group_records(records)] == [onward, one]
+    elsewhere = onward.model_copy(update={"start": "", "seed": 1})
+    scored = one.model_copy(update={"evaluation": specs.Evaluation(n_loss=3)})
+    for run in (elsewhere, scored.model_copy(update={"start": ""})):
+        with pytest.raises(InputError, match="not scored on the same test examples"):
+            group_records([records[0], Record(key=run.key, spec=run, measurements={})])
 
 
 def test_what_cannot_go_on_is_one_sentence_and_leaves_nothing(tmp_path):

@@ -152,14 +152,33 @@ def test_answers_may_be_fewer_than_the_examples_of_the_loss():
         compare(records, {}, examples(16))
 
 
+def test_rows_of_one_input_are_no_more_evidence_than_a_group():
+    """A split keeps them together, and so does the interval: as if a column had named them."""
+    records = invented({"untuned": 0.3, "lora": 0.5}, n=60)
+    said = [(f"row-{at}", f"asked {at // 4}", f"answer {at}") for at in range(60)]
+    named = tuple(Example(*one, group=one[1]) for one in said)
+    both = [compare(records, {}, rows).pairs[0] for rows in ((*(Example(*one) for one in said),), named)]
+    assert both[0] == both[1] and both[0].differences["rougeL"].groups == 15
+    apart = compare(records, {}, examples(60)).pairs[0].differences["rougeL"]
+    assert apart.groups == 0 and "same input" in " ".join(compare(records, {}, named).cautions)
+
+
 def test_a_share_has_no_interval_outside_0_and_1():
-    """One exact match in forty: the interval of its mean would begin below zero. Differences keep theirs."""
+    """One exact match in forty: the interval of its mean would begin below zero."""
     rare = [1.0] + [0.0] * 39
     found = compare([record_of("untuned", 0, [0.0] * 40), record_of("lora", 0, rare)], {}, ())
     plain, row = stats.example_interval(rare), next(one for one in found.rows if one.label == "LoRA")
     shown = row.scores["exact_match"]
-    assert plain.low < 0 == shown.low and (shown.mean, shown.high) == (plain.mean, plain.high)
-    assert row.against_untuned["exact_match"] == plain
+    assert plain.low < 0 == shown.low < shown.mean == plain.mean < plain.high < shown.high
+
+
+def test_all_right_is_not_shown_to_be_as_good_as_all_right():
+    """Sixty rows of sixty, twice: zero apart, and nothing taken for granted; with many more rows it is an answer."""
+    for rows, kind in ((60, "too few examples"), (400, "cheapest of equals")):
+        records = [record_of(name, 0, np.full(rows, score)) for name, score in (("lora", 0.97), ("prompt", 0.96))]
+        found = compare(records, {}, (), measure="exact_match")
+        one = found.pairs[0].differences["exact_match"]
+        assert (one.mean, found.recommendation.kind) == (0, kind) and one.half90 < 1.7 / (rows + 2) * math.sqrt(2)
 
 
 def test_perplexity_is_compared_through_loss_per_token():
@@ -293,6 +312,22 @@ def test_error_rates_hold_over_the_family():
         wrong_best += not next(row for row in found.contest if row.label == "LoRA").may_be_best  # as good as any
         wrong_untuned += any(row.beats_untuned for row in found.contest)
     assert wrong_best <= 8 and wrong_untuned <= 8, (wrong_best, wrong_untuned)  # 3 are expected
+
+
+def test_who_stops_the_rows_that_look_bad_gains_nothing_by_it():
+    """Of ten methods as good as the untuned model the best of the first 45 rows is kept. Decided among what is left it
+    beats that model more often than the level says, and no more often with the others counted.
+    """
+    rng, often = np.random.default_rng(5), np.zeros(2)
+    for _ in range(100):
+        base = rng.normal(0.4, 0.12, 60)
+        scores = 0.7 * (base[None] - 0.4) + 0.4 + rng.normal(0, 0.09, (10, 60))
+        kept = scores[(scores - base)[:, :45].mean(axis=1).argmax()]
+        records = [record_of("untuned", 0, base), record_of("lora", 0, kept)]
+        found = [compare(records, {}, (), given_up=count) for count in (0, 9)]
+        often += [any(row.beats_untuned for row in one.rows) for one in found]
+    assert often[1] <= 5 < often[0]
+    assert found[1].family == 11 and "9 more rows" in " ".join(found[1].cautions)
 
 
 def test_a_failed_run_is_listed_and_not_compared():

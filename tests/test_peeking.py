@@ -15,12 +15,14 @@ from peftbook import metrics, specs
 from peftbook.decision.peeking import answer_order, peek
 from peftbook.errors import Conflict, InputError
 from peftbook.evidence.stats import confidence_sequence
+from peftbook.methods.lora import LoRA
 from peftbook.own_metrics import parse_metric
+from peftbook.studio.decisions import given_up
 from peftbook.studio.peeks import answers_of, forget_answers, peeks_of, write_answers
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
-from peftbook.tasks import Example
+from peftbook.tasks import Example, groups_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 
@@ -68,6 +70,37 @@ def test_of_groups_only_whole_ones_count_as_one_each():
     assert "nothing to compare yet" in peek({}, second, rows).words
 
 
+def test_groups_of_other_sizes_weigh_as_their_rows_do():
+    """The mean is over rows, as in the decision, and the interval that of the sequence with the groups' sizes; rows of
+    one input are a group too.
+    """
+    sizes = [1] * 12 + [4] * 12
+    names = [f"g{at}" for at, size in enumerate(sizes) for _ in range(size)]
+    by_name = tuple(Example(one.id, one.input, one.target, name) for one, name in zip(ROWS, names, strict=True))
+    by_input = tuple(Example(one.id, name, one.target) for one, name in zip(ROWS, names, strict=True))
+    first, second = answers(0.8, 1), answers(0.5, 2)
+    found, other = (peek(first, second, rows, "exact_match") for rows in (by_name, by_input))
+    right = np.array([[said[at] == row.target for at, row in enumerate(ROWS)] for said in (first, second)], float)
+    assert found.mean == pytest.approx((right[0] - right[1]).mean()) and (found.rows, found.units) == (60, 24)
+    order = [at for at in answer_order(groups_of(by_name)) if at == names.index(names[at])]
+    values = [(right[0] - right[1])[[name == names[at] for name in names]].mean() for at in order]
+    low, high = confidence_sequence(values, weights=[names.count(names[at]) / 4 for at in order])
+    assert (found.low, found.high) == (low[-1], high[-1])
+    assert groups_of(by_input) == ["" if names.count(name) == 1 else name for name in names]
+    assert other.units == 24 and other.mean == found.mean
+
+
+def test_of_several_pairs_all_intervals_hold_together():
+    """Each is that of its share of the level, so that the best pair may be picked after the look."""
+    first, second = answers(0.8, 1), answers(0.5, 2)
+    alone, among = (peek(first, second, ROWS, "exact_match", among=count) for count in (1, 6))
+    assert among.low < alone.low < alone.mean == among.mean < alone.high < among.high
+    order = answer_order([""] * len(ROWS))
+    right = [[float(said[at] == ROWS[at].target) for at in order] for said in (first, second)]
+    assert among.high == confidence_sequence(np.subtract(*right), 0.05 / 6)[1][-1]
+    assert "with the 6 of this plan together" in among.words and "together" not in alone.words
+
+
 def test_an_own_metric_may_be_looked_at_and_what_no_text_has_alone_may_not():
     """ROUGE, exact match and own metrics are of single texts; perplexity and BERTScore are computed at the end."""
     metric = parse_metric("same=exact")
@@ -89,6 +122,18 @@ def test_the_usual_order_leaves_every_key_what_it_was():
         for order in ("length", "random")
     )
     assert "order" not in usual.canonical() and usual.key != random.key
+
+
+def test_a_row_that_was_stopped_after_a_look_still_counts():
+    """Seeds of one row once; of a plan that shows no answer nothing does."""
+    task = specs.Task(name="files", data_sha256="a" * 64)
+    for order, count in (("random", 1), ("length", 0)):
+        scoring = specs.Evaluation(split="test", n_generate=4, order=order)
+        one, other = (
+            [specs.Run(task=task, method=LoRA(rank=rank), budget=specs.Budget(tokens=9, learning_rate=1e-3),
+                       evaluation=scoring, seed=seed) for seed in range(3)] for rank in (2, 4)
+        )  # fmt: skip
+        assert given_up([*one, *other], one[:2]) == count and given_up(one, one) == 0
 
 
 def test_a_plan_is_looked_at_while_its_answers_come(tmp_path):

@@ -1,5 +1,6 @@
 """How many seeds and rows before training: from paired differences of our records, and consistent with their plan."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -174,6 +175,10 @@ def test_a_plan_says_what_its_test_rows_can_see():
         words.startswith("80 test rows in 20 groups and 1 seed find")
         and "luck would tell" in words
         and "5 seeds find" in words
+        and "the worst case" in words
     )
+    assert "worst case" not in sight_words([sight("rougeL", 80, 1)])
+    repeated = tuple(Example(f"r{at}", f"asked {at // 4}", "b") for at in range(100))
+    assert sights_of(runs, dataclasses.replace(task, splits={"test": repeated})) == (own, *more)
     assert "decide nothing" in sight_words([sight("rougeL", 19, 1)]) and sight_words(()) == ""
     assert sights_of(runs[:1], task) == sights_of(runs, task, "exact_match") == ()

@@ -560,6 +560,25 @@ def test_a_confidence_sequence_may_be_looked_at_after_every_row(name):
     assert one_look > 0.15
 
 
+def test_a_confidence_sequence_of_groups_is_of_the_mean_over_rows():
+    """Where large groups have another mean than small ones, the weights let the mean over rows in and no other."""
+    rng = np.random.default_rng(3)
+    large = rng.random((400, 200)) < 0.3
+    sizes, means = np.where(large, 6.0, 2.0), np.where(large, -0.2, 0.3)
+    values = np.clip(means + rng.normal(0, 0.3, means.shape), -1, 1)
+    over_rows = (0.7 * 2 * 0.3 - 0.3 * 6 * 0.2) / (0.7 * 2 + 0.3 * 6)
+    missed = []
+    for weights in (sizes / 6, np.ones(sizes.shape)):
+        up, down = stats.capital((values + 1) / 2, np.array([(over_rows + 1) / 2]), 0.05, weights)
+        missed.append((np.maximum(up, down) >= math.log(2 / 0.05)).any(axis=(1, 2)).mean())
+    assert missed[0] <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400) < 0.2 < missed[1]
+    plain = stats.confidence_sequence(values[0])
+    assert np.array_equal(plain, stats.confidence_sequence(values[0], weights=np.ones(200)))
+    for weights in ([0.0] * 200, [1.1] * 200, [1.0]):
+        with pytest.raises(InputError, match="a weight above 0"):
+            stats.confidence_sequence(values[0], weights=weights)
+
+
 def test_a_confidence_sequence_is_what_its_capitals_leave():
     """After every value: no mean inside has been left out, every one outside was at some time; by the definition."""
     values = np.random.default_rng(2).choice([-1.0, 0.0, 0.4, 1.0], 60)

@@ -464,6 +464,21 @@ def test_a_decision_is_what_its_address_chooses(window, studio):
     assert Plain(window.served).open(f"/projects/{project}/decision?runs=7").status == 404
 
 
+def test_what_was_forgotten_is_measured_where_the_table_lacks_it(window, studio):
+    """A button under the table; while it is under way there is none, and then the page says of how many runs."""
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/decision")
+    assert "not measured" in window.text
+    window.press("Measure what was forgotten")
+    assert "gauging=" in window.path and "Scoring prose" in window.text
+    assert not window.soup.find("button", string="Measure what was forgotten")
+    (asked,) = [studio.take()]
+    assert (asked.kind, asked.payload) == ("gauge", {"project": project})
+    studio.settle(asked.id, text="Measured of 2 runs what they forgot.")
+    assert "Measured of 2 runs" in window.open().text
+    assert "ask again" in window.open(f"/projects/{project}/decision?gauging=none").text
+
+
 def test_a_metric_of_ones_own_is_declared_and_decides(window, studio):
     """One a line; it stands in the table and may be chosen; what declares none is refused and stays typed."""
     project = trained(window, studio)

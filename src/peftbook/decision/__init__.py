@@ -1,9 +1,9 @@
 """Decision: records of one comparison to its table and to what should be taken; studio and command line share it.
 
 Each score and each paired difference has the book's 95 % interval, `stats.score_interval`, over shared seeds and test
-examples, or over groups where examples share one. Perplexity is compared through the loss. The decision is about one
-measure, and has
-two questions, each answered at a family-wise level of 5 %:
+examples, or over groups where examples share one or an input (`tasks.groups_of`); of shares near 0 or 1 that of
+`shares`. Perplexity is compared through the loss. The decision is about one measure, and has two questions, each
+answered at a family-wise level of 5 %:
 
 - Which rows may be the best? One-sided comparisons of each with every other, corrected by Bonferroni (`pairs`).
 - Which rows beat the untuned model? Holm's step-down procedure over these comparisons.
@@ -25,7 +25,7 @@ from peftbook.decision.copying import copying_score
 from peftbook.decision.forgetting import forgotten
 from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
-from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
+from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend, say_continued
 from peftbook.decision.terms import (
     COSTS,
     MEASURES,
@@ -44,7 +44,7 @@ from peftbook.evidence.stats import Interval
 from peftbook.methods.untuned import Untuned
 from peftbook.own_metrics import Metric
 from peftbook.records import Record
-from peftbook.tasks import Example
+from peftbook.tasks import Example, groups_of
 
 __all__ = [
     "COSTS",
@@ -78,15 +78,18 @@ def compare(
     tuned: bool | None = False,
     metrics: Sequence[Metric] = (),
     prose: Mapping[str, Record] | None = None,
+    given_up: int = 0,
 ) -> Comparison:
     """The table of all records and what to take.
 
-    records: quality runs of one task, scored on the same test examples.  texts: generated, by key of the record.
+    records: quality runs of one task, scored on the same test examples; and those that some of them go on from, whose
+    task has fewer training rows and the same test examples.  texts: generated, by key of the record.
     examples: of the split that was scored, in its order; may be empty.  metrics: the user's own, computed from texts
     and examples here.  measure: what decides, one of MEASURES or the name of such a metric.
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
     size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows, None
-    where some were.  prose: by key of a record what `prose_probe` measured of its run.
+    where some were.  prose: by key of a record what `prose_probe` measured of its run.  given_up: rows whose answers
+    could be looked at and that have no record; they count in both families, since what they said may be why.
     Raises InputError for records that cannot be compared and for an unknown or missing measure.
     """
     check_choices(measure, cost, margin, metrics)
@@ -101,21 +104,21 @@ def compare(
     )
     if examples and len(examples) < most:
         raise InputError(f"{most} test examples were scored and {len(examples)} are given: give the whole split.")
-    groups = [example.group for example in examples]
+    groups = groups_of(examples)
     labelled = dict(zip(label_candidates(candidates), candidates, strict=True))
     base = {one.run.model: 0 for one in candidates}
     for one in candidates:
         base[one.run.model] = max(base[one.run.model], one.base_parameters)
     rows = [describe_row(label, one, measures, base[one.run.model], groups) for label, one in labelled.items()]
-    rows = with_forgotten(rows, labelled, prose or {})
+    rows = with_before(with_forgotten(rows, labelled, prose or {}))
     contest = [row for row in rows if not row.failure and deciding.name in row.scores]
     contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
     competing = {row.label: labelled[row.label] for row in contest}
     pairs = pair_up(competing, measures, deciding, groups)
     if scored >= FEWEST_EXAMPLES:
-        pairs = detect(pairs, deciding, len(contest), level)
+        pairs = detect(pairs, deciding, len(contest) + given_up, level)
     found = Comparison(
-        rows=(*mark(contest, pairs, deciding, level, scored), *(row for row in rows if row not in contest)),
+        rows=(*mark(contest, pairs, deciding, level, scored, given_up), *(row for row in rows if row not in contest)),
         measure=deciding,
         pairs=pairs,
         measures=measures,
@@ -131,9 +134,22 @@ def compare(
             examples[:scored], deciding, groups[:scored], next((one for one in metrics if one.name == measure), None)
         ),
         metrics=tuple(metrics),
+        given_up=given_up,
     )
-    found = dataclasses.replace(found, recommendation=recommend(found))
+    found = dataclasses.replace(found, recommendation=recommend(found), continued=say_continued(found))
     return dataclasses.replace(found, cautions=list_cautions(found, tuned))
+
+
+def with_before(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those that go on from another one with its label and its cost: they are not to be had without it."""
+    owners = {key: row for row in rows for key in row.runs}
+    return [
+        row if (before := owners.get(row.run.start)) is None else dataclasses.replace(
+            row, before=before.label, train_seconds=row.train_seconds + before.train_seconds,
+            peak_memory_bytes=max(row.peak_memory_bytes, before.peak_memory_bytes),
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 def with_forgotten(rows: Sequence[Row], labelled: Mapping[str, Candidate], prose: Mapping[str, Record]) -> list[Row]:
@@ -185,7 +201,9 @@ def check_choices(
         raise InputError(f"Margin {margin!r} is not a number of at least 0: give a difference that does not matter.")
 
 
-def mark(contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level: float, examples: int) -> list[Row]:
+def mark(
+    contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level: float, examples: int, given_up: int = 0
+) -> list[Row]:
     """The rows, best mean first, with their differences and the answers to the two questions.
 
     With fewer than 20 test examples nothing is ruled out and nothing beats the untuned model.
@@ -194,7 +212,7 @@ def mark(contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level:
     plain = {row.run.model: row.label for row in contest if row.plain}
     baselines = {row.label: plain[row.run.model] for row in contest if not row.plain and row.run.model in plain}
     ruled_out = {order(one, measure)[1] for one in pairs if one.detected}
-    better = beats_baseline(baselines, pairs, measure, level) if examples >= FEWEST_EXAMPLES else set()
+    better = beats_baseline(baselines, pairs, measure, level, given_up) if examples >= FEWEST_EXAMPLES else set()
     by_pair: dict[tuple[str, str], Mapping[str, Interval]] = {}
     for one in pairs:
         for way in (one, one.reversed()):
@@ -204,6 +222,7 @@ def mark(contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level:
             row,
             against_untuned=by_pair.get((row.label, baselines.get(row.label, "")), {}),
             against_leader=by_pair.get((row.label, labels[0]), {}),
+            against_before=by_pair.get((row.label, row.before), {}),
             may_be_best=row.label not in ruled_out or row.label == labels[0],
             beats_untuned=row.label in better,
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peftbook import metrics, specs
+from peftbook.decision.shares import ends_of_share
 from peftbook.decision.terms import Measure, Row, Skewed
 from peftbook.errors import InputError
 from peftbook.evidence import comparison
@@ -65,12 +66,14 @@ def group_records(records: Sequence[Record]) -> list[Candidate]:
         raise InputError("There is no finished run to compare yet: wait for the first one.")
     candidates: dict[str, Candidate] = {}
     first: specs.Run | None = None
-    for record in records:
+    starts = {record.spec.start for record in records if isinstance(record.spec, specs.Run)}
+    for record in sorted(records, key=lambda one: one.key in starts):
         run = record.spec
         if not isinstance(run, specs.Run) or run.purpose != "quality":
             raise InputError(f"Record {record.short_key} is no quality run: compare trained and untuned models only.")
         first = first or run
-        if (run.task, run.evaluation) != (first.task, first.evaluation):
+        task = first.task if run.key in starts else run.task  # of fewer training rows, and the same test rows
+        if (task, run.evaluation) != (first.task, first.evaluation):
             raise InputError(
                 f"Runs {first.key[:12]} and {run.key[:12]} were not scored on the same test examples in the same way: "
                 "compare the runs of one plan."
@@ -111,8 +114,10 @@ def describe_row(label: str, own: Candidate, measures: Sequence[Measure], base: 
 def score(records: Sequence[Record], measure: Measure, groups: Groups = ()) -> Interval:
     """The book's interval of a score, within what such a score can be; of perplexity exp of the loss's."""
     one = comparison.score(records, measure.column, groups)
-    if measure.share and (one.low < 0 or one.high > 1):
-        return Skewed(**vars(one), ends=(max(0.0, one.low), min(1.0, one.high)))
+    if measure.share:
+        table = comparison.table(records, measure.column)
+        ends = ends_of_share(one, table, groups[: table.shape[1]])
+        return one if ends == (one.low, one.high) else Skewed(**vars(one), ends=ends)
     if measure.name != "perplexity":
         return one
     mean, low, high = (metrics.perplexity([nats], [1]) for nats in (one.mean, one.low, one.high))
@@ -132,11 +137,12 @@ def model_label(name: str) -> str:
 def label_candidates(candidates: Sequence[Candidate]) -> list[str]:
     """A label for each, no two alike: method, model where there are several, and what tells equal ones apart."""
     runs = [candidate.run for candidate in candidates]
-    several = len({run.model for run in runs}) > 1
+    several, starts = len({run.model for run in runs}) > 1, {run.start for run in runs}
     plain = [
-        run.method.label + ", continued" * bool(run.start) + (f" · {model_label(run.model.name)}" if several else "")
+        run.method.label + (", before" if run.key in starts else ", continued" * bool(run.start))
+        + (f" · {model_label(run.model.name)}" if several else "")
         for run in runs
-    ]
+    ]  # fmt: skip
     settings = [settings_of(run) for run in runs]
     out = []
     for label, own in zip(plain, settings, strict=True):

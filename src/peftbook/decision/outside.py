@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
+from peftbook.decision.shares import FEWEST_DIFFERENT
 from peftbook.errors import InputError
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, paired_interval, score_interval
@@ -27,9 +28,6 @@ __all__ = ["Arm", "Outside", "Pairing", "decide", "read_rows"]
 IDS = ("id", "doc_id", "question_id", "example_id", "index")
 SAME = ("doc_hash", "target_hash", "target")  # what the same example has in every file that has it
 LEVEL = 0.05  # family-wise, of all pairs
-FEWEST_DIFFERENT = (
-    10  # examples on which two models differ, below which no equivalence is shown: the error is too rough
-)
 MOST = 1e100  # of a score
 Row = Mapping[str, Any]
 

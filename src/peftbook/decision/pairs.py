@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from peftbook.decision.candidates import Candidate
+from peftbook.decision.shares import difference_of_shares
 from peftbook.decision.terms import Contrast, Measure, Pair
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.stats import Groups, Interval
@@ -21,19 +22,24 @@ def pair_up(
     """Every pair's differences over the seeds and test examples that both have; pairs that share no seed left out."""
     out = []
     for (first, one), (second, two) in itertools.combinations(rows.items(), 2):
-        found = {each.name: difference(one, two, each.column, groups) for each in measures}
+        found = {each.name: difference(one, two, each, groups) for each in measures}
         known = {name: interval for name, interval in found.items() if interval is not None}
         if deciding.name in known:
             out.append(Pair(first, second, known, stats.p_value(known[deciding.name])))
     return tuple(out)
 
 
-def difference(one: Candidate, two: Candidate, column: str, groups: Groups = ()) -> Interval | None:
+def difference(one: Candidate, two: Candidate, measure: Measure, groups: Groups = ()) -> Interval | None:
     """one − two by the book's rule; None where they share no seed or a score is missing."""
+    column = measure.column
     if not (one.has(column) and two.has(column)):
         return None
     first, second = comparison.shared(one.finished, two.finished, (one.random, two.random))
-    return comparison.paired(first, second, column, groups) if first else None
+    found = comparison.paired(first, second, column, groups) if first else None
+    if found is None or not measure.share:
+        return found
+    rows = comparison.examples_of(first, column)
+    return difference_of_shares(found, comparison.table(first, column), comparison.table(second, column), groups[:rows])
 
 
 def detect(pairs: Sequence[Pair], measure: Measure, rows: int, level: float) -> tuple[Pair, ...]:
@@ -56,16 +62,19 @@ def order(pair: Pair, measure: Measure) -> tuple[str, str]:
     return (pair.first, pair.second) if ahead else (pair.second, pair.first)
 
 
-def beats_baseline(baselines: Mapping[str, str], pairs: Sequence[Pair], measure: Measure, level: float) -> set[str]:
+def beats_baseline(
+    baselines: Mapping[str, str], pairs: Sequence[Pair], measure: Measure, level: float, given_up: int = 0
+) -> set[str]:
     """Labels of the rows that are better than the untuned row of their model: Holm's step-down over all of these.
 
-    baselines: label → label of the untuned row.
+    baselines: label → label of the untuned row.  given_up: so many more were to be compared, and count as not better.
     """
     asked = {
         (one.first, one.second): one.p
         for one in pairs
         if one.second == baselines.get(one.first) or one.first == baselines.get(one.second)
     }
+    asked |= {("given up", str(at)): 1.0 for at in range(given_up)}
     differ = stats.holm(asked, level)
     found = [one for one in pairs if differ.get((one.first, one.second)) and one.differences[measure.name].decides]
     ahead = [order(one, measure) for one in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,17 +20,18 @@ from peftbook.errors import InputError
 from peftbook.evidence.stats import confidence_sequence
 from peftbook.own_metrics import Metric, own_scores, parse_metric
 from peftbook.results import format_value
-from peftbook.tasks import Example
+from peftbook.tasks import Example, groups_of
 
 __all__ = ["Peek", "answer_order", "peek", "peekable"]
 
-LEVEL = 0.05  # of each pair by itself
+LEVEL = 0.05  # of all that is looked at together
 
 
 @dataclass(frozen=True)
 class Peek:
     """What two runs' answers say so far. rows: answered by both, of `of`; units: rows, or groups whose rows are all
-    answered.  mean: of the first run's scores minus the second's; low, high: at any time, of other such rows.
+    answered.  mean: of the first run's scores minus the second's, over rows; low, high: at any time, of other such
+    rows.  among: so many such intervals hold together.
     """
 
     rows: int
@@ -38,6 +40,7 @@ class Peek:
     mean: float
     low: float
     high: float
+    among: int = 1
 
     @property
     def words(self) -> str:
@@ -47,7 +50,10 @@ class Peek:
         mean, low, high = (
             ("+" if value > 0 else "") + format_value(value, 3) for value in (self.mean, self.low, self.high)
         )
-        return f"So far, {self.rows} of {self.of} rows: {mean} ({low} to {high}, valid however often you look)."
+        together = f", with the {self.among} of this plan together" if self.among > 1 else ""
+        return (
+            f"So far, {self.rows} of {self.of} rows: {mean} ({low} to {high}, valid however often you look{together})."
+        )
 
 
 def answer_order(groups: Sequence[str]) -> list[int]:
@@ -78,32 +84,35 @@ def peekable(measure: str, own: Sequence[Metric] = ()) -> Metric | None:
 
 def peek(
     first: Mapping[int, str], second: Mapping[int, str], examples: Sequence[Example], measure: str = "rougeL",
-    own: Sequence[Metric] = (),
+    own: Sequence[Metric] = (), among: int = 1,
 ) -> Peek:  # fmt: skip
     """The difference between two runs on the rows that both have answered, in the order in which they are answered.
 
-    first, second: texts by place of the row.  examples: all that will be answered, in their order.  What is compared is
-    the mean of a row, or of a group where rows share one; of the last group only if all of its rows are there.
+    first, second: texts by place of the row.  examples: all that will be answered, in their order.  A group whose rows
+    are all there is one value, which weighs as many rows as it has: the mean is over rows, as in the decision.
+    among: so many pairs are looked at, and their intervals hold together at 95 % (Bonferroni).
     """
     metric = peekable(measure, own)
-    groups = [example.group for example in examples]
+    groups = groups_of(examples)
     order = answer_order(groups)
     whole = next((at for at, row in enumerate(order) if row not in first or row not in second), len(order))
-    names = [groups[row] or str(row) for row in order]
+    names = [groups[row] or row for row in order]  # a text, or a number where it stands alone
     while 0 < whole < len(order) and names[whole - 1] == names[whole]:
         whole -= 1
     rows = order[:whole]
     targets = tuple(examples[row].target for row in rows)
     scores = [scored(tuple(said[row] for row in rows), targets, measure, metric and metric.text())
               for said in (first, second)]  # fmt: skip
-    by_unit: dict[str, list[float]] = {}
+    by_unit: dict[str | int, list[float]] = {}
     for name, one, other in zip(names, *scores, strict=False):
         by_unit.setdefault(name, []).append(one - other)
+    if not by_unit:
+        return Peek(0, len(examples), 0, 0.0, -1.0, 1.0, among)
     values = [math.fsum(each) / len(each) for each in by_unit.values()]
-    if not values:
-        return Peek(0, len(examples), 0, 0.0, -1.0, 1.0)
-    low, high = confidence_sequence(values, LEVEL)
-    return Peek(whole, len(examples), len(values), math.fsum(values) / len(values), float(low[-1]), float(high[-1]))
+    most = max(Counter(names).values())
+    low, high = confidence_sequence(values, LEVEL / among, weights=[len(each) / most for each in by_unit.values()])
+    mean = math.fsum(math.fsum(each) for each in by_unit.values()) / whole
+    return Peek(whole, len(examples), len(values), mean, float(low[-1]), float(high[-1]), among)
 
 
 @functools.lru_cache(64)

@@ -21,7 +21,7 @@ from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_b
 from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.records import Record
 from peftbook.specs import Run
-from peftbook.tasks import TaskData, test_groups
+from peftbook.tasks import TaskData, groups_of, test_groups
 
 __all__ = ["LEVEL", "SCATTER", "Sight", "Spreads", "found", "needed", "sight", "sight_words", "sights_of", "spreads"]
 
@@ -119,7 +119,9 @@ class Sight:
 def sight(measure: str, rows: int, seeds: int, arms: int = 2, groups: int = 0) -> Sight:
     """What so many test rows and seeds show of two of so many arms, by the rule of `decision` and our runs' SCATTER.
 
-    groups: of the rows, where they share some; each then counts as one row.
+    groups: of the rows, where they share some; each then counts as one row, which is the worst case: intervals over the
+    nine packages of our docstrings were two to five times as narrow as that.  Against the untuned model differences
+    may scatter twice as much.
 
     found = half_width(2 · level) + z_0.8 · √(seed_se² + row_se²), level = 0.05 / max(arms − 1, 2), one-sided. The
     half-width of one seed is over rows alone: then luck of training passes for a difference, mistaken = 2 Φ(−half /
@@ -148,7 +150,8 @@ def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> t
     scored = min((run.evaluation.n_generate for run in runs), default=0)
     if not trained or len(arms) < 2 or not scored or measure not in SCATTER:
         return ()
-    units = len({one.group or one.id for one in task.splits[runs[0].evaluation.split][:scored]})
+    tested = task.splits[runs[0].evaluation.split][:scored]
+    units = len({group or row.id for group, row in zip(groups_of(tested), tested, strict=True)})
     seeds = len({run.seed for run in trained})
     groups = units if units < scored else 0
     return tuple(sight(measure, scored, count, len(arms), groups) for count in sorted({seeds, 3, 5}) if count >= seeds)
@@ -166,8 +169,9 @@ def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
         words = f"{start} decide nothing: {FEWEST_EXAMPLES} rows{in_groups} and 1 seed, or 3 and more, are the fewest."
     else:
         words = (
-            f"{start} find a difference of {own.difference:.2g} {unit} between two methods four times in five, "
-            "if yours scatter as ours did."
+            f"{start} find a difference of {own.difference:.2g} {unit} between two trained methods four times in five, "
+            "if yours scatter as ours did"
+            + (". That is the worst case, of rows that are all alike within a group." if own.groups else ".")
         )
         if own.seeds == 1:
             words += f" Of 100 equally good methods luck would tell {round(100 * own.mistaken)} apart."

@@ -10,7 +10,7 @@ from peftbook.evidence.planning import settle
 from peftbook.evidence.stats import FEWEST_GROUPS, Interval
 from peftbook.results import format_value
 
-__all__ = ["FEWEST_EXAMPLES", "amount", "bill", "listed", "recommend", "signed"]
+__all__ = ["FEWEST_EXAMPLES", "amount", "bill", "listed", "recommend", "say_continued", "signed"]
 
 FEWEST_EXAMPLES = 20  # below, the error itself is too rough to decide anything
 
@@ -122,11 +122,25 @@ def ahead(found: Comparison, row: Row, other: Row) -> str:
     return f"{amount(found, one.mean)} (95 % interval {signed(one.low)} to {signed(one.high)})"
 
 
+def say_continued(found: Comparison) -> tuple[str, ...]:
+    """Of each row that goes on from another one what the further training has changed, on the same test examples."""
+    told = []
+    for row in found.contest:
+        if (one := row.against_before.get(found.measure.name)) is not None and math.isfinite(one.half95):
+            unit = found.measure.unit or found.measure.label
+            told.append(
+                f"{row.label} − {row.before}: {signed(one.mean)} {unit} (95 % interval {signed(one.low)} to "
+                f"{signed(one.high)}), paired over the same {one.examples:,} test examples"
+                + (", less is better." if found.measure.sign < 0 else ".")
+            )
+    return tuple(told)
+
+
 def correction(found: Comparison) -> str:
     """How the many comparisons are accounted for."""
     once = "" if found.seeds > 1 else "Each was trained once: other seeds may order them differently. "
     return (
-        f"{once}The family-wise level is {100 * found.level:g} %: which of the {len(found.contest)} rows may be the "
+        f"{once}The family-wise level is {100 * found.level:g} %: which of the {found.family} rows may be the "
         "best is decided by one-sided comparisons of each with every other, corrected by Bonferroni."
     )
 
@@ -160,7 +174,7 @@ def say_open(
 ) -> Recommendation:
     """What this test set cannot tell, what would, and the best guess until then."""
     needs: dict[tuple[int, int], tuple[Row, Row]] = {}
-    each = found.level / max(len(found.contest) - 1, 2)  # one-sided, as `pairs.detect` asks
+    each = found.level / max(found.family - 1, 2)  # one-sided, as `pairs.detect` asks
     for row in open_to:
         first, second = (row, chosen) if mean_gain(found, row, chosen) >= 0 else (chosen, row)
         one = found.gain(first, second)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peftbook import specs
 from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import Conflict, InputError, TooLarge
 from peftbook.exchange import receive_record
@@ -228,6 +229,11 @@ def files_of(job: Row, names: Collection[str], sent: Path, made: Path) -> set[st
         job["state"] = "done" if done else "cancelled"
     if done and keeps_trained(run):
         found |= {name for name in names if name.startswith(f"adapters/{run.key[:12]}/")}
+    if run.start:
+        before, more = received(run.start, names, sent, made)
+        found |= more
+        if before is not None and isinstance(before.spec, specs.Run):
+            found |= received(prose_probe(before.spec).key, names, sent, made)[1]
     return found | received(prose_probe(run).key, names, sent, made)[1]
 
 

@@ -13,7 +13,9 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 
 from peftbook import specs
+from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import Conflict, InputError
+from peftbook.exchange import files_of, receive_record
 from peftbook.methods.untuned import Untuned
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import Job
@@ -28,7 +30,8 @@ from peftbook.tasks.table import Table, read_table
 
 @dataclass(frozen=True)
 class Continued:
-    """A project with more rows and the plan queued in it: the untuned model, and the run that goes on.
+    """A project with more rows and the plan queued in it: the untuned model, and the run that goes on; beside them the
+    record of the run that it goes on from.
 
     more: new training rows.  left_out: new rows that are faulty, or whose input or group is held out.  tokens: of the
     new training, over all training rows.
@@ -81,6 +84,9 @@ def continue_job(
         with clear_failures(studio.home):
             target = studio.folder(project.id) / "starts" / job.key[:12]
             shutil.copytree(trained, target, copy_function=link)
+            for key in (job.key, prose_probe(job.run).key):  # to be compared with what goes on from it
+                if files := files_of(studio.records(before.id), key):
+                    receive_record(studio.records(project.id), key, files)
         plan = studio.submit(project.id, [plain, run], name=f"Continues {before.name}")
     except BaseException:
         studio.delete_project(project.id)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from peftbook import specs
 from peftbook.decision import COSTS, Comparison, compare
 from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import Conflict, Unknown
 from peftbook.own_metrics import Metric, read_metrics
-from peftbook.records import Record, Store
+from peftbook.records import Record, Store, load_record
 from peftbook.studio import artefacts, report
 from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 
-__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "name_of", "prose_of", "whole_report"]
+__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "given_up", "name_of", "prose_of", "whole_report"]
 
 FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 
@@ -61,7 +61,10 @@ def compared(
     are_tuned = None if len(raced) == 2 else raced == {True}
     own = metrics_of(studio, project_id) if metrics is None else metrics
     said, runs = tuple(one.text() for one in own), tuple(job.run for job in jobs)
-    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said)
+    alike = [job.run for job in studio.jobs(project_id) if job.run.evaluation == runs[0].evaluation]
+    lost, store = given_up(alike, runs), studio.records(project_id)
+    gauged = tuple(run.key for run in runs if is_gauged(run) and prose_probe(run) in store)
+    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said, lost, gauged)
 
 
 @functools.lru_cache(32)
@@ -74,17 +77,37 @@ def _compared(
     margin: float | None,
     tuned: bool | None,
     metrics: tuple[str, ...],
+    lost: int,
+    gauged: tuple[str, ...],
 ) -> Comparison:
-    """A record never changes, so neither does this."""
+    """A record never changes, so neither does this. gauged: of which runs there is a record of prose by now."""
     studio = Studio(home)
     store = studio.records(project_id)
     records = [record for record in map(store.get, runs) if record is not None]
+    records += befores(store, records)
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
     own, prose = read_metrics(metrics, files=False), prose_of(store, records)
     return compare(
-        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose
-    )
+        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose,
+        given_up=lost,
+    )  # fmt: skip
+
+
+def given_up(wanted: Iterable[specs.Run], done: Iterable[specs.Run]) -> int:
+    """How many rows, seeds pooled, were wanted and are not among those that are done, of plans whose answers may be
+    looked at while they come.
+    """
+    looked_at = (run for run in wanted if run.evaluation.order == "random" and not is_trial(run))
+    rows = [{run.model_copy(update={"seed": 0}).key for run in runs} for runs in (looked_at, done)]
+    return len(rows[0] - rows[1])
+
+
+def befores(store: Store, records: Sequence[Record]) -> list[Record]:
+    """The records of the runs that some of these go on from, which `continue_job` has left beside them."""
+    starts = {one.spec.start for one in records if isinstance(one.spec, specs.Run) and one.spec.start}
+    paths = (store.path(key) for key in sorted(starts - {one.key for one in records}))
+    return [load_record(path) for path in paths if path is not None]
 
 
 def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
@@ -98,7 +121,9 @@ def whole_report(
     studio: Studio, project_id: str, jobs: list[Job], found: Comparison, commands: Sequence[str] = ()
 ) -> str:
     """The comparison of these jobs as one HTML file, with the commands that repeat it: of each job, if not these."""
-    records = [record for job in jobs if (record := studio.records(project_id).get(job.run)) is not None]
+    store = studio.records(project_id)
+    records = [record for job in jobs if (record := store.get(job.run)) is not None]
+    records += befores(store, records)
     splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
     commands = commands or [artefacts.command_line(studio, job) for job in jobs]
     return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)

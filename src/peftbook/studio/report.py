@@ -86,7 +86,7 @@ def verdict(found: Comparison) -> Markup:
     first, rest = told.sentences[0], " ".join(told.sentences[1:])
     return piece(
         '<section class="verdict"><p class="kind">{}</p><p class="lead">{}</p><p>{}</p></section>',
-        told.kind.capitalize(), typeset(first), typeset(rest),
+        told.kind.capitalize(), typeset(first), typeset(" ".join([rest, *found.continued])),
     )  # fmt: skip
 
 

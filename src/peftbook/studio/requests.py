@@ -13,7 +13,7 @@ from peftbook.errors import InputError, Unknown
 from peftbook.studio.database import Database
 
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
-KINDS = ("preflight", "generate", "merge", "gguf", "recipe")
+KINDS = ("preflight", "generate", "merge", "gguf", "recipe", "gauge")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # so often the assistant may die over one request
@@ -65,6 +65,7 @@ class Requests(Database):
         "gguf": {"project": id, "job": id, "name": "adapter.gguf" or "model.gguf"}; the result is {"path"}.
         "recipe": {"project": id, "model": name, "memory": size, "data_licence": text}; the result is {"path": of a zip
         file with the folder}, the text what it advises.
+        "gauge": {"project": id}; the loss on prose of its runs that lack it is measured, the text says of how many.
         """
         if kind not in KINDS:
             raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")

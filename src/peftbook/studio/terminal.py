@@ -67,7 +67,7 @@ def show(found: Comparison, columns: int | None = None) -> str:
     headers, rows = table(found)
     first = 6  # mark, method, the deciding score and its differences
     parts = [
-        filled(found.recommendation.words, width),
+        filled(" ".join([found.recommendation.words, *found.continued]), width),
         aligned(headers[:first], [row[:first] for row in rows]),
         aligned(["", *headers[1:2], *headers[first:]], [["", *row[1:2], *row[first:]] for row in rows]),
         filled(legend(found), width),
@@ -119,11 +119,13 @@ def as_json(found: Comparison) -> dict[str, Any]:
             "equals": list(told.equals), "most_given_up": told.loss, "examples_needed": told.examples,
             "seeds_needed": told.seeds,
         },
+        "continued": list(found.continued),
         "rows": [
             {
                 "label": row.label, "model": row.model, "method": row.method.full_kind, "seeds": list(row.seeds),
                 "scores": intervals(row.scores), "minus_untuned": intervals(row.against_untuned),
                 "minus_best": intervals(row.against_leader), "may_be_best": row.may_be_best,
+                "before": row.before, "minus_before": intervals(row.against_before),
                 "beats_untuned": row.beats_untuned, **{name: row.cost(name) for name in COSTS},
                 "forgotten": None if row.forgotten is None else intervals({"prose": row.forgotten})["prose"],
                 "runs": list(row.runs), "failure": row.failure,

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import pkgutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,15 @@ def get_task(name: str) -> TaskData:
             f"{spec.data_sha256[:12]}…, version {spec.version}: rebuild or restore its data."
         )
     return task
+
+
+def groups_of(examples: Sequence[Example]) -> list[str]:
+    """What each example shares with others: its group, without one an input that comes again, else "".
+
+    A split divides neither; an error over the rows of an input that comes again would be as if they were unrelated.
+    """
+    often = Counter(example.input for example in examples if not example.group)
+    return [example.group or example.input * (often[example.input] > 1) for example in examples]
 
 
 @functools.cache

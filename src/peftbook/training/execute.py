@@ -23,7 +23,7 @@ from peftbook.errors import Diverged, InputError
 from peftbook.folders import checkpoints_folder
 from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
-from peftbook.tasks import Example, TaskData, get_task, references
+from peftbook.tasks import Example, TaskData, get_task, groups_of, references
 from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, is_sharded, saved_state, shard
 from peftbook.training.encode import (
@@ -358,7 +358,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
     dtype, size = wanted.generation_dtype, generation_batch(len(shots), wanted.order)
-    order = answer_order([one.group for one in chosen]) if wanted.order == "random" else None
+    order = answer_order(groups_of(chosen)) if wanted.order == "random" else None
     with packing(trainee), frozen_linears_in(dtype, model), arithmetic(model, dtype, run.platform):
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size, order=order,

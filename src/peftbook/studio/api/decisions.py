@@ -15,9 +15,10 @@ from peftbook.decision import COSTS, MEASURES, Comparison
 from peftbook.own_metrics import Metric
 from peftbook.studio import report
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.shapes import Body, Shape
+from peftbook.studio.api.shapes import AskedShape, Body, Shape
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
 from peftbook.studio.declared import declare, metrics_of
+from peftbook.studio.gauging import ask_to_gauge
 from peftbook.studio.jobs import Job
 from peftbook.studio.peeks import peeks_of
 from peftbook.studio.terminal import as_json, show
@@ -115,8 +116,9 @@ def declare_metrics(project: str, body: MetricsBody, here: Here) -> list[MetricS
 class PeekShape(Shape):
     """A trained run against the untuned model, on the rows that both have answered so far.
 
-    mean: of its scores minus the untuned model's; low, high: at 95 %, at whatever moment one looks or stops, of each
-    run by itself: other seeds are not in it.  units: rows, or groups whose rows are all answered.
+    mean: of its scores minus the untuned model's; low, high: at 95 %, at whatever moment one looks or stops, of all
+    runs of the plan together: the best may be picked after a look. Other seeds and other measures are not in it.
+    units: rows, or groups whose rows are all answered.  among: runs of the plan that are looked at.
     """
 
     job: str
@@ -128,6 +130,7 @@ class PeekShape(Shape):
     mean: float
     low: float
     high: float
+    among: int
     words: str
 
 
@@ -142,6 +145,13 @@ def look_at_answers(
     here.studio.project(project)
     found = peeks_of(here.studio, project, plan, measure, metrics_of(here.studio, project))
     return [PeekShape.about(one.peek, job=one.job.id, label=one.job.label, state=one.job.state) for one in found]
+
+
+@routes.post("/forgetting", status_code=202)
+def measure_forgetting(project: str, here: Here) -> AskedShape:
+    """Measure what runs have forgotten that are older than the gauge, from what they left; nothing is trained again."""
+    asked = ask_to_gauge(here.studio, project)
+    return AskedShape.about(here.studio.answer(asked), id=asked)
 
 
 @routes.get("/decision")

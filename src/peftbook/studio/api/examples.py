@@ -136,6 +136,8 @@ EXAMPLES = (
     Example("GET /projects/{project}/peeks", "/projects/{project}/peeks?plan={plan}"),
     Example("PUT /projects/{project}/metrics", "/projects/{project}/metrics", METRICS),
     Example("GET /projects/{project}/metrics", "/projects/{project}/metrics"),
+    Example("POST /projects/{project}/forgetting", "/projects/{project}/forgetting", None, 202, {"forgetting": "id"}),
+    Example("GET /answers/{answer}", "/answers/{forgetting}", until="done"),
     Example("GET /projects/{project}/decision", "/projects/{project}/decision?plan={plan}&measure=rougeL"),
     Example("GET /projects/{project}/decision.txt", "/projects/{project}/decision.txt?columns=100"),
     Example("GET /projects/{project}/decision.csv", "/projects/{project}/decision.csv"),

@@ -15,13 +15,29 @@ from peftbook.results import format_value
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
 from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.downloads import slug
-from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table, unfolded
+from peftbook.studio.gauging import ask_to_gauge, not_gauged
+from peftbook.studio.markup import (
+    Cell,
+    clipped,
+    empty,
+    joined,
+    link,
+    loading,
+    note,
+    number,
+    piece,
+    size,
+    span,
+    table,
+    trouble,
+    unfolded,
+)
 from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import View, Visit, lines
+from peftbook.studio.pages.site import Live, View, Visit, address, lines
 from peftbook.studio.store import Project
 from peftbook.studio.tabular import FORGOTTEN, forgotten
 
-CONTRASTS = 6
+CONTRASTS, EVERY_SECONDS = 6, 1.0
 NOTHING = empty(
     "No run has finished yet",
     "As soon as one has, its scores stand here; with the untuned model and one method there is something to compare.",
@@ -50,6 +66,7 @@ def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, st
     )  # fmt: skip
     parts: list[object] = [
         words,
+        *map(note, found.continued),
         piece('<p class="tools acts">{}</p>', take),
         scores(found, sifted),
         piece('<p class="fine">{}</p>', legend(found)),
@@ -180,11 +197,13 @@ def show(visit: Visit) -> dict[str, Any]:
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
     measures = [(name, measure.label) for name, measure in MEASURES.items()] + [(one.name, one.name) for one in metrics]
+    told, waits = gauging_told(visit, project)
     filled = {
-        **frame(visit, project), "asked": asked, "filter": query.get("filter", ""),
+        **frame(visit, project), "asked": asked, "lacking": 0, "filter": query.get("filter", ""),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
         "measures": measures, "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
-        "sets": [(str(at), f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in enumerate(sets)], "shown": NOTHING,
+        "sets": [(str(at), f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in enumerate(sets)],
+        "live": Live(joined([told, NOTHING])),
     }  # fmt: skip
     if not sets:
         return filled
@@ -194,15 +213,35 @@ def show(visit: Visit) -> dict[str, Any]:
             raise Unknown(f"There are no runs {asked['runs']!r} to compare: choose among those that are listed.")
         found = compared(visit.studio, project.id, sets[place], asked["measure"], asked["cost"])
     except InputError as error:
-        return filled | {"shown": "", "trouble": error}
-    return filled | {"shown": shown(visit, found, project, asked, filled["filter"])}
+        return filled | {"live": Live(told), "trouble": error}
+    body = joined([told, shown(visit, found, project, asked, filled["filter"])])
+    lacking = 0 if waits else len(not_gauged(visit.studio, sets[place]))
+    return filled | {"live": Live(body, EVERY_SECONDS if waits else 0.0), "lacking": lacking}
 
 
-def declare_metrics(visit: Visit) -> str:
-    """Let the metrics that were typed, one a line, be the project's."""
+def gauging_told(visit: Visit, project: Project) -> tuple[Markup, bool]:
+    """How far the measuring of prose is that the address names, and whether it is waited for."""
+    if not (request := visit.query.get("gauging")):
+        return Markup(""), False
+    try:
+        asked, answer = visit.studio.asked(request), visit.studio.answer(request)
+    except InputError as error:
+        return trouble(error), False
+    if asked.payload["project"] != project.id or asked.kind != "gauge":
+        raise Unknown(f"Nothing was asked for as {request!r} in this project: ask for it.")
+    if not answer.ended:
+        return loading("Scoring prose with each model…", timed=True), True
+    return (trouble(answer.error or "It was stopped.") if answer.state != "done" else note(answer.text, "good")), False
+
+
+def act(visit: Visit) -> str:
+    """Have it measured what was forgotten; or let the metrics that were typed, one a line, be the project's."""
+    if "gauge" in visit.typed:
+        project_id = visit.studio.project(visit.names["project"]).id
+        return address(f"/projects/{project_id}/decision", gauging=ask_to_gauge(visit.studio, project_id))
     project, typed = visit.studio.project(visit.names["project"]).id, lines(visit.typed.get("metrics"))
     declare(visit.studio, project, [json.loads(one.text()) for one in read_metrics(typed, files=False)])
     return f"/projects/{project}/decision"
 
 
-DECISION = View("decision.html", show, declare_metrics)
+DECISION = View("decision.html", show, act)
