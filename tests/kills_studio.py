@@ -1,6 +1,7 @@
 """Queue many tiny jobs, kill web, worker and jobs' processes at random, and check that each job finished exactly once.
 
     python tests/kills_studio.py --jobs 50 --kills 20
+    python tests/kills_studio.py --jobs 8 --kills 6 --ray 127.0.0.1:6379    # computed on the nodes of that cluster
 
 Not collected by pytest: it takes minutes. It prints what it killed and found, and ends with status 1 if a law is
 broken: every job is done, a job becomes done once, a record is written once and stays as it is, records and jobs have
@@ -41,14 +42,15 @@ BEGIN INSERT INTO ends VALUES (new.id, new.state, unixepoch('subsec')); END;
 class Web:
     """The web service, started again whenever it has died, as an init system would."""
 
-    def __init__(self, home: Path):
-        self.home = home
+    def __init__(self, home: Path, ray: str):
+        self.home, self.ray = home, ray
         self.port = free_port()
         self.process: subprocess.Popen | None = None
 
     def keep(self) -> None:
         if self.process is None or self.process.poll() is not None:
-            serve = f"from peftbook.studio.app import serve; serve(Path({str(self.home)!r}), port={self.port})"
+            given = f"Path({str(self.home)!r}), port={self.port}, ray={self.ray!r}"
+            serve = f"from peftbook.studio.app import serve; serve({given})"
             command = [sys.executable, "-c", f"from pathlib import Path; {serve}"]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -110,6 +112,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--ray", default="", metavar="HOST:PORT")
     args = parser.parse_args()
     os.environ["PEFTBOOK_CHECKPOINT_SECONDS"] = "0"
     rng = random.Random(args.seed)
@@ -118,7 +121,7 @@ def main() -> int:
     project = colours_project(studio)
     runs = tiny_runs(studio, project.id, args.jobs)
     studio._connection().executescript(ENDS)
-    web, killed, files, changed = Web(home), Counter(), {}, []
+    web, killed, files, changed = Web(home, args.ray), Counter(), {}, []
     print(f"the web service answered after {web.wait():.0f} s", flush=True)
     studio.submit(project.id, runs)
     kinds = rng.sample(["web", "worker", "job"] * -(-args.kills // 3), args.kills)  # each about as often, any order
