@@ -629,7 +629,6 @@ def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkey
     )  # fmt: skip
     job, checkpoints = home.jobs(plan=home.submit(project.id, [run]))[0].id, home.folder(project.id) / "checkpoints"
     home._connection().executescript(ENDS)
-    say_open(home.home, machines.address)
     worker = Worker(home.home)
     worker.begin()
 
@@ -637,6 +636,7 @@ def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkey
         for at in range(3000):
             if condition():
                 return
+            say_open(home.home, machines.address)
             worker.tick()
             if at % 50 == 49:  # a starved machine may have lost both nodes
                 machines.fill(1)

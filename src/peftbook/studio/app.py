@@ -19,6 +19,7 @@ from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import Door, host_of
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.machine import examine_apart
+from peftbook.studio.nodes import seen, take_gpu
 from peftbook.studio.people import Logins, People
 from peftbook.studio.store import Studio, say_open, start_worker
 from peftbook.studio.tokens import Keys, Owner
@@ -110,6 +111,8 @@ def keep_worker(home: Path, stop: threading.Event, ray: str = "") -> None:
         with contextlib.suppress(Exception):
             say_open(home, ray)
             start_worker(home)
+            if ray:
+                take_gpu(seen(home, ray))
         stop.wait(KEEPER_SECONDS)
 
 

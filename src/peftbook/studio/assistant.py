@@ -291,8 +291,8 @@ class Assistant:
         family = [] if parent is None else parent.children()
         known = all(known_rates(run.platform) is not None for run in runs)
         timed = known or not self.trains()  # beside a training, measuring them takes many minutes
-        room = seen(self.studio.home).room(runs) if address_of(self.studio.home) else memory_for(runs, family)
-        return preflight_steps(task, runs, room, timed=timed)
+        away = seen(self.studio.home).room(runs) if address_of(self.studio.home) else 0.0
+        return preflight_steps(task, runs, away or memory_for(runs, family), timed=timed)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""
