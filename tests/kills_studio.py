@@ -27,6 +27,7 @@ from pathlib import Path
 from studio_home import SMALL, colours_project
 
 from peftbook import specs
+from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.processes import identity, is_alive
@@ -158,6 +159,7 @@ def main() -> int:
     ends = Counter(row["job"] for row in studio._rows("SELECT job FROM ends"))
     states = Counter(row["state"] for row in studio._rows("SELECT state FROM ends"))
     keys = Counter(record.key for record in store.all())  # each checked: schema, key, checksum
+    wanted = {run.key for run in runs} | {prose_probe(run).key for run in runs if is_gauged(run)}
     left = [path.name for path in studio.folder(project.id).rglob(".*")]
     checkpoints = list((studio.folder(project.id) / "checkpoints").glob("*"))
     adapters = [path.name for path in (studio.folder(project.id) / "adapters").glob("*")]
@@ -165,8 +167,8 @@ def main() -> int:
     laws = {
         "every job is done": all(job.state == "done" for job in jobs) and len(jobs) == args.jobs,
         "each became done exactly once": states == {"done": args.jobs} and set(ends.values()) == {1},
-        "one record a job, of its key": keys == Counter(run.key for run in runs),
-        "no record was written twice": not changed and len(files) == args.jobs,
+        "one record a job, of its key, and one of its loss on prose": keys == Counter(wanted),
+        "no record was written twice": not changed and len(files) == len(wanted),
         "every trained job has its adapter": sorted(adapters) == sorted(r.key[:12] for r in runs if r.budget),
         "what was killed while it trained went on": resumed > 0 or not killed["job"],
         "no half-written file, no checkpoint left": not left and not checkpoints,
