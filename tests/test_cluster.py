@@ -11,13 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from kills_studio import ENDS
+from studio_home import colours_project
 from test_cli import refused
 from test_queue import a_run, a_study, interpreter, until
 
@@ -31,7 +33,13 @@ from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
+from peftbook.processes import Child
 from peftbook.records import Record, Store, default_store
+from peftbook.studio import health
+from peftbook.studio.away import FOLDER
+from peftbook.studio.store import Studio, say_open
+from peftbook.studio.work import Reporter, compute_in
+from peftbook.studio.worker import Worker
 from peftbook.tasks import get_task
 from peftbook.training import queue
 from peftbook.training.execute import execute
@@ -586,3 +594,122 @@ def test_a_wrong_token_is_refused(head):
     wrong = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.startswith("peftbook: ") and "token" in wrong.stderr and wrong.stderr.count("\n") == 1
+
+
+# ---- a studio's jobs on it
+
+
+def away_on(machines: Machines) -> tuple[str, psutil.Process]:
+    """The node that computes a studio's job now, and the process."""
+    for name, node in machines.nodes.items():
+        for process in family(node.pid):
+            with contextlib.suppress(psutil.Error):
+                if "peftbook.studio.away" in process.cmdline():
+                    return name, process
+    raise AssertionError("no node computes a job")
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkeypatch):
+    """Cancelled on one node, resumed, its node killed: it goes on from what had come back, and ends once with the
+    record, the curve and the adapter of the same job here.
+    """
+    for name, value in machines.environment("head").items():
+        monkeypatch.setenv(name, value)
+    home, here = Studio(tmp_path / "home"), tmp_path / "here"
+    project = colours_project(home)
+    run = specs.Run(
+        model=SMALL, task=home.task(project.id).spec, method=LoRA(rank=2), seed=0,
+        budget=specs.Budget(tokens=8000, learning_rate=1e-3), evaluation=specs.Evaluation(n_loss=4, n_generate=0),
+    )  # fmt: skip
+    job, checkpoints = home.jobs(plan=home.submit(project.id, [run]))[0].id, home.folder(project.id) / "checkpoints"
+    home._connection().executescript(ENDS)
+    worker = Worker(home.home)
+    worker.begin()
+
+    def comes(condition: Callable[[], object]) -> None:
+        for at in range(3000):
+            if condition():
+                return
+            say_open(home.home, machines.address)
+            worker.tick()
+            if at % 50 == 49:  # a starved machine may have lost both nodes
+                machines.fill(1)
+            time.sleep(0.2)
+        raise AssertionError("it did not come")
+
+    try:
+        comes(lambda: progress(checkpoints, run) >= 3)
+        assert len(health.nodes(home)) == 2 and home.job(job).step >= 3
+        _, process = away_on(machines)
+        home.cancel(job)
+        comes(lambda: home.job(job).state == "cancelled")
+        until(lambda: is_gone(process), 60)
+        reached = progress(checkpoints, run)
+        home.resume(job)
+        comes(lambda: progress(checkpoints, run) > reached)
+        name, process = away_on(machines)
+        machines.kill(name)
+        comes(lambda: home.job(job).state not in ("queued", "running"))
+        until(lambda: is_gone(process), 60)
+    finally:
+        worker.end()
+    assert (home.job(job).state, home.job(job).attempt, home.job(job).error) == ("done", 3, "")
+    assert [tuple(row) for row in home._rows("SELECT job, state FROM ends")] == [(job, "cancelled"), (job, "done")]
+    record, folder = home.records(project.id).get(run), home.folder(project.id)
+    assert record.provenance["resumed_from_step"] > reached and not home.workers()
+    assert not list(checkpoints.iterdir()) and not list(folder.rglob(".*"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"{FOLDER}*/projects/{project.id}"))
+
+    monkeypatch.setenv("PEFTBOOK_CHECKPOINTS", "")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        compute_in(here, run, lambda: home.task(project.id), Reporter(lambda **fields: None))
+    finally:
+        torch.set_num_threads(threads)
+    undisturbed = Store(here / "records").get(run)
+    assert measured(record) == measured(undisturbed) and "resumed_from_step" not in undisturbed.provenance
+    assert [loss for _, loss in home.curve(job)] == undisturbed.curve["train_loss_nats"]
+    trained = home.adapter(home.job(job)), here / "adapters" / run.key[:12]
+    one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in trained)
+    assert one == other and len({tuple(sorted(path.name for path in folder.iterdir())) for folder in trained}) == 1
+
+
+UNLIKE = """
+import sys, types, peftbook, ray
+from peftbook.studio import watching
+def ask():
+    try:
+        watching.main(["--home", sys.argv[1], "--ray", sys.argv[2], "--parent", sys.argv[3], "--once"])
+    except SystemExit as end:
+        print(end.code, flush=True)
+real = ray.__version__
+ray.__version__ = "2.0.0"
+ask()
+ray.__version__ = real
+peftbook.__version__ = "0.0.1"
+ask()
+module = sys.modules["only_here"] = types.ModuleType("only_here")
+exec("def describe(): pass", module.__dict__)
+watching.describe = module.describe
+ask()
+"""
+
+
+@pytest.mark.slow
+def test_nodes_unlike_the_studio_are_refused(machines, tmp_path):
+    """With another Ray, with another peftbook, without any: a sentence each, with status 2."""
+    asked = str(tmp_path), machines.address, str(os.getpid())
+    with Child("-W", "ignore", "-c", UNLIKE, *asked, variables=machines.environment("head")) as child:
+        assert child.wait(300)
+        said = child.said()
+        assert said[1::2] == ["2", "2", "2"], (said, child.complaint())
+    words = ("2.0.0", "with its Ray"), ("0.0.1", code_here(), "install the same"), ("only_here", "install peftbook")
+    for sentence, expected in zip(said[::2], words, strict=True):
+        assert all(word in sentence for word in expected), sentence

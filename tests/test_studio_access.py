@@ -477,7 +477,7 @@ def test_the_web_process_never_imports_torch(tmp_path):
         "import sys, pathlib; from peftbook.studio.app import build_app; from peftbook.studio.store import Studio; "
         "from peftbook.tasks.table import Caps; import peftbook.studio.report, peftbook.studio.artefacts; "
         f"build_app(Studio(pathlib.Path({str(tmp_path)!r})), Caps()); "
-        "print([name for name in ('torch', 'transformers', 'peft', 'bitsandbytes') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'peft', 'bitsandbytes', 'ray') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip().splitlines()[-1] == "[]"

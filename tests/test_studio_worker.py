@@ -397,7 +397,7 @@ def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
     job, now, writes = studio.claim("w", os.getpid()), [0.0], []
     real = studio.progress
     studio.progress = lambda *a, **k: (writes.append(k), real(*a, **k))[1]
-    reporter = work.Reporter(studio, job, lambda: now[0])
+    reporter = work.Reporter(lambda **fields: studio.progress(job.id, job.attempt, **fields), lambda: now[0])
     for step in range(1, 1001):
         now[0] += 0.002
         reporter.step(Progress(step, 1000, 1 / step, step * 10, 5000.0))

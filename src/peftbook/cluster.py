@@ -266,9 +266,20 @@ def connect(
 ) -> Iterator[Cluster]:
     """Connect to the Ray cluster whose head is at `address`, HOST:PORT, or start Ray on this machine if it is empty.
 
+    Raises InputError as `joined` does, and for nodes that have other code than this process.
+    """
+    with joined(address):
+        cluster = Cluster(store, code_here(), threads, checkpoints, report, alive_nodes())
+        check_code(cluster)
+        yield cluster
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Within it this process is a driver of the Ray cluster whose head is at `address`, or of one that starts here.
+
     Tokens are asked for and usage is not reported unless the environment says otherwise (ENVIRONMENT).
-    Raises InputError without Ray, for an address where no head answers, a missing or wrong token, and nodes that have
-    other code than this process.
+    Raises InputError without Ray, for an address where no head answers, a missing or wrong token, and another Ray.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -288,9 +299,7 @@ def connect(
     except Exception as error:  # Ray has no one class for what goes wrong here
         raise refused(address, error) from None
     try:
-        cluster = Cluster(store, code_here(), threads, checkpoints, report, alive_nodes())
-        check_code(cluster)
-        yield cluster
+        yield
     finally:
         ray.shutdown()
 
@@ -347,6 +356,11 @@ def refused(address: str, error: Exception) -> InputError:
     return InputError(f"{where} cannot be used ({words[:200]}): run the command on one of its nodes, with its Ray.")
 
 
+def cannot_compute(node: str, error: Exception, wanted: str) -> str:
+    """The sentence that refuses a node on which no task of ours runs."""
+    return f"Node {node} cannot compute ({reason(error)[:160]}): install peftbook {wanted} there."
+
+
 def check_code(cluster: Cluster) -> None:
     """Raises InputError unless every node can compute and has the same code as this process."""
     import ray
@@ -361,8 +375,6 @@ def check_code(cluster: Cluster) -> None:
         try:
             here = ray.get(ref, timeout=ANSWER_SECONDS)
         except ray.exceptions.RayError as error:
-            raise InputError(
-                f"Node {name} cannot compute ({reason(error)[:160]}): install peftbook {cluster.code} there."
-            ) from None
+            raise InputError(cannot_compute(name, error, cluster.code)) from None
         if here != cluster.code:
             raise InputError(other_code(name, here, cluster.code))

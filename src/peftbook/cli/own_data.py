@@ -80,6 +80,8 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--load-project", type=path, metavar="FILE", help="take in a project that was saved, and end")
     web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
+    words = "compute the jobs on the nodes of the Ray cluster with this head, not on this machine"
+    web.add_argument("--ray", default="", metavar="HOST:PORT", help=words)
     add_options(web, Caps)
 
 
@@ -189,7 +191,7 @@ def command_studio(args: argparse.Namespace) -> int:
     check_bounds(caps)
     return serve(
         args.home, host=args.host, port=args.port, login_file=args.login_file, worker=not args.no_worker, caps=caps,
-        token=not args.no_token, names=args.name,
+        token=not args.no_token, names=args.name, ray=args.ray,
     )  # fmt: skip
 
 
@@ -208,6 +210,7 @@ def kept_apart(args: argparse.Namespace, home: Path) -> str:
         return moved_project(args, home)
     options = [word for name in args.name for word in ("--name", name)]
     options += ["--login-file", str(args.login_file)] if args.login_file else []
+    options += ["--ray", args.ray] if args.ray else []
     return unit(home, args.port, options)
 
 

@@ -19,9 +19,11 @@ from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import Door, host_of
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.machine import examine_apart
+from peftbook.studio.nodes import seen, take_gpu
 from peftbook.studio.people import Logins, People
 from peftbook.studio.store import Studio, say_open, start_worker
 from peftbook.studio.tokens import Keys, Owner
+from peftbook.studio.watching import ask_all
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
@@ -45,11 +47,12 @@ def serve(
     caps: Caps | None = None,
     token: bool = True,
     names: Sequence[str] = (),
+    ray: str = "",
 ) -> int:
     """Serve until interrupted. Raises InputError for a host that others reach without a login, and a port in use.
 
     token: without a login file, let in only who has the token in the address that is printed.  names: under which a
-    proxy reaches it.
+    proxy reaches it.  ray: the head of a cluster whose nodes compute the jobs; InputError where it cannot.
     """
     logins = Logins(login_file) if login_file is not None else None
     if host not in ("127.0.0.1", "localhost", "::1") and logins is None:
@@ -59,9 +62,12 @@ def serve(
     for module in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
         need(module, "The studio")
     studio = Studio(home)
+    if ray and not worker:
+        raise InputError(f"The cluster at {ray!r} is looked after by the studio's own worker: leave out --no-worker.")
+    nodes = ask_all(studio.home, ray).nodes if ray else ()
     listening = listen(host, port)
     stop = threading.Event()
-    keeper = threading.Thread(target=keep_worker, args=(studio.home, stop), daemon=True)
+    keeper = threading.Thread(target=keep_worker, args=(studio.home, stop, ray), daemon=True)
     if worker:
         keeper.start()  # before this thread turns nice: what it starts inherits its own priority
     if sys.platform == "linux":
@@ -76,6 +82,8 @@ def serve(
     secret = f"?token={people.token}" if isinstance(people, Owner) else ""
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
+    for node in nodes:
+        print(f"Jobs are computed on node {node.words}.", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
     )
@@ -97,12 +105,14 @@ def listen(host: str, port: int) -> Any:
         raise InputError(f"Port {port} of {host!r} cannot be used ({error.strerror}): give another --port.") from None
 
 
-def keep_worker(home: Path, stop: threading.Event) -> None:
+def keep_worker(home: Path, stop: threading.Event, ray: str = "") -> None:
     """Start a worker whenever none is alive, and keep it from ending while the studio is open."""
     while not stop.is_set():
         with contextlib.suppress(Exception):
-            say_open(home)
+            say_open(home, ray)
             start_worker(home)
+            if ray:
+                take_gpu(seen(home, ray))
         stop.wait(KEEPER_SECONDS)
 
 

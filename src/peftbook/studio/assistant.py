@@ -25,10 +25,12 @@ from peftbook.canonical import build
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
 from peftbook.studio.checking import Checking
+from peftbook.studio.nodes import address_of, seen
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.trying import sampling_of
 from peftbook.studio.work import sentence_for
+from peftbook.training.hardware import platform_here
 from peftbook.training.threads import best_threads
 
 if TYPE_CHECKING:
@@ -57,14 +59,14 @@ class Models:
         """The model that a job trained, or the untuned one that it measured."""
 
         if job.run.budget is None and not getattr(job.run.method, "quant", ""):
-            return self.as_it_comes(job.run.model, job.run.platform, job.run.weights)
+            return self.as_it_comes(job.run.model, platform_here(job.run.platform), job.run.weights)
 
         def load() -> Loaded:
             from peftbook.studio.trained import load_trained, share_weights
 
             found = load_trained(self.studio, job)
             if job.run.method.shares_base:
-                base = self.as_it_comes(job.run.model, job.run.platform, job.run.weights)
+                base = self.as_it_comes(job.run.model, platform_here(job.run.platform), job.run.weights)
                 share_weights(found.model, base.model)
             return found
 
@@ -264,7 +266,7 @@ class Assistant:
             job = self.studio.job(asked["job"])
             if job.project != asked["project"]:
                 raise InputError(f"Job {job.id!r} is of another project: choose one of this project.")
-            loaded, platform = self.models.of_job(job), job.run.platform
+            loaded, platform = self.models.of_job(job), platform_here(job.run.platform)
             shots, dtype = few_shots(task, job.run), job.run.evaluation.generation_dtype
         else:
             model = build(specs.Model, **asked.get("model", {}))
@@ -294,7 +296,8 @@ class Assistant:
         family = [] if parent is None else parent.children()
         known = all(known_rates(run.platform) is not None for run in runs)
         timed = known or not self.trains()  # beside a training, measuring them takes many minutes
-        return preflight_steps(task, runs, memory_for(runs, family), timed=timed)
+        away = seen(self.studio.home).room(runs) if address_of(self.studio.home) else 0.0
+        return preflight_steps(task, runs, away or memory_for(runs, family), timed=timed)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""

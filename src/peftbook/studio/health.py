@@ -6,16 +6,20 @@ import shutil
 import sqlite3
 
 from peftbook.errors import InputError
+from peftbook.studio.nodes import address_of, seen
 from peftbook.studio.store import Studio
 
-__all__ = ["troubles"]
+__all__ = ["nodes", "troubles"]
 
 WAIT_SECONDS = 1.0  # so that a probe is answered before it counts as lost
 ROOM_BYTES = 1_000_000_000  # for checkpoints and adapters of the next jobs
 
 
 def troubles(studio: Studio) -> list[str]:
-    """What is missing: the database, a worker, room on the disk. It waits a second at most for who writes."""
+    """What is missing: the database, a worker, nodes that compute, room on the disk.
+
+    It waits a second at most for who writes.
+    """
     try:
         with studio._waiting(WAIT_SECONDS), studio._write():
             pass
@@ -23,6 +27,12 @@ def troubles(studio: Studio) -> list[str]:
     except (sqlite3.Error, InputError) as error:
         return [f"The database cannot be written: {error}."]
     found = [] if workers else ["No worker is running: jobs wait until one starts."]
+    found += seen(studio.home, address).troubles if (address := address_of(studio.home)) else []
     if (free := shutil.disk_usage(studio.home).free) < ROOM_BYTES:
         found.append(f"The disk has {free:,} bytes left: free some space.")
     return found
+
+
+def nodes(studio: Studio) -> list[str]:
+    """The nodes that compute the jobs, a line each; none where they are computed on this machine."""
+    return [node.words for node in seen(studio.home).nodes] if address_of(studio.home) else []

@@ -271,9 +271,9 @@ def _task(home: str, project: Project) -> TaskData:
     return task_from_table(_table(home, project), project.columns, project.split, project.instruction)
 
 
-def say_open(home: Path) -> None:
-    """Leave word that a studio of this home is open, so that its worker stays."""
-    (home / "open").touch()
+def say_open(home: Path, ray: str = "") -> None:
+    """Leave word that a studio of this home is open, so that its worker stays, and at which cluster its jobs are."""
+    write_atomically(home / "open", ray.encode(), lasting=False)
 
 
 def is_open(home: Path) -> bool:

@@ -12,6 +12,7 @@ from peftbook.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.studio.store import Job, Studio
 from peftbook.training.forward import apply_method
+from peftbook.training.hardware import platform_here
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.restored import restore
 
@@ -20,7 +21,7 @@ def load_trained(studio: Studio, job: Job) -> Loaded:
     """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""
     run = job.run
     check_model(run.model)
-    loaded = load_model(run.model, run.method, run.platform, run.dtype, run.weights)
+    loaded = load_model(run.model, run.method, platform_here(run.platform), run.dtype, run.weights)
     model: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
     if run.budget is not None:
         folder = studio.adapter(job)
@@ -55,7 +56,7 @@ def merge(studio: Studio, job: Job) -> Loaded:
     if job.state != "done" or folder is None:
         raise InputError(f"Job {job.id!r} is {job.state} and has nothing to merge: run it, or retry it, first.")
     check_model(run.model)
-    loaded = load_model(run.model, None, run.platform, run.dtype, run.weights)
+    loaded = load_model(run.model, None, platform_here(run.platform), run.dtype, run.weights)
     method: Any = run.method
     quantise_dense(loaded.model.float(), method.quant, double_quant=method.double_quant)
     tuned: Any = PeftModel.from_pretrained(loaded.model, str(folder))

@@ -18,7 +18,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,32 +35,62 @@ from peftbook.training.micro_batch import free_micro_batch
 from peftbook.training.phases import Phase
 
 if TYPE_CHECKING:
+    from peftbook.tasks import TaskData
     from peftbook.training.execute import Trainee
     from peftbook.training.loop import Progress
 
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
+LOST = 4  # exit status: what computed the job is gone, for no fault of it; said why on standard output
 PAUSE_SECONDS = 0.25  # between writes of progress
+
+
+class Lost(Exception):  # noqa: N818 — a word for what became of it
+    """What computed a job elsewhere is gone, in words after "Its process": the job is queued again."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Compute the job, unless it is another's."""
-    parser = argparse.ArgumentParser(prog="python -m peftbook.studio.work", description=__doc__)
+    attend(options(__doc__).parse_args(argv), compute)
+
+
+def options(words: str | None) -> argparse.ArgumentParser:
+    """Of a process for one attempt at a job."""
+    parser = argparse.ArgumentParser(description=words)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
+    """Have a job computed by this process, unless it is another's."""
     die_with_parent(args.parent)
-    with contextlib.suppress(OSError):  # where memory runs out, this process goes, not the worker
-        Path("/proc/self/oom_score_adj").write_text("500")
+    go_first()
     studio = Studio(args.home, durable=False)
     anew = studio.adopt(args.job, args.attempt, os.getpid())
     if anew is None:
         raise SystemExit(NOT_MINE)
-    try:
+    with in_a_sentence(studio.home):
         compute(studio, studio.job(args.job), anew=anew)
+
+
+def go_first() -> None:
+    """Where memory runs out, this process goes, not its parent."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+@contextlib.contextmanager
+def in_a_sentence(home: Path) -> Iterator[None]:
+    """Within it what is no fault of the program ends this process with a sentence and the status that tells it."""
+    try:
+        yield
+    except Lost as error:
+        print(error, flush=True)
+        raise SystemExit(LOST) from None
     except Exception as error:
-        if not (why := sentence_for(error, studio.home)):
+        if not (why := sentence_for(error, home)):
             raise
         print(why, flush=True)
         raise SystemExit(2) from None
@@ -68,39 +98,49 @@ def main(argv: list[str] | None = None) -> None:
 
 def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
     """Compute a job of this process's own attempt: from its start if `anew`, else from its checkpoint if it has one."""
+    if begin(studio, job, anew=anew):
+        reporter = Reporter(lambda **fields: studio.progress(job.id, job.attempt, **fields))
+        compute_in(studio.folder(job.project), job.run, lambda: studio.task(job.project), reporter)
+
+
+def begin(studio: Studio, job: Job, *, anew: bool) -> bool:
+    """Clear away what earlier attempts left that is of no use; whether there is anything to compute."""
     folder, store = studio.folder(job.project), studio.records(job.project)
     checkpoint = folder / "checkpoints" / job.run.checkpoint
     tidy(folder, job.run)
     if anew or not is_whole(checkpoint):
         shutil.rmtree(checkpoint, ignore_errors=True)
     studio.begun(job.id, job.attempt)
-    if job.run in store:
-        return  # its last process died between the record and the word that it is done
-    check_model(job.run.model)
+    return job.run not in store  # else its last process died between the record and the word that it is done
+
+
+def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], reporter: Reporter) -> None:
+    """Compute a run in a project's folder, where its checkpoint is, and what it trains and its record will be."""
+    check_model(run.model)
     from peftbook.training.execute import Watch, execute
     from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
-    os.environ["PEFTBOOK_CHECKPOINTS"] = str(checkpoint.parent)
-    reporter = Reporter(studio, job)
+    os.environ["PEFTBOOK_CHECKPOINTS"] = str(folder / "checkpoints")
+    store = Store(folder / "records")
 
     def keep(trainee: Trainee) -> None:
         keep_trained(folder, trainee)
-        if is_gauged(job.run) and not is_trial(job.run):
+        if is_gauged(run) and not is_trial(run):
             reporter.phase(Phase("scoring prose"))
             gauge(store, trainee)
 
-    forget_answers(folder, job.run)
-    watch = Watch(reporter.phase, reporter.step, keep, functools.partial(write_answers, folder, job.run))
+    forget_answers(folder, run)
+    watch = Watch(reporter.phase, reporter.step, keep, functools.partial(write_answers, folder, run))
     try:
         execute(
-            job.run, store, task=studio.task(job.project), quiet=True, micro_batch=free_micro_batch(job.run),
-            watch=watch, start=start_of(folder, job.run),
+            run, store, task=task(), quiet=True, micro_batch=free_micro_batch(run), watch=watch,
+            start=start_of(folder, run),
         )  # fmt: skip
     except BaseException:
-        tidy(folder, job.run)
+        tidy(folder, run)
         raise
-    forget_answers(folder, job.run)
+    forget_answers(folder, run)
 
 
 def start_of(folder: Path, run: specs.Run) -> Path | None:
@@ -141,10 +181,13 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 class Reporter:
-    """Writes into the store where a job stands, at most every PAUSE_SECONDS; a write that fails stops nothing."""
+    """Writes where a job stands, at most every PAUSE_SECONDS; a write that fails stops nothing.
 
-    def __init__(self, studio: Studio, job: Job, clock: Callable[[], float] = time.monotonic):
-        self.studio, self.job, self.clock = studio, job, clock
+    write: takes what `progress` of the store does.
+    """
+
+    def __init__(self, write: Callable[..., object], clock: Callable[[], float] = time.monotonic):
+        self.write, self.clock = write, clock
         self.written = -1e9
         self.points: list[tuple[int, float]] = []
         self.last: Progress | None = None
@@ -166,10 +209,9 @@ class Reporter:
         }  # fmt: skip
         self.written = self.clock()
         with contextlib.suppress(sqlite3.Error, InputError):
-            self.studio.progress(
-                self.job.id, self.job.attempt, phase=phase.name, done=phase.done, total=phase.total,
-                seconds=phase.seconds, seconds_left=phase.left, points=points,
-                **fields,  # type: ignore[arg-type]
+            self.write(
+                phase=phase.name, done=phase.done, total=phase.total, seconds=phase.seconds, seconds_left=phase.left,
+                points=points, **fields,
             )  # fmt: skip
             self.points = []
 
@@ -198,14 +240,19 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
             model: Any = trainee.model
             model.save_pretrained(work)
         (work / "README.md").unlink(missing_ok=True)  # peft's empty card: artefacts writes one that says something
-        for path in (*work.iterdir(), work):
-            sync(path)
-        work.chmod(0o755)
-        shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed before its record
-        work.replace(target)
-        sync(target.parent)
+        place_whole(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def place_whole(work: Path, target: Path) -> None:
+    """Give a folder that was written aside its name, once it is on the disk."""
+    for path in (*work.iterdir(), work):
+        sync(path)
+    work.chmod(0o755)
+    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed before its record
+    work.replace(target)
+    sync(target.parent)
 
 
 def sync(path: Path) -> None:

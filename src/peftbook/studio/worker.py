@@ -1,15 +1,17 @@
 """The worker of a home: `python -m peftbook.studio.worker --home H`. It computes the queued jobs, several side by side.
 
 Each job is a process of its own (`work`) with its share of the cores: as many at once as there are cores that add
-speed, where memory holds all of them by the byte model. So is the assistant, which answers questions beside them. A
-worker that is killed takes all with it and loses nothing: the next one finds the jobs in the store, and they go on
-from their checkpoints. Only one worker serves a home.
+speed, where memory holds all of them by the byte model. So is the assistant, which answers questions beside them. Where
+the open studio names a Ray cluster, the process has a node of it compute the job (`placed`). A worker that is killed
+takes all with it and loses nothing: the next one finds the jobs in the store, and they go on from their checkpoints.
+Only one worker serves a home.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import secrets
 import signal
@@ -29,7 +31,8 @@ from peftbook.preloaded import Preloaded
 from peftbook.processes import Child, environment_of, hold
 from peftbook.studio.database import default_home
 from peftbook.studio.store import Job, Studio, is_open
-from peftbook.studio.work import NOT_MINE, tidy
+from peftbook.studio.watching import Watched
+from peftbook.studio.work import LOST, NOT_MINE, tidy
 from peftbook.training.hardware import free_memory
 from peftbook.training.request import side_by_side
 from peftbook.training.threads import best_threads, cores_gained, threads_beside
@@ -51,6 +54,8 @@ def sentence_of(child: Child) -> str:
     """Why the process of a job ended badly."""
     if child.status < 0:
         return f"was {child.why()}"
+    if child.status == LOST:
+        return child.said()[-1]
     return child.why() if child.status == 2 else f"The job stopped with an error that nobody foresaw: {child.why()}"
 
 
@@ -75,6 +80,7 @@ class Worker:
         self.places: list[Place] = []
         self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
         self.assistant: Child | None = None
+        self.cluster = Watched(self.studio.home)
         self.source = Preloaded()
         self.threads = 0  # of what is forked from it
         self.last_beat = -1e9
@@ -114,7 +120,11 @@ class Worker:
         for place in list(self.places):
             self.look_after(place)
         self.studio.purge()
-        self.start_next()
+        self.cluster.look()
+        if self.cluster.address:
+            self.place_next()
+        else:
+            self.start_next()
         if self.places or self.source.is_loading():
             self.last_job = time.monotonic()
         elif time.monotonic() - self.last_job > SPARE_SECONDS:
@@ -134,14 +144,30 @@ class Worker:
             self.load(threads)
         if self.source.is_loading() or len(self.places) >= many:
             return
+        self.start_job(waiting[0], "work", threads=threads, by=self.source.start)
+
+    def place_next(self) -> None:
+        """Claim the first job for whose kind a node may have room, and start the process that has it computed there."""
+        if not (waiting := self.studio.waiting()):
+            return
+        nodes, beside = self.cluster.seen, [place.job.run for place in self.places]
+        if (job := next((job for job in waiting if nodes.has_room(job.run, beside)), None)) is None:
+            return
+        share = nodes.threads(len(waiting) + len(beside)) if job.run.platform == "cpu" else 1
+        more = ("--ray", self.cluster.address, "--threads", str(share))
+        self.start_job(job, "placed", *more, threads=1, by=subprocess.Popen)
+
+    def start_job(self, waiting: Job, module: str, *more: str, threads: int, by: Callable[..., Any]) -> None:
+        """Claim a job and start its process."""
         taken = {place.id for place in self.places}
-        name = next(name for at in range(many) if (name := f"{self.id}{f'-{at}' * (at > 0)}") not in taken)
-        job = self.studio.claim(name, os.getpid(), waiting[0].id)
+        names = (f"{self.id}{f'-{at}' * (at > 0)}" for at in itertools.count())
+        name = next(name for name in names if name not in taken)
+        job = self.studio.claim(name, os.getpid(), waiting.id)
         if job is None:  # it was cancelled meanwhile
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:
-            child = start("work", *arguments, threads=threads, by=self.source.start)
+            child = start(module, *arguments, *more, threads=threads, by=by)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
@@ -173,9 +199,9 @@ class Worker:
         elif not wanted:
             studio.stopped(job.id, job.attempt)
             outcome = "stopped"
-        elif child.status < 0 or child.status == NOT_MINE:
+        elif child.status < 0 or child.status in (NOT_MINE, LOST):
             outcome = sentence_of(child)
-            if child.status < 0 and len(self.places) > 1:
+            if child.status < 0 and len(self.places) > 1 and not self.cluster.address:
                 self.alone.add(job.id)
             studio.died(job.id, job.attempt, outcome)
         else:
@@ -212,6 +238,7 @@ class Worker:
             self.assistant.end()
             self.assistant.close()
         self.assistant = None
+        self.cluster.end()
         self.source.close()
         self.studio.leave(self.id)
         self.studio.release()

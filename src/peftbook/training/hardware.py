@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cores", "cpu_model", "free_memory", "is_idle", "machine_name", "peak_memory", "waited"]
+__all__ = ["cores", "cpu_model", "free_memory", "is_idle", "machine_name", "peak_memory", "platform_here", "waited"]
 
 PROC = Path("/proc")  # Linux; elsewhere there is none
 BUSY = 30.0  # per cent of all cores, in use by others, from which a measurement of speed would mean little
@@ -76,6 +76,15 @@ def waited() -> float:
         return int((PROC / "thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def platform_here(platform_name: str) -> str:
+    """Where what a run trained is loaded: on its platform, or on the CPU where its GPU was another machine's."""
+    if platform_name == "cuda":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return platform_name
 
 
 def machine_name(platform_name: str = "cpu") -> str:

@@ -20,6 +20,7 @@ WAIT_SECONDS = 7.0  # the same where somebody waits for an installation or a bui
 LIVE_SECONDS = 0.1  # between two drawings of a line on a terminal
 SAID = {
     "measuring": "measuring",
+    "placing": "waiting for a node with room",
     "loading": "loading the model",
     "encoding": "encoding the examples",
     "training": "training",

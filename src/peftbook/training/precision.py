@@ -97,7 +97,12 @@ def products_here() -> Products:
 
 @functools.cache
 def gpu_capability() -> tuple[int, int]:
-    """Compute capability of the GPU. Raises InputError where there is none."""
+    """Compute capability of the GPU, or of those elsewhere that a studio computes on, where `PEFTBOOK_GPU_CAPABILITY`
+    says it. Raises InputError where there is none.
+    """
+    if said := os.environ.get("PEFTBOOK_GPU_CAPABILITY"):
+        major, minor = map(int, said.split("."))
+        return major, minor
     if (found := capability() if "torch" in sys.modules else elsewhere(capability)) is None:
         raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
     return found[0], found[1]

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from peftbook.studio.api.context import Here, Json
-from peftbook.studio.health import troubles
+from peftbook.studio.health import nodes, troubles
 
 __all__ = ["routes"]
 
@@ -17,10 +17,14 @@ PROBES = CapacityLimiter(2)  # of their own: where all threads wait for somethin
 
 
 class ReadyShape(BaseModel):
-    """Whether jobs can be taken and computed; what is missing, a sentence each."""
+    """Whether jobs can be taken and computed; what is missing, a sentence each.
+
+    nodes: of the cluster that computes them, a line each.
+    """
 
     ready: bool
     missing: list[str]
+    nodes: list[str]
 
 
 @routes.get("/health")
@@ -33,4 +37,5 @@ async def show_health() -> dict[str, str]:
 async def show_readiness(here: Here) -> JSONResponse:
     """Whether the service can do its work: 200, or 503 with what is missing."""
     missing = await to_thread.run_sync(troubles, here.studio, limiter=PROBES)
-    return Json(ReadyShape(ready=not missing, missing=missing).model_dump(), 503 if missing else 200)
+    said = ReadyShape(ready=not missing, missing=missing, nodes=nodes(here.studio))
+    return Json(said.model_dump(), 503 if missing else 200)

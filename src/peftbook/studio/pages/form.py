@@ -16,6 +16,7 @@ from peftbook.errors import InputError
 from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studies.chosen_rates import learning_rate_for
+from peftbook.studio.nodes import GPU_VARIABLE
 from peftbook.studio.pages.site import lines, typed_number
 from peftbook.studio.settings import Settings, rates_named
 
@@ -111,8 +112,9 @@ def number_of(name: str, text: str) -> Any:
 
 
 def devices() -> dict[str, str]:
-    """Where runs can run: the GPU first if there is one."""
-    has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+    """Where runs can run: the GPU first if there is one, here or on a node that computes the jobs."""
+    here = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+    has_gpu = here or bool(os.environ.get(GPU_VARIABLE))
     return ({"cuda": "GPU"} if has_gpu else {}) | {"cpu": f"CPU, {os.cpu_count()} cores"}
 
 

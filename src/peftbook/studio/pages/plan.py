@@ -41,7 +41,8 @@ def show(visit: Visit) -> dict[str, Any]:
     fields, request = fields_of(visit.typed), visit.query.get("check", "")
     live = Live(joined([])) if visit.form is not None or not request else checked(visit, project.id, request, fields)
     return {
-        **frame(visit, project), **shown_fields(fields), "live": live, "machine": machine_words(), "check": request,
+        **frame(visit, project), **shown_fields(fields), "live": live, "check": request,
+        "machine": machine_words(visit.studio.home),
     }  # fmt: skip
 
 
