@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -60,6 +61,7 @@ class Option:
     flag: str = ""
 
 
+@functools.cache
 def options_of(model: type) -> dict[str, Option]:
     """The options of a dataclass by the names of its fields, in their order."""
     hints = get_type_hints(model, include_extras=True)
