@@ -6,11 +6,13 @@ All of it behind a proxy that takes a prefix off. A stand-in answers for worker 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
 import pytest
+from markupsafe import Markup
 from plain_browser import ORIGIN, PREFIX, Plain
 from studio_api import check_of, finish, work
 
@@ -19,6 +21,7 @@ from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studio import access, app
 from peftbook.studio.jobs import parse_run
+from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
 from peftbook.studio.people import COOKIE
 from peftbook.studio.settings import Settings
@@ -180,6 +183,19 @@ def check_asked(studio: Studio, project: str) -> str:
     return studio._row(
         "SELECT id FROM requests WHERE project = ? AND kind = 'preflight' ORDER BY number DESC", project
     )["id"]
+
+
+def test_the_pages_own_files_are_named_by_their_content_and_kept(window):
+    """Style sheet, script and icon are asked for once; what packs well comes packed."""
+    window.open("/")
+    named = [one.get("href") or one.get("src") for one in window.soup.head.find_all(["link", "script"])]
+    assert len(named) == 3
+    for name in named:
+        content = window.open(urljoin(window.address, name)).answer
+        assert content.headers["cache-control"] == "public, max-age=31536000, immutable", name
+        assert content.headers.get("content-encoding") == "gzip" or len(content.content) < 1000
+        assert name.endswith(f"?v={hashlib.blake2b(content.content, digest_size=8).hexdigest()}")
+        window.open("/")
 
 
 # --- from a file to a project ----------------------------------------------------------------------------------
@@ -443,6 +459,19 @@ def test_the_live_part_of_a_page_is_at_an_address_of_its_own(window, studio):
     work(studio)
     again._go("GET", f"{PREFIX}{window.path}&part=live", headers={"if-none-match": mark})
     assert again.status == 200 and "done" in again.answer.text
+
+
+def test_what_has_ended_is_drawn_once(window, studio, monkeypatch):
+    """A curve that cannot change is not drawn again; one that was started anew is."""
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/runs")
+    first, drawn = window.answer.text, []
+    monkeypatch.setattr(runs, "curve", lambda *said: drawn.append(said) or Markup("drawn"))
+    assert window.open(f"/projects/{project}/runs").answer.text == first and not drawn
+    (job,) = (job for job in studio.jobs(project) if job.run.budget is not None)
+    with studio._write() as db:
+        db.execute("UPDATE jobs SET attempt = attempt + 1 WHERE id = ?", (job.id,))
+    assert "drawn" in window.open(f"/projects/{project}/runs").text and len(drawn) == 1
 
 
 def test_a_decision_is_what_its_address_chooses(window, studio):

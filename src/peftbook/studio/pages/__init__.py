@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.studio.access import relative
 from peftbook.studio.pages.data import DATA, READING
 from peftbook.studio.pages.decide import DECISION
 from peftbook.studio.pages.files import FILES
+from peftbook.studio.pages.form import usual_rates
 from peftbook.studio.pages.plan import PLAN
 from peftbook.studio.pages.projects import HOME, add_uploads
 from peftbook.studio.pages.runs import RUNS
@@ -28,7 +31,7 @@ from peftbook.studio.pages.tryout import TRY
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["add_pages"]
+__all__ = ["add_pages", "warm"]
 
 STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "try": TRY, "files": FILES}
 
@@ -43,6 +46,13 @@ def add_pages(app: FastAPI, context: Context) -> None:
         add_view(app, context, f"/projects/{{project}}/{name}", view)
     app.add_route("/projects/{project}", first_step)
     app.add_exception_handler(Exception, functools.partial(unforeseen, context))
+
+
+def warm() -> None:
+    """Load what the first look at a plan or a decision would wait for: records of rates, scores, distributions."""
+    usual_rates()
+    metrics.rouge([""], [""])
+    stats.quantile(0.05, 1.0)
 
 
 def unforeseen(context: Context, request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -116,17 +117,23 @@ def devices() -> dict[str, str]:
     return ({"cuda": "GPU"} if has_gpu else {}) | {"cpu": f"CPU, {os.cpu_count()} cores"}
 
 
+@functools.cache
+def usual_rates() -> str:
+    """What each method trains at if nothing is said, by the records that this program came with."""
+    return ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)
+
+
 def shown_fields(fields: Fields) -> Mapping[str, Any]:
     """What the template is filled with."""
     offered = [(one.name, f"{one.method.label} — {one.words}") for one in presets()]
     weights = {name: DTYPES[name] for name in ASKED["weights"].choices or ()}
-    usual, rates = usual_fields(), [one for one in presets() if one.method.trains]
+    usual = usual_fields()
     apart = {"models", "other_models", "methods", "own_methods", "seeds", "tokens"}
     return {
         "fields": fields, "plans": PLANS, "plan_named": plan_named(fields), "models": EMBEDDED,
         "methods": offered[:FIRST_METHODS], "more_methods": offered[FIRST_METHODS:], "numbers": NUMBERS,
         "switches": SWITCHES, "asked": ASKED, "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
-        "usual_rates": ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in rates),
+        "usual_rates": usual_rates(),
         "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart)
         or (fields["seeds"], fields["tokens"]) not in [one[3:] for one in PLANS.values()],
     }  # fmt: skip

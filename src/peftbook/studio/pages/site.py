@@ -17,23 +17,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
 
 from peftbook.errors import InputError, Unknown
 from peftbook.studio import markup
 from peftbook.studio.access import relative
 from peftbook.studio.api.problems import STATUS
 from peftbook.studio.drafts import Drafts
-from peftbook.studio.markup import piece
+from peftbook.studio.markup import own_file, piece
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["Context", "Live", "View", "Visit", "add_view", "address", "lines", "problem_page", "render", "status_of",
-           "typed_number", "worker_line"]  # fmt: skip
+__all__ = ["Context", "Live", "View", "Visit", "add_packed", "add_view", "address", "lines", "problem_page", "render",
+           "status_of", "typed_number", "worker_line"]  # fmt: skip
 
 STUDIO = Path(__file__).resolve().parents[1]
 TEMPLATES = Environment(
@@ -114,7 +117,13 @@ def add_view(app: FastAPI, context: Context, path: str, view: View) -> None:
         visit = Visit(context, request.scope["path"], request.path_params, request.query_params, form)
         return await run_in_threadpool(answer, view, visit, request.headers.get("if-none-match", ""))
 
-    app.add_route(path, endpoint, methods=["GET", "POST"] if view.act else ["GET"])
+    add_packed(app, path, endpoint, ["GET", "POST"] if view.act else ["GET"])
+
+
+def add_packed(app: FastAPI, path: str, endpoint: Callable[[Request], Any], methods: list[str]) -> None:
+    """Serve what a browser may have compressed; in little time, for most browsers are on this machine."""
+    packing = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=1)]
+    app.router.routes.append(Route(path, endpoint, methods=methods, middleware=packing))
 
 
 async def form_of(request: Request) -> QueryParams:
@@ -152,6 +161,7 @@ def status_of(error: Exception) -> int:
 def render(visit: Visit, template: str, **shown: Any) -> str:
     """A whole page."""
     usual: dict[str, Any] = {"live": None, "refused": None, "with_login": visit.context.with_login}
+    usual["file"] = lambda name: relative(visit.path, own_file(name)[1])
     filled = usual | {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": markup.trouble}
     return TEMPLATES.get_template(template).render(filled | shown)
 
