@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from peftbook.decision.power import sight_words
@@ -22,6 +23,7 @@ from peftbook.studio.api.shapes import (
     SightShape,
     settings_of,
 )
+from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
 from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
 from peftbook.studio.preflight import coverage_words
@@ -60,7 +62,9 @@ def check_plan(project: str, body: SettingsBody, here: Here) -> AskedShape:  # t
 
 
 @routes.get("/checks/{check}")
-def show_check(check: str, here: Here) -> CheckedShape:
+def show_check(
+    check: str, here: Here, measure: Annotated[str, Query(description="what will decide")] = FIRST_MEASURE
+) -> CheckedShape:
     """What was found; `state` is done when all of it is here."""
     if here.studio.asked(check).kind != "preflight":
         raise InputError(f"Question {check!r} is no check: ask for it under /answers.")
@@ -69,9 +73,9 @@ def show_check(check: str, here: Here) -> CheckedShape:
     if answer.state == "done":
         found = checks_of(answer)
         shape.checks, shape.seconds = [CheckShape.of(one) for one in found], plan_seconds(found) or None
-        sights = sights_of_check(here.studio, check)
+        sights = sights_of_check(here.studio, check, measure)
         shape.sights = [SightShape.of(one) for one in sights]
-        shape.words = list(filter(None, [coverage_words(found), sight_words(sights)]))
+        shape.words = list(filter(None, [coverage_words(found), sight_words(sights, measure)]))
     return shape
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from peftbook.decision import COSTS, MEASURES, Comparison, Contrast, Row
+from peftbook.decision import COSTS, Comparison, Contrast, Row, measures_with
 from peftbook.errors import InputError, Unknown
 from peftbook.evidence.stats import Interval
 from peftbook.own_metrics import read_metrics
@@ -18,7 +18,7 @@ from peftbook.studio.downloads import slug
 from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table, unfolded
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import View, Visit, lines
-from peftbook.studio.store import Project
+from peftbook.studio.store import Project, Studio
 from peftbook.studio.tabular import FORGOTTEN, forgotten
 
 CONTRASTS = 6
@@ -179,11 +179,11 @@ def show(visit: Visit) -> dict[str, Any]:
     asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
-    measures = [(name, measure.label) for name, measure in MEASURES.items()] + [(one.name, one.name) for one in metrics]
     filled = {
         **frame(visit, project), "asked": asked, "filter": query.get("filter", ""),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
-        "measures": measures, "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
+        "measures": measures_of(visit.studio, project.id),
+        "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
         "sets": [(str(at), f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in enumerate(sets)], "shown": NOTHING,
     }  # fmt: skip
     if not sets:
@@ -196,6 +196,11 @@ def show(visit: Visit) -> dict[str, Any]:
     except InputError as error:
         return filled | {"shown": "", "trouble": error}
     return filled | {"shown": shown(visit, found, project, asked, filled["filter"])}
+
+
+def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:
+    """What may decide, for a field that chooses: what we have, and the project's own."""
+    return [(name, one.label) for name, one in measures_with(metrics_of(studio, project)).items()]
 
 
 def declare_metrics(visit: Visit) -> str:

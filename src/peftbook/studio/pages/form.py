@@ -17,6 +17,7 @@ from peftbook.errors import InputError
 from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studies.chosen_rates import learning_rate_for
+from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.pages.site import lines, typed_number
 from peftbook.studio.settings import Settings, rates_named
 
@@ -53,6 +54,7 @@ def usual_fields() -> Fields:
     usual: Fields = {name: text_of(getattr(Settings, name)) for name in NUMBERS}
     usual |= {"models": [specs.EMBEDDED_MODEL], "other_models": "", "methods": list(methods), "own_methods": ""}
     usual |= {"platform": next(iter(devices())), "dtype": Settings.dtype, "weights": Settings.weights}
+    usual["measure"] = FIRST_MEASURE
     return usual | dict.fromkeys(SWITCHES, "") | {"learning_rates": "", "seeds": seeds, "tokens": tokens}
 
 
@@ -128,7 +130,7 @@ def shown_fields(fields: Fields) -> Mapping[str, Any]:
     offered = [(one.name, f"{one.method.label} — {one.words}") for one in presets()]
     weights = {name: DTYPES[name] for name in ASKED["weights"].choices or ()}
     usual = usual_fields()
-    apart = {"models", "other_models", "methods", "own_methods", "seeds", "tokens"}
+    apart = {"models", "other_models", "methods", "own_methods", "seeds", "tokens", "measure"}
     return {
         "fields": fields, "plans": PLANS, "plan_named": plan_named(fields), "models": EMBEDDED,
         "methods": offered[:FIRST_METHODS], "more_methods": offered[FIRST_METHODS:], "numbers": NUMBERS,
