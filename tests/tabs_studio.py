@@ -46,20 +46,18 @@ SEEN = """(() => {
 })()"""
 
 
-def finished_project(studio: Studio) -> None:
-    """A project whose runs are recorded, with curves and texts that were drawn, and one real run that waits."""
+def finished_project(studio: Studio) -> str:
+    """A project whose runs are recorded, with curves and texts that were drawn."""
     luck = random.Random(0)
     rows = [f"{' '.join(luck.choices(COLOURS, k=20))} {at},Mix {luck.choice(COLOURS)} with {at}." for at in range(ROWS)]
     content = "\n".join(["ask,answer", *rows]).encode()
     project = studio.create_project("Colours", content, "colours.csv", Columns("ask", "answer"), Split()).id
-    task = studio.task(project)
-    runs = plan(task, Settings(models=(SMALL,), methods=METHODS, seeds=3, test_examples=100))[:RUNS]
-    studio.submit(project, runs)
+    settings = Settings(models=(SMALL,), methods=METHODS, seeds=3, test_examples=100)
+    studio.submit(project, plan(studio.task(project), settings)[:RUNS])
     for job in studio.jobs(project):
         record(studio, job, luck)
     studio.leave("stand-in")
-    real = plan(task, Settings(methods=("lora",), tokens=400_000, test_examples=0))[-1]
-    studio.submit(project, [real])
+    return project
 
 
 def record(studio: Studio, job: Job, luck: random.Random) -> None:
@@ -86,7 +84,9 @@ def studio_in_training() -> Iterator[str]:
     """The address of a studio whose worker trains."""
     home = Path(tempfile.mkdtemp(prefix="peftbook-tabs-"))
     studio = Studio(home)
-    finished_project(studio)
+    project = finished_project(studio)
+    real = plan(studio.task(project), Settings(methods=("lora",), tokens=400_000, test_examples=0))[-1]
+    studio.submit(project, [real])
     process, address = start(home)
     try:
         while not any(job.phase == "training" for job in studio.jobs()):

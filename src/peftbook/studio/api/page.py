@@ -18,8 +18,10 @@ __all__ = ["routes"]
 routes = APIRouter()
 METHODS = ("get", "post", "put", "patch", "delete")
 FRAME = """<!doctype html><html lang="en" class="plain"><head><meta charset="utf-8"><title>API · peftbook studio</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="../..{}">
-<link rel="stylesheet" href="../..{}"></head><body class="api"><main><h1>The studio's API</h1>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="description" content="Every route of the studio's API, with an example for curl.">
+<link rel="icon" href="../..{}"><link rel="stylesheet" href="../..{}"></head>
+<body class="api"><main><h1>The studio's API</h1>
 <p>Everything that the page does, for programs. All routes begin with <code>/api/v1</code> and want a token:
 <code>Authorization: Bearer TOKEN</code>. Without a login file it is the one in the address that the studio prints; with
 one, <code>curl -u NAME $STUDIO/tokens -H 'Content-Type: application/json' -d '{{"label": "laptop"}}'</code> makes one.
