@@ -20,6 +20,7 @@ from peftbook import specs
 from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studio import access, app
+from peftbook.studio.declared import declare
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
@@ -188,7 +189,7 @@ def check_asked(studio: Studio, project: str) -> str:
 def test_the_pages_own_files_are_named_by_their_content_and_kept(window):
     """Style sheet, script and icon are asked for once; what packs well comes packed."""
     window.open("/")
-    named = [one.get("href") or one.get("src") for one in window.soup.head.find_all(["link", "script"])]
+    named = [one.get("href") or one["src"] for one in window.soup.head.select("link:not([rel=preload]), script")]
     assert len(named) == 3
     for name in named:
         content = window.open(urljoin(window.address, name)).answer
@@ -413,6 +414,15 @@ def test_a_check_that_failed_says_why_in_its_place(window, studio):
 
 
 # --- runs, decision, answers, files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("measure", "said"), [("rouge2", "ROUGE-2 between"), ("sum", "in “sum” between")])
+def test_what_test_rows_can_see_is_said_of_what_will_decide(window, studio, measure, said):
+    """Of a metric of one's own too; another than those of the project is none."""
+    project = project_of(studio, ROWS + ROWS.partition(b"\n")[2] * 9)
+    declare(studio, project, [{"name": "sum", "kind": "number", "rel": 0.01}])
+    assert said in checked(window, studio, project, measure=measure).text and window.field("measure") == measure
+    assert "Unknown measure 'luck'" in window.open(window.path.replace(f"measure={measure}", "measure=luck")).text
 
 
 def test_jobs_are_cancelled_resumed_and_started_anew(window, studio):

@@ -7,7 +7,6 @@ came from outside: projects and jobs are looked up by their ids.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -143,13 +142,17 @@ def build_app(
 
 def add_files(app: FastAPI) -> None:
     """Style sheet, script, icon and fonts: a fixed list, read once, kept by browsers."""
+    from starlette.requests import Request
     from starlette.responses import Response
 
     from peftbook.studio.pages.site import add_packed
+
+    def kept(content: bytes, kind: str) -> Callable[[Request], Response]:
+        """Answers anew each time: packing changes the headers of an answer."""
+        return lambda _: Response(content, media_type=kind, headers=KEPT)
 
     found = {name: own_file(name)[0] for name in ("style.css", "page.js", "icon.svg")}
     fonts = next((folder for folder in FONTS if folder.is_dir()), HERE)
     found |= {f"fonts/{path.name}": path.read_bytes() for path in fonts.glob("*.woff2")}
     for name, content in found.items():
-        answer = functools.partial(Response, content, media_type=KINDS[Path(name).suffix], headers=KEPT)
-        add_packed(app, f"/studio/{name}", lambda request, answer=answer: answer(), ["GET"])
+        add_packed(app, f"/studio/{name}", kept(content, KINDS[Path(name).suffix]), ["GET"])

@@ -143,14 +143,14 @@ def clipped(text: str, chars: int = SHOWN_CHARS) -> str:
     return text if len(text) <= chars else text[: chars - 1].rstrip() + "…"
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None, digits: int = 0, unit: str = "") -> str:
     """A number, or a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) else format_value(value, digits)
+    return "–" if value is None or not math.isfinite(value) else format_value(value, digits, unit)
 
 
 def size(value: float | None) -> str:
     """Bytes for people."""
-    return "–" if value is None or not math.isfinite(value) else format_value(value, 0, "bytes")
+    return number(value, unit="bytes")
 
 
 def ago(when: float) -> str:

@@ -13,7 +13,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from peftbook import metrics
 from peftbook.evidence import stats
@@ -25,7 +25,7 @@ from peftbook.studio.pages.form import usual_rates
 from peftbook.studio.pages.plan import PLAN
 from peftbook.studio.pages.projects import HOME, add_uploads
 from peftbook.studio.pages.runs import RUNS
-from peftbook.studio.pages.site import Context, View, Visit, add_view, problem_page, status_of
+from peftbook.studio.pages.site import Context, View, Visit, add_view, problem_page
 from peftbook.studio.pages.tryout import TRY
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def warm() -> None:
 def unforeseen(context: Context, request: Request, error: Exception) -> Response:
     """What nobody has thought of; the server says more."""
     words = Exception(f"This could not be answered ({type(error).__name__}): what the server said has more.")
-    return HTMLResponse(problem_page(Visit(context, request.scope["path"]), words), status_of(words))
+    return problem_page(Visit(context, request.scope["path"]), words)
 
 
 async def first_step(request: Request) -> Response:

@@ -113,7 +113,7 @@ def add_view(app: FastAPI, context: Context, path: str, view: View) -> None:
         try:
             form = await form_of(request) if request.method == "POST" else None
         except InputError as error:
-            return HTMLResponse(problem_page(Visit(context, request.scope["path"]), error), status_of(error))
+            return problem_page(Visit(context, request.scope["path"]), error)
         visit = Visit(context, request.scope["path"], request.path_params, request.query_params, form)
         return await run_in_threadpool(answer, view, visit, request.headers.get("if-none-match", ""))
 
@@ -146,7 +146,7 @@ def answer(view: View, visit: Visit, seen: str) -> Response:
     try:
         shown = view.show(visit)
     except InputError as error:
-        return HTMLResponse(problem_page(visit, refused or error), status_of(refused or error))
+        return problem_page(visit, refused or error)
     if visit.form is None and visit.query.get("part") == "live":
         return live_part(visit, shown.get("live"), seen)
     said = refused or shown.pop("trouble", None)
@@ -166,10 +166,10 @@ def render(visit: Visit, template: str, **shown: Any) -> str:
     return TEMPLATES.get_template(template).render(filled | shown)
 
 
-def problem_page(visit: Visit, error: Exception) -> str:
+def problem_page(visit: Visit, error: Exception) -> Response:
     """A page that has nothing but the sentence why."""
     title = "There is no such page" if isinstance(error, Unknown) else "This cannot be shown"
-    return render(visit, "problem.html", refused=error, title=title)
+    return HTMLResponse(render(visit, "problem.html", refused=error, title=title), status_of(error))
 
 
 def live_part(visit: Visit, live: Live | None, seen: str) -> Response:
