@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 # A build and the tests start hundreds of processes: the package is compiled for the first of them alone.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test types suite alone plain check lint slides figures pdf epub audit serve clean
+.PHONY: book test types suite alone plain check lint slides figures pdf epub audit audit-studio serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
@@ -72,6 +72,9 @@ serve: $(STAMP)
 
 audit: book
 	@sh tests/audit/run.sh
+
+audit-studio: $(STAMP)
+	@PYTHON=$(CURDIR)/$(BIN)/python sh tests/audit/run.sh --studio
 
 clean:
 	rm -rf _build

@@ -74,7 +74,8 @@ def main() -> None:
             threading.Thread(target=poll, args=(address, project, until, seconds), daemon=True)
             for _ in range(args.clients)
         ]
-        with browsing(f"{address}projects/{project}/runs"):
+        with browser() as chromium:
+            chromium.new_page().goto(f"{address}projects/{project}/runs")
             for client in clients:
                 client.start()
             loaded += [train(studio, project, run) for run in under_load]
@@ -100,16 +101,15 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def browsing(address: str):
-    """One real browser that looks at the queue."""
+def browser():
+    """A Chromium, without a test to start it for."""
     from playwright.sync_api import sync_playwright
 
     found = os.environ.get("PEFTBOOK_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         with playwright.chromium.launch(executable_path=found, args=options) as browser:
-            browser.new_page().goto(address)
-            yield
+            yield browser
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from peftbook.decision import MEASURES
 from peftbook.decision.power import (
     LEVEL,
     SCATTER,
+    SPLIT_ROWS,
     Spreads,
     found,
     needed,
+    scatter_of,
     sight,
     sight_words,
     sights_of,
@@ -181,4 +183,26 @@ def test_a_plan_says_what_its_test_rows_can_see():
     repeated = tuple(Example(f"r{at}", f"asked {at // 4}", "b") for at in range(100))
     assert sights_of(runs, dataclasses.replace(task, splits={"test": repeated})) == (own, *more)
     assert "decide nothing" in sight_words([sight("rougeL", 19, 1)]) and sight_words(()) == ""
-    assert sights_of(runs[:1], task) == sights_of(runs, task, "exact_match") == ()
+    assert sights_of(runs[:1], task) == ()
+
+
+@pytest.mark.parametrize(
+    ("measure", "unit", "rests"),
+    [
+        ("rouge2", " ROUGE-2 ", "as ours did"), ("perplexity", " nats per token ", "as ours did"),
+        ("bertscore_f1", " BERTScore F1 ", "as ROUGE-L did"), ("exact_match", " Exact match ", "25 % of the rows"),
+        ("total", " in “total” ", "25 % of the rows"),
+    ],
+)  # fmt: skip
+def test_a_sight_speaks_of_what_decides_and_says_what_it_rests_on(measure, unit, rests):
+    """Of every measure and of one's own; where nobody knows how it scatters, that is said."""
+    words = sight_words([sight(measure, 100, 3)], measure)
+    assert unit in words and rests in words and ("ROUGE-L" in words) == (measure == "bertscore_f1")
+
+
+def test_a_guess_of_how_right_answers_scatter_is_that_of_answers_that_scatter_so():
+    """Two methods that are right equally often and disagree on one row in four."""
+    rng = np.random.default_rng(0)
+    disagree = rng.random(100_000) < SPLIT_ROWS
+    differences = np.where(disagree, rng.choice([-1.0, 1.0], 100_000), 0.0)
+    assert differences.std() == pytest.approx(scatter_of("exact_match")[0], rel=0.02)

@@ -6,11 +6,13 @@ All of it behind a proxy that takes a prefix off. A stand-in answers for worker 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
 import pytest
+from markupsafe import Markup
 from plain_browser import ORIGIN, PREFIX, Plain
 from studio_api import check_of, finish, work
 
@@ -18,7 +20,9 @@ from peftbook import specs
 from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studio import access, app
+from peftbook.studio.declared import declare
 from peftbook.studio.jobs import parse_run
+from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
@@ -177,6 +181,19 @@ def check_asked(studio: Studio, project: str) -> str:
     return studio._row(
         "SELECT id FROM requests WHERE project = ? AND kind = 'preflight' ORDER BY number DESC", project
     )["id"]
+
+
+def test_the_pages_own_files_are_named_by_their_content_and_kept(window):
+    """Style sheet, script and icon are asked for once; what packs well comes packed."""
+    window.open("/")
+    named = [one.get("href") or one["src"] for one in window.soup.head.select("link:not([rel=preload]), script")]
+    assert len(named) == 3
+    for name in named:
+        content = window.open(urljoin(window.address, name)).answer
+        assert content.headers["cache-control"] == "public, max-age=31536000, immutable", name
+        assert content.headers.get("content-encoding") == "gzip" or len(content.content) < 1000
+        assert name.endswith(f"?v={hashlib.blake2b(content.content, digest_size=8).hexdigest()}")
+        window.open("/")
 
 
 # --- from a file to a project ----------------------------------------------------------------------------------
@@ -396,6 +413,15 @@ def test_a_check_that_failed_says_why_in_its_place(window, studio):
 # --- runs, decision, answers, files ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("measure", "said"), [("rouge2", "ROUGE-2 between"), ("sum", "in “sum” between")])
+def test_what_test_rows_can_see_is_said_of_what_will_decide(window, studio, measure, said):
+    """Of a metric of one's own too; another than those of the project is none."""
+    project = project_of(studio, ROWS + ROWS.partition(b"\n")[2] * 9)
+    declare(studio, project, [{"name": "sum", "kind": "number", "rel": 0.01}])
+    assert said in checked(window, studio, project, measure=measure).text and window.field("measure") == measure
+    assert "Unknown measure 'luck'" in window.open(window.path.replace(f"measure={measure}", "measure=luck")).text
+
+
 def test_jobs_are_cancelled_resumed_and_started_anew(window, studio):
     """Each by its own button, and the rest of a plan by one; what cannot be done is a sentence."""
     project = project_of(studio)
@@ -440,6 +466,19 @@ def test_the_live_part_of_a_page_is_at_an_address_of_its_own(window, studio):
     work(studio)
     again._go("GET", f"{PREFIX}{window.path}&part=live", headers={"if-none-match": mark})
     assert again.status == 200 and "done" in again.answer.text
+
+
+def test_what_has_ended_is_drawn_once(window, studio, monkeypatch):
+    """A curve that cannot change is not drawn again; one that was started anew is."""
+    project = trained(window, studio)
+    window.open(f"/projects/{project}/runs")
+    first, drawn = window.answer.text, []
+    monkeypatch.setattr(runs, "curve", lambda *said: drawn.append(said) or Markup("drawn"))
+    assert window.open(f"/projects/{project}/runs").answer.text == first and not drawn
+    (job,) = (job for job in studio.jobs(project) if job.run.budget is not None)
+    with studio._write() as db:
+        db.execute("UPDATE jobs SET attempt = attempt + 1 WHERE id = ?", (job.id,))
+    assert "drawn" in window.open(f"/projects/{project}/runs").text and len(drawn) == 1
 
 
 def test_a_decision_is_what_its_address_chooses(window, studio):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -60,6 +61,7 @@ class Option:
     flag: str = ""
 
 
+@functools.cache
 def options_of(model: type) -> dict[str, Option]:
     """The options of a dataclass by the names of its fields, in their order."""
     hints = get_type_hints(model, include_extras=True)
@@ -105,7 +107,7 @@ def shown(value: object) -> str:
 def read_options(model: type[Model], args: argparse.Namespace) -> Model:
     """The model that the given options make. Raises InputError for words that stand for no value."""
     given = {}
-    for name, option in options_of(model).items():
+    for name, option in options_of(model).items():  # type: ignore[arg-type]  # a class is hashable
         if (value := getattr(args, name)) is not None:
             given[name] = option.convert(value) if option.convert else value
     return model(**given)
@@ -127,7 +129,7 @@ def words_of(model: type, said: object) -> Iterator[str]:
 
 def check_bounds(model: object, leave_out: Sequence[str] = ()) -> None:
     """Raises InputError for a number of a model that is out of its bounds; None stands for no number."""
-    for name, option in options_of(type(model)).items():
+    for name, option in options_of(type(model)).items():  # type: ignore[arg-type]
         value = getattr(model, name)
         if option.bound is not None and value is not None and name not in leave_out:
             option.bound.check(value)

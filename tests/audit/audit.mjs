@@ -7,8 +7,7 @@ import { createServer } from "node:http";
 import { gzipSync } from "node:zlib";
 import { extname, join, resolve, relative } from "node:path";
 import { fileURLToPath } from "node:url";
-import puppeteer from "puppeteer-core";
-import lighthouse, { desktopConfig } from "lighthouse";
+import { axeOver, launched, scoresOf, shown } from "./measure.mjs";
 
 const site = resolve(process.env.SITE ?? fileURLToPath(new URL("../../_build/html", import.meta.url)));
 if (!existsSync(join(site, "index.html"))) { console.error(`No site at ${site}: run make book.`); process.exit(2); }
@@ -34,9 +33,7 @@ const redirects = (path) => /http-equiv="?refresh/i.test(readFileSync(path, "utf
 const isRun = (path) => /runs\/[0-9a-f]{12}\.html$/.test(path);
 const found = walk(site).filter((path) => path.endsWith(".html") && !redirects(path)).map((path) => relative(site, path)).sort();
 const pages = [...found.filter((path) => !isRun(path)), ...found.filter(isRun).filter((_, number) => number % every === 0)];
-const browser = await puppeteer.launch({ executablePath: process.env.CHROME, headless: true, protocolTimeout: 600_000,
-  args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync"] });
+const browser = await launched();
 let findings = 0;
 const report = (line) => { findings += 1; console.log(line); };
 
@@ -73,46 +70,12 @@ for (const [name, values, digits] of [["kB over the wire", weights, 0], ["layout
   console.log(`${name}, largest of ${pages.length} pages: ${most.join(", ")}`);
 }
 
-const axe = readFileSync(fileURLToPath(import.meta.resolve("axe-core/axe.min.js")), "utf8");
-for (const [width, height, scheme] of [[1280, 900, "light"], [1280, 900, "dark"], [360, 740, "light"]]) {
-  let serious = 0;
-  for (const path of pages) {
-    const page = await browser.newPage();
-    await page.setViewport({ width, height });
-    await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
-    await page.goto(`${base}/${path}`, { waitUntil: "load", timeout: 180_000 });
-    await page.evaluate(axe);
-    const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
-    for (const one of violations.filter(({ impact }) => impact === "serious" || impact === "critical")) {
-      serious += 1;
-      const places = one.nodes.slice(0, 2).map((node) => node.target).join(" | ");
-      report(`axe ${width} px ${scheme} ${path}: ${one.id} (${one.impact}, ${one.nodes.length}) ${places}`);
-    }
-    await page.close();
-  }
-  console.log(`axe at ${width} px, ${scheme}: ${pages.length} pages, ${serious} serious or critical findings`);
-}
+await axeOver(browser, pages.map((path) => [path, `${base}/${path}`]), ["serious", "critical"], report);
 
-const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
 const chosen = (process.env.PAGES ?? "book/index.html,book/lora.html,book/head-to-head.html").split(",");
 for (const path of runs ? chosen : []) for (const form of ["mobile", "desktop"]) {
-  const scores = {};
-  for (let run = 0; run < runs; run += 1) {
-    const { lhr } = await lighthouse(`${base}/${path}`, { port: new URL(browser.wsEndpoint()).port, logLevel: "error" },
-      form === "desktop" ? desktopConfig : undefined);
-    for (const [name, { score }] of Object.entries(lhr.categories)) (scores[name] ??= []).push(Math.round(score * 100));
-    for (const [name, audit] of [["shift", "cumulative-layout-shift"], ["kB", "total-byte-weight"],
-      ["main thread ms", "mainthread-work-breakdown"], ["blocking ms", "total-blocking-time"]]) {
-      (scores[name] ??= []).push((lhr.audits[audit]?.numericValue ?? NaN) / (name === "kB" ? 1000 : 1));
-    }
-    for (const name of ["accessibility", "best-practices", "seo"]) {
-      for (const { id, weight } of run ? [] : lhr.categories[name].auditRefs) {
-        if (weight && lhr.audits[id].score !== null && lhr.audits[id].score < 1) console.log(`  ${path} ${form} ${name}: ${lhr.audits[id].title}`);
-      }
-    }
-  }
-  const shown = Object.entries(scores).map(([name, values]) => `${name} ${+median(values).toFixed(name === "shift" ? 3 : 0)}`);
-  console.log(`lighthouse ${form} ${path}: ${shown.join(", ")}`);
+  const scores = await scoresOf(browser, `${base}/${path}`, form, runs, (title) => console.log(`  ${path} ${form} ${title}`));
+  console.log(`lighthouse ${form} ${path}: ${shown(scores)}`);
 }
 await browser.close();
 server.close();

@@ -23,7 +23,8 @@ from peftbook.records import Record
 from peftbook.specs import Run
 from peftbook.tasks import TaskData, groups_of, test_groups
 
-__all__ = ["LEVEL", "SCATTER", "Sight", "Spreads", "found", "needed", "sight", "sight_words", "sights_of", "spreads"]
+__all__ = ["LEVEL", "SCATTER", "SPLIT_ROWS", "Sight", "Spreads", "found", "needed", "scatter_of", "sight",
+           "sight_words", "sights_of", "spreads"]  # fmt: skip
 
 LEVEL = 0.025  # one-sided, of one comparison
 
@@ -98,7 +99,22 @@ def found(of: Spreads, examples: int, seeds: int, share: float) -> float:
 
 # By measure the standard deviations of a paired difference, of one row and of one seed: the larger of the medians over
 # the pairs of our own runs on docstrings and on E2E; a test makes them again from the records.
-SCATTER = {"rougeL": (0.11, 0.012), "perplexity": (0.17, 0.029)}
+SCATTER = {"rouge1": (0.095, 0.015), "rouge2": (0.12, 0.011), "rougeL": (0.11, 0.012), "perplexity": (0.17, 0.029)}
+SPLIT_ROWS = 0.25  # of rows on which two methods disagree, one right and one wrong, where nobody knows
+
+
+def scatter_of(measure: str) -> tuple[float, float, str]:
+    """SCATTER of a measure and what it rests on; where our runs say nothing of the measure, on a guess that is said.
+
+    A row that is right or wrong, on which two equally good methods disagree with probability p, scatters by √p.
+    """
+    if measure in SCATTER:
+        return *SCATTER[measure], "if yours scatter as ours did"
+    row, seed = SCATTER["rougeL"]
+    if measure == "bertscore_f1":
+        return row, seed, "if they scatter as ROUGE-L did in our runs, which say too little of BERTScore"
+    words = f"if two methods disagree on {100 * SPLIT_ROWS:g} % of the rows, which is known once runs are scored"
+    return math.sqrt(SPLIT_ROWS), seed, words
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ class Sight:
 
 
 def sight(measure: str, rows: int, seeds: int, arms: int = 2, groups: int = 0) -> Sight:
-    """What so many test rows and seeds show of two of so many arms, by the rule of `decision` and our runs' SCATTER.
+    """What so many test rows and seeds show of two of so many arms, by the rule of `decision` and `scatter_of`.
 
     groups: of the rows, where they share some; each then counts as one row, which is the worst case: intervals over the
     nine packages of our docstrings were two to five times as narrow as that.  Against the untuned model differences
@@ -127,7 +143,7 @@ def sight(measure: str, rows: int, seeds: int, arms: int = 2, groups: int = 0) -
     half-width of one seed is over rows alone: then luck of training passes for a difference, mistaken = 2 Φ(−half /
     √(seed_se² + row_se²)). Two seeds decide nothing, nor do fewer than 20 rows or eight groups.
     """
-    row, seed = SCATTER[measure]
+    row, seed, _ = scatter_of(measure)
     units, level = groups or rows, 0.05 / max(arms - 1, 2)
     spread = Interval.of(0.0, seed / math.sqrt(seeds), row / math.sqrt(units), seeds, units, groups=groups)
     if rows < FEWEST_EXAMPLES or not spread.decides:
@@ -142,15 +158,18 @@ def sight(measure: str, rows: int, seeds: int, arms: int = 2, groups: int = 0) -
 def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> tuple[Sight, ...]:
     """What a plan's test rows see with its seeds, and with three and five; groups count as one row each.
 
-    Empty for a plan that compares nothing, writes no texts to score, or is of another measure. Trials do not count.
+    measure: by its name, or a metric of the user's own, a score from 0 to 1. Empty for a plan that compares nothing, or
+    has no rows to score. Trials do not count.
     """
     runs = [run for run in runs if run.evaluation.split == "test"]
     trained = [run for run in runs if run.budget is not None]
     arms = {run.model_copy(update={"seed": 0}).key for run in runs}
-    scored = min((run.evaluation.n_generate for run in runs), default=0)
-    if not trained or len(arms) < 2 or not scored or measure not in SCATTER:
+    rows = task.splits["test"]
+    counts = [run.evaluation.n_loss if measure == "perplexity" else run.evaluation.n_generate for run in runs]
+    scored = min(*counts, len(rows)) if counts else 0
+    if not trained or len(arms) < 2 or not scored:
         return ()
-    tested = task.splits[runs[0].evaluation.split][:scored]
+    tested = rows[:scored]
     units = len({group or row.id for group, row in zip(groups_of(tested), tested, strict=True)})
     seeds = len({run.seed for run in trained})
     groups = units if units < scored else 0
@@ -161,7 +180,9 @@ def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
     """The sights of a plan in a sentence or two; empty without any."""
     if not found:
         return ""
-    unit, own, more = MEASURES[measure].label, found[0], found[1:]
+    own, more = found[0], found[1:]
+    known = MEASURES.get(measure)
+    unit = (known.unit or known.label) if known else f"in “{measure}”"
     plural = "s" * (own.seeds != 1)
     start = f"{own.rows:,} test rows{f' in {own.groups:,} groups' * bool(own.groups)} and {own.seeds} seed{plural}"
     if math.isinf(own.difference):
@@ -170,7 +191,7 @@ def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
     else:
         words = (
             f"{start} find a difference of {own.difference:.2g} {unit} between two trained methods four times in five, "
-            "if yours scatter as ours did"
+            f"{scatter_of(measure)[2]}"
             + (". That is the worst case, of rows that are all alike within a group." if own.groups else ".")
         )
         if own.seeds == 1:

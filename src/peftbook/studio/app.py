@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import Door, host_of
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.machine import examine_apart
+from peftbook.studio.markup import own_file
 from peftbook.studio.nodes import seen, take_gpu
 from peftbook.studio.people import Logins, People
 from peftbook.studio.store import Studio, say_open, start_worker
@@ -33,7 +33,8 @@ HERE = Path(__file__).resolve().parent
 FONTS = (HERE / "fonts", HERE.parents[2] / "book" / "assets" / "fonts")  # of a wheel, of a checkout
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 KEEPER_SECONDS = 3.0
-NICE = 10
+WARM_SECONDS = 2.0  # after which the first page is there
+KEPT = {"cache-control": "public, max-age=31536000, immutable"}
 KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
 
 
@@ -69,10 +70,10 @@ def serve(
     stop = threading.Event()
     keeper = threading.Thread(target=keep_worker, args=(studio.home, stop, ray), daemon=True)
     if worker:
-        keeper.start()  # before this thread turns nice: what it starts inherits its own priority
-    if sys.platform == "linux":
-        os.nice(NICE)  # of this thread and those that it starts, not of the keeper
+        keeper.start()
     import uvicorn
+
+    from peftbook.studio.pages import warm
 
     examine_apart()
     PeftMethod.told_later = True  # by the assistant, which checks a plan
@@ -87,6 +88,9 @@ def serve(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
     )
+    warming = threading.Timer(WARM_SECONDS, warm)
+    warming.daemon = True
+    warming.start()
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
@@ -147,14 +151,18 @@ def build_app(
 
 
 def add_files(app: FastAPI) -> None:
-    """Style sheet, script, icon and fonts: a fixed list, read once."""
-    from fastapi import Response
+    """Style sheet, script, icon and fonts: a fixed list, read once, kept by browsers."""
+    from starlette.requests import Request
+    from starlette.responses import Response
 
-    found = {path.name: path for path in (HERE / "style.css", HERE / "page.js", HERE / "icon.svg")}
-    fonts = next((folder for folder in FONTS if folder.is_dir()), None)
-    if fonts is not None:
-        found |= {f"fonts/{path.name}": path for path in fonts.glob("*.woff2")}
-    for name, path in found.items():
-        kept = "public, max-age=86400" if path.suffix in (".woff2", ".svg") else "no-cache"
-        answer = Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"cache-control": kept})
-        app.add_api_route(f"/studio/{name}", lambda answer=answer: answer, methods=["GET"], response_model=None)
+    from peftbook.studio.pages.site import add_packed
+
+    def kept(content: bytes, kind: str) -> Callable[[Request], Response]:
+        """Answers anew each time: packing changes the headers of an answer."""
+        return lambda _: Response(content, media_type=kind, headers=KEPT)
+
+    found = {name: own_file(name)[0] for name in ("style.css", "page.js", "icon.svg")}
+    fonts = next((folder for folder in FONTS if folder.is_dir()), HERE)
+    found |= {f"fonts/{path.name}": path.read_bytes() for path in fonts.glob("*.woff2")}
+    for name, content in found.items():
+        add_packed(app, f"/studio/{name}", kept(content, KINDS[Path(name).suffix]), ["GET"])

@@ -43,9 +43,10 @@ def compare_file(args: argparse.Namespace) -> int:
     runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
     studio = Studio(args.home)
     if args.dry_run:
-        look_ahead(studio, file, runs, None if args.run else settings)
+        look_ahead(studio, file, runs, None if args.run else settings, judging.measure)
         return 0
-    if (computed := compute(studio, file, runs, COMPARE, None if args.run else settings)) is None:
+    given = None if args.run else settings
+    if (computed := compute(studio, file, runs, COMPARE, given, judging.measure)) is None:
         return 130
     project, jobs = computed
     with contextlib.suppress(InputError):  # which has been said, and the rest of the decision does not need it

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -16,6 +19,13 @@ from peftbook.training.phases import span as span
 
 SHOWN_CHARS = 280
 MOST, LISTED = 160, 12  # points of a curve, and of its table
+
+
+@functools.cache
+def own_file(name: str) -> tuple[bytes, str]:
+    """A file of the pages themselves, and its address, which names the content and may be kept for good."""
+    content = Path(__file__).with_name(name).read_bytes()
+    return content, f"/studio/{name}?v={hashlib.blake2b(content, digest_size=8).hexdigest()}"
 
 
 def piece(template: str, *values: object, **named: object) -> Markup:
@@ -133,14 +143,14 @@ def clipped(text: str, chars: int = SHOWN_CHARS) -> str:
     return text if len(text) <= chars else text[: chars - 1].rstrip() + "…"
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None, digits: int = 0, unit: str = "") -> str:
     """A number, or a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) else format_value(value, digits)
+    return "–" if value is None or not math.isfinite(value) else format_value(value, digits, unit)
 
 
 def size(value: float | None) -> str:
     """Bytes for people."""
-    return "–" if value is None or not math.isfinite(value) else format_value(value, 0, "bytes")
+    return number(value, unit="bytes")
 
 
 def ago(when: float) -> str:

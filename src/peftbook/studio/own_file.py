@@ -9,6 +9,7 @@ from pathlib import Path
 from peftbook import specs
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.errors import InputError
+from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.markup import span
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.smaller import plan_seconds, smaller_plan
@@ -58,18 +59,24 @@ def looked_up(
 
 
 def compute(
-    studio: Studio, file: OwnFile, runs: Sequence[specs.Run], plan: str, settings: Settings | None = None
+    studio: Studio,
+    file: OwnFile,
+    runs: Sequence[specs.Run],
+    plan: str,
+    settings: Settings | None = None,
+    measure: str = FIRST_MEASURE,
 ) -> tuple[Project, list[Job]] | None:
     """Have runs computed on a file, in its project, by the studio's worker; None after Ctrl-C. Those at hand are taken.
 
     plan: the name of the command.  settings: of the runs; without, no smaller plan is said, and no rate is tuned.
+    measure: what will decide, by its name.
     Raises InputError where a run does not fit this machine, before a project is made.
     """
     project, tuning, likely, new = looked_up(studio, file, runs, settings)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
     with worker_ahead(studio, len(new)):
-        refuse_misfits(file.task, likely, new, settings)
+        refuse_misfits(file.task, likely, new, settings, measure)
     if project is None:
         project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
     elsewhere = wanted_elsewhere(studio, project)
@@ -82,22 +89,28 @@ def compute(
     return project, studio.jobs(plan=submitted)
 
 
-def look_ahead(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None) -> None:
+def look_ahead(
+    studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None, measure: str
+) -> None:
     """Say what `compute` would do, how long it takes and what its test rows can see; nothing is stored or trained."""
     _, _, likely, new = looked_up(studio, file, runs, settings)
     if not new:
         note("All runs are at hand: the comparison is answered from them.")
-    refuse_misfits(file.task, likely, new, settings)
+    refuse_misfits(file.task, likely, new, settings, measure)
 
 
 def refuse_misfits(
-    task: TaskData, runs: Sequence[specs.Run], new: Sequence[specs.Run], settings: Settings | None = None
+    task: TaskData,
+    runs: Sequence[specs.Run],
+    new: Sequence[specs.Run],
+    settings: Settings | None = None,
+    measure: str = FIRST_MEASURE,
 ) -> None:
     """Raises InputError if a run that must be computed cannot be run on this machine; says how long they will take, and
     where they do not pass over all rows.
 
     new: of the runs those that must be computed.  settings: of the runs; where all are new and take long, the options
-    of a smaller plan are said too.
+    of a smaller plan are said too.  measure: what will decide.
     """
     if not new:
         return
@@ -115,7 +128,7 @@ def refuse_misfits(
     about = f", about {span(seconds)}" if (seconds := plan_seconds(checks)) else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
     note(f"{len(new)} runs to compute{about}{cached}.")
-    for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task)))):
+    for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task, measure), measure))):
         note(words)
     if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
         note(f"A smaller plan would take about {span(less.seconds)}: {less.options}")

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from peftbook import specs
+from peftbook.decision import check_choices
 from peftbook.decision.power import Sight, sights_of
 from peftbook.errors import Conflict, InputError
+from peftbook.studio.decisions import FIRST_MEASURE
+from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Plan, parse_run
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
@@ -65,10 +68,14 @@ def runs_of_check(studio: Studio, project_id: str, request_id: str) -> list[spec
     return [parse_run(text) for text in asked.payload["runs"]]
 
 
-def sights_of_check(studio: Studio, request_id: str) -> tuple[Sight, ...]:
-    """What the test rows of a checked plan can see, with its seeds and with more."""
+def sights_of_check(studio: Studio, request_id: str, measure: str = FIRST_MEASURE) -> tuple[Sight, ...]:
+    """What the test rows of a checked plan can see, with its seeds and with more. measure: what decides, by its name.
+
+    Raises InputError for one that the project does not have.
+    """
     project_id = studio.asked(request_id).payload["project"]
-    return sights_of(runs_of_check(studio, project_id, request_id), studio.task(project_id))
+    check_choices(measure, metrics=metrics_of(studio, project_id))
+    return sights_of(runs_of_check(studio, project_id, request_id), studio.task(project_id), measure)
 
 
 def queue_checked(studio: Studio, project_id: str, request_id: str) -> tuple[str, int]:

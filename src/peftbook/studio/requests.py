@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,17 +86,19 @@ class Requests(Database):
 
     def asked(self, request_id: str) -> Request:
         """What a question was."""
-        row = self._row("SELECT id, kind, payload FROM requests WHERE id = ?", request_id)
-        if row is None:
-            raise Unknown(f"There is no request {request_id!r}: ask again.")
+        row = self._known_request(request_id)
         return Request(row["id"], row["kind"], json.loads(row["payload"]))
 
     def answer(self, request_id: str) -> Answer:
         """What there is of an answer."""
-        row = self._row("SELECT state, text, result, error FROM requests WHERE id = ?", request_id)
+        row = self._known_request(request_id)
+        return Answer(row["state"], row["text"], json.loads(row["result"]), row["error"])
+
+    def _known_request(self, request_id: str) -> sqlite3.Row:
+        row = self._row("SELECT * FROM requests WHERE id = ?", request_id)
         if row is None:
             raise Unknown(f"There is no request {request_id!r}: ask again.")
-        return Answer(row["state"], row["text"], json.loads(row["result"]), row["error"])
+        return row
 
     def watch(self, request_id: str) -> Answer:
         """What there is of an answer, and a note that a page waits for it."""

@@ -11,13 +11,15 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from peftbook.studio.api.examples import BEFORE, EXAMPLES, Example
-from peftbook.studio.markup import joined, piece, table
+from peftbook.studio.markup import joined, own_file, piece, table
 
 routes = APIRouter()
 METHODS = ("get", "post", "put", "patch", "delete")
 FRAME = """<!doctype html><html lang="en" class="plain"><head><meta charset="utf-8"><title>API · peftbook studio</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="../../studio/icon.svg">
-<link rel="stylesheet" href="../../studio/style.css"></head><body class="api"><main><h1>The studio's API</h1>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="description" content="Every route of the studio's API, with an example for curl.">
+<link rel="icon" href="../..{}"><link rel="stylesheet" href="../..{}"></head>
+<body class="api"><main><h1>The studio's API</h1>
 <p>Everything that the page does, for programs. All routes begin with <code>/api/v1</code> and want a token:
 <code>Authorization: Bearer TOKEN</code>. Without a login file it is the one in the address that the studio prints; with
 one, <code>curl -u NAME $STUDIO/tokens -H 'Content-Type: application/json' -d '{{"label": "laptop"}}'</code> makes one.
@@ -35,7 +37,8 @@ def show_page(request: Request) -> HTMLResponse:
     said = request.app.openapi()
     tags = dict.fromkeys(operation["tags"][0] for _, _, operation in operations(said))
     parts = joined(section(said, tag) for tag in tags)
-    return HTMLResponse(str(piece(FRAME, "\n".join(session()), parts)))
+    own = (own_file(name)[1] for name in ("icon.svg", "style.css"))
+    return HTMLResponse(str(piece(FRAME, *own, "\n".join(session()), parts)))
 
 
 def operations(said: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from peftbook.decision.power import sight_words
@@ -12,6 +13,7 @@ from peftbook.errors import InputError
 from peftbook.studio.api.context import Context, Here
 from peftbook.studio.api.events import Events, stream
 from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, SightShape, settings_of
+from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
 from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
 from peftbook.studio.preflight import coverage_words
@@ -38,17 +40,19 @@ def check_plan(project: str, body: SettingsBody, here: Here) -> AskedShape:  # t
 
 
 @routes.get("/checks/{check}")
-def show_check(check: str, here: Here) -> CheckedShape:
+def show_check(
+    check: str, here: Here, measure: Annotated[str, Query(description="what will decide")] = FIRST_MEASURE
+) -> CheckedShape:
     """What was found; `state` is done when all of it is here."""
     if here.studio.asked(check).kind != "preflight":
         raise InputError(f"Question {check!r} is no check: ask for it under /answers.")
     answer = here.studio.answer(check)
     checks = checks_of(answer) if answer.state == "done" else ()
-    sights = sights_of_check(here.studio, check) if checks else ()
+    sights = sights_of_check(here.studio, check, measure) if checks else ()
     return CheckedShape.about(
         answer, id=check, checks=checks, sights=[SightShape.about(one) for one in sights],
         seconds=plan_seconds(checks) or None,
-        words=[words for words in (coverage_words(checks), sight_words(sights)) if words],
+        words=[words for words in (coverage_words(checks), sight_words(sights, measure)) if words],
     )  # fmt: skip
 
 

@@ -13,22 +13,25 @@ import functools
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
+from peftbook import metrics
+from peftbook.evidence import stats
 from peftbook.studio.access import relative
 from peftbook.studio.pages.data import DATA, READING
 from peftbook.studio.pages.decide import DECISION
 from peftbook.studio.pages.files import FILES
+from peftbook.studio.pages.form import usual_rates
 from peftbook.studio.pages.plan import PLAN
 from peftbook.studio.pages.projects import HOME, add_uploads
 from peftbook.studio.pages.runs import RUNS
-from peftbook.studio.pages.site import Context, View, Visit, add_view, problem_page, status_of
+from peftbook.studio.pages.site import Context, View, Visit, add_view, problem_page
 from peftbook.studio.pages.tryout import TRY
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["add_pages"]
+__all__ = ["add_pages", "warm"]
 
 STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "try": TRY, "files": FILES}
 
@@ -45,10 +48,17 @@ def add_pages(app: FastAPI, context: Context) -> None:
     app.add_exception_handler(Exception, functools.partial(unforeseen, context))
 
 
+def warm() -> None:
+    """Load what the first look at a plan or a decision would wait for: records of rates, scores, distributions."""
+    usual_rates()
+    metrics.rouge([""], [""])
+    stats.quantile(0.05, 1.0)
+
+
 def unforeseen(context: Context, request: Request, error: Exception) -> Response:
     """What nobody has thought of; the server says more."""
     words = Exception(f"This could not be answered ({type(error).__name__}): what the server said has more.")
-    return HTMLResponse(problem_page(Visit(context, request.scope["path"]), words), status_of(words))
+    return problem_page(Visit(context, request.scope["path"]), words)
 
 
 async def first_step(request: Request) -> Response:

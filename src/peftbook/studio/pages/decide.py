@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from peftbook.decision import COSTS, MEASURES, Comparison, Contrast, Row
+from peftbook.decision import COSTS, Comparison, Contrast, Row, measures_with
 from peftbook.errors import InputError, Unknown
 from peftbook.evidence.stats import Interval
 from peftbook.own_metrics import read_metrics
@@ -34,7 +34,7 @@ from peftbook.studio.markup import (
 )
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit, address, lines
-from peftbook.studio.store import Project
+from peftbook.studio.store import Project, Studio
 from peftbook.studio.tabular import FORGOTTEN, forgotten
 
 CONTRASTS, EVERY_SECONDS = 6, 1.0
@@ -196,12 +196,12 @@ def show(visit: Visit) -> dict[str, Any]:
     asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
-    measures = [(name, measure.label) for name, measure in MEASURES.items()] + [(one.name, one.name) for one in metrics]
     told, waits = gauging_told(visit, project)
     filled = {
         **frame(visit, project), "asked": asked, "lacking": 0, "filter": query.get("filter", ""),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
-        "measures": measures, "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
+        "measures": measures_of(visit.studio, project.id),
+        "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
         "sets": [(str(at), f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in enumerate(sets)],
         "live": Live(joined([told, NOTHING])),
     }  # fmt: skip
@@ -217,6 +217,11 @@ def show(visit: Visit) -> dict[str, Any]:
     body = joined([told, shown(visit, found, project, asked, filled["filter"])])
     lacking = 0 if waits else len(not_gauged(visit.studio, sets[place]))
     return filled | {"live": Live(body, EVERY_SECONDS if waits else 0.0), "lacking": lacking}
+
+
+def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:
+    """What may decide, for a field that chooses: what we have, and the project's own."""
+    return [(name, one.label) for name, one in measures_with(metrics_of(studio, project)).items()]
 
 
 def gauging_told(visit: Visit, project: Project) -> tuple[Markup, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from peftbook.errors import InputError
 from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studies.chosen_rates import learning_rate_for
+from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.nodes import GPU_VARIABLE
 from peftbook.studio.pages.site import lines, typed_number
 from peftbook.studio.settings import Settings, rates_named
@@ -53,6 +55,7 @@ def usual_fields() -> Fields:
     usual: Fields = {name: text_of(getattr(Settings, name)) for name in NUMBERS}
     usual |= {"models": [specs.EMBEDDED_MODEL], "other_models": "", "methods": list(methods), "own_methods": ""}
     usual |= {"platform": next(iter(devices())), "dtype": Settings.dtype, "weights": Settings.weights}
+    usual["measure"] = FIRST_MEASURE
     return usual | dict.fromkeys(SWITCHES, "") | {"learning_rates": "", "seeds": seeds, "tokens": tokens}
 
 
@@ -118,17 +121,23 @@ def devices() -> dict[str, str]:
     return ({"cuda": "GPU"} if has_gpu else {}) | {"cpu": f"CPU, {os.cpu_count()} cores"}
 
 
+@functools.cache
+def usual_rates() -> str:
+    """What each method trains at if nothing is said, by the records that this program came with."""
+    return ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in presets() if one.method.trains)
+
+
 def shown_fields(fields: Fields) -> Mapping[str, Any]:
     """What the template is filled with."""
     offered = [(one.name, f"{one.method.label} — {one.words}") for one in presets()]
     weights = {name: DTYPES[name] for name in ASKED["weights"].choices or ()}
-    usual, rates = usual_fields(), [one for one in presets() if one.method.trains]
-    apart = {"models", "other_models", "methods", "own_methods", "seeds", "tokens"}
+    usual = usual_fields()
+    apart = {"models", "other_models", "methods", "own_methods", "seeds", "tokens", "measure"}
     return {
         "fields": fields, "plans": PLANS, "plan_named": plan_named(fields), "models": EMBEDDED,
         "methods": offered[:FIRST_METHODS], "more_methods": offered[FIRST_METHODS:], "numbers": NUMBERS,
         "switches": SWITCHES, "asked": ASKED, "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
-        "usual_rates": ", ".join(f"{one.name} {learning_rate_for(one.name):g}" for one in rates),
+        "usual_rates": usual_rates(),
         "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart)
         or (fields["seeds"], fields["tokens"]) not in [one[3:] for one in PLANS.values()],
     }  # fmt: skip

@@ -16,6 +16,7 @@ from peftbook.studio import markup
 from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import button, joined, loading, number, piece
 from peftbook.studio.pages.checks import long_plan, preflight_table
+from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit
@@ -42,7 +43,7 @@ def show(visit: Visit) -> dict[str, Any]:
     live = Live(joined([])) if visit.form is not None or not request else checked(visit, project.id, request, fields)
     return {
         **frame(visit, project), **shown_fields(fields), "live": live, "check": request,
-        "machine": machine_words(visit.studio.home),
+        "machine": machine_words(visit.studio.home), "measures": measures_of(visit.studio, project.id),
     }  # fmt: skip
 
 
@@ -58,12 +59,13 @@ def checked(visit: Visit, project_id: str, request: str, fields: Fields) -> Live
             return Live(markup.note(answer.error or "The check was cancelled.", "info"))
         checks = checks_of(answer)
         less = smaller(visit, project_id, checks, fields)
+        seen = sight_words(sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
     except InputError as error:
         return Live(markup.trouble(error))
     fitting = sum(check.fits for check in checks)
     words = f"Queue the {number(fitting)} runs{' that fit' * (fitting < len(checks))}"
     said: list[object] = [long_plan(checks, less, request), preflight_table(checks)]
-    if seen := sight_words(sights_of_check(visit.studio, request)):
+    if seen:
         said.append(markup.note(seen))
     said += [piece("<p>{}</p>", button(words, "queue", request, kind="main", form="plan"))] * (fitting > 0)
     return Live(joined(said))

@@ -6,7 +6,7 @@ import functools
 import io
 from collections import Counter
 from collections.abc import AsyncGenerator
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +20,6 @@ from peftbook.studio.archive import load_project
 from peftbook.studio.drafts import Drafts, plain_name
 from peftbook.studio.markup import ago, badge, empty, joined, number, piece, size
 from peftbook.studio.pages.site import Context, Live, View, Visit, render, status_of
-from peftbook.studio.store import Studio
 from peftbook.tasks.columns import guess_columns
 
 if TYPE_CHECKING:
@@ -46,20 +45,14 @@ def listing(visit: Visit) -> Markup:
             "A project is one file of yours: rows with something to read and something to write. Upload it below, "
             "train several methods on it side by side, and see which one is worth its cost, with intervals.",
         )
-    states = states_of(visit.studio)
+    states: dict[str, Counter[str]] = {}
+    for job in visit.studio.jobs():
+        states.setdefault(job.project, Counter())[job.state] += 1
     return piece('<ul class="cards">{}</ul>', joined(
         piece(CARD, project=project, address=visit.to(f"/projects/{project.id}/data"), when=ago(project.created),
               file=project.filename or "pasted", jobs=badges(states.get(project.id, Counter())))
         for project in reversed(projects)
     ))  # fmt: skip
-
-
-def states_of(studio: Studio) -> dict[str, Counter[str]]:
-    """How many jobs of each project are in each state."""
-    states: dict[str, Counter[str]] = {}
-    for job in studio.jobs():
-        states.setdefault(job.project, Counter())[job.state] += 1
-    return states
 
 
 def badges(counts: Counter[str]) -> Markup:
@@ -127,19 +120,13 @@ async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str
 
 def keep(context: Context, file: UploadFile | None, pasted: str) -> str:
     """What was sent as a draft that is a table, or as a project that another studio saved; the address of either."""
-    source = file.file if file is not None and file.filename else io.BytesIO(pasted.encode())
-    with source:
-        return keep_bytes(context, source, (file.filename or "") if file is not None else "")
-
-
-def keep_bytes(context: Context, source: IO[bytes], filename: str) -> str:
-    """The same of what can be read."""
-    drafts = context.drafts
+    drafts, filename = context.drafts, (file and file.filename) or ""
+    source = file.file if file and filename else io.BytesIO(pasted.encode())
     if not (block := source.read(BLOCK)).strip():
         raise InputError("Nothing was sent: choose a file, or paste a header and rows.")
     draft = drafts.new(plain_name(filename))
     try:
-        with drafts.receiving(draft.id) as write:
+        with source, drafts.receiving(draft.id) as write:
             while block:
                 write(block)
                 block = source.read(BLOCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from markupsafe import Markup
@@ -15,9 +16,11 @@ from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit
 from peftbook.studio.peeks import peeks_of
 from peftbook.studio.planning import chosen_rates
+from peftbook.studio.store import Studio
 
 ACTS = ("cancel", "resume", "retry")
 BUSY_SECONDS, IDLE_SECONDS = 1.0, 4.0
+KEPT = 1024  # cards of ended jobs, some kilobytes each
 
 
 def show(visit: Visit) -> dict[str, Any]:
@@ -87,21 +90,27 @@ def plan_piece(visit: Visit, place: int, plan: Plan, jobs: list[Job], ahead: lis
         plan.name or f"Plan {place}", ended, len(jobs), ago(plan.created), stop,
     )  # fmt: skip
     chosen = joined(piece('<p class="fine">{}</p>', words) for words in chosen_rates(visit.studio, plan))
-    cards = joined(job_piece(visit, job, plan, ahead) for job in jobs)
+    cards = joined(job_piece(visit.studio, job, plan.id, ahead) for job in jobs)
     return piece(
         '<section class="plan" id="plan-{}">{}{}<ol class="jobs">{}</ol></section>', plan.id, head, chosen, cards
     )
 
 
-def job_piece(visit: Visit, job: Job, plan: Plan, ahead: list[str]) -> Markup:
-    """One job: state, progress, curve, what can be done."""
+def job_piece(studio: Studio, job: Job, plan: str, ahead: list[str]) -> Markup:
+    """One job: state, progress, curve, what can be done. plan: the id of the one that it stands in."""
     if job.state == "running":
-        said = progress(job)
-    elif job.state == "queued":
-        before = ahead.index(job.id) if job.id in ahead else 0
-        kept = f", goes on from step {job.step:,}" if job.step else ""
-        said = piece('<p class="fine">{}{}</p>', f"{before} before it" if before else "Next", kept)
-    elif job.state == "failed":
+        return card(studio, job, plan, progress(job))
+    if job.state != "queued":
+        return ended_piece(studio, job, plan)
+    before = ahead.index(job.id) if job.id in ahead else 0
+    kept = f", goes on from step {job.step:,}" if job.step else ""
+    return card(studio, job, plan, piece('<p class="fine">{}{}</p>', f"{before} before it" if before else "Next", kept))
+
+
+@functools.lru_cache(KEPT)
+def ended_piece(studio: Studio, job: Job, plan: str) -> Markup:
+    """The same of one that has ended, and stays as it is: drawn once."""
+    if job.state == "failed":
         said = markup.trouble(job.error or "It failed without a word: see worker.log in the studio's folder.")
     else:
         words = "Its record was at hand"
@@ -109,15 +118,20 @@ def job_piece(visit: Visit, job: Job, plan: Plan, ahead: list[str]) -> Markup:
             words = f"{'Took' if job.state == 'done' else 'After'} {span(job.finished - job.started)}"
         loss = f", last loss {job.loss:.3f}" if job.loss is not None else ""
         said = piece('<p class="fine">{}{}</p>', words, loss)
+    return card(studio, job, plan, said)
+
+
+def card(studio: Studio, job: Job, plan: str, said: Markup) -> Markup:
+    """A job with what is said of it."""
     drawn = Markup("")
     if job.state != "queued" and job.run.budget is not None:
-        losses = visit.studio.curve(job.id)
+        losses = studio.curve(job.id)
         label = f"Training loss of {job.label}, in nats per token, by step"
         drawn, said = curve(losses, job.steps, label), joined([said, points(losses, label)])
     head = piece('<strong>{}</strong>{}<span class="acts">{}</span>', job.label, badge(job.state), acts_on(job))
     return piece(
         '<li class="job job-{}" id="job-{}-{}"><div class="job-head">{}</div><div class="job-body"><div>{}</div>{}'
-        "</div></li>", job.state, plan.id, job.id, head, said, drawn,
+        "</div></li>", job.state, plan, job.id, head, said, drawn,
     )  # fmt: skip
 
 

@@ -17,23 +17,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
 
 from peftbook.errors import InputError, Unknown
 from peftbook.studio import markup
 from peftbook.studio.access import relative
 from peftbook.studio.api.problems import STATUS
 from peftbook.studio.drafts import Drafts
-from peftbook.studio.markup import piece
+from peftbook.studio.markup import own_file, piece
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["Context", "Live", "View", "Visit", "add_view", "address", "lines", "problem_page", "render", "status_of",
-           "typed_number", "worker_line"]  # fmt: skip
+__all__ = ["Context", "Live", "View", "Visit", "add_packed", "add_view", "address", "lines", "problem_page", "render",
+           "status_of", "typed_number", "worker_line"]  # fmt: skip
 
 STUDIO = Path(__file__).resolve().parents[1]
 TEMPLATES = Environment(
@@ -110,11 +113,17 @@ def add_view(app: FastAPI, context: Context, path: str, view: View) -> None:
         try:
             form = await form_of(request) if request.method == "POST" else None
         except InputError as error:
-            return HTMLResponse(problem_page(Visit(context, request.scope["path"]), error), status_of(error))
+            return problem_page(Visit(context, request.scope["path"]), error)
         visit = Visit(context, request.scope["path"], request.path_params, request.query_params, form)
         return await run_in_threadpool(answer, view, visit, request.headers.get("if-none-match", ""))
 
-    app.add_route(path, endpoint, methods=["GET", "POST"] if view.act else ["GET"])
+    add_packed(app, path, endpoint, ["GET", "POST"] if view.act else ["GET"])
+
+
+def add_packed(app: FastAPI, path: str, endpoint: Callable[[Request], Any], methods: list[str]) -> None:
+    """Serve what a browser may have compressed; in little time, for most browsers are on this machine."""
+    packing = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=1)]
+    app.router.routes.append(Route(path, endpoint, methods=methods, middleware=packing))
 
 
 async def form_of(request: Request) -> QueryParams:
@@ -137,7 +146,7 @@ def answer(view: View, visit: Visit, seen: str) -> Response:
     try:
         shown = view.show(visit)
     except InputError as error:
-        return HTMLResponse(problem_page(visit, refused or error), status_of(refused or error))
+        return problem_page(visit, refused or error)
     if visit.form is None and visit.query.get("part") == "live":
         return live_part(visit, shown.get("live"), seen)
     said = refused or shown.pop("trouble", None)
@@ -152,14 +161,15 @@ def status_of(error: Exception) -> int:
 def render(visit: Visit, template: str, **shown: Any) -> str:
     """A whole page."""
     usual: dict[str, Any] = {"live": None, "refused": None, "with_login": visit.context.with_login}
+    usual["file"] = lambda name: relative(visit.path, own_file(name)[1])
     filled = usual | {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": markup.trouble}
     return TEMPLATES.get_template(template).render(filled | shown)
 
 
-def problem_page(visit: Visit, error: Exception) -> str:
+def problem_page(visit: Visit, error: Exception) -> Response:
     """A page that has nothing but the sentence why."""
     title = "There is no such page" if isinstance(error, Unknown) else "This cannot be shown"
-    return render(visit, "problem.html", refused=error, title=title)
+    return HTMLResponse(render(visit, "problem.html", refused=error, title=title), status_of(error))
 
 
 def live_part(visit: Visit, live: Live | None, seen: str) -> Response:
