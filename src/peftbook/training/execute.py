@@ -44,6 +44,7 @@ from peftbook.training.loop import (
     Progress,
     Trained,
     arithmetic,
+    frozen_head_in,
     frozen_linears_in,
     losses,
     order_of,
@@ -359,7 +360,12 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
     began = time.monotonic()
     dtype, size = wanted.generation_dtype, generation_batch(len(shots), wanted.order)
     order = answer_order([one.group for one in chosen]) if wanted.order == "random" else None
-    with packing(trainee), frozen_linears_in(dtype, model), arithmetic(model, dtype, run.platform):
+    with (
+        packing(trainee),
+        frozen_linears_in(dtype, model),
+        frozen_head_in(dtype, model),
+        arithmetic(model, dtype, run.platform),
+    ):
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size, order=order,
             on_batch=phases.count("generating", len(prompts)), on_texts=None if order is None else watch.answers,

@@ -39,6 +39,7 @@ __all__ = [
     "Trained",
     "arithmetic",
     "autocast",
+    "frozen_head_in",
     "frozen_linears_in",
     "label_losses",
     "losses",
@@ -142,6 +143,26 @@ def frozen_linears_in(dtype: str, model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def frozen_head_in(dtype: str, model: nn.Module) -> Iterator[None]:
+    """Hold a half-width copy of a frozen head, which autocast would make again for every batch and every new token.
+
+    The arithmetic is the same bit by bit. The weight itself stays: an embedding may be tied to it. So do shards. May be
+    nested.
+    """
+    head = causal_model(model).lm_head
+    dense = type(head) is nn.Linear and head.weight.dtype == torch.float32
+    if dtype == "fp32" or not dense or head.weight.requires_grad or is_sharded(model) or "forward" in vars(head):
+        yield
+        return
+    held = head.weight.detach().to(TORCH_DTYPES[dtype])
+    head.forward = lambda states: functional.linear(states, held, head.bias)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+@contextlib.contextmanager
 def reordered(model: nn.Module, dtype: str) -> Iterator[None]:
     """Within it a model on a CPU is computed without padding and, in float32, with joined products; shards stay.
 
@@ -228,7 +249,7 @@ def train(
     model.train()
     saved = time.monotonic()
     layers = checkpointed_layers(model) if checkpointing else contextlib.nullcontext()
-    with half_products(platform), frozen_linears_in(dtype, model), layers:
+    with half_products(platform), frozen_linears_in(dtype, model), frozen_head_in(dtype, model), layers:
         for step in range(first, end):
             began = time.monotonic()
             torch.manual_seed(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
@@ -338,7 +359,7 @@ def losses(
     """
     model.eval()
     nats, counts = [0.0] * len(data), [0] * len(data)
-    with half_products(platform), frozen_linears_in(dtype, model):
+    with half_products(platform), frozen_linears_in(dtype, model), frozen_head_in(dtype, model):
         for batch in sorted_batches([len(example.ids) for example in data], batch_size):
             with arithmetic(model, dtype, platform):
                 flat, sizes = gathered(model, label_losses, [data[index] for index in batch], pad_id)
