@@ -16,7 +16,7 @@ from peftbook.training import generate as module
 from peftbook.training.encode import common_start
 from peftbook.training.forward import apply_method, causal_model, prefix_cache, soft_prompt
 from peftbook.training.generate import decode_batch, generate
-from peftbook.training.loop import arithmetic, frozen_linears_in
+from peftbook.training.loop import arithmetic, frozen_head_in, frozen_linears_in
 from peftbook.training.packed import is_packed, packed_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -69,6 +69,23 @@ def test_prompts_that_are_read_without_padding_are_answered_the_same(name, commo
         packed = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
         assert is_packed(model) and read.call_count == 3
     assert packed == padded and not is_packed(model)
+
+
+@pytest.mark.parametrize("name", ["untuned", "lora"])
+def test_a_half_width_copy_of_the_head_changes_no_logit(name):
+    """It is made once and not for every new token."""
+    logits = {}
+    for dtype in ("fp32", "bf16"):
+        seen = logits.setdefault(dtype, [])
+
+        def pick(found, seen=seen):
+            seen.append(found.clone())
+            return found.argmax(dim=-1)
+
+        model = a_model(name).requires_grad_(False)
+        with torch.no_grad(), frozen_head_in(dtype, model), arithmetic(model, "bf16", "cpu"):
+            decode_batch(model, NumberTokenizer(NEVER), PROMPTS, 6, pick)
+    assert all(map(torch.equal, logits["fp32"], logits["bf16"]))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -164,6 +164,26 @@ def test_frozen_weights_as_bf16_copies_change_no_bit(name):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["lora", "prompt", "full"])
+def test_a_half_width_copy_of_the_head_changes_no_bit(name):
+    """It is made once and not for every batch; an embedding that is tied to the head, and a head that is trained, stay
+    in float32."""
+    model, batch = a_model(name).train(), random_examples(6)
+    head = loop.causal_model(model).lm_head
+    assert head.weight is loop.causal_model(model).get_input_embeddings().weight
+    found = []
+    for dtype in ("fp32", "bf16"):
+        with loop.frozen_head_in(dtype, model), loop.autocast("bf16", "cpu"):
+            with loop.frozen_head_in(dtype, model):  # as where a loss is taken in the midst of a training
+                pass
+            assert ("forward" in vars(head)) == (dtype == "bf16" and name != "full")
+            nats, _ = label_losses(model, batch, 2)
+        nats.sum().backward()
+        found.append((nats.detach(), gradients(model)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert head.weight.dtype == torch.float32 and "forward" not in vars(head)
+
+
 @pytest.mark.plain
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_width_trains_as_float32_does(dtype):

@@ -83,7 +83,7 @@ def command_generate(args: argparse.Namespace) -> int:
     from peftbook.base_models import model_named
     from peftbook.training.encode import encode_turns
     from peftbook.training.generate import generate
-    from peftbook.training.loop import autocast, frozen_linears_in
+    from peftbook.training.loop import autocast, frozen_head_in, frozen_linears_in
     from peftbook.training.models import load_model
     from peftbook.training.precision import chosen_dtype
 
@@ -92,8 +92,9 @@ def command_generate(args: argparse.Namespace) -> int:
     loaded.model.requires_grad_(False)
     pieces = encode_turns(loaded.tokenizer, [{"role": "user", "content": args.message}])
     prompt = [token for piece in pieces for token in piece]
-    with frozen_linears_in(dtype, loaded.model), autocast(dtype, "cpu"):
-        print(generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=args.max_new_tokens)[0])
+    model = loaded.model
+    with frozen_linears_in(dtype, model), frozen_head_in(dtype, model), autocast(dtype, "cpu"):
+        print(generate(model, loaded.tokenizer, [prompt], max_new_tokens=args.max_new_tokens)[0])
     return 0
 
 

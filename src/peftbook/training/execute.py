@@ -25,7 +25,7 @@ from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, groups_of, references
 from peftbook.training.calibration import known_rates
-from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, is_sharded, saved_state, shard
+from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
 from peftbook.training.encode import (
     Encoded,
     batch_plan,
@@ -44,14 +44,15 @@ from peftbook.training.loop import (
     Progress,
     Trained,
     arithmetic,
+    frozen_head_in,
     frozen_linears_in,
     losses,
     order_of,
+    reordered,
     saved_threads,
     train,
 )
 from peftbook.training.models import Loaded, load_model
-from peftbook.training.packed import packed_rows
 from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
 from peftbook.training.restored import restore
@@ -359,7 +360,12 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
     began = time.monotonic()
     dtype, size = wanted.generation_dtype, generation_batch(len(shots), wanted.order)
     order = answer_order(groups_of(chosen)) if wanted.order == "random" else None
-    with packing(trainee), frozen_linears_in(dtype, model), arithmetic(model, dtype, run.platform):
+    with (
+        reading(trainee),
+        frozen_linears_in(dtype, model),
+        frozen_head_in(dtype, model),
+        arithmetic(model, dtype, run.platform),
+    ):
         texts = generate(
             model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size, order=order,
             on_batch=phases.count("generating", len(prompts)), on_texts=None if order is None else watch.answers,
@@ -371,11 +377,12 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
     return texts
 
 
-def packing(trainee: Trainee) -> contextlib.AbstractContextManager[None]:
-    """Within it a reader's questions are read without padding; published texts are those of padded ones."""
-    run = trainee.run
-    alone = run.packed and run.task.own and not is_sharded(trainee.model)
-    return packed_rows(trainee.model) if alone else contextlib.nullcontext()
+def reading(trainee: Trainee) -> contextlib.AbstractContextManager[None]:
+    """Within it a reader's questions are read without padding and answered with joined products; published texts are
+    those of padded ones.
+    """
+    run, dtype = trainee.run, trainee.run.evaluation.generation_dtype
+    return reordered(trainee.model, dtype, own=True) if run.packed and run.task.own else contextlib.nullcontext()
 
 
 def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:

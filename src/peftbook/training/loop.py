@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -39,6 +40,7 @@ __all__ = [
     "Trained",
     "arithmetic",
     "autocast",
+    "frozen_head_in",
     "frozen_linears_in",
     "label_losses",
     "losses",
@@ -142,22 +144,44 @@ def frozen_linears_in(dtype: str, model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reordered(model: nn.Module, dtype: str) -> Iterator[None]:
+def frozen_head_in(dtype: str, model: nn.Module) -> Iterator[None]:
+    """Hold a half-width copy of a frozen head, which autocast would make again for every batch and every new token.
+
+    The arithmetic is the same bit by bit. The weight itself stays: an embedding may be tied to it. So do shards. May be
+    nested.
+    """
+    head: Any = causal_model(model).lm_head
+    dense = type(head) is nn.Linear and head.weight.dtype == torch.float32
+    if dtype == "fp32" or not dense or head.weight.requires_grad or is_sharded(model) or "forward" in vars(head):
+        yield
+        return
+    held, bias = head.weight.detach().to(TORCH_DTYPES[dtype]), head.bias
+    head.forward = lambda states: functional.linear(states, held, bias)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+@contextlib.contextmanager
+def reordered(model: nn.Module, dtype: str, *, own: bool = False) -> Iterator[None]:
     """Within it a model on a CPU is computed without padding and, in float32, with joined products; shards stay.
 
     The sums are the same, in an order of their own: losses and gradients agree to some units in the last place of the
-    type that is computed in, which in the half types shows.
+    type that is computed in, which in the half types shows.  own: the rows are a reader's; in these types LoRA's
+    products are joined too, and a copy of the head is held.
     """
     if is_sharded(model):
         yield
         return
-    with packed_rows(model), joined_products(model) if dtype == "fp32" else contextlib.nullcontext():
+    joins = joined_products(model, TORCH_DTYPES[dtype]) if own or dtype == "fp32" else contextlib.nullcontext()
+    with packed_rows(model, own=own), joins, frozen_head_in(dtype, model) if own else contextlib.nullcontext():
         yield
 
 
 def order_of(run: specs.Run, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The order of sums of a run: one of its own where that may be, else that of padded rows."""
-    return reordered(model, run.dtype) if run.packed else contextlib.nullcontext()
+    return reordered(model, run.dtype, own=run.task.own) if run.packed else contextlib.nullcontext()
 
 
 def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:
@@ -338,7 +362,7 @@ def losses(
     """
     model.eval()
     nats, counts = [0.0] * len(data), [0] * len(data)
-    with half_products(platform), frozen_linears_in(dtype, model):
+    with half_products(platform), frozen_linears_in(dtype, model), frozen_head_in(dtype, model):
         for batch in sorted_batches([len(example.ids) for example in data], batch_size):
             with arithmetic(model, dtype, platform):
                 flat, sizes = gathered(model, label_losses, [data[index] for index in batch], pad_id)
