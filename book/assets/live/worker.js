@@ -34,15 +34,15 @@ async function train({ task, base, file, levels, settings, questions, limit }) {
   const engine = ready(task);
   bases[base] ??= tensorsOf(file, levels);
   const training = engine.start(bases[base], settings);
-  tell({ kind: "answers", when: "before", answers: training.answers(questions, limit) });
+  tell({ kind: "answers", when: "before", answers: await training.answers(questions, limit) });
   let step = 0;
   for (; step < settings.steps && !stopped; step += 1) {
-    const began = performance.now(), loss = training.next(), seconds = (performance.now() - began) / 1000;
-    const spectrum = step % EVERY === EVERY - 1 || step === settings.steps - 1 ? training.spectrum() : undefined;
+    const began = performance.now(), loss = await training.next(), seconds = (performance.now() - began) / 1000;
+    const spectrum = step % EVERY === EVERY - 1 || step === settings.steps - 1 ? await training.spectrum() : undefined;
     tell({ kind: "step", step, loss, seconds, spectrum });
     await pause();
   }
-  tell({ kind: "answers", when: "after", answers: training.answers(questions, limit) });
+  tell({ kind: "answers", when: "after", answers: await training.answers(questions, limit) });
   tell({ kind: "done", steps: step });
 }
 

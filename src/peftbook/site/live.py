@@ -25,8 +25,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = PACKAGE.parents[1] / "book/assets/live"
 MAKERS = ("site/live.py", "studies/live.py", "training/live_weights.py", "scratch/rows.py", "scratch/nf4.py")
 MODULES = (
-    "random.js", "weights.js", "product.js", "arrays.js", "parts.js", "model.js", "methods.js", "optimizer.js",
-    "spectrum.js", "trainer.js", "worker.js",
+    "random.js", "weights.js", "product.js", "loops.js", "arrays.js", "parts.js", "model.js", "methods.js",
+    "optimizer.js", "spectrum.js", "trainer.js", "worker.js",
 )  # fmt: skip
 FOLDER = "live"  # of the site; the style sheet's search for classes would take words of base64 in `_static` for names
 STAMP = "made-from.txt"
