@@ -9,7 +9,7 @@
 const TRIAL = 2; // steps that both make
 const LOSS = 1e-4; // how far a loss may be from WebAssembly's, of that
 const WAY = 0.05; // how far weights and moments may be after the trial, matrix by matrix, of the way that they went
-const PATIENCE = 5000; // milliseconds for a step of the trial
+const PATIENCE = 3000; // milliseconds for a step of the trial
 const SAVED = 20; // steps between two times that all that is trained is read back
 
 /** Whether both have gone the same way. @param {State} own @param {State} other @param {State} start */
