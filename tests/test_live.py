@@ -181,7 +181,7 @@ def test_the_engine_answers_as_transformers_does(files):
         "const { trainer } = require(`${engine}/trainer.js`), { tensorsOf } = require(`${engine}/weights.js`);"
         'const [job, file] = process.argv.slice(1).map((path) => JSON.parse(require("node:fs").readFileSync(path)));'
         "const training = trainer(job.task).start(tensorsOf(file, job.levels), job.settings);"
-        "console.log(JSON.stringify(training.answers(job.asked, job.limit)));",
+        "training.answers(job.asked, job.limit).then((answers) => console.log(JSON.stringify(answers)));",
         written(files / "asked.json", job("lora", 1) | {"asked": asked, "limit": limit}), files / "rows.json",
     )  # fmt: skip
     model = round_base(loaded.model, "rows").eval()
@@ -208,15 +208,17 @@ def test_two_hundred_steps_take_no_more_memory_than_twenty(files):
         'require("node:v8").setFlagsFromString("--expose-gc");'
         'const collect = require("node:vm").runInNewContext("gc"), found = [];'
         "const training = trainer(job.task).start(tensorsOf(file, job.levels), job.settings);"
+        "(async () => {"
         "for (let step = 1; step <= job.steps; step += 1) {"
-        "  training.next();"
+        "  await training.next();"
         "  if (step === 20 || step === job.steps) {"
         "    collect();"
         "    const { heapUsed, external, arrayBuffers } = process.memoryUsage();"
         "    found.push(heapUsed + external + arrayBuffers);"
         "  }"
         "}"
-        "console.log(JSON.stringify(found));",
+        "console.log(JSON.stringify(found));"
+        "})();",
         written(files / "long.json", request), files / "rows.json",
     )  # fmt: skip
     assert late - early < 1e6

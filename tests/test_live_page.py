@@ -233,7 +233,7 @@ PLAYED = """
       const tell = (data) => this.onmessage({ data });
       if (kind !== "train") return;
       losses.forEach((loss, step) => tell({ kind: "step", step, loss, seconds: 0.1, spectrum: [2, 1] }));
-      tell({ kind: "done", steps: losses.length });
+      tell({ kind: "done", steps: losses.length, by: "an engine" });
     }
     terminate() {}
   };
@@ -253,8 +253,25 @@ def test_both_forms_say_at_the_end_whether_a_training_agrees(page, folder, name,
     page.get_by_role("button", name="Train").click()
     page.wait_for_function("document.querySelector('[role=status]').textContent.includes('nats per token in')")
     said = page.get_by_role("status").inner_text()
-    assert says in said and ("squared norm" in said) == (name == "page")
+    assert says in said and ("squared norm" in said) == (name == "page") and said.endswith("Trained by an engine.")
     assert page.get_by_role("button", name="Train").is_enabled() and not page.troubles
+
+
+@pytest.mark.parametrize("page", [["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]], indirect=True)
+def test_a_graphics_processors_engine_is_loaded_only_for_one(page):
+    """Not for one that is software; the worker's script then begins with it."""
+
+    def pressed() -> bool:
+        page.evaluate(PLAYED, [3.0, 2.0])
+        page.get_by_role("button", name="Train").click()
+        page.wait_for_function("document.querySelector('[role=status]').textContent.includes('Trained by')")
+        return any(url.endswith(f"/{site.FOLDER}/webgpu.js") for url in page.asked)
+
+    assert page.evaluate("navigator.gpu.requestAdapter().then(({ info }) => info.isFallbackAdapter)")
+    assert not pressed()
+    page.reload()
+    page.evaluate("Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', { get: () => false })")
+    assert pressed() and not page.troubles
 
 
 def test_a_loss_that_rose_is_told_with_what_to_do(page):

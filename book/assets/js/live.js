@@ -10,6 +10,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SMOOTH = 5; // steps of a running mean
 const HIGHEST = 8; // nats on the axis
 const FREE = "no record";
+const PATIENCE = 1000; // milliseconds for a browser to say whether it has a graphics processor
 const ASLEEP = 30; // seconds between two steps, after which a reader is told
 
 /** @typedef {{ ends: number, first: number, last: number }} Rule */
@@ -123,6 +124,21 @@ function loaded(folder, name) {
   scripts.set(name, coming);
   coming.catch(() => scripts.delete(name)); // so that pressing again tries again
   return coming;
+}
+
+/**
+ * What a worker's script begins with where the browser has a graphics processor, that is none of software; else nothing.
+ * @param {string} folder
+ * @returns {Promise<string>}
+ */
+async function graphics(folder) {
+  try {
+    const patience = new Promise((resolve) => { setTimeout(resolve, PATIENCE); });
+    const adapter = await Promise.race([/** @type {any} */ (navigator).gpu?.requestAdapter(), patience]);
+    return adapter && !adapter.info?.isFallbackAdapter ? await loaded(folder, "webgpu") : "";
+  } catch {
+    return "";
+  }
 }
 
 /** @param {HTMLElement} place */
@@ -277,7 +293,7 @@ function put(place) {
     says.textContent = "Loading.";
     const { base, choice } = arm(), name = method.value, which = seed.value, pressed = performance.now();
     try {
-      const [engine, data, file] = await Promise.all([loaded(folder, "engine"), loaded(folder, "data"), loaded(folder, base)]);
+      const [before, engine, data, file] = await Promise.all([worker ? "" : graphics(folder), loaded(folder, "engine"), loaded(folder, "data"), loaded(folder, base)]);
       const own = data.plans[which], all = batch.value === String(numbers.batch) ? own : batches(own, Number(batch.value)), plan = steps.value === "0" ? all : all.slice(0, Number(steps.value));
       const curves = onGrid() ? data.curves[name][rate.value] ?? {} : {};
       const recorded = /** @type {number[] | undefined} */ (curves[which]), others = /** @type {number[][]} */ (Object.values(curves));
@@ -286,7 +302,7 @@ function put(place) {
         rate: Number(rate.value), steps: plan.length, seed: Number(which), plan,
       };
       draw([], others, recorded, plan.length);
-      worker ??= new Worker(URL.createObjectURL(new Blob([engine], { type: "text/javascript" })));
+      worker ??= new Worker(URL.createObjectURL(new Blob([before, engine], { type: "text/javascript" })));
       worker.onerror = (event) => failed(event.message ?? "the worker stopped.");
       worker.onmessage = follow(data, others, recorded, plan.length, pressed, onGrid() ? data.right[name][rate.value]?.[which] : undefined);
       const questions = bare ? [] : data.questions.map((/** @type {any} */ one) => one.ids);
@@ -329,7 +345,7 @@ function put(place) {
       }
       if (message.kind === "done") {
         now.textContent = "";
-        says.textContent = verdict(own, recorded, message.steps < length) + (right ? ` The record answers ${right[0]} of ${right[1]} test messages with the right team.` : "") + firstShare(values, matrix);
+        says.textContent = verdict(own, recorded, message.steps < length) + (right ? ` The record answers ${right[0]} of ${right[1]} test messages with the right team.` : "") + firstShare(values, matrix) + (message.by ? ` Trained by ${message.by}.` : "");
         place.dataset.steps = String(message.steps);
         busy(false);
       }

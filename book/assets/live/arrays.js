@@ -1,14 +1,16 @@
 // @ts-check
-// Matrices in one WebAssembly memory, and their products.
+// Matrices in one WebAssembly memory, their products, and all that a step does with them: a space.
 "use strict";
 
+const loops = require("./loops.js");
 const { described, productModule, roomOf } = require("./product.js");
 
-/** @typedef {import("./product.js").Product} Product */
+/** @typedef {import("./product.js").Sides} Sides */
+/** @typedef {import("./product.js").Strides} Strides */
 /** @typedef {import("./weights.js").Tensor} Tensor */
 
 /**
- * A matrix of float32, row by row; `at` is its address.
+ * A matrix of float32, row by row; `at` is its address. Of one that lies on a graphics processor `data` is empty.
  * @typedef {{ rows: number, columns: number, at: number, data: Float32Array }} Matrix
  */
 
@@ -59,10 +61,12 @@ function space() {
     asked = [];
   }
 
-  /** Several products at once, between parts of matrices. @param {Matrix} c @param {Matrix} a @param {Matrix} b @param {Product} product */
-  function products(c, a, b, product) {
-    words.set(described(product));
-    multiply(a.at, b.at, c.at, 0, room);
+  /** Several products, between parts of matrices; no two of them write to the same place. @param {Matrix} c @param {Matrix} a @param {Matrix} b @param {Strides} strides @param {Sides[]} parts */
+  function products(c, a, b, strides, parts) {
+    for (const part of parts) {
+      words.set(described(strides, part));
+      multiply(a.at, b.at, c.at, 0, room);
+    }
   }
 
   /**
@@ -72,10 +76,16 @@ function space() {
   function product(c, a, b, turned = "", adds = false) {
     const [down, alongA] = turned === "a" ? [1, a.columns] : [a.columns, 1], [alongB, across] = turned === "b" ? [1, b.columns] : [b.columns, 1];
     const terms = turned === "a" ? a.rows : a.columns;
-    products(c, a, b, { rows: c.rows, columns: c.columns, terms, down, alongA, alongB, across, wide: c.columns, adds, offsets: [[0, 0, 0]] });
+    products(c, a, b, { down, alongA, alongB, across, wide: c.columns, adds }, [{ rows: c.rows, columns: c.columns, terms, offsets: [[0, 0, 0]] }]);
   }
 
-  return { array, product, products, reset, settled };
+  /** What lies in matrices: copies, which a graphics processor gives later. @param {Matrix[]} matrices @returns {Float32Array[] | Promise<Float32Array[]>} */
+  const read = (matrices) => matrices.map(({ data }) => data.slice());
+
+  /** @param {Matrix} matrix @param {Float32Array} content */
+  const write = ({ data }, content) => data.set(content);
+
+  return { ...loops, array, product, products, read, reset, settled, write };
 }
 
 module.exports = { first, space };

@@ -6,7 +6,7 @@
 "use strict";
 
 const { first } = require("./arrays.js");
-const { attention, gated, linear, norm, rotate } = require("./parts.js");
+const { attention, gated, linear, norm } = require("./parts.js");
 
 /** @typedef {import("./arrays.js").Matrix} Matrix */
 /** @typedef {import("./arrays.js").Parameter} Parameter */
@@ -30,13 +30,17 @@ const { attention, gated, linear, norm, rotate } = require("./parts.js");
 
 /** The most that a batch may hold: rows, tokens of a row with the virtual ones, tokens whose logits are wanted. @typedef {{ rows: number, length: number, wanted: number }} Most */
 
-/** Where a batch's tokens lie. @typedef {{ ids: Int32Array, positions: Int32Array, picked: Int32Array, all: Segment[], last: Segment[] }} Batch */
+/**
+ * Where a batch's tokens lie. ids, prompted: of each token its id or its place in the prompt, −1 for the other. positions:
+ * of all tokens, within their rows. picked: those whose logits are wanted. asking: their positions.
+ * @typedef {{ ids: Int32Array, prompted: Int32Array, positions: Int32Array, picked: Int32Array, asking: Int32Array, all: Segment[], last: Segment[] }} Batch
+ */
 
 const LINEARS = /** @type {const} */ ({
   q: "self_attn.q_proj", k: "self_attn.k_proj", v: "self_attn.v_proj", o: "self_attn.o_proj",
   gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj",
 });
-const VIRTUAL = -1; // in place of an id
+const NONE = -1; // in place of an id, or of a place in the prompt
 
 /**
  * (d_in, d_out) of a layer's matrices, in the model's order.
@@ -52,15 +56,15 @@ function sidesOf(config) {
   };
 }
 
-/** Cosines and sines, (length, head_dim / 2). @param {Config} config @param {number} length */
-function angles({ head_dim: size, rope_theta: theta }, length) {
+/** Cosines and sines, (length, head_dim / 2). @param {Space} space @param {Config} config @param {number} length */
+function angles(space, { head_dim: size, rope_theta: theta }, length) {
   const half = size / 2, cos = new Float32Array(length * half), sin = new Float32Array(length * half);
   for (let at = 0; at < length * half; at += 1) {
     const angle = Math.fround(Math.floor(at / half) * Math.fround(theta ** (-(at % half) / half)));
     cos[at] = Math.cos(angle);
     sin[at] = Math.sin(angle);
   }
-  return { cos, sin };
+  return { cos: space.array(length, half, cos), sin: space.array(length, half, sin) };
 }
 
 /**
@@ -70,34 +74,26 @@ function angles({ head_dim: size, rope_theta: theta }, length) {
  * @returns {Batch}
  */
 function batched(rows, virtual) {
-  const before = Array(virtual).fill(VIRTUAL);
+  const before = Array(virtual).fill(NONE), places = before.map((_, at) => at);
   /** @type {number[]} */
-  const ids = [], positions = [], picked = [];
+  const ids = [], prompted = [], positions = [], picked = [], asking = [];
   /** @type {Segment[]} */
   const all = [], last = [];
   for (const row of rows) {
     const keys = ids.length, length = virtual + row.ids.length, position = virtual + row.wanted;
-    all.push({ queries: keys, count: length, keys, length, position: 0 });
-    last.push({ queries: picked.length, count: length - position, keys, length, position });
+    all.push({ queries: keys, count: length, keys, length });
+    last.push({ queries: picked.length, count: length - position, keys, length });
     ids.push(...before, ...row.ids);
+    prompted.push(...places, ...row.ids.map(() => NONE));
     for (let at = 0; at < length; at += 1) {
       positions.push(at);
-      if (at >= position) picked.push(keys + at);
+      if (at < position) continue;
+      picked.push(keys + at);
+      asking.push(at);
     }
   }
-  return { ids: Int32Array.from(ids), positions: Int32Array.from(positions), picked: Int32Array.from(picked), all, last };
-}
-
-/** Chosen rows of a matrix. @param {Matrix} to @param {Matrix} from @param {Int32Array} picked */
-function gather({ data: to }, { data: from, columns }, picked) {
-  picked.forEach((row, at) => to.set(from.subarray(row * columns, (row + 1) * columns), at * columns));
-}
-
-/** Add rows to chosen rows of a matrix. @param {Matrix} to @param {Matrix} from @param {Int32Array} picked */
-function scatter({ data: to }, { data: from, columns }, picked) {
-  picked.forEach((row, at) => {
-    for (let column = 0; column < columns; column += 1) to[row * columns + column] += from[at * columns + column];
-  });
+  const whole = (/** @type {number[]} */ list) => Int32Array.from(list);
+  return { ids: whole(ids), prompted: whole(prompted), positions: whole(positions), picked: whole(picked), asking: whole(asking), all, last };
 }
 
 /**
@@ -107,31 +103,30 @@ function scatter({ data: to }, { data: from, columns }, picked) {
  * @param {boolean} last
  */
 function layer(space, config, w, added, gamma, table, most, room, last) {
-  const { hidden_size: width, intermediate_size: inner, head_dim: size, rms_norm_eps: epsilon } = config;
+  const { hidden_size: width, intermediate_size: inner, rms_norm_eps: epsilon } = config;
   const tokens = most.rows * most.length, asking = last ? most.wanted : tokens;
   const each = (/** @type {string} */ name, /** @type {number} */ rows) => linear(space, w[name], added[name] ?? {}, gamma, rows);
   const before = norm(space, w.before, epsilon, tokens), after = norm(space, w.after, epsilon, asking);
   const query = each("q", asking), key = each("k", tokens), value = each("v", tokens), output = each("o", asking);
   const gate = each("gate", asking), up = each("up", asking), down = each("down", asking);
   const seeing = attention(space, config, asking, most.length), joined = gated(space, inner, asking);
-  const own = last ? { h: space.array(asking, width), x: space.array(asking, width), positions: new Int32Array(asking) } : undefined;
+  const own = last ? { h: space.array(asking, width), x: space.array(asking, width) } : undefined;
   /** @type {Batch} */ let batch;
 
-  const positions = () => (own ? own.positions.subarray(0, batch.picked.length) : batch.positions);
+  const positions = () => (own ? batch.asking : batch.positions);
 
   /** @param {Matrix} x @param {Batch} given */
   function forward(x, given) {
     batch = given;
     const h = before.forward(x), asked = own ? first(own.h, batch.picked.length) : h, base = own ? first(own.x, batch.picked.length) : x;
     if (own) {
-      gather(asked, h, batch.picked);
-      gather(base, x, batch.picked);
-      batch.picked.forEach((token, at) => { own.positions[at] = batch.positions[token]; });
+      space.gathered(asked, h, batch.picked);
+      space.gathered(base, x, batch.picked);
     }
     const q = query.forward(asked), k = key.forward(h), v = value.forward(h);
-    rotate(q, positions(), table, size, 1);
-    rotate(k, batch.positions, table, size, 1);
-    const middle = output.forward(seeing.forward(q, k, v, own ? batch.last : batch.all), base);
+    space.rotated(q, positions(), table, 1);
+    space.rotated(k, batch.positions, table, 1);
+    const middle = output.forward(seeing.forward(q, k, v, own ? batch.last : batch.all, positions()), base);
     const m = after.forward(middle);
     return down.forward(joined.forward(gate.forward(m), up.forward(m)), middle);
   }
@@ -151,21 +146,21 @@ function layer(space, config, w, added, gamma, table, most, room, last) {
     const seen = of(room.seen), dq = of(room.query), dk = of(room.key, count), dv = of(room.value, count);
     output.backward(seen, dy, false);
     seeing.backward(dq, dk, dv, seen);
-    rotate(dq, positions(), table, size, -1);
-    rotate(dk, batch.positions, table, size, -1);
+    space.rotated(dq, positions(), table, -1);
+    space.rotated(dk, batch.positions, table, -1);
     const dh = of(room.hidden, count), dAsked = own ? of(own.h) : dh;
     query.backward(below ? dAsked : undefined, dq, false);
     if (own && below) {
-      dh.data.fill(0);
-      scatter(dh, dAsked, batch.picked);
+      space.filled(dh, 0);
+      space.scattered(dh, dAsked, batch.picked);
     }
     key.backward(below ? dh : undefined, dk, true);
     value.backward(below ? dh : undefined, dv, true);
     if (!below) return;
     if (own) {
-      dx.data.fill(0);
-      scatter(dx, dy, batch.picked);
-    } else dx.data.set(dy.data);
+      space.filled(dx, 0);
+      space.scattered(dx, dy, batch.picked);
+    } else space.copied(dx, dy);
     before.backward(dx, dh);
   }
 
@@ -200,7 +195,7 @@ function llama(space, config, tensors, starts, { gamma, full, most }) {
     return parameter(found, full);
   }
 
-  const tokens = most.rows * most.length, table = angles(config, most.length);
+  const tokens = most.rows * most.length, table = angles(space, config, most.length);
   const room = {
     inner: space.array(tokens, inner), gate: space.array(tokens, inner), up: space.array(tokens, inner), hidden: space.array(tokens, width),
     seen: space.array(tokens, sidesOf(config).o[0]), query: space.array(tokens, sidesOf(config).q[1]),
@@ -217,6 +212,7 @@ function llama(space, config, tensors, starts, { gamma, full, most }) {
   });
   const end = norm(space, weight("norm"), config.rms_norm_eps, most.wanted);
   const start = space.array(tokens, width), scores = space.array(most.wanted, vocabulary), dStates = space.array(most.wanted, width);
+  const losses = space.array(most.wanted, 1);
   const slopes = [space.array(tokens, width), space.array(tokens, width)];
   /** @type {Batch} */ let batch;
   /** @type {Matrix} */ let states;
@@ -225,10 +221,8 @@ function llama(space, config, tensors, starts, { gamma, full, most }) {
   function logits(rows) {
     batch = batched(rows, prompt ? prompt.value.rows : 0);
     let x = first(start, batch.ids.length);
-    batch.ids.forEach((id, at) => {
-      const source = id === VIRTUAL && prompt ? prompt.value : embedding.value, row = id === VIRTUAL ? batch.positions[at] : id;
-      x.data.set(source.data.subarray(row * width, (row + 1) * width), at * width);
-    });
+    space.gathered(x, embedding.value, batch.ids);
+    if (prompt) space.gathered(x, prompt.value, batch.prompted);
     for (const part of parts) x = part.forward(x, batch);
     states = end.forward(x);
     const found = first(scores, states.rows);
@@ -237,14 +231,15 @@ function llama(space, config, tensors, starts, { gamma, full, most }) {
   }
 
   /**
-   * Mean cross-entropy in nats, and its gradients by all that is trained.
+   * Cross-entropy in nats of each wanted token, and the gradients of its mean by all that is trained.
    * @param {Asked[]} rows
    * @param {number[]} targets an id for each wanted token
    */
   function loss(rows, targets) {
-    const found = logits(rows), sum = crossEntropy(found, targets);
+    const found = logits(rows), each = first(losses, found.rows);
+    space.crossEntropy(each, found, Int32Array.from(targets));
     backward(found);
-    return sum;
+    return each;
   }
 
   /** @param {Matrix} dScores */
@@ -253,7 +248,7 @@ function llama(space, config, tensors, starts, { gamma, full, most }) {
     if (embedding.gradient) space.product(embedding.gradient, dScores, states, "a");
     space.product(d, dScores, embedding.value);
     let [dy, dx] = slopes;
-    first(dy, d.rows).data.fill(0);
+    space.filled(first(dy, d.rows), 0);
     end.backward(first(dy, d.rows), d);
     let rows = d.rows;
     for (let at = parts.length - 1; at >= 0; at -= 1) {
@@ -261,33 +256,14 @@ function llama(space, config, tensors, starts, { gamma, full, most }) {
       rows = batch.ids.length;
       [dy, dx] = [dx, dy];
     }
-    if (prompt?.gradient) prompt.gradient.data.fill(0);
-    if (full || prompt) batch.ids.forEach((id, at) => {
-      const to = id === VIRTUAL ? prompt?.gradient : embedding.gradient, row = id === VIRTUAL ? batch.positions[at] : id;
-      if (to) for (let column = 0; column < width; column += 1) to.data[row * width + column] += dy.data[at * width + column];
-    });
+    const dEmbedded = first(dy, batch.ids.length);
+    if (embedding.gradient) space.scattered(embedding.gradient, dEmbedded, batch.ids);
+    if (!prompt?.gradient) return;
+    space.filled(prompt.gradient, 0);
+    space.scattered(prompt.gradient, dEmbedded, batch.prompted);
   }
 
   return { logits, loss, trained, added: parts.map(({ added }) => added) };
-}
-
-/**
- * Mean over rows of log Σ exp(scores) − scores[target]; the scores become its gradients.
- * @param {Matrix} scores
- * @param {number[]} targets
- */
-function crossEntropy({ data, columns }, targets) {
-  let sum = 0;
-  targets.forEach((target, row) => {
-    const line = data.subarray(row * columns, (row + 1) * columns);
-    let most = -Infinity, total = 0;
-    for (const score of line) most = Math.max(most, score);
-    for (const score of line) total += Math.exp(score - most);
-    sum += Math.log(total) - (line[target] - most);
-    for (let at = 0; at < columns; at += 1) line[at] = Math.exp(line[at] - most) / total / targets.length;
-    line[target] -= 1 / targets.length;
-  });
-  return sum / targets.length;
 }
 
 module.exports = { LINEARS, llama, sidesOf };

@@ -5,6 +5,18 @@
 const BETA1 = 0.9;
 const BETA2 = 0.999;
 const EPSILON = 1e-8;
+const BESIDE = 1e-6; // added to the norm before clipping
+
+/** @typedef {import("./parts.js").Space} Space */
+/** @typedef {import("./arrays.js").Matrix} Matrix */
+/** @typedef {import("./arrays.js").Parameter} Parameter */
+
+/** What is trained, its gradient, and Adam's two moments. @typedef {{ value: Matrix, gradient: Matrix, first: Matrix, second: Matrix }} Moved */
+
+/**
+ * far: the rate over the first moments' correction. root: the second moments are corrected by its square.
+ * @typedef {{ beta1: number, beta2: number, epsilon: number, far: number, root: number }} Adam
+ */
 
 /**
  * Linear warm-up over the first `warmup` of the steps, then constant.
@@ -25,34 +37,30 @@ function roundHalfEven(value) {
 }
 
 /**
- * AdamW without weight decay, after clipping the norm of all gradients to `most`.
+ * AdamW without weight decay, after clipping the norm of all gradients to `most`, in a space before that is settled.
  * Source: Loshchilov and Hutter 2019, arXiv:1711.05101; clipping as torch's `clip_grad_norm_`.
- * @param {{ value: { data: Float32Array }, gradient: { data: Float32Array } }[]} trained
+ * @param {Space} space
+ * @param {Required<Parameter>[]} trained
  * @param {number} most
  */
-function adamw(trained, most) {
-  const moments = trained.map(({ value }) => ({ first: new Float32Array(value.data.length), second: new Float32Array(value.data.length) }));
+function adamw(space, trained, most) {
+  const moved = trained.map(({ value, gradient }) => {
+    const moment = () => space.array(value.rows, value.columns);
+    return { value, gradient, first: moment(), second: moment() };
+  });
+  const kept = space.array(1, 1);
 
   /** @param {number} rate @param {number} step from 0 */
   function step(rate, step) {
-    let square = 0;
-    for (const { gradient } of trained) for (const g of gradient.data) square += g * g;
-    const kept = Math.min(1, most / (Math.sqrt(square) + 1e-6));
+    space.clipped(kept, moved, most, BESIDE);
     const far = rate / (1 - BETA1 ** (step + 1)), root = 1 / Math.sqrt(1 - BETA2 ** (step + 1));
-    trained.forEach(({ value, gradient }, which) => move(value.data, gradient.data, moments[which], kept, far, root));
+    space.stepped(moved, kept, { beta1: BETA1, beta2: BETA2, epsilon: EPSILON, far, root });
   }
 
-  return { step };
-}
+  /** Values and moments: all from which a training goes on. */
+  const state = moved.flatMap(({ value, first, second }) => [value, first, second]);
 
-/** @param {Float32Array} values @param {Float32Array} gradient @param {{ first: Float32Array, second: Float32Array }} moments @param {number} kept @param {number} far @param {number} root */
-function move(values, gradient, { first, second }, kept, far, root) {
-  for (let at = 0; at < values.length; at += 1) {
-    const g = kept * gradient[at], m = BETA1 * first[at] + (1 - BETA1) * g, v = BETA2 * second[at] + (1 - BETA2) * g * g;
-    first[at] = m;
-    second[at] = v;
-    values[at] -= (far * m) / (Math.sqrt(v) * root + EPSILON);
-  }
+  return { state, step };
 }
 
 module.exports = { adamw, rateAt };

@@ -1,5 +1,6 @@
 // @ts-check
-// The parts of a decoder layer, each forward and backward. A part keeps from its forward pass what its backward pass needs.
+// The parts of a decoder layer, each forward and backward, in the words of a space: WebAssembly's or a graphics
+// processor's. A part keeps from its forward pass what its backward pass needs.
 "use strict";
 
 const { first } = require("./arrays.js");
@@ -15,54 +16,30 @@ const { first } = require("./arrays.js");
 
 /**
  * Tokens of one row that ask, and all of its tokens, which are asked. queries, keys: the first of either among those of
- * the batch. position: of the first query within its row; the others follow.
- * @typedef {{ queries: number, count: number, keys: number, length: number, position: number }} Segment
+ * the batch.
+ * @typedef {{ queries: number, count: number, keys: number, length: number }} Segment
  */
-
-/** y = x ⊙ l, for each row. @param {Matrix} y @param {Matrix} x @param {Matrix} l */
-function scaled({ data: y, columns }, { data: x }, { data: l }) {
-  for (let at = 0; at < y.length; at += 1) y[at] = x[at] * l[at % columns];
-}
-
-/** Σ over rows of x ⊙ y. @param {Matrix} sum @param {Matrix} x @param {Matrix} y */
-function summed({ data: sum }, { data: x, columns }, { data: y }) {
-  sum.fill(0);
-  for (let at = 0; at < x.length; at += 1) sum[at % columns] += x[at] * y[at];
-}
 
 /**
  * x ⊙ gain / √(mean x² + ε) of each row.
  * @param {Space} space @param {Parameter} gain @param {number} epsilon @param {number} most rows
  */
 function norm(space, gain, epsilon, most) {
-  const width = gain.value.columns, out = space.array(most, width), inverse = new Float64Array(most);
+  const out = space.array(most, gain.value.columns), all = space.array(most, 1);
   let x = out;
 
   /** @param {Matrix} given */
   function forward(given) {
     x = given;
-    const y = first(out, x.rows), g = gain.value.data, from = x.data, to = y.data;
-    for (let row = 0, at = 0; row < x.rows; row += 1, at += width) {
-      let sum = 0;
-      for (let column = 0; column < width; column += 1) sum += from[at + column] * from[at + column];
-      const factor = 1 / Math.sqrt(sum / width + epsilon);
-      for (let column = 0; column < width; column += 1) to[at + column] = from[at + column] * factor * g[column];
-      inverse[row] = factor;
-    }
+    const y = first(out, x.rows);
+    space.normed(y, all, x, gain.value, epsilon);
     return y;
   }
 
   /** Add the gradient by x to dx. @param {Matrix} dx @param {Matrix} dy */
   function backward(dx, dy) {
-    const g = gain.value.data, from = x.data, to = dx.data, given = dy.data, dg = gain.gradient?.data.fill(0);
-    for (let row = 0, at = 0; row < dy.rows; row += 1, at += width) {
-      const factor = inverse[row];
-      let sum = 0;
-      for (let column = 0; column < width; column += 1) sum += g[column] * given[at + column] * from[at + column];
-      const pull = (sum * factor ** 3) / width;
-      for (let column = 0; column < width; column += 1) to[at + column] += factor * g[column] * given[at + column] - pull * from[at + column];
-      if (dg) for (let column = 0; column < width; column += 1) dg[column] += given[at + column] * from[at + column] * factor;
-    }
+    space.unnormed(dx, dy, x, gain.value, all);
+    if (gain.gradient) space.gained(gain.gradient, dy, x, all);
   }
 
   return { forward, backward };
@@ -83,16 +60,16 @@ function linear(space, w, { A, B, output, input }, gamma, most) {
   function forward(given, onto) {
     x = given;
     const y = first(out, x.rows), z = first(before, x.rows), inner = within ? first(within, x.rows) : x;
-    if (input) scaled(inner, x, input.value);
-    if (onto) z.data.set(onto.data);
+    if (input) space.scaled(inner, x, input.value);
+    if (onto) space.copied(z, onto);
     space.product(z, inner, w.value, "b", Boolean(onto));
     if (A && B) {
       const t = first(low, x.rows);
       space.product(t, x, A.value);
-      for (let at = 0; at < t.data.length; at += 1) t.data[at] *= gamma;
+      space.times(t, gamma);
       space.product(z, t, B.value, "", true);
     }
-    if (output) scaled(y, z, output.value);
+    if (output) space.scaled(y, z, output.value);
     return y;
   }
 
@@ -100,9 +77,9 @@ function linear(space, w, { A, B, output, input }, gamma, most) {
   function backward(dx, dy, adds) {
     let d = dy;
     if (output?.gradient) {
-      summed(output.gradient, first(before, dy.rows), dy);
+      space.summed(output.gradient, first(before, dy.rows), dy);
       d = first(dz, dy.rows);
-      scaled(d, dy, output.value);
+      space.scaled(d, dy, output.value);
     }
     const inner = within ? first(within, x.rows) : x;
     if (w.gradient) space.product(w.gradient, d, inner, "a");
@@ -110,14 +87,14 @@ function linear(space, w, { A, B, output, input }, gamma, most) {
     if (A?.gradient && B?.gradient) {
       space.product(B.gradient, t, d, "a");
       space.product(dt, d, B.value, "b");
-      for (let at = 0; at < dt.data.length; at += 1) dt.data[at] *= gamma;
+      space.times(dt, gamma);
       space.product(A.gradient, x, dt, "a");
     }
     if (input?.gradient && dWithin) {
       const inside = first(dWithin, dy.rows);
       space.product(inside, d, w.value);
-      summed(input.gradient, inside, x);
-      if (dx) scaled(dx, inside, input.value);
+      space.summed(input.gradient, inside, x);
+      if (dx) space.scaled(dx, inside, input.value);
       return;
     }
     if (!dx) return;
@@ -129,93 +106,64 @@ function linear(space, w, { A, B, output, input }, gamma, most) {
 }
 
 /**
- * Turn pairs of a head's numbers by their position's angles, or back.
- * @param {Matrix} x @param {Int32Array} positions of its rows @param {{ cos: Float32Array, sin: Float32Array }} table @param {number} size of a head @param {1 | -1} way
- */
-function rotate({ data, rows, columns }, positions, { cos, sin }, size, way) {
-  const half = size / 2;
-  for (let row = 0; row < rows; row += 1) for (let head = row * columns; head < (row + 1) * columns; head += size) {
-    for (let pair = 0, angle = positions[row] * half; pair < half; pair += 1, angle += 1) {
-      const x = data[head + pair], y = data[head + pair + half], c = cos[angle], s = way * sin[angle];
-      data[head + pair] = x * c - y * s;
-      data[head + pair + half] = y * c + x * s;
-    }
-  }
-}
-
-/**
  * Causal attention with groups of heads that share a key and a value.
  * @param {Space} space @param {{ num_attention_heads: number, num_key_value_heads: number, head_dim: number }} config
  * @param {number} most queries @param {number} longest keys of a row
  */
 function attention(space, { num_attention_heads: heads, num_key_value_heads: groups, head_dim: size }, most, longest) {
-  const scale = 1 / Math.sqrt(size), wide = heads * size, narrow = groups * size;
+  const scale = 1 / Math.sqrt(size), wide = heads * size, narrow = groups * size, high = heads * longest, sharing = heads / groups;
   const out = space.array(most, wide), shares = space.array(most * heads, longest), dShares = space.array(most * heads, longest);
+  const across = { down: wide, alongA: 1, alongB: 1, across: narrow, wide: high, adds: false }; // queries by keys: scores
+  const along = { down: high, alongA: 1, alongB: narrow, across: 1, wide, adds: false }; // shares by keys: queries' side
+  const back = { down: 1, alongA: high, alongB: wide, across: 1, wide: narrow, adds: false }; // shares by queries: keys' side
+  /** @type {Record<string, (place: { query: number, key: number, share: number }) => [number, number, number]>} */
+  const order = {
+    scores: ({ query, key, share }) => [query, key, share], mixed: ({ query, key, share }) => [share, key, query],
+    returned: ({ query, key, share }) => [share, query, key],
+  };
   /** @type {Matrix} */ let q;
   /** @type {Matrix} */ let k;
   /** @type {Matrix} */ let v;
-  /** @type {Segment[]} */ let segments;
+  /** @type {ReturnType<typeof laidOut>} */ let laid;
+  /** @type {Int32Array} */ let positions;
 
-  /** Where a segment's part of the queries', keys' and scores' matrices begins, head by head. @param {Segment} segment */
-  const places = ({ queries, count, keys, length }) => Array.from({ length: heads }, (_, head) => ({
-    query: queries * wide + head * size, key: keys * narrow + Math.floor((head * groups) / heads) * size,
-    share: queries * heads * longest + head * count * length,
-  }));
-
-  /** @param {Matrix} queries @param {Matrix} keys @param {Matrix} values @param {Segment[]} given */
-  function forward(queries, keys, values, given) {
-    [q, k, v, segments] = [queries, keys, values, given];
-    const seen = first(out, q.rows);
-    for (const segment of segments) {
-      const { count, length } = segment, all = places(segment);
-      space.products(shares, q, k, { rows: count, columns: length, terms: size, down: wide, alongA: 1, alongB: 1, across: narrow, wide: length,
-        adds: false, offsets: all.map(({ query, key, share }) => [query, key, share]) });
-      for (const { share } of all) softmax(shares.data, share, segment);
-      space.products(seen, shares, v, { rows: count, columns: size, terms: length, down: length, alongA: 1, alongB: narrow, across: 1, wide,
-        adds: false, offsets: all.map(({ query, key, share }) => [share, key, query]) });
-    }
-    return seen;
+  /**
+   * The products of all segments and heads. A row of the shares is a query and a head. Heads that share a key add to it
+   * one after another.
+   * @param {Segment[]} segments
+   */
+  function laidOut(segments) {
+    const each = segments.map(({ queries, count, keys, length }) => ({ count, length, places: Array.from({ length: heads }, (_, head) => ({
+      query: queries * wide + head * size, key: keys * narrow + Math.floor(head / sharing) * size, share: queries * high + head * longest,
+    })) }));
+    return {
+      scores: each.map(({ count, length, places }) => ({ rows: count, columns: length, terms: size, offsets: places.map(order.scores) })),
+      mixed: each.map(({ count, length, places }) => ({ rows: count, columns: size, terms: length, offsets: places.map(order.mixed) })),
+      returned: Array.from({ length: sharing }, (_, turn) => each.map(({ count, length, places }) =>
+        ({ rows: length, columns: size, terms: count, offsets: places.filter((__, head) => head % sharing === turn).map(order.returned) }))),
+    };
   }
 
-  /** Scores to shares, row by row. @param {Float32Array} x @param {number} from @param {Segment} segment */
-  function softmax(x, from, { count, length, position }) {
-    for (let query = 0, at = from; query < count; query += 1, at += length) {
-      const seen = position + query + 1;
-      let most = -Infinity, sum = 0;
-      for (let key = 0; key < seen; key += 1) most = Math.max(most, x[at + key]);
-      for (let key = 0; key < seen; key += 1) sum += x[at + key] = Math.exp(scale * (x[at + key] - most));
-      for (let key = 0; key < seen; key += 1) x[at + key] /= sum;
-      x.fill(0, at + seen, at + length);
-    }
+  /** @param {Matrix} c @param {Matrix} a @param {Matrix} b */
+  const returned = (c, a, b) => laid.returned.forEach((parts, turn) => space.products(c, a, b, { ...back, adds: turn > 0 }, parts));
+
+  /** @param {Matrix} queries @param {Matrix} keys @param {Matrix} values @param {Segment[]} given @param {Int32Array} asking positions of the queries */
+  function forward(queries, keys, values, given, asking) {
+    [q, k, v, laid, positions] = [queries, keys, values, laidOut(given), asking];
+    const seen = first(out, q.rows);
+    space.products(shares, q, k, across, laid.scores);
+    space.softmax(first(shares, q.rows * heads), positions, scale);
+    space.products(seen, shares, v, along, laid.mixed);
+    return seen;
   }
 
   /** @param {Matrix} dq @param {Matrix} dk @param {Matrix} dv @param {Matrix} dy */
   function backward(dq, dk, dv, dy) {
-    dk.data.fill(0);
-    dv.data.fill(0);
-    for (const segment of segments) {
-      const { count, length } = segment, all = places(segment);
-      space.products(dShares, dy, v, { rows: count, columns: length, terms: size, down: wide, alongA: 1, alongB: 1, across: narrow, wide: length,
-        adds: false, offsets: all.map(({ query, key, share }) => [query, key, share]) });
-      for (const { share } of all) unsoftmax(dShares.data, shares.data, share, segment);
-      space.products(dq, dShares, k, { rows: count, columns: size, terms: length, down: length, alongA: 1, alongB: narrow, across: 1, wide,
-        adds: false, offsets: all.map(({ query, key, share }) => [share, key, query]) });
-      const turned = { rows: length, columns: size, terms: count, down: 1, alongA: length, alongB: wide, across: 1, wide: narrow, adds: true,
-        offsets: /** @type {[number, number, number][]} */ (all.map(({ query, key, share }) => [share, query, key])) };
-      space.products(dk, dShares, q, turned);
-      space.products(dv, shares, dy, turned);
-    }
-  }
-
-  /** Gradients by shares to gradients by scores. @param {Float32Array} d @param {Float32Array} p @param {number} from @param {Segment} segment */
-  function unsoftmax(d, p, from, { count, length, position }) {
-    for (let query = 0, at = from; query < count; query += 1, at += length) {
-      const seen = position + query + 1;
-      let sum = 0;
-      for (let key = 0; key < seen; key += 1) sum += d[at + key] * p[at + key];
-      for (let key = 0; key < seen; key += 1) d[at + key] = scale * p[at + key] * (d[at + key] - sum);
-      d.fill(0, at + seen, at + length);
-    }
+    space.products(dShares, dy, v, across, laid.scores);
+    space.unsoftmax(first(dShares, q.rows * heads), shares, positions, scale);
+    space.products(dq, dShares, k, along, laid.mixed);
+    returned(dk, dShares, q);
+    returned(dv, shares, dy);
   }
 
   return { forward, backward };
@@ -230,26 +178,15 @@ function gated(space, width, most) {
   /** @param {Matrix} g @param {Matrix} u */
   function forward(g, u) {
     [gate, up] = [g, u];
-    const y = first(out, g.rows), to = y.data, s = sigmoids.data, from = g.data, by = u.data;
-    for (let at = 0; at < to.length; at += 1) {
-      const sigmoid = 1 / (1 + Math.exp(-from[at]));
-      s[at] = sigmoid;
-      to[at] = from[at] * sigmoid * by[at];
-    }
+    const y = first(out, g.rows);
+    space.gated(y, sigmoids, gate, up);
     return y;
   }
 
   /** @param {Matrix} dg @param {Matrix} du @param {Matrix} dy */
-  function backward(dg, du, dy) {
-    const s = sigmoids.data, g = gate.data, u = up.data, d = dy.data, byGate = dg.data, byUp = du.data;
-    for (let at = 0; at < d.length; at += 1) {
-      const silu = g[at] * s[at];
-      byUp[at] = d[at] * silu;
-      byGate[at] = d[at] * u[at] * (s[at] + silu * (1 - s[at]));
-    }
-  }
+  const backward = (dg, du, dy) => space.ungated(dg, du, dy, sigmoids, gate, up);
 
   return { forward, backward };
 }
 
-module.exports = { attention, gated, linear, norm, rotate };
+module.exports = { attention, gated, linear, norm };

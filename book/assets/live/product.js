@@ -208,19 +208,22 @@ function assembled(functions) {
 const productModule = () => assembled([pack(), tile(fuses()), edge(), multiply()]);
 
 /**
- * Products for the module: C[o] = A[o] B[o], or C[o] + A[o] B[o] where it adds, of (rows, terms) and (terms, columns).
- * All that follows `terms` counts numbers: from a row of A to the next (down), from a term to the next (alongA, alongB),
- * from a column of B to the next (across), from a row of C to the next (wide), and where each A, B and C begins.
- * @typedef {{
- *   rows: number, columns: number, terms: number, down: number, alongA: number, alongB: number, across: number,
- *   wide: number, adds: boolean, offsets: [number, number, number][],
- * }} Product
+ * Products: C[o] = A[o] B[o], or C[o] + A[o] B[o] where it adds, of (rows, terms) and (terms, columns), and where each A,
+ * B and C begins, in numbers.
+ * @typedef {{ rows: number, columns: number, terms: number, offsets: [number, number, number][] }} Sides
  */
 
-/** What `multiply` reads at `shape`. @param {Product} product */
-function described({ rows, columns, terms, down, alongA, alongB, across, wide, adds, offsets }) {
-  const bytes = [down, alongA, alongB, across, wide].map((count) => 4 * count);
-  return [offsets.length, rows, columns, terms, ...bytes, Number(adds), ...offsets.flat().map((count) => 4 * count)];
+/**
+ * Numbers from a row of A to the next (down), from a term to the next (alongA, alongB), from a column of B to the next
+ * (across), from a row of C to the next (wide).
+ * @typedef {{ down: number, alongA: number, alongB: number, across: number, wide: number, adds: boolean }} Strides
+ */
+
+/** What `multiply` reads at `shape`. @param {Strides} strides @param {Sides} sides */
+function described({ down, alongA, alongB, across, wide, adds }, { rows, columns, terms, offsets }) {
+  const words = [offsets.length, rows, columns, terms, 4 * down, 4 * alongA, 4 * alongB, 4 * across, 4 * wide, Number(adds)];
+  for (const [a, b, c] of offsets) words.push(4 * a, 4 * b, 4 * c);
+  return words;
 }
 
 /** Bytes that `multiply` needs at `room` for products of these sides at most. @param {number} rows @param {number} columns */

@@ -10,6 +10,7 @@ const { singularValues } = require("./spectrum.js");
 
 /** @typedef {import("./model.js").Config} Config */
 /** @typedef {import("./methods.js").Choice} Choice */
+/** @typedef {import("./parts.js").Space} Space */
 /** @typedef {import("./weights.js").Tensor} Tensor */
 
 /**
@@ -27,14 +28,16 @@ const { singularValues } = require("./spectrum.js");
 const AT_ONCE = 4; // prompts that are answered together, at most
 
 /**
- * Trainings of one model on one task, one at a time, in one memory.
+ * Trainings of one model on one task, one at a time, in one space.
  * @param {Task} task
+ * @param {Space} [memory] WebAssembly's, or a graphics processor's
  */
-function trainer(task) {
-  const memory = space(), { config } = task;
+function trainer(task, memory = space()) {
+  const { config } = task;
 
   /**
-   * A training from its start. `next` makes one step and returns its loss, `answers` and `spectrum` ask for what is there now.
+   * A training from its start. `next` makes one step and returns its loss, `answers` and `spectrum` ask for what is there
+   * now; `state` is all that another training of the same settings needs in `resume` to go on from here.
    * @param {Record<string, Tensor>} tensors the base weights by torch's names
    * @param {Settings} settings
    */
@@ -45,17 +48,18 @@ function trainer(task) {
     memory.reset();
     const model = llama(memory, config, tensors, startOf(config, choice, seed, tensors),
       { gamma: choice.alpha / choice.rank, full: choice.method === "full", most });
+    const optimizer = adamw(memory, model.trained, task.most);
     memory.settled(Math.max(rows * most.length, config.vocab_size), Math.max(rows * most.length, config.vocab_size));
-    const optimizer = adamw(model.trained, task.most);
     let at = 0;
 
-    /** @returns {number} nats per label token of the batch, before the step */
-    function next() {
+    /** @returns {Promise<number>} nats per label token of the batch, before the step */
+    async function next() {
       const batch = plan[at].map((row) => task.rows[row]);
-      const loss = model.loss(batch.map(({ ids, start: from }) => ({ ids: ids.slice(0, -1), wanted: from - 1 })), batch.flatMap(({ ids, start: from }) => ids.slice(from)));
-      if (!Number.isFinite(loss)) throw new Error(`Training diverged at step ${at + 1}: lower the learning rate.`);
+      const losses = model.loss(batch.map(({ ids, start: from }) => ({ ids: ids.slice(0, -1), wanted: from - 1 })), batch.flatMap(({ ids, start: from }) => ids.slice(from)));
       optimizer.step(rateAt({ rate, warmup: task.warmup }, at, steps), at);
+      const [each] = await memory.read([losses]), loss = each.reduce((sum, nats) => sum + nats, 0) / each.length;
       at += 1;
+      if (!Number.isFinite(loss)) throw new Error(`Training diverged at step ${at}: lower the learning rate.`);
       return loss;
     }
 
@@ -64,11 +68,11 @@ function trainer(task) {
      * @param {number[][]} prompts AT_ONCE at most
      * @param {number} limit of new tokens
      */
-    function answers(prompts, limit) {
+    async function answers(prompts, limit) {
       const texts = prompts.map((prompt) => [...prompt]), width = config.vocab_size;
       let open = texts;
       for (let count = 0; count < limit && open.length; count += 1) {
-        const { data } = model.logits(open.map((ids) => ({ ids, wanted: ids.length - 1 })));
+        const [data] = await memory.read([model.logits(open.map((ids) => ({ ids, wanted: ids.length - 1 })))]);
         open = open.filter((ids, which) => {
           const id = largest(data.subarray(which * width, (which + 1) * width));
           if (id !== task.end) ids.push(id);
@@ -79,13 +83,25 @@ function trainer(task) {
     }
 
     /** Singular values of the update of one matrix of the last layer; none where nothing is factored. */
-    function spectrum() {
+    async function spectrum() {
       const last = model.added[config.num_hidden_layers - 1], name = "v" in last ? "v" : Object.keys(last)[0];
       const { A, B } = last[name] ?? {};
-      return A && B ? singularValues(A.value.data, B.value.data, choice.rank, choice.alpha / choice.rank) : [];
+      if (!A || !B) return [];
+      const [a, b] = await memory.read([A.value, B.value]);
+      return singularValues(a, b, choice.rank, choice.alpha / choice.rank);
     }
 
-    return { next, answers, spectrum };
+    async function state() {
+      return { at, values: await memory.read(optimizer.state) };
+    }
+
+    /** @param {{ at: number, values: Float32Array[] }} from */
+    function resume(from) {
+      at = from.at;
+      optimizer.state.forEach((matrix, which) => memory.write(matrix, from.values[which]));
+    }
+
+    return { next, answers, spectrum, state, resume };
   }
 
   return { start };

@@ -2,6 +2,7 @@
 // What runs beside the page: it is told to load, train or stop, and tells how far it is.
 "use strict";
 
+const { raced } = require("./race.js");
 const { trainer } = require("./trainer.js");
 const { tensorsOf } = require("./weights.js");
 
@@ -12,6 +13,14 @@ const bases = {};
 /** @type {ReturnType<typeof trainer> | undefined} */
 let trainings;
 let stopped = false;
+/** A space on a graphics processor; the page has put what it takes before this script where the browser has one. @type {Promise<{ space: import("./parts.js").Space, end: () => void } | undefined> | undefined} */
+let card = /** @type {any} */ (globalThis).peftbookGraphics?.().catch(() => undefined);
+
+/** Do without the graphics processor from now on. */
+function refused() {
+  card?.then((there) => there?.end());
+  card = undefined;
+}
 
 /** @param {Record<string, any>} told */
 const tell = (told) => postMessage(told);
@@ -33,17 +42,21 @@ async function train({ task, base, file, levels, settings, questions, limit }) {
   stopped = false;
   const engine = ready(task);
   bases[base] ??= tensorsOf(file, levels);
-  const training = engine.start(bases[base], settings);
-  tell({ kind: "answers", when: "before", answers: training.answers(questions, limit) });
+  const rival = async () => {
+    const there = await card;
+    return there && trainer(task, there.space).start(bases[base], settings);
+  };
+  const training = raced(engine.start(bases[base], settings), rival, refused);
+  tell({ kind: "answers", when: "before", answers: await training.answers(questions, limit) });
   let step = 0;
   for (; step < settings.steps && !stopped; step += 1) {
-    const began = performance.now(), loss = training.next(), seconds = (performance.now() - began) / 1000;
-    const spectrum = step % EVERY === EVERY - 1 || step === settings.steps - 1 ? training.spectrum() : undefined;
+    const began = performance.now(), loss = await training.next(), seconds = (performance.now() - began) / 1000;
+    const spectrum = step % EVERY === EVERY - 1 || step === settings.steps - 1 ? await training.spectrum() : undefined;
     tell({ kind: "step", step, loss, seconds, spectrum });
     await pause();
   }
-  tell({ kind: "answers", when: "after", answers: training.answers(questions, limit) });
-  tell({ kind: "done", steps: step });
+  tell({ kind: "answers", when: "after", answers: await training.answers(questions, limit) });
+  tell({ kind: "done", steps: step, by: training.by() });
 }
 
 /** Why a training ended, for a reader. @param {Error} error */

@@ -6,7 +6,7 @@ const { readFileSync } = require("node:fs");
 
 const read = (path) => JSON.parse(readFileSync(path, "utf-8"));
 
-function main(job, weights) {
+async function main(job, weights) {
   const { trainer } = require(`${job.engine}/trainer.js`);
   const { tensorsOf } = require(`${job.engine}/weights.js`);
   const training = trainer(job.task).start(tensorsOf(weights, job.levels), job.settings);
@@ -14,7 +14,7 @@ function main(job, weights) {
   let first = 0;
   for (let step = 0; step < job.steps; step += 1) {
     const began = process.cpuUsage();
-    losses.push(training.next());
+    losses.push(await training.next());
     const { user, system } = process.cpuUsage(began);
     seconds.push((user + system) / 1e6);
     first ||= performance.now() / 1000;
@@ -22,10 +22,8 @@ function main(job, weights) {
   console.log(JSON.stringify({ losses, seconds, first }));
 }
 
-try {
-  const [, , job, weights] = process.argv;
-  main(read(job), read(weights));
-} catch (error) {
+const [, , job, weights] = process.argv;
+main(read(job), read(weights)).catch((error) => {
   console.error(error.message);
   process.exitCode = 1;
-}
+});

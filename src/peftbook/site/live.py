@@ -2,8 +2,8 @@
 
 A page opened from a disk may not fetch, but it may load scripts; so all of it comes in scripts that fill the object
 `peftbookLive`. They are written at the end of a build from what is committed: the engine in `book/assets/live`, the
-weights of the small Llama, the rows of its task, and the records of the study `live`. The place on a page, with its
-controls, is made by `js/live.js`.
+weights of the small Llama, the rows of its task, and the records of the study `live`; and the engine for a graphics
+processor, which only a browser that has one asks for. The place on a page, with its controls, is made by `js/live.js`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = PACKAGE.parents[1] / "book/assets/live"
 MAKERS = ("site/live.py", "studies/live.py", "training/live_weights.py", "scratch/rows.py", "scratch/nf4.py")
 MODULES = (
-    "random.js", "weights.js", "product.js", "arrays.js", "parts.js", "model.js", "methods.js", "optimizer.js",
-    "spectrum.js", "trainer.js", "worker.js",
+    "random.js", "weights.js", "product.js", "loops.js", "arrays.js", "parts.js", "model.js", "methods.js",
+    "optimizer.js", "spectrum.js", "trainer.js", "race.js", "worker.js",
 )  # fmt: skip
+GRAPHICS = ("kernels.js", "webgpu.js")
 FOLDER = "live"  # of the site; the style sheet's search for classes would take words of base64 in `_static` for names
 STAMP = "made-from.txt"
 QUESTIONS = 4
@@ -129,7 +130,8 @@ def bases() -> list[str]:
 
 def made(store: Store) -> Iterator[tuple[str, str]]:
     """Each script by its name."""
-    contents = {"engine": engine_source(), "data": data(store), **{base: weights(base) for base in bases()}}
+    engines = {"engine": engine_source(), "webgpu": graphics_source()}
+    contents = {**engines, "data": data(store), **{base: weights(base) for base in bases()}}
     for name, content in contents.items():
         text = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
         yield name, f"(globalThis.peftbookLive ??= {{}}).{name} = {text};\n"
@@ -138,7 +140,7 @@ def made(store: Store) -> Iterator[tuple[str, str]]:
 def made_from(store: Store) -> str:
     """SHA-256 of what the scripts are made from: the engine, the weights, the code that rounds them, the records."""
     digest = hashlib.sha256(specs.SMALL_REVISION.encode())
-    for path in (*(ENGINE / name for name in MODULES), *(PACKAGE / name for name in MAKERS)):
+    for path in (*(ENGINE / name for name in MODULES + GRAPHICS), *(PACKAGE / name for name in MAKERS)):
         digest.update(path.read_bytes())
     for run in live.runs(store):
         digest.update(f"{run.key} {run in store}\n".encode())
@@ -158,8 +160,18 @@ def write(folder: Path, store: Store) -> None:
 
 
 def engine_source() -> str:
-    """The modules as one script for a classic worker: each a function that `require` runs once, the last one first."""
-    sources = {Path(name).name: (ENGINE / name).read_text(encoding="utf-8") for name in MODULES}
+    """The engine as one script for a classic worker."""
+    return bundled(MODULES, 'load("worker.js");')
+
+
+def graphics_source() -> str:
+    """What a worker's script begins with where there is a graphics processor."""
+    return bundled(GRAPHICS, 'globalThis.peftbookGraphics = load("webgpu.js").graphics;')
+
+
+def bundled(names: Sequence[str], last: str) -> str:
+    """Modules as one script: each a function that `load`, their `require`, runs once; then a last statement."""
+    sources = {name: (ENGINE / name).read_text(encoding="utf-8") for name in names}
     bodies = [
         f"{json.dumps(name)}: function (module, exports, require) {{\n{text}\n}}" for name, text in sources.items()
     ]
@@ -174,7 +186,7 @@ def engine_source() -> str:
         "  }\n"
         "  return loaded[name].exports;\n"
         "}\n"
-        f"load({json.dumps(Path(MODULES[-1]).name)});\n}})();\n"
+        f"{last}\n}})();\n"
     )
 
 
