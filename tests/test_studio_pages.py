@@ -32,7 +32,8 @@ from peftbook.tasks.table import Caps
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
 
 HOSTILE = '<img src=x onerror="window.hacked=1">'
-ROWS = b"question,answer\n" + b"".join(b"What is %d and one?,It is %d\n" % (n, n + 1) for n in range(40))
+SUMS = [b"What is %d and one?,It is %d\n" % (n, n + 1) for n in range(400)]
+ROWS = b"question,answer\n" + b"".join(SUMS[:40])
 STEPS = ("data", "plan", "runs", "decision", "try", "files")
 MINE = {"models": [specs.SMALL_MODEL], "tokens": "300", "max_new_tokens": "4"}  # of a plan
 
@@ -413,10 +414,10 @@ def test_a_check_that_failed_says_why_in_its_place(window, studio):
 # --- runs, decision, answers, files ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("measure", "said"), [("rouge2", "ROUGE-2 between"), ("sum", "in “sum” between")])
+@pytest.mark.parametrize(("measure", "said"), [("rouge2", "ROUGE-2 between two trained"), ("sum", "in “sum” between two trained")])
 def test_what_test_rows_can_see_is_said_of_what_will_decide(window, studio, measure, said):
     """Of a metric of one's own too; another than those of the project is none."""
-    project = project_of(studio, ROWS + ROWS.partition(b"\n")[2] * 9)
+    project = project_of(studio, ROWS + b"".join(SUMS[40:]))
     declare(studio, project, [{"name": "sum", "kind": "number", "rel": 0.01}])
     assert said in checked(window, studio, project, measure=measure).text and window.field("measure") == measure
     assert "Unknown measure 'luck'" in window.open(window.path.replace(f"measure={measure}", "measure=luck")).text
@@ -601,7 +602,7 @@ def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path
         window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=owner.token)
         assert window.path == "/"
     assert Plain(served).open(f"/?token={owner.token}").path == "/"
-    assert Keys(tmp_path, owner).who(window.cookies[COOKIE]) == "owner"
+    assert Keys(tmp_path, owner).admitted({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"}) == "owner"
 
 
 def test_a_change_that_another_site_asks_for_is_refused_on_every_page(window, studio):
