@@ -414,7 +414,7 @@ def test_a_check_that_failed_says_why_in_its_place(window, studio):
 # --- runs, decision, answers, files ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("measure", "said"), [("rouge2", "ROUGE-2 between two trained"), ("sum", "in “sum” between two trained")])
+@pytest.mark.parametrize(("measure", "said"), [("rouge2", "ROUGE-2 between two"), ("sum", "in “sum” between two")])
 def test_what_test_rows_can_see_is_said_of_what_will_decide(window, studio, measure, said):
     """Of a metric of one's own too; another than those of the project is none."""
     project = project_of(studio, ROWS + b"".join(SUMS[40:]))
