@@ -601,7 +601,7 @@ def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path
         window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=owner.token)
         assert window.path == "/"
     assert Plain(served).open(f"/?token={owner.token}").path == "/"
-    assert Keys(tmp_path, owner).who(window.cookies[COOKIE]) == "owner"
+    assert Keys(tmp_path, owner).admitted({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"}) == "owner"
 
 
 def test_a_change_that_another_site_asks_for_is_refused_on_every_page(window, studio):
