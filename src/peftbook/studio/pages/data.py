@@ -196,7 +196,7 @@ def show_data(visit: Visit) -> dict[str, Any]:
         whole = visit.studio.table(project.id)
         seen = examined(whole, project.columns, project.split)
     except InputError as error:
-        return {**frame(visit, project), "trouble": error, "about": "", "settings": "", "findings": "", "preview": ""}
+        return {**frame(visit, project), "trouble": error, "about": ""}
     return {
         **frame(visit, project), "about": about(whole, project.filename), "settings": settings_of(project),
         "findings": findings(seen), "preview": preview(whole, project.columns),

@@ -37,10 +37,8 @@ def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, st
     told = found.recommendation
     words = piece(
         '<section class="verdict verdict-{}"><p class="kicker">{}</p><p class="words">{}</p></section>',
-        KINDS.get(told.kind, "warn"),
-        told.kind.capitalize(),
-        told.words,
-    )
+        KINDS.get(told.kind, "warn"), told.kind.capitalize(), told.words,
+    )  # fmt: skip
     offers = {"Table as CSV": ("decision.csv", "table.csv")}
     offers |= {"Report as one HTML file": ("decision.html", "report.html")}
     at = f"/api/v1/projects/{project.id}"
@@ -65,10 +63,8 @@ def scores(found: Comparison, sifted: str = "") -> Markup:
     """The table: scores with intervals, what is gained over the untuned model, and what it costs."""
     header = ["Method", *(measure.label for measure in found.measures), f"{found.measure.label} over untuned"]
     header += ["Forgotten", "Trained", "To store", "Training", "Peak memory"]
-    rows = []
-    for row in found.rows:
-        if not all(word in row.label.lower() for word in sifted.lower().split()):
-            continue
+    rows, words_sifted = [], sifted.lower().split()
+    for row in [row for row in found.rows if all(word in row.label.lower() for word in words_sifted)]:
         cells: list[object] = [method(row, found)]
         for measure in found.measures:
             cells.append(with_ends(row.scores.get(measure.name), 2 if measure.name == "perplexity" else 3, -1.0))
