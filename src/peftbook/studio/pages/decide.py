@@ -18,7 +18,7 @@ from peftbook.studio.downloads import slug
 from peftbook.studio.markup import Cell, clipped, empty, joined, link, number, piece, size, span, table, unfolded
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import View, Visit, lines
-from peftbook.studio.store import Project, Studio
+from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORGOTTEN, forgotten
 
 CONTRASTS = 6
@@ -32,7 +32,7 @@ KINDS = {"clear": "good", "cheapest of equals": "good", "untuned is as good": "i
 # --- what is shown ---------------------------------------------------------------------------------------------
 
 
-def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, str], sifted: str) -> Markup:
+def shown(visit: Visit, found: Comparison, asked: dict[str, str], sifted: str) -> Markup:
     """The whole of the decision. sifted: words of the rows that are shown."""
     told = found.recommendation
     words = piece(
@@ -41,9 +41,9 @@ def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, st
     )  # fmt: skip
     offers = {"Table as CSV": ("decision.csv", "table.csv")}
     offers |= {"Report as one HTML file": ("decision.html", "report.html")}
-    at = f"/api/v1/projects/{project.id}"
+    at = f"/api/v1/projects/{visit.project.id}"
     take = joined(
-        (link(name, visit.to(f"{at}/{file}", **asked), file=f"{slug(project.name)}-{kept}")
+        (link(name, visit.to(f"{at}/{file}", **asked), file=f"{slug(visit.project.name)}-{kept}")
          for name, (file, kept) in offers.items()), " ",
     )  # fmt: skip
     parts: list[object] = [
@@ -170,13 +170,13 @@ def contrast(one: Contrast) -> Markup:
 
 def show(visit: Visit) -> dict[str, Any]:
     """What decides, what "cheap" means, and between which runs, as the address says."""
-    project, query = visit.studio.project(visit.names["project"]), visit.query
+    project, query = visit.project, visit.query
     sets = list(evaluations(visit.studio, project.id).values())
     asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
     filled = {
-        **frame(visit, project), "asked": asked, "filter": query.get("filter", ""),
+        **frame(visit), "asked": asked, "filter": query.get("filter", ""),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
         "measures": measures_of(visit.studio, project.id),
         "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
@@ -191,7 +191,7 @@ def show(visit: Visit) -> dict[str, Any]:
         found = compared(visit.studio, project.id, sets[place], asked["measure"], asked["cost"])
     except InputError as error:
         return filled | {"shown": "", "trouble": error}
-    return filled | {"shown": shown(visit, found, project, asked, filled["filter"])}
+    return filled | {"shown": shown(visit, found, asked, filled["filter"])}
 
 
 def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:
@@ -201,9 +201,9 @@ def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:
 
 def declare_metrics(visit: Visit) -> str:
     """Let the metrics that were typed, one a line, be the project's."""
-    project, typed = visit.studio.project(visit.names["project"]).id, lines(visit.typed.get("metrics"))
-    declare(visit.studio, project, [json.loads(one.text()) for one in read_metrics(typed, files=False)])
-    return f"/projects/{project}/decision"
+    typed = read_metrics(lines(visit.typed.get("metrics")), files=False)
+    declare(visit.studio, visit.project.id, [json.loads(one.text()) for one in typed])
+    return f"/projects/{visit.project.id}/decision"
 
 
 DECISION = View("decision.html", show, declare_metrics)
