@@ -174,7 +174,7 @@ def curve(losses: Sequence[tuple[int, float]], steps: int, label: str) -> Markup
     x, values = [float(step) for step, _ in finite], [loss for _, loss in finite]
     path, last = Series("loss", values, x=x, marks=False), Series("last", values[-1:], x=x[-1:], line=False)
     chart = Chart([path, last], "step", "", x_range=(1, max(steps, x[-1])), alt=label)
-    return Markup(svg(chart, Frame(320, 112, left=40, right=8, top=8, bottom=38), "curve"))
+    return Markup(svg(chart, Frame(320, 112, left=40, right=16, top=8, bottom=38), "curve"))
 
 
 def points(losses: Sequence[tuple[int, float]], label: str) -> Markup:

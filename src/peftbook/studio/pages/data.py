@@ -190,14 +190,14 @@ READING = View("reading.html", show_reading, make_project)
 
 def show_data(visit: Visit) -> dict[str, Any]:
     """What the project's data are. They never change: other columns or another split are another project."""
-    project = visit.studio.project(visit.names["project"])
+    project = visit.project
     try:
         whole = visit.studio.table(project.id)
         seen = examined(whole, project.columns, project.split)
     except InputError as error:
-        return {**frame(visit, project), "trouble": error, "about": "", "settings": "", "findings": "", "preview": ""}
+        return {**frame(visit), "trouble": error, "about": ""}
     return {
-        **frame(visit, project), "about": about(whole, project.filename), "settings": settings_of(project),
+        **frame(visit), "about": about(whole, project.filename), "settings": settings_of(project),
         "findings": findings(seen), "preview": preview(whole, project.columns),
     }  # fmt: skip
 

@@ -34,7 +34,7 @@ from peftbook.studio.markup import (
 )
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit, address, lines
-from peftbook.studio.store import Project, Studio
+from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORGOTTEN, forgotten
 
 CONTRASTS, EVERY_SECONDS = 6, 1.0
@@ -48,20 +48,18 @@ KINDS = {"clear": "good", "cheapest of equals": "good", "untuned is as good": "i
 # --- what is shown ---------------------------------------------------------------------------------------------
 
 
-def shown(visit: Visit, found: Comparison, project: Project, asked: dict[str, str], sifted: str) -> Markup:
+def shown(visit: Visit, found: Comparison, asked: dict[str, str], sifted: str) -> Markup:
     """The whole of the decision. sifted: words of the rows that are shown."""
     told = found.recommendation
     words = piece(
         '<section class="verdict verdict-{}"><p class="kicker">{}</p><p class="words">{}</p></section>',
-        KINDS.get(told.kind, "warn"),
-        told.kind.capitalize(),
-        told.words,
-    )
+        KINDS.get(told.kind, "warn"), told.kind.capitalize(), told.words,
+    )  # fmt: skip
     offers = {"Table as CSV": ("decision.csv", "table.csv")}
     offers |= {"Report as one HTML file": ("decision.html", "report.html")}
-    at = f"/api/v1/projects/{project.id}"
+    at = f"/api/v1/projects/{visit.project.id}"
     take = joined(
-        (link(name, visit.to(f"{at}/{file}", **asked), file=f"{slug(project.name)}-{kept}")
+        (link(name, visit.to(f"{at}/{file}", **asked), file=f"{slug(visit.project.name)}-{kept}")
          for name, (file, kept) in offers.items()), " ",
     )  # fmt: skip
     parts: list[object] = [
@@ -82,10 +80,8 @@ def scores(found: Comparison, sifted: str = "") -> Markup:
     """The table: scores with intervals, what is gained over the untuned model, and what it costs."""
     header = ["Method", *(measure.label for measure in found.measures), f"{found.measure.label} over untuned"]
     header += ["Forgotten", "Trained", "To store", "Training", "Peak memory"]
-    rows = []
-    for row in found.rows:
-        if not all(word in row.label.lower() for word in sifted.lower().split()):
-            continue
+    rows, words_sifted = [], sifted.lower().split()
+    for row in [row for row in found.rows if all(word in row.label.lower() for word in words_sifted)]:
         cells: list[object] = [method(row, found)]
         for measure in found.measures:
             cells.append(with_ends(row.scores.get(measure.name), 2 if measure.name == "perplexity" else 3, -1.0))
@@ -191,14 +187,14 @@ def contrast(one: Contrast) -> Markup:
 
 def show(visit: Visit) -> dict[str, Any]:
     """What decides, what "cheap" means, and between which runs, as the address says."""
-    project, query = visit.studio.project(visit.names["project"]), visit.query
+    project, query = visit.project, visit.query
     sets = list(evaluations(visit.studio, project.id).values())
     asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
-    told, waits = gauging_told(visit, project)
+    told, waits = gauging_told(visit)
     filled = {
-        **frame(visit, project), "asked": asked, "lacking": 0, "filter": query.get("filter", ""),
+        **frame(visit), "asked": asked, "lacking": 0, "filter": query.get("filter", ""),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
         "measures": measures_of(visit.studio, project.id),
         "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
@@ -214,7 +210,7 @@ def show(visit: Visit) -> dict[str, Any]:
         found = compared(visit.studio, project.id, sets[place], asked["measure"], asked["cost"])
     except InputError as error:
         return filled | {"live": Live(told), "trouble": error}
-    body = joined([told, shown(visit, found, project, asked, filled["filter"])])
+    body = joined([told, shown(visit, found, asked, filled["filter"])])
     lacking = 0 if waits else len(not_gauged(visit.studio, sets[place]))
     return filled | {"live": Live(body, EVERY_SECONDS if waits else 0.0), "lacking": lacking}
 
@@ -224,7 +220,7 @@ def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:
     return [(name, one.label) for name, one in measures_with(metrics_of(studio, project)).items()]
 
 
-def gauging_told(visit: Visit, project: Project) -> tuple[Markup, bool]:
+def gauging_told(visit: Visit) -> tuple[Markup, bool]:
     """How far the measuring of prose is that the address names, and whether it is waited for."""
     if not (request := visit.query.get("gauging")):
         return Markup(""), False
@@ -232,7 +228,7 @@ def gauging_told(visit: Visit, project: Project) -> tuple[Markup, bool]:
         asked, answer = visit.studio.asked(request), visit.studio.answer(request)
     except InputError as error:
         return trouble(error), False
-    if asked.payload["project"] != project.id or asked.kind != "gauge":
+    if asked.payload["project"] != visit.project.id or asked.kind != "gauge":
         raise Unknown(f"Nothing was asked for as {request!r} in this project: ask for it.")
     if not answer.ended:
         return loading("Scoring prose with each model…", timed=True), True
@@ -241,12 +237,12 @@ def gauging_told(visit: Visit, project: Project) -> tuple[Markup, bool]:
 
 def act(visit: Visit) -> str:
     """Have it measured what was forgotten; or let the metrics that were typed, one a line, be the project's."""
+    project_id = visit.project.id
     if "gauge" in visit.typed:
-        project_id = visit.studio.project(visit.names["project"]).id
         return address(f"/projects/{project_id}/decision", gauging=ask_to_gauge(visit.studio, project_id))
-    project, typed = visit.studio.project(visit.names["project"]).id, lines(visit.typed.get("metrics"))
-    declare(visit.studio, project, [json.loads(one.text()) for one in read_metrics(typed, files=False)])
-    return f"/projects/{project}/decision"
+    typed = read_metrics(lines(visit.typed.get("metrics")), files=False)
+    declare(visit.studio, project_id, [json.loads(one.text()) for one in typed])
+    return f"/projects/{project_id}/decision"
 
 
 DECISION = View("decision.html", show, act)

@@ -25,20 +25,18 @@ RECIPE = ("model", "memory", "data_licence")
 
 def show(visit: Visit) -> dict[str, Any]:
     """What there is of each run that is done, and what was asked for."""
-    project = visit.studio.project(visit.names["project"])
-    done = [job for job in visit.studio.jobs(project.id) if job.state == "done"]
-    told, waits = asked_for(visit, project.id)
+    done = [job for job in visit.studio.jobs(visit.project.id) if job.state == "done"]
+    told, waits = asked_for(visit)
     listed = piece('<ul class="take">{}</ul>', joined(offer(visit, job) for job in done))
     if not done:
         listed = empty("Nothing to take away yet", "Adapters, models and outputs appear as runs are done.")
     recipe = {name: visit.typed.get(name, "") for name in RECIPE}
     return {
-        **frame(visit, project), "live": Live(joined([told, listed]), EVERY_SECONDS if waits else 0.0),
-        "recipe": recipe,
+        **frame(visit), "live": Live(joined([told, listed]), EVERY_SECONDS if waits else 0.0), "recipe": recipe,
     }  # fmt: skip
 
 
-def asked_for(visit: Visit, project_id: str) -> tuple[Markup, bool]:
+def asked_for(visit: Visit) -> tuple[Markup, bool]:
     """How far the file is that the address names, and whether it is waited for."""
     if not (request := visit.query.get("asked")):
         return Markup(""), False
@@ -46,10 +44,10 @@ def asked_for(visit: Visit, project_id: str) -> tuple[Markup, bool]:
         asked, answer = visit.studio.asked(request), visit.studio.answer(request)
     except InputError as error:
         return markup.trouble(error), False
-    if asked.payload["project"] != project_id or asked.kind not in ("merge", "gguf", "recipe"):
+    if asked.payload["project"] != visit.project.id or asked.kind not in ("merge", "gguf", "recipe"):
         raise Unknown(f"There is no file {request!r} in this project: ask for one.")
     if asked.kind == "recipe":
-        return recipe_told(visit, project_id, request, answer)
+        return recipe_told(visit, request, answer)
     job = visit.studio.job(asked.payload["job"])
     name = "model.zip" if asked.kind == "merge" else asked.payload["name"]
     if not answer.ended:
@@ -60,22 +58,22 @@ def asked_for(visit: Visit, project_id: str) -> tuple[Markup, bool]:
     return markup.note(ready, "good"), False
 
 
-def recipe_told(visit: Visit, project_id: str, request: str, answer: Answer) -> tuple[Markup, bool]:
+def recipe_told(visit: Visit, request: str, answer: Answer) -> tuple[Markup, bool]:
     """The same of a recipe, with its advice."""
     if not answer.ended:
         return loading("The recipe is being made…", timed=True), True
     try:
-        recipe_file(visit.studio, project_id, request)
+        recipe_file(visit.studio, visit.project.id, request)
     except InputError as error:
         return markup.trouble(error), False
-    at = visit.to(f"/api/v1/projects/{project_id}/recipes/{request}")
+    at = visit.to(f"/api/v1/projects/{visit.project.id}/recipes/{request}")
     ready = markup.note(link("Download the recipe's folder", at, file="recipe.zip"), "good")
     return joined([ready, piece('<pre tabindex="0">{}</pre>', answer.text)]), False
 
 
 def act(visit: Visit) -> str:
     """Have a file made, or a recipe."""
-    project, form = visit.studio.project(visit.names["project"]).id, visit.typed
+    project, form = visit.project.id, visit.typed
     if "make" not in form:
         asked = ask_for_recipe(visit.studio, project, *(form.get(name, "").strip() for name in RECIPE))
     else:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from peftbook.studio.pages.site import Visit
-from peftbook.studio.store import Project
 
 __all__ = ["STEPS", "frame"]
 
 STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "try": "Try it", "files": "Files"}
 
 
-def frame(visit: Visit, project: Project) -> dict[str, Any]:
+def frame(visit: Visit) -> dict[str, Any]:
     """What the template of every step wants."""
-    step = visit.path.rpartition("/")[2]
+    project, step = visit.project, visit.path.rpartition("/")[2]
     typed = None if visit.form is None else visit.form.get("rename")
     return {
         "project": project, "steps": STEPS, "step": step, "new_name": typed, "jobs": len(visit.studio.jobs(project.id)),

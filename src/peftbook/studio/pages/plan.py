@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from peftbook import specs
 from peftbook.decision.power import sight_words
 from peftbook.errors import Conflict, InputError
-from peftbook.studio import markup
+from peftbook.studio import markup, planning
 from peftbook.studio.machine import machine_words
 from peftbook.studio.markup import button, joined, loading, number, piece
 from peftbook.studio.pages.checks import long_plan, preflight_table
@@ -20,15 +20,6 @@ from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit
-from peftbook.studio.planning import (
-    CHANGED,
-    ask_check,
-    checks_of,
-    planned,
-    queue_checked,
-    runs_of_check,
-    sights_of_check,
-)
 from peftbook.studio.preflight import Check
 from peftbook.studio.smaller import Smaller, smaller_plan
 from peftbook.studio.tuning import Tuning
@@ -38,28 +29,27 @@ EVERY_SECONDS = 0.7
 
 def show(visit: Visit) -> dict[str, Any]:
     """The form as it is typed, and what was found if that was checked."""
-    project = visit.studio.project(visit.names["project"])
     fields, request = fields_of(visit.typed), visit.query.get("check", "")
-    live = Live(joined([])) if visit.form is not None or not request else checked(visit, project.id, request, fields)
+    live = Live(joined([])) if visit.form is not None or not request else checked(visit, request, fields)
     return {
-        **frame(visit, project), **shown_fields(fields), "live": live, "check": request,
-        "machine": machine_words(visit.studio.home), "measures": measures_of(visit.studio, project.id),
+        **frame(visit), **shown_fields(fields), "live": live, "check": request,
+        "machine": machine_words(visit.studio.home), "measures": measures_of(visit.studio, visit.project.id),
     }  # fmt: skip
 
 
-def checked(visit: Visit, project_id: str, request: str, fields: Fields) -> Live:
+def checked(visit: Visit, request: str, fields: Fields) -> Live:
     """What there is of a check by now."""
     try:
-        count = len(runs_of_check(visit.studio, project_id, request))
+        count = len(planning.runs_of_check(visit.studio, visit.project.id, request))
         answer = visit.studio.watch(request)
         if not answer.ended:
             waits = loading(f"Counting tokens and memory of {count} runs…", timed=True)
             return Live(joined([waits, button("Cancel", "cancel", request, form="plan")]), EVERY_SECONDS)
         if answer.state == "withdrawn":
             return Live(markup.note(answer.error or "The check was cancelled.", "info"))
-        checks = checks_of(answer)
-        less = smaller(visit, project_id, checks, fields)
-        seen = sight_words(sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
+        checks = planning.checks_of(answer)
+        less = smaller(visit, checks, fields)
+        seen = sight_words(planning.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
     except InputError as error:
         return Live(markup.trouble(error))
     fitting = sum(check.fits for check in checks)
@@ -71,40 +61,38 @@ def checked(visit: Visit, project_id: str, request: str, fields: Fields) -> Live
     return Live(joined(said))
 
 
-def smaller(visit: Visit, project_id: str, checks: Sequence[Check], fields: Fields) -> Smaller | None:
+def smaller(visit: Visit, checks: Sequence[Check], fields: Fields) -> Smaller | None:
     """A smaller plan than the form's, which was checked."""
-    settings = settings_of(fields)
-    runs = {run.key: run for run in runs_asked(visit, project_id, fields)[0]}
+    runs = {run.key: run for run in runs_asked(visit, fields)[0]}
     if set(runs) != {check.key for check in checks}:
-        raise InputError(CHANGED)
-    return smaller_plan(settings, [runs[check.key] for check in checks], checks)
+        raise InputError(planning.CHANGED)
+    return smaller_plan(settings_of(fields), [runs[check.key] for check in checks], checks)
 
 
-def runs_asked(visit: Visit, project_id: str, fields: Fields) -> tuple[list[specs.Run], Tuning | None]:
+def runs_asked(visit: Visit, fields: Fields) -> tuple[list[specs.Run], Tuning | None]:
     """The runs that the form asks for."""
-    return planned(visit.studio.task(project_id), settings_of(fields))
+    return planning.planned(visit.studio.task(visit.project.id), settings_of(fields))
 
 
 def act(visit: Visit) -> str:
     """Check, cancel, take the smaller plan, or queue what was checked, as it was checked."""
-    project, form = visit.studio.project(visit.names["project"]).id, visit.typed
-    fields = fields_of(form)
+    project, form, fields = visit.project.id, visit.typed, fields_of(visit.typed)
     if request := form.get("cancel"):
         visit.studio.withdraw(request)
         return form_at(project, fields)
     if request := form.get("queue"):
-        asked = {run.key for run in runs_asked(visit, project, fields)[0]}
-        if asked != {run.key for run in runs_of_check(visit.studio, project, request)}:
-            raise Conflict(CHANGED)
-        plan, _ = queue_checked(visit.studio, project, request)
+        asked = {run.key for run in runs_asked(visit, fields)[0]}
+        if asked != {run.key for run in planning.runs_of_check(visit.studio, project, request)}:
+            raise Conflict(planning.CHANGED)
+        plan, _ = planning.queue_checked(visit.studio, project, request)
         return f"/projects/{project}/runs?plan={plan}"
     if (request := form.get("smaller")) and (
-        less := smaller(visit, project, checks_of(visit.studio.answer(request)), fields)
+        less := smaller(visit, planning.checks_of(visit.studio.answer(request)), fields)
     ):
         fields |= {name: str(value) for name, value in less.changes.items()}
     visit.studio.withdraw(visit.query.get("check", ""))  # nobody waits for what was asked before
-    runs, tuning = runs_asked(visit, project, fields)
-    return form_at(project, fields, check=ask_check(visit.studio, project, runs, tuning, watched=True))
+    runs, tuning = runs_asked(visit, fields)
+    return form_at(project, fields, check=planning.ask_check(visit.studio, project, runs, tuning, watched=True))
 
 
 def form_at(project: str, fields: Fields, **more: str) -> str:

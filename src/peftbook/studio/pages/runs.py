@@ -25,24 +25,24 @@ KEPT = 1024  # cards of ended jobs, some kilobytes each
 
 def show(visit: Visit) -> dict[str, Any]:
     """The plans of a project, or the one that the address names."""
-    project = visit.studio.project(visit.names["project"])
-    plans = visit.studio.plans(project.id)
+    project = visit.project.id
+    plans = visit.studio.plans(project)
     if (wanted := visit.query.get("plan")) and wanted not in [plan.id for plan in plans]:
         raise Unknown(f"There is no plan {wanted!r} in this project: see its plans.")
-    jobs = {job.id: job for job in visit.studio.jobs(project.id)}
+    jobs = {job.id: job for job in visit.studio.jobs(project)}
     busy = any(job.state in ("queued", "running") for job in jobs.values())
-    looked = said_so_far(visit, project.id, wanted) if wanted and "look" in visit.query else Markup("")
+    looked = said_so_far(visit, wanted) if wanted and "look" in visit.query else Markup("")
     often = BUSY_SECONDS if busy and not looked else IDLE_SECONDS
     live = Live(joined([looked, queue(visit, plans, jobs, wanted)]), often)
     peekable = any(jobs[job].run.evaluation.order == "random" for plan in plans if plan.id == wanted
                    for job in plan.jobs if job in jobs)  # fmt: skip
-    return {**frame(visit, project), "live": live, "plan": wanted, "plans": len(plans), "peekable": peekable}
+    return {**frame(visit), "live": live, "plan": wanted, "plans": len(plans), "peekable": peekable}
 
 
-def said_so_far(visit: Visit, project_id: str, plan: str) -> Markup:
+def said_so_far(visit: Visit, plan: str) -> Markup:
     """What the answers of a plan's runs say while they are written, each against the untuned model."""
     try:
-        found = peeks_of(visit.studio, project_id, plan, own=metrics_of(visit.studio, project_id))
+        found = peeks_of(visit.studio, visit.project.id, plan, own=metrics_of(visit.studio, visit.project.id))
     except InputError as error:
         return markup.trouble(error)
     return joined(markup.note(f"{one.job.label} against untuned, ROUGE-L. {one.peek.words}") for one in found)

@@ -6,6 +6,7 @@ ends with another one to look at, or with the page as it was, what was typed in 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from peftbook.studio.access import relative
 from peftbook.studio.api.problems import STATUS
 from peftbook.studio.drafts import Drafts
 from peftbook.studio.markup import own_file, piece
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Project, Studio
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class Visit:
     @property
     def studio(self) -> Studio:
         return self.context.studio
+
+    @functools.cached_property
+    def project(self) -> Project:
+        """The one that the address names. Raises Unknown for none."""
+        return self.studio.project(self.names["project"])
 
     @property
     def typed(self) -> QueryParams:

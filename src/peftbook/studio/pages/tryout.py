@@ -29,18 +29,17 @@ WAITS = empty("Nothing generated yet", "Type an input or take a test row, then g
 
 def show(visit: Visit) -> dict[str, Any]:
     """The form with what was asked, the target of a test row, and both answers as far as they are."""
-    project = visit.studio.project(visit.names["project"])
-    models = models_at_hand(visit.studio, project.id)
+    models = models_at_hand(visit.studio, visit.project.id)
     asked = visit.query.getlist("answer")[:2]
     usual = {"left": models[0][1], "right": models[-1][1], "text": "", **{name: one[1] for name, one in HOW.items()}}
     usual |= {name: value for name, value in visit.query.items() if name in usual}
     row = visit.query.get("row", "")
-    example = next((one for one in visit.studio.task(project.id).splits["test"] if one.id == row), None)
+    example = next((one for one in visit.studio.task(visit.project.id).splits["test"] if one.id == row), None)
     if example is not None:
         usual["text"] = example.input[:TYPED_CHARS]
     live = Live(WAITS)
     if asked:
-        usual |= what_was_asked(visit, project.id, asked)
+        usual |= what_was_asked(visit, asked)
         answers = [answer_of(visit, request) for request in asked]
         live = answered(answers, asked)
     if visit.form is not None:
@@ -50,13 +49,13 @@ def show(visit: Visit) -> dict[str, Any]:
         words = '<p class="fine">Test {}, whose target is</p><div class="said said-target">{}</div>'
         reference = piece(words, example.id, example.target)
     return {
-        **frame(visit, project), "models": [(value, words) for words, value in models], "fields": usual, "how": HOW,
+        **frame(visit), "models": [(value, words) for words, value in models], "fields": usual, "how": HOW,
         "reference": reference, "live": live, "most": TYPED_CHARS, "row": row, "answers": asked,
         "changed": any(usual[name] != one[1] for name, one in HOW.items()),
     }  # fmt: skip
 
 
-def what_was_asked(visit: Visit, project_id: str, asked: list[str]) -> dict[str, str]:
+def what_was_asked(visit: Visit, asked: list[str]) -> dict[str, str]:
     """What the form said when these questions were put; nothing of one that is gone."""
     said: dict[str, str] = {}
     for side, request in zip(SIDES, asked, strict=False):
@@ -65,7 +64,7 @@ def what_was_asked(visit: Visit, project_id: str, asked: list[str]) -> dict[str,
         except InputError:
             continue
         payload = question.payload
-        if question.kind != "generate" or payload["project"] != project_id:
+        if question.kind != "generate" or payload["project"] != visit.project.id:
             raise Unknown(f"There is no answer {request!r} in this project: ask for one.")
         said[side] = f"job:{payload['job']}" if "job" in payload else f"model:{payload['model']['name']}"
         said |= {"text": payload["text"], **{name: f"{payload[name]:g}" for name in HOW}}
@@ -85,7 +84,7 @@ def answered(answers: list[Answer], asked: list[str]) -> Live:
 
 def act(visit: Visit) -> str:
     """Stop, take a test row, or put the question to both."""
-    project, form = visit.studio.project(visit.names["project"]).id, visit.typed
+    project, form = visit.project.id, visit.typed
     at = f"/projects/{project}/try"
     chosen = {name: form.get(name, "") for name in (*SIDES, *HOW)}
     if stopped := form.get("stop"):
