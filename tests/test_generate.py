@@ -16,7 +16,7 @@ from peftbook.training import generate as module
 from peftbook.training.encode import common_start
 from peftbook.training.forward import apply_method, causal_model, prefix_cache, soft_prompt
 from peftbook.training.generate import decode_batch, generate
-from peftbook.training.loop import arithmetic, frozen_head_in, frozen_linears_in
+from peftbook.training.loop import arithmetic, frozen_head_in, frozen_linears_in, reordered
 from peftbook.training.packed import is_packed, packed_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -65,10 +65,11 @@ def test_prompts_that_are_read_without_padding_are_answered_the_same(name, commo
     """Each batch anew, whatever they share; attention is as before afterwards."""
     model, prompts = a_model(name), [[*range(40, 40 + common), *prompt] for prompt in PROMPTS]
     padded = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
-    with packed_rows(model), mock.patch.object(module, "last_states", wraps=module.last_states) as read:
-        packed = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
-        assert is_packed(model) and read.call_count == 3
-    assert packed == padded and not is_packed(model)
+    for order in (packed_rows(model), reordered(model, "fp32", own=True)):
+        with order, mock.patch.object(module, "last_states", wraps=module.last_states) as read:
+            packed = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
+            assert is_packed(model) and read.call_count == 3
+        assert packed == padded and not is_packed(model)
 
 
 @pytest.mark.parametrize("name", ["untuned", "lora"])

@@ -1,4 +1,6 @@
-"""Without padding and with joined products a float32 model has the same losses and gradients, and keeps its weights."""
+"""Without padding and with joined products a float32 model has the same losses and gradients, and keeps its weights; on
+a reader's rows half width is no farther from them than autocast.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from peftbook import methods, specs
 from peftbook.methods.lora import LoRA
@@ -28,6 +31,7 @@ from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method, checkpointed_layers, trainable_state
 from peftbook.training.joined import joined_products
 from peftbook.training.loop import arithmetic, label_losses, losses, order_of, reordered, train
+from peftbook.training.norms import whole_norms
 from peftbook.training.packed import is_packed, packed_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -151,6 +155,33 @@ def test_an_architecture_that_attends_in_its_own_way_keeps_the_padding():
 def test_on_a_readers_rows_losses_and_gradients_are_the_same(name, batch):
     """Where the last layer leaves out what nobody looks at."""
     agree(a_model(name), batch, own=True)
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt", "full"])
+def test_norms_in_one_piece_give_the_same(name):
+    """A gain that is trained keeps its norm as it is."""
+    model, batch = a_model(name), shared_start(5)
+    nats, gradient = result(model, batch)
+    with whole_norms(model, torch.float32):
+        changed = ["forward" in vars(part) for part in model.modules() if type(part).__name__ == "LlamaRMSNorm"]
+        assert all(changed) if name != "full" else not any(changed)
+        same, its = result(model, batch)
+    torch.testing.assert_close(same, nats, rtol=1e-5, atol=1e-5)
+    assert (its - gradient).norm() < 2e-5 * gradient.norm()
+
+
+def test_a_norm_of_another_kind_stays_as_it_is():
+    """One of that name and with those fields that multiplies by one more than its gain."""
+
+    class OtherRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states) * (1 + 1 / self.weight)
+
+    model = a_model("lora")
+    model.get_base_model().model.norm = OtherRMSNorm(64).requires_grad_(False)
+    with whole_norms(model, torch.bfloat16):
+        assert "forward" not in vars(model.get_base_model().model.norm)
+        assert "forward" in vars(model.get_base_model().model.layers[0].input_layernorm)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

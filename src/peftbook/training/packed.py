@@ -247,9 +247,8 @@ def attend(
 class HalfAttention(torch.autograd.Function):
     """`attend` in the half-width type of the values, to which queries and keys are rounded once.
 
-    Autocast takes the weights of attention to float32 and back, and the backward pass goes through the pieces of every
-    row. Here softmax is summed in float32 and kept in the half type, and what goes back to the common keys and values
-    is summed in float32.
+    Autocast keeps the weights of attention in float32 too, and goes back through the pieces of every row. Here they are
+    kept in the half type, and what goes back to the common keys and values is summed in float32.
     """
 
     @staticmethod
@@ -264,7 +263,7 @@ class HalfAttention(torch.autograd.Function):
                     torch.cat([one[0, :, :common].to(dtype), one[0, :, own].to(dtype)], dim=1) for one in (key, value)
                 )
                 mask = causal_mask(at.stop - at.start, k.shape[1], heads // groups, dtype)
-                weights = torch.baddbmm(mask, q, k.mT, alpha=scaling).softmax(-1)
+                weights = torch.baddbmm(mask, q, k.mT, alpha=scaling).float().softmax(-1).to(dtype)  # halves are slow
                 output[at] = torch.bmm(weights, v).view(heads, -1, d).transpose(0, 1)
                 kept += [q, k, v, weights]
         ctx.save_for_backward(*kept)
