@@ -7,8 +7,6 @@ from typing import Any
 from peftbook.studio.pages.site import Visit
 from peftbook.studio.store import Project
 
-__all__ = ["STEPS", "frame"]
-
 STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "try": "Try it", "files": "Files"}
 
 
