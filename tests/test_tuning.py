@@ -76,7 +76,7 @@ def parabola(best: float) -> Callable[[specs.Run], float]:
     return lambda run: math.log(run.budget.learning_rate / best) ** 2 if run.budget else 3.0
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.floats(1e-4, 1e-2))
 def test_a_race_chooses_what_the_whole_sweep_would(best):
     """Where the cut orders the rates as the end does: the nearest rate of the grid, wherever its optimum lies."""
@@ -114,7 +114,7 @@ def test_an_opening_is_the_beginning_of_the_whole_run():
     assert not {run.checkpoint for run in openings} - {run.whole.key[:16] for run in openings}
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_what_is_wanted_grows_and_is_never_taken_back(random):
     """In whatever order records arrive, and whoever asks."""

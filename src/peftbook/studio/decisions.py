@@ -17,8 +17,6 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 
-__all__ = ["FIRST_COST", "FIRST_MEASURE", "compared", "evaluations", "given_up", "name_of", "prose_of", "whole_report"]
-
 FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 
 

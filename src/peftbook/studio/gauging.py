@@ -15,8 +15,6 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 
-__all__ = ["ask_to_gauge", "gauge_later", "not_gauged"]
-
 
 def not_gauged(studio: Studio, jobs: Iterable[Job]) -> list[Job]:
     """Of these jobs those whose loss on plain prose was not measured and can be: done, and what it trained is there."""

@@ -9,8 +9,6 @@ from peftbook.errors import InputError
 from peftbook.studio.nodes import address_of, seen
 from peftbook.studio.store import Studio
 
-__all__ = ["nodes", "troubles"]
-
 WAIT_SECONDS = 1.0  # so that a probe is answered before it counts as lost
 ROOM_BYTES = 1_000_000_000  # for checkpoints and adapters of the next jobs
 

@@ -23,8 +23,6 @@ from peftbook.studio.jobs import Job
 from peftbook.studio.peeks import peeks_of
 from peftbook.studio.terminal import as_json, show
 
-__all__ = ["routes"]
-
 routes = APIRouter(prefix="/projects/{project}", tags=["decisions"])
 TEXT_COLUMNS = 120
 

@@ -10,8 +10,6 @@ from starlette.responses import JSONResponse
 from peftbook.studio.api.context import Here, Json
 from peftbook.studio.health import nodes, troubles
 
-__all__ = ["routes"]
-
 routes = APIRouter(tags=["health"])
 PROBES = CapacityLimiter(2)  # of their own: where all threads wait for something, this is what a probe must say
 

@@ -31,8 +31,6 @@ from peftbook.studio.pages.tryout import TRY
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["add_pages", "warm"]
-
 STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "try": TRY, "files": FILES}
 
 

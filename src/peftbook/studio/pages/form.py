@@ -22,9 +22,6 @@ from peftbook.studio.nodes import GPU_VARIABLE
 from peftbook.studio.pages.site import lines, typed_number
 from peftbook.studio.settings import Settings, rates_named
 
-__all__ = ["ASKED", "FIRST", "NUMBERS", "PLANS", "Fields", "fields_of", "number_of", "plan_named", "settings_of",
-           "shown_fields"]  # fmt: skip
-
 Fields = dict[str, Any]  # name → text, or list of texts
 
 EMBEDDED = {

@@ -6,8 +6,6 @@ from typing import Any
 
 from peftbook.studio.pages.site import Visit
 
-__all__ = ["STEPS", "frame"]
-
 STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "try": "Try it", "files": "Files"}
 
 

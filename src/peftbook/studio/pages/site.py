@@ -36,9 +36,6 @@ from peftbook.tasks.table import Caps
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["Context", "Live", "View", "Visit", "add_packed", "add_view", "address", "lines", "problem_page", "render",
-           "status_of", "typed_number", "worker_line"]  # fmt: skip
-
 STUDIO = Path(__file__).resolve().parents[1]
 TEMPLATES = Environment(
     loader=FileSystemLoader([STUDIO / "templates", STUDIO]),
