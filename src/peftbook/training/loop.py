@@ -32,7 +32,6 @@ from peftbook.training.forward import (
     trainable_state,
 )
 from peftbook.training.joined import joined_products
-from peftbook.training.norms import whole_norms
 from peftbook.training.packed import is_packed, label_states, packed_rows
 from peftbook.training.products import TORCH_DTYPES, half_products
 
@@ -170,17 +169,16 @@ def reordered(model: nn.Module, dtype: str, *, own: bool = False) -> Iterator[No
 
     The sums are the same, in an order of their own: losses and gradients agree to some units in the last place of the
     type that is computed in, which in the half types shows.  own: the rows are a reader's; in these types LoRA's
-    products are joined too, norms are computed in one piece, and a copy of the head is held.
+    products are joined too, and a copy of the head is held.
     """
     if is_sharded(model):
         yield
         return
     with contextlib.ExitStack() as held:
-        held.enter_context(packed_rows(model, own=own))
+        held.enter_context(packed_rows(model))
         if own or dtype == "fp32":
             held.enter_context(joined_products(model, TORCH_DTYPES[dtype]))
         if own and dtype != "fp32":
-            held.enter_context(whole_norms(model, TORCH_DTYPES[dtype]))
             held.enter_context(frozen_head_in(dtype, model))
         yield
 

@@ -3,9 +3,6 @@
 Right padding costs a product for every token that is none, and what the examples share at their start costs a pass of
 its own, with small products. Here the linear layers see the shared tokens once and then the rest of every example, one
 after the other; attention alone knows where each begins. The same sums are made, in another order.
-
-On a reader's rows, whose sums are in nobody's record, what the last layer does behind its keys and values is done only
-where somebody looks at its states, and attention in training stays in the half-width type.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +20,11 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from peftbook.training.encode import Encoded, shared_prefix
-from peftbook.training.forward import causal_model, is_checkpointed, prefix_cache, soft_prompt
+from peftbook.training.forward import causal_model, prefix_cache, soft_prompt
 
 __all__ = ["FUSED_TOKENS", "is_packed", "label_states", "last_states", "packed_rows"]
 
-NAME, OWN = "packed_rows", "packed_own_rows"  # among transformers' kinds of attention
+NAME = "packed_rows"  # among transformers' kinds of attention
 FUSED_TOKENS = 384  # of a row: above it torch's fused attention, slower to go back through, which keeps no scores
 CLOSE = 1e-3  # how far packed states may be from plain ones, against the largest
 
@@ -51,16 +48,16 @@ class Layout:
 
 
 @contextlib.contextmanager
-def packed_rows(model: nn.Module, *, own: bool = False) -> Iterator[None]:
+def packed_rows(model: nn.Module) -> Iterator[None]:
     """Within it the losses of this model are computed without padding, on a CPU and where attention is plainly causal.
 
-    Dropout in attention, windows and caps keep rows padded.  own: the rows are a reader's.
+    Dropout in attention, windows and caps keep rows padded.
     """
     base: Any = causal_model(model)
     kind = base.config._attn_implementation
     try:
         if can_pack(base) and agrees(base, kind):
-            base.set_attn_implementation(OWN if own else NAME)
+            base.set_attn_implementation(NAME)
         yield
     finally:
         base.set_attn_implementation(kind)
@@ -111,7 +108,7 @@ def states(base: Any, embedded: Tensor, **options: Any) -> Tensor:
 
 def is_packed(model: nn.Module) -> bool:
     """Whether this model is within `packed_rows`."""
-    return causal_model(model).config._attn_implementation in (NAME, OWN)
+    return causal_model(model).config._attn_implementation == NAME
 
 
 def label_states(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
@@ -120,9 +117,14 @@ def label_states(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor,
     The last token of an example predicts nothing and is left out.
     """
     shared = shared_prefix(examples)
-    wanted = [(row, at - 1 - shared) for row, one in enumerate(examples) for at in range(one.start, len(one.ids))]
-    states, _, _ = packed_pass(model, [example.ids[:-1] for example in examples], shared, wanted)
-    return states, torch.tensor([token for example in examples for token in example.ids[example.start :]])
+    output, layout = packed_pass(model, [example.ids[:-1] for example in examples], shared)
+    places = [
+        first + at - 1 - shared
+        for example, first in zip(examples, layout.starts, strict=True)
+        for at in range(example.start, len(example.ids))
+    ]
+    labels = [token for example in examples for token in example.ids[example.start :]]
+    return output.last_hidden_state[0, torch.tensor(places)], torch.tensor(labels)
 
 
 def last_states(model: nn.Module, prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Any]:
@@ -131,11 +133,10 @@ def last_states(model: nn.Module, prompts: Sequence[Sequence[int]], shared: int)
 
     shared: leading ids that all have, fewer than the shortest.
     """
-    wanted = [(row, len(prompt) - 1 - shared) for row, prompt in enumerate(prompts)]
-    states, cache, layout = packed_pass(model, prompts, shared, wanted, keep=True)
-    for layer in cache.layers:
+    output, layout = packed_pass(model, prompts, shared, keep=True)
+    for layer in output.cache.layers:
         layer.keys, layer.values = (each_alone(packed, layout.rows) for packed in (layer.keys, layer.values))
-    return states, cache
+    return output.last_hidden_state[0, torch.tensor(layout.ends) - 1], output.cache
 
 
 def each_alone(packed: Tensor, rows: Sequence[int]) -> Tensor:
@@ -149,18 +150,11 @@ def each_alone(packed: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def packed_pass(
-    model: nn.Module,
-    rows: Sequence[Sequence[int]],
-    shared: int,
-    wanted: Sequence[tuple[int, int]],
-    *,
-    keep: bool = False,
-) -> tuple[Tensor, Any, Layout]:
-    """The last hidden states, (wanted, d), of the first `shared` ids, which all rows have, and the rest of each; the
-    cache, and where the rows lie.
+    model: nn.Module, rows: Sequence[Sequence[int]], shared: int, *, keep: bool = False
+) -> tuple[Any, Layout]:
+    """What the model makes of the first `shared` ids, which all rows have, and of the rest of each; and where they lie.
 
-    wanted: rows, and places in their rests.  A soft prompt stands before, as embeddings; a prefix in the cache.
-    keep: with the keys and values of all tokens.
+    A soft prompt stands before, as embeddings; a prefix in the cache. keep: with the keys and values of all tokens.
     """
     base, cache, soft = causal_model(model), prefix_cache(model), soft_prompt(model)
     learned = 0 if soft is None else len(soft)
@@ -172,50 +166,14 @@ def packed_pass(
     if soft is not None:
         embedded = torch.cat([soft[None].to(embedded.dtype), embedded], dim=1)
     layout = Layout(learned + shared, tuple(map(len, rests)))
-    starts = layout.starts
-    places = torch.tensor([starts[row] + at for row, at in wanted])
-    with last_layer_at(model, places):
-        output = base.model(
-            inputs_embeds=embedded,
-            position_ids=torch.tensor([positions[before - learned :]]),
-            cache=cache,
-            use_cache=keep or cache is not None,
-            layout=layout,
-        )
-    return output.last_hidden_state[0, places], output.cache, layout
-
-
-@contextlib.contextmanager
-def last_layer_at(model: nn.Module, places: Tensor) -> Iterator[None]:
-    """Within it the last layer of a model with a reader's rows has its output projection and its MLP for the tokens at
-    these places alone, and zeros elsewhere: no other token sees its states. Not where it is run again for gradients.
-    """
-    base: Any = causal_model(model)
-    changed: list[tuple[Any, Any]] = []
-    if base.config._attn_implementation == OWN and not is_checkpointed(model):
-        layer = base.model.layers[-1]
-        parts = (getattr(getattr(layer, "self_attn", None), "o_proj", None), getattr(layer, "mlp", None))
-        for part in parts:
-            if "Linear" in (kind := type(part).__name__) or kind.endswith("MLP"):
-                changed.append((part, vars(part).get("forward")))
-                part.forward = forward_at(part.forward, places)
-    try:
-        yield
-    finally:
-        for part, before in changed:
-            del part.forward
-            if before is not None:
-                part.forward = before
-
-
-def forward_at(forward: Callable[[Tensor], Tensor], places: Tensor) -> Callable[[Tensor], Tensor]:
-    """What computes a token at a time, of some tokens; zeros at the others."""
-
-    def compute(states: Tensor) -> Tensor:
-        found = forward(states[:, places])
-        return found.new_zeros(*states.shape[:-1], found.shape[-1]).index_copy(1, places, found)
-
-    return compute
+    output = base.model(
+        inputs_embeds=embedded,
+        position_ids=torch.tensor([positions[before - learned :]]),
+        cache=cache,
+        use_cache=keep or cache is not None,
+        layout=layout,
+    )
+    return output, layout
 
 
 def attend(
@@ -244,59 +202,6 @@ def attend(
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
 
 
-class HalfAttention(torch.autograd.Function):
-    """`attend` in the half-width type of the values, to which queries and keys are rounded once.
-
-    Autocast keeps the weights of attention in float32 too, and goes back through the pieces of every row. Here they are
-    kept in the half type, and what goes back to the common keys and values is summed in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float) -> Tensor:
-        (heads, tokens, d), (groups, keys, _) = query[0].shape, key[0].shape
-        dtype, common = value.dtype, keys - sum(layout.rows)
-        output, kept = value.new_empty(tokens, heads, d), []
-        with torch.autocast("cpu", enabled=False):
-            for at, own in stretches(layout, keys - tokens):
-                q = query[0, :, at].to(dtype).reshape(groups, -1, d)
-                k, v = (
-                    torch.cat([one[0, :, :common].to(dtype), one[0, :, own].to(dtype)], dim=1) for one in (key, value)
-                )
-                mask = causal_mask(at.stop - at.start, k.shape[1], heads // groups, dtype)
-                weights = torch.baddbmm(mask, q, k.mT, alpha=scaling).float().softmax(-1).to(dtype)  # halves are slow
-                output[at] = torch.bmm(weights, v).view(heads, -1, d).transpose(0, 1)
-                kept += [q, k, v, weights]
-        ctx.save_for_backward(*kept)
-        ctx.layout, ctx.scaling, ctx.keys, ctx.types = layout, scaling, keys, (query.dtype, key.dtype, dtype)
-        return output[None]
-
-    @staticmethod
-    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: a checkpoint gives them once
-        (tokens, heads, d), groups = grads[0].shape, len(saved[0])
-        common, kept = ctx.keys - sum(ctx.layout.rows), iter(saved)
-        dq = torch.empty(tokens, heads, d)
-        dk, dv = torch.zeros(2, groups, ctx.keys, d)
-        for at, own in stretches(ctx.layout, ctx.keys - tokens):
-            q, k, v, weights = itertools.islice(kept, 4)
-            dy = grads[0, at].transpose(0, 1).reshape(groups, -1, d)
-            scores = torch._softmax_backward_data(torch.bmm(dy, v.mT), weights, -1, weights.dtype)
-            dq[at] = torch.bmm(scores, k).view(heads, -1, d).transpose(0, 1)
-            for total, part in ((dk, torch.bmm(scores.mT, q)), (dv, torch.bmm(weights.mT, dy))):
-                total[:, :common] += part[:, :common]
-                total[:, own] = part[:, common:]
-        found = dq.transpose(0, 1).mul_(ctx.scaling), dk.mul_(ctx.scaling), dv
-        return *(one[None].to(dtype) for one, dtype in zip(found, ctx.types, strict=True)), None, None
-
-
-def stretches(layout: Layout, learned: int) -> Iterator[tuple[slice, slice]]:
-    """Where the queries lie of what is common and of each row, and where the keys that are theirs alone."""
-    if layout.common:
-        yield slice(0, layout.common), slice(learned + layout.common, learned + layout.common)
-    for start, end in zip(layout.starts, layout.ends, strict=True):
-        yield slice(start, end), slice(learned + start, learned + end)
-
-
 def attend_row(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """softmax(scaling Q K^T + causal mask) V: (heads, n, d) and (groups, m, d) to (heads, n, d), n the last of m."""
     heads, n, d = query.shape
@@ -313,20 +218,10 @@ def attend_row(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Ten
 
 
 @functools.lru_cache(maxsize=64)
-def causal_mask(n: int, m: int, copies: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def causal_mask(n: int, m: int, copies: int) -> Tensor:
     """0 where one of the last n of m tokens may look and -inf where it may not, (copies n, m)."""
     with torch.inference_mode(False):
-        return torch.full((n, m), -torch.inf).triu(m - n + 1).repeat(copies, 1).to(dtype)
-
-
-def attend_own(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **options: Any) -> Any:
-    """As `attend`, with a reader's rows."""
-    layout: Layout = options["layout"]
-    longest = key.shape[2] - query.shape[2] + layout.common + max(layout.rows)
-    if value.dtype == torch.float32 or longest > FUSED_TOKENS:
-        return attend(module, query, key, value, mask, **options)
-    return HalfAttention.apply(query, key, value, layout, options["scaling"]), None
+        return torch.full((n, m), -torch.inf).triu(m - n + 1).repeat(copies, 1)
 
 
 AttentionInterface.register(NAME, attend)
-AttentionInterface.register(OWN, attend_own)
