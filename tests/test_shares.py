@@ -42,6 +42,7 @@ def test_a_difference_of_shares_is_covered_wherever_few_rows_differ(rows, lost, 
         one = stats.score_interval(first - second)
         other = difference_of_shares(one, first, second)
         assert other.mean == one.mean and (other.examples, other.seeds) == (rows, 1)
+        assert -1 <= other.low <= other.high <= 1
         assert one.half95 < other.half95 or worse + better > 20
         shown, usual = shown + weight * covered(other, won - lost), usual + weight * covered(one, won - lost)
     assert shown >= 0.93 and (usual < 0.9 or won)

@@ -421,7 +421,9 @@ def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
 
 
 def test_every_method_was_trained_and_its_model_can_be_had_again(shop):
-    """The restored model has the loss that the record measured: nothing of it is missing."""
+    """The restored model has the loss that the record measured, in half width and another order of sums: nothing of it
+    is missing.
+    """
     from peftbook.training.encode import encode_example
     from peftbook.training.loop import losses
 
@@ -433,7 +435,7 @@ def test_every_method_was_trained_and_its_model_can_be_had_again(shop):
         encoded = [encode_example(loaded.tokenizer, task, one, 512) for one in task.splits["test"][:4]]
         nats, _ = losses(loaded.model, encoded, pad_id=loaded.tokenizer.pad_token_id)
         recorded = studio.records(project.id).get(job.run).per_example["loss_nats"]
-        assert nats == pytest.approx(recorded, rel=2e-3), name
+        assert nats == pytest.approx(recorded, rel=5e-3), name
 
 
 @pytest.mark.parametrize("name", ["untuned", "lora", "prompt", "prefix", "adapter", "qlora"])

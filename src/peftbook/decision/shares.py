@@ -35,7 +35,9 @@ def difference_of_shares(found: Interval, first: np.ndarray, second: np.ndarray,
     if not (np.isfinite(found.half95) and is_rough(first) and is_rough(second)):
         return found
     more = with_ends(found, first - second, groups, (-1.0, 1.0))
-    return replace(more, mean=found.mean, examples=found.examples, groups=found.groups, by_example=found.by_example)
+    return replace(
+        more, mean=found.mean, examples=found.examples, groups=found.groups, by_example=found.by_example, reach=1.0
+    )
 
 
 def ends_of_share(found: Interval, scores: np.ndarray, groups: Groups = ()) -> tuple[float, float]:

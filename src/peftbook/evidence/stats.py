@@ -76,6 +76,7 @@ class Interval:
     groups: how many groups the examples form; 0 where each stands for itself.
     freedom: degrees of freedom of `example_se`.  by_example: the 95 % interval if examples of a group were unrelated.
     bias: by how much the mean may be off in either direction, which every half-width has on top.
+    reach: how far from 0 the mean can be at most, 1 for a difference of shares; low and high go no farther.
     """
 
     mean: float
@@ -89,14 +90,15 @@ class Interval:
     freedom: float = math.inf
     by_example: tuple[float, float] | None = None
     bias: float = 0.0
+    reach: float = math.inf
 
     @property
     def low(self) -> float:
-        return self.mean - self.half95
+        return max(self.mean - self.half95, -self.reach)
 
     @property
     def high(self) -> float:
-        return self.mean + self.half95
+        return min(self.mean + self.half95, self.reach)
 
     @property
     def standard_error(self) -> float:

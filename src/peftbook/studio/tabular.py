@@ -80,7 +80,7 @@ def halves(one: Interval | None) -> tuple[str, str]:
     """A difference and its 95 % interval apart."""
     if one is None:
         return "–", ""
-    mean, low, high = map(signed, (one.mean, one.mean - one.half95, one.mean + one.half95))
+    mean, low, high = map(signed, (one.mean, one.low, one.high))
     return mean, f"{low} to {high}"
 
 
