@@ -28,10 +28,8 @@ from test_studio import DESKTOP, STEPS, start, stop
 
 from peftbook.records import Record
 from peftbook.studio.plan import plan
-from peftbook.studio.settings import Settings
+from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Studio
-from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split
 
 METHODS = ("lora", "qlora", "prompt", "full", "dora", "ia3", "lora+", "pissa", "rslora")
 RUNS, TRAIN_STEPS, ROWS, REST = 28, 400, 1000, 0.4  # seconds on a tab
@@ -51,7 +49,7 @@ def finished_project(studio: Studio) -> str:
     luck = random.Random(0)
     rows = [f"{' '.join(luck.choices(COLOURS, k=20))} {at},Mix {luck.choice(COLOURS)} with {at}." for at in range(ROWS)]
     content = "\n".join(["ask,answer", *rows]).encode()
-    project = studio.create_project("Colours", content, "colours.csv", Columns("ask", "answer"), Split()).id
+    project = studio.create_project("Colours", content, "colours.csv", Reading("ask", "answer")).id
     settings = Settings(models=(SMALL,), methods=METHODS, seeds=3, test_examples=100)
     studio.submit(project, plan(studio.task(project), settings)[:RUNS])
     for job in studio.jobs(project):
