@@ -57,18 +57,19 @@ def run(line: str, folder: Path, environment: dict[str, str]) -> str:
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Questions and their SQL, under the names that the page's file has."""
+    """Questions and their SQL, of those with a number, under the names that the page's file has."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(DATA / "sql.parquet", columns=["question", "sql"]).slice(0, count).to_pylist()
+    rows = pq.read_table(DATA / "sql.parquet", columns=["question", "sql"]).to_pylist()
+    rows = [row for row in rows if re.search(r"\d", row["sql"])][:count]
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows([("question", "answer"), *((row["question"], row["sql"]) for row in rows)])
 
 
 def play(lines: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Each line in its turn; the first is what this script sets itself, the third makes another file."""
+    """Each line in its turn; the first is what this script sets itself, the third makes another file of questions."""
     function = lines[1]
-    for line in lines[len(BEFORE) :]:
+    for line in lines[len(BEFORE) - 1 :]:
         command, _, remark = line.partition("  # ")
         began, whole = time.monotonic(), f"{function}\n{command}"
         answer = run(whole, folder, environment)

@@ -234,7 +234,8 @@ class Assistant:
             from peftbook.studio.gauging import gauge_later
 
             count = gauge_later(self.studio, self.studio.jobs(request.payload["project"]))
-            self.studio.settle(request.id, text=f"Measured of {count} runs what they forgot.")
+            none = "There was nothing to measure: each run has its loss on prose, or left nothing to measure it of."
+            self.studio.settle(request.id, text=f"Measured of {count} runs what they forgot." if count else none)
         else:
             from peftbook.studio.downloads import made
 

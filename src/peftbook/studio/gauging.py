@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from peftbook.base_models import check_model
 from peftbook.decision.forgetting import is_gauged, prose_probe
-from peftbook.errors import Conflict, InputError
+from peftbook.errors import InputError
 from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
@@ -27,10 +27,8 @@ def not_gauged(studio: Studio, jobs: Iterable[Job]) -> list[Job]:
 
 
 def ask_to_gauge(studio: Studio, project_id: str) -> str:
-    """Have it measured of all runs of a project that lack it; the id of the question. Raises Conflict where none do."""
+    """Have it measured of all runs of a project that lack it; the id of the question, which says of how many."""
     studio.project(project_id)
-    if not not_gauged(studio, studio.jobs(project_id)):
-        raise Conflict("There is nothing to measure: each run has its loss on prose, or left nothing to measure it of.")
     return studio.ask("gauge", {"project": project_id})
 
 
