@@ -325,6 +325,8 @@ def outline(folder: Path, extra: str = "", **changes: str) -> Path:
         ({"extra": 'charts = ["none"]\nalts = ["x"]'}, "Unknown chart 'none'"),
         ({"extra": 'charts = ["test_loss"]'}, "1 visuals and 0 alternative texts"),
         ({"extra": 'figures = ["none"]\nalts = ["x"]'}, "Unknown figure 'none'"),
+        ({"extra": 'still = { file = "none.png", width = 4, alt = "x" }'}, "Still .*none.png cannot be read"),
+        ({"extra": 'still = { file = "train-it-here.png", width = 6, alt = "x" }'}, "6 in wide, is .* in high with"),
         ({"extra": 'steps = [{ text = "x", tex = "\\\\\\\\nothing", alt = "x" }]'}, "cannot be typeset"),
         ({"extra": f'steps = [{{ text = "x", tex = "{"x + " * 60} x", alt = "x" }}]'}, "too wide"),
     ],

@@ -42,7 +42,8 @@ def build_book(root: Path, *, strict: bool = False, executed: Path | None = None
         check_place(executed)
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
-    told = [*drawn, *PACKAGE.glob("slides/*.py"), *(root / "slides").glob("*.toml")]
+    told = [*drawn, *PACKAGE.glob("slides/*.py")]
+    told += [path for kind in ("*.toml", "stills/*") for path in (root / "slides").glob(kind)]
     made_from = {"figures": digest(drawn), "deck": digest(told)}  # what is edited meanwhile is for the next build
     if not all(fresh(root, part, known) for part, known in made_from.items()):
         judge_once()

@@ -17,13 +17,15 @@ from peftbook.errors import InputError
 from peftbook.figures import data
 from peftbook.figures.style import PAPER
 from peftbook.slides.measure import LINE, check_fit, height_needed, lines_needed
-from peftbook.slides.pictures import Picture, equation
+from peftbook.slides.outline import OUTLINE
+from peftbook.slides.pictures import Picture, equation, still
 from peftbook.slides.placeholders import Sources, fill, outcomes
 from peftbook.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
 from peftbook.studies import get_study
 
 Box = tuple[float, float, float, float]  # left, top, width, height in inches
 LIST_SIZE, HEAD_SIZE, LIST_GAP = 16, 18, 4
+APART = 0.35  # inches between a table and the still beside it
 MONO = "Courier New"
 SKETCH = 1.15  # inches that a sketch is high
 _PAIR = [(0.0, 0.0, 0.95, 0.12, True), (1.03, 0.2, 0.12, 0.95, True)]  # left, top, width, height, trained
@@ -123,7 +125,7 @@ def add_table(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
     """A native table; the first row is its head."""
     rows = [[fill(cell, sources) for cell in row] for row in outline["table"]]
     shares = outline["widths"]
-    whole = WIDTH - 2 * MARGIN
+    whole = WIDTH - 2 * MARGIN - (outline["still"]["width"] + APART if "still" in outline else 0.0)
     widths = [whole * share / sum(shares) for share in shares]
     size, pad = float(outline.get("size", 18)), 0.12
     heights = []
@@ -154,6 +156,14 @@ def add_table(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
             cell.margin_top = cell.margin_bottom = Inches(0.09)
             cell.vertical_anchor = MSO_ANCHOR.MIDDLE
             write(cell.text_frame, [(text, size, at == 0 or c == 0, PAPER["light"] if at == 0 else INK)])
+
+
+def add_still(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """A screenshot at the right margin, beside the table."""
+    given = outline["still"]
+    picture = still(OUTLINE.parent / "stills" / given["file"], given["width"])
+    left, alt = WIDTH - MARGIN - picture.width, fill(given["alt"], sources)
+    add_picture(slide, picture, f"Still {given['file']}", alt, left, TOP)
 
 
 def add_steps(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
@@ -248,4 +258,7 @@ def add_tokens(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
         raise InputError(f"The example has {rows} lines of tokens, which overflow the slide: choose another.")
 
 
-BLOCKS = {"cards": add_cards, "table": add_table, "steps": add_steps, "claims": add_claims, "tokens": add_tokens}
+BLOCKS = {
+    "cards": add_cards, "table": add_table, "still": add_still, "steps": add_steps, "claims": add_claims,
+    "tokens": add_tokens,
+}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from peftbook import figures
 from peftbook.errors import InputError
 from peftbook.figures.style import PAPER, TONES, mode_context
 from peftbook.slides.placeholders import Sources
-from peftbook.slides.template import SMALL
+from peftbook.slides.template import BOTTOM, SMALL, TOP
 
 SHARP = 288  # pixels an inch of slide: 3,840 over its width
 PAD = 0.02  # inches of paper that are left around a picture
@@ -45,6 +46,19 @@ def drawing(name: str, sources: Sources, width: float, height: float) -> Picture
     smallest = min(float(text.get_fontsize()) for text in texts)
     shown = min(width, height * image.width / image.height)
     return Picture(as_png(image), shown, shown * image.height / image.width, smallest * scale)
+
+
+def still(path: Path, width: float) -> Picture:
+    """A screenshot, this wide; raises InputError if it cannot be read, is too high for a slide, or not sharp there."""
+    try:
+        with Image.open(path) as image:
+            pixels, height = image.width, width * image.height / image.width
+    except OSError as error:
+        raise InputError(f"Still {path} cannot be read: {error}.") from None
+    if height > BOTTOM - TOP or pixels < SHARP * width:
+        said = f"{width:g} in wide, is {height:.2f} in high with {pixels} pixels a line"
+        raise InputError(f"Still {path.name}, {said}: make it fit a slide, and sharp there.")
+    return Picture(path.read_bytes(), width, height, 0.0)
 
 
 def equation(tex: str, size: float, width: float) -> Picture:
