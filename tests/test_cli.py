@@ -221,7 +221,7 @@ def test_help_starts_fast_without_heavy_imports():
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("said", ["", "0", "50", "wide"])
+@pytest.mark.parametrize("said", ["", "0", "50", "wide", "9" * 5000])
 def test_help_is_as_wide_as_python_says_the_terminal_is(said, monkeypatch):
     monkeypatch.setenv("COLUMNS", said)
     assert columns() == shutil.get_terminal_size().columns

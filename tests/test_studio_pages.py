@@ -501,7 +501,8 @@ def test_a_decision_is_what_its_address_chooses(window, studio):
         taken.address = window.address
         assert taken.open(file).status == 200 and "LoRA" in taken.answer.text and "measure=bertscore_f1" in file
     assert Plain(window.served).open(f"/projects/{project}/decision?measure=luck").status == 422
-    assert Plain(window.served).open(f"/projects/{project}/decision?runs=7").status == 404
+    for none in ("7", "²", "-1", "9" * 5000):  # more digits than Python makes a number of
+        assert Plain(window.served).open(f"/projects/{project}/decision?runs={none}").status == 404
 
 
 def test_what_was_forgotten_is_measured_where_the_table_lacks_it(window, studio):

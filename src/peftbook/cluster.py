@@ -321,7 +321,7 @@ def silent_stderr() -> Iterator[None]:
 def check_address(address: str, seconds: float = 10) -> None:
     """Raises InputError unless something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"[\w.\-\[\]:]+", host) or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not re.fullmatch(r"[\w.\-\[\]:]+", host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise InputError(f"Address {address!r} is not HOST:PORT: give that of the head, like 10.0.0.1:6379.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()

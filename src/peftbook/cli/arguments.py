@@ -34,7 +34,7 @@ class Help(argparse.HelpFormatter):
 def columns() -> int:
     """Width of the terminal: what $COLUMNS says, else the system, else 80."""
     said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said):
+    if len(said) < 10 and said.isdecimal() and int(said):
         return int(said)
     try:
         return (sys.__stdout__ and os.get_terminal_size(sys.__stdout__.fileno()).columns) or 80

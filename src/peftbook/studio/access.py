@@ -130,7 +130,7 @@ def login_for(path: str, query: bytes) -> str:
 def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | None:
     """Hand on a body up to a size; None for one that announces more. A longer one ends as if the client had gone."""
     announced = headers.get("content-length", "0")
-    if not announced.isdigit() or int(announced) > most:
+    if not re.fullmatch("[0-9]{1,15}", announced) or int(announced) > most:
         return None
     seen = 0
 

@@ -188,7 +188,7 @@ def contrast(one: Contrast) -> Markup:
 def show(visit: Visit) -> dict[str, Any]:
     """What decides, what "cheap" means, and between which runs, as the address says."""
     project, query = visit.project, visit.query
-    sets = list(evaluations(visit.studio, project.id).values())
+    sets = {str(at): jobs for at, jobs in enumerate(evaluations(visit.studio, project.id).values())}
     asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
@@ -198,20 +198,19 @@ def show(visit: Visit) -> dict[str, Any]:
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
         "measures": measures_of(visit.studio, project.id),
         "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
-        "sets": [(str(at), f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in enumerate(sets)],
+        "sets": [(at, f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in sets.items()],
         "live": Live(joined([told, NOTHING])),
     }  # fmt: skip
     if not sets:
         return filled
-    place = int(asked["runs"]) if asked["runs"].isdecimal() else len(sets)
     try:
-        if place >= len(sets):
-            raise Unknown(f"There are no runs {asked['runs']!r} to compare: choose among those that are listed.")
-        found = compared(visit.studio, project.id, sets[place], asked["measure"], asked["cost"])
+        if (jobs := sets.get(asked["runs"])) is None:
+            raise Unknown(f"There are no runs {asked['runs'][:40]!r} to compare: choose among those that are listed.")
+        found = compared(visit.studio, project.id, jobs, asked["measure"], asked["cost"])
     except InputError as error:
         return filled | {"live": Live(told), "trouble": error}
     body = joined([told, shown(visit, found, asked, filled["filter"])])
-    lacking = 0 if waits else len(not_gauged(visit.studio, sets[place]))
+    lacking = 0 if waits else len(not_gauged(visit.studio, jobs))
     return filled | {"live": Live(body, EVERY_SECONDS if waits else 0.0), "lacking": lacking}
 
 
