@@ -22,6 +22,7 @@ RESULTS = ROOT / "_build/test-results"
 YOURS = results_folder()
 os.environ["PEFTBOOK_RESULTS"] = str(RESULTS)  # a test that bends a rule leaves yours alone
 BROWSERS = ("chromium-headless-shell", "chromium")  # the first draws no window of its own, with half the work
+PAGES = ["--no-sandbox", "--disable-gpu"]  # how they start
 OWN_PRODUCTS = ("test_precision", "test_products")
 TAKES = {"slow": 10, "browser": 1}  # marker → about how many seconds
 NEEDS = {
@@ -118,6 +119,17 @@ def chromium() -> str:
     browser = NEEDS["browser"][0]()
     assert browser is not None
     return browser
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    """One for the tests of a file, each of which has a page of its own."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, playwright.chromium.launch(
+        executable_path=chromium, args=PAGES
+    ) as browser:  # fmt: skip
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -53,14 +53,9 @@ def guess(page, card, side: str) -> None:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_guess_opens_its_card_and_is_kept(place, chromium):
+def test_a_guess_opens_its_card_and_is_kept(place, browser):
     """The same with the page opened again; started again, all is covered; on a phone nothing is cut off."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright, playwright.chromium.launch(
-        executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-    ) as browser:  # fmt: skip
-        page = browser.new_page(viewport={"width": 360, "height": 740})
+    with browser.new_page(viewport={"width": 360, "height": 740}) as page:
         troubles: list[str] = []
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.goto(place)

@@ -169,20 +169,15 @@ SAYS = "document.querySelector('[role=status]').textContent"
 
 
 @pytest.fixture
-def page(tmp_path, chromium):
+def page(tmp_path, browser):
     """A page from the disk on a phone, the controls far below; with what it asked for and complained about."""
-    from playwright.sync_api import sync_playwright
-
     byte_model.write(tmp_path / byte_model.FOLDER)
     for name in ("css", "fonts", "js"):
         shutil.copytree(ASSETS / name, tmp_path / "_static" / name)
     (tmp_path / "book").mkdir()
     shown = byte_model.fit_here(figures.lora.low_rank_update, name="one", alt="A.", caption="B.")
     (tmp_path / "book/page.html").write_text(FRAME.format(shown.html), encoding="utf-8")
-    with sync_playwright() as playwright, playwright.chromium.launch(
-        executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-    ) as browser:  # fmt: skip
-        page = browser.new_page(viewport={"width": 360, "height": 740})
+    with browser.new_page(viewport={"width": 360, "height": 740}) as page:
         page.asked, page.troubles = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda said: page.troubles.append(said.text) if said.type == "error" else None)

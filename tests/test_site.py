@@ -71,17 +71,6 @@ def address(built_site):
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser(chromium):
-    """One Chromium for all tests of this module."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        with playwright.chromium.launch(executable_path=chromium, args=options) as browser:
-            yield browser
-
-
 @pytest.fixture
 def open_page(browser, address):
     """Opens a page and returns it with all that it complained about or asked other hosts for."""
