@@ -266,50 +266,71 @@ exclude_patterns = ["package", "_build"]
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ["execution", "ahead"])
-def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path, part):
-    """Notebook caches know cells only; this one knows modules too: an edit re-executes its importers, no other page.
+class SmallBook:
+    """Three chapters that one extension of the site executes, and the copy of the package that their kernels import."""
 
-    It is the same whether Sphinx executes a chapter as it reads it or several are executed ahead.
-    """
-    package = tmp_path / "package" / "peftbook"
-    shutil.copytree(ROOT / "src/peftbook", package, ignore=shutil.ignore_patterns("records", "data", "__pycache__"))
-    (package / "noun.py").write_text("VALUE = 1\n")
-    (tmp_path / "data.txt").write_text("data")
-    (tmp_path / "conf.py").write_text(CONFIGURATION.format(part=part))
-    chapters = {
-        "index": "1 + 1",
-        "imports": "import peftbook.noun; print(peftbook.noun.VALUE)",
-        "opens": f"print(open({str(tmp_path / 'data.txt')!r}).read())",
-    }
-    for name, code in chapters.items():
-        (tmp_path / f"{name}.md").write_text(CHAPTER.format(code=code))
+    def __init__(self, root: Path, part: str):
+        self.root, self.package, self.data = root, root / "package" / "peftbook", root / "data.txt"
+        shutil.copytree(
+            ROOT / "src/peftbook", self.package, ignore=shutil.ignore_patterns("records", "data", "__pycache__")
+        )
+        (root / "conf.py").write_text(CONFIGURATION.format(part=part))
+        self.edit(noun=1, data="data")
+        self.write("index", "1 + 1")
+        self.write("imports", "import peftbook.noun; print(peftbook.noun.VALUE)")
+        self.write("opens", f"print(open({str(self.data)!r}).read())")
 
-    def executed(*options: str) -> set[str]:
-        """Build; the pages that started a kernel."""
-        command = [sys.executable, "-m", "sphinx", "-b", "html", *options, str(tmp_path), str(tmp_path / "_build/html")]
+    def write(self, name: str, code: str) -> None:
+        (self.root / f"{name}.md").write_text(CHAPTER.format(code=code))
+
+    def edit(self, *, noun: int | None = None, data: str = "") -> None:
+        """A module of the package that one chapter imports, a file that another opens."""
+        if noun is not None:
+            (self.package / "noun.py").write_text(f"VALUE = {noun}\n")
+        if data:
+            self.data.write_text(data)
+
+    def executed(self, *options: str) -> tuple[set[str], list[str]]:
+        """Build; the pages that started a kernel, and how many were executed ahead."""
+        place = str(self.root / "_build/html")
+        command = [sys.executable, "-m", "sphinx", "-b", "html", *options, str(self.root), place]
         # The kernel imports the copy that the test edits, and so does the build.
-        env = os.environ | {"PYTHONPATH": str(tmp_path / "package"), "PYTHONWARNINGS": "ignore"}
+        env = os.environ | {"PYTHONPATH": str(self.root / "package"), "PYTHONWARNINGS": "ignore"}
         result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert result.returncode == 0, result.stderr
-        ahead.append(re.findall(r"Site: executing the chapters, 0 of (\d)", result.stderr))
-        return set(re.findall(r"^executed (\w+)", result.stdout, re.MULTILINE))
+        ahead = re.findall(r"Site: executing the chapters, 0 of (\d)", result.stderr)
+        return set(re.findall(r"^executed (\w+)", result.stdout, re.MULTILINE)), ahead[:1]
 
-    ahead: list[list[str]] = []  # how many were executed ahead by each build
-    assert executed() == set(chapters)
-    assert set(ahead[0]) == ({"3"} if part == "ahead" else set())
-    assert executed("-E", "-a") == set()
-    (package / "noun.py").write_text("VALUE = 2\n")
-    assert executed() == {"imports"}
-    assert ">2\n" in (tmp_path / "_build/html/imports.html").read_text()
-    (tmp_path / "data.txt").write_text("other data")
-    assert executed() == {"opens"}
-    if part == "execution":  # one chapter alone is never executed ahead
-        assert executed() == set()
-        (tmp_path / "opens.md").write_text(CHAPTER.format(code="raise ValueError('stop')"))
-        assert executed() == {"opens"}
-        assert executed() == {"opens"}, "a failed execution is not cached"
+    def page(self, name: str) -> str:
+        return (self.root / f"_build/html/{name}.html").read_text()
+
+
+@pytest.mark.slow
+def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
+    """Notebook caches know cells only; this one knows modules too: an edit re-executes its importers, no other page."""
+    book = SmallBook(tmp_path, "execution")
+    assert book.executed() == ({"index", "imports", "opens"}, [])
+    book.edit(noun=2)
+    assert book.executed() == ({"imports"}, [])
+    assert ">2\n" in book.page("imports")
+    book.edit(data="other data")
+    assert book.executed() == ({"opens"}, [])
+    assert book.executed("-E", "-a") == (set(), [])
+    book.write("opens", "raise ValueError('stop')")
+    for _ in range(2):  # a failed execution is not cached
+        assert book.executed() == ({"opens"}, [])
+
+
+@pytest.mark.slow
+def test_it_is_the_same_where_several_chapters_are_executed_ahead(tmp_path):
+    """Before Sphinx reads them, as many as are stale."""
+    book = SmallBook(tmp_path, "ahead")
+    assert book.executed() == ({"index", "imports", "opens"}, ["3"])
+    book.edit(noun=2, data="other data")
+    assert book.executed() == ({"imports", "opens"}, ["2"])
+    assert ">2\n" in book.page("imports") and "other data" in book.page("opens")
+    book.edit(noun=3)
+    assert book.executed() == ({"imports"}, []), "one alone is not executed ahead"
 
 
 def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_site):
