@@ -35,6 +35,8 @@ def add_benches(add: Add) -> None:
     add("book", command_bench_book)
     waited = add("cli", command_bench_cli)
     waited.add_argument("--rounds", type=positive, default=3)
+    several = add("adapters", command_bench_adapters)
+    several.add_argument("--rounds", type=positive, default=3)
     page = add("live", command_bench_live)
     page.add_argument("--rounds", type=positive, default=3)
     page.add_argument("--steps", type=positive, default=20)
@@ -123,6 +125,16 @@ def command_bench_cli(args: argparse.Namespace) -> int:
     from peftbook.bench.commands import cli_bench, table
 
     print(table(cli_bench(args.rounds)))
+    return 0
+
+
+def command_bench_adapters(args: argparse.Namespace) -> int:
+    """Time a step of four LoRA trainings over one base on the CPU: one after another, and all in one step."""
+    from peftbook.bench.adapters import adapters_bench, table
+    from peftbook.training.quiet import quieten_libraries
+
+    quieten_libraries()
+    print(table(adapters_bench(args.rounds)))
     return 0
 
 
