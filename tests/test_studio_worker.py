@@ -836,9 +836,10 @@ def test_the_first_of_several_jobs_waits_for_what_they_are_forked_from(tmp_path,
 
 @dataclass
 class Doing:
-    """A process that a worker believes in, with the threads that it was given."""
+    """A process that a worker believes in, with the threads that it computes with and those of its environment."""
 
     threads: int
+    environment: int
     status: int | None = None
     process: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pid=os.getpid()))
 
@@ -861,7 +862,7 @@ def crew(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 4)
     for module in (studio_worker, threads):
         monkeypatch.setattr(module, "best_threads", lambda most=4: most)
-    monkeypatch.setattr(studio_worker, "start", lambda *given, threads, by: Doing(threads))
+    monkeypatch.setattr(studio_worker, "start", lambda *given, threads, by: Doing(int(given[-1]), threads))
     studio, worker = Studio(tmp_path), Worker(tmp_path)
     monkeypatch.setattr(worker, "load", lambda threads: None)
     project = colours_project(studio)
@@ -911,20 +912,20 @@ def test_a_job_that_needs_the_machine_runs_alone(crew, change):
         worker.places[0].child.status = 1
 
 
-def test_what_jobs_are_forked_from_has_the_threads_of_the_jobs(crew, monkeypatch):
-    """Loaded for two at a time, it is loaded again where the jobs turn out to need the machine; never beside one."""
+def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew, monkeypatch):
+    """Jobs that need the machine, and then two at a time: each has its share of the cores, all have one environment."""
     studio, project, worker = crew
-    loaded = []
-    monkeypatch.setattr(worker, "load", lambda threads: loaded.append(threads) or setattr(worker, "threads", threads))
-    monkeypatch.setattr(worker.source, "server", SimpleNamespace())
-    monkeypatch.setattr(worker.source, "has_said_ready", lambda: True)
-    worker.load(studio_worker.threads_beside(2))
-    own = [small_run(studio, project, LoRA(), seed=seed, model=specs.Model()) for seed in range(3)]
-    studio.submit(project.id, own)
-    assert ticks(worker) == [4] and loaded == [2, 4]
-    worker.places[0].child.status = 1
-    studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(2)])
-    assert ticks(worker) == [4] and loaded == [2, 4]
+    monkeypatch.setattr(worker.source, "load", lambda env: setattr(worker.source, "server", env) or loaded.append(env))
+    monkeypatch.setattr(worker.source, "is_loading", lambda: False)
+    loaded: list[dict[str, str]] = []
+    Worker.load(worker, 2)
+    for threads, many, model in ((4, 1, specs.Model()), (2, 2, SMALL)):
+        studio.submit(project.id, [small_run(studio, project, LoRA(), seed=s, model=model) for s in range(many)])
+        assert ticks(worker) == [threads] * many
+        assert all(place.child.environment == 2 for place in worker.places)
+        for place in worker.places:
+            place.child.status = 1
+    assert [env["OMP_NUM_THREADS"] for env in loaded] == ["2"]
     monkeypatch.setattr(worker.source, "server", None)
 
 
