@@ -97,6 +97,12 @@ def compute_here(studio: Studio, job_id: str) -> Job:
     return studio.job(job.id)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """An assistant in this process computes with one thread, as the tests do."""
+    monkeypatch.setattr(assistant, "best_threads", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> tuple[Studio, Project, dict[str, Job]]:
     """A project on which every method was trained for a moment; LoRA's job wrote texts, which the card tells of."""
