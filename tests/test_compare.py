@@ -68,8 +68,8 @@ def interrupted(place) -> SimpleNamespace:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    left = [worker for worker in studio.workers() if worker.alive]
-    return SimpleNamespace(status=process.returncode, err=err, workers=left, states=[job.state for job in studio.jobs()])
+    left, states = [worker for worker in studio.workers() if worker.alive], [job.state for job in studio.jobs()]
+    return SimpleNamespace(status=process.returncode, err=err, workers=left, states=states)
 
 
 @pytest.fixture(scope="module")

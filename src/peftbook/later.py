@@ -108,12 +108,10 @@ class Later:
 def importing_later(absent: Sequence[str]) -> Callable[..., Any]:
     """The `__import__` of a module for which some packages are a `Later` each."""
 
-    def load(
-        name: str, globals: Mapping | None = None, locals: Mapping | None = None, names: Sequence = (), level: int = 0
-    ) -> Any:
+    def load(name: str, above: Mapping, inside: Mapping | None, names: Sequence[str], level: int) -> Any:
         package = name.partition(".")[0]
         if level or package not in absent:
-            return builtins.__import__(name, globals, locals, names, level)
+            return builtins.__import__(name, above, inside, names, level)
         return Later(name if names else package)
 
     return load
