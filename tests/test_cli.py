@@ -231,7 +231,9 @@ def test_help_is_as_wide_as_python_says_the_terminal_is(said, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_train_on_a_file_leaves_record_texts_and_adapter(capsys, pairs, tmp_path):
-    assert cli.main(train(pairs, tmp_path, "--tokens", "300", "--rank", "2", "--max-new-tokens", "4")) == 0
+    """With the model that a reader gets who names none."""
+    short = ("--tokens", "20", "--batch-size", "1", "--test-examples", "1", "--max-new-tokens", "4")
+    assert cli.main(train(pairs, tmp_path, *short, "--rank", "2")) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "adapter" in names and any(name.endswith(".texts.json.gz") for name in names)
     assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from studio_home import colours_project, finish, small_run
@@ -53,6 +54,33 @@ def command(place: Path, *more: str) -> list[str]:
     return ["compare", str(place / "pairs.csv"), *SETTINGS, "--seeds", "1", "--home", str(place / "home"), *more]
 
 
+@pytest.fixture(scope="module")
+def interrupted(place) -> SimpleNamespace:
+    """What became of the command that was interrupted while it waited: its status, what it said, and what it left."""
+    studio = Studio(place / "home")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peftbook.cli", *command(place)], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(job.state == "running" for job in studio.jobs()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    left, states = [worker for worker in studio.workers() if worker.alive], [job.state for job in studio.jobs()]
+    return SimpleNamespace(status=process.returncode, err=err, workers=left, states=states)
+
+
+@pytest.fixture(scope="module")
+def decided(place, interrupted) -> SimpleNamespace:
+    """The same command given again: what it printed and said, and the jobs that there are then."""
+    files = ["--json", "--report", str(place / "out.html"), "--csv", str(place / "out.csv")]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert cli.main(command(place, *files)) == 0
+    return SimpleNamespace(found=json.loads(out.getvalue()), err=err.getvalue(), jobs=Studio(place / "home").jobs())
+
+
 def refused(capsys, *argv: str) -> str:
     """Run a command that must be refused; returns the sentence."""
     assert cli.main(list(argv)) == 2
@@ -64,12 +92,21 @@ def refused(capsys, *argv: str) -> str:
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsys, monkeypatch):
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(interrupted, decided):
+    """Interrupted while it waits: status 130, one sentence, nothing left running or waiting; then it is given again."""
+    assert interrupted.status == 130 and "give the same command again to go on" in interrupted.err
+    assert "Traceback" not in interrupted.err and interrupted.workers == []
+    off = interrupted.states.count("cancelled")
+    assert set(interrupted.states) <= {"cancelled", "done"} and f"{off} taken off the queue" in interrupted.err
+    assert [job.state for job in decided.jobs] == ["done", "done"] and f"{off} runs to compute" in decided.err
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, decided, capsys, monkeypatch):
     """From the file to table, page and CSV; then the same from cache, no worker started; equal to the first."""
-    assert cli.main(command(place, "--json", "--report", str(place / "out.html"), "--csv", str(place / "out.csv"))) == 0
-    out, err = capsys.readouterr()
-    first = json.loads(out)
-    assert f"{ROWS} rows" in err and "2 runs to compute" in err
+    first = decided.found
+    assert f"{ROWS} rows" in decided.err and len(decided.jobs) == 2
     assert {row["label"] for row in first["rows"]} == {"Untuned", "Prompt tuning"}
     assert all(row["scores"]["perplexity"]["mean"] > 1 for row in first["rows"])
     assert first["encoder"].startswith("all-MiniLM-L6-v2")
@@ -91,7 +128,8 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
     assert time.monotonic() - began < 30 and "runs to compute" not in err
     for name in ("rows", "recommendation", "project"):
         assert second[name] == first[name]
-    assert len(studio.projects()) == 1 and len(studio.jobs()) == 2
+    assert len(studio.projects()) == 1
+    assert {job.id for job in decided.jobs} == {job.id for job in studio.jobs(decided.jobs[0].project)}
     assert cli.main(command(place)) == 0
     assert "Prompt tuning" in capsys.readouterr().out
 
@@ -105,8 +143,8 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, capsy
 
     other = [*command(place, "--json")[:-1], "--measure", "blue"]
     assert "Unknown measure 'blue'" in refused(capsys, *other)
-    run = studio.jobs()[1].run
-    assert cli.main([*command(place), "--run", studio.jobs()[0].run.canonical(), "--run", run.canonical()]) == 0
+    untuned, run = (job.run for job in decided.jobs)
+    assert cli.main([*command(place), "--run", untuned.canonical(), "--run", run.canonical()]) == 0
     foreign = run.model_copy(update={"task": run.task.model_copy(update={"data_sha256": "e" * 64})})
     assert "is of data eeeeeeeeeeee" in refused(capsys, *command(place), "--run", foreign.canonical())
 
@@ -145,32 +183,6 @@ def test_a_tuned_comparison_trains_what_its_race_asks_for(place, capsys):
     assert json.loads(second)["rows"] == json.loads(out)["rows"] and "runs to compute" not in err
 
 
-@pytest.mark.model
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(place, tmp_path):
-    """Interrupted while it waits: status 130, one sentence, nothing left running or waiting; then it is given again."""
-    home = tmp_path / "home"
-    words = command(place)
-    words[words.index("--home") + 1] = str(home)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "peftbook.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any(job.state == "running" for job in Studio(home).jobs()):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "give the same command again to go on" in err and "Traceback" not in err
-    studio = Studio(home)
-    assert not any(worker.alive for worker in studio.workers())
-    off = sum(job.state == "cancelled" for job in studio.jobs())
-    assert {job.state for job in studio.jobs()} <= {"cancelled", "done"} and f"{off} taken off the queue" in err
-    assert cli.main(words) == 0
-    assert [job.state for job in studio.jobs()] == ["done", "done"] and len(studio.projects()) == 1
-
-
 def alone(place: Path, out: Path, *more: str) -> list[str]:
     """The same settings for `train`, which has one seed."""
     words = command(place)[1:]
@@ -190,22 +202,24 @@ def trained(out: Path) -> tuple[str, set[str]]:
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_train_and_compare_find_each_others_runs(place, tmp_path, capsys, monkeypatch):
+def test_train_and_compare_find_each_others_runs(place, decided, tmp_path, capsys, monkeypatch):
     """The same file with the same settings is the same key: what one has trained the other takes, texts and adapter."""
-    home = ("--home", str(tmp_path / "home"))
-    assert cli.main(alone(place, tmp_path / "one", *home)) == 0
+    studio = Studio(place / "home")
+    before = {job.key for job in studio.jobs()}
+    assert cli.main(alone(place, tmp_path / "one", "--seed", "1")) == 0
     key, names = trained(tmp_path / "one")
     assert {"adapter", f"{key[:12]}.json", f"{key[:12]}.texts.json.gz"} <= names
     assert "1 runs to compute" in capsys.readouterr().err
-    assert cli.main([*command(place), *home, "--json"]) == 0
-    assert "1 are at hand" in capsys.readouterr().err
-    assert cli.main([*command(place), *home, "--seeds", "2"]) == 0
     monkeypatch.setattr(waiting, "start_worker", lambda *_: pytest.fail("a worker was started for a run at hand"))
-    assert cli.main(alone(place, tmp_path / "two", *home, "--seed", "1")) == 0
-    assert cli.main(alone(place, tmp_path / "again", *home)) == 0
-    assert trained(tmp_path / "again") == (key, names) and trained(tmp_path / "two")[0] != key
-    assert (tmp_path / "again/adapter/adapter_config.json").is_file()
-    assert len(Studio(tmp_path / "home").jobs()) == 3
+    assert cli.main(command(place, "--seeds", "2", "--json")) == 0
+    assert "runs to compute" not in capsys.readouterr().err
+    assert cli.main(alone(place, tmp_path / "two")) == 0
+    assert cli.main(alone(place, tmp_path / "again", "--seed", "1")) == 0
+    other, its_names = trained(tmp_path / "two")
+    assert trained(tmp_path / "again") == (key, names) and other in {job.key for job in decided.jobs} and other != key
+    assert {name.replace(other[:12], key[:12]) for name in its_names} == names
+    assert (tmp_path / "two/adapter/adapter_config.json").is_file()
+    assert {job.key for job in studio.jobs()} == before | {key}
 
 
 def interrupt(monkeypatch) -> None:

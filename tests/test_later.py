@@ -1,4 +1,4 @@
-"""What importing the libraries puts off: walks of the collector, and the compiler, until something is compiled."""
+"""What importing the libraries puts off: walks of the collector, the compiler, and packages that nobody calls."""
 
 from __future__ import annotations
 
@@ -27,11 +27,18 @@ held = bitsandbytes.functional.quantize_4bit(x, quant_type="nf4")
 told = bitsandbytes.functional.dequantize_4bit(*held)
 assert torch.allclose(x, told, atol=0.5) and "torch._inductor.compile_fx" not in sys.modules
 print(ops._dequantize_4bit_compute.__name__, "ready")
+import bert_score, rouge_score.rouge_scorer
+assert not {"matplotlib", "mpl_toolkits", "nltk", "pandas"} & {*sys.modules}
+stemming = rouge_score.rouge_scorer.RougeScorer(["rouge1"], use_stemmer=True)
+assert stemming.score("they run", "they running")["rouge1"].fmeasure == 1 and "nltk" in sys.modules
+assert bert_score.scorer.pd.Series([1, 2]).sum() == 3
 """
 
 
 def test_neither_collector_nor_compiler_has_work_with_an_import():
-    """The compiler is not loaded with bitsandbytes, nor by what that does on a CPU."""
+    """The compiler is not loaded with bitsandbytes, nor by what that does on a CPU; nor what scores do not need, until
+    it is called.
+    """
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert done.stdout == "_dequantize_4bit_compute ready\n"
 

@@ -1,4 +1,4 @@
-"""The studio in a real browser, from upload to download, with the small Llama; screenshots in a temporary folder.
+"""The studio in a real browser, from upload to download, with the small Llama.
 
 One session is played once and looked at by several tests. What the browser complains about, and what it asks of other
 hosts, is collected throughout.
@@ -80,13 +80,12 @@ def running(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A studio on an empty home, with its worker; both end with this module."""
     home = tmp_path_factory.mktemp("studio")
     process, address = start(home)
-    box = SimpleNamespace(home=home, process=process, address=address, shots=tmp_path_factory.mktemp("screenshots"))
+    box = SimpleNamespace(home=home, process=process, address=address)
     yield box
     stop(box.process)
     for worker in Studio(home).workers():
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
-    print(f"screenshots: {box.shots}")
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +139,10 @@ def session(visit, running) -> SimpleNamespace:
     """Upload, plan and train: what every test below looks at."""
     page, troubles = visit()
     page.wait_for_selector("#live .empty")
-    page.screenshot(path=running.shots / "1-empty.png", full_page=True)
     page.set_input_files("#file", {"name": f"{HOSTILE}.csv", "mimeType": "text/csv", "buffer": table().encode()})
     page.wait_for_selector("#create")
     page.wait_for_selector("#live .faults")
     findings = page.inner_text("#live")
-    page.screenshot(path=running.shots / "2-mapping.png", full_page=True)
     page.click("#create")
     page.wait_for_selector("nav.steps")
     open_step(page, "plan")
@@ -157,13 +154,10 @@ def session(visit, running) -> SimpleNamespace:
     page.click("#check")
     page.wait_for_selector("button[name=queue]", timeout=PATIENCE)
     checked = page.inner_text("#live")
-    page.screenshot(path=running.shots / "3-plan.png", full_page=True)
     page.click("button[name=queue]")
     page.wait_for_selector(".job-running .bar", timeout=PATIENCE)
-    page.screenshot(path=running.shots / "4-runs.png", full_page=True)
     until(page, "document.querySelectorAll('.job-done').length === 2", timeout=PATIENCE)
     page.wait_for_selector(".job svg.curve")
-    page.screenshot(path=running.shots / "5-done.png", full_page=True)
     project = f"/projects/{page.url.split('/projects/')[1].partition('/')[0]}"
     return SimpleNamespace(page=page, troubles=troubles, findings=findings, checked=checked, project=project)
 
@@ -195,13 +189,12 @@ def test_markup_in_the_data_is_text(session):
         assert page.locator("img[src=x]").count() == 0
 
 
-def test_the_decision_is_words_first_and_sorts(session, running):
+def test_the_decision_is_words_first_and_sorts(session):
     """A recommendation, the table with intervals, a plot; heads are buttons that sort."""
     page = session.page
     open_step(page, "decision")
     assert len(page.inner_text(".verdict .words")) > 40
     assert page.locator("table.decision tbody tr").count() == 2 and page.locator(".pareto svg").count() == 2
-    page.screenshot(path=running.shots / "6-decision.png", full_page=True)
     heads = page.locator("table.decision th button")
     heads.nth(3).click()
     first = page.locator("table.decision tbody tr").first.inner_text()
@@ -216,11 +209,10 @@ def test_the_decision_is_words_first_and_sorts(session, running):
     assert page.locator("#f-measure").input_value() == "rougeL"
 
 
-def test_everything_can_be_taken_away(session, running, tmp_path):
+def test_everything_can_be_taken_away(session, tmp_path):
     """Adapter with its card, outputs, table and report, all by ids."""
     page = session.page
     open_step(page, "files")
-    page.screenshot(path=running.shots / "8-files.png", full_page=True)
     assert all("peftbook compare" in text for text in page.locator(".take pre").all_text_contents())
     taken = {}
     for words in ("Adapter", "Test outputs"):
@@ -341,7 +333,7 @@ def test_what_is_found_appears_and_goes_with_a_change(planning):
     assert planning.troubles == []
 
 
-def test_two_models_answer_side_by_side(session, running):
+def test_two_models_answer_side_by_side(session):
     """The text of both grows in the page; the web process has no model."""
     page = session.page
     open_step(page, "try")
@@ -352,11 +344,10 @@ def test_two_models_answer_side_by_side(session, running):
         "!document.querySelector('.caret, .side-by-side .loading') && document.querySelectorAll('.side-by-side .said')"
     )
     until(page, f"{ended}.length === 2", timeout=PATIENCE)
-    page.screenshot(path=running.shots / "7-try.png", full_page=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(session, visit, running, scheme):
+def test_it_fits_a_phone(session, visit, scheme):
     """No sideways scrolling at 390 pixels on any step, light or dark; the address of a step opens it."""
     page, troubles = visit(session.project[1:] + "/decision", PHONE, scheme)
     page.wait_for_selector(STEPS["decision"])
@@ -365,7 +356,6 @@ def test_it_fits_a_phone(session, visit, running, scheme):
     for step in STEPS:
         open_step(page, step)
         page.evaluate("document.fonts.ready")
-        page.screenshot(path=running.shots / f"phone-{scheme}-{step}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], step
     assert troubles == []
 

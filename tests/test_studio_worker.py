@@ -41,6 +41,7 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
+from peftbook.preloaded import Preloaded
 from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
 from peftbook.studio import worker as studio_worker
@@ -97,6 +98,12 @@ def compute_here(studio: Studio, job_id: str) -> Job:
     return studio.job(job.id)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """An assistant in this process computes with one thread, as the tests do."""
+    monkeypatch.setattr(assistant, "best_threads", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> tuple[Studio, Project, dict[str, Job]]:
     """A project on which every method was trained for a moment; LoRA's job wrote texts, which the card tells of."""
@@ -136,11 +143,11 @@ def served(tmp_path_factory):
     end_worker(home)
 
 
-def start(home: Path) -> bool:
+def start(home: Path, *options: str) -> bool:
     """Start a worker whose jobs checkpoint at every step, unless one is alive."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTBOOK_CHECKPOINT_SECONDS", "0")
-        return start_worker(home)
+        return start_worker(home, *options)
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +155,11 @@ def first(served) -> SimpleNamespace:
     """What one worker made of a good, a diverging and a refused job; the good one nobody disturbed."""
     studio = Studio(served)
     project = colours_project(studio)
-    good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
+    good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=5000, texts=2)
     diverging = small_run(studio, project, LoRA(rank=4), rate=1e20)
     other = good.model_copy(update={"task": specs.Task(name="files", data_sha256="0" * 64)})
     plan = studio.submit(project.id, [good])
-    started = [start(served), start(served)]
+    started = [start(served, "--several"), start(served)]
     phases: list[str] = []
 
     def ended() -> bool:
@@ -226,47 +233,6 @@ def test_jobs_end_with_their_word_and_the_assistant_answers(served, first):
 
 
 @pytest.mark.slow
-def test_killed_child_and_killed_worker_change_no_bit_of_the_result(first, home):
-    """SIGKILL in the middle of training, once each; the record and the adapter are those of an undisturbed run."""
-    calm = first.studio.records(first.project.id).get(first.run)
-    assert calm is not None, log_of(first.studio.home)
-    trained = (first.studio.adapter(first.studio.jobs(plan=first.plan)[0]) / "adapter_model.safetensors").read_bytes()
-    studio, run = Studio(home), first.run
-    project = colours_project(studio)
-    job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
-    start(home)
-
-    def training(more: int) -> bool:
-        now = studio.job(job.id)
-        return now.state == "running" and now.phase == "training" and now.step >= more
-
-    wait_for(lambda: training(3), PATIENCE, 0.01)
-    pid, known = child_of(studio, job)
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: studio.job(job.id).attempt == 2, PATIENCE)
-    reached = studio.job(job.id).step
-    wait_for(lambda: training(reached + 2), PATIENCE, 0.01)
-    pid, known = child_of(studio, job)
-    worker = next(worker for worker in studio.workers() if worker.alive)
-    os.kill(worker.pid, signal.SIGKILL)
-    wait_for(lambda: not worker_alive(home) and not is_alive(pid, known), 20)
-    assert studio.job(job.id).state == "running"  # nobody could say otherwise
-    wait_for(lambda: start(home), 20)
-    wait_for(lambda: all_ended(studio, project), PATIENCE)
-    job = studio.job(job.id)
-    assert (job.state, job.attempt) == ("done", 3), (job.error, log_of(home))
-    record = studio.records(project.id).get(run)
-    assert record.provenance["resumed_from_step"] > 0 and "resumed_from_step" not in calm.provenance
-    assert record.curve == calm.curve and record.per_example == calm.per_example
-    assert record.measurements["rougeL"] == calm.measurements["rougeL"]
-    assert (studio.adapter(job) / "adapter_model.safetensors").read_bytes() == trained
-    folder = studio.folder(project.id)
-    assert not list((folder / "checkpoints").iterdir()) and not list((folder / "answers").glob("*"))
-    assert len(list((folder / "records").iterdir())) == 3  # with its texts, and its loss on plain prose
-    assert not list(folder.rglob(".*"))
-
-
-@pytest.mark.slow
 def test_cancel_resume_retry_and_delete_a_running_job(served):
     """Cancelled within a second; resumed from the checkpoint; retried anew; deleted with every file and process."""
     studio = Studio(served)
@@ -320,6 +286,49 @@ def test_a_worker_that_is_told_to_end_leaves_its_job_to_the_next(served):
     wait_for(lambda: not worker_alive(served) and job().state == "queued", 20)
     assert studio.workers() == [] and not is_alive(pid, known)
     studio.delete_project(project.id)  # or the next test's worker would go on with it
+
+
+@pytest.mark.slow
+def test_killed_child_and_killed_worker_change_no_bit_of_the_result(first, home):
+    """SIGKILL in the middle of training, once each; the record and the adapter are those of an undisturbed run, though
+    the last part is computed by a new process and not by a fork.
+    """
+    calm = first.studio.records(first.project.id).get(first.run)
+    assert calm is not None, log_of(first.studio.home)
+    trained = (first.studio.adapter(first.studio.jobs(plan=first.plan)[0]) / "adapter_model.safetensors").read_bytes()
+    studio, run = Studio(home), first.run
+    project = colours_project(studio)
+    job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
+    start(home, "--several")
+
+    def training(more: int) -> bool:
+        now = studio.job(job.id)
+        return now.state == "running" and now.phase == "training" and now.step >= more
+
+    wait_for(lambda: training(3), PATIENCE, 0.01)
+    pid, known = child_of(studio, job)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: studio.job(job.id).attempt == 2, PATIENCE)
+    reached = studio.job(job.id).step
+    wait_for(lambda: training(reached + 2), PATIENCE, 0.01)
+    pid, known = child_of(studio, job)
+    worker = next(worker for worker in studio.workers() if worker.alive)
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(lambda: not worker_alive(home) and not is_alive(pid, known), 20)
+    assert studio.job(job.id).state == "running"  # nobody could say otherwise
+    wait_for(lambda: start(home), 20)
+    wait_for(lambda: all_ended(studio, project), PATIENCE)
+    job = studio.job(job.id)
+    assert (job.state, job.attempt) == ("done", 3), (job.error, log_of(home))
+    record = studio.records(project.id).get(run)
+    assert record.provenance["resumed_from_step"] > 0 and "resumed_from_step" not in calm.provenance
+    assert record.curve == calm.curve and record.per_example == calm.per_example
+    assert record.measurements["rougeL"] == calm.measurements["rougeL"]
+    assert (studio.adapter(job) / "adapter_model.safetensors").read_bytes() == trained
+    folder = studio.folder(project.id)
+    assert not list((folder / "checkpoints").iterdir()) and not list((folder / "answers").glob("*"))
+    assert len(list((folder / "records").iterdir())) == 3  # with its texts, and its loss on plain prose
+    assert not list(folder.rglob(".*"))
 
 
 def test_a_child_whose_job_is_not_its_own_touches_nothing(tmp_path):
@@ -836,9 +845,10 @@ def test_the_first_of_several_jobs_waits_for_what_they_are_forked_from(tmp_path,
 
 @dataclass
 class Doing:
-    """A process that a worker believes in, with the threads that it was given."""
+    """A process that a worker believes in, with the threads that it computes with and those of its environment."""
 
     threads: int
+    environment: int
     status: int | None = None
     process: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pid=os.getpid()))
 
@@ -861,7 +871,7 @@ def crew(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 4)
     for module in (studio_worker, threads):
         monkeypatch.setattr(module, "best_threads", lambda most=4: most)
-    monkeypatch.setattr(studio_worker, "start", lambda *given, threads, by: Doing(threads))
+    monkeypatch.setattr(studio_worker, "start", lambda *given, threads, by: Doing(int(given[-1]), threads))
     studio, worker = Studio(tmp_path), Worker(tmp_path)
     monkeypatch.setattr(worker, "load", lambda threads: None)
     project = colours_project(studio)
@@ -911,20 +921,20 @@ def test_a_job_that_needs_the_machine_runs_alone(crew, change):
         worker.places[0].child.status = 1
 
 
-def test_what_jobs_are_forked_from_has_the_threads_of_the_jobs(crew, monkeypatch):
-    """Loaded for two at a time, it is loaded again where the jobs turn out to need the machine; never beside one."""
+def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew, monkeypatch):
+    """Jobs that need the machine, and then two at a time: each has its share of the cores, all have one environment."""
     studio, project, worker = crew
-    loaded = []
-    monkeypatch.setattr(worker, "load", lambda threads: loaded.append(threads) or setattr(worker, "threads", threads))
-    monkeypatch.setattr(worker.source, "server", SimpleNamespace())
-    monkeypatch.setattr(worker.source, "has_said_ready", lambda: True)
-    worker.load(studio_worker.threads_beside(2))
-    own = [small_run(studio, project, LoRA(), seed=seed, model=specs.Model()) for seed in range(3)]
-    studio.submit(project.id, own)
-    assert ticks(worker) == [4] and loaded == [2, 4]
-    worker.places[0].child.status = 1
-    studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(2)])
-    assert ticks(worker) == [4] and loaded == [2, 4]
+    monkeypatch.setattr(worker.source, "load", lambda env: setattr(worker.source, "server", env) or loaded.append(env))
+    monkeypatch.setattr(worker.source, "is_loading", lambda: False)
+    loaded: list[dict[str, str]] = []
+    Worker.load(worker, 2)
+    for share, many, model in ((4, 1, specs.Model()), (2, 2, SMALL)):
+        studio.submit(project.id, [small_run(studio, project, LoRA(), seed=s, model=model) for s in range(many)])
+        assert ticks(worker) == [share] * many
+        assert all(place.child.environment == 2 for place in worker.places)
+        for place in worker.places:
+            place.child.status = 1
+    assert [env["OMP_NUM_THREADS"] for env in loaded] == ["2"]
     monkeypatch.setattr(worker.source, "server", None)
 
 
@@ -996,8 +1006,15 @@ def test_a_job_whose_process_was_killed_in_company_has_none_any_more(crew):
     assert ticks(worker) == [4] and [job.state for job in studio.jobs(plan=plan)] == ["running", "failed", "queued"]
 
 
+@pytest.fixture
+def source() -> Iterator[Preloaded]:
+    """What jobs are forked from, for several workers."""
+    with Preloaded() as found:
+        yield found
+
+
 @pytest.mark.slow
-def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(tmp_path, monkeypatch):
+def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(tmp_path, source, monkeypatch):
     """Bit for bit, with the same threads; and none takes away what another is writing."""
     monkeypatch.setattr(studio_worker, "threads_beside", lambda jobs: 1)
     found = {}
@@ -1005,6 +1022,7 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(tmp_
         for module in (studio_worker, requesting):
             monkeypatch.setattr(module, "cores_gained", lambda many=many: many)
         studio, worker, most = Studio(tmp_path / str(many)), Worker(tmp_path / str(many)), 0
+        worker.source, worker.threads = source, 1
         project = colours_project(studio)
         runs = [small_run(studio, project, method, texts=2) for method in (LoRA(rank=2), PromptTuning(length=2))]
         plan = studio.submit(project.id, runs)
@@ -1014,7 +1032,6 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(tmp_
             most = max(most, len(worker.places))
             time.sleep(0.05)
             assert time.monotonic() < deadline
-        worker.end()
         assert most == many, studio.jobs(plan=plan)
         store = studio.records(project.id)
         records = [store.get(run) for run in runs]

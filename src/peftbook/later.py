@@ -6,15 +6,20 @@ and again, and once more when the process ends. It never walks through them, the
 bitsandbytes asks torch to compile four functions while it is imported, which loads the compiler. That is a third of the
 seconds in which a run loads its libraries, and runs on a CPU call none of the four. They are compiled when they are
 called, by the same call of `torch.compile`.
+
+The packages of BERTScore and ROUGE import what draws, reads tables and stems, half a second of every run that writes
+texts, which calls none of it. It is imported when it is called.
 """
 
 from __future__ import annotations
 
+import builtins
 import functools
 import gc
+import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -30,7 +35,8 @@ class Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """None for any other module."""
-        if (around := AROUND.get(fullname)) is None:
+        around, absent = AROUND.get(fullname, nullcontext), WITHOUT.get(fullname, ())
+        if around is nullcontext and not absent:
             return None
         others = (finder.find_spec for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (find(fullname, path, target) for find in others)), None)
@@ -38,6 +44,8 @@ class Finder(MetaPathFinder):
             execute = spec.loader.exec_module
 
             def execute_inside(module: ModuleType) -> None:
+                if absent:
+                    vars(module)["__builtins__"] = {**vars(builtins), "__import__": importing_later(absent)}
                 with around():
                     execute(module)
 
@@ -84,6 +92,31 @@ def compiled_when_called() -> Iterator[None]:
         torch.compile = compile_now
 
 
+class Later:
+    """What a module has imported and not used, by its dotted name: it is imported when it is called."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, name: str) -> Later:
+        return Later(f"{self._name}.{name}")
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return pkgutil.resolve_name(self._name)(*args, **named)
+
+
+def importing_later(absent: Sequence[str]) -> Callable[..., Any]:
+    """The `__import__` of a module for which some packages are a `Later` each."""
+
+    def load(name: str, above: Mapping, inside: Mapping | None, names: Sequence[str], level: int) -> Any:
+        package = name.partition(".")[0]
+        if level or package not in absent:
+            return builtins.__import__(name, above, inside, names, level)
+        return Later(name if names else package)
+
+    return load
+
+
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bitsandbytes.backends.default.ops": compiled_when_called,
     "peft": uncollected,
@@ -92,6 +125,13 @@ AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "torch.distributed.fsdp": uncollected,
     "transformers": uncollected,
     "transformers.modeling_utils": uncollected,
+}
+PICTURES = ("matplotlib", "mpl_toolkits", "pandas")
+WITHOUT = {
+    "bert_score.score": PICTURES,
+    "bert_score.scorer": PICTURES,
+    "rouge_score.rouge_scorer": ("nltk",),
+    "rouge_score.tokenizers": ("nltk",),
 }
 
 

@@ -35,7 +35,7 @@ __all__ = ["AVAILABLE", "Forked", "Preloaded"]
 AVAILABLE = sys.platform == "linux"  # where a process that has loaded these libraries may be forked
 LIBRARIES = (
     "torch", "torch._dynamo", "bitsandbytes", "transformers.models.llama.modeling_llama", "peft", "peft.tuners.lora",
-    "safetensors.torch", "scipy.stats", "pydantic", "psutil", "sqlite3",
+    "safetensors.torch", "scipy.stats", "pydantic.main", "psutil", "sqlite3", "bert_score", "rouge_score.rouge_scorer",
 )  # fmt: skip
 READY = b"ready\n"
 PATIENCE = 60.0  # seconds for an answer

@@ -50,7 +50,10 @@ class Lost(Exception):  # noqa: N818 — a word for what became of it
 
 def main(argv: list[str] | None = None) -> None:
     """Compute the job, unless it is another's."""
-    attend(options(__doc__).parse_args(argv), compute)
+    parser = options(__doc__)
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args(argv)
+    attend(args, functools.partial(compute, threads=args.threads))
 
 
 def options(words: str | None) -> argparse.ArgumentParser:
@@ -96,9 +99,16 @@ def in_a_sentence(home: Path) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def compute(studio: Studio, job: Job, *, anew: bool = False) -> None:
-    """Compute a job of this process's own attempt: from its start if `anew`, else from its checkpoint if it has one."""
+def compute(studio: Studio, job: Job, *, anew: bool = False, threads: int = 0) -> None:
+    """Compute a job of this process's own attempt: from its start if `anew`, else from its checkpoint if it has one.
+
+    threads: as many, whatever the process that this one was forked from has; 0: as many as that.
+    """
     if begin(studio, job, anew=anew):
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
         reporter = Reporter(lambda **fields: studio.progress(job.id, job.attempt, **fields))
         compute_in(studio.folder(job.project), job.run, lambda: studio.task(job.project), reporter)
 

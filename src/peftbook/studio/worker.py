@@ -82,7 +82,7 @@ class Worker:
         self.assistant: Child | None = None
         self.cluster = Watched(self.studio.home)
         self.source = Preloaded()
-        self.threads = 0  # of what is forked from it
+        self.threads = 0  # in the environment of what is forked from it
         self.last_beat = -1e9
         self.last_needed = self.last_job = time.monotonic()
 
@@ -94,8 +94,7 @@ class Worker:
         return time.monotonic() - self.last_needed
 
     def load(self, threads: int) -> None:
-        """Begin to import what jobs of so many threads are forked from."""
-        self.source.close()
+        """Begin to import what jobs are forked from, most of which have so many threads."""
         self.threads = threads
         with contextlib.suppress(OSError, RuntimeError):  # else each starts as it can, and says why not
             self.source.load(environment_of(threads, VARIABLES))
@@ -133,18 +132,19 @@ class Worker:
 
     def start_next(self) -> None:
         """Claim a job and start its process, if it may run beside the others; the first of several waits for the
-        process that they are forked from.
+        process that they are forked from. All have one environment, so that they can be, and their own threads.
         """
         if not (waiting := self.studio.waiting()):
             return
         many = self.side_by_side([*(place.job for place in self.places), *waiting])
         threads = threads_beside(many)
-        unfit = self.source.server is None or (self.threads != threads and not self.places)
-        if len(waiting) > 1 and unfit:
-            self.load(threads)
+        if self.source.server is None:
+            self.threads = threads
+            if len(waiting) > 1:
+                self.load(threads)
         if self.source.is_loading() or len(self.places) >= many:
             return
-        self.start_job(waiting[0], "work", threads=threads, by=self.source.start)
+        self.start_job(waiting[0], "work", "--threads", str(threads), threads=self.threads, by=self.source.start)
 
     def place_next(self) -> None:
         """Claim the first job for whose kind a node may have room, and start the process that has it computed there."""

@@ -217,7 +217,7 @@ def load() -> TaskData:
     raw_tables, raw_questions = read_checked()
     schemas = {name: table.schema for name, table in parse_tables(raw_tables).items()}
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for row in pq.read_table(pa.BufferReader(raw_questions)).to_pylist():
+    for row in pq.ParquetFile(pa.BufferReader(raw_questions)).read().to_pylist():  # `read_table` would import pandas
         text = f"{schemas[row['table']]}\nQuestion: {row['question']}"
         splits[row["split"]].append(Example(row["id"], text, row["sql"], row["table"]))
     return TaskData(

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ __all__ = ["FUSED_TOKENS", "is_packed", "label_states", "last_states", "packed_r
 NAME = "packed_rows"  # among transformers' kinds of attention
 FUSED_TOKENS = 384  # of a row: above it torch's fused attention, slower to go back through, which keeps no scores
 CLOSE = 1e-3  # how far packed states may be from plain ones, against the largest
+AGREED: WeakSet[nn.Module] = WeakSet()  # models whose states were compared and are
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def packed_rows(model: nn.Module) -> Iterator[None]:
     base: Any = causal_model(model)
     kind = base.config._attn_implementation
     try:
-        if can_pack(base) and agrees(base, kind):
+        if can_pack(base) and (base in AGREED or agrees(base, kind)):
+            AGREED.add(base)
             base.set_attn_implementation(NAME)
         yield
     finally:
