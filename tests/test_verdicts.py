@@ -11,7 +11,7 @@ import pytest
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.records import Record, Store, default_store
+from peftbook.records import Record, Store, default_store, steady
 from peftbook.studies import (
     Study,
     Verdict,
@@ -35,10 +35,11 @@ def fill(store: Store, study: Study, made: Callable[[specs.Run | specs.Probe], d
 
 def decided(store: Store, study: Study, outcome: str, words: str = "") -> Verdict:
     """The study's verdict, which is this outcome, says these words and names quantities that there are."""
-    found = study.verdict(store)
-    assert found.outcome == outcome, found.sentence
-    assert words in found.sentence
-    assert found.quantities and set(found.quantities) <= set(study.quantities(store))
+    with steady():
+        found = study.verdict(store)
+        assert found.outcome == outcome, found.sentence
+        assert words in found.sentence
+        assert found.quantities and set(found.quantities) <= set(study.quantities(store))
     return found
 
 
