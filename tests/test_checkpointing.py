@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
