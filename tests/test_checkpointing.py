@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -187,13 +188,19 @@ def test_operations_of_a_checkpointed_step_are_those_that_torch_counts(name, sha
     assert found == pytest.approx(counted.get_total_flops(), rel=0.12)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model's."""
+    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.mark.parametrize("method", [LoRA(rank=2), QLoRA(rank=2), PromptTuning(length=3)], ids=lambda one: one.kind)
-def test_a_run_over_a_base_in_bfloat16_is_recorded_as_that(method, monkeypatch, tmp_path):
+def test_a_run_over_a_base_in_bfloat16_is_recorded_as_that(method, folder, monkeypatch, tmp_path):
     """Training, loss and generation in one type; the record and its line say how, and the run can be read back."""
     task = tiny_task(metrics=("exact_match",))
     monkeypatch.setattr(execute, "get_task", lambda name: task)
     run = specs.Run(
-        model=specs.Model(name=str(save_tiny_folder(tmp_path / "tiny")), revision="0" * 64), task=task.spec,
+        model=specs.Model(name=str(folder), revision="0" * 64), task=task.spec,
         method=method, budget=specs.Budget(tokens=300, batch_size=4, learning_rate=1e-3), weights="bf16",
         checkpointing=True,
         evaluation=specs.Evaluation(split="test", n_loss=5, n_generate=3, max_new_tokens=4, generation_dtype="bf16"),
@@ -208,11 +215,10 @@ def test_a_run_over_a_base_in_bfloat16_is_recorded_as_that(method, monkeypatch, 
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2), QLoRA(rank=2)], ids=lambda one: one.kind)
-def test_a_merged_model_is_not_rounded_to_its_base(method, tmp_path):
+def test_a_merged_model_is_not_rounded_to_its_base(method, folder, tmp_path):
     """It is a dense float32 one, which computes what base and adapter do in float32."""
     run = a_run(
-        0, model=specs.Model(name=str(save_tiny_folder(tmp_path / "tiny")), revision=""), method=method, weights="bf16",
-        checkpointing=True,
+        0, model=specs.Model(name=str(folder), revision=""), method=method, weights="bf16", checkpointing=True,
     )  # fmt: skip
     loaded = load_model(run.model, method, weights="bf16")
     tuned = apply_method(loaded.model, method, run.seed)
@@ -229,9 +235,9 @@ def test_a_merged_model_is_not_rounded_to_its_base(method, tmp_path):
     assert (logits[0] - logits[1]).norm() < 2**-6 * logits[1].norm()
 
 
-def test_a_model_is_loaded_in_the_type_that_is_asked_for(tmp_path):
+def test_a_model_is_loaded_in_the_type_that_is_asked_for(folder):
     """Each value is the float32 one, rounded once; under QLoRA what is not in 4 bits."""
-    model = specs.Model(name=str(save_tiny_folder(tmp_path)))
+    model = specs.Model(name=str(folder))
     wide = load_model(model).model.state_dict()
     narrow = load_model(model, weights="bf16").model.state_dict()
     assert all(torch.equal(narrow[name], value.bfloat16()) for name, value in wide.items())

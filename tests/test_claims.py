@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.memory import SHAPES
-from peftbook.records import Record, Store
+from peftbook.records import Record, Store, steady
 from peftbook.studies import (
     batch_size,
     beyond_lora,
@@ -47,9 +47,15 @@ def save(store: Store, run: specs.Run, loss: float, *, examples: int = 20, failu
     )
 
 
+def asked_for(store: Store, runs) -> list[specs.Run]:
+    """The runs without a record."""
+    with steady():
+        return [run for run in runs(store) if run not in store]
+
+
 def complete(store: Store, runs, loss, steps=lambda run: (5.0,), examples: int = 20) -> None:
     """A record for every run that is asked for, until none is. steps: its training loss, from the untrained model's."""
-    while missing := [run for run in runs(store) if run not in store]:
+    while missing := asked_for(store, runs):
         for run in missing:
             found = loss(run)
             save(store, run, found if math.isfinite(found) else 9.0, steps=steps(run), examples=examples,

@@ -28,15 +28,20 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> specs.Model:
+    """A tiny one on disk."""
+    return specs.Model(name=str(save_tiny_folder(tmp_path_factory.mktemp("tiny"))), revision="")
+
+
 @pytest.fixture
-def tiny_runs(tmp_path, monkeypatch) -> tuple[specs.Run, ...]:
+def tiny_runs(model, monkeypatch) -> tuple[specs.Run, ...]:
     """LoRA of a tiny model on three tasks that differ in their instruction."""
     tasks = {
         name: dataclasses.replace(tiny_task(("exact_match",)), name=name, instruction=f"{name}: {{input}}")
         for name in ("one", "two", "three")
     }
     monkeypatch.setattr(execute, "get_task", tasks.__getitem__)
-    model = specs.Model(name=str(save_tiny_folder(tmp_path / "model")), revision="")
     return tuple(
         specs.Run(
             model=model, task=task.spec, method=LoRA(rank=2, alpha=4), seed=seed, dtype="fp32",

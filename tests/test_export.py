@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from tiny import SEVEN, real_tokenizer, tiny_llama
+from tiny import SEVEN, gguf_from_arrays, real_tokenizer, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -53,6 +54,13 @@ SHAPES = {
     "every head its own keys": lambda: LlamaForCausalLM(LlamaConfig(**SIZES | {"num_key_value_heads": 4})),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, head_dim=32, sliding_window=128)),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_gguf() -> Iterator[None]:
+    """For gguf itself and for transformers, which reads by it."""
+    with gguf_from_arrays():
+        yield
 
 
 def byte_level(**settings) -> PreTrainedTokenizerFast:

@@ -1,7 +1,9 @@
 """Families of decoders that the byte model has beside those of its study: exact by module, in every way of training."""
 
+import functools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -112,6 +114,7 @@ def configurations(family: str, way: str) -> dict[str, Configuration]:
     return found
 
 
+@functools.cache
 def sampled() -> dict[str, Configuration]:
     """One configuration of every family and way of training."""
     found: dict[str, Configuration] = {}
@@ -138,11 +141,22 @@ def test_a_config_json_is_read_as_transformers_writes_it(family, tmp_path):
     assert Configuration.parse(Configuration(shape, CPU).text) == Configuration(shape, CPU)
 
 
+@pytest.fixture(scope="module")
+def made() -> Callable[[str], tuple[Configuration, random_model.Subject, torch.Tensor]]:
+    """A sampled configuration by its name, with its model and ids, which several tests compute with."""
+
+    @functools.cache
+    def of(name):
+        one = sampled()[name]
+        return one, random_model.subject(one.shape, one.setup, 0), random_model.random_ids(one.shape, one.setup, 0)
+
+    return of
+
+
 @pytest.mark.parametrize("name", sampled())
-def test_autograd_keeps_what_the_walk_says(name):
+def test_autograd_keeps_what_the_walk_says(name, made):
     """Module by module and byte by byte."""
-    one = sampled()[name]
-    tuned, ids = random_model.subject(one.shape, one.setup, 0), random_model.random_ids(one.shape, one.setup, 0)
+    one, tuned, ids = made(name)
     assert probes.kept_by_module(tuned, ids, one.shape) == one.kept_by_module()
 
 
@@ -186,7 +200,7 @@ def test_the_peak_is_that_of_torchs_allocator(family, way, vocab):
     if shape.experts:  # whose grouped products in bfloat16 such a processor computes number by number
         setup = replace(setup, dtype="fp32")
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    tuned.step(ids)
+    tuned.step(ids[:, :16])  # makes the moments
     measured = probes.allocated_peak(lambda: tuned.step(ids))
     step = training_step(shape, setup)
     assert 0.98 < measured / (step.peak().total - sum(step.numbers(step.state).values())) < 1.05
@@ -233,10 +247,9 @@ def grouped_flops(x, y, *args, out_shape=None, **options):
 
 
 @pytest.mark.parametrize("name", list(sampled())[::3])
-def test_matrix_products_are_those_that_torch_counts(name):
+def test_matrix_products_are_those_that_torch_counts(name, made):
     """Forward, backward, and what checkpointing computes again, to the last operation."""
-    aten, one = torch.ops.aten, sampled()[name]
-    tuned = random_model.subject(one.shape, one.setup, seed=0)
+    aten, (one, tuned, ids) = torch.ops.aten, made(name)
     kernels = {
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
@@ -244,7 +257,7 @@ def test_matrix_products_are_those_that_torch_counts(name):
         aten._grouped_mm: grouped_flops,
     }
     with flop_counter.FlopCounterMode(display=False, custom_mapping=kernels) as counted:
-        tuned.loss(random_model.random_ids(one.shape, one.setup, seed=0)).backward()
+        tuned.loss(ids).backward()
     assert counted.get_total_flops() == sum(one.step.numbers(one.step.flops).values())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,15 +63,22 @@ def test_random_unit_vectors_have_a_mean_squared_cosine_of_one_over_the_width():
     assert float(drawn.mean()) == pytest.approx(1 / 50, rel=0.05)
 
 
+@functools.cache
 def few_pieces(tokenizer, whole=curves.prose_pieces):
-    """Prose, cut to a short stretch of each text."""
-    return whole(tokenizer, 1, 16)
+    """Prose, cut to a short stretch of some texts."""
+    return whole(tokenizer, 1, 16)[:8]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model's."""
+    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def tiny(folder, monkeypatch):
     """A run of a tiny model folder on a tiny task that the registry does not know."""
-    task, folder = tiny_task(("exact_match",)), save_tiny_folder(tmp_path / "model")
+    task = tiny_task(("exact_match",))
     monkeypatch.setattr(execute, "get_task", lambda name: task)
     for module in (curves, weights):
         monkeypatch.setattr(module, "prose_pieces", few_pieces)

@@ -227,12 +227,12 @@ def test_requantising_rounds_a_small_update_away():
 
 
 @pytest.fixture
-def tiny_run(tmp_path, monkeypatch) -> specs.Run:
+def tiny_run(tiny_model, monkeypatch) -> specs.Run:
     """A QLoRA of a tiny model on a tiny task that the registry does not know."""
-    task, folder = tiny_task(()), save_tiny_folder(tmp_path / "model")
+    task = tiny_task(())
     monkeypatch.setattr(execute, "get_task", lambda name: task)
     return specs.Run(
-        model=specs.Model(name=str(folder), revision=""),
+        model=tiny_model,
         task=task.spec,
         method=QUANTISED,
         budget=specs.Budget(tokens=400, batch_size=4, learning_rate=1e-2),

@@ -11,7 +11,7 @@ from fake_records import fake_record
 from peftbook import results
 from peftbook.errors import InputError
 from peftbook.evidence import stats
-from peftbook.records import Store, default_store, watch
+from peftbook.records import Store, default_store, steady, watch
 from peftbook.studies import NAMES, Quantity, get_study, methods
 
 
@@ -85,7 +85,7 @@ def test_paired_difference_is_the_difference_of_the_arms():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_runs_that_a_quantity_names_are_among_those_that_it_is_seen_to_read(name):
     """What a study says of its numbers is held against what it did."""
-    with watch() as seen:
+    with steady(), watch() as seen:
         known = get_study(name).quantities(default_store())
     assert {key for quantity in known.values() for key in quantity.runs} <= seen.keys()
 

@@ -63,7 +63,13 @@ def short(**settings: object) -> Probe:
     return probe.model_copy(update={"settings": probe.settings | few | settings})
 
 
-def test_the_probe_reports_what_the_study_reads():
+@pytest.fixture
+def few_held(monkeypatch) -> None:
+    """Fewer lists to score."""
+    monkeypatch.setattr(reward, "HELD", {"validation": 16, "test": 24})
+
+
+def test_the_probe_reports_what_the_study_reads(few_held):
     """A record of each arm; the start and its lists are the same for all of them, and a run can be repeated."""
     starts = set()
     for arm, rank in reward_rank.RANKS.items():
@@ -81,7 +87,7 @@ def test_the_probe_reports_what_the_study_reads():
     assert len(measure(short(split="test")).per_example["exact"]) == reward.HELD["test"]
 
 
-def test_a_run_that_blows_up_has_nothing_right():
+def test_a_run_that_blows_up_has_nothing_right(few_held):
     """A rate far too high ends in no number: that is a result, and no error."""
     found = measure(short(rank=0, rate=1e30, steps=4))
     assert found.measurements["accuracy"] == 0 and set(found.per_example["exact"]) == {0.0}

@@ -162,14 +162,14 @@ def test_the_recall_probe_stores_and_counts():
     """A short run stores something, no more than there is; the size is the study's formula; it repeats exactly."""
     adapter = capacity.SERIES["scarce"][0]
     probe = capacity.probe(adapter, 0)
-    settings = probe.settings | {"pairs": 64, "exposures": 20, "batch": 16, "rates": (0.01, 0.02)}
+    settings = probe.settings | {"pairs": 64, "exposures": 12, "batch": 16, "rates": (0.01, 0.02)}
     probe = probe.model_copy(update={"settings": settings})
     found = measure(probe)
     assert 0 < found.measurements["stored_bits"] <= found.measurements["data_bits"] == 64 * 8
     assert found.measurements["parameters"] == adapter.parameters
     assert found.measurements["stored_bits"] == max(found.curve["stored_bits"])
     assert measure(probe) == found
-    fewer = measure(probe.model_copy(update={"settings": settings | {"layers": 1}}))
+    fewer = measure(probe.model_copy(update={"settings": settings | {"layers": 1, "exposures": 1}}))
     assert fewer.measurements["parameters"] == adapter.parameters / 2
 
 
@@ -187,9 +187,10 @@ def test_the_sort_probe_reports_every_arm():
     assert found.measurements["prefix_parameters"] == 2 * length * hidden
 
 
-def test_what_stands_before_the_list_says_what_the_further_prompt_is_asked_for():
+def test_what_stands_before_the_list_says_what_the_further_prompt_is_asked_for(monkeypatch):
     """Where pretraining never showed the marker, ascending order is to be brought back; else copying, as at first."""
-    settings = expressiveness.SETTINGS | {"depth": 1, "pretrain_steps": 2, "steps": 2}
+    monkeypatch.setattr(synthetic, "HELD", dict.fromkeys(synthetic.HELD, 8))
+    settings = expressiveness.SETTINGS | {"depth": 1, "pretrain_steps": 1, "steps": 1}
     settings |= dict.fromkeys(("prompt_rates", "prefix_rates", "lora_rates"), (0.1,))
     probe = expressiveness.probe(1, 0)
     first = {name: value for name, value in settings.items() if name != "marker"}

@@ -11,7 +11,7 @@ import pytest
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.records import Record, Store, default_store
+from peftbook.records import Record, Store, default_store, steady
 from peftbook.studies import (
     Study,
     Verdict,
@@ -28,17 +28,24 @@ from peftbook.studies import (
 def fill(store: Store, study: Study, made: Callable[[specs.Run | specs.Probe], dict]) -> None:
     """Give every run of the study a record, stage after stage; before that nothing is claimed."""
     assert study.verdict(store).outcome == "not yet run" and not study.quantities(store)
-    while missing := study.missing(store):
+    while missing := asked_for(store, study):
         for run in missing:
             store.save(Record(key=run.key, spec=run, **made(run)))
 
 
+def asked_for(store: Store, study: Study) -> list[specs.Run | specs.Probe]:
+    """The runs without a record."""
+    with steady():
+        return study.missing(store)
+
+
 def decided(store: Store, study: Study, outcome: str, words: str = "") -> Verdict:
     """The study's verdict, which is this outcome, says these words and names quantities that there are."""
-    found = study.verdict(store)
-    assert found.outcome == outcome, found.sentence
-    assert words in found.sentence
-    assert found.quantities and set(found.quantities) <= set(study.quantities(store))
+    with steady():
+        found = study.verdict(store)
+        assert found.outcome == outcome, found.sentence
+        assert words in found.sentence
+        assert found.quantities and set(found.quantities) <= set(study.quantities(store))
     return found
 
 

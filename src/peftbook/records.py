@@ -79,9 +79,7 @@ class Record(BaseModel):
 
     def compute_checksum(self) -> str:
         """SHA-256 over the record's canonical JSON without the checksum field."""
-        body = self.model_dump(mode="json", exclude={"checksum"})
-        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _checksum(self.model_dump(mode="json"))
 
     @cached_property
     def short_key(self) -> str:
@@ -371,10 +369,10 @@ class Store:
             raw = json.dumps(texts, ensure_ascii=False).encode()
             record = record.model_copy(update={"texts_sha256": hashlib.sha256(raw).hexdigest()})
             write_atomically(folder / f"{record.key[:12]}.texts.json.gz", gzip.compress(raw, mtime=0))
-        record = record.model_copy(update={"checksum": record.compute_checksum()})
-        body = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-        write_atomically(folder / f"{record.key[:12]}.json", _shorten_lists(body).encode())
-        return record
+        values = record.model_dump(mode="json")
+        values["checksum"] = _checksum(values)
+        write_atomically(folder / f"{record.key[:12]}.json", f"{_indented(values)}\n".encode())
+        return record.model_copy(update={"checksum": values["checksum"]})
 
     def all(self) -> Iterable[Record]:
         """Every record, each key once, in key order."""
@@ -406,21 +404,27 @@ def _read(path: Path) -> Record:
     return record
 
 
-def _shorten_lists(body: str) -> str:
-    """Put each list of numbers on one line, so that a record's diff is readable."""
-    lines: list[str] = []
-    for line in body.splitlines(keepends=True):
-        item = line.strip().rstrip(",")
-        inside = lines and not lines[-1].endswith("\n")
-        if lines and (lines[-1].rstrip().endswith("[") or inside) and (item == "]" or _is_scalar(item)):
-            lines[-1] = lines[-1].rstrip("\n") + line.strip() + ("\n" if item == "]" else "")
-        else:
-            lines.append(line)
-    return "".join(lines)
+def _checksum(values: dict[str, Any]) -> str:
+    body = {name: value for name, value in values.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _is_scalar(item: str) -> bool:
-    return bool(item) and item[-1] not in "[{" and not item.startswith(("}", "]")) and '": ' not in item
+def _indented(value: Any, margin: str = "\n") -> str:
+    """JSON with an item a line and sorted keys, but each list of plain values on one line: a record's diff is readable.
+
+    margin: the end of a line and its indent. (Python's own is slow with an indent.)
+    """
+    if isinstance(value, dict) and value:
+        lines = [f"{json.dumps(name)}: {_indented(value[name], margin + ' ')}" for name in sorted(value)]
+        return f"{{{margin} {f',{margin} '.join(lines)}{margin}}}"
+    if isinstance(value, list) and any(map(_is_long, value)):
+        return f"[{margin} {f',{margin} '.join(_indented(item, margin + ' ') for item in value)}{margin}]"
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _is_long(item: Any) -> bool:
+    """Whether it has items itself, or is the text of what has."""
+    return isinstance(item, dict | list) or (isinstance(item, str) and item.startswith("{"))
 
 
 FIX = "restore it from version control, or delete it and run `peftbook run`"

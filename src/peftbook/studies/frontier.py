@@ -41,7 +41,7 @@ from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, aside
+from peftbook.records import Missing, Record, Store, aside, recalled
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.grids import extended, grid, middle_first, shortfall
 from peftbook.tasks import task_spec, test_groups
@@ -282,6 +282,7 @@ def tried(arm: str, rate: float) -> specs.Probe:
     return probe(arm, rate, SWEEP_SEED, "validation")
 
 
+@recalled
 def rates(arm: str, store: Store) -> list[float]:
     """The arm's grid, extended as far as the records at hand tell."""
     known = list(ARMS[arm].rates)
@@ -295,6 +296,7 @@ def rates(arm: str, store: Store) -> list[float]:
     return known
 
 
+@recalled
 def sweep(arm: str, store: Store) -> dict[float, float]:
     """Rate → target loss on validation over the whole grid, ascending. Raises Missing."""
     return {rate: final_loss(store.need(tried(arm, rate))) for rate in rates(arm, store)}
@@ -335,6 +337,7 @@ def runs(store: Store) -> list[specs.Probe]:
     return first + [final_probe(arm, seed, store) for seed in SEEDS for arm in known]
 
 
+@recalled
 def finals(arm: str, store: Store) -> list[Record]:
     """The arm's records at its best rate, by seed. Raises Missing."""
     return store.need_all(final_probe(arm, seed, store) for seed in SEEDS)

@@ -42,6 +42,7 @@ PRODUCTS = (
 )  # fmt: skip
 BATCHED = ((72, 48, 64, 48), (72, 96, 64, 96), (36, 256, 64, 256), (36, 256, 256, 64))  # copies, rows, inner, columns
 ELEMENTS = (256, 4096, 65_536, 524_288, 4_194_304, 16_777_216)
+DRAWN = 65_536  # random numbers, which take longer to draw than what is timed
 # Operands take turns and results stay for a while, as in training: no weight is still in a cache when it is used again.
 IN_TURN, MOST_IN_TURN, CACHES = 4, 64, 64_000_000
 TURNS_SECONDS = 0.25  # what they may take together
@@ -248,8 +249,8 @@ def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.de
 
 
 def drawn(count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """So many random elements."""
-    return [torch.randn(count, dtype=dtype, device=device)]
+    """So many random elements, again and again the same where there are many."""
+    return [torch.randn(min(count, DRAWN), dtype=dtype, device=device).repeat(max(1, count // DRAWN))]
 
 
 def dequantised(device: torch.device) -> float:

@@ -253,13 +253,15 @@ def train(
     end = steps_until(budget, [sum(len(data[index].ids) for index in batch) for batch in plan])
     first = result.resumed_from = resume(checkpoint, parameters, optimizer, scaler, result, end) if checkpoint else 0
     pause = checkpoint_seconds()
+    # torch's own writes down its callers, for the devices that it has not met yet
+    seeded = torch.default_generator.manual_seed if platform == "cpu" else torch.manual_seed
     model.train()
     saved = time.monotonic()
     layers = checkpointed_layers(model) if checkpointing else contextlib.nullcontext()
     with half_products(platform), frozen_linears_in(dtype, model), layers:
         for step in range(first, end):
             began = time.monotonic()
-            torch.manual_seed(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
+            seeded(1_000_003 * seed + step + 500_000_003 * processes.rank)  # for dropout, if any
             batch = [data[index] for index in plan[step]]
             labels = sum(example.label_tokens for example in batch)
             for group in optimizer.param_groups:
