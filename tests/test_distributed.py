@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import VOCABULARY, NumberTokenizer, random_examples, tiny_llama
-from together import CASES, COUNT, STOP, STRATEGIES, train_case
+from together import CASES, COUNT, STOP, STRATEGIES, TOKENS, train_case
 from transformers import AutoTokenizer
 
 from peftbook import cli, specs
@@ -246,7 +246,7 @@ def test_the_cases_hold_a_batch_with_fewer_examples_than_processes():
     """Else the tests above would not try it."""
     case = CASES["lora"]
     lengths = [len(one.ids) for one in random_examples(case.examples)]
-    assert min(map(len, loop.batch_plan(lengths, case.batch_size, 340, 3))) < COUNT
+    assert min(map(len, loop.batch_plan(lengths, case.batch_size, TOKENS, 3))) < COUNT
 
 
 # ---- from spec to record, through the launcher
