@@ -1,4 +1,4 @@
-"""What importing the libraries puts off: walks of the collector, and the compiler, until something is compiled."""
+"""What importing the libraries puts off: walks of the collector, the compiler and scipy's optimisers, until called."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import gc, sys
 import peftbook.training, torch
 walks = [generation["collections"] for generation in gc.get_stats()]
 import transformers.modeling_utils
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+assert "scipy.optimize" not in sys.modules
 assert gc.isenabled() and gc.get_freeze_count() > 100_000
 assert walks[2] == gc.get_stats()[2]["collections"] == 0
 own = torch.compile
@@ -26,12 +28,17 @@ x, code = torch.randn(4, 64), bitsandbytes.functional.create_dynamic_map()
 held = bitsandbytes.functional.quantize_4bit(x, quant_type="nf4")
 told = bitsandbytes.functional.dequantize_4bit(*held)
 assert torch.allclose(x, told, atol=0.5) and "torch._inductor.compile_fx" not in sys.modules
+assert linear_sum_assignment([[4, 1, 3], [2, 0, 5], [3, 2, 2]])[1].tolist() == [1, 0, 2]
+from scipy.optimize import linear_sum_assignment as own
+assert own([[1, 0], [0, 1]])[1].tolist() == [1, 0] and own is not linear_sum_assignment
 print(ops._dequantize_4bit_compute.__name__, "ready")
 """
 
 
 def test_neither_collector_nor_compiler_has_work_with_an_import():
-    """The compiler is not loaded with bitsandbytes, nor by what that does on a CPU."""
+    """The compiler is not loaded with bitsandbytes, nor by what that does on a CPU; scipy's optimisers not with
+    transformers, but when one is called.
+    """
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert done.stdout == "_dequantize_4bit_compute ready\n"
 
@@ -66,6 +73,17 @@ def test_what_is_put_off_is_compiled_once_when_it_is_called_with_its_options(mon
     assert torch.compile is compile_now and not asked
     assert put_off.__name__ == "twice" and put_off(3) == put_off(3) == ("compiled", 3)
     assert asked == [(twice, {"dynamic": False})]
+
+
+def test_what_else_is_asked_of_a_module_that_is_not_loaded_is_its_own(monkeypatch):
+    """Were a library to ask for more than was foreseen, it would have it; what is loaded already stays."""
+    monkeypatch.delitem(sys.modules, "scipy.optimize", raising=False)
+    with later.assigned_when_called():
+        from scipy.optimize import linear_sum_assignment, minimize
+    own = sys.modules["scipy.optimize"]
+    assert minimize is own.minimize and linear_sum_assignment is not own.linear_sum_assignment
+    with later.assigned_when_called():
+        assert sys.modules["scipy.optimize"] is own
 
 
 def test_it_is_put_in_place_once():

@@ -6,12 +6,15 @@ and again, and once more when the process ends. It never walks through them, the
 bitsandbytes asks torch to compile four functions while it is imported, which loads the compiler. That is a third of the
 seconds in which a run loads its libraries, and runs on a CPU call none of the four. They are compiled when they are
 called, by the same call of `torch.compile`.
+
+transformers' losses ask scipy for one function of all that optimises there, which those of language models never call.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -84,6 +87,39 @@ def compiled_when_called() -> Iterator[None]:
         torch.compile = compile_now
 
 
+@contextmanager
+def assigned_when_called() -> Iterator[None]:
+    """Inside, `scipy.optimize` is there without being loaded: its `linear_sum_assignment` loads it when it is called,
+    and whatever else is asked of it does at once.
+    """
+    name = "scipy.optimize"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(name)
+
+    def loaded() -> ModuleType:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return importlib.import_module(name)
+
+    def linear_sum_assignment(*args: Any, **named: Any) -> Any:
+        return loaded().linear_sum_assignment(*args, **named)
+
+    def other(attribute: str) -> Any:
+        if attribute.startswith("__"):  # what the import statement looks for
+            raise AttributeError(attribute)
+        return getattr(loaded(), attribute)
+
+    vars(stand_in).update(linear_sum_assignment=linear_sum_assignment, __getattr__=other)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+
+
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bitsandbytes.backends.default.ops": compiled_when_called,
     "peft": uncollected,
@@ -91,6 +127,7 @@ AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "torch": uncollected,
     "torch.distributed.fsdp": uncollected,
     "transformers": uncollected,
+    "transformers.loss.loss_utils": assigned_when_called,
     "transformers.modeling_utils": uncollected,
 }
 
