@@ -28,9 +28,8 @@ from peftbook.training.encode import (
     shared_prefix,
     sorted_batches,
 )
-from peftbook.training.forward import SHORT_TOKENS
+from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
-from peftbook.training.packed import FUSED_TOKENS
 
 __all__ = ["estimate", "predicted_seconds"]
 
