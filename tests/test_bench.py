@@ -20,6 +20,7 @@ from peftbook.bench.book import book_bench
 from peftbook.bench.contestants import BATCH, BOTH, CONTESTANTS, named
 from peftbook.bench.table import table
 from peftbook.errors import InputError
+from peftbook.folders import DATA
 
 
 def fake_result(name: str, seconds: float, loss: float = 2.0) -> dict:
@@ -371,10 +372,14 @@ STEPS = 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama with the embedded model's tokenizer."""
-    from tiny import save_tiny_folder
+    """A tiny random Llama with the small Llama's tokenizer, whose vocabulary is small."""
+    from tiny import tiny_llama
+    from transformers import AutoTokenizer
 
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
+    path, tokenizer = tmp_path_factory.mktemp("tiny"), AutoTokenizer.from_pretrained(DATA / "small_llama")
+    tiny_llama(vocabulary=len(tokenizer)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 def tiny_job(name: str, folder: Path) -> dict:

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import VOCABULARY, NumberTokenizer, random_examples, tiny_llama
-from together import CASES, COUNT, STOP, STRATEGIES, train_case
+from together import CASES, COUNT, STOP, STRATEGIES, TOKENS, train_case
 from transformers import AutoTokenizer
 
 from peftbook import cli, specs
@@ -36,6 +36,7 @@ from peftbook.training.forward import trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.launch import obstacle_to_split, refuse_missing_gpus, refuse_to_split
 from peftbook.training.loop import losses
+from peftbook.training.queue import run_subprocess
 from peftbook.training.small_llama import train_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -246,7 +247,7 @@ def test_the_cases_hold_a_batch_with_fewer_examples_than_processes():
     """Else the tests above would not try it."""
     case = CASES["lora"]
     lengths = [len(one.ids) for one in random_examples(case.examples)]
-    assert min(map(len, loop.batch_plan(lengths, case.batch_size, 340, 3))) < COUNT
+    assert min(map(len, loop.batch_plan(lengths, case.batch_size, TOKENS, 3))) < COUNT
 
 
 # ---- from spec to record, through the launcher
@@ -272,7 +273,7 @@ import pathlib, sys
 from peftbook import specs
 from peftbook.training.queue import run_subprocess
 run = specs.Run.model_validate_json(sys.argv[1])
-print(run_subprocess(run, 2, folder=pathlib.Path(sys.argv[2]), processes=2, strategy=sys.argv[3]))
+run_subprocess(run, 2, folder=pathlib.Path(sys.argv[2]), processes=2)
 """
 
 
@@ -284,9 +285,7 @@ def test_the_record_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
     run = small_run()
-    process = python(COMPUTE, run.canonical(), str(tmp_path / "two"), "fsdp")
-    said, complained = process.communicate()
-    assert said.strip() == "(True, '')", said + complained
+    assert run_subprocess(run, 2, folder=tmp_path / "two", processes=2, strategy="fsdp") == (True, "")
     two, one = Store(tmp_path / "two").get(run), execute(run, Store(tmp_path / "one"), quiet=True)
     assert two is not None and (two.key, two.spec, two.failure) == (one.key, one.spec, one.failure)
     assert (two.provenance["processes"], two.provenance["strategy"]) == (2, "fsdp")
@@ -308,7 +307,7 @@ def test_when_the_parent_is_killed_all_processes_end(tmp_path):
     """kill -9 of the queue closes its worker's input, and the worker's end closes that of every process it started."""
     import psutil
 
-    process = python(COMPUTE, small_run().canonical(), str(tmp_path), "ddp", PEFTBOOK_CACHE=str(tmp_path / "cache"))
+    process = python(COMPUTE, small_run().canonical(), str(tmp_path), PEFTBOOK_CACHE=str(tmp_path / "cache"))
     parent = psutil.Process(process.pid)
 
     def started() -> list[psutil.Process]:
@@ -330,12 +329,12 @@ def wait_for(condition, seconds: float = 900) -> None:
 
 
 @pytest.mark.slow
-def test_a_refusal_comes_back_once_from_two_processes(tmp_path):
+def test_a_refusal_comes_back_once_from_two_processes(tmp_path, monkeypatch):
     """As one sentence, whichever of them said it first; nothing is left behind."""
+    monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
     run = small_run(model=specs.Model(name=str(tmp_path / "no-model")))
-    process = python(COMPUTE, run.canonical(), str(tmp_path / "two"), "ddp", PEFTBOOK_CACHE=str(tmp_path / "cache"))
-    said, _ = process.communicate()
-    assert said.startswith("(False,") and said.count("is neither a folder nor a hub id") == 1, said
+    ok, said = run_subprocess(run, 2, folder=tmp_path / "two", processes=2)
+    assert not ok and said.count("is neither a folder nor a hub id") == 1, said
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

@@ -16,6 +16,8 @@ import gc, sys
 import peftbook.training, torch
 walks = [generation["collections"] for generation in gc.get_stats()]
 import transformers.modeling_utils
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+assert "scipy.optimize" not in sys.modules
 assert gc.isenabled() and gc.get_freeze_count() > 100_000
 assert walks[2] == gc.get_stats()[2]["collections"] == 0
 own = torch.compile
@@ -26,6 +28,9 @@ x, code = torch.randn(4, 64), bitsandbytes.functional.create_dynamic_map()
 held = bitsandbytes.functional.quantize_4bit(x, quant_type="nf4")
 told = bitsandbytes.functional.dequantize_4bit(*held)
 assert torch.allclose(x, told, atol=0.5) and "torch._inductor.compile_fx" not in sys.modules
+assert linear_sum_assignment([[4, 1, 3], [2, 0, 5], [3, 2, 2]])[1].tolist() == [1, 0, 2]
+from scipy.optimize import linear_sum_assignment as own
+assert own([[1, 0], [0, 1]])[1].tolist() == [1, 0] and own is not linear_sum_assignment
 print(ops._dequantize_4bit_compute.__name__, "ready")
 import bert_score, rouge_score.rouge_scorer
 assert not {"matplotlib", "mpl_toolkits", "nltk", "pandas"} & {*sys.modules}

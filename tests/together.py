@@ -34,6 +34,7 @@ from peftbook.training.models import keep_linear4bit_layout
 
 COUNT = 2
 STRATEGIES = ("ddp", "fsdp")
+TOKENS = 220  # of a training: more than one pass over the examples
 STOP = 4  # the step before which an interrupted training has its last checkpoint
 
 
@@ -89,7 +90,7 @@ def train_case(name: str, folder: Path, processes: Processes = ALONE, **argument
         if case.dtype == "bf16":
             freeze_in_bf16(model)
         shard(model, processes)
-    budget = specs.Budget(tokens=340, batch_size=case.batch_size, learning_rate=1e-2, weight_decay=0.1)
+    budget = specs.Budget(tokens=TOKENS, batch_size=case.batch_size, learning_rate=1e-2, weight_decay=0.1)
     trained = train(
         model, random_examples(case.examples), budget, seed=3, pad_id=2, dtype=case.dtype,
         micro_batch=case.micro_batch, checkpointing=case.checkpointing, processes=processes, **arguments,

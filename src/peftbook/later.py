@@ -8,7 +8,8 @@ seconds in which a run loads its libraries, and runs on a CPU call none of the f
 called, by the same call of `torch.compile`.
 
 The packages of BERTScore and ROUGE import what draws, reads tables and stems, half a second of every run that writes
-texts, which calls none of it. It is imported when it is called.
+texts, which calls none of it; transformers' losses all that optimises in scipy, for one function that those of language
+models never call. It is imported when it is called.
 """
 
 from __future__ import annotations
@@ -127,11 +128,13 @@ AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "transformers.modeling_utils": uncollected,
 }
 PICTURES = ("matplotlib", "mpl_toolkits", "pandas")
-WITHOUT = {
+DETECTION = ("deformable_detr", "for_object_detection", "grounding_dino", "lw_detr", "rf_detr", "rt_detr")
+WITHOUT: dict[str, tuple[str, ...]] = {  # module → packages that it has when it calls them
     "bert_score.score": PICTURES,
     "bert_score.scorer": PICTURES,
     "rouge_score.rouge_scorer": ("nltk",),
     "rouge_score.tokenizers": ("nltk",),
+    **{f"transformers.loss.loss_{name}": ("scipy",) for name in DETECTION},
 }
 
 

@@ -8,7 +8,6 @@ begins.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import json
@@ -263,12 +262,7 @@ def become(parent: int, files: list[int], words: list[str], variables: dict[str,
     except BaseException:
         traceback.print_exc()
         status = 1
-    with contextlib.suppress(Exception):
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status & 0xFF)  # to take a process with these libraries apart takes seconds
+    processes.leave(status)
 
 
 def anew() -> None:

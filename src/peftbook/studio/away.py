@@ -24,7 +24,7 @@ from peftbook import specs
 from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import InputError
 from peftbook.exchange import files_of
-from peftbook.processes import Child, die_with_parent, hold
+from peftbook.processes import Child, die_with_parent, hold, leave
 from peftbook.records import Store
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.store import _project, _task
@@ -259,3 +259,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

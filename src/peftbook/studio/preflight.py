@@ -339,8 +339,7 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
 
 def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
     """The step that needs most: the longest rows in one batch, as the training loop would run it."""
-    from peftbook.training.forward import SHORT_TOKENS
-    from peftbook.training.packed import FUSED_TOKENS
+    from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 
     assert run.budget is not None
     rows = min(run.budget.batch_size, len(data))

@@ -26,7 +26,7 @@ from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import InputError
-from peftbook.processes import die_with_parent
+from peftbook.processes import die_with_parent, leave
 from peftbook.records import Record, Store
 from peftbook.studio.peeks import forget_answers, write_answers
 from peftbook.studio.store import Job, Studio, keeps_trained
@@ -288,3 +288,4 @@ def sentence_for(error: BaseException, home: Path) -> str:
 
 if __name__ == "__main__":
     main()
+    leave()

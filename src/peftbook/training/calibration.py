@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,7 +24,6 @@ from peftbook.records import write_atomically
 from peftbook.training.hardware import is_idle, machine_name, waited
 from peftbook.training.precision import instruction_limits
 from peftbook.training.products import TORCH_DTYPES, half_products
-from peftbook.training.random_model import random_ids, subject
 
 __all__ = ["calibrate", "known_rates", "machine_rates"]
 
@@ -208,6 +206,8 @@ def product_law(
         elapsed = seconds_each(multiply, operands, turns, device)
         rows.append([2 * times * m * k * n / elapsed, times * moved / elapsed])
     scale = np.array(rows).max(axis=0)
+    from scipy.optimize import nnls
+
     coefficients, _ = nnls(np.array(rows) / scale, np.ones(len(rows)))
     return ProductLaw(*(float(coefficient) for coefficient in coefficients / scale))
 
@@ -271,6 +271,8 @@ def optimiser(device: torch.device) -> float:
 
 def operation(rates: Rates, platform: str) -> float:
     """Seconds that starting an operation takes: a step of a tiny model, beyond what its operations take."""
+    from peftbook.training.random_model import random_ids, subject
+
     setup = Setup(dtype="fp32", adapter_dtype="fp32", batch=1, seq=16, rank=4, device=platform, attention="eager")
     tuned, ids = subject(TINY, setup, 0), random_ids(TINY, setup, 0)
     step = seconds_of(lambda: tuned.step(ids), torch.device(platform))

@@ -14,6 +14,7 @@ from peftbook import specs
 from peftbook.cost import Rates, Symbols, forward_seconds, layers_seconds, step_seconds, training_setup
 from peftbook.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape
+from peftbook.processes import leave
 from peftbook.tasks import TaskData, get_task
 from peftbook.training.calibration import machine_rates
 from peftbook.training.encode import (
@@ -27,9 +28,8 @@ from peftbook.training.encode import (
     shared_prefix,
     sorted_batches,
 )
-from peftbook.training.forward import SHORT_TOKENS
+from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
-from peftbook.training.packed import FUSED_TOKENS
 
 __all__ = ["estimate", "predicted_seconds"]
 
@@ -196,3 +196,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

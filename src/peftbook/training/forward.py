@@ -14,6 +14,7 @@ from peftbook.methods import Method
 from peftbook.methods.from_peft import CACHED
 
 __all__ = [
+    "FUSED_TOKENS",
     "SHORT_TOKENS",
     "apply_method",
     "causal_model",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 SHORT_TOKENS = 128
+FUSED_TOKENS = 384  # of a packed row: above it fused attention, slower to go back through, which keeps no scores
 
 
 def apply_method(model: nn.Module, method: Method, seed: int, tokenizer=None) -> nn.Module:

@@ -8,11 +8,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peftbook import specs
 from peftbook.base_models import SMALL_FOLDERS
@@ -21,6 +21,9 @@ from peftbook.folders import cache_folder
 from peftbook.methods import Method
 from peftbook.tasks import file_sha256
 from peftbook.training.products import TORCH_DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Loaded", "load_model", "load_tokenizer", "prepare_embedded"]
 

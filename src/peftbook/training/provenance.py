@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -34,7 +35,7 @@ def provenance(started: datetime.datetime, micro_batch: int | None, processes: P
         "bf16_products": "native" if products_here().native else "widened",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": dict(versions()),
         "micro_batch": micro_batch,
         "processes": processes.count,
         "strategy": processes.strategy,
@@ -45,8 +46,15 @@ def provenance(started: datetime.datetime, micro_batch: int | None, processes: P
     }
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the libraries, as this process has loaded them."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+@functools.cache
 def commit() -> dict[str, object]:
-    """Commit and dirty flag of the checkout, or nothing outside one."""
+    """Commit and dirty flag of the checkout, or nothing outside one; asked once, as a process loads its code once."""
     folder = Path(__file__).resolve().parent
     try:
         ask = ["git", "-C", str(folder)]

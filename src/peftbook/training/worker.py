@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from peftbook import specs
 from peftbook.errors import InputError
 from peftbook.folders import run_lock
-from peftbook.processes import end_with_input
+from peftbook.processes import end_with_input, leave
 from peftbook.training.launch import launch
 from peftbook.training.micro_batch import free_micro_batch
 
@@ -64,3 +64,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
