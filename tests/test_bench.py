@@ -9,18 +9,21 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from test_queue import interpreter, until
+from tiny import VOCABULARY, tiny_llama
 
 from peftbook import specs
-from peftbook.bench import commands, live, measuring, peers, rounds
+from peftbook.bench import adapters, commands, live, measuring, peers, rounds
 from peftbook.bench.book import book_bench
 from peftbook.bench.contestants import BATCH, BOTH, CONTESTANTS, named
 from peftbook.bench.table import table
 from peftbook.errors import InputError
 from peftbook.folders import DATA
+from peftbook.scratch.lora import lora_state
 
 
 def fake_result(name: str, seconds: float, loss: float = 2.0) -> dict:
@@ -499,3 +502,25 @@ def test_a_contestant_does_not_outlive_the_bench(folder: Path):
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             contestant.kill()
+
+
+def test_trainings_in_one_step_are_what_each_is_alone():
+    """Loss after loss: each has its own start, rows and rate, and no other's."""
+    model = tiny_llama().train()
+    models = adapters.started(model)
+    one, turn = adapters.in_one_step(model, [lora_state(own) for own in models]), adapters.in_turn(models)
+    (ids,) = adapters.drawn((2, 8), 1, VOCABULARY)
+    found = [one(ids) for _ in range(6)]
+    assert [turn(ids) for _ in range(6)] == [pytest.approx(losses, abs=1e-5) for losses in found]
+    gains = [first - last for first, last in zip(found[0], found[-1], strict=True)]
+    assert min(gains) > 1e-3 and gains[0] < gains[-1]
+
+
+def test_adapters_bench_says_how_much_faster_one_step_is(monkeypatch):
+    """Of a training each; the losses are those of the trainings in turn."""
+    monkeypatch.setattr(adapters, "load_model", lambda model, dtype: SimpleNamespace(model=tiny_llama()))
+    monkeypatch.setattr(adapters, "SHAPES", ((1, 4),))
+    rows = adapters.adapters_bench(rounds=1)
+    assert [row["model"] for row in rows] == list(adapters.MODELS) and all(row["apart"] < 1e-4 for row in rows)
+    text = adapters.table([rows[0] | {"turn": 3.0, "one": 2.0}])
+    assert "3.000" in text and "2.000" in text and " 1.50 " in text
