@@ -63,9 +63,11 @@ def checkpointed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def is_checkpointed(model: nn.Module) -> bool:
-    """Whether this model's layers are run again in the backward pass of what is computed now."""
+    """Whether this model's layers are run again in the backward pass of what is computed now: as the first one says,
+    since transformers' own answer asks every module.
+    """
     base: Any = causal_model(model)
-    return base.training and torch.is_grad_enabled() and base.is_activation_checkpointing
+    return base.training and torch.is_grad_enabled() and base.model.layers[0].gradient_checkpointing
 
 
 def causal_model(model: nn.Module) -> nn.Module:

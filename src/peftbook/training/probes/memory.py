@@ -62,8 +62,8 @@ def peak(probe: specs.Probe) -> Findings:
     counted = count_step(tuned, ids)
     was_reset = reset_peak()
     seconds = [round(tuned.step(ids), 4) for _ in range(trials)]
+    rest = resident_bytes() - before  # before the peak is read: reading takes memory itself
     process = peak_memory("cpu") - before
-    rest = resident_bytes() - before
     state = sum(counted[f"{name}_bytes"] for name in ("weights", "constants", "adapter", "moments"))
     handed_out = allocated_peak(lambda: tuned.step(ids))
     return Findings(
