@@ -155,7 +155,7 @@ def first(served) -> SimpleNamespace:
     """What one worker made of a good, a diverging and a refused job; the good one nobody disturbed."""
     studio = Studio(served)
     project = colours_project(studio)
-    good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=5000, texts=2)
+    good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
     diverging = small_run(studio, project, LoRA(rank=4), rate=1e20)
     other = good.model_copy(update={"task": specs.Task(name="files", data_sha256="0" * 64)})
     plan = studio.submit(project.id, [good])
