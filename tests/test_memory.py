@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import first_step
 from torch.utils import flop_counter
 
 from peftbook.errors import InputError
@@ -129,7 +130,7 @@ def test_autograd_keeps_logits_of_labels_alone(setup, batch):
     one = Configuration(shape, setup)
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
     assert probes.kept_by_module(tuned, ids, shape) == one.kept_by_module()
-    tuned.step(ids[:, :16])  # makes the moments
+    first_step(tuned, ids)
     measured = probes.allocated_peak(lambda: tuned.step(ids))
     assert 0.9 < measured / sum_beyond(one) < 1.3
     assert sum_beyond(one) < 0.8 * sum_beyond(Configuration(shape, replace(setup, labels=0)))
@@ -150,7 +151,7 @@ def test_gradients_stay_while_micro_batches_are_summed(setup):
     shape, setup = replace(SMALL, hidden=256, ffn=768, head_dim=64, vocab=2048), replace(setup, seq=128)
     one = Configuration(shape, replace(setup, accumulated=True))
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    tuned.step(ids[:, :16])  # makes the moments
+    first_step(tuned, ids)
     tuned.loss(ids).backward()
     measured = probes.allocated_peak(lambda: tuned.loss(ids).backward())  # beyond the gradients that are there
     gradients = one.step.numbers({"gradients": one.step.gradients})["gradients"]
@@ -216,7 +217,7 @@ def test_the_peak_is_that_of_torchs_allocator(setup, vocab):
     setup = replace(setup, seq=128)
     shape = replace(SMALL, hidden=256, ffn=768, head_dim=64, vocab=vocab)
     tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    tuned.step(ids[:, :16])  # makes the moments
+    first_step(tuned, ids)
     measured = probes.allocated_peak(lambda: tuned.step(ids))
     step = training_step(shape, setup)
     assert 0.98 < measured / (step.peak().total - sum(step.numbers(step.state).values())) < 1.05
@@ -281,10 +282,10 @@ def test_what_a_kind_of_layers_shares_is_counted_once():
         assert probes.kept_by_module(tuned, ids, shape) == one.kept_by_module()
         longer = replace(shape, layers=9, sliding=kinds * 3)
         grown = [Configuration(each, setup).step.peak().total for each in (shape, longer)]
-        tuned.step(ids[:, :16])  # makes the moments
+        first_step(tuned, ids)
         peak = probes.allocated_peak(lambda tuned=tuned, ids=ids: tuned.step(ids))
         deep = random_model.subject(longer, setup, 0)
-        deep.step(ids[:, :16])  # makes the moments
+        first_step(deep, ids)
         more = probes.allocated_peak(lambda deep=deep, ids=ids: deep.step(ids)) - peak
         state = [
             sum(Configuration(e, setup).step.numbers(Configuration(e, setup).step.state).values())

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import first_step
 from torch.nn import functional
 
 from peftbook.errors import InputError
@@ -105,7 +106,7 @@ def test_a_step_needs_what_the_librarys_own_loss_needs(way, logits):
     tuned, ids = elsewhere(SHAPE, one.setup)
     kept = sum(probes.kept_by_module(tuned, ids, SHAPE).values())
     assert kept / sum(one.kept_by_module().values()) == pytest.approx(1, abs=0.01)
-    tuned.step(ids[:, :16])  # makes the moments
+    first_step(tuned, ids)
     tuned.in_hand = None  # what is freed inside would count against the peak
     measured = probes.allocated_peak(lambda: tuned.step(ids))
     assert 0.98 < measured / peak_beyond(one) < 1.02
@@ -145,7 +146,7 @@ def test_an_older_bitsandbytes_keeps_the_input_of_every_4_bit_matrix(monkeypatch
     for name, forward in (("now", now), ("before", before)):
         monkeypatch.setattr(MatMul4Bit, "forward", staticmethod(forward))
         tuned, ids = random_model.subject(SHAPE, setup, 0), random_model.random_ids(SHAPE, setup, 0)
-        tuned.step(ids[:, :16])  # makes the moments
+        first_step(tuned, ids)
         peaks[name] = probes.allocated_peak(lambda tuned=tuned, ids=ids: tuned.step(ids))
     new, old = (peak_beyond(Configuration(SHAPE, replace(setup, keeps_inputs=kept))) for kept in (False, True))
     assert peaks["before"] - peaks["now"] == pytest.approx(old - new, rel=0.05)

@@ -1,5 +1,6 @@
 """Memory and time of a training step, measured: the probes' own counts, and the verdicts on them."""
 
+import gc
 import mmap
 from dataclasses import replace
 
@@ -24,6 +25,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 TINY = Shape(layers=2, hidden=128, ffn=256, heads=4, kv_heads=2, vocab=512, tied=True)
 STEP = Setup(rank=4, seq=24, device="cpu")
 QLORA = replace(STEP, quantised="nf4")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old() -> None:
+    """The collector, which every probe of a peak calls, passes over what earlier tests left."""
+    gc.collect()
+    gc.freeze()
 
 
 def tiny_probe(shape: Shape = TINY, setup: Setup = STEP, **more) -> specs.Probe:
