@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 # A build and the tests start hundreds of processes: the package is compiled for the first of them alone.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test types suite alone plain check lint slides figures pdf epub audit audit-studio serve clean
+.PHONY: book test types suite plain alone alone-plain check lint slides figures pdf epub audit audit-studio serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,11 +30,12 @@ PLAIN  := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIO
 # The files with a marker: to collect all of them again takes half a minute.
 marked = $$(grep -l 'mark\.$(1)' tests/*.py)
 
-# Types are checked while tests wait for something.
+# Types are checked, and the plainer processor is played, while tests wait for something; then a core for each of two.
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory -j 2 types suite
+	@$(MAKE) --no-print-directory -j 2 suite types plain
+	@$(MAKE) --no-print-directory -j 2 alone alone-plain
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -43,14 +44,15 @@ types: $(STAMP)
 # Three workers on two cores: a third of the time one waits for a browser, a killed node, a child.
 suite: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
-	@$(MAKE) --no-print-directory -j 2 alone plain
 
-# A core for each.
 alone: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone $(call marked,alone)
 
 plain: $(STAMP)
-	! grep -qs avx512 /proc/cpuinfo || OMP_NUM_THREADS=1 $(PLAIN) $(BIN)/pytest -m plain $(call marked,plain)
+	! grep -qs avx512 /proc/cpuinfo || OMP_NUM_THREADS=1 $(PLAIN) $(BIN)/pytest -m "plain and not alone" $(call marked,plain)
+
+alone-plain: $(STAMP)
+	! grep -qs avx512 /proc/cpuinfo || OMP_NUM_THREADS=1 $(PLAIN) $(BIN)/pytest -m "plain and alone" $(call marked,alone)
 
 # What changed, in a minute: `make test` says the rest.
 check: $(STAMP)
