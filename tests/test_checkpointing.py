@@ -15,7 +15,7 @@ from test_cost import rates
 from test_queue import a_run
 from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from peftbook import methods, specs
 from peftbook.cost import training_setup
@@ -34,7 +34,7 @@ from peftbook.studio.preflight import training_step_setup
 from peftbook.studio.trained import load_trained, merge
 from peftbook.training import estimate, execute
 from peftbook.training.encode import Encoded
-from peftbook.training.forward import apply_method, checkpointed_layers, trainable_state
+from peftbook.training.forward import apply_method, checkpointed_layers, is_checkpointed, trainable_state
 from peftbook.training.loop import arithmetic, label_losses, reordered, train
 from peftbook.training.models import load_model
 from peftbook.training.probes.memory import allocated_peak, storage_bytes
@@ -186,6 +186,24 @@ def test_operations_of_a_checkpointed_step_are_those_that_torch_counts(name, sha
         nats.sum().backward()
     found = estimate.training_seconds(shape, training_setup(run, shape), rates(each_flop=1.0), [batch])
     assert found == pytest.approx(counted.get_total_flops(), rel=0.12)
+
+
+def tiny_opt() -> OPTForCausalLM:
+    """A model whose layers are not where a Llama's are."""
+    sides = {"hidden_size": 16, "ffn_dim": 16, "word_embed_proj_dim": 16, "num_attention_heads": 2}
+    return OPTForCausalLM(OPTConfig(vocab_size=32, num_hidden_layers=2, max_position_embeddings=16, **sides))
+
+
+@pytest.mark.parametrize("model", [tiny_llama, tiny_opt])
+def test_whether_layers_are_checkpointed_is_what_transformers_says(model):
+    """Before, within and after; never where no gradient is asked for."""
+    base = model().train()
+    found, said = [is_checkpointed(base)], [base.is_activation_checkpointing]
+    with checkpointed_layers(base):
+        found, said = [*found, is_checkpointed(base)], [*said, base.is_activation_checkpointing]
+        with torch.no_grad():
+            assert not is_checkpointed(base)
+    assert [*found, is_checkpointed(base)] == [*said, base.is_activation_checkpointing] == [False, True, False]
 
 
 @pytest.fixture(scope="module")

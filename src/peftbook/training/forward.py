@@ -63,11 +63,12 @@ def checkpointed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def is_checkpointed(model: nn.Module) -> bool:
-    """Whether this model's layers are run again in the backward pass of what is computed now: as the first one says,
-    since transformers' own answer asks every module.
+    """Whether this model's layers are run again in the backward pass of what is computed now: as the first part says
+    that can, since all are switched together and transformers' own answer asks every one.
     """
-    base: Any = causal_model(model)
-    return base.training and torch.is_grad_enabled() and base.model.layers[0].gradient_checkpointing
+    base = causal_model(model)
+    first = next((part for part in base.modules() if hasattr(part, "gradient_checkpointing")), None)
+    return base.training and torch.is_grad_enabled() and bool(getattr(first, "gradient_checkpointing", False))
 
 
 def causal_model(model: nn.Module) -> nn.Module:
