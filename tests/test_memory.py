@@ -4,12 +4,11 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import first_step
+from tiny import Made, first_step, made_once
 from torch.utils import flop_counter
 
 from peftbook.errors import InputError
@@ -94,15 +93,9 @@ def test_a_config_json_is_read_as_transformers_writes_it(family, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def made() -> Callable[[str], tuple[Configuration, random_model.Subject, torch.Tensor]]:
+def made() -> Made:
     """A sampled configuration by its name, with its model and ids, which several tests compute with."""
-
-    @functools.cache
-    def of(name):
-        one = sampled()[name]
-        return one, random_model.subject(one.shape, one.setup, 0), random_model.random_ids(one.shape, one.setup, 0)
-
-    return of
+    return made_once(sampled())
 
 
 @pytest.mark.parametrize("name", sampled())

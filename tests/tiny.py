@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peftbook import specs
+from peftbook.memory import Configuration
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.tasks import Example, TaskData
+from peftbook.training import random_model
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method
 from peftbook.training.models import prepare_embedded
@@ -197,3 +199,17 @@ def watched_steps():
             traces[-1].stop()
 
     return Watch(), traces
+
+
+Made = Callable[[str], tuple[Configuration, random_model.Subject, torch.Tensor]]
+
+
+def made_once(configurations: Mapping[str, Configuration]) -> Made:
+    """A configuration by its name, with a random model and ids for it, which are made when they are first asked for."""
+
+    @functools.cache
+    def of(name: str) -> tuple[Configuration, random_model.Subject, torch.Tensor]:
+        one = configurations[name]
+        return one, random_model.subject(one.shape, one.setup, 0), random_model.random_ids(one.shape, one.setup, 0)
+
+    return of

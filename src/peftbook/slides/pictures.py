@@ -21,7 +21,7 @@ PAD = 0.02  # inches of paper that are left around a picture
 
 
 class Picture(NamedTuple):
-    """A PNG with its size on the slide, in inches, and the smallest type in it, in points."""
+    """A PNG with its size on the slide, in inches, and the smallest type in it, in points; 0 if it was not set here."""
 
     data: bytes
     width: float
