@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from peftbook.folders import results_folder
-from peftbook.later import uncollected
+from peftbook.later import put_off, uncollected
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "_build/test-results"
@@ -38,7 +38,10 @@ NEEDS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests begin with the results that you have; each holds as long as what it rests on, whoever wrote it."""
+    """The libraries are imported as the package does. Tests begin with the results that you have; each holds as long
+    as what it rests on, whoever wrote it.
+    """
+    put_off()
     if hasattr(config, "workerinput") or RESULTS.resolve() == YOURS.resolve():
         return
     RESULTS.mkdir(parents=True, exist_ok=True)

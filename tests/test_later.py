@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import import_utils
 
 from peftbook import later
 
@@ -78,6 +81,18 @@ def test_what_is_put_off_is_compiled_once_when_it_is_called_with_its_options(mon
     assert torch.compile is compile_now and not asked
     assert put_off.__name__ == "twice" and put_off(3) == put_off(3) == ("compiled", 3)
     assert asked == [(twice, {"dynamic": False})]
+
+
+def test_models_that_are_read_once_export_what_they_export():
+    """By the same module without our part; each of the folders is remembered."""
+    spec = importlib.util.spec_from_file_location("transformers.utils.import_utils_alone", import_utils.__file__)
+    alone = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(alone)
+    models = Path(import_utils.__file__).parents[1] / "models"
+    assert import_utils.define_import_structure(models, "m") == alone.define_import_structure(models, "m")
+    assert import_utils.create_import_structure_from_path.cache_info().currsize > 400
+    for text in ("", "x = 1", "__all__ = ['a', 'b']\nx = 1\n", "\n__all__ = ['a']\n__all__ = [\n    'b',\n]\n"):
+        assert import_utils.fetch__all__(text) == alone.fetch__all__(text)
 
 
 def test_it_is_put_in_place_once():

@@ -10,6 +10,8 @@ called, by the same call of `torch.compile`.
 The packages of BERTScore and ROUGE import what draws, reads tables and stems, half a second of every run that writes
 texts, which calls none of it; transformers' losses all that optimises in scipy, for one function that those of language
 models never call. It is imported when it is called.
+
+transformers reads the files of all its models twice with each import, to learn what they export; here once.
 """
 
 from __future__ import annotations
@@ -93,6 +95,24 @@ def compiled_when_called() -> Iterator[None]:
         torch.compile = compile_now
 
 
+@contextmanager
+def models_read_once() -> Iterator[None]:
+    """Afterwards each file of transformers' models is read once, not twice, for the list of what it exports.
+
+    transformers remembers 128 folders, of which it has more, so that it has forgotten each when it asks again; and it
+    cuts every file into lines to find the one with which its list begins.
+    """
+    yield
+    module: Any = sys.modules["transformers.utils.import_utils"]
+    of_text = module.fetch__all__
+
+    def of_its_end(text: str) -> list[str]:
+        return of_text(text[text.rfind("\n__all__") + 1 :])
+
+    module.fetch__all__ = functools.wraps(of_text)(of_its_end)
+    module.create_import_structure_from_path = functools.cache(module.create_import_structure_from_path.__wrapped__)
+
+
 class Later:
     """What a module has imported and not used, by its dotted name: it is imported when it is called."""
 
@@ -126,6 +146,7 @@ AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "torch.distributed.fsdp": uncollected,
     "transformers": uncollected,
     "transformers.modeling_utils": uncollected,
+    "transformers.utils.import_utils": models_read_once,
 }
 PICTURES = ("matplotlib", "mpl_toolkits", "pandas")
 DETECTION = ("deformable_detr", "for_object_detection", "grounding_dino", "lw_detr", "rf_detr", "rt_detr")
