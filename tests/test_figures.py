@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from fake_records import fill_store
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import LoadFlags
@@ -109,7 +108,7 @@ DRAWN = [
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, drawn once: its file, its width and height in pixels, and its texts, each with font size and box."""
+    """A figure, drawn once: its file, its width and height in points, and its texts, each with font size and box."""
 
     body: bytes
     size: tuple[float, float]
@@ -142,12 +141,10 @@ def store(drawn: tuple[Store, dict[str, Drawn]]) -> Store:
 
 
 def drawn_once(name: str, store: Store) -> Drawn:
-    """A figure as file and as picture, of one drawing and one layout. Raises Missing."""
+    """A figure as file, and where the file has its texts. Raises Missing."""
     with style.mode_context("light"):
         figure = figures.draw(name, store)
         body = style.render_svg(lambda: figure)
-        figure.set_layout_engine("none")  # all stays where the file has it
-        FigureCanvasAgg(figure)
         texts = tuple((text.get_text(), text.get_fontsize(), box) for text, box in visible_texts(figure).items())
         return Drawn(body, (figure.bbox.width, figure.bbox.height), texts)
 
@@ -864,8 +861,7 @@ def committed(name: str) -> bytes:
 
 
 def visible_texts(figure: Figure) -> dict[Text, tuple[float, float, float, float]]:
-    """Every text that is drawn, with its box in pixels (left, bottom, right, top)."""
-    figure.draw_without_rendering()
+    """Every text that a file was seen to have, with its box in points (left, bottom, right, top)."""
     texts = [one for one in (figure._suptitle, figure._supxlabel, figure._supylabel) if one]
     legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
     texts += [text for legend in legends for text in (*legend.get_texts(), legend.get_title())]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.mathtext import MathTextParser
@@ -196,8 +197,8 @@ def name_rows(axes: Axes, names: Sequence[str], below: float = 0.45, above: floa
 def render_svg(function: Callable[..., Figure], *args: Any, mode: Mode = "light", **options: Any) -> bytes:
     """The figure as SVG: text as paths, no date, fixed identifiers, so that the same figure is the same bytes."""
     with mode_context(mode):
-        stream = io.BytesIO()
-        function(*args, **options).savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        figure, stream = function(*args, **options), io.BytesIO()
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
     return b"\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + b"\n"
 
 
