@@ -16,7 +16,7 @@ import yaml
 from bs4 import BeautifulSoup
 from fake_records import fill_store
 
-from peftbook import results, specs, studies
+from peftbook import records, results, specs, studies
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store, default_store
 from peftbook.site import bibliography, claim_cards, display, run_pages
@@ -115,16 +115,16 @@ def test_every_local_link_leads_to_a_file_and_an_anchor(built_site):
     anchors = {}
     dead = set()
     for path in built_site.rglob("*.html"):
-        text = path.read_text(encoding="utf-8")
-        for href in re.findall(r'<a [^>]*?href="([^"]*)"', text):
+        for href in set(re.findall(r'<a [^>]*?href="([^"]*)"', path.read_text(encoding="utf-8"))):
             if re.match(r"[a-z]+:|//", href):
                 continue
             name, _, anchor = href.partition("#")
-            target = (path.parent / name.partition("?")[0]).resolve() if name else path
+            target = os.path.normpath(path.parent / name.partition("?")[0]) if name else str(path)
             if target not in anchors:
-                found = target.read_text(encoding="utf-8") if target.suffix == ".html" and target.is_file() else ""
-                anchors[target] = set(re.findall(r'\b(?:id|name)="([^"]+)"', found)) if target.is_file() else None
-            if anchors[target] is None or (anchor and target.suffix == ".html" and anchor not in anchors[target]):
+                there, page = os.path.isfile(target), target.endswith(".html")
+                found = Path(target).read_text(encoding="utf-8") if there and page else ""
+                anchors[target] = set(re.findall(r' (?:id|name)="([^"]+)"', found)) if there else None
+            if anchors[target] is None or (anchor and target.endswith(".html") and anchor not in anchors[target]):
                 dead.add(f"{path.relative_to(built_site)} → {href}")
     assert not dead, "\n".join(sorted(dead))
 
@@ -144,7 +144,8 @@ def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page):
     """No request to another host, no console error, no sideways scrolling at 360 pixels; nor when the night comes."""
     opened, troubles = open_page(f"{page}.html", PHONE, "light")
     for scheme in ("light", "dark"):
-        opened.emulate_media(color_scheme=scheme)
+        if scheme == "dark":
+            opened.emulate_media(color_scheme=scheme)
         opened.wait_for_function(f"document.documentElement.dataset.theme === {scheme!r}")
         opened.wait_for_timeout(100)  # for what the other colours load
         assert troubles == [], scheme
@@ -453,8 +454,9 @@ def test_the_index_lists_each_record_once(tmp_path):
     assert not page.select("details[open]")
 
 
-def test_only_pages_that_changed_are_written_again(tmp_path, monkeypatch):
+def test_only_pages_that_changed_are_written_again(store, tmp_path, monkeypatch):
     """Nothing changed: none; a new record: its own page and those of its studies, with the raw record beside it."""
+    monkeypatch.setattr(records, "SHIPPED", *store.folders)
     monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(studies, "NAMES", ("methods", "costs"))
     app = SimpleNamespace(
