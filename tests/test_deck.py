@@ -34,8 +34,22 @@ STORY = ["Opening", "Cost", "Idea", "LoRA", "Practice", "Quantisation", "QLoRA",
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return slides.build(tmp_path_factory.mktemp("deck") / "peft.pptx", default_store(), **BOOK)
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, pictures.Picture]]]:
+    """The deck, and every drawing that was made for it."""
+    drawn: list[tuple[str, pictures.Picture]] = []
+
+    def noted(name, *room):
+        drawn.append((name, pictures.drawing(name, *room)))
+        return drawn[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slides.deck, "drawing", noted)
+        return slides.build(tmp_path_factory.mktemp("deck") / "peft.pptx", default_store(), **BOOK), drawn
+
+
+@pytest.fixture(scope="module")
+def path(built) -> Path:
+    return built[0]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +153,7 @@ def test_every_numbered_chapter_has_slides():
         assert lecture.slides_of(page, slides.OUTLINE), page
 
 
-def test_no_text_is_smaller_than_sixteen_points_but_sources(deck):
+def test_no_text_is_smaller_than_sixteen_points_but_sources(deck, built):
     """The last row must read it: text, charts, and the type inside drawings."""
     for slide in deck.slides:
         for shape in slide.shapes:
@@ -149,9 +163,10 @@ def test_no_text_is_smaller_than_sixteen_points_but_sources(deck):
             if shape.has_chart:
                 sizes = [int(size) for size in shape.chart._chartSpace.xpath(".//@sz")]
                 assert min(sizes) >= 1600
-    for name in {name for entry in slides.read_outline() for name in entry.get("figures", [])}:
-        drawn = pictures.drawing(name, slides.Sources(default_store()), 7.7, 4.88)
-        assert drawn.smallest >= 15.99, name
+    drawn = built[1]
+    assert [name for name, _ in drawn] == [one for slide in slides.read_outline() for one in slide.get("figures", [])]
+    for name, picture in drawn:
+        assert picture.smallest >= 15.99, name
 
 
 def test_pictures_are_sharp_on_a_4k_screen(deck):

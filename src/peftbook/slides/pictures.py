@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image, ImageChops
@@ -37,12 +39,12 @@ def drawing(name: str, sources: Sources, width: float, height: float) -> Picture
     with mode_context("light"):
         figure = figures.draw(name, sources.store)
         figure.suptitle("")
-        rough = trimmed(png(figure, 100))
+        rough = trimmed(raster(figure, 100))
         scale = min(width / (rough.width / 100), height / (rough.height / 100))
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
         for text in texts:
             text.set_fontsize(max(float(text.get_fontsize()), SMALL / scale))
-        image = trimmed(png(figure, SHARP * scale + 1))
+        image = trimmed(raster(figure, SHARP * scale + 1))
     smallest = min(float(text.get_fontsize()) for text in texts)
     shown = min(width, height * image.width / image.height)
     return Picture(as_png(image), shown, shown * image.height / image.width, smallest * scale)
@@ -70,7 +72,7 @@ def equation(tex: str, size: float, width: float) -> Picture:
         figure = Figure(figsize=(14, 1.6))
         figure.text(0.01, 0.5, f"${tex}$", fontsize=size, color=TONES["light"]["ink"], va="center")
         try:
-            image = trimmed(png(figure, SHARP))
+            image = trimmed(raster(figure, SHARP))
         except ValueError as error:
             raise InputError(f"Equation {tex!r} cannot be typeset: {str(error).splitlines()[-1]}") from None
     shown = image.width / SHARP
@@ -79,10 +81,12 @@ def equation(tex: str, size: float, width: float) -> Picture:
     return Picture(as_png(image), shown, image.height / SHARP, size)
 
 
-def png(figure: Figure, dpi: float) -> Image.Image:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi)
-    return Image.open(stream).convert("RGB")
+def raster(figure: Figure, dpi: float) -> Image.Image:
+    """The figure at this many dots an inch, on its paper."""
+    figure.dpi = dpi
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def trimmed(image: Image.Image) -> Image.Image:
