@@ -198,10 +198,12 @@ def written(path: Path, content: Any) -> Path:
 
 @pytest.mark.node
 @pytest.mark.slow
-def test_two_hundred_steps_take_no_more_memory_than_twenty(files):
-    """Neither in arrays nor in objects; steps of one row, which take the same way as steps of four."""
-    request = job("lora", 200)
-    request["settings"]["plan"] = [batch[:1] for batch in request["settings"]["plan"]]
+def test_a_hundred_steps_take_no_more_memory_than_twenty(files):
+    """Neither in arrays nor in objects; steps of one short row, which take the same way as steps of four."""
+    request = job("lora", 100)
+    rows = request["task"]["rows"]
+    shortest = sorted(range(len(rows)), key=lambda at: len(rows[at]["ids"]))
+    request["settings"]["plan"] = [[shortest[step % 10]] for step in range(100)]
     early, late = node(
         "const { trainer } = require(`${engine}/trainer.js`), { tensorsOf } = require(`${engine}/weights.js`);"
         'const [job, file] = process.argv.slice(1).map((path) => JSON.parse(require("node:fs").readFileSync(path)));'
@@ -212,7 +214,8 @@ def test_two_hundred_steps_take_no_more_memory_than_twenty(files):
         "for (let step = 1; step <= job.steps; step += 1) {"
         "  await training.next();"
         "  if (step === 20 || step === job.steps) {"
-        "    collect();"
+        "    for (let once = 0; once < 8; once += 1) collect();"  # code that has aged goes with the last ones
+        "    await new Promise((freed) => { setTimeout(freed, 50); });"
         "    const { heapUsed, external, arrayBuffers } = process.memoryUsage();"
         "    found.push(heapUsed + external + arrayBuffers);"
         "  }"
@@ -221,7 +224,7 @@ def test_two_hundred_steps_take_no_more_memory_than_twenty(files):
         "})();",
         written(files / "long.json", request), files / "rows.json",
     )  # fmt: skip
-    assert late - early < 1e6
+    assert late - early < 6e5
 
 
 @pytest.mark.node

@@ -121,7 +121,7 @@ def test_every_local_link_leads_to_a_file_and_an_anchor(built_site):
             name, _, anchor = href.partition("#")
             target = os.path.normpath(path.parent / name.partition("?")[0]) if name else str(path)
             if target not in anchors:
-                there, page = os.path.isfile(target), target.endswith(".html")
+                there, page = Path(target).is_file(), target.endswith(".html")
                 found = Path(target).read_text(encoding="utf-8") if there and page else ""
                 anchors[target] = set(re.findall(r' (?:id|name)="([^"]+)"', found)) if there else None
             if anchors[target] is None or (anchor and target.endswith(".html") and anchor not in anchors[target]):
