@@ -38,6 +38,7 @@ def rates(each_flop: float = 0.0, each_byte: float = 0.0, curve: Curve = NOTHING
     return Rates(laws, laws, fused, curves, curves, 0.0, 0.0, operation)
 
 
+MACHINE = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
 SETUPS = {
     "lora": CPU, "full": replace(CPU, method="full"), "eager": replace(CPU, attention="eager"),
     "checkpointed": replace(CPU, checkpointing=True), "qlora": replace(CPU, quantised="nf4"),
@@ -57,21 +58,19 @@ def test_at_a_second_a_flop_a_step_takes_as_many_seconds_as_the_byte_model_count
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
 def test_many_steps_at_once_are_each_step(setup):
     """Arrays of rows and tokens give the seconds that each of them gives."""
-    machine = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
     rows, tokens = np.array([1, 2, 5]), np.array([24, 31, 40])
     more = setup.symbols["k"] - setup.symbols["s"]
     symbols = {"b": rows, "s": tokens, "t": tokens + setup.symbols["t"] - 24, "k": tokens + more, "n": rows * 3}
-    together = step_seconds(SHAPE, setup, machine, symbols)
+    together = step_seconds(SHAPE, setup, MACHINE, symbols)
     for index in range(3):
-        one = step_seconds(SHAPE, setup, machine, {name: int(values[index]) for name, values in symbols.items()})
+        one = step_seconds(SHAPE, setup, MACHINE, {name: int(values[index]) for name, values in symbols.items()})
         for part, seconds in one.items():
             assert np.broadcast_to(together[part], 3)[index] == pytest.approx(float(seconds), rel=1e-9), part
 
 
 def test_layers_that_are_alike_take_equally_long():
     """Each further layer adds the same seconds to every part."""
-    machine = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
-    found = [step_seconds(replace(SHAPE, layers=n, sliding=()), CPU, machine) for n in (4, 5, 9)]
+    found = [step_seconds(replace(SHAPE, layers=n, sliding=()), CPU, MACHINE) for n in (4, 5, 9)]
     for part in found[0]:
         each = found[1][part] - found[0][part]
         assert found[2][part] - found[1][part] == pytest.approx(4 * each, rel=1e-6, abs=1e-12), part
@@ -107,8 +106,7 @@ def test_a_curve_goes_through_its_points_and_on_in_proportion():
 
 def test_rates_are_read_as_they_were_written():
     """Through JSON text."""
-    machine = rates(1e-9, 1e-8, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
-    assert Rates.from_json(json.loads(json.dumps(machine.as_json()))) == machine
+    assert Rates.from_json(json.loads(json.dumps(MACHINE.as_json()))) == MACHINE
 
 
 def timed(store: Store, off: float) -> None:
@@ -134,15 +132,15 @@ def test_the_verdict_on_seconds_is_about_the_median_error(off, outcome, tmp_path
     assert known["held_out_median_error"].value == pytest.approx(100 * abs(1 / off - 1), abs=1e-6)
 
 
-def test_a_probe_times_every_configuration_and_keeps_the_machines_rates(monkeypatch, here):
+def test_a_probe_times_every_configuration_and_keeps_the_machines_rates(monkeypatch):
     """Two small configurations: a median each, and rates from which the prediction can be computed again."""
-    monkeypatch.setattr(probes, "calibrate", lambda platform: here)
+    monkeypatch.setattr(probes, "calibrate", lambda platform: MACHINE)
     texts = tuple(Configuration(SHAPE, setup).text for setup in (CPU, replace(CPU, method="full")))
     settings = {"configurations": texts, "trials": 2}
     probe = specs.Probe(measure="seconds.steps", settings=settings, purpose="timing", machine="m")
     found = probes.steps(probe)
     assert len(found.per_example["step_seconds"]) == found.measurements["configurations"] == 2
-    assert Rates.from_json(found.metrics_info["rates"]) == here
+    assert Rates.from_json(found.metrics_info["rates"]) == MACHINE
     ratios = list(study.ratios(Record(key=probe.key, spec=probe, **vars(found))))
     assert len(ratios) == 2 and min(ratios) > 0
 
@@ -192,20 +190,20 @@ def test_waiting_for_a_core_is_not_counted(monkeypatch):
     assert 0.005 <= calibration.seconds_of(work, torch.device("cpu")) < 0.015
 
 
-def test_a_machine_is_measured_once(monkeypatch, tmp_path, here):
+def test_a_machine_is_measured_once(monkeypatch, tmp_path):
     """The second call reads what the first wrote; what a busy machine wrote is read until it is idle."""
     calls: list[str] = []
     idle = [False]
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))
     monkeypatch.setattr(calibration, "is_idle", lambda: idle[0])
-    monkeypatch.setattr(calibration, "calibrate", lambda platform: calls.append(platform) or here)
-    assert calibration.machine_rates() == calibration.machine_rates() == here
+    monkeypatch.setattr(calibration, "calibrate", lambda platform: calls.append(platform) or MACHINE)
+    assert calibration.machine_rates() == calibration.machine_rates() == MACHINE
     assert calls == ["cpu"]
     idle[0] = True
     assert calibration.known_rates() is None
-    assert calibration.machine_rates() == calibration.machine_rates() == here
+    assert calibration.machine_rates() == calibration.machine_rates() == MACHINE
     idle[0] = False
-    assert calibration.machine_rates() == here
+    assert calibration.machine_rates() == MACHINE
     assert calls == ["cpu", "cpu"]
 
 
@@ -233,6 +231,7 @@ def test_calibration_ends_in_time_on_a_slow_machine(monkeypatch, one_thread, spe
     monkeypatch.setattr(calibration, "time", clock)
     monkeypatch.setattr(calibration, "waited", lambda: 0.0)
     monkeypatch.setattr(calibration, "ELEMENTS", calibration.ELEMENTS[:4])
+    monkeypatch.setattr(calibration, "BATCHED", calibration.BATCHED[:2])
     began = clock.monotonic()
     rates = calibration.calibrate("cpu")
     assert clock.ahead > 1 and clock.monotonic() - began < calibration.MOST_SECONDS
