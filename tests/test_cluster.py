@@ -346,7 +346,7 @@ with connect(address, store, checkpoints=pathlib.Path(checkpoints) if checkpoint
 """
 
 
-LONG = 240  # steps: seconds, in which a node is found and killed
+LONG = 48  # steps: a second or two, in which the process that computes them is stopped
 
 
 def small_run(seed: int, steps: int, n_generate: int = 0) -> specs.Run:
@@ -538,9 +538,12 @@ def progress(folder: Path, run: specs.Run) -> int:
 
 
 def kill_mid_run(machines: Machines, run: specs.Run, folders: list[Path]) -> str:
-    """Kill the node that computes a run after its third step, wait until nothing of it is left; returns its name."""
-    until(lambda: max(progress(folder, run) for folder in folders) >= 3, 120)
+    """Kill the node that computes a run after its third step, wait until nothing of it is left; returns its name. Its
+    process is looked for when it has the run's lock, seconds before: then it imports its libraries.
+    """
+    until(lambda: any((folder / f"{run.key[:16]}.lock").exists() for folder in folders), 120)
     name, worker = machines.computing(run)
+    until(lambda: max(progress(folder, run) for folder in folders) >= 3, 120)
     machines.kill(name, worker)
     began = time.monotonic()
     until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 60)
