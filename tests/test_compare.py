@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from studio_home import colours_project, finish, small_run
+from studio_home import colours_project, finish, small_run, wait_for
 
 from peftbook import cli, specs
 from peftbook.errors import InputError
@@ -74,11 +74,24 @@ def interrupted(place) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def decided(place, interrupted) -> SimpleNamespace:
-    """The same command given again: what it printed and said, and the jobs that there are then."""
+    """The same command given again: what it printed and said, and the jobs and the workers that there are then."""
     files = ["--json", "--report", str(place / "out.html"), "--csv", str(place / "out.csv")]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         assert cli.main(command(place, *files)) == 0
-    return SimpleNamespace(found=json.loads(out.getvalue()), err=err.getvalue(), jobs=Studio(place / "home").jobs())
+    studio = Studio(place / "home")
+    left = [worker for worker in studio.workers() if worker.alive]
+    return SimpleNamespace(found=json.loads(out.getvalue()), err=err.getvalue(), jobs=studio.jobs(), workers=left)
+
+
+@pytest.fixture(scope="module")
+def worker(place, decided) -> Iterator[None]:
+    """The studio's, which commands leave alone and which several tests share."""
+    home = str(Studio(place / "home").home)
+    command = [sys.executable, "-m", "peftbook.studio.worker", "--several", "--home", home]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        wait_for(lambda: any(worker.alive for worker in Studio(place / "home").workers()))
+        yield
+        process.terminate()
 
 
 def refused(capsys, *argv: str) -> str:
@@ -115,7 +128,7 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, decid
     with (place / "out.csv").open(encoding="utf-8-sig") as stream:
         assert {line["method"] for line in csv.DictReader(stream)} == {"Untuned", "Prompt tuning"}
     studio = Studio(place / "home")
-    assert not any(worker.alive for worker in studio.workers()), "the worker that the command started has ended"
+    assert decided.workers == [], "the worker that the command started has ended"
 
     def never(*_):
         raise AssertionError("a worker was started for runs that are at hand")
@@ -161,7 +174,7 @@ def test_a_dry_run_says_what_would_come_and_stores_nothing(place, capsys, tmp_pa
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_a_tuned_comparison_trains_what_its_race_asks_for(place, capsys):
+def test_a_tuned_comparison_trains_what_its_race_asks_for(place, worker, capsys):
     """By the real worker: each whole trial goes on where its opening stopped, the finals have the chosen rate, and a
     second call trains nothing.
     """
@@ -202,7 +215,7 @@ def trained(out: Path) -> tuple[str, set[str]]:
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_train_and_compare_find_each_others_runs(place, decided, tmp_path, capsys, monkeypatch):
+def test_train_and_compare_find_each_others_runs(place, decided, worker, tmp_path, capsys, monkeypatch):
     """The same file with the same settings is the same key: what one has trained the other takes, texts and adapter."""
     studio = Studio(place / "home")
     before = {job.key for job in studio.jobs()}

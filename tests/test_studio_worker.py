@@ -41,7 +41,6 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
-from peftbook.preloaded import Preloaded
 from peftbook.processes import is_alive
 from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
 from peftbook.studio import worker as studio_worker
@@ -93,7 +92,7 @@ def compute_here(studio: Studio, job_id: str) -> Job:
         patch.setenv("PEFTBOOK_CHECKPOINTS", "set by compute")
         anew = studio.adopt(job.id, job.attempt, os.getpid())
         assert anew is not None
-        work.compute(studio, job, anew=anew)
+        work.compute(studio, job, anew=anew, threads=1)
     assert studio.finish(job.id, job.attempt)
     return studio.job(job.id)
 
@@ -155,7 +154,7 @@ def first(served) -> SimpleNamespace:
     """What one worker made of a good, a diverging and a refused job; the good one nobody disturbed."""
     studio = Studio(served)
     project = colours_project(studio)
-    good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=8000, texts=2)
+    good = small_run(studio, project, LoRA(rank=4, dropout=0.1), tokens=6000, texts=2)
     diverging = small_run(studio, project, LoRA(rank=4), rate=1e20)
     other = good.model_copy(update={"task": specs.Task(name="files", data_sha256="0" * 64)})
     plan = studio.submit(project.id, [good])
@@ -1006,41 +1005,38 @@ def test_a_job_whose_process_was_killed_in_company_has_none_any_more(crew):
     assert ticks(worker) == [4] and [job.state for job in studio.jobs(plan=plan)] == ["running", "failed", "queued"]
 
 
-@pytest.fixture
-def source() -> Iterator[Preloaded]:
-    """What jobs are forked from, for several workers."""
-    with Preloaded() as found:
-        yield found
-
-
 @pytest.mark.slow
-def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(tmp_path, source, monkeypatch):
-    """Bit for bit, with the same threads; and none takes away what another is writing."""
+def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(shop, tmp_path, monkeypatch):
+    """Bit for bit, with the same threads, though here these are forks and there was one process for all; and none takes
+    away what another is writing.
+    """
     monkeypatch.setattr(studio_worker, "threads_beside", lambda jobs: 1)
-    found = {}
-    for many in (1, 2):
-        for module in (studio_worker, requesting):
-            monkeypatch.setattr(module, "cores_gained", lambda many=many: many)
-        studio, worker, most = Studio(tmp_path / str(many)), Worker(tmp_path / str(many)), 0
-        worker.source, worker.threads = source, 1
-        project = colours_project(studio)
-        runs = [small_run(studio, project, method, texts=2) for method in (LoRA(rank=2), PromptTuning(length=2))]
-        plan = studio.submit(project.id, runs)
-        deadline = time.monotonic() + PATIENCE
+    for module in (studio_worker, requesting):
+        monkeypatch.setattr(module, "cores_gained", lambda: 2)
+    names, most = ("lora", "prompt"), 0
+    studio, worker = Studio(tmp_path), Worker(tmp_path)
+    project, runs = colours_project(studio), [shop[2][name].run for name in names]
+    plan = studio.submit(project.id, runs)
+    deadline = time.monotonic() + PATIENCE
+    try:
         while any(job.state in ("queued", "running") for job in studio.jobs(plan=plan)):
             worker.tick()
             most = max(most, len(worker.places))
             time.sleep(0.05)
             assert time.monotonic() < deadline
-        assert most == many, studio.jobs(plan=plan)
-        store = studio.records(project.id)
-        records = [store.get(run) for run in runs]
+    finally:
+        worker.end()
+    assert most == 2, studio.jobs(plan=plan)
+
+    def made(studio: Studio, jobs: list[Job]) -> list:
+        store = studio.records(jobs[0].project)
+        records = [store.get(job.run) for job in jobs]
         trained = [
-            sorted((path.name, path.read_bytes()) for path in studio.adapter(job).glob("*.safetensors"))
-            for job in studio.jobs(plan=plan)
+            sorted((path.name, path.read_bytes()) for path in studio.adapter(job).glob("*.safetensors")) for job in jobs
         ]
-        found[many] = [(one.curve, one.per_example, store.texts(one)) for one in records], trained
-    assert found[1] == found[2]
+        return [[(one.curve, one.per_example, store.texts(one)) for one in records], trained]
+
+    assert made(studio, studio.jobs(plan=plan)) == made(shop[0], [shop[2][name] for name in names])
 
 
 def test_a_worker_that_nobody_needs_ends_and_one_of_an_open_studio_stays(tmp_path):
