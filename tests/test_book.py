@@ -265,11 +265,36 @@ html_theme = "basic"
 exclude_patterns = ["package", "_build"]
 """
 
+BUILDER = """
+import json, os, sys
+import myst_nb.sphinx_ext, sphinx.application, sphinx.builders.html, sphinx.cmd.build
+
+while line := sys.stdin.readline():
+    if (pid := os.fork()) == 0:
+        asked = json.loads(line)
+        for stream, name in enumerate(asked["logs"], 1):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        os.environ["PYTHONPATH"] = sys.path[0] = asked["package"]
+        status = sphinx.cmd.build.main(asked["options"])
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def sphinx():
+    """A process that has Sphinx and forks for each build; what it has of the package is nothing."""
+    command, env = [sys.executable, "-c", BUILDER], os.environ | {"PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as process:
+        yield process
+
 
 class SmallBook:
     """Three chapters that one extension of the site executes, and the copy of the package that their kernels import."""
 
-    def __init__(self, root: Path, part: str):
+    def __init__(self, sphinx: subprocess.Popen, root: Path, part: str):
+        self.sphinx = sphinx
         self.root, self.package, self.data = root, root / "package" / "peftbook", root / "data.txt"
         shutil.copytree(
             ROOT / "src/peftbook", self.package, ignore=shutil.ignore_patterns("records", "data", "__pycache__")
@@ -294,23 +319,24 @@ class SmallBook:
 
     def executed(self, *options: str) -> tuple[set[str], list[str]]:
         """Build; the pages that started a kernel, and how many were executed ahead."""
-        place = str(self.root / "_build/html")
-        command = [sys.executable, "-m", "sphinx", "-b", "html", *options, str(self.root), place]
+        place, logs = str(self.root / "_build/html"), [self.root / "said.log", self.root / "errors.log"]
+        asked = {"options": ["-b", "html", *options, str(self.root), place], "logs": [*map(str, logs)]}
         # The kernel imports the copy that the test edits, and so does the build.
-        env = os.environ | {"PYTHONPATH": str(self.root / "package"), "PYTHONWARNINGS": "ignore"}
-        result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        assert result.returncode == 0, result.stderr
-        ahead = re.findall(r"Site: executing the chapters, 0 of (\d)", result.stderr)
-        return set(re.findall(r"^executed (\w+)", result.stdout, re.MULTILINE)), ahead[:1]
+        print(json.dumps(asked | {"package": str(self.package.parent)}), file=self.sphinx.stdin, flush=True)
+        status = self.sphinx.stdout.readline()
+        said, errors = (log.read_text() for log in logs)
+        assert status == "0\n", errors
+        ahead = re.findall(r"Site: executing the chapters, 0 of (\d)", errors)
+        return set(re.findall(r"^executed (\w+)", said, re.MULTILINE)), ahead[:1]
 
     def page(self, name: str) -> str:
         return (self.root / f"_build/html/{name}.html").read_text()
 
 
 @pytest.mark.slow
-def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
+def test_only_chapters_whose_package_module_or_data_changed_run_again(sphinx, tmp_path):
     """Notebook caches know cells only; this one knows modules too: an edit re-executes its importers, no other page."""
-    book = SmallBook(tmp_path, "execution")
+    book = SmallBook(sphinx, tmp_path, "execution")
     assert book.executed() == ({"index", "imports", "opens"}, [])
     book.edit(noun=2)
     assert book.executed() == ({"imports"}, [])
@@ -324,9 +350,9 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_is_the_same_where_several_chapters_are_executed_ahead(tmp_path):
+def test_it_is_the_same_where_several_chapters_are_executed_ahead(sphinx, tmp_path):
     """Before Sphinx reads them, as many as are stale."""
-    book = SmallBook(tmp_path, "ahead")
+    book = SmallBook(sphinx, tmp_path, "ahead")
     assert book.executed() == ({"index", "imports", "opens"}, ["3"])
     book.edit(noun=2, data="other data")
     assert book.executed() == ({"imports", "opens"}, ["2"])
