@@ -379,11 +379,11 @@ def test_widths_are_those_of_arial():
 
 
 def test_the_deck_needs_no_training_library(tmp_path: Path):
-    """Whoever only teaches needs neither transformers nor peft."""
+    """Whoever only teaches needs neither transformers nor peft, and for these slides not even torch."""
     code = (
         "import sys; from pathlib import Path; from peftbook import slides; from peftbook.records import default_store;"
         "slides.build(Path(sys.argv[1]), default_store(), address='https://x.org/', version='1', sections=['lora']);"
-        "sys.exit(', '.join({'transformers', 'peft', 'bitsandbytes', 'datasets'} & set(sys.modules)) or 0)"
+        "sys.exit(', '.join({'torch', 'transformers', 'peft', 'bitsandbytes', 'datasets'} & set(sys.modules)) or 0)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "deck.pptx")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

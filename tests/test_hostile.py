@@ -315,10 +315,10 @@ def test_a_thousand_hostile_files_give_a_thousand_clear_answers():
 @pytest.mark.parametrize("unit", ['x","\n', '"\n', "a,b\n", "\n", " \n", "[],", '{"a":1}\n', '"a""\n', ",\n"])
 def test_a_large_file_of_one_pattern_takes_seconds(unit):
     """No pattern of quotes or lines makes the reader go over the file again and again."""
-    content = b"q,a\n" + unit.encode() * (2_000_000 // len(unit))
+    content = b"q,a\n" + unit.encode() * (1_000_000 // len(unit))
     began = time.process_time()
     try:
         check_table(read_table(content))
     except InputError as error:
         assert str(error).endswith(".")
-    assert time.process_time() - began < 8
+    assert time.process_time() - began < 4

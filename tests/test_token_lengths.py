@@ -6,6 +6,7 @@ from tiny import real_tokenizer
 
 from peftbook import specs
 from peftbook.figures import data
+from peftbook.scratch.packing import padding_share
 from peftbook.tasks import get_task, task_spec
 from peftbook.training.encode import batch_plan, encode_example
 from peftbook.training.token_lengths import LONGEST, SPELT, TASKS, spell
@@ -79,4 +80,4 @@ def test_the_drawn_pools_waste_what_the_books_plan_wastes():
     for name in ("docstrings", "sql"):
         lengths = data.token_counts(name).sum(axis=1).tolist()
         plan = batch_plan(lengths, data.BATCH, sum(lengths), 0)
-        assert data.padding_share(plan, lengths) == pytest.approx(data.waste(name)["sorted in pools"], abs=0.01)
+        assert padding_share(plan, lengths) == pytest.approx(data.waste(name)["sorted in pools"], abs=0.01)

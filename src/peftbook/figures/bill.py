@@ -25,7 +25,6 @@ from peftbook.memory.walk import layer_names, layer_of
 from peftbook.methods import arm_looks
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.scratch.adam import RECIPES
 
 __all__ = [
     "STACK",
@@ -54,6 +53,8 @@ LOOKS = {
 @figure
 def bytes_per_parameter() -> Figure:
     """What does a parameter cost? Bytes by recipe, trained and frozen."""
+    from peftbook.scratch.adam import RECIPES
+
     figure, axes = canvas(height=4.7)
     places = [row + 0.6 * name.startswith("frozen") for row, name in enumerate(RECIPES)]
     for place, recipe in zip(places, RECIPES.values(), strict=True):

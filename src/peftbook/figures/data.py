@@ -23,7 +23,6 @@ from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Row, draw_rows, mark, mosaic
 from peftbook.figures.style import canvas, colour, drawing, name_rows, question, shade
 from peftbook.folders import DATA
-from peftbook.scratch.packing import bucketed, pack, padding_share
 from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import get_task
 
@@ -298,6 +297,8 @@ def nearest_neighbours() -> Figure:
 @functools.cache
 def waste(task: str) -> dict[str, float]:
     """Share of computed positions that are padding in an epoch of the training split, by how batches are made."""
+    from peftbook.scratch.packing import bucketed, pack, padding_share
+
     lengths = token_counts(task).sum(axis=1).tolist()
     batched = {name: padding_share(bucketed(lengths, BATCH, pool, SEED), lengths) for name, pool in POOLS.items()}
     return batched | {name: padding_share(pack(lengths, row), lengths, row) for name, row in ROWS.items()}

@@ -9,7 +9,6 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -21,7 +20,6 @@ from peftbook.figures import figure
 from peftbook.figures.drawn import draw_bars, lines
 from peftbook.figures.parts import SMALL, decimals, label_points
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
-from peftbook.scratch.codebooks import expected_error, imbalance
 
 __all__ = [
     "best_levels",
@@ -71,6 +69,8 @@ def best_levels(bits: int, block: int) -> np.ndarray:
     """The 2^bits levels of least squared error for N(0, 1) weights in blocks: each is the mean of its cell. float64."""
     start = 1.1 * normal_float_levels(bits)
     start = (start - start[::-1]) / 2.4  # symmetric, the ends within ±1
+    from peftbook.scratch.codebooks import imbalance
+
     found = optimize.root(imbalance, start, args=("lloyd", block), tol=1e-12)
     assert found.success and np.all(np.diff(found.x) > 0), f"{bits} bits at block {block} did not converge"
     return found.x
@@ -218,6 +218,10 @@ RATES = (2, 3, 4, 5, 6)  # bits of a code
 @figure
 def error_against_bits(block: int = 64) -> Figure:
     """How near is a codebook to the best there can be? Error against stored bits, by codebook, and the bound below."""
+    import torch
+
+    from peftbook.scratch.codebooks import expected_error
+
     figure, axes = canvas(height=4.4)
     stored = [bits_per_parameter(block, double=True) - 4 + bits for bits in RATES]
     books = {
