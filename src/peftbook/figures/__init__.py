@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from peftbook.errors import InputError
 from peftbook.figures.style import mode_context, render_png, render_svg
-from peftbook.records import Missing, Store, watch, write_atomically
+from peftbook.records import Missing, Store, steady, watch, write_atomically
 from peftbook.results import command_for
 
 REGISTERED = re.compile(r"^@figure\ndef (\w+)\(", re.MULTILINE)
@@ -73,7 +73,8 @@ def draw(name: str, store: Store, **options: Any) -> Figure:
     """A figure by name. Raises InputError for an unknown one; Missing that says which command makes what it lacks."""
     arguments = (store,) if from_records(name) else ()
     try:
-        return FIGURES[name](*arguments, **options)
+        with steady():
+            return FIGURES[name](*arguments, **options)
     except Missing as missing:
         command = command_for(missing, store)
         raise Missing(missing.run, f"Figure {name!r} lacks records: run `{command}`.") from None
