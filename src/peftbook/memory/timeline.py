@@ -84,12 +84,12 @@ class Moments:
         weights = np.zeros((len(self.names), len(products)))
         for (_, symbols), column in zip(self.columns, self.table.T, strict=True):
             weights[:, products[symbols]] += column
-        keep = []
-        for index, row in enumerate(weights):
-            above, equal = (weights >= row).all(axis=1), (weights == row).all(axis=1)
-            if not (above & ~equal).any() and not equal[:index].any():
-                keep.append((self.names[index], self.by_kind(index)))
-        return keep
+        rows, first = np.unique(weights, axis=0, return_index=True)
+        heavy: list[int] = []
+        for row in reversed(range(len(rows))):  # one that outweighs another is sorted behind it
+            if not (rows[heavy] >= rows[row]).all(axis=1).any():
+                heavy.append(row)
+        return [(self.names[index], self.by_kind(index)) for index in sorted(first[heavy].tolist())]
 
     def by_kind(self, index: int) -> dict[str, Size]:
         """Kind → bytes of one moment, as polynomials."""
