@@ -346,7 +346,7 @@ with connect(address, store, checkpoints=pathlib.Path(checkpoints) if checkpoint
 """
 
 
-LONG = 48  # steps: a second or two, in which the process that computes them is stopped
+LONG = 120  # steps: seconds, in which the process that computes them is stopped
 
 
 def small_run(seed: int, steps: int, n_generate: int = 0) -> specs.Run:
@@ -439,7 +439,8 @@ class Machines:
         for name, node in self.nodes.items():
             for process in family(node.pid):
                 with contextlib.suppress(psutil.Error):
-                    if any(f"{run.key[:16]}.lock" in one.path for one in process.open_files()):
+                    works = "peftbook.training.worker" in process.cmdline()
+                    if works and any(f"{run.key[:16]}.lock" in one.path for one in process.open_files()):
                         return name, process
         raise AssertionError("no node computes this run")
 
