@@ -376,10 +376,14 @@ class Machines:
         return f"127.0.0.1:{self.port}"
 
     def environment(self, name: str) -> dict[str, str]:
+        """A node's variables. Ray ends what computes where a machine's memory is nearly full, though it may be others
+        that fill it, as other tests do here: it does not look.
+        """
         own = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0",
             "PEFTBOOK_CACHE": str(self.folder / name), "PEFTBOOK_CHECKPOINT_SECONDS": "0", "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1", "RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0",
+            "RAY_memory_monitor_refresh_ms": "0",
         }  # fmt: skip
         return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | own
 
