@@ -100,17 +100,20 @@ def models_read_once() -> Iterator[None]:
     """Afterwards each file of transformers' models is read once, not twice, for the list of what it exports.
 
     transformers remembers 128 folders, of which it has more, so that it has forgotten each when it asks again; and it
-    cuts every file into lines to find the one with which its list begins.
+    cuts every file into lines to find the one with which its list begins. A version that does neither stays as it is.
     """
     yield
     module: Any = sys.modules["transformers.utils.import_utils"]
-    of_text = module.fetch__all__
+    of_text: Any = getattr(module, "fetch__all__", None)
+    of_folder: Any = getattr(module, "create_import_structure_from_path", None)
+    if of_text is None or not hasattr(of_folder, "cache_info"):
+        return
 
     def of_its_end(text: str) -> list[str]:
         return of_text(text[text.rfind("\n__all__") + 1 :])
 
     module.fetch__all__ = functools.wraps(of_text)(of_its_end)
-    module.create_import_structure_from_path = functools.cache(module.create_import_structure_from_path.__wrapped__)
+    module.create_import_structure_from_path = functools.cache(of_folder.__wrapped__)
 
 
 class Later:

@@ -67,10 +67,10 @@ def nf4_levels() -> np.ndarray:
 @cache
 def best_levels(bits: int, block: int) -> np.ndarray:
     """The 2^bits levels of least squared error for N(0, 1) weights in blocks: each is the mean of its cell. float64."""
-    start = 1.1 * normal_float_levels(bits)
-    start = (start - start[::-1]) / 2.4  # symmetric, the ends within ±1
     from peftbook.scratch.codebooks import imbalance
 
+    start = 1.1 * normal_float_levels(bits)
+    start = (start - start[::-1]) / 2.4  # symmetric, the ends within ±1
     found = optimize.root(imbalance, start, args=("lloyd", block), tol=1e-12)
     assert found.success and np.all(np.diff(found.x) > 0), f"{bits} bits at block {block} did not converge"
     return found.x
