@@ -230,7 +230,7 @@ def say_plan(found: Comparison, one: Interval, seeds: int, examples: int) -> str
     if not needed or examples > one.examples:
         needed.append(f"{examples:,} test examples (there are {found.test_examples:,})")
     groups = max(FEWEST_GROUPS, math.ceil(one.groups * examples / one.examples)) if one.groups else 0
-    needed += [f"{groups} groups (there are {one.groups})"] if groups > one.groups else []
+    needed += [f"{groups:,} groups (there are {one.groups:,})"] if groups > one.groups else []
     return (
         f"About {listed(needed)} would find a difference of {amount(found, found.margin)} four times in five, if the "
         "spread stays what it is. Draw them anew: rows or seeds that are added after a look void the level."
