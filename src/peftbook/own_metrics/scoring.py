@@ -34,10 +34,6 @@ def own_scores(metric: Metric, answers: Sequence[Sequence[str]], targets: Sequen
                 "write it so that it takes less; in a pattern, repeats within repeats like (a+)+ take for ever."
             )
         if child.status:
-            what = (
-                child.failure()
-                if child.status == 2
-                else f"Metric {metric.name!r} could not be computed: {child.failure()}."
-            )
-            raise InputError(what)
+            why = child.failure()
+            raise InputError(why if child.status == 2 else f"Metric {metric.name!r} could not be computed: {why}.")
         return json.loads(child.output_lines()[-1])

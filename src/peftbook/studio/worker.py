@@ -51,16 +51,14 @@ def start(module: str, *arguments: str, threads: int = 0, by: Callable[..., Any]
 
 
 def sentence_of(child: Child) -> str:
-    """Why the process of a job ended badly."""
+    """Why the process of a job failed, in a sentence."""
     if child.status < 0:
         return f"was {child.failure()}"
     if child.status == LOST:
         return child.output_lines()[-1]
-    return (
-        child.failure()
-        if child.status == 2
-        else f"The job stopped with an error that nobody foresaw: {child.failure()}"
-    )
+    if child.status == 2:
+        return child.failure()
+    return f"The job stopped with an error that nobody foresaw: {child.failure()}"
 
 
 @dataclass
