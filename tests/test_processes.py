@@ -140,6 +140,34 @@ def test_one_at_a_time_holds_a_lock_whose_file_goes_with_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+EXITING = """
+import atexit, sys, threading, time
+from peftbook.processes import fast_exit
+
+class Slow:
+    def __del__(self):
+        print("teardown")
+
+with fast_exit():
+    kept = Slow()
+    atexit.register(print, "hook")
+    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    print("program")
+    {last}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "status"), [("pass", 0), ("sys.exit(3)", 3), ("sys.exit(None)", 0), ("sys.exit('no')", 1), ("1 / 0", 1)]
+)
+def test_a_fast_exit_is_an_exit_without_teardown(last, status):
+    """Threads, hooks, output and status are those of any exit, and so is what an error prints."""
+    done = subprocess.run([sys.executable, "-c", EXITING.format(last=last)], capture_output=True, text=True)
+    assert done.returncode == status and done.stdout.split() == ["program", "thread", "hook"]
+    complaint = {"1 / 0": ["ZeroDivisionError: division by zero"], "sys.exit('no')": ["no"]}
+    assert done.stderr.splitlines()[-1:] == complaint.get(last, [])
+
+
 SHARED = """
 import functools, os, pathlib, sys, time
 from peftbook.processes import share
