@@ -137,6 +137,7 @@ class ForkedKernel(LocalProvisioner):
             fork = self.server.fork(words, options["env"], None, None, options.get("cwd") or "")
         if server is None or fork is None:
             raise DeadKernelError("The process that kernels are forked from has ended.")
+        fork.stdin.close()
         self.process, self.pid, self.pgid = cast(Any, fork), fork.pid, fork.pid
         return self.connection_info
 
