@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from peftbook.core.gc_pause import gc_paused
 from peftbook.folders import results_folder
-from peftbook.later import put_off, uncollected
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "_build/test-results"
@@ -38,10 +38,7 @@ NEEDS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The libraries are imported as the package does. Tests begin with the results that you have; each holds as long
-    as what it rests on, whoever wrote it.
-    """
-    put_off()
+    """Tests begin with the results that you have; each holds as long as what it rests on, whoever wrote it."""
     if hasattr(config, "workerinput") or RESULTS.resolve() == YOURS.resolve():
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -57,7 +54,7 @@ def pytest_collection() -> Generator[None, object, object]:
     what tests make: an eighth of their time went into that.
     """
     gc.set_threshold(50_000, 20, 20)
-    with uncollected():
+    with gc_paused():
         return (yield)
 
 

@@ -561,7 +561,7 @@ import sys, types, peftbook, ray
 from peftbook.studio import watching
 def ask():
     try:
-        watching.main(["--home", sys.argv[1], "--ray", sys.argv[2], "--parent", sys.argv[3], "--once"])
+        watching.main(["--home", sys.argv[1], "--ray", sys.argv[2], "--once"])
     except SystemExit as end:
         print(end.code, flush=True)
 real = ray.__version__
@@ -584,8 +584,8 @@ def test_nodes_unlike_the_studio_are_refused(head, tmp_path):
     asked = str(tmp_path), head.address, str(os.getpid())
     with Child("-W", "ignore", "-c", UNLIKE, *asked, variables=head.environment("head")) as child:
         assert child.wait(300)
-        said = child.said()
-        assert said[1::2] == ["2", "2", "2"], (said, child.complaint())
+        said = child.output_lines()
+        assert said[1::2] == ["2", "2", "2"], (said, child.last_error_line())
     words = ("2.0.0", "with its Ray"), ("0.0.1", code_here(), "install the same"), ("only_here", "install peftbook")
     for sentence, expected in zip(said[::2], words, strict=True):
         assert all(word in sentence for word in expected), sentence

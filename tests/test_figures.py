@@ -62,7 +62,7 @@ from peftbook.figures import (
 )
 from peftbook.memory import SHAPES, Configuration, training_step
 from peftbook.methods import arm_looks
-from peftbook.processes import ask
+from peftbook.processes import run_child
 from peftbook.records import Missing, Record, Store, default_store
 from peftbook.results import study_quantities
 from peftbook.scratch.capacity import free_numbers
@@ -624,7 +624,7 @@ def test_a_figure_brings_its_own_module_and_studies_alone():
         "assert 'peftbook.studies.codebooks' not in sys.modules\n"
         "print(*(name for name in ('restraint', 'lora', 'bits', 'qlora') if f'peftbook.figures.{name}' in sys.modules))"
     )
-    assert ask("-c", code) == ["restraint lora"]
+    assert run_child("-c", code) == ["restraint lora"]
     assert all(function.__name__ == name for name, function in figures.FIGURES.items())
     with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
         _ = figures.unheard_of

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from peftbook import processes
-from peftbook.processes import Child, ask, elsewhere, identity, is_alive
+from peftbook.processes import Child, call_in_child, identity, is_alive, run_child
 from peftbook.training.hardware import machine_name
 
 PARENT = """
@@ -33,10 +33,10 @@ with Child("-c", code) as child:
 
 CONTENDER = """
 import pathlib, sys
-from peftbook.processes import hold
+from peftbook.processes import lock_file
 inside = pathlib.Path(sys.argv[1], "inside")
 for _ in range(40):
-    with hold(pathlib.Path(sys.argv[1], "lock"), "held", patience=60):
+    with lock_file(pathlib.Path(sys.argv[1], "lock"), "held", patience=60):
         inside.mkdir()
         inside.rmdir()
 """
@@ -87,35 +87,35 @@ def test_a_child_that_watches_its_input_ends_with_us():
 def test_why_a_child_ended(code, why):
     """A refusal is said, a traceback complained, and a signal neither."""
     with Child("-c", code) as child:
-        assert child.wait(60) and child.why() == why
+        assert child.wait(60) and child.failure() == why
 
 
 def test_what_is_told_is_heard_and_what_is_said_comes_back_line_by_line():
     """Empty lines too: they stand for answers."""
     code = "import sys; [print(len(line) - 1 or '') for line in sys.stdin]"
-    assert ask("-c", code, told="\nfour\n\n") == ["", "4", ""]
+    assert run_child("-c", code, text="\nfour\n\n") == ["", "4", ""]
 
 
 def test_a_child_that_died_at_once_is_told_in_vain():
     """A broken pipe is no error of ours: its status says what happened."""
     with Child("-c", "import os; os._exit(3)") as child:
         child.wait(60)
-        child.tell("x" * 1_000_000, last=True)
+        child.write("x" * 1_000_000, last=True)
         assert child.status == 3
 
 
 def test_asking_fails_with_the_reason_or_after_its_time():
     """And leaves no process behind."""
     with pytest.raises(RuntimeError, match="no such thing"):
-        ask("-c", "raise ValueError('no such thing')")
+        run_child("-c", "raise ValueError('no such thing')")
     with pytest.raises(RuntimeError, match=r"took more than 0\.2 seconds"):
-        ask("-c", "import time; time.sleep(600)", seconds=0.2)
+        run_child("-c", "import time; time.sleep(600)", seconds=0.2)
 
 
 def test_a_function_answers_elsewhere_what_it_answers_here():
     """A text, and a dataclass as a dictionary."""
-    assert elsewhere(machine_name, "cpu") == machine_name("cpu")
-    assert elsewhere(os.getpid) != os.getpid()
+    assert call_in_child(machine_name, "cpu") == machine_name("cpu")
+    assert call_in_child(os.getpid) != os.getpid()
 
 
 @pytest.mark.parametrize("threads", [0, 3])
@@ -126,7 +126,7 @@ def test_threads_of_a_child_sleep_when_they_are_idle(threads, monkeypatch):
     code = (
         "import json, os; print(json.dumps([os.environ.get(name) for name in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')]))"
     )
-    told = json.loads(ask("-c", code, threads=threads)[0])
+    told = json.loads(run_child("-c", code, threads=threads)[0])
     assert told == (["3", "PASSIVE"] if threads else ["1", None])
     assert processes.HOST
 
@@ -136,8 +136,36 @@ def test_one_at_a_time_holds_a_lock_whose_file_goes_with_it(tmp_path):
     contenders = [Child("-c", CONTENDER, str(tmp_path)) for _ in range(4)]
     for child in contenders:
         with child:
-            assert child.wait(120) and child.why() == ""
+            assert child.wait(120) and child.failure() == ""
     assert not list(tmp_path.iterdir())
+
+
+EXITING = """
+import atexit, sys, threading, time
+from peftbook.processes import fast_exit
+
+class Slow:
+    def __del__(self):
+        print("teardown")
+
+with fast_exit():
+    kept = Slow()
+    atexit.register(print, "hook")
+    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    print("program")
+    {last}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "status"), [("pass", 0), ("sys.exit(3)", 3), ("sys.exit(None)", 0), ("sys.exit('no')", 1), ("1 / 0", 1)]
+)
+def test_a_fast_exit_is_an_exit_without_teardown(last, status):
+    """Threads, hooks, output and status are those of any exit, and so is what an error prints."""
+    done = subprocess.run([sys.executable, "-c", EXITING.format(last=last)], capture_output=True, text=True)
+    assert done.returncode == status and done.stdout.split() == ["program", "thread", "hook"]
+    complaint = {"1 / 0": ["ZeroDivisionError: division by zero"], "sys.exit('no')": ["no"]}
+    assert done.stderr.splitlines()[-1:] == complaint.get(last, [])
 
 
 SHARED = """
@@ -161,7 +189,7 @@ print("once")
 def test_tasks_are_shared_with_forks(tmp_path):
     """Each is done once, by all of them, the others too where a fork fails; and what follows is done by one."""
     code = SHARED.replace("import functools", "import os; os.environ['OMP_NUM_THREADS'] = '1'; import functools")
-    assert ask("-c", code, str(tmp_path)) == ["once"]
+    assert run_child("-c", code, str(tmp_path)) == ["once"]
     assert {path.name for path in tmp_path.iterdir()} == {str(number) for number in range(40)}
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 3
 
@@ -171,4 +199,4 @@ def test_where_several_threads_are_nothing_is_forked(tmp_path):
     code = SHARED.replace(
         "here = ", "import threading; threading.Thread(target=time.sleep, args=(1,)).start(); here = "
     )
-    assert ask("-c", code, str(tmp_path)) == ["once"] and not any(tmp_path.iterdir())
+    assert run_child("-c", code, str(tmp_path)) == ["once"] and not any(tmp_path.iterdir())

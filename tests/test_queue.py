@@ -18,7 +18,7 @@ from peftbook.exchange import import_records
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
-from peftbook.processes import hold
+from peftbook.processes import lock_file
 from peftbook.records import Record, Store
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
@@ -315,14 +315,14 @@ def test_two_processes_never_compute_one_run_at_a_time(tmp_path):
     ask = f"""
 import pathlib, sys
 from peftbook.errors import InputError
-from peftbook.processes import hold
+from peftbook.processes import lock_file
 try:
-    with hold(pathlib.Path({str(path)!r}), "Another process has it."):
+    with lock_file(pathlib.Path({str(path)!r}), "Another process has it."):
         print("mine")
 except InputError as error:
     print(error)
 """
-    with hold(path, ""):
+    with lock_file(path, ""):
         assert "Another process" in subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout
     assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == "mine\n"
 
@@ -332,18 +332,21 @@ def test_a_patient_process_waits_until_the_other_one_ends(tmp_path):
     path = tmp_path / "run.lock"
     holder = f"""
 import pathlib, time
-from peftbook.processes import hold
-with hold(pathlib.Path({str(path)!r}), ""):
+from peftbook.processes import lock_file
+with lock_file(pathlib.Path({str(path)!r}), ""):
     print("held", flush=True)
     time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="Another process"), hold(path, "Another process has it.", patience=0.3):
+        with (
+            pytest.raises(InputError, match="Another process"),
+            lock_file(path, "Another process has it.", patience=0.3),
+        ):
             pass
         threading.Timer(0.5, other.kill).start()
         began = time.monotonic()
-        with hold(path, "", patience=60):
+        with lock_file(path, "", patience=60):
             assert 0.4 < time.monotonic() - began < 60
 
 

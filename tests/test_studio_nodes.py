@@ -20,7 +20,7 @@ from studio_home import colours_project, small_run
 from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import InputError
 from peftbook.methods.lora import LoRA
-from peftbook.processes import hold
+from peftbook.processes import lock_file
 from peftbook.records import Record, Store, write_atomically
 from peftbook.studio import away, health, machine, nodes, placed, watching
 from peftbook.studio import worker as studio_worker
@@ -173,7 +173,7 @@ def test_what_a_killed_task_left_on_a_node_goes_with_the_next_one(tmp_path, monk
     for folder in (dead, alive):
         folder.mkdir()
         (folder / "data.bin").write_bytes(b"rows")
-    with hold(away.lock_of(alive), ""):
+    with lock_file(away.lock_of(alive), ""):
         with away.kept_while_alive() as mine:
             assert not dead.exists() and alive.exists() and mine.stat().st_mode & 0o777 == 0o700
         assert not mine.exists()

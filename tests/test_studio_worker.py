@@ -339,9 +339,8 @@ def test_a_child_whose_job_is_not_its_own_touches_nothing(tmp_path):
     studio.cancel(job.id)
     before = sorted(tmp_path.rglob("*"))
     command = [sys.executable, "-m", "peftbook.studio.work", "--home", str(tmp_path), "--job", job.id]
-    for parent, status in ((os.getpid(), work.NOT_MINE), (1, 1)):  # of the second the parent is gone: it does not look
-        arguments = ["--attempt", "1", "--parent", str(parent)]
-        with subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE) as child:
+    for parent, status in ((subprocess.PIPE, work.NOT_MINE), (subprocess.DEVNULL, 1)):  # the second has no parent
+        with subprocess.Popen([*command, "--attempt", "1"], stdin=parent) as child:
             assert child.wait(120) == status
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -825,10 +824,10 @@ def test_the_first_of_several_jobs_waits_for_what_they_are_forked_from(tmp_path,
         asked.append(env["TOKENIZERS_PARALLELISM"])
         if not room:
             raise OSError(12, "Cannot allocate memory")
-        worker.source.server = SimpleNamespace()
+        worker.fork_server.process = SimpleNamespace()
 
-    monkeypatch.setattr(worker.source, "load", load)
-    monkeypatch.setattr(worker.source, "is_loading", lambda: loading[0] and worker.source.server is not None)
+    monkeypatch.setattr(worker.fork_server, "load", load)
+    monkeypatch.setattr(worker.fork_server, "is_loading", lambda: loading[0] and worker.fork_server.process is not None)
     monkeypatch.setattr(studio_worker, "start", lambda *given, **how: SimpleNamespace(ended=lambda: False))
     monkeypatch.setattr(studio_worker, "cores_gained", lambda: 1)
     for _ in range(3):
@@ -854,7 +853,7 @@ class Doing:
     def ended(self) -> bool:
         return self.status is not None
 
-    def why(self) -> str:
+    def failure(self) -> str:
         return "killed"
 
     def end(self) -> None: ...
@@ -923,8 +922,9 @@ def test_a_job_that_needs_the_machine_runs_alone(crew, change):
 def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew, monkeypatch):
     """Jobs that need the machine, and then two at a time: each has its share of the cores, all have one environment."""
     studio, project, worker = crew
-    monkeypatch.setattr(worker.source, "load", lambda env: setattr(worker.source, "server", env) or loaded.append(env))
-    monkeypatch.setattr(worker.source, "is_loading", lambda: False)
+    server = worker.fork_server
+    monkeypatch.setattr(server, "load", lambda env: setattr(server, "process", env) or loaded.append(env))
+    monkeypatch.setattr(server, "is_loading", lambda: False)
     loaded: list[dict[str, str]] = []
     Worker.load(worker, 2)
     for share, many, model in ((4, 1, specs.Model()), (2, 2, SMALL)):
@@ -934,7 +934,7 @@ def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew
         for place in worker.places:
             place.child.status = 1
     assert [env["OMP_NUM_THREADS"] for env in loaded] == ["2"]
-    monkeypatch.setattr(worker.source, "server", None)
+    monkeypatch.setattr(server, "process", None)
 
 
 @pytest.mark.parametrize("cancelled", [True, False])

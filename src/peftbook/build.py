@@ -25,6 +25,7 @@ from peftbook.training.phases import waited_for
 __all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
 
 PACKAGE = Path(__file__).resolve().parent
+KERNEL_HINT = "Kernel is running over TCP without encryption"  # on one machine
 
 
 def build_book(root: Path, *, strict: bool = False, executed: Path | None = None) -> dict[str, Path]:
@@ -82,7 +83,7 @@ def made_beside(what: str, out: Path) -> Iterator[None]:
         with waited_for(what.capitalize(), "drawing the rest"):
             child.wait()
         if child.status:
-            raise InputError(f"The {what} could not be made: {child.complaint() or child.why()}")
+            raise InputError(f"The {what} could not be made: {child.last_error_line() or child.failure()}")
 
 
 def lecture_files() -> list[str]:
@@ -174,14 +175,19 @@ def build_pdf(root: Path) -> Path:
 
 
 def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) -> int:
-    """Run a command offline and pass its messages on, less a hint that every kernel repeats; returns its status."""
+    """Run Jupyter Book offline and pass on its warnings and errors; returns its status.
+
+    Its banner goes to standard output, and is dropped with it; so is a hint that every kernel repeats.
+    """
     variables = {"HF_HUB_OFFLINE": "1", PROMISED: os.pathsep.join(promised)}
-    with subprocess.Popen(command, cwd=root, env=os.environ | variables, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=root, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         with waited_for("Site", "starting Jupyter Book"):
             first = process.stderr.readline()
         for line in itertools.chain([first], process.stderr):
-            if "[IPKernelApp]" not in line:
+            if KERNEL_HINT not in line:
                 sys.stderr.write(line)
     return process.returncode
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from peftbook.processes import hold
+from peftbook.processes import lock_file
 
 __all__ = ["DATA", "cache_folder", "checkpoints_folder", "results_folder", "run_lock"]
 
@@ -42,4 +42,4 @@ def run_lock(key: str, patience: float = 0.0) -> contextlib.AbstractContextManag
     patience: seconds to wait for a holder that may be dying.
     """
     taken = "Another process is computing this run: wait for it, then run the command again."
-    return hold(checkpoints_folder() / f"{key[:16]}.lock", taken, patience)
+    return lock_file(checkpoints_folder() / f"{key[:16]}.lock", taken, patience)

@@ -1,4 +1,4 @@
-"""Processes: children of this Python, identities that outlive pids, locks that die with their holders."""
+"""Processes: children of this Python, identities that outlive pids, locks that end with their process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import select
 import signal
 import subprocess
 import sys
@@ -16,25 +17,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, cast
 
 import psutil
 
 from peftbook.errors import InputError
 
-__all__ = ["HOST", "Child", "ask", "die_with_parent", "elsewhere", "end_group", "end_with_input", "environment_of",
-           "hold", "identity", "is_alive", "leave", "one_thread_each", "share"]  # fmt: skip
+__all__ = [
+    "HOST", "Child", "call_in_child", "die_with", "die_with_parent", "end_group", "end_with_input", "environment_of",
+    "fast_exit", "identity", "is_alive", "lock_file", "one_thread_each", "run_child", "share",
+]  # fmt: skip
 
 HOST = platform.node()
-LINE_CHARS = 1000  # of what a child said that are passed on
-FORKED_BY = 0  # the process that this one was forked from, with which it ends (`preloaded`)
+LINE_CHARS = 1000  # of a line of a child's that is passed on
 
 
 class Child:
-    """A process of this Python, leader of its own group, with what it said and complained. Used with `with`.
+    """A process of this Python that leads its own group; its output and errors go to files. A context manager.
 
     Its standard input is a pipe that ends when this process does: a child that calls `end_with_input` never outlives
-    us. What it was still doing when the block is left is ended.
+    it. Leaving the block kills the child and its group.
     """
 
     def __init__(
@@ -42,13 +44,13 @@ class Child:
         start: Callable[..., Any] = subprocess.Popen,
     ):  # fmt: skip
         """words: after the interpreter, like ("-m", module).  threads, variables: of its environment.
-        show: let its complaints through to standard error.  start: what starts it, in place of Popen and as it does.
+        show: pass its standard error on.  start: stands in for Popen.
         """
         self.streams: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 — closed with it
-        said, complained = self.streams
+        output, errors = self.streams
         try:
             self.process = start(
-                [sys.executable, *words], stdin=subprocess.PIPE, stdout=said, stderr=None if show else complained,
+                [sys.executable, *words], stdin=subprocess.PIPE, stdout=output, stderr=None if show else errors,
                 env=environment_of(threads, variables), start_new_session=True,
             )  # fmt: skip
         except OSError:
@@ -63,8 +65,8 @@ class Child:
         self.end()
         self.close()
 
-    def tell(self, text: str, *, last: bool = False) -> None:
-        """Write to its standard input, and close that after the last; whether it has died its status says."""
+    def write(self, text: str, *, last: bool = False) -> None:
+        """Write to its standard input, and close that after the last text; if it has died, nothing happens."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(text.encode())
@@ -73,7 +75,7 @@ class Child:
             self.close_input()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it has ended, at most so long; whether it has."""
+        """Wait until it has ended, at most so long; returns whether it has."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -85,25 +87,26 @@ class Child:
 
     @property
     def status(self) -> int:
-        """Its exit status, negative the signal that ended it."""
+        """Its exit status, or minus the signal that ended it."""
         return cast(int, self.process.returncode)
 
-    def said(self) -> list[str]:
+    def output_lines(self) -> list[str]:
         """The lines of its standard output, once it has ended."""
         return text_of(self.streams[0]).splitlines()
 
-    def why(self) -> str:
-        """Why it ended badly, in words after its name: a signal, the refusal that it said, the last line of its
-        complaint, or its status; empty where it ended well.
+    def failure(self) -> str:
+        """Why it failed, in words after its name; empty if it did not.
+
+        The signal that ended it; the last line of its output for status 2, a refusal; else of its errors; else its
+        status.
         """
         if self.status <= 0:
             return f"ended by signal {-self.status}{' (out of memory?)' * (self.status == -9)}" if self.status else ""
-        lines = text_of(self.streams[0 if self.status == 2 else 1]).strip().splitlines()
-        return lines[-1][:LINE_CHARS] if lines else f"ended with exit status {self.status}"
+        return last_line(self.streams[0 if self.status == 2 else 1]) or f"ended with exit status {self.status}"
 
-    def complaint(self) -> str:
+    def last_error_line(self) -> str:
         """The last line of its standard error, once it has ended."""
-        return (text_of(self.streams[1]).strip().splitlines() or [""])[-1][:LINE_CHARS]
+        return last_line(self.streams[1])
 
     def terminate(self) -> None:
         """Kill it and its group."""
@@ -117,7 +120,7 @@ class Child:
         self.process.wait()
 
     def close(self) -> None:
-        """Let go of its pipe and files."""
+        """Close its pipe and files."""
         self.close_input()
         self.close_streams()
 
@@ -132,10 +135,9 @@ class Child:
 
 
 def environment_of(threads: int = 0, variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child.
+    """The environment of a child: that of this process with a number of threads (0: the same) and more variables.
 
-    threads: that it may compute with; those that are idle sleep, so that no neighbour is slowed down. 0: as we.
-    variables: more of it.
+    Idle threads sleep, so that they slow nothing down.
     """
     environment = os.environ | dict(variables or {})
     if threads:
@@ -197,35 +199,43 @@ def work_and_leave(tasks: Sequence[Callable[[], object]], waiting: int, parent: 
 
 
 def text_of(stream: IO[bytes]) -> str:
-    """What is in a file. A child that still writes to it shares our place in it: for afterwards."""
+    """The text in a file whose writer has ended: it shares our position."""
     stream.seek(0)
     return stream.read().decode("utf-8", "replace")
 
 
-def ask(*words: str, told: str = "", threads: int = 0, seconds: float | None = None) -> list[str]:
-    """What a process of this Python says, line by line. Raises RuntimeError where it fails or takes longer."""
+def last_line(stream: IO[bytes]) -> str:
+    """The end of the text in a file, for a message."""
+    return (text_of(stream).strip().splitlines() or [""])[-1][:LINE_CHARS]
+
+
+def run_child(*words: str, text: str = "", threads: int = 0, seconds: float | None = None) -> list[str]:
+    """Run a process of this Python; returns the lines of its standard output.
+
+    text: its standard input.  seconds: after which it is killed. Raises RuntimeError if it fails or takes longer.
+    """
     with Child(*words, threads=threads) as child:
-        child.tell(told, last=True)
+        child.write(text, last=True)
         if not child.wait(seconds):
             raise RuntimeError(f"python {' '.join(words)} took more than {seconds:g} seconds")
         if child.status:
-            raise RuntimeError(f"python {' '.join(words)}: {child.why()}")
-        return child.said()
+            raise RuntimeError(f"python {' '.join(words)}: {child.failure()}")
+        return child.output_lines()
 
 
-def elsewhere(function: Callable[..., Any], *arguments: object) -> Any:
-    """What a function of a module answers in a process of its own, so that what it imports is not imported here.
+def call_in_child(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function of a module in a child process, so that what it imports is not imported here.
 
-    Its answer and its arguments are plain values, or the answer is a dataclass, which comes as a dictionary. Raises
-    RuntimeError where it fails.
+    Arguments are plain values; so is the result, or it is a dataclass, which comes as a dictionary. Raises RuntimeError
+    where it fails.
     """
     call = f"{function.__name__}(*{arguments!r})"
     code = f"import json; from dataclasses import asdict; from {function.__module__} import {function.__name__}; "
-    return json.loads(ask("-c", f"{code}print(json.dumps({call}, default=asdict))")[-1])
+    return json.loads(run_child("-c", f"{code}print(json.dumps({call}, default=asdict))")[-1])
 
 
 def end_with_input() -> None:
-    """From now on the process ends with what is its standard input now."""
+    """From now on, end this process when its present standard input ends."""
 
     def watch(descriptor: int) -> None:
         while os.read(descriptor, 1024):
@@ -235,51 +245,70 @@ def end_with_input() -> None:
     threading.Thread(target=watch, args=(os.dup(sys.stdin.fileno()),), daemon=True).start()
 
 
-def die_with_parent(parent: int) -> None:
-    """End with the process that started this one: killed by the system (Linux), everywhere with its standard input.
+def die_with_parent() -> None:
+    """From now on, end with the process that started this one, and at once if that is gone.
 
-    Ends at once if the parent is gone already.
+    Its end is that of standard input; on Linux the system kills this process even if no thread of it can run.
     """
-    if not FORKED_BY:
-        die_with(parent)
+    if sys.platform == "linux":
+        set_death_signal()
+        if select.select([0], [], [], 0)[0] and not os.read(0, 1):
+            os._exit(1)
     end_with_input()
 
 
 def die_with(parent: int) -> None:
-    """Be killed by the system (Linux) when the parent ends; end at once if it is gone already."""
+    """From now on, be killed by the system (Linux) when the parent ends; end at once if it is gone already."""
     if sys.platform == "linux":
-        import ctypes
-
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        set_death_signal()
     if os.getppid() != parent:
         os._exit(1)
 
 
-def leave(status: int = 0) -> NoReturn:
-    """End as a process does, with what waits for its end, but without being taken apart: with the large libraries that
-    takes a fifth of a second, and in a fork that has copied none of them seconds.
+def set_death_signal() -> None:
+    """Have Linux kill this process when its parent ends."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def fast_exit() -> Iterator[None]:
+    """Run the program inside; after its atexit hooks, exit without interpreter teardown.
+
+    Teardown takes a fifth of a second with the large libraries, and seconds in a fork, which copies their memory then.
+    Enter before they are imported: hooks that were registered earlier are skipped.
     """
-    with contextlib.suppress(Exception):
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status & 0xFF)
+    status = 1
+
+    def finish() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status & 0xFF)
+
+    atexit.register(finish)
+    try:
+        yield
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
 
 
 @functools.cache
 def boot() -> str:
-    """What tells this start of the machine from every other one; empty where the system does not say."""
+    """An id of this start of the machine; empty where the system has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 def identity(pid: int) -> str:
-    """Which process has this pid now: boot of the machine and start time. Empty if none, or if it has ended.
+    """Boot of the machine and start time of the process with this pid; empty if there is none, or it has ended.
 
-    A pid is given again; a pid with a start time is not, and start times repeat only from boot to boot.
+    A pid is given again; with a start time it is not, and start times repeat only from boot to boot.
     """
     try:
         if sys.platform == "linux":
@@ -292,12 +321,12 @@ def identity(pid: int) -> str:
 
 
 def is_alive(pid: int, known: str) -> bool:
-    """Whether the process that had this pid and this identity still runs."""
+    """Whether the process with this pid and this identity still runs."""
     return bool(known) and identity(pid) == known
 
 
 def end_group(pid: int, known: str, patience: float = 10.0) -> None:
-    """Kill a process that leads its group, and the group, and wait until it is gone; nothing if it already is."""
+    """Kill the process with this pid and identity, with the group that it leads, and wait until it is gone."""
     deadline = time.monotonic() + patience
     while is_alive(pid, known):
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
@@ -311,11 +340,11 @@ def end_group(pid: int, known: str, patience: float = 10.0) -> None:
 
 
 @contextlib.contextmanager
-def hold(path: Path, otherwise: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock file until the process dies of anything. Raises InputError(otherwise) if another process holds it.
+def lock_file(path: Path, otherwise: str, patience: float = 0.0) -> Iterator[None]:
+    """Lock a file inside the block, or until the process dies. Raises InputError(otherwise) if another has locked it.
 
-    patience: seconds to wait for a holder that may be dying.  The file goes with the lock: whoever has opened it
-    meanwhile is told by filelock that it is no longer there, and tries again.
+    patience: seconds to wait for a process that may be dying.  The file is deleted with the lock: filelock notices that
+    the file that it has opened is gone, and tries again.
     """
     from filelock import FileLock, Timeout
 

@@ -16,7 +16,7 @@ from peftbook.bench.contestants import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, W
 from peftbook.bench.peers import train_peer, with_dtype
 from peftbook.errors import InputError
 from peftbook.methods import preset
-from peftbook.processes import end_with_input, leave
+from peftbook.processes import end_with_input, fast_exit
 from peftbook.tasks import TaskData, get_task
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
@@ -180,5 +180,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    with fast_exit():
+        main()

@@ -123,12 +123,12 @@ def run_process(job: dict) -> dict:
         target = Path(folder) / "result.json"
         variables = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
         with Child("-m", "peftbook.bench.measuring", str(target), variables=variables) as child:
-            child.tell(f"{json.dumps(job)}\n")
+            child.write(f"{json.dumps(job)}\n")
             if not child.wait(job.get("seconds")):
                 return {"failure": f"{job['steps']} steps took more than {job['seconds']} s"}
             if child.status == 2:
-                raise InputError(child.why())
-            return {"failure": child.why()} if child.status else json.loads(target.read_text())
+                raise InputError(child.failure())
+            return {"failure": child.failure()} if child.status else json.loads(target.read_text())
 
 
 def aggregate(method: str, contestant: str, results: list[dict]) -> dict:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import peftbook
 from peftbook.cli import evidence, fit, machine, own_data, products, recipe, runs
 from peftbook.cli.arguments import Command, Options
+from peftbook.core.quiet import filter_messages
 from peftbook.errors import InputError
 
 
@@ -49,6 +50,7 @@ def command(group, name: str, handler: Callable[[argparse.Namespace], int], opti
 def main(argv: list[str] | None = None) -> int:
     """Entry point: bad input is one sentence on standard error and exit status 2."""
     args = build_parser().parse_args(argv)
+    filter_messages()
     try:
         status = args.handler(args)
         sys.stdout.flush()

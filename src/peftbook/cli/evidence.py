@@ -84,9 +84,9 @@ def command_import(args: argparse.Namespace) -> int:
 
 def command_status(args: argparse.Namespace) -> int:
     """Say for each study which runs are cached, missing, failed or stale."""
-    from peftbook.later import uncollected
+    from peftbook.core.gc_pause import gc_paused
 
-    with uncollected():  # a quarter of the command's time
+    with gc_paused():  # a quarter of the command's time
         tell_status(store_on(args.platform), args.platform, args.verbose)
     return 0
 
@@ -140,10 +140,10 @@ def command_verify(args: argparse.Namespace) -> int:
 
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth; or what would decide those that are open."""
-    from peftbook.later import uncollected
+    from peftbook.core.gc_pause import gc_paused
     from peftbook.processes import one_thread_each
 
-    with uncollected(), one_thread_each():  # what judging makes, it does not tie into cycles; all cores judge
+    with gc_paused(), one_thread_each():  # what judging makes, it does not tie into cycles; all cores judge
         from peftbook.records import steady
         from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
         from peftbook.training.hardware import cores

@@ -55,8 +55,8 @@ def command_prepare(args: argparse.Namespace) -> int:
     from peftbook.training.phases import waited_for
 
     with waited_for("Embedded model", "unpacking it"):
+        from peftbook.core.quiet import quieten_libraries
         from peftbook.training.models import prepare_embedded
-        from peftbook.training.quiet import quieten_libraries
 
         quieten_libraries()
         folder = prepare_embedded()
@@ -68,8 +68,8 @@ def command_doctor(args: argparse.Namespace) -> int:
     """Say what this machine is, what it computes in and how fast, and what is missing; for reports of faults too."""
     from dataclasses import asdict
 
+    from peftbook.core.quiet import quieten_libraries
     from peftbook.training.doctor import as_text, examine
-    from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     examination = examine()
@@ -131,7 +131,7 @@ def command_bench_cli(args: argparse.Namespace) -> int:
 def command_bench_adapters(args: argparse.Namespace) -> int:
     """Time a step of four LoRA trainings over one base on the CPU: one after another, and all in one step."""
     from peftbook.bench.adapters import adapters_bench, table
-    from peftbook.training.quiet import quieten_libraries
+    from peftbook.core.quiet import quieten_libraries
 
     quieten_libraries()
     print(table(adapters_bench(args.rounds)))

@@ -149,9 +149,9 @@ def command_demo(args: argparse.Namespace) -> int:
 def command_export(args: argparse.Namespace) -> int:
     """Write an adapter, or its base with the adapter merged, as a file that llama.cpp serves; prints how."""
     from peftbook.base_models import model_named
+    from peftbook.core.quiet import quieten_libraries
     from peftbook.errors import InputError
     from peftbook.training import gguf_adapter, gguf_model
-    from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     if args.adapter is None and (args.model is None or args.merged or args.rounded):

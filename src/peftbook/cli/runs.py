@@ -88,7 +88,7 @@ def check_engine(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def engine(args: argparse.Namespace, store) -> Iterator[dict]:
     """What `run_studies` computes with: processes on this machine, or tasks of a Ray cluster."""
-    from peftbook.preloaded import Preloaded
+    from peftbook.runtime.fork_server import ForkServer
     from peftbook.training import queue
     from peftbook.training.durations import predicted_here
     from peftbook.training.hardware import cores
@@ -100,9 +100,9 @@ def engine(args: argparse.Namespace, store) -> Iterator[dict]:
         variables = {"PEFTBOOK_CHECKPOINTS": str(folder)} if folder else {}
         workers = args.workers or max(1, queue.default_workers(args.platform) // args.processes)
         shared = {"processes": args.processes, "strategy": args.strategy}
-        with Preloaded() as source:
+        with ForkServer() as server:
             yield {
-                "compute": functools.partial(queue.run_subprocess, variables=variables, source=source, **shared),
+                "compute": functools.partial(queue.run_subprocess, variables=variables, fork_server=server, **shared),
                 "predict": functools.partial(predicted_here, threads=best_threads(max(1, cores() // workers))),
                 "refuse": functools.partial(obstacle_to_split, count=args.processes, strategy=args.strategy),
                 "workers": workers,

@@ -27,13 +27,13 @@ def own_scores(metric: Metric, answers: Sequence[Sequence[str]], targets: Sequen
         raise InputError(f"There are {most} answers for {len(targets)} targets: give one each.")
     told = {"metric": metric.text(), "answers": [list(each) for each in answers], "targets": list(targets[:most])}
     with Child("-m", "peftbook.own_metrics.child", str(CPU_SECONDS), threads=1) as child:
-        child.tell(json.dumps(told), last=True)
+        child.write(json.dumps(told), last=True)
         if not child.wait(SECONDS) or child.status in SPENT:
             raise InputError(
                 f"Metric {metric.name!r} was ended over {sum(map(len, answers))} answers after {CPU_SECONDS} seconds: "
                 "write it so that it takes less; in a pattern, repeats within repeats like (a+)+ take for ever."
             )
         if child.status:
-            what = child.why() if child.status == 2 else f"Metric {metric.name!r} could not be computed: {child.why()}."
-            raise InputError(what)
-        return json.loads(child.said()[-1])
+            why = child.failure()
+            raise InputError(why if child.status == 2 else f"Metric {metric.name!r} could not be computed: {why}.")
+        return json.loads(child.output_lines()[-1])

@@ -35,9 +35,9 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
     """Count with the tokenizer of the model, or with the embedded model's where that cannot be reached."""
     from transformers import AutoTokenizer
 
+    from peftbook.core.quiet import quieten_libraries
     from peftbook.training.hub import check_reachable
     from peftbook.training.models import prepare_embedded
-    from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     try:

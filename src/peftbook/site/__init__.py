@@ -17,9 +17,11 @@ def setup(app: Any) -> dict[str, Any]:
     """Register every part of the extension."""
     import importlib
 
-    from peftbook.later import uncollected
+    from peftbook.core.gc_pause import gc_paused
+    from peftbook.core.quiet import filter_messages
 
-    with uncollected():  # of Sphinx, of what it imported and of this
+    filter_messages()
+    with gc_paused():
         for part in PARTS:
             importlib.import_module(f"peftbook.site.{part}").setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

@@ -16,26 +16,32 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
 from myst_nb.core.read import create_nb_reader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from sphinx.util import logging
 
+from peftbook.runtime.fork_server import AVAILABLE, ForkServer
 from peftbook.site.execution import cache_folder, kernel_variables, ledger_of
-from peftbook.site.forked_kernels import AVAILABLE, KernelServer
 from peftbook.site.progress import phases_of
 
 __all__ = ["setup"]
 
 LOGGER = logging.getLogger(__name__)
 KERNEL_BYTES = 2e9  # that a chapter's process may take: torch, a model, figures
+LIBRARIES = (
+    "torch", "transformers.models.llama.modeling_llama", "peft", "datasets", "scipy.stats", "matplotlib.figure",
+    "matplotlib.backends.backend_svg", "ipykernel.kernelapp",
+)  # fmt: skip
+INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # matplotlib reads it before IPython would set it
 
 
 @dataclass
@@ -102,12 +108,38 @@ def size(chapter: Chapter) -> int:
 
 @contextmanager
 def kernel_managers(variables: Mapping[str, str]) -> Iterator[type[AsyncKernelManager]]:
-    """What starts a chapter's kernel: a fork of one process that has the libraries, where that may be done."""
+    """What starts a chapter's kernel: a fork server, where there can be one, in an environment with these variables."""
     if not AVAILABLE:
         yield AsyncKernelManager
         return
-    with KernelServer(variables) as server:
-        yield server.manager()
+    with ForkServer(LIBRARIES) as server:
+        server.load({**os.environ, **INLINE, **variables})
+
+        class Manager(AsyncKernelManager):
+            def __init__(self, **options: Any):
+                super().__init__(**options)
+                self.provisioner = ForkedKernel(server, kernel_spec=self.kernel_spec, parent=self)
+
+        yield Manager
+
+
+class ForkedKernel(LocalProvisioner):
+    """Jupyter's provisioner of local processes, whose process is a fork."""
+
+    def __init__(self, server: ForkServer, **options: Any):
+        super().__init__(**options)
+        self.server = server
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
+        """Fork the kernel that the command would start. Raises DeadKernelError if that cannot be done."""
+        if (server := self.server.process) is not None:
+            words = [*cmd[cmd.index("-m") + 1 :], f"--IPKernelApp.parent_handle={server.pid}"]
+            fork = self.server.fork(words, options["env"], None, None, options.get("cwd") or "")
+        if server is None or fork is None:
+            raise DeadKernelError("The process that kernels are forked from has ended.")
+        fork.stdin.close()
+        self.process, self.pid, self.pgid = cast(Any, fork), fork.pid, fork.pid
+        return self.connection_info
 
 
 def execute(

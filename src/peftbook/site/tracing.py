@@ -13,7 +13,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 OURS = frozenset(
-    {"peftbook.site", "peftbook.site.tracing", "peftbook.site.forked_kernels"}
+    {"peftbook.core", "peftbook.core.quiet", "peftbook.site", "peftbook.site.tracing"}
 )  # in every kernel, chapter or not
 NOT_FOUND = "peftbook.record_not_found"  # what `records.Store` tells; it is not imported, so that only its users are
 LISTED = "peftbook.records_listed"  # likewise, of folders all of whose records were asked for

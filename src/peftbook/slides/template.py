@@ -65,13 +65,14 @@ def template(accent: str = ACCENT) -> Any:
     """An empty 16:9 presentation with our master: colours, fonts, footers, and five layouts."""
     deck = Presentation()
     deck.slide_width, deck.slide_height = Inches(WIDTH), Inches(HEIGHT)
-    unwanted = RELATIONSHIP_TYPE.THUMBNAIL, RELATIONSHIP_TYPE.PRINTER_SETTINGS
-    for relations in (deck.part.package._rels, deck.part.rels):
-        for key in [key for key, relation in relations.items() if relation.reltype in unwanted]:
-            relations.pop(key)
+    package, relations = deck.part.package, deck.part.rels
+    for thumbnail in [one for one in package.iter_rels() if one.reltype == RELATIONSHIP_TYPE.THUMBNAIL]:
+        package.drop_rel(thumbnail.rId)
+    for key in [key for key, one in relations.items() if one.reltype == RELATIONSHIP_TYPE.PRINTER_SETTINGS]:
+        relations.pop(key)
     master = deck.slide_masters[0]
     theme = master.part.part_related_by(RELATIONSHIP_TYPE.THEME)
-    theme._blob = themed(theme.blob, accent)
+    theme.blob = themed(theme.blob, accent)
     spare = {}
     for layout in list(master.slide_layouts):
         if layout.name in LAYOUTS:

@@ -1,4 +1,4 @@
-"""The process that answers questions: `python -m peftbook.studio.assistant --home H --parent PID`.
+"""The process that answers questions: `python -m peftbook.studio.assistant --home H`.
 
 It generates text for the try-out, a token at a time and several texts in turn, checks plans before they are
 submitted, a moment at a time between the tokens, and merges models for download. It runs at low priority, so that a job
@@ -323,11 +323,10 @@ def main(argv: list[str] | None = None) -> None:
     """Answer until nobody has asked for IDLE_SECONDS."""
     parser = argparse.ArgumentParser(prog="python -m peftbook.studio.assistant", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
     args = parser.parse_args(argv)
-    die_with_parent(args.parent)
+    die_with_parent()
     os.nice(10)
-    from peftbook.training.quiet import quieten_libraries
+    from peftbook.core.quiet import quieten_libraries
 
     quieten_libraries()
     assistant = Assistant(Studio(args.home, durable=False))

@@ -24,7 +24,7 @@ from peftbook import specs
 from peftbook.decision.forgetting import prose_probe
 from peftbook.errors import InputError
 from peftbook.exchange import files_of
-from peftbook.processes import Child, die_with_parent, hold, leave
+from peftbook.processes import Child, die_with_parent, fast_exit, lock_file
 from peftbook.records import Store
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.store import _project, _task
@@ -110,13 +110,13 @@ def compute_away(errand: str, code: str, files: Mapping[str, Sequence[Any]]) -> 
 
 def compute_apart(home: Path, folder: Path, run: specs.Run, threads: int) -> Iterator[News]:
     """Compute a run in a process of its own, with news while it does and when it has."""
-    words = ("-m", "peftbook.studio.away", "--home", str(home), "--parent", str(os.getpid()))
+    words = ("-m", "peftbook.studio.away", "--home", str(home))
     with Child(*words, threads=threads, variables={"TOKENIZERS_PARALLELISM": "false"}) as child:
         outbox = Outbox(home, folder, run)
         while not child.wait(LOOK_SECONDS):
             yield from outbox.news()
         yield from outbox.last_news(done=child.status == 0)
-        yield Ended(child.status, child.why())
+        yield Ended(child.status, child.failure())
 
 
 @contextlib.contextmanager
@@ -125,10 +125,10 @@ def kept_while_alive() -> Iterator[Path]:
     temporary = Path(tempfile.gettempdir())
     for left in temporary.glob(f"{FOLDER}*"):
         if left.is_dir():
-            with contextlib.suppress(InputError, OSError), hold(lock_of(left), "its process lives"):
+            with contextlib.suppress(InputError, OSError), lock_file(lock_of(left), "its process lives"):
                 shutil.rmtree(left)
     home = temporary / f"{FOLDER}{os.getpid()}-{time.time_ns():x}"
-    with hold(lock_of(home), "taken"):
+    with lock_file(lock_of(home), "taken"):
         home.mkdir(mode=0o700)
         try:
             yield home
@@ -241,9 +241,8 @@ def main(argv: list[str] | None = None) -> None:
     """Compute what the errand in a folder says; a refusal is a sentence on standard output and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m peftbook.studio.away", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
     args = parser.parse_args(argv)
-    die_with_parent(args.parent)
+    die_with_parent()
     go_first()
     told = json.loads((args.home / ERRAND).read_text())
     project = _project(told["project"])
@@ -258,5 +257,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    with fast_exit():
+        main()

@@ -55,9 +55,9 @@ def gauge_job(studio: Studio, job: Job) -> None:
     """Measure one job. Raises InputError where its base is missing, or what it trained cannot be read."""
     from safetensors import SafetensorError
 
+    from peftbook.core.quiet import quieten_libraries
     from peftbook.studio.work import gauge
     from peftbook.training.execute import prepare
-    from peftbook.training.quiet import quieten_libraries
     from peftbook.training.restored import restore
 
     quieten_libraries()

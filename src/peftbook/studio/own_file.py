@@ -114,10 +114,10 @@ def refuse_misfits(
     """
     if not new:
         return
+    from peftbook.core.quiet import quieten_libraries
     from peftbook.studio.assistant import memory_for
     from peftbook.studio.preflight import coverage_words, preflight
     from peftbook.training.calibration import known_rates
-    from peftbook.training.quiet import quieten_libraries
 
     quieten_libraries()
     timed = known_rates(new[0].platform) is not None  # measuring them beside other work can take longer than the runs

@@ -14,7 +14,7 @@ from peftbook.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
-from peftbook.processes import ask
+from peftbook.processes import run_child
 from peftbook.studies.grids import CUT
 from peftbook.studio.jobs import SAID
 from peftbook.studio.tuning import is_trial, label_of
@@ -310,7 +310,9 @@ def measured_apart(platform: str) -> Rates | None:
     from peftbook.training.calibration import known_rates
 
     with contextlib.suppress(RuntimeError):
-        ask("-m", "peftbook.training.estimate", platform, threads=torch.get_num_threads(), seconds=MEASURE_SECONDS)
+        run_child(
+            "-m", "peftbook.training.estimate", platform, threads=torch.get_num_threads(), seconds=MEASURE_SECONDS
+        )
     return known_rates(platform)
 
 

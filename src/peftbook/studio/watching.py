@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import subprocess
 import time
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ class Watched:
 
 def looking(home: Path, address: str, *more: str) -> Child:
     """A process that looks at the nodes."""
-    words = ("--home", str(home), "--ray", address, "--parent", str(os.getpid()), *more)
+    words = ("--home", str(home), "--ray", address, *more)
     return Child("-m", "peftbook.studio.watching", *words, threads=1)
 
 
@@ -73,7 +72,7 @@ def ask_all(home: Path, address: str) -> Seen:
     with looking(home, address, "--once") as child:
         child.wait()
         if child.status:
-            raise InputError(child.why() or "The nodes could not be asked.")
+            raise InputError(child.failure() or "The nodes could not be asked.")
     found = seen(home, address)
     take_gpu(found)
     return found
@@ -176,10 +175,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m peftbook.studio.watching", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--ray", required=True, metavar="HOST:PORT")
-    parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--once", action="store_true", help="until all have answered")
     args = parser.parse_args(argv)
-    die_with_parent(args.parent)
+    die_with_parent()
     from peftbook.cluster import ANSWER_SECONDS, joined
 
     driver = Looking(args.ray)

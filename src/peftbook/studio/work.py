@@ -1,4 +1,4 @@
-"""The process that computes one job: `python -m peftbook.studio.work --home H --job ID --attempt N --parent PID`.
+"""The process that computes one job: `python -m peftbook.studio.work --home H --job ID --attempt N`.
 
 It says in the store that the attempt is its own before it touches a file, and dies with the worker that started it. A
 refusal is one sentence on standard output and exit status 2; the record on disk is what says that the job is done.
@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.base_models import check_model
+from peftbook.core.gc_pause import gc_paused
+from peftbook.core.quiet import quieten_libraries
 from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import InputError
-from peftbook.processes import die_with_parent, leave
+from peftbook.processes import die_with_parent, fast_exit
 from peftbook.records import Record, Store
 from peftbook.studio.peeks import forget_answers, write_answers
 from peftbook.studio.store import Job, Studio, keeps_trained
@@ -62,13 +64,12 @@ def options(words: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True)
     return parser
 
 
 def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
     """Have a job computed by this process, unless it is another's."""
-    die_with_parent(args.parent)
+    die_with_parent()
     go_first()
     studio = Studio(args.home, durable=False)
     anew = studio.adopt(args.job, args.attempt, os.getpid())
@@ -127,10 +128,10 @@ def begin(studio: Studio, job: Job, *, anew: bool) -> bool:
 def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], reporter: Reporter) -> None:
     """Compute a run in a project's folder, where its checkpoint is, and what it trains and its record will be."""
     check_model(run.model)
-    from peftbook.training.execute import Watch, execute
-    from peftbook.training.quiet import quieten_libraries
+    with gc_paused():
+        quieten_libraries()
+        from peftbook.training.execute import Watch, execute
 
-    quieten_libraries()
     os.environ["PEFTBOOK_CHECKPOINTS"] = str(folder / "checkpoints")
     store = Store(folder / "records")
 
@@ -287,5 +288,5 @@ def sentence_for(error: BaseException, home: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    with fast_exit():
+        main()

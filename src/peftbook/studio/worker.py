@@ -27,8 +27,8 @@ from typing import Any
 import psutil
 
 from peftbook.errors import InputError
-from peftbook.preloaded import Preloaded
-from peftbook.processes import Child, environment_of, hold
+from peftbook.processes import Child, environment_of, lock_file
+from peftbook.runtime.fork_server import ForkServer
 from peftbook.studio.database import default_home
 from peftbook.studio.store import Job, Studio, is_open
 from peftbook.studio.watching import Watched
@@ -46,17 +46,19 @@ VARIABLES = {"TOKENIZERS_PARALLELISM": "false"}  # of the environment of a studi
 
 def start(module: str, *arguments: str, threads: int = 0, by: Callable[..., Any] = subprocess.Popen) -> Child:
     """A process of the studio, which ends with this one; with as many threads as speed it up, or so many."""
-    words = ("-m", f"peftbook.studio.{module}", *arguments, "--parent", str(os.getpid()))
+    words = ("-m", f"peftbook.studio.{module}", *arguments)
     return Child(*words, threads=threads or best_threads(), variables=VARIABLES, start=by)
 
 
 def sentence_of(child: Child) -> str:
-    """Why the process of a job ended badly."""
+    """Why the process of a job failed, in a sentence."""
     if child.status < 0:
-        return f"was {child.why()}"
+        return f"was {child.failure()}"
     if child.status == LOST:
-        return child.said()[-1]
-    return child.why() if child.status == 2 else f"The job stopped with an error that nobody foresaw: {child.why()}"
+        return child.output_lines()[-1]
+    if child.status == 2:
+        return child.failure()
+    return f"The job stopped with an error that nobody foresaw: {child.failure()}"
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Worker:
         self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
         self.assistant: Child | None = None
         self.cluster = Watched(self.studio.home)
-        self.source = Preloaded()
+        self.fork_server = ForkServer()
         self.threads = 0  # in the environment of what is forked from it
         self.last_beat = -1e9
         self.last_needed = self.last_job = time.monotonic()
@@ -97,7 +99,7 @@ class Worker:
         """Begin to import what jobs are forked from, most of which have so many threads."""
         self.threads = threads
         with contextlib.suppress(OSError, RuntimeError):  # else each starts as it can, and says why not
-            self.source.load(environment_of(threads, VARIABLES))
+            self.fork_server.load(environment_of(threads, VARIABLES))
 
     def begin(self) -> None:
         """Take over from workers that died."""
@@ -124,10 +126,10 @@ class Worker:
             self.place_next()
         else:
             self.start_next()
-        if self.places or self.source.is_loading():
+        if self.places or self.fork_server.is_loading():
             self.last_job = time.monotonic()
         elif time.monotonic() - self.last_job > SPARE_SECONDS:
-            self.source.close()
+            self.fork_server.close()
         self.keep_assistant()
 
     def start_next(self) -> None:
@@ -138,13 +140,13 @@ class Worker:
             return
         many = self.side_by_side([*(place.job for place in self.places), *waiting])
         threads = threads_beside(many)
-        if self.source.server is None:
+        if self.fork_server.process is None:
             self.threads = threads
             if len(waiting) > 1:
                 self.load(threads)
-        if self.source.is_loading() or len(self.places) >= many:
+        if self.fork_server.is_loading() or len(self.places) >= many:
             return
-        self.start_job(waiting[0], "work", "--threads", str(threads), threads=self.threads, by=self.source.start)
+        self.start_job(waiting[0], "work", "--threads", str(threads), threads=self.threads, by=self.fork_server.start)
 
     def place_next(self) -> None:
         """Claim the first job for whose kind a node may have room, and start the process that has it computed there."""
@@ -222,8 +224,8 @@ class Worker:
         if self.assistant is not None and self.assistant.ended():
             died, self.assistant = self.assistant, None
             if died.status:
-                self.log(f"assistant ended: {died.why()}")
-                how = f"was {died.why()}" if died.status < 0 else "stopped with an error"
+                self.log(f"assistant ended: {died.failure()}")
+                how = f"was {died.failure()}" if died.status < 0 else "stopped with an error"
                 self.studio.unanswered(f"The assistant {how}: ask again, with a shorter text.")
             died.close()
         if self.assistant is None and self.studio.is_asked():
@@ -239,7 +241,7 @@ class Worker:
             self.assistant.close()
         self.assistant = None
         self.cluster.end()
-        self.source.close()
+        self.fork_server.close()
         self.studio.leave(self.id)
         self.studio.release()
         self.studio.unanswered("The assistant was ended: ask again.")
@@ -259,7 +261,7 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     studio_home = Studio(home).home
-    with hold(studio_home / "worker.lock", f"Another worker serves {str(studio_home)!r} already: one is enough."):
+    with lock_file(studio_home / "worker.lock", f"Another worker serves {str(studio_home)!r} already: one is enough."):
         worker = Worker(studio_home)
         if several:
             worker.load(threads_beside(cores_gained()))

@@ -1,5 +1,1 @@
 """Training, generation and scoring: the only modules that import transformers, peft, bitsandbytes and bert_score."""
-
-from peftbook.later import put_off
-
-put_off()

@@ -1,7 +1,7 @@
 """One of the processes of a run: `accelerate launch -m peftbook.training SPEC.json`."""
 
-from peftbook.processes import leave
+from peftbook.processes import fast_exit
 from peftbook.training.launch import main
 
-main()
-leave()
+with fast_exit():
+    main()

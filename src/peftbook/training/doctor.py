@@ -235,7 +235,7 @@ def gib(size: float) -> str:
 
 def main() -> None:
     """Examine this machine; what is found is kept."""
-    from peftbook.training.quiet import quieten_libraries
+    from peftbook.core.quiet import quieten_libraries
 
     quieten_libraries()
     examine()

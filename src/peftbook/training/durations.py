@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from peftbook.processes import ask
+from peftbook.processes import run_child
 from peftbook.records import Record, Store
 from peftbook.specs import Probe, Run
 from peftbook.training.hardware import cpu_model
@@ -95,7 +95,7 @@ def predicted_here(specs: Sequence[Spec], threads: int = 1) -> list[float | None
     """
     told = "".join(f"{spec.canonical()}\n" for spec in specs)
     try:
-        said = ask("-m", "peftbook.training.estimate", told=told, threads=threads)
+        said = run_child("-m", "peftbook.training.estimate", text=told, threads=threads)
     except RuntimeError:
         return [None] * len(specs)
     return [float(line) if line else None for line in said]

@@ -14,7 +14,7 @@ from peftbook import specs
 from peftbook.cost import Rates, Symbols, forward_seconds, layers_seconds, step_seconds, training_setup
 from peftbook.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape
-from peftbook.processes import leave
+from peftbook.processes import fast_exit
 from peftbook.tasks import TaskData, get_task
 from peftbook.training.calibration import machine_rates
 from peftbook.training.encode import (
@@ -195,5 +195,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    with fast_exit():
+        main()

@@ -17,6 +17,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from peftbook import specs
+from peftbook.core.gc_pause import gc_paused
+from peftbook.core.quiet import quieten_libraries
 from peftbook.errors import InputError
 from peftbook.folders import run_lock
 from peftbook.processes import end_with_input
@@ -140,14 +142,14 @@ def compute_together(
     spec: specs.Run | specs.Probe, strategy: str, adapter: Path | None, *, locked: bool, quiet: bool
 ) -> None:
     """Meet the other processes, compute the run, let the first one write; a refusal ends all with exit status 2."""
-    from torch import distributed
+    with gc_paused():
+        quieten_libraries()
+        from torch import distributed
 
-    from peftbook.records import default_store
-    from peftbook.training.distributed import join
-    from peftbook.training.execute import execute
-    from peftbook.training.quiet import quieten_libraries
+        from peftbook.records import default_store
+        from peftbook.training.distributed import join
+        from peftbook.training.execute import execute
 
-    quieten_libraries()
     processes = join(strategy, spec.platform)
     status = 0
     try:

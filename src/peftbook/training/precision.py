@@ -20,7 +20,7 @@ from typing import Any
 
 from peftbook.errors import InputError
 from peftbook.folders import cache_folder
-from peftbook.processes import elsewhere
+from peftbook.processes import call_in_child
 from peftbook.records import write_atomically
 from peftbook.training.hardware import cpu_model
 
@@ -90,7 +90,7 @@ def products_here() -> Products:
     path = machine_file("products")
     if (known := kept(path)) is not None:
         return Products(**known)
-    products = measure_products() if "torch" in sys.modules else Products(**elsewhere(measure_products))
+    products = measure_products() if "torch" in sys.modules else Products(**call_in_child(measure_products))
     keep(path, asdict(products))
     return products
 
@@ -103,7 +103,7 @@ def gpu_capability() -> tuple[int, int]:
     if said := os.environ.get("PEFTBOOK_GPU_CAPABILITY"):
         major, minor = map(int, said.split("."))
         return major, minor
-    if (found := capability() if "torch" in sys.modules else elsewhere(capability)) is None:
+    if (found := capability() if "torch" in sys.modules else call_in_child(capability)) is None:
         raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
     return found[0], found[1]
 

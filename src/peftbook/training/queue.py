@@ -20,10 +20,10 @@ from typing import Protocol
 
 from peftbook.errors import InputError
 from peftbook.exchange import export_records
-from peftbook.preloaded import Preloaded
-from peftbook.processes import Child, elsewhere
+from peftbook.processes import Child, call_in_child
 from peftbook.records import Store
 from peftbook.results import describe
+from peftbook.runtime.fork_server import ForkServer
 from peftbook.specs import Run
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
@@ -78,14 +78,14 @@ def run_subprocess(
     variables: Mapping[str, str] | None = None,
     processes: int = 1,
     strategy: str = "ddp",
-    source: Preloaded | None = None,
+    fork_server: ForkServer | None = None,
 ) -> tuple[bool, str]:
     """Compute one run in a process of its own. Returns success and, if it failed, why in one line.
 
     threads: of the process; 0 means as many as speed it up.  folder: where its record goes (default: the usual).
     show: let how far it is, and a traceback, through to standard error.  variables: more of its environment.
     processes: with more than one, the process starts so many, which compute the run together and share its threads.
-    source: what a run whose time and memory nobody asks for may be forked from.
+    fork_server: forks the run, unless its time or memory is measured or it needs more than one CPU process.
     """
     words = [*WORKER, *(["--show"] if show else [])]
     if processes > 1:
@@ -94,15 +94,15 @@ def run_subprocess(
     forked = isinstance(run, Run) and (run.purpose, run.platform, processes) == ("quality", "cpu", 1)
     with Child(
         *words, threads=threads or best_threads(), variables={**(variables or {}), **places}, show=show,
-        start=source.start if forked and source else subprocess.Popen,
+        start=fork_server.start if forked and fork_server else subprocess.Popen,
     ) as child:  # fmt: skip
         RUNNING.add(child)
         try:
-            child.tell(f"{run.canonical()}\n")
+            child.write(f"{run.canonical()}\n")
             child.wait()
         finally:
             RUNNING.discard(child)
-        return child.status == 0, child.why()
+        return child.status == 0, child.failure()
 
 
 def missing_data(task: str) -> str:
@@ -118,7 +118,7 @@ def missing_data(task: str) -> str:
 def machine_here(platform: str) -> str:
     """The name that timing runs made here carry; empty where there is no such platform. Asked in another process."""
     with contextlib.suppress(RuntimeError):
-        return elsewhere(machine_name, platform)
+        return call_in_child(machine_name, platform)
     return ""
 
 

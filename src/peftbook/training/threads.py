@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from peftbook.processes import elsewhere
+from peftbook.processes import call_in_child
 from peftbook.training.hardware import cores, is_idle
 from peftbook.training.precision import chosen_dtype, keep, kept, machine_file
 
@@ -59,7 +59,7 @@ def step_seconds() -> dict[int, float]:
     if (found := kept(path)) is None:
         if not is_idle():
             return {}
-        measured = measure(cores()) if "torch" in sys.modules else elsewhere(measure, cores())
+        measured = measure(cores()) if "torch" in sys.modules else call_in_child(measure, cores())
         found = {str(count): seconds for count, seconds in measured.items()}
         keep(path, found)
     return {int(count): seconds for count, seconds in found.items()}

@@ -14,9 +14,11 @@ import sys
 from pydantic import TypeAdapter
 
 from peftbook import specs
+from peftbook.core.gc_pause import gc_paused
+from peftbook.core.quiet import quieten_libraries
 from peftbook.errors import InputError
 from peftbook.folders import run_lock
-from peftbook.processes import end_with_input, leave
+from peftbook.processes import end_with_input, fast_exit
 from peftbook.training.launch import launch
 from peftbook.training.micro_batch import free_micro_batch
 
@@ -32,11 +34,11 @@ def read_spec() -> specs.Run | specs.Probe:
 
 def compute(spec: specs.Run | specs.Probe, show: bool) -> None:
     """Compute the run in this process and save its record."""
-    from peftbook.records import default_store
-    from peftbook.training.execute import execute
-    from peftbook.training.quiet import quieten_libraries
+    with gc_paused():
+        quieten_libraries()
+        from peftbook.records import default_store
+        from peftbook.training.execute import execute
 
-    quieten_libraries()
     execute(spec, default_store(), quiet=not show, micro_batch=free_micro_batch(spec))
 
 
@@ -63,5 +65,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    with fast_exit():
+        main()

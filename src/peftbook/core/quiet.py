@@ -1,0 +1,30 @@
+"""Which messages of the libraries are dropped: those that are known and ask nothing of the user."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+__all__ = ["filter_messages", "quieten_libraries"]
+
+
+def filter_messages() -> None:
+    """Drop known messages; everything else still shows. To be called before the libraries are imported."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(is_unknown)
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm asks for widgets, which no page shows
+    # Of transformers' own attribute, which it asks of itself, and which peft still reads.
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+
+
+def is_unknown(record: logging.LogRecord) -> bool:
+    """False for the hint of bitsandbytes that a kernel of the hub is not installed: its own is used."""
+    return "gemm_4bit_forward" not in record.getMessage()
+
+
+def quieten_libraries() -> None:
+    """Drop known messages, and the hints and progress bars of transformers; its errors still raise."""
+    filter_messages()
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
