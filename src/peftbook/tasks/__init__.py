@@ -87,7 +87,7 @@ def check_pinned(path: Path, sha256: str, remedy: str) -> None:
 
 def how_to_restore(name: str) -> str:
     """What to do about data of the book that are missing or not the pinned ones."""
-    return f"run `python -m peftbook.tasks.{name}_build` in a checkout of the repository, or install peftbook again"
+    return f"run `python tests/tools/{name}_build.py` in a checkout of the repository, or install peftbook again"
 
 
 def references(task: TaskData) -> dict[str, tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """The deck's picture of a training in the page: the smallest form on the built site, trained to its end.
 
-    make book && python tests/still_live.py [--out slides/stills/train-it-here.png]
+    make book && PYTHONPATH=tests python tests/tools/still_live.py [--out slides/stills/train-it-here.png]
 
 Not collected by pytest: its product is committed. It prints how wide the slide has to show it.
 """
@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 from peftbook.slides.pictures import as_png
 from peftbook.slides.template import SMALL
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 600_000  # ms
 WIDTH, EDGE = 306, 6  # CSS pixels of the window, and of paper left around the picture
 SEEN = """() => {

@@ -1,6 +1,6 @@
 """From tab to tab in the studio, 28 finished runs in the project, beside a training that has every core.
 
-    python tests/tabs_studio.py [--rounds 7] [--address http://127.0.0.1:7861/]
+    PYTHONPATH=tests python tests/tools/tabs_studio.py [--rounds 7] [--address http://127.0.0.1:7861/]
 
 Prints for each tab the median and the largest time from a click until its page is seen (first contentful paint) and
 until it is whole, and how much of it was the server's. The gate is a median of 0.3 s. Not collected by pytest: what it

@@ -1,6 +1,6 @@
 """Build the docstrings task: function source -> first sentence of its docstring, from pinned PyPI wheels.
 
-    python -m peftbook.tasks.docstrings_build [--cache FOLDER] [--output FOLDER]
+    python tests/tools/docstrings_build.py [--cache FOLDER] [--output FOLDER]
 
 The wheels stand in `docstrings_packages.py`. Their Python files are parsed with `ast`, never imported. A filter has
 a name and a count in `docstrings.json`. With the locked Python and pyarrow the Parquet file is the same, byte for
@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_build import answer_command_line, download_wheel, notice, write_parquet
+from docstrings_packages import PACKAGES, python_files
+
 from peftbook.tasks import file_sha256
-from peftbook.tasks.data_build import answer_command_line, download_wheel, notice, write_parquet
 from peftbook.tasks.docstrings import FILTERS
-from peftbook.tasks.docstrings_packages import PACKAGES, python_files
 from peftbook.tasks.similarity import NEAR_DUPLICATE, SimilarSets, jaccard
 
 __all__ = ["Row", "build", "code_tokens", "first_sentence", "jaccard", "strip_function"]

@@ -1,7 +1,7 @@
 """Queue many tiny jobs, kill web, worker and jobs' processes at random, and check that each job finished exactly once.
 
-    python tests/kills_studio.py --jobs 50 --kills 20
-    python tests/kills_studio.py --jobs 8 --kills 6 --ray 127.0.0.1:6379    # computed on the nodes of that cluster
+    PYTHONPATH=tests python tests/tools/kills_studio.py --jobs 50 --kills 20
+    PYTHONPATH=tests python tests/tools/kills_studio.py --jobs 8 --kills 6 --ray HOST:PORT    # on its nodes
 
 Not collected by pytest: it takes minutes. It prints what it killed and found, and ends with status 1 if a law is
 broken: every job is done, a job becomes done once, a record is written once and stays as it is, records and jobs have

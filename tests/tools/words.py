@@ -1,7 +1,7 @@
 """Words of prose for each page of the book, and in all.
 
-python tests/audit/words.py                 those of this folder
-python tests/audit/words.py before/book     those of another copy of the pages
+python tests/tools/words.py                 those of this folder
+python tests/tools/words.py before/book     those of another copy of the pages
 
 Counted: paragraphs, lists, headings, tables and boxes. Not counted: code, exercises, solutions and worked examples.
 """

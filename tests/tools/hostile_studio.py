@@ -1,6 +1,6 @@
 """Hostile requests to a studio over a real connection: by its description and against it, and the known attacks.
 
-    python tests/hostile_studio.py --requests 2000
+    PYTHONPATH=tests python tests/tools/hostile_studio.py --requests 2000
 
 The laws: no status of 500 or more, but for the readiness route's 503; every refusal is problem details with one
 sentence; no page of ours holds markup that came from outside; no cell of a table is a formula; nobody without a token

@@ -1,7 +1,7 @@
 """The lines of the ledger's table `[claims]` that are not what the studies claim now, as they should be.
 
-python tests/audit/claim_hashes.py           print them
-python tests/audit/claim_hashes.py --write   put them into ledger.toml; amendments are yours to write
+python tests/tools/claim_hashes.py           print them
+python tests/tools/claim_hashes.py --write   put them into ledger.toml; amendments are yours to write
 """
 
 from __future__ import annotations

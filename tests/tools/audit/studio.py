@@ -13,9 +13,6 @@ import tempfile
 from pathlib import Path
 
 from starlette.datastructures import QueryParams
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from studio_api import work
 from studio_home import SMALL, colours_csv
 from tabs_studio import finished_project

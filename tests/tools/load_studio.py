@@ -1,6 +1,6 @@
 """The studio under load: 20 clients poll beside one browser while one job trains. Run it alone on a quiet machine.
 
-    python tests/load_studio.py [--clients 20] [--tokens 15000]
+    PYTHONPATH=tests python tests/tools/load_studio.py [--clients 20] [--tokens 15000]
 
 The same run is trained four times in one studio: without the load, twice with it, and without it again, so that a
 machine that grows slower counts against both; each with a seed of its own. Prints by how much training slowed (by its

@@ -9,7 +9,7 @@ import { extname, join, resolve, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { axeOver, launched, scoresOf, shown } from "./measure.mjs";
 
-const site = resolve(process.env.SITE ?? fileURLToPath(new URL("../../_build/html", import.meta.url)));
+const site = resolve(process.env.SITE ?? fileURLToPath(new URL("../../../_build/html", import.meta.url)));
 if (!existsSync(join(site, "index.html"))) { console.error(`No site at ${site}: run make book.`); process.exit(2); }
 const runs = Number(process.env.RUNS ?? 5), every = Number(process.env.EVERY ?? 20);
 const limits = { kB: 500, shift: 0.05 };

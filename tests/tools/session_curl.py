@@ -1,6 +1,6 @@
 """One session with the studio's API by curl alone: the commands that its page shows, in their order, against a server.
 
-    python tests/session_curl.py [--rows 600]
+    PYTHONPATH=tests python tests/tools/session_curl.py [--rows 600]
 
 Starts a studio with its worker on an empty home, reads the page, and runs each command in a shell as it stands there,
 with questions of the package's own SQL set in place of the page's file; what a remark says is kept is kept, what is

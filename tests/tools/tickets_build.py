@@ -1,6 +1,6 @@
 """Build the tickets: 300 messages to an invented shop, each put together from the sentences below by a fixed seed.
 
-python -m peftbook.tasks.tickets_build > src/peftbook/data/tickets.csv
+python tests/tools/tickets_build.py > src/peftbook/data/tickets.csv
 """
 
 from __future__ import annotations
