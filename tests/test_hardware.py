@@ -150,7 +150,7 @@ def test_doctor_names_what_an_extra_lacks(monkeypatch):
     """With the command that brings it."""
     known = doctor.is_installed
     monkeypatch.setattr(doctor, "is_installed", lambda name: name != "trl" and known(name))
-    assert doctor.missing_extras() == {"[bench]": "pip install 'peftbook[bench]' (trl)"}
+    assert doctor.missing_extras() == {"[dev]": "pip install 'peftbook[dev]' (trl)"}
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert set(doctor.missing_programs()) == set(doctor.PROGRAMS)
 

@@ -37,7 +37,7 @@ def book_bench(
         for build in ("cold", "warm", "touched"):
             report(f"{build} build")
             if build == "touched":
-                page.write_bytes(page.read_bytes() + b"\n\nA sentence that `peftbook bench book` adds and removes.\n")
+                page.write_bytes(page.read_bytes() + b"\n\nA sentence that `make bench WHAT=book` adds and removes.\n")
             rows.append({"build": build, "seconds": timed(command, root), "command": command, "chapter": chapter})
     return rows
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.contestants import CONTESTANTS, PEERS, Contestant, named
 from peftbook import specs
-from peftbook.bench.contestants import CONTESTANTS, PEERS, Contestant, named
 from peftbook.errors import InputError, need
 from peftbook.methods import get
 from peftbook.processes import Child
@@ -27,6 +27,7 @@ from peftbook.records import write_atomically
 VALIDATION_EXAMPLES = 64
 LAST_STEPS = 5  # the end of a loss curve is the mean of its last steps: single batches are noisy
 TRIAL_STEPS = 2  # the first of which pays for preparations
+IMPORTED = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))  # by children
 TRIAL_SECONDS = 90  # a trial that takes longer is lost
 
 
@@ -121,8 +122,8 @@ def run_process(job: dict) -> dict:
     """`measure` in a fresh process, of at most job["seconds"]; the result, or a dictionary with its `failure`."""
     with tempfile.TemporaryDirectory(prefix="peftbook-bench-") as folder:
         target = Path(folder) / "result.json"
-        variables = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
-        with Child("-m", "peftbook.bench.measuring", str(target), variables=variables) as child:
+        variables = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONPATH": IMPORTED}
+        with Child("-m", "bench.measuring", str(target), variables=variables) as child:
             child.tell(f"{json.dumps(job)}\n")
             if not child.wait(job.get("seconds")):
                 return {"failure": f"{job['steps']} steps took more than {job['seconds']} s"}

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.contestants import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, WARMUP, Trace, Work, named
+from bench.peers import train_peer, with_dtype
 from peftbook import specs
-from peftbook.bench.contestants import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, WARMUP, Trace, Work, named
-from peftbook.bench.peers import train_peer, with_dtype
 from peftbook.errors import InputError
 from peftbook.methods import preset
 from peftbook.processes import end_with_input, leave

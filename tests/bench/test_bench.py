@@ -6,24 +6,24 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 from test_queue import interpreter, until
-from tiny import VOCABULARY, tiny_llama
 
+from bench import commands, live, measuring, peers, rounds
+from bench.book import book_bench
+from bench.contestants import BATCH, BOTH, CONTESTANTS, named
+from bench.table import table
 from peftbook import specs
-from peftbook.bench import adapters, commands, live, measuring, peers, rounds
-from peftbook.bench.book import book_bench
-from peftbook.bench.contestants import BATCH, BOTH, CONTESTANTS, named
-from peftbook.bench.table import table
 from peftbook.errors import InputError
 from peftbook.folders import DATA
-from peftbook.scratch.lora import lora_state
+
+FINDS = os.environ | {"PYTHONPATH": rounds.IMPORTED}  # a child that imports the bench
 
 
 def fake_result(name: str, seconds: float, loss: float = 2.0) -> dict:
@@ -154,7 +154,7 @@ def test_rows_are_also_written_as_json(tmp_path: Path):
 def test_bad_input_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch):
     """Each message names the value and the fix."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'peftbook\[bench\]'"):
+    with pytest.raises(InputError, match=r"pip install 'peftbook\[dev\]'"):
         run_fakes({})
     with pytest.raises(InputError, match="Unknown peer 'jax'"):
         run_fakes({}, peers=("jax",))
@@ -224,8 +224,8 @@ def test_serving_the_longest_examples_first_does_not_raise_the_speed():
 def test_peak_memory_is_not_inherited_from_the_parent():
     """ru_maxrss of a small child is its parent's on Linux; the bench must report the child's own peak."""
     ballast = bytearray(b"x" * (300 << 20))
-    code = "from peftbook.bench.measuring import peak_memory_mib; print(peak_memory_mib())"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "from bench.measuring import peak_memory_mib; print(peak_memory_mib())"
+    child = subprocess.run([sys.executable, "-c", code], env=FINDS, capture_output=True, text=True, check=True)
     assert measuring.peak_memory_mib() > 300 and len(ballast) == 300 << 20
     assert 5 < float(child.stdout) < 250
 
@@ -236,7 +236,7 @@ BUILDER = """
 import pathlib, sys
 build, page = pathlib.Path("_build"), pathlib.Path("book/one.md")
 with open(sys.argv[1], "a") as log:
-    print(build.exists(), "bench book" in page.read_text(), file=log)
+    print(build.exists(), "WHAT=book" in page.read_text(), file=log)
 build.mkdir(exist_ok=True)
 (build / "new.html").write_text("new")
 sys.exit(int(sys.argv[2]))
@@ -484,7 +484,7 @@ def test_a_contestant_runs_in_a_process_of_its_own(folder: Path):
     assert found["peak_memory_mib"] >= found["load_memory_mib"] > 100
 
 
-MEASURING = "import json, sys; from peftbook.bench.rounds import run_process; run_process(json.loads(sys.argv[1]))"
+MEASURING = "import json, sys; from bench.rounds import run_process; run_process(json.loads(sys.argv[1]))"
 
 
 @pytest.mark.slow
@@ -492,7 +492,7 @@ MEASURING = "import json, sys; from peftbook.bench.rounds import run_process; ru
 def test_a_contestant_does_not_outlive_the_bench(folder: Path):
     """However that ends. By itself this one would train the embedded model for minutes."""
     job = json.dumps(tiny_job("ours", folder) | {"steps": 100, "model": specs.Model().name})
-    bench = subprocess.Popen([sys.executable, "-c", MEASURING, job], stderr=subprocess.DEVNULL)
+    bench = subprocess.Popen([sys.executable, "-c", MEASURING, job], env=FINDS, stderr=subprocess.DEVNULL)
     until(lambda: psutil.Process(bench.pid).children())
     (contestant,) = psutil.Process(bench.pid).children()
     bench.kill()
@@ -502,25 +502,3 @@ def test_a_contestant_does_not_outlive_the_bench(folder: Path):
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             contestant.kill()
-
-
-def test_trainings_in_one_step_are_what_each_is_alone():
-    """Loss after loss: each has its own start, rows and rate, and no other's."""
-    model = tiny_llama().train()
-    models = adapters.started(model)
-    one, turn = adapters.in_one_step(model, [lora_state(own) for own in models]), adapters.in_turn(models)
-    (ids,) = adapters.drawn((2, 8), 1, VOCABULARY)
-    found = [one(ids) for _ in range(6)]
-    assert [turn(ids) for _ in range(6)] == [pytest.approx(losses, abs=1e-5) for losses in found]
-    gains = [first - last for first, last in zip(found[0], found[-1], strict=True)]
-    assert min(gains) > 1e-3 and gains[0] < gains[-1]
-
-
-def test_adapters_bench_says_how_much_faster_one_step_is(monkeypatch):
-    """Of a training each; the losses are those of the trainings in turn."""
-    monkeypatch.setattr(adapters, "load_model", lambda model, dtype: SimpleNamespace(model=tiny_llama()))
-    monkeypatch.setattr(adapters, "SHAPES", ((1, 4),))
-    rows = adapters.adapters_bench(rounds=1)
-    assert [row["model"] for row in rows] == list(adapters.MODELS) and all(row["apart"] < 1e-4 for row in rows)
-    text = adapters.table([rows[0] | {"turn": 3.0, "one": 2.0}])
-    assert "3.000" in text and "2.000" in text and " 1.50 " in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from peftbook.bench.rounds import LAST_STEPS, TRIAL_SECONDS
+from bench.rounds import LAST_STEPS, TRIAL_SECONDS
 
 COLUMNS = ("contestant", "examples/s", "label tok/s", "real tok/s", "× ours", "bf16 | fp32", "padding", "peak MiB",
            "train loss", "validation")  # fmt: skip

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from peftbook.bench.contestants import BATCH, LEARNING_RATE, SEED, WARMUP, Contestant, Trace, Work
+from bench.contestants import BATCH, LEARNING_RATE, SEED, WARMUP, Contestant, Trace, Work
 from peftbook.tasks import TaskData
 
 # What changes speed, memory or result, printed for every peer whether it was set here or left alone.

@@ -73,6 +73,14 @@ def live_bench(
     return rows
 
 
+def page_bench(rounds: int, steps: int) -> list[dict[str, Any]]:
+    """The bench of the page as it ships."""
+    from peftbook.records import default_store
+    from peftbook.site.live import ENGINE, data, weights
+
+    return live_bench(ENGINE, data(default_store()), weights("rows"), rounds, steps)
+
+
 def page_job(shipped: dict[str, Any], steps: int) -> tuple[dict[str, Any], list[list[int]]]:
     """A training on full rows, and the rows' ids, (4, 65): 64 tokens and the last label."""
     vocabulary = shipped["task"]["config"]["vocab_size"]
