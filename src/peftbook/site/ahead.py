@@ -28,9 +28,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from sphinx.util import logging
 
+from peftbook.site.build_progress import phases_of
 from peftbook.site.execution import cache_folder, kernel_variables, ledger_of
 from peftbook.site.forked_kernels import AVAILABLE, KernelServer
-from peftbook.site.progress import phases_of
 
 __all__ = ["setup"]
 
@@ -132,5 +132,5 @@ def execute(
 def setup(app: Any) -> None:
     """Connect to the build."""
     app.setup_extension("peftbook.site.execution")
-    app.setup_extension("peftbook.site.progress")
+    app.setup_extension("peftbook.site.build_progress")
     app.connect("env-before-read-docs", execute_ahead)

@@ -15,7 +15,6 @@ from markupsafe import Markup
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.results import format_value
-from peftbook.training.phases import span as span
 
 SHOWN_CHARS = 280
 MOST, LISTED = 160, 12  # points of a curve, and of its table

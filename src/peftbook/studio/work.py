@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.base_models import check_model
+from peftbook.core.progress import Phase
 from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent, leave
@@ -32,7 +33,6 @@ from peftbook.studio.peeks import forget_answers, write_answers
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 from peftbook.training.micro_batch import free_micro_batch
-from peftbook.training.phases import Phase
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from peftbook import metrics, specs
+from peftbook.core.progress import Display, Phase, Phases, describe_step
 from peftbook.decision.peeking import answer_order
 from peftbook.errors import Diverged, InputError
 from peftbook.folders import checkpoints_folder
@@ -53,7 +54,6 @@ from peftbook.training.loop import (
     train,
 )
 from peftbook.training.models import Loaded, load_model
-from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
 from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder

@@ -1,4 +1,4 @@
-"""Phases: what a run is doing, how far it is, since when and how much longer, on a terminal and in a log."""
+"""Progress lines: what is being done, how far it is and how much longer it takes, on a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TextIO
 
-__all__ = ["Display", "Line", "Phase", "Phases", "describe_step", "span", "waited_for"]
+__all__ = ["Display", "Phase", "Phases", "StatusLine", "describe_step", "duration", "show_progress", "time_of_day"]
 
 LOG_SECONDS = 30.0  # between two lines of a log about one thing
-WAIT_SECONDS = 7.0  # the same where somebody waits for an installation or a build, to whom ten of silence seem long
-LIVE_SECONDS = 0.1  # between two drawings of a line on a terminal
-SAID = {
+WAIT_SECONDS = 7.0  # the same where somebody waits for a build
+LIVE_SECONDS = 0.1  # between two updates of a line on a terminal
+WORDS = {  # of the phases of a run
     "measuring": "measuring",
     "placing": "waiting for a node with room",
     "loading": "loading the model",
@@ -33,8 +33,8 @@ SAID = {
 }
 
 
-def span(seconds: float | None) -> str:
-    """A length of time in its two largest units."""
+def duration(seconds: float | None) -> str:
+    """A duration in its two largest units: `3.2 s`, `42 s`, `1 min 35 s`, `3 h 20 min`; `–` where it is unknown."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 10:
@@ -48,16 +48,16 @@ def span(seconds: float | None) -> str:
 
 
 def running(seconds: float) -> str:
-    """A length of time that is still growing or shrinking: no tenths."""
-    return f"{seconds:.0f} s" if seconds < 10 else span(seconds)
+    """A duration that is still growing or shrinking: no tenths."""
+    return f"{seconds:.0f} s" if seconds < 10 else duration(seconds)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run, where it stands.
+    """The state of one phase of a run or a build.
 
-    name: a key of SAID.  done, total: what is counted, 0 of 0 where nothing is.  seconds: since it began.
-    left: seconds until it ends, None where nobody knows.  detail: what else there is to say.
+    name: a key of WORDS, or words of its own.  done, total: items, 0 of 0 where none are counted.  seconds: since it
+    began.  left: seconds until it ends, None where that is unknown.  detail: more words.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Phase:
     detail: str = ""
 
     def later(self, seconds: float) -> Phase:
-        """The same phase so many seconds after it was last heard of."""
+        """The same phase some seconds after its last report."""
         left = None if self.left is None else max(0.0, self.left - seconds)
         return replace(self, seconds=self.seconds + seconds, left=left)
 
     def words(self) -> list[str]:
         """`training`, `step 12 of 40`, `35 s so far`, `1 min 20 s left`, `loss 2.310, 900 tokens/s`."""
-        words = [SAID.get(self.name, self.name)]
+        words = [WORDS.get(self.name, self.name)]
         if self.total:
             words.append(f"{'step ' if self.name == 'training' else ''}{self.done:,} of {self.total:,}")
         if self.seconds >= 1:
@@ -85,16 +85,16 @@ class Phase:
 
 
 def describe_step(loss: float | None, tokens_per_second: float | None) -> str:
-    """What there is to say about a step of training, beside its number."""
-    told = [] if loss is None else [f"loss {loss:.3f}"]
-    return ", ".join([*told, f"{tokens_per_second:,.0f} tokens/s"] if tokens_per_second else told)
+    """Loss and speed of a training step."""
+    words = [] if loss is None else [f"loss {loss:.3f}"]
+    return ", ".join([*words, f"{tokens_per_second:,.0f} tokens/s"] if tokens_per_second else words)
 
 
 class Phases:
-    """Told where a run stands, tells its listeners, with the time since a phase began and the time that it has left.
+    """Reports the phases of a run to listeners, with the time since a phase began and the time left.
 
-    The time left is that of what is still to be counted, at the pace since the first count: a training that goes on
-    from a checkpoint counts from there.
+    The time left is that of the remaining items at the pace since the first report: a training that resumes from a
+    checkpoint counts from there.
     """
 
     def __init__(self, *listeners: Callable[[Phase], None], clock: Callable[[], float] = time.monotonic):
@@ -103,7 +103,7 @@ class Phases:
         self.first: tuple[float, int] | None = None
 
     def __call__(self, name: str, done: int = 0, total: int = 0, detail: str = "") -> None:
-        """Another phase, or more of the one that is under way."""
+        """Begin a phase, or report on the current one."""
         now, left = self.clock(), None
         if name != self.name:
             self.name, self.began, self.first = name, now, None
@@ -111,11 +111,11 @@ class Phases:
             self.first = now, done
         if self.first is not None and done > self.first[1]:
             left = (now - self.first[0]) / (done - self.first[1]) * (total - done)
-        for tell in self.listeners:
-            tell(Phase(name, done, total, now - self.began, left, detail))
+        for listener in self.listeners:
+            listener(Phase(name, done, total, now - self.began, left, detail))
 
     def count(self, name: str, total: int) -> Callable[[int], None]:
-        """Begin a phase of so many; what is returned is told how many more are done."""
+        """Begin a phase of `total` items; returns what is called with the number of items that were completed."""
         done = 0
 
         def more(count: int) -> None:
@@ -127,14 +127,14 @@ class Phases:
         return more
 
 
-class Line:
-    """A line about what is under way, on a stream: written over on a terminal, in a log one at a time with the clock.
+class StatusLine:
+    """A status line: overwritten in place on a terminal, repeated with the time of day in a log.
 
-    A stream that nobody reads any more is not written to: who waits for nothing stops no run.
+    Errors of a stream that was closed are ignored, so that they stop no run.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, log_seconds: float | None = None):
-        """log_seconds: between two lines of a log about one thing, if not LOG_SECONDS."""
+        """log_seconds: between two lines of a log about one thing (default LOG_SECONDS)."""
         self.stream, self.clock = stream, clock
         self.live = stream.isatty()
         self.pause = LIVE_SECONDS if self.live else log_seconds or LOG_SECONDS
@@ -142,26 +142,26 @@ class Line:
         self.drawn, self.written = 0, -math.inf
 
     def show(self, words: str, about: Hashable) -> None:
-        """Say how it stands; about: what makes this another thing than the last, which is said at once."""
+        """Show the words. about: their subject; a new subject is shown at once, the same one at most every `pause`."""
         now = self.clock()
         if about == self.about and now - self.written < self.pause:
             return
         self.about, self.written = about, now
         if not self.live:
-            self._write(f"{stamp()} {words}\n")
+            self._write(f"{time_of_day()} {words}\n")
             return
         words = words[: shutil.get_terminal_size().columns - 1]
         self._write("\r" + words.ljust(self.drawn))
         self.drawn = len(words)
 
     def end(self, words: str) -> None:
-        """Say what stays: a whole line, after which a log needs no other for a while."""
+        """Write a permanent line."""
         self.clear()
         self.written = self.clock()
-        self._write(f"{words}\n" if self.live else f"{stamp()} {words}\n")
+        self._write(f"{words}\n" if self.live else f"{time_of_day()} {words}\n")
 
     def clear(self) -> None:
-        """Take the line away from the terminal."""
+        """Erase the line on a terminal."""
         if self.drawn:
             self._write("\r" + " " * self.drawn + "\r")
             self.drawn, self.written = 0, -math.inf
@@ -172,23 +172,23 @@ class Line:
             self.stream.flush()
 
 
-def stamp() -> str:
-    """The time of day, as it stands before each line of a log."""
+def time_of_day() -> str:
+    """The time of day that begins each line of a log."""
     return f"{datetime.datetime.now():%H:%M:%S}"
 
 
 class Display:
-    """A listener that shows the phases of a run on a stream, and goes on showing the time while nothing is counted."""
+    """A listener that shows phases on a stream, and updates the time while nothing is reported."""
 
     def __init__(
         self, title: str, stream: TextIO, clock: Callable[[], float] = time.monotonic, log_seconds: float | None = None
     ):  # fmt: skip
         self.title, self.clock = title, clock
-        self.line = Line(stream, clock, log_seconds)
+        self.line = StatusLine(stream, clock, log_seconds)
         self.phase: Phase | None = None
-        self.told = 0.0
+        self.reported = 0.0
         self.lock, self.ended = threading.Lock(), threading.Event()
-        self.thread = threading.Thread(target=self._go_on, daemon=True)
+        self.thread = threading.Thread(target=self._update, daemon=True)
 
     def __enter__(self) -> Display:
         self.thread.start()
@@ -200,27 +200,27 @@ class Display:
         self.line.clear()
 
     def __call__(self, phase: Phase) -> None:
-        """The phase as it stands now."""
+        """Show a phase."""
         with self.lock:
-            self.phase, self.told = phase, self.clock()
+            self.phase, self.reported = phase, self.clock()
             self.draw()
 
     def draw(self) -> None:
-        """Show what was heard last, as it is by now."""
+        """Show the last phase with the present time."""
         if self.phase is not None:
-            now = self.phase.later(self.clock() - self.told)
+            now = self.phase.later(self.clock() - self.reported)
             self.line.show(f"{self.title}: {', '.join(now.words())}", self.phase.name)
 
-    def _go_on(self) -> None:
+    def _update(self) -> None:
         while not self.ended.wait(1.0):
             with self.lock:
                 self.draw()
 
 
 @contextlib.contextmanager
-def waited_for(title: str, doing: str) -> Iterator[Phases]:
-    """Within it somebody waits: what is done is said at once, and how it stands at least every ten seconds."""
+def show_progress(title: str, first: str) -> Iterator[Phases]:
+    """Show progress on standard error inside the block: the first phase at once, then at least every ten seconds."""
     with Display(title, sys.stderr, log_seconds=WAIT_SECONDS) as display:
         phases = Phases(display)
-        phases(doing)
+        phases(first)
         yield phases

@@ -1,4 +1,4 @@
-"""Phases: what is left follows from what was counted, and a log shows life without filling up."""
+"""Progress: what is left follows from what was counted, and a log shows life without filling up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import time
 
 import pytest
 
-from peftbook.training.phases import LOG_SECONDS, WAIT_SECONDS, Display, Line, Phase, Phases, describe_step, span
+from peftbook.core.progress import (
+    LOG_SECONDS,
+    WAIT_SECONDS,
+    Display,
+    Phase,
+    Phases,
+    StatusLine,
+    describe_step,
+    duration,
+)
 
 
 class Clock:
@@ -106,7 +115,7 @@ def test_a_log_has_a_line_at_the_start_of_each_phase_and_one_now_and_then():
 
 def test_a_log_shows_life_while_nothing_is_counted(monkeypatch):
     """Half an hour of one batch is no silence: the thread goes on saying how long it has been."""
-    monkeypatch.setattr("peftbook.training.phases.LOG_SECONDS", 0.5)
+    monkeypatch.setattr("peftbook.core.progress.LOG_SECONDS", 0.5)
     log = io.StringIO()
     with Display("lora seed 0", log) as display:
         display(Phase("generating", 0, 64))
@@ -136,7 +145,7 @@ def test_where_somebody_waits_no_ten_seconds_are_silent():
 def test_a_terminal_has_one_line_that_is_written_over_and_taken_away():
     """No line ends while a run goes on; what stays afterwards is nothing, or what was said to stay."""
     clock, screen = Clock(), Terminal()
-    line = Line(screen, clock)
+    line = StatusLine(screen, clock)
     line.show("a long line of progress", "loading")
     clock.now += LOG_SECONDS
     line.show("a short one", "loading")
@@ -163,4 +172,4 @@ def test_a_stream_that_nobody_reads_stops_no_run(error):
 )
 def test_a_length_of_time_has_its_two_largest_units(seconds, words):
     """Nobody plans by the seconds of an hour."""
-    assert span(seconds) == words
+    assert duration(seconds) == words
