@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from peftbook.core.progress import duration as span  # noqa: F401 — pages and tables take it from here
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.results import format_value
