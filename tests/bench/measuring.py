@@ -127,7 +127,6 @@ def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]], dtype: str) -> T
         "gradient checkpointing": False,
         "batches": "random permutation, pools of 16 batches sorted by length, batches shuffled",
         "attention mask": "none (causal attention, no padding)",
-        "products": "in float32 LoRA, query, key and value, gate and up joined",
         "logits": "at label positions only",
         "seed": SEED,
     }

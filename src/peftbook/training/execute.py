@@ -378,11 +378,9 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
 
 
 def reading(trainee: Trainee) -> contextlib.AbstractContextManager[None]:
-    """Within it a reader's questions are read without padding and answered with joined products; published texts are
-    those of padded ones.
-    """
+    """Read a reader's questions without padding inside the block; published texts are those of padded ones."""
     run, dtype = trainee.run, trainee.run.evaluation.generation_dtype
-    return reordered(trainee.model, dtype, own=True) if run.packed and run.task.own else contextlib.nullcontext()
+    return reordered(trainee.model, dtype) if run.packed and run.task.own else contextlib.nullcontext()
 
 
 def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:
