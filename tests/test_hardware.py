@@ -149,8 +149,8 @@ def test_doctor_is_json_that_reads_back(examined, monkeypatch, capsys):
 def test_doctor_names_what_an_extra_lacks(monkeypatch):
     """With the command that brings it."""
     known = doctor.is_installed
-    monkeypatch.setattr(doctor, "is_installed", lambda name: name != "trl" and known(name))
-    assert doctor.missing_extras() == {"[dev]": "pip install 'peftbook[dev]' (trl)"}
+    monkeypatch.setattr(doctor, "is_installed", lambda name: name != "ray" and known(name))
+    assert doctor.missing_extras() == {"[cluster]": "pip install 'peftbook[cluster]' (ray)"}
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert set(doctor.missing_programs()) == set(doctor.PROGRAMS)
 
