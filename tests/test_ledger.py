@@ -53,7 +53,7 @@ def test_a_changed_claim_needs_a_line_in_the_ledger(name):
     assert known == current, (
         f"What {name} claims, what refutes it or a number that decides has changed. In evidence/ledger.toml, if the "
         "study has records, add a [[claim]] that says what, why, and what became of its verdict; then renew its line "
-        "in [claims] with `python tests/audit/claim_hashes.py --write`."
+        "in [claims] with `python tests/tools/claim_hashes.py --write`."
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from bench.live import node_steps
 from live_trainings import AGREED, first_losses, lowest, start
 
-from peftbook.bench.live import node_steps
 from peftbook.errors import InputError
 from peftbook.memory import shape_from_config
 from peftbook.records import default_store

@@ -18,7 +18,7 @@ def test_every_command_and_every_option_is_there():
     """What `--help` prints a reader finds on the page."""
     html = reference.commands(whole_parser()).html
     names = [name for name, _ in reference.subcommands(whole_parser())]
-    assert {"run", "fit", "bench train"} <= set(names) and len(set(names)) == len(names)
+    assert {"run", "fit", "claims"} <= set(names) and len(set(names)) == len(names)
     for name, parser in reference.subcommands(whole_parser()):
         assert f'id="command-{name.replace(" ", "-")}"' in html
         for action in parser._actions[1:]:
@@ -46,7 +46,7 @@ def test_the_page_rests_on_modules_that_it_lists_and_does_not_import(tmp_path):
     trace.write()
     trace.active = False
     told = set(json.loads((tmp_path / "trace.json").read_text())["files"])
-    assert {str(reference.PACKAGE / name) for name in ("scratch/prompt.py", "scratch", "tasks/sql_build.py")} <= told
+    assert {str(reference.PACKAGE / name) for name in ("scratch/prompt.py", "scratch", "tasks/sql.py")} <= told
     (tmp_path / "module.py").write_text("")
     before = file_hash(tmp_path)
     (tmp_path / "another.py").write_text("")

@@ -1,6 +1,4 @@
-"""Without padding and with joined products a float32 model has the same losses and gradients, and keeps its weights; on
-a reader's rows half width is no farther from them than autocast.
-"""
+"""Without padding float32 losses and gradients are the same, and half width is no farther from them than autocast."""
 
 from __future__ import annotations
 
@@ -28,7 +26,6 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.training import packed
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method, checkpointed_layers, trainable_state
-from peftbook.training.joined import joined_products
 from peftbook.training.loop import arithmetic, label_losses, losses, order_of, reordered, train
 from peftbook.training.packed import is_packed, packed_rows
 
@@ -79,10 +76,10 @@ def own_run(name: str) -> specs.Run:
     return a_run(0, method=METHODS[name], dtype="bf16", task=own)
 
 
-def agree(model: torch.nn.Module, batch: list[Encoded], own: bool = False) -> None:
+def agree(model: torch.nn.Module, batch: list[Encoded]) -> None:
     """The same losses and gradients as in the order of the plain pass."""
     nats, gradient = result(model, batch)
-    with reordered(model, "fp32", own=own):
+    with reordered(model, "fp32"):
         same_nats, same_gradient = result(model, batch)
     torch.testing.assert_close(same_nats, nats, rtol=1e-5, atol=1e-5)
     assert (same_gradient - gradient).norm() < 2e-5 * gradient.norm()
@@ -116,14 +113,6 @@ def test_biases_are_added(name):
     agree(a_model(name, base), shared_start(5))
 
 
-def test_each_way_alone_gives_the_same():
-    model, batch = a_model("lora"), shared_start(5)
-    nats, _ = result(model, batch)
-    for way in (packed_rows, joined_products):
-        with way(model):
-            torch.testing.assert_close(result(model, batch)[0], nats, rtol=1e-5, atol=1e-5)
-
-
 def test_a_window_of_attention_keeps_the_padding():
     """A model that does not look at all that stands before is computed as it was."""
     model = a_model("lora", MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)).eval())
@@ -146,13 +135,6 @@ def test_an_architecture_that_attends_in_its_own_way_keeps_the_padding():
         with packed.packed_rows(model):
             assert not packed.is_packed(model)
         assert {name: module.training for name, module in model.named_modules()} == before
-
-
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("batch", [shared_start(6), random_examples(1)])
-def test_on_a_readers_rows_losses_and_gradients_are_the_same(name, batch):
-    """In float32 there is one order for all."""
-    agree(a_model(name), batch, own=True)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -182,7 +164,7 @@ def test_what_is_changed_in_place_is_seen():
     """Between two losses without gradients, and by an optimiser, whose fused step counts no version."""
     model, data = a_model("lora"), shared_start(5)
     for dtype in ("fp32", "bf16"):
-        with reordered(model, dtype, own=True):
+        with reordered(model, dtype):
             before, _ = losses(model, data, pad_id=2, dtype=dtype)
             with torch.no_grad():
                 for name, value in trainable_state(model).items():
@@ -192,7 +174,7 @@ def test_what_is_changed_in_place_is_seen():
             train(model, data, BUDGET, seed=0, pad_id=2, dtype=dtype)
             train(model, data, BUDGET, seed=1, pad_id=2, dtype=dtype)
             trained, _ = losses(model, data, pad_id=2, dtype=dtype)
-        with reordered(model, dtype, own=True):
+        with reordered(model, dtype):
             anew, _ = losses(model, data, pad_id=2, dtype=dtype)
         assert before != now != trained == anew
 
@@ -218,13 +200,13 @@ def test_only_dense_float32_weights_on_a_processor_are_packed(other):
     assert run.packed and not run.model_copy(update=other).packed
 
 
-@pytest.mark.parametrize(("dtype", "own"), [("fp32", False), ("fp32", True), ("bf16", True)])
-def test_all_is_as_it_was_afterwards(dtype, own):
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_all_is_as_it_was_afterwards(dtype):
     """Weights, each in its own memory, forwards and attention come back bit by bit, also when something goes wrong."""
     model = a_model("lora on two")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kind = model.config._attn_implementation
-    with pytest.raises(ZeroDivisionError), reordered(model, dtype, own=own):
+    with pytest.raises(ZeroDivisionError), reordered(model, dtype):
         assert is_packed(model)
         with arithmetic(model, dtype, "cpu"):
             result(model, shared_start(3))
@@ -236,14 +218,13 @@ def test_all_is_as_it_was_afterwards(dtype, own):
     assert not any("forward" in vars(part) for part in model.modules())
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_step_is_seen_by_the_next(own):
-    """The joined copies of A and B follow the optimiser: three steps are three plain steps."""
+def test_a_step_is_seen_by_the_next():
+    """Three steps are three plain steps."""
     data, budget = shared_start(24), specs.Budget(tokens=10**6, batch_size=8, learning_rate=1e-2)
     budget = budget.model_copy(update={"tokens": sum(len(one.ids) for one in data)})
     plain, quick = a_model("lora"), a_model("lora")
     curve = train(plain, data, budget, seed=0, pad_id=2, dtype="fp32").losses
-    with reordered(quick, "fp32", own=own):
+    with reordered(quick, "fp32"):
         assert train(quick, data, budget, seed=0, pad_id=2, dtype="fp32").losses == pytest.approx(curve, rel=1e-4)
     for name, value in trainable_state(plain).items():
         torch.testing.assert_close(trainable_state(quick)[name], value, rtol=1e-2, atol=1e-4)
@@ -255,16 +236,3 @@ def test_losses_of_a_split_are_each_examples_own():
     with reordered(model, "fp32"):
         same, same_counts = losses(model, data, pad_id=2, batch_size=4, dtype="fp32")
     assert same == pytest.approx(nats, rel=1e-5) and same_counts == counts
-
-
-def test_a_layer_alone_computes_for_itself():
-    """A layer that is asked for other states than its siblings saw gives its own output."""
-    model = a_model("lora").eval()
-    attention = model.get_base_model().model.layers[0].self_attn
-    one, other = torch.randn(2, 3, attention.config.hidden_size), torch.randn(1, 4, attention.config.hidden_size)
-    with torch.no_grad():
-        wanted = [attention.q_proj(one), attention.k_proj(other), attention.v_proj(other)]
-        with joined_products(model):
-            found = [attention.q_proj(one), attention.k_proj(other), attention.v_proj(other)]
-    for was, now in zip(wanted, found, strict=True):
-        torch.testing.assert_close(now, was, rtol=1e-5, atol=1e-6)

@@ -395,8 +395,8 @@ def test_half_files_and_broken_checkpoints_of_killed_processes_are_cleared_away(
 
 def test_the_reporter_writes_a_few_times_a_second_and_loses_no_point(tmp_path):
     """A thousand steps in two seconds are nine writes; a store that cannot be written stops no training."""
+    from peftbook.core.progress import Phase
     from peftbook.training.loop import Progress
-    from peftbook.training.phases import Phase
 
     studio = Studio(tmp_path)
     project = colours_project(studio)

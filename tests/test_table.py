@@ -9,6 +9,7 @@ import pickle
 import time
 import zipfile
 
+import docstrings_build
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftbook.errors import InputError
-from peftbook.tasks import docstrings_build, similarity
+from peftbook.tasks import similarity
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Split, examine, split_examples, task_from_table, usable_rows
 from peftbook.tasks.table import Caps, read_table

@@ -10,17 +10,17 @@ from contextlib import closing
 
 import pyarrow.parquet as pq
 import pytest
+import sql_build as build
+from docstrings_packages import PERMITTED
 from hypothesis import given
 from hypothesis import strategies as st
+from sql_forms import FORMS
+from sql_sources import MAX_COLUMNS, MAX_ROWS, WHEELS
+from sql_sources import TABLES as SOURCES
 
 from peftbook.errors import InputError
 from peftbook.folders import DATA
 from peftbook.tasks import SPLITS, Example, get_task, sql
-from peftbook.tasks import sql_build as build
-from peftbook.tasks.docstrings_packages import PERMITTED
-from peftbook.tasks.sql_forms import FORMS
-from peftbook.tasks.sql_sources import MAX_COLUMNS, MAX_ROWS, WHEELS
-from peftbook.tasks.sql_sources import TABLES as SOURCES
 
 TABLES = sql.load_tables()
 ROWS = pq.read_table(sql.PATH).to_pylist()

@@ -12,10 +12,15 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import docstrings_build as build
 import numpy as np
+import prose_build
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sql_build
+from data_build import write_parquet
+from docstrings_packages import PACKAGES, PERMITTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -23,12 +28,9 @@ from scipy import sparse
 from peftbook import tasks
 from peftbook.errors import InputError
 from peftbook.folders import DATA
-from peftbook.tasks import SPLITS, Example, get_task, hub, prose, prose_build, references, sql, sql_build
+from peftbook.tasks import SPLITS, Example, get_task, hub, prose, references, sql
 from peftbook.tasks import docstrings as docstrings_task
-from peftbook.tasks import docstrings_build as build
 from peftbook.tasks.columns import Columns
-from peftbook.tasks.data_build import write_parquet
-from peftbook.tasks.docstrings_packages import PACKAGES, PERMITTED
 from peftbook.tasks.files import Split, describe_reading, read_file, split_examples, task_from_table
 from peftbook.tasks.rows import Caps
 

@@ -1,4 +1,4 @@
-"""What pip installs: all of the package but the builders of its data, at work without a checkout."""
+"""What pip installs: all of the package, at work without a checkout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from email.parser import HeaderParser
 from pathlib import Path
 
-import grimp
 import pytest
 from packaging.requirements import Requirement
 
@@ -70,29 +69,12 @@ def shipped(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if name.startswith("peftbook/")}
 
 
-def builders() -> set[str]:
-    """Modules that build data, and those that nothing but such a module imports; tasks are found by their names."""
-    graph = grimp.build_graph("peftbook", cache_dir=None)
-    found_by_name = {f"peftbook.tasks.{name}" for name in task_names()}
-    modules = {name for name in graph.modules if name.startswith("peftbook.tasks.") and name.endswith("_build")}
-    while more := {
-        name
-        for name in graph.modules - modules - found_by_name
-        if (importers := graph.find_modules_that_directly_import(name)) and importers <= modules
-    }:
-        modules |= more
-    assert modules > {"peftbook.tasks.sql_build", "peftbook.tasks.sql_forms"}
-    return modules
-
-
-def test_the_wheel_holds_the_package_without_the_builders_of_data(wheel):
-    """Not a file more or less: what is tracked, the fonts, and none of the modules that only a builder imports."""
+def test_the_wheel_holds_the_package(wheel):
+    """Not a file more or less: what is tracked, and the fonts."""
     listed = subprocess.run(["git", "ls-files", "src/peftbook"], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = {path.removeprefix("src/") for path in listed.stdout.splitlines()}
     fonts = {f"peftbook/studio/fonts/{path.name}" for path in (ROOT / "book/assets/fonts").iterdir()}
-    left_out = {f"{name.replace('.', '/')}.py" for name in builders()}
-    assert left_out <= tracked
-    assert shipped(wheel) == tracked - left_out | fonts
+    assert shipped(wheel) == tracked | fonts
 
 
 def test_the_package_works_from_the_wheel(wheel, tmp_path):
@@ -203,7 +185,6 @@ def test_a_command_of_the_core_works_without_the_extras(core, words, said):
         (("slides",), "slides"),
         (("studio", "--no-worker", "--port", "0"), "studio"),
         (("run", "rank", "--engine", "ray"), "cluster"),
-        (("bench", "train"), "bench"),
     ],
 )
 def test_a_command_that_needs_an_extra_names_it(core, words, extra):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 
+from peftbook.core.progress import show_progress
 from peftbook.errors import InputError, need
 from peftbook.processes import Child
 from peftbook.records import default_store
 from peftbook.site import identity
 from peftbook.site.freshness import is_fresh
 from peftbook.site.lecture import FILES, PROMISED, copy_lecture
-from peftbook.training.phases import waited_for
 
 __all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
 
@@ -67,7 +67,7 @@ def judge_once() -> None:
 
     If that fails, whoever needs a result says why.
     """
-    with Child("-m", "peftbook", "claims") as child, waited_for("Claims", "judging the runs"):
+    with Child("-m", "peftbook", "claims") as child, show_progress("Claims", "judging the runs"):
         child.wait()
 
 
@@ -80,7 +80,7 @@ def made_beside(what: str, out: Path) -> Iterator[None]:
     with Child("-m", "peftbook", what, "--out", str(out)) as child:
         psutil.Process(child.process.pid).nice(10)
         yield
-        with waited_for(what.capitalize(), "drawing the rest"):
+        with show_progress(what.capitalize(), "drawing the rest"):
             child.wait()
         if child.status:
             raise InputError(f"The {what} could not be made: {child.last_error_line() or child.failure()}")
@@ -184,7 +184,7 @@ def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) ->
         command, cwd=root, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        with waited_for("Site", "starting Jupyter Book"):
+        with show_progress("Site", "starting Jupyter Book"):
             first = process.stderr.readline()
         for line in itertools.chain([first], process.stderr):
             if KERNEL_HINT not in line:

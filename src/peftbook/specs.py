@@ -134,9 +134,8 @@ class Run(Keyed):
     `purpose` separates quality records from timing records; a timing record names its `machine`, so that another
     machine adds a record of its own and never replaces this one. `dtype` is the compute type: `bf16` is float32
     master weights under bfloat16 autocast, `fp16` the same in float16 with a loss that is scaled. What multiplies them
-    (`training.products`, in float32 `training.joined`, where it is packed `training.packed`, on a reader's rows all of
-    these) may change the order of sums and nothing else, and follows from the code and the
-    machine, which the record names.
+    (`training.products`, where it is packed `training.packed`) may change the order of sums and nothing else, and
+    follows from the code and the machine, which the record names.
     weights: `bf16` holds what is not trained in bfloat16, in which it is multiplied, without autocast; what is trained
     stays in float32.  checkpointing: training keeps the input of each decoder layer and computes the rest again.
     start: key of the run from whose trained weights this one starts, with optimizer, warm-up and budget of its own.

@@ -22,9 +22,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (runs, evidence, machine, products, own_data, recipe, fit):
         module.add_commands(functools.partial(command, commands))
-    speed = commands.add_parser("bench", help="measure speed: train, book, cli, adapters, live")
-    bench = speed.add_subparsers(required=True, dest="what")
-    machine.add_benches(functools.partial(command, bench))
     return parser
 
 

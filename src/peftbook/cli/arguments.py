@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+import json
 from collections.abc import Callable
-
-TYPE_CHECKING = False  # as in `typing`, whose import would be a tenth of the time of --help
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import Any, Protocol
-
-    class Add(Protocol):
-        """What adds a command: its name, what it does, and its options if they are declared later."""
-
-        def __call__(
-            self, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None
-        ) -> Command: ...
-
+from typing import Any, Protocol
 
 Options = Callable[[argparse.ArgumentParser], None]
 
 
-class Help(argparse.HelpFormatter):
-    """argparse's help, as wide as the terminal. It would ask `shutil`, which loads three ways to compress."""
+class Add(Protocol):
+    """Adds a command: its name, its handler, and what declares its options if that happens later."""
 
-    def __init__(self, prog: str):
-        super().__init__(prog, width=columns() - 2)
-
-
-def columns() -> int:
-    """Width of the terminal: what $COLUMNS says, else the system, else 80."""
-    said = os.environ.get("COLUMNS", "")
-    if len(said) < 10 and said.isdecimal() and int(said):
-        return int(said)
-    try:
-        return (sys.__stdout__ and os.get_terminal_size(sys.__stdout__.fileno()).columns) or 80
-    except (ValueError, OSError):  # no terminal
-        return 80
+    def __call__(
+        self, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None
+    ) -> Command: ...
 
 
 class Command(argparse.ArgumentParser):
-    """A command, whose options are declared when they are first needed: some take imports that no other waits for."""
+    """A command that declares its options when it is parsed: some need imports for which no other command waits."""
 
     options: Options | None = None
-
-    def __init__(self, **settings: Any):
-        super().__init__(formatter_class=Help, **settings)
 
     def declared(self) -> Command:
         """The command with its options."""
@@ -73,17 +46,8 @@ def on_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=types, default="auto", help="to compute in (default auto: the fastest here)")
 
 
-def path(text: str) -> Path:
-    """A path, for argparse. Who asks for help alone waits for no import of pathlib, which is a fifth of it."""
-    from pathlib import Path
-
-    return Path(text)
-
-
 def print_json(value: Any) -> None:
     """On standard output; raises ValueError for a number that JSON has no word for."""
-    import json
-
     print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from peftbook.cli.arguments import TYPE_CHECKING, on_platform, path, positive, print_json
+from peftbook.cli.arguments import Add, on_platform, positive, print_json
 from peftbook.cli.runs import store_on
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import Any
-
-    from peftbook.cli.arguments import Add
     from peftbook.decision.outside import Outside, Pairing
     from peftbook.evidence.stats import Interval
     from peftbook.records import Store
@@ -25,7 +23,7 @@ LEAST_P = 1e-12  # that is printed
 def add_commands(add: Add) -> None:
     """The commands; options of those that have many are declared when they are asked for."""
     take = add("import", command_import)
-    take.add_argument("file", type=path, metavar="FILE.zip")
+    take.add_argument("file", type=Path, metavar="FILE.zip")
     status = add("status", command_status)
     on_platform(status)
     status.add_argument("-v", "--verbose", action="store_true", help="list every run")
@@ -248,8 +246,6 @@ def finite(value: Any) -> Any:
 
 def named_files(text: str) -> tuple[str, list[Path]]:
     """A model's name, and its files. A file that is there under the whole text is that file."""
-    from pathlib import Path
-
     name, mark, rest = text.partition("=")
     if not mark or Path(text).is_file():
         name, rest = "", text

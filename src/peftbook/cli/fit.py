@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from peftbook.cli.arguments import TYPE_CHECKING, positive, print_json
+from peftbook.cli.arguments import Add, positive, print_json
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
-    from peftbook.cli.arguments import Add
     from peftbook.memory import Configuration
     from peftbook.memory.question import Question
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
-from peftbook.cli.arguments import TYPE_CHECKING, path
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from peftbook.cli.arguments import Add
+from peftbook.cli.arguments import Add
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
@@ -28,8 +24,8 @@ def add_commands(add: Add) -> None:
     add("compare", command_compare, compare_options)
     add("studio", command_studio, studio_options)
     demo = add("demo", command_demo)
-    demo.add_argument("--report", type=path, metavar="FILE.html", help="also write the page with table and pictures")
-    demo.add_argument("--home", type=path, help="keep project and runs there, for the studio (default: nowhere)")
+    demo.add_argument("--report", type=Path, metavar="FILE.html", help="also write the page with table and pictures")
+    demo.add_argument("--home", type=Path, help="keep project and runs there, for the studio (default: nowhere)")
     add("export", command_export, export_options)
 
 
@@ -38,7 +34,7 @@ def train_options(train: argparse.ArgumentParser) -> None:
     from peftbook.studio.settings import Reading, Scoring, Single
 
     on_file(train, Reading, Single, Scoring)
-    train.add_argument("--out", type=path, required=True, help="a new folder for adapter, texts and measurements")
+    train.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
 
 
 def compare_options(compare: argparse.ArgumentParser) -> None:
@@ -50,8 +46,8 @@ def compare_options(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("--run", action="append", metavar="SPEC", help=words)
     words = "say what would be computed, how long it takes and what its test rows can see, and end"
     compare.add_argument("--dry-run", action="store_true", help=words)
-    compare.add_argument("--report", type=path, metavar="FILE.html", help="also write one page that can be mailed")
-    compare.add_argument("--csv", type=path, metavar="FILE.csv", help="also write the table")
+    compare.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
+    compare.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
     compare.add_argument("--json", action="store_true", help="print numbers in full as JSON")
     words = "have a studio there compute it: its address, as it printed it"
     compare.add_argument("--server", metavar="URL", help=words)
@@ -64,20 +60,20 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     from peftbook.options import add_options
     from peftbook.tasks.rows import Caps
 
-    web.add_argument("--home", type=path, help=HOME)
+    web.add_argument("--home", type=Path, help=HOME)
     web.add_argument("--host", default="127.0.0.1", help="to listen on; another than this machine's own needs a login")
     web.add_argument("--port", type=int, default=7861, help="to listen on (default 7861)")
-    web.add_argument("--login-file", type=path, metavar="FILE", help="let in only who is in it; --add-user writes it")
+    web.add_argument("--login-file", type=Path, metavar="FILE", help="let in only who is in it; --add-user writes it")
     web.add_argument("--add-user", metavar="NAME", help="ask for a password, keep its hash in the login file, and end")
     words = "let in everybody on this machine, as behind a proxy that asks; else by the token in the printed address"
     web.add_argument("--no-token", action="store_true", help=words)
     words = "a name under which a proxy reaches it, with its own TLS; once for each"
     web.add_argument("--name", action="append", default=[], metavar="HOST", help=words)
-    web.add_argument("--backup", type=path, metavar="FILE", help="write the whole studio into a new file, and end")
-    web.add_argument("--restore", type=path, metavar="FILE", help="make a new home of a backup, and end")
+    web.add_argument("--backup", type=Path, metavar="FILE", help="write the whole studio into a new file, and end")
+    web.add_argument("--restore", type=Path, metavar="FILE", help="make a new home of a backup, and end")
     words = "write one project, by its id or its name, into a new file that another studio takes in, and end"
     web.add_argument("--save-project", nargs=2, metavar=("PROJECT", "FILE"), help=words)
-    web.add_argument("--load-project", type=path, metavar="FILE", help="take in a project that was saved, and end")
+    web.add_argument("--load-project", type=Path, metavar="FILE", help="take in a project that was saved, and end")
     web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     words = "compute the jobs on the nodes of the Ray cluster with this head, not on this machine"
@@ -88,8 +84,8 @@ def studio_options(web: argparse.ArgumentParser) -> None:
 def export_options(export: argparse.ArgumentParser) -> None:
     """Of `export`."""
     words = "a folder as peft's save_pretrained or train --out writes it (default: none, the model alone)"
-    export.add_argument("adapter", type=path, nargs="?", help=words)
-    export.add_argument("--gguf", type=path, metavar="FILE.gguf", required=True, help="a new file, for llama.cpp")
+    export.add_argument("adapter", type=Path, nargs="?", help=words)
+    export.add_argument("--gguf", type=Path, metavar="FILE.gguf", required=True, help="a new file, for llama.cpp")
     words = "base and adapter as one model (default: the adapter alone, to be served beside a GGUF file of its base)"
     export.add_argument("--merged", action="store_true", help=words)
     words = "the base: an embedded model's name, a folder, or a hub id (default: what the adapter names)"
@@ -104,10 +100,10 @@ def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
     """A file, how it is read, and what is trained on it."""
     from peftbook.options import add_options
 
-    parser.add_argument("file", type=path, help="CSV, TSV, JSONL or Parquet")
+    parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
     for model in models:
         add_options(parser, model)
-    parser.add_argument("--home", type=path, help=HOME)
+    parser.add_argument("--home", type=Path, help=HOME)
 
 
 def command_train(args: argparse.Namespace) -> int:
@@ -132,7 +128,6 @@ def command_demo(args: argparse.Namespace) -> int:
     """Train a small model on 300 shipped tickets in two ways, score it and decide: what `compare` does, in a minute."""
     import shlex
     import tempfile
-    from pathlib import Path
 
     from peftbook.cli import build_parser
     from peftbook.tasks.tickets import PATH
@@ -216,8 +211,6 @@ def kept_apart(args: argparse.Namespace, home: Path) -> str:
 
 def moved_project(args: argparse.Namespace, home: Path) -> str:
     """A project that is saved, or taken in, in words."""
-    from pathlib import Path
-
     from peftbook.options import check_bounds, read_options
     from peftbook.studio.archive import load_project, save_named
     from peftbook.studio.store import Studio

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
-from peftbook.cli.arguments import TYPE_CHECKING, path
+from peftbook.cli.arguments import Add
 from peftbook.errors import need
-
-if TYPE_CHECKING:
-    from peftbook.cli.arguments import Add
 
 
 def add_commands(add: Add) -> None:
@@ -17,21 +15,19 @@ def add_commands(add: Add) -> None:
     book = add("book", command_book)
     book.add_argument("--strict", action="store_true", help="all pages, warnings are errors")
     what = "executed chapters that another build left there; a folder gets those of this one too"
-    book.add_argument("--cache", type=path, metavar="FOLDER", help=f"{what}. Or a .zip of such a folder")
+    book.add_argument("--cache", type=Path, metavar="FOLDER", help=f"{what}. Or a .zip of such a folder")
     add("pdf", command_pdf)
     add("epub", command_epub)
-    add("figures", command_figures).add_argument("--out", type=path, default="figures")
+    add("figures", command_figures).add_argument("--out", type=Path, default="figures")
     deck = add("slides", command_slides)
     usual = "default slides/peft.pptx, with sections their names"
-    deck.add_argument("--out", type=path, metavar="FILE.pptx", help=usual)
+    deck.add_argument("--out", type=Path, metavar="FILE.pptx", help=usual)
     deck.add_argument("--sections", default="", metavar="NAME,NAME", help="only these after the cover, like lora,qlora")
     deck.add_argument("--accent", default="", metavar="#RRGGBB", help="colour of rules, heads and links")
 
 
 def command_book(args: argparse.Namespace) -> int:
     """Build site, figures and deck from the records at hand and print the three places."""
-    from pathlib import Path
-
     from peftbook.build import build_book, report
 
     began = time.monotonic()
@@ -41,8 +37,6 @@ def command_book(args: argparse.Namespace) -> int:
 
 def command_pdf(args: argparse.Namespace) -> int:
     """Print all chapters as one PDF; needs Chromium."""
-    from pathlib import Path
-
     from peftbook.build import build_pdf
 
     print(build_pdf(Path.cwd()))
@@ -51,8 +45,6 @@ def command_pdf(args: argparse.Namespace) -> int:
 
 def command_epub(args: argparse.Namespace) -> int:
     """Make all chapters into one EPUB."""
-    from pathlib import Path
-
     from peftbook.build import build_epub
 
     print(build_epub(Path.cwd()))
@@ -72,8 +64,6 @@ def command_figures(args: argparse.Namespace) -> int:
 
 def command_slides(args: argparse.Namespace) -> int:
     """Build the PowerPoint deck from its outline; with LibreOffice also a handout and a contact sheet."""
-    from pathlib import Path
-
     from peftbook.build import build_deck
 
     sections = [name.strip() for name in args.sections.split(",") if name.strip()]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peftbook.cli.arguments import TYPE_CHECKING, path
+from peftbook.cli.arguments import Add
 from peftbook.errors import InputError
 
 if TYPE_CHECKING:
-    from peftbook.cli.arguments import Add
     from peftbook.tasks import TaskData
 
 
@@ -23,7 +24,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     from peftbook.options import add_options
     from peftbook.studio.settings import Guessed
 
-    parser.add_argument("file", type=path, help="CSV, TSV, JSONL or Parquet")
+    parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
     words = "an id of the hub, a folder, or an embedded model"
     parser.add_argument("--model", required=True, help=words)
     parser.add_argument(
@@ -32,7 +33,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, Guessed)
     parser.add_argument("--stack", default="trl", help="of the scripts; trl is the one that there is (default trl)")
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="for the model card")
-    parser.add_argument("--out", type=path, metavar="FOLDER", help="also write the scripts, into a new folder")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the scripts, into a new folder")
 
 
 def command_recipe(args: argparse.Namespace) -> int:

@@ -7,14 +7,10 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-from peftbook.cli.arguments import TYPE_CHECKING, on_platform, path, positive
+from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from peftbook.cli.arguments import Add
 
 
 def add_commands(add: Add) -> None:
@@ -33,12 +29,12 @@ def run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--processes", type=positive, default=1, help="that share each run, on a GPU one each (default 1)")
     run.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="of --processes (default ddp)")
     run.add_argument("--minutes", type=positive, help="start no run that would probably end later than this")
-    run.add_argument("--export", type=path, metavar="FILE.zip", help="keep the records that are made in one file too")
+    run.add_argument("--export", type=Path, metavar="FILE.zip", help="keep the records that are made in one file too")
     run.add_argument("--engine", default="local", help="local, or ray: as tasks of a Ray cluster (default local)")
     run.add_argument(
         "--address", metavar="HOST:PORT", help="of the head of the Ray cluster (default: one started here)"
     )
-    run.add_argument("--checkpoints", type=path, metavar="FOLDER", help="of runs under way; shared by all machines")
+    run.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="of runs under way; shared by all machines")
     on_platform(run)
 
 
@@ -167,7 +163,6 @@ def store_on(platform: str, *, to_run: bool = False):
 def rerun_folder() -> Path:
     """A folder outside the shipped records, so that a repeated run never replaces one."""
     import tempfile
-    from pathlib import Path
 
     return Path(tempfile.mkdtemp(prefix="peftbook-rerun-"))
 

@@ -30,8 +30,8 @@ from nbformat import NotebookNode
 from sphinx.util import logging
 
 from peftbook.runtime.fork_server import AVAILABLE, ForkServer
+from peftbook.site.build_progress import phases_of
 from peftbook.site.execution import cache_folder, kernel_variables, ledger_of
-from peftbook.site.progress import phases_of
 
 __all__ = ["setup"]
 
@@ -164,5 +164,5 @@ def execute(
 def setup(app: Any) -> None:
     """Connect to the build."""
     app.setup_extension("peftbook.site.execution")
-    app.setup_extension("peftbook.site.progress")
+    app.setup_extension("peftbook.site.build_progress")
     app.connect("env-before-read-docs", execute_ahead)

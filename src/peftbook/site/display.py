@@ -113,9 +113,10 @@ def verdicts(*names: str) -> Shown:
 def waiting() -> Shown:
     """The studies that miss runs: how many, about how long by the records at hand, and the command."""
     from peftbook import results
+    from peftbook.core.progress import duration
     from peftbook.records import default_store
     from peftbook.studies import NAMES, get_study
-    from peftbook.training.durations import Estimates, duration
+    from peftbook.training.durations import Estimates
 
     store, known, rows, seen = default_store(), Estimates(), [], set[str]()
     for record in store.all():

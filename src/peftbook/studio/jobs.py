@@ -22,12 +22,12 @@ from typing import Literal
 from pydantic import ConfigDict, computed_field
 
 from peftbook import specs
+from peftbook.core.progress import Phase, describe_step
 from peftbook.errors import Conflict, InputError, Unknown
 from peftbook.records import Record, Store
 from peftbook.results import describe
 from peftbook.studio.database import Database
 from peftbook.studio.tuning import Tuning, left_behind
-from peftbook.training.phases import Phase, describe_step
 
 SAID = ConfigDict(json_schema_serialization_defaults_required=True)  # the API says every field
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from peftbook.core.progress import duration as span  # noqa: F401 — pages and tables take it from here
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.results import format_value
-from peftbook.training.phases import span as span
 
 SHOWN_CHARS = 280
 MOST, LISTED = 160, 12  # points of a curve, and of its table

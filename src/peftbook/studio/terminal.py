@@ -8,12 +8,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from peftbook.core.progress import StatusLine, duration
 from peftbook.decision import COSTS, Comparison
 from peftbook.evidence.stats import Interval
 from peftbook.studio.jobs import Job
-from peftbook.studio.markup import span
 from peftbook.studio.tabular import FORGOTTEN, table, typeset
-from peftbook.training.phases import Line
 
 WIDEST = 120
 
@@ -22,7 +21,7 @@ class Ticker:
     """What a plan is doing: one line that is written over on a terminal, in a log one now and then; what has ended."""
 
     def __init__(self, stream: TextIO):
-        self.line = Line(stream)
+        self.line = StatusLine(stream)
         self.ended: set[str] = set()
 
     def __enter__(self) -> Ticker:
@@ -38,7 +37,7 @@ class Ticker:
                 self.ended.add(job.id)
                 if not job.cached:
                     seconds = (job.finished or 0) - (job.started or job.finished or 0)
-                    self.line.end(f"{one_line(job.label)}: {job.state} in {span(seconds)}")
+                    self.line.end(f"{one_line(job.label)}: {job.state} in {duration(seconds)}")
         if len(self.ended) < len(jobs):
             self.line.show(progress_line(jobs), tuple((job.id, job.phase) for job in jobs if job.state == "running"))
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.core.gc_pause import gc_paused
+from peftbook.core.progress import Phase
 from peftbook.core.quiet import quieten_libraries
 from peftbook.decision.forgetting import is_gauged, prose_probe
 from peftbook.errors import InputError
@@ -34,7 +35,6 @@ from peftbook.studio.peeks import forget_answers, write_answers
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 from peftbook.training.micro_batch import free_micro_batch
-from peftbook.training.phases import Phase
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData

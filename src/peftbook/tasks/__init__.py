@@ -87,7 +87,7 @@ def check_pinned(path: Path, sha256: str, remedy: str) -> None:
 
 def how_to_restore(name: str) -> str:
     """What to do about data of the book that are missing or not the pinned ones."""
-    return f"run `python -m peftbook.tasks.{name}_build` in a checkout of the repository, or install peftbook again"
+    return f"run `python tests/tools/{name}_build.py` in a checkout of the repository, or install peftbook again"
 
 
 def references(task: TaskData) -> dict[str, tuple[str, ...]]:
@@ -99,7 +99,7 @@ def references(task: TaskData) -> dict[str, tuple[str, ...]]:
 @functools.cache
 def pinned() -> Mapping[str, specs.Task]:
     """Task → the spec by which its module, which has its name, pins its data as `SPEC`; without reading them."""
-    names = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.endswith("_build"))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return {module.SPEC.name: module.SPEC for module in modules if hasattr(module, "SPEC")}
 

@@ -1,6 +1,7 @@
 """Docstrings: Python function -> first sentence of its docstring, from pinned, permissively licensed packages.
 
-The data are built by `docstrings_build.py` and described in the book's data sheet. No package is in two splits.
+The data are built by tests/tools/docstrings_build.py and described in the book's data sheet.
+No package is in two splits.
 """
 
 from __future__ import annotations

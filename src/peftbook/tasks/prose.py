@@ -1,6 +1,7 @@
 """Prose: public-domain English for perplexity, State of the Union addresses and chapters of Moby-Dick.
 
-It measures what fine-tuning makes a model forget, so it has no prompt and no splits. Built by `prose_build.py`.
+It measures what fine-tuning makes a model forget, so it has no prompt and no splits.
+Built by tests/tools/prose_build.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SQL: a question over one small real table → the query that answers it, judged by executing it in SQLite.
 
-The data are built by `sql_build.py` and described in the book's data sheet. No table is in two splits, so every
-validation and test question is about a table that training never saw.
+The data are built by tests/tools/sql_build.py and described in the book's data sheet. No table is in two splits,
+so every validation and test question is about a table that training never saw.
 """
 
 from __future__ import annotations

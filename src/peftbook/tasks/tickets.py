@@ -1,6 +1,6 @@
 """Tickets: a message to an invented shop → the team that it is for. The 300 rows of the demonstration.
 
-`tickets_build` puts them together; no customer and no message is in two splits.
+tests/tools/tickets_build.py puts them together; no customer and no message is in two splits.
 """
 
 from __future__ import annotations

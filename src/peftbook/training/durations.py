@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
+from peftbook.core.progress import duration
 from peftbook.processes import run_child
 from peftbook.records import Record, Store
 from peftbook.specs import Probe, Run
 from peftbook.training.hardware import cpu_model
 from peftbook.training.precision import products_here
 
-__all__ = ["Estimates", "Predict", "Spec", "duration", "predicted_here", "slow_words"]
+__all__ = ["Estimates", "Predict", "Spec", "predicted_here", "slow_words"]
 
 SLOW = 10.0  # times as long as on the book's machines, from which a run says so before it starts
 
@@ -117,11 +118,3 @@ def slow_words(here: float | None, there: float | None) -> str:
         f"This takes about {duration(here)} here and took {duration(there)} on the machine of the book's records: "
         "`peftbook doctor` says what this machine has."
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: `41 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from peftbook import metrics, specs
+from peftbook.core.progress import Display, Phase, Phases, describe_step
 from peftbook.decision.peeking import answer_order
 from peftbook.errors import Diverged, InputError
 from peftbook.folders import checkpoints_folder
@@ -53,7 +54,6 @@ from peftbook.training.loop import (
     train,
 )
 from peftbook.training.models import Loaded, load_model
-from peftbook.training.phases import Display, Phase, Phases, describe_step
 from peftbook.training.provenance import provenance, seconds_of
 from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder
@@ -378,11 +378,9 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
 
 
 def reading(trainee: Trainee) -> contextlib.AbstractContextManager[None]:
-    """Within it a reader's questions are read without padding and answered with joined products; published texts are
-    those of padded ones.
-    """
+    """Read a reader's questions without padding inside the block; published texts are those of padded ones."""
     run, dtype = trainee.run, trainee.run.evaluation.generation_dtype
-    return reordered(trainee.model, dtype, own=True) if run.packed and run.task.own else contextlib.nullcontext()
+    return reordered(trainee.model, dtype) if run.packed and run.task.own else contextlib.nullcontext()
 
 
 def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:

@@ -31,7 +31,6 @@ from peftbook.training.forward import (
     is_checkpointed,
     trainable_state,
 )
-from peftbook.training.joined import joined_products
 from peftbook.training.packed import is_packed, label_states, packed_rows
 from peftbook.training.products import TORCH_DTYPES, half_products
 
@@ -164,28 +163,22 @@ def frozen_head_in(dtype: str, model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reordered(model: nn.Module, dtype: str, *, own: bool = False) -> Iterator[None]:
-    """Within it a model on a CPU is computed without padding and, in float32, with joined products; shards stay.
+def reordered(model: nn.Module, dtype: str) -> Iterator[None]:
+    """Compute a model on a CPU without padding inside the block, in a half type with a copy of the head; not shards.
 
-    The sums are the same, in an order of their own: losses and gradients agree to some units in the last place of the
-    type that is computed in, which in the half types shows.  own: the rows are a reader's; in these types LoRA's
-    products are joined too, and a copy of the head is held.
+    The sums are the same in another order: losses and gradients agree to some units in the last place of the compute
+    type, which shows in the half types.
     """
     if is_sharded(model):
         yield
         return
-    with contextlib.ExitStack() as held:
-        held.enter_context(packed_rows(model))
-        if own or dtype == "fp32":
-            held.enter_context(joined_products(model, TORCH_DTYPES[dtype]))
-        if own and dtype != "fp32":
-            held.enter_context(frozen_head_in(dtype, model))
+    with packed_rows(model), frozen_head_in(dtype, model):
         yield
 
 
 def order_of(run: specs.Run, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The order of sums of a run: one of its own where that may be, else that of padded rows."""
-    return reordered(model, run.dtype, own=run.task.own) if run.packed else contextlib.nullcontext()
+    return reordered(model, run.dtype) if run.packed else contextlib.nullcontext()
 
 
 def learning_rate(budget: specs.Budget, step: int, steps: int) -> float:

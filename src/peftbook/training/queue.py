@@ -7,7 +7,6 @@ way at their last checkpoint. Failures are reported and stop nothing.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import subprocess
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from peftbook.core.progress import duration, time_of_day
 from peftbook.errors import InputError
 from peftbook.exchange import export_records
 from peftbook.processes import Child, call_in_child
@@ -27,7 +27,7 @@ from peftbook.runtime.fork_server import ForkServer
 from peftbook.specs import Run
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
-from peftbook.training.durations import Estimates, Predict, Spec, duration
+from peftbook.training.durations import Estimates, Predict, Spec
 from peftbook.training.hardware import cores, machine_name
 from peftbook.training.peak import WORKER_BYTES
 from peftbook.training.threads import best_threads, cores_gained
@@ -220,7 +220,7 @@ class Queue:
 
     def say(self, text: str) -> None:
         """One event, one line."""
-        self.report(f"{datetime.datetime.now():%H:%M:%S} {text}")
+        self.report(f"{time_of_day()} {text}")
 
 
 def print_line(line: str) -> None:

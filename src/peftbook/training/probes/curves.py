@@ -129,7 +129,7 @@ def prose_findings(trainee: Trainee, probe: specs.Probe) -> Findings:
     """The same of a model that is trained already. per_example: summed nats of each text, and their label tokens."""
     run = trainee.run
     data = prose_pieces(trainee.tokenizer, 1, *positive(probe, "tokens"))
-    with reordered(trainee.model, run.dtype, own=run.task.own):
+    with reordered(trainee.model, run.dtype):
         nats, counts = held_out_losses(trainee, data, run)
     return Findings(
         measurements={"loss_nats": math.fsum(nats) / sum(counts), "tokens": sum(counts)},

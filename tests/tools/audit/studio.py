@@ -1,0 +1,69 @@
+"""Serves every view of a studio with something on it, for the audit; prints their addresses as one line of JSON.
+
+28 finished runs, a checked plan, two answers, an upload that is no project yet. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from starlette.datastructures import QueryParams
+from studio_api import work
+from studio_home import SMALL, colours_csv
+from tabs_studio import finished_project
+from test_studio import start, stop
+
+from peftbook.studio.drafts import Drafts
+from peftbook.studio.pages.form import fields_of, settings_of
+from peftbook.studio.pages.plan import form_at
+from peftbook.studio.pages.site import address
+from peftbook.studio.planning import ask_check, planned
+from peftbook.studio.store import Studio
+from peftbook.studio.trying import ask_model, row_after
+from peftbook.tasks.table import Caps
+
+
+def views(studio: Studio) -> dict[str, str]:
+    """Every view by its name, with what it shows in its address."""
+    project = finished_project(studio)
+    drafts = Drafts(studio.home, Caps())
+    draft = drafts.new("colours.csv").id
+    with drafts.receiving(draft) as write:
+        write(colours_csv())
+    drafts.end(draft)
+    fields = fields_of(QueryParams({"models": SMALL.name}))
+    check = ask_check(studio, project, *planned(studio.task(project), settings_of(fields)))
+    row = row_after(studio, project, "")
+    asked = [ask_model(studio, project, f"job:{job.id}", row.input, {}) for job in studio.jobs(project)[1:3]]
+    work(studio)
+    at = f"/projects/{project}"
+    steps = {name: f"{at}/{name}" for name in ("data", "runs", "decision", "files")}
+    return {
+        "home": "/", "reading": f"/new/{draft}", **steps, "plan": form_at(project, fields, check=check),
+        "try": address(f"{at}/try", row=row.id, answer=asked), "nothing": "/projects/0/data", "api": "/api/v1/",
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Two studios: one that is open, and one before whose door somebody stands."""
+    home = Path(tempfile.mkdtemp(prefix="peftbook-audit-"))
+    shown = views(Studio(home))
+    logins = home / "login.json"
+    command = [sys.executable, "-m", "peftbook", "studio", "--login-file", str(logins), "--add-user", "ada"]
+    subprocess.run(command, input="correct horse battery\n", text=True, check=True, capture_output=True)
+    opened, there = start(home, 0, "--no-worker")
+    closed, before = start(home, 0, "--no-worker", "--login-file", str(logins))
+    print(json.dumps({name: there + path[1:] for name, path in shown.items()} | {"login": before}), flush=True)
+    sys.stdin.read()
+    for process in (opened, closed):
+        stop(process)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
