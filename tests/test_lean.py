@@ -10,7 +10,7 @@ import pytest
 import tinycss2
 
 from peftbook.site.lean import lean, may_match, moved
-from peftbook.site.pictures import outside
+from peftbook.site.pictures import extract_images
 
 CSS = (
     '@charset "utf-8";/* {a} */a{b:c}.used,.gone{d:e}.gone{f:g}@media print{.gone{h:i}}@media print{.used{j:k}}'
@@ -85,7 +85,7 @@ def test_figures_leave_the_page_and_equal_ones_become_one_file():
         "".join(f'<img alt="a" src="data:image/svg+xml;base64,{image}">' for image in images)
         + '<img src="data:image/png;base64,AA">'
     )
-    html = outside(page, write)
+    html = extract_images(page, write)
     assert sorted(files.values()) == [b"<svg/>", b"<svg>2</svg>"]
     assert html.count('loading="lazy"') == 3 and all(f'src="../_images/{name}"' in html for name in files)
     assert html.endswith('<img src="data:image/png;base64,AA">')

@@ -24,6 +24,7 @@ from peftbook.memory.question import ON_OFF
 from peftbook.memory.setup import CHOICES, OPTIMISERS
 from peftbook.memory.stacks import STACKS, Declared, declared_in
 from peftbook.site.display import Shown, show
+from peftbook.site.explorers import with_controls
 from peftbook.site.javascript import script
 
 ENGINE = Path(__file__).resolve().parents[3] / "book/assets/live/fit"
@@ -57,10 +58,8 @@ START = {"model": "llama-2-7b", "method": "qlora", "memory": "24GiB", "batch": 1
 def fit_here(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: str) -> Shown:
     """The figure as `show` has it, with what the controls offer."""
     shown = show(figure, *args, name=name, alt=alt, caption=caption)
-    numbers = json.dumps(offered(), separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
-    html = shown.html.replace("<figure ", f'<figure data-fit="../{FOLDER}/{FILE}" ', 1)
-    html = html.replace("<figcaption>", f'<script type="application/json">{numbers}</script><figcaption>', 1)
-    return Shown(f'{html}<script defer src="../_static/js/fit.js"></script>', shown.text)
+    loader = '<script defer src="../_static/js/fit.js"></script>'
+    return with_controls(shown, f'data-fit="../{FOLDER}/{FILE}"', offered(), loader)
 
 
 def offered() -> dict[str, Any]:
@@ -142,7 +141,7 @@ def engine_source() -> str:
 def write(folder: Path) -> None:
     """Write the script that a page loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = json.dumps(engine_source(), ensure_ascii=False).replace("</", "<\\/")
+    source = json.dumps(engine_source(), ensure_ascii=False)
     (folder / FILE).write_text(f"globalThis.peftbookByteModel = {source};\n", encoding="utf-8")
 
 

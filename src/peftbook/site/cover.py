@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -27,18 +29,15 @@ def cover(title: str, authors: str) -> Figure:
         down = HEIGHT - 0.75 - 0.52 * len(lines)
         axes.text(MARGIN, down, last, fontsize=27, fontstyle="italic", color=colour("accent"), **type_face)
     left, bottom, gap = MARGIN, 2.0, 0.35
-    for row in range(CELLS):
-        for column in range(CELLS):
-            grid(axes, left + column * CELL, bottom + row * CELL, shade("muted", 0.16))
-        for column in range(RANK):
-            grid(axes, left + CELLS * CELL + gap + column * CELL, bottom + row * CELL, colour("accent"))
-    for row in range(RANK):
-        for column in range(CELLS):
-            grid(axes, left + column * CELL, bottom - gap - (row + 1) * CELL, colour("accent"))
+    matrix(axes, left, bottom, (CELLS, CELLS), shade("muted", 0.16))
+    matrix(axes, left + CELLS * CELL + gap, bottom, (CELLS, RANK), colour("accent"))
+    matrix(axes, left, bottom - gap - RANK * CELL, (RANK, CELLS), colour("accent"))
     axes.text(MARGIN, 0.42, authors, fontsize=12, color=colour("muted"), fontfamily="DejaVu Sans", va="bottom")
     return figure
 
 
-def grid(axes, left: float, bottom: float, fill: str) -> None:
-    """One entry of a matrix."""
-    axes.add_patch(Rectangle((left, bottom), CELL * 0.88, CELL * 0.88, color=fill, linewidth=0))
+def matrix(axes: Axes, left: float, bottom: float, size: tuple[int, int], fill: str) -> None:
+    """Draw rows and columns of cells; (left, bottom) is the corner."""
+    for row, column in itertools.product(*map(range, size)):
+        corner = (left + column * CELL, bottom + row * CELL)
+        axes.add_patch(Rectangle(corner, CELL * 0.88, CELL * 0.88, color=fill, linewidth=0))

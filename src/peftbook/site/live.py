@@ -19,6 +19,7 @@ from peftbook import specs
 from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store, default_store
 from peftbook.site.display import Shown
+from peftbook.site.explorers import json_element
 from peftbook.studies import live
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -75,11 +76,7 @@ def train_at_once() -> Shown:
 
 def opened(classes: str, numbers: dict[str, Any]) -> str:
     """The place's first tag, with the numbers for its script."""
-    content = json.dumps(numbers, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
-    return (
-        f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">'
-        f'<script type="application/json">{content}</script>'
-    )
+    return f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">{json_element(numbers)}'
 
 
 def controls(store: Store) -> dict[str, Any]:
@@ -133,7 +130,7 @@ def made(store: Store) -> Iterator[tuple[str, str]]:
     engines = {"engine": engine_source(), "webgpu": graphics_source()}
     contents = {**engines, "data": data(store), **{base: weights(base) for base in bases()}}
     for name, content in contents.items():
-        text = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
+        text = json.dumps(content, separators=(",", ":"))
         yield name, f"(globalThis.peftbookLive ??= {{}}).{name} = {text};\n"
 
 

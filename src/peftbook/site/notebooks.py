@@ -8,11 +8,9 @@ from typing import Any
 
 import nbformat
 
-from peftbook.errors import InputError
-from peftbook.literature import published
 from peftbook.site import identity
 from peftbook.site.execution import cached_outputs
-from peftbook.site.numbers import printed
+from peftbook.site.numbers import ANSWERS
 
 ROLE = re.compile(r"\{(measured|cited)\}`([^`]+)`")
 
@@ -35,14 +33,9 @@ def portable(notebook: Any, page: str) -> Any:
 
 
 def _printed(match: re.Match[str]) -> str:
-    role, text = match.groups()
-    try:
-        if role == "cited":
-            return str(published(text))
-        name, _, form = text.partition(";")
-        return printed(name, form)[0]
-    except InputError:
-        return match[0]  # the page itself has reported it
+    """The text of a role; the role itself where its number is missing, which the page has reported."""
+    answer = ANSWERS[match[1]](match[2])
+    return match[0] if isinstance(answer, str) else answer[0]
 
 
 def copy_notebook(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:

@@ -118,10 +118,6 @@ def _depart_html(translator: Any, node: nodes.Element) -> None:
     translator.body.append("</a>")
 
 
-def _pass(translator: Any, node: nodes.Element) -> None:
-    """Other builders print the text alone."""
-
-
 def _forget(app: Any, env: Any, docname: str) -> None:
     _numbers(env).pop(docname, None)
 
@@ -152,9 +148,8 @@ def _fail_on_missing(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Register both roles, their nodes and the check that fails the build."""
-    passing = dict.fromkeys(("latex", "text", "man", "texinfo"), (_pass, _pass))
     for name, node in NODES.items():
-        app.add_node(node, html=(_visit_html, _depart_html), **passing)
+        app.add_node(node, html=(_visit_html, _depart_html))
         app.add_role(name, NumberRole())
     app.connect("env-purge-doc", _forget)
     app.connect("env-get-outdated", _outdated)

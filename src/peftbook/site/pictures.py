@@ -17,8 +17,8 @@ FOLDER = "_images"
 INSIDE = re.compile(r'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"')
 
 
-def outside(html: str, write: Callable[[str, bytes], str]) -> str:
-    """The page with every figure as a file; `write` stores name and bytes and gives the address to load."""
+def extract_images(html: str, write: Callable[[str, bytes], str]) -> str:
+    """Replace each embedded figure by a file; `write` stores its name and bytes and returns its address."""
 
     def put(match: re.Match[str]) -> str:
         body = base64.b64decode(match[1])
@@ -39,7 +39,7 @@ def move_figures(app: Any, page: str, template: str, context: dict[str, Any], do
             (folder / name).write_bytes(body)
         return str(context["pathto"](f"{FOLDER}/{name}", 1))
 
-    context["body"] = outside(context["body"], write)
+    context["body"] = extract_images(context["body"], write)
 
 
 def setup(app: Any) -> None:
