@@ -441,18 +441,6 @@ def test_jobs_are_cancelled_resumed_and_started_anew(window, studio):
     assert studio.jobs(project)[0].state == "queued"
 
 
-def test_answers_that_come_in_random_order_may_be_looked_at(window, studio):
-    """By a link that is there for such a plan alone."""
-    project = project_of(studio)
-    checked(window, studio, project).press("Queue the 2 runs")
-    assert not window.soup.find("a", string="What the answers say so far")
-    checked(window, studio, project, peek="on").press("Queue the 2 runs")
-    window.open(window.soup.find("a", string="What the answers say so far")["href"])
-    assert "So far, 0 of 4 rows" in window.text
-    work(studio)
-    assert "So far, 4 of 4 rows" in window.open().text
-
-
 def test_the_live_part_of_a_page_is_at_an_address_of_its_own(window, studio):
     """With who works; nothing is sent to a browser that has it, and it is what the whole page has."""
     project = project_of(studio)
@@ -503,21 +491,6 @@ def test_a_decision_is_what_its_address_chooses(window, studio):
     assert Plain(window.served).open(f"/projects/{project}/decision?measure=luck").status == 422
     for none in ("7", "²", "-1", "9" * 5000):  # more digits than Python makes a number of
         assert Plain(window.served).open(f"/projects/{project}/decision?runs={none}").status == 404
-
-
-def test_what_was_forgotten_is_measured_where_the_table_lacks_it(window, studio):
-    """A button under the table; while it is under way there is none, and then the page says of how many runs."""
-    project = trained(window, studio)
-    window.open(f"/projects/{project}/decision")
-    assert "not measured" in window.text
-    window.press("Measure what was forgotten")
-    assert "gauging=" in window.path and "Scoring prose" in window.text
-    assert not window.soup.find("button", string="Measure what was forgotten")
-    (asked,) = [studio.take()]
-    assert (asked.kind, asked.payload) == ("gauge", {"project": project})
-    studio.settle(asked.id, text="Measured of 2 runs what they forgot.")
-    assert "Measured of 2 runs" in window.open().text
-    assert "ask again" in window.open(f"/projects/{project}/decision?gauging=none").text
 
 
 def test_a_metric_of_ones_own_is_declared_and_decides(window, studio):

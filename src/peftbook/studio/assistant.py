@@ -230,12 +230,6 @@ class Assistant:
             self.under_way.append(self.stream(request))
         elif request.kind == "preflight":
             self.under_way.append(Checking(request.id, self.preflight(request.payload)))
-        elif request.kind == "gauge":
-            from peftbook.studio.gauging import gauge_later
-
-            count = gauge_later(self.studio, self.studio.jobs(request.payload["project"]))
-            none = "There was nothing to measure: each run has its loss on prose, or left nothing to measure it of."
-            self.studio.settle(request.id, text=f"Measured of {count} runs what they forgot." if count else none)
         else:
             from peftbook.studio.downloads import made
 

@@ -14,7 +14,7 @@ from peftbook.errors import InputError, Unknown
 from peftbook.studio.database import Database
 
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
-KINDS = ("preflight", "generate", "merge", "gguf", "recipe", "gauge")
+KINDS = ("preflight", "generate", "merge", "gguf", "recipe")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # so often the assistant may die over one request
@@ -66,7 +66,6 @@ class Requests(Database):
         "gguf": {"project": id, "job": id, "name": "adapter.gguf" or "model.gguf"}; the result is {"path"}.
         "recipe": {"project": id, "model": name, "memory": size, "data_licence": text}; the result is {"path": of a zip
         file with the folder}, the text what it advises.
-        "gauge": {"project": id}; the loss on prose of its runs that lack it is measured, the text says of how many.
         """
         if kind not in KINDS:
             raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")
@@ -120,12 +119,12 @@ class Requests(Database):
     # --- for the assistant and the worker that keeps it --------------------------------------------------------
 
     def is_asked(self) -> bool:
-        """Whether a question waits."""
-        return self._row("SELECT 1 FROM requests WHERE state = 'waiting'") is not None
+        """Whether a request waits that this version can answer."""
+        return self._row(f"SELECT 1 FROM requests WHERE {waiting_of(KINDS)}", *KINDS) is not None
 
     def take(self, kinds: Sequence[str] = KINDS) -> Request | None:
         """The question of these kinds that has waited longest, now being worked on; None if none waits."""
-        waiting = f"state = 'waiting' AND kind IN ({', '.join('?' * len(kinds))})"
+        waiting = waiting_of(kinds)
         if self._row(f"SELECT 1 FROM requests WHERE {waiting}", *kinds) is None:
             return None
         with self._write() as db:
@@ -170,3 +169,8 @@ class Requests(Database):
                 (CHECK_DIED, why, TRIES),
             )
             db.execute("UPDATE requests SET state = 'waiting', text = '' WHERE state = 'working'")
+
+
+def waiting_of(kinds: Sequence[str]) -> str:
+    """The SQL condition for requests of these kinds that wait; its parameters are the kinds."""
+    return f"state = 'waiting' AND kind IN ({', '.join('?' * len(kinds))})"

@@ -56,7 +56,7 @@ class Part:
     def seconds(self, tokens: int, tests: int) -> float:
         """With so many tokens, and so many test rows: their answers are written in batches."""
         budget, shots = self.run.budget, self.run.method.examples_shown
-        before, batch = self.run.evaluation.n_generate, generation_batch(shots, self.run.evaluation.order)
+        before, batch = self.run.evaluation.n_generate, generation_batch(shots)
         trained = min(1.0, tokens / budget.tokens) if budget else 0.0
         written = min(1.0, -(-tests // batch) / -(-before // batch)) if before else 0.0
         fixed = (self.check.seconds or 0.0) - self.check.training_seconds - self.check.generation_seconds

@@ -213,9 +213,9 @@ class Studio(Attempts, Requests):
                 finally:
                     shutil.rmtree(work, ignore_errors=True)
             with contextlib.suppress(InputError):  # its record is damaged: computed again
-                receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
                 if files := files_of(Store(theirs / "records"), prose_probe(run).key):
                     receive_record(store, prose_probe(run).key, files)
+                receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
 
     def downloads(self, project_id: str) -> Path:
         """The folder of what can be taken away, and made again."""

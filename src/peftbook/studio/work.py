@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
 from peftbook.base_models import check_model
-from peftbook.decision.forgetting import is_gauged, prose_probe
+from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent, leave
 from peftbook.records import Record, Store
-from peftbook.studio.peeks import forget_answers, write_answers
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 from peftbook.training.micro_batch import free_micro_batch
@@ -136,12 +135,11 @@ def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], repor
 
     def keep(trainee: Trainee) -> None:
         keep_trained(folder, trainee)
-        if is_gauged(run) and not is_trial(run):
+        if prose_is_measured(run) and not is_trial(run):
             reporter.phase(Phase("scoring prose"))
-            gauge(store, trainee)
+            record_prose_loss(store, trainee)
 
-    forget_answers(folder, run)
-    watch = Watch(reporter.phase, reporter.step, keep, functools.partial(write_answers, folder, run))
+    watch = Watch(reporter.phase, reporter.step, keep)
     try:
         execute(
             run, store, task=task(), quiet=True, micro_batch=free_micro_batch(run), watch=watch,
@@ -150,7 +148,6 @@ def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], repor
     except BaseException:
         tidy(folder, run)
         raise
-    forget_answers(folder, run)
 
 
 def start_of(folder: Path, run: specs.Run) -> Path | None:
@@ -158,8 +155,8 @@ def start_of(folder: Path, run: specs.Run) -> Path | None:
     return folder / "starts" / run.start[:12] if run.start else None
 
 
-def gauge(store: Store, trainee: Trainee) -> None:
-    """Record the loss on plain prose of what was trained, before the run's own record; where it is no number, none."""
+def record_prose_loss(store: Store, trainee: Trainee) -> None:
+    """Record the loss on plain prose of a trained model, before the run's own record; nothing if it is not finite."""
     from peftbook.training.probes.curves import prose_findings
     from peftbook.training.provenance import provenance
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
 from peftbook.training.distributed import gathered
-from peftbook.training.encode import common_start, ordered_batches, sorted_batches
+from peftbook.training.encode import common_start, sorted_batches
 from peftbook.training.forward import causal_model, start_cache
 from peftbook.training.packed import is_packed, last_states
 from peftbook.training.products import half_products
@@ -78,31 +78,22 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
-    order: Sequence[int] | None = None,
-    on_texts: Callable[[Mapping[int, str]], None] | None = None,
 ) -> list[str]:
     """The greedy continuation of every prompt, up to the end-of-turn token, in the order given.
-
-    order: in which they are answered, else the longest first.  on_texts: has all answers that there are, by index,
-    after each batch.
 
     Prompts run in batches of similar length. What all prompts of a batch share at their start, and a soft prompt or
     prefix, runs once; the rest is left-padded with a mask, within `packed_rows` only after it was read. The compute
     type is that of the weights, or of the autocast around the call.
     """
     model.eval()
-    texts, answered = [""] * len(prompts), dict[int, str]()
-    lengths = [len(prompt) for prompt in prompts]
-    batches = sorted_batches(lengths, batch_size) if order is None else ordered_batches(order, lengths, batch_size)
+    texts = [""] * len(prompts)
     platform = causal_model(model).get_input_embeddings().weight.device.type
-    for batch in batches:
+    for batch in sorted_batches([len(prompt) for prompt in prompts], batch_size):
         asked = [list(prompts[index]) for index in batch]
         with half_products(platform):
             answers = gathered(model, decode_batch, tokenizer, asked, max_new_tokens)
         for index, ids in zip(batch, answers, strict=True):
-            answered[index] = texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        if on_texts:
-            on_texts(answered)
+            texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if on_batch:
             on_batch(len(batch))
     return texts

@@ -15,29 +15,26 @@ from peftbook.results import format_value
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
 from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.downloads import slug
-from peftbook.studio.gauging import ask_to_gauge, not_gauged
 from peftbook.studio.markup import (
     Cell,
     clipped,
     empty,
     joined,
     link,
-    loading,
     note,
     number,
     piece,
     size,
     span,
     table,
-    trouble,
     unfolded,
 )
 from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import Live, View, Visit, address, lines
+from peftbook.studio.pages.site import Live, View, Visit, lines
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORGOTTEN, forgotten
 
-CONTRASTS, EVERY_SECONDS = 6, 1.0
+CONTRASTS = 6
 NOTHING = empty(
     "No run has finished yet",
     "As soon as one has, its scores stand here; with the untuned model and one method there is something to compare.",
@@ -192,14 +189,13 @@ def show(visit: Visit) -> dict[str, Any]:
     asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
-    told, waits = gauging_told(visit)
     filled = {
-        **frame(visit), "asked": asked, "lacking": 0, "filter": query.get("filter", ""),
+        **frame(visit), "asked": asked, "filter": query.get("filter", ""),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
         "measures": measures_of(visit.studio, project.id),
         "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
         "sets": [(at, f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in sets.items()],
-        "live": Live(joined([told, NOTHING])),
+        "live": Live(NOTHING),
     }  # fmt: skip
     if not sets:
         return filled
@@ -208,10 +204,8 @@ def show(visit: Visit) -> dict[str, Any]:
             raise Unknown(f"There are no runs {asked['runs'][:40]!r} to compare: choose among those that are listed.")
         found = compared(visit.studio, project.id, jobs, asked["measure"], asked["cost"])
     except InputError as error:
-        return filled | {"live": Live(told), "trouble": error}
-    body = joined([told, shown(visit, found, asked, filled["filter"])])
-    lacking = 0 if waits else len(not_gauged(visit.studio, jobs))
-    return filled | {"live": Live(body, EVERY_SECONDS if waits else 0.0), "lacking": lacking}
+        return filled | {"live": Live(Markup("")), "trouble": error}
+    return filled | {"live": Live(shown(visit, found, asked, filled["filter"]))}
 
 
 def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:
@@ -219,26 +213,9 @@ def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:
     return [(name, one.label) for name, one in measures_with(metrics_of(studio, project)).items()]
 
 
-def gauging_told(visit: Visit) -> tuple[Markup, bool]:
-    """How far the measuring of prose is that the address names, and whether it is waited for."""
-    if not (request := visit.query.get("gauging")):
-        return Markup(""), False
-    try:
-        asked, answer = visit.studio.asked(request), visit.studio.answer(request)
-    except InputError as error:
-        return trouble(error), False
-    if asked.payload["project"] != visit.project.id or asked.kind != "gauge":
-        raise Unknown(f"Nothing was asked for as {request!r} in this project: ask for it.")
-    if not answer.ended:
-        return loading("Scoring prose with each model…", timed=True), True
-    return (trouble(answer.error or "It was stopped.") if answer.state != "done" else note(answer.text, "good")), False
-
-
 def act(visit: Visit) -> str:
-    """Have it measured what was forgotten; or let the metrics that were typed, one a line, be the project's."""
+    """Replace the project's own metrics by those that were typed, one a line."""
     project_id = visit.project.id
-    if "gauge" in visit.typed:
-        return address(f"/projects/{project_id}/decision", gauging=ask_to_gauge(visit.studio, project_id))
     typed = read_metrics(lines(visit.typed.get("metrics")), files=False)
     declare(visit.studio, project_id, [json.loads(one.text()) for one in typed])
     return f"/projects/{project_id}/decision"

@@ -7,14 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from peftbook.errors import InputError, Unknown
+from peftbook.errors import Unknown
 from peftbook.studio import markup
-from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Job, Plan
 from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, points, span
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit
-from peftbook.studio.peeks import peeks_of
 from peftbook.studio.planning import chosen_rates
 from peftbook.studio.store import Studio
 
@@ -31,21 +29,8 @@ def show(visit: Visit) -> dict[str, Any]:
         raise Unknown(f"There is no plan {wanted!r} in this project: see its plans.")
     jobs = {job.id: job for job in visit.studio.jobs(project)}
     busy = any(job.state in ("queued", "running") for job in jobs.values())
-    looked = said_so_far(visit, wanted) if wanted and "look" in visit.query else Markup("")
-    often = BUSY_SECONDS if busy and not looked else IDLE_SECONDS
-    live = Live(joined([looked, queue(visit, plans, jobs, wanted)]), often)
-    peekable = any(jobs[job].run.evaluation.order == "random" for plan in plans if plan.id == wanted
-                   for job in plan.jobs if job in jobs)  # fmt: skip
-    return {**frame(visit), "live": live, "plan": wanted, "plans": len(plans), "peekable": peekable}
-
-
-def said_so_far(visit: Visit, plan: str) -> Markup:
-    """What the answers of a plan's runs say while they are written, each against the untuned model."""
-    try:
-        found = peeks_of(visit.studio, visit.project.id, plan, own=metrics_of(visit.studio, visit.project.id))
-    except InputError as error:
-        return markup.trouble(error)
-    return joined(markup.note(f"{one.job.label} against untuned, ROUGE-L. {one.peek.words}") for one in found)
+    live = Live(queue(visit, plans, jobs, wanted), BUSY_SECONDS if busy else IDLE_SECONDS)
+    return {**frame(visit), "live": live, "plan": wanted, "plans": len(plans)}
 
 
 def act(visit: Visit) -> str:
