@@ -62,9 +62,7 @@ def order(pair: Pair, measure: Measure) -> tuple[str, str]:
     return (pair.first, pair.second) if ahead else (pair.second, pair.first)
 
 
-def beats_baseline(
-    baselines: Mapping[str, str], pairs: Sequence[Pair], measure: Measure, level: float
-) -> set[str]:
+def beats_baseline(baselines: Mapping[str, str], pairs: Sequence[Pair], measure: Measure, level: float) -> set[str]:
     """Labels of the rows that are better than the untuned row of their model: Holm's step-down over all of these.
 
     baselines: label → label of the untuned row.
