@@ -20,12 +20,12 @@ from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
 from peftbook.studio.app import LOOPBACK
-from peftbook.studio.drafts import Drafts
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
-from peftbook.studio.tokens import Keys
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 HOST = "http://127.0.0.1:7861"
@@ -70,11 +70,11 @@ def filled(value: Any, known: Mapping[str, str]) -> Any:
     return [filled(one, known) for one in value] if isinstance(value, list) else value
 
 
-def served(studio: Studio, keys: Keys | None = None, caps: Caps | None = None) -> Client:
+def served(studio: Studio, keys: SessionStore | None = None, caps: Caps | None = None) -> Client:
     """The API behind its door."""
     app = FastAPI()
-    app.mount("/api/v1", build_api(studio, Drafts(studio.home, caps or Caps()), keys))
-    return Client(access.Door(app, LOOPBACK, keys))
+    app.mount("/api/v1", build_api(studio, UploadStore(studio.home, caps or Caps()), keys))
+    return Client(access.AccessMiddleware(app, LOOPBACK, keys))
 
 
 def found_at(answer: Any, place: str) -> str:

@@ -25,9 +25,9 @@ from peftbook.studio.api import build_api
 from peftbook.studio.api.examples import ROWS
 from peftbook.studio.app import LOOPBACK, listen
 from peftbook.studio.client import Client, Refused
-from peftbook.studio.drafts import Drafts
+from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import Keys, Owner
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -40,12 +40,14 @@ SETTINGS = ("--input", "question", "--target", "answer", "--models", "small-llam
 def server(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A studio's API on a port, with stand-ins that answer and compute."""
     home = tmp_path_factory.mktemp("server")
-    studio, owner, until = Studio(home), Owner(home), threading.Event()
-    keys = Keys(home, owner)
+    studio, owner, until = Studio(home), OwnerToken(home), threading.Event()
+    keys = SessionStore(home, owner)
     app = FastAPI()
-    app.mount("/api/v1", build_api(studio, Drafts(home, Caps()), keys))
+    app.mount("/api/v1", build_api(studio, UploadStore(home, Caps()), keys))
     listening = listen("127.0.0.1", 0)
-    config = uvicorn.Config(access.Door(app, LOOPBACK, keys), log_level="warning", ws="none", lifespan="off")
+    config = uvicorn.Config(
+        access.AccessMiddleware(app, LOOPBACK, keys), log_level="warning", ws="none", lifespan="off"
+    )
     serving = uvicorn.Server(config)
 
     def stand_in() -> None:

@@ -16,9 +16,9 @@ from peftbook.methods.lora import LoRA
 from peftbook.records import Record
 from peftbook.studio import downloads
 from peftbook.studio.assistant import Assistant
+from peftbook.studio.playground import models_at_hand
 from peftbook.studio.store import Job, Studio
-from peftbook.studio.trained import merge
-from peftbook.studio.trying import models_at_hand
+from peftbook.studio.trained_model import merge
 from peftbook.studio.tuning import Tuning
 from peftbook.training.forward import apply_method
 from peftbook.training.models import load_model

@@ -20,13 +20,13 @@ from peftbook import specs
 from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studio import access, app
-from peftbook.studio.declared import declare
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
+from peftbook.studio.project_metrics import declare
+from peftbook.studio.sessions import COOKIE, OwnerToken, SessionStore
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import COOKIE, Keys, Owner
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -561,9 +561,9 @@ def test_files_are_taken_made_and_taken(window, studio):
 
 def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path):
     """By the token, and nowhere else than to a page of the studio; nothing of it is seen before."""
-    studio, owner = Studio(tmp_path), Owner(tmp_path)
+    studio, owner = Studio(tmp_path), OwnerToken(tmp_path)
     project = project_of(studio, name="A secret")
-    served = app.build_app(studio, Caps(), people=owner)
+    served = app.build_app(studio, Caps(), users=owner)
     for to, lands in ((f"/projects/{project}/runs?plan=", f"/projects/{project}/runs"), ("/", "/")):
         window = Plain(served).open(to)
         assert (
@@ -576,7 +576,7 @@ def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path
         window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=owner.token)
         assert window.path == "/"
     assert Plain(served).open(f"/?token={owner.token}").path == "/"
-    assert Keys(tmp_path, owner).admitted({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"}) == "owner"
+    assert SessionStore(tmp_path, owner).authenticated_user({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"}) == "owner"
 
 
 def test_a_change_that_another_site_asks_for_is_refused_on_every_page(window, studio):

@@ -47,7 +47,7 @@ from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
-from peftbook.studio.trained import load_trained, merge, share_weights
+from peftbook.studio.trained_model import load_trained, merge, share_weights
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
 from peftbook.training import request as requesting

@@ -30,11 +30,11 @@ from peftbook.own_metrics import read_metrics
 from peftbook.records import Record, Store
 from peftbook.studio.backup import files_under, pack, unpack
 from peftbook.studio.database import clear_failures, columns_of
-from peftbook.studio.declared import FILE as METRICS
-from peftbook.studio.drafts import plain_name
 from peftbook.studio.jobs import parse_run
+from peftbook.studio.project_metrics import FILE as METRICS
 from peftbook.studio.store import Project, Studio, _project, keeps_trained
 from peftbook.studio.tuning import Tuning
+from peftbook.studio.uploads import plain_name
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
 

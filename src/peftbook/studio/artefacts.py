@@ -66,7 +66,7 @@ def merged_zip(studio: Studio, job: Job) -> Path:
 
     Loads the model: for the assistant's process. Raises InputError for methods that cannot be merged.
     """
-    from peftbook.studio.trained import merge
+    from peftbook.studio.trained_model import merge
 
     record, target = finished(studio, job), place(studio, job, "model.zip")
     merged = merge(studio, job)

@@ -26,9 +26,9 @@ from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
 from peftbook.studio.checking import Checking
 from peftbook.studio.nodes import address_of, seen
+from peftbook.studio.playground import sampling_of
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Job, Studio
-from peftbook.studio.trying import sampling_of
 from peftbook.studio.work import sentence_for
 from peftbook.training.hardware import platform_here
 from peftbook.training.threads import best_threads
@@ -62,7 +62,7 @@ class Models:
             return self.as_it_comes(job.run.model, platform_here(job.run.platform), job.run.weights)
 
         def load() -> Loaded:
-            from peftbook.studio.trained import load_trained, share_weights
+            from peftbook.studio.trained_model import load_trained, share_weights
 
             found = load_trained(self.studio, job)
             if job.run.method.shares_base:

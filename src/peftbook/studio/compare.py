@@ -19,6 +19,7 @@ from peftbook.errors import InputError
 from peftbook.options import read_options, words_of
 from peftbook.records import write_atomically
 from peftbook.studio.decisions import compared, whole_report
+from peftbook.studio.foreground import COMPARE, note, noted_failures
 from peftbook.studio.own_file import OwnFile, compute, look_ahead
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
@@ -26,7 +27,6 @@ from peftbook.studio.store import Studio
 from peftbook.studio.tabular import to_csv
 from peftbook.studio.terminal import as_json, show
 from peftbook.studio.tuning import is_trial
-from peftbook.studio.waiting import COMPARE, note, noted_failures
 from peftbook.tasks import TaskData
 
 

@@ -12,8 +12,8 @@ from peftbook.errors import Conflict, Unknown
 from peftbook.own_metrics import Metric, read_metrics
 from peftbook.records import Record, Store, load_record
 from peftbook.studio import artefacts, report
-from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Job
+from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 

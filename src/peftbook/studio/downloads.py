@@ -123,7 +123,7 @@ def made(studio: Studio, request: Request) -> tuple[Path, str]:
 
 def gguf_file(studio: Studio, job: Job, name: str) -> Path:
     """The adapter alone, or merged into its base, as a GGUF file in float16."""
-    from peftbook.studio.trained import merge
+    from peftbook.studio.trained_model import merge
     from peftbook.training import gguf_adapter, gguf_model
 
     check_name(studio, job, name)

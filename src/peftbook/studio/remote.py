@@ -17,11 +17,11 @@ from peftbook.errors import InputError
 from peftbook.options import listed, options_of, read_options
 from peftbook.studio.client import Client, Refused
 from peftbook.studio.compare import judging_of
+from peftbook.studio.foreground import ended_as_interrupted, note, noted_failures
 from peftbook.studio.jobs import Job
 from peftbook.studio.markup import span
 from peftbook.studio.settings import Judging, Reading, Settings, rates_named
 from peftbook.studio.terminal import Ticker
-from peftbook.studio.waiting import ended_as_interrupted, note, noted_failures
 from peftbook.tasks.files import read_file
 
 JOB = TypeAdapter(Job)

@@ -25,12 +25,12 @@ from peftbook import specs
 from peftbook.errors import InputError, TooLarge, Unknown
 from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store, write_atomically
-from peftbook.studio.attempts import Attempts
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
 from peftbook.studio.tuning import is_trial
+from peftbook.studio.worker_queue import WorkerQueue
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -70,7 +70,7 @@ class Project:
         return Reading.of(self.columns, self.split, self.instruction)
 
 
-class Studio(Attempts, Requests):
+class Studio(WorkerQueue, Requests):
     """The studio of a home: `PEFTBOOK_STUDIO`, or a folder of the user's data folder, unless one is given.
 
     Every method may be called from any thread and any process; each is one transaction or none. Raises InputError for

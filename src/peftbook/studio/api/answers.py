@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from peftbook.errors import InputError
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import AskedShape, Body, Number
-from peftbook.studio.trying import Sampling, ask_model, models_at_hand, sampling_of
+from peftbook.studio.playground import Sampling, ask_model, models_at_hand, sampling_of
 
 routes = APIRouter(tags=["answers"])
 MOST_MODELS = 4

@@ -17,8 +17,8 @@ from peftbook.studio import report
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
-from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.jobs import Job
+from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.terminal import as_json, show
 
 routes = APIRouter(prefix="/projects/{project}", tags=["decisions"])

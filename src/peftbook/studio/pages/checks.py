@@ -9,10 +9,10 @@ from markupsafe import Markup
 from peftbook.studio import markup
 from peftbook.studio.markup import Cell, badge, button, joined, number, piece, size, span, table
 from peftbook.studio.preflight import Check, coverage_words
-from peftbook.studio.smaller import LONG_SECONDS, Smaller, plan_seconds
+from peftbook.studio.smaller_plan import LONG_SECONDS, SmallerPlan, plan_seconds
 
 
-def long_plan(found: Sequence[Check], less: Smaller | None, request: str) -> Markup:
+def long_plan(found: Sequence[Check], less: SmallerPlan | None, request: str) -> Markup:
     """What to do about a plan of more than an hour; nothing about another. request: the check of it."""
     if (seconds := plan_seconds(found)) <= LONG_SECONDS:
         return Markup("")

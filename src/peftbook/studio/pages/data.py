@@ -9,13 +9,13 @@ from markupsafe import Markup
 
 from peftbook.errors import InputError
 from peftbook.studio import markup
-from peftbook.studio.drafts import Draft
-from peftbook.studio.findings import examined, notes_of, project_of_draft, split_of
+from peftbook.studio.data_checks import examined, notes_of, project_of_draft, split_of
 from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit, typed_number
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Project
+from peftbook.studio.uploads import Upload
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Findings, Split
 from peftbook.tasks.table import Table
@@ -112,16 +112,16 @@ PROMPT = "{input}"
 class Form:
     """What is asked of an upload: fields by name, as they were typed or as they are guessed, and why so."""
 
-    draft: Draft
+    draft: Upload
     table: Table
     fields: dict[str, str]
     why: str
 
     @classmethod
     def of(cls, visit: Visit) -> Form:
-        drafts, typed = visit.context.drafts, visit.typed
-        draft = drafts.get(visit.names["draft"])
-        whole = drafts.table(draft.id)
+        uploads, typed = visit.context.uploads, visit.typed
+        draft = uploads.get(visit.names["draft"])
+        whole = uploads.table(draft.id)
         guess, why = guess_columns(whole)
         usual = {
             "name": draft.filename.rpartition(".")[0][:NAME_CHARS] or "Pasted data", "instruction": PROMPT,
@@ -178,7 +178,7 @@ def make_project(visit: Visit) -> str:
     """Keep the upload as a project."""
     form = Form.of(visit)
     reading = Reading.of(form.columns, form.split, form.fields["instruction"])
-    project = project_of_draft(visit.studio, visit.context.drafts, form.draft.id, form.fields["name"], reading)
+    project = project_of_draft(visit.studio, visit.context.uploads, form.draft.id, form.fields["name"], reading)
     return f"/projects/{project.id}/data"
 
 

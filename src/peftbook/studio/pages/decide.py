@@ -13,7 +13,6 @@ from peftbook.evidence.stats import Interval
 from peftbook.own_metrics import read_metrics
 from peftbook.results import format_value
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
-from peftbook.studio.declared import declare, metrics_of
 from peftbook.studio.downloads import slug
 from peftbook.studio.markup import (
     Cell,
@@ -31,6 +30,7 @@ from peftbook.studio.markup import (
 )
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit, lines
+from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORGOTTEN, forgotten
 

@@ -17,9 +17,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.errors import InputError
 from peftbook.studio.archive import load_project
-from peftbook.studio.drafts import Drafts, plain_name
 from peftbook.studio.markup import ago, badge, empty, joined, number, piece, size
 from peftbook.studio.pages.site import Context, Live, View, Visit, render, status_of
+from peftbook.studio.uploads import UploadStore, plain_name
 from peftbook.tasks.columns import guess_columns
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def add_uploads(app: FastAPI, context: Context) -> None:
     async def upload(request: Request) -> Response:
         visit, pasted = Visit(context, request.scope["path"]), ""
         try:
-            file, pasted = await sent(request, context.drafts)
+            file, pasted = await sent(request, context.uploads)
             made = await run_in_threadpool(keep, context, file, pasted)
         except InputError as error:
             shown = (await run_in_threadpool(show, visit)) | {"pasted": pasted}
@@ -92,12 +92,12 @@ def add_uploads(app: FastAPI, context: Context) -> None:
     app.add_route("/new", upload, methods=["POST"])
 
 
-async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str]:
+async def sent(request: Request, uploads: UploadStore) -> tuple[UploadFile | None, str]:
     """The file and the text of the form. Raises TooLarge as soon as it is too much."""
-    most, seen = drafts.caps.bytes + AROUND_BYTES, 0
+    most, seen = uploads.caps.bytes + AROUND_BYTES, 0
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > most:
-        raise drafts.too_large()
+        raise uploads.too_large()
 
     async def counted() -> AsyncGenerator[bytes, None]:
         nonlocal seen
@@ -112,7 +112,7 @@ async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str
         form = await parser.parse()
     except (MultiPartException, KeyError):
         if seen > most:
-            raise drafts.too_large() from None
+            raise uploads.too_large() from None
         raise InputError("That is no form with a file: load the page again.") from None
     file, pasted = form.get("file"), form.get("pasted")
     return file if isinstance(file, UploadFile) else None, pasted if isinstance(pasted, str) else ""
@@ -120,23 +120,23 @@ async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str
 
 def keep(context: Context, file: UploadFile | None, pasted: str) -> str:
     """What was sent as a draft that is a table, or as a project that another studio saved; the address of either."""
-    drafts, filename = context.drafts, (file and file.filename) or ""
+    uploads, filename = context.uploads, (file and file.filename) or ""
     source = file.file if file and filename else io.BytesIO(pasted.encode())
     if not (block := source.read(BLOCK)).strip():
         raise InputError("Nothing was sent: choose a file, or paste a header and rows.")
-    draft = drafts.new(plain_name(filename))
+    draft = uploads.new(plain_name(filename))
     try:
-        with source, drafts.receiving(draft.id) as write:
+        with source, uploads.receiving(draft.id) as write:
             while block:
                 write(block)
                 block = source.read(BLOCK)
-        drafts.end(draft.id)
+        uploads.end(draft.id)
         if filename.endswith(SAVED):
             project = load_project(context.studio, draft.path, context.caps)
-            drafts.drop(draft.id)
+            uploads.drop(draft.id)
             return f"/projects/{project.id}/data"
-        guess_columns(drafts.table(draft.id))
+        guess_columns(uploads.table(draft.id))
     except BaseException:
-        drafts.drop(draft.id)
+        uploads.drop(draft.id)
         raise
     return f"/new/{draft.id}"

@@ -13,7 +13,7 @@ from peftbook.studio.jobs import Job, Plan
 from peftbook.studio.markup import ago, badge, bar, button, curve, empty, joined, piece, points, span
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit
-from peftbook.studio.planning import chosen_rates
+from peftbook.studio.plan_checks import chosen_rates
 from peftbook.studio.store import Studio
 
 ACTS = ("cancel", "resume", "retry")

@@ -28,9 +28,9 @@ from peftbook.errors import InputError, Unknown
 from peftbook.studio import markup
 from peftbook.studio.access import relative
 from peftbook.studio.api.problems import STATUS
-from peftbook.studio.drafts import Drafts
 from peftbook.studio.markup import own_file, piece
 from peftbook.studio.store import Project, Studio
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Context:
     """What the pages show. caps: of uploads.  with_login: whether there is somebody to log out."""
 
     studio: Studio
-    drafts: Drafts
+    uploads: UploadStore
     caps: Caps
     with_login: bool = False
 

@@ -14,8 +14,8 @@ from peftbook.studio import markup
 from peftbook.studio.markup import button, empty, joined, loading, piece
 from peftbook.studio.pages.frame import frame
 from peftbook.studio.pages.site import Live, View, Visit, address, typed_number
+from peftbook.studio.playground import TYPED_CHARS, ask_model, models_at_hand, row_after, sampling_of
 from peftbook.studio.requests import Answer
-from peftbook.studio.trying import TYPED_CHARS, ask_model, models_at_hand, row_after, sampling_of
 
 SIDES = ("left", "right")
 HOW = {  # a number of the sampling → what its field is called, its usual text, what it means

@@ -33,7 +33,7 @@ ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
-class Draft:
+class Upload:
     """An upload. filename: as the browser gave it, to be shown and never opened.  bytes: how long it will be, None
     where nobody said so and it is not all here.
     """
@@ -59,7 +59,7 @@ def plain_name(name: str) -> str:
     return "".join(letter for letter in name if letter.isprintable())[:200]
 
 
-class Drafts:
+class UploadStore:
     """Those of a home. Raises Unknown for one that is gone."""
 
     def __init__(self, home: Path, caps: Caps):
@@ -73,14 +73,14 @@ class Drafts:
                 self.drop(draft.id)
         self.sweep()
 
-    def new(self, filename: str, size: int | None = None) -> Draft:
+    def new(self, filename: str, size: int | None = None) -> Upload:
         """A place for an upload; the oldest one gives way. Raises TooLarge for one that says it is beyond the cap."""
         if size is not None and size > self.caps.bytes:
             raise self.too_large()
         self.sweep()
         for oldest in self.all()[: 1 - KEPT]:
             self.drop(oldest.id)
-        draft = Draft(name := secrets.token_hex(8), filename[:200], self.folder / name, time.time(), size)
+        draft = Upload(name := secrets.token_hex(8), filename[:200], self.folder / name, time.time(), size)
         with clear_failures(self.home):
             draft.path.touch(mode=0o600)
             self._note(draft)
@@ -90,11 +90,11 @@ class Drafts:
         words = f"The file has more than {self.caps.bytes:,} bytes, the cap"
         return TooLarge(f"{words}: cut it, or start the studio with --max-bytes.")
 
-    def _note(self, draft: Draft) -> None:
+    def _note(self, draft: Upload) -> None:
         said = {"filename": draft.filename, "created": draft.created, "bytes": draft.bytes}
         write_atomically(draft.path.with_suffix(".json"), json.dumps(said).encode())
 
-    def all(self) -> list[Draft]:
+    def all(self) -> list[Upload]:
         """Those at hand, oldest first."""
         found = []
         for path in self.folder.glob("*.json"):
@@ -102,12 +102,12 @@ class Drafts:
                 found.append(self.get(path.stem))
         return sorted(found, key=lambda draft: draft.created)
 
-    def get(self, draft_id: str) -> Draft:
+    def get(self, draft_id: str) -> Upload:
         """One of them: no name but our own reaches the disk."""
         if ID.fullmatch(draft_id):
             path = self.folder / draft_id
             with contextlib.suppress(OSError, ValueError, TypeError):
-                draft = Draft(draft_id, path=path, **json.loads(path.with_suffix(".json").read_text()))
+                draft = Upload(draft_id, path=path, **json.loads(path.with_suffix(".json").read_text()))
                 if draft.offset >= 0:
                     return draft
         raise Unknown("This upload is no longer at hand: choose the file again.")
@@ -144,14 +144,14 @@ class Drafts:
         finally:
             lock.release()
 
-    def end(self, draft_id: str) -> Draft:
+    def end(self, draft_id: str) -> Upload:
         """The upload is whole as it is."""
         draft = self.get(draft_id)
-        ended = Draft(draft.id, draft.filename, draft.path, draft.created, draft.offset)
+        ended = Upload(draft.id, draft.filename, draft.path, draft.created, draft.offset)
         self._note(ended)
         return ended
 
-    def whole(self, draft_id: str) -> Draft:
+    def whole(self, draft_id: str) -> Upload:
         """One that is all here. Raises Conflict for any other."""
         draft = self.get(draft_id)
         if not draft.whole:
@@ -183,7 +183,7 @@ class Drafts:
 
 
 @functools.lru_cache(4)
-def _table(draft: Draft, caps: Caps) -> Table:
+def _table(draft: Upload, caps: Caps) -> Table:
     from peftbook.tasks.table import read_table
 
     return read_table(draft.path.read_bytes(), draft.filename, caps)

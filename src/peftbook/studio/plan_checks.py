@@ -11,10 +11,10 @@ from peftbook.decision import check_choices
 from peftbook.decision.power import Sight, sights_of
 from peftbook.errors import Conflict, InputError
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Plan, parse_run
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
+from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.requests import Answer
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio

@@ -1,7 +1,6 @@
-"""Attempts at jobs: how workers claim them, write about them and end them, and what becomes of those whose worker died.
+"""The workers' side of the job queue: claim a job, report its progress, end it, release jobs of dead workers.
 
-Who may write about a running job is told by its `attempt`, which every claim raises: what a process writes that lost
-its job changes nothing.
+Every claim raises the job's `attempt`; writes with an older attempt change nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class WorkerState:
     job: str = ""
 
 
-class Attempts(Jobs):
+class WorkerQueue(Jobs):
     """The worker's side of the queue. Nothing raises for a job that is gone: it returns that nothing was done."""
 
     def workers(self) -> list[WorkerState]:

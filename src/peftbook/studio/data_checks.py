@@ -9,9 +9,9 @@ from peftbook.errors import InputError
 from peftbook.evidence.planning import POWER
 from peftbook.evidence.stats import quantile
 from peftbook.options import Bound
-from peftbook.studio.drafts import Drafts
 from peftbook.studio.settings import MOST_GENERATED, Reading
 from peftbook.studio.store import Project, Studio
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Findings, Split, examine
 from peftbook.tasks.table import Table
@@ -80,12 +80,12 @@ def found_with(rows: int) -> float:
     return (quantile(0.05, math.inf) + quantile(2 * (1 - POWER), math.inf)) * SPREAD / math.sqrt(max(1, rows))
 
 
-def project_of_draft(studio: Studio, drafts: Drafts, draft_id: str, name: str, reading: Reading) -> Project:
+def project_of_draft(studio: Studio, uploads: UploadStore, draft_id: str, name: str, reading: Reading) -> Project:
     """Keep an upload as a project, and forget it as an upload. Raises InputError for what is no task."""
-    if obstacle := examined(drafts.table(draft_id), reading.columns, reading.split).obstacle:
+    if obstacle := examined(uploads.table(draft_id), reading.columns, reading.split).obstacle:
         raise InputError(obstacle)
-    draft = drafts.get(draft_id)
+    draft = uploads.get(draft_id)
     content = draft.path.read_bytes()
-    project = studio.create_project(name, content, draft.filename, reading, drafts.caps)
-    drafts.drop(draft_id)
+    project = studio.create_project(name, content, draft.filename, reading, uploads.caps)
+    uploads.drop(draft_id)
     return project

@@ -27,7 +27,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Smaller:
+class SmallerPlan:
     """Settings of a smaller plan, what differs in them, and about how many seconds it takes."""
 
     settings: Settings
@@ -78,7 +78,7 @@ def at_once(checks: Sequence[Check], seconds: Iterable[float]) -> float:
 
 def smaller_plan(
     settings: Settings, runs: Sequence[specs.Run], checks: Sequence[Check], limit: float = LONG_SECONDS
-) -> Smaller | None:
+) -> SmallerPlan | None:
     """The plan that ends within the limit and gives up least; None where there is no need, or no way.
 
     runs, checks: of the settings. Test rows go before seeds, and both before training gets shorter than a quick look;
@@ -99,7 +99,7 @@ def smaller_plan(
     wanted = {"tokens": (most, tokens), "seeds": (seeds, settings.seeds), "test_examples": (rows, tests)}
     changes = {name: new for name, (new, old) in wanted.items() if new != old}
     seconds = together(kept, most, rows)
-    return Smaller(replace(settings, **changes), changes, seconds)  # type: ignore[arg-type]
+    return SmallerPlan(replace(settings, **changes), changes, seconds)  # type: ignore[arg-type]
 
 
 def together(parts: Sequence[Part], tokens: int, tests: int) -> float:
