@@ -20,7 +20,7 @@ import pytest
 
 from peftbook import cli
 from peftbook.errors import InputError
-from peftbook.studio import access, app, login, markup, sessions, uploads, users
+from peftbook.studio import access, app, html, login, sessions, uploads, users
 from peftbook.studio.pages.site import Context
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
@@ -453,22 +453,22 @@ def test_a_port_in_use_is_a_sentence(tmp_path, capsys):
 
 
 def test_user_text_never_becomes_markup():
-    """Names, labels and cells are escaped by the pieces that hold them."""
-    pieces = [
-        markup.note(HOSTILE),
-        markup.trouble(HOSTILE),
-        markup.empty(HOSTILE, HOSTILE),
-        markup.badge("done", HOSTILE),
-        markup.bar(0.5, HOSTILE),
-        markup.button(HOSTILE, HOSTILE, HOSTILE, label=HOSTILE, form=HOSTILE),
-        markup.link(HOSTILE, HOSTILE, file=HOSTILE, label=HOSTILE),
-        markup.facts([(HOSTILE, HOSTILE)]),
-        markup.table([HOSTILE], [[HOSTILE]], caption=HOSTILE, sortable=True),
-        markup.table(["x"], [[markup.Cell(HOSTILE, HOSTILE)]]),
-        markup.curve([(1, 2.0), (2, 1.0)], 2, HOSTILE),
-        markup.points([(1, 2.0), (2, 1.0)], HOSTILE),
+    """Names, labels and cells are escaped by the parts of a page that hold them."""
+    parts = [
+        html.part("note", HOSTILE),
+        html.part("trouble", HOSTILE),
+        html.part("empty", HOSTILE, HOSTILE),
+        html.part("loading", HOSTILE, timed=True),
+        html.part("badge", "done", HOSTILE),
+        html.part("bar", 0.5, HOSTILE),
+        html.part("button", HOSTILE, HOSTILE, HOSTILE, label=HOSTILE, form=HOSTILE),
+        html.part("link", HOSTILE, HOSTILE, file=HOSTILE, label=HOSTILE),
+        html.part("facts", [(HOSTILE, HOSTILE)]),
+        html.part("table", [HOSTILE], [[HOSTILE]], kind=HOSTILE, caption=HOSTILE),
+        html.part("cell", HOSTILE, HOSTILE, caller=lambda: HOSTILE),
+        html.curve([(1, 2.0), (2, 1.0)], 2, HOSTILE),
     ]
-    for one in pieces:
+    for one in parts:
         assert "<img" not in one and 'onerror="' not in one, one
 
 

@@ -106,13 +106,8 @@ class AccessMiddleware:
         if not (known or of_api) or ".." in path or method not in (WRITE if of_api else READ):
             return 404, "There is nothing here."
         visit = method in ("GET", "HEAD") and (page or path in (LOGIN, "/api/v1/"))
-        if (
-            visit
-            and path == "/"
-            and self.sessions
-            and (welcome := self.sessions.log_in_by_query(scope["query_string"]))
-        ):
-            return 303, "Come in.", welcome
+        if visit and path == "/" and self.sessions and (login := self.sessions.log_in_by_query(scope["query_string"])):
+            return 303, "Come in.", login
         if not visit and not is_ours(headers, self.hosts):
             return 403, "This was asked for by another site: open the studio itself."
         if self.sessions is None or OPEN.fullmatch(path) or path == LOGIN or path in PROBES:

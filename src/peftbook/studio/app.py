@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from peftbook.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import AccessMiddleware, host_of
+from peftbook.studio.html import own_file
 from peftbook.studio.machine import examine_apart
-from peftbook.studio.markup import own_file
 from peftbook.studio.nodes import seen, take_gpu
 from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.store import Studio, say_open, start_worker

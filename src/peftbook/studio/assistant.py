@@ -13,144 +13,34 @@ import functools
 import os
 import sqlite3
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftbook import specs
-from peftbook.base_models import check_model
 from peftbook.canonical import build
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
-from peftbook.studio.checking import Checking
 from peftbook.studio.nodes import address_of, seen
 from peftbook.studio.playground import sampling_of
 from peftbook.studio.requests import KINDS, Request
-from peftbook.studio.store import Job, Studio
+from peftbook.studio.store import Studio
 from peftbook.studio.work import sentence_for
 from peftbook.training.hardware import platform_here
 from peftbook.training.threads import best_threads
 
 if TYPE_CHECKING:
-    import torch
-
     from peftbook.studio.preflight import Check
-    from peftbook.training.models import Loaded
 
 IDLE_SECONDS = 300.0
 PAUSE_SECONDS = 0.05  # between two writes of one text
+MOMENT_SECONDS = 0.05  # of work on a check before the texts have their turn
+CHECK_SECONDS = 180.0  # a file of 55 MB and two models take one minute beside a training
+CHECK_PAUSE = 0.5  # seconds between two writes of a check
 STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
 LAPSE_PAUSE = 1.0  # seconds between two looks for pages that are gone
-MODELS = 4  # kept loaded; models on one base share its tensors
-SPARE = 0.15  # of the memory: with less available no second model is kept
 MAX_PROMPT_TOKENS = 4096
-
-
-class Models:
-    """The models used last, by what they are: a job's, or one as it comes."""
-
-    def __init__(self, studio: Studio):
-        self.studio = studio
-        self.loaded: OrderedDict[str, Loaded] = OrderedDict()
-
-    def of_job(self, job: Job) -> Loaded:
-        """The model that a job trained, or the untuned one that it measured."""
-
-        if job.run.budget is None and not getattr(job.run.method, "quant", ""):
-            return self.as_it_comes(job.run.model, platform_here(job.run.platform), job.run.weights)
-
-        def load() -> Loaded:
-            from peftbook.studio.trained_model import load_trained, share_weights
-
-            found = load_trained(self.studio, job)
-            if job.run.method.shares_base:
-                base = self.as_it_comes(job.run.model, platform_here(job.run.platform), job.run.weights)
-                share_weights(found.model, base.model)
-            return found
-
-        return self._kept(f"{job.project}/{job.key}", load)
-
-    def as_it_comes(self, model: specs.Model, platform: str, weights: str = "fp32") -> Loaded:
-        """A model without training. weights: the type in which a job holds it."""
-        from peftbook.training.models import Loaded, load_model
-
-        def load() -> Loaded:
-            check_model(model)
-            found = load_model(model, None, platform, weights=weights)
-            return Loaded(found.model.eval().requires_grad_(False), found.tokenizer)
-
-        return self._kept(f"{platform}/{weights}/{model.name}/{model.revision}", load)
-
-    def _kept(self, key: str, load: Callable[[], Loaded]) -> Loaded:
-        import psutil
-
-        if key not in self.loaded:
-            memory = psutil.virtual_memory()
-            while self.loaded and (len(self.loaded) >= MODELS or memory.available < SPARE * memory.total):
-                self.loaded.popitem(last=False)
-                memory = psutil.virtual_memory()
-            self.loaded[key] = load()
-        self.loaded.move_to_end(key)
-        return self.loaded[key]
-
-
-def continuation(
-    model: Any, prompt: list[int], pick: Callable[[torch.Tensor], int], *, dtype: str = "fp32", platform: str = "cpu"
-) -> Iterator[int]:
-    """The ids that follow a prompt, one at a time and without end: `training.generate` for a single row.
-
-    pick: from the next token's logits, (V,), to its id.
-    """
-    import torch
-
-    from peftbook.training.forward import causal_model, start_cache
-    from peftbook.training.loop import arithmetic
-    from peftbook.training.products import half_products
-
-    base: Any = causal_model(model)
-    if base.config._attn_implementation != "sdpa":
-        base.set_attn_implementation("sdpa")
-    device = base.get_input_embeddings().weight.device
-    with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
-        cache = start_cache(model, torch.empty((1, 0), dtype=torch.long, device=device), 1)
-    past = cache.get_seq_length() if cache is not None else 0
-    ids = torch.tensor([prompt], device=device)
-    while True:
-        with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
-            width = ids.shape[1]
-            output = base.model(
-                input_ids=ids,
-                attention_mask=torch.ones((1, past + width), dtype=torch.long, device=device),
-                position_ids=torch.arange(past, past + width, device=device)[None],
-                cache=cache,
-                use_cache=True,
-            )
-            cache, past = output.cache, past + width
-            chosen = pick(base.lm_head(output.last_hidden_state[:, -1])[0])
-        yield chosen
-        ids = torch.tensor([[chosen]], device=device)
-
-
-def choose(temperature: float, top_p: float, seed: int) -> Callable[[torch.Tensor], int]:
-    """Greedy at temperature 0; else a draw from softmax(logits / temperature), of the most probable tokens that
-    together have probability top_p.
-
-    Source of the cut: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
-    """
-    import torch
-
-    if temperature == 0:
-        return lambda logits: int(logits.argmax())
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(logits: torch.Tensor) -> int:
-        p, order = torch.softmax(logits.float().cpu() / temperature, dim=-1).sort(descending=True)
-        p[p.cumsum(dim=-1) - p >= top_p] = 0.0
-        return int(order[torch.multinomial(p, 1, generator=generator)])
-
-    return draw
 
 
 @dataclass
@@ -181,15 +71,48 @@ class Stream:
         return text if self.ended else text.rstrip("\ufffd")
 
 
+@dataclass
+class RunningCheck:
+    """A check of a plan under way. result: the checks so far, as dictionaries."""
+
+    request: str
+    steps: Iterator[Check | None]
+    began: float = field(default_factory=time.monotonic)
+    result: list[dict] = field(default_factory=list)
+    ended: bool = False
+    said: float = -1e9
+    pause = CHECK_PAUSE
+
+    def advance(self) -> None:
+        """Work for MOMENT_SECONDS, or to the end. Raises InputError when it has taken too long."""
+        until = time.monotonic() + MOMENT_SECONDS
+        for check in self.steps:
+            if check is not None:
+                self.result.append(asdict(check))
+            if (now := time.monotonic()) > self.began + CHECK_SECONDS:
+                raise InputError(
+                    f"The check was ended after {CHECK_SECONDS / 60:.0f} minutes: choose fewer models or methods, or "
+                    "check again when this machine does less."
+                )
+            if now > until:
+                return
+        self.ended = True
+
+    def text(self) -> str:
+        return ""
+
+
 class Assistant:
     """The assistant at work; `tick` takes a question if there is one, adds a token to every text under way and does a
     moment's work for every check.
     """
 
     def __init__(self, studio: Studio):
+        from peftbook.studio.trained_model import ModelCache
+
         self.studio = studio
-        self.models = Models(studio)
-        self.under_way: list[Stream | Checking] = []
+        self.models = ModelCache(studio)
+        self.under_way: list[Stream | RunningCheck] = []
         self.lapsed = -1e9
 
     def tick(self) -> bool:
@@ -229,14 +152,14 @@ class Assistant:
         if request.kind == "generate":
             self.under_way.append(self.stream(request))
         elif request.kind == "preflight":
-            self.under_way.append(Checking(request.id, self.preflight(request.payload)))
+            self.under_way.append(RunningCheck(request.id, self.preflight(request.payload)))
         else:
             from peftbook.studio.downloads import made
 
             path, words = made(self.studio, request)
             self.studio.settle(request.id, result={"path": str(path)}, text=words)
 
-    def advance(self, one: Stream | Checking) -> None:
+    def advance(self, one: Stream | RunningCheck) -> None:
         """A token more of a text, or a moment of a check, and what there is of it to the store."""
         one.advance()
         if one.ended:
@@ -252,10 +175,11 @@ class Assistant:
         from peftbook.tasks import Example
         from peftbook.training.encode import encode_prompt
         from peftbook.training.execute import few_shots
+        from peftbook.training.generate import continuation, sampler
 
         asked = request.payload
         how = sampling_of(asked)
-        limit, pick = how.max_new_tokens, choose(how.temperature, how.top_p, how.seed)
+        limit, pick = how.max_new_tokens, sampler(how.temperature, how.top_p, how.seed)
         task = self.studio.task(asked["project"])
         if asked.get("job"):
             job = self.studio.job(asked["job"])

@@ -11,7 +11,6 @@ from peftbook.decision.power import sight_words, sights_of
 from peftbook.errors import InputError
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.foreground import note, wait_for, wanted_elsewhere, worker_ahead
-from peftbook.studio.markup import span
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
@@ -19,6 +18,7 @@ from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
 from peftbook.tasks import TaskData
 from peftbook.tasks.files import describe_reading, read_file, task_from_table
 from peftbook.tasks.table import Table
+from peftbook.training.phases import span
 
 
 @dataclass(frozen=True)

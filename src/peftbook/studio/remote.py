@@ -19,10 +19,10 @@ from peftbook.studio.client import Client, Refused
 from peftbook.studio.compare import judging_of
 from peftbook.studio.foreground import ended_as_interrupted, note, noted_failures
 from peftbook.studio.jobs import Job
-from peftbook.studio.markup import span
 from peftbook.studio.settings import Judging, Reading, Settings, rates_named
 from peftbook.studio.terminal import Ticker
 from peftbook.tasks.files import read_file
+from peftbook.training.phases import span
 
 JOB = TypeAdapter(Job)
 

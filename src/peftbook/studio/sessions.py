@@ -99,9 +99,7 @@ class SessionStore(Database):
             return None
         if (row["used"] or 0.0) < (now := time.time()) - USED_SECONDS:
             with contextlib.suppress(sqlite3.OperationalError), self._waiting(0.0), self._write() as db:
-                db.execute(
-                    "UPDATE tokens SET used = ? WHERE id = ?", (now, row["id"])
-                )  # a request does not wait for this
+                db.execute("UPDATE tokens SET used = ? WHERE id = ?", (now, row["id"]))
         return row["name"]
 
     def log_in_by_query(self, query: bytes) -> dict[str, str] | None:

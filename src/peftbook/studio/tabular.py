@@ -9,7 +9,8 @@ from peftbook.decision import COSTS, Comparison, Row
 from peftbook.decision.recommendation import signed
 from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
-from peftbook.studio.markup import number, size, span
+from peftbook.studio.formats import number, size
+from peftbook.training.phases import span
 
 FORGOTTEN = "Forgotten: loss on plain prose minus the untuned model's, nats per token; above 0 is worse."
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -40,11 +41,6 @@ def table(found: Comparison) -> tuple[list[str], list[list[str]]]:
         ]
         rows.append(cells)
     return headers, rows
-
-
-def typeset(words: str) -> str:
-    """Our own words: no line break before %."""
-    return words.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def short(found: Comparison) -> str:

@@ -10,10 +10,10 @@ from typing import Any, TextIO
 
 from peftbook.decision import COSTS, Comparison
 from peftbook.evidence.stats import Interval
+from peftbook.studio.formats import typeset
 from peftbook.studio.jobs import Job
-from peftbook.studio.markup import span
-from peftbook.studio.tabular import FORGOTTEN, table, typeset
-from peftbook.training.phases import Line
+from peftbook.studio.tabular import FORGOTTEN, table
+from peftbook.training.phases import Line, span
 
 WIDEST = 120
 

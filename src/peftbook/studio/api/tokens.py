@@ -54,9 +54,9 @@ def caller(request: Request, sessions: Sessions, user: User) -> str:
         if refused is None:
             return name
     status, words, headers = refused
-    raise HTTPException(
-        status, words.rstrip("."), headers | ({"www-authenticate": "Basic, Bearer"} if status == 401 else {})
-    )
+    if status == 401:
+        headers = headers | {"www-authenticate": "Basic, Bearer"}
+    raise HTTPException(status, words.rstrip("."), headers)
 
 
 Caller = Annotated[str, Depends(caller)]

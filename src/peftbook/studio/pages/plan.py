@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from markupsafe import Markup
+
 from peftbook import specs
 from peftbook.decision.power import sight_words
 from peftbook.errors import Conflict, InputError
-from peftbook.studio import markup, plan_checks
+from peftbook.studio import plan_checks
+from peftbook.studio.html import fill, part
 from peftbook.studio.machine import machine_words
-from peftbook.studio.markup import button, joined, loading, number, piece
 from peftbook.studio.pages.checks import long_plan, preflight_table
 from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
-from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import Live, View, Visit
+from peftbook.studio.pages.site import Live, View, Visit, frame
 from peftbook.studio.preflight import Check
 from peftbook.studio.smaller_plan import SmallerPlan, smaller_plan
 from peftbook.studio.tuning import Tuning
@@ -30,7 +31,7 @@ EVERY_SECONDS = 0.7
 def show(visit: Visit) -> dict[str, Any]:
     """The form as it is typed, and what was found if that was checked."""
     fields, request = fields_of(visit.typed), visit.query.get("check", "")
-    live = Live(joined([])) if visit.form is not None or not request else checked(visit, request, fields)
+    live = Live(Markup("")) if visit.form is not None or not request else checked(visit, request, fields)
     return {
         **frame(visit), **shown_fields(fields), "live": live, "check": request,
         "machine": machine_words(visit.studio.home), "measures": measures_of(visit.studio, visit.project.id),
@@ -43,22 +44,20 @@ def checked(visit: Visit, request: str, fields: Fields) -> Live:
         count = len(plan_checks.runs_of_check(visit.studio, visit.project.id, request))
         answer = visit.studio.watch(request)
         if not answer.ended:
-            waits = loading(f"Counting tokens and memory of {count} runs…", timed=True)
-            return Live(joined([waits, button("Cancel", "cancel", request, form="plan")]), EVERY_SECONDS)
+            waits = part("loading", f"Counting tokens and memory of {count} runs…", timed=True)
+            return Live(waits + part("button", "Cancel", "cancel", request, form="plan"), EVERY_SECONDS)
         if answer.state == "withdrawn":
-            return Live(markup.note(answer.error or "The check was cancelled.", "info"))
+            return Live(part("note", answer.error or "The check was cancelled.", "info"))
         checks = plan_checks.checks_of(answer)
         less = smaller(visit, checks, fields)
-        seen = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
+        sights = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
     except InputError as error:
-        return Live(markup.trouble(error))
-    fitting = sum(check.fits for check in checks)
-    words = f"Queue the {number(fitting)} runs{' that fit' * (fitting < len(checks))}"
-    said: list[object] = [long_plan(checks, less, request), preflight_table(checks)]
-    if seen:
-        said.append(markup.note(seen))
-    said += [piece("<p>{}</p>", button(words, "queue", request, kind="main", form="plan"))] * (fitting > 0)
-    return Live(joined(said))
+        return Live(part("trouble", error))
+    body = fill(
+        "plan_live.html", request=request, table=preflight_table(checks), long=long_plan(checks, less), less=less,
+        sights=sights, count=len(checks), fitting=sum(check.fits for check in checks),
+    )  # fmt: skip
+    return Live(body)
 
 
 def smaller(visit: Visit, checks: Sequence[Check], fields: Fields) -> SmallerPlan | None:

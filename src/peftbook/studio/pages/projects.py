@@ -17,7 +17,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.errors import InputError
 from peftbook.studio.archive import load_project
-from peftbook.studio.markup import ago, badge, empty, joined, number, piece, size
+from peftbook.studio.formats import number, size
+from peftbook.studio.html import fill
 from peftbook.studio.pages.site import Context, Live, View, Visit, render, status_of
 from peftbook.studio.uploads import UploadStore, plain_name
 from peftbook.tasks.columns import guess_columns
@@ -25,10 +26,6 @@ from peftbook.tasks.columns import guess_columns
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-CARD = (
-    '<li><a class="card" href="{address}"><strong>{project.name}</strong><span class="fine">{file} · '
-    '{project.columns.input} → {project.columns.target} · {when}</span><span class="states">{jobs}</span></a></li>'
-)
 STATES = ("running", "queued", "done", "failed", "cancelled")
 EVERY_SECONDS = 4.0
 AROUND_BYTES = 100_000  # of a form around the file that it sends
@@ -37,28 +34,15 @@ SAVED = ".tar"  # a project that a studio saved
 
 
 def listing(visit: Visit) -> Markup:
-    """All projects, the newest first, with what their jobs do."""
-    projects = visit.studio.projects()
-    if not projects:
-        return empty(
-            "No project yet",
-            "A project is one file of yours: rows with something to read and something to write. Upload it below, "
-            "train several methods on it side by side, and see which one is worth its cost, with intervals.",
-        )
-    states: dict[str, Counter[str]] = {}
+    """All projects, the newest first, with the states of their jobs."""
+    counts: dict[str, Counter[str]] = {}
     for job in visit.studio.jobs():
-        states.setdefault(job.project, Counter())[job.state] += 1
-    return piece('<ul class="cards">{}</ul>', joined(
-        piece(CARD, project=project, address=visit.to(f"/projects/{project.id}/data"), when=ago(project.created),
-              file=project.filename or "pasted", jobs=badges(states.get(project.id, Counter())))
-        for project in reversed(projects)
-    ))  # fmt: skip
-
-
-def badges(counts: Counter[str]) -> Markup:
-    """What the jobs of a project do."""
-    told = joined((badge(state, f"{counts[state]} {state}") for state in STATES if counts[state]), " ")
-    return told or Markup('<span class="fine">no runs yet</span>')
+        counts.setdefault(job.project, Counter())[job.state] += 1
+    cards = [
+        (one, visit.to(f"/projects/{one.id}/data"), counts.get(one.id, Counter()))
+        for one in reversed(visit.studio.projects())
+    ]
+    return fill("home_live.html", cards=cards, states=STATES)
 
 
 def show(visit: Visit) -> dict[str, Any]:
