@@ -1,9 +1,8 @@
-"""The process that answers questions: `python -m peftbook.studio.assistant --home H --parent PID`.
+"""The process that answers requests: `python -m peftbook.studio.assistant --home H --parent PID`.
 
-It generates text for the try-out, a token at a time and several texts in turn, checks plans before they are
-submitted, a moment at a time between the tokens, and merges models for download. It runs at low priority, so that a job
-that trains beside it keeps its cores; it ends by itself when nobody has asked for a while, and its models leave the
-memory with it.
+It generates text, one token at a time and several texts in turn, checks plans in short slices between the tokens, and
+merges models for download. It runs at low priority, so that a training job keeps its cores, and ends when there was no
+request for IDLE_SECONDS, which frees the memory of its models.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ MOMENT_SECONDS = 0.05  # of work on a check before the texts have their turn
 CHECK_SECONDS = 180.0  # a file of 55 MB and two models take one minute beside a training
 CHECK_PAUSE = 0.5  # seconds between two writes of a check
 STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
-LAPSE_PAUSE = 1.0  # seconds between two looks for pages that are gone
+LAPSE_PAUSE = 1.0  # seconds between two checks for pages that stopped polling
 MAX_PROMPT_TOKENS = 4096
 
 
 @dataclass
 class Stream:
-    """One text under way."""
+    """A text that is being generated."""
 
     request: str
     ids: Iterator[int]
@@ -58,7 +57,7 @@ class Stream:
     pause = PAUSE_SECONDS
 
     def advance(self) -> None:
-        """One token more, or the end."""
+        """Generate one token, or end."""
         token = next(self.ids)
         self.ended = token == self.tokenizer.eos_token_id
         if not self.ended:
@@ -66,7 +65,7 @@ class Stream:
             self.ended = len(self.written) >= self.limit
 
     def text(self) -> str:
-        """So far; while it grows, a character whose last bytes are missing waits for them."""
+        """The text so far, without an incomplete character at its end."""
         text = self.tokenizer.decode(self.written, skip_special_tokens=True).strip()
         return text if self.ended else text.rstrip("\ufffd")
 
@@ -103,9 +102,7 @@ class RunningCheck:
 
 
 class Assistant:
-    """The assistant at work; `tick` takes a question if there is one, adds a token to every text under way and does a
-    moment's work for every check.
-    """
+    """The assistant; `tick` takes a request if there is one, adds a token to every text and advances every check."""
 
     def __init__(self, studio: Studio):
         from peftbook.studio.trained_model import ModelCache
@@ -116,7 +113,7 @@ class Assistant:
         self.lapsed = -1e9
 
     def tick(self) -> bool:
-        """Do what is to be done now; False if there was nothing."""
+        """One round of work; False if there was nothing to do."""
         if time.monotonic() - self.lapsed > LAPSE_PAUSE:
             self.studio.lapse()
             self.lapsed = time.monotonic()
@@ -130,13 +127,13 @@ class Assistant:
         return request is not None or bool(under_way)
 
     def room(self) -> list[str]:
-        """The kinds of questions that can be taken now."""
+        """The kinds of requests that can be taken now."""
         texts = sum(isinstance(one, Stream) for one in self.under_way)
         full = {"generate": texts >= STREAMS, "preflight": len(self.under_way) - texts >= CHECKS}
         return [kind for kind in KINDS if not full.get(kind)]
 
     def guarded(self, request: str, work: Callable[[], None]) -> bool:
-        """Do some work for a request; what goes wrong is its answer, and ends nothing else."""
+        """Do some work for a request; an error becomes its answer and ends nothing else."""
         try:
             work()
         except sqlite3.Error:
@@ -160,7 +157,7 @@ class Assistant:
             self.studio.settle(request.id, result={"path": str(path)}, text=words)
 
     def advance(self, one: Stream | RunningCheck) -> None:
-        """A token more of a text, or a moment of a check, and what there is of it to the store."""
+        """Advance a text or a check, and store its progress."""
         one.advance()
         if one.ended:
             self.studio.settle(one.request, text=one.text(), result=one.result)
@@ -169,7 +166,7 @@ class Assistant:
             one.said = time.monotonic()
 
     def stream(self, request: Request) -> Stream:
-        """The text that a "generate" request asks for. Raises InputError for what is out of bounds."""
+        """Start the text of a "generate" request. Raises InputError for values out of bounds."""
         import torch
 
         from peftbook.tasks import Example

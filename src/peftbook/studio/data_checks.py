@@ -1,4 +1,4 @@
-"""Findings: what was found in an upload, in words, and the upload as a project; page and API say and do the same."""
+"""Checks of uploaded rows, in words, and the project that an upload becomes; for page and API alike."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def split_of(validation: float, test: float, seed: float) -> Split:
 
 @functools.lru_cache(8)
 def examined(found: Table, columns: Columns, split: Split) -> Findings:
-    """`examine`, remembered."""
+    """`examine`, cached."""
     return examine(found, columns, split)
 
 
@@ -81,7 +81,7 @@ def found_with(rows: int) -> float:
 
 
 def project_of_draft(studio: Studio, uploads: UploadStore, draft_id: str, name: str, reading: Reading) -> Project:
-    """Keep an upload as a project, and forget it as an upload. Raises InputError for what is no task."""
+    """Make a project of an upload and delete the upload. Raises InputError for rows that are no task."""
     if obstacle := examined(uploads.table(draft_id), reading.columns, reading.split).obstacle:
         raise InputError(obstacle)
     draft = uploads.get(draft_id)

@@ -1,4 +1,4 @@
-"""Trying: which models can be asked for an answer, and how; page, API and assistant hold to the same bounds."""
+"""Playground: the models that can generate an answer, and the sampling settings, for page, API and assistant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BOUNDS = {"max_new_tokens": (1, MAX_NEW_TOKENS), "temperature": (0, 5), "top_p":
 
 
 def sampling_of(asked: Mapping[str, Any]) -> Sampling:
-    """What a question says of it. Raises InputError for what is out of bounds."""
+    """The sampling settings of a request. Raises InputError for a value out of bounds."""
     said: dict[str, Any] = {}
     for name, (least, most) in BOUNDS.items():
         usual = getattr(Sampling, name)
@@ -41,7 +41,7 @@ def sampling_of(asked: Mapping[str, Any]) -> Sampling:
 
 
 def models_at_hand(studio: Studio, project_id: str) -> list[tuple[str, str]]:
-    """(what it is called, its value) of every model that can be tried: as they come, then what was trained."""
+    """(label, value) of every model that can generate: untuned models first, then those of finished jobs."""
     done = [job for job in studio.jobs(project_id) if job.state == "done"]
     found = [(f"{name}, untuned", f"model:{name}") for name in plain_models(studio, project_id)]
     return found + [(job.label, f"job:{job.id}") for job in done if keeps_trained(job.run)]
@@ -54,7 +54,7 @@ def plain_models(studio: Studio, project_id: str) -> dict[str, specs.Model]:
 
 
 def ask_model(studio: Studio, project_id: str, value: str, text: str, sampling: Mapping[str, Any]) -> str:
-    """Put a text to a model at hand; the id of the question. Raises InputError for an empty text or a long one."""
+    """Request an answer of a model; the request's id. Raises InputError for an empty text or a long one."""
     if not text.strip():
         raise InputError("The input is empty: type something, or take a test row.")
     if len(text) > TYPED_CHARS:

@@ -48,7 +48,7 @@ class SmallerPlan:
 
 @dataclass(frozen=True)
 class Part:
-    """One run and its seconds, of which those of training and of generation change with the plan."""
+    """A run and its predicted seconds, of which those of training and generation scale with the plan."""
 
     run: specs.Run
     check: Check

@@ -1,7 +1,7 @@
-"""Uploads that are no project yet: bytes under random names, with what was said of them beside.
+"""Uploads that are not projects yet: files under random names, each with its metadata as JSON.
 
-In the home: `drafts/<id>` and `drafts/<id>.json`. An upload that said how long it is can be sent in parts, by whatever
-process serves the home then; what such a one lacks is waited for an hour, and what is whole is kept for a day.
+In the home: `drafts/<id>` and `drafts/<id>.json`. An upload of announced length can be sent in parts, to any process
+that serves the home. Incomplete uploads expire after an hour, complete ones after a day.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ID = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload. filename: as the browser gave it, to be shown and never opened.  bytes: how long it will be, None
-    where nobody said so and it is not all here.
+    """An upload. filename: as the browser gave it, to be shown and never opened.  bytes: its announced length, None
+    for one of unknown length that has not ended.
     """
 
     id: str
@@ -54,27 +54,27 @@ class Upload:
 
 
 def plain_name(name: str) -> str:
-    """A file's name without folders and without what does not print: shown, never opened."""
+    """A file's name without folders and unprintable characters: shown, never opened."""
     name = re.split(r"[/\\]", name)[-1]
     return "".join(letter for letter in name if letter.isprintable())[:200]
 
 
 class UploadStore:
-    """Those of a home. Raises Unknown for one that is gone."""
+    """The uploads of a home. Raises Unknown for an id that does not exist or has expired."""
 
     def __init__(self, home: Path, caps: Caps):
         self.home, self.caps = home, caps
         self.folder = home / "drafts"
-        self._locks: dict[str, threading.Lock] = {}  # of those who send
+        self._locks: dict[str, threading.Lock] = {}  # of uploads that are being written
         with clear_failures(home):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for draft in self.all():
-            if draft.bytes is None:  # a process was killed while it came, and nobody can go on with it
+            if draft.bytes is None:  # interrupted, of unknown length: it cannot be continued
                 self.drop(draft.id)
         self.sweep()
 
     def new(self, filename: str, size: int | None = None) -> Upload:
-        """A place for an upload; the oldest one gives way. Raises TooLarge for one that says it is beyond the cap."""
+        """Create an upload; of too many the oldest is deleted. Raises TooLarge for more announced bytes than the cap."""
         if size is not None and size > self.caps.bytes:
             raise self.too_large()
         self.sweep()
@@ -95,7 +95,7 @@ class UploadStore:
         write_atomically(draft.path.with_suffix(".json"), json.dumps(said).encode())
 
     def all(self) -> list[Upload]:
-        """Those at hand, oldest first."""
+        """All uploads, oldest first."""
         found = []
         for path in self.folder.glob("*.json"):
             with contextlib.suppress(Unknown):
@@ -103,7 +103,7 @@ class UploadStore:
         return sorted(found, key=lambda draft: draft.created)
 
     def get(self, draft_id: str) -> Upload:
-        """One of them: no name but our own reaches the disk."""
+        """The upload of an id; no name from outside reaches the disk."""
         if ID.fullmatch(draft_id):
             path = self.folder / draft_id
             with contextlib.suppress(OSError, ValueError, TypeError):
@@ -114,9 +114,10 @@ class UploadStore:
 
     @contextlib.contextmanager
     def receiving(self, draft_id: str, offset: int = 0) -> Iterator[Callable[[bytes], None]]:
-        """Within it, what appends the next bytes of an upload; what came before a break stays.
+        """A context with a function that appends bytes; bytes written before an interruption are kept.
 
-        Raises Conflict where other bytes are due or somebody else sends them, and TooLarge for more than was said.
+        Raises Conflict for another offset than the length so far, and while another request writes; TooLarge for more
+        bytes than announced.
         """
         draft = self.get(draft_id)
         with self._alone(draft.id), clear_failures(self.home), draft.path.open("r+b", buffering=0) as stream:
@@ -145,14 +146,14 @@ class UploadStore:
             lock.release()
 
     def end(self, draft_id: str) -> Upload:
-        """The upload is whole as it is."""
+        """Mark an upload of unknown length as complete."""
         draft = self.get(draft_id)
         ended = Upload(draft.id, draft.filename, draft.path, draft.created, draft.offset)
         self._note(ended)
         return ended
 
     def whole(self, draft_id: str) -> Upload:
-        """One that is all here. Raises Conflict for any other."""
+        """A complete upload. Raises Conflict for an incomplete one."""
         draft = self.get(draft_id)
         if not draft.whole:
             said = "" if draft.bytes is None else f" of {draft.bytes:,}"
@@ -160,7 +161,7 @@ class UploadStore:
         return draft
 
     def table(self, draft_id: str) -> Table:
-        """What is in it. Raises Conflict for one that is not all here, InputError for a file that is no table."""
+        """Read a complete upload as a table. Raises Conflict for an incomplete one, InputError for no table."""
         return _table(self.whole(draft_id), self.caps)
 
     def drop(self, draft_id: str) -> None:
@@ -170,7 +171,7 @@ class UploadStore:
             draft.path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Forget what was there too long, and what has no word beside it."""
+        """Delete expired uploads and files without metadata."""
         now = time.time()
         for draft in self.all():
             if now - draft.path.stat().st_mtime > (KEPT_SECONDS if draft.whole else CUT_SECONDS):

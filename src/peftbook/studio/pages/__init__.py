@@ -54,7 +54,7 @@ def warm() -> None:
 
 
 def unforeseen(context: Context, request: Request, error: Exception) -> Response:
-    """What nobody has thought of; the server says more."""
+    """The page for an unexpected error; the server's log has its traceback."""
     words = Exception(f"This could not be answered ({type(error).__name__}): what the server said has more.")
     return problem_page(Visit(context, request.scope["path"]), words)
 

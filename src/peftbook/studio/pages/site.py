@@ -1,4 +1,4 @@
-"""What the pages share: addresses, templates, forms, and what is said where something is refused.
+"""Shared by all pages: addresses, templates, forms and error pages.
 
 A page is a `View` at one address. Looking at it changes nothing. What a form on it sends goes to the same address and
 ends with another one to look at, or with the page as it was, what was typed in it and the sentence why not.
@@ -155,7 +155,7 @@ def status_of(error: Exception) -> int:
 
 
 def render(visit: Visit, template: str, **shown: Any) -> str:
-    """A whole page."""
+    """Render a page."""
     usual: dict[str, Any] = {"live": None, "refused": None, "with_login": visit.context.with_login}
     usual["file"] = lambda name: relative(visit.path, own_file(name)[1])
     usual |= {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": partial(part, "trouble")}
@@ -173,7 +173,7 @@ def frame(visit: Visit) -> dict[str, Any]:
 
 
 def problem_page(visit: Visit, error: Exception) -> Response:
-    """A page that has nothing but the sentence why."""
+    """A page with nothing but an error."""
     title = "There is no such page" if isinstance(error, Unknown) else "This cannot be shown"
     return HTMLResponse(render(visit, "problem.html", refused=error, title=title), status_of(error))
 
@@ -186,7 +186,7 @@ def live_part(visit: Visit, live: Live | None, seen: str) -> Response:
 
 
 def worker_line(studio: Studio) -> Markup:
-    """Whether somebody works, and on what."""
+    """The state of the workers, and their jobs."""
     workers = [worker for worker in studio.workers() if worker.alive]
     waiting = sum(job.state == "queued" for job in studio.jobs())
     if not workers:
