@@ -39,14 +39,13 @@ from urllib.parse import quote, urlencode
 
 import studio_api
 import test_hostile
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
-from peftbook.studio.app import build_app, listen
+from peftbook.studio.app import build_app
 from peftbook.studio.sessions import OwnerToken
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORMULA_STARTS
@@ -261,26 +260,18 @@ def watch() -> Watch:
 def serving(home: Path) -> Iterator[Served]:
     """A studio whose session is over, with API and pages, on a port."""
     studio, owner = Studio(home), OwnerToken(home)
-    door = build_app(studio, Caps(), users=owner)
-    client = studio_api.Client(door, {"authorization": f"Bearer {owner.token}"})
+    app = build_app(studio, Caps(), users=owner)
+    client = studio_api.Client(app, {"authorization": f"Bearer {owner.token}"})
     known = studio_api.play(client, studio, "DELETE /projects/{project}")
     description = client("GET", "/api/v1/openapi.json").json()
-    listening, errors = listen("127.0.0.1", 0), []
-    server = uvicorn.Server(uvicorn.Config(door, log_level="error", ws="none", lifespan="off"))
+    errors: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: errors.append(str(record.exc_info[1] if record.exc_info else record.msg))  # type: ignore[method-assign]
     logging.getLogger("uvicorn.error").addHandler(handler)
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = listening.getsockname()[1]
     try:
-        yield Served(studio, owner.token, port, known, description, thread, errors)
+        with studio_api.on_a_port(app) as (port, thread):
+            yield Served(studio, owner.token, port, known, description, thread, errors)
     finally:
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
         logging.getLogger("uvicorn.error").removeHandler(handler)
         studio.close()
 

@@ -74,7 +74,7 @@ class UploadStore:
         self.sweep()
 
     def new(self, filename: str, size: int | None = None) -> Upload:
-        """Create an upload; of too many the oldest is deleted. Raises TooLarge for more announced bytes than the cap."""
+        """Create an upload; of too many the oldest is deleted. Raises TooLarge beyond the cap."""
         if size is not None and size > self.caps.bytes:
             raise self.too_large()
         self.sweep()
