@@ -47,7 +47,7 @@ class SmallerPlan:
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedRun:
     """A run and its predicted seconds, of which those of training and generation scale with the plan."""
 
     run: specs.Run
@@ -86,7 +86,7 @@ def smaller_plan(
     """
     if plan_seconds(checks) <= limit:
         return None
-    parts = [Part(run, check) for run, check in zip(runs, checks, strict=True) if check.fits]
+    parts = [PlannedRun(run, check) for run, check in zip(runs, checks, strict=True) if check.fits]
     tokens = max((part.run.budget.tokens for part in parts if part.run.budget), default=0)
     tests = max(part.run.evaluation.n_generate for part in parts)
     for seeds, rows in steps_down(int(settings.seeds), tests):
@@ -102,7 +102,7 @@ def smaller_plan(
     return SmallerPlan(replace(settings, **changes), changes, seconds)  # type: ignore[arg-type]
 
 
-def together(parts: Sequence[Part], tokens: int, tests: int) -> float:
+def together(parts: Sequence[PlannedRun], tokens: int, tests: int) -> float:
     """Seconds of all runs with so many tokens, and so many test rows."""
     return at_once([part.check for part in parts], (part.seconds(tokens, tests) for part in parts))
 
@@ -114,7 +114,7 @@ def steps_down(seeds: int, tests: int) -> Iterator[tuple[int, int]]:
             yield fewer, rows
 
 
-def tokens_within(parts: Sequence[Part], tokens: int, tests: int, limit: float) -> int:
+def tokens_within(parts: Sequence[PlannedRun], tokens: int, tests: int, limit: float) -> int:
     """How many training tokens there is time for, at most those of the plan; below 0 where there is none."""
     return bisect.bisect_right(range(tokens + 1), limit, key=lambda most: together(parts, most, tests)) - 1
 
