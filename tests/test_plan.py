@@ -414,7 +414,7 @@ def test_a_measurement_that_takes_long_is_ended_and_time_is_unknown(monkeypatch)
 
     monkeypatch.setattr(preflighting, "MEASURE_SECONDS", 0.01)
     monkeypatch.setattr(calibration, "known_rates", lambda platform: None)
-    assert preflighting.measured_apart("cpu") is None
+    assert preflighting.measure_rates_in_child("cpu") is None
 
 
 def test_a_model_out_of_reach_is_refused_and_the_others_are_not(tmp_path):

@@ -17,7 +17,7 @@ from peftbook.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import AccessMiddleware, host_of
 from peftbook.studio.html import own_file
-from peftbook.studio.machine import examine_apart
+from peftbook.studio.machine import start_examination
 from peftbook.studio.nodes import seen, take_gpu
 from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.store import Studio, say_open, start_worker
@@ -75,7 +75,7 @@ def serve(
 
     from peftbook.studio.pages import warm
 
-    examine_apart()
+    start_examination()
     PeftMethod.told_later = True  # by the assistant, which checks a plan
     users: Users | None = logins or (OwnerToken(studio.home) if token else None)
     shown = f"[{host}]" if ":" in host else host

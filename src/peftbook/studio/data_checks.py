@@ -80,12 +80,12 @@ def found_with(rows: int) -> float:
     return (quantile(0.05, math.inf) + quantile(2 * (1 - POWER), math.inf)) * SPREAD / math.sqrt(max(1, rows))
 
 
-def project_of_draft(studio: Studio, uploads: UploadStore, draft_id: str, name: str, reading: Reading) -> Project:
+def project_of_upload(studio: Studio, uploads: UploadStore, upload_id: str, name: str, reading: Reading) -> Project:
     """Make a project of an upload and delete the upload. Raises InputError for rows that are no task."""
-    if obstacle := examined(uploads.table(draft_id), reading.columns, reading.split).obstacle:
+    if obstacle := examined(uploads.table(upload_id), reading.columns, reading.split).obstacle:
         raise InputError(obstacle)
-    draft = uploads.get(draft_id)
-    content = draft.path.read_bytes()
-    project = studio.create_project(name, content, draft.filename, reading, uploads.caps)
-    uploads.drop(draft_id)
+    upload = uploads.get(upload_id)
+    content = upload.path.read_bytes()
+    project = studio.create_project(name, content, upload.filename, reading, uploads.caps)
+    uploads.drop(upload_id)
     return project

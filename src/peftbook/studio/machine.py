@@ -13,7 +13,7 @@ from peftbook.training.doctor import as_text, kept_examination, last_examination
 DAY = 86_400.0
 
 
-def examine_apart() -> subprocess.Popen | None:
+def start_examination() -> subprocess.Popen | None:
     """Start a child process that examines this machine, unless the last examination is less than a day old."""
     path = kept_examination()
     if path.is_file() and time.time() - path.stat().st_mtime < DAY:

@@ -40,7 +40,7 @@ def sampling_of(asked: Mapping[str, Any]) -> Sampling:
     return Sampling(**said)
 
 
-def models_at_hand(studio: Studio, project_id: str) -> list[tuple[str, str]]:
+def available_models(studio: Studio, project_id: str) -> list[tuple[str, str]]:
     """(label, value) of every model that can generate: untuned models first, then those of finished jobs."""
     done = [job for job in studio.jobs(project_id) if job.state == "done"]
     found = [(f"{name}, untuned", f"model:{name}") for name in plain_models(studio, project_id)]
@@ -59,7 +59,7 @@ def ask_model(studio: Studio, project_id: str, value: str, text: str, sampling: 
         raise InputError("The input is empty: type something, or take a test row.")
     if len(text) > TYPED_CHARS:
         raise InputError(f"The input has {len(text):,} characters, the cap is {TYPED_CHARS:,}: shorten it.")
-    if value not in [one for _, one in models_at_hand(studio, project_id)]:
+    if value not in [one for _, one in available_models(studio, project_id)]:
         raise Unknown("That model is not at hand (any more): choose another.")
     kind, _, name = value.partition(":")
     whose: dict[str, Any] = {"job": name}

@@ -68,9 +68,9 @@ class UploadStore:
         self._locks: dict[str, threading.Lock] = {}  # of uploads that are being written
         with clear_failures(home):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for draft in self.all():
-            if draft.bytes is None:  # interrupted, of unknown length: it cannot be continued
-                self.drop(draft.id)
+        for upload in self.all():
+            if upload.bytes is None:  # interrupted, of unknown length: it cannot be continued
+                self.drop(upload.id)
         self.sweep()
 
     def new(self, filename: str, size: int | None = None) -> Upload:
@@ -80,19 +80,19 @@ class UploadStore:
         self.sweep()
         for oldest in self.all()[: 1 - KEPT]:
             self.drop(oldest.id)
-        draft = Upload(name := secrets.token_hex(8), filename[:200], self.folder / name, time.time(), size)
+        upload = Upload(name := secrets.token_hex(8), filename[:200], self.folder / name, time.time(), size)
         with clear_failures(self.home):
-            draft.path.touch(mode=0o600)
-            self._note(draft)
-        return draft
+            upload.path.touch(mode=0o600)
+            self._note(upload)
+        return upload
 
     def too_large(self) -> TooLarge:
         words = f"The file has more than {self.caps.bytes:,} bytes, the cap"
         return TooLarge(f"{words}: cut it, or start the studio with --max-bytes.")
 
-    def _note(self, draft: Upload) -> None:
-        said = {"filename": draft.filename, "created": draft.created, "bytes": draft.bytes}
-        write_atomically(draft.path.with_suffix(".json"), json.dumps(said).encode())
+    def _note(self, upload: Upload) -> None:
+        said = {"filename": upload.filename, "created": upload.created, "bytes": upload.bytes}
+        write_atomically(upload.path.with_suffix(".json"), json.dumps(said).encode())
 
     def all(self) -> list[Upload]:
         """All uploads, oldest first."""
@@ -100,44 +100,44 @@ class UploadStore:
         for path in self.folder.glob("*.json"):
             with contextlib.suppress(Unknown):
                 found.append(self.get(path.stem))
-        return sorted(found, key=lambda draft: draft.created)
+        return sorted(found, key=lambda upload: upload.created)
 
-    def get(self, draft_id: str) -> Upload:
+    def get(self, upload_id: str) -> Upload:
         """The upload of an id; no name from outside reaches the disk."""
-        if ID.fullmatch(draft_id):
-            path = self.folder / draft_id
+        if ID.fullmatch(upload_id):
+            path = self.folder / upload_id
             with contextlib.suppress(OSError, ValueError, TypeError):
-                draft = Upload(draft_id, path=path, **json.loads(path.with_suffix(".json").read_text()))
-                if draft.offset >= 0:
-                    return draft
+                upload = Upload(upload_id, path=path, **json.loads(path.with_suffix(".json").read_text()))
+                if upload.offset >= 0:
+                    return upload
         raise Unknown("This upload is no longer at hand: choose the file again.")
 
     @contextlib.contextmanager
-    def receiving(self, draft_id: str, offset: int = 0) -> Iterator[Callable[[bytes], None]]:
+    def receiving(self, upload_id: str, offset: int = 0) -> Iterator[Callable[[bytes], None]]:
         """A context with a function that appends bytes; bytes written before an interruption are kept.
 
         Raises Conflict for another offset than the length so far, and while another request writes; TooLarge for more
         bytes than announced.
         """
-        draft = self.get(draft_id)
-        with self._alone(draft.id), clear_failures(self.home), draft.path.open("r+b", buffering=0) as stream:
-            if offset != (here := draft.offset):
+        upload = self.get(upload_id)
+        with self._alone(upload.id), clear_failures(self.home), upload.path.open("r+b", buffering=0) as stream:
+            if offset != (here := upload.offset):
                 raise Conflict(f"Of this upload {here:,} bytes are here, not {offset:,}: go on with offset={here}.")
             stream.seek(here)
 
             def write(block: bytes) -> None:
-                if stream.tell() + len(block) > (self.caps.bytes if draft.bytes is None else draft.bytes):
+                if stream.tell() + len(block) > (self.caps.bytes if upload.bytes is None else upload.bytes):
                     stream.truncate(here)
-                    if draft.bytes is None:
+                    if upload.bytes is None:
                         raise self.too_large()
-                    raise TooLarge(f"More came than the {draft.bytes:,} bytes that were announced: send it anew.")
+                    raise TooLarge(f"More came than the {upload.bytes:,} bytes that were announced: send it anew.")
                 stream.write(block)
 
             yield write
 
     @contextlib.contextmanager
-    def _alone(self, draft_id: str) -> Iterator[None]:
-        lock = self._locks.setdefault(draft_id, threading.Lock())
+    def _alone(self, upload_id: str) -> Iterator[None]:
+        lock = self._locks.setdefault(upload_id, threading.Lock())
         if not lock.acquire(blocking=False):
             raise Conflict("Another request sends bytes of this upload: wait until it has ended.")
         try:
@@ -145,37 +145,37 @@ class UploadStore:
         finally:
             lock.release()
 
-    def end(self, draft_id: str) -> Upload:
+    def end(self, upload_id: str) -> Upload:
         """Mark an upload of unknown length as complete."""
-        draft = self.get(draft_id)
-        ended = Upload(draft.id, draft.filename, draft.path, draft.created, draft.offset)
+        upload = self.get(upload_id)
+        ended = Upload(upload.id, upload.filename, upload.path, upload.created, upload.offset)
         self._note(ended)
         return ended
 
-    def whole(self, draft_id: str) -> Upload:
+    def whole(self, upload_id: str) -> Upload:
         """A complete upload. Raises Conflict for an incomplete one."""
-        draft = self.get(draft_id)
-        if not draft.whole:
-            said = "" if draft.bytes is None else f" of {draft.bytes:,}"
-            raise Conflict(f"Of this upload {draft.offset:,}{said} bytes are here: send the rest first.")
-        return draft
+        upload = self.get(upload_id)
+        if not upload.whole:
+            said = "" if upload.bytes is None else f" of {upload.bytes:,}"
+            raise Conflict(f"Of this upload {upload.offset:,}{said} bytes are here: send the rest first.")
+        return upload
 
-    def table(self, draft_id: str) -> Table:
+    def table(self, upload_id: str) -> Table:
         """Read a complete upload as a table. Raises Conflict for an incomplete one, InputError for no table."""
-        return _table(self.whole(draft_id), self.caps)
+        return _table(self.whole(upload_id), self.caps)
 
-    def drop(self, draft_id: str) -> None:
+    def drop(self, upload_id: str) -> None:
         with contextlib.suppress(InputError):
-            draft = self.get(draft_id)
-            draft.path.with_suffix(".json").unlink(missing_ok=True)
-            draft.path.unlink(missing_ok=True)
+            upload = self.get(upload_id)
+            upload.path.with_suffix(".json").unlink(missing_ok=True)
+            upload.path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Delete expired uploads and files without metadata."""
         now = time.time()
-        for draft in self.all():
-            if now - draft.path.stat().st_mtime > (KEPT_SECONDS if draft.whole else CUT_SECONDS):
-                self.drop(draft.id)
+        for upload in self.all():
+            if now - upload.path.stat().st_mtime > (KEPT_SECONDS if upload.whole else CUT_SECONDS):
+                self.drop(upload.id)
         for path in self.folder.iterdir():
             if path.is_dir():  # of the first studio, which had a folder for each of its processes
                 shutil.rmtree(path, ignore_errors=True)
@@ -184,7 +184,7 @@ class UploadStore:
 
 
 @functools.lru_cache(4)
-def _table(draft: Upload, caps: Caps) -> Table:
+def _table(upload: Upload, caps: Caps) -> Table:
     from peftbook.tasks.table import read_table
 
-    return read_table(draft.path.read_bytes(), draft.filename, caps)
+    return read_table(upload.path.read_bytes(), upload.filename, caps)

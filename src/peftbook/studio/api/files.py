@@ -50,7 +50,7 @@ def begin_upload(body: FileBody, here: Here) -> FileShape:
 @routes.get("")
 def list_uploads(here: Here) -> list[FileShape]:
     """Uploads that are no project yet, oldest first. They are kept for a day, unfinished ones for an hour."""
-    return [FileShape.about(draft) for draft in here.uploads.all()]
+    return [FileShape.about(upload) for upload in here.uploads.all()]
 
 
 @routes.get("/{file}")

@@ -14,7 +14,7 @@ from peftbook.studio import downloads
 from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import Body, FindingsShape, ProjectShape, ReadingBody, reading_of
 from peftbook.studio.archive import load_project, save_project
-from peftbook.studio.data_checks import examined, project_of_draft
+from peftbook.studio.data_checks import examined, project_of_upload
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks import Example
 
@@ -46,7 +46,7 @@ def shape_of(studio: Studio, project: Project) -> ProjectShape:
 def make_project(body: ProjectBody, here: Here) -> ProjectShape:
     """Make a project of an upload. Its data and split never change: another reading is another project."""
     name = body.name or here.uploads.get(body.file).filename.rpartition(".")[0] or "Pasted data"
-    return shape_of(here.studio, project_of_draft(here.studio, here.uploads, body.file, name, reading_of(body)))
+    return shape_of(here.studio, project_of_upload(here.studio, here.uploads, body.file, name, reading_of(body)))
 
 
 @routes.get("")

@@ -38,7 +38,7 @@ def add_pages(app: FastAPI, context: Context) -> None:
     """All of them."""
     add_view(app, context, "/", HOME)
     add_view(app, context, "/status", View("problem.html", lambda _: {"title": "Who works"}))
-    add_view(app, context, "/new/{draft}", READING)
+    add_view(app, context, "/new/{upload}", READING)
     add_uploads(app, context)
     for name, view in STEPS.items():
         add_view(app, context, f"/projects/{{project}}/{name}", view)

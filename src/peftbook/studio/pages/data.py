@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from peftbook.errors import InputError
-from peftbook.studio.data_checks import examined, notes_of, project_of_draft, split_of
+from peftbook.studio.data_checks import examined, notes_of, project_of_upload, split_of
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, frame, typed_number
@@ -89,7 +89,7 @@ PROMPT = "{input}"
 class Form:
     """What is asked of an upload: fields by name, as they were typed or as they are guessed, and why so."""
 
-    draft: Upload
+    upload: Upload
     table: Table
     fields: dict[str, str]
     why: str
@@ -97,15 +97,15 @@ class Form:
     @classmethod
     def of(cls, visit: Visit) -> Form:
         uploads, typed = visit.context.uploads, visit.typed
-        draft = uploads.get(visit.names["draft"])
-        whole = uploads.table(draft.id)
+        upload = uploads.get(visit.names["upload"])
+        whole = uploads.table(upload.id)
         guess, why = guess_columns(whole)
         usual = {
-            "name": draft.filename.rpartition(".")[0][:NAME_CHARS] or "Pasted data", "instruction": PROMPT,
+            "name": upload.filename.rpartition(".")[0][:NAME_CHARS] or "Pasted data", "instruction": PROMPT,
             "input": guess.input, "target": guess.target, "instruction_column": guess.instruction or "",
             "group": guess.group or "", **{name: value for name, (_, value) in SHARES.items()},
         }  # fmt: skip
-        return cls(draft, whole, {name: typed.get(name, value) for name, value in usual.items()}, why)
+        return cls(upload, whole, {name: typed.get(name, value) for name, value in usual.items()}, why)
 
     @property
     def columns(self) -> Columns:
@@ -129,7 +129,7 @@ class Form:
 def show_reading(visit: Visit) -> dict[str, Any]:
     """The upload, and what it would be if it were read as the form says."""
     form = Form.of(visit)
-    head = about(form.table, form.draft.filename, form.draft.offset)
+    head = about(form.table, form.upload.filename, form.upload.offset)
     try:
         columns, seen = form.columns, form.findings()
         told = seen if visit.form is None else replace(seen, obstacle="")  # which stands on top
@@ -138,7 +138,7 @@ def show_reading(visit: Visit) -> dict[str, Any]:
         shown = {"preview": preview(form.table), "error": error if visit.form is None else "", "ready": False}
     body = fill("reading_live.html", **{"error": "", "findings": ""} | shown)
     return {
-        "name": form.draft.filename or "Pasted table", "about": head, "why": form.why, "fields": form.fields,
+        "name": form.upload.filename or "Pasted table", "about": head, "why": form.why, "fields": form.fields,
         "parts": parts_of(form.table), "shares": SHARES, "live": Live(body), "address": visit.path,
     }  # fmt: skip
 
@@ -153,7 +153,7 @@ def make_project(visit: Visit) -> str:
     """Keep the upload as a project."""
     form = Form.of(visit)
     reading = Reading.of(form.columns, form.split, form.fields["instruction"])
-    project = project_of_draft(visit.studio, visit.context.uploads, form.draft.id, form.fields["name"], reading)
+    project = project_of_upload(visit.studio, visit.context.uploads, form.upload.id, form.fields["name"], reading)
     return f"/projects/{project.id}/data"
 
 

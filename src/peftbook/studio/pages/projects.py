@@ -103,24 +103,24 @@ async def sent(request: Request, uploads: UploadStore) -> tuple[UploadFile | Non
 
 
 def keep(context: Context, file: UploadFile | None, pasted: str) -> str:
-    """What was sent as a draft that is a table, or as a project that another studio saved; the address of either."""
+    """Store what was sent: a table as an upload, a saved project as a project; the address of either."""
     uploads, filename = context.uploads, (file and file.filename) or ""
     source = file.file if file and filename else io.BytesIO(pasted.encode())
     if not (block := source.read(BLOCK)).strip():
         raise InputError("Nothing was sent: choose a file, or paste a header and rows.")
-    draft = uploads.new(plain_name(filename))
+    upload = uploads.new(plain_name(filename))
     try:
-        with source, uploads.receiving(draft.id) as write:
+        with source, uploads.receiving(upload.id) as write:
             while block:
                 write(block)
                 block = source.read(BLOCK)
-        uploads.end(draft.id)
+        uploads.end(upload.id)
         if filename.endswith(SAVED):
-            project = load_project(context.studio, draft.path, context.caps)
-            uploads.drop(draft.id)
+            project = load_project(context.studio, upload.path, context.caps)
+            uploads.drop(upload.id)
             return f"/projects/{project.id}/data"
-        guess_columns(uploads.table(draft.id))
+        guess_columns(uploads.table(upload.id))
     except BaseException:
-        uploads.drop(draft.id)
+        uploads.drop(upload.id)
         raise
-    return f"/new/{draft.id}"
+    return f"/new/{upload.id}"

@@ -10,7 +10,7 @@ from typing import Any
 from peftbook.errors import InputError, Unknown
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, address, frame, typed_number
-from peftbook.studio.playground import TYPED_CHARS, ask_model, models_at_hand, row_after, sampling_of
+from peftbook.studio.playground import TYPED_CHARS, ask_model, available_models, row_after, sampling_of
 from peftbook.studio.requests import Answer
 
 SIDES = ("left", "right")
@@ -25,7 +25,7 @@ WAITS = "Nothing generated yet", "Type an input or take a test row, then generat
 
 def show(visit: Visit) -> dict[str, Any]:
     """The form with what was asked, the target of a test row, and both answers as far as they are."""
-    models = models_at_hand(visit.studio, visit.project.id)
+    models = available_models(visit.studio, visit.project.id)
     asked = visit.query.getlist("answer")[:2]
     usual = {"left": models[0][1], "right": models[-1][1], "text": "", **{name: one[1] for name, one in HOW.items()}}
     usual |= {name: value for name, value in visit.query.items() if name in usual}
