@@ -24,7 +24,7 @@ class TokenBody(Body):
 
 
 class TokenShape(Shape):
-    """A token. secret: only in the answer that creates it."""
+    """A token. secret: said once, when it is made."""
 
     id: str
     label: str
