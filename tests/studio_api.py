@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 from studio_home import SMALL
 
@@ -19,13 +23,13 @@ from peftbook.records import Record
 from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
-from peftbook.studio.app import LOOPBACK
-from peftbook.studio.drafts import Drafts
+from peftbook.studio.app import LOOPBACK, listen
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
-from peftbook.studio.tokens import Keys
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 HOST = "http://127.0.0.1:7861"
@@ -70,11 +74,28 @@ def filled(value: Any, known: Mapping[str, str]) -> Any:
     return [filled(one, known) for one in value] if isinstance(value, list) else value
 
 
-def served(studio: Studio, keys: Keys | None = None, caps: Caps | None = None) -> Client:
-    """The API behind its door."""
+def served(studio: Studio, keys: SessionStore | None = None, caps: Caps | None = None) -> Client:
+    """The API behind the access middleware."""
     app = FastAPI()
-    app.mount("/api/v1", build_api(studio, Drafts(studio.home, caps or Caps()), keys))
-    return Client(access.Door(app, LOOPBACK, keys))
+    app.mount("/api/v1", build_api(studio, UploadStore(studio.home, caps or Caps()), keys))
+    return Client(access.AccessMiddleware(app, LOOPBACK, keys))
+
+
+@contextlib.contextmanager
+def on_a_port(app: Any) -> Iterator[tuple[int, threading.Thread]]:
+    """The port of an ASGI application that is served by a thread of this process, and the thread."""
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield listening.getsockname()[1], thread
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
 
 
 def found_at(answer: Any, place: str) -> str:

@@ -31,7 +31,7 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.records import Store
 from peftbook.results import describe
 from peftbook.studio.preflight import training_step_setup
-from peftbook.studio.trained import load_trained, merge
+from peftbook.studio.trained_model import load_trained, merge
 from peftbook.training import estimate, execute
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method, checkpointed_layers, is_checkpointed, trainable_state

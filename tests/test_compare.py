@@ -24,7 +24,7 @@ from peftbook.errors import InputError
 from peftbook.methods.lora import LoRA
 from peftbook.options import read_options
 from peftbook.records import Store
-from peftbook.studio import own_file, preflight, waiting
+from peftbook.studio import foreground, own_file, preflight
 from peftbook.studio.plan import plan as planned
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
@@ -133,7 +133,7 @@ def test_a_file_becomes_a_decision_and_a_second_call_trains_nothing(place, decid
     def never(*_):
         raise AssertionError("a worker was started for runs that are at hand")
 
-    monkeypatch.setattr(waiting, "start_worker", never)
+    monkeypatch.setattr(foreground, "start_worker", never)
     began = time.monotonic()
     assert cli.main(command(place, "--json")) == 0
     out, err = capsys.readouterr()
@@ -223,7 +223,7 @@ def test_train_and_compare_find_each_others_runs(place, decided, worker, tmp_pat
     key, names = trained(tmp_path / "one")
     assert {"adapter", f"{key[:12]}.json", f"{key[:12]}.texts.json.gz"} <= names
     assert "1 runs to compute" in capsys.readouterr().err
-    monkeypatch.setattr(waiting, "start_worker", lambda *_: pytest.fail("a worker was started for a run at hand"))
+    monkeypatch.setattr(foreground, "start_worker", lambda *_: pytest.fail("a worker was started for a run at hand"))
     assert cli.main(command(place, "--seeds", "2", "--json")) == 0
     assert "runs to compute" not in capsys.readouterr().err
     assert cli.main(alone(place, tmp_path / "two")) == 0
@@ -241,10 +241,10 @@ def interrupt(monkeypatch) -> None:
     def pressed(home: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(waiting, "start_worker", pressed)
+    monkeypatch.setattr(foreground, "start_worker", pressed)
 
 
-def submitted(studio: Studio, project: Project, seeds: Sequence[int], name: str = waiting.COMPARE) -> str:
+def submitted(studio: Studio, project: Project, seeds: Sequence[int], name: str = foreground.COMPARE) -> str:
     """A plan of quick runs."""
     return studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in seeds], name)
 
@@ -255,7 +255,7 @@ def test_after_ctrl_c_another_command_waits_behind_nothing(tmp_path, monkeypatch
     project = colours_project(studio)
     plan, other = submitted(studio, project, (0, 1, 2)), submitted(studio, project, (3,))
     interrupt(monkeypatch)
-    assert not waiting.wait_for(studio, plan)
+    assert not foreground.wait_for(studio, plan)
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "Stopped: 0 of 3 runs are done, 3 taken off the queue; give the same command again to go on."
     claimed = studio.claim("w", os.getpid())
@@ -270,13 +270,13 @@ def test_a_signal_to_end_is_as_ctrl_c(tmp_path, monkeypatch, capsys, number):
     """`kill`, `timeout` and a closed terminal leave nothing behind either; who ignores hang-ups goes on."""
     studio = Studio(tmp_path)
     plan = submitted(studio, colours_project(studio), (0, 1))
-    monkeypatch.setattr(waiting, "start_worker", lambda home: signal.raise_signal(number))
+    monkeypatch.setattr(foreground, "start_worker", lambda home: signal.raise_signal(number))
     before = signal.signal(number, signal.SIG_DFL)  # `nohup`, say, has the tests ignore hang-ups
     try:
-        assert not waiting.wait_for(studio, plan) and signal.getsignal(number) is signal.SIG_DFL
+        assert not foreground.wait_for(studio, plan) and signal.getsignal(number) is signal.SIG_DFL
         assert "2 taken off the queue" in capsys.readouterr().err
         signal.signal(number, signal.SIG_IGN)
-        with waiting.ended_as_interrupted():
+        with foreground.ended_as_interrupted():
             assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
@@ -309,7 +309,7 @@ def test_ctrl_c_stops_what_a_worker_of_the_studio_computes_and_leaves_it(tmp_pat
 
     monkeypatch.setattr(studio, "cancel", cancel)
     interrupt(monkeypatch)
-    assert not waiting.wait_for(studio, plan)
+    assert not foreground.wait_for(studio, plan)
     assert f"2 taken off the queue, {said}; give" in capsys.readouterr().err
     assert [one.state for one in studio.jobs(plan=plan)] == ["cancelled", "cancelled"]
     assert [worker.id for worker in studio.workers()] == names and checkpoint.is_dir()
@@ -321,10 +321,10 @@ def test_ctrl_c_leaves_what_the_studio_asked_for_too(tmp_path, monkeypatch, caps
     project = colours_project(studio)
     submitted(studio, project, (0,), "From the page")
     submitted(studio, project, (1,))
-    elsewhere = waiting.wanted_elsewhere(studio, project)
+    elsewhere = foreground.wanted_elsewhere(studio, project)
     plan = submitted(studio, project, (0, 1, 2))
     interrupt(monkeypatch)
-    assert not waiting.wait_for(studio, plan, elsewhere)
+    assert not foreground.wait_for(studio, plan, elsewhere)
     assert "2 taken off the queue, 1 stay queued for the studio" in capsys.readouterr().err
     assert [job.state for job in studio.jobs(plan=plan)] == ["queued", "cancelled", "cancelled"]
 
@@ -342,7 +342,7 @@ def test_ctrl_c_stops_what_a_race_asks_for_meanwhile(tmp_path, monkeypatch, caps
     """The last opening ends just before it is cancelled, and its race queues the next runs."""
     studio = Studio(tmp_path)
     project = colours_project(studio)
-    plan = raced(studio, project, waiting.COMPARE)
+    plan = raced(studio, project, foreground.COMPARE)
     *_, last = studio.jobs(plan=plan)
     cancel = studio.cancel
 
@@ -353,7 +353,7 @@ def test_ctrl_c_stops_what_a_race_asks_for_meanwhile(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(studio, "cancel", too_late)
     interrupt(monkeypatch)
-    assert not waiting.wait_for(studio, plan)
+    assert not foreground.wait_for(studio, plan)
     assert "5 of 8 runs are done, 3 taken off the queue" in capsys.readouterr().err
     assert {job.state for job in studio.jobs(plan=plan)} == {"done", "cancelled"}
 
@@ -363,10 +363,10 @@ def test_ctrl_c_leaves_what_a_race_of_the_studio_asks_for_meanwhile(tmp_path, mo
     studio = Studio(tmp_path)
     project = colours_project(studio)
     plan = raced(studio, project, "From the page")
-    elsewhere = waiting.wanted_elsewhere(studio, project)
+    elsewhere = foreground.wanted_elsewhere(studio, project)
     finish(studio, studio.jobs(plan=plan)[-1], 1.0)
     interrupt(monkeypatch)
-    assert not waiting.wait_for(studio, plan, elsewhere)
+    assert not foreground.wait_for(studio, plan, elsewhere)
     assert [job.state for job in studio.jobs(plan=plan)] == ["done"] * 5 + ["queued"] * 3
 
 
@@ -374,13 +374,13 @@ def test_a_trial_that_diverged_is_told_only_where_nothing_came_of_its_race(tmp_p
     """A rate that is too high is what a race is there to find."""
     studio = Studio(tmp_path)
     project = colours_project(studio)
-    plan = raced(studio, project, waiting.COMPARE)
+    plan = raced(studio, project, foreground.COMPARE)
     *_, last = studio.jobs(plan=plan)
     finish(studio, last, 0.0, failure="It diverged.")
-    assert [job.id for job in waiting.noted_failures(studio.jobs(plan=plan)) if job.state == "failed"] == [last.id]
+    assert [job.id for job in foreground.noted_failures(studio.jobs(plan=plan)) if job.state == "failed"] == [last.id]
     while waits := [job for job in studio.jobs(plan=plan) if job.state == "queued"]:
         finish(studio, waits[0], 1.0)
-    assert waiting.noted_failures(studio.jobs(plan=plan)) == []
+    assert foreground.noted_failures(studio.jobs(plan=plan)) == []
 
 
 def a_job(state: str, **fields) -> Job:
@@ -471,15 +471,15 @@ def test_a_worker_begins_while_a_plan_is_judged_and_ends_with_one_that_is_refuse
     """It is there before the first job, and no longer once the plan is refused or interrupted."""
     studio = Studio(tmp_path)
     for error in (InputError("too large"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), waiting.worker_ahead(studio, 2):
+        with pytest.raises(type(error)), foreground.worker_ahead(studio, 2):
             deadline = time.monotonic() + 60
             while not any(worker.alive for worker in studio.workers()) and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert any(worker.alive for worker in studio.workers())
             raise error
         assert not any(worker.alive for worker in studio.workers())
-    with waiting.worker_ahead(studio, 0):
-        assert not waiting.STARTED, "runs that are at hand need none"
+    with foreground.worker_ahead(studio, 0):
+        assert not foreground.STARTED, "runs that are at hand need none"
 
 
 @pytest.mark.parametrize(("tokens", "said"), [("300", True), ("100000", False)])

@@ -148,17 +148,3 @@ def test_a_common_start_runs_once_and_changes_nothing():
         model = a_model(name)
         together = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW)
         assert together == [" ".join(map(str, argmax_loop(model, prompt, NEW))) for prompt in prompts]
-
-
-def test_an_order_changes_no_answer_and_what_is_there_follows_it():
-    """Each batch hands over the answers so far: those to the first rows of the order, whatever their lengths."""
-    model, order = a_model("untuned"), [4, 0, 3, 1, 2][: len(PROMPTS)]
-    order += [at for at in range(len(PROMPTS)) if at not in order]
-    usual, seen = generate(model, NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW), []
-    texts = generate(
-        model, NumberTokenizer(NEVER), PROMPTS, max_new_tokens=NEW, batch_size=2, order=order,
-        on_texts=lambda answered: seen.append(dict(answered)),
-    )  # fmt: skip
-    assert texts == usual
-    assert [sorted(one) for one in seen] == [sorted(order[: 2 * (at + 1)]) for at in range(len(seen))]
-    assert seen[-1] == dict(enumerate(texts))

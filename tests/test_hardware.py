@@ -226,15 +226,15 @@ def test_the_studio_examines_the_machine_once_a_day(monkeypatch, tmp_path):
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))
     started: list[list[str]] = []
     monkeypatch.setattr(machine.subprocess, "Popen", lambda command, **options: started.append(command))
-    machine.examine_apart()
+    machine.start_examination()
     assert "being examined" in machine.machine_words()
     path = doctor.kept_examination()
     precision.keep(path, asdict(doctor.book_machines()[0]))
     assert doctor.book_machines()[0].why in machine.machine_words()
-    machine.examine_apart()
+    machine.start_examination()
     assert len(started) == 1
     os.utime(path, (0, 0))
-    machine.examine_apart()
+    machine.start_examination()
     assert len(started) == 2
 
 

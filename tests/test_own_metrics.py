@@ -22,7 +22,7 @@ from peftbook.own_metrics.declaration import Metric
 from peftbook.own_metrics.kinds import last_number, scorer
 from peftbook.records import Record, Store
 from peftbook.studio import report
-from peftbook.studio.declared import declare, metrics_of
+from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.terminal import as_json, show
 from peftbook.tasks import Example, get_task
 from peftbook.tasks.sql import load_tables

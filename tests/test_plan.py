@@ -38,7 +38,7 @@ from peftbook.studio.pages.checks import preflight_table
 from peftbook.studio.plan import check_settings, plan, training_tokens
 from peftbook.studio.preflight import Check, coverage_words, preflight
 from peftbook.studio.settings import Settings
-from peftbook.studio.smaller import plan_seconds, smaller_plan
+from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 from peftbook.tasks import Example, TaskData, get_task
 from peftbook.tasks.columns import Columns
@@ -98,7 +98,7 @@ def test_what_is_trained_without_a_word_is_what_the_book_trained():
 def test_planning_imports_neither_torch_nor_transformers():
     """The web process plans; it must start at once and stay small."""
     code = (
-        "import sys; from peftbook.studio import smaller; from peftbook.studio.plan import plan; "
+        "import sys; from peftbook.studio import smaller_plan; from peftbook.studio.plan import plan; "
         "from peftbook.methods import kinds, presets; kinds(); "
         "presets(); "
         "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
@@ -414,7 +414,7 @@ def test_a_measurement_that_takes_long_is_ended_and_time_is_unknown(monkeypatch)
 
     monkeypatch.setattr(preflighting, "MEASURE_SECONDS", 0.01)
     monkeypatch.setattr(calibration, "known_rates", lambda platform: None)
-    assert preflighting.measured_apart("cpu") is None
+    assert preflighting.measure_rates_in_child("cpu") is None
 
 
 def test_a_model_out_of_reach_is_refused_and_the_others_are_not(tmp_path):

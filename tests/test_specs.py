@@ -145,6 +145,13 @@ def test_how_a_run_is_held_in_memory_changes_the_key_where_it_is_said():
     assert all(specs.Run.model_validate_json(run.canonical()) == run for run in others)
 
 
+def test_an_order_of_answers_in_an_older_spec_keeps_its_key():
+    """The field has no effect any more; a spec without it has the text that it always had."""
+    plain, ordered = (a_run(evaluation=specs.Evaluation(order=order)) for order in ("length", "random"))
+    assert "order" not in plain.canonical() and plain.key != ordered.key
+    assert specs.Run.model_validate_json(ordered.canonical()) == ordered
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

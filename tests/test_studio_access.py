@@ -20,7 +20,7 @@ import pytest
 
 from peftbook import cli
 from peftbook.errors import InputError
-from peftbook.studio import access, app, drafts, login, markup, people, tokens
+from peftbook.studio import access, app, html, login, sessions, uploads, users
 from peftbook.studio.pages.site import Context
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
@@ -90,7 +90,7 @@ def add_user(path: Path, name: str, password: str = PASSWORD) -> None:
     """As somebody would who types the password."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        people.add_user(path, name)
+        users.add_user(path, name)
 
 
 def start(login_file: Path, home: Path) -> Client:
@@ -98,11 +98,11 @@ def start(login_file: Path, home: Path) -> Client:
     from fastapi import FastAPI
     from fastapi.responses import PlainTextResponse
 
-    inside, sessions, studio = FastAPI(), tokens.Keys(home, people.Logins(login_file)), Studio(home)
+    inside, studio, store = FastAPI(), Studio(home), sessions.SessionStore(home, users.LoginFile(login_file))
     for path in ("/", "/new"):
         inside.add_api_route(path, lambda: PlainTextResponse("inside"), methods=["GET", "POST"], response_model=None)
-    login.add_login(inside, sessions, Context(studio, drafts.Drafts(home, Caps()), Caps()))
-    return Client(access.Door(inside, app.LOOPBACK, sessions))
+    login.add_login(inside, store, Context(studio, uploads.UploadStore(home, Caps()), Caps()))
+    return Client(access.AccessMiddleware(inside, app.LOOPBACK, store))
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_an_upload_becomes_a_draft_and_its_name_only_a_label(ask, studio):
     draft = answer.headers["location"].rpartition("/")[2]
     files = [path for path in (studio.home / "drafts").rglob("*") if path.is_file()]
     assert draft in {path.name for path in files} and not any("passwd" in path.name for path in files)
-    assert drafts.plain_name(name) == "passwd<b>.csv" and drafts.plain_name("a\\b\x00c.csv") == "bc.csv"
+    assert uploads.plain_name(name) == "passwd<b>.csv" and uploads.plain_name("a\\b\x00c.csv") == "bc.csv"
 
 
 def test_an_upload_beyond_the_cap_is_refused_before_it_is_read(ask):
@@ -346,7 +346,7 @@ def test_a_session_ends_with_its_time_its_password_and_its_name(login_file, tmp_
     assert before.get("/").text == "inside"
     if end == "time":
         now = time.time()
-        monkeypatch.setattr(tokens.time, "time", lambda: now + tokens.SESSION_SECONDS + 1)
+        monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.SESSION_SECONDS + 1)
     else:
         add_user(path, "ada" if end == "password" else "bob", PASSWORD + "!")
     if end == "name":
@@ -358,21 +358,21 @@ def test_a_session_ends_with_its_time_its_password_and_its_name(login_file, tmp_
 
 def test_the_database_keeps_no_cookie(locked, tmp_path):
     """Only its hash: who reads the file gets in nowhere."""
-    token = log_in(locked).cookies[tokens.COOKIE]
+    token = log_in(locked).cookies[sessions.COOKIE]
     files = [path.read_bytes() for path in tmp_path.glob("studio.sqlite*")]
     assert not any(token.encode() in content for content in files)
-    assert any(people.digest(token).encode() in content for content in files)
+    assert any(users.digest(token).encode() in content for content in files)
 
 
 def test_a_forged_cookie_opens_nothing(locked):
     """Cookies are random and known only by their hash."""
-    locked.cookies.set(tokens.COOKIE, "x" * 43, domain="127.0.0.1")
+    locked.cookies.set(sessions.COOKIE, "x" * 43, domain="127.0.0.1")
     assert locked.get("/").status_code == 303
 
 
 def test_wrong_passwords_are_counted_and_then_nothing_helps(locked):
     """After five of them even the right one has to wait, and is not looked at."""
-    for _ in range(people.FAILURES):
+    for _ in range(users.FAILURES):
         assert log_in(locked, password="wrong wrong wrong").status_code == 401
     answer = log_in(locked)
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 60 and "set-cookie" not in answer.headers
@@ -397,7 +397,7 @@ def test_another_site_cannot_log_anybody_in(locked):
 def test_no_secret_is_logged(locked, capfd, caplog):
     """Neither password nor cookie appears in what the server says."""
     log_in(locked, password="wrong wrong wrong")
-    token = log_in(locked).cookies[tokens.COOKIE]
+    token = log_in(locked).cookies[sessions.COOKIE]
     said = "".join(capfd.readouterr()) + caplog.text
     assert PASSWORD not in said and "wrong wrong" not in said and token not in said
 
@@ -422,7 +422,7 @@ def test_poor_names_and_passwords_are_refused(tmp_path, monkeypatch, name, passw
     """In one sentence, and nothing is written."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(password + "\n"))
     with pytest.raises(InputError, match=said):
-        people.add_user(tmp_path / "login.json", name)
+        users.add_user(tmp_path / "login.json", name)
     assert not list(tmp_path.iterdir())
 
 
@@ -432,7 +432,7 @@ def test_a_file_that_is_no_login_file_is_refused(tmp_path, content):
     path = tmp_path / "login.json"
     path.write_text(content)
     with pytest.raises(InputError, match="no login file"):
-        people.Logins(path)
+        users.LoginFile(path)
 
 
 def test_a_studio_that_others_reach_wants_a_login(tmp_path, capsys):
@@ -453,22 +453,22 @@ def test_a_port_in_use_is_a_sentence(tmp_path, capsys):
 
 
 def test_user_text_never_becomes_markup():
-    """Names, labels and cells are escaped by the pieces that hold them."""
-    pieces = [
-        markup.note(HOSTILE),
-        markup.trouble(HOSTILE),
-        markup.empty(HOSTILE, HOSTILE),
-        markup.badge("done", HOSTILE),
-        markup.bar(0.5, HOSTILE),
-        markup.button(HOSTILE, HOSTILE, HOSTILE, label=HOSTILE, form=HOSTILE),
-        markup.link(HOSTILE, HOSTILE, file=HOSTILE, label=HOSTILE),
-        markup.facts([(HOSTILE, HOSTILE)]),
-        markup.table([HOSTILE], [[HOSTILE]], caption=HOSTILE, sortable=True),
-        markup.table(["x"], [[markup.Cell(HOSTILE, HOSTILE)]]),
-        markup.curve([(1, 2.0), (2, 1.0)], 2, HOSTILE),
-        markup.points([(1, 2.0), (2, 1.0)], HOSTILE),
+    """Names, labels and cells are escaped by the parts of a page that hold them."""
+    parts = [
+        html.part("note", HOSTILE),
+        html.part("trouble", HOSTILE),
+        html.part("empty", HOSTILE, HOSTILE),
+        html.part("loading", HOSTILE, timed=True),
+        html.part("badge", "done", HOSTILE),
+        html.part("bar", 0.5, HOSTILE),
+        html.part("button", HOSTILE, HOSTILE, HOSTILE, label=HOSTILE, form=HOSTILE),
+        html.part("link", HOSTILE, HOSTILE, file=HOSTILE, label=HOSTILE),
+        html.part("facts", [(HOSTILE, HOSTILE)]),
+        html.part("table", [HOSTILE], [[HOSTILE]], kind=HOSTILE, caption=HOSTILE),
+        html.part("cell", HOSTILE, HOSTILE, caller=lambda: HOSTILE),
+        html.curve([(1, 2.0), (2, 1.0)], 2, HOSTILE),
     ]
-    for one in pieces:
+    for one in parts:
         assert "<img" not in one and 'onerror="' not in one, one
 
 

@@ -19,17 +19,17 @@ from studio_api import Client, play, project_of, served, work
 from studio_home import SMALL
 
 from peftbook.errors import Conflict, TooLarge
-from peftbook.studio import access, people
+from peftbook.studio import access, users
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
+from peftbook.studio.data_checks import found_with
 from peftbook.studio.decisions import compared, evaluations
-from peftbook.studio.drafts import CUT_SECONDS, Drafts
-from peftbook.studio.findings import found_with
 from peftbook.studio.plan import plan
+from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import Keys, Owner
 from peftbook.studio.tuning import Tuning
+from peftbook.studio.uploads import CUT_SECONDS, UploadStore
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -47,8 +47,8 @@ def studio(tmp_path_factory) -> Studio:
 
 @pytest.fixture(scope="module")
 def ask(studio) -> Client:
-    owner = Owner(studio.home)
-    client = served(studio, Keys(studio.home, owner))
+    owner = OwnerToken(studio.home)
+    client = served(studio, SessionStore(studio.home, owner))
     client.headers["authorization"] = f"Bearer {owner.token}"
     return client
 
@@ -76,8 +76,8 @@ def test_every_route_has_an_example_and_a_sentence(description):
 
 def test_the_examples_are_one_session(tmp_path):
     """From a file to its adapter and away again: each is answered as it says."""
-    studio, owner = Studio(tmp_path), Owner(tmp_path)
-    client = served(studio, Keys(tmp_path, owner))
+    studio, owner = Studio(tmp_path), OwnerToken(tmp_path)
+    client = served(studio, SessionStore(tmp_path, owner))
     client.headers["authorization"] = f"Bearer {owner.token}"
     play(client, studio)
     assert studio.projects() == []
@@ -210,7 +210,7 @@ def test_an_upload_goes_on_where_it_broke_off_even_after_a_restart(ask, studio):
     path = f"/api/v1/files/{file['id']}"
     assert ask("PUT", f"{path}/content", content=ROWS[:100].encode()).json()["offset"] == 100
     assert ask("GET", f"{path}/table").status_code == 409
-    again = served(studio, Keys(studio.home, Owner(studio.home)))  # another process
+    again = served(studio, SessionStore(studio.home, OwnerToken(studio.home)))  # another process
     again.headers = ask.headers
     assert again("PUT", f"{path}/content", content=b"x").status_code == 409
     assert again("PUT", f"{path}/content?offset=100", content=b"x" * 10_000).status_code == 413
@@ -221,14 +221,14 @@ def test_an_upload_goes_on_where_it_broke_off_even_after_a_restart(ask, studio):
 
 def test_what_a_killed_process_left_of_an_upload_does_not_lie_around(tmp_path):
     """One that nobody can go on with is gone when the next process starts, one that can be after an hour."""
-    before = Drafts(tmp_path, Caps())
+    before = UploadStore(tmp_path, Caps())
     cut, part, whole = before.new("page.csv"), before.new("api.csv", 10), before.new("whole.csv")
     (tmp_path / "drafts" / "tmpabc").mkdir()  # of the first studio
     for draft in (cut, part, whole):
         with before.receiving(draft.id) as write:
             write(b"a,b\n")
     before.end(whole.id)
-    after = Drafts(tmp_path, Caps())
+    after = UploadStore(tmp_path, Caps())
     assert [draft.id for draft in after.all()] == [part.id, whole.id]
     then = time.time() - CUT_SECONDS - 1
     for draft in (part, whole):
@@ -240,17 +240,17 @@ def test_what_a_killed_process_left_of_an_upload_does_not_lie_around(tmp_path):
 
 def test_two_who_send_the_same_upload_do_not_mix(tmp_path):
     """One at a time; and never more than was announced."""
-    drafts = Drafts(tmp_path, Caps(bytes=100))
-    draft = drafts.new("a.csv", 8)
-    with drafts.receiving(draft.id) as write:
+    uploads = UploadStore(tmp_path, Caps(bytes=100))
+    draft = uploads.new("a.csv", 8)
+    with uploads.receiving(draft.id) as write:
         write(b"1234")
-        with pytest.raises(Conflict, match="Another request"), drafts.receiving(draft.id, 4):
+        with pytest.raises(Conflict, match="Another request"), uploads.receiving(draft.id, 4):
             pass
-    with pytest.raises(TooLarge, match="8 bytes"), drafts.receiving(draft.id, 4) as write:
+    with pytest.raises(TooLarge, match="8 bytes"), uploads.receiving(draft.id, 4) as write:
         write(b"56789")
-    assert drafts.get(draft.id).path.read_bytes() == b"1234"
+    assert uploads.get(draft.id).path.read_bytes() == b"1234"
     with pytest.raises(TooLarge, match="the cap"):
-        drafts.new("b.csv", 101)
+        uploads.new("b.csv", 101)
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------
@@ -264,14 +264,14 @@ def locked(tmp_path) -> Client:
 
 
 def client_of(home: Path) -> Client:
-    return served(Studio(home), Keys(home, people.Logins(home / "login.json")))
+    return served(Studio(home), SessionStore(home, users.LoginFile(home / "login.json")))
 
 
 def add_user(path: Path, name: str, password: str) -> None:
     """As somebody would who types the password."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        people.add_user(path, name)
+        users.add_user(path, name)
 
 
 def basic(name: str, password: str) -> Mapping[str, str]:
@@ -303,7 +303,7 @@ def test_a_password_makes_a_token_which_opens_until_it_is_taken_back(locked, tmp
 
 def test_without_a_login_file_the_printed_address_lets_in(tmp_path):
     """Its token becomes a cookie and leaves the address; another token, and none, lead to the form."""
-    keys = Keys(tmp_path, owner := Owner(tmp_path))
+    keys = SessionStore(tmp_path, owner := OwnerToken(tmp_path))
     client = served(Studio(tmp_path), keys)
     answer = client("GET", f"/?project=ab&token={owner.token}")
     assert (answer.status_code, answer.headers["location"]) == (303, "./?project=ab")
@@ -312,7 +312,7 @@ def test_without_a_login_file_the_printed_address_lets_in(tmp_path):
     assert client("GET", "/api/v1/projects", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
     for query in ("", "?token=", f"?token={owner.token[:-1]}", "?token=%00"):
         assert "/" + client("GET", f"/{query}").headers["location"] == access.LOGIN
-    assert Owner(tmp_path).token == owner.token and (tmp_path / "token").stat().st_mode & 0o77 == 0
+    assert OwnerToken(tmp_path).token == owner.token and (tmp_path / "token").stat().st_mode & 0o77 == 0
 
 
 def test_health_is_told_to_everybody_and_readiness_says_what_is_missing(locked):

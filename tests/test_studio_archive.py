@@ -19,7 +19,7 @@ from peftbook.errors import Conflict, InputError, TooLarge
 from peftbook.records import Record
 from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.backup import back_up, files_under, manifest_block, pack
-from peftbook.studio.declared import declare, metrics_of
+from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks.table import Caps
 

@@ -7,7 +7,6 @@ import contextlib
 import json
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 import studio_api
-import uvicorn
-from fastapi import FastAPI
 from studio_home import wait_for
 
 from peftbook import cli
-from peftbook.studio import access, client
-from peftbook.studio.api import build_api
+from peftbook.studio import client
 from peftbook.studio.api.examples import ROWS
-from peftbook.studio.app import LOOPBACK, listen
 from peftbook.studio.client import Client, Refused
-from peftbook.studio.drafts import Drafts
+from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import Keys, Owner
-from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
 
@@ -40,30 +33,18 @@ SETTINGS = ("--input", "question", "--target", "answer", "--models", "small-llam
 def server(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A studio's API on a port, with stand-ins that answer and compute."""
     home = tmp_path_factory.mktemp("server")
-    studio, owner, until = Studio(home), Owner(home), threading.Event()
-    keys = Keys(home, owner)
-    app = FastAPI()
-    app.mount("/api/v1", build_api(studio, Drafts(home, Caps()), keys))
-    listening = listen("127.0.0.1", 0)
-    config = uvicorn.Config(access.Door(app, LOOPBACK, keys), log_level="warning", ws="none", lifespan="off")
-    serving = uvicorn.Server(config)
+    studio, owner, until = Studio(home), OwnerToken(home), threading.Event()
 
     def stand_in() -> None:
         while not until.wait(0.05):
             studio_api.work(studio)
 
-    threads = [threading.Thread(target=serving.run, args=([listening],)), threading.Thread(target=stand_in)]
-    for thread in threads:
-        thread.start()
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    while not serving.started:
-        time.sleep(0.01)
-    yield SimpleNamespace(home=home, studio=studio, address=address, token=owner.token)
-    serving.should_exit = True
+    thread = threading.Thread(target=stand_in)
+    thread.start()
+    with studio_api.on_a_port(studio_api.served(studio, SessionStore(home, owner)).served) as (port, _):
+        yield SimpleNamespace(home=home, studio=studio, address=f"http://127.0.0.1:{port}/", token=owner.token)
     until.set()
-    for thread in threads:
-        thread.join(30)
-    listening.close()
+    thread.join(30)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from peftbook.methods.lora import LoRA
 from peftbook.records import Record
 from peftbook.studio import downloads
 from peftbook.studio.assistant import Assistant
+from peftbook.studio.playground import available_models
 from peftbook.studio.store import Job, Studio
-from peftbook.studio.trained import merge
-from peftbook.studio.trying import models_at_hand
+from peftbook.studio.trained_model import merge
 from peftbook.studio.tuning import Tuning
 from peftbook.training.forward import apply_method
 from peftbook.training.models import load_model
@@ -106,4 +106,4 @@ def test_nothing_is_offered_of_what_a_trial_trained(studio, job):
     assert downloads.offered(studio, trial) == {}
     with pytest.raises(InputError, match="not kept"):
         downloads.file_of(studio, trial, "adapter.zip")
-    assert [value for _, value in models_at_hand(studio, job.project)] == ["model:small-llama", f"job:{job.id}"]
+    assert [value for _, value in available_models(studio, job.project)] == ["model:small-llama", f"job:{job.id}"]

@@ -20,13 +20,13 @@ from peftbook import specs
 from peftbook.methods import presets
 from peftbook.options import options_of
 from peftbook.studio import access, app
-from peftbook.studio.declared import declare
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
+from peftbook.studio.project_metrics import declare
+from peftbook.studio.sessions import COOKIE, OwnerToken, SessionStore
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import COOKIE, Keys, Owner
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -441,18 +441,6 @@ def test_jobs_are_cancelled_resumed_and_started_anew(window, studio):
     assert studio.jobs(project)[0].state == "queued"
 
 
-def test_answers_that_come_in_random_order_may_be_looked_at(window, studio):
-    """By a link that is there for such a plan alone."""
-    project = project_of(studio)
-    checked(window, studio, project).press("Queue the 2 runs")
-    assert not window.soup.find("a", string="What the answers say so far")
-    checked(window, studio, project, peek="on").press("Queue the 2 runs")
-    window.open(window.soup.find("a", string="What the answers say so far")["href"])
-    assert "So far, 0 of 4 rows" in window.text
-    work(studio)
-    assert "So far, 4 of 4 rows" in window.open().text
-
-
 def test_the_live_part_of_a_page_is_at_an_address_of_its_own(window, studio):
     """With who works; nothing is sent to a browser that has it, and it is what the whole page has."""
     project = project_of(studio)
@@ -503,21 +491,6 @@ def test_a_decision_is_what_its_address_chooses(window, studio):
     assert Plain(window.served).open(f"/projects/{project}/decision?measure=luck").status == 422
     for none in ("7", "²", "-1", "9" * 5000):  # more digits than Python makes a number of
         assert Plain(window.served).open(f"/projects/{project}/decision?runs={none}").status == 404
-
-
-def test_what_was_forgotten_is_measured_where_the_table_lacks_it(window, studio):
-    """A button under the table; while it is under way there is none, and then the page says of how many runs."""
-    project = trained(window, studio)
-    window.open(f"/projects/{project}/decision")
-    assert "not measured" in window.text
-    window.press("Measure what was forgotten")
-    assert "gauging=" in window.path and "Scoring prose" in window.text
-    assert not window.soup.find("button", string="Measure what was forgotten")
-    (asked,) = [studio.take()]
-    assert (asked.kind, asked.payload) == ("gauge", {"project": project})
-    studio.settle(asked.id, text="Measured of 2 runs what they forgot.")
-    assert "Measured of 2 runs" in window.open().text
-    assert "ask again" in window.open(f"/projects/{project}/decision?gauging=none").text
 
 
 def test_a_metric_of_ones_own_is_declared_and_decides(window, studio):
@@ -588,9 +561,9 @@ def test_files_are_taken_made_and_taken(window, studio):
 
 def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path):
     """By the token, and nowhere else than to a page of the studio; nothing of it is seen before."""
-    studio, owner = Studio(tmp_path), Owner(tmp_path)
+    studio, owner = Studio(tmp_path), OwnerToken(tmp_path)
     project = project_of(studio, name="A secret")
-    served = app.build_app(studio, Caps(), people=owner)
+    served = app.build_app(studio, Caps(), users=owner)
     for to, lands in ((f"/projects/{project}/runs?plan=", f"/projects/{project}/runs"), ("/", "/")):
         window = Plain(served).open(to)
         assert (
@@ -603,7 +576,7 @@ def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path
         window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=owner.token)
         assert window.path == "/"
     assert Plain(served).open(f"/?token={owner.token}").path == "/"
-    assert Keys(tmp_path, owner).admitted({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"}) == "owner"
+    assert SessionStore(tmp_path, owner).authenticated_user({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"}) == "owner"
 
 
 def test_a_change_that_another_site_asks_for_is_refused_on_every_page(window, studio):

@@ -20,8 +20,8 @@ from peftbook.cli import build_parser
 from peftbook.errors import InputError
 from peftbook.studio import access, app
 from peftbook.studio.backup import back_up, restore
+from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import Keys, Owner
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
 
@@ -31,16 +31,16 @@ def home(tmp_path):
     """With a project whose runs are done, and its owner's token."""
     home = tmp_path / "home"
     studio = Studio(home)
-    client = served(studio, Keys(home, Owner(home)))
-    client.headers["authorization"] = f"Bearer {Owner(home).token}"
+    client = served(studio, SessionStore(home, OwnerToken(home)))
+    client.headers["authorization"] = f"Bearer {OwnerToken(home).token}"
     play(client, studio, "DELETE /projects/{project}")
     return home
 
 
 def seen(home) -> list[str]:
     """All that somebody sees of a studio by its API."""
-    client = served(Studio(home), Keys(home, Owner(home)))
-    client.headers["authorization"] = f"Bearer {Owner(home).token}"
+    client = served(Studio(home), SessionStore(home, OwnerToken(home)))
+    client.headers["authorization"] = f"Bearer {OwnerToken(home).token}"
     projects = [f"projects/{one['id']}" for one in client("GET", "/api/v1/projects").json()]
     paths = ["projects", *(f"{one}/{part}" for one in projects for part in ("jobs", "plans", "findings", "decision"))]
     jobs = [job for one in projects for job in client("GET", f"/api/v1/{one}/jobs").json()]

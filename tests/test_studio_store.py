@@ -30,12 +30,12 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.processes import end_group, identity, is_alive
 from peftbook.records import Record
-from peftbook.studio import attempts, requests
+from peftbook.studio import requests, worker_queue
 from peftbook.studio.artefacts import adapter_zip
 from peftbook.studio.backup import back_up, restore
 from peftbook.studio.database import SCHEMA
 from peftbook.studio.decisions import compared, evaluations
-from peftbook.studio.planning import ask_check, queue_checked
+from peftbook.studio.plan_checks import ask_check, queue_checked
 from peftbook.studio.preflight import Check
 from peftbook.studio.store import Project, Studio
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
@@ -184,7 +184,7 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     waited is computed.
     """
     from peftbook.studio import work
-    from peftbook.studio.trained import load_trained
+    from peftbook.studio.trained_model import load_trained
     from peftbook.training.encode import encode_example
     from peftbook.training.loop import losses
 
@@ -490,12 +490,12 @@ def test_who_lost_a_job_changes_nothing_about_it(studio, project):
 def test_a_job_whose_process_is_killed_again_and_again_fails(studio, project):
     """A job that takes all memory must not be tried for ever."""
     studio.submit(project.id, runs(1))
-    for _ in range(attempts.DEATHS):
+    for _ in range(worker_queue.DEATHS):
         job = studio.claim("w", ME)
         studio.died(job.id, job.attempt, "was ended by signal 9 (out of memory?)")
     assert studio.job(job.id).state == "failed" and "signal 9" in studio.job(job.id).error
     studio.resume(job.id)
-    assert studio.claim("w", ME).attempt == attempts.DEATHS + 1
+    assert studio.claim("w", ME).attempt == worker_queue.DEATHS + 1
 
 
 # --- workers ---------------------------------------------------------------------------------------------------
@@ -553,7 +553,7 @@ def test_a_silent_worker_on_another_machine_counts_as_dead(studio, project):
         db.execute("UPDATE workers SET host = 'elsewhere', pid = 1, identity = 'x'")
     assert studio.release() == []
     with studio._write() as db:
-        db.execute("UPDATE workers SET beat = beat - ?", (attempts.STALE_SECONDS + 1,))
+        db.execute("UPDATE workers SET beat = beat - ?", (worker_queue.STALE_SECONDS + 1,))
     assert studio.release() == [job.id]
 
 

@@ -42,12 +42,12 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.processes import is_alive
-from peftbook.studio import artefacts, assistant, checking, preflight, requests, work
+from peftbook.studio import artefacts, assistant, preflight, requests, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
-from peftbook.studio.trained import load_trained, merge, share_weights
+from peftbook.studio.trained_model import ModelCache, load_trained, merge, share_weights
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
 from peftbook.training import request as requesting
@@ -492,7 +492,7 @@ def test_what_was_trained_has_its_loss_on_plain_prose_beside_its_record(shop, na
 def test_models_on_one_base_share_its_weights(shop):
     """An adapter more costs the adapter: the base stands in memory once, whatever was tried."""
     studio, _, jobs = shop
-    models = assistant.Models(studio)
+    models = ModelCache(studio)
     base = models.of_job(jobs["untuned"]).model
     known = {value.data_ptr() for value in base.parameters()}
     for name in ("lora", "norm", "adapter"):
@@ -533,7 +533,9 @@ def test_control_tokens_that_are_typed_are_plain_text(shop):
     helper = assistant.Assistant(studio)
     seen: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assistant, "continuation", lambda model, prompt, *_, **__: (seen.append(prompt), iter([2]))[1])
+        patch.setattr(
+            f"{generate.__module__}.continuation", lambda _, prompt, *__, **how: (seen.append(prompt), iter([2]))[1]
+        )
         while not studio.answer(request).ended:
             helper.tick()
     tokenizer = load_model(SMALL).tokenizer
@@ -759,7 +761,7 @@ def test_checks_and_texts_take_turns(endless):
 def test_a_withdrawn_check_is_dropped(endless, monkeypatch):
     """Nobody waits for it: the assistant has nothing to do any more."""
     studio, _, payload = endless
-    monkeypatch.setattr(checking.Checking, "pause", 0.0)
+    monkeypatch.setattr(assistant.RunningCheck, "pause", 0.0)
     helper = assistant.Assistant(studio)
     request = studio.ask("preflight", payload)
     assert helper.tick() and helper.under_way
@@ -789,7 +791,7 @@ def test_a_check_whose_page_is_gone_is_withdrawn_and_one_that_is_watched_is_not(
 def test_a_check_that_takes_too_long_ends_with_what_to_do(endless, monkeypatch):
     """In one sentence that says how long it took."""
     studio, _, payload = endless
-    monkeypatch.setattr(checking, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(assistant, "CHECK_SECONDS", 0.2)
     helper = assistant.Assistant(studio)
     request = studio.ask("preflight", payload)
     wait_for(lambda: not helper.tick(), 30)

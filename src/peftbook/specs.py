@@ -109,8 +109,7 @@ class Evaluation(Spec):
 
     skip: of the split's examples so many are left out at its start.
     generation_dtype: `fp32` decodes with the float32 weights, `bf16` and `fp16` under the autocast of training in them.
-    order: in which rows are answered, `length` the longest first, `random` so that those there are at any moment are a
-    random part, which may be looked at.
+    order: read so that older specs keep their keys; the rows of every run are answered longest first.
     """
 
     added: ClassVar[tuple[str, ...]] = ("skip", "generation_dtype", "order")

@@ -39,18 +39,17 @@ from urllib.parse import quote, urlencode
 
 import studio_api
 import test_hostile
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
-from peftbook.studio.app import build_app, listen
-from peftbook.studio.drafts import Drafts
+from peftbook.studio.app import build_app
+from peftbook.studio.sessions import OwnerToken
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORMULA_STARTS
-from peftbook.studio.tokens import Owner
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 from peftbook.training.doctor import kept_examination
 
@@ -190,7 +189,7 @@ class Served:
         """What others have dropped or deleted of the session, at hand again."""
         with contextlib.suppress(Exception):
             self.studio.project(self.known["project"])
-            Drafts(self.studio.home, Caps()).get(self.known["file"])
+            UploadStore(self.studio.home, Caps()).get(self.known["file"])
             return
         self.known |= {"file": self.upload(ROWS.encode())}
 
@@ -260,27 +259,19 @@ def watch() -> Watch:
 @contextlib.contextmanager
 def serving(home: Path) -> Iterator[Served]:
     """A studio whose session is over, with API and pages, on a port."""
-    studio, owner = Studio(home), Owner(home)
-    door = build_app(studio, Caps(), people=owner)
-    client = studio_api.Client(door, {"authorization": f"Bearer {owner.token}"})
+    studio, owner = Studio(home), OwnerToken(home)
+    app = build_app(studio, Caps(), users=owner)
+    client = studio_api.Client(app, {"authorization": f"Bearer {owner.token}"})
     known = studio_api.play(client, studio, "DELETE /projects/{project}")
     description = client("GET", "/api/v1/openapi.json").json()
-    listening, errors = listen("127.0.0.1", 0), []
-    server = uvicorn.Server(uvicorn.Config(door, log_level="error", ws="none", lifespan="off"))
+    errors: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: errors.append(str(record.exc_info[1] if record.exc_info else record.msg))  # type: ignore[method-assign]
     logging.getLogger("uvicorn.error").addHandler(handler)
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = listening.getsockname()[1]
     try:
-        yield Served(studio, owner.token, port, known, description, thread, errors)
+        with studio_api.on_a_port(app) as (port, thread):
+            yield Served(studio, owner.token, port, known, description, thread, errors)
     finally:
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
         logging.getLogger("uvicorn.error").removeHandler(handler)
         studio.close()
 
@@ -650,7 +641,7 @@ def stale_tokens(there: Served) -> None:
     made = there.ask("POST", "/tokens", {"label": "stolen"})
     there.ask("DELETE", f"/tokens/{made['id']}")
     with tempfile.TemporaryDirectory() as other:
-        others = Owner(Path(other)).token
+        others = OwnerToken(Path(other)).token
     for secret in (made["secret"], others, made["id"], there.token[:-1], there.token + "0", there.token.upper()):
         header = {"Authorization": f"Bearer {secret}"}
         there.send(Request("GET", "/api/v1/projects", header, statuses=(401,)))

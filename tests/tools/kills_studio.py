@@ -27,7 +27,7 @@ from pathlib import Path
 from studio_home import SMALL, colours_project
 
 from peftbook import specs
-from peftbook.decision.forgetting import is_gauged, prose_probe
+from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.processes import identity, is_alive
@@ -159,7 +159,7 @@ def main() -> int:
     ends = Counter(row["job"] for row in studio._rows("SELECT job FROM ends"))
     states = Counter(row["state"] for row in studio._rows("SELECT state FROM ends"))
     keys = Counter(record.key for record in store.all())  # each checked: schema, key, checksum
-    wanted = {run.key for run in runs} | {prose_probe(run).key for run in runs if is_gauged(run)}
+    wanted = {run.key for run in runs} | {prose_probe(run).key for run in runs if prose_is_measured(run)}
     left = [path.name for path in studio.folder(project.id).rglob(".*")]
     checkpoints = list((studio.folder(project.id) / "checkpoints").glob("*"))
     adapters = [path.name for path in (studio.folder(project.id) / "adapters").glob("*")]

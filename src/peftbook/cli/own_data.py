@@ -171,7 +171,7 @@ def command_studio(args: argparse.Namespace) -> int:
     from peftbook.options import check_bounds, read_options
     from peftbook.studio.app import serve
     from peftbook.studio.database import default_home
-    from peftbook.studio.people import add_user
+    from peftbook.studio.users import add_user
     from peftbook.tasks.rows import Caps
 
     if args.add_user:

@@ -78,7 +78,6 @@ def compare(
     tuned: bool | None = False,
     metrics: Sequence[Metric] = (),
     prose: Mapping[str, Record] | None = None,
-    given_up: int = 0,
 ) -> Comparison:
     """The table of all records and what to take.
 
@@ -88,8 +87,7 @@ def compare(
     and examples here.  measure: what decides, one of MEASURES or the name of such a metric.
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
     size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows, None
-    where some were.  prose: by key of a record what `prose_probe` measured of its run.  given_up: rows whose answers
-    could be looked at and that have no record; they count in both families, since what they said may be why.
+    where some were.  prose: by key of a record what `prose_probe` measured of its run.
     Raises InputError for records that cannot be compared and for an unknown or missing measure.
     """
     check_choices(measure, cost, margin, metrics)
@@ -116,9 +114,9 @@ def compare(
     competing = {row.label: labelled[row.label] for row in contest}
     pairs = pair_up(competing, measures, deciding, groups)
     if scored >= FEWEST_EXAMPLES:
-        pairs = detect(pairs, deciding, len(contest) + given_up, level)
+        pairs = detect(pairs, deciding, len(contest), level)
     found = Comparison(
-        rows=(*mark(contest, pairs, deciding, level, scored, given_up), *(row for row in rows if row not in contest)),
+        rows=(*mark(contest, pairs, deciding, level, scored), *(row for row in rows if row not in contest)),
         measure=deciding,
         pairs=pairs,
         measures=measures,
@@ -134,7 +132,6 @@ def compare(
             examples[:scored], deciding, groups[:scored], next((one for one in metrics if one.name == measure), None)
         ),
         metrics=tuple(metrics),
-        given_up=given_up,
     )
     found = dataclasses.replace(found, recommendation=recommend(found), continued=say_continued(found))
     return dataclasses.replace(found, cautions=list_cautions(found, tuned))
@@ -201,9 +198,7 @@ def check_choices(
         raise InputError(f"Margin {margin!r} is not a number of at least 0: give a difference that does not matter.")
 
 
-def mark(
-    contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level: float, examples: int, given_up: int = 0
-) -> list[Row]:
+def mark(contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level: float, examples: int) -> list[Row]:
     """The rows, best mean first, with their differences and the answers to the two questions.
 
     With fewer than 20 test examples nothing is ruled out and nothing beats the untuned model.
@@ -212,7 +207,7 @@ def mark(
     plain = {row.run.model: row.label for row in contest if row.plain}
     baselines = {row.label: plain[row.run.model] for row in contest if not row.plain and row.run.model in plain}
     ruled_out = {order(one, measure)[1] for one in pairs if one.detected}
-    better = beats_baseline(baselines, pairs, measure, level, given_up) if examples >= FEWEST_EXAMPLES else set()
+    better = beats_baseline(baselines, pairs, measure, level) if examples >= FEWEST_EXAMPLES else set()
     by_pair: dict[tuple[str, str], Mapping[str, Interval]] = {}
     for one in pairs:
         for way in (one, one.reversed()):

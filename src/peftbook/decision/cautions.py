@@ -41,11 +41,6 @@ def list_cautions(found: Comparison, tuned: bool | None = False) -> tuple[str, .
         )
     if failed := [row.label for row in found.rows if row.failure]:
         out.append(f"Not compared, because a run failed: {listed(failed)}.")
-    if found.given_up:
-        out.append(
-            f"{found.given_up} more row{'s' * (found.given_up > 1)} of plans whose answers could be looked at have no "
-            "result. They count in the family-wise level: who stops a row that looks bad has compared it."
-        )
     out += disagreements(found)
     rouge = [row.scores["rougeL"].mean for row in found.contest if "rougeL" in row.scores]
     if rouge and max(rouge) < MEASURES["rougeL"].margin:

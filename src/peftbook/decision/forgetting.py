@@ -12,15 +12,15 @@ from peftbook.evidence.stats import Interval
 from peftbook.records import Record
 from peftbook.tasks.prose import DATA_SHA256
 
-__all__ = ["TOKENS", "forgotten", "is_gauged", "prose_probe"]
+__all__ = ["TOKENS", "forgotten", "prose_is_measured", "prose_probe"]
 
 TOKENS = 64  # of each of the 17 texts
 
 
-def is_gauged(run: specs.Run) -> bool:
-    """Whether the loss on prose is taken of a run: of what was trained and tested, and of the model as it comes."""
-    told = run.purpose == "quality" and run.evaluation.split == "test"
-    return told and (run.method.trains or not run.method.examples_shown)
+def prose_is_measured(run: specs.Run) -> bool:
+    """Whether a run measures the loss on plain prose: tested runs that train, and the untuned model without shots."""
+    tested = run.purpose == "quality" and run.evaluation.split == "test"
+    return tested and (run.method.trains or not run.method.examples_shown)
 
 
 def prose_probe(run: specs.Run) -> specs.Probe:

@@ -140,7 +140,7 @@ def correction(found: Comparison) -> str:
     """How the many comparisons are accounted for."""
     once = "" if found.seeds > 1 else "Each was trained once: other seeds may order them differently. "
     return (
-        f"{once}The family-wise level is {100 * found.level:g} %: which of the {found.family} rows may be the "
+        f"{once}The family-wise level is {100 * found.level:g} %: which of the {len(found.contest)} rows may be the "
         "best is decided by one-sided comparisons of each with every other, corrected by Bonferroni."
     )
 
@@ -174,7 +174,7 @@ def say_open(
 ) -> Recommendation:
     """What this test set cannot tell, what would, and the best guess until then."""
     needs: dict[tuple[int, int], tuple[Row, Row]] = {}
-    each = found.level / max(found.family - 1, 2)  # one-sided, as `pairs.detect` asks
+    each = found.level / max(len(found.contest) - 1, 2)  # one-sided, as `pairs.detect` asks
     for row in open_to:
         first, second = (row, chosen) if mean_gain(found, row, chosen) >= 0 else (chosen, row)
         one = found.gain(first, second)

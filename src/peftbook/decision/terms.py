@@ -222,8 +222,8 @@ class Comparison:
 
     measure: what decides; measures: all at hand.  test_examples: behind the deciding measure.  seeds: of the row with
     most.  encoder: BERTScore's, in words.  hardware: of all runs.  copying: the score of repeating the input, or None
-    where it is not known.  cautions: what the table cannot tell.  metrics: those of the user's own.  given_up: rows
-    without a record that count in the families.  continued: what going on with more rows has changed, in words.
+    where it is not known.  cautions: what the table cannot tell.  metrics: those of the user's own.
+    continued: what going on with more rows has changed, in words.
     """
 
     rows: tuple[Row, ...]
@@ -242,13 +242,7 @@ class Comparison:
     copying: Interval | None = None
     cautions: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
-    given_up: int = 0
     continued: tuple[str, ...] = ()
-
-    @property
-    def family(self) -> int:
-        """Of how many rows one may be the best."""
-        return len(self.contest) + self.given_up
 
     @property
     def decides(self) -> bool:

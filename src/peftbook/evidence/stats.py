@@ -21,8 +21,6 @@ __all__ = [
     "Groups",
     "Interval",
     "Scores",
-    "capital",
-    "confidence_sequence",
     "example_interval",
     "final_level",
     "half_width",
@@ -394,69 +392,3 @@ def with_bias(interval: Interval, bias: float) -> Interval:
     """The interval of an estimate that may be off by so much in either direction: both half-widths grow by |bias|."""
     half95, half90 = (half + abs(bias) for half in (interval.half95, interval.half90))
     return replace(interval, half95=half95, half90=half90, bias=interval.bias + abs(bias))
-
-
-# --- at any time -----------------------------------------------------------------------------------------------
-
-GRID = 2000  # of means that are tried: steps of 0.001 in a difference
-
-
-def confidence_sequence(
-    values: Sequence[float] | np.ndarray,
-    level: float = 0.05,
-    bounds: tuple[float, float] = (-1.0, 1.0),
-    weights: Sequence[float] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of an interval of the mean after each value, which hold together at 1 − level, however often one looks.
-
-    values: (n,) within the bounds, in an order that says nothing about them: each has the mean μ whatever came before.
-    weights: (n,), above 0 and at most 1, or None; with weights μ is where E[w (X − μ)] = 0, the mean over rows where a
-    value is that of a group and its weight the group's rows over the most that one has.
-    Of every mean m on a grid the gamblers of `capital` bet that it is another one; m is left out for good once one of
-    them has 2/level of the coin it began with. That the two together ever come to 2/level each under the true mean has
-    at most the probability `level` (Ville's inequality), at whatever moment one stops. As the capitals are monotone in
-    m, what is left is an interval, whose ends are those of the grid outside it.
-    Returns (low, high), each (n,).  Raises InputError for values or weights out of their bounds.
-    Source: Waudby-Smith and Ramdas 2024, Estimating means of bounded random variables by betting, the hedged capital
-    process, with the bets of the authors' package confseq.
-    """
-    low, high = bounds
-    known = np.asarray(values, dtype=float)
-    if known.ndim != 1 or not known.size or not ((known >= low) & (known <= high)).all():
-        raise InputError(f"A confidence sequence needs values from {low:g} to {high:g}: give at least one.")
-    weight = np.ones(known.size) if weights is None else np.asarray(weights, dtype=float)
-    if weight.shape != known.shape or not ((weight > 0) & (weight <= 1)).all():
-        raise InputError("A confidence sequence needs a weight above 0, and at most 1, of each value.")
-    means = np.linspace(0, 1, GRID + 1)
-    up, down = capital((known - low) / (high - low), means, level, weight)
-    beyond = math.log(2 / level)
-    lower = np.where(up >= beyond, means, 0.0).max(axis=-1)  # no mean up to here is left
-    upper = np.where(down >= beyond, means, 1.0).min(axis=-1)
-    lower, upper = np.maximum.accumulate(lower), np.minimum.accumulate(upper)
-    if (crossed := lower > upper).any():  # where the assumption fails, or in a share `level` of all cases
-        last = max(int(crossed.argmax()) - 1, 0)
-        lower, upper = np.where(crossed, lower[last], lower), np.where(crossed, upper[last], upper)
-    return low + (high - low) * lower, low + (high - low) * upper
-
-
-def capital(
-    values: np.ndarray, means: np.ndarray, level: float, weights: np.ndarray | float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of what two gamblers have after each value who bet that the mean is above, and below, each of `means`.
-
-    K⁺_t(m) = Π_{i ≤ t} (1 + λ_i w_i (X_i − m)),  K⁻_t(m) = Π_{i ≤ t} (1 − λ_i w_i (X_i − m)),
-    λ_i = √(2 log(2/level) / (σ̂²_{i−1} i log(i + 1))), at most 1/(2m) for K⁺ and 1/(2(1 − m)) for K⁻, with
-    μ̂_i = (½ + Σ_{j ≤ i} w_j X_j)/(1 + Σ_{j ≤ i} w_j) and σ̂²_i = (¼ + Σ_{j ≤ i} w_j² (X_j − μ̂_j)²)/(i + 1): a bet
-    knows the past alone, so that under m = μ both are martingales that begin at 1.
-    values: (…, n), from 0 to 1.  means: (g,).  weights: as values, w ≤ 1.  Returns two arrays, (…, n, g).
-    """
-    count, weight = np.arange(1, values.shape[-1] + 1), np.broadcast_to(weights, values.shape)
-    mean = (0.5 + (weight * values).cumsum(axis=-1)) / (1 + weight.cumsum(axis=-1))
-    variance = (0.25 + ((weight * (values - mean)) ** 2).cumsum(axis=-1)) / (count + 1)
-    before = np.concatenate([np.full((*values.shape[:-1], 1), 0.25), variance[..., :-1]], axis=-1)
-    bets = np.sqrt(2 * math.log(2 / level) / (before * count * np.log(count + 1)))[..., None]
-    away = weight[..., None] * (values[..., None] - means)
-    with np.errstate(divide="ignore"):
-        up = np.log1p(np.minimum(bets, 0.5 / means) * away)
-        down = np.log1p(-np.minimum(bets, 0.5 / (1 - means)) * away)
-    return up.cumsum(axis=-2), down.cumsum(axis=-2)

@@ -1,9 +1,9 @@
-"""Who may talk to the studio's web page: its own host, its own pages, and, if asked for, people with a password.
+"""Access middleware: which requests reach the studio's pages and API.
 
-Three doors, one behind the other. The *host* that a request names must be ours (a page elsewhere cannot rebind its own
-name to 127.0.0.1). What *changes* something, and every answer that is not the page itself, must be asked for by a page
-of ours. Who asks is known by a session cookie that no script can read, or by a token (`tokens`); both are in the
-studio's database, so that a restart logs nobody out. Only the paths that page and API use exist.
+Three checks, one after the other. The *host* that a request names must be one of the studio's (against DNS rebinding).
+Every request but a visit to a page must come *from the studio's own pages*, or from no browser (against cross-site
+requests). The *user* is known by a session cookie, which no script can read, or by a token (`sessions`). Only the paths
+that pages and API use exist.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-from peftbook.studio.tokens import Keys
+from peftbook.studio.sessions import SessionStore
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -70,13 +70,13 @@ def host_of(value: str) -> str:
     return found[1].lower() if found else ""
 
 
-class Door:
-    """ASGI: let in what may come in, and put the headers on what goes out.
+class AccessMiddleware:
+    """ASGI middleware: refuse what is not allowed, limit bodies, and add security headers to every answer.
 
-    hosts: names under which the studio is reached.  sessions: of those who may come in; without, everybody may.
+    hosts: names under which the studio is reached.  sessions: of its users; None where everybody is allowed.
     """
 
-    def __init__(self, app: App, hosts: Iterable[str], sessions: Keys | None = None):
+    def __init__(self, app: App, hosts: Iterable[str], sessions: SessionStore | None = None):
         self.app, self.hosts, self.sessions = app, frozenset(host.lower() for host in hosts), sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,13 +106,13 @@ class Door:
         if not (known or of_api) or ".." in path or method not in (WRITE if of_api else READ):
             return 404, "There is nothing here."
         visit = method in ("GET", "HEAD") and (page or path in (LOGIN, "/api/v1/"))
-        if visit and path == "/" and self.sessions and (welcome := self.sessions.welcome(scope["query_string"])):
-            return 303, "Come in.", welcome
+        if visit and path == "/" and self.sessions and (login := self.sessions.log_in_by_query(scope["query_string"])):
+            return 303, "Come in.", login
         if not visit and not is_ours(headers, self.hosts):
             return 403, "This was asked for by another site: open the studio itself."
         if self.sessions is None or OPEN.fullmatch(path) or path == LOGIN or path in PROBES:
             return None
-        scope["peftbook.user"] = self.sessions.admitted(headers)
+        scope["peftbook.user"] = self.sessions.authenticated_user(headers)
         if scope["peftbook.user"] is not None or (path == TOKENS and method == "POST"):  # which asks for a password
             return None
         if visit:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
-from peftbook.studio.access import Door, host_of
-from peftbook.studio.drafts import Drafts
-from peftbook.studio.machine import examine_apart
-from peftbook.studio.markup import own_file
+from peftbook.studio.access import AccessMiddleware, host_of
+from peftbook.studio.html import own_file
+from peftbook.studio.machine import start_examination
 from peftbook.studio.nodes import seen, take_gpu
-from peftbook.studio.people import Logins, People
+from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.store import Studio, say_open, start_worker
-from peftbook.studio.tokens import Keys, Owner
+from peftbook.studio.uploads import UploadStore
+from peftbook.studio.users import LoginFile, Users
 from peftbook.studio.watching import ask_all
 from peftbook.tasks.table import Caps
 
@@ -55,7 +55,7 @@ def serve(
     token: without a login file, let in only who has the token in the address that is printed.  names: under which a
     proxy reaches it.  ray: the head of a cluster whose nodes compute the jobs; InputError where it cannot.
     """
-    logins = Logins(login_file) if login_file is not None else None
+    logins = LoginFile(login_file) if login_file is not None else None
     if host not in ("127.0.0.1", "localhost", "::1") and logins is None:
         raise InputError(f"Host {host!r} opens the studio to others: give a --login-file, or leave out --host.")
     if odd := next((name for name in names if host_of(name) != name.lower()), None):
@@ -75,12 +75,12 @@ def serve(
 
     from peftbook.studio.pages import warm
 
-    examine_apart()
+    start_examination()
     PeftMethod.told_later = True  # by the assistant, which checks a plan
-    people: People | None = logins or (Owner(studio.home) if token else None)
+    users: Users | None = logins or (OwnerToken(studio.home) if token else None)
     shown = f"[{host}]" if ":" in host else host
-    app = build_app(studio, caps or Caps(), people=people, hosts=(*LOOPBACK, shown, *names))
-    secret = f"?token={people.token}" if isinstance(people, Owner) else ""
+    app = build_app(studio, caps or Caps(), users=users, hosts=(*LOOPBACK, shown, *names))
+    secret = f"?token={users.token}" if isinstance(users, OwnerToken) else ""
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
     for node in nodes:
@@ -124,11 +124,11 @@ def keep_worker(home: Path, stop: threading.Event, ray: str = "") -> None:
 
 
 def build_app(
-    studio: Studio, caps: Caps, *, people: People | None = None, hosts: tuple[str, ...] = LOOPBACK
+    studio: Studio, caps: Caps, *, users: Users | None = None, hosts: tuple[str, ...] = LOOPBACK
 ) -> Callable[..., Any]:
-    """The ASGI application: files, API and pages, behind the door.
+    """The ASGI application: files, API and pages, behind the access middleware.
 
-    people: who may come in; everybody on this machine without.
+    users: who may log in; None lets in everybody on this machine.
     """
     os.environ.update(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"), HF_HUB_DISABLE_TELEMETRY="1")
     from fastapi import FastAPI
@@ -138,16 +138,16 @@ def build_app(
     from peftbook.studio.pages import add_pages
     from peftbook.studio.pages.site import Context
 
-    drafts = Drafts(studio.home, caps)
-    keys = None if people is None else Keys(studio.home, people)
+    uploads = UploadStore(studio.home, caps)
+    sessions = None if users is None else SessionStore(studio.home, users)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     add_files(app)
-    app.mount("/api/v1", build_api(studio, drafts, keys))
-    context = Context(studio, drafts, caps, isinstance(people, Logins))
+    app.mount("/api/v1", build_api(studio, uploads, sessions))
+    context = Context(studio, uploads, caps, isinstance(users, LoginFile))
     add_pages(app, context)
-    if keys is not None:
-        add_login(app, keys, context)
-    return Door(app, hosts, keys)
+    if sessions is not None:
+        add_login(app, sessions, context)
+    return AccessMiddleware(app, hosts, sessions)
 
 
 def add_files(app: FastAPI) -> None:

@@ -30,11 +30,11 @@ from peftbook.own_metrics import read_metrics
 from peftbook.records import Record, Store
 from peftbook.studio.backup import files_under, pack, unpack
 from peftbook.studio.database import clear_failures, columns_of
-from peftbook.studio.declared import FILE as METRICS
-from peftbook.studio.drafts import plain_name
 from peftbook.studio.jobs import parse_run
+from peftbook.studio.project_metrics import FILE as METRICS
 from peftbook.studio.store import Project, Studio, _project, keeps_trained
 from peftbook.studio.tuning import Tuning
+from peftbook.studio.uploads import plain_name
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
 
@@ -54,7 +54,7 @@ OWN = {  # columns of the machine that computes
     "projects": ("removed",),
     "jobs": ("number", "wanted", "anew", "deaths", "worker", "child", "child_identity"),
 }
-Row = dict[str, str | int | float | None]
+StoredRow = dict[str, str | int | float | None]
 
 
 class Rows(BaseModel):
@@ -63,11 +63,11 @@ class Rows(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format: Literal[1] = 1
-    projects: list[Row] = Field(min_length=1, max_length=1)
-    plans: list[Row]
-    jobs: list[Row]
-    plan_jobs: list[Row]
-    points: list[Row]
+    projects: list[StoredRow] = Field(min_length=1, max_length=1)
+    plans: list[StoredRow]
+    jobs: list[StoredRow]
+    plan_jobs: list[StoredRow]
+    points: list[StoredRow]
 
 
 TABLES = {  # in the order in which they are filled, with what is a project's of each
@@ -218,7 +218,7 @@ def checked(rows: Rows, data: Path, caps: Caps) -> Project:
     return project
 
 
-def files_of(job: Row, names: Collection[str], sent: Path, made: Path) -> set[str]:
+def files_of(job: StoredRow, names: Collection[str], sent: Path, made: Path) -> set[str]:
     """The files of a job; its records are held against their hashes, and kept. Its state is one that can be here."""
     run = parse_run(str(job["run"]))
     record, found = received(run.key, names, sent, made)
@@ -267,7 +267,7 @@ def keep(studio: Studio, project: Project, rows: Rows, made: Path) -> None:
         raise
 
 
-def insert(db: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
+def insert(db: sqlite3.Connection, table: str, rows: Sequence[StoredRow]) -> None:
     """Rows into a table, whose own rules say what their values may be. Raises InputError for columns that it lacks."""
     for row in rows:
         if not row.keys() <= set(moved(db, table)):

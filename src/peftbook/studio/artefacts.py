@@ -1,7 +1,7 @@
-"""What can be taken away from a finished job: adapter, merged model, test outputs, and the command that repeats it.
+"""Files of a finished job: adapter, merged model, test outputs; and the command that repeats it.
 
-Each file is made in the project's `downloads` folder, written aside and renamed. Only `merged_zip` needs the model: the
-assistant makes it, on a "merge" request.
+Each file is written to a temporary name in the project's `downloads` folder and renamed. Only `merged_zip` needs the
+model: the assistant makes it, on a "merge" request.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def merged_zip(studio: Studio, job: Job) -> Path:
 
     Loads the model: for the assistant's process. Raises InputError for methods that cannot be merged.
     """
-    from peftbook.studio.trained import merge
+    from peftbook.studio.trained_model import merge
 
     record, target = finished(studio, job), place(studio, job, "model.zip")
     merged = merge(studio, job)
@@ -117,7 +117,7 @@ def finished(studio: Studio, job: Job) -> Record:
 
 
 def place(studio: Studio, job: Job, name: str) -> Path:
-    """Where a file of a job lies, in a folder that is there."""
+    """The path of a download of a job, in an existing folder."""
     what, _, ending = name.partition(".")
     return studio.downloads(job.project) / f"{what}-{job.key[:12]}.{ending}"
 

@@ -8,7 +8,6 @@ given again.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ from peftbook.errors import InputError
 from peftbook.options import read_options, words_of
 from peftbook.records import write_atomically
 from peftbook.studio.decisions import compared, whole_report
-from peftbook.studio.gauging import gauge_later
+from peftbook.studio.foreground import COMPARE, note, noted_failures
 from peftbook.studio.own_file import OwnFile, compute, look_ahead
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
@@ -28,7 +27,6 @@ from peftbook.studio.store import Studio
 from peftbook.studio.tabular import to_csv
 from peftbook.studio.terminal import as_json, show
 from peftbook.studio.tuning import is_trial
-from peftbook.studio.waiting import COMPARE, note, noted_failures
 from peftbook.tasks import TaskData
 
 
@@ -49,8 +47,6 @@ def compare_file(args: argparse.Namespace) -> int:
     if (computed := compute(studio, file, runs, COMPARE, given, judging.measure)) is None:
         return 130
     project, jobs = computed
-    with contextlib.suppress(InputError):  # which has been said, and the rest of the decision does not need it
-        gauge_later(studio, jobs, note)
     failed = noted_failures(jobs)
     judged = [job for job in jobs if args.run or not is_trial(job.run)]
     records = [record for job in judged if (record := studio.records(project.id).get(job.run)) is not None]

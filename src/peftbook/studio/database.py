@@ -132,7 +132,7 @@ class Database:
                     self._connection().execute("PRAGMA journal_mode = WAL")
                     with self._write() as db:
                         if "seen" not in columns_of(db, "requests"):
-                            db.execute("DROP TABLE IF EXISTS requests")  # of an earlier day: nobody waits for them
+                            db.execute("DROP TABLE IF EXISTS requests")  # of an earlier version: no page waits for them
                         for statement in TABLES.split(";"):
                             db.execute(statement)
                         if "phase_began" not in columns_of(db, "jobs"):
@@ -202,7 +202,7 @@ class Database:
 
     @contextlib.contextmanager
     def _waiting(self, seconds: float) -> Iterator[None]:
-        """Within it this thread waits only so long for another's transaction."""
+        """A context in which this thread waits at most so long for a lock."""
         db = self._connection()
         db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
         try:

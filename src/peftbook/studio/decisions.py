@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from peftbook import specs
 from peftbook.decision import COSTS, Comparison, compare
-from peftbook.decision.forgetting import is_gauged, prose_probe
+from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.errors import Conflict, Unknown
 from peftbook.own_metrics import Metric, read_metrics
 from peftbook.records import Record, Store, load_record
 from peftbook.studio import artefacts, report
-from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Job
+from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 
@@ -59,10 +59,7 @@ def compared(
     are_tuned = None if len(raced) == 2 else raced == {True}
     own = metrics_of(studio, project_id) if metrics is None else metrics
     said, runs = tuple(one.text() for one in own), tuple(job.run for job in jobs)
-    alike = [job.run for job in studio.jobs(project_id) if job.run.evaluation == runs[0].evaluation]
-    lost, store = given_up(alike, runs), studio.records(project_id)
-    gauged = tuple(run.key for run in runs if is_gauged(run) and prose_probe(run) in store)
-    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said, lost, gauged)
+    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said)
 
 
 @functools.lru_cache(32)
@@ -75,10 +72,8 @@ def _compared(
     margin: float | None,
     tuned: bool | None,
     metrics: tuple[str, ...],
-    lost: int,
-    gauged: tuple[str, ...],
 ) -> Comparison:
-    """A record never changes, so neither does this. gauged: of which runs there is a record of prose by now."""
+    """Compare the recorded runs; cached, since a record never changes."""
     studio = Studio(home)
     store = studio.records(project_id)
     records = [record for record in map(store.get, runs) if record is not None]
@@ -87,18 +82,8 @@ def _compared(
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
     own, prose = read_metrics(metrics, files=False), prose_of(store, records)
     return compare(
-        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose,
-        given_up=lost,
-    )  # fmt: skip
-
-
-def given_up(wanted: Iterable[specs.Run], done: Iterable[specs.Run]) -> int:
-    """How many rows, seeds pooled, were wanted and are not among those that are done, of plans whose answers may be
-    looked at while they come.
-    """
-    looked_at = (run for run in wanted if run.evaluation.order == "random" and not is_trial(run))
-    rows = [{run.model_copy(update={"seed": 0}).key for run in runs} for runs in (looked_at, done)]
-    return len(rows[0] - rows[1])
+        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose
+    )
 
 
 def befores(store: Store, records: Sequence[Record]) -> list[Record]:
@@ -111,7 +96,7 @@ def befores(store: Store, records: Sequence[Record]) -> list[Record]:
 def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
     """By key of a record what was measured of its run on plain prose, where it was."""
     runs = [record.spec for record in records if isinstance(record.spec, specs.Run)]
-    found = {run.key: store.get(prose_probe(run)) for run in runs if is_gauged(run)}
+    found = {run.key: store.get(prose_probe(run)) for run in runs if prose_is_measured(run)}
     return {key: record for key, record in found.items() if record is not None}
 
 

@@ -1,4 +1,4 @@
-"""Downloads: which files there are of a finished job, which are made when they are asked for, and where they lie.
+"""Downloads of finished jobs: names and paths of their files, and which of them are made on request.
 
 What needs a model, the assistant makes: a merged model, GGUF files for llama.cpp, the folder of a recipe.
 """
@@ -30,7 +30,7 @@ AT_ONCE = {"adapter.zip": adapter_zip, "outputs.csv": outputs_csv}
 
 
 def offered(studio: Studio, job: Job) -> dict[str, str]:
-    """The names of the files that there can be of a job, each with what it is."""
+    """The names of the files that a job can have, each with a description."""
     trained = job.state == "done" and keeps_trained(job.run)
     kept = trained and job.run.method.saved != "model" and studio.adapter(job) is not None
     lora = kept and (studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json").is_file()
@@ -70,7 +70,7 @@ def file_of(studio: Studio, job: Job, name: str) -> Path:
 
 
 def title_of(studio: Studio, job: Job, name: str) -> str:
-    """What a file is called where it is kept."""
+    """The file name of a download."""
     return f"{slug(studio.project(job.project).name)}-{slug(job.label)}-{name}"
 
 
@@ -83,7 +83,7 @@ def slug(text: str) -> str:
 
 
 def ask_for(studio: Studio, job: Job, name: str) -> str:
-    """Have a file made; the id of the question."""
+    """Request that the assistant makes a file; the request's id."""
     check_name(studio, job, name)
     if name in AT_ONCE:
         raise Conflict(f"{name} need not be made: fetch it.")
@@ -92,7 +92,7 @@ def ask_for(studio: Studio, job: Job, name: str) -> str:
 
 
 def ask_for_recipe(studio: Studio, project_id: str, model: str, memory: str, data_licence: str = "") -> str:
-    """Have a recipe made for a model and a card of so much memory; the id of the question."""
+    """Request a recipe for a model and a card of so much memory; the request's id."""
     model_named(model)
     bytes_of_text(memory)
     asked = {"project": project_id, "model": model, "memory": memory, "data_licence": data_licence}
@@ -100,7 +100,7 @@ def ask_for_recipe(studio: Studio, project_id: str, model: str, memory: str, dat
 
 
 def recipe_file(studio: Studio, project_id: str, request_id: str) -> Path:
-    """The recipe that a question of this project was answered with."""
+    """The recipe file of a request of this project."""
     asked, answer = studio.asked(request_id), studio.answer(request_id)
     if asked.kind != "recipe" or asked.payload["project"] != project_id:
         raise Unknown(f"There is no recipe {request_id!r} in this project: ask for one.")
@@ -113,7 +113,7 @@ def recipe_file(studio: Studio, project_id: str, request_id: str) -> Path:
 
 
 def made(studio: Studio, request: Request) -> tuple[Path, str]:
-    """Make what a question asks for: the file and what is said of it. For the assistant: it loads models."""
+    """Make the file of a request: its path, and a text. Loads models: for the assistant's process."""
     asked = request.payload
     if request.kind == "recipe":
         return recipe_zip(studio, asked["project"], asked["model"], asked["memory"], asked["data_licence"])
@@ -123,7 +123,7 @@ def made(studio: Studio, request: Request) -> tuple[Path, str]:
 
 def gguf_file(studio: Studio, job: Job, name: str) -> Path:
     """The adapter alone, or merged into its base, as a GGUF file in float16."""
-    from peftbook.studio.trained import merge
+    from peftbook.studio.trained_model import merge
     from peftbook.training import gguf_adapter, gguf_model
 
     check_name(studio, job, name)

@@ -1,4 +1,4 @@
-"""Health: what keeps a studio from doing its work, a sentence each; nothing where it can."""
+"""Health of a studio: what prevents it from running jobs, a sentence each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ ROOM_BYTES = 1_000_000_000  # for checkpoints and adapters of the next jobs
 
 
 def troubles(studio: Studio) -> list[str]:
-    """What is missing: the database, a worker, nodes that compute, room on the disk.
-
-    It waits a second at most for who writes.
-    """
+    """The problems of database, worker, cluster nodes and disk; waits at most a second for a lock."""
     try:
         with studio._waiting(WAIT_SECONDS), studio._write():
             pass

@@ -1,4 +1,4 @@
-"""The queue of the studio: plans and jobs, who computes what, and the only ways in which a job changes its state.
+"""The job queue of the studio: plans, jobs and the transitions of a job's state.
 
     queued → running → done | failed | cancelled        done at once if the record is at hand (cached)
     queued → cancelled                                  running → queued if its worker died
@@ -160,7 +160,7 @@ class Jobs(Database):
         return plan
 
     def advance(self, project_id: str) -> None:
-        """Queue what the project's tuned plans want now: the next stage of a race whose runs are all recorded.
+        """Queue the next runs of the project's tuned plans, once all runs of a race's stage have records.
 
         Nothing is added to a plan of which a job was cancelled, until that is resumed.
         """
@@ -181,7 +181,7 @@ class Jobs(Database):
                 shutil.rmtree(self.folder(project_id) / "checkpoints" / checkpoint, ignore_errors=True)
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
-        """The runs by their keys, each once, and their records."""
+        """Each run once, by its key, with its record or None."""
         store = self.records(project_id)
         return {run.key: (run, store.get(run)) for run in runs}
 
@@ -296,7 +296,7 @@ class Jobs(Database):
 
     @staticmethod
     def _cancel(db: sqlite3.Connection, column: Literal["id", "project"], value: str) -> None:
-        """Cancel what waits, and ask what runs to stop, of the jobs with this value."""
+        """Cancel queued jobs and signal running ones to stop, of the jobs with this value."""
         ended = "UPDATE jobs SET state = 'cancelled', finished = ?"
         db.execute(f"{ended} WHERE {column} = ? AND state = 'queued'", (time.time(), value))
         db.execute(f"UPDATE jobs SET wanted = 'cancel' WHERE {column} = ? AND state = 'running'", (value,))
@@ -322,7 +322,7 @@ class Jobs(Database):
             )
         with self._write() as db:
             if db.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()["state"] != job.state:
-                return  # somebody else was faster
+                return  # another process changed it first
             if record is not None and (path := store.path(job.key)) is not None and record.failure:
                 path.unlink()
             db.execute(

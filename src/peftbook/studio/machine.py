@@ -1,4 +1,4 @@
-"""What `peftbook doctor` says of this machine, for the studio's page: found by a process of its own, once a day."""
+"""The report of `peftbook doctor` for the studio's page, made by a child process once a day."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from peftbook.training.doctor import as_text, kept_examination, last_examination
 DAY = 86_400.0
 
 
-def examine_apart() -> subprocess.Popen | None:
-    """Start a process that examines this machine, unless that was done within a day."""
+def start_examination() -> subprocess.Popen | None:
+    """Start a child process that examines this machine, unless the last examination is less than a day old."""
     path = kept_examination()
     if path.is_file() and time.time() - path.stat().st_mtime < DAY:
         return None
@@ -24,7 +24,7 @@ def examine_apart() -> subprocess.Popen | None:
 
 
 def machine_words(home: Path | None = None) -> str:
-    """The examination as text, or that it is under way; and the nodes that compute the jobs of this home, if any do."""
+    """The examination as text, or that it is running; and the cluster nodes of this home, if it has any."""
     found = last_examination()
     here = as_text(found) if found else "This machine is being examined: open this page again in half a minute."
     return here if home is None or not (address := address_of(home)) else f"{here}\n\n{nodes_words(home, address)}"

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook import specs
+from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.errors import InputError
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.markup import span
+from peftbook.studio.foreground import note, wait_for, wanted_elsewhere, worker_ahead
 from peftbook.studio.settings import Reading, Settings
-from peftbook.studio.smaller import plan_seconds, smaller_plan
+from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
-from peftbook.studio.waiting import note, wait_for, wanted_elsewhere, worker_ahead
 from peftbook.tasks import TaskData
 from peftbook.tasks.files import describe_reading, read_file, task_from_table
 from peftbook.tasks.table import Table
@@ -125,10 +125,10 @@ def refuse_misfits(
     for check in checks:
         if not check.fits:
             raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")
-    about = f", about {span(seconds)}" if (seconds := plan_seconds(checks)) else ""
+    about = f", about {duration(seconds)}" if (seconds := plan_seconds(checks)) else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
     note(f"{len(new)} runs to compute{about}{cached}.")
     for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task, measure), measure))):
         note(words)
     if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
-        note(f"A smaller plan would take about {span(less.seconds)}: {less.options}")
+        note(f"A smaller plan would take about {duration(less.seconds)}: {less.options}")

@@ -127,7 +127,6 @@ def run_of(
     evaluation = build(
         specs.Evaluation, split="test", n_loss=min(tests, MOST_LOSS), n_generate=generated,
         max_new_tokens=settings.max_new_tokens, generation_dtype=dtype if generated else "fp32",
-        order="random" if settings.peek and generated else "length",
     )  # fmt: skip
     method = choice.method.sized(**{name: getattr(settings, name) or 0 for name in SIZES})
     return build(

@@ -119,7 +119,7 @@ def coverage_words(checks: Sequence[Check]) -> str:
     )
 
 
-class Remembering:
+class CachedTokenizer:
     """A tokenizer that encodes no text twice, as every run of a plan reads the same ones."""
 
     def __init__(self, tokenizer: Any):
@@ -294,7 +294,7 @@ def rates_here(platform: str) -> Rates | None:
 
     if (known := known_rates(platform)) is not None:
         return known
-    return measured_apart(platform) if is_idle(LOOK_SECONDS) else None
+    return measure_rates_in_child(platform) if is_idle(LOOK_SECONDS) else None
 
 
 def rates_beside(platform: str, jobs: int) -> Rates | None:
@@ -303,7 +303,7 @@ def rates_beside(platform: str, jobs: int) -> Rates | None:
     return known if known is None or jobs == 1 else known.slowed(slower_with(threads_beside(jobs)))
 
 
-def measured_apart(platform: str) -> Rates | None:
+def measure_rates_in_child(platform: str) -> Rates | None:
     """This machine's rates, measured by another process; None where that takes long, as other work has begun."""
     import torch
 
@@ -334,9 +334,9 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
         reason = str(error).splitlines()[0][:160]
         raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
     try:
-        return Remembering(tokenizer), shape_from_config(config.to_dict())
+        return CachedTokenizer(tokenizer), shape_from_config(config.to_dict())
     except InputError:
-        return Remembering(tokenizer), None
+        return CachedTokenizer(tokenizer), None
 
 
 def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:

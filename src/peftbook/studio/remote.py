@@ -13,15 +13,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from peftbook.core.progress import duration
 from peftbook.errors import InputError
 from peftbook.options import listed, options_of, read_options
 from peftbook.studio.client import Client, Refused
 from peftbook.studio.compare import judging_of
+from peftbook.studio.foreground import ended_as_interrupted, note, noted_failures
 from peftbook.studio.jobs import Job
-from peftbook.studio.markup import span
 from peftbook.studio.settings import Judging, Reading, Settings, rates_named
 from peftbook.studio.terminal import Ticker
-from peftbook.studio.waiting import ended_as_interrupted, note, noted_failures
 from peftbook.tasks.files import read_file
 
 JOB = TypeAdapter(Job)
@@ -102,7 +102,7 @@ def refuse_misfits(check: dict[str, Any]) -> None:
     for one in check["checks"]:
         if not one["fits"]:
             raise InputError(f"{one['label'] or 'A run'} cannot be run there. {one['words']}")
-    about = f", about {span(check['seconds'])}" if check["seconds"] else ""
+    about = f", about {duration(check['seconds'])}" if check["seconds"] else ""
     note(f"{len(check['checks'])} runs to compute{about}.")
     for words in check["words"]:
         note(words)

@@ -1,4 +1,4 @@
-"""Questions to the assistant: a web page asks, the assistant's process answers, text grows in between."""
+"""Requests to the assistant: queued by pages and API, answered by the assistant's process, with partial text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from peftbook.errors import InputError, Unknown
 from peftbook.studio.database import Database
 
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
-KINDS = ("preflight", "generate", "merge", "gguf", "recipe", "gauge")
+KINDS = ("preflight", "generate", "merge", "gguf", "recipe")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
-TRIES = 2  # so often the assistant may die over one request
-SEEN_SECONDS = 2.0  # between two notes that a page still waits
-GONE_SECONDS = 20.0  # without such a note, after which nobody waits; a hidden page of a browser asks every second or so
+TRIES = 2  # of one request, after which the assistant no longer retries it
+SEEN_SECONDS = 2.0  # between two heartbeats of a page that waits
+GONE_SECONDS = 20.0  # without a heartbeat, after which a request is withdrawn; a hidden page polls every second or so
 LAPSED = "It was stopped, as its page was away: ask again."
 CHECK_DIED = "The check was ended from outside, twice: check again, with fewer models or methods if that does not help."
 
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """What the assistant sees of a question."""
+    """A request, as the assistant sees it."""
 
     id: str
     kind: str
@@ -50,12 +50,12 @@ class Request:
 
 
 class Requests(Database):
-    """Questions and answers."""
+    """The queue of requests, and their answers."""
 
     def ask(self, kind: str, payload: dict, *, watched: bool = False) -> str:
-        """Put a question and return its id.
+        """Queue a request and return its id.
 
-        watched: a page waits for the answer and calls `watch`; when it does so no longer, the question is withdrawn.
+        watched: a page polls the answer by `watch`; when it stops polling, the request is withdrawn.
 
         "preflight": {"project": id, "runs": [canonical text of a run, …]}; the result is a list of `plan.Check` as
         dictionaries.
@@ -66,7 +66,6 @@ class Requests(Database):
         "gguf": {"project": id, "job": id, "name": "adapter.gguf" or "model.gguf"}; the result is {"path"}.
         "recipe": {"project": id, "model": name, "memory": size, "data_licence": text}; the result is {"path": of a zip
         file with the folder}, the text what it advises.
-        "gauge": {"project": id}; the loss on prose of its runs that lack it is measured, the text says of how many.
         """
         if kind not in KINDS:
             raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")
@@ -85,12 +84,12 @@ class Requests(Database):
         return request
 
     def asked(self, request_id: str) -> Request:
-        """What a question was."""
+        """The request of an id."""
         row = self._known_request(request_id)
         return Request(row["id"], row["kind"], json.loads(row["payload"]))
 
     def answer(self, request_id: str) -> Answer:
-        """What there is of an answer."""
+        """The answer so far."""
         row = self._known_request(request_id)
         return Answer(row["state"], row["text"], json.loads(row["result"]), row["error"])
 
@@ -101,7 +100,7 @@ class Requests(Database):
         return row
 
     def watch(self, request_id: str) -> Answer:
-        """What there is of an answer, and a note that a page waits for it."""
+        """The answer so far; also records that a page still polls."""
         now = time.time()
         row = self._row("SELECT 1 FROM requests WHERE id = ? AND seen < ?", request_id, now - SEEN_SECONDS)
         if row is not None:
@@ -110,7 +109,7 @@ class Requests(Database):
         return self.answer(request_id)
 
     def withdraw(self, request_id: str) -> None:
-        """Nobody waits for this answer any more; the assistant stops."""
+        """Withdraw a request; the assistant stops working on it."""
         with self._write() as db:
             db.execute(
                 "UPDATE requests SET state = 'withdrawn' WHERE id = ? AND state IN ('waiting', 'working')",
@@ -120,12 +119,12 @@ class Requests(Database):
     # --- for the assistant and the worker that keeps it --------------------------------------------------------
 
     def is_asked(self) -> bool:
-        """Whether a question waits."""
-        return self._row("SELECT 1 FROM requests WHERE state = 'waiting'") is not None
+        """Whether a request waits that this version can answer."""
+        return self._row(f"SELECT 1 FROM requests WHERE {waiting_of(KINDS)}", *KINDS) is not None
 
     def take(self, kinds: Sequence[str] = KINDS) -> Request | None:
-        """The question of these kinds that has waited longest, now being worked on; None if none waits."""
-        waiting = f"state = 'waiting' AND kind IN ({', '.join('?' * len(kinds))})"
+        """Take the oldest queued request of these kinds; None if there is none."""
+        waiting = waiting_of(kinds)
         if self._row(f"SELECT 1 FROM requests WHERE {waiting}", *kinds) is None:
             return None
         with self._write() as db:
@@ -137,13 +136,13 @@ class Requests(Database):
         return None if row is None else Request(row["id"], row["kind"], json.loads(row["payload"]))
 
     def say(self, request_id: str, text: str) -> bool:
-        """The text so far; False if nobody waits for it any more."""
+        """Store the text so far; False if the request was withdrawn."""
         with self._write() as db:
             update = "UPDATE requests SET text = ? WHERE id = ? AND state = 'working'"
             return bool(db.execute(update, (text, request_id)).rowcount)
 
     def settle(self, request_id: str, *, text: str = "", result: Any = None, error: str = "") -> None:
-        """End a question that is being worked on, well or with an error."""
+        """End a request with its answer or an error."""
         with self._write() as db:
             db.execute(
                 "UPDATE requests SET state = ?, text = CASE WHEN ? = '' THEN text ELSE ? END, result = ?, error = ? "
@@ -152,16 +151,16 @@ class Requests(Database):
             )
 
     def lapse(self) -> None:
-        """Withdraw what a page asked for that is gone."""
+        """Withdraw the requests of pages that stopped polling."""
         gone, under_way = time.time() - GONE_SECONDS, "state IN ('waiting', 'working') AND seen < ?"
         if self._row(f"SELECT 1 FROM requests WHERE {under_way}", gone) is not None:
             with self._write() as db:
                 db.execute(f"UPDATE requests SET state = 'withdrawn', error = ? WHERE {under_way}", (LAPSED, gone))
 
     def unanswered(self, why: str) -> None:
-        """The assistant died: what it was working on waits again; what it died over before has failed.
+        """After the assistant died: queue its requests again; those that reached TRIES fail with `why`.
 
-        A check has a sentence of its own: it holds no model, and no text that could be shorter.
+        Checks fail with CHECK_DIED: they load no model, and have no text that could be shorter.
         """
         with self._write() as db:
             db.execute(
@@ -170,3 +169,8 @@ class Requests(Database):
                 (CHECK_DIED, why, TRIES),
             )
             db.execute("UPDATE requests SET state = 'waiting', text = '' WHERE state = 'working'")
+
+
+def waiting_of(kinds: Sequence[str]) -> str:
+    """The SQL condition for requests of these kinds that wait; its parameters are the kinds."""
+    return f"state = 'waiting' AND kind IN ({', '.join('?' * len(kinds))})"

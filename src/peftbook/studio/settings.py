@@ -156,10 +156,6 @@ class Settings(Training):
         "of a method, instead of what the book's sweeps chose", "Learning rates", convert=rates_named, repeated=True,
         metavar="METHOD=RATE", flag="--learning-rate",
     )] = field(default_factory=dict)  # fmt: skip
-    peek: Annotated[bool, Option(
-        "answer test rows in random order, so that what they say can be looked at while they come; some slower",
-        "Look while answers come",
-    )] = False  # fmt: skip
     tune: Annotated[bool, Option(
         "race rates around each method's on the validation rows first, and take the best: about four trainings more",
         "Tune learning rates",

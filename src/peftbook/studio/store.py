@@ -25,12 +25,12 @@ from peftbook import specs
 from peftbook.errors import InputError, TooLarge, Unknown
 from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store, write_atomically
-from peftbook.studio.attempts import Attempts
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
 from peftbook.studio.tuning import is_trial
+from peftbook.studio.worker_queue import WorkerQueue
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -70,7 +70,7 @@ class Project:
         return Reading.of(self.columns, self.split, self.instruction)
 
 
-class Studio(Attempts, Requests):
+class Studio(WorkerQueue, Requests):
     """The studio of a home: `PEFTBOOK_STUDIO`, or a folder of the user's data folder, unless one is given.
 
     Every method may be called from any thread and any process; each is one transaction or none. Raises InputError for
@@ -80,7 +80,7 @@ class Studio(Attempts, Requests):
     def create_project(
         self, name: str, content: bytes, filename: str, reading: Reading, caps: Caps | None = None
     ) -> Project:
-        """Keep an upload. The bytes stay as they came; what they mean is read when it is asked for.
+        """Create a project of uploaded bytes, which are stored unchanged and read on demand.
 
         caps: what the upload may hold; the default ones without.
         """
@@ -141,7 +141,7 @@ class Studio(Attempts, Requests):
         self.purge()
 
     def purge(self) -> list[str]:
-        """Remove the files and rows of deleted projects of which no job runs; returns their ids."""
+        """Delete files and rows of removed projects without running jobs; returns their ids."""
         rows = self._rows(
             "SELECT id FROM projects WHERE removed AND id NOT IN (SELECT project FROM jobs WHERE state = 'running')"
         )
@@ -160,8 +160,8 @@ class Studio(Attempts, Requests):
         return gone
 
     def sweep(self) -> None:
-        """Remove what nobody will: folders of projects whose process died between file and row, half-made downloads,
-        and downloads of yesterday, which can be made again.
+        """Delete orphaned project folders (a process died between file and row), unfinished downloads, and downloads
+        older than a day, which can be made again.
         """
         known, now = {row["id"] for row in self._rows("SELECT id FROM projects")}, time.time()
         for folder in (self.home / "projects").glob("*"):
@@ -181,7 +181,7 @@ class Studio(Attempts, Requests):
         return _task(str(self.home), self.project(project_id))
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
-        """A run that another project of this home has computed, on the same data, is taken over."""
+        """As in Jobs; results that another project of this home has for the same runs are copied first."""
         rows = self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
         mine = {row["key"]: row["state"] for row in rows}
         for run in runs:
@@ -190,7 +190,7 @@ class Studio(Attempts, Requests):
         return super()._at_hand(project_id, runs)
 
     def _borrow(self, project_id: str, run: specs.Run) -> None:
-        """Take a run's record, and before it what was trained, from another project that has both."""
+        """Copy a run's adapter, then its record, from another project that has both."""
         from peftbook.decision.forgetting import prose_probe
 
         row = self._row(
@@ -213,12 +213,12 @@ class Studio(Attempts, Requests):
                 finally:
                     shutil.rmtree(work, ignore_errors=True)
             with contextlib.suppress(InputError):  # its record is damaged: computed again
-                receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
                 if files := files_of(Store(theirs / "records"), prose_probe(run).key):
                     receive_record(store, prose_probe(run).key, files)
+                receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
 
     def downloads(self, project_id: str) -> Path:
-        """The folder of what can be taken away, and made again."""
+        """The project's folder of downloads."""
         folder = self.folder(project_id) / "downloads"
         with clear_failures(self.home):
             folder.mkdir(exist_ok=True)
@@ -230,12 +230,12 @@ class Studio(Attempts, Requests):
 
 
 def keeps_trained(run: specs.Run) -> bool:
-    """Whether what a run trained is kept: not of trials of a rate."""
+    """Whether the trained weights of a run are stored: not of trials of a rate."""
     return run.budget is not None and not is_trial(run)
 
 
 def link(source: str, target: str) -> None:
-    """One file under two names, or a copy where the disk cannot; what is kept is never edited."""
+    """Hard-link a file, or copy it where the file system has no links; stored files are never edited."""
     try:
         Path(target).hardlink_to(source)
     except OSError:
@@ -272,12 +272,12 @@ def _task(home: str, project: Project) -> TaskData:
 
 
 def say_open(home: Path, ray: str = "") -> None:
-    """Leave word that a studio of this home is open, so that its worker stays, and at which cluster its jobs are."""
+    """Record that a studio of this home is open, so that its worker stays, and the address of its Ray cluster."""
     write_atomically(home / "open", ray.encode(), lasting=False)
 
 
 def is_open(home: Path) -> bool:
-    """Whether a studio of this home said lately that it is open."""
+    """Whether a studio of this home is open, by its last `say_open`."""
     try:
         return time.time() - (home / "open").stat().st_mtime < OPEN_SECONDS
     except OSError:

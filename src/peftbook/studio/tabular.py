@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 
+from peftbook.core.progress import duration
 from peftbook.decision import COSTS, Comparison, Row
 from peftbook.decision.recommendation import signed
 from peftbook.evidence.stats import Interval
 from peftbook.results import format_value
-from peftbook.studio.markup import number, size, span
+from peftbook.studio.formats import number, size
 
 FORGOTTEN = "Forgotten: loss on plain prose minus the untuned model's, nats per token; above 0 is worse."
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -34,17 +35,12 @@ def table(found: Comparison) -> tuple[list[str], list[list[str]]]:
             forgotten(row),
             "–" if row.untuned else number(row.trainable_parameters),
             "–" if row.untuned else size(row.adapter_bytes),
-            "–" if row.untuned else span(row.train_seconds),
+            "–" if row.untuned else duration(row.train_seconds),
             size(row.peak_memory_bytes or None),
             str(len(row.seeds)) if row.seeds else "–",
         ]
         rows.append(cells)
     return headers, rows
-
-
-def typeset(words: str) -> str:
-    """Our own words: no line break before %."""
-    return words.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def short(found: Comparison) -> str:

@@ -11,8 +11,9 @@ from typing import Any, TextIO
 from peftbook.core.progress import StatusLine, duration
 from peftbook.decision import COSTS, Comparison
 from peftbook.evidence.stats import Interval
+from peftbook.studio.formats import typeset
 from peftbook.studio.jobs import Job
-from peftbook.studio.tabular import FORGOTTEN, table, typeset
+from peftbook.studio.tabular import FORGOTTEN, table
 
 WIDEST = 120
 

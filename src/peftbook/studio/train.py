@@ -14,14 +14,14 @@ from peftbook.exchange import files_of, receive_record
 from peftbook.options import read_options
 from peftbook.own_metrics import own_scores
 from peftbook.records import Record, Store
+from peftbook.studio.artefacts import SHOWN as SCORES
+from peftbook.studio.foreground import TRAIN, note
 from peftbook.studio.own_file import OwnFile, compute
 from peftbook.studio.plan import run_alone
 from peftbook.studio.settings import Reading, Scoring, Single
 from peftbook.studio.store import Job, Studio
-from peftbook.studio.waiting import TRAIN, note
 
-SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match",
-         "trainable_parameters", "train_steps", "train_seconds", "peak_memory_bytes")  # fmt: skip
+SHOWN = (*SCORES, "trainable_parameters", "train_steps", "train_seconds", "peak_memory_bytes")
 
 
 def train_on_file(args: argparse.Namespace) -> int:

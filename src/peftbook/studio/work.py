@@ -1,7 +1,7 @@
 """The process that computes one job: `python -m peftbook.studio.work --home H --job ID --attempt N`.
 
-It says in the store that the attempt is its own before it touches a file, and dies with the worker that started it. A
-refusal is one sentence on standard output and exit status 2; the record on disk is what says that the job is done.
+It registers itself for the attempt in the store before it touches a file, and dies with the worker that started it. A
+refusal is one sentence on standard output and exit status 2; a job is done when its record is on disk.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from peftbook.base_models import check_model
 from peftbook.core.gc_pause import gc_paused
 from peftbook.core.progress import Phase
 from peftbook.core.quiet import quieten_libraries
-from peftbook.decision.forgetting import is_gauged, prose_probe
+from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent, fast_exit
 from peftbook.records import Record, Store
-from peftbook.studio.peeks import forget_answers, write_answers
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 from peftbook.training.micro_batch import free_micro_batch
@@ -51,7 +50,7 @@ class Lost(Exception):  # noqa: N818 — a word for what became of it
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compute the job, unless it is another's."""
+    """Compute the job, unless another process has it."""
     parser = options(__doc__)
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args(argv)
@@ -68,7 +67,7 @@ def options(words: str | None) -> argparse.ArgumentParser:
 
 
 def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
-    """Have a job computed by this process, unless it is another's."""
+    """Compute a job in this process, unless another process has it."""
     die_with_parent()
     go_first()
     studio = Studio(args.home, durable=False)
@@ -80,14 +79,14 @@ def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
 
 
 def go_first() -> None:
-    """Where memory runs out, this process goes, not its parent."""
+    """Let the kernel kill this process before its parent when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
 @contextlib.contextmanager
 def in_a_sentence(home: Path) -> Iterator[None]:
-    """Within it what is no fault of the program ends this process with a sentence and the status that tells it."""
+    """A context in which expected errors end this process with one sentence and an exit status."""
     try:
         yield
     except Lost as error:
@@ -115,7 +114,7 @@ def compute(studio: Studio, job: Job, *, anew: bool = False, threads: int = 0) -
 
 
 def begin(studio: Studio, job: Job, *, anew: bool) -> bool:
-    """Clear away what earlier attempts left that is of no use; whether there is anything to compute."""
+    """Delete unusable files of earlier attempts; whether there is anything to compute."""
     folder, store = studio.folder(job.project), studio.records(job.project)
     checkpoint = folder / "checkpoints" / job.run.checkpoint
     tidy(folder, job.run)
@@ -126,7 +125,7 @@ def begin(studio: Studio, job: Job, *, anew: bool) -> bool:
 
 
 def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], reporter: Reporter) -> None:
-    """Compute a run in a project's folder, where its checkpoint is, and what it trains and its record will be."""
+    """Compute a run in a project's folder, which holds its checkpoint, its adapter and its record."""
     check_model(run.model)
     with gc_paused():
         quieten_libraries()
@@ -137,12 +136,11 @@ def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], repor
 
     def keep(trainee: Trainee) -> None:
         keep_trained(folder, trainee)
-        if is_gauged(run) and not is_trial(run):
+        if prose_is_measured(run) and not is_trial(run):
             reporter.phase(Phase("scoring prose"))
-            gauge(store, trainee)
+            record_prose_loss(store, trainee)
 
-    forget_answers(folder, run)
-    watch = Watch(reporter.phase, reporter.step, keep, functools.partial(write_answers, folder, run))
+    watch = Watch(reporter.phase, reporter.step, keep)
     try:
         execute(
             run, store, task=task(), quiet=True, micro_batch=free_micro_batch(run), watch=watch,
@@ -151,7 +149,6 @@ def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], repor
     except BaseException:
         tidy(folder, run)
         raise
-    forget_answers(folder, run)
 
 
 def start_of(folder: Path, run: specs.Run) -> Path | None:
@@ -159,8 +156,8 @@ def start_of(folder: Path, run: specs.Run) -> Path | None:
     return folder / "starts" / run.start[:12] if run.start else None
 
 
-def gauge(store: Store, trainee: Trainee) -> None:
-    """Record the loss on plain prose of what was trained, before the run's own record; where it is no number, none."""
+def record_prose_loss(store: Store, trainee: Trainee) -> None:
+    """Record the loss on plain prose of a trained model, before the run's own record; nothing if it is not finite."""
     from peftbook.training.probes.curves import prose_findings
     from peftbook.training.provenance import provenance
 
@@ -174,7 +171,7 @@ def gauge(store: Store, trainee: Trainee) -> None:
 
 
 def tidy(folder: Path, run: specs.Run) -> None:
-    """Remove what processes of this run that were killed left half-written; those of other runs may be at work."""
+    """Delete temporary files that killed processes of this run left; other runs may be under way."""
     for path in (*folder.glob(f"*/.{run.key[:12]}*"), *folder.glob(f"checkpoints/{run.checkpoint}/.*")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -192,7 +189,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 class Reporter:
-    """Writes where a job stands, at most every PAUSE_SECONDS; a write that fails stops nothing.
+    """Writes the progress of a job, at most every PAUSE_SECONDS; a failed write is ignored.
 
     write: takes what `progress` of the store does.
     """
@@ -228,7 +225,7 @@ class Reporter:
 
 
 def keep_trained(folder: Path, trainee: Trainee) -> None:
-    """What was trained, into the project's `adapters/<key>`: written aside, synchronised, renamed.
+    """Save the trained weights to the project's `adapters/<key>`: temporary folder, fsync, rename.
 
     As peft saves it, or the whole model where every weight was trained; only the trained tensors for methods that
     peft has no format for.
@@ -257,7 +254,7 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
 
 
 def place_whole(work: Path, target: Path) -> None:
-    """Give a folder that was written aside its name, once it is on the disk."""
+    """Rename a temporary folder to its name, after fsync."""
     for path in (*work.iterdir(), work):
         sync(path)
     work.chmod(0o755)
@@ -267,7 +264,7 @@ def place_whole(work: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on the disk."""
+    """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -276,7 +273,7 @@ def sync(path: Path) -> None:
 
 
 def sentence_for(error: BaseException, home: Path) -> str:
-    """What to tell people about an error that is no fault of the program, or an empty text."""
+    """The sentence for an expected error; empty for a fault of the program."""
     text = str(error)
     if isinstance(error, InputError):
         return text

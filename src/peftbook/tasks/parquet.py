@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -20,8 +19,6 @@ __all__ = ["parquet_rows"]
 
 SECONDS = 120.0  # that a file may take
 Rows = Iterator[tuple[Any, ...]]
-IDLE: list[subprocess.Popen[bytes]] = []  # at most one, for the next file
-LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -32,23 +29,22 @@ def parquet_rows(content: bytes, what: str, caps: Caps) -> Iterator[tuple[list[s
     lone surrogate. Raises InputError, one sentence that starts with `what`, for a file that cannot be read, or takes
     more than the caps or some time.
     """
-    child = take_child()
+    child = start_child()
     timer = threading.Timer(SECONDS, child.kill)
     timer.start()
-    state = {"ended": False}
     try:
         tell(child, json.dumps({"size": len(content), "what": what, "caps": asdict(caps)}).encode() + b"\n" + content)
-        names = hear(child, what, state)["names"]
+        names = hear(child, what)["names"]
 
         def rows(wanted: list[str]) -> Rows:
             tell(child, json.dumps(wanted).encode() + b"\n")
-            while isinstance(batch := hear(child, what, state), list):
+            while isinstance(batch := hear(child, what), list):
                 yield from map(tuple, batch)
 
         yield names, rows
     finally:
         timer.cancel()
-        leave_child(child, state["ended"])
+        close(child)
 
 
 def tell(child: subprocess.Popen[bytes], message: bytes) -> None:
@@ -59,7 +55,7 @@ def tell(child: subprocess.Popen[bytes], message: bytes) -> None:
         child.stdin.flush()
 
 
-def hear(child: subprocess.Popen[bytes], what: str, state: dict[str, bool]) -> Any:
+def hear(child: subprocess.Popen[bytes], what: str) -> Any:
     """The next line of an answer. Raises InputError for a refusal, and where there is no answer any more."""
     assert child.stdout is not None
     line = child.stdout.readline()
@@ -69,35 +65,18 @@ def hear(child: subprocess.Popen[bytes], what: str, state: dict[str, bool]) -> A
             "it may have, or it is damaged; write it again."
         )
     answer = json.loads(line)
-    if isinstance(answer, dict) and answer.keys() & {"end", "error"}:
-        state["ended"] = True
     if isinstance(answer, dict) and "error" in answer:
         raise InputError(answer["error"])
     return answer
 
 
-def take_child() -> subprocess.Popen[bytes]:
-    """A process that reads."""
-    with LOCK:
-        while IDLE:
-            child = IDLE.pop()
-            if child.poll() is None:
-                return child
-            close(child)
+def start_child() -> subprocess.Popen[bytes]:
+    """Start a process that reads one file."""
     variables = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "peftbook.tasks.parquet_child"]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables
     )
-
-
-def leave_child(child: subprocess.Popen[bytes], ended: bool) -> None:
-    """Keep a process that has said all for the next file; end any other."""
-    with LOCK:
-        if ended and not IDLE and child.poll() is None:
-            IDLE.append(child)
-            return
-    close(child)
 
 
 def close(child: subprocess.Popen[bytes]) -> None:
@@ -108,10 +87,3 @@ def close(child: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError):
             pipe.close()
     child.wait()
-
-
-@atexit.register
-def close_idle() -> None:
-    """End the process that waits."""
-    while IDLE:
-        close(IDLE.pop())

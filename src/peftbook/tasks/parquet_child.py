@@ -177,17 +177,16 @@ def decoded(value: bytes | None) -> str | None:
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Answer requests until there are no more."""
-    while line := source.readline():
-        request = json.loads(line)
-        try:
-            file = File(source.read(request["size"]), request["what"], Caps(**request["caps"]))
-            say(sink, {"names": file.names})
-            for rows in file.slices(json.loads(source.readline())):
-                say(sink, rows)
-            say(sink, {"end": True})
-        except InputError as error:
-            say(sink, {"error": str(error)})
+    """Answer one request: the names of a file's columns, then the rows of those that are asked for."""
+    request = json.loads(source.readline())
+    try:
+        file = File(source.read(request["size"]), request["what"], Caps(**request["caps"]))
+        say(sink, {"names": file.names})
+        for rows in file.slices(json.loads(source.readline())):
+            say(sink, rows)
+        say(sink, {"end": True})
+    except InputError as error:
+        say(sink, {"error": str(error)})
 
 
 def say(sink: BinaryIO, value: object) -> None:

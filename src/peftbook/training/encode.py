@@ -137,21 +137,15 @@ def loss_batch(shots: int) -> int:
     return 8 if shots else 16
 
 
-def generation_batch(shots: int, order: str = "length") -> int:
-    """Rows of a batch that is generated; fewer where they are looked at as they come."""
-    return 10 if shots else 64 if order == "length" else 16
+def generation_batch(shots: int) -> int:
+    """Number of rows in a batch that is generated; fewer with long few-shot prompts."""
+    return 10 if shots else 64
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """All indices in batches of similar length, longest first (an out-of-memory run fails at once, not at the end)."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-
-
-def ordered_batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The indices in batches that follow an order, each sorted by length as of `sorted_batches`."""
-    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    return [sorted(batch, key=lambda index: (-lengths[index], index)) for batch in batches]
 
 
 def batch_plan(lengths: Sequence[int], batch_size: int, tokens: int, seed: int) -> list[list[int]]:

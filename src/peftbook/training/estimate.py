@@ -63,7 +63,7 @@ def predicted_seconds(
         pairs = [
             (len(encode_prompt(tokenizer, task, one, some)), len(tokenizer.encode(one.target)) + 1) for one in chosen
         ]
-        parts["generate"] = generation_seconds(shape, run, rates, pairs, generation_batch(shots, run.evaluation.order))
+        parts["generate"] = generation_seconds(shape, run, rates, pairs, generation_batch(shots))
     return {name: round(seconds, 2) for name, seconds in parts.items()}
 
 

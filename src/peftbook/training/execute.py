@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ import torch
 
 from peftbook import metrics, specs
 from peftbook.core.progress import Display, Phase, Phases, describe_step
-from peftbook.decision.peeking import answer_order
 from peftbook.errors import Diverged, InputError
 from peftbook.folders import checkpoints_folder
 from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store
-from peftbook.tasks import Example, TaskData, get_task, groups_of, references
+from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
 from peftbook.training.encode import (
@@ -133,14 +132,12 @@ class Watch:
     """Who follows a run as it is computed; nothing here changes a result.
 
     phase: whenever there is something new about the phase that is under way.  step: after each step of training.
-    keep: has what was trained, before the record says that it is done.  answers: all texts that there are, by place of
-    the row, after each batch of a run whose rows are answered in random order.
+    keep: has what was trained, before the record says that it is done.
     """
 
     phase: Callable[[Phase], None] = lambda phase: None
     step: Callable[[Progress], None] = lambda progress: None
     keep: Callable[[Trainee], None] = lambda trainee: None
-    answers: Callable[[Mapping[int, str]], None] = lambda texts: None
 
 
 NOBODY = Watch()
@@ -243,7 +240,7 @@ def compute(
         if result is not None:
             describe_training(result, out)
             resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
-        texts = evaluate(trainee, phases, out, watch)
+        texts = evaluate(trainee, phases, out)
         phases("saving")
         if adapter is not None:
             save_trained(trainee, adapter)
@@ -334,7 +331,7 @@ def describe_training(result: Trained, out: dict) -> None:
     }
 
 
-def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY) -> list[str] | None:
+def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     """Label loss on the split's first n_loss examples and, if asked, greedy texts and their scores."""
     model, task, run, tokenizer = trainee.model, trainee.task, trainee.run, trainee.tokenizer
     wanted = run.evaluation
@@ -358,8 +355,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
     chosen = wanted.chosen(examples, wanted.n_generate)
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
-    dtype, size = wanted.generation_dtype, generation_batch(len(shots), wanted.order)
-    order = answer_order(groups_of(chosen)) if wanted.order == "random" else None
+    dtype, size = wanted.generation_dtype, generation_batch(len(shots))
     with (
         reading(trainee),
         frozen_linears_in(dtype, model),
@@ -367,8 +363,8 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict, watch: Watch = NOBODY)
         arithmetic(model, dtype, run.platform),
     ):
         texts = generate(
-            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size, order=order,
-            on_batch=phases.count("generating", len(prompts)), on_texts=None if order is None else watch.answers,
+            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size,
+            on_batch=phases.count("generating", len(prompts)),
         )  # fmt: skip
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)

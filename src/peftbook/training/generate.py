@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
 from peftbook.training.distributed import gathered
-from peftbook.training.encode import common_start, ordered_batches, sorted_batches
+from peftbook.training.encode import common_start, sorted_batches
 from peftbook.training.forward import causal_model, start_cache
+from peftbook.training.loop import arithmetic
 from peftbook.training.packed import is_packed, last_states
 from peftbook.training.products import half_products
 
-__all__ = ["decode_batch", "generate", "greedy"]
+__all__ = ["continuation", "decode_batch", "generate", "greedy", "sampler"]
 
 PADDED = 0  # an id that nothing looks at
 
@@ -78,34 +79,74 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
-    order: Sequence[int] | None = None,
-    on_texts: Callable[[Mapping[int, str]], None] | None = None,
 ) -> list[str]:
     """The greedy continuation of every prompt, up to the end-of-turn token, in the order given.
-
-    order: in which they are answered, else the longest first.  on_texts: has all answers that there are, by index,
-    after each batch.
 
     Prompts run in batches of similar length. What all prompts of a batch share at their start, and a soft prompt or
     prefix, runs once; the rest is left-padded with a mask, within `packed_rows` only after it was read. The compute
     type is that of the weights, or of the autocast around the call.
     """
     model.eval()
-    texts, answered = [""] * len(prompts), dict[int, str]()
-    lengths = [len(prompt) for prompt in prompts]
-    batches = sorted_batches(lengths, batch_size) if order is None else ordered_batches(order, lengths, batch_size)
+    texts = [""] * len(prompts)
     platform = causal_model(model).get_input_embeddings().weight.device.type
-    for batch in batches:
+    for batch in sorted_batches([len(prompt) for prompt in prompts], batch_size):
         asked = [list(prompts[index]) for index in batch]
         with half_products(platform):
             answers = gathered(model, decode_batch, tokenizer, asked, max_new_tokens)
         for index, ids in zip(batch, answers, strict=True):
-            answered[index] = texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        if on_texts:
-            on_texts(answered)
+            texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if on_batch:
             on_batch(len(batch))
     return texts
+
+
+def continuation(
+    model: Any, prompt: list[int], pick: Callable[[Tensor], int], *, dtype: str = "fp32", platform: str = "cpu"
+) -> Iterator[int]:
+    """Yield the ids that follow a prompt, one at a time and without end: `generate` for a single row.
+
+    pick: from the next token's logits, (V,), to its id.
+    """
+    base: Any = causal_model(model)
+    if base.config._attn_implementation != "sdpa":
+        base.set_attn_implementation("sdpa")
+    device = base.get_input_embeddings().weight.device
+    with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
+        cache = start_cache(model, torch.empty((1, 0), dtype=torch.long, device=device), 1)
+    past = cache.get_seq_length() if cache is not None else 0
+    ids = torch.tensor([prompt], device=device)
+    while True:
+        with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
+            width = ids.shape[1]
+            output = base.model(
+                input_ids=ids,
+                attention_mask=torch.ones((1, past + width), dtype=torch.long, device=device),
+                position_ids=torch.arange(past, past + width, device=device)[None],
+                cache=cache,
+                use_cache=True,
+            )
+            cache, past = output.cache, past + width
+            chosen = pick(base.lm_head(output.last_hidden_state[:, -1])[0])
+        yield chosen
+        ids = torch.tensor([[chosen]], device=device)
+
+
+def sampler(temperature: float, top_p: float, seed: int) -> Callable[[Tensor], int]:
+    """Greedy at temperature 0; else a draw from softmax(logits / temperature), of the most probable tokens that
+    together have probability top_p.
+
+    Source of the cut: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+    """
+    if temperature == 0:
+        return lambda logits: int(logits.argmax())
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(logits: Tensor) -> int:
+        p, order = torch.softmax(logits.float().cpu() / temperature, dim=-1).sort(descending=True)
+        p[p.cumsum(dim=-1) - p >= top_p] = 0.0
+        return int(order[torch.multinomial(p, 1, generator=generator)])
+
+    return draw
 
 
 def decode_batch(

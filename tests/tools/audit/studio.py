@@ -18,24 +18,24 @@ from studio_home import SMALL, colours_csv
 from tabs_studio import finished_project
 from test_studio import start, stop
 
-from peftbook.studio.drafts import Drafts
 from peftbook.studio.pages.form import fields_of, settings_of
 from peftbook.studio.pages.plan import form_at
 from peftbook.studio.pages.site import address
-from peftbook.studio.planning import ask_check, planned
+from peftbook.studio.plan_checks import ask_check, planned
+from peftbook.studio.playground import ask_model, row_after
 from peftbook.studio.store import Studio
-from peftbook.studio.trying import ask_model, row_after
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 
 def views(studio: Studio) -> dict[str, str]:
     """Every view by its name, with what it shows in its address."""
     project = finished_project(studio)
-    drafts = Drafts(studio.home, Caps())
-    draft = drafts.new("colours.csv").id
-    with drafts.receiving(draft) as write:
+    uploads = UploadStore(studio.home, Caps())
+    draft = uploads.new("colours.csv").id
+    with uploads.receiving(draft) as write:
         write(colours_csv())
-    drafts.end(draft)
+    uploads.end(draft)
     fields = fields_of(QueryParams({"models": SMALL.name}))
     check = ask_check(studio, project, *planned(studio.task(project), settings_of(fields)))
     row = row_after(studio, project, "")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from peftbook.errors import InputError
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import AskedShape, Body, Number
-from peftbook.studio.trying import Sampling, ask_model, models_at_hand, sampling_of
+from peftbook.studio.playground import Sampling, ask_model, available_models, sampling_of
 
 routes = APIRouter(tags=["answers"])
 MOST_MODELS = 4
@@ -36,7 +36,7 @@ class TextBody(Body):
 def list_models(project: str, here: Here) -> list[ModelShape]:
     """The models that can be asked: as they come, and what was trained."""
     here.studio.project(project)
-    return [ModelShape(model=value, words=words) for words, value in models_at_hand(here.studio, project)]
+    return [ModelShape(model=value, words=words) for words, value in available_models(here.studio, project)]
 
 
 @routes.post("/projects/{project}/answers", status_code=202)

@@ -1,4 +1,4 @@
-"""What every route has at hand: the studio, its uploads, who asks; and how an answer is written."""
+"""Dependencies of the routes (the studio, its uploads, the user), and their response classes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from peftbook.studio.drafts import Drafts
+from peftbook.studio.sessions import OWNER, SessionStore
 from peftbook.studio.store import Studio
-from peftbook.studio.tokens import OWNER, Keys
+from peftbook.studio.uploads import UploadStore
 
 RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
@@ -23,23 +23,23 @@ RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 @dataclass(frozen=True)
 class Context:
     studio: Studio
-    drafts: Drafts
-    keys: Keys | None
+    uploads: UploadStore
+    sessions: SessionStore | None
 
 
 async def context(request: Request) -> Context:  # both need no thread
     return request.app.state.context
 
 
-async def asks(request: Request) -> str | None:
-    """Who the door found to ask; where everybody may, it is the owner."""
-    if request.app.state.context.keys is None:
+async def user(request: Request) -> str | None:
+    """The user that the access middleware found; the owner in a studio without authentication."""
+    if request.app.state.context.sessions is None:
         return OWNER
     return request.scope.get("peftbook.user")
 
 
 Here = Annotated[Context, Depends(context)]
-Asks = Annotated[str | None, Depends(asks)]
+User = Annotated[str | None, Depends(user)]
 
 
 class Json(JSONResponse):

@@ -15,12 +15,10 @@ from peftbook.decision import COSTS, MEASURES, Comparison
 from peftbook.own_metrics import Metric
 from peftbook.studio import report
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.shapes import AskedShape, Body, Shape
+from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
-from peftbook.studio.declared import declare, metrics_of
-from peftbook.studio.gauging import ask_to_gauge
 from peftbook.studio.jobs import Job
-from peftbook.studio.peeks import peeks_of
+from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.terminal import as_json, show
 
 routes = APIRouter(prefix="/projects/{project}", tags=["decisions"])
@@ -109,47 +107,6 @@ def declare_metrics(project: str, body: MetricsBody, here: Here) -> list[MetricS
     """Declare metrics, in place of those before. Nothing is trained again: they are computed from texts at hand."""
     here.studio.project(project)
     return MetricShape.all_of(declare(here.studio, project, body.metrics))
-
-
-class PeekShape(Shape):
-    """A trained run against the untuned model, on the rows that both have answered so far.
-
-    mean: of its scores minus the untuned model's; low, high: at 95 %, at whatever moment one looks or stops, of all
-    runs of the plan together: the best may be picked after a look. Other seeds and other measures are not in it.
-    units: rows, or groups whose rows are all answered.  among: runs of the plan that are looked at.
-    """
-
-    job: str
-    label: str
-    state: str
-    rows: int
-    of: int
-    units: int
-    mean: float
-    low: float
-    high: float
-    among: int
-    words: str
-
-
-@routes.get("/peeks")
-def look_at_answers(
-    project: str,
-    here: Here,
-    plan: Annotated[str, Query(description="a plan that was checked with `peek`")],
-    measure: Annotated[str, Query(description="rouge1, rouge2, rougeL, exact_match or an own metric")] = FIRST_MEASURE,
-) -> list[PeekShape]:
-    """What the answers say while they are written; look as often as you like, and stop when you have seen enough."""
-    here.studio.project(project)
-    found = peeks_of(here.studio, project, plan, measure, metrics_of(here.studio, project))
-    return [PeekShape.about(one.peek, job=one.job.id, label=one.job.label, state=one.job.state) for one in found]
-
-
-@routes.post("/forgetting", status_code=202)
-def measure_forgetting(project: str, here: Here) -> AskedShape:
-    """Measure what runs have forgotten that are older than the gauge, from what they left; nothing is trained again."""
-    asked = ask_to_gauge(here.studio, project)
-    return AskedShape.about(here.studio.answer(asked), id=asked)
 
 
 @routes.get("/decision")

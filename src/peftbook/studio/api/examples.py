@@ -89,7 +89,7 @@ LATER = {"filename": "more.csv", "bytes": len(MORE)}
 SAVED = {"filename": "project.tar", "bytes": 20_000}
 READING = {"input": "question", "target": "answer"}
 SETTINGS = {"models": ["small-llama"], "methods": ["untuned", "lora"], "seeds": 1, "tokens": 2000, "max_new_tokens": 8,
-            "peek": True, "learning_rates": {"lora": 0.002}}  # fmt: skip
+            "learning_rates": {"lora": 0.002}}  # fmt: skip
 TEXT = {"text": "What is 7 plus one?", "models": ["model:small-llama", "job:{job}"], "max_new_tokens": 16}
 METRICS = {"metrics": [{"name": "sum", "kind": "number", "relative": 0.01}]}
 RECIPE = {"model": "small-llama", "memory": "4GiB"}
@@ -133,11 +133,8 @@ EXAMPLES = (
     Example("GET /plans/{plan_id}/events", "/plans/{plan}/events"),
     Example("GET /plans/{plan_id}", "/plans/{plan}"),
     Example("GET /projects/{project}/comparable", "/projects/{project}/comparable"),
-    Example("GET /projects/{project}/peeks", "/projects/{project}/peeks?plan={plan}"),
     Example("PUT /projects/{project}/metrics", "/projects/{project}/metrics", METRICS),
     Example("GET /projects/{project}/metrics", "/projects/{project}/metrics"),
-    Example("POST /projects/{project}/forgetting", "/projects/{project}/forgetting", None, 202, {"forgetting": "id"}),
-    Example("GET /answers/{answer}", "/answers/{forgetting}", until="done"),
     Example("GET /projects/{project}/decision", "/projects/{project}/decision?plan={plan}&measure=rougeL"),
     Example("GET /projects/{project}/decision.txt", "/projects/{project}/decision.txt?columns=100"),
     Example("GET /projects/{project}/decision.csv", "/projects/{project}/decision.csv"),

@@ -86,11 +86,11 @@ class ContinuationShape(Shape):
 @routes.post("/jobs/{job}/continuations", status_code=201)
 def continue_with_more_rows(job: str, body: ContinuationBody, here: Here) -> ContinuationShape:
     """Go on training what a job trained with more rows, in a project of their own whose test rows are the same."""
-    here.drafts.table(body.file)
-    draft = here.drafts.get(body.file)
-    content = draft.path.read_bytes()
-    made = continue_job(here.studio, job, content, draft.filename, name=body.name, epochs=float(body.epochs))
-    here.drafts.drop(draft.id)
+    here.uploads.table(body.file)
+    upload = here.uploads.get(body.file)
+    content = upload.path.read_bytes()
+    made = continue_job(here.studio, job, content, upload.filename, name=body.name, epochs=float(body.epochs))
+    here.uploads.drop(upload.id)
     return ContinuationShape.about(made, project=made.project.id)
 
 

@@ -7,38 +7,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from peftbook.studio.api.examples import BEFORE, EXAMPLES, Example
-from peftbook.studio.markup import joined, own_file, piece, table
+from peftbook.studio.html import fill, own_file
 
 routes = APIRouter()
 METHODS = ("get", "post", "put", "patch", "delete")
-FRAME = """<!doctype html><html lang="en" class="plain"><head><meta charset="utf-8"><title>API · peftbook studio</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="description" content="Every route of the studio's API, with an example for curl.">
-<link rel="icon" href="../..{}"><link rel="stylesheet" href="../..{}"></head>
-<body class="api"><main><h1>The studio's API</h1>
-<p>Everything that the page does, for programs. All routes begin with <code>/api/v1</code> and want a token:
-<code>Authorization: Bearer TOKEN</code>. Without a login file it is the one in the address that the studio prints; with
-one, <code>curl -u NAME $STUDIO/tokens -H 'Content-Type: application/json' -d '{{"label": "laptop"}}'</code> makes one.
-What goes wrong is <code>application/problem+json</code>, whose <code>detail</code> is a sentence that says what to do.
-The <a href="openapi.json">description</a> is OpenAPI.</p><h2>A session</h2>
-<p>From a file to an adapter, by curl. A name in capitals stands for what an earlier answer said.</p>
-<pre tabindex="0">{}</pre>
-{}</main></body></html>
-"""
 
 
 @routes.get("/", include_in_schema=False)
 def show_page(request: Request) -> HTMLResponse:
-    """All of it."""
-    said = request.app.openapi()
-    tags = dict.fromkeys(operation["tags"][0] for _, _, operation in operations(said))
-    parts = joined(section(said, tag) for tag in tags)
-    own = (own_file(name)[1] for name in ("icon.svg", "style.css"))
-    return HTMLResponse(str(piece(FRAME, *own, "\n".join(session()), parts)))
+    """The page: a session by curl, and the routes by their tags."""
+    said, sections = request.app.openapi(), dict[str, list[dict[str, Any]]]()
+    for method, path, operation in operations(said):
+        sections.setdefault(operation["tags"][0], []).append(entry(said, method, path, operation))
+    icon, style = (f"../..{own_file(name)[1]}" for name in ("icon.svg", "style.css"))
+    page = fill("api.html", icon=icon, style=style, session="\n".join(session()), sections=sections)
+    return HTMLResponse(page)
 
 
 def operations(said: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -64,21 +50,14 @@ def remark(example: Example) -> str:
     return f"  # {'; '.join(parts)}" if parts else ""
 
 
-def section(said: dict[str, Any], tag: str) -> Markup:
-    """The routes of one kind."""
-    routes_of = [one for one in operations(said) if one[2]["tags"][0] == tag]
-    return piece("<h2>{}</h2>{}", tag.capitalize(), joined(entry(said, *one) for one in routes_of))
-
-
-def entry(said: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> Markup:
-    """One route."""
-    rows = [*parameters(operation), *fields(said, operation)]
-    taken = table(["Name", "Where", "What"], rows, kind="api", caption=f"What {method} {path} takes") if rows else ""
+def entry(said: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> dict[str, Any]:
+    """One route: its name, its description in pieces, what it takes, and an example."""
     example = next(one for one in EXAMPLES if one.route == f"{method} {path}")
-    return piece(
-        '<article id="{}"><h3><code>{} {}</code></h3><p>{}</p>{}<pre tabindex="0">{}</pre></article>',
-        operation["operationId"], method, path, prose(operation.get("description", "")), taken, example.command(),
-    )  # fmt: skip
+    return {
+        "id": operation["operationId"], "title": f"{method} {path}", "command": example.command(),
+        "prose": operation.get("description", "").split("`"),
+        "fields": [*parameters(operation), *fields(said, operation)],
+    }  # fmt: skip
 
 
 def parameters(operation: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -110,9 +89,3 @@ def told(schema: dict[str, Any], words: str, needed: bool = False) -> str:
 def shown(value: float) -> str:
     """A bound: whole numbers without a point."""
     return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
-
-
-def prose(text: str) -> Markup:
-    """A docstring with what stands between backticks as code."""
-    parts = text.split("`")
-    return joined(piece("<code>{}</code>" if at % 2 else "{}", part) for at, part in enumerate(parts))

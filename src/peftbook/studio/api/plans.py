@@ -15,9 +15,9 @@ from peftbook.studio.api.events import Events, stream
 from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, SightShape, settings_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
-from peftbook.studio.planning import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
+from peftbook.studio.plan_checks import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
 from peftbook.studio.preflight import coverage_words
-from peftbook.studio.smaller import plan_seconds
+from peftbook.studio.smaller_plan import plan_seconds
 
 routes = APIRouter(tags=["plans"])
 

@@ -14,7 +14,7 @@ from peftbook.studio import downloads
 from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import Body, FindingsShape, ProjectShape, ReadingBody, reading_of
 from peftbook.studio.archive import load_project, save_project
-from peftbook.studio.findings import examined, project_of_draft
+from peftbook.studio.data_checks import examined, project_of_upload
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks import Example
 
@@ -45,8 +45,8 @@ def shape_of(studio: Studio, project: Project) -> ProjectShape:
 @routes.post("", status_code=201)
 def make_project(body: ProjectBody, here: Here) -> ProjectShape:
     """Make a project of an upload. Its data and split never change: another reading is another project."""
-    name = body.name or here.drafts.get(body.file).filename.rpartition(".")[0] or "Pasted data"
-    return shape_of(here.studio, project_of_draft(here.studio, here.drafts, body.file, name, reading_of(body)))
+    name = body.name or here.uploads.get(body.file).filename.rpartition(".")[0] or "Pasted data"
+    return shape_of(here.studio, project_of_upload(here.studio, here.uploads, body.file, name, reading_of(body)))
 
 
 @routes.get("")
@@ -85,8 +85,8 @@ def save_archive(project: str, here: Here) -> Download:
 @routes.post("/archive", status_code=201)
 def load_archive(body: ArchiveBody, here: Here) -> ProjectShape:
     """Take in a project that another studio saved, under its own id. What waited or ran there can be resumed here."""
-    made = load_project(here.studio, here.drafts.whole(body.file).path, here.drafts.caps)
-    here.drafts.drop(body.file)
+    made = load_project(here.studio, here.uploads.whole(body.file).path, here.uploads.caps)
+    here.uploads.drop(body.file)
     return shape_of(here.studio, made)
 
 

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from peftbook import specs
 from peftbook.base_models import model_named
 from peftbook.options import options_of
-from peftbook.studio.findings import notes_of
+from peftbook.studio.data_checks import notes_of
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Reading, Settings
 from peftbook.tasks.files import Findings

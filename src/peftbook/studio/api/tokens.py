@@ -1,4 +1,4 @@
-"""Tokens: made by who knows a password or has a cookie, shown once, taken back by their maker."""
+"""Tokens of programs: create, list and revoke one's own; authenticated by password, cookie or another token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from peftbook.errors import Conflict
-from peftbook.studio.api.context import Asks, Here
+from peftbook.studio.api.context import Here, User
 from peftbook.studio.api.shapes import Body, Shape
-from peftbook.studio.people import Logins, known
-from peftbook.studio.tokens import Keys
+from peftbook.studio.sessions import SessionStore
+from peftbook.studio.users import LoginFile, Refusal
 
 routes = APIRouter(prefix="/tokens", tags=["tokens"])
 
@@ -33,31 +33,33 @@ class TokenShape(Shape):
     secret: str | None = None
 
 
-def keys_of(here: Here) -> Keys:
-    """Where tokens are kept. Raises Conflict where everybody may come in."""
-    if here.keys is None:
+def sessions_of(here: Here) -> SessionStore:
+    """The session store. Raises Conflict for a studio without authentication."""
+    if here.sessions is None:
         raise Conflict("This studio lets in everybody on this machine: it needs no tokens.")
-    return here.keys
+    return here.sessions
 
 
-Kept = Annotated[Keys, Depends(keys_of)]
+Sessions = Annotated[SessionStore, Depends(sessions_of)]
 
 
-def somebody(request: Request, keys: Kept, asks: Asks) -> str:
-    """Who asks: as the door found, or by name and password. Raises HTTPException for nobody."""
-    if asks is not None:
-        return asks
-    refused: tuple[int, str, dict[str, str]] = 401, "Say who asks: send a token, or name and password", {}
-    if isinstance(keys.logins, Logins) and (said := basic(request.headers.get("authorization", ""))):
-        name, wrong = known(keys.logins, said[0][:64], said[1], request.client.host if request.client else "")
-        if wrong is None:
+def caller(request: Request, sessions: Sessions, user: User) -> str:
+    """The user of a request: as the middleware found, or by name and password. Raises HTTPException for none."""
+    if user is not None:
+        return user
+    refused: Refusal | None = 401, "Say who asks: send a token, or name and password", {}
+    if isinstance(sessions.logins, LoginFile) and (sent := basic(request.headers.get("authorization", ""))):
+        name, password = sent[0][:64], sent[1]
+        refused = sessions.logins.refusal(name, password, request.client.host if request.client else "")
+        if refused is None:
             return name
-        refused = wrong[0], wrong[1].rstrip("."), wrong[2]
     status, words, headers = refused
-    raise HTTPException(status, words, headers | ({"www-authenticate": "Basic, Bearer"} if status == 401 else {}))
+    if status == 401:
+        headers = headers | {"www-authenticate": "Basic, Bearer"}
+    raise HTTPException(status, words.rstrip("."), headers)
 
 
-Somebody = Annotated[str, Depends(somebody)]
+Caller = Annotated[str, Depends(caller)]
 
 
 def basic(value: str) -> tuple[str, str] | None:
@@ -71,22 +73,22 @@ def basic(value: str) -> tuple[str, str] | None:
 
 
 @routes.post("", status_code=201)
-def make_token(body: TokenBody, keys: Kept, name: Somebody) -> TokenShape:
+def make_token(body: TokenBody, sessions: Sessions, name: Caller) -> TokenShape:
     """Make a token: its secret is in this answer and nowhere else.
 
     With a login file name and password are enough: `curl -u NAME`.
     """
-    token, secret = keys.make(name, body.label)
+    token, secret = sessions.make(name, body.label)
     return TokenShape.about(token, secret=secret)
 
 
 @routes.get("")
-def list_tokens(keys: Kept, name: Somebody) -> list[TokenShape]:
+def list_tokens(sessions: Sessions, name: Caller) -> list[TokenShape]:
     """Your tokens, without their secrets."""
-    return [TokenShape.about(token, secret=None) for token in keys.tokens(name)]
+    return [TokenShape.about(token, secret=None) for token in sessions.tokens(name)]
 
 
 @routes.delete("/{token}", status_code=204)
-def take_back_token(token: str, keys: Kept, name: Somebody) -> None:
+def take_back_token(token: str, sessions: Sessions, name: Caller) -> None:
     """Take a token back: it opens nothing any more."""
-    keys.take_back(name, token)
+    sessions.revoke(name, token)

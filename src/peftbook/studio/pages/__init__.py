@@ -38,7 +38,7 @@ def add_pages(app: FastAPI, context: Context) -> None:
     """All of them."""
     add_view(app, context, "/", HOME)
     add_view(app, context, "/status", View("problem.html", lambda _: {"title": "Who works"}))
-    add_view(app, context, "/new/{draft}", READING)
+    add_view(app, context, "/new/{upload}", READING)
     add_uploads(app, context)
     for name, view in STEPS.items():
         add_view(app, context, f"/projects/{{project}}/{name}", view)
@@ -54,7 +54,7 @@ def warm() -> None:
 
 
 def unforeseen(context: Context, request: Request, error: Exception) -> Response:
-    """What nobody has thought of; the server says more."""
+    """The page for an unexpected error; the server's log has its traceback."""
     words = Exception(f"This could not be answered ({type(error).__name__}): what the server said has more.")
     return problem_page(Visit(context, request.scope["path"]), words)
 

@@ -8,14 +8,13 @@ from typing import Any
 from markupsafe import Markup
 
 from peftbook.errors import InputError
-from peftbook.studio import markup
-from peftbook.studio.drafts import Draft
-from peftbook.studio.findings import examined, notes_of, project_of_draft, split_of
-from peftbook.studio.markup import clipped, facts, joined, number, piece, size, table
-from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import Live, View, Visit, typed_number
+from peftbook.studio.data_checks import examined, notes_of, project_of_upload, split_of
+from peftbook.studio.formats import number, size
+from peftbook.studio.html import fill, part
+from peftbook.studio.pages.site import Live, View, Visit, frame, typed_number
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Project
+from peftbook.studio.uploads import Upload
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Findings, Split
 from peftbook.tasks.table import Table
@@ -33,17 +32,12 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
 def about(found: Table, filename: str, length: int | None = None) -> Markup:
-    """What the file turned out to be."""
-    rows: list[tuple[str, object]] = [("File", filename or "pasted text"), ("Read as", FORMATS[found.format])]
-    if found.encoding:
-        rows.append(("Encoding", found.encoding))
-    if found.delimiter:
-        rows.append(("Delimiter", DELIMITERS.get(found.delimiter, found.delimiter)))
-    rows.append(("Rows", number(len(found.rows) + len(found.faults))))
-    rows.append(("Columns", number(len(found.columns))))
-    if length is not None:
-        rows.append(("Size", size(length)))
-    return facts(rows)
+    """Name, format and size of the file."""
+    pairs = [("File", filename or "pasted text"), ("Read as", FORMATS[found.format])]
+    pairs += [("Encoding", found.encoding)] if found.encoding else []
+    pairs += [("Delimiter", DELIMITERS.get(found.delimiter, found.delimiter))] if found.delimiter else []
+    pairs += [("Rows", number(len(found.rows) + len(found.faults))), ("Columns", number(len(found.columns)))]
+    return part("facts", pairs + ([("Size", size(length))] if length is not None else []))
 
 
 def preview(found: Table, columns: Columns | None = None) -> Markup:
@@ -53,46 +47,29 @@ def preview(found: Table, columns: Columns | None = None) -> Markup:
     names = [name for name in found.columns if name in roles] + [name for name in found.columns if name not in roles]
     places = [found.columns.index(name) for name in names[:8]]
     heads = [f"{name} — {roles[name]}" if name in roles else name for name in names[:8]]
-    rows = [
-        [number(row_number), *(piece('<div class="cell">{}</div>', clipped(row[place])) for place in places)]
-        for row_number, row in zip(found.numbers[:PREVIEWED], found.rows[:PREVIEWED], strict=True)
-    ]
+    rows = list(zip(found.numbers[:PREVIEWED], found.rows[:PREVIEWED], strict=True))
     more = f", {len(names) - 8} more columns" if len(names) > 8 else ""
     caption = f"The first {len(rows)} of {len(found.rows):,} rows{more}"
-    return table(["Row", *heads], rows, kind="preview", caption=caption)
+    return fill("preview.html", header=["Row", *heads], rows=rows, places=places, caption=caption)
 
 
 def findings(seen: Findings) -> Markup:
     """What was counted, in the order of what it may cost."""
-    parts = [markup.trouble(seen.obstacle)] if seen.obstacle else []
-    sizes = [("Usable rows", number(seen.usable))]
-    sizes += [(name.capitalize(), number(count)) for name, count in seen.splits.items()]
-    parts.append(facts(sizes))
-    if seen.faults:
-        plural = "row is" if len(seen.faults) == 1 else "rows are"
-        rows = [(number(one.row), one.column or "whole row", one.problem) for one in seen.faults[:FAULTS]]
-        shown = "" if len(seen.faults) <= FAULTS else f" The first {FAULTS} are listed."
-        parts.append(markup.note(f"{len(seen.faults):,} {plural} left out.{shown}", "warn"))
-        parts.append(table(["Row", "Column", "Problem"], rows, kind="faults", caption="Rows that are left out"))
-    parts += [markup.note(words, kind) for words, kind in notes_of(seen)]
-    return joined(parts)
+    faults = [(number(one.row), one.column or "whole row", one.problem) for one in seen.faults[:FAULTS]]
+    return fill("findings.html", seen=seen, faults=faults, notes=notes_of(seen))
 
 
 def settings_of(project: Project) -> Markup:
     """How the project reads its file."""
     train, validation, test = (f"{100 * part:g} %" for part in project.split.fractions)
-    return facts(
-        [
-            ("Input", project.columns.input),
-            ("Target", project.columns.target),
-            ("Instruction column", project.columns.instruction or NONE),
-            ("Group", project.columns.group or NONE),
-            ("Prompt", project.instruction),
-            ("Split", f"{train} train, {validation} validation, {test} test"),
-            ("Split seed", str(project.split.seed)),
-            ("SHA-256", piece("<code>{}…</code>", project.sha256[:16])),
-        ]
-    )
+    columns = project.columns
+    pairs = [
+        ("Input", columns.input), ("Target", columns.target), ("Instruction column", columns.instruction or NONE),
+        ("Group", columns.group or NONE), ("Prompt", project.instruction),
+        ("Split", f"{train} train, {validation} validation, {test} test"), ("Split seed", str(project.split.seed)),
+        ("SHA-256", Markup("<code>{}…</code>").format(project.sha256[:16])),
+    ]  # fmt: skip
+    return part("facts", pairs)
 
 
 # --- a new project ---------------------------------------------------------------------------------------------
@@ -112,23 +89,23 @@ PROMPT = "{input}"
 class Form:
     """What is asked of an upload: fields by name, as they were typed or as they are guessed, and why so."""
 
-    draft: Draft
+    upload: Upload
     table: Table
     fields: dict[str, str]
     why: str
 
     @classmethod
     def of(cls, visit: Visit) -> Form:
-        drafts, typed = visit.context.drafts, visit.typed
-        draft = drafts.get(visit.names["draft"])
-        whole = drafts.table(draft.id)
+        uploads, typed = visit.context.uploads, visit.typed
+        upload = uploads.get(visit.names["upload"])
+        whole = uploads.table(upload.id)
         guess, why = guess_columns(whole)
         usual = {
-            "name": draft.filename.rpartition(".")[0][:NAME_CHARS] or "Pasted data", "instruction": PROMPT,
+            "name": upload.filename.rpartition(".")[0][:NAME_CHARS] or "Pasted data", "instruction": PROMPT,
             "input": guess.input, "target": guess.target, "instruction_column": guess.instruction or "",
             "group": guess.group or "", **{name: value for name, (_, value) in SHARES.items()},
         }  # fmt: skip
-        return cls(draft, whole, {name: typed.get(name, value) for name, value in usual.items()}, why)
+        return cls(upload, whole, {name: typed.get(name, value) for name, value in usual.items()}, why)
 
     @property
     def columns(self) -> Columns:
@@ -152,19 +129,17 @@ class Form:
 def show_reading(visit: Visit) -> dict[str, Any]:
     """The upload, and what it would be if it were read as the form says."""
     form = Form.of(visit)
-    head = about(form.table, form.draft.filename, form.draft.offset)
+    head = about(form.table, form.upload.filename, form.upload.offset)
     try:
         columns, seen = form.columns, form.findings()
         told = seen if visit.form is None else replace(seen, obstacle="")  # which stands on top
-        body, ready = [preview(form.table, columns), Markup("<h2>Findings</h2>"), findings(told)], not seen.obstacle
+        shown = {"preview": preview(form.table, columns), "findings": findings(told), "ready": not seen.obstacle}
     except InputError as error:
-        said = markup.trouble(error) if visit.form is None else Markup("")
-        body, ready = [said, preview(form.table)], False
-    off = Markup("" if ready else " disabled")
-    create = piece('<p><button class="act act-main" id="create" form="reading"{}>Create the project</button></p>', off)
+        shown = {"preview": preview(form.table), "error": error if visit.form is None else "", "ready": False}
+    body = fill("reading_live.html", **{"error": "", "findings": ""} | shown)
     return {
-        "name": form.draft.filename or "Pasted table", "about": head, "why": form.why, "fields": form.fields,
-        "parts": parts_of(form.table), "shares": SHARES, "live": Live(joined([*body, create])), "address": visit.path,
+        "name": form.upload.filename or "Pasted table", "about": head, "why": form.why, "fields": form.fields,
+        "parts": parts_of(form.table), "shares": SHARES, "live": Live(body), "address": visit.path,
     }  # fmt: skip
 
 
@@ -178,7 +153,7 @@ def make_project(visit: Visit) -> str:
     """Keep the upload as a project."""
     form = Form.of(visit)
     reading = Reading.of(form.columns, form.split, form.fields["instruction"])
-    project = project_of_draft(visit.studio, visit.context.drafts, form.draft.id, form.fields["name"], reading)
+    project = project_of_upload(visit.studio, visit.context.uploads, form.upload.id, form.fields["name"], reading)
     return f"/projects/{project.id}/data"
 
 

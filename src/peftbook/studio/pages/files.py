@@ -7,12 +7,11 @@ from typing import Any
 from markupsafe import Markup
 
 from peftbook.errors import InputError, Unknown
-from peftbook.studio import artefacts, markup
+from peftbook.studio import artefacts
 from peftbook.studio.downloads import ask_for, ask_for_recipe, is_ready, offered, recipe_file, title_of
+from peftbook.studio.html import fill, part
 from peftbook.studio.jobs import Job
-from peftbook.studio.markup import button, empty, joined, link, loading, piece
-from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import Live, View, Visit, address
+from peftbook.studio.pages.site import Live, View, Visit, address, frame
 from peftbook.studio.requests import Answer
 
 NAMES = {
@@ -26,14 +25,10 @@ RECIPE = ("model", "memory", "data_licence")
 def show(visit: Visit) -> dict[str, Any]:
     """What there is of each run that is done, and what was asked for."""
     done = [job for job in visit.studio.jobs(visit.project.id) if job.state == "done"]
-    told, waits = asked_for(visit)
-    listed = piece('<ul class="take">{}</ul>', joined(offer(visit, job) for job in done))
-    if not done:
-        listed = empty("Nothing to take away yet", "Adapters, models and outputs appear as runs are done.")
+    state, waits = asked_for(visit)
+    body = fill("files_live.html", state=state, jobs=[offer(visit, job) for job in done])
     recipe = {name: visit.typed.get(name, "") for name in RECIPE}
-    return {
-        **frame(visit), "live": Live(joined([told, listed]), EVERY_SECONDS if waits else 0.0), "recipe": recipe,
-    }  # fmt: skip
+    return {**frame(visit), "live": Live(body, EVERY_SECONDS if waits else 0.0), "recipe": recipe}
 
 
 def asked_for(visit: Visit) -> tuple[Markup, bool]:
@@ -43,7 +38,7 @@ def asked_for(visit: Visit) -> tuple[Markup, bool]:
     try:
         asked, answer = visit.studio.asked(request), visit.studio.answer(request)
     except InputError as error:
-        return markup.trouble(error), False
+        return part("trouble", error), False
     if asked.payload["project"] != visit.project.id or asked.kind not in ("merge", "gguf", "recipe"):
         raise Unknown(f"There is no file {request!r} in this project: ask for one.")
     if asked.kind == "recipe":
@@ -51,24 +46,25 @@ def asked_for(visit: Visit) -> tuple[Markup, bool]:
     job = visit.studio.job(asked.payload["job"])
     name = "model.zip" if asked.kind == "merge" else asked.payload["name"]
     if not answer.ended:
-        return loading(f"{NAMES[name]} of {job.label}: it is being made…", timed=True), True
+        return part("loading", f"{NAMES[name]} of {job.label}: it is being made…", timed=True), True
     if answer.state != "done":
-        return markup.trouble(answer.error or "It was stopped."), False
-    ready = fetch(visit, job, name, f"Download {NAMES[name].lower()} of {job.label}")
-    return markup.note(ready, "good"), False
+        return part("trouble", answer.error or "It was stopped."), False
+    address, title = address_of(visit, job, name), title_of(visit.studio, job, name)
+    words = f"Download {NAMES[name].lower()} of {job.label}"
+    return part("note", part("link", words, address, file=title), "good"), False
 
 
 def recipe_told(visit: Visit, request: str, answer: Answer) -> tuple[Markup, bool]:
     """The same of a recipe, with its advice."""
     if not answer.ended:
-        return loading("The recipe is being made…", timed=True), True
+        return part("loading", "The recipe is being made…", timed=True), True
     try:
         recipe_file(visit.studio, visit.project.id, request)
     except InputError as error:
-        return markup.trouble(error), False
+        return part("trouble", error), False
     at = visit.to(f"/api/v1/projects/{visit.project.id}/recipes/{request}")
-    ready = markup.note(link("Download the recipe's folder", at, file="recipe.zip"), "good")
-    return joined([ready, piece('<pre tabindex="0">{}</pre>', answer.text)]), False
+    ready = part("note", part("link", "Download the recipe's folder", at, file="recipe.zip"), "good")
+    return ready + Markup('<pre tabindex="0">{}</pre>').format(answer.text), False
 
 
 def act(visit: Visit) -> str:
@@ -88,30 +84,20 @@ def act(visit: Visit) -> str:
 FILES = View("files.html", show, act)
 
 
-def offer(visit: Visit, job: Job) -> Markup:
-    """What there is of one job."""
-    studio, acts = visit.studio, []
-    for name in offered(studio, job):
-        if is_ready(studio, job, name):
-            acts.append(fetch(visit, job, name, NAMES[name], f"{NAMES[name]} of {job.label}"))
-        else:
-            label = f"Make {NAMES[name].lower()} of {job.label}"
-            acts.append(button(NAMES[name], "make", f"{job.id} {name}", label=label))
+def offer(visit: Visit, job: Job) -> dict[str, Any]:
+    """A job, its files (name, whether it is ready, address, title) and the command that repeats it."""
+    studio = visit.studio
+    files = [
+        (name, is_ready(studio, job, name), address_of(visit, job, name), title_of(studio, job, name))
+        for name in offered(studio, job)
+    ]
     try:
-        command: object = piece(
-            '<details><summary>Command that repeats it</summary><pre tabindex="0">{}</pre>'
-            '<button type="button" class="act act-quiet scripted" data-copy>Copy</button></details>',
-            artefacts.command_line(studio, job),
-        )
+        command = artefacts.command_line(studio, job)
     except InputError:
         command = ""
-    return piece(
-        '<li><div><strong>{}</strong> <span class="fine">run <code>{}</code></span></div>'
-        '<span class="acts">{}</span>{}</li>', job.label, job.key[:12], joined(acts, " "), command,
-    )  # fmt: skip
+    return {"job": job, "files": files, "names": NAMES, "command": command}
 
 
-def fetch(visit: Visit, job: Job, name: str, words: str, label: str = "") -> Markup:
-    """A link to a file of a job that is there."""
-    at = visit.to(f"/api/v1/jobs/{job.id}/artefacts/{name}")
-    return link(words, at, file=title_of(visit.studio, job, name), label=label)
+def address_of(visit: Visit, job: Job, name: str) -> str:
+    """The address of a file of a job."""
+    return visit.to(f"/api/v1/jobs/{job.id}/artefacts/{name}")

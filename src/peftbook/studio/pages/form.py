@@ -41,7 +41,7 @@ PLANS: dict[str, tuple[str, str, tuple[str, ...], str, str]] = {
 DTYPES = {"auto": "the fastest here", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ASKED = options_of(Settings)
 NUMBERS = tuple(name for name, option in ASKED.items() if option.bound)
-LISTS, SWITCHES = ("models", "methods"), ("checkpointing", "peek", "tune")
+LISTS, SWITCHES = ("models", "methods"), ("checkpointing", "tune")
 FIRST = "quick"
 FIRST_METHODS = 6  # shown at once; the others on demand
 

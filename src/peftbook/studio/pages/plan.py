@@ -9,19 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from markupsafe import Markup
+
 from peftbook import specs
 from peftbook.decision.power import sight_words
 from peftbook.errors import Conflict, InputError
-from peftbook.studio import markup, planning
+from peftbook.studio import plan_checks
+from peftbook.studio.html import fill, part
 from peftbook.studio.machine import machine_words
-from peftbook.studio.markup import button, joined, loading, number, piece
 from peftbook.studio.pages.checks import long_plan, preflight_table
 from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
-from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import Live, View, Visit
+from peftbook.studio.pages.site import Live, View, Visit, frame
 from peftbook.studio.preflight import Check
-from peftbook.studio.smaller import Smaller, smaller_plan
+from peftbook.studio.smaller_plan import SmallerPlan, smaller_plan
 from peftbook.studio.tuning import Tuning
 
 EVERY_SECONDS = 0.7
@@ -30,7 +31,7 @@ EVERY_SECONDS = 0.7
 def show(visit: Visit) -> dict[str, Any]:
     """The form as it is typed, and what was found if that was checked."""
     fields, request = fields_of(visit.typed), visit.query.get("check", "")
-    live = Live(joined([])) if visit.form is not None or not request else checked(visit, request, fields)
+    live = Live(Markup("")) if visit.form is not None or not request else checked(visit, request, fields)
     return {
         **frame(visit), **shown_fields(fields), "live": live, "check": request,
         "machine": machine_words(visit.studio.home), "measures": measures_of(visit.studio, visit.project.id),
@@ -40,38 +41,36 @@ def show(visit: Visit) -> dict[str, Any]:
 def checked(visit: Visit, request: str, fields: Fields) -> Live:
     """What there is of a check by now."""
     try:
-        count = len(planning.runs_of_check(visit.studio, visit.project.id, request))
+        count = len(plan_checks.runs_of_check(visit.studio, visit.project.id, request))
         answer = visit.studio.watch(request)
         if not answer.ended:
-            waits = loading(f"Counting tokens and memory of {count} runs…", timed=True)
-            return Live(joined([waits, button("Cancel", "cancel", request, form="plan")]), EVERY_SECONDS)
+            waits = part("loading", f"Counting tokens and memory of {count} runs…", timed=True)
+            return Live(waits + part("button", "Cancel", "cancel", request, form="plan"), EVERY_SECONDS)
         if answer.state == "withdrawn":
-            return Live(markup.note(answer.error or "The check was cancelled.", "info"))
-        checks = planning.checks_of(answer)
+            return Live(part("note", answer.error or "The check was cancelled.", "info"))
+        checks = plan_checks.checks_of(answer)
         less = smaller(visit, checks, fields)
-        seen = sight_words(planning.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
+        sights = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
     except InputError as error:
-        return Live(markup.trouble(error))
-    fitting = sum(check.fits for check in checks)
-    words = f"Queue the {number(fitting)} runs{' that fit' * (fitting < len(checks))}"
-    said: list[object] = [long_plan(checks, less, request), preflight_table(checks)]
-    if seen:
-        said.append(markup.note(seen))
-    said += [piece("<p>{}</p>", button(words, "queue", request, kind="main", form="plan"))] * (fitting > 0)
-    return Live(joined(said))
+        return Live(part("trouble", error))
+    body = fill(
+        "plan_live.html", request=request, table=preflight_table(checks), long=long_plan(checks, less), less=less,
+        sights=sights, count=len(checks), fitting=sum(check.fits for check in checks),
+    )  # fmt: skip
+    return Live(body)
 
 
-def smaller(visit: Visit, checks: Sequence[Check], fields: Fields) -> Smaller | None:
+def smaller(visit: Visit, checks: Sequence[Check], fields: Fields) -> SmallerPlan | None:
     """A smaller plan than the form's, which was checked."""
     runs = {run.key: run for run in runs_asked(visit, fields)[0]}
     if set(runs) != {check.key for check in checks}:
-        raise InputError(planning.CHANGED)
+        raise InputError(plan_checks.CHANGED)
     return smaller_plan(settings_of(fields), [runs[check.key] for check in checks], checks)
 
 
 def runs_asked(visit: Visit, fields: Fields) -> tuple[list[specs.Run], Tuning | None]:
     """The runs that the form asks for."""
-    return planning.planned(visit.studio.task(visit.project.id), settings_of(fields))
+    return plan_checks.planned(visit.studio.task(visit.project.id), settings_of(fields))
 
 
 def act(visit: Visit) -> str:
@@ -82,17 +81,17 @@ def act(visit: Visit) -> str:
         return form_at(project, fields)
     if request := form.get("queue"):
         asked = {run.key for run in runs_asked(visit, fields)[0]}
-        if asked != {run.key for run in planning.runs_of_check(visit.studio, project, request)}:
-            raise Conflict(planning.CHANGED)
-        plan, _ = planning.queue_checked(visit.studio, project, request)
+        if asked != {run.key for run in plan_checks.runs_of_check(visit.studio, project, request)}:
+            raise Conflict(plan_checks.CHANGED)
+        plan, _ = plan_checks.queue_checked(visit.studio, project, request)
         return f"/projects/{project}/runs?plan={plan}"
     if (request := form.get("smaller")) and (
-        less := smaller(visit, planning.checks_of(visit.studio.answer(request)), fields)
+        less := smaller(visit, plan_checks.checks_of(visit.studio.answer(request)), fields)
     ):
         fields |= {name: str(value) for name, value in less.changes.items()}
     visit.studio.withdraw(visit.query.get("check", ""))  # nobody waits for what was asked before
     runs, tuning = runs_asked(visit, fields)
-    return form_at(project, fields, check=planning.ask_check(visit.studio, project, runs, tuning, watched=True))
+    return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning, watched=True))
 
 
 def form_at(project: str, fields: Fields, **more: str) -> str:

@@ -17,18 +17,15 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.errors import InputError
 from peftbook.studio.archive import load_project
-from peftbook.studio.drafts import Drafts, plain_name
-from peftbook.studio.markup import ago, badge, empty, joined, number, piece, size
+from peftbook.studio.formats import number, size
+from peftbook.studio.html import fill
 from peftbook.studio.pages.site import Context, Live, View, Visit, render, status_of
+from peftbook.studio.uploads import UploadStore, plain_name
 from peftbook.tasks.columns import guess_columns
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-CARD = (
-    '<li><a class="card" href="{address}"><strong>{project.name}</strong><span class="fine">{file} · '
-    '{project.columns.input} → {project.columns.target} · {when}</span><span class="states">{jobs}</span></a></li>'
-)
 STATES = ("running", "queued", "done", "failed", "cancelled")
 EVERY_SECONDS = 4.0
 AROUND_BYTES = 100_000  # of a form around the file that it sends
@@ -37,28 +34,15 @@ SAVED = ".tar"  # a project that a studio saved
 
 
 def listing(visit: Visit) -> Markup:
-    """All projects, the newest first, with what their jobs do."""
-    projects = visit.studio.projects()
-    if not projects:
-        return empty(
-            "No project yet",
-            "A project is one file of yours: rows with something to read and something to write. Upload it below, "
-            "train several methods on it side by side, and see which one is worth its cost, with intervals.",
-        )
-    states: dict[str, Counter[str]] = {}
+    """All projects, the newest first, with the states of their jobs."""
+    counts: dict[str, Counter[str]] = {}
     for job in visit.studio.jobs():
-        states.setdefault(job.project, Counter())[job.state] += 1
-    return piece('<ul class="cards">{}</ul>', joined(
-        piece(CARD, project=project, address=visit.to(f"/projects/{project.id}/data"), when=ago(project.created),
-              file=project.filename or "pasted", jobs=badges(states.get(project.id, Counter())))
-        for project in reversed(projects)
-    ))  # fmt: skip
-
-
-def badges(counts: Counter[str]) -> Markup:
-    """What the jobs of a project do."""
-    told = joined((badge(state, f"{counts[state]} {state}") for state in STATES if counts[state]), " ")
-    return told or Markup('<span class="fine">no runs yet</span>')
+        counts.setdefault(job.project, Counter())[job.state] += 1
+    cards = [
+        (one, visit.to(f"/projects/{one.id}/data"), counts.get(one.id, Counter()))
+        for one in reversed(visit.studio.projects())
+    ]
+    return fill("home_live.html", cards=cards, states=STATES)
 
 
 def show(visit: Visit) -> dict[str, Any]:
@@ -81,7 +65,7 @@ def add_uploads(app: FastAPI, context: Context) -> None:
     async def upload(request: Request) -> Response:
         visit, pasted = Visit(context, request.scope["path"]), ""
         try:
-            file, pasted = await sent(request, context.drafts)
+            file, pasted = await sent(request, context.uploads)
             made = await run_in_threadpool(keep, context, file, pasted)
         except InputError as error:
             shown = (await run_in_threadpool(show, visit)) | {"pasted": pasted}
@@ -92,12 +76,12 @@ def add_uploads(app: FastAPI, context: Context) -> None:
     app.add_route("/new", upload, methods=["POST"])
 
 
-async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str]:
+async def sent(request: Request, uploads: UploadStore) -> tuple[UploadFile | None, str]:
     """The file and the text of the form. Raises TooLarge as soon as it is too much."""
-    most, seen = drafts.caps.bytes + AROUND_BYTES, 0
+    most, seen = uploads.caps.bytes + AROUND_BYTES, 0
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > most:
-        raise drafts.too_large()
+        raise uploads.too_large()
 
     async def counted() -> AsyncGenerator[bytes, None]:
         nonlocal seen
@@ -112,31 +96,31 @@ async def sent(request: Request, drafts: Drafts) -> tuple[UploadFile | None, str
         form = await parser.parse()
     except (MultiPartException, KeyError):
         if seen > most:
-            raise drafts.too_large() from None
+            raise uploads.too_large() from None
         raise InputError("That is no form with a file: load the page again.") from None
     file, pasted = form.get("file"), form.get("pasted")
     return file if isinstance(file, UploadFile) else None, pasted if isinstance(pasted, str) else ""
 
 
 def keep(context: Context, file: UploadFile | None, pasted: str) -> str:
-    """What was sent as a draft that is a table, or as a project that another studio saved; the address of either."""
-    drafts, filename = context.drafts, (file and file.filename) or ""
+    """Store what was sent: a table as an upload, a saved project as a project; the address of either."""
+    uploads, filename = context.uploads, (file and file.filename) or ""
     source = file.file if file and filename else io.BytesIO(pasted.encode())
     if not (block := source.read(BLOCK)).strip():
         raise InputError("Nothing was sent: choose a file, or paste a header and rows.")
-    draft = drafts.new(plain_name(filename))
+    upload = uploads.new(plain_name(filename))
     try:
-        with source, drafts.receiving(draft.id) as write:
+        with source, uploads.receiving(upload.id) as write:
             while block:
                 write(block)
                 block = source.read(BLOCK)
-        drafts.end(draft.id)
+        uploads.end(upload.id)
         if filename.endswith(SAVED):
-            project = load_project(context.studio, draft.path, context.caps)
-            drafts.drop(draft.id)
+            project = load_project(context.studio, upload.path, context.caps)
+            uploads.drop(upload.id)
             return f"/projects/{project.id}/data"
-        guess_columns(drafts.table(draft.id))
+        guess_columns(uploads.table(upload.id))
     except BaseException:
-        drafts.drop(draft.id)
+        uploads.drop(upload.id)
         raise
-    return f"/new/{draft.id}"
+    return f"/new/{upload.id}"

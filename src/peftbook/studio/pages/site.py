@@ -1,4 +1,4 @@
-"""What the pages share: addresses, templates, forms, and what is said where something is refused.
+"""Shared by all pages: addresses, templates, forms and error pages.
 
 A page is a `View` at one address. Looking at it changes nothing. What a form on it sends goes to the same address and
 ends with another one to look at, or with the page as it was, what was typed in it and the sentence why not.
@@ -6,15 +6,13 @@ ends with another one to look at, or with the page as it was, what was typed in 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
@@ -25,23 +23,18 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from peftbook.errors import InputError, Unknown
-from peftbook.studio import markup
 from peftbook.studio.access import relative
 from peftbook.studio.api.problems import STATUS
-from peftbook.studio.drafts import Drafts
-from peftbook.studio.markup import own_file, piece
+from peftbook.studio.html import fill, own_file, part
 from peftbook.studio.store import Project, Studio
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-STUDIO = Path(__file__).resolve().parents[1]
-TEMPLATES = Environment(
-    loader=FileSystemLoader([STUDIO / "templates", STUDIO]),
-    autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
 MOST_FIELDS = 500
+STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "try": "Try it", "files": "Files"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Context:
     """What the pages show. caps: of uploads.  with_login: whether there is somebody to log out."""
 
     studio: Studio
-    drafts: Drafts
+    uploads: UploadStore
     caps: Caps
     with_login: bool = False
 
@@ -68,7 +61,7 @@ class Visit:
     def studio(self) -> Studio:
         return self.context.studio
 
-    @functools.cached_property
+    @cached_property
     def project(self) -> Project:
         """The one that the address names. Raises Unknown for none."""
         return self.studio.project(self.names["project"])
@@ -162,15 +155,25 @@ def status_of(error: Exception) -> int:
 
 
 def render(visit: Visit, template: str, **shown: Any) -> str:
-    """A whole page."""
+    """Render a page."""
     usual: dict[str, Any] = {"live": None, "refused": None, "with_login": visit.context.with_login}
     usual["file"] = lambda name: relative(visit.path, own_file(name)[1])
-    filled = usual | {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": markup.trouble}
-    return TEMPLATES.get_template(template).render(filled | shown)
+    usual |= {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": partial(part, "trouble")}
+    return str(fill(template, **usual | shown))
+
+
+def frame(visit: Visit) -> dict[str, Any]:
+    """What the template of every step of a project is filled with."""
+    project, step = visit.project, visit.path.rpartition("/")[2]
+    typed = None if visit.form is None else visit.form.get("rename")
+    return {
+        "project": project, "steps": STEPS, "step": step, "new_name": typed, "jobs": len(visit.studio.jobs(project.id)),
+        "address": visit.path, "here": lambda name: visit.to(f"/projects/{project.id}/{name}"),
+    }  # fmt: skip
 
 
 def problem_page(visit: Visit, error: Exception) -> Response:
-    """A page that has nothing but the sentence why."""
+    """A page with nothing but an error."""
     title = "There is no such page" if isinstance(error, Unknown) else "This cannot be shown"
     return HTMLResponse(render(visit, "problem.html", refused=error, title=title), status_of(error))
 
@@ -183,7 +186,7 @@ def live_part(visit: Visit, live: Live | None, seen: str) -> Response:
 
 
 def worker_line(studio: Studio) -> Markup:
-    """Whether somebody works, and on what."""
+    """The state of the workers, and their jobs."""
     workers = [worker for worker in studio.workers() if worker.alive]
     waiting = sum(job.state == "queued" for job in studio.jobs())
     if not workers:
@@ -193,8 +196,8 @@ def worker_line(studio: Studio) -> Markup:
     else:
         told = [f"{job.label}: {job.doing.words()[0]}" for job in jobs]
         kind, sign, words = " status-busy", "▸", "; ".join(told)
-    more = f" · {waiting} waiting" if waiting else ""
-    return piece('<p class="status{}"><span aria-hidden="true">{}</span> {}{}</p>', kind, sign, words, more)
+    words += f" · {waiting} waiting" if waiting else ""
+    return Markup('<p class="status{}"><span aria-hidden="true">{}</span> {}</p>').format(kind, sign, words)
 
 
 def typed_number(text: str) -> Any:

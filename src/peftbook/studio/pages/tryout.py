@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from markupsafe import Markup
-
 from peftbook.errors import InputError, Unknown
-from peftbook.studio import markup
-from peftbook.studio.markup import button, empty, joined, loading, piece
-from peftbook.studio.pages.frame import frame
-from peftbook.studio.pages.site import Live, View, Visit, address, typed_number
+from peftbook.studio.html import fill, part
+from peftbook.studio.pages.site import Live, View, Visit, address, frame, typed_number
+from peftbook.studio.playground import TYPED_CHARS, ask_model, available_models, row_after, sampling_of
 from peftbook.studio.requests import Answer
-from peftbook.studio.trying import TYPED_CHARS, ask_model, models_at_hand, row_after, sampling_of
 
 SIDES = ("left", "right")
 HOW = {  # a number of the sampling → what its field is called, its usual text, what it means
@@ -24,12 +20,12 @@ HOW = {  # a number of the sampling → what its field is called, its usual text
     "seed": ("Seed", "0", "of the draws"),
 }
 EVERY_SECONDS = 0.4
-WAITS = empty("Nothing generated yet", "Type an input or take a test row, then generate with both models.")
+WAITS = "Nothing generated yet", "Type an input or take a test row, then generate with both models."
 
 
 def show(visit: Visit) -> dict[str, Any]:
     """The form with what was asked, the target of a test row, and both answers as far as they are."""
-    models = models_at_hand(visit.studio, visit.project.id)
+    models = available_models(visit.studio, visit.project.id)
     asked = visit.query.getlist("answer")[:2]
     usual = {"left": models[0][1], "right": models[-1][1], "text": "", **{name: one[1] for name, one in HOW.items()}}
     usual |= {name: value for name, value in visit.query.items() if name in usual}
@@ -37,20 +33,18 @@ def show(visit: Visit) -> dict[str, Any]:
     example = next((one for one in visit.studio.task(visit.project.id).splits["test"] if one.id == row), None)
     if example is not None:
         usual["text"] = example.input[:TYPED_CHARS]
-    live = Live(WAITS)
+    live = Live(part("empty", *WAITS))
     if asked:
         usual |= what_was_asked(visit, asked)
         answers = [answer_of(visit, request) for request in asked]
         live = answered(answers, asked)
     if visit.form is not None:
         usual |= {name: visit.form.get(name, value) for name, value in usual.items()}
-    reference = Markup("")
-    if example is not None and usual["text"] == example.input[:TYPED_CHARS]:
-        words = '<p class="fine">Test {}, whose target is</p><div class="said said-target">{}</div>'
-        reference = piece(words, example.id, example.target)
+    if example is not None and usual["text"] != example.input[:TYPED_CHARS]:
+        example = None
     return {
         **frame(visit), "models": [(value, words) for words, value in models], "fields": usual, "how": HOW,
-        "reference": reference, "live": live, "most": TYPED_CHARS, "row": row, "answers": asked,
+        "reference": example, "live": live, "most": TYPED_CHARS, "row": row, "answers": asked,
         "changed": any(usual[name] != one[1] for name, one in HOW.items()),
     }  # fmt: skip
 
@@ -73,13 +67,10 @@ def what_was_asked(visit: Visit, asked: list[str]) -> dict[str, str]:
 
 def answered(answers: list[Answer], asked: list[str]) -> Live:
     """Both texts, and a button while they grow."""
-    texts = joined(
-        piece('<section aria-label="{}">{}</section>', side.capitalize(), said(one))
-        for side, one in zip(SIDES, answers, strict=False)
-    )
     goes_on = not all(one.ended for one in answers)
-    stop = button("Stop", "stop", " ".join(asked), form="try") if goes_on else ""
-    return Live(piece('<div class="side-by-side">{}</div>{}', texts, stop), EVERY_SECONDS if goes_on else 0.0)
+    sides = list(zip(SIDES, answers, strict=False))
+    body = fill("try_live.html", sides=sides, stop=" ".join(asked) if goes_on else "")
+    return Live(body, EVERY_SECONDS if goes_on else 0.0)
 
 
 def act(visit: Visit) -> str:
@@ -111,19 +102,6 @@ def answer_of(visit: Visit, request_id: str) -> Answer:
         return visit.studio.answer(request_id)
     except InputError as error:
         return Answer("failed", error=str(error))
-
-
-def said(answer: Answer) -> Markup:
-    """A text as it grows."""
-    if answer.state == "failed":
-        return markup.trouble(answer.error)
-    if answer.state == "waiting" or (answer.state == "working" and not answer.text):
-        return loading("Waiting for the model…" if answer.state == "waiting" else "Loading the model…")
-    ends = {"done": "", "working": piece('<span class="caret" aria-hidden="true"></span>')}.get(answer.state, "")
-    foot = piece('<p class="fine">stopped</p>') if answer.state == "withdrawn" else Markup("")
-    if answer.state == "done" and not answer.text.strip():
-        foot = piece('<p class="fine">It ended at once, without a word.</p>')
-    return piece('<div class="said" aria-live="polite">{}{}</div>{}', answer.text, ends, foot)
 
 
 TRY = View("try.html", show, act)

@@ -27,7 +27,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Smaller:
+class SmallerPlan:
     """Settings of a smaller plan, what differs in them, and about how many seconds it takes."""
 
     settings: Settings
@@ -47,8 +47,8 @@ class Smaller:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One run and its seconds, of which those of training and of generation change with the plan."""
+class PlannedRun:
+    """A run and its predicted seconds, of which those of training and generation scale with the plan."""
 
     run: specs.Run
     check: Check
@@ -56,7 +56,7 @@ class Part:
     def seconds(self, tokens: int, tests: int) -> float:
         """With so many tokens, and so many test rows: their answers are written in batches."""
         budget, shots = self.run.budget, self.run.method.examples_shown
-        before, batch = self.run.evaluation.n_generate, generation_batch(shots, self.run.evaluation.order)
+        before, batch = self.run.evaluation.n_generate, generation_batch(shots)
         trained = min(1.0, tokens / budget.tokens) if budget else 0.0
         written = min(1.0, -(-tests // batch) / -(-before // batch)) if before else 0.0
         fixed = (self.check.seconds or 0.0) - self.check.training_seconds - self.check.generation_seconds
@@ -78,7 +78,7 @@ def at_once(checks: Sequence[Check], seconds: Iterable[float]) -> float:
 
 def smaller_plan(
     settings: Settings, runs: Sequence[specs.Run], checks: Sequence[Check], limit: float = LONG_SECONDS
-) -> Smaller | None:
+) -> SmallerPlan | None:
     """The plan that ends within the limit and gives up least; None where there is no need, or no way.
 
     runs, checks: of the settings. Test rows go before seeds, and both before training gets shorter than a quick look;
@@ -86,7 +86,7 @@ def smaller_plan(
     """
     if plan_seconds(checks) <= limit:
         return None
-    parts = [Part(run, check) for run, check in zip(runs, checks, strict=True) if check.fits]
+    parts = [PlannedRun(run, check) for run, check in zip(runs, checks, strict=True) if check.fits]
     tokens = max((part.run.budget.tokens for part in parts if part.run.budget), default=0)
     tests = max(part.run.evaluation.n_generate for part in parts)
     for seeds, rows in steps_down(int(settings.seeds), tests):
@@ -99,10 +99,10 @@ def smaller_plan(
     wanted = {"tokens": (most, tokens), "seeds": (seeds, settings.seeds), "test_examples": (rows, tests)}
     changes = {name: new for name, (new, old) in wanted.items() if new != old}
     seconds = together(kept, most, rows)
-    return Smaller(replace(settings, **changes), changes, seconds)  # type: ignore[arg-type]
+    return SmallerPlan(replace(settings, **changes), changes, seconds)  # type: ignore[arg-type]
 
 
-def together(parts: Sequence[Part], tokens: int, tests: int) -> float:
+def together(parts: Sequence[PlannedRun], tokens: int, tests: int) -> float:
     """Seconds of all runs with so many tokens, and so many test rows."""
     return at_once([part.check for part in parts], (part.seconds(tokens, tests) for part in parts))
 
@@ -114,7 +114,7 @@ def steps_down(seeds: int, tests: int) -> Iterator[tuple[int, int]]:
             yield fewer, rows
 
 
-def tokens_within(parts: Sequence[Part], tokens: int, tests: int, limit: float) -> int:
+def tokens_within(parts: Sequence[PlannedRun], tokens: int, tests: int, limit: float) -> int:
     """How many training tokens there is time for, at most those of the plan; below 0 where there is none."""
     return bisect.bisect_right(range(tokens + 1), limit, key=lambda most: together(parts, most, tests)) - 1
 

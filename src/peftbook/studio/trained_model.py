@@ -1,12 +1,16 @@
-"""What a job trained, as a model again: with its adapter on the base, or merged into one dense model."""
+"""Models of finished jobs: load base and adapter, merge them into one dense model, and cache those in use."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
+from peftbook import specs
 from peftbook.base_models import check_model
 from peftbook.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
@@ -15,6 +19,9 @@ from peftbook.training.forward import apply_method
 from peftbook.training.hardware import platform_here
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.restored import restore
+
+MODELS = 4  # cached; models on one base share its tensors
+SPARE = 0.15  # of the memory: with less available no second model is cached
 
 
 def load_trained(studio: Studio, job: Job) -> Loaded:
@@ -86,3 +93,45 @@ def base_name(name: str, known: dict) -> str:
     plain = name.replace(".base_layer.", ".").replace(".linear.", ".")
     candidates = (plain, plain.removeprefix("base_model."), plain.removeprefix("base_model.model."))
     return next((one for one in candidates if one in known), "")
+
+
+class ModelCache:
+    """The models that were used last, trained or untuned, as far as they fit into memory."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        self.loaded: OrderedDict[str, Loaded] = OrderedDict()
+
+    def of_job(self, job: Job) -> Loaded:
+        """The model that a job trained, or the untuned one that it measured."""
+        if job.run.budget is None and not getattr(job.run.method, "quant", ""):
+            return self.as_it_comes(job.run.model, platform_here(job.run.platform), job.run.weights)
+
+        def load() -> Loaded:
+            found = load_trained(self.studio, job)
+            if job.run.method.shares_base:
+                base = self.as_it_comes(job.run.model, platform_here(job.run.platform), job.run.weights)
+                share_weights(found.model, base.model)
+            return found
+
+        return self._cached(f"{job.project}/{job.key}", load)
+
+    def as_it_comes(self, model: specs.Model, platform: str, weights: str = "fp32") -> Loaded:
+        """A model without training. weights: the type in which a job holds it."""
+
+        def load() -> Loaded:
+            check_model(model)
+            found = load_model(model, None, platform, weights=weights)
+            return Loaded(found.model.eval().requires_grad_(False), found.tokenizer)
+
+        return self._cached(f"{platform}/{weights}/{model.name}/{model.revision}", load)
+
+    def _cached(self, key: str, load: Callable[[], Loaded]) -> Loaded:
+        if key not in self.loaded:
+            memory = psutil.virtual_memory()
+            while self.loaded and (len(self.loaded) >= MODELS or memory.available < SPARE * memory.total):
+                self.loaded.popitem(last=False)
+                memory = psutil.virtual_memory()
+            self.loaded[key] = load()
+        self.loaded.move_to_end(key)
+        return self.loaded[key]

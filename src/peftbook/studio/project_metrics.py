@@ -1,4 +1,4 @@
-"""A project's own metrics: kept beside its data as `metrics.json`, tried on its targets before they are kept."""
+"""A project's own metrics, stored as `metrics.json` beside its data after a check on its targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "metrics.json"
 
 
 def declare(studio: Studio, project_id: str, said: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
-    """Let these be the project's metrics, in place of those before; runs that are at hand are scored by them too.
+    """Replace the project's own metrics; runs that are done are scored by them too.
 
     Raises InputError for a declaration that is none, and where a test row's own target would be wrong by it.
     """

@@ -1,4 +1,4 @@
-"""Waiting for a plan at the terminal: how far it is, a worker always alive, and what Ctrl-C leaves behind."""
+"""Run a plan in the foreground of a terminal: show its progress, keep a worker alive, stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a 
 
 
 def wanted_elsewhere(studio: Studio, project: Project) -> Callable[[], frozenset[str]]:
-    """What tells the ids of the jobs that wait or run because a plan of the studio's page asked for them.
+    """A function that returns the ids of queued and running jobs that plans of the studio's page want.
 
     A job that is queued again after this call is not one of them; one that a plan of the page has grown by is.
     """
@@ -34,9 +34,9 @@ def wanted_elsewhere(studio: Studio, project: Project) -> Callable[[], frozenset
 
 @contextlib.contextmanager
 def worker_ahead(studio: Studio, runs: int) -> Iterator[None]:
-    """Within it a plan of so many new runs is judged, while a worker that will compute them imports its libraries.
+    """A context in which a plan of so many new runs is checked, while their worker imports its libraries.
 
-    A plan that is refused, or interrupted, leaves no worker behind.
+    The worker ends if the plan is refused or interrupted.
     """
     if runs:
         start_worker(studio.home, *(["--several"] if runs > 1 else []))
@@ -51,8 +51,8 @@ def worker_ahead(studio: Studio, runs: int) -> Iterator[None]:
 def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> bool:
     """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
 
-    elsewhere: tells the ids of jobs that are left to others who want them too.  A worker that this process started is
-    ended when nothing is left to do, or with Ctrl-C.
+    elsewhere: returns the ids of jobs that Ctrl-C leaves queued, as other plans want them.  A worker that this process
+    started ends when nothing is left to do, and on Ctrl-C.
     """
     try:
         with ended_as_interrupted(), Ticker(sys.stderr) as ticker:
@@ -72,7 +72,7 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str
 
 @contextlib.contextmanager
 def ended_as_interrupted() -> Iterator[None]:
-    """Within it `kill` and a closed terminal do what Ctrl-C does, unless they are ignored."""
+    """A context in which SIGTERM and SIGHUP raise KeyboardInterrupt, unless they are ignored."""
     may = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if may and hasattr(signal, name)]
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
@@ -86,9 +86,9 @@ def ended_as_interrupted() -> Iterator[None]:
 
 
 def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> str:
-    """Take a plan's jobs off the queue, so that nothing waits behind them, and wait until none runs; what was done.
+    """Cancel a plan's jobs and wait until none runs; returns a summary in words.
 
-    Those under way are ended and keep their last checkpoints, whoever's worker it was. Those in `elsewhere` stay.
+    Running jobs end with their last checkpoints, whoever started their worker. Those in `elsewhere` stay queued.
     """
     taken: list[Job] = []
     while new := [
@@ -119,7 +119,7 @@ def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] =
 
 
 def noted_failures(jobs: Sequence[Job]) -> list[Job]:
-    """Those that are not done, each said; trials of a rate only where no run of their method is judged."""
+    """The jobs that are not done, each printed; trials of a rate only if no final run of their method is among them."""
     judged = {(job.run.model, job.run.method) for job in jobs if not is_trial(job.run)}
     failed = [
         job
@@ -132,7 +132,7 @@ def noted_failures(jobs: Sequence[Job]) -> list[Job]:
 
 
 def end_worker(studio: Studio, waiting: bool) -> bool:
-    """End the worker if this process started it, and if nothing waits or that is no reason; whether it was ended."""
+    """End the worker that this process started, with `waiting` even if jobs are queued; whether one was ended."""
     busy = not all(job.ended for job in studio.jobs())
     mine = [process for process in STARTED if process.poll() is None]
     if not mine or (busy and not waiting):

@@ -1,7 +1,6 @@
-"""Attempts at jobs: how workers claim them, write about them and end them, and what becomes of those whose worker died.
+"""The workers' side of the job queue: claim a job, report its progress, end it, release jobs of dead workers.
 
-Who may write about a running job is told by its `attempt`, which every claim raises: what a process writes that lost
-its job changes nothing.
+Every claim raises the job's `attempt`; writes with an older attempt change nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from peftbook.processes import HOST, end_group, identity, is_alive
 from peftbook.records import Store
 from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
 
-STALE_SECONDS = 120.0  # after which a worker on another machine, whose process cannot be looked at, counts as dead
+STALE_SECONDS = 120.0  # without a heartbeat, after which a worker on another machine counts as dead
 DEATHS = 5  # so often a job's process may be killed before the job fails
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A worker: whether its process lives, seconds since it last said so, and the job that it computes, if any."""
+    """A worker: whether its process lives, seconds since its last heartbeat, and the job that it computes, if any."""
 
     id: str
     pid: int
@@ -32,11 +31,11 @@ class WorkerState:
     job: str = ""
 
 
-class Attempts(Jobs):
-    """The worker's side of the queue. Nothing raises for a job that is gone: it returns that nothing was done."""
+class WorkerQueue(Jobs):
+    """The workers' side of the job queue. No method raises for a job that no longer exists."""
 
     def workers(self) -> list[WorkerState]:
-        """The workers that have said something and not gone, with the job that each computes."""
+        """The registered workers, with the job that each computes."""
         rows = self._rows(
             "SELECT workers.*, coalesce(jobs.id, '') AS job FROM workers "
             "LEFT JOIN jobs ON jobs.worker = workers.id AND jobs.state = 'running' ORDER BY workers.started"
@@ -59,13 +58,13 @@ class Attempts(Jobs):
             db.execute("DELETE FROM workers WHERE id = ?", (worker,))
 
     def waiting(self) -> list[Job]:
-        """The jobs that wait to be claimed, in that order."""
+        """The queued jobs, in the order in which they will be claimed."""
         return self._jobs("jobs.state = 'queued' GROUP BY jobs.id ORDER BY jobs.queued, jobs.number")
 
     def claim(self, worker: str, pid: int, job_id: str = "") -> Job | None:
-        """The job that has waited longest, or this one, now running in this worker's hands; None if it does not wait.
+        """Claim the job that has waited longest, or the given one; None if it is not queued.
 
-        A worker has one job at a time: what it claimed before and never started waits again.
+        A worker has one job at a time: one that it claimed before and never started is queued again.
         """
         if self._row("SELECT 1 FROM jobs WHERE state = 'queued' OR (state = 'running' AND worker = ?)", worker) is None:
             return None
@@ -90,8 +89,8 @@ class Attempts(Jobs):
         return self.job(found["id"])
 
     def adopt(self, job_id: str, attempt: int, pid: int) -> bool | None:
-        """The process that will compute this attempt says so, before it touches a file. None if the job is not its to
-        compute (any more); else whether it starts anew.
+        """Register the process that computes this attempt, before it touches a file. None if the job is another's by
+        now; else whether it starts anew.
         """
         with self._write() as db:
             row = db.execute(
@@ -102,7 +101,7 @@ class Attempts(Jobs):
         return None if row is None else bool(row["anew"])
 
     def begun(self, job_id: str, attempt: int) -> None:
-        """What was left of an earlier attempt is gone: from now on this one goes on from its checkpoints."""
+        """Note that the files of earlier attempts are deleted: from now on checkpoints are this attempt's own."""
         with self._write() as db:
             db.execute("UPDATE jobs SET anew = 0 WHERE id = ? AND attempt = ?", (job_id, attempt))
 
@@ -122,7 +121,7 @@ class Attempts(Jobs):
         seconds_left: float | None = None,
         points: Sequence[tuple[int, float]] = (),
     ) -> bool:
-        """Write where an attempt stands, with new points of its curve; False if it should stop.
+        """Store the progress of an attempt, with new points of its curve; False if it should stop.
 
         seconds: since its phase began, if it is another than before.  seconds_left: until the phase ends.
         """
@@ -144,9 +143,9 @@ class Attempts(Jobs):
         return row["wanted"] == ""
 
     def finish(self, job_id: str, attempt: int) -> bool:
-        """End an attempt whose record is at hand: done, or failed if the record says so or cannot be read. False if
-        there is none yet, or if the attempt is not the job's any more. What a tuned plan wants next is queued before,
-        so that none looks as if it had ended while it goes on.
+        """End an attempt that has a record: done, or failed if the record says so or cannot be read. False if there is
+        no record yet, or if the attempt is not the current one. The next runs of a tuned plan are queued first, so that
+        the plan never looks complete in between.
         """
         row = self._row("SELECT project, run FROM jobs WHERE id = ?", job_id)
         if row is None:
@@ -163,14 +162,14 @@ class Attempts(Jobs):
         return self._end(job_id, attempt, "failed" if record.failure else "done", record.failure)
 
     def fail(self, job_id: str, attempt: int, why: str) -> bool:
-        """End an attempt that cannot succeed, saying why in a sentence."""
+        """End an attempt as failed. why: one sentence."""
         return self._end(job_id, attempt, "failed", why)
 
     def stopped(self, job_id: str, attempt: int) -> bool:
         return self._end(job_id, attempt, "cancelled", "")
 
     def died(self, job_id: str, attempt: int, why: str) -> bool:
-        """Queue a job again whose process was killed, before all others; after DEATHS times it fails."""
+        """Queue a job again whose process was killed; after DEATHS times it fails."""
         with self._write() as db:
             row = db.execute(
                 "UPDATE jobs SET deaths = deaths + 1 WHERE id = ? AND attempt = ? AND state = 'running' "
@@ -192,7 +191,7 @@ class Attempts(Jobs):
             )
 
     def wanted(self, job_id: str, attempt: int) -> bool:
-        """Whether an attempt is still to go on: it is the job's, and nobody cancelled it or deleted its project."""
+        """Whether an attempt should continue: it is the current one, and neither cancelled nor its project deleted."""
         row = self._row(
             "SELECT 1 FROM jobs JOIN projects ON projects.id = project AND NOT removed "
             "WHERE jobs.id = ? AND attempt = ? AND state = 'running' AND wanted = ''",
@@ -201,10 +200,10 @@ class Attempts(Jobs):
         return row is not None
 
     def release(self, mine: str = "", busy: Collection[str] = ()) -> list[str]:
-        """Take their jobs from workers that died, and end what they left running; returns the ids of those jobs.
+        """Release the jobs of dead workers and end their processes; returns the ids of the released jobs.
 
-        A job whose record is at hand is finished, one that was being cancelled is cancelled, others are queued again.
-        mine: the worker that asks, whose places `busy` alone have a process: what else it claimed was never started.
+        A job that has a record is finished, one that was being cancelled is cancelled, others are queued again.
+        mine: the calling worker, of whose slots only those in `busy` have a process: its other claims never started.
         """
         rows = self._rows(
             "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running'"
@@ -239,7 +238,7 @@ class Attempts(Jobs):
 
 
 def lives(worker: sqlite3.Row, now: float) -> bool:
-    """By its process where that can be looked at, else by how long it has been silent."""
+    """Whether a worker lives: by its process on this machine, elsewhere by its last heartbeat."""
     if worker["host"] == HOST:
         return is_alive(worker["pid"], worker["identity"])
     return now - worker["beat"] < STALE_SECONDS

@@ -1,4 +1,4 @@
-"""Findings: what was found in an upload, in words, and the upload as a project; page and API say and do the same."""
+"""Checks of uploaded rows, in words, and the project that an upload becomes; for page and API alike."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from peftbook.errors import InputError
 from peftbook.evidence.planning import POWER
 from peftbook.evidence.stats import quantile
 from peftbook.options import Bound
-from peftbook.studio.drafts import Drafts
 from peftbook.studio.settings import MOST_GENERATED, Reading
 from peftbook.studio.store import Project, Studio
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Findings, Split, examine
 from peftbook.tasks.table import Table
@@ -36,7 +36,7 @@ def split_of(validation: float, test: float, seed: float) -> Split:
 
 @functools.lru_cache(8)
 def examined(found: Table, columns: Columns, split: Split) -> Findings:
-    """`examine`, remembered."""
+    """`examine`, cached."""
     return examine(found, columns, split)
 
 
@@ -80,12 +80,12 @@ def found_with(rows: int) -> float:
     return (quantile(0.05, math.inf) + quantile(2 * (1 - POWER), math.inf)) * SPREAD / math.sqrt(max(1, rows))
 
 
-def project_of_draft(studio: Studio, drafts: Drafts, draft_id: str, name: str, reading: Reading) -> Project:
-    """Keep an upload as a project, and forget it as an upload. Raises InputError for what is no task."""
-    if obstacle := examined(drafts.table(draft_id), reading.columns, reading.split).obstacle:
+def project_of_upload(studio: Studio, uploads: UploadStore, upload_id: str, name: str, reading: Reading) -> Project:
+    """Make a project of an upload and delete the upload. Raises InputError for rows that are no task."""
+    if obstacle := examined(uploads.table(upload_id), reading.columns, reading.split).obstacle:
         raise InputError(obstacle)
-    draft = drafts.get(draft_id)
-    content = draft.path.read_bytes()
-    project = studio.create_project(name, content, draft.filename, reading, drafts.caps)
-    drafts.drop(draft_id)
+    upload = uploads.get(upload_id)
+    content = upload.path.read_bytes()
+    project = studio.create_project(name, content, upload.filename, reading, uploads.caps)
+    uploads.drop(upload_id)
     return project

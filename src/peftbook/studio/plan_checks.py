@@ -1,4 +1,4 @@
-"""Planning: a plan is checked, and what fits of it is queued, as it was checked; page and API do the same."""
+"""Check a plan before it runs, and queue the runs of a check that fit; for page and API alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from peftbook.decision import check_choices
 from peftbook.decision.power import Sight, sights_of
 from peftbook.errors import Conflict, InputError
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.declared import metrics_of
 from peftbook.studio.jobs import Plan, parse_run
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
+from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.requests import Answer
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
@@ -25,14 +25,14 @@ CHANGED = "The settings were changed after the check: check the plan again."
 
 
 def planned(task: TaskData, settings: Settings) -> tuple[list[specs.Run], Tuning | None]:
-    """The runs that settings come to, as far as can be known, and the tuning of those whose rates are raced."""
+    """The runs of settings, as far as they are known, and the tuning if their rates are raced."""
     runs = plan(task, settings)
     tuning = Tuning.of(task, runs) if settings.tune else None
     return list(runs) if tuning is None else likely_runs(tuning), tuning
 
 
 def chosen_rates(studio: Studio, plan: Plan) -> list[str]:
-    """Which rate each method of a tuned plan was given, a line each; of those whose race has ended."""
+    """The rate that each method of a tuned plan was given, a line each, for races that have ended."""
     if not plan.tuning:
         return []
     return chosen_words(Tuning.read(plan.tuning), studio.records(plan.project).get)
@@ -41,7 +41,7 @@ def chosen_rates(studio: Studio, plan: Plan) -> list[str]:
 def ask_check(
     studio: Studio, project_id: str, runs: Sequence[specs.Run], tuning: Tuning | None = None, *, watched: bool = False
 ) -> str:
-    """Have runs looked at by the assistant; the id of the question. tuning: if they are likely runs of one.
+    """Request a check of runs by the assistant; the request's id. tuning: if they are likely runs of one.
 
     watched: as of `Requests.ask`.
     """

@@ -1,4 +1,4 @@
-"""People: who may come in, by a password that is kept as its scrypt hash."""
+"""Users of a studio with a login file, which holds the scrypt hash of each password."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, 
 FEWEST_CHARS = 10
 SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20, "dklen": 32}  # about 0.1 s and 32 MB a try
 NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+Refusal = tuple[int, str, dict[str, str]]  # status, sentence, headers
 
 
 def add_user(path: Path, name: str) -> None:
@@ -37,7 +38,7 @@ def add_user(path: Path, name: str) -> None:
         password = sys.stdin.readline().rstrip("\n")
     if len(password) < FEWEST_CHARS:
         raise InputError(f"The password has {len(password)} characters: take at least {FEWEST_CHARS}.")
-    users = Logins(path).users if path.exists() else {}
+    users = LoginFile(path).users if path.exists() else {}
     salt = secrets.token_bytes(16)
     users[name] = {"salt": salt.hex(), "scrypt": scrypt(password, salt).hex()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +52,8 @@ def scrypt(password: str, salt: bytes) -> bytes:
     return hashlib.scrypt(password.encode(), salt=salt, **SCRYPT)
 
 
-class Logins:
-    """The login file, and how often somebody was wrong. Raises InputError for a file that is none."""
+class LoginFile:
+    """A login file, and the failed logins of the last minutes. Raises InputError for a file that is none."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -67,7 +68,7 @@ class Logins:
         self._few = threading.Semaphore(2)  # tries at once: each takes memory
 
     def wait(self, *whose: str) -> float:
-        """Seconds until one of these, a name or an address, may try again; 0 for now."""
+        """Seconds until these names or addresses may try again; 0 if they may now."""
         began = time.monotonic() - WINDOW_SECONDS
         with self._lock:
             recent = {key: [when for when in times if when > began] for key, times in self._wrong.items()}
@@ -75,13 +76,13 @@ class Logins:
             many = [times for key in whose if len(times := self._wrong.get(key, [])) >= FAILURES]
         return max((times[-FAILURES] - began for times in many), default=0.0)
 
-    def mark(self, name: str) -> str:
-        """What changes with somebody's password and is nothing for who has none; no password can be told from it."""
+    def fingerprint(self, name: str) -> str:
+        """A digest that changes with a user's password; empty for an unknown user."""
         known = self.users.get(name)
         return digest(known["salt"] + known["scrypt"]) if known else ""
 
     def check(self, name: str, password: str, address: str) -> bool:
-        """Whether the password is right; wrong ones count. An unknown name takes as long as a known one."""
+        """Whether the password is right; failures are counted. An unknown name takes as long as a known one."""
         known = self.users.get(name, {"salt": "00" * 16, "scrypt": ""})
         with self._few:
             digest = scrypt(password[:1024], bytes.fromhex(known["salt"])).hex()
@@ -94,26 +95,21 @@ class Logins:
                 self._wrong.setdefault(key, []).append(time.monotonic())
         return False
 
-
-Refused = tuple[int, str, dict[str, str]]  # status, sentence, headers
-
-
-def known(logins: Logins, name: str, password: str, address: str) -> tuple[str, Refused | None]:
-    """Whether the password is somebody's; too many wrong ones have to wait."""
-    wait = logins.wait(f"name {name}", f"address {address}")
-    if wait > 0:
-        words = f"Too many wrong passwords: wait {max(1, round(wait / 60))} min, then try again."
-        return "", (429, words, {"retry-after": str(int(wait) + 1)})
-    if not logins.check(name, password, address):
-        return "", (401, "Name or password is wrong: try again.", {})
-    return name, None
+    def refusal(self, name: str, password: str, address: str) -> Refusal | None:
+        """None if the password is that of the name, else why not; after too many failures one has to wait."""
+        if (wait := self.wait(f"name {name}", f"address {address}")) > 0:
+            words = f"Too many wrong passwords: wait {max(1, round(wait / 60))} min, then try again."
+            return 429, words, {"retry-after": str(int(wait) + 1)}
+        if not self.check(name, password, address):
+            return 401, "Name or password is wrong: try again.", {}
+        return None
 
 
-class People(Protocol):
-    """Those who may come in."""
+class Users(Protocol):
+    """Those who may log in."""
 
-    def mark(self, name: str) -> str:
-        """What changes with somebody's password and is nothing for who has none; no password can be told from it."""
+    def fingerprint(self, name: str) -> str:
+        """A digest that changes with a user's secret; empty for an unknown user."""
         ...
 
 

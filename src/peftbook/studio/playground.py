@@ -1,4 +1,4 @@
-"""Trying: which models can be asked for an answer, and how; page, API and assistant hold to the same bounds."""
+"""Playground: the models that can generate an answer, and the sampling settings, for page, API and assistant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BOUNDS = {"max_new_tokens": (1, MAX_NEW_TOKENS), "temperature": (0, 5), "top_p":
 
 
 def sampling_of(asked: Mapping[str, Any]) -> Sampling:
-    """What a question says of it. Raises InputError for what is out of bounds."""
+    """The sampling settings of a request. Raises InputError for a value out of bounds."""
     said: dict[str, Any] = {}
     for name, (least, most) in BOUNDS.items():
         usual = getattr(Sampling, name)
@@ -40,8 +40,8 @@ def sampling_of(asked: Mapping[str, Any]) -> Sampling:
     return Sampling(**said)
 
 
-def models_at_hand(studio: Studio, project_id: str) -> list[tuple[str, str]]:
-    """(what it is called, its value) of every model that can be tried: as they come, then what was trained."""
+def available_models(studio: Studio, project_id: str) -> list[tuple[str, str]]:
+    """(label, value) of every model that can generate: untuned models first, then those of finished jobs."""
     done = [job for job in studio.jobs(project_id) if job.state == "done"]
     found = [(f"{name}, untuned", f"model:{name}") for name in plain_models(studio, project_id)]
     return found + [(job.label, f"job:{job.id}") for job in done if keeps_trained(job.run)]
@@ -54,12 +54,12 @@ def plain_models(studio: Studio, project_id: str) -> dict[str, specs.Model]:
 
 
 def ask_model(studio: Studio, project_id: str, value: str, text: str, sampling: Mapping[str, Any]) -> str:
-    """Put a text to a model at hand; the id of the question. Raises InputError for an empty text or a long one."""
+    """Request an answer of a model; the request's id. Raises InputError for an empty text or a long one."""
     if not text.strip():
         raise InputError("The input is empty: type something, or take a test row.")
     if len(text) > TYPED_CHARS:
         raise InputError(f"The input has {len(text):,} characters, the cap is {TYPED_CHARS:,}: shorten it.")
-    if value not in [one for _, one in models_at_hand(studio, project_id)]:
+    if value not in [one for _, one in available_models(studio, project_id)]:
         raise Unknown("That model is not at hand (any more): choose another.")
     kind, _, name = value.partition(":")
     whose: dict[str, Any] = {"job": name}
