@@ -10,12 +10,11 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.drawn import lines
 from peftbook.figures.lora import HIDDEN, SMOLLM2, TARGETS, parameters_per_rank
-from peftbook.figures.style import SIZE, colour, drawing, question, say, shade, tag
+from peftbook.figures.style import SIZE, colour, drawing, question, say, shade
 from peftbook.methods.prompt import PromptTuning
 
-__all__ = ["length_counts", "parameters_against_length", "prompt_parameters", "soft_prompt_position"]
+__all__ = ["length_counts", "prompt_parameters", "soft_prompt_position"]
 
 
 def prompt_parameters(length: int) -> int:
@@ -84,15 +83,3 @@ def length_counts() -> Chart:
         series.append(Series(f"LoRA, {name}, r = {rank}", [count] * 2, look, [1.0, 200.0], marks=False))
     return Chart(series, "Virtual tokens", "Trained numbers", log={"x": 10, "y": 10}, number_format="#,##0",
                  x_format="0", x_range=(1, 1000), y_range=(100, 1e7))  # fmt: skip
-
-
-@figure
-def parameters_against_length() -> Figure:
-    """How small is a soft prompt? Parameters against virtual tokens, beside two LoRA adapters of the same model."""
-    chart = length_counts()
-    figure, axes, _ = lines(chart, height=3.8)
-    tag(axes, f"20 tokens: {prompt_parameters(20):,}", (20, prompt_parameters(20)), (10, -6), "prompt", va="top")
-    for series in chart.series[1:]:
-        tag(axes, f"{series.name}: {series.values[0]:,.0f}", (1, series.values[0]), (0, 5), series.look)
-    axes.set_ylim(3e2, 1.6e7)
-    return question(figure, "How small is a soft prompt?")
