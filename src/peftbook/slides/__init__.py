@@ -3,7 +3,6 @@
 Charts are native and hold the records' numbers; drawings and equations are pictures, sharp on a 4K screen.
 """
 
-from peftbook.slides.archive import faults
 from peftbook.slides.charts import CHARTS, Chart
 from peftbook.slides.deck import SPOKEN, build
 from peftbook.slides.handout import contact_sheet, convert, find_office, handout
@@ -13,5 +12,4 @@ from peftbook.slides.placeholders import Sources, fill
 from peftbook.slides.template import ACCENT
 
 __all__ = ["ACCENT", "CHARTS", "OUTLINE", "SPOKEN", "Chart", "Sources", "build", "choose", "contact_sheet", "convert",
-           "faults", "fill", "find_office", "handout", "lines_needed", "read_outline", "section_names",
-           "text_width"]  # fmt: skip
+           "fill", "find_office", "handout", "lines_needed", "read_outline", "section_names", "text_width"]  # fmt: skip
