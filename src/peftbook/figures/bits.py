@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook import specs
+from peftbook.evidence.chart import Chart
 from peftbook.figures import figure
+from peftbook.figures.charts import measured_series
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -217,6 +219,17 @@ def recovery_gaps(store: Store) -> Figure:
     handles = [panels[0].plot([], [], **look, label=label)[0] for label, look in marks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
     return question(figure, "Does tuning recover what few bits lose?")
+
+
+def recovered(store: Store) -> Chart:
+    """Test loss above that of the 16-bit base, before and after tuning, small Llama."""
+    bits = {"nf4": "NF4", "fp4": "FP4", "int4": "INT4", "nf2": "NF2"}
+    before, after = "recovery.small_{}_before_minus_before_loss", "recovery.small_{}_minus_lora_loss"
+    series = [
+        measured_series(label, map(name.format, bits), store, look)
+        for label, name, look in (("before tuning", before, "untuned"), ("after tuning", after, "qlora"))
+    ]
+    return Chart(series, "", f"Loss above 16 bits, {LOSS}", list(bits.values()), number_format="0.00")
 
 
 def gaps(source: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.parts import LOSS, SMALL, mark, note
 from peftbook.figures.style import canvas, colour, name_rows, question, shade, tag
@@ -42,6 +43,11 @@ class Member(NamedTuple):
     marker: str
     setting: str = ""
 
+    @property
+    def name(self) -> str:
+        """Label and setting."""
+        return ", ".join(filter(None, (self.label, self.setting)))
+
 
 FAMILIES = {"prompt": "additive", "qlora": "selective", "lora": "reparametrised"}  # tone → family
 
@@ -66,6 +72,7 @@ MEMBERS = {
     "subspace": Member("Subspace", "lora", "*", "n = 200"),
     "bias": Member("BitFit", "qlora", "d"),
 }
+SHORT_NUMBERS = '[>=1000000000]0,,," bn";[>=1000000]0,," M";#,##0'
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B"}
 
 
@@ -129,13 +136,24 @@ def numbers_by_method() -> Figure:
             axes.plot(value, at, **(mark(one.tone, one.marker, hollow=hollow) | {"markersize": 9}))
         text = share_text(large / counts["llama-2-7b"]["full"])
         tag(axes, text, (large, at), (9, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
-    name_rows(axes, [", ".join(filter(None, (m.label, m.setting))) for m in MEMBERS.values()], 0.4, 0.6)
+    name_rows(axes, [one.name for one in MEMBERS.values()], 0.4, 0.6)
     for label, one in zip(axes.get_yticklabels(), MEMBERS.values(), strict=True):
         label.set(color=colour(one.tone), fontweight="bold")
     remark = "hollow: SmolLM2-135M\nfilled: Llama-2-7B,\nand the share it trains"
     note(axes, remark, 0.99, 0.17, va="center", linespacing=1.4)
     axes.set(xscale="log", xlabel="Trained numbers", xlim=(40, 4e12), xticks=[10**power for power in (2, 4, 6, 8, 10)])
     return question(figure, "How many numbers does each method train?")
+
+
+def trained_numbers() -> Chart:
+    """Numbers that each method trains on Llama-2-7B."""
+    counts = trained_parameters(SHAPES["llama-2-7b"])
+    shown = {name: one for name, one in MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
+    labels = [f"{one.name}: {counts[name]:,}" for name, one in shown.items()]
+    series = Series("Trained numbers", [float(counts[name]) for name in shown], "lora")
+    return Chart([series], "", "Trained numbers of Llama-2-7B", labels, log={"y": 10}, y_range=(100, 1e10),
+                 horizontal=True, number_format=SHORT_NUMBERS, gap=35,
+                 point_looks=[one.tone for one in shown.values()])  # fmt: skip
 
 
 def share_text(share: float) -> str:

@@ -16,7 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from peftbook.cost import Rates, step_seconds
+from peftbook.evidence.chart import Chart
 from peftbook.figures import figure
+from peftbook.figures.charts import forest
 from peftbook.figures.parts import (
     SMALL,
     as_row,
@@ -155,6 +157,15 @@ def requantised_gains(store: Store) -> Figure:
     axes.axvline(100, color=colour("muted"), linewidth=1.2, linestyle=(0, (1, 1.5)))
     draw_rows(axes, rows, "Adapter's gain that is lost, % (band: margin)\n* its weights come from a 4-bit file")
     return question(figure, "What does quantising again leave of an adapter?")
+
+
+def requantised(store: Store) -> Chart:
+    """Share of the adapter's gain that is lost when the merged model is quantised again."""
+    cases = {"small_nf4": ("small Llama, NF4", "lora"), "small_nf2": ("small Llama, NF2", "qlora"),
+             "smollm2_nf4": ("SmolLM2 *, NF4", "untuned")}  # fmt: skip
+    name = "requantised.{}_requantised_lost"
+    rows = [(label, look, quantity(name.format(case), store)) for case, (label, look) in cases.items()]
+    return forest(rows, "Share of the gain that is lost, %", 1, "0", "%")
 
 
 @figure

@@ -12,7 +12,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from peftbook.evidence.chart import Chart
 from peftbook.figures import figure
+from peftbook.figures.charts import forest, measured_series
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -61,6 +63,13 @@ def target_matrices(store: Store) -> Figure:
     return question(figure, "Which matrices should LoRA adapt?")
 
 
+def target_differences(store: Store) -> Chart:
+    """Test loss above that of all linear layers, at equal parameters, paired."""
+    arms = {"query_value": ("q and v", "fewshot"), "attention": ("attention", "prompt"), "mlp": ("MLP", "qlora")}
+    rows = [(label, look, quantity(f"targets_all.{arm}_minus_all_loss", store)) for arm, (label, look) in arms.items()]
+    return forest(rows, f"Test loss − that of all linear layers, {LOSS}", 3, "0.00")
+
+
 PATHS = {
     "full_low": ("Full, 2.5e-5", "full", "v", (0, (1, 1))),
     "full_middle": ("Full, 1e-4", "full", "s", (0, (4, 1.5))),
@@ -104,6 +113,12 @@ def forgetting_paths(store: Store) -> Figure:
     question(figure, "Does LoRA forget less?")
     label_points(axes, ends, column=0.79)
     return figure
+
+
+def forgotten(store: Store) -> Chart:
+    """Loss on prose that training on E2E added, by method and rate."""
+    rows = [(*PATHS[arm][:2], quantity(f"forgetting.{arm}_forgotten", store)) for arm in forgetting.ARMS]
+    return forest(rows, f"Loss added on other text, {LOSS}", 2, "0.0")
 
 
 def matched_seeds(first: str, second: str, store: Store) -> list[float]:
@@ -217,3 +232,15 @@ def merging_latency(store: Store) -> Figure:
     )
     legend.get_title().set(fontsize=SMALL, color=colour("muted"))
     return question(figure, "Is merging free in time?")
+
+
+def latency(store: Store) -> Chart:
+    """Time of a forward pass at batch 1 over that of the merged model, two precisions."""
+    names = {"merged_over_base": "merged / base", "adapter_over_merged": "adapter / merged",
+             "lora_over_merged": "unmerged / merged"}  # fmt: skip
+    series = [
+        measured_series(label, [f"merging_latency.{name}_forward_{dtype}_batch1" for name in names], store, look)
+        for dtype, label, look in (("fp32", "float32", "lora"), ("bf16", "bfloat16", "qlora"))
+    ]
+    return Chart(series, "", "Ratio of times, forward pass", list(names.values()), y_range=(0, None),
+                 number_format="0.0", label_format="0.00")  # fmt: skip

@@ -3,7 +3,8 @@
 Charts are native and hold the records' numbers; drawings and equations are pictures, sharp on a 4K screen.
 """
 
-from peftbook.slides.charts import CHARTS, Chart
+from peftbook.evidence.chart import Chart
+from peftbook.slides.charts import CHARTS
 from peftbook.slides.deck import SPOKEN, build
 from peftbook.slides.handout import contact_sheet, convert, find_office, handout
 from peftbook.slides.measure import lines_needed, text_width
