@@ -57,10 +57,7 @@ START = {"model": "llama-2-7b", "method": "qlora", "memory": "24GiB", "batch": 1
 def fit_here(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: str) -> Shown:
     """The figure as `show` has it, with what the controls offer."""
     shown = show(figure, *args, name=name, alt=alt, caption=caption)
-    numbers = json.dumps(offered(), separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
-    html = shown.html.replace("<figure ", f'<figure data-fit="../{FOLDER}/{FILE}" ', 1)
-    html = html.replace("<figcaption>", f'<script type="application/json">{numbers}</script><figcaption>', 1)
-    return Shown(f'{html}<script defer src="../_static/js/fit.js"></script>', shown.text)
+    return shown.with_numbers(offered(), f'data-fit="../{FOLDER}/{FILE}"', 'defer src="../_static/js/fit.js"')
 
 
 def offered() -> dict[str, Any]:

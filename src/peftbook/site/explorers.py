@@ -8,7 +8,6 @@ reads the numbers beside it and puts controls and a drawing in its place; it fet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +27,9 @@ def explore(
 ) -> Shown:
     """The figure as `show` has it, with the numbers of an explorer: quantiser or rank."""
     shown = show(figure, *args, name=name, alt=alt, caption=caption, **options)
-    numbers = json.dumps(KINDS[kind](), separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
-    html = shown.html.replace("<figure ", f'<figure data-explorer="{kind}" ', 1)
-    html = html.replace("<figcaption>", f'<script type="application/json">{numbers}</script><figcaption>', 1)
-    return Shown(f'{html}<script type="module" src="../_static/js/explorers.js"></script>', shown.text)
+    return shown.with_numbers(
+        KINDS[kind](), f'data-explorer="{kind}"', 'type="module" src="../_static/js/explorers.js"'
+    )
 
 
 def quantiser_numbers() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store, default_store
 from peftbook.site.display import Shown
 from peftbook.studies import live
+from peftbook.views.html import json_script
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = PACKAGE.parents[1] / "book/assets/live"
@@ -75,11 +76,7 @@ def train_at_once() -> Shown:
 
 def opened(classes: str, numbers: dict[str, Any]) -> str:
     """The place's first tag, with the numbers for its script."""
-    content = json.dumps(numbers, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
-    return (
-        f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">'
-        f'<script type="application/json">{content}</script>'
-    )
+    return f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">{json_script(numbers)}'
 
 
 def controls(store: Store) -> dict[str, Any]:
