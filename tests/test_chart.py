@@ -104,7 +104,7 @@ def test_matplotlib_stacks_the_bars_of_a_chart_and_says_their_sums():
         _, axes = canvas()
         draw_bars(axes, chart)
         bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
-        assert bars == [(0, 1), (0, 4), (1, 2), (4, 0.5)]
+        assert bars == [(0, 1), (1, 2), (0, 4), (4, 0.5)]
         assert [text.get_text() for text in axes.texts] == ["3.0", "4.5"]
         _, axes = canvas()
         draw_bars(axes, Chart([Series("n", [1.0, 4.0])], "", "Claims", ["p", "q"], point_looks=["lora", "full"]))

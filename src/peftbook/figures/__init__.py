@@ -1,7 +1,8 @@
 """Figures: pure functions from records (or from nothing) to a matplotlib Figure, registered beside their code.
 
 A function under `@figure` is a figure by its name. With a parameter `store` it is drawn from records, and the runs
-behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function.
+behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function:
+`__all__` of a module names only what else it offers.
 
 A module is imported when one of its figures is asked for: a chapter rests on the modules, and the studies, of its own
 figures alone.

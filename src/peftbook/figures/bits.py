@@ -28,6 +28,7 @@ from peftbook.figures.parts import (
     draw_series,
     label_points,
     mark,
+    mark_key,
     mosaic,
     note,
     plain_ticks,
@@ -38,15 +39,6 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import codebooks, double_quant, qlora_width, recovery, weight_error
-
-__all__ = [
-    "codebook_absolute_errors",
-    "codebook_errors",
-    "double_quantisation",
-    "recovery_gaps",
-    "weight_error_scatter",
-    "width_gaps",
-]
 
 # Codebooks: short label, marker, tone. What QLoRA offers or compares is in colour, the best ones of a kind are grey.
 BOOKS = {
@@ -216,8 +208,7 @@ def recovery_gaps(store: Store) -> Figure:
         axes.set_title(title)
     panels[1].set_xlabel(f"Test loss − 16-bit base's, {LOSS}\n(band: margin; * weights from a 4-bit file)")
     marks = {"before tuning": mark("untuned", "o", hollow=True), "after tuning": mark("qlora", "D")}
-    handles = [panels[0].plot([], [], **look, label=label)[0] for label, look in marks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+    mark_key(figure, panels[0], marks)
     return question(figure, "Does tuning recover what few bits lose?")
 
 
@@ -264,6 +255,5 @@ def width_gaps(store: Store) -> Figure:
         plain_ticks(axes, widths)
     panels[0].set_ylabel(f"Test loss − 16 bit's, {LOSS}")
     marks = {"after tuning": mark("ink", "D"), "before tuning": mark("ink", "D", hollow=True)}
-    handles = [panels[0].plot([], [], **look, label=label)[0] for label, look in marks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+    mark_key(figure, panels[0], marks)
     return question(figure, "Does QLoRA match LoRA at every width?")

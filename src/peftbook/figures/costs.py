@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,8 @@ from matplotlib.figure import Figure
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.drawn import draw_bars
-from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
+from peftbook.figures.parts import draw_stacks
+from peftbook.figures.style import SIZE, canvas, look, name_rows, question, say, shade, tag
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import arm_looks, named
@@ -20,7 +20,7 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import costs
 
-__all__ = ["bytes_by_part", "memory_by_term", "peak_memory", "repeats", "state_bytes", "step_time", "training_state"]
+__all__ = ["bytes_by_part", "repeats", "state_bytes"]
 
 LLAMA = SHAPES["llama-2-7b"]
 ARMS = ("full", "lora", "qlora", "prompt")  # of the deck
@@ -92,24 +92,6 @@ def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, floa
     base = linear * QUANTISED_BITS / 8 + 2 * (total - linear) if spec.packed else 2.0 * total
     own = 2 * trained if spec.efficient else 0
     return {"weights": base + own, "gradients": 2.0 * trained, "optimiser": 12.0 * trained}
-
-
-def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[str, tuple[str, float, str]]) -> None:
-    """A bar a row with its parts side by side, in GB, and their sum. looks: part → tone, share of it, hatch."""
-    for row, parts in enumerate(rows):
-        left = 0.0
-        for part, size in parts.items():
-            tone, share, hatch = looks[part]
-            look: dict[str, Any] = {
-                "color": shade(tone, share),
-                "hatch": hatch,
-                "edgecolor": colour("paper"),
-                "linewidth": 0.6,
-            }
-            axes.barh(row, size / 1e9, 0.6, left=left / 1e9, label=part if row == 0 else None, **look)
-            left += size
-        ground = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1}  # for a line behind it
-        tag(axes, f"{left / 1e9:.1f}", (left / 1e9, row), (6, 0), va="center", bbox=ground)
 
 
 def kept_state() -> Chart:

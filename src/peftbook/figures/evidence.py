@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.charts import forest, rate_chart
-from peftbook.figures.methods import per_seed
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -33,6 +32,7 @@ from peftbook.figures.parts import (
     loss_row,
     mark,
     note,
+    per_seed,
     plain_ticks,
 )
 from peftbook.figures.style import SIZE, canvas, colour, question, shade, tag
@@ -41,15 +41,7 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import Quantity, benchmark, data_size, learning_rate, prompt_design, standard
 
-__all__ = [
-    "benchmark_losses",
-    "benchmark_scores",
-    "examples_needed",
-    "parabola",
-    "prompt_design_losses",
-    "rate_curves",
-    "standard_curve",
-]
+__all__ = ["parabola"]
 
 
 def arm_look(arm: str) -> tuple[str, str, str]:
@@ -84,10 +76,8 @@ def standard_curve(store: Store) -> Figure:
              transform=axes.get_yaxis_transform(), va="bottom")  # fmt: skip
         axes.plot([tokens, tokens], [losses[at], before - 0.42 * (before - best)], color=colour("ink"), linewidth=1.2)
         axes.plot(tokens, losses[at], marker="*", markersize=16, color=colour("ink"), markeredgecolor=colour("paper"))
-        axes.annotate(
-            f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps", (tokens, before - 0.4 * (before - best)),
-            xytext=(4, 0), textcoords="offset points", fontweight="bold", va="bottom", fontsize=SIZE - 1,
-        )  # fmt: skip
+        text = f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps"
+        tag(axes, text, (tokens, before - 0.4 * (before - best)), (4, 0), va="bottom", fontsize=SIZE - 1)
         axes.set(title=title, xlim=(-4, 200), ylim=(best - 0.2 * (before - best), before + 0.06 * (before - best)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
@@ -104,10 +94,7 @@ def benchmark_losses(store: Store) -> Figure:
     for arm in benchmark_order(store):
         label, tone, marker = arm_look(arm)
         rows.append(loss_row(label, comparison, "benchmark", arm, store, tone, marker))
-        if arm == "lora":
-            against.append(Row(label, 0.0, tone=tone, marker=marker))
-        else:
-            against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
+        against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
     draw_rows(losses, rows, f"Test loss,\n{LOSS}", 4)
     draw_margin(differences, -benchmark.MARGIN, benchmark.MARGIN)
     differences.axvline(0, color=colour("lora"), linewidth=1.2)
@@ -297,10 +284,7 @@ def prompt_design_losses(store: Store) -> Figure:
         names = [prompt_design.arm_name(length, init) for length in prompt_design.LENGTHS]
         losses = [loss_row("", prompt_design.COMPARISON, "prompt_length", name, store, tone, marker) for name in names]
         against = [
-            Row("", 0.0, tone=tone, marker=marker)
-            if name == usual
-            else difference_row("", prompt_design.COMPARISON, name, usual, store, tone=tone, marker=marker)
-            for name in names
+            difference_row("", prompt_design.COMPARISON, name, usual, store, tone=tone, marker=marker) for name in names
         ]
         for axes, rows, found in zip(panels, (losses, against), ends, strict=True):
             draw_series(axes, prompt_design.LENGTHS, rows, line=line, shift=shift)

@@ -24,15 +24,7 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import benchmark
 
-__all__ = [
-    "FAMILIES",
-    "MEMBERS",
-    "loss_against_count",
-    "numbers_by_method",
-    "trained_parameters",
-    "work_against_count",
-    "work_per_token",
-]
+__all__ = ["FAMILIES", "MEMBERS", "trained_parameters", "work_per_token"]
 
 
 class Member(NamedTuple):
@@ -190,9 +182,8 @@ def work_against_count() -> Figure:
             continue
         label = "LoRA, DoRA,\nAdaLoRA, adapter" if name == "lora" else f"{one.label}, {one.setting}".strip(", ")
         tone = "ink" if name == "lora" else one.tone
-        axes.annotate(label, (trained[name], value), xytext=(11, -1), textcoords="offset points", color=colour(tone),
-                      fontweight="bold", va="top" if name == "lora" else "center", fontsize=SMALL,
-                      bbox=plate())  # fmt: skip
+        side = "top" if name == "lora" else "center"
+        tag(axes, label, (trained[name], value), (11, -1), tone, va=side, fontsize=SMALL, bbox=plate())
     axes.set(
         xscale="log", yscale="log", xlabel="Trained numbers", ylabel="Multiplications added\nto a token, not merged"
     )
@@ -226,9 +217,8 @@ def loss_against_count(store: Store) -> Figure:
         axes.plot([x, x], [found.low, found.high], color=colour(one.tone), linewidth=2.4, solid_capstyle="butt")
         axes.plot(x, found.mean, **(mark(one.tone, one.marker) | {"markersize": 9}))
         at, offset = (found.high, (0, 9)) if side == "above" else (found.mean, (-9 if side == "left" else 9, 0))
-        axes.annotate(one.label, (x, at), xytext=offset, textcoords="offset points", va="center", fontweight="bold",
-                      ha={"left": "right", "right": "left", "above": "center"}[side], color=colour(one.tone),
-                      fontsize=SMALL)  # fmt: skip
+        align = {"left": "right", "right": "left", "above": "center"}[side]
+        tag(axes, one.label, (x, at), offset, one.tone, va="center", ha=align, fontsize=SMALL)
     shots, untuned = (comparison.difference(name, "full", "loss_nats", store) for name in ("fewshot", "untuned"))
     axes.axhline(shots.mean, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
     remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"

@@ -11,21 +11,21 @@ from matplotlib.figure import Figure
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.parts import SMALL, Points, decimals, draw_quantities, label_points, mosaic, note, plain_ticks
+from peftbook.figures.parts import (
+    SMALL,
+    Points,
+    decimals,
+    draw_quantities,
+    label_points,
+    labelled,
+    mosaic,
+    note,
+    plain_ticks,
+)
 from peftbook.figures.style import canvas, colour, question, tag
 from peftbook.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 from peftbook.studies import memory_elsewhere as elsewhere
-
-__all__ = [
-    "accuracy_by_depth",
-    "adapters_served",
-    "memory_elsewhere",
-    "memory_errors",
-    "step_peaks",
-    "step_times",
-    "stored_bits",
-]
 
 Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
@@ -52,9 +52,7 @@ def accuracy_by_depth(store: Store) -> Figure:
     axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted as asked, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, depths)
     axes.set_xlim(0.85 * depths[0], 2.8 * depths[-1])
-    question(figure, "What can a prompt not learn?")
-    label_points(axes, ends, column=0.74)
-    return figure
+    return labelled(figure, "What can a prompt not learn?", axes, ends, column=0.74)
 
 
 @figure
@@ -110,9 +108,7 @@ def adapters_served(store: Store) -> Figure:
         ylabel="Generated tokens a second",
     )
     axes.set(ylim=(0, None), xlim=(0.85, 90))
-    question(figure, "What do many adapters cost to serve?")
-    label_points(axes, ends, column=0.68)
-    return figure
+    return labelled(figure, "What do many adapters cost to serve?", axes, ends, column=0.68)
 
 
 @figure

@@ -10,41 +10,21 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 from scipy.stats import spearmanr
 
 from peftbook.evidence import stats
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.charts import measured_series, rate_chart
-from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
+from peftbook.figures.parts import LOSS, SCORES, Row, draw_rows, interval_row, per_seed
+from peftbook.figures.style import SIZE, canvas, colour, look, question, say, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Record, Store
 from peftbook.studies import methods
 
-__all__ = [
-    "chosen_records",
-    "example_differences",
-    "head_to_head",
-    "learning_rate_curves",
-    "lora_against_full",
-    "per_seed",
-    "prompt_rate_curve",
-    "qlora_against_lora",
-    "quality_against_parameters",
-    "rouge_against_bertscore",
-    "smooth",
-    "sweep_points",
-    "test_scores",
-    "training_loss",
-]
+__all__ = ["chosen_records", "example_differences", "smooth", "sweep_points"]
 
-SCORES = {
-    "loss": ("Loss, nats per token", "loss_nats", -1),
-    "rougeL": ("ROUGE-L, 0–1", "rougeL", 1),
-    "bertscore_f1": ("BERTScore F1, 0–1", "bertscore_f1", 1),
-}
-LOSS = "nats per token"
 CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 
 
@@ -54,19 +34,6 @@ CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 def chosen_records(arm: str, store: Store) -> list[Record]:
     """The arm's final records, one a seed (untuned has one in all)."""
     return methods.final_records(arm, store)
-
-
-def per_seed(records: Sequence[Record], score: str) -> list[float]:
-    """The test mean of each seed; loss is weighted by label tokens."""
-    column = SCORES[score][1]
-    means = []
-    for record in records:
-        values = np.asarray(record.per_example[column], dtype=float)
-        weights = (
-            np.asarray(record.per_example["label_tokens"], dtype=float) if score == "loss" else np.ones(len(values))
-        )
-        means.append(float(values.sum() / weights.sum()))
-    return means
 
 
 def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[stats.Interval, list[float]]:
@@ -101,10 +68,11 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
     """How well does each arm do on the test split? Mean with its 95 % interval and the seeds behind it."""
     found = {arm: chosen_records(arm, store) for arm in methods.LABELS}
     figure, axes = canvas(height=0.95 + 0.42 * len(found))
-    for row, (arm, records) in enumerate(found.items()):
-        interval = methods.score(records, SCORES[score][1])
-        draw_row(axes, row, arm, interval, per_seed(records, score))
-    finish_rows(axes, list(found), SCORES[score][0] + better(score))
+    rows = [
+        arm_row(arm, methods.score(records, SCORES[score][1]), per_seed(records, score))
+        for arm, records in found.items()
+    ]
+    draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
     name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
     return question(figure, f"Which method has the best {name}?")
 
@@ -139,23 +107,14 @@ def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
     for axes, score in zip(panels[:, 0], scores, strict=True):
         axes.axvline(0, color=colour("untuned"), linewidth=1.2)
-        for row, (arm, records) in enumerate(found.items()):
-            draw_row(axes, row, arm, *difference(records, base, score))
-        finish_rows(axes, list(found), SCORES[score][0] + better(score))
+        rows = [arm_row(arm, *difference(records, base, score)) for arm, records in found.items()]
+        draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
     return question(figure, "What does each method gain\nover the untuned model?")
 
 
-def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Sequence[float]) -> None:
-    """One arm: the interval as a bar, its mean as the arm's marker, each seed as a small tick above."""
-    axes.plot([interval.low, interval.high], [row, row], color=colour(arm), linewidth=2.4, solid_capstyle="butt")
-    axes.plot(interval.mean, row, **look(arm, line=False))
-    axes.plot(seeds, [row - 0.3] * len(seeds), "|", color=colour(arm), markersize=6, markeredgewidth=1.4)
-
-
-def finish_rows(axes: Axes, arms: Sequence[str], label: str) -> None:
-    name_rows(axes, [arm_looks()[arm].label for arm in arms], 0.5, 0.65)
-    axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+def arm_row(arm: str, interval: stats.Interval, seeds: Sequence[float]) -> Row:
+    """One arm of a forest, in its look."""
+    return interval_row(arm_looks()[arm].label, interval, seeds, tone=arm, marker=arm_looks()[arm].marker)
 
 
 def better(score: str) -> str:

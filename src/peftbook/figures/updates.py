@@ -22,7 +22,7 @@ from peftbook.figures.parts import (
     difference_row,
     draw_margin,
     draw_rows,
-    label_points,
+    labelled,
     loss_row,
     mark,
     mosaic,
@@ -32,8 +32,6 @@ from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.studies import forgetting, merging, subspace, targets
-
-__all__ = ["forgetting_paths", "merging_latency", "subspace_overlap", "target_matrices"]
 
 
 @figure
@@ -110,9 +108,7 @@ def forgetting_paths(store: Store) -> Figure:
         tone, marker = ("full", PATHS[full][2]) if arm == "r64" else ("lora", PATHS[arm][2])
         rows.append(as_row(label, quantity(name, store), matched_seeds(full, arm, store), tone, marker))
     draw_rows(differences, rows, "Prose loss, full − LoRA, at equal E2E loss\n(band: margin; right: LoRA forgets less)")
-    question(figure, "Does LoRA forget less?")
-    label_points(axes, ends, column=0.79)
-    return figure
+    return labelled(figure, "Does LoRA forget less?", axes, ends, column=0.79)
 
 
 def forgotten(store: Store) -> Chart:
