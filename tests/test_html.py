@@ -6,7 +6,7 @@ from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftbook.views.html import details, fact_table, grid, joined, json_script, link, piece
+from peftbook.views.html import details, fact_table, grid, joined, json_script, link, piece, powers_raised, prose
 
 TEXT = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
 
@@ -24,3 +24,9 @@ def test_data_for_a_script_does_not_end_it():
     """The browser ends a script at the first `</`, wherever it stands."""
     assert json_script({"a": "</script><b>"}).count("</") == 1
     assert piece("<i>{}</i>", "<b>") == "<i>&lt;b&gt;</i>" and grid(["a"], []) == '<p class="nothing">None yet.</p>'
+
+
+def test_marks_in_a_text_do_not_escape_it_twice():
+    """Code in a line keeps its quotes, a power stands above."""
+    assert BeautifulSoup(prose('`a("b")` & c'), "html.parser").text == 'a("b") & c'
+    assert powers_raised("5 × 10^−3 <") == "5 × 10<sup>−3</sup> &lt;"

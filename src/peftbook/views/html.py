@@ -33,12 +33,12 @@ def json_script(value: object) -> Markup:
 
 def prose(text: str) -> Markup:
     """A line in which backquotes mark code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def powers_raised(text: str) -> Markup:
     """A printed quantity, its powers of ten raised: `5 × 10^−5`."""
-    return Markup(re.sub(r"10\^([−-]?\d+)", r"10<sup>\1</sup>", escape(text)))
+    return Markup(re.sub(r"10\^([−-]?\d+)", r"10<sup>\1</sup>", str(escape(text))))
 
 
 def fact_table(rows: Iterable[tuple[object, object]]) -> Markup:
