@@ -16,7 +16,7 @@ from peftbook.evidence.svg import Frame, Scale, log_ticks, svg, ticks
 from peftbook.figures.drawn import draw_bars, lines
 from peftbook.figures.style import canvas, colour, mode_context
 from peftbook.methods import arm_looks
-from peftbook.slides.computed import SHARED
+from peftbook.slides.charts import COMPUTED
 
 FRAME = Frame(400, 200)
 LOSSES = st.integers(-(10**6), 10**6).map(lambda n: n / 128) | st.sampled_from([math.nan, math.inf, -math.inf])
@@ -104,7 +104,7 @@ def test_matplotlib_stacks_the_bars_of_a_chart_and_says_their_sums():
         _, axes = canvas()
         draw_bars(axes, chart)
         bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
-        assert bars == [(0, 1), (0, 4), (1, 2), (4, 0.5)]
+        assert bars == [(0, 1), (1, 2), (0, 4), (4, 0.5)]
         assert [text.get_text() for text in axes.texts] == ["3.0", "4.5"]
         _, axes = canvas()
         draw_bars(axes, Chart([Series("n", [1.0, 4.0])], "", "Claims", ["p", "q"], point_looks=["lora", "full"]))
@@ -112,10 +112,10 @@ def test_matplotlib_stacks_the_bars_of_a_chart_and_says_their_sums():
         assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == [colour("lora"), colour("full")]
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", COMPUTED)
 def test_what_a_figure_and_the_deck_share_has_what_both_need(name):
     """Names, looks that a method has, titles with what is measured, and a range of the deck's axes that holds all."""
-    chart = SHARED[name]()
+    chart = COMPUTED[name]()
     low, high = chart.y_range
     assert chart.y_title and all(series.name and series.values for series in chart.series)
     for series in chart.series:

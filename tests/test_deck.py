@@ -15,6 +15,7 @@ from conftest import ROOT
 from docutils.nodes import make_id
 from fake_records import fill_store
 from jinja2 import Environment, FileSystemLoader
+from open_packaging import faults
 from PIL import Image
 from pptx import Presentation
 from pptx.util import Emu, Pt
@@ -273,7 +274,7 @@ def test_a_lecturer_takes_some_sections_in_another_colour(part: Path, tmp_path: 
 def test_powerpoint_finds_nothing_to_repair(path: Path):
     """Unique ids, relationships, content types, order of children; PowerPoint's own sections cover every slide."""
     data = path.read_bytes()
-    assert slides.faults(data) == []
+    assert faults(data) == []
     with zipfile.ZipFile(path) as archive:
         presentation = archive.read("ppt/presentation.xml").decode()
     listed = re.findall(r'<p14:section name="([^"]+)"', presentation)
@@ -299,7 +300,7 @@ def test_a_broken_file_is_found(part: Path, name: str, old: bytes, new: bytes, m
         for file in source.namelist():
             body = source.read(file)
             target.writestr(file, body.replace(old, new) if file.startswith(name) else body)
-    sentences = slides.faults(out.getvalue())
+    sentences = faults(out.getvalue())
     assert any(message in sentence for sentence in sentences) if message else sentences == []
 
 

@@ -1,16 +1,11 @@
-"""Figures: the numbers they draw obey laws, and the same records give the same bytes."""
+"""Figures: the numbers they draw obey laws, their texts are readable, and equal records give equal bytes."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import math
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,22 +34,16 @@ from peftbook.figures import (
     bits,
     costs,
     data,
-    evaluation,
     evidence,
     four_bits,
-    limits,
     lora,
-    lora_practice,
     machines,
     measuring,
     methods,
-    notebooks,
     parts,
     prompt,
-    qlora,
     quantisation,
     retention,
-    rewards,
     shipping,
     style,
     updates,
@@ -89,30 +78,17 @@ from peftbook.training.models import prepare_embedded
 from peftbook.training.probes import combining, elsewhere
 from peftbook.training.probes.coverage import simulated
 
-COMMITTED = Path(__file__).resolve().parents[1] / "figures"
-OF_STUDIES = [
-    module.__name__ for module in (bits, evaluation, evidence, limits, lora_practice, qlora, rewards, updates)
-]
-EVIDENCE = [name for name, function in figures.FIGURES.items() if function.__module__ in OF_STUDIES]
-FROM_RECORDS = [name for name in EVIDENCE if "store" in inspect.signature(figures.FIGURES[name]).parameters]
-DRAWINGS = (figures.block, four_bits, measuring, notebooks, retention, shipping, vectors)
-DRAWN = [
-    *EVIDENCE,
-    *(
-        name
-        for name, function in figures.FIGURES.items()
-        if function.__module__ in [module.__name__ for module in DRAWINGS]
-    ),
-]
+FROM_RECORDS = [name for name in figures.FIGURES if figures.from_records(name)]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, drawn once: its file, its width and height in points, and its texts, each with font size and box."""
+    """A figure, drawn once: its file, its width and height in points, its texts with their boxes, and which slant."""
 
     body: bytes
     size: tuple[float, float]
     texts: tuple[tuple[str, float, tuple[float, float, float, float]], ...]
+    slanting: frozenset[str]
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +121,10 @@ def drawn_once(name: str, store: Store) -> Drawn:
     with style.mode_context("light"):
         figure = figures.draw(name, store)
         body = style.render_svg(lambda: figure)
-        texts = tuple((text.get_text(), text.get_fontsize(), box) for text, box in visible_texts(figure).items())
-        return Drawn(body, (figure.bbox.width, figure.bbox.height), texts)
+        shown = visible_texts(figure)
+        texts = tuple((text.get_text(), text.get_fontsize(), box) for text, box in shown.items())
+        slanting = frozenset(text.get_text() for text in shown if text.get_rotation() % 90)
+        return Drawn(body, (figure.bbox.width, figure.bbox.height), texts, slanting)
 
 
 def follow(name: str, store: Store) -> None:
@@ -220,7 +198,8 @@ def invented_run(run: specs.Run, rng: np.random.Generator) -> dict:
     shared = np.random.default_rng(5)  # test examples are shared by all runs
     tokens = shared.integers(20, 60, examples)
     nats = tokens * (level + shared.normal(0, 0.15, examples) + rng.normal(0, 0.02, examples))
-    measured = {"loss_nats": float(nats.sum() / tokens.sum()), "trainable_parameters": 1000}
+    trained = method.parameters(SHAPES["smollm2-135m"]) or 1000
+    measured = {"loss_nats": float(nats.sum() / tokens.sum()), "trainable_parameters": trained}
     per_example = {"loss_nats": nats.tolist(), "label_tokens": tokens.astype(float).tolist()}
     if run.evaluation.n_generate:
         rouge = np.clip(0.8 - 0.16 * level + rng.normal(0, 0.02, examples), 0, 1)
@@ -536,10 +515,8 @@ def invented_combination(probe: specs.Probe, rng: np.random.Generator) -> dict:
         levels = {"untuned": 4.0} | {f"by_{other}": 4.0 - 2.0 * (other == task) for other in tasks}
         for subset in subsets:
             if task in subset:
-                name = "+".join(subset)
-                levels |= {
-                    f"{name}_{way}": 4.0 - (0.5 if len(subset) > 2 else 1.4) - 0.05 * i for i, way in enumerate(ways)
-                }
+                name, kept = "+".join(subset), (0.5 if len(subset) > 2 else 1.4) - 0.15 * tasks.index(task)
+                levels |= {f"{name}_{way}": 4.0 - kept - 0.05 * i for i, way in enumerate(ways)}
                 curve |= {f"{name}_{way}_{task}": [0.3, 0.5, 0.6, 0.5, 0.3] for way in scaled}
         per_example[f"{task}_label_tokens"] = [10.0] * 60
         per_example |= {
@@ -603,12 +580,10 @@ PROBES = {
 
 
 def test_rendering_twice_gives_the_same_bytes(drawn: tuple[Store, dict[str, Drawn]], tmp_path: Path, monkeypatch):
-    """Nor is the picture another: one in three of those of records is rendered twice, the computed are as committed."""
+    """One in six is drawn again."""
     store, first = drawn
     assert set(first) == set(figures.FIGURES)
-    computed = {name for name in figures.FIGURES if not figures.from_records(name)}
-    assert not [name for name in computed if not figures.alike(first[name].body, committed(name))]
-    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in sorted({*first} - computed)[::3]})
+    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in sorted(first)[::6]})
     again = figures.render_all(tmp_path, store)
     assert [path.stem for path in again] == list(figures.FIGURES)
     for path in again:
@@ -634,58 +609,6 @@ def test_no_file_has_a_date_or_needs_a_font(drawn: tuple[Store, dict[str, Drawn]
     """Glyphs are paths."""
     for one in drawn[1].values():
         assert b"<dc:date>" not in one.body and b"<text" not in one.body
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in COMMITTED.glob("*.svg"))[::6])
-def test_committed_figures_are_those_of_the_records(name):
-    """One in six of them, whatever processor drew it."""
-    assert figures.alike((COMMITTED / f"{name}.svg").read_bytes(), figures.svg(name, default_store()))
-
-
-PLAINER = {  # than any processor of the last fifteen years: sums in another order, without fused products
-    "OPENBLAS_CORETYPE": "Prescott",
-    "OPENBLAS_NUM_THREADS": "3",
-    "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3",
-}
-
-
-@pytest.mark.slow
-def test_another_processor_leaves_the_committed_figures_as_they_are(tmp_path):
-    """Drawn with other matrix products and vector instructions, from numbers computed anew; one in twenty."""
-    names = sorted(path.stem for path in COMMITTED.glob("*.svg"))[2::20]
-    for name in names:
-        shutil.copy(COMMITTED / f"{name}.svg", tmp_path)
-    code = (
-        "import sys\nfrom pathlib import Path\n"
-        "from peftbook import figures\nfrom peftbook.records import default_store\n"
-        "folder, *names = sys.argv[1:]\nfigures.FIGURES = {name: figures.FIGURES[name] for name in names}\n"
-        "figures.render_all(Path(folder), default_store())"
-    )
-    environment = {**os.environ, **PLAINER, "PEFTBOOK_RESULTS": str(tmp_path / "results")}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path), *names], env=environment, check=True)
-    changed = [
-        name for name in names if (tmp_path / f"{name}.svg").read_bytes() != (COMMITTED / f"{name}.svg").read_bytes()
-    ]
-    assert not changed
-
-
-def test_a_file_that_shows_the_same_is_left_as_it_is(store: Store, tmp_path: Path, monkeypatch):
-    """Another processor moves points by less than can be seen, and renames shapes; what can be seen is drawn again."""
-    monkeypatch.setattr(figures, "FIGURES", {"break_even": figures.FIGURES["break_even"]})
-    (path,) = figures.render_all(tmp_path, store)
-    drawn = path.read_bytes()
-
-    def moved(points: float) -> bytes:
-        return re.sub(rb"(?<=M )\d+\.\d+", lambda found: b"%.6f" % (float(found[0]) + points), drawn)
-
-    renamed = re.sub(rb"(?<=#)p[0-9a-f]{10}", b"p0123456789", drawn)
-    renamed = re.sub(rb'(?<=id=")p[0-9a-f]{10}', b"p0123456789", renamed)
-    assert drawn not in (moved(0.004), renamed)
-    for written, kept in [(moved(0.004), True), (renamed, True), (moved(0.02), False),
-                          (drawn.replace(b"#1f2933", b"#1f2934"), False), (drawn[:-20], False)]:  # fmt: skip
-        path.write_bytes(written)
-        figures.render_all(tmp_path, store)
-        assert path.read_bytes() == (written if kept else drawn)
 
 
 def test_a_formula_is_laid_out_once_and_as_matplotlib_does():
@@ -855,11 +778,6 @@ def test_the_runs_of_a_figure_are_those_that_it_draws(store: Store):
 # The figures of the studies.
 
 
-def committed(name: str) -> bytes:
-    """A figure as it lies in the repository."""
-    return (COMMITTED / f"{name}.svg").read_bytes()
-
-
 def visible_texts(figure: Figure) -> dict[Text, tuple[float, float, float, float]]:
     """Every text that a file was seen to have, with its box in points (left, bottom, right, top)."""
     texts = [one for one in (figure._suptitle, figure._supxlabel, figure._supylabel) if one]
@@ -873,7 +791,7 @@ def visible_texts(figure: Figure) -> dict[Text, tuple[float, float, float, float
     return {text: Text.get_window_extent(text).extents for text in said}
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", figures.FIGURES)
 def test_no_text_is_clipped_or_covered_or_tiny(name: str, drawn: tuple[Store, dict[str, Drawn]]):
     """Readable on a phone and a slide: every text lies inside the figure and on no other text."""
     one = drawn[1][name]
@@ -884,7 +802,8 @@ def test_no_text_is_clipped_or_covered_or_tiny(name: str, drawn: tuple[Store, di
     for (text, _, first), (other, _, second) in itertools.combinations(one.texts, 2):
         width = min(first[2], second[2]) - max(first[0], second[0])
         height = min(first[3], second[3]) - max(first[1], second[1])
-        assert width <= 0.72 or height <= 1.44, (text, other)
+        parallel = {text, other} <= one.slanting  # whose boxes say little
+        assert parallel or width <= 0.72 or height <= 1.44, (text, other)
 
 
 @pytest.mark.parametrize("name", FROM_RECORDS)

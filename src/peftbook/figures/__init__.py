@@ -1,7 +1,8 @@
 """Figures: pure functions from records (or from nothing) to a matplotlib Figure, registered beside their code.
 
 A function under `@figure` is a figure by its name. With a parameter `store` it is drawn from records, and the runs
-behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function.
+behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function:
+`__all__` of a module names only what else it offers.
 
 A module is imported when one of its figures is asked for: a chapter rests on the modules, and the studies, of its own
 figures alone.
@@ -22,14 +23,11 @@ from typing import Any, Literal, TypeVar
 from matplotlib.figure import Figure
 
 from peftbook.errors import InputError
-from peftbook.figures.style import mode_context, render_png, render_svg
+from peftbook.figures.style import mode_context, render_svg
 from peftbook.records import Missing, Store, steady, watch, write_atomically
 from peftbook.results import command_for
 
 REGISTERED = re.compile(r"^@figure\ndef (\w+)\(", re.MULTILINE)
-VISIBLE = 0.01  # points
-NUMBER = re.compile(rb"(-?\d+(?:\.\d+)?)")
-HASHED = re.compile(rb"(?<=[#\"])[a-z][0-9a-f]{10}(?=[)\"])")  # matplotlib names a shape by a hash of its corners
 Drawing = TypeVar("Drawing", bound=Callable[..., Figure])
 
 
@@ -101,37 +99,16 @@ def svg(name: str, store: Store, mode: Literal["light", "dark"] = "light", **opt
     return render_svg(draw, name, store, mode=mode, **options)
 
 
-def png(name: str, store: Store, mode: Literal["light", "dark"] = "light", dpi: float = 200, **options: Any) -> bytes:
-    """A figure by name as PNG. Raises Missing that says which command makes what it lacks."""
-    return render_png(draw, name, store, mode=mode, dpi=dpi, **options)
-
-
 def render_all(folder: Path, store: Store) -> list[Path]:
-    """Write every figure whose records are there as `<name>.svg`, light; the same records give the same bytes.
-
-    A file that shows the same is left as it is: the last digits of a sum differ from processor to processor.
-    """
+    """Write every figure whose records are there as `<name>.svg`, in light mode; equal records give equal bytes."""
     written = []
-    Path(folder).mkdir(parents=True, exist_ok=True)  # where there can be none, nothing is drawn
+    Path(folder).mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     for name in FIGURES:
         with suppress(Missing):
-            path, drawn = Path(folder) / f"{name}.svg", svg(name, store)
-            if not (path.exists() and alike(path.read_bytes(), drawn)):
-                write_atomically(path, drawn)
+            path = Path(folder) / f"{name}.svg"
+            write_atomically(path, svg(name, store))
             written.append(path)
     return written
-
-
-def alike(first: bytes, second: bytes) -> bool:
-    """Whether two SVG files show the same: one text, and no number in it further from its other than VISIBLE."""
-    texts, numbers = zip(*(pieces(HASHED.sub(b"", one)) for one in (first, second)), strict=True)
-    return texts[0] == texts[1] and all(abs(float(a) - float(b)) < VISIBLE for a, b in zip(*numbers, strict=True))
-
-
-def pieces(file: bytes) -> tuple[list[bytes], list[bytes]]:
-    """What stands between the numbers of a file, and the numbers."""
-    parts = NUMBER.split(file)
-    return parts[::2], parts[1::2]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -12,8 +12,6 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import bases
 
-__all__ = ["output_error_by_bits"]
-
 LOOKS = {  # format → name, tone, marker
     "four": {
         "mxfp4": ("MXFP4", "qlora", "v"), "e2m1_half": ("E2M1, block 32", "qlora", "^"),

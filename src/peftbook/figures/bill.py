@@ -6,18 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.block import rounded, wire
 from peftbook.figures.drawn import draw_lines
-from peftbook.figures.parts import SMALL, mark
+from peftbook.figures.parts import SMALL, draw_stacks, mark
 from peftbook.figures.style import canvas, colour, drawing, question, say, shade, tag
 from peftbook.literature import published
 from peftbook.memory import SHAPES, Setup, Shape, training_step
@@ -26,19 +25,7 @@ from peftbook.methods import arm_looks
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 
-__all__ = [
-    "STACK",
-    "balance",
-    "bytes_per_parameter",
-    "gradient_path",
-    "product_seconds",
-    "step_timeline",
-    "tasks_on_disk",
-    "time_ratio",
-    "time_ratios",
-    "time_saved",
-    "timeline",
-]
+__all__ = ["STACK", "balance", "product_seconds", "time_ratio", "time_ratios", "timeline"]
 
 NAMES = {"llama-2-7b": "Llama-2-7B", "smollm2-135m": "SmolLM2-135M"}
 # part → tone, share of it, hatch
@@ -57,14 +44,9 @@ def bytes_per_parameter() -> Figure:
 
     figure, axes = canvas(height=4.7)
     places = [row + 0.6 * name.startswith("frozen") for row, name in enumerate(RECIPES)]
-    for place, recipe in zip(places, RECIPES.values(), strict=True):
-        left = 0.0
-        sizes = (recipe.weight, recipe.gradient, recipe.master, recipe.moments)
-        for (part, (tone, share, hatch)), size in zip(LOOKS.items(), sizes, strict=True):
-            axes.barh(place, size, 0.62, left=left, color=shade(tone, share), hatch=hatch, edgecolor=colour("paper"),
-                      linewidth=0.6, label=part if place == 1 else None)  # fmt: skip
-            left += size
-        tag(axes, f"{left:.3g}", (left, place), (6, 0), va="center")
+    sizes = [(recipe.weight, recipe.gradient, recipe.master, recipe.moments) for recipe in RECIPES.values()]
+    rows = [dict(zip(LOOKS, row, strict=True)) for row in sizes]
+    draw_stacks(axes, rows, LOOKS, unit=1, form=".3g", places=places)
     axes.set_yticks(places, list(RECIPES))
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set(xlim=(0, 18), xlabel="Bytes for each parameter (computed)", xticks=range(0, 17, 4))
@@ -174,9 +156,8 @@ def mark_peak(axes: Axes, places: np.ndarray, total: np.ndarray, name: str) -> N
     at = int(total.argmax())
     late = places[at] > 0.75 * places[-1]
     axes.plot(places[at], total[at], **mark("ink", "o"), clip_on=False)
-    axes.annotate(f"peak {total[at]:.3g} GB", (places[at], total[at]),
-                  xytext=(-8 if late else 0, 7), textcoords="offset points", ha="right" if late else "center",
-                  fontweight="bold")  # fmt: skip
+    side, shift = ("right", -8) if late else ("center", 0)
+    tag(axes, f"peak {total[at]:.3g} GB", (places[at], total[at]), (shift, 7), ha=side)
     axes.set_title(name)
 
 
@@ -265,8 +246,7 @@ def draw_layer(axes: Axes, layer: Layer, y: float) -> None:
     say(axes, 1.35, y + 0.25, layer.name, fontsize=SMALL, ha="right", linespacing=1.2)
     wire(axes, (UP, y + 0.5), (UP, y + STOREY))
     if layer.trained or layer.computes:
-        line: dict[str, Any] = {"color": colour("qlora"), "linewidth": 2.0, "arrowstyle": "-|>", "mutation_scale": 12}
-        axes.add_patch(FancyArrowPatch((DOWN, y + STOREY), (DOWN, y + 0.5), shrinkA=0, shrinkB=0, **line))
+        wire(axes, (DOWN, y + STOREY), (DOWN, y + 0.5), head=12, color=colour("qlora"), linewidth=2.0)
         say(axes, DOWN + 0.14, y + 0.76, "$g$", "qlora")
     for texts, x in ((layer.keeps, 3.0), (layer.computes, 3.75)):
         for line_at, text in enumerate(texts or ("–",)):

@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook import specs
+from peftbook.evidence.chart import Chart
 from peftbook.figures import figure
+from peftbook.figures.charts import measured_series
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -26,6 +28,7 @@ from peftbook.figures.parts import (
     draw_series,
     label_points,
     mark,
+    mark_key,
     mosaic,
     note,
     plain_ticks,
@@ -36,15 +39,6 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import codebooks, double_quant, qlora_width, recovery, weight_error
-
-__all__ = [
-    "codebook_absolute_errors",
-    "codebook_errors",
-    "double_quantisation",
-    "recovery_gaps",
-    "weight_error_scatter",
-    "width_gaps",
-]
 
 # Codebooks: short label, marker, tone. What QLoRA offers or compares is in colour, the best ones of a kind are grey.
 BOOKS = {
@@ -214,9 +208,19 @@ def recovery_gaps(store: Store) -> Figure:
         axes.set_title(title)
     panels[1].set_xlabel(f"Test loss − 16-bit base's, {LOSS}\n(band: margin; * weights from a 4-bit file)")
     marks = {"before tuning": mark("untuned", "o", hollow=True), "after tuning": mark("qlora", "D")}
-    handles = [panels[0].plot([], [], **look, label=label)[0] for label, look in marks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+    mark_key(figure, panels[0], marks)
     return question(figure, "Does tuning recover what few bits lose?")
+
+
+def recovered(store: Store) -> Chart:
+    """Test loss above that of the 16-bit base, before and after tuning, small Llama."""
+    bits = {"nf4": "NF4", "fp4": "FP4", "int4": "INT4", "nf2": "NF2"}
+    before, after = "recovery.small_{}_before_minus_before_loss", "recovery.small_{}_minus_lora_loss"
+    series = [
+        measured_series(label, map(name.format, bits), store, look)
+        for label, name, look in (("before tuning", before, "untuned"), ("after tuning", after, "qlora"))
+    ]
+    return Chart(series, "", f"Loss above 16 bits, {LOSS}", list(bits.values()), number_format="0.00")
 
 
 def gaps(source: str) -> dict[str, str]:
@@ -251,6 +255,5 @@ def width_gaps(store: Store) -> Figure:
         plain_ticks(axes, widths)
     panels[0].set_ylabel(f"Test loss − 16 bit's, {LOSS}")
     marks = {"after tuning": mark("ink", "D"), "before tuning": mark("ink", "D", hollow=True)}
-    handles = [panels[0].plot([], [], **look, label=label)[0] for label, look in marks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+    mark_key(figure, panels[0], marks)
     return question(figure, "Does QLoRA match LoRA at every width?")

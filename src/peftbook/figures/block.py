@@ -13,8 +13,6 @@ from peftbook.figures.family import FAMILIES, MEMBERS
 from peftbook.figures.parts import SMALL, mark
 from peftbook.figures.style import SIZE, colour, drawing, question, say
 
-__all__ = ["three_ways", "touched_block"]
-
 LEFT, RIGHT, MIDDLE, TRUNK = 0.85, 3.1, 1.975, 0.42  # edges and middle of a sublayer's parts, x of the residual stream
 TALL = 0.44  # of a matrix
 MATRICES = {  # left, right, bottom
@@ -110,8 +108,7 @@ def draw_way(axes: Axes, kind: str, way: Way, middle: float) -> None:
         rounded(axes, middle - 0.5, y, 1.28, TALLER, facecolor="none")
         rounded(axes, middle - 0.42, y + 0.12, 0.44, 0.32, "$W$")
         say(axes, middle - 0.42, y + 0.78, name, fontsize=SMALL, ha="left")
-        axes.add_patch(Circle((trunk, end), 0.1, facecolor=colour("paper"), edgecolor=colour("muted"), zorder=2))
-        say(axes, trunk, end - 0.005, "+", fontsize=SMALL, zorder=3)
+        sign(axes, trunk, end, "+")
         plug_in(axes, kind, name, middle, y)
     for at, text in enumerate(way.lines):
         say(axes, middle, 1.08 - 0.26 * at, text, fontsize=SMALL, fontweight="normal" if at else "bold")
@@ -139,13 +136,19 @@ def rounded(axes: Axes, x: float, y: float, wide: float, tall: float, text: str 
     axes.text(x + wide / 2, y + tall / 2, text, ha="center", va="center", fontsize=SIZE, zorder=3)
 
 
-def wire(axes: Axes, *points: tuple[float, float], arrow: bool = True) -> None:
-    """A line through points, with an arrow at its end."""
-    line: dict[str, Any] = {"color": colour("muted"), "linewidth": 1.1, "zorder": 1}
+def wire(axes: Axes, *points: tuple[float, float], arrow: bool = True, head: float = 9, **look: Any) -> None:
+    """A line through points, with an arrow at its end; head: the size of that."""
+    line: dict[str, Any] = {"color": colour("muted"), "linewidth": 1.1, "zorder": 1} | look
     axes.plot(*zip(*points, strict=True), **line)
     if arrow:
-        shape: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0}
+        shape: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": head, "shrinkA": 0, "shrinkB": 0}
         axes.add_patch(FancyArrowPatch(*points[-2:], **(line | shape)))
+
+
+def sign(axes: Axes, x: float, y: float, text: str, radius: float = 0.1, fontsize: float = SMALL) -> None:
+    """A sum or a product in a circle."""
+    axes.add_patch(Circle((x, y), radius, facecolor=colour("paper"), edgecolor=colour("muted"), zorder=2))
+    say(axes, x, y - 0.005, text, fontsize=fontsize, zorder=3)
 
 
 def draw_wires(axes: Axes) -> None:
@@ -190,9 +193,8 @@ def draw_frozen(axes: Axes) -> None:
     for name, (left, right, bottom) in MATRICES.items():
         rounded(axes, left, bottom, right - left, TALL, name)
     rounded(axes, LEFT, ATTENTION, RIGHT - LEFT, 0.58, "attention")
-    for x, y, sign in ((TRUNK, SUMS[0], "+"), (TRUNK, SUMS[1], "+"), (MIDDLE, PRODUCT, "⊙")):
-        axes.add_patch(Circle((x, y), 0.115, facecolor=colour("paper"), edgecolor=colour("muted"), zorder=2))
-        axes.text(x, y - 0.005, sign, ha="center", va="center", fontsize=SIZE, zorder=3)
+    for x, y, text in ((TRUNK, SUMS[0], "+"), (TRUNK, SUMS[1], "+"), (MIDDLE, PRODUCT, "⊙")):
+        sign(axes, x, y, text, radius=0.115, fontsize=SIZE)
 
 
 def draw_trained(axes: Axes) -> None:

@@ -16,7 +16,7 @@ from peftbook.figures.parts import (
     as_row,
     draw_margin,
     draw_rows,
-    label_points,
+    labelled,
     mark,
     mosaic,
     note,
@@ -27,8 +27,6 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import averaging
 from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES, TASKS
-
-__all__ = ["halfway_by_parabola", "kept_by_average", "kept_by_scale"]
 
 LOOKS = {  # task → tone, marker, line
     "tickets": ("lora", "o", "-"),
@@ -103,9 +101,7 @@ def kept_by_scale(store: Store) -> Figure:
     axes["two"].set_ylabel("Kept of the gain, %,\non validation rows")
     axes["two"].set_ylim(LOWEST, 125)
     axes["two"].set_xlim(left=0.07)
-    question(figure, "At which scale does a sum keep most?")
-    label_points(axes["two"], ends, column=0.03)
-    return figure
+    return labelled(figure, "At which scale does a sum keep most?", axes["two"], ends, column=0.03)
 
 
 @figure

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,16 +11,23 @@ from matplotlib.figure import Figure
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.drawn import draw_bars
-from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
+from peftbook.figures.parts import draw_stacks
+from peftbook.figures.style import SIZE, canvas, look, name_rows, question, say, shade, tag
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import arm_looks, named
 from peftbook.records import Store
+from peftbook.results import quantity
 from peftbook.studies import costs
 
-__all__ = ["bytes_by_part", "memory_by_term", "peak_memory", "repeats", "state_bytes", "step_time", "training_state"]
+__all__ = ["bytes_by_part", "repeats", "state_bytes"]
 
 LLAMA = SHAPES["llama-2-7b"]
+ARMS = ("full", "lora", "qlora", "prompt")  # of the deck
+COSTS = {  # quantity of the study → field of its records, unit, axis
+    "step_seconds": ("median_step_seconds", 1.0, "Seconds per step"),
+    "peak_memory": ("peak_memory_bytes", 1e9, "Peak memory, GB"),
+}
 QUANTISED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
@@ -34,19 +40,18 @@ def repeats(arm: str, store: Store, field: str) -> list[float]:
 def step_time(store: Store) -> Figure:
     """How long is a training step? Every repeat and their median, on the machine of the records."""
     return repeats_figure(
-        store, "median_step_seconds", 1.0, "Median seconds per step of 8 examples", "How long is a training step?"
+        "step_seconds", store, "Median seconds per step of 8 examples", "How long is a training step?"
     )
 
 
 @figure
 def peak_memory(store: Store) -> Figure:
     """How much memory does training need? Peak memory of the process, every repeat and their median."""
-    return repeats_figure(
-        store, "peak_memory_bytes", 1e9, "Peak memory of the process, GB", "How much memory does training need?"
-    )
+    return repeats_figure("peak_memory", store, "Peak memory of the process, GB", "How much memory does training need?")
 
 
-def repeats_figure(store: Store, field: str, unit: float, label: str, asked: str) -> Figure:
+def repeats_figure(cost: str, store: Store, label: str, asked: str) -> Figure:
+    field, unit, _ = COSTS[cost]
     figure, axes = canvas(height=3.3)
     found = {arm: repeats(arm, store, field) for arm in costs.ARMS}
     for row, (arm, values) in enumerate(found.items()):
@@ -65,6 +70,17 @@ def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> Non
     tag(axes, f"{middle:.2f}", (max(values), row), (9, 0), va="center")
 
 
+def cost_bars(cost: str, store: Store) -> Chart:
+    """Bars of one cost by method with the range of its repeats."""
+    field, unit, axis = COSTS[cost]
+    values = [quantity(f"costs.{arm}_{cost}", store).value / unit for arm in ARMS]
+    runs = [repeats(arm, store, field) for arm in ARMS]
+    series = Series(axis, values, spread=[(min(one) / unit, max(one) / unit) for one in runs])
+    labels = [arm_looks()[arm].label for arm in ARMS]
+    return Chart([series], "", axis, labels, y_range=(0, None), number_format="0.0", label_format="0.00",
+                 point_looks=list(ARMS))  # fmt: skip
+
+
 def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, float]:
     """Bytes that training keeps for Llama-2-7B, without activations: weights, gradients, master copy and moments.
 
@@ -78,32 +94,13 @@ def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, floa
     return {"weights": base + own, "gradients": 2.0 * trained, "optimiser": 12.0 * trained}
 
 
-def draw_stacks(axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[str, tuple[str, float, str]]) -> None:
-    """A bar a row with its parts side by side, in GB, and their sum. looks: part → tone, share of it, hatch."""
-    for row, parts in enumerate(rows):
-        left = 0.0
-        for part, size in parts.items():
-            tone, share, hatch = looks[part]
-            look: dict[str, Any] = {
-                "color": shade(tone, share),
-                "hatch": hatch,
-                "edgecolor": colour("paper"),
-                "linewidth": 0.6,
-            }
-            axes.barh(row, size / 1e9, 0.6, left=left / 1e9, label=part if row == 0 else None, **look)
-            left += size
-        ground = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1}  # for a line behind it
-        tag(axes, f"{left / 1e9:.1f}", (left / 1e9, row), (6, 0), va="center", bbox=ground)
-
-
 def kept_state() -> Chart:
     """Gigabytes that training keeps for Llama-2-7B, activations not counted."""
-    arms = ("full", "lora", "qlora", "prompt")
     parts = {"weights": "untuned", "gradients": "qlora", "optimiser": "lora"}
     series = [
-        Series(part.capitalize(), [state_bytes(arm)[part] / 1e9 for arm in arms], look) for part, look in parts.items()
+        Series(part.capitalize(), [state_bytes(arm)[part] / 1e9 for arm in ARMS], look) for part, look in parts.items()
     ]
-    labels = [arm_looks()[arm].label for arm in arms]
+    labels = [arm_looks()[arm].label for arm in ARMS]
     return Chart(series, "", "GB, Llama-2-7B, activations not counted (computed)", labels, horizontal=True,
                  stacked=True, number_format="0", gap=65)  # fmt: skip
 

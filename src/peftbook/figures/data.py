@@ -20,24 +20,13 @@ from scipy import sparse
 from peftbook import metrics
 from peftbook.evidence import stats
 from peftbook.figures import figure
-from peftbook.figures.parts import SMALL, Row, draw_rows, mark, mosaic
+from peftbook.figures.parts import SMALL, draw_rows, interval_row, mark, mosaic
 from peftbook.figures.style import canvas, colour, drawing, name_rows, question, shade
 from peftbook.folders import DATA
 from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import get_task
 
-__all__ = [
-    "CHAT",
-    "chat_mask",
-    "lookup",
-    "nearest_neighbours",
-    "padding_waste",
-    "split_similarities",
-    "token_counts",
-    "token_strip",
-    "truncated_targets",
-    "waste",
-]
+__all__ = ["CHAT", "lookup", "split_similarities", "token_counts", "waste"]
 
 TASKS = {"docstrings": "Docstrings", "sql": "SQL", "e2e": "E2E"}
 TONES = {"docstrings": ("lora", "o"), "sql": ("qlora", "D"), "e2e": ("prompt", "^")}
@@ -86,8 +75,8 @@ def token_strip() -> Figure:
         for text, kind in row:
             left += draw_token(axes, left, top - LINE * (number + 1), text, kind) + GAP
         if row[-1][1] == "template" and rows[number + 1 : number + 2] and rows[number + 1][0][1] == "target":
-            axes.text(left + 0.1, top - LINE * (number + 0.6), "← the first graded prediction", fontsize=SMALL,
-                      va="center", color=colour("ink"))  # fmt: skip
+            y = top - LINE * (number + 0.6)
+            axes.text(left + 0.1, y, "← the first graded prediction", fontsize=SMALL, va="center")
     for at, (kind, label) in enumerate(KINDS.items()):
         left, y = 0.1 + 1.95 * (at % 3), 0.36 if at < 3 else 0.06
         draw_token(axes, left, y, " ", kind)
@@ -285,7 +274,7 @@ def nearest_neighbours() -> Figure:
     for name, scores in lookup().items():
         tone, _, marker = looks.get(name, ("muted", "", "s"))
         interval = stats.example_interval(scores.tolist())
-        rows.append(Row(name, interval.mean, interval.low, interval.high, tone=tone, marker=marker))
+        rows.append(interval_row(name, interval, tone=tone, marker=marker))
     draw_rows(axes[1], rows, "ROUGE-L of copying that function's sentence")
     axes[1].set(xlim=(0, 0.25), xticks=(0, 0.05, 0.1, 0.15, 0.2, 0.25))
     return question(figure, "What does a random split give away?")

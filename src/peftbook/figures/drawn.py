@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from peftbook.evidence.chart import Chart, Series
-from peftbook.figures.parts import Points, plain_ticks
-from peftbook.figures.style import canvas, colour, look, name_rows, shade, tag
+from peftbook.figures.parts import Points, draw_stacks, plain_ticks
+from peftbook.figures.style import canvas, colour, look, name_rows
 
 __all__ = ["draw_bars", "draw_lines", "lines"]
 
@@ -62,22 +62,18 @@ def draw_lines(axes: Axes, chart: Chart) -> Points:
 
 def draw_bars(axes: Axes, chart: Chart) -> None:
     """Bars of the categories: upright, or lying and stacked with the sum beside each; one look a series, or a bar."""
-    places = range(len(chart.categories))
-    width = 100 / (100 + chart.gap)
     if not chart.horizontal:
         (series,) = chart.series
+        places, width = range(len(chart.categories)), 100 / (100 + chart.gap)
         tones = chart.point_looks or [series.look] * len(places)
         axes.bar(places, series.values, width, color=[colour(tone) for tone in tones])
         axes.set_xticks(places, chart.categories)
         axes.grid(axis="x", visible=False)
         axes.set(xlabel=chart.x_title, ylabel=chart.y_title, ylim=chart.y_range)
         return
-    left = [0.0] * len(places)
-    for series, hatch in zip(chart.series, HATCHES, strict=False):
-        axes.barh(places, series.values, width, left=left, label=series.name, color=shade(series.look, 0.8),
-                  hatch=hatch, edgecolor=colour("paper"), linewidth=0.6)  # fmt: skip
-        left = [start + value for start, value in zip(left, series.values, strict=True)]
-    for place, total in zip(places, left, strict=True):
-        tag(axes, f"{total:.1f}", (total, place), (6, 0), va="center")
+    looks = {series.name: (series.look, 0.8, hatch) for series, hatch in zip(chart.series, HATCHES, strict=False)}
+    values = zip(*(series.values for series in chart.series), strict=True)
+    rows = [dict(zip(looks, row, strict=True)) for row in values]
+    draw_stacks(axes, rows, looks, unit=1)
     name_rows(axes, chart.categories)
-    axes.set(xlabel=chart.y_title, ylabel=chart.x_title, xlim=(0, 1.12 * max(left)))
+    axes.set(xlabel=chart.y_title, ylabel=chart.x_title, xlim=(0, 1.12 * max(sum(row.values()) for row in rows)))

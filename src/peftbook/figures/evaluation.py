@@ -13,7 +13,7 @@ from peftbook.records import Store
 from peftbook.scratch.pass_at_k import plug_in
 from peftbook.studies import tries
 
-__all__ = ["mean_of_plug_in", "plug_in_bias", "several_tries"]
+__all__ = ["mean_of_plug_in"]
 
 LOOKS = {"cold": ("prompt", (0, (4, 1.5))), "hot": ("lora", "-")}
 

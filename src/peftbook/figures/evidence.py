@@ -5,7 +5,9 @@ Bars are 95 % intervals and small strokes single seeds; a hollow mark has one se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.methods import per_seed
+from peftbook.figures.charts import forest, rate_chart
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -29,23 +32,16 @@ from peftbook.figures.parts import (
     loss_row,
     mark,
     note,
+    per_seed,
     plain_ticks,
 )
 from peftbook.figures.style import SIZE, canvas, colour, question, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 from peftbook.results import quantity
-from peftbook.studies import benchmark, data_size, learning_rate, prompt_design, standard
+from peftbook.studies import Quantity, benchmark, data_size, learning_rate, prompt_design, standard
 
-__all__ = [
-    "benchmark_losses",
-    "benchmark_scores",
-    "examples_needed",
-    "parabola",
-    "prompt_design_losses",
-    "rate_curves",
-    "standard_curve",
-]
+__all__ = ["parabola"]
 
 
 def arm_look(arm: str) -> tuple[str, str, str]:
@@ -80,10 +76,8 @@ def standard_curve(store: Store) -> Figure:
              transform=axes.get_yaxis_transform(), va="bottom")  # fmt: skip
         axes.plot([tokens, tokens], [losses[at], before - 0.42 * (before - best)], color=colour("ink"), linewidth=1.2)
         axes.plot(tokens, losses[at], marker="*", markersize=16, color=colour("ink"), markeredgecolor=colour("paper"))
-        axes.annotate(
-            f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps", (tokens, before - 0.4 * (before - best)),
-            xytext=(4, 0), textcoords="offset points", fontweight="bold", va="bottom", fontsize=SIZE - 1,
-        )  # fmt: skip
+        text = f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps"
+        tag(axes, text, (tokens, before - 0.4 * (before - best)), (4, 0), va="bottom", fontsize=SIZE - 1)
         axes.set(title=title, xlim=(-4, 200), ylim=(best - 0.2 * (before - best), before + 0.06 * (before - best)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
@@ -100,10 +94,7 @@ def benchmark_losses(store: Store) -> Figure:
     for arm in benchmark_order(store):
         label, tone, marker = arm_look(arm)
         rows.append(loss_row(label, comparison, "benchmark", arm, store, tone, marker))
-        if arm == "lora":
-            against.append(Row(label, 0.0, tone=tone, marker=marker))
-        else:
-            against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
+        against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
     draw_rows(losses, rows, f"Test loss,\n{LOSS}", 4)
     draw_margin(differences, -benchmark.MARGIN, benchmark.MARGIN)
     differences.axvline(0, color=colour("lora"), linewidth=1.2)
@@ -129,6 +120,17 @@ def benchmark_order(store: Store) -> list[str]:
     """The arms of the benchmark, lowest test loss first."""
     names = [arm.name for arm in benchmark.COMPARISON.arms]
     return sorted(names, key=lambda arm: quantity(f"benchmark.{arm}_loss", store).value)
+
+
+def benchmark_differences(store: Store) -> Chart:
+    """E2E NLG: every method's test loss above LoRA's, paired, lowest on top."""
+    rows = []
+    for arm in (arm for arm in benchmark_order(store) if arm != "lora"):
+        label, tone, _ = arm_look(arm)
+        found = benchmark.COMPARISON.difference(arm, "lora", "loss_nats", store)
+        look = tone if tone in arm_looks() else "untuned"
+        rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
+    return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
 
 
 @figure
@@ -250,6 +252,20 @@ def draw_optima(axes: Axes, sweeps: Mapping[str, Sweep], store: Store) -> None:
     tag(axes, said, (high, 0), (4, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
 
 
+def best_rates(store: Store) -> Chart:
+    """Validation loss against learning rate on E2E, first seed, up to what the figure shows."""
+    looks = {"full": ("Full", "full"), "r1": ("LoRA, r = 1", "fewshot"), "r16": ("LoRA, r = 16", "lora"),
+             "r256": ("LoRA, r = 256", "qlora")}  # fmt: skip
+    curves = {arm: rate_sweep(arm, store).seeds[0] for arm in looks}
+    lowest = min(min(one.values()) for one in curves.values())
+    series = []
+    for arm, (label, look) in looks.items():
+        shown = {rate: loss for rate, loss in sorted(curves[arm].items()) if loss <= lowest + CAP}
+        series.append(Series(label, list(shown.values()), look, list(shown)))
+    y_range = (math.floor(lowest * 10) / 10, math.ceil((lowest + CAP) * 10) / 10)
+    return rate_chart(series, LOSS, y_range, (1e-6, 0.1))
+
+
 # Prompts.
 
 
@@ -268,10 +284,7 @@ def prompt_design_losses(store: Store) -> Figure:
         names = [prompt_design.arm_name(length, init) for length in prompt_design.LENGTHS]
         losses = [loss_row("", prompt_design.COMPARISON, "prompt_length", name, store, tone, marker) for name in names]
         against = [
-            Row("", 0.0, tone=tone, marker=marker)
-            if name == usual
-            else difference_row("", prompt_design.COMPARISON, name, usual, store, tone=tone, marker=marker)
-            for name in names
+            difference_row("", prompt_design.COMPARISON, name, usual, store, tone=tone, marker=marker) for name in names
         ]
         for axes, rows, found in zip(panels, (losses, against), ends, strict=True):
             draw_series(axes, prompt_design.LENGTHS, rows, line=line, shift=shift)
@@ -285,6 +298,21 @@ def prompt_design_losses(store: Store) -> Figure:
     for axes, found in zip(panels, ends, strict=True):
         label_points(axes, found, column=0.82)
     return figure
+
+
+def prompt_lengths(store: Store) -> Chart:
+    """Test loss on E2E against the length of the prompt, three starts."""
+    starts = {"vocabulary": ("from vocabulary", "prompt"), "text": ("from a text", "lora"),
+              "random": ("random", "fewshot")}  # fmt: skip
+    lengths = [float(n) for n in prompt_design.LENGTHS]
+    series = []
+    for init, (label, look) in starts.items():
+        names = [prompt_design.arm_name(n, init) for n in prompt_design.LENGTHS]
+        losses = [quantity(f"prompt_length.{name}_loss", store).value for name in names]
+        series.append(Series(label, losses, look, lengths))
+    low = math.floor(min(min(one.values) for one in series) * 10) / 10 - 0.1
+    return Chart(series, "Virtual tokens", f"Test loss, {LOSS}", log={"x": 10}, number_format="0.0", x_format="0",
+                 x_range=(1, 100), y_range=(low, None))  # fmt: skip
 
 
 # Data.
@@ -329,3 +357,15 @@ def examples_needed(store: Store) -> Figure:
     for axes, found in zip(panels, ends, strict=True):
         label_points(axes, found, column=0.85)
     return figure
+
+
+def example_differences(store: Store) -> Chart:
+    """Test loss minus LoRA's against the number of training examples, paired, with 95 % intervals."""
+    series = []
+    for arm in ("prompt", "full"):
+        found = [each.difference(arm, "lora", "loss_nats", store) for each in data_size.COMPARISONS.values()]
+        values, spread = [one.mean for one in found], [(one.low, one.high) for one in found]
+        x = [float(size) for size in data_size.SIZES]
+        series.append(Series(f"{arm_looks()[arm].label} − LoRA", values, arm, x, spread))
+    return Chart(series, "Training examples, one token budget", f"Test loss − LoRA's, {LOSS}", log={"x": 10},
+                 number_format="0.0", x_format="#,##0", x_range=(10, 10_000))  # fmt: skip

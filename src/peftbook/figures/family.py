@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.parts import LOSS, SMALL, mark, note
 from peftbook.figures.style import canvas, colour, name_rows, question, shade, tag
@@ -23,15 +24,7 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.studies import benchmark
 
-__all__ = [
-    "FAMILIES",
-    "MEMBERS",
-    "loss_against_count",
-    "numbers_by_method",
-    "trained_parameters",
-    "work_against_count",
-    "work_per_token",
-]
+__all__ = ["FAMILIES", "MEMBERS", "trained_parameters", "work_per_token"]
 
 
 class Member(NamedTuple):
@@ -41,6 +34,11 @@ class Member(NamedTuple):
     tone: str
     marker: str
     setting: str = ""
+
+    @property
+    def name(self) -> str:
+        """Label and setting."""
+        return ", ".join(filter(None, (self.label, self.setting)))
 
 
 FAMILIES = {"prompt": "additive", "qlora": "selective", "lora": "reparametrised"}  # tone → family
@@ -66,6 +64,7 @@ MEMBERS = {
     "subspace": Member("Subspace", "lora", "*", "n = 200"),
     "bias": Member("BitFit", "qlora", "d"),
 }
+SHORT_NUMBERS = '[>=1000000000]0,,," bn";[>=1000000]0,," M";#,##0'
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B"}
 
 
@@ -129,13 +128,24 @@ def numbers_by_method() -> Figure:
             axes.plot(value, at, **(mark(one.tone, one.marker, hollow=hollow) | {"markersize": 9}))
         text = share_text(large / counts["llama-2-7b"]["full"])
         tag(axes, text, (large, at), (9, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
-    name_rows(axes, [", ".join(filter(None, (m.label, m.setting))) for m in MEMBERS.values()], 0.4, 0.6)
+    name_rows(axes, [one.name for one in MEMBERS.values()], 0.4, 0.6)
     for label, one in zip(axes.get_yticklabels(), MEMBERS.values(), strict=True):
         label.set(color=colour(one.tone), fontweight="bold")
     remark = "hollow: SmolLM2-135M\nfilled: Llama-2-7B,\nand the share it trains"
     note(axes, remark, 0.99, 0.17, va="center", linespacing=1.4)
     axes.set(xscale="log", xlabel="Trained numbers", xlim=(40, 4e12), xticks=[10**power for power in (2, 4, 6, 8, 10)])
     return question(figure, "How many numbers does each method train?")
+
+
+def trained_numbers() -> Chart:
+    """Numbers that each method trains on Llama-2-7B."""
+    counts = trained_parameters(SHAPES["llama-2-7b"])
+    shown = {name: one for name, one in MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
+    labels = [f"{one.name}: {counts[name]:,}" for name, one in shown.items()]
+    series = Series("Trained numbers", [float(counts[name]) for name in shown], "lora")
+    return Chart([series], "", "Trained numbers of Llama-2-7B", labels, log={"y": 10}, y_range=(100, 1e10),
+                 horizontal=True, number_format=SHORT_NUMBERS, gap=35,
+                 point_looks=[one.tone for one in shown.values()])  # fmt: skip
 
 
 def share_text(share: float) -> str:
@@ -172,9 +182,8 @@ def work_against_count() -> Figure:
             continue
         label = "LoRA, DoRA,\nAdaLoRA, adapter" if name == "lora" else f"{one.label}, {one.setting}".strip(", ")
         tone = "ink" if name == "lora" else one.tone
-        axes.annotate(label, (trained[name], value), xytext=(11, -1), textcoords="offset points", color=colour(tone),
-                      fontweight="bold", va="top" if name == "lora" else "center", fontsize=SMALL,
-                      bbox=plate())  # fmt: skip
+        side = "top" if name == "lora" else "center"
+        tag(axes, label, (trained[name], value), (11, -1), tone, va=side, fontsize=SMALL, bbox=plate())
     axes.set(
         xscale="log", yscale="log", xlabel="Trained numbers", ylabel="Multiplications added\nto a token, not merged"
     )
@@ -208,9 +217,8 @@ def loss_against_count(store: Store) -> Figure:
         axes.plot([x, x], [found.low, found.high], color=colour(one.tone), linewidth=2.4, solid_capstyle="butt")
         axes.plot(x, found.mean, **(mark(one.tone, one.marker) | {"markersize": 9}))
         at, offset = (found.high, (0, 9)) if side == "above" else (found.mean, (-9 if side == "left" else 9, 0))
-        axes.annotate(one.label, (x, at), xytext=offset, textcoords="offset points", va="center", fontweight="bold",
-                      ha={"left": "right", "right": "left", "above": "center"}[side], color=colour(one.tone),
-                      fontsize=SMALL)  # fmt: skip
+        align = {"left": "right", "right": "left", "above": "center"}[side]
+        tag(axes, one.label, (x, at), offset, one.tone, va="center", ha=align, fontsize=SMALL)
     shots, untuned = (comparison.difference(name, "full", "loss_nats", store) for name in ("fewshot", "untuned"))
     axes.axhline(shots.mean, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
     remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"

@@ -9,14 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.parts import SMALL, as_row, decimals, draw_interval, mark
+from peftbook.figures.parts import SMALL, as_row, decimals, draw_interval, mark, mark_key
 from peftbook.figures.style import canvas, colour, name_rows, question, shade
 from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.scratch.checks import means
 from peftbook.studies import faults
-
-__all__ = ["fault_answers", "fault_checks", "fault_curves"]
 
 FAULTY, SOUND = "qlora", "muted"
 CHECKS = {
@@ -54,12 +52,12 @@ def fault_curves(store: Store) -> Figure:
         axes.tick_params(labelsize=SMALL)
     grid[1, 0].set_ylabel("Loss, nats per token")
     grid[2, 1].set_xlabel("Step")
-    handles = [
-        grid[0, 0].plot([], [], color=colour(tone), label=f"{label}, training")[0]
-        for tone, label in ((FAULTY, "with the fault"), (SOUND, "without"))
-    ]
-    handles.append(grid[0, 0].plot([], [], **mark("ink", "o", hollow=True), label="held out")[0])
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.4)
+    marks = {
+        "with the fault, training": {"color": colour(FAULTY)},
+        "without, training": {"color": colour(SOUND)},
+        "held out": mark("ink", "o", hollow=True),
+    }
+    mark_key(figure, grid[0, 0], marks, columnspacing=1.2, handletextpad=0.4)
     return question(figure, "What does the loss show of each fault?")
 
 

@@ -11,23 +11,13 @@ from matplotlib.figure import Figure
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
-from peftbook.figures.parts import SMALL, Points, decimals, label_points, mosaic, paint, plain_ticks
+from peftbook.figures.costs import PARTS, bytes_by_part
+from peftbook.figures.parts import SMALL, Points, decimals, draw_stacks, labelled, mosaic, paint, plain_ticks
 from peftbook.figures.style import canvas, colour, name_rows, question, tag
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 
-__all__ = [
-    "STACKED",
-    "draw_cards",
-    "memory_by_length",
-    "memory_by_model",
-    "memory_by_rank",
-    "memory_by_rows",
-    "memory_by_stack",
-    "stack_bars",
-    "stack_peaks",
-]
+__all__ = ["STACKED", "draw_cards", "stack_bars", "stack_peaks"]
 
 ROW = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
 NF4 = replace(ROW, quantised="nf4")
@@ -174,9 +164,7 @@ def memory_by_length() -> Figure:
     draw_cards(axes, LENGTHS[0])
     axes.set(xlabel="Tokens of the one row", ylabel="GB at the peak (computed)")
     axes.set(xlim=(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5), ylim=(3, 110))
-    question(figure, "How does memory grow with the text? Llama-2-7B")
-    label_points(axes, ends, column=0.735)
-    return figure
+    return labelled(figure, "How does memory grow with the text? Llama-2-7B", axes, ends, column=0.735)
 
 
 @figure
@@ -186,9 +174,7 @@ def memory_by_rows() -> Figure:
     ends = draw_peaks(axes, tuple(BY_LENGTH)[:3], "batch", ROWS, seq=1024)
     draw_cards(axes, ROWS[-1] * 3.9, ha="right")
     axes.set(xlabel="Rows of 1,024 tokens", ylabel="GB at the peak (computed)", xlim=(ROWS[0] * 0.9, ROWS[-1] * 4))
-    question(figure, "How many rows fit? Llama-2-7B")
-    label_points(axes, ends, column=0.735)
-    return figure
+    return labelled(figure, "How many rows fit? Llama-2-7B", axes, ends, column=0.735)
 
 
 @figure
@@ -211,6 +197,4 @@ def memory_by_rank() -> Figure:
     plain_ticks(axes, RANKS)
     decimals(axes.yaxis, (1, 3))
     axes.set_xlim(0.85, RANKS[-1] * 12)
-    question(figure, "What does the rank cost? Llama-2-7B")
-    label_points(axes, ends, column=0.735)
-    return figure
+    return labelled(figure, "What does the rank cost? Llama-2-7B", axes, ends, column=0.735)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, Polygon, Rectangle
+from matplotlib.patches import Polygon, Rectangle
 
 from peftbook.figures import figure
-from peftbook.figures.block import name_in, rounded, wire
+from peftbook.figures.block import name_in, rounded, sign, wire
 from peftbook.figures.parts import SMALL
 from peftbook.figures.style import colour, drawing, question, say, shade
 
-__all__ = ["TENSORS", "four_bit_step"]
+__all__ = ["TENSORS"]
 
 
 class Tensor(NamedTuple):
@@ -82,8 +82,7 @@ def draw_ways(axes: Axes) -> None:
         wire(axes, (x, end), (x, SUM), (JOIN + 0.1 * (1 if x > JOIN else -1), SUM))
     wire(axes, (ADAPTER, 3.92), (ADAPTER, 4.48))
     wire(axes, (JOIN, SUM + 0.1), (JOIN, 5.87))
-    axes.add_patch(Circle((JOIN, SUM), 0.1, facecolor=colour("paper"), edgecolor=colour("muted"), zorder=2))
-    say(axes, JOIN, SUM - 0.005, "+", fontsize=SMALL, zorder=3)
+    sign(axes, JOIN, SUM, "+")
     inner, back = {BASE: BASE + 0.2, ADAPTER: ADAPTER - 0.2}, JOIN + 0.18
     descend(axes, (back, 5.87), (back, SUM + 0.12))
     for x, top, bottom in ((BASE, 4.7, 3.75), (ADAPTER, 4.95, 3.45)):
@@ -99,9 +98,7 @@ def draw_ways(axes: Axes) -> None:
 
 def descend(axes: Axes, *points: tuple[float, float]) -> None:
     """A gradient's way through points."""
-    line: dict[str, Any] = {"color": colour("qlora"), "linewidth": 1.8, "zorder": 1.5}
-    axes.plot(*zip(*points, strict=True), **line)
-    axes.add_patch(FancyArrowPatch(*points[-2:], arrowstyle="-|>", mutation_scale=11, shrinkA=0, shrinkB=0, **line))
+    wire(axes, *points, head=11, color=colour("qlora"), linewidth=1.8, zorder=1.5)
 
 
 def draw_table(axes: Axes, top: float) -> None:

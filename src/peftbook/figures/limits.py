@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.parts import SMALL, Points, decimals, draw_quantities, label_points, mosaic, note, plain_ticks
+from peftbook.figures.parts import (
+    SMALL,
+    Points,
+    decimals,
+    draw_quantities,
+    label_points,
+    labelled,
+    mosaic,
+    note,
+    plain_ticks,
+)
 from peftbook.figures.style import canvas, colour, question, tag
 from peftbook.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 from peftbook.studies import memory_elsewhere as elsewhere
-
-__all__ = [
-    "accuracy_by_depth",
-    "adapters_served",
-    "memory_elsewhere",
-    "memory_errors",
-    "step_peaks",
-    "step_times",
-    "stored_bits",
-]
 
 Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
@@ -50,9 +52,7 @@ def accuracy_by_depth(store: Store) -> Figure:
     axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted as asked, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, depths)
     axes.set_xlim(0.85 * depths[0], 2.8 * depths[-1])
-    question(figure, "What can a prompt not learn?")
-    label_points(axes, ends, column=0.74)
-    return figure
+    return labelled(figure, "What can a prompt not learn?", axes, ends, column=0.74)
 
 
 @figure
@@ -108,20 +108,37 @@ def adapters_served(store: Store) -> Figure:
         ylabel="Generated tokens a second",
     )
     axes.set(ylim=(0, None), xlim=(0.85, 90))
-    question(figure, "What do many adapters cost to serve?")
-    label_points(axes, ends, column=0.68)
-    return figure
+    return labelled(figure, "What do many adapters cost to serve?", axes, ends, column=0.68)
 
 
 @figure
 def step_peaks(store: Store) -> Figure:
     """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
-    records = activations.by_half(activations.peak_probe, store)
-    halves = joined(records, "peak_bytes", 1e6, activations.peaks)
     figure = halves_figure(
-        halves, activations.MARGIN_PEAK, (1, 3, 10, 30, 100), "Measured peak beyond weights and optimiser, MB"
+        peak_errors(store),
+        activations.MARGIN_PEAK,
+        (1, 3, 10, 30, 100),
+        "Measured peak beyond weights and optimiser, MB",
     )
     return question(figure, "Can the peak of a training step be computed?")
+
+
+def peak_errors(store: Store) -> dict[str, Ratios]:
+    """Of each half of the configurations: measured peak in MB, and predicted over measured."""
+    return joined(activations.by_half(activations.peak_probe, store), "peak_bytes", 1e6, activations.peaks)
+
+
+def predicted_peaks(store: Store) -> Chart:
+    """Error of the computed peak against the measured one, a point a configuration."""
+    halves = peak_errors(store)
+    series = [
+        Series(label, [100 * (ratio - 1) for _, ratio in halves[half]], look, [x for x, _ in halves[half]], line=False)
+        for half, label, look in (("held-out", "held out", "lora"), ("open", "seen while it was written", "untuned"))
+    ]
+    errors = [error for one in series for error in one.values]
+    y_range = (4 * math.floor(min(errors) / 4), 4 * math.ceil(max(errors) / 4))
+    return Chart(series, "Measured peak beyond weights and optimiser, MB", "Predicted − measured, %", log={"x": 10},
+                 number_format="0", x_format="#,##0", x_range=(1, 100), y_range=y_range)  # fmt: skip
 
 
 @figure

@@ -10,12 +10,12 @@ from matplotlib.patches import Rectangle
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.drawn import lines
-from peftbook.figures.parts import label_points
+from peftbook.figures.parts import labelled
 from peftbook.figures.style import SIZE, colour, drawing, question, say, shade, tag
 from peftbook.memory import SHAPES
 from peftbook.methods.lora import LoRA
 
-__all__ = ["SMOLLM2", "low_rank_update", "parameter_counts", "parameters_against_rank", "parameters_per_rank"]
+__all__ = ["SMOLLM2", "parameter_counts", "parameters_per_rank"]
 
 SMOLLM2 = SHAPES["smollm2-135m"]
 HIDDEN = SMOLLM2.hidden
@@ -51,9 +51,7 @@ def parameters_against_rank() -> Figure:
     axes.axhline(SMOLLM2.parameters, color=colour("full"), linewidth=1.4)
     tag(axes, "every weight", (1, SMOLLM2.parameters), (0, -6), "full", va="top")
     axes.set_ylim(3e4, 3e8)
-    question(figure, "How many parameters does a rank buy?")
-    label_points(axes, ends, column=0.76)
-    return figure
+    return labelled(figure, "How many parameters does a rank buy?", axes, ends, column=0.76)
 
 
 @figure

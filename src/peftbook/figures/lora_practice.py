@@ -10,7 +10,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.methods import per_seed
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -22,29 +21,18 @@ from peftbook.figures.parts import (
     draw_quantities,
     draw_rows,
     draw_series,
-    label_points,
+    labelled,
     loss_row,
     mark,
+    per_seed,
     plain_ticks,
 )
-from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, question, shade, tag
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.scratch.checks import means
 from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
 from peftbook.studies.sweep import TunedComparison
-
-__all__ = [
-    "batch_costs",
-    "beyond_gains",
-    "rank_curves",
-    "rank_losses",
-    "rate_map",
-    "scaling_gains",
-    "update_sizes",
-    "variant_effects",
-    "wrong_rate",
-]
 
 RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256": "P"}
 SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
@@ -73,9 +61,7 @@ def wrong_rate(store: Store) -> Figure:
     axes.set_xticks(factors, [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in factors])
     axes.minorticks_off()
     axes.set(xlim=(1 / 20, 80), ylim=(-0.015, SHOWN_COST + 0.015))
-    question(figure, "What does a wrong learning rate cost?")
-    label_points(axes, ends, column=0.8)
-    return figure
+    return labelled(figure, "What does a wrong learning rate cost?", axes, ends, column=0.8)
 
 
 BATCH_LOOKS = {"full": ("full", "s", (0, (4, 1.5))), "r16": ("lora", "o", "-")}  # tone, marker, line
@@ -94,8 +80,7 @@ def batch_costs(store: Store) -> Figure:
         losses.plot([x] * len(few.seeds), few.seeds, "_", color=colour(tone), markersize=8, mew=1.4)
         losses.plot(x, few.value, **mark(tone, marker, hollow=True))
         told = f"only {batch_size.EXAMPLES // batch_size.LARGEST} steps" if name == "r16" else ""
-        losses.annotate(told, (x, few.value), xytext=(9, 0), textcoords="offset points", va="center",
-                        color=colour("muted"), fontsize=SMALL)  # fmt: skip
+        tag(losses, told, (x, few.value), (9, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
         ends[batch_size.ARMS[name]] = (batch_size.LARGEST * shift, rows[-1].value, tone)
     losses.set(xscale="log", xlabel="Examples in a batch", ylabel=f"Test loss, {LOSS}")
     plain_ticks(losses, batch_size.BATCHES)
@@ -109,9 +94,7 @@ def batch_costs(store: Store) -> Figure:
     rows.append(as_row("LoRA − full", extra, np.subtract(each["r16"], each["full"]).tolist(), "ink", "D"))
     draw_margin(costs, -batch_size.MARGIN, batch_size.MARGIN, 0)
     draw_rows(costs, rows, f"Test loss at {batch_size.LARGEST} − at {batch_size.SMALLEST}, {LOSS} (band: margin)", 6)
-    question(figure, "What does a large batch cost, and whom?")
-    label_points(losses, ends, column=0.77)
-    return figure
+    return labelled(figure, "What does a large batch cost, and whom?", losses, ends, column=0.77)
 
 
 def seed_costs(name: str, store: Store) -> list[float]:
@@ -156,9 +139,7 @@ def rank_curves(store: Store) -> Figure:
     losses.set_ylabel(f"Training loss, {LOSS}")
     against.set(xlabel="Step (each point a mean of five)", ylabel="Minus r = 16's,\nsame batches", xlim=(1, 49))
     against.set_xticks(range(0, 41, 10))
-    question(figure, "Does a higher rank learn faster?")
-    label_points(against, ends, column=0.83)
-    return figure
+    return labelled(figure, "Does a higher rank learn faster?", against, ends, column=0.83)
 
 
 @figure
@@ -168,10 +149,7 @@ def rank_losses(store: Store) -> Figure:
     figure, (losses, differences) = canvas(2, 1, height=5.4, sharex=True)
     names = {one: f"r{one}" for one in learning_rate.RANKS}
     draw_series(losses, list(names), [loss_row("", comparison, "rank", arm, store, "lora") for arm in names.values()])
-    against = [
-        Row("", 0.0, tone="lora") if arm == "r16" else difference_row("", comparison, arm, "r16", store, tone="lora")
-        for arm in names.values()
-    ]
+    against = [difference_row("", comparison, arm, "r16", store, tone="lora") for arm in names.values()]
     differences.axhspan(-rank.MARGIN, rank.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
     draw_series(differences, list(names), against)
     losses.set(xscale="log", ylabel=f"Test loss, {LOSS}")
@@ -206,9 +184,7 @@ def scaling_gains(store: Store) -> Figure:
     twin = difference_row(label, comparison, "stabilised256", "plus256", store, tone="accent")
     draw_margin(differences, -scaling.MARGIN, scaling.MARGIN, 0)
     draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)", 6)
-    question(figure, "Does α/√r help, and is it more than a rate?")
-    label_points(losses, ends, column=0.87)
-    return figure
+    return labelled(figure, "Does α/√r help, and is it more than a rate?", losses, ends, column=0.87)
 
 
 @figure
@@ -225,9 +201,7 @@ def update_sizes(store: Store) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="Rank r, one rate for all", ylabel="RMS(γBAx) / RMS(Wx), %")
     plain_ticks(axes, scaling.SIZE_RANKS)
     axes.set_xlim(3.3, 1500)
-    question(figure, "How large is the update at each rank?")
-    label_points(axes, ends, column=0.76)
-    return figure
+    return labelled(figure, "How large is the update at each rank?", axes, ends, column=0.76)
 
 
 WORST = 0.3  # nats above the best of the map where its fill fades to paper
@@ -259,8 +233,8 @@ def rate_map(store: Store) -> Figure:
         axes.plot([low, high], [low * ratio, high * ratio], color=colour("rule"), linewidth=1, zorder=0)
         above = top / ratio <= high  # where the line leaves the axes
         end, offset = ((top / ratio, top), (0, 2)) if above else ((high, high * ratio), (3, 0))
-        axes.annotate(f"{ratio:g} ×", end, xytext=offset, textcoords="offset points", ha="center" if above else "left",
-                      va="bottom" if above else "center", color=colour("muted"), fontsize=SMALL)  # fmt: skip
+        sides = {"ha": "center", "va": "bottom"} if above else {"ha": "left", "va": "center"}
+        tag(axes, f"{ratio:g} ×", end, offset, "muted", fontsize=SMALL, fontweight="normal", **sides)
     axes.set(xlim=(low, high), ylim=(y.min() / 3, top))
     axes.grid(visible=False)
     return question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")

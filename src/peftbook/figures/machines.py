@@ -15,23 +15,15 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.drawn import lines
 from peftbook.figures.fit import draw_cards
-from peftbook.figures.parts import SMALL, Points, decimals, label_points, paint, plain_ticks
-from peftbook.figures.style import canvas, colour, question
+from peftbook.figures.parts import SMALL, Points, decimals, labelled, paint, plain_ticks
+from peftbook.figures.style import canvas, colour, name_rows, question, say, tag
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.scratch.schedule import best_interval, bounds, expected_seconds, makespan
 from peftbook.studies import throughput
 
-__all__ = [
-    "fsdp_step",
-    "lost_work",
-    "memory_by_devices",
-    "runs_an_hour",
-    "sharded_timeline",
-    "time_by_workers",
-    "whole",
-]
+__all__ = ["fsdp_step", "whole"]
 
 DEVICES = (1, 2, 4, 8, 16, 32)
 ROW = Setup(seq=2048, checkpointing=True)
@@ -65,9 +57,7 @@ def time_by_workers(store: Store) -> Figure:
     plain_ticks(axes, (1, 4, 16, 64, 256, 1024))
     decimals(axes.yaxis, (1, 3))
     axes.set_xlim(0.85, workers[-1] * 18)
-    question(figure, "How long do the book's runs take on many workers?")
-    label_points(axes, ends, column=0.74)
-    return figure
+    return labelled(figure, "How long do the book's runs take on many workers?", axes, ends, column=0.74)
 
 
 @figure
@@ -79,12 +69,10 @@ def runs_an_hour(store: Store) -> Figure:
     axes.barh(places, [row.value for row in rows], height=0.55, color=colour("lora"), alpha=0.85)
     for place, row in zip(places, rows, strict=True):
         axes.plot([row.low, row.high], [place, place], color=colour("ink"), linewidth=2.0)
-        axes.annotate(f"{row.value:,.0f}", (row.high or row.value, place), xytext=(8, 0), textcoords="offset points",
-                      va="center", fontsize=SMALL)  # fmt: skip
-    axes.set_yticks(places, [f"{count} worker{'s' * (count > 1)}" for count in throughput.MEASURED])
-    axes.invert_yaxis()
+        end = (row.high or row.value, place)
+        tag(axes, f"{row.value:,.0f}", end, (8, 0), va="center", fontsize=SMALL, fontweight="normal")
+    name_rows(axes, [f"{count} worker{'s' * (count > 1)}" for count in throughput.MEASURED])
     axes.set(xlim=(0, 1.15 * max(row.high or row.value for row in rows)), xlabel="Small runs an hour, median and range")
-    axes.grid(axis="y", visible=False)
     return question(figure, "Do more workers on two cores make more runs?")
 
 
@@ -182,8 +170,7 @@ def draw_span(axes: Axes, span: Span, lane: float) -> None:
     look: dict[str, Any] = {"facecolor": colour(tone), "edgecolor": colour("paper"), "hatch": hatch, "linewidth": 1.2}
     axes.add_patch(Rectangle((span.start, lane - 0.38), wide, 0.76, **look))
     ground = {"facecolor": colour(tone), "edgecolor": "none", "pad": 1.2} if hatch else None
-    axes.text(span.start + wide / 2, lane, str(span.layer or ""), ha="center", va="center", color=colour("paper"),
-              fontweight="bold", bbox=ground)  # fmt: skip
+    say(axes, span.start + wide / 2, lane, str(span.layer or ""), "paper", fontweight="bold", bbox=ground)
 
 
 def device_peaks() -> Chart:
@@ -204,9 +191,7 @@ def memory_by_devices() -> Figure:
     draw_cards(axes, 0.9, lift=-4, va="top")
     decimals(axes.yaxis, (1, 3))
     axes.set_ylim(2, 2000)
-    question(figure, "What does each of many devices hold? Llama-2-70B")
-    label_points(axes, ends, column=0.8)
-    return figure
+    return labelled(figure, "What does each of many devices hold? Llama-2-70B", axes, ends, column=0.8)
 
 
 @figure
@@ -227,6 +212,4 @@ def lost_work() -> Figure:
     plain_ticks(axes, (10, 60, 600, 3600))
     decimals(axes.yaxis, (1, 3))
     axes.set(xlim=(8, 300_000), ylim=(0.1, MOST_LOST))
-    question(figure, "How often should a run write a checkpoint?")
-    label_points(axes, ends, column=0.775)
-    return figure
+    return labelled(figure, "How often should a run write a checkpoint?", axes, ends, column=0.775)

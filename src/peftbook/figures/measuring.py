@@ -15,7 +15,18 @@ from scipy.stats import chi2, norm
 from peftbook.evidence import comparison, stats
 from peftbook.figures import figure
 from peftbook.figures.methods import chosen_records
-from peftbook.figures.parts import SMALL, Row, as_row, decimals, draw_interval, draw_margin, mark, note, plain_ticks
+from peftbook.figures.parts import (
+    SMALL,
+    as_row,
+    decimals,
+    draw_interval,
+    draw_margin,
+    interval_row,
+    mark,
+    mark_key,
+    note,
+    plain_ticks,
+)
 from peftbook.figures.style import canvas, colour, look, name_rows, question, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
@@ -28,18 +39,11 @@ __all__ = [
     "SPREADS",
     "case",
     "chance",
-    "coverage_of_rules",
     "curse",
     "inflation",
     "largest_of",
-    "paired_intervals",
-    "paired_scatter",
-    "rouge_by_setting",
-    "seeds_needed",
     "smallest_effect",
     "unpaired_interval",
-    "verdict_rule",
-    "winners_curse",
 ]
 
 SETTINGS = {
@@ -103,13 +107,12 @@ def paired_intervals(store: Store) -> Figure:
             tables, weights = (methods.table(one, column), methods.table(two, column)), comparison.weights(one, column)
             alone = unpaired_interval(*tables, weights, methods.groups())
             together = methods.paired(one, two, column)
-            draw_interval(axes, at + 0.18, of_interval(alone, "untuned", "s", hollow=True))
-            draw_interval(axes, at - 0.18, of_interval(together, "accent", "o"))
+            draw_interval(axes, at + 0.18, interval_row("", alone, tone="untuned", marker="s", hollow=True))
+            draw_interval(axes, at - 0.18, interval_row("", together, tone="accent"))
         name_rows(axes, [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS], 0.5)
         axes.set_xlabel(label)
-    looks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
-    handles = [both[0].plot([], [], **keywords, label=label)[0] for label, keywords in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+    marks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
+    mark_key(figure, both[0], marks)
     return question(figure, "What is pairing worth? (band: margin)")
 
 
@@ -139,11 +142,6 @@ def paired_scatter(store: Store) -> Figure:
     return question(figure, "Are the same examples hard for both?")
 
 
-def of_interval(found: stats.Interval, tone: str, marker: str, *, hollow: bool = False) -> Row:
-    """An interval as a line of a forest."""
-    return Row("", found.mean, found.low, found.high, (), tone, marker, hollow)
-
-
 DRAWN = {"first_edition": ("untuned", "s"), "satterthwaite": ("qlora", "D"), coverage.RULE: ("lora", "o")}
 
 
@@ -166,9 +164,7 @@ def coverage_of_rules(store: Store) -> Figure:
     found.axhline(100 * OFTEN, color=colour("muted"), linewidth=1.2)
     found.set(ylabel="Difference found, %", xlabel="Share of the variance that is the seeds'", ylim=(0, 88))
     found.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
-    handles = [covered.plot([], [], **mark(tone, marker), label=SHORT_RULES[rule])[0]
-               for rule, (tone, marker) in DRAWN.items()]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.2)
+    mark_key(figure, covered, {SHORT_RULES[rule]: mark(*look) for rule, look in DRAWN.items()}, columnspacing=1.2)
     return question(figure, "Does the interval cover, and what does it find?")
 
 

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 from scipy.stats import spearmanr
 
 from peftbook.evidence import stats
+from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.style import SIZE, canvas, colour, look, name_rows, question, say, shade, tag
+from peftbook.figures.charts import measured_series, rate_chart
+from peftbook.figures.parts import LOSS, SCORES, Row, draw_rows, interval_row, per_seed
+from peftbook.figures.style import SIZE, canvas, colour, look, question, say, shade, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Record, Store
 from peftbook.studies import methods
 
-__all__ = [
-    "chosen_records",
-    "example_differences",
-    "head_to_head",
-    "learning_rate_curves",
-    "lora_against_full",
-    "per_seed",
-    "prompt_rate_curve",
-    "qlora_against_lora",
-    "quality_against_parameters",
-    "rouge_against_bertscore",
-    "smooth",
-    "sweep_points",
-    "test_scores",
-    "training_loss",
-]
+__all__ = ["chosen_records", "example_differences", "smooth", "sweep_points"]
 
-SCORES = {
-    "loss": ("Loss, nats per token", "loss_nats", -1),
-    "rougeL": ("ROUGE-L, 0–1", "rougeL", 1),
-    "bertscore_f1": ("BERTScore F1, 0–1", "bertscore_f1", 1),
-}
 CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 
 
@@ -50,19 +34,6 @@ CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 def chosen_records(arm: str, store: Store) -> list[Record]:
     """The arm's final records, one a seed (untuned has one in all)."""
     return methods.final_records(arm, store)
-
-
-def per_seed(records: Sequence[Record], score: str) -> list[float]:
-    """The test mean of each seed; loss is weighted by label tokens."""
-    column = SCORES[score][1]
-    means = []
-    for record in records:
-        values = np.asarray(record.per_example[column], dtype=float)
-        weights = (
-            np.asarray(record.per_example["label_tokens"], dtype=float) if score == "loss" else np.ones(len(values))
-        )
-        means.append(float(values.sum() / weights.sum()))
-    return means
 
 
 def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[stats.Interval, list[float]]:
@@ -97,12 +68,34 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
     """How well does each arm do on the test split? Mean with its 95 % interval and the seeds behind it."""
     found = {arm: chosen_records(arm, store) for arm in methods.LABELS}
     figure, axes = canvas(height=0.95 + 0.42 * len(found))
-    for row, (arm, records) in enumerate(found.items()):
-        interval = methods.score(records, SCORES[score][1])
-        draw_row(axes, row, arm, interval, per_seed(records, score))
-    finish_rows(axes, list(found), SCORES[score][0] + better(score))
+    rows = [
+        arm_row(arm, methods.score(records, SCORES[score][1]), per_seed(records, score))
+        for arm, records in found.items()
+    ]
+    draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
     name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
     return question(figure, f"Which method has the best {name}?")
+
+
+def arm_chart(store: Store, scores: Sequence[tuple[str, str, str]], axis: str) -> Chart:
+    """Bars of the arms' test scores with 95 % intervals. scores: quantity suffix, name and look of each series."""
+    series = [
+        measured_series(name, [f"methods.{arm}_{score}" for arm in methods.LABELS], store, look)
+        for score, name, look in scores
+    ]
+    labels = [arm_looks()[arm].label for arm in methods.LABELS]
+    return Chart(series, "", axis, labels, number_format="0.0", y_range=(0, None), label_format="0.00")
+
+
+def arm_test_losses(store: Store) -> Chart:
+    """Test loss of every arm with its 95 % interval."""
+    chart = arm_chart(store, [("loss", "Test loss", "")], f"Test loss, {LOSS}")
+    return replace(chart, point_looks=list(methods.LABELS))
+
+
+def arm_scores(store: Store) -> Chart:
+    """ROUGE-L and BERTScore of every arm with 95 % intervals."""
+    return arm_chart(store, [("rougeL", "ROUGE-L", "lora"), ("bertscore_f1", "BERTScore F1", "qlora")], "Score, 0–1")
 
 
 @figure
@@ -114,23 +107,14 @@ def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
     for axes, score in zip(panels[:, 0], scores, strict=True):
         axes.axvline(0, color=colour("untuned"), linewidth=1.2)
-        for row, (arm, records) in enumerate(found.items()):
-            draw_row(axes, row, arm, *difference(records, base, score))
-        finish_rows(axes, list(found), SCORES[score][0] + better(score))
+        rows = [arm_row(arm, *difference(records, base, score)) for arm, records in found.items()]
+        draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
     return question(figure, "What does each method gain\nover the untuned model?")
 
 
-def draw_row(axes: Axes, row: int, arm: str, interval: stats.Interval, seeds: Sequence[float]) -> None:
-    """One arm: the interval as a bar, its mean as the arm's marker, each seed as a small tick above."""
-    axes.plot([interval.low, interval.high], [row, row], color=colour(arm), linewidth=2.4, solid_capstyle="butt")
-    axes.plot(interval.mean, row, **look(arm, line=False))
-    axes.plot(seeds, [row - 0.3] * len(seeds), "|", color=colour(arm), markersize=6, markeredgewidth=1.4)
-
-
-def finish_rows(axes: Axes, arms: Sequence[str], label: str) -> None:
-    name_rows(axes, [arm_looks()[arm].label for arm in arms], 0.5, 0.65)
-    axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+def arm_row(arm: str, interval: stats.Interval, seeds: Sequence[float]) -> Row:
+    """One arm of a forest, in its look."""
+    return interval_row(arm_looks()[arm].label, interval, seeds, tone=arm, marker=arm_looks()[arm].marker)
 
 
 def better(score: str) -> str:
@@ -224,6 +208,18 @@ def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[fl
     tag(axes, arm_looks()[arm].label, (rates[at], shown[at]), offset, arm, ha=side, va="center")
 
 
+def learning_rates(store: Store) -> Chart:
+    """Validation loss against learning rate; diverged runs are left out."""
+    series = []
+    for arm in methods.ARMS:
+        points = [pair for pair in zip(*sweep_points(arm, store), strict=True) if math.isfinite(pair[1])]
+        series.append(Series(arm_looks()[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
+    values = [value for one in series for value in one.values]
+    low, high = min(values), min(max(values), min(values) + CAP)
+    y_range = (math.floor(low * 10) / 10 - 0.1, math.ceil(high * 10) / 10)
+    return rate_chart(series, LOSS, y_range, (1e-5, 1.0))
+
+
 @figure
 def prompt_rate_curve(store: Store) -> Figure:
     """Which learning rate does prompt tuning want? The prompt arm of the sweep alone."""
@@ -253,6 +249,20 @@ def training_loss(store: Store) -> Figure:
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
     return question(figure, "How fast does each method learn?")
+
+
+def training_curves(store: Store) -> Chart:
+    """Training loss of the final runs, mean over seeds, smoothed over nine steps."""
+    series = []
+    for arm in methods.ARMS:
+        curves = [record.curve["train_loss_nats"] for record in chosen_records(arm, store)]
+        mean = [math.fsum(step) / len(step) for step in zip(*curves, strict=False)]
+        smoothed = [round(value, 4) for value in smooth(mean)]
+        steps = [float(step) for step in range(1, len(smoothed) + 1)]
+        series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
+    low = math.floor(min(min(one.values) for one in series) * 2) / 2
+    return Chart(series, "Optimiser step (batch of 8)", f"Training loss, {LOSS}", number_format="0.0",
+                 y_range=(low, None), x_range=(0, None))  # fmt: skip
 
 
 @figure
@@ -300,6 +310,19 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
     )
     axes.grid(axis="x", visible=False)
     return question(figure, asked)
+
+
+def difference_histogram(store: Store) -> Chart:
+    """How many test examples have which difference in loss, LoRA minus full, averaged over seeds."""
+    found = example_differences(*(chosen_records(arm, store) for arm in ("lora", "full")))
+    half = math.ceil(float(np.quantile(np.abs(found), 0.98)) * 10) / 10
+    edges = np.linspace(-half, half, 13)
+    counts, _ = np.histogram(np.clip(found, -half, half), edges)
+    middles = [f"{100 * one:+.0f}".replace("-", "−") for one in (edges[1:] + edges[:-1]) / 2]
+    series = Series("Test examples", [float(count) for count in counts], "lora")
+    looks = ["lora" if edge < 0 else "full" for edge in edges[:-1]]
+    return Chart([series], "LoRA − full, hundredths of a nat per token", "Test examples", middles,
+                 y_range=(0, None), number_format="0", gap=4, point_looks=looks)  # fmt: skip
 
 
 @figure

@@ -12,10 +12,10 @@ from matplotlib.patches import Polygon, Rectangle
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL
-from peftbook.figures.style import SIZE, colour, drawing, question, shade
+from peftbook.figures.style import SIZE, colour, drawing, question, say, shade
 from peftbook.memory import Shape
 
-__all__ = ["newer_counts", "newer_map", "newer_state"]
+__all__ = ["newer_counts", "newer_state"]
 
 # Numbers.
 
@@ -80,15 +80,10 @@ def matrix(axes: Axes, x: float, y: float, wide: float = SIDE, tall: float = SID
     axes.add_patch(Rectangle((x - wide / 2, y - tall / 2), wide, tall, linewidth=0.9, **look))
 
 
-def sign(axes: Axes, x: float, y: float, text: str, size: float = SIZE) -> None:
-    """A sign or letter between or on the matrices."""
-    axes.text(x, y, text, ha="center", va="center", fontsize=size, color=colour("ink"))
-
-
 def draw_rotation(axes: Axes, x: float, y: float) -> None:
     """W times a diagonal of trained blocks."""
     matrix(axes, x - 0.38, y)
-    sign(axes, x, y, "·")
+    say(axes, x, y, "·")
     for at in range(4):
         step = SIDE / 4
         matrix(axes, x + 0.38 + (at - 1.5) * step, y - (at - 1.5) * step, step, step, "trained")
@@ -105,24 +100,24 @@ def draw_factors(axes: Axes, x: float, y: float) -> None:
 def draw_product(axes: Axes, x: float, y: float) -> None:
     """W, entry by entry, times one plus a low-rank product."""
     matrix(axes, x - 0.66, y)
-    sign(axes, x - 0.14, y, "⊙ (1+", SMALL)
+    say(axes, x - 0.14, y, "⊙ (1+", fontsize=SMALL)
     draw_factors(axes, x + 0.42, y)
-    sign(axes, x + 0.87, y, ")")
+    say(axes, x + 0.87, y, ")")
 
 
 def draw_length(axes: Axes, x: float, y: float) -> None:
     """A trained length for each row of what LoRA turns."""
     matrix(axes, x - 0.78, y, 0.1, SIDE, "trained")
-    sign(axes, x - 0.65, y, "·")
+    say(axes, x - 0.65, y, "·")
     matrix(axes, x - 0.34, y)
-    sign(axes, x + 0.02, y, "+")
+    say(axes, x + 0.02, y, "+")
     draw_factors(axes, x + 0.4, y)
 
 
 def draw_vera(axes: Axes, x: float, y: float) -> None:
     """Two random matrices that all layers share, two trained diagonals."""
     matrix(axes, x - 0.72, y)
-    sign(axes, x - 0.4, y, "+")
+    say(axes, x - 0.4, y, "+")
     for left, wide, tall, kind in ((-0.22, 0.08, SIDE, "trained"), (0.0, 0.26, SIDE, "random"),
                                    (0.24, 0.08, 0.26, "trained"), (0.56, SIDE, 0.26, "random")):  # fmt: skip
         matrix(axes, x + left, y, wide, tall, kind)
@@ -131,7 +126,7 @@ def draw_vera(axes: Axes, x: float, y: float) -> None:
 def draw_bases(axes: Axes, x: float, y: float) -> None:
     """A sum of random products, each with trained diagonals."""
     matrix(axes, x - 0.66, y)
-    sign(axes, x - 0.24, y, "+ Σ")
+    say(axes, x - 0.24, y, "+ Σ")
     for left, up, wide, tall, kind in (
         (0.06, 0, 0.13, SIDE, "random"), (0.21, 0, 0.08, 0.13, "trained"), (0.53, 0, SIDE, 0.13, "random"),
         (0.53, -0.13, SIDE, 0.07, "trained"),
@@ -142,7 +137,7 @@ def draw_bases(axes: Axes, x: float, y: float) -> None:
 def draw_shards(axes: Axes, x: float, y: float) -> None:
     """W and one shard, trained once and repeated."""
     matrix(axes, x - 0.42, y)
-    sign(axes, x - 0.04, y, "+")
+    say(axes, x - 0.04, y, "+")
     for at in range(4):
         matrix(axes, x + 0.24 + 0.15 * at, y, 0.13, SIDE, "trained")
 
@@ -151,7 +146,7 @@ def draw_start(axes: Axes, x: float, y: float, source: str) -> None:
     """What is measured on data, and the factors that it starts."""
     matrix(axes, x - 0.53, y, 0.62, SIDE, "data")
     axes.text(x - 0.53, y, source, ha="center", va="center", fontsize=SMALL, color=colour("paper"))
-    sign(axes, x - 0.05, y, "→")
+    say(axes, x - 0.05, y, "→")
     draw_factors(axes, x + 0.41, y)
 
 
@@ -203,10 +198,9 @@ def newer_map() -> Figure:
         axes.text(0.16, top - 0.1, title, va="center", fontsize=SIZE, fontweight="bold", color=colour("ink"))
         for column, cell in enumerate(cells):
             x = 0.06 + COLUMN * (column + 0.5)
-            axes.text(x, top - 0.43, cell.name, ha="center", va="center", fontsize=SMALL, fontweight="bold",
-                      color=colour("lora"))  # fmt: skip
+            say(axes, x, top - 0.43, cell.name, "lora", fontsize=SMALL, fontweight="bold")
             cell.draw(axes, x, top - 0.9)
-            axes.text(x, top - 1.42, cell.formula, ha="center", va="center", fontsize=SMALL, color=colour("ink"))
+            say(axes, x, top - 1.42, cell.formula, fontsize=SMALL)
     draw_key(axes, 0.2)
     return question(figure, "What does each newer method do to a weight?")
 

@@ -15,9 +15,19 @@ from matplotlib.patches import Rectangle
 from peftbook import metrics
 from peftbook.evidence import stats
 from peftbook.figures import figure
-from peftbook.figures.costs import PARTS, bytes_by_part, draw_stacks
-from peftbook.figures.parts import SMALL, Points, Row, as_row, draw_rows, label_points, mark, plain_ticks
-from peftbook.figures.style import canvas, colour, drawing, name_rows, question, say, shade
+from peftbook.figures.costs import PARTS, bytes_by_part
+from peftbook.figures.parts import (
+    SMALL,
+    Points,
+    as_row,
+    draw_rows,
+    draw_stacks,
+    interval_row,
+    labelled,
+    mark,
+    plain_ticks,
+)
+from peftbook.figures.style import canvas, colour, drawing, name_rows, question, say, shade, tag
 from peftbook.memory import Setup
 from peftbook.methods import arm_looks
 from peftbook.records import Store
@@ -27,19 +37,7 @@ from peftbook.scratch.truncation import kept
 from peftbook.studies import methods, prompt_design, sql
 from peftbook.tasks import get_task
 
-__all__ = [
-    "LIMIT",
-    "SEGMENTS",
-    "SETUPS",
-    "cut_row",
-    "notebook_memory",
-    "prompt_rates",
-    "scores_of_no_learning",
-    "sql_answers",
-    "sql_scores",
-    "summary_baselines",
-    "summary_scores",
-]
+__all__ = ["LIMIT", "SEGMENTS", "SETUPS", "sql_scores", "summary_scores"]
 
 # Medians of the SQL task's training rows in tokens of SmolLM2's tokeniser; the end of turn is part of the query.
 SEGMENTS = {"task": 11, "schema": 54, "question": 20, "query": 17}
@@ -190,7 +188,7 @@ ARMS = ("untuned", "fewshot", "prompt", "qlora", "lora", "full")
 @figure
 def summary_baselines(store: Store) -> Figure:
     """How good is a ROUGE-L? Two systems without a model below the arms of the head-to-head."""
-    rows = [Row(name, one.mean, one.low, one.high, tone="muted", marker="s") for name, one in summary_scores().items()]
+    rows = [interval_row(name, one, tone="muted", marker="s") for name, one in summary_scores().items()]
     rows += [
         as_row(
             arm_looks()[arm].label, quantity(f"methods.{arm}_rougeL", store), tone=arm, marker=arm_looks()[arm].marker
@@ -242,14 +240,12 @@ def prompt_rates(store: Store) -> Figure:
         axes.plot(list(found), list(found.values()), color=colour(tone), marker=marker, linestyle=line, linewidth=1.6)
         ends[f"{length} token{'s' * (length > 1)}"] = max(found), found[max(found)], tone
     axes.axvline(NOTEBOOK_RATE, color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)
-    axes.annotate("the notebook's", (NOTEBOOK_RATE, axes.get_ylim()[1]), xytext=(4, -4), textcoords="offset points",
-                  fontsize=SMALL, va="top")  # fmt: skip
+    top = axes.get_ylim()[1]
+    tag(axes, "the notebook's", (NOTEBOOK_RATE, top), (4, -4), fontsize=SMALL, va="top", fontweight="normal")
     axes.set(xscale="log", xlabel="Learning rate", ylabel="Validation loss, nats per token")
     plain_ticks(axes, (0.01, 0.03, 0.1, 0.3, 1, 3))
     axes.set_xlim(0.003, 300)
-    question(figure, "Was the prompt's learning rate wrong?")
-    label_points(axes, ends, column=0.79)
-    return figure
+    return labelled(figure, "Was the prompt's learning rate wrong?", axes, ends, column=0.79)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

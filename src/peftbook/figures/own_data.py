@@ -6,11 +6,9 @@ from matplotlib.figure import Figure
 
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL
-from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.style import canvas, name_rows, question, say, shade
 from peftbook.records import Store
 from peftbook.studies import racing
-
-__all__ = ["early_rates"]
 
 LABELS = {"eighth": "⅛", "quarter": "¼", "half": "½", "three_quarters": "¾", "end": "the end"}
 
@@ -33,12 +31,9 @@ def early_rates(store: Store) -> Figure:
         for (name, (tone, text)), count in zip(looks.items(), (first, half - first, len(found) - half), strict=True):
             axes.barh(row, count, 0.66, left=left, color=tone, label=name if row == 0 else None)
             if count > 2:
-                axes.annotate(str(count), (left + count / 2, row), ha="center", va="center", color=colour(text),
-                              fontsize=SMALL)  # fmt: skip
+                say(axes, left + count / 2, row, str(count), text, fontsize=SMALL)
             left += count
-    axes.set_yticks(range(len(racing.CUTS)), [LABELS[name] for name in racing.CUTS])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
+    name_rows(axes, [LABELS[name] for name in racing.CUTS])
     axes.set(xlim=(0, len(found)), xlabel=f"Sweeps, of {len(found)}", ylabel="Share of the training")
     axes.legend(title="The best rate …", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return question(figure, "How early does a sweep know its best rate?")

@@ -5,7 +5,7 @@ Bars are 95 % intervals and small strokes single seeds; a hollow mark has one se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from scipy import optimize
 
-from peftbook.figures.methods import per_seed
-from peftbook.figures.style import SIZE, canvas, colour, name_rows
-from peftbook.records import Store
+from peftbook.evidence.stats import Interval
+from peftbook.figures.style import SIZE, canvas, colour, name_rows, question, shade, tag
+from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.studies import Quantity
 from peftbook.studies.sweep import TunedComparison
@@ -35,12 +35,17 @@ __all__ = [
     "draw_quantities",
     "draw_rows",
     "draw_series",
+    "draw_stacks",
+    "interval_row",
     "label_points",
+    "labelled",
     "loss_row",
     "mark",
+    "mark_key",
     "mosaic",
     "note",
     "paint",
+    "per_seed",
     "plain_ticks",
     "seed_differences",
     "signed",
@@ -49,6 +54,11 @@ __all__ = [
 
 SMALL = SIZE - 1.5  # the smallest text of these figures
 LOSS = "nats per token"
+SCORES = {
+    "loss": ("Loss, nats per token", "loss_nats", -1),
+    "rougeL": ("ROUGE-L, 0–1", "rougeL", 1),
+    "bertscore_f1": ("BERTScore F1, 0–1", "bertscore_f1", 1),
+}
 Points = dict[str, tuple[float, float, str]]  # text → x, y, tone
 
 
@@ -71,6 +81,11 @@ class Row(NamedTuple):
 def as_row(label: str, found: Quantity, seeds: Sequence[float] = (), tone: str = "ink", marker: str = "o") -> Row:
     """A quantity as a line of a forest."""
     return Row(label, found.value, found.low, found.high, seeds, tone, marker)
+
+
+def interval_row(label: str, found: Interval, seeds: Sequence[float] = (), **look: Any) -> Row:
+    """A mean with its interval as a line of a forest."""
+    return Row(label, found.mean, found.low, found.high, seeds, **look)
 
 
 def paint(tone: str) -> str:
@@ -113,6 +128,23 @@ def draw_margin(axes: Axes, low: float, high: float, line: float | None = None) 
     axes.axvspan(low, high, color=colour("fill"), linewidth=0, zorder=0)
     if line is not None:
         axes.axvline(line, color=colour("muted"), linewidth=1.2)
+
+
+def draw_stacks(
+    axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[str, tuple[str, float, str]], *, unit: float = 1e9,
+    form: str = ".1f", places: Sequence[float] = (),
+) -> None:  # fmt: skip
+    """A bar a row with its parts side by side and their sum. looks: part → tone, share of it, hatch.  unit: of 1."""
+    for place, parts in zip(places or range(len(rows)), rows, strict=True):
+        left = 0.0
+        for part, size in parts.items():
+            tone, share, hatch = looks[part]
+            label = part if parts is rows[0] else None
+            axes.barh(place, size / unit, 0.6, left=left, label=label, color=shade(tone, share), hatch=hatch,
+                      edgecolor=colour("paper"), linewidth=0.6)  # fmt: skip
+            left += size / unit
+        ground = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1}  # for a line behind it
+        tag(axes, f"{left:{form}}", (left, place), (6, 0), va="center", bbox=ground)
 
 
 def draw_series(axes: Axes, xs: Sequence[float], rows: Sequence[Row], *, line: Any = "-", shift: float = 1.0) -> None:
@@ -168,10 +200,37 @@ def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) 
         )  # fmt: skip
 
 
+def labelled(figure: Figure, asked: str, axes: Axes, points: Points, *, column: float, gap: float = 14) -> Figure:
+    """The figure with its question as title and with direct labels, see `label_points`."""
+    question(figure, asked)
+    label_points(axes, points, column=column, gap=gap)
+    return figure
+
+
+def mark_key(figure: Figure, axes: Axes, marks: Mapping[str, Mapping[str, Any]], **look: Any) -> None:
+    """A legend below the figure. marks: label → plot keywords, as `mark` gives them."""
+    handles = [axes.plot([], [], **keywords, label=label)[0] for label, keywords in marks.items()]
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(marks), "handletextpad": 0.2}
+    figure.legend(handles=handles, **(place | look))
+
+
 def note(axes: Axes, text: str, x: float = 0.98, y: float = 0.96, **keywords: Any) -> None:
     """A muted remark inside the axes, upper right unless told."""
     place: dict[str, Any] = {"ha": "right", "va": "top", "transform": axes.transAxes}
     axes.text(x, y, text, **(place | {"fontsize": SMALL, "color": colour("muted")} | keywords))
+
+
+def per_seed(records: Sequence[Record], score: str) -> list[float]:
+    """The test mean of each seed; loss is weighted by label tokens."""
+    column = SCORES[score][1]
+    means = []
+    for record in records:
+        values = np.asarray(record.per_example[column], dtype=float)
+        weights = (
+            np.asarray(record.per_example["label_tokens"], dtype=float) if score == "loss" else np.ones(len(values))
+        )
+        means.append(float(values.sum() / weights.sum()))
+    return means
 
 
 def seed_differences(comparison: TunedComparison, first: str, second: str, store: Store) -> list[float]:
@@ -181,9 +240,11 @@ def seed_differences(comparison: TunedComparison, first: str, second: str, store
 
 
 def difference_row(label: str, comparison: TunedComparison, first: str, second: str, store: Store, **look: Any) -> Row:
-    """The paired difference of two arms' test losses."""
+    """The paired difference of two arms' test losses; without an interval where both are one."""
+    if first == second:
+        return Row(label, 0.0, **look)
     found = comparison.difference(first, second, "loss_nats", store)
-    return Row(label, found.mean, found.low, found.high, seed_differences(comparison, first, second, store), **look)
+    return interval_row(label, found, seed_differences(comparison, first, second, store), **look)
 
 
 def loss_row(

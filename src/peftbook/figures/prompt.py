@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
-from peftbook.figures.drawn import lines
+from peftbook.figures.block import rounded, wire
 from peftbook.figures.lora import HIDDEN, SMOLLM2, TARGETS, parameters_per_rank
-from peftbook.figures.style import SIZE, colour, drawing, question, say, shade, tag
+from peftbook.figures.style import SIZE, colour, drawing, question, say, shade
 from peftbook.methods.prompt import PromptTuning
 
-__all__ = ["length_counts", "parameters_against_length", "prompt_parameters", "soft_prompt_position"]
+__all__ = ["length_counts", "prompt_parameters"]
 
 
 def prompt_parameters(length: int) -> int:
@@ -39,13 +36,13 @@ def soft_prompt_position() -> Figure:
     figure, axes = drawing(5.8, 3.5)
     for at, (tone, text) in enumerate(VECTORS):
         draw_vector(axes, at, tone, text)
-    rounded(axes, LEFT, 1.74, 10 * CELL, 0.74, 0.06, facecolor=shade("muted", 0.14), edgecolor=colour("muted"),
+    rounded(axes, LEFT, 1.74, 10 * CELL, 0.74, facecolor=shade("muted", 0.14), edgecolor=colour("muted"),
             hatch="//", hatch_linewidth=0.3)  # fmt: skip
     ground = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 3}
     say(axes, LEFT + 5 * CELL, 2.11, "The whole model, frozen", fontsize=SIZE + 1, fontweight="bold", bbox=ground)
     for at, text in ((7, "Add"), (8, "two")):
         x = LEFT + (at + 0.5) * CELL
-        arrow(axes, x, 2.5, 2.82, color=colour("lora"))
+        wire(axes, (x, 2.5), (x, 2.82), color=colour("lora"))
         say(axes, x, 2.93, text, "lora")
     say(axes, LEFT + 6.85 * CELL, 2.93, "loss on the answer only:", "lora", ha="right", fontweight="bold")
     for start, count, text, tone in RUNS:
@@ -60,19 +57,9 @@ def draw_vector(axes: Axes, at: int, tone: str, text: str) -> None:
     """One of the model's inputs: filled where it is trained, else pale; an arrow leads into the model."""
     soft, x = tone == "prompt", LEFT + (at + 0.5) * CELL
     face = colour(tone) if soft else shade(tone, 0.18)
-    rounded(axes, LEFT + at * CELL + 0.035, 0.72, CELL - 0.07, TALL, 0.05, facecolor=face, edgecolor=colour(tone))
-    say(axes, x, 0.72 + TALL / 2, text, "paper" if soft else "ink", fontsize=SIZE if soft else SIZE - 2.5)
-    arrow(axes, x, 1.36, 1.72, color=colour("muted"), linewidth=0.9)
-
-
-def rounded(axes: Axes, x: float, y: float, wide: float, tall: float, radius: float, **look: Any) -> None:
-    """A box with rounded corners."""
-    axes.add_patch(FancyBboxPatch((x, y), wide, tall, f"round,pad=0,rounding_size={radius}", **look))
-
-
-def arrow(axes: Axes, x: float, low: float, high: float, **look: Any) -> None:
-    """An arrow upwards."""
-    axes.add_patch(FancyArrowPatch((x, low), (x, high), arrowstyle="-|>", mutation_scale=9, **look))
+    rounded(axes, LEFT + at * CELL + 0.035, 0.72, CELL - 0.07, TALL, facecolor=face, edgecolor=colour(tone))
+    say(axes, x, 0.72 + TALL / 2, text, "paper" if soft else "ink", fontsize=SIZE if soft else SIZE - 2)
+    wire(axes, (x, 1.36), (x, 1.72))
 
 
 def length_counts() -> Chart:
@@ -84,15 +71,3 @@ def length_counts() -> Chart:
         series.append(Series(f"LoRA, {name}, r = {rank}", [count] * 2, look, [1.0, 200.0], marks=False))
     return Chart(series, "Virtual tokens", "Trained numbers", log={"x": 10, "y": 10}, number_format="#,##0",
                  x_format="0", x_range=(1, 1000), y_range=(100, 1e7))  # fmt: skip
-
-
-@figure
-def parameters_against_length() -> Figure:
-    """How small is a soft prompt? Parameters against virtual tokens, beside two LoRA adapters of the same model."""
-    chart = length_counts()
-    figure, axes, _ = lines(chart, height=3.8)
-    tag(axes, f"20 tokens: {prompt_parameters(20):,}", (20, prompt_parameters(20)), (10, -6), "prompt", va="top")
-    for series in chart.series[1:]:
-        tag(axes, f"{series.name}: {series.values[0]:,.0f}", (1, series.values[0]), (0, 5), series.look)
-    axes.set_ylim(3e2, 1.6e7)
-    return question(figure, "How small is a soft prompt?")

@@ -16,7 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from peftbook.cost import Rates, step_seconds
+from peftbook.evidence.chart import Chart
 from peftbook.figures import figure
+from peftbook.figures.charts import forest
 from peftbook.figures.parts import (
     SMALL,
     as_row,
@@ -28,21 +30,14 @@ from peftbook.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.style import canvas, colour, question, shade, tag
 from peftbook.memory import SHAPES, Configuration, Setup, training_step
 from peftbook.records import Store
 from peftbook.results import quantity, study_quantities
 from peftbook.studies import activations, memory, merging, recovery, survival
 from peftbook.studies import step_seconds as measured_steps
 
-__all__ = [
-    "machine_rates",
-    "memory_against_time",
-    "requantised_gains",
-    "slowdown",
-    "slowdown_against_tokens",
-    "surviving_gains",
-]
+__all__ = ["machine_rates", "slowdown"]
 
 ROW = Setup(method="lora", device="cpu")
 NF4 = replace(ROW, quantised="nf4")
@@ -131,10 +126,8 @@ def memory_against_time(store: Store) -> Figure:
         axes.plot([ratio.min(), ratio.max()], [size] * 2, color=shade(tone, 0.5), linewidth=2.4, solid_capstyle="butt")
         axes.plot(np.median(ratio), size, **(mark(tone, marker) | {"markersize": 9}))
         end = float(ratio.max() if place[0] > 0 else ratio.min())
-        axes.annotate(
-            f"{label}, {size:.1f}", (end, size), xytext=place, textcoords="offset points",
-            ha="left" if place[0] > 0 else "right", va="center", color=colour(tone), fontsize=SMALL, fontweight="bold",
-        )  # fmt: skip
+        side = "left" if place[0] > 0 else "right"
+        tag(axes, f"{label}, {size:.1f}", (end, size), place, tone, ha=side, va="center", fontsize=SMALL)
     axes.set(xlabel=f"Time of a step / LoRA's ({store.machine or merging.MACHINE})", ylabel="GB at the peak")
     axes.set_ylim(0)
     return question(figure, "What does a saved byte cost in time?")
@@ -155,6 +148,15 @@ def requantised_gains(store: Store) -> Figure:
     axes.axvline(100, color=colour("muted"), linewidth=1.2, linestyle=(0, (1, 1.5)))
     draw_rows(axes, rows, "Adapter's gain that is lost, % (band: margin)\n* its weights come from a 4-bit file")
     return question(figure, "What does quantising again leave of an adapter?")
+
+
+def requantised(store: Store) -> Chart:
+    """Share of the adapter's gain that is lost when the merged model is quantised again."""
+    cases = {"small_nf4": ("small Llama, NF4", "lora"), "small_nf2": ("small Llama, NF2", "qlora"),
+             "smollm2_nf4": ("SmolLM2 *, NF4", "untuned")}  # fmt: skip
+    name = "requantised.{}_requantised_lost"
+    rows = [(label, look, quantity(name.format(case), store)) for case, (label, look) in cases.items()]
+    return forest(rows, "Share of the gain that is lost, %", 1, "0", "%")
 
 
 @figure

@@ -18,24 +18,17 @@ from scipy import optimize, special
 from peftbook.evidence.chart import Chart, Series
 from peftbook.figures import figure
 from peftbook.figures.drawn import draw_bars, lines
-from peftbook.figures.parts import SMALL, decimals, label_points
+from peftbook.figures.parts import SMALL, decimals, labelled
 from peftbook.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
 
 __all__ = [
     "best_levels",
-    "bin_mass",
     "bin_shares",
-    "bits_against_block",
     "bits_per_parameter",
-    "codebook_levels",
     "codebooks",
-    "error_against_bits",
-    "error_against_block",
     "mean_squared_error",
     "nf4_levels",
     "normal_float_levels",
-    "outlier_error",
-    "quantisation_steps",
     "scaled_density",
 ]
 
@@ -207,9 +200,7 @@ def block_errors() -> Chart:
 def error_against_block() -> Figure:
     """Which codebook errs least, and at which block size? Mean squared error of N(0, 1) weights."""
     figure, axes, ends = lines(block_errors(), height=3.8, column=0.76)
-    question(figure, "Which codebook errs least?")
-    label_points(axes, ends, column=0.76)
-    return figure
+    return labelled(figure, "Which codebook errs least?", axes, ends, column=0.76)
 
 
 RATES = (2, 3, 4, 5, 6)  # bits of a code
@@ -243,9 +234,7 @@ def error_against_bits(block: int = 64) -> Figure:
     axes.set_xlabel(f"Bits per stored weight, block {block}, constants included")
     decimals(axes.yaxis, (1, 2, 5))
     axes.tick_params(axis="y", labelsize=SMALL)
-    question(figure, "How near is a codebook to the best\nthere can be?")
-    label_points(axes, ends, column=0.66, gap=15)
-    return figure
+    return labelled(figure, "How near is a codebook to the best\nthere can be?", axes, ends, column=0.66, gap=15)
 
 
 def stored_bits() -> Chart:
@@ -338,9 +327,7 @@ def outlier_error(count: int = 64) -> Figure:
         ends[name] = sizes[-1], errors[-1], tone
     axes.set(xlabel="One weight, in standard deviations of the others", ylabel="Error of the others, RMS")
     axes.set(ylim=(0, None), xlim=(0, 15.5))
-    question(figure, "What does one large weight do to the others?")
-    label_points(axes, ends, column=0.82)
-    return figure
+    return labelled(figure, "What does one large weight do to the others?", axes, ends, column=0.82)
 
 
 def rounding_error(others: np.ndarray, levels: np.ndarray, outlier: float) -> float:

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from peftbook.figures import figure
+from peftbook.figures.block import rounded, wire
 from peftbook.figures.parts import SMALL
 from peftbook.figures.style import colour, drawing, question, say, shade
 
-__all__ = ["STEPS", "from_question_to_adapter"]
+__all__ = ["STEPS"]
 
 WIDTH, TALL, PITCH = 6.4, 0.62, 0.98  # of the drawing, of a box, from step to step
 LEFT, BROAD = 0.12, 2.8  # edge and width of the steps
@@ -47,19 +47,18 @@ def from_question_to_adapter() -> Figure:
     tops = [height - 0.5 - TALL - PITCH * place for place in range(len(STEPS) + 1)]
     for step, y in zip(STEPS, tops, strict=False):
         box(axes, LEFT, y, BROAD, step.asked, "ink")
-        arrow(axes, (LEFT + BROAD, y + TALL / 2), (END, y + TALL / 2))
+        wire(axes, (LEFT + BROAD, y + TALL / 2), (END, y + TALL / 2))
         say(axes, (LEFT + BROAD + END) / 2, y + TALL / 2 + 0.1, step.leaves, "muted", fontsize=SMALL)
         box(axes, END, y, NARROW, step.end, step.tone)
         if step is not STEPS[-1]:
-            arrow(axes, (LEFT + BROAD / 2, y), (LEFT + BROAD / 2, y - PITCH + TALL))
+            wire(axes, (LEFT + BROAD / 2, y), (LEFT + BROAD / 2, y - PITCH + TALL))
         say(axes, LEFT + BROAD / 2 + 0.1, y - (PITCH - TALL) / 2, step.on, "muted", ha="left", fontsize=SMALL)
     last, right = tops[-1], END + NARROW
     for y in tops[len(STEPS) - 2 : len(STEPS)]:
-        axes.plot([right, right + 0.14], [y + TALL / 2] * 2, color=colour("muted"), linewidth=1)
-    axes.plot([right + 0.14] * 2, [tops[-3] + TALL / 2, last + TALL / 2], color=colour("muted"), linewidth=1)
-    arrow(axes, (right + 0.14, last + TALL / 2), (right, last + TALL / 2))
+        beside = ((right + 0.14, y + TALL / 2), (right + 0.14, last + TALL / 2))
+        wire(axes, (right, y + TALL / 2), *beside, (right, last + TALL / 2))
     box(axes, END, last, NARROW, AFTER[0], "ink")
-    arrow(axes, (END, last + TALL / 2), (LEFT + BROAD, last + TALL / 2))
+    wire(axes, (END, last + TALL / 2), (LEFT + BROAD, last + TALL / 2))
     box(axes, LEFT, last, BROAD, AFTER[1], "ink")
     return question(figure, "Should you tune, and how?")
 
@@ -68,14 +67,6 @@ def box(axes: Axes, x: float, y: float, wide: float, text: str, tone: str) -> No
     """A rounded box with its lower left corner at a point."""
     ground = colour("fill") if tone in ("ink", "muted") else shade(tone, 0.16)
     edge = colour("muted") if tone in ("ink", "muted") else colour(tone)
-    style = "round,pad=0,rounding_size=0.06"
-    axes.add_patch(FancyBboxPatch((x, y), wide, TALL, style, facecolor=ground, edgecolor=edge, linewidth=0.9))
+    rounded(axes, x, y, wide, TALL, facecolor=ground, edgecolor=edge)
     weight = "normal" if tone in ("ink", "muted") else "bold"
     say(axes, x + wide / 2, y + TALL / 2, text, tone, fontweight=weight, linespacing=1.25)
-
-
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """A straight arrow."""
-    axes.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=colour("muted"), shrinkA=0, shrinkB=0)
-    )

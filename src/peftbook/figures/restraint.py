@@ -10,12 +10,12 @@ from peftbook.evidence.stats import half_width
 from peftbook.figures import figure
 from peftbook.figures.drawn import lines
 from peftbook.figures.methods import chosen_records, example_differences
-from peftbook.figures.parts import SMALL, decimals, label_points, plain_ticks
-from peftbook.figures.style import canvas, colour, question, tag
+from peftbook.figures.parts import SMALL, decimals, labelled, plain_ticks
+from peftbook.figures.style import canvas, colour, tag
 from peftbook.methods import arm_looks
 from peftbook.records import Store
 
-__all__ = ["break_even", "differences_seen", "requests_to_earn_back"]
+__all__ = ["requests_to_earn_back"]
 
 TRAINED = {"one run": 1, "ten runs": 10, "a hundred runs": 100}
 RUN_TOKENS = 50_000
@@ -47,9 +47,7 @@ def break_even() -> Figure:
     """After how many requests does tuning cost less than examples in the prompt? Operations, for three budgets."""
     figure, axes, ends = lines(requests_to_break_even(), height=4.2, column=0.735)
     axes.set_xlabel(f"{axes.get_xlabel()}\n(a run: {RUN_TOKENS:,} tokens)")
-    question(figure, "When has tuning paid?")
-    label_points(axes, ends, column=0.735)
-    return figure
+    return labelled(figure, "When has tuning paid?", axes, ends, column=0.735)
 
 
 @figure
@@ -69,9 +67,7 @@ def differences_seen(store: Store) -> Figure:
     decimals(axes.yaxis, (1, 2, 5))
     axes.set_xlim(8.5, 60_000)
     tag(axes, "stars: what was seen", (9, axes.get_ylim()[0]), (4, 6), "muted", fontsize=SMALL, fontweight="normal")
-    question(figure, "How small a difference can a test set see?")
-    label_points(axes, ends, column=0.735)
-    return figure
+    return labelled(figure, "How small a difference can a test set see?", axes, ends, column=0.735)
 
 
 SHORT = {"prompt": "prompt", "fewshot": "examples", "lora": "LoRA", "full": "full"}

@@ -16,7 +16,7 @@ from peftbook.figures.parts import (
     as_row,
     draw_margin,
     draw_rows,
-    label_points,
+    labelled,
     mark,
     note,
     plain_ticks,
@@ -27,8 +27,6 @@ from peftbook.records import Store
 from peftbook.results import quantity
 from peftbook.scratch.capacity import free_numbers
 from peftbook.studies import forgetting, frontier
-
-__all__ = ["frontiers", "rank_room", "update_directions"]
 
 FRONTIERS = {
     "full": ("Full", "full", "s", "-"),
@@ -69,9 +67,7 @@ def frontiers(store: Store) -> Figure:
     draw_rows(
         differences, rows, f"General loss at equal E2E loss, {LOSS}\n(band: margin; right: the second forgets less)"
     )
-    question(figure, "Who forgets least for what is learned?")
-    label_points(axes, ends, column=0.74)
-    return figure
+    return labelled(figure, "Who forgets least for what is learned?", axes, ends, column=0.74)
 
 
 @figure

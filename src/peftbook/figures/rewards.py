@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 
 from peftbook.evidence.comparison import table
 from peftbook.figures import figure
-from peftbook.figures.parts import SMALL, Points, as_row, draw_margin, draw_rows, label_points
-from peftbook.figures.style import canvas, colour, question, shade
+from peftbook.figures.parts import SMALL, Points, as_row, draw_margin, draw_rows, labelled
+from peftbook.figures.style import canvas, colour, shade
 from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.studies import reward_rank
-
-__all__ = ["reward_learning"]
 
 LOOKS = {
     "full": ("Full", "full", "s", "-"),
@@ -63,6 +61,4 @@ def reward_learning(store: Store) -> Figure:
     draw_rows(right, rows, "Difference in share", ticks=4)
     for axes in (left, right):
         axes.tick_params(labelsize=SMALL)
-    question(figure, "Is rank 1 enough to learn from a reward?")
-    label_points(left, ends, column=0.62)
-    return figure
+    return labelled(figure, "Is rank 1 enough to learn from a reward?", left, ends, column=0.62)

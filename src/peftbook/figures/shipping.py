@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from peftbook.figures import figure
-from peftbook.figures.parts import SMALL, Points, label_points, mark, note, plain_ticks
+from peftbook.figures.parts import SMALL, Points, labelled, mark, note, plain_ticks
 from peftbook.figures.style import canvas, colour, question, tag
 from peftbook.memory import SHAPES
 from peftbook.records import Store
 from peftbook.results import quantity
 
-__all__ = ["bytes_a_step", "decoding_bytes", "rounded_updates"]
+__all__ = ["decoding_bytes"]
 
 WEIGHTS = 400_000
 SIZES = np.geomspace(1e-4, 1e-1, 25)  # of the update's entries over the weights'
@@ -59,9 +59,7 @@ def rounded_updates(store: Store) -> Figure:
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1], ["0.0001", "0.001", "0.01", "0.1"])
     axes.minorticks_off()
     axes.set_ylim(-3, 108)
-    question(figure, "How much of an update survives\nrounding to bfloat16?")
-    label_points(axes, ends, column=0.77)
-    return figure
+    return labelled(figure, "How much of an update survives\nrounding to bfloat16?", axes, ends, column=0.77)
 
 
 REQUESTS = 32

@@ -12,7 +12,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from peftbook.evidence.chart import Chart
 from peftbook.figures import figure
+from peftbook.figures.charts import forest, measured_series
 from peftbook.figures.parts import (
     LOSS,
     SMALL,
@@ -20,7 +22,7 @@ from peftbook.figures.parts import (
     difference_row,
     draw_margin,
     draw_rows,
-    label_points,
+    labelled,
     loss_row,
     mark,
     mosaic,
@@ -30,8 +32,6 @@ from peftbook.figures.style import canvas, colour, question, shade
 from peftbook.records import Record, Store
 from peftbook.results import quantity
 from peftbook.studies import forgetting, merging, subspace, targets
-
-__all__ = ["forgetting_paths", "merging_latency", "subspace_overlap", "target_matrices"]
 
 
 @figure
@@ -59,6 +59,13 @@ def target_matrices(store: Store) -> Figure:
     rows = [difference_row(label, targets.COMPARISON, *pair, store, tone="accent") for label, pair in pairs.items()]
     draw_rows(differences, rows, f"Difference, paired, {LOSS} (band: margin)", 6)
     return question(figure, "Which matrices should LoRA adapt?")
+
+
+def target_differences(store: Store) -> Chart:
+    """Test loss above that of all linear layers, at equal parameters, paired."""
+    arms = {"query_value": ("q and v", "fewshot"), "attention": ("attention", "prompt"), "mlp": ("MLP", "qlora")}
+    rows = [(label, look, quantity(f"targets_all.{arm}_minus_all_loss", store)) for arm, (label, look) in arms.items()]
+    return forest(rows, f"Test loss − that of all linear layers, {LOSS}", 3, "0.00")
 
 
 PATHS = {
@@ -101,9 +108,13 @@ def forgetting_paths(store: Store) -> Figure:
         tone, marker = ("full", PATHS[full][2]) if arm == "r64" else ("lora", PATHS[arm][2])
         rows.append(as_row(label, quantity(name, store), matched_seeds(full, arm, store), tone, marker))
     draw_rows(differences, rows, "Prose loss, full − LoRA, at equal E2E loss\n(band: margin; right: LoRA forgets less)")
-    question(figure, "Does LoRA forget less?")
-    label_points(axes, ends, column=0.79)
-    return figure
+    return labelled(figure, "Does LoRA forget less?", axes, ends, column=0.79)
+
+
+def forgotten(store: Store) -> Chart:
+    """Loss on prose that training on E2E added, by method and rate."""
+    rows = [(*PATHS[arm][:2], quantity(f"forgetting.{arm}_forgotten", store)) for arm in forgetting.ARMS]
+    return forest(rows, f"Loss added on other text, {LOSS}", 2, "0.0")
 
 
 def matched_seeds(first: str, second: str, store: Store) -> list[float]:
@@ -217,3 +228,15 @@ def merging_latency(store: Store) -> Figure:
     )
     legend.get_title().set(fontsize=SMALL, color=colour("muted"))
     return question(figure, "Is merging free in time?")
+
+
+def latency(store: Store) -> Chart:
+    """Time of a forward pass at batch 1 over that of the merged model, two precisions."""
+    names = {"merged_over_base": "merged / base", "adapter_over_merged": "adapter / merged",
+             "lora_over_merged": "unmerged / merged"}  # fmt: skip
+    series = [
+        measured_series(label, [f"merging_latency.{name}_forward_{dtype}_batch1" for name in names], store, look)
+        for dtype, label, look in (("fp32", "float32", "lora"), ("bf16", "bfloat16", "qlora"))
+    ]
+    return Chart(series, "", "Ratio of times, forward pass", list(names.values()), y_range=(0, None),
+                 number_format="0.0", label_format="0.00")  # fmt: skip

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.patches import Rectangle
 
 from peftbook.figures import figure
-from peftbook.figures.block import rounded, stamp, wire
+from peftbook.figures.block import rounded, sign, stamp, wire
 from peftbook.figures.family import MEMBERS
 from peftbook.figures.parts import SMALL
 from peftbook.figures.style import colour, drawing, question, say, shade
 
-__all__ = ["PARTS", "VECTORS", "three_vectors"]
+__all__ = ["PARTS", "VECTORS"]
 
 
 class Part(NamedTuple):
@@ -142,15 +142,9 @@ def draw_block(axes: Axes, middle: float) -> None:
             line((part.middle, part.top), (part.middle, end), arrow=end != PRODUCT)
         line((CENTRE, end), (CENTRE, out.bottom))
         line((CENTRE, out.top), (CENTRE, total), (TRUNK + 0.1, total))
-        draw_sign(axes, middle + TRUNK, FOOT + total, "+")
+        sign(axes, middle + TRUNK, FOOT + total, "+")
     line((PARTS["gate_proj"].middle, PRODUCT), (PARTS["up_proj"].middle, PRODUCT), arrow=False)
-    draw_sign(axes, middle + CENTRE, FOOT + PRODUCT, "⊙")
-
-
-def draw_sign(axes: Axes, x: float, y: float, sign: str) -> None:
-    """A sum or a product."""
-    axes.add_patch(Circle((x, y), 0.1, facecolor=colour("paper"), edgecolor=colour("muted"), zorder=2))
-    say(axes, x, y - 0.005, sign, fontsize=SMALL, zorder=3)
+    sign(axes, middle + CENTRE, FOOT + PRODUCT, "⊙")
 
 
 def draw_grid(axes: Axes, x: float, y: float, name: str, what: str, tone: str) -> None:

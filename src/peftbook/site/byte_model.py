@@ -24,7 +24,6 @@ from peftbook.memory.question import ON_OFF
 from peftbook.memory.setup import CHOICES, OPTIMISERS
 from peftbook.memory.stacks import STACKS, Declared, declared_in
 from peftbook.site.display import Shown, show
-from peftbook.site.explorers import with_controls
 from peftbook.site.javascript import script
 
 ENGINE = Path(__file__).resolve().parents[3] / "book/assets/live/fit"
@@ -58,8 +57,7 @@ START = {"model": "llama-2-7b", "method": "qlora", "memory": "24GiB", "batch": 1
 def fit_here(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: str) -> Shown:
     """The figure as `show` has it, with what the controls offer."""
     shown = show(figure, *args, name=name, alt=alt, caption=caption)
-    loader = '<script defer src="../_static/js/fit.js"></script>'
-    return with_controls(shown, f'data-fit="../{FOLDER}/{FILE}"', offered(), loader)
+    return shown.with_numbers(offered(), f'data-fit="../{FOLDER}/{FILE}"', 'defer src="../_static/js/fit.js"')
 
 
 def offered() -> dict[str, Any]:

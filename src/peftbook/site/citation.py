@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 from docutils import nodes
 
 from peftbook.site import identity
+from peftbook.views.html import joined, piece
 
 DESCRIPTION_LENGTH = 155
 
@@ -79,8 +79,8 @@ def add_citation(app: Any, page: str, template: str, context: dict[str, Any], do
         tags += [("name", "citation_public_url", address(page)), ("name", "citation_language", "en")]
         if released := identity.released():
             tags.append(("name", "citation_publication_date", released.strftime("%Y/%m/%d")))
-    html = "".join(f'<meta {kind}="{name}" content="{escape(value)}">\n' for kind, name, value in tags)
-    context["metatags"] = context.get("metatags", "") + html
+    html = joined(piece('<meta {}="{}" content="{}">\n', *tag) for tag in tags)
+    context["metatags"] = context.get("metatags", "") + str(html)
     context["released"] = identity.released()
 
 

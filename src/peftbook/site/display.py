@@ -8,8 +8,11 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from html import escape
 from typing import Any, Literal
+
+from markupsafe import Markup
+
+from peftbook.views.html import joined, json_script, link, piece
 
 UNFOLDED = 3  # verdicts of an amendment that a reader need not ask for
 # Of each outcome its sign and what it says.
@@ -36,10 +39,16 @@ class Shown:
     """A figure ready to be displayed by Jupyter: HTML for the page, the caption where there is only text."""
 
     def __init__(self, html: str, text: str):
-        self.html, self.text = html, text
+        self.html, self.text = str(html), text
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/html": self.html, "text/plain": self.text}
+
+    def with_numbers(self, numbers: object, attribute: str, script: str) -> Shown:
+        """The same figure with an attribute, and with numbers for a script of the page."""
+        html = self.html.replace("<figure ", f"<figure {attribute} ", 1)
+        html = html.replace("<figcaption>", f"{json_script(numbers)}<figcaption>", 1)
+        return Shown(f"{html}<script {script}></script>", self.text)
 
 
 def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: str, **options: Any) -> Shown:
@@ -58,24 +67,22 @@ def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: s
 
     modes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     with watch() as seen:
-        images = "".join(_image(render_svg(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
-    facts = run_facts(seen)
-    html = (
-        f'<figure class="book-figure" id="fig-{name}">{images}'
-        f'<figcaption><span class="figure-number" data-figure="{name}">Figure</span> '
-        f'<span class="figure-caption">{caption}</span>{facts}</figcaption></figure>'
-    )
+        images = joined(_image(render_svg(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
+    html = piece(
+        '<figure class="book-figure" id="fig-{0}">{1}<figcaption><span class="figure-number" data-figure="{0}">Figure'
+        '</span> <span class="figure-caption">{2}</span>{3}</figcaption></figure>',
+        name, images, Markup(caption), run_facts(seen),
+    )  # fmt: skip
     return Shown(html, re.sub(r"<[^>]+>", "", caption))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Shown:
     """An HTML table of cells that are HTML themselves; the first cell of each row is its heading."""
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
-    )
+    head, body = joined(map(Markup, header), template='<th scope="col">{}</th>'), Markup()
+    for first, *rest in ([Markup(cell) for cell in row] for row in rows):
+        body += piece('<tr><th scope="row">{}</th>{}</tr>', first, joined(rest, template="<td>{}</td>"))
     text = "\n".join(" | ".join(re.sub(r"<[^>]+>", "", str(cell)) for cell in row) for row in (header, *rows))
-    return Shown(f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', text)
+    return Shown(piece('<table class="table"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>', head, body), text)
 
 
 def evidence(which: str, *, alt: str, caption: str, name: str = "") -> Shown | None:
@@ -102,11 +109,9 @@ def verdicts(*names: str) -> Shown:
     store, rows = default_store(), []
     for name in names:
         study, verdict = get_study(name), results.study_verdict(name, store)
-        words = escape(verdict.sentence)
-        if verdict.outcome == "not yet run":
-            words += f" <code>{escape(results.run_command(name))}</code>"
-        claim = f'<a href="runs/study-{name}.html">{escape(study.claim)}</a>'
-        rows.append([claim, f"{badge(verdict.outcome, study.regime)}<br>{words}"])
+        command = piece(" <code>{}</code>", results.run_command(name)) if verdict.outcome == "not yet run" else ""
+        claim = link(f"runs/study-{name}.html", study.claim)
+        rows.append([claim, piece("{}<br>{}{}", badge(verdict.outcome, study.regime), verdict.sentence, command)])
     return table(["Claim", "What the runs say"], rows)
 
 
@@ -126,9 +131,9 @@ def waiting() -> Shown:
         missing = [run for run in get_study(name).missing(store) if run.key not in seen]
         seen |= {run.key for run in missing}
         if missing:
-            claim = f'<a href="runs/study-{name}.html">{escape(get_study(name).title)}</a>'
+            claim = link(f"runs/study-{name}.html", get_study(name).title)
             hours = duration(sum(known.of(run) or 0.0 for run in missing))
-            rows.append([claim, len(missing), hours, f"<code>{escape(results.run_command(name))}</code>"])
+            rows.append([claim, len(missing), hours, piece("<code>{}</code>", results.run_command(name))])
     return table(["Study", "Runs", "About", "Command"], rows)
 
 
@@ -139,66 +144,66 @@ def amendments() -> Shown:
     rows: list[tuple[str, ...]] = []
     for change in ledger.amendments():
         what = "The rule of uncertainty of all studies."
-        after = f"after <code>{change.commit}</code><br>rule now <code>{change.rule}</code>"
+        after = piece("after <code>{}</code><br>rule now <code>{}</code>", change.commit, change.rule)
         rows.append((change.date, after, _told(what, change), "yes", _moves(change.verdicts)))
     for claim in ledger.claim_amendments():
         names, counts = list(claim.studies), [fate.records for fate in claim.studies.values()]
         whose = ", ".join(names).replace("_", " ") if len(names) <= UNFOLDED else f"{len(names)} studies"
         what = f"Of {whose}: {ledger.KINDS[claim.kind]}."
         records = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
-        code = f"<code>{claim.commit}</code>"
+        code = piece("<code>{}</code>", claim.commit)
         rows.append((claim.date, code, _told(what, claim), f"yes: {records}", _moves(claim.verdicts)))
     rows.sort(key=lambda row: row[0])
     head = ["Date, commit", "What changed, and why", "Records then", "Verdicts, before → now"]
-    return table(head, [(f"{date}<br>{commit}", *cells) for date, commit, *cells in rows])
+    return table(head, [(piece("{}<br>{}", date, commit), *cells) for date, commit, *cells in rows])
 
 
-def _told(what: str, change: Any) -> str:
+def _told(what: str, change: Any) -> Markup:
     """What was changed, from what to what, and why."""
     parts = (("Before", change.before), ("Now", change.now), ("Why", change.why))
-    return f"{what}<br>" + "<br>".join(f"<b>{name}:</b> {escape(text)}" for name, text in parts)
+    return piece("{}<br>{}", what, joined((piece("<b>{}:</b> {}", *part) for part in parts), Markup("<br>")))
 
 
-def _moves(verdicts: Mapping[str, tuple[str, str]]) -> str:
+def _moves(verdicts: Mapping[str, tuple[str, str]]) -> Markup:
     """The outcomes of each study before and now, those that moved first; folded where they are many."""
     items = sorted(verdicts.items(), key=lambda item: item[1][0] == item[1][1])
-    moves = "".join(
-        f'<li><a href="runs/study-{study}.html">{study.replace("_", " ")}</a>: {badge(old)} → {badge(new)}</li>'
+    moves = joined(
+        piece("<li>{}: {} → {}</li>", link(f"runs/study-{study}.html", study.replace("_", " ")), badge(old), badge(new))
         for study, (old, new) in items
     )
-    moved = sum(old != new for old, new in verdicts.values())
+    moves, moved = piece("<ul>{}</ul>", moves), sum(old != new for old, new in verdicts.values())
     if len(verdicts) <= UNFOLDED:
-        return f"<ul>{moves}</ul>"
-    return f"<details><summary>{moved} of {len(verdicts)} verdicts changed</summary><ul>{moves}</ul></details>"
+        return moves
+    template = "<details><summary>{} of {} verdicts changed</summary>{}</details>"
+    return piece(template, moved, len(verdicts), moves)
 
 
-def _image(svg: bytes, mode: str, alt: str) -> str:
+def _image(svg: bytes, mode: str, alt: str) -> Markup:
     """An image that its page shows in one colour mode; a data address, so that a notebook holds it too."""
-    box, size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg), ""
-    if box:
-        width, height = (round(float(points) * 4 / 3) for points in box.groups())  # CSS pixels
-        size = f' width="{width}" height="{height}"'
-    data = base64.b64encode(svg).decode()
+    box, size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg), Markup()
+    if box:  # in CSS pixels
+        size = piece(' width="{}" height="{}"', *(round(float(points) * 4 / 3) for points in box.groups()))
     # Only one of the two is displayed, so only one alternative text is read.
-    return f'<img class="figure-{mode}" alt="{escape(alt)}"{size} src="data:image/svg+xml;base64,{data}">'
+    template = '<img class="figure-{}" alt="{}"{} src="data:image/svg+xml;base64,{}">'
+    return piece(template, mode, alt, size, base64.b64encode(svg).decode())
 
 
-def run_facts(keys: Collection[str]) -> str:
+def run_facts(keys: Collection[str]) -> Markup:
     """One line under a figure: how many runs and seeds, on what, with a link to each."""
     from peftbook.records import default_store, load_record
 
     store = default_store()
     records = [load_record(path) for key in keys if (path := store.path(key))]
     if not records:
-        return ""
+        return Markup()
     if len(records) < len(keys):
         raise ValueError(f"{len(keys) - len(records)} run(s) behind a figure have no record: see `peftbook status`.")
     seeds = {record.spec.seed for record in records}
     hardware = sorted({text for record in records if (text := record.hardware)})
     facts = [counted(len(records), "run"), counted(len(seeds), "seed"), *hardware]
-    links = " ".join(f'<a class="run-link" href="runs/{key[:12]}.html">{key[:6]}</a>' for key in list(keys)[:12])
+    links = joined((link(f"runs/{key[:12]}.html", key[:6], "run-link") for key in list(keys)[:12]), " ")
     more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
-    return f'<span class="run-facts">{escape("; ".join(facts))}. Runs: {links}{more}</span>'
+    return piece('<span class="run-facts">{}. Runs: {}{}</span>', "; ".join(facts), links, more)
 
 
 def counted(number: int, noun: str) -> str:
@@ -212,18 +217,18 @@ def measured(name: str, form: str = "") -> str:
 
     text, title = printed(name, form)
     study, _, short = name.partition(".")
-    return f'<a class="measured" href="runs/study-{study}.html#{short}" title="{escape(title)}">{escape(text)}</a>'
+    return str(piece('<a class="measured" href="runs/study-{}.html#{}" title="{}">{}</a>', study, short, title, text))
 
 
-def badge(outcome: str, regime: str = "") -> str:
+def badge(outcome: str, regime: str = "") -> Markup:
     """A verdict as HTML, by colour, sign and word; where it holds for a regime only, with what that is."""
     where = f": {regime.partition(';')[0]}" if outcome == "fails in this regime" and regime else ""
-    return f'<span class="verdict verdict-{slug(outcome)}">{sign(outcome)} {escape(outcome + where)}</span>'
+    return piece('<span class="verdict verdict-{}">{} {}</span>', slug(outcome), sign(outcome), outcome + where)
 
 
-def sign(outcome: str) -> str:
+def sign(outcome: str) -> Markup:
     """A verdict's sign as HTML, which screen readers skip."""
-    return f'<span aria-hidden="true">{VERDICTS[outcome][0] if outcome in VERDICTS else "·"}</span>'
+    return piece('<span aria-hidden="true">{}</span>', VERDICTS[outcome][0] if outcome in VERDICTS else "·")
 
 
 def slug(outcome: str) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from peftbook.errors import InputError
 from peftbook.site import identity
 from peftbook.site.xhtml import Chapter, chapter, file_name, framed
+from peftbook.views.html import joined, link, piece
 
 NAME = "peftbook.epub"
 STYLE = Path(__file__).with_name("epub.css")
@@ -87,75 +89,72 @@ def cover() -> bytes:
     return render_png(cover, identity.TITLE, f"{', '.join(identity.AUTHORS)}  ·  version {identity.version()}")
 
 
-def cover_page() -> str:
-    title, authors = escape(identity.TITLE, quote=True), escape(", ".join(identity.AUTHORS), quote=True)
-    return f'<section class="cover"><img src="images/cover.png" alt="Cover: {title}, by {authors}"/></section>'
+def cover_page() -> Markup:
+    template = '<section class="cover"><img src="images/cover.png" alt="Cover: {}, by {}"/></section>'
+    return piece(template, identity.TITLE, ", ".join(identity.AUTHORS))
 
 
-def title_page() -> str:
+def title_page() -> Markup:
     """Title, edition, licences, and where the runs are."""
     when = f", {day.isoformat()}" if (day := identity.released()) else ""
-    return (
-        f'<section class="title-page"><h1>{escape(identity.TITLE)}</h1><p>{escape(", ".join(identity.AUTHORS))}</p>'
-        f"<p>Version {escape(identity.version())}{when}. Text and figures "
-        f'<a href="{identity.TEXT_LICENCE_ADDRESS}">{identity.TEXT_LICENCE}</a>, code {identity.CODE_LICENCE}.</p>'
-        "<p>Numbers are links. An underlined one was measured and leads to its runs, which are on the site: "
-        f'<a href="{identity.PUBLIC_ADDRESS}">{identity.PUBLIC_ADDRESS}</a>. A dotted one is quoted and leads to the '
-        "bibliography. Figures that respond on the site stand still here.</p></section>"
-    )
+    return piece(
+        '<section class="title-page"><h1>{}</h1><p>{}</p><p>Version {}{}. Text and figures {}, code {}.</p>'
+        "<p>Numbers are links. An underlined one was measured and leads to its runs, which are on the site: {}. A "
+        "dotted one is quoted and leads to the bibliography. Figures that respond on the site stand still "
+        "here.</p></section>",
+        identity.TITLE, ", ".join(identity.AUTHORS), identity.version(), when,
+        link(identity.TEXT_LICENCE_ADDRESS, identity.TEXT_LICENCE), identity.CODE_LICENCE,
+        link(identity.PUBLIC_ADDRESS, identity.PUBLIC_ADDRESS),
+    )  # fmt: skip
 
 
-def navigation(parts: list[Part], chapters: dict[str, Chapter]) -> str:
+def navigation(parts: list[Part], chapters: dict[str, Chapter]) -> Markup:
     """The table of contents that reading systems show: parts, chapters, sections."""
 
-    def line(page: str) -> str:
-        chapter = chapters[page]
-        below = "".join(
-            f'<li><a href="{chapter.name}#{escape(anchor, quote=True)}">{escape(title)}</a></li>'
-            for anchor, title in chapter.sections
-        )
-        return f'<li><a href="{chapter.name}">{escape(chapter.title)}</a>{f"<ol>{below}</ol>" if below else ""}</li>'
+    def line(page: str) -> Markup:
+        name, title, *_ = chapter = chapters[page]
+        below = joined((link(f"{name}#{anchor}", words) for anchor, words in chapter.sections), "</li><li>")
+        return piece("<li>{}{}</li>", link(name, title), piece("<ol><li>{}</li></ol>", below) if below else "")
 
-    lines = ""
+    lines = Markup()
     for part in parts:
-        inside = "".join(map(line, part.pages))
-        lines += f"<li><span>{escape(part.caption)}</span><ol>{inside}</ol></li>" if part.caption else inside
-    first = file_name(parts[0].pages[0])
-    return (
-        f'<nav epub:type="toc" id="toc" role="doc-toc"><h1>Contents</h1><ol>{lines}</ol></nav>'
+        inside = joined(map(line, part.pages))
+        lines += piece("<li><span>{}</span><ol>{}</ol></li>", part.caption, inside) if part.caption else inside
+    return piece(
+        '<nav epub:type="toc" id="toc" role="doc-toc"><h1>Contents</h1><ol>{}</ol></nav>'
         '<nav epub:type="landmarks" hidden="hidden"><h2>Places</h2><ol>'
         '<li><a epub:type="cover" href="cover.xhtml">Cover</a></li>'
         '<li><a epub:type="toc" href="contents.xhtml">Contents</a></li>'
-        f'<li><a epub:type="bodymatter" href="{first}">Beginning</a></li></ol></nav>'
-    )
+        '<li><a epub:type="bodymatter" href="{}">Beginning</a></li></ol></nav>',
+        lines, file_name(parts[0].pages[0]),
+    )  # fmt: skip
 
 
-def package(files: dict[str, bytes], chapters: list[Chapter]) -> str:
+def package(files: dict[str, bytes], chapters: list[Chapter]) -> Markup:
     """The package document: what the book is, all of its files, and the order in which they are read."""
     properties = {chapter.name: " ".join(chapter.properties) for chapter in chapters if chapter.properties}
     properties |= {"contents.xhtml": "nav", "images/cover.png": "cover-image"}
     names = {file: f"f{number}" for number, file in enumerate(files)}
-    items = "".join(
-        f'<item id="{names[file]}" href="{file}" media-type="{KINDS[Path(file).suffix]}"'
-        + (f' properties="{properties[file]}"' if file in properties else "")
-        + "/>\n"
-        for file in files
-    )
+    items = Markup()
+    for file, name in names.items():
+        more = piece(' properties="{}"', properties[file]) if file in properties else ""
+        items += piece('<item id="{}" href="{}" media-type="{}"{}/>\n', name, file, KINDS[Path(file).suffix], more)
     order = ["cover.xhtml", "title.xhtml", "contents.xhtml", *(chapter.name for chapter in chapters)]
-    spine = "".join(f'<itemref idref="{names[file]}"/>\n' for file in order)
-    day = released.isoformat() if (released := identity.released()) else "1970-01-01"
-    people = "".join(f"<dc:creator>{escape(author)}</dc:creator>" for author in identity.AUTHORS)
-    access = "".join(f'<meta property="schema:{name}">{value}</meta>\n' for name, value in ACCESS)
-    return (
+    return piece(
         '<?xml version="1.0" encoding="UTF-8"?>\n<package xmlns="http://www.idpf.org/2007/opf" version="3.0" '
         'unique-identifier="book" xml:lang="en" prefix="schema: http://schema.org/">\n'
-        '<metadata xmlns:dc="http://purl.org/dc/elements/1.1/">\n'
-        f'<dc:identifier id="book">{identity.PUBLIC_ADDRESS}#{identity.version()}</dc:identifier>\n'
-        f"<dc:title>{escape(identity.TITLE)}</dc:title><dc:language>en</dc:language>{people}\n"
-        f"<dc:date>{day}</dc:date><dc:rights>Text and figures {identity.TEXT_LICENCE}, code {identity.CODE_LICENCE}"
-        f'</dc:rights>\n<meta property="dcterms:modified">{day}T00:00:00Z</meta>\n{access}</metadata>\n'
-        f"<manifest>\n{items}</manifest>\n<spine>\n{spine}</spine>\n</package>\n"
-    )
+        '<metadata xmlns:dc="http://purl.org/dc/elements/1.1/">\n<dc:identifier id="book">{address}#{version}'
+        "</dc:identifier>\n<dc:title>{title}</dc:title><dc:language>en</dc:language>{people}\n<dc:date>{day}</dc:date>"
+        "<dc:rights>Text and figures {text}, code {code}</dc:rights>\n"
+        '<meta property="dcterms:modified">{day}T00:00:00Z</meta>\n{access}</metadata>\n'
+        "<manifest>\n{items}</manifest>\n<spine>\n{spine}</spine>\n</package>\n",
+        address=identity.PUBLIC_ADDRESS, version=identity.version(), title=identity.TITLE,
+        people=joined(identity.AUTHORS, template="<dc:creator>{}</dc:creator>"),
+        day=released.isoformat() if (released := identity.released()) else "1970-01-01", text=identity.TEXT_LICENCE,
+        code=identity.CODE_LICENCE,
+        access=joined(piece('<meta property="schema:{}">{}</meta>\n', *each) for each in ACCESS), items=items,
+        spine=joined((names[file] for file in order), template='<itemref idref="{}"/>\n'),
+    )  # fmt: skip
 
 
 def pack(files: dict[str, bytes], out: Path) -> None:

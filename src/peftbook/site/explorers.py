@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jinja2.utils import htmlsafe_json_dumps
 
 from peftbook.memory import SHAPES
 from peftbook.scratch.codebooks import codebook
@@ -28,21 +27,9 @@ def explore(
 ) -> Shown:
     """The figure as `show` has it, with the numbers of an explorer: quantiser or rank."""
     shown = show(figure, *args, name=name, alt=alt, caption=caption, **options)
-    loader = '<script type="module" src="../_static/js/explorers.js"></script>'
-    return with_controls(shown, f'data-explorer="{kind}"', KINDS[kind](), loader)
-
-
-def with_controls(shown: Shown, attribute: str, numbers: Any, loader: str) -> Shown:
-    """Mark a figure by an attribute, embed the numbers that its script reads, and load that script."""
-    html = shown.html.replace("<figure ", f"<figure {attribute} ", 1)
-    html = html.replace("<figcaption>", f"{json_element(numbers)}<figcaption>", 1)
-    return Shown(html + loader, shown.text)
-
-
-def json_element(value: Any) -> str:
-    """A script element that holds JSON, safe inside HTML."""
-    text = htmlsafe_json_dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return f'<script type="application/json">{text}</script>'
+    return shown.with_numbers(
+        KINDS[kind](), f'data-explorer="{kind}"', 'type="module" src="../_static/js/explorers.js"'
+    )
 
 
 def quantiser_numbers() -> dict[str, Any]:

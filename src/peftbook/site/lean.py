@@ -66,7 +66,8 @@ def known_classes(site: Path) -> set[str]:
     for path in [*site.glob("*.html"), *site.glob("book/*.html")]:
         for names in re.findall(r'class="([^"]*)"', path.read_text(encoding="utf-8")):
             known.update(names.split())
-    for path in [*site.glob("_static/**/*.js"), *Path(__file__).parent.glob("*.py")]:
+    made_here = [*Path(__file__).parent.glob("*.py"), *Path(__file__).parents[1].glob("views/*.py")]
+    for path in [*site.glob("_static/**/*.js"), *made_here]:
         known.update(WORD.findall(path.read_text(encoding="utf-8")))
     return known
 

@@ -19,8 +19,8 @@ from peftbook import specs
 from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store, default_store
 from peftbook.site.display import Shown
-from peftbook.site.explorers import json_element
 from peftbook.studies import live
+from peftbook.views.html import json_script
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = PACKAGE.parents[1] / "book/assets/live"
@@ -76,7 +76,7 @@ def train_at_once() -> Shown:
 
 def opened(classes: str, numbers: dict[str, Any]) -> str:
     """The place's first tag, with the numbers for its script."""
-    return f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">{json_element(numbers)}'
+    return f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">{json_script(numbers)}'
 
 
 def controls(store: Store) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 from typing import Any
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from peftbook.site.tables import grid
 from peftbook.training.doctor import MACHINES, Examination, book_machines
+from peftbook.views.html import grid
 
 SHOWN = {"lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning", "full": "full"}
 HEADS = ("Machine", "computes in", "GFLOP/s a thread, float32", "GFLOP/s a thread, bfloat16",
@@ -19,15 +18,15 @@ HEADS = ("Machine", "computes in", "GFLOP/s a thread, float32", "GFLOP/s a threa
 
 def machines_table() -> str:
     """One row a machine."""
-    return grid(HEADS, [list(cells(machine)) for machine in book_machines()], "machines")
+    return str(grid(HEADS, map(cells, book_machines()), "machines"))
 
 
 def cells(machine: Examination) -> Iterator[str]:
     """The cells of a machine's row."""
     best, _, limits = machine.instructions.partition(", ")
     what = f"held to {best}" if limits else best
-    yield escape(f"{machine.processor}, {machine.cores} cores, {what}")
-    yield escape(machine.dtype)
+    yield f"{machine.processor}, {machine.cores} cores, {what}"
+    yield machine.dtype
     for name in ("fp32", "bf16"):
         yield f"{machine.operations_per_second[name] / 1e9:,.0f}"
     for name in SHOWN:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from markupsafe import escape
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 

@@ -7,7 +7,6 @@ value and its unit alone. A quantity without records fails the build and names t
 from __future__ import annotations
 
 import re
-from html import escape
 from typing import Any
 
 from docutils import nodes
@@ -23,6 +22,7 @@ from peftbook.site.bibliography import short_name
 from peftbook.site.display import counted
 from peftbook.site.identity import PUBLIC_ADDRESS
 from peftbook.studies import Quantity
+from peftbook.views.html import piece
 
 LOGGER = logging.getLogger(__name__)
 FORMS = ("", "value")
@@ -111,7 +111,7 @@ def _visit_html(translator: Any, node: nodes.Element) -> None:
         href = f"{relative_uri(here, there)}#{node['anchor']}"
     else:  # run pages are on the site alone
         href = f"{PUBLIC_ADDRESS}{node['page']}.html#{node['anchor']}"
-    translator.body.append(f'<a class="{kind}" href="{escape(href)}" title="{escape(node["title"])}">')
+    translator.body.append(str(piece('<a class="{}" href="{}" title="{}">', kind, href, node["title"])))
 
 
 def _depart_html(translator: Any, node: nodes.Element) -> None:

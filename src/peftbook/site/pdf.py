@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup, escape
 
 from peftbook.errors import InputError, need
 from peftbook.site import identity
+from peftbook.views.html import joined, link, piece
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FOOT = (
@@ -28,16 +30,16 @@ def find_chromium() -> str:
 def for_print(html: str) -> str:
     """The one page with a cover and contents, and with links to what only the site has."""
     chapters = re.findall(r'<span id="document-([^"]+)"></span>.*?<h\d>(.*?)<a class="headerlink"', html, re.DOTALL)
-    lines = "".join(f'<li><a href="#document-{page}">{title}</a></li>' for page, title in chapters)
-    authors, version = ", ".join(identity.AUTHORS), identity.version()
-    cover = (
-        f'<section class="pdf-cover"><p class="pdf-title">{escape(identity.TITLE)}</p><p>{escape(authors)}</p>'
-        f"<p>Version {escape(version)}, {identity.released()}. Text and figures {identity.TEXT_LICENCE}, code "
-        f'{identity.CODE_LICENCE}.<br>The site, with a page for every run: <a href="{identity.PUBLIC_ADDRESS}">'
-        f'{identity.PUBLIC_ADDRESS}</a></p></section><section class="pdf-contents"><p class="pdf-heading">Contents</p>'
-        f"<ul>{lines}</ul></section>"
-    )
-    html = re.sub(r"(<article[^>]*>)", lambda match: match[1] + cover, html, count=1)
+    lines = joined(piece('<li><a href="#document-{}">{}</a></li>', page, Markup(title)) for page, title in chapters)
+    cover = piece(
+        '<section class="pdf-cover"><p class="pdf-title">{}</p><p>{}</p><p>Version {}, {}. Text and figures {}, code {}'
+        '.<br>The site, with a page for every run: {}</p></section><section class="pdf-contents">'
+        '<p class="pdf-heading">Contents</p><ul>{}</ul></section>',
+        identity.TITLE, ", ".join(identity.AUTHORS), identity.version(), identity.released(),
+        identity.TEXT_LICENCE, identity.CODE_LICENCE,
+        link(identity.PUBLIC_ADDRESS, identity.PUBLIC_ADDRESS), lines,
+    )  # fmt: skip
+    html = re.sub(r"(<article[^>]*>)", lambda match: f"{match[1]}{cover}", html, count=1)
     html = re.sub(r'href="runs/', f'href="{identity.PUBLIC_ADDRESS}book/runs/', html)
     return re.sub(r"<html[^>]*>", '<html lang="en" data-theme="light" data-mode="light" class="pdf">', html, count=1)
 

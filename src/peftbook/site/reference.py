@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ast
-import re
 import sys
 from collections.abc import Iterable, Iterator
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 import peftbook
 from peftbook.kept import USED
 from peftbook.site.display import Shown
+from peftbook.views.html import joined, piece, prose
 
 PACKAGE = Path(peftbook.__file__).parent
 GROUPS = ("", "scratch", "memory", "tasks", "studies", "training", "figures")
@@ -24,20 +25,16 @@ def commands(parser: argparse.ArgumentParser) -> Shown:
         fold(f"command-{name.replace(' ', '-')}", f"peftbook {name}", command.description or "", options(command))
         for name, command in subcommands(parser)
     ]
-    return Shown("".join(parts), "")
+    return Shown(joined(parts), "")
 
 
-def fold(anchor: str, name: str, text: str, lines: Iterable[str]) -> str:
+def fold(anchor: str, name: str, text: str, rows: Iterable[tuple[str, str]]) -> Markup:
     """A name and what it is, with its list folded."""
-    return (
-        f'<details class="fold" id="{anchor}"><summary><code class="fold-name">{name}</code>'
-        f'<span class="fold-text">{prose(text)}</span></summary><dl>{"".join(lines)}</dl></details>'
-    )
-
-
-def prose(text: str) -> str:
-    """HTML of a line in which backquotes mark code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return piece(
+        '<details class="fold" id="{}"><summary><code class="fold-name">{}</code><span class="fold-text">{}</span>'
+        "</summary><dl>{}</dl></details>", anchor, name, prose(text),
+        joined(piece("<dt><code>{}</code></dt><dd>{}</dd>", term, prose(meaning)) for term, meaning in rows),
+    )  # fmt: skip
 
 
 def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -50,7 +47,7 @@ def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[t
             yield from subcommands(command, f"{before} {name}".strip())
 
 
-def options(parser: argparse.ArgumentParser) -> Iterator[str]:
+def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     """Each argument with its value, its choices and what it means."""
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction):
@@ -61,7 +58,7 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
         meaning = (action.help or "").replace("%%", "%")
         if action.choices:
             value = f" {{{','.join(map(str, action.choices))}}}"
-        yield f"<dt><code>{escape(name + value)}</code></dt><dd>{prose(meaning)}</dd>"
+        yield name + value, meaning
 
 
 def library() -> Shown:
@@ -77,24 +74,28 @@ def library() -> Shown:
             if path.stem.startswith("__") or not (offered := public(tree)):
                 continue
             name = ".".join(filter(None, ("peftbook", group, path.stem)))
-            lines = (f"<dt><code>{escape(signature)}</code></dt><dd>{prose(text)}</dd>" for signature, text in offered)
-            parts.append(fold(name, name, first_line(tree), lines))
-    return Shown("".join(parts), "")
+            parts.append(fold(name, name, first_line(tree), offered))
+    return Shown(joined(parts), "")
 
 
 def public(tree: ast.Module) -> list[tuple[str, str]]:
-    """Signature and first line of the functions and classes that a module names in __all__."""
+    """Signature and first line of a module's figures and of the functions and classes that it names in __all__."""
     names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "__all__" for target in node.targets):
             names = set(ast.literal_eval(node.value))
     offers = []
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name in names:
+        if isinstance(node, ast.FunctionDef) and (node.name in names or is_figure(node)):
             offers.append((f"{node.name}({ast.unparse(node.args)})", first_line(node)))
         elif isinstance(node, ast.ClassDef) and node.name in names:
             offers.append((f"class {node.name}", first_line(node)))
     return offers
+
+
+def is_figure(function: ast.FunctionDef) -> bool:
+    """Whether a function is registered by `@figure`."""
+    return any(getattr(decorator, "id", "") == "figure" for decorator in function.decorator_list)
 
 
 def first_line(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:

@@ -11,12 +11,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from markupsafe import Markup, escape
 from sphinx.util.docutils import SphinxDirective
 
 from peftbook import results, specs, studies
@@ -28,7 +28,18 @@ from peftbook.records import Record, Store, default_store
 from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
 from peftbook.site.display import counted
 from peftbook.site.execution import LOCK_FILES
-from peftbook.site.tables import command_block, details, fact_table, flatten, grid, powers_raised, with_unit
+from peftbook.views.html import (
+    command_block,
+    details,
+    fact_table,
+    flatten,
+    grid,
+    joined,
+    link,
+    piece,
+    powers_raised,
+    with_unit,
+)
 
 FOLDER, MEMORY = "book/runs", ".written.json"
 ANY_NAME, ANY_TITLE, ANY_ARTICLE = "name-of-the-page", "title-of-the-page", "article-of-the-page"  # in the frame
@@ -47,7 +58,7 @@ EVERY_STEP = "train_"  # a probe's list that is so named has a value for each st
 def _headline(record: Record) -> str:
     """What a run found: the measurements that studies look at first; of a probe two, or how many there are."""
     if record.failure:
-        return f"failed: {escape(record.failure[:60])}"
+        return f"failed: {record.failure[:60]}"
     measured = record.measurements
     names: Iterable[str] = HEADLINES[record.spec.purpose]
     if isinstance(record.spec, specs.Probe):
@@ -56,31 +67,37 @@ def _headline(record: Record) -> str:
             return f"{len(names)} measurements"
         names = names[:2]
     rows = [with_unit(name, measured[name]) for name in names if measured.get(name) is not None]
-    return escape("; ".join(f"{name} {value}" for name, value in rows).replace("_", " "))
+    return "; ".join(f"{name} {value}" for name, value in rows).replace("_", " ")
 
 
-def _quantities(quantities: Mapping[str, studies.Quantity]) -> str:
+def _quantities(quantities: Mapping[str, studies.Quantity]) -> Markup:
     """A table of quantities; each row is the anchor that measured numbers link to."""
     rows = []
     for name, quantity in quantities.items():
-        anchor = f'<span id="{escape(name)}"><code>{escape(name).replace("_", "_<wbr>")}</code></span>'
+        broken = joined(name.split("_"), "_<wbr>")
+        anchor = piece('<span id="{}"><code>{}</code></span>', name, broken)
         n, seeds = (f"{quantity.n:,}" if quantity.n else ""), str(quantity.seeds or "")
         value = powers_raised(results.format_quantity(quantity))
         rows.append([anchor, value, n, seeds, _run_links(quantity.runs)])
     return grid(["Name", "Value [95 % interval]", "n", "Seeds", "Runs"], rows, "quantities")
 
 
-def _run_links(keys: Iterable[str]) -> str:
+def _run_links(keys: Iterable[str]) -> Markup:
     keys = list(dict.fromkeys(keys))
-    links = " ".join(f'<a class="run-link" href="{key[:12]}.html">{key[:6]}</a>' for key in keys[:SHOWN_RUNS])
+    links = joined((link(f"{key[:12]}.html", key[:6], "run-link") for key in keys[:SHOWN_RUNS]), " ")
     return links + (f" + {len(keys) - SHOWN_RUNS}" if len(keys) > SHOWN_RUNS else "")
 
 
-def _platform(record: Record) -> str:
+def _platform(record: Record) -> Markup:
     """A label for what was not made on a CPU: both kinds stand side by side."""
     if record.spec.platform == "cpu":
-        return ""
-    return f' <span class="platform" title="{escape(record.hardware)}">{escape(record.spec.platform)}</span>'
+        return Markup()
+    return piece(' <span class="platform" title="{}">{}</span>', record.hardware, record.spec.platform)
+
+
+def _section(anchor: str, title: str, *parts: object) -> Markup:
+    """A heading and what stands below it, a line each."""
+    return joined([piece('<h2 id="{}">{}</h2>', anchor, title), *parts], "\n")
 
 
 # ---------------------------------------------------------------------------------------------- the pages
@@ -93,48 +110,45 @@ def title_of(record: Record) -> str:
     return f"{name} {record.short_key}"
 
 
-def run_page(record: Record, texts: list[str], where: list[studies.Study], known: Collection[str] = ()) -> str:
+def run_page(record: Record, texts: list[str], where: list[studies.Study], known: Collection[str] = ()) -> Markup:
     """The article of one run or probe: verdict-free facts, enough to judge it and to repeat it.
 
     where: the studies that use it.   known: the keys of the runs that have a page.
     """
-    spec = json.loads(record.spec.canonical())
-    used = ", ".join(f'<a href="study-{study.name}.html">{escape(study.title)}</a>' for study in where)
+    used = joined((link(f"study-{study.name}.html", study.title) for study in where), ", ")
     platform = "" if record.spec.platform == "cpu" else f" --platform {record.spec.platform}"
+    label = '<p class="run-label">{}{}. Used in: {}.</p>'
     parts = [
-        f"<h1>{escape(title_of(record))}</h1>",
-        f'<p class="run-label">{escape(results.describe(record.spec))}{_platform(record)}. Used in: '
-        f"{used or 'no study (yet)'}.</p>",
+        piece("<h1>{}</h1>", title_of(record)),
+        piece(label, results.describe(record.spec), _platform(record), used or "no study (yet)"),
     ]
     if record.failure:
-        parts.append(f'<p class="run-failure"><strong>This run failed:</strong> {escape(record.failure)}</p>')
+        parts.append(piece('<p class="run-failure"><strong>This run failed:</strong> {}</p>', record.failure))
     measurements = [with_unit(*measurement) for measurement in record.measurements.items()]
-    table = fact_table((escape(name.replace("_", " ")), escape(value)) for name, value in measurements)
+    table = fact_table((name.replace("_", " "), value) for name, value in measurements)
     if len(measurements) > UNFOLDED:
         table = details(f"{len(measurements)} measurements", table)
-    parts += ['<h2 id="measured">What was measured</h2>', table, *_curves(record)]
+    raw = piece(
+        '<p><a href="{}.json" download>Download the raw record (JSON)</a>; its full key, <code class="key">{}</code>, '
+        "is the SHA-256 of the spec below.</p>", record.short_key, record.key,
+    )  # fmt: skip
+    command = command_block(f"peftbook run --key {record.short_key}{platform} --again")
     parts += [
-        '<h2 id="repeat">Repeat it</h2>',
-        command_block(f"peftbook run --key {record.short_key}{platform} --again"),
-        f'<p><a href="{record.short_key}.json" download>Download the raw record (JSON)</a>; its full key, '
-        f'<code class="key">{record.key}</code>, is the SHA-256 of the spec below.</p>',
+        _section("measured", "What was measured", table, *_curves(record)),
+        _section("repeat", "Repeat it", command, raw),
+        _section("spec", "What defines it", *_spec(record.spec, known)),
+        _section("provenance", "Where it was made", fact_table(flatten(record.provenance))),
     ]
-    parts.append('<h2 id="spec">What defines it</h2>')
-    if isinstance(record.spec, specs.Probe):
-        parts += _probe_spec(record.spec, spec, known)
-    else:
-        parts.append(fact_table(flatten(spec)))
-    parts += ['<h2 id="provenance">Where it was made</h2>', fact_table(flatten(record.provenance))]
     if record.metrics_info:
-        parts += ['<h2 id="metrics">How it was scored</h2>', fact_table(flatten(record.metrics_info))]
+        parts.append(_section("metrics", "How it was scored", fact_table(flatten(record.metrics_info))))
     if texts:
-        shown = "".join(f"<li><pre>{escape(text)}</pre></li>" for text in texts[:SAMPLE])
-        parts += [f'<h2 id="texts">What it wrote</h2><p>The first {min(SAMPLE, len(texts))} of {len(texts)}.</p>']
-        parts.append(f'<ol class="run-texts" start="0">{shown}</ol>')
-    return "\n".join(parts)
+        count = piece("<p>The first {} of {}.</p>", min(SAMPLE, len(texts)), len(texts))
+        shown = joined(texts[:SAMPLE], template="<li><pre>{}</pre></li>")
+        parts.append(_section("texts", "What it wrote", count, piece('<ol class="run-texts" start="0">{}</ol>', shown)))
+    return joined(parts, "\n")
 
 
-def _curves(record: Record) -> Iterator[str]:
+def _curves(record: Record) -> Iterator[Markup]:
     """Every list of the record's curve: drawn where it was taken along optimiser steps, else folded away as numbers."""
     curve = record.curve
     along = curve.get("step") or curve.get("steps") or []
@@ -149,9 +163,9 @@ def _curves(record: Record) -> Iterator[str]:
         said = f"{title} by optimiser step"
         chart = Chart([Series(title, values, x=steps, marks=False)], "optimiser step", "", alt=said)
         if taken and (drawn := svg(chart, Frame(640, 260), "run-curve")):
-            yield f"<h3>{escape(said[:1].upper() + said[1:])}</h3>{drawn}"
+            yield piece("<h3>{}</h3>{}", said[:1].upper() + said[1:], Markup(drawn))
         else:
-            lists.append((escape(title), escape(_numbers(values))))
+            lists.append((title, _numbers(values)))
     if lists:
         yield details(f"{counted(len(lists), 'list')} of numbers", fact_table(lists))
 
@@ -161,24 +175,25 @@ def _numbers(values: list[float]) -> str:
     return shown + (f", … ({len(values)} in all)" if len(values) > SHOWN_VALUES else "")
 
 
-def _probe_spec(probe: specs.Probe, spec: dict[str, Any], known: Collection[str]) -> Iterator[str]:
-    """A probe's own fields, then each run that it trains or reads, folded."""
-    runs = spec.pop("runs", [])
-    yield fact_table(flatten(spec))
-    if runs:
+def _spec(spec: specs.Run | specs.Probe, known: Collection[str]) -> Iterator[Markup]:
+    """The fields of a run or a probe, then each run that a probe trains or reads, folded."""
+    fields = json.loads(spec.canonical())
+    runs = fields.pop("runs", [])
+    yield fact_table(flatten(fields))
+    if isinstance(spec, specs.Probe) and runs:
         rows = []
-        for run in probe.runs:
+        for run in spec.runs:
             key = run.key[:12]
-            link = f'<a class="run-link" href="{key}.html">{key}</a>'
-            name = link if run.key in known else f'<span class="run-key">{key}</span>'
-            rows.append([name, escape(results.describe(run)), "its own record" if run.key in known else "made here"])
-        yield "<h3>The runs that it trains or reads</h3>"
+            page = link(f"{key}.html", key, "run-link")
+            name = page if run.key in known else piece('<span class="run-key">{}</span>', key)
+            rows.append([name, results.describe(run), "its own record" if run.key in known else "made here"])
+        yield Markup("<h3>The runs that it trains or reads</h3>")
         yield grid(["Run", "What", "Record"], rows, "runs")
-        for run, settings in zip(probe.runs[:SHOWN_SPECS], runs[:SHOWN_SPECS], strict=True):
+        for run, settings in zip(spec.runs[:SHOWN_SPECS], runs[:SHOWN_SPECS], strict=True):
             yield details(f"Spec of {run.key[:12]}", fact_table(flatten(settings)))
 
 
-def study_page(study: studies.Study, store: Store, cuda: Store | None = None) -> str:
+def study_page(study: studies.Study, store: Store, cuda: Store | None = None) -> Markup:
     """The article of one study: its claim with the verdict, what decided it, its runs, and all its quantities.
 
     cuda: the same records seen from a GPU, if any was made there.
@@ -189,43 +204,44 @@ def study_page(study: studies.Study, store: Store, cuda: Store | None = None) ->
     others = {name: quantity for name, quantity in quantities.items() if name not in deciding}
     records = study.records(store)
     runs = grid(["Run", "What", "Result"], _run_rows(records), "runs")
-    parts = [f"<h1>{escape(study.title)}</h1>", claim_card(claim, cuda, home="../", page="")]
+    if len(records) > UNFOLDED:
+        runs = details("Every run, and what it found", runs)
+    parts = [piece("<h1>{}</h1>", study.title), claim_card(claim, cuda, home="../", page="")]
     if deciding:
-        parts += ['<h2 id="deciding">What decided</h2>', _quantities(deciding)]
+        parts.append(_section("deciding", "What decided", _quantities(deciding)))
     parts += [
-        '<h2 id="repeat">Repeat it</h2>',
-        command_block(results.run_command(study.name)),
-        f'<h2 id="runs">Runs</h2><p>{len(records)} cached, {claim.missing} missing.</p>',
-        details("Every run, and what it found", runs) if len(records) > UNFOLDED else runs,
+        _section("repeat", "Repeat it", command_block(results.run_command(study.name))),
+        _section("runs", "Runs", piece("<p>{} cached, {} missing.</p>", len(records), claim.missing), runs),
     ]
     if others:
-        parts += [f'<h2 id="quantities">{"Other" if deciding else "All"} quantities</h2>', _quantities(others)]
-    return "\n".join(parts)
+        parts.append(_section("quantities", f"{'Other' if deciding else 'All'} quantities", _quantities(others)))
+    return joined(parts, "\n")
 
 
-def _run_rows(records: Iterable[Record], prefix: str = "") -> Iterator[list[str]]:
+def _run_rows(records: Iterable[Record], prefix: str = "") -> Iterator[list[object]]:
     for record in records:
         yield [
-            f'<a class="run-link" href="{prefix}{record.short_key}.html">{record.short_key}</a>',
-            escape(results.describe(record.spec)) + _platform(record),
+            link(f"{prefix}{record.short_key}.html", record.short_key, "run-link"),
+            piece("{}{}", results.describe(record.spec), _platform(record)),
             _headline(record),
         ]
 
 
-def run_index(store: Store) -> str:
+def run_index(store: Store) -> Markup:
     """All runs, each under the first study that uses it, folded."""
-    parts: list[str] = []
+    parts: list[Markup] = []
     shown: set[str] = set()
     every = {record.key: record for record in store.all()}
     for study, keys in _keys_by_study(store, seen_from_cuda(store)):
         mine = [every[key] for key in keys if key in every and key not in shown]
         before = sum(key in every and key in shown for key in keys)
         shown |= {record.key for record in mine}
-        link = f'<p><a href="runs/study-{study.name}.html">Claim, verdict and quantities</a></p>'
-        parts.append(_index_entry(study.name, study.title, before, mine, link))
+        card = piece("<p>{}</p>", link(f"runs/study-{study.name}.html", "Claim, verdict and quantities"))
+        parts.append(_index_entry(study.name, study.title, before, mine, card))
     if rest := [record for record in every.values() if record.key not in shown]:
         parts.append(_index_entry("others", "Runs of no study", 0, rest))
-    return f"<p>{len(every)} runs are cached, each under the first study that uses it.</p>{''.join(parts)}"
+    said = "<p>{} runs are cached, each under the first study that uses it.</p>{}"
+    return piece(said, len(every), joined(parts))
 
 
 def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.Study, list[str]]]:
@@ -235,13 +251,13 @@ def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.S
         yield study, list(dict.fromkeys(run.key for run in runs))
 
 
-def _index_entry(anchor: str, title: str, before: int, records: list[Record], link: str = "") -> str:
+def _index_entry(anchor: str, title: str, before: int, records: list[Record], card: str = "") -> Markup:
     """before: how many of its runs are listed above."""
     listed = [counted(len(records), "run")] if records else []
     count = ", ".join(listed + [f"{before} listed above"] * bool(before)) or "none yet"
     table = grid(["Run", "What", "Result"], _run_rows(records, "runs/"), "runs") if records else ""
-    summary = f'<span class="fold-title">{escape(title)}</span> <span class="fold-count">{count}</span>'
-    return f'<section id="{anchor}">{details(summary, link + table)}</section>'
+    summary = piece('<span class="fold-title">{}</span> <span class="fold-count">{}</span>', title, count)
+    return piece('<section id="{}">{}</section>', anchor, details(summary, joined([card, table])))
 
 
 class StoreDirective(SphinxDirective):
@@ -250,7 +266,7 @@ class StoreDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         env: Any = self.env
         env.peftbook_store_pages = {*getattr(env, "peftbook_store_pages", ()), env.docname}
-        return [nodes.raw("", DIRECTIVES[self.name](default_store()), format="html")]
+        return [nodes.raw("", str(DIRECTIVES[self.name](default_store())), format="html")]
 
 
 DIRECTIVES = {"scoreboard": scoreboard, "run-index": run_index}
@@ -324,7 +340,7 @@ def _articles(store: Store, out: Path) -> Iterator[tuple[str, str, str]]:
     for study, keys in _keys_by_study(store, cuda):
         for key in keys:
             where.setdefault(key, []).append(study)
-        yield f"study-{study.name}", study.title, study_page(study, store, cuda)
+        yield f"study-{study.name}", study.title, str(study_page(study, store, cuda))
     records = list(store.all())  # after the studies: a run that ends meanwhile has the page that they link to
     known = {record.key for record in records}
     for record in records:
@@ -333,7 +349,7 @@ def _articles(store: Store, out: Path) -> Iterator[tuple[str, str, str]]:
             raise InputError(f"Record {record.short_key} disappeared while the site was built: build again.")
         copy_if_changed(path, out / f"{record.short_key}.json")
         article = run_page(record, store.texts(record), where.get(record.key, []), known)
-        yield record.short_key, title_of(record), article
+        yield record.short_key, title_of(record), str(article)
 
 
 def copy_if_changed(source: Path, target: Path) -> None:

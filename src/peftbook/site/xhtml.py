@@ -11,14 +11,15 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
-from html import escape
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from lxml import etree, html
+from markupsafe import Markup
 
 from peftbook.errors import InputError
 from peftbook.site import identity
+from peftbook.views.html import piece
 
 XHTML = "http://www.w3.org/1999/xhtml"
 MATHML = "http://www.w3.org/1998/Math/MathML"
@@ -31,6 +32,7 @@ LEFT_OUT = (
 DATA = re.compile(r"data:(image/[a-z+]+);base64,(.*)", re.DOTALL)
 ENDINGS = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 ALPHABETS = {"double-struck": "DOUBLE-STRUCK", "bold": "BOLD", "script": "SCRIPT", "fraktur": "FRAKTUR"}
+IDLE = ("tabindex", "onclick", "loading", "data-explorer", "data-fit", "data-live", "data-toggle", "data-copies")
 APPLIED = "\N{FUNCTION APPLICATION}"
 CASED = {"viewbox": "viewBox", "preserveaspectratio": "preserveAspectRatio", "textlength": "textLength"}
 
@@ -151,16 +153,7 @@ def tidy(article: Any) -> None:
         del matrix.attrib["columnspacing"]
     seen: set[str] = set()
     for element in article.iter(etree.Element):
-        for name in (
-            "tabindex",
-            "onclick",
-            "data-explorer",
-            "data-fit",
-            "data-live",
-            "data-toggle",
-            "data-copies",
-            "loading",
-        ):
+        for name in IDLE:
             element.attrib.pop(name, None)
         anchor = element.get("id")
         if anchor is not None:
@@ -176,13 +169,13 @@ def text_of(heading: Any) -> str:
 
 def framed(title: str, body: str, kind: str = "") -> bytes:
     """A whole document; kind: what EPUB calls a page that is no chapter."""
-    kind = f' epub:type="{kind}"' if kind else ""
-    return (
+    return piece(
         '<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html>\n'
-        f'<html xmlns="{XHTML}" xmlns:epub="http://www.idpf.org/2007/ops" lang="en" xml:lang="en"><head>'
-        f'<meta charset="utf-8"/><title>{escape(title)}</title><link rel="stylesheet" type="text/css" href="book.css"/>'
-        f"</head><body{kind}>{body}</body></html>\n"
-    ).encode()
+        '<html xmlns="{}" xmlns:epub="http://www.idpf.org/2007/ops" lang="en" xml:lang="en"><head>'
+        '<meta charset="utf-8"/><title>{}</title><link rel="stylesheet" type="text/css" href="book.css"/></head>'
+        "<body{}>{}</body></html>\n",
+        XHTML, title, piece(' epub:type="{}"', kind) if kind else "", Markup(body),
+    ).encode()  # fmt: skip
 
 
 def qualified(element: Any, space: str) -> Any:

@@ -3,8 +3,8 @@
 Charts are native and hold the records' numbers; drawings and equations are pictures, sharp on a 4K screen.
 """
 
-from peftbook.slides.archive import faults
-from peftbook.slides.charts import CHARTS, Chart
+from peftbook.evidence.chart import Chart
+from peftbook.slides.charts import CHARTS
 from peftbook.slides.deck import SPOKEN, build
 from peftbook.slides.handout import contact_sheet, convert, find_office, handout
 from peftbook.slides.measure import lines_needed, text_width
@@ -13,5 +13,4 @@ from peftbook.slides.placeholders import Sources, fill
 from peftbook.slides.template import ACCENT
 
 __all__ = ["ACCENT", "CHARTS", "OUTLINE", "SPOKEN", "Chart", "Sources", "build", "choose", "contact_sheet", "convert",
-           "faults", "fill", "find_office", "handout", "lines_needed", "read_outline", "section_names",
-           "text_width"]  # fmt: skip
+           "fill", "find_office", "handout", "lines_needed", "read_outline", "section_names", "text_width"]  # fmt: skip

@@ -1,41 +1,68 @@
-"""The deck's charts by name: `computed` and `measured` make them, `native` draws them."""
+"""The deck's charts by name, described beside the figures of the same numbers; `native` draws them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
-from peftbook import results
+from peftbook import figures, results
+from peftbook.errors import InputError
 from peftbook.evidence.chart import Chart, Series
 from peftbook.records import Store
-from peftbook.studies import Quantity
+from peftbook.slides.placeholders import outcomes
 
-LOSS = "nats per token"
-TRAINED = ("full", "lora", "qlora", "prompt")
-CHARTS: dict[str, Callable[[Store], Chart]] = {}
+__all__ = ["CHARTS", "COMPUTED", "named_chart"]
 
 
-def chart(function: Callable[[Store], Chart]) -> Callable[[Store], Chart]:
-    """Register what makes a chart of the records under the name of its function."""
-    CHARTS[function.__name__] = function
-    return function
+def verdicts(store: Store) -> Chart:
+    """How many claims of papers have each verdict."""
+    found = list(outcomes(store).values())
+    counts = {outcome: found.count(outcome) for outcome in results.OUTCOMES if outcome in found}
+    labels = [f"{outcome}: {count}" for outcome, count in counts.items()]
+    looks = {"reproduced": "lora", "equivalent": "prompt", "refuted": "qlora", "fails in this regime": "qlora"}
+    series = Series("Claims", [float(count) for count in counts.values()])
+    return Chart([series], "", "Claims", labels, horizontal=True, number_format="0", y_range=(0, None), gap=40,
+                 point_looks=[looks.get(outcome, "untuned") for outcome in counts])  # fmt: skip
 
 
-def ends(found: Quantity) -> tuple[float, float]:
-    """The interval of a quantity, or its value twice."""
-    return found.value if found.low is None else found.low, found.value if found.high is None else found.high
+COMPUTED: dict[str, Callable[[], Chart]] = {
+    "parameter_counts": figures.lora.parameter_counts,
+    "training_state": figures.costs.kept_state,
+    "time_ratio": figures.bill.time_ratios,
+    "codebook_errors": figures.quantisation.block_errors,
+    "stored_bits": figures.quantisation.stored_bits,
+    "code_shares": figures.quantisation.code_shares,
+    "prompt_parameters": figures.prompt.length_counts,
+    "devices": figures.machines.device_peaks,
+    "stack_peaks": figures.fit.stack_bars,
+    "break_even": figures.restraint.requests_to_break_even,
+    "trained_numbers": figures.family.trained_numbers,
+}
+MEASURED: dict[str, Callable[[Store], Chart]] = {
+    "test_loss": figures.methods.arm_test_losses,
+    "test_scores": figures.methods.arm_scores,
+    "learning_rates": figures.methods.learning_rates,
+    "training_curves": figures.methods.training_curves,
+    "difference_histogram": figures.methods.difference_histogram,
+    "best_rates": figures.evidence.best_rates,
+    "prompt_lengths": figures.evidence.prompt_lengths,
+    "benchmark_differences": figures.evidence.benchmark_differences,
+    "example_differences": figures.evidence.example_differences,
+    "target_differences": figures.updates.target_differences,
+    "forgotten": figures.updates.forgotten,
+    "latency": figures.updates.latency,
+    "requantised": figures.qlora.requantised,
+    "recovered": figures.bits.recovered,
+    "predicted_peaks": figures.limits.predicted_peaks,
+    "step_seconds": partial(figures.costs.cost_bars, "step_seconds"),
+    "peak_memory": partial(figures.costs.cost_bars, "peak_memory"),
+    "verdicts": verdicts,
+}
+CHARTS = (*COMPUTED, *MEASURED)
 
 
-def named(label: str, value: float, digits: int, unit: str = "") -> str:
-    """A category that says its value."""
-    sign = "+" if value > 0 and not unit else ""
-    return f"{label}: {sign}{results.format_value(value, digits, unit)}"
-
-
-def forest(
-    rows: Sequence[tuple[str, str, Quantity]], axis: str, digits: int, number_format: str, unit: str = ""
-) -> Chart:
-    """Horizontal bars of (label, look, quantity) with their 95 % intervals; each category says its value."""
-    series = Series(axis, [found.value for _, _, found in rows], spread=[ends(found) for _, _, found in rows])
-    labels = [named(label, found.value, digits, unit) for label, _, found in rows]
-    looks = [look for _, look, _ in rows]
-    return Chart([series], "", axis, labels, horizontal=True, number_format=number_format, point_looks=looks)
+def named_chart(name: str, store: Store) -> Chart:
+    """A chart of the deck. Raises InputError for an unknown name."""
+    if name not in CHARTS:
+        raise InputError(f"Unknown chart {name!r}: choose one of {', '.join(CHARTS)}.")
+    return COMPUTED[name]() if name in COMPUTED else MEASURED[name](store)

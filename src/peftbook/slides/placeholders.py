@@ -17,10 +17,10 @@ from typing import Any
 from peftbook import results
 from peftbook.errors import InputError
 from peftbook.figures import costs, fit, lora, machines, prompt, quantisation
+from peftbook.figures.charts import ends
 from peftbook.literature import published
 from peftbook.memory import SHAPES, training_step
 from peftbook.records import Seen, Store, aside
-from peftbook.slides.charts import ends
 from peftbook.studies import NAMES, get_study
 
 SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
