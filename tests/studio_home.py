@@ -15,7 +15,7 @@ from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio
 
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
-SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+SMALL = specs.SMALL_LLAMA
 
 
 def colours_csv(rows: int = 60) -> bytes:

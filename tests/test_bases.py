@@ -14,7 +14,7 @@ from peftbook.training.models import load_model
 from peftbook.training.probes import bases as probes
 from peftbook.training.probes import measure
 
-SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+SMALL = specs.SMALL_LLAMA
 
 
 def probe_of(seed: int = 0, **settings) -> specs.Probe:

@@ -635,9 +635,9 @@ def test_the_size_that_keeps_half_is_between_its_neighbours_whatever_their_order
     """Linear in the logarithm of the size; the first crossing counts, and none is infinite."""
     interval = stats.seed_interval([1.0, 1.0, 1.0])
 
-    def of(size: float, kept: float) -> survival.Adapter:
+    def of(size: float, kept: float) -> survival.MergedAdapter:
         table = np.full((3, 3), kept)
-        return survival.Adapter("small", 1.0, (), interval, np.full(3, size), np.full(3, kept), table, 9)
+        return survival.MergedAdapter("small", 1.0, (), interval, np.full(3, size), np.full(3, kept), table, 9)
 
     found = [of(4.0, 0.8), of(1.0, 0.2), of(16.0, 0.9)]
     assert survival.half_sizes(found) == pytest.approx(np.full((3, 3), 2.0))

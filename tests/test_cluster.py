@@ -47,7 +47,7 @@ from peftbook.training.peak import WORKER_BYTES
 from peftbook.training.request import request_for, setup_of, shape_of
 
 LOCAL = specs.Model()
-SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+SMALL = specs.SMALL_LLAMA
 
 
 # ---- what a run asks for

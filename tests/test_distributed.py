@@ -258,7 +258,7 @@ def small_run(**fields) -> specs.Run:
     from peftbook.tasks import get_task
 
     values = {
-        "model": specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
+        "model": specs.SMALL_LLAMA,
         "task": get_task("recall").spec,
         "method": LoRA(rank=2),
         "budget": specs.Budget(tokens=700, batch_size=4, learning_rate=1e-3, train_examples=19),

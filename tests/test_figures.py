@@ -771,7 +771,7 @@ def test_the_runs_of_a_figure_are_those_that_it_draws(store: Store):
     """A curve of sweeps names its sweeps, whatever other runs its study has."""
     comparison = prompt_design.COMPARISON
     arms = [comparison.arm(prompt_design.arm_name(length, "vocabulary")) for length in (1, 5, 20, 100)]
-    drawn = {comparison.sweep_run(arm, rate, 0).key for arm in arms for rate in comparison.rates(arm, store)}
+    drawn = {comparison.sweep_run(arm, rate, 0).key for arm in arms for rate in comparison.tuning(arm).rates(store.get)}
     assert set(figures.runs("prompt_rates", store)) == drawn
 
 

@@ -172,7 +172,7 @@ def test_the_grid_grows_until_its_best_rate_lies_inside(tmp_path):
     assert all(probe.seed == frontier.SWEEP_SEED for probe in frontier.runs(store))
     fill(store, get_study("frontier"), record)
     for arm, rates in grids.items():
-        assert frontier.rates(arm, store) == list(rates)
+        assert frontier.tuning(arm).rates(store.get) == list(rates)
         for low, high in itertools.pairwise(rates):
             assert high / low == pytest.approx(frontier.FACTOR, rel=0.02)
     assert [probe.seed for probe in frontier.runs(store)][-len(grids) :] == [frontier.SEEDS[-1]] * len(grids)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tools.claim_hashes import claim_hash, rule_hash, wordings
 from bs4 import BeautifulSoup
 
 from peftbook import results
@@ -25,14 +26,14 @@ ROOT = Path(__file__).parents[1]
 
 def test_a_changed_rule_needs_a_line_in_the_ledger():
     """The last amendment has the hash of the rule as it is: change the rule, and say so with every verdict."""
-    assert ledger.amendments()[-1].rule == ledger.rule_hash()
+    assert ledger.amendments()[-1].rule == rule_hash()
 
 
 def test_the_hash_sees_code_and_not_words():
     """Every function that makes the rule is watched; a docstring is none of it."""
     names = {function.__name__ for function in stats.RULE}
     assert {"standard_errors", "half_width", "jackknife", "freedom_of", "p_value", "judge", "holm", "decides"} <= names
-    assert all(inspect.getdoc(function) for function in stats.RULE) and len(ledger.rule_hash()) == 12
+    assert all(inspect.getdoc(function) for function in stats.RULE) and len(rule_hash()) == 12
 
 
 def test_the_ledger_names_every_verdict():
@@ -49,7 +50,7 @@ def test_the_ledger_names_every_verdict():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_changed_claim_needs_a_line_in_the_ledger(name):
     """The hash of what a study claims, what refutes it and the numbers that decide is the ledger's."""
-    known, current = ledger.wordings()[name].hash, ledger.claim_hash(get_study(name))
+    known, current = wordings()[name].hash, claim_hash(get_study(name))
     assert known == current, (
         f"What {name} claims, what refutes it or a number that decides has changed. In evidence/ledger.toml, if the "
         "study has records, add a [[claim]] that says what, why, and what became of its verdict; then renew its line "
@@ -59,13 +60,13 @@ def test_a_changed_claim_needs_a_line_in_the_ledger(name):
 
 def test_the_table_has_every_study_and_no_other():
     """A new study is entered, and one that is gone is taken out."""
-    assert set(ledger.wordings()) == set(NAMES)
+    assert set(wordings()) == set(NAMES)
 
 
 def test_a_wording_that_came_after_records_is_told_by_an_amendment():
     """Of the date since when a study claims what it claims, unless it had no record then."""
     told = {(study, change.date) for change in ledger.claim_amendments() for study in change.studies}
-    late = {(study, wording.date) for study, wording in ledger.wordings().items() if wording.records}
+    late = {(study, wording.date) for study, wording in wordings().items() if wording.records}
     assert late <= told
 
 
@@ -104,9 +105,9 @@ def test_words_margins_grids_and_seeds_are_hashed_and_limits_are_not(monkeypatch
 
     def hashed(**words):
         named = {name: getattr(study, name) for name in ("claim", "refuted_if", "does_not_show", "judge")}
-        return ledger.claim_hash(SimpleNamespace(**named | words))
+        return claim_hash(SimpleNamespace(**named | words))
 
-    plain = ledger.claim_hash(study)
+    plain = claim_hash(study)
     assert hashed() == hashed(does_not_show="Nothing.") == plain
     hashes = [plain, hashed(claim="Another."), hashed(refuted_if="Never.")]
     monkeypatch.setattr(module, "MARGIN", 0.03)

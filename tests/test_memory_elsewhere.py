@@ -18,7 +18,7 @@ from peftbook.training.probes.elsewhere import PROMISED
 ROWS = [row for part in elsewhere.PARTS for row in elsewhere.rows(part)]
 
 
-def configuration(row: elsewhere.Row) -> Configuration:
+def configuration(row: elsewhere.PublishedPeak) -> Configuration:
     """What a row describes."""
     said = {name: tuple(one) if isinstance(one, list) else one for name, one in row.settings.items()}
     return Configuration(read_shape(row.model), setup_in(row.stack, **said)[0])

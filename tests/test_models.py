@@ -296,4 +296,4 @@ def test_a_hub_that_cannot_be_reached_is_said_in_seconds(monkeypatch, fault):
     ):
         hub.check_reachable(specs.Model(name="nobody/nothing", revision=""))
     assert time.monotonic() - began < 4
-    hub.check_reachable(specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION))
+    hub.check_reachable(specs.SMALL_LLAMA)

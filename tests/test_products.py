@@ -25,7 +25,8 @@ from peftbook.training.forward import apply_method
 from peftbook.training.generate import decode_batch
 from peftbook.training.loop import losses, train
 from peftbook.training.models import keep_linear4bit_layout
-from peftbook.training.probes.products import EnoughError, losses_of
+from peftbook.training.probes import EnoughError
+from peftbook.training.probes.products import losses_of
 from peftbook.training.products import HALF, TORCH_DTYPES, half_products, widened_products
 from peftbook.training.verify import TOLERANCES
 

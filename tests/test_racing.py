@@ -10,19 +10,19 @@ import pytest
 
 from peftbook import figures
 from peftbook.errors import InputError
+from peftbook.evidence.sweep import CUT, better_half
 from peftbook.records import Store, default_store
 from peftbook.studies import get_study, racing
-from peftbook.studies.grids import CUT, better_half
-from peftbook.studies.racing import HALVING, Sweep, places, race
+from peftbook.studies.racing import HALVING, RecordedSweep, places, race
 from peftbook.tasks import get_task
 
 RATES = tuple(2.0**at for at in range(8))
 
 
-def sweep(losses, curves=None, steps: int = 40) -> Sweep:
+def sweep(losses, curves=None, steps: int = 40) -> RecordedSweep:
     """Eight rates; without curves each has its loss from the first step on."""
     losses = np.array(losses, dtype=float)
-    return Sweep(RATES, losses, np.repeat(losses[:, None], steps, axis=1) if curves is None else curves, ())
+    return RecordedSweep(RATES, losses, np.repeat(losses[:, None], steps, axis=1) if curves is None else curves, ())
 
 
 def test_where_the_order_never_changes_a_race_chooses_the_best_and_trains_what_it_says():

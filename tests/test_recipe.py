@@ -23,7 +23,7 @@ from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.step import structure
 from peftbook.memory.walk import walked
-from peftbook.recipe.choice import BATCH, KEPT, PLANS, STEP, Row, choose, fields_of, longest_kept, rate_for
+from peftbook.recipe.choice import BATCH, KEPT, PLANS, STEP, RowTokens, choose, fields_of, longest_kept, rate_for
 from peftbook.recipe.folder import PAGES, SCRIPTS, write_folder
 from peftbook.recipe.rows import count_rows
 from peftbook.studies.chosen_rates import learning_rate_for
@@ -35,7 +35,8 @@ from peftbook.training.probes import memory as probes
 GIB = 2**30
 TICKETS = DATA / "tickets.csv"
 ROWS = {
-    name: [Row(200, 100), Row(250, 60)] * count for name, count in (("train", 400), ("validation", 50), ("test", 60))
+    name: [RowTokens(200, 100), RowTokens(250, 60)] * count
+    for name, count in (("train", 400), ("validation", 50), ("test", 60))
 }
 MODELS = ("llama-3.1-8b", "qwen2.5-7b", "gemma-2-9b", "mistral-7b", "phi-3-mini", "mixtral-8x7b", "llama-3.2-1b")
 
@@ -87,13 +88,13 @@ def surely_fits(shape: Shape, method: str, checkpointing: bool, memory: float) -
 
 def test_rows_beyond_the_context_are_refused():
     shape = read_shape("llama-2-7b")
-    long = {name: [Row(shape.context, 10)] for name in ROWS}
+    long = {name: [RowTokens(shape.context, 10)] for name in ROWS}
     with pytest.raises(InputError, match="No training row has at most the 4,096 tokens"):
         choose(shape, "llama-2-7b", long, 80 * GIB)
 
 
 def test_another_models_tokenizer_is_given_a_quarter_more():
-    shape, lengths = read_shape("llama-3.1-8b"), {name: [Row(900, 100)] * 300 for name in ROWS}
+    shape, lengths = read_shape("llama-3.1-8b"), {name: [RowTokens(900, 100)] * 300 for name in ROWS}
     own, other = (choose(shape, "llama-3.1-8b", lengths, 24 * GIB, own) for own in (True, False))
     assert own.max_length >= 1000 and other.max_length >= 1250
 

@@ -131,7 +131,7 @@ def test_best_rate_lies_inside_its_grid():
     """An optimum at the edge extends the grid, so the chosen rate always has a worse neighbour on each side."""
     store = default_store()
     for arm in methods.ARMS:
-        exponents = methods.sweep_exponents(arm, store)
+        exponents = methods.tuning(arm).rates(store.get)
         chosen = methods.best_rate(arm, store)
         rates = [methods.rate(arm, exponent) for exponent in exponents]
         assert rates[0] < chosen < rates[-1], arm

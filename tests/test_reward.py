@@ -149,8 +149,8 @@ def test_a_best_rate_at_an_end_extends_the_grid(tmp_path, peak):
     """Until it lies inside; every arm by the same rule, so that none is tuned more."""
     store = fill(tmp_path, dict.fromkeys(reward_rank.RANKS, 0.9), peak=peak)
     for arm in reward_rank.RANKS:
-        rates = reward_rank.rates(arm, store)
-        best = reward_rank.best_rate(arm, store)
+        tuning = reward_rank.tuning(arm)
+        rates, best = tuning.rates(store.get), tuning.best(store.get)
         assert rates[0] < best < rates[-1]
         assert best == pytest.approx(reward_rank.GRIDS[arm][0] * reward_rank.FACTOR**peak, rel=0.01)
 
@@ -159,13 +159,13 @@ def test_what_a_finer_grid_might_gain_is_in_the_interval(tmp_path):
     """Two rates of almost the same accuracy: the best of all lies between them."""
     store = fill(tmp_path, dict.fromkeys(reward_rank.RANKS, 0.9), peak=1)
     assert reward_rank.difference("rank1", "full", store).bias == 0, "a peak in the middle needs no finer grid"
-    for rate in reward_rank.rates("rank1", store)[:1]:
+    for rate in reward_rank.tuning("rank1").rates(store.get)[:1]:
         for seed in reward_rank.SWEEP_SEEDS:
             found = record(reward_rank.probe("rank1", rate, seed, "validation"), 0.3, 0.89)
             (tmp_path / f"{found.key[:12]}.json").unlink()
             store.save(found)
     fresh = Store(tmp_path)
-    short = reward_rank.tuning_shortfall("rank1", fresh)
+    short = reward_rank.tuning("rank1").shortfall(fresh.get)
     assert short > reward_rank.BEARABLE
     assert reward_rank.difference("rank1", "full", fresh).bias == pytest.approx(short)
 

@@ -21,7 +21,7 @@ from peftbook.training import models, small_llama
 from peftbook.training.encode import encode_example
 from peftbook.training.loop import losses
 
-SPEC = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+SPEC = specs.SMALL_LLAMA
 
 
 @pytest.fixture(scope="module")

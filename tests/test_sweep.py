@@ -13,10 +13,10 @@ from scipy import stats as oracle
 
 from peftbook import specs
 from peftbook.evidence import stats
+from peftbook.evidence.sweep import FINEST, grid, middle_first, shortfall
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store, Unusable
-from peftbook.studies.grids import FINEST, grid, middle_first, shortfall
 from peftbook.studies.learning_rate import vertex
 from peftbook.studies.sweep import Arm, TunedComparison
 
@@ -71,7 +71,7 @@ def test_a_grid_is_extended_until_its_best_rate_lies_inside(tmp_path_factory, op
     store, plan = Store(tmp_path_factory.mktemp("records")), comparison()
     complete(store, plan, lambda method, rate: 1 + abs(math.log(rate) - optimum) / spread if rate else 2.0)
     arm = plan.arm("a")
-    best, rates = plan.best(arm, store), plan.rates(arm, store)
+    best, rates = plan.tuning(arm).best(store.get), plan.tuning(arm).rates(store.get)
     assert rates[0] < best < rates[-1]
     assert abs(math.log(best) - optimum) <= math.log(2) + 1e-2
     assert all(later / earlier == pytest.approx(2, rel=0.02) for earlier, later in itertools.pairwise(rates))
@@ -86,14 +86,14 @@ def test_a_grid_that_is_too_coarse_is_refined(tmp_path_factory, optimum, curvatu
     plan = comparison(arms=arms, factor=4, bearable=0.01, refine=True)
     complete(store, plan, lambda method, rate: 1 + curvature * (math.log(rate) - optimum) ** 2)
     for arm in arms:
-        losses = plan.sweep(arm, store)
-        best, rates = plan.best(arm, store), sorted(losses)
+        losses = plan.tuning(arm).losses(store.get)
+        best, rates = plan.tuning(arm).best(store.get), sorted(losses)
         at = rates.index(best)
         close = max(rates[at + 1] / best, best / rates[at - 1]) < FINEST
         assert shortfall(losses, best) <= 0.01 or close
         assert losses[best] - 1 <= 0.0101 or close
     coarse = comparison(arms=arms, factor=4, bearable=0.01)
-    assert len(coarse.rates(arms[0], store)) <= len(plan.rates(arms[0], store))
+    assert len(coarse.tuning(arms[0]).rates(store.get)) <= len(plan.tuning(arms[0]).rates(store.get))
 
 
 def test_what_a_finer_grid_might_gain_is_an_error_of_the_difference(tmp_path):
@@ -102,7 +102,7 @@ def test_what_a_finer_grid_might_gain_is_an_error_of_the_difference(tmp_path):
     arms = tuple(Arm(name, name, LoRA(rank=rank), grid(1e-4, 4, 3)) for name, rank in (("a", 2), ("b", 4)))
     lax, strict = (comparison(arms=arms, factor=4, bearable=bearable) for bearable in (1.0, 0.01))
     complete(store, lax, lambda method, rate: 1 + 0.1 * (math.log(rate) + 7.3) ** 2)
-    left = max(shortfall(lax.sweep(arm, store), lax.best(arm, store)) for arm in arms)
+    left = max(lax.tuning(arm).shortfall(store.get) for arm in arms)
     plain, widened = (plan.difference("a", "b", "loss_nats", store) for plan in (lax, strict))
     assert left > 0.01 and widened.half95 == pytest.approx(plain.half95 + left) and widened.mean == plain.mean
     assert strict.paired("a", "b", store)["a_minus_b_loss"].high == widened.high
@@ -135,9 +135,10 @@ def test_nothing_is_chosen_before_the_grid_is_complete(tmp_path):
     arm = plan.arm("a")
     for rate in arm.rates[:-1]:
         save(store, plan.sweep_run(arm, rate, 0), 2.0)
-    for asked in (plan.best, plan.final_runs):
-        with pytest.raises(Missing):
-            asked(arm, store)
+    with pytest.raises(Missing):
+        plan.tuning(arm).best(store.get)
+    with pytest.raises(Missing):
+        plan.final_runs(arm, store)
     with pytest.raises(Missing):
         plan.difference("a", "b", "loss_nats", store)
     assert not any(name.startswith("a_loss") for name in plan.quantities(store))
@@ -149,7 +150,7 @@ def test_a_diverged_rate_is_never_chosen(tmp_path):
     arm = plan.arm("a")
     for at, rate in enumerate(arm.rates):
         save(store, plan.sweep_run(arm, rate, 0), 1.0 + at * 0.1, failure="Training diverged" if at == 0 else "")
-    assert plan.best(arm, store) == arm.rates[1]
+    assert plan.tuning(arm).best(store.get) == arm.rates[1]
 
 
 def test_an_untuned_arm_has_one_run(tmp_path):

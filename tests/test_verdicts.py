@@ -496,7 +496,7 @@ def test_a_rate_of_a_that_is_too_low_costs_less_than_one_of_b_and_too_high_as_mu
     """LoRA in practice: around the best point of the map a sixteenth of either rate, and four times either."""
     losses = {}
     for name, ratio in two_rates.RATIOS.items():
-        swept = two_rates.COMPARISON.sweep(two_rates.COMPARISON.arm(name), default_store())
+        swept = two_rates.COMPARISON.tuning(two_rates.COMPARISON.arm(name)).losses(default_store().get)
         losses |= {
             (round(math.log2(rate / 5e-5)), round(math.log2(ratio * rate / 5e-5))): swept[rate] for rate in swept
         }

@@ -55,6 +55,9 @@ class Model(Spec):
     revision: str = EMBEDDED_REVISION
 
 
+SMALL_LLAMA = Model(name=SMALL_MODEL, revision=SMALL_REVISION)
+# A model that a probe makes from its settings and seed: no weights are loaded.
+RANDOM_LLAMA = Model(name="random-llama", revision="made from settings and seed")
 # Width → the small Llama of that width, each trained by training/small_llama.py in the same way and on the same texts.
 SMALL_LLAMAS = {
     64: Model(name=f"{SMALL_MODEL}-64", revision="50b0e1474efcc3d9ba789e0c85f0f95b4fb30f0ef9125debca3ae0623f8715e1"),

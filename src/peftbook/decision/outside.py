@@ -23,7 +23,7 @@ from peftbook.errors import InputError
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, paired_interval, score_interval
 
-__all__ = ["Arm", "Outside", "Pairing", "decide", "read_rows"]
+__all__ = ["Outside", "Pairing", "ScoredModel", "decide", "read_rows"]
 
 IDS = ("id", "doc_id", "question_id", "example_id", "index")
 SAME = ("doc_hash", "target_hash", "target")  # what the same example has in every file that has it
@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Arm:
+class ScoredModel:
     """A model: its name, and a table of scores, (seeds, examples). score: their mean."""
 
     name: str
@@ -67,7 +67,7 @@ class Outside:
 
     measure: str
     lower: bool
-    arms: tuple[Arm, ...]
+    arms: tuple[ScoredModel, ...]
     pairs: tuple[Pairing, ...]
     left_out: int
     margin: float | None
@@ -112,7 +112,9 @@ def decide(
     scores = {where: scores_in(rows, everywhere, chosen, names[where]) for where, rows in tables.items()}
     groups = groups_in(tables, names, everywhere, group)
     by_name = {name: [scores[name, at] for at in range(count)] for name, count in counts.items()}
-    arms = tuple(Arm(name, tuple(map(tuple, one)), score_interval(one, groups=groups)) for name, one in by_name.items())
+    arms = tuple(
+        ScoredModel(name, tuple(map(tuple, one)), score_interval(one, groups=groups)) for name, one in by_name.items()
+    )
     differences = {}
     for one, other in itertools.combinations(arms, 2):
         between = paired_interval if len(one.scores) > 1 else of_one_seed

@@ -179,7 +179,7 @@ def say_open(
         first, second = (row, chosen) if mean_gain(found, row, chosen) >= 0 else (chosen, row)
         one = found.gain(first, second)
         if one is not None:
-            needs.setdefault(plan(one, found.margin, each), (first, second))
+            needs.setdefault(seeds_and_examples(one, found.margin, each), (first, second))
     (seeds, examples), (first, second) = max(needs.items())
     one = found.gain(first, second)
     assert one is not None
@@ -187,7 +187,7 @@ def say_open(
     words = [
         f"Too few {lacking(one, by_seeds)} to tell {first.label} from {second.label}: the difference in the mean is "
         f"{ahead(found, first, second)}, and {amount(found, found.margin)} would matter.",
-        say_plan(found, one, seeds, examples),
+        say_how_many(found, one, seeds, examples),
         f"Until then the best guess is {chosen.label} ({bill(chosen)}): it has the best mean."
         if chosen is found.contest[0]
         else f"Until then the best guess is {chosen.label} ({bill(chosen)}): the cheapest whose mean is within "
@@ -207,7 +207,7 @@ def say_open(
     )
 
 
-def plan(one: Interval, margin: float, level: float) -> tuple[int, int]:
+def seeds_and_examples(one: Interval, margin: float, level: float) -> tuple[int, int]:
     """About how many (seeds, test examples) would tell; the fewest that say it where nothing is known of the spread."""
     if math.isinf(one.standard_error):
         return one.seeds, FEWEST_EXAMPLES
@@ -220,7 +220,7 @@ def lacking(one: Interval, by_seeds: bool) -> str:
     return "seeds" if by_seeds else "groups of test examples" if 0 < one.groups < FEWEST_GROUPS else "test examples"
 
 
-def say_plan(found: Comparison, one: Interval, seeds: int, examples: int) -> str:
+def say_how_many(found: Comparison, one: Interval, seeds: int, examples: int) -> str:
     """How many seeds and fresh test examples, of how many groups, would find a difference that matters."""
     if found.margin == 0:
         return "No number of test examples settles a margin of 0: state the difference that would matter."

@@ -6,7 +6,7 @@ list that every record holds, one value for each example; `bleu` is the score of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -15,8 +15,9 @@ from peftbook import metrics
 from peftbook.errors import InputError
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.stats import Groups, Interval
+from peftbook.records import Record
 
-__all__ = ["corpus_bleu", "has_column", "keys_of", "paired", "score", "shared", "table", "weights"]
+__all__ = ["corpus_bleu", "has_column", "keys_of", "measured", "paired", "score", "shared", "table", "weights"]
 
 
 class Scored(Protocol):
@@ -46,6 +47,11 @@ def has_column(arm: Records, column: str) -> bool:
 def table(arm: Records, column: str) -> np.ndarray:
     """(seeds, examples): what the records hold for each example."""
     return np.array([record.per_example[column] for record in arm], dtype=float)
+
+
+def measured(arm: Iterable[Record], name: str) -> list[float]:
+    """A measurement of each record, 0 where it is empty."""
+    return [float(record.measurements[name] or 0) for record in arm]
 
 
 def weights(arm: Records, column: str) -> list[float] | None:

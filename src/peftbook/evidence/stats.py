@@ -43,8 +43,8 @@ FEWEST_SEEDS, FEWEST_GROUPS = 3, 8  # below, an interval says a direction and de
 RULE: list[Callable] = []  # the functions that make the rule, which the ledger of amendments watches
 
 
-class Part:
-    """A part of scipy, loaded when it is used: they take longer than all else that a question about results needs."""
+class LazyModule:
+    """A module of scipy, imported at its first use: the import takes longer than most commands about results."""
 
     def __init__(self, name: str):
         self.name = name
@@ -53,7 +53,7 @@ class Part:
         return getattr(getattr(scipy, self.name), function)
 
 
-optimize, special = Part("optimize"), Part("special")
+optimize, special = LazyModule("optimize"), LazyModule("special")
 F = TypeVar("F", bound=Callable)
 K = TypeVar("K", bound=Hashable)
 
@@ -97,6 +97,16 @@ class Interval:
     @property
     def high(self) -> float:
         return min(self.mean + self.half95, self.reach)
+
+    def __format__(self, spec: str) -> str:
+        """The mean with the ends of the 95 % interval, each by the format: `+0.051 (+0.012 to +0.090)`."""
+        mean, low, high = (format(value, spec) for value in (self.mean, self.low, self.high))
+        return f"{mean} ({low} to {high})" if spec else str(self)
+
+    @property
+    def exp(self) -> tuple[float, float, float]:
+        """Of a logarithm the ratio, with the ends of its 95 % interval."""
+        return math.exp(self.mean), math.exp(self.low), math.exp(self.high)
 
     @property
     def standard_error(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from peftbook.evidence.comparison import measured
 from peftbook.figures import figure
 from peftbook.figures.parts import SMALL, Points, decimals, label_points, mark, mosaic
 from peftbook.figures.style import SIZE, colour, question
@@ -33,7 +34,7 @@ def draw_formats(axes: Axes, part: str, store: Store) -> Points:
     found, ends = bases.records(store), dict[str, tuple[float, float, str]]()
     for name, (label, tone, marker) in LOOKS[part].items():
         x, error = quantity(f"bases_gptq.{name}_bits", store).value, quantity(f"bases_gptq.{name}_output", store).value
-        seeds = 100 * bases.measured(found, name, "output")
+        seeds = [100 * error for error in measured(found, f"{name}_output")]
         axes.plot([x] * len(seeds), seeds, "_", color=colour(tone), markersize=9, markeredgewidth=1.1, alpha=0.7)
         axes.plot(x, error, **mark(tone, marker))
         ends[label] = (x, error, tone)

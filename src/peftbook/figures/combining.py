@@ -52,7 +52,7 @@ PLACES = {
 LOWEST = -150  # of the axis of shares by scale, %
 
 
-def row_of(cell: averaging.Cell, store: Store) -> Row:
+def row_of(cell: averaging.MergeCase, store: Store) -> Row:
     """The share that an average keeps, with its seeds."""
     records, subset = averaging.records_of(store), "+".join(cell.subset)
     seeds = 100 * averaging.kept(records, cell.task, f"{subset}_average")[0]
@@ -125,7 +125,7 @@ def halfway_by_parabola(store: Store) -> Figure:
     axes["most"].set_ylabel("Kept by the average of two, %")
     question(figure, "Does a parabola foretell\nwhat an average keeps?")
     for task, place in PLACES.items():
-        cell = averaging.Cell(place.subset, task)
+        cell = averaging.MergeCase(place.subset, task)
         x, y = (quantity(f"averaging.{cell.name}_{what}", store).value for what in ("parabola", "average_kept"))
         tag(axes["most"], LABELS[task], (x, y), place.offset, LOOKS[task][0], fontsize=SMALL, ha=place.side)
     note(axes["docstrings"], LABELS["docstrings"], 0.05, ha="left", color=colour(LOOKS["docstrings"][0]), weight="bold")

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.comparison import measured
 from peftbook.figures import figure
 from peftbook.figures.drawn import draw_bars
 from peftbook.figures.parts import draw_stacks
@@ -33,7 +34,7 @@ QUANTISED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 def repeats(arm: str, store: Store, field: str) -> list[float]:
     """One measurement of every timing repeat of an arm."""
-    return [float(record.measurements[field] or 0) for record in costs.arm_records(arm, store)]
+    return measured(costs.arm_records(arm, store), field)
 
 
 @figure

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.comparison import measured
 from peftbook.figures import figure
 from peftbook.figures.charts import forest, rate_chart
 from peftbook.figures.parts import (
@@ -144,7 +145,7 @@ def benchmark_scores(store: Store) -> Figure:
         rows = []
         for arm in benchmark_order(store):
             name, tone, marker = arm_look(arm)
-            seeds = [float(one.measurements[column] or 0) for one in benchmark.COMPARISON.finals(arm, store)]
+            seeds = measured(benchmark.COMPARISON.finals(arm, store), column)
             rows.append(as_row(name, quantity(f"benchmark.{arm}_{score}", store), seeds, tone, marker))
         draw_rows(axes, rows, label, 4)
     return question(figure, "Do ROUGE-L and BLEU order the methods\nas the loss does? (lowest loss on top)")
@@ -166,7 +167,7 @@ def rate_look(arm: str) -> tuple[str, str, str]:
     return f"LoRA, r = {rank}", RANK_MARKS[rank], shade("lora", 0.55 + 0.45 * at)
 
 
-class Sweep(NamedTuple):
+class SweepCurves(NamedTuple):
     """One arm of the learning-rate study.
 
     grid: its rates.  points: those near the best, without any that diverged, to which the quadratic is fitted.
@@ -186,12 +187,12 @@ class Sweep(NamedTuple):
         return {rate: float(np.mean([one[rate] for one in self.seeds])) for rate in self.points}
 
 
-def rate_sweep(arm: str, store: Store) -> Sweep:
+def rate_sweep(arm: str, store: Store) -> SweepCurves:
     """The runs of an arm of the learning-rate study."""
     short = learning_rate.SHORT
     seeds = [found for seed in learning_rate.SEEDS if (found := learning_rate.curve(short, arm, seed, store))]
     points = [rate for rate in learning_rate.window(short, arm, store) if all(rate in one for one in seeds)]
-    return Sweep(short.rates(short.arm(arm), store), points, seeds)
+    return SweepCurves(short.tuning(short.arm(arm)).rates(store.get), points, seeds)
 
 
 def parabola(curve: Mapping[float, float], points: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +216,7 @@ def rate_curves(store: Store) -> Figure:
     return question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
 
 
-def draw_sweep(axes: Axes, sweep: Sweep, cap: float, tone: str, marker: str) -> None:
+def draw_sweep(axes: Axes, sweep: SweepCurves, cap: float, tone: str, marker: str) -> None:
     """The first seed's points (arrows: above `cap` or diverged), the others' near the best, the mean's quadratic."""
     first, *others = sweep.seeds
     inside = {rate: loss for rate, loss in first.items() if loss <= cap}
@@ -228,7 +229,7 @@ def draw_sweep(axes: Axes, sweep: Sweep, cap: float, tone: str, marker: str) -> 
     axes.plot(*parabola(sweep.mean()), color=tone, linewidth=2)
 
 
-def draw_optima(axes: Axes, sweeps: Mapping[str, Sweep], store: Store) -> None:
+def draw_optima(axes: Axes, sweeps: Mapping[str, SweepCurves], store: Store) -> None:
     """Each arm's vertex with its interval, or that of its only seed, over the band of the claimed ratio."""
     full = quantity("learning_rate.full_vertex", store).value
     low, high = (ratio * full for ratio in learning_rate.RATIO)

@@ -45,7 +45,7 @@ def wrong_rate(store: Store) -> Figure:
     ends: Points = {}
     for arm in learning_rate.SHORT.arms:
         curve = learning_rate.curve(learning_rate.SHORT, arm.name, learning_rate.SEEDS[0], store)
-        best = learning_rate.SHORT.best(arm, store)
+        best = learning_rate.SHORT.tuning(arm).best(store.get)
         cost = {rate / best: loss - curve[best] for rate, loss in curve.items()}
         tone = "full" if arm.name == "full" else "lora"
         inside = {factor: value for factor, value in cost.items() if value <= SHOWN_COST}
@@ -215,7 +215,7 @@ def rate_map(store: Store) -> Figure:
     points = {
         (rate, rate * ratio): loss
         for name, ratio in two_rates.RATIOS.items()
-        for rate, loss in comparison.sweep(comparison.arm(name), store).items()
+        for rate, loss in comparison.tuning(comparison.arm(name)).losses(store.get).items()
         if math.isfinite(loss)
     }
     best = min(points, key=lambda point: points[point])

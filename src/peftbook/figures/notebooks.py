@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from peftbook import metrics
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import measured
 from peftbook.figures import figure
 from peftbook.figures.costs import PARTS, bytes_by_part
 from peftbook.figures.parts import (
@@ -216,7 +217,7 @@ def sql_answers(store: Store) -> Figure:
     ):
         rows = []
         for arm in arms:
-            seeds = [float(record.measurements[measure] or 0) for record in sql.COMPARISON.finals(arm, store)]
+            seeds = measured(sql.COMPARISON.finals(arm, store), measure)
             found = quantity(f"sql_prompt.{arm}_{score}", store)
             found = replace(found, low=max(found.low or 0, 0))  # Student's t does not know that shares are positive
             rows.append(as_row(arm_looks()[arm].label, found, seeds, arm, arm_looks()[arm].marker))
@@ -236,7 +237,7 @@ def prompt_rates(store: Store) -> Figure:
     ends: Points = {}
     for length, (tone, marker, line) in looks.items():
         arm = prompt_design.COMPARISON.arm(prompt_design.arm_name(length, "vocabulary"))
-        found = prompt_design.COMPARISON.sweep(arm, store)
+        found = prompt_design.COMPARISON.tuning(arm).losses(store.get)
         axes.plot(list(found), list(found.values()), color=colour(tone), marker=marker, linestyle=line, linewidth=1.6)
         ends[f"{length} token{'s' * (length > 1)}"] = max(found), found[max(found)], tone
     axes.axvline(NOTEBOOK_RATE, color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)

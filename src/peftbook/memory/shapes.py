@@ -131,12 +131,12 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
     window = sliding_window(config, family)
     return Shape(
         **({name: config[key] for name, key in needed.items()} | traits_in(config, family)),
-        kv_heads=whole(config, "num_key_value_heads") or config["num_attention_heads"],
-        head_dim=whole(config, "head_dim") or (256 if family.startswith("gemma") else 0),
+        kv_heads=whole_number(config, "num_key_value_heads") or config["num_attention_heads"],
+        head_dim=whole_number(config, "head_dim") or (256 if family.startswith("gemma") else 0),
         family=family,
         window=window,
         sliding=tuple(sliding_layers(config, family, window)),
-        context=whole(config, "max_position_embeddings"),
+        context=whole_number(config, "max_position_embeddings"),
     )
 
 
@@ -160,11 +160,11 @@ def traits_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
 def experts_in(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     """How many experts a layer has, and a token goes through. Raises InputError where only some layers have any."""
     keys = EXPERTS[family]
-    if missing := [keys[name] for name in ("experts", "chosen") if not whole(config, keys[name])]:
+    if missing := [keys[name] for name in ("experts", "chosen") if not whole_number(config, keys[name])]:
         raise InputError(f"config.json gives no {', '.join(missing)}: give a model's whole settings.")
-    if config.get("mlp_only_layers") or (whole(config, "decoder_sparse_step") or 1) != 1:
+    if config.get("mlp_only_layers") or (whole_number(config, "decoder_sparse_step") or 1) != 1:
         raise InputError("Some of this model's layers have no experts, which is not covered: choose another model.")
-    found: dict[str, Any] = {name: whole(config, keys[name]) for name in keys}
+    found: dict[str, Any] = {name: whole_number(config, keys[name]) for name in keys}
     if family == "qwen3_moe":
         found["rescaled"] = flag(config, "norm_topk_prob")
     return found
@@ -180,7 +180,7 @@ def rotary_width(config: Mapping[str, Any]) -> int:
     share = said.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise InputError(f"config.json gives partial_rotary_factor as {share!r}: it is a share of a head's width.")
-    width = whole(config, "head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    width = whole_number(config, "head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return int(width * share) if share < 1 else 0
 
 
@@ -192,7 +192,7 @@ def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
     return default if value is None else value
 
 
-def whole(config: Mapping[str, Any], key: str) -> int:
+def whole_number(config: Mapping[str, Any], key: str) -> int:
     """A setting that is a whole number; 0 where there is none. Raises InputError for anything else."""
     value = config.get(key)
     if value is not None and (type(value) is not int or value < 0):
@@ -204,7 +204,7 @@ def sliding_window(config: Mapping[str, Any], family: str) -> int:
     """Tokens that sliding attention sees; 0 where it is off."""
     if family in ("qwen2", "qwen3", "qwen3_moe", "smollm3") and not flag(config, "use_sliding_window"):
         return 0
-    return whole(config, "sliding_window")
+    return whole_number(config, "sliding_window")
 
 
 def sliding_layers(config: Mapping[str, Any], family: str, window: int) -> list[bool]:

@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError, field_va
 
 from peftbook.canonical import Spec
 from peftbook.errors import InputError, need
+from peftbook.options import listed
 
 __all__ = ["Exact", "Json", "Metric", "Number", "Regex", "Sql", "Table", "declared", "parse_metric", "read_metrics"]
 
@@ -221,19 +222,15 @@ def options_of(kind: str, argument: str, files: bool) -> dict[str, Any]:
     if kind == "regex":
         return {"pattern": argument}
     if kind == "exact":
-        return {"ignore": listed(argument)} if argument else {}
+        return {"ignore": [*listed(argument)]} if argument else {}
     if kind == "sql":
         return {"tables": read_file(Path(argument), files)}
     if kind == "json" and argument.startswith("fields="):
-        return {"fields": listed(argument.removeprefix("fields="))}
+        return {"fields": [*listed(argument.removeprefix("fields="))]}
     pairs = dict(part.partition("=")[::2] for part in listed(argument))
     if kind == "json" and "schema" in pairs:
         pairs["schema"] = read_file(Path(pairs["schema"]), files)
     return pairs
-
-
-def listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def read_metrics(texts: Sequence[str], *, files: bool = True) -> tuple[Metric, ...]:

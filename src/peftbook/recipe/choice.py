@@ -22,7 +22,7 @@ from peftbook.results import quantity, study_verdict
 from peftbook.specs import Budget
 from peftbook.studies.chosen_rates import learning_rate_for
 
-__all__ = ["BATCH", "EPOCHS", "Recipe", "Row", "choose", "longest_kept", "rate_for"]
+__all__ = ["BATCH", "EPOCHS", "Recipe", "RowTokens", "choose", "longest_kept", "rate_for"]
 
 STACK = "trl"
 BATCH: int = Budget.model_fields["batch_size"].default  # the records' own: a rate belongs to a batch
@@ -42,7 +42,7 @@ PLANS = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))  # 
 
 
 @dataclass(frozen=True)
-class Row:
+class RowTokens:
     """Tokens of an example: what stands before the answer, template included, and the answer with its end of turn."""
 
     before: int
@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FittedMethod:
     """A method with its largest micro-batch on a card; none where not even a row surely fits."""
 
     method: str
@@ -107,7 +107,7 @@ class Recipe:
     cautions: tuple[str, ...]
 
 
-def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[Row]], memory: float, own: bool = True) -> Recipe:
+def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[RowTokens]], memory: float, own: bool = True) -> Recipe:
     """The recipe for a model of this shape and name on these splits.
 
     own: whether the rows were counted with its own tokenizer; another's may have a quarter fewer tokens. Raises
@@ -160,7 +160,7 @@ def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[Row]], memory: f
 # --- what fits ------------------------------------------------------------------------------------------------
 
 
-def plan_for(shape: Shape, method: str, checkpointing: bool, seq: int, answer: int, memory: float) -> Plan:
+def plan_for(shape: Shape, method: str, checkpointing: bool, seq: int, answer: int, memory: float) -> FittedMethod:
     """A method in the stack's set-up, at its largest power of two of rows up to the batch."""
     asked = fields_of(method, shape) | {"checkpointing": checkpointing, "seq": seq}
 
@@ -171,7 +171,7 @@ def plan_for(shape: Shape, method: str, checkpointing: bool, seq: int, answer: i
     fitting = fit(Configuration(shape, derive({})), memory, GPU_RESERVE, derive)
     rows = min(fitting.largest_batch, BATCH)
     micro = 2 ** int(math.log2(rows)) if rows else 0
-    return Plan(method, checkpointing, fitting, micro)
+    return FittedMethod(method, checkpointing, fitting, micro)
 
 
 def fields_of(method: str, shape: Shape) -> dict[str, object]:
@@ -185,19 +185,19 @@ def fields_of(method: str, shape: Shape) -> dict[str, object]:
     return own | ({"quantised": "nf4"} if method == "qlora" else {})
 
 
-def at_batch(plan: Plan) -> Setup:
+def at_batch(plan: FittedMethod) -> Setup:
     """The set-up at the plan's own micro-batch."""
     rows, setup = plan.micro_batch, plan.setup
     return replace(setup, batch=rows, labels=setup.labels * rows, padding=rows > 1, accumulated=rows < BATCH)
 
 
-def chosen_of(plans: Sequence[Plan]) -> Plan | None:
+def chosen_of(plans: Sequence[FittedMethod]) -> FittedMethod | None:
     """The quickest plan of the first method that fits."""
     fitting = [plan for plan in plans if plan.micro_batch]
     return min((plan for plan in fitting if plan.method == fitting[0].method), key=pace, default=None)
 
 
-def pace(plan: Plan) -> float:
+def pace(plan: FittedMethod) -> float:
     """How long a step takes, in readings of the frozen weights: passes · micro-batches · max(1, tokens / balance).
 
     A pass reads the weights forward or backward, and once more with checkpoints. Its products take longer than that
@@ -210,7 +210,7 @@ def pace(plan: Plan) -> float:
     return passes * BATCH / plan.micro_batch * max(1.0, tokens * bandwidth / operations)
 
 
-def nothing_fits(name: str, last: Plan, memory: float) -> str:
+def nothing_fits(name: str, last: FittedMethod, memory: float) -> str:
     """The sentence for a card that is too small."""
     need = GPU_RESERVE[1]
     total = last.fit.peak.total
@@ -237,7 +237,7 @@ def longest_kept(tokens: Sequence[float]) -> int:
     return STEP * math.ceil(longest / STEP)
 
 
-def longest_answer(rows: Mapping[str, Sequence[Row]], max_length: int, own: bool) -> int:
+def longest_answer(rows: Mapping[str, Sequence[RowTokens]], max_length: int, own: bool) -> int:
     """Tokens that an answer may have: of the longest target among the rows that are no outliers, with room."""
     known = [row.answer for split in rows.values() for row in split if row.tokens <= max_length]
     return 16 + math.ceil(SPARE * max(known) * (1 if own else SPARE))
@@ -272,7 +272,7 @@ def rate_for(shape: Shape) -> tuple[float, str]:
 # --- reasons --------------------------------------------------------------------------------------------------
 
 
-def why(chosen: Plan, plans: Sequence[Plan]) -> str:
+def why(chosen: FittedMethod, plans: Sequence[FittedMethod]) -> str:
     """Why this method, in a sentence."""
     at = f"{chosen.micro_batch} rows of {chosen.setup.seq} tokens at a time"
     if chosen.method == "lora":
@@ -293,7 +293,7 @@ def gap(name: str) -> str:
     return f"{found.value:+.3f}{ends}"
 
 
-def ruled_out(shape: Shape, chosen: Plan, seq: int, answer: int, memory: float) -> tuple[tuple[str, str], ...]:
+def ruled_out(shape: Shape, chosen: FittedMethod, seq: int, answer: int, memory: float) -> tuple[tuple[str, str], ...]:
     """(method, why not) of what people ask for."""
     whole = plan_for(shape, "full", True, seq, answer, memory)
     least = whole.fit.peak.total / 2**30

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.recipe.choice import Row
+from peftbook.recipe.choice import RowTokens
 from peftbook.tasks import Example, TaskData
 
 __all__ = ["Counted", "count_rows", "source_of"]
@@ -19,7 +19,7 @@ TEMPLATE = {"enable_thinking": False}  # as in the scripts
 class Counted:
     """The rows of each split. tokenizer: whose it was.  own: whether that is the model's."""
 
-    splits: dict[str, list[Row]]
+    splits: dict[str, list[RowTokens]]
     tokenizer: str
     own: bool
 
@@ -51,10 +51,10 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
     return Counted(splits, model.name if own else specs.EMBEDDED_MODEL, own)
 
 
-def row_of(tokenizer: Any, task: TaskData, example: Example) -> Row:
+def row_of(tokenizer: Any, task: TaskData, example: Example) -> RowTokens:
     """Tokens as TRL makes them of a prompt and its completion, by the tokenizer's own template."""
     prompt, answer = task.messages(example), [{"role": "assistant", "content": example.target}]
     before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **TEMPLATE)
     whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False, **TEMPLATE)
     first, both = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, whole))
-    return Row(first, max(1, both - first))
+    return RowTokens(first, max(1, both - first))

@@ -241,7 +241,7 @@ def data(store: Store) -> dict[str, Any]:
     }
 
 
-def described(arm: live.Arm) -> dict[str, Any]:
+def described(arm: live.PageMethod) -> dict[str, Any]:
     """An arm, its method in the engine's words; what a method has no use for is there and says nothing."""
     given = arm.method.model_dump()
     targets = [name.removesuffix("_proj") for name in given.get("targets", ())]

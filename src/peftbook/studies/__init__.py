@@ -26,6 +26,7 @@ from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Probe, Run
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 TEXTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text(encoding="utf-8"))
 NAMES = tuple(TEXTS["study"])
@@ -77,7 +78,7 @@ class Quantity:
     @classmethod
     def ratio(cls, logs: Interval, runs: tuple[str, ...], digits: int = 3, note: str = "", unit: str = "×") -> Quantity:
         """A ratio, or a rate, by the interval of its logarithm."""
-        value, low, high = (math.exp(end) for end in (logs.mean, logs.low, logs.high))
+        value, low, high = logs.exp
         return cls(value, unit, runs, low, high, logs.seeds, logs.examples, digits, note)
 
 
@@ -161,10 +162,7 @@ class Study:
 
 def determined(measure: Callable[[Store], Mapping[str, Quantity]], store: Store) -> Mapping[str, Quantity]:
     """What of the named values the records at hand determine."""
-    try:
-        return measure(store)
-    except Missing:
-        return {}
+    return gathered(measure, [store])
 
 
 def gathered(measure: Callable[[Item], Mapping[str, Quantity]], items: Iterable[Item]) -> dict[str, Quantity]:
@@ -173,6 +171,15 @@ def gathered(measure: Callable[[Item], Mapping[str, Quantity]], items: Iterable[
     for item in items:
         with suppress(Missing):
             out |= measure(item)
+    return out
+
+
+def available(make: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What is made of each item, of those whose records are there."""
+    out = []
+    for item in items:
+        with suppress(Missing):
+            out.append(make(item))
     return out
 
 

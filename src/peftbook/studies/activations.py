@@ -27,7 +27,7 @@ from peftbook.evidence.comparison import keys_of
 from peftbook.memory import Configuration, Setup, Shape
 from peftbook.memory.shapes import FAMILIES
 from peftbook.records import Missing, Record, Store
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, available, study
 from peftbook.studies.memory import SCRATCH
 
 __all__ = [
@@ -38,11 +38,11 @@ __all__ = [
     "by_half",
     "furthest",
     "half",
+    "halves_at_hand",
     "peak_probe",
     "peaks",
     "probe",
     "split_sha256",
-    "whole_halves",
 ]
 
 MARGIN = 0.01  # of the measured bytes
@@ -172,16 +172,12 @@ def by_half(make: Callable[[str, str], specs.Probe], store: Store) -> dict[str, 
     return {part: half(make, part, store) for part in PARTS}
 
 
-def whole_halves(
+def halves_at_hand(
     make: Callable[[str, str], specs.Probe], store: Store
 ) -> list[tuple[str, tuple[str, ...], list[Record]]]:
     """(name in quantities, keys, records) of each half whose records are all there."""
-    out = []
-    for part in PARTS:
-        with suppress(Missing):
-            records = half(make, part, store)
-            out.append((part.replace("-", "_"), keys_of(records), records))
-    return out
+    halves = available(lambda part: (part, half(make, part, store)), PARTS)
+    return [(part.replace("-", "_"), keys_of(records), records) for part, records in halves]
 
 
 def configurations(record: Record) -> list[Configuration]:
@@ -212,7 +208,7 @@ def peaks(record: Record) -> Iterator[float]:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: how many configurations, in how many every module's bytes are exact, the ratios of the sums."""
     out: dict[str, Quantity] = {}
-    for name, keys, records in whole_halves(probe, store):
+    for name, keys, records in halves_at_hand(probe, store):
         pairs = [pair for record in records for pair in compared(record)]
         exact = sum(one == other for one, other in pairs)
         out[f"{name}_configurations"] = Quantity(len(pairs), "configurations", keys, digits=0)
@@ -227,7 +223,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def peak_quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: the ratios of predicted and measured peaks."""
     out: dict[str, Quantity] = {}
-    for name, keys, records in whole_halves(peak_probe, store):
+    for name, keys, records in halves_at_hand(peak_probe, store):
         ratios = [ratio for record in records for ratio in peaks(record)]
         out[f"{name}_peak_ratio"] = Quantity.middle(ratios, "×", keys, n=len(ratios), digits=4)
     return out

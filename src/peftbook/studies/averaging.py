@@ -38,13 +38,14 @@ import numpy as np
 from peftbook import specs
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, aside
-from peftbook.studies import BLIND, Quantity, Verdict, gathered, merging, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
 from peftbook.studies.sweep import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
-__all__ = ["CELLS", "PAIRS", "SWEEPS", "TASKS", "WAYS", "Cell", "cells_of", "kept", "probe", "scale_curve"]
+__all__ = ["CELLS", "PAIRS", "SWEEPS", "TASKS", "WAYS", "MergeCase", "cells_of", "kept", "probe", "scale_curve"]
 
 SEEDS = (1, 2, 3, 4, 5)
 ROWS = 60  # test rows of each task
@@ -62,17 +63,16 @@ WAYS = ("average", "factors", "factor_mean", "sum", "ties", "dare")
 LABELS = {"tickets": "tickets", "sort": "sorting", "docstrings": "docstrings", "e2e": "E2E"}
 TASKS = tuple(LABELS)
 TOKENS = {"tickets": 10_000, "sort": 14_000, "docstrings": 28_000, "e2e": 24_000}
-SMALL = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
 ARM = Arm("lora", "LoRA", LoRA(), (1e-3, 2e-3, 4e-3))
 SWEEPS = {
     task: TunedComparison(
-        task=task, tokens=TOKENS[task], arms=(ARM,), model=SMALL, sweep_examples=40, test_examples=ROWS
+        task=task, tokens=TOKENS[task], arms=(ARM,), model=specs.SMALL_LLAMA, sweep_examples=40, test_examples=ROWS
     )
     for task in TASKS
 }
 
 
-class Cell(NamedTuple):
+class MergeCase(NamedTuple):
     """One task, and the tasks whose adapters are combined."""
 
     subset: tuple[str, ...]
@@ -90,12 +90,12 @@ def name_of(subset: tuple[str, ...]) -> str:
 
 
 PAIRS = tuple((one, two) for at, one in enumerate(TASKS) for two in TASKS[at + 1 :])
-CELLS = tuple(Cell(subset, task) for subset in (*PAIRS, TASKS) for task in subset)
+CELLS = tuple(MergeCase(subset, task) for subset in (*PAIRS, TASKS) for task in subset)
 LEVEL = 0.05 / len(CELLS)
 COUNTS = {"two": 2, "four": len(TASKS)}
 
 
-def cells_of(count: int) -> list[Cell]:
+def cells_of(count: int) -> list[MergeCase]:
     """The cells in which so many adapters are combined."""
     return [cell for cell in CELLS if len(cell.subset) == count]
 
@@ -103,7 +103,7 @@ def cells_of(count: int) -> list[Cell]:
 def probe(seed: int, store: Store) -> specs.Probe:
     """The adapters of a seed, trained and combined. Raises Missing until every task's rate is chosen."""
     with aside():
-        rates = {task: sweep.best(ARM, store) for task, sweep in SWEEPS.items()}
+        rates = {task: sweep.tuning(ARM).best(store.get) for task, sweep in SWEEPS.items()}
     trained = tuple(SWEEPS[task].final_run(ARM, rates[task], 10 * seed + at) for at, task in enumerate(TASKS))
     return specs.Probe(
         measure="combining.kept_gains",
@@ -114,24 +114,15 @@ def probe(seed: int, store: Store) -> specs.Probe:
             **{f"{way}_scales": scales for way, scales in SCALES.items()},
         },
         runs=trained,
-        model=SMALL,
+        model=specs.SMALL_LLAMA,
         seed=seed,
     )
 
 
 def runs(store: Store) -> list[specs.Run | specs.Probe]:
     """The sweeps, middle of each grid first; then seed by seed the adapters that are combined."""
-    sweeps = [sweep_runs(task, store) for task in TASKS]
-    longest = max(map(len, sweeps))
-    out: list[specs.Run | specs.Probe] = [runs[at] for at in range(longest) for runs in sweeps if at < len(runs)]
-    with suppress(Missing):
-        out += [probe(seed, store) for seed in SEEDS]
-    return out
-
-
-def sweep_runs(task: str, store: Store) -> list[specs.Run]:
-    """The runs that choose a task's rate."""
-    return [run for run in SWEEPS[task].runs(store) if run.evaluation.split == "validation"]
+    sweeps = trials([SWEEPS[task].tuning(ARM) for task in TASKS], store.get)
+    return [*sweeps, *available(lambda seed: probe(seed, store), SEEDS)]
 
 
 def records_of(store: Store) -> list[Record]:
@@ -163,7 +154,7 @@ def share(records: Sequence[Record], task: str, state: str) -> stats.Interval:
     return resampling.statistic_interval(kept(records, task, state), ROWS, test_groups(task, ROWS))
 
 
-def cell_share(records: Sequence[Record], cell: Cell, way: str) -> stats.Interval:
+def cell_share(records: Sequence[Record], cell: MergeCase, way: str) -> stats.Interval:
     """What a way of combining the adapters of a subset keeps of a task's gain."""
     return share(records, cell.task, f"{'+'.join(cell.subset)}_{way}")
 
@@ -182,14 +173,16 @@ def scale_curve(records: Sequence[Record], way: str, count: int, task: str) -> n
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Rates, gains, what each adapter does to the others' tasks, kept shares by cell and way, and their summaries."""
-    out = gathered(rate_quantities, [(task, store) for task in TASKS])
+    out: dict[str, Quantity] = {}
+    for task in TASKS:
+        out |= {f"{task}_{name}": one for name, one in SWEEPS[task].sweep_quantities(ARM, store).items()}
     with suppress(Missing):
         records = records_of(store)
         for task in TASKS:
             out |= task_quantities(records, task)
         for cell in CELLS:
             for way in WAYS:
-                out[f"{cell.name}_{way}_kept"] = percent(cell_share(records, cell, way), keys_of(records))
+                out[f"{cell.name}_{way}_kept"] = merging.percent(cell_share(records, cell, way), keys_of(records), 0)
         for name, count in COUNTS.items():
             for way in WAYS:
                 out |= summary(records, f"{name}_adapters_{way}", way, count)
@@ -198,23 +191,14 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def percent(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:
-    """A share in whole percent."""
-    return replace(merging.percent(interval, keys), digits=0)
-
-
-def rate_quantities(at: tuple[str, Store]) -> dict[str, Quantity]:
-    """The rate of a task's sweep."""
-    task, store = at
-    return {f"{task}_{name}": one for name, one in SWEEPS[task].sweep_quantities(ARM, store).items()}
-
-
 def task_quantities(records: Sequence[Record], task: str) -> dict[str, Quantity]:
     """The gain of a task's own adapter, and what each other one has of it."""
     keys = keys_of(records)
     out = {f"{task}_gain": Quantity.of(gain(records, task, f"by_{task}"), "nats per token", keys, 2)}
     others = [other for other in TASKS if other != task]
-    return out | {f"{task}_by_{one}_kept": percent(share(records, task, f"by_{one}"), keys) for one in others}
+    return out | {
+        f"{task}_by_{one}_kept": merging.percent(share(records, task, f"by_{one}"), keys, 0) for one in others
+    }
 
 
 def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[str, Quantity]:
@@ -224,15 +208,15 @@ def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[
     cells, keys = cells_of(count), keys_of(records)
     shares = [cell_share(records, cell, way) for cell in cells]
     single = np.array([kept(records, cell.task, f"{'+'.join(cell.subset)}_{way}")[0] for cell in cells])
-    mean = replace(percent(stats.seed_interval(single.mean(axis=0)), keys), note="interval over seeds alone")
+    mean = merging.percent(stats.seed_interval(single.mean(axis=0)), keys, 0, "interval over seeds alone")
     note = f"of {len(cells)}, at the level of one of {len(CELLS)}"
     ends = {"least": min(shares, key=lambda one: one.mean), "most": max(shares, key=lambda one: one.mean)}
-    out = {f"{name}_{end}": replace(percent(corrected(one), keys), note=f"{end} {note}") for end, one in ends.items()}
+    out = {f"{name}_{end}": merging.percent(corrected(one), keys, 0, f"{end} {note}") for end, one in ends.items()}
     out[f"{name}_mean"] = mean
     for task in TASKS:
         tables = [kept(records, task, f"{'+'.join(cell.subset)}_{way}") for cell in cells if cell.task == task]
         interval = resampling.statistic_interval(np.mean(tables, axis=0), ROWS, test_groups(task, ROWS))
-        out[f"{name}_{task}"] = percent(interval, keys)
+        out[f"{name}_{task}"] = merging.percent(interval, keys, 0)
     if way in SCALES:
         names = {"+".join(cell.subset) for cell in cells}
         chosen = [float(record.measurements[f"{subset}_{way}_scale"] or 0) for record in records for subset in names]
@@ -240,7 +224,7 @@ def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[
     return out
 
 
-def parabola(records: Sequence[Record], cell: Cell) -> np.ndarray:
+def parabola(records: Sequence[Record], cell: MergeCase) -> np.ndarray:
     """What an average of two would keep if losses were parabolas with their least at the own adapter, as `kept`.
 
     Halfway between D_i, which keeps 1, and D_j, which alone keeps s, a parabola that is 0 at D = 0 keeps (3 + s) / 4.
@@ -256,15 +240,15 @@ def parabola_quantities(records: Sequence[Record]) -> dict[str, Quantity]:
     for cell in cells:
         expected = parabola(records, cell)
         interval = resampling.statistic_interval(expected, ROWS, test_groups(cell.task, ROWS))
-        out[f"{cell.name}_parabola"] = percent(interval, keys)
+        out[f"{cell.name}_parabola"] = merging.percent(interval, keys, 0)
         measured = kept(records, cell.task, f"{'+'.join(cell.subset)}_average")
         distances.append(np.abs(measured[0] - expected[0]))
-    return out | {"parabola_distance": percent(stats.seed_interval(np.mean(distances, axis=0)), keys)}
+    return out | {"parabola_distance": merging.percent(stats.seed_interval(np.mean(distances, axis=0)), keys, 0)}
 
 
 def geometry_quantities(records: Sequence[Record], name: str, count: int) -> dict[str, Quantity]:
     """Of the updates: cross terms, signs that conflict and, of pairs, the cosine. Means over subsets, by seed."""
-    subsets, keys = {"+".join(cell.subset) for cell in cells_of(count)}, keys_of(records)
+    subsets, keys = dict.fromkeys("+".join(cell.subset) for cell in cells_of(count)), keys_of(records)
 
     def mean(what: str) -> stats.Interval:
         values = [[float(record.measurements[f"{one}_{what}"] or 0) for one in subsets] for record in records]
@@ -272,12 +256,12 @@ def geometry_quantities(records: Sequence[Record], name: str, count: int) -> dic
 
     out = {
         f"{name}_adapters_cross": Quantity.of(mean("cross"), "", keys, 2),
-        f"{name}_adapters_sign_conflict": percent(mean("sign_conflict"), keys),
+        f"{name}_adapters_sign_conflict": merging.percent(mean("sign_conflict"), keys, 0),
     }
     return out | ({"cosine": Quantity.of(mean("cosine"), "", keys, 3)} if count == 2 else {})
 
 
-def outcome_of(records: Sequence[Record], cell: Cell) -> str:
+def outcome_of(records: Sequence[Record], cell: MergeCase) -> str:
     """The verdict on one of the sixteen shares, any of which may refute."""
     if gain(records, cell.task, f"by_{cell.task}").low <= FLOOR:
         return "undecided"

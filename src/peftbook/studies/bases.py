@@ -22,13 +22,13 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
 from peftbook.records import Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.weight_error import task_error, weights_of
 
-__all__ = ["BITS", "FIXED", "FORMATS", "LABELS", "SCORED", "WAYS", "bits", "costs", "measured", "probe", "records"]
+__all__ = ["BITS", "FIXED", "FORMATS", "LABELS", "SCORED", "WAYS", "bits", "costs", "probe", "records"]
 
 SEEDS = (0, 1, 2)
 GROUP = 64
@@ -61,7 +61,7 @@ def probe(seed: int) -> specs.Probe:
         "stride": 9,
     }
     settings["calibration_tokens"] = 4096
-    model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+    model = specs.SMALL_LLAMA
     return specs.Probe(measure="bases.format_errors", settings=settings, model=model, seed=seed)
 
 
@@ -81,11 +81,6 @@ def bits(found: Sequence[Record], name: str) -> float:
     return 8 * float(measured[f"{name}_bytes"] or 0) / float(measured["parameters"] or 1)
 
 
-def measured(found: Sequence[Record], name: str, what: str) -> np.ndarray:
-    """A measurement of a format in each record, (seeds,)."""
-    return np.array([float(one.measurements[f"{name}_{what}"] or 0) for one in found])
-
-
 def costs(found: Sequence[Record], name: str) -> np.ndarray:
     """Nats that a format adds to each text, (seeds, texts)."""
     return np.array([task_error(one, name) - task_error(one, "full") for one in found])
@@ -98,7 +93,7 @@ def interval(found: Sequence[Record], added: np.ndarray) -> stats.Interval:
 
 def ratio(found: Sequence[Record], first: str, second: str, what: str = "output") -> stats.Interval:
     """The logarithm of one format's error over another's, over copies."""
-    return stats.seed_interval(np.log(measured(found, first, what) / measured(found, second, what)).tolist())
+    return stats.seed_interval(np.log(np.divide(*(measured(found, f"{name}_{what}") for name in (first, second)))))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -108,7 +103,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for name in FORMATS:
         out[f"{name}_bits"] = Quantity(bits(found, name), "bits", keys, digits=3)
         for what in ("mse", "output"):
-            share = stats.seed_interval((100 * measured(found, name, what)).tolist())
+            share = stats.seed_interval([100 * error for error in measured(found, f"{name}_{what}")])
             out[f"{name}_{what}"] = Quantity.of(share, "%", keys, 3 if share.mean < 0.1 else 2, among=(0.0, math.inf))
     for name in SCORED:
         out[f"{name}_cost"] = Quantity.of(interval(found, costs(found, name)), "nats per token", keys, 4)
@@ -122,11 +117,6 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         for what in ("output", "mse"):
             out[f"mxfp4_over_{second}_{what}"] = Quantity.ratio(ratio(found, "mxfp4", second, what), keys, 2)
     return out
-
-
-def said(one: stats.Interval) -> str:
-    """A difference in nats with its interval."""
-    return f"{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
 
 
 def held(found: Sequence[Record], first: str, second: str, allowed: float) -> Verdict:
@@ -144,8 +134,8 @@ def held(found: Sequence[Record], first: str, second: str, allowed: float) -> Ve
     outcome = within if within == "reproduced" else beyond if beyond == "refuted" else "undecided"
     apart, names = interval(found, added), (LABELS[first], LABELS[second].replace("Round", "round"))
     words = (
-        f"Loss on {names[0]} minus that on {names[1]} at {TESTED} bits is {said(apart)} nats per token (95 % interval "
-        f"over {len(found)} copies and texts), where round-to-nearest costs {said(control)}; margin {SHARE:.0%} of "
+        f"Loss on {names[0]} minus that on {names[1]} at {TESTED} bits is {apart:+.4f} nats per token (95 % interval "
+        f"over {len(found)} copies and texts), where round-to-nearest costs {control:+.4f}; margin {SHARE:.0%} of "
         "that cost."
     )
     named = (f"{first}_{TESTED}_minus_{second}_{TESTED}", f"rtn_{TESTED}_cost")

@@ -44,7 +44,6 @@ from peftbook.methods.untuned import Untuned
 from peftbook.records import Record, Store
 from peftbook.specs import Run
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
-from peftbook.studies.grids import shortfall
 from peftbook.studies.standard import rates
 from peftbook.studies.sweep import Arm, TunedComparison, decide
 
@@ -68,7 +67,7 @@ def comparison(batch: int, tokens: int, middle: int, *, untuned: bool = False) -
     return TunedComparison(
         task="e2e", tokens=tokens, arms=(*arms, *([Arm("untuned", "Untuned", Untuned())] if untuned else [])),
         train_examples=EXAMPLES, batch_size=batch, bearable=BEARABLE, refine=True, seeds=(1, 2, 3, 4, 5), dtype="fp32",
-        model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
+        model=specs.SMALL_LLAMA,
     )  # fmt: skip
 
 
@@ -86,8 +85,7 @@ def runs(store: Store) -> list[Run]:
 
 def left(plan: TunedComparison, name: str, store: Store) -> float:
     """The shortfall of an arm's grid, however small. Raises Missing."""
-    losses = plan.sweep(plan.arm(name), store)
-    return shortfall(losses, min(losses, key=lambda rate: losses[rate]))
+    return plan.tuning(plan.arm(name)).shortfall(store.get)
 
 
 def pair(name: str, small: TunedComparison, store: Store) -> tuple[list[Record], list[Record]]:
@@ -137,9 +135,7 @@ def verdict(store: Store) -> Verdict:
     )
     found = decide(extra(store), MARGIN, (0.0, math.inf), what, "extra_cost", "nats per token")
     costs = {name: cost(name, store) for name in ARMS}
-    said = "; ".join(
-        f"{ARMS[name]} pays {one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for name, one in costs.items()
-    )
+    said = "; ".join(f"{ARMS[name]} pays {one:+.3f}" for name, one in costs.items())
     sentence = f"{found.sentence.removesuffix('.')}; {said}."
     named = (*found.quantities, *(f"{name}_cost" for name in ARMS))
     if all(one.low <= MARGIN for one in costs.values()):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from peftbook.evidence.sweep import grid
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
@@ -25,7 +26,6 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.grids import grid
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, TunedComparison, decide, length_ratio
 

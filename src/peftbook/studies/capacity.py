@@ -26,11 +26,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from peftbook.evidence import stats
+from peftbook.evidence.comparison import keys_of
 from peftbook.records import Missing, Record, Store, Unusable
-from peftbook.specs import Model, Probe
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.specs import RANDOM_LLAMA, Probe
+from peftbook.studies import Quantity, Verdict, gathered, study
 
-__all__ = ["SEEDS", "SERIES", "Adapter", "probe"]
+__all__ = ["SEEDS", "SERIES", "AdapterSize", "probe"]
 
 SEEDS = (1, 2, 3)
 HIDDEN, HEADS = 64, 4
@@ -43,12 +44,9 @@ GROWTH, MARGIN = 0.1, 0.05  # bits a parameter: least growth that counts, and th
 DELTA = 0.25  # of 1: how far bits a parameter at the largest rank over the smallest may be from proportion
 SURPLUS_LEFT = 0.9  # share of the data above which the data, not the adapter, may be the limit
 
-# The model is made from the settings and the seed: no weights are loaded.
-SCRATCH = Model(name="random-llama", revision="made from settings and seed")
-
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterSize:
     """LoRA on q and v of the first `layers` of a random Llama's `depth` layers, and the data it is shown.
 
     few: SCARCE_PAIRS pairs instead of ample ones.  exposures: how often each pair is shown.
@@ -79,14 +77,14 @@ class Adapter:
 
 # Smallest adapter first.
 SERIES = {
-    "ample": tuple(Adapter(f"ample_r{rank}", rank) for rank in (1, 2, 4, 8)),
-    "scarce": tuple(Adapter(f"scarce_r{rank}", rank, few=True) for rank in (1, 2, 4, 8)),
-    "layers": tuple(Adapter(f"layers_{count}", 1, count, depth=10) for count in (1, 2, 5, 10)),
-    "long": tuple(Adapter(f"long_r{rank}", rank, exposures=1000) for rank in (1, 2)),
+    "ample": tuple(AdapterSize(f"ample_r{rank}", rank) for rank in (1, 2, 4, 8)),
+    "scarce": tuple(AdapterSize(f"scarce_r{rank}", rank, few=True) for rank in (1, 2, 4, 8)),
+    "layers": tuple(AdapterSize(f"layers_{count}", 1, count, depth=10) for count in (1, 2, 5, 10)),
+    "long": tuple(AdapterSize(f"long_r{rank}", rank, exposures=1000) for rank in (1, 2)),
 }
 
 
-def probe(adapter: Adapter, seed: int, rates: tuple[float, ...] = RATES) -> Probe:
+def probe(adapter: AdapterSize, seed: int, rates: tuple[float, ...] = RATES) -> Probe:
     """One model, one adapter, one set of pairs."""
     settings: dict = {
         "depth": adapter.depth,
@@ -100,7 +98,7 @@ def probe(adapter: Adapter, seed: int, rates: tuple[float, ...] = RATES) -> Prob
         "batch": 64,
         "rates": rates,
     }
-    return Probe(measure="synthetic.recall_bits", settings=settings, model=SCRATCH, seed=seed)
+    return Probe(measure="synthetic.recall_bits", settings=settings, model=RANDOM_LLAMA, seed=seed)
 
 
 def runs(store: Store) -> list[Probe]:
@@ -114,7 +112,7 @@ def runs(store: Store) -> list[Probe]:
     ]
 
 
-def is_lowest_best(adapter: Adapter, store: Store) -> bool:
+def is_lowest_best(adapter: AdapterSize, store: Store) -> bool:
     """Whether an adapter is known to store most, mean over seeds, at the lowest of RATES."""
     found = [store.get(probe(adapter, seed)) for seed in SEEDS]
     curves = [one.curve["stored_bits"] for one in found if one is not None]
@@ -124,24 +122,24 @@ def is_lowest_best(adapter: Adapter, store: Store) -> bool:
     return lowest > max(others)
 
 
-def rates(adapter: Adapter, store: Store) -> tuple[tuple[float, ...], ...]:
+def rates(adapter: AdapterSize, store: Store) -> tuple[tuple[float, ...], ...]:
     """The rates of each record of a seed, ascending."""
     wider = adapter in SERIES["ample"] and is_lowest_best(adapter, store)
     return ((LOWER,), RATES) if wider else (RATES,)
 
 
-def records(adapter: Adapter, store: Store) -> list[Record]:
+def records(adapter: AdapterSize, store: Store) -> list[Record]:
     """The records of an adapter, those of each grid of rates in seed order. Raises Missing."""
     return store.need_all(probe(adapter, seed, grid) for grid in rates(adapter, store) for seed in SEEDS)
 
 
-def curve(adapter: Adapter, store: Store) -> np.ndarray:
+def curve(adapter: AdapterSize, store: Store) -> np.ndarray:
     """Bits that an adapter stores, (seeds, rates), the lowest rate first. Raises Missing."""
     found = [record.curve["stored_bits"] for record in records(adapter, store)]
     return np.hstack([np.array(found[at : at + len(SEEDS)]) for at in range(0, len(found), len(SEEDS))])
 
 
-def bits(adapter: Adapter, store: Store) -> list[float]:
+def bits(adapter: AdapterSize, store: Store) -> list[float]:
     """Bits that an adapter stores at the best rate of each seed. Raises Missing."""
     return curve(adapter, store).max(axis=1).tolist()
 
@@ -170,17 +168,17 @@ def ratio(series: str, store: Store) -> stats.Interval:
     return stats.seed_interval([sizes * b / a for a, b in zip(small, large, strict=True)])
 
 
-def share(adapter: Adapter, store: Store) -> float:
+def share(adapter: AdapterSize, store: Store) -> float:
     """Share of the data that is stored, mean over seeds."""
     return math.fsum(bits(adapter, store)) / len(SEEDS) / adapter.data_bits
 
 
-def best_rate(adapter: Adapter, store: Store) -> float:
+def best_rate(adapter: AdapterSize, store: Store) -> float:
     """The rate that stores most, mean over seeds."""
     return grid(adapter, store)[int(curve(adapter, store).mean(axis=0).argmax())]
 
 
-def grid(adapter: Adapter, store: Store) -> list[float]:
+def grid(adapter: AdapterSize, store: Store) -> list[float]:
     """All rates of an adapter, ascending."""
     return [rate for part in rates(adapter, store) for rate in part]
 
@@ -201,22 +199,20 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each adapter: bits, bits a parameter, share of the data, best rate; slope and ratios."""
     out: dict[str, Quantity] = {}
     for series, adapters in SERIES.items():
-        for adapter in adapters:
-            with suppress(Missing):
-                out |= adapter_quantities(adapter, store)
+        out |= gathered(lambda adapter: adapter_quantities(adapter, store), adapters)
         with suppress(Missing):
-            keys = tuple(record.key for adapter in (adapters[0], adapters[-1]) for record in records(adapter, store))
+            keys = keys_of(records(adapters[0], store), records(adapters[-1], store))
             out[f"{series}_ratio"] = Quantity.of(ratio(series, store), "", keys, 2)
     with suppress(Missing):
-        keys = tuple(record.key for adapter in SERIES["ample"] for record in records(adapter, store))
+        keys = keys_of(*(records(adapter, store) for adapter in SERIES["ample"]))
         out["slope"] = Quantity.of(slope(store), "bits per parameter", keys, 2)
     return out
 
 
-def adapter_quantities(adapter: Adapter, store: Store) -> dict[str, Quantity]:
+def adapter_quantities(adapter: AdapterSize, store: Store) -> dict[str, Quantity]:
     """Of one adapter. Raises Missing."""
     found, out = bits(adapter, store), {}
-    keys = tuple(record.key for record in records(adapter, store))
+    keys = keys_of(records(adapter, store))
     for name, divisor, unit, digits in (
         ("bits", 1.0, "bits", 0),
         ("bits_per_parameter", float(adapter.parameters), "bits per parameter", 2),

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, measured
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 
@@ -44,7 +44,7 @@ def probe(source: str) -> specs.Probe:
         settings["encoder_sha256"] = ENCODER_SHA256
     if source == "smollm2":
         settings["blocks"] = CONFOUNDED_BLOCKS
-    model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION) if source == "small" else specs.Model()
+    model = specs.SMALL_LLAMA if source == "small" else specs.Model()
     return specs.Probe(measure="codebooks.codebook_error", settings=settings, model=model)
 
 
@@ -108,7 +108,7 @@ def source_quantities(source: str, records: list[Record]) -> dict[str, Quantity]
                 value = math.fsum(at_block(record, f"{name}_{measure}", block) for record in records) / seeds
                 out[f"{source}_{name}_{measure}_{block}"] = Quantity(value, unit, keys, seeds=seeds, digits=digits)
     for measure, digits in (("mse", 5), ("mae", 4)):
-        value = math.fsum(float(record.measurements[f"q4_1_{measure}"] or 0) for record in records) / seeds
+        value = math.fsum(measured(records, f"q4_1_{measure}")) / seeds
         out[f"{source}_q4_1_{measure}_32"] = Quantity(value, "", keys, seeds=seeds, digits=digits)
     best = min(CODEBOOKS, key=lambda name: out[f"{source}_{name}_mse_{BLOCK}"].value)
     return out | {f"{source}_best_mse_{BLOCK}": out[f"{source}_{best}_mse_{BLOCK}"]}

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, measured
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, gathered, study
@@ -61,11 +61,6 @@ def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interv
     return stats.seed_interval([math.log(a / b) for a, b in zip(one, two, strict=True)])
 
 
-def measured(records: list[Record], field: str) -> list[float]:
-    """A measurement of each record."""
-    return [float(record.measurements[field] or 0) for record in records]
-
-
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Median, fastest and slowest of the repeats, for step time, speed and peak memory; ratios to LoRA, by repeat."""
     out = gathered(lambda arm: repeats(arm, arm_records(arm, store)), ARMS)
@@ -75,7 +70,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
                 continue
             with suppress(Missing):
                 logs = log_ratio(arm, "lora", field, store)
-                value, low, high = (math.exp(end) for end in (logs.mean, logs.low, logs.high))
+                value, low, high = logs.exp
                 keys = keys_of(*(arm_records(other, store) for other in (arm, "lora")))
                 note = "geometric mean of the repeats' ratios, t interval over repeats"
                 out[f"{arm}_over_lora_{name}"] = Quantity(value, "×", keys, low, high, len(REPEATS), note=note)
@@ -101,7 +96,7 @@ def repeats(arm: str, records: list[Record]) -> dict[str, Quantity]:
 def verdict(store: Store) -> Verdict:
     """Does QLoRA need less peak memory than LoRA here?"""
     found = log_ratio("qlora", "lora", "peak_memory_bytes", store)
-    value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
+    value, low, high = found.exp
     return Verdict(
         stats.judge(found, math.log(1 + MARGIN), (-math.inf, 0.0)),
         f"At 135M parameters QLoRA's peak process memory is {value:.2f} times LoRA's on {MACHINE} (95 % interval "

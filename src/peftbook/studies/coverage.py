@@ -16,7 +16,7 @@ from peftbook import specs
 from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 
-__all__ = ["FEWEST", "MEAN", "MOST", "PARTS", "RULE", "RULES", "SEEDS", "SHAPES", "Cell", "cells", "probe"]
+__all__ = ["FEWEST", "MEAN", "MOST", "PARTS", "RULE", "RULES", "SEEDS", "SHAPES", "GridCell", "cells", "probe"]
 
 SEEDS = (2, 3, 4, 5)
 SHAPES = ("normal", "skewed", "all_skewed")
@@ -42,7 +42,7 @@ def probe(seeds: int) -> specs.Probe:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One cell of the grid: seeds, examples, groups (0: unrelated), the seeds' share of the variance, shape; rates.
 
     rates: coverage, power and width by rule, of which the first two are in percent.
@@ -56,13 +56,13 @@ class Cell:
     rates: Mapping[str, tuple[float, float, float]]
 
 
-def cells(store: Store) -> list[Cell]:
+def cells(store: Store) -> list[GridCell]:
     """Every cell of the grid. Raises Missing."""
     records = store.need_all(map(probe, SEEDS))
     return [cell for seeds, record in zip(SEEDS, records, strict=True) for cell in cells_of(seeds, record.curve)]
 
 
-def cells_of(seeds: int, curve: Mapping[str, Sequence[float]]) -> Iterator[Cell]:
+def cells_of(seeds: int, curve: Mapping[str, Sequence[float]]) -> Iterator[GridCell]:
     """The cells of one record."""
     for at, share in enumerate(curve["share"]):
         rates = {
@@ -70,11 +70,11 @@ def cells_of(seeds: int, curve: Mapping[str, Sequence[float]]) -> Iterator[Cell]
             for rule in RULES
         }
         examples, groups, shape = (int(curve[name][at]) for name in ("examples", "groups", "shape"))
-        yield Cell(seeds, examples, groups, share, SHAPES[shape], rates)
+        yield GridCell(seeds, examples, groups, share, SHAPES[shape], rates)
 
 
 # What the aims are about, and what lies beside it.
-PARTS: dict[str, Callable[[Cell], bool]] = {
+PARTS: dict[str, Callable[[GridCell], bool]] = {
     "aimed": lambda cell: cell.seeds > 2 and cell.shape != "all_skewed",
     "single": lambda cell: cell.seeds > 2 and cell.shape != "all_skewed" and not cell.groups,
     "grouped": lambda cell: cell.seeds > 2 and cell.shape != "all_skewed" and cell.groups > 0,
@@ -101,7 +101,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def worst(store: Store, rule: str = RULE) -> Cell:
+def worst(store: Store, rule: str = RULE) -> GridCell:
     """The cell of the aims with the lowest coverage."""
     return min((cell for cell in cells(store) if PARTS["aimed"](cell)), key=lambda cell: cell.rates[rule][0])
 

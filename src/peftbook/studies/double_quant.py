@@ -32,7 +32,7 @@ MARGIN = 0.00011  # nats per token: that share on the small Llama at block 64, a
 def probe(source: str) -> specs.Probe:
     """The measurement of one model."""
     settings: dict = {"source": source, "blocks": BLOCKS, "texts": TEXTS[source]}
-    model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION) if source == "small" else specs.Model()
+    model = specs.SMALL_LLAMA if source == "small" else specs.Model()
     return specs.Probe(measure="codebooks.double_quant_cost", settings=settings, model=model)
 
 

@@ -64,11 +64,9 @@ GAIN, MARGIN = 0.5, 0.1  # least gain in accuracy from one layer to eight that c
 
 def probe(depth: int, seed: int) -> Probe:
     """Pretraining and all adaptations of one model."""
-    return Probe(measure="synthetic.sort_by_depth", settings={"depth": depth, **SETTINGS}, model=SCRATCH, seed=seed)
-
-
-# The model is made from the settings and the seed: no weights are loaded.
-SCRATCH = specs.Model(name="random-llama", revision="made from settings and seed")
+    return Probe(
+        measure="synthetic.sort_by_depth", settings={"depth": depth, **SETTINGS}, model=specs.RANDOM_LLAMA, seed=seed
+    )
 
 
 def runs(store: Store) -> list[Probe]:

@@ -32,9 +32,10 @@ from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
 from peftbook.scratch.checks import means
 from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies.sweep import judge_one_of
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "BOUNDS", "Arm", "found", "probe"]
+__all__ = ["ARMS", "BOUNDS", "GalleryRun", "found", "probe"]
 
 SEEDS = (1, 2, 3)
 ROWS = 60  # test rows that are asked, all there are
@@ -61,7 +62,7 @@ BOUNDS = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class GalleryRun:
     """A run of the gallery. fault: as of `training.probes.faults`.  check: the one that is to see it.
 
     examples: training rows, 0 for all.  twin: the run without the fault.
@@ -77,19 +78,19 @@ class Arm:
     twin: str = "healthy"
 
 
-FULL = Arm("Full fine-tuning", method=Full(), rate=FULL_RATE, tokens=FULL_TOKENS)
+FULL = GalleryRun("Full fine-tuning", method=Full(), rate=FULL_RATE, tokens=FULL_TOKENS)
 ARMS = {
-    "healthy": Arm("Healthy"),
-    "rate_high": Arm("Rate too high", "outweighs", rate=100 * RATE),
-    "rate_low": Arm("Rate too low", "remaining", rate=RATE / 100),
+    "healthy": GalleryRun("Healthy"),
+    "rate_high": GalleryRun("Rate too high", "outweighs", rate=100 * RATE),
+    "rate_low": GalleryRun("Rate too low", "remaining", rate=RATE / 100),
     "float32": FULL,
     "bfloat16": replace(FULL, label="Weights in bfloat16", check="stuck", fault="bfloat16", twin="float32"),
-    "end_masked": Arm("End token masked", "unended", "end_masked"),
-    "prompt_graded": Arm("Prompt graded", "stray", "prompt_graded"),
-    "leak": Arm("Test rows leaked", "shared", "leak", examples=FEW + ROWS // 2),
-    "overfit": Arm("Overfitting", "risen", examples=FEW),
-    "other_template": Arm("Another template", "unlike", "other_template"),
-    "template_twice": Arm("Template twice", "doubled", "template_twice"),
+    "end_masked": GalleryRun("End token masked", "unended", "end_masked"),
+    "prompt_graded": GalleryRun("Prompt graded", "stray", "prompt_graded"),
+    "leak": GalleryRun("Test rows leaked", "shared", "leak", examples=FEW + ROWS // 2),
+    "overfit": GalleryRun("Overfitting", "risen", examples=FEW),
+    "other_template": GalleryRun("Another template", "unlike", "other_template"),
+    "template_twice": GalleryRun("Template twice", "doubled", "template_twice"),
 }
 FAULTY = tuple(name for name, arm in ARMS.items() if arm.check)
 SOUND = tuple(name for name in ARMS if name not in FAULTY)
@@ -101,7 +102,7 @@ def probe(name: str, seed: int) -> specs.Probe:
     """One training with its fault, asked and checked."""
     arm = ARMS[name]
     run = specs.Run(
-        model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
+        model=specs.SMALL_LLAMA,
         task=task_spec("tickets"),
         method=arm.method,
         budget=specs.Budget(tokens=arm.tokens, learning_rate=arm.rate, train_examples=arm.examples),
@@ -128,11 +129,6 @@ def found(name: str, store: Store) -> list[Record]:
 def groups() -> tuple[str, ...]:
     """The customers of the test rows."""
     return test_groups("tickets", ROWS)
-
-
-def measured(records: list[Record], name: str) -> stats.Interval:
-    """A measurement over seeds."""
-    return stats.seed_interval([float(record.measurements[name] or 0) for record in records])
 
 
 def last_losses(records: list[Record]) -> list[float]:
@@ -177,15 +173,18 @@ def arm_quantities(name: str, store: Store) -> dict[str, Quantity]:
     records = found(name, store)
     keys = comparison.keys_of(records)
     score = comparison.score(records, "exact_match", groups())
+    stopped, tokens = (
+        stats.seed_interval(comparison.measured(records, what)) for what in ("stopped_share", "answer_tokens")
+    )
     out = {
         f"{name}_right": percent(score, keys, 0),
-        f"{name}_stopped": percent(measured(records, "stopped_share"), keys, 0),
-        f"{name}_answer_tokens": Quantity.of(measured(records, "answer_tokens"), "tokens", keys, 1),
+        f"{name}_stopped": percent(stopped, keys, 0),
+        f"{name}_answer_tokens": Quantity.of(tokens, "tokens", keys, 1),
         f"{name}_train_loss": Quantity.of(stats.seed_interval(last_losses(records)), "nats per token", keys),
         f"{name}_test_loss": Quantity.of(comparison.score(records, "loss_nats", groups()), "nats per token", keys),
     }
     for check in BOUNDS:
-        values = [float(record.measurements[check] or 0) for record in records]
+        values = comparison.measured(records, check)
         out[f"{name}_{check}"] = Quantity.middle(values, UNITS.get(check, ""), keys, seeds=len(SEEDS), digits=2)
     if ARMS[name].check:
         both = comparison.keys_of(records, found(ARMS[name].twin, store))
@@ -229,13 +228,6 @@ def verdict(store: Store) -> Verdict:
     )
 
 
-def judged(interval: stats.Interval, claim: tuple[float, float]) -> str:
-    """The verdict on one half, any of which may refute; its margin is the claim's edge."""
-    wider = replace(interval, half95=interval.half(0.05 / HALVES))
-    outcomes = [stats.judge(one, 0.0, claim) for one in (interval, wider)]
-    return "undecided" if outcomes[0] == "refuted" != outcomes[1] else outcomes[0]
-
-
 @study("silent_faults", runs, quantities)
 def verdict_on_losses(store: Store) -> Verdict:
     """Do five faults cost answers, though the training loss ends where it does without them?"""
@@ -244,11 +236,11 @@ def verdict_on_losses(store: Store) -> Verdict:
         lost, above = cost(name, store), excess(name, store)
         parts += [(lost, (COST, math.inf)), (above, (-math.inf, MARGIN_LOSS))]
         said.append(
-            f"{ARMS[name].label.lower()} {lost.mean:.0%} ({lost.low:.0%} to {lost.high:.0%}) at {above.mean:+.3f} nats "
+            f"{ARMS[name].label.lower()} {lost:.0%} at {above.mean:+.3f} nats "
             f"per token ({above.low:+.3f} to {above.high:+.3f})"
         )
     return Verdict(
-        stats.together([judged(*part) for part in parts]),
+        stats.together([judge_one_of(HALVES, interval, 0.0, claim) for interval, claim in parts]),
         f"Of the answers, at so much more training loss: {'; '.join(said)} (95 % intervals; claim at least "
         f"{COST:.0%}, at most {MARGIN_LOSS} nats).",
         tuple(f"{name}_{what}" for name in SILENT for what in ("cost", "excess")),

@@ -24,13 +24,13 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store
-from peftbook.studies import BLIND, Quantity, Verdict, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, study
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.tasks import task_spec
 
@@ -147,9 +147,7 @@ def runs(store: Store) -> list[specs.Probe]:
     first = [probe(arm, seed) for seed in SEEDS for arm in ARMS] + [
         intruder_probe(arm) for arm in ("full_middle", "full_high", "full_low", "r8", "r64", "r256")
     ]
-    arms = ["r8"]
-    with suppress(Missing):
-        arms.append(best_full(store))
+    arms = ["r8", *available(best_full, [store])]
     return first + [intruder_probe(arm, seed) for seed in SEEDS[1:] for arm in arms]
 
 
@@ -206,7 +204,7 @@ def intruder_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     keys, vectors = keys_of(found), int(found[0].measurements["vectors"] or 0)
     counts = stats.seed_interval([vectors * share(one, EPSILON) for one in found])
     low, high = (counts.low, counts.high) if len(found) > 1 else (None, None)
-    rank = math.fsum(float(one.measurements["median_rank_of_update"] or 0) for one in found) / len(found)
+    rank = math.fsum(measured(found, "median_rank_of_update")) / len(found)
     return {
         f"{arm}_intruders": Quantity(counts.mean, f"of {vectors}", keys, low, high, len(found), digits=0),
         f"{arm}_update_rank": Quantity(rank, "", keys, seeds=len(found), digits=0),
@@ -219,9 +217,7 @@ def forgetting_verdict(store: Store) -> Verdict:
     full = best_full(store)
     found = {rate: difference(rate, "r64", store) for rate in FULL}
     chosen = found[full]
-    said = "; ".join(
-        f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f}) at {ARMS[rate][1]:g}" for rate, one in found.items()
-    )
+    said = "; ".join(f"{one:+.3f} at {ARMS[rate][1]:g}" for rate, one in found.items())
     sentence = (
         "At matched target loss the prose loss of full fine-tuning minus that of LoRA (r = 64) is, by the rate of full "
         f"fine-tuning, {said} nats per token (95 % intervals); the lowest target loss has {ARMS[full][1]:g}; margin "

@@ -26,7 +26,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,22 +33,23 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
+from peftbook.evidence.sweep import Sweep, best_of, extended, grid, interleave, trials
 from peftbook.methods import Method
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, aside, recalled
-from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
-from peftbook.studies.grids import extended, grid, middle_first, shortfall
+from peftbook.records import Record, Store, aside
+from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, study
+from peftbook.studies.sweep import tuning_quantities
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = [
     "ARMS",
     "SEEDS",
-    "Arm",
+    "Contender",
     "Path",
     "added",
     "best_rate",
@@ -80,7 +80,7 @@ OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules
 
 
 @dataclass(frozen=True)
-class Arm:
+class Contender:
     """One contender. rates: its grid, ascending.  replay: the share of its training tokens that are general text."""
 
     label: str
@@ -90,10 +90,10 @@ class Arm:
 
 
 ARMS = {
-    "full": Arm("Full fine-tuning", Full(), grid(5e-4, FACTOR, 3)),
-    "lora": Arm("LoRA, r = 16", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
-    "oft": Arm("OFT, blocks of 64", OFT, grid(2e-3, FACTOR, 3)),
-    "replay": Arm("LoRA, 5 % replay", LoRA(rank=16), grid(4e-3, FACTOR, 3), SHARE),
+    "full": Contender("Full fine-tuning", Full(), grid(5e-4, FACTOR, 3)),
+    "lora": Contender("LoRA, r = 16", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
+    "oft": Contender("OFT, blocks of 64", OFT, grid(2e-3, FACTOR, 3)),
+    "replay": Contender("LoRA, 5 % replay", LoRA(rank=16), grid(4e-3, FACTOR, 3), SHARE),
 }
 TRIALS = ("lora", "oft", "replay")  # what the claims are about
 # A pair, and those whose common target loss it is compared at.
@@ -107,7 +107,7 @@ PAIRS = {
 
 def probe(arm: str | None, rate: float, seed: int, split: Split) -> specs.Probe:
     """The training of an arm at a rate, watched; None is the model before any."""
-    model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)
+    model = specs.SMALL_LLAMA
     budget = specs.Budget(tokens=TOKENS, batch_size=BATCH, learning_rate=rate) if arm else None
     run = specs.Run(
         model=model,
@@ -277,70 +277,45 @@ def final_loss(record: Record) -> float:
     return math.fsum(map(float, nats)) / math.fsum(map(float, record.per_example["target_tokens"]))
 
 
-def tried(arm: str, rate: float) -> specs.Probe:
-    """A point of an arm's grid."""
-    return probe(arm, rate, SWEEP_SEED, "validation")
-
-
-@recalled
-def rates(arm: str, store: Store) -> list[float]:
-    """The arm's grid, extended as far as the records at hand tell."""
-    known = list(ARMS[arm].rates)
-    with suppress(Missing):
-        while True:
-            losses = {rate: final_loss(store.need(tried(arm, rate))) for rate in known}
-            best = min(known, key=lambda rate: losses[rate])
-            if (wider := extended(known, best, FACTOR)) == known:
-                break
-            known = wider
-    return known
-
-
-@recalled
-def sweep(arm: str, store: Store) -> dict[float, float]:
-    """Rate → target loss on validation over the whole grid, ascending. Raises Missing."""
-    return {rate: final_loss(store.need(tried(arm, rate))) for rate in rates(arm, store)}
+def tuning(arm: str) -> Sweep[specs.Probe]:
+    """The sweep that chooses the arm's rate."""
+    return Sweep(
+        lambda rate: [probe(arm, rate, SWEEP_SEED, "validation")],
+        ARMS[arm].rates,
+        lambda losses: extended(losses, FACTOR),
+        lambda records: final_loss(records[0]),
+    )
 
 
 def best_rate(arm: str, store: Store) -> float:
     """The rate with the lowest target loss on validation. Raises Missing."""
-    losses = sweep(arm, store)
-    return min(losses, key=lambda rate: losses[rate])
+    return tuning(arm).best(store.get)
 
 
 def neighbours(arm: str, store: Store) -> list[float]:
     """The best rate and those beside it at which the training did not diverge, ascending. Raises Missing."""
-    losses, best = sweep(arm, store), best_rate(arm, store)
-    known = sorted(losses)
-    at = known.index(best)
-    return [rate for rate in known[max(0, at - 1) : at + 2] if math.isfinite(losses[rate])]
+    losses = tuning(arm).losses(store.get)
+    rates = sorted(losses)
+    at = rates.index(best_of(losses))
+    return [rate for rate in rates[max(0, at - 1) : at + 2] if math.isfinite(losses[rate])]
 
 
-def final_probe(arm: str, seed: int, store: Store) -> specs.Probe:
-    """The arm's training with a fresh seed at its best rate. Raises Missing until that is known."""
+def final_probes(arm: str, store: Store) -> list[specs.Probe]:
+    """The arm's trainings with fresh seeds at its best rate. Raises Missing until that is known."""
     with aside():
         rate = best_rate(arm, store)
-    return probe(arm, rate, seed, "test")
+    return [probe(arm, rate, seed, "test") for seed in SEEDS]
 
 
 def runs(store: Store) -> list[specs.Probe]:
     """The grids, middles first and arms in turn; then the fresh seeds, arms in turn."""
-    grids = {arm: middle_first(rates(arm, store)) for arm in ARMS}
-    most = max(map(len, grids.values()))
-    first = [start("validation"), start("test")]
-    first += [tried(arm, grids[arm][at]) for at in range(most) for arm in ARMS if at < len(grids[arm])]
-    known = []
-    for arm in ARMS:
-        with suppress(Missing):
-            best_rate(arm, store)
-            known.append(arm)
-    return first + [final_probe(arm, seed, store) for seed in SEEDS for arm in known]
+    finals = available(lambda arm: final_probes(arm, store), ARMS)
+    return [start("validation"), start("test"), *trials(map(tuning, ARMS), store.get), *interleave(finals)]
 
 
-@recalled
 def finals(arm: str, store: Store) -> list[Record]:
     """The arm's records at its best rate, by seed. Raises Missing."""
-    return store.need_all(final_probe(arm, seed, store) for seed in SEEDS)
+    return store.need_all(final_probes(arm, store))
 
 
 def seed_paths(arms: Sequence[str], store: Store) -> list[dict[str, Path]]:
@@ -383,7 +358,7 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
     last, others = (np.array([paths[arm].target[-1] for paths in seeds]) for arm in (one, other))
     found = stats.paired_interval(last, others, seeds[0][one].target_tokens.tolist(), groups())
     with aside():
-        short = max(shortfall(sweep(arm, store), best_rate(arm, store)) for arm in (one, other))
+        short = max(tuning(arm).shortfall(store.get) for arm in (one, other))
     return stats.with_bias(found, short)
 
 
@@ -411,22 +386,14 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """Rates, final losses and forgetting of each arm, at its end and matched; differences; what replay takes."""
     out = gathered(lambda arm: sweep_quantities(arm, store), ARMS) | gathered(lambda arm: ends(arm, store), ARMS)
     out |= gathered(lambda pair: pair_quantities(*pair, store), PAIRS)
-    for measure in (trial_quantities, rate_quantities):
-        with suppress(Missing):
-            out |= measure(store)
-    return out
+    return out | gathered(lambda measure: measure(store), (trial_quantities, rate_quantities))
 
 
 def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     """What an arm's grid chose. Raises Missing."""
-    losses, best = sweep(arm, store), best_rate(arm, store)
-    keys = tuple(tried(arm, rate).key for rate in losses)
-    short = shortfall(losses, best)
-    return {
-        f"{arm}_best_rate": Quantity(best, "", keys, seeds=1, digits=-2),
-        f"{arm}_sweep_runs": Quantity(len(keys), "runs", keys, seeds=1, digits=0),
-        f"{arm}_tuning_shortfall": Quantity(short, "nats per token", keys, seeds=1, n=EXAMPLES, digits=3),
-    }
+    sweep = tuning(arm)
+    tuned = tuning_quantities(sweep, sweep.losses(store.get), 1, unit="nats per token", n=EXAMPLES, digits=3)
+    return {f"{arm}_{name}": one for name, one in tuned.items()}
 
 
 def ends(arm: str, store: Store) -> dict[str, Quantity]:
@@ -465,7 +432,7 @@ def trial_quantities(store: Store) -> dict[str, Quantity]:
     out = {f"{arm}_matched": Quantity.of(added(arm, TRIALS, store), "nats per token", keys) for arm in TRIALS}
     out["replay_minus_lora_target"] = Quantity.of(cost, "nats per token", keys_of(plain, mixed))
     for name, count in (("share", "train_tokens"), ("label_share", "train_label_tokens")):
-        less, more = (math.fsum(float(one.measurements[count] or 0) for one in arm) for arm in (plain, mixed))
+        less, more = (math.fsum(measured(arm, count)) for arm in (plain, mixed))
         out[f"replayed_{name}"] = Quantity(
             100 * (1 - less / more), "%", keys_of(plain, mixed), seeds=len(SEEDS), digits=1
         )
@@ -478,7 +445,9 @@ def rate_quantities(store: Store) -> dict[str, Quantity]:
     Added when the records were there, which say that the rate moves what is forgotten more than the arm does.
     """
     same, best = at_one_rate("lora", "replay", store), best_rate("lora", store)
-    keys = tuple(tried(arm, rate).key for arm in ("lora", "replay") for rate in neighbours(arm, store))
+    keys = tuple(
+        probe(arm, rate, SWEEP_SEED, "validation").key for arm in ("lora", "replay") for rate in neighbours(arm, store)
+    )
     slower = on_grid(("lora", best), ("lora", neighbours("lora", store)[0]), store)
     return {
         "lora_minus_replay_at_one_rate": Quantity.middle(
@@ -516,11 +485,6 @@ def contradicted(found: stats.Interval, moved: Sequence[float]) -> bool:
     return any(one * found.mean <= 0 for one in moved) and any(abs(one) > MARGIN for one in moved)
 
 
-def said(interval: stats.Interval) -> str:
-    """A difference with its interval."""
-    return f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
-
-
 @study("frontier", runs, quantities)
 def oft_verdict(store: Store) -> Verdict:
     """At matched target loss, has LoRA forgotten more than OFT?"""
@@ -532,7 +496,7 @@ def oft_verdict(store: Store) -> Verdict:
     if nothing := unforgotten(arms, store):
         outcome, reason, held = "undecided", nothing, BLIND
     sentence = (
-        f"At matched target loss, general loss of LoRA minus OFT is {said(found)} nats per token (95 % interval; "
+        f"At matched target loss, general loss of LoRA minus OFT is {found:+.3f} nats per token (95 % interval; "
         f"margin {MARGIN}), and {min(moved):+.3f} to {max(moved):+.3f} at the best rates and their neighbours"
     )
     named = ("lora_minus_oft", "lora_minus_oft_moved")
@@ -561,9 +525,9 @@ def replay_verdict(store: Store) -> Verdict:
         told = {part: f"{one} ({why})" if why else one for part, (one, why) in parts.items()}
         reason = "; ".join(f"{part}: {one}" for part, one in told.items())
     sentence = (
-        f"Where all three have one target loss, general loss of OFT minus LoRA with replay is {said(beyond)} nats per "
-        f"token, of LoRA without it {said(saved)} (margin {MARGIN}); at the end replay changes LoRA's target loss by "
-        f"{said(cost)} (at most {MARGIN_GAIN}; 95 % intervals). At the best rates and their neighbours the first is "
+        f"Where all three have one target loss, general loss of OFT minus LoRA with replay is {beyond:+.3f} nats per "
+        f"token, of LoRA without it {saved:+.3f} (margin {MARGIN}); at the end replay changes LoRA's target loss by "
+        f"{cost:+.3f} (at most {MARGIN_GAIN}; 95 % intervals). At the best rates and their neighbours the first is "
         f"{min(moved):+.3f} to {max(moved):+.3f}"
     )
     return Verdict(

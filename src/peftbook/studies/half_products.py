@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peftbook import specs
+from peftbook.evidence.sweep import validation_loss
 from peftbook.methods import named, preset, usual
 from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, get_study, study
 from peftbook.studies.chosen_rates import learning_rate_for
-from peftbook.studies.sweep import validation_loss
 from peftbook.tasks import task_spec
 
 __all__ = ["METHODS", "probe", "short_run", "small_run"]
@@ -47,7 +47,7 @@ def short_run() -> specs.Run:
 
 def small_run() -> specs.Run:
     """The same training of the small Llama."""
-    return short_run().model_copy(update={"model": specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION)})
+    return short_run().model_copy(update={"model": specs.SMALL_LLAMA})
 
 
 def shipped(made: Record, store: Store) -> Record | None:

@@ -15,22 +15,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import paired, table
 from peftbook.evidence.planning import Judged
+from peftbook.evidence.sweep import best_of, validation_loss
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison, validation_loss
+from peftbook.studies.sweep import Arm, TunedComparison
 
 __all__ = ["LONG", "RANKS", "SEEDS", "SHORT", "curve", "vertex"]
 
@@ -57,15 +59,15 @@ LONG = TunedComparison(task="e2e", tokens=340_000, arms=arms((16,)), sweep_seeds
 
 def window(comparison: TunedComparison, name: str, store: Store, steps: int = WINDOW) -> list[float]:
     """The rates within `steps` of the arm's best with the first seed. Raises Missing until its grid is whole."""
-    arm = comparison.arm(name)
-    best, grid = comparison.best(arm, store), comparison.rates(arm, store)
-    at = grid.index(best)
-    return grid[max(0, at - steps) : at + steps + 1]
+    losses = comparison.tuning(comparison.arm(name)).losses(store.get)
+    rates = list(losses)
+    at = rates.index(best_of(losses))
+    return rates[max(0, at - steps) : at + steps + 1]
 
 
 def borrowed(store: Store) -> float:
     """Rank 4's best rate, which ranks 16 and 64 are tried with too. Raises Missing."""
-    return SHORT.best(SHORT.arm("r4"), store)
+    return SHORT.best_rate("r4", store)
 
 
 def replicas(store: Store) -> list[Run]:
@@ -117,12 +119,12 @@ def long_seeds(store: Store) -> tuple[int, ...]:
 
 def short_best(name: str, store: Store) -> float:
     """The rate that the short sweep of one seed chose. Raises Missing."""
-    return SHORT.best(SHORT.arm(name), store)
+    return SHORT.best_rate(name, store)
 
 
 def points(comparison: TunedComparison, name: str, seed: int, store: Store) -> dict[float, Record]:
     """Rate → record of one arm and seed, for the runs at hand that `learned`, ascending."""
-    arm, wanted = comparison.arm(name), set(comparison.rates(comparison.arm(name), store))
+    arm, wanted = comparison.arm(name), set(comparison.tuning(comparison.arm(name)).rates(store.get))
     if comparison is SHORT:
         with suppress(Missing):
             wanted.add(borrowed(store))
@@ -188,10 +190,14 @@ def log_best(
     return np.stack(fits, axis=1)
 
 
-def keys(name: str, store: Store) -> tuple[str, ...]:
-    """Keys of the runs behind an arm's vertex, those that are there."""
-    arm = SHORT.arm(name)
-    runs = [SHORT.sweep_run(arm, rate, seed) for seed in SEEDS for rate in window(SHORT, name, store)]
+def keys(store: Store, *names: str) -> tuple[str, ...]:
+    """Keys of the runs behind the vertices of arms, those that are there."""
+    runs = [
+        SHORT.sweep_run(SHORT.arm(name), rate, seed)
+        for name in names
+        for seed in SEEDS
+        for rate in window(SHORT, name, store)
+    ]
     return tuple(run.key for run in runs if run in store)
 
 
@@ -279,8 +285,9 @@ def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
     None where that rate is not in the grid, or its run is not there or diverged. Raises Missing without the sweep.
     """
     arm = SHORT.arm(name)
-    best = SHORT.best(arm, store)
-    found = [rate for rate in SHORT.rates(arm, store) if math.isclose(rate, factor * best)]
+    losses = SHORT.tuning(arm).losses(store.get)
+    best = best_of(losses)
+    found = [rate for rate in losses if math.isclose(rate, factor * best)]
     runs = [SHORT.sweep_run(arm, rate, SEEDS[0]) for rate in (*found, best)]
     records = [one for run in runs if (one := store.get(run)) is not None and not one.failure]
     if len(records) < 2:
@@ -295,23 +302,21 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for name in REPLICATED:
         with suppress(Missing):
             best = interval_of_logs(log_best(SHORT, name, SEEDS, store))
-            out[f"{name}_vertex"] = Quantity.ratio(best, keys(name, store), -2, unit="")
+            out[f"{name}_vertex"] = Quantity.ratio(best, keys(store, name), -2, unit="")
     for name in REPLICATED[1:]:
         with suppress(Missing):
-            both = keys(name, store) + keys("full", store)
-            out[f"{name}_over_full"] = Quantity.ratio(log_ratio(name, "full", store), both, 1)
+            out[f"{name}_over_full"] = Quantity.ratio(log_ratio(name, "full", store), keys(store, name, "full"), 1)
     with suppress(Missing):
         narrow = interval_of_logs(ratios(SHORT, "r16", "full", SEEDS, NARROW, store))
-        out["r16_over_full_narrow"] = Quantity.ratio(narrow, keys("r16", store) + keys("full", store), 1)
+        out["r16_over_full_narrow"] = Quantity.ratio(narrow, keys(store, "r16", "full"), 1)
     for name in REPLICATED[2:]:
         with suppress(Missing):
-            both = keys(name, store) + keys("r4", store)
-            out[f"{name}_over_r4"] = Quantity.ratio(log_ratio(name, "r4", store), both, 2)
+            out[f"{name}_over_r4"] = Quantity.ratio(log_ratio(name, "r4", store), keys(store, name, "r4"), 2)
     for name in REPLICATED[2:]:
         with suppress(Missing):
             cost = regret(name, store)
             if math.isfinite(cost.mean):
-                out[f"{name}_regret"] = Quantity.of(cost, "nats per token", keys(name, store) + keys("r4", store))
+                out[f"{name}_regret"] = Quantity.of(cost, "nats per token", keys(store, name, "r4"))
     for name in ("full", "r16"):
         out |= LONG.sweep_quantities(LONG.arm(name), store, "long_")
         for word, factor in FACTORS.items():
@@ -332,7 +337,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 
 @contextmanager
-def whole(runs: Sequence[Run], store: Store) -> Iterator[None]:
+def all_or_missing(runs: Sequence[Run], store: Store) -> Iterator[None]:
     """Inside, sweeps without a minimum are Unusable only once all of these runs are there; before, one is Missing."""
     try:
         yield
@@ -344,7 +349,7 @@ def whole(runs: Sequence[Run], store: Store) -> Iterator[None]:
 @study("learning_rate", short_runs, quantities)
 def ratio_verdict(store: Store) -> Verdict:
     """Is the best rate of LoRA (r = 16) between 5 and 20 times that of full fine-tuning?"""
-    with whole(short_runs(store), store):
+    with all_or_missing(short_runs(store), store):
         ratio = log_ratio("r16", "full", store)
     return about_ten(ratio, "The", f"{len(SEEDS)} seeds", "r16_over_full")
 
@@ -353,7 +358,7 @@ def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> 
     """Whether a ratio, given as its logarithm, lies between the ends of RATIO."""
     claim = (math.log(RATIO[0]), math.log(RATIO[1]))
     outcome = stats.judge(ratio, 0.0, claim)
-    mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
+    mean, low, high = ratio.exp
     return Verdict(
         outcome,
         f"{opening} best rate of LoRA (r = 16) is {mean:.1f} times that of full fine-tuning (95 % interval {low:.1f} "
@@ -363,50 +368,63 @@ def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> 
     )
 
 
-def judge_cost(cost: stats.Interval, moved: Callable[[], stats.Interval]) -> tuple[str, stats.Interval | None]:
-    """The outcome of a cost by its margin; or, where every seed's best rate is the given one, so that the cost is 0 by
-    construction and shows nothing, of how far the fitted optima are apart, as a logarithm, and that interval.
+class Reuse(NamedTuple):
+    """A rate that was chosen elsewhere. cost: of using it.  moved: log ratio of the two fitted optima.
+
+    costs, same: what is said of either, with {} for its value.  names: the quantity of either.
     """
-    if cost.half95 or cost.mean:
-        return stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)), None
-    ratio = moved()
-    return stats.judge(ratio, 0.0, SAME), ratio
+
+    cost: stats.Interval
+    moved: Callable[[], stats.Interval]
+    costs: str
+    same: str
+    names: tuple[str, str]
 
 
-def judged_cost(cost: stats.Interval, ratio: stats.Interval | None) -> Judged:
-    """What `judge_cost` decided on."""
-    return Judged.of(cost, 0.0, (-math.inf, REGRET_MARGIN)) if ratio is None else Judged.of(ratio, 0.0, SAME)
+def reuse_verdict(reuses: Iterable[Reuse]) -> Verdict:
+    """Does reusing rates cost less than the margin?
+
+    Where every seed's best rate is the given one, the cost is 0 by construction and shows nothing: then the verdict is
+    on how far the fitted optima are apart.
+    """
+    outcomes, said, named, judged = set(), [], [], []
+    for cost, moved, costs, same, names in reuses:
+        if cost.half95 or cost.mean:
+            part = Judged.of(cost, 0.0, (-math.inf, REGRET_MARGIN))
+            outcomes.add(stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)))
+            ends = f"95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin {REGRET_MARGIN}"
+            said.append(f"{costs.format(f'{cost.mean:+.3f} nats per token')} ({ends})")
+        else:
+            ratio = moved()
+            part = Judged.of(ratio, 0.0, SAME)
+            outcomes.add(stats.judge(ratio, 0.0, SAME))
+            mean, low, high = ratio.exp
+            ends = f"{low:.2f} to {high:.2f}; claim within a factor of {STEP:g}"
+            said.append(f"{same.format(f'{mean:.2f} times')} ({ends})")
+        judged.append(part)
+        named.append(names[part.inside == SAME])
+    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(judged))
 
 
 @study("learning_rate_by_rank", short_runs, quantities)
 def regret_verdict(store: Store) -> Verdict:
     """Does reusing rank 4's rate at ranks 16 and 64 cost less than the margin?"""
-    outcomes, said, named, judged = set(), [], [], []
-    for name in REPLICATED[2:]:
-        cost = regret(name, store)
-        outcome, ratio = judge_cost(cost, functools.partial(log_ratio, name, "r4", store))
-        outcomes.add(outcome)
-        judged.append(judged_cost(cost, ratio))
-        if ratio is None:
-            said.append(
-                f"At rank {name[1:]} rank 4's best rate costs {cost.mean:+.3f} nats per token over its own (95 % "
-                f"interval {cost.low:+.3f} to {cost.high:+.3f}; margin {REGRET_MARGIN})"
-            )
-            named.append(f"{name}_regret")
-        else:
-            mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
-            said.append(
-                f"rank {name[1:]} has the same best rate of the grid, and the fitted optimum is {mean:.2f} times rank "
-                f"4's ({low:.2f} to {high:.2f}; claim within a factor of {STEP:g})"
-            )
-            named.append(f"{name}_over_r4")
-    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(judged))
+    return reuse_verdict(
+        Reuse(
+            regret(name, store),
+            functools.partial(log_ratio, name, "r4", store),
+            f"At rank {name[1:]} rank 4's best rate costs {{}} over its own",
+            f"rank {name[1:]} has the same best rate of the grid, and the fitted optimum is {{}} rank 4's",
+            (f"{name}_regret", f"{name}_over_r4"),
+        )
+        for name in REPLICATED[2:]
+    )
 
 
 @study("learning_rate_long", long_runs, quantities)
 def long_ratio_verdict(store: Store) -> Verdict:
     """Is it so after about 400 steps too? With one seed, as long as the others are not there, nothing is decided."""
-    with whole(sweeps(LONG, store), store):
+    with all_or_missing(sweeps(LONG, store), store):
         ratio = long_log_ratio("r16", "full", store)
     seeds = len(long_seeds(store))
     over = f"{seeds} seeds" if seeds > 1 else "one seed, over examples alone"
@@ -417,26 +435,17 @@ def long_ratio_verdict(store: Store) -> Verdict:
 @study("short_tuning", long_runs, quantities)
 def short_tuning_verdict(store: Store) -> Verdict:
     """Does a rate that was chosen in the short training cost less than the margin in the long one?"""
-    outcomes, said, named, judged = set(), [], [], []
-    with whole(long_runs(store), store):
-        for name, label in (("r16", "LoRA (r = 16)"), ("full", "Full fine-tuning")):
-            cost = cost_of_short(name, store)
-            outcome, ratio = judge_cost(cost, functools.partial(log_moved, name, store))
-            outcomes.add(outcome)
-            judged.append(judged_cost(cost, ratio))
-            if ratio is None:
-                said.append(
-                    f"{label}: at the rate that the short training chose the loss is {cost.mean:+.3f} nats per token "
-                    f"from that at the best one (95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin "
-                    f"{REGRET_MARGIN})"
-                )
-                named.append(f"long_{name}_short_rate_cost")
-            else:
-                mean, low, high = (math.exp(value) for value in (ratio.mean, ratio.low, ratio.high))
-                said.append(
+    with all_or_missing(long_runs(store), store):
+        return reuse_verdict(
+            [
+                Reuse(
+                    cost_of_short(name, store),
+                    functools.partial(log_moved, name, store),
+                    f"{label}: at the rate that the short training chose the loss is {{}} from that at the best one",
                     f"{label}: both have the same best rate of the grid, and the fitted optimum after the short "
-                    f"training is {mean:.2f} times the other ({low:.2f} to {high:.2f}; claim within a factor of "
-                    f"{STEP:g})"
+                    "training is {} the other",
+                    (f"long_{name}_short_rate_cost", f"long_{name}_moved"),
                 )
-                named.append(f"long_{name}_moved")
-    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(judged))
+                for name, label in (("r16", "LoRA (r = 16)"), ("full", "Full fine-tuning"))
+            ]
+        )

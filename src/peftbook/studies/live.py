@@ -32,7 +32,7 @@ from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "SEEDS", "Arm", "budget", "found", "probe"]
+__all__ = ["ARMS", "SEEDS", "PageMethod", "budget", "found", "probe"]
 
 TASK = "tickets"
 SEEDS = (1, 2, 3)
@@ -47,7 +47,7 @@ PROMPT = 20  # virtual tokens
 
 
 @dataclass(frozen=True)
-class Arm:
+class PageMethod:
     """A method on the page.
 
     base: the weights it starts from, see `training.live_weights`.  rates: the middle one first.
@@ -61,11 +61,11 @@ class Arm:
 
 LORA_RATES = (2e-3, 5e-4, 8e-3)
 ARMS = {
-    "lora": Arm("LoRA", LoRA(), LORA_RATES),
-    "full": Arm("Full fine-tuning", Full(), (4e-4, 1e-4, 1.6e-3)),
-    "qlora": Arm("QLoRA", LoRA(), LORA_RATES, base="blocks"),
-    "prompt": Arm("Prompt tuning", PromptTuning(length=PROMPT), (0.02, 0.005, 0.08)),
-    "ia3": Arm("(IA)³", IA3(), (0.05, 0.0125, 0.2)),
+    "lora": PageMethod("LoRA", LoRA(), LORA_RATES),
+    "full": PageMethod("Full fine-tuning", Full(), (4e-4, 1e-4, 1.6e-3)),
+    "qlora": PageMethod("QLoRA", LoRA(), LORA_RATES, base="blocks"),
+    "prompt": PageMethod("Prompt tuning", PromptTuning(length=PROMPT), (0.02, 0.005, 0.08)),
+    "ia3": PageMethod("(IA)³", IA3(), (0.05, 0.0125, 0.2)),
 }
 
 
@@ -78,7 +78,7 @@ def probe(name: str, rate: float, seed: int) -> specs.Probe:
     """One training over the page's weights."""
     arm = ARMS[name]
     run = specs.Run(
-        model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION),
+        model=specs.SMALL_LLAMA,
         task=task_spec(TASK),
         method=arm.method,
         budget=budget(rate),

@@ -22,15 +22,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.comparison import keys_of, measured, table
 from peftbook.memory import Configuration
-from peftbook.records import Missing, Record, Store
+from peftbook.records import Record, Store
 from peftbook.specs import Model
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.memory_cases import CASES, HALVES, LARGE, LARGE_CASES, SETUPS, SMALL, SMALL_CASES
@@ -94,7 +93,7 @@ def records(name: str, store: Store) -> list[Record]:
     return store.need_all(probe(name, seed) for seed in repeats(name))
 
 
-def measured(record: Record, term: str) -> float:
+def term_bytes(record: Record, term: str) -> float:
     """Bytes of a term in a record."""
     return float(record.measurements[f"{term}_bytes"] or 0)
 
@@ -102,14 +101,14 @@ def measured(record: Record, term: str) -> float:
 def errors(name: str, found: list[Record], against: str) -> list[float]:
     """Predicted total over measured − 1 of every repeat. against: process_peak or tensor_peak."""
     total = predicted(CASES[name])["total"]
-    return [total / measured(record, against) - 1 for record in found]
+    return [total / term_bytes(record, against) - 1 for record in found]
 
 
 def points(cases: Mapping[str, Configuration], store: Store, against: str) -> list[tuple[float, float]]:
     """(measured gigabytes, predicted / measured) of each case, in the median of its repeats."""
     found = []
     for name in cases:
-        peak = median(measured(record, against) for record in records(name, store))
+        peak = median(term_bytes(record, against) for record in records(name, store))
         found.append((peak / 1e9, predicted(cases[name])["total"] / peak))
     return found
 
@@ -133,12 +132,12 @@ def case_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     for term, value in predicted(CASES[name]).items():
         out[f"{name}_{term}_predicted"] = Quantity(value, "bytes", keys, note="computed from the shape")
     for term in (*MEASURED.values(), "tensor_peak", "process_rest"):
-        values = sorted(measured(record, term) for record in found)
+        values = sorted(term_bytes(record, term) for record in found)
         out[f"{name}_{term}_measured"] = Quantity(values[len(values) // 2], "bytes", keys, seeds=len(values))
     for against in ("process_peak", "tensor_peak"):
         values = sorted(100 * error for error in errors(name, found, against))
         out[f"{name}_{against}_error"] = spread(values, "%", keys, 1)
-    seconds = sorted(float(record.measurements["step_seconds"] or 0) for record in found)
+    seconds = sorted(measured(found, "step_seconds"))
     return out | {f"{name}_step_seconds": spread(seconds, "s", keys, 2)}
 
 
@@ -199,7 +198,7 @@ def large_runs(store: Store) -> list[specs.Probe]:
 def large_quantities(store: Store) -> Mapping[str, Quantity]:
     """Peaks of tensors and of the process, and QLoRA's tensors over LoRA's."""
     known, (small, large) = quantities(store), LARGE_RIVALS
-    keys = tuple(record.key for record in store.need_all(large_runs(store)))
+    keys = keys_of(store.need_all(large_runs(store)))
     out = {f"{name}_{term}": known[f"{name}_{term}_measured"] for name in LARGE_RIVALS
            for term in ("tensor_peak", "process_peak")}  # fmt: skip
     ratio = out[f"{small}_tensor_peak"].value / out[f"{large}_tensor_peak"].value
@@ -223,7 +222,7 @@ def large_verdict(store: Store) -> Verdict:
 
 def frozen_saving(store: Store) -> stats.Interval:
     """log(peak of LoRA-FA's tensors / that of LoRA's) at 512 tokens, paired by repeat. Raises Missing."""
-    one, two = ([measured(record, "tensor_peak") for record in records(name, store)] for name in FROZEN)
+    one, two = ([term_bytes(record, "tensor_peak") for record in records(name, store)] for name in FROZEN)
     return stats.seed_interval([math.log(a / b) for a, b in zip(one, two, strict=True)])
 
 
@@ -236,7 +235,7 @@ def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
     """The ratio of the peaks, and what both keep between forward and backward."""
     found = frozen_saving(store)
     keys = keys_of(*(records(name, store) for name in FROZEN))
-    value, low, high = (math.exp(one) for one in (found.mean, found.low, found.high))
+    value, low, high = found.exp
     out = {"lora_fa_over_lora_peak": Quantity(value, "×", keys, low, high, len(REPEATS), digits=3)}
     known = quantities(store)
     return out | {
@@ -292,18 +291,14 @@ def slowdown(found: list[Record], first: str, second: str = "lora") -> stats.Int
 
 def time_quantities(store: Store) -> Mapping[str, Quantity]:
     """Median seconds of a step for every contender and shape, and QLoRA's time over LoRA's."""
-    out: dict[str, Quantity] = {}
-    for name in TIMED:
-        with suppress(Missing):
-            out |= shape_quantities(name, time_records(name, store))
-    return out
+    return gathered(lambda name: shape_quantities(name, time_records(name, store)), TIMED)
 
 
 def shape_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     """Of one shape."""
     out, keys, note = {}, keys_of(found), "median and range of the processes' medians"
     for contender in CONTENDERS:
-        values = sorted(float(record.measurements[f"{contender}_seconds"] or 0) for record in found)
+        values = sorted(measured(found, f"{contender}_seconds"))
         out[f"{contender}_{name}_seconds"] = Quantity(
             values[len(values) // 2], "s", keys, values[0], values[-1], len(values), TIMED[name][2], 2, note
         )

@@ -28,7 +28,7 @@ from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 
-__all__ = ["PARTS", "Row", "errors", "false_promises", "probe", "ratio_again", "ratios_by_stack", "rows"]
+__all__ = ["PARTS", "PublishedPeak", "errors", "false_promises", "probe", "ratio_again", "ratios_by_stack", "rows"]
 
 PARTS = ("development", "judged", "again")
 FIRST = PARTS[:2]
@@ -38,7 +38,7 @@ UNITS = {"GiB": 2**30, "GB": 10**9}
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedPeak:
     """A published figure. bytes, of: how much, of what.  stack, model, settings: how it came about, as far as is said.
 
     source: where.  says: its words.  note: what is not certain.
@@ -69,10 +69,10 @@ class Row:
 
 
 @functools.cache
-def rows(part: str) -> tuple[Row, ...]:
+def rows(part: str) -> tuple[PublishedPeak, ...]:
     """The rows of a part, in the order of the file."""
     known = tomllib.loads((DATA / "memory_elsewhere.toml").read_text(encoding="utf-8")).get("row", [])
-    return tuple(Row(**one) for one in known if one["part"] == part)
+    return tuple(PublishedPeak(**one) for one in known if one["part"] == part)
 
 
 def probe(part: str) -> specs.Probe:
@@ -108,7 +108,7 @@ def ratios_by_stack(record: Record, part: str) -> dict[str, list[float]]:
     return found
 
 
-def ratio_again(row: Row, **changes: Any) -> float:
+def ratio_again(row: PublishedPeak, **changes: Any) -> float:
     """Predicted over measured by the model as it is now, with other settings; for what is found after the judgement."""
     said = {name: tuple(one) if isinstance(one, list) else one for name, one in row.settings.items()}
     setup, _ = setup_in(row.stack, **(said | changes))

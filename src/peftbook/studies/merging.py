@@ -16,7 +16,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import resampling, stats
-from peftbook.evidence.comparison import keys_of, score, table, weights
+from peftbook.evidence.comparison import keys_of, measured, score, table, weights
 from peftbook.methods.lora import LoRA
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
@@ -126,7 +126,7 @@ def condition_quantities(condition: tuple[str, int], part: str, store: Store) ->
     records, where = latency_records(condition, store), f"{part}_{condition[0]}_batch{condition[1]}"
     out, keys, note = {}, keys_of(records), "median and range of the processes' medians"
     for name in ("base", "merged", "lora", "adapter"):
-        values = [1000 * float(record.measurements[f"{name}_{part}_seconds"] or 0) for record in records]
+        values = [1000 * seconds for seconds in measured(records, f"{name}_{part}_seconds")]
         trials, processes = CONDITIONS[condition]
         median = Quantity.middle(values, "ms", keys, note, seeds=processes, n=trials, digits=1)
         out[f"{name}_{where}_milliseconds"] = median
@@ -137,7 +137,7 @@ def condition_quantities(condition: tuple[str, int], part: str, store: Store) ->
 
 def said_ratio(what: str, interval: stats.Interval) -> str:
     """`what 1.02 times (95 % interval 0.99 to 1.05)`."""
-    value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
+    value, low, high = interval.exp
     return f"{what} {value:.2f} times (95 % interval {low:.2f} to {high:.2f})"
 
 
@@ -211,13 +211,13 @@ def quality_quantities(store: Store) -> Mapping[str, Quantity]:
 
 def mean_percent(records: Sequence[Record], name: str) -> stats.Interval:
     """A share that was measured once a seed, in percent."""
-    return stats.seed_interval([100 * float(record.measurements[name] or 0) for record in records])
+    return stats.seed_interval([100 * share for share in measured(records, name)])
 
 
-def percent(interval: stats.Interval, keys: tuple[str, ...]) -> Quantity:
+def percent(interval: stats.Interval, keys: tuple[str, ...], digits: int = 2, note: str = "") -> Quantity:
     """A share with its interval in percent."""
     value, low, high = (100 * one for one in (interval.mean, interval.low, interval.high))
-    return Quantity(value, "%", keys, low, high, interval.seeds, interval.examples, 2)
+    return Quantity(value, "%", keys, low, high, interval.seeds, interval.examples, digits, note)
 
 
 @study("merging_quality", lambda store: [*map(merge_probe, SEEDS)], quality_quantities)

@@ -17,19 +17,20 @@ from contextlib import suppress
 from peftbook import specs
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.sweep import Sweep, best_of, interleave, validation_loss
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, Unusable, aside, recalled
+from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.sweep import paired_quantities, score_quantities, validation_loss
+from peftbook.studies import Quantity, Verdict, available, gathered, study
+from peftbook.studies.sweep import paired_quantities, score_quantities
 from peftbook.tasks import get_task, test_groups
 
-__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "validation_loss"]
+__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]
 
 ARMS: dict[str, Method] = {"full": Full(), "lora": LoRA(), "qlora": QLoRA(), "prompt": PromptTuning()}
 LABELS = {
@@ -72,39 +73,31 @@ def sweep_run(arm: str, exponent: int) -> Run:
     )
 
 
-@recalled
+def tuning(arm: str) -> Sweep[Run]:
+    """The sweep that chooses the arm's rate, over exponents."""
+    return Sweep(lambda k: [sweep_run(arm, int(k))], EXPONENTS[arm], longer)
+
+
+def longer(losses: Mapping[float, float]) -> list[float]:
+    """The exponents, and one more beyond the best if that is an end."""
+    exponents, best = list(losses), best_of(losses)
+    if best == exponents[0] and best > -MAX_EXPONENT - 3:
+        return [best - 1, *exponents]
+    return [*exponents, best + 1] if best == exponents[-1] and best < MAX_EXPONENT else exponents
+
+
 def sweep(arm: str, store: Store) -> dict[int, Record]:
     """Exponent → record of the sweep and of further rates at hand, in order of the rate. Raises Missing."""
-    store.need_all(sweep_run(arm, exponent) for exponent in sweep_exponents(arm, store))
+    tuning(arm).losses(store.get)
     every = {k: store.get(sweep_run(arm, k)) for k in range(-MAX_EXPONENT - 3, MAX_EXPONENT + 1)}
     return {exponent: record for exponent, record in every.items() if record is not None}
 
 
-@recalled
-def sweep_exponents(arm: str, store: Store) -> list[int]:
-    """The grid, extended by one point beyond the edge at which the best run lies, as often as needed."""
-    exponents = list(EXPONENTS[arm])
-    with suppress(Missing):
-        while True:
-            losses = {k: validation_loss(store.need(sweep_run(arm, k))) for k in exponents}
-            best = min(losses, key=lambda k: losses[k])
-            if best == exponents[0] and best > -MAX_EXPONENT - 3:
-                exponents.insert(0, best - 1)
-            elif best == exponents[-1] and best < MAX_EXPONENT:
-                exponents.append(best + 1)
-            else:
-                break
-    return exponents
-
-
 def best_rate(arm: str, store: Store) -> float:
     """The rate with the lowest validation loss. Raises Missing until the whole sweep is there."""
-    found = sweep(arm, store)
-    exponents = sweep_exponents(arm, store)
-    return rate(arm, min(exponents, key=lambda k: validation_loss(found[k])))
+    return rate(arm, int(tuning(arm).best(store.get)))
 
 
-@recalled
 def final_runs(arm: str, store: Store) -> list[Run]:
     """The runs on fresh seeds whose test texts are compared. Raises Missing until the arm's rate is chosen."""
     evaluation = specs.Evaluation(split="test", n_loss=TEST_EXAMPLES, n_generate=TEST_EXAMPLES)
@@ -120,15 +113,9 @@ def final_runs(arm: str, store: Store) -> list[Run]:
 
 def runs(store: Store) -> list[Run]:
     """Baselines, then the sweeps round-robin, then the final runs of the chosen arms seed by seed, then few-shot."""
-    first = final_runs("untuned", store)
-    grids = {arm: sweep_exponents(arm, store) for arm in ARMS}
-    for position in range(max(map(len, grids.values()))):
-        first += [sweep_run(arm, grid[position]) for arm, grid in grids.items() if position < len(grid)]
-    finals = []
-    for arm in ARMS:
-        with suppress(Missing):
-            finals.append(final_runs(arm, store))
-    return first + [arm[at] for at in range(len(SEEDS)) for arm in finals] + final_runs("fewshot", store)
+    grids = [[sweep_run(arm, int(k)) for k in tuning(arm).rates(store.get)] for arm in ARMS]
+    finals = available(lambda arm: final_runs(arm, store), ARMS)
+    return [*final_runs("untuned", store), *interleave(grids), *interleave(finals), *final_runs("fewshot", store)]
 
 
 def final_records(arm: str, store: Store) -> list[Record]:
@@ -156,11 +143,8 @@ def paired(first: list[Record], second: list[Record], column: str) -> stats.Inte
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Every named result of the study that its records determine."""
-    out: dict[str, Quantity] = {}
+    out = gathered(lambda arm: sweep_quantities(arm, store), ARMS)
     finals: dict[str, list[Record]] = {}
-    for arm in ARMS:
-        with suppress(Missing):
-            out |= sweep_quantities(arm, store)
     for arm in LABELS:
         with suppress(Missing):
             finals[arm] = final_records(arm, store)

@@ -83,6 +83,6 @@ def init_verdict(store: Store) -> Verdict:
     others = []
     for length in (5, 20):
         one = COMPARISON.difference(arm_name(length, "random"), arm_name(length, "vocabulary"), "loss_nats", store)
-        others.append(f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f}) with {length}")
+        others.append(f"{one:+.3f} with {length}")
     sentence = f"{found.sentence.removesuffix('.')}; it is {' and '.join(others)}, which decides nothing."
     return replace(found, sentence=sentence)

@@ -51,7 +51,7 @@ from peftbook.studies.recovery import MARGIN
 from peftbook.studies.standard import rates
 from peftbook.studies.sweep import Arm, TunedComparison
 
-__all__ = ["MARGIN", "PLANS", "plans"]
+__all__ = ["MARGIN", "PLANS", "comparisons"]
 
 TOKENS = 14_000
 EXAMPLES = 100  # of the test split, from nine packages
@@ -65,7 +65,7 @@ PUBLISHED = specs.Model(name="HuggingFaceTB/SmolLM2-135M-Instruct", revision="12
 PUBLISHED_WIDTH = 576
 
 
-def plan(model: specs.Model, width: int) -> TunedComparison:
+def comparison_on(model: specs.Model, width: int) -> TunedComparison:
     """Untuned and tuned, on sixteen bits and on fewer, adapters in proportion to the width."""
     size: dict[str, Any] = {"rank": width // SHARE, "alpha": 2 * width // SHARE}
     return TunedComparison(
@@ -79,36 +79,36 @@ def plan(model: specs.Model, width: int) -> TunedComparison:
     )  # fmt: skip
 
 
-PLANS = {f"w{width}": plan(model, width) for width, model in specs.SMALL_LLAMAS.items()}
+PLANS = {f"w{width}": comparison_on(model, width) for width, model in specs.SMALL_LLAMAS.items()}
 NARROWEST, *_, WIDEST = PLANS
-ON_A_GPU = {"published": plan(PUBLISHED, PUBLISHED_WIDTH)}
+ON_A_GPU = {"published": comparison_on(PUBLISHED, PUBLISHED_WIDTH)}
 LABELS = {f"w{width}": f"width {width}" for width in specs.SMALL_LLAMAS} | {"published": "the published SmolLM2"}
 
 
-def plans(store: Store) -> Mapping[str, TunedComparison]:
+def comparisons(store: Store) -> Mapping[str, TunedComparison]:
     """The comparison at each width; where records are a GPU's, on a published model too."""
     return PLANS | (ON_A_GPU if store.platform == "cuda" else {})
 
 
 def runs(store: Store) -> list[Run]:
     """Of all models; the widest small Llama, which the book uses elsewhere, before the narrow ones."""
-    return [run for one in reversed(list(plans(store).values())) for run in one.runs(store)]
+    return [run for one in reversed(list(comparisons(store).values())) for run in one.runs(store)]
 
 
 def cost(name: str, quant: str, store: Store) -> stats.Interval:
     """Test loss after tuning on so few bits minus that on sixteen. Raises Missing."""
-    return plans(store)[name].difference(quant, "lora", "loss_nats", store)
+    return comparisons(store)[name].difference(quant, "lora", "loss_nats", store)
 
 
 def gap(name: str, store: Store, *, tuned: bool = True) -> np.ndarray:
     """Nats by which NF4 is above sixteen bits, (seeds, examples); untuned (1, examples). Raises Missing."""
-    few, full = (plans(store)[name].finals(arm, store) for arm in (("nf4", "lora") if tuned else PAIRS[0]))
+    few, full = (comparisons(store)[name].finals(arm, store) for arm in (("nf4", "lora") if tuned else PAIRS[0]))
     return table(few, "loss_nats") - table(full, "loss_nats")
 
 
 def compared(gaps: np.ndarray, names: Sequence[str], store: Store) -> Quantity:
     """A difference of two gaps as a quantity; what finer grids of these models might gain counts. Raises Missing."""
-    tuned = [plans(store)[name] for name in names]
+    tuned = [comparisons(store)[name] for name in names]
     finals = [one.finals(arm, store) for one in tuned for arm in ("nf4", "lora")]
     found = stats.mean_interval(gaps, weights(finals[0], "loss_nats"), tuned[0].groups)
     found = stats.with_bias(found, math.fsum(one.coarseness(("nf4", "lora"), store) for one in tuned))
@@ -130,8 +130,8 @@ def added_by_tuning(name: str, store: Store) -> dict[str, Quantity]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """By width: losses, rates, what few bits cost before and after tuning; how NF4's cost changes with the width."""
-    each = gathered(lambda item: item[1].quantities(store, PAIRS, f"{item[0]}_"), plans(store).items())
-    added = gathered(lambda name: added_by_tuning(name, store), plans(store))
+    each = gathered(lambda item: item[1].quantities(store, PAIRS, f"{item[0]}_"), comparisons(store).items())
+    added = gathered(lambda name: added_by_tuning(name, store), comparisons(store))
     return {**each, **added, **determined(narrow_minus_wide, store)}
 
 
@@ -160,7 +160,7 @@ def words(name: str, found: stats.Interval, control: stats.Interval) -> str:
 @study("qlora_width", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Does NF4 end at most MARGIN above sixteen bits at every width, and would each width have shown more?"""
-    costs = {name: [cost(name, quant, store) for quant in QUANTS] for name in plans(store)}
+    costs = {name: [cost(name, quant, store) for quant in QUANTS] for name in comparisons(store)}
     said = "; ".join(words(name, *each) for name, each in costs.items())
     sentence = f"After tuning, the test loss on NF4 minus that on 16 bit is {said}; claim at most {MARGIN} at each."
     if blunt := [LABELS[name] for name, (_, control) in costs.items() if not shows(control)]:

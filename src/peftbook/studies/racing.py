@@ -9,7 +9,7 @@ few examples again and again are left out, as their training loss is of what the
 Only the cut is raced: each sweep has the grid that its whole runs led to, while `compare` and the studio extend a grid
 by its openings. And each is within its first epoch, so that what overfits after the cut is not seen.
 
-The rule that `compare` and the studio use, one cut at a quarter of the training (`grids.CUT`), was chosen by looking at
+The rule that `compare` and the studio use, one cut at a quarter of the training (`sweep.CUT`), was chosen by looking at
 these same sweeps, so what it costs on others may be more.
 """
 
@@ -23,12 +23,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from peftbook import specs
+from peftbook.evidence.sweep import CUT, better_half, validation_loss
 from peftbook.records import Missing, Record, Store, aside, report
 from peftbook.studies import Quantity, Verdict, rank, study
-from peftbook.studies.grids import CUT, better_half
-from peftbook.studies.sweep import validation_loss
 
-__all__ = ["CUTS", "HALVING", "Raced", "Sweep", "places", "race", "sweeps"]
+__all__ = ["CUTS", "HALVING", "Raced", "RecordedSweep", "places", "race", "sweeps"]
 
 FEWEST, STEPS = 4, 20  # rates and steps of a sweep, below which there is nothing to race
 WINDOW = 1 / 3  # of the steps up to a cut, whose mean loss is the score there
@@ -37,7 +36,7 @@ HALVING = (1 / 8, 1 / 4, 1 / 2)  # successive halving: the better half at each, 
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class RecordedSweep:
     """One grid with one seed. rates: ascending.  losses: on validation.  curves: training loss, (rates, steps)."""
 
     rates: tuple[float, ...]
@@ -70,7 +69,7 @@ class Raced:
     cost: float
 
 
-def sweeps(store: Store) -> list[Sweep]:
+def sweeps(store: Store) -> list[RecordedSweep]:
     """Every sweep at hand, in the order of their runs' keys. Raises Missing where there is none."""
     groups: dict[str, dict[float, Record]] = {}
     with aside():  # of what is looked through, the sweeps alone are behind a number
@@ -99,7 +98,7 @@ def without_rate(run: specs.Run) -> str:
     return run.model_copy(update={"budget": run.budget.model_copy(update={"learning_rate": 1.0})}).key  # type: ignore[union-attr]
 
 
-def sweep_of(group: Mapping[float, Record]) -> Sweep:
+def sweep_of(group: Mapping[float, Record]) -> RecordedSweep:
     """A sweep from its records; after a run diverged its loss is infinite."""
     rates = tuple(sorted(group))
     records = [group[rate] for rate in rates]
@@ -107,10 +106,10 @@ def sweep_of(group: Mapping[float, Record]) -> Sweep:
     steps = max(map(len, curves))
     losses = list(map(validation_loss, records))
     rows = [[*curve, *[math.inf] * (steps - len(curve))] for curve in curves]
-    return Sweep(rates, np.array(losses), np.array(rows), tuple(record.key for record in records))
+    return RecordedSweep(rates, np.array(losses), np.array(rows), tuple(record.key for record in records))
 
 
-def race(sweep: Sweep, cuts: Sequence[float]) -> Raced:
+def race(sweep: RecordedSweep, cuts: Sequence[float]) -> Raced:
     """Drop the worse half at each cut, until one rate is left; else the best of those that reach the end."""
     left, trained, before = list(sweep.rates), 0.0, 0.0
     for share in cuts:
@@ -125,14 +124,14 @@ def race(sweep: Sweep, cuts: Sequence[float]) -> Raced:
     return Raced(rate, trained / len(sweep.rates), sweep.loss(rate) - sweep.loss(sweep.best))
 
 
-def places(found: Sequence[Sweep], share: float) -> tuple[int, int]:
+def places(found: Sequence[RecordedSweep], share: float) -> tuple[int, int]:
     """In how many sweeps the best rate is first at a cut, and in how many it is in the half that goes on."""
     scores = [one.scores(share) for one in found]
     first = sum(min(score, key=lambda rate: score[rate]) == one.best for one, score in zip(found, scores, strict=True))
     return first, sum(one.best in better_half(score) for one, score in zip(found, scores, strict=True))
 
 
-def measured(found: Sequence[Sweep]) -> Iterator[tuple[str, float, str, int, str]]:
+def sweep_quantities(found: Sequence[RecordedSweep]) -> Iterator[tuple[str, float, str, int, str]]:
     """Name, value, unit, digits and note of each quantity."""
     count = len(found)
     yield "sweeps", count, "sweeps", 0, ""
@@ -159,7 +158,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     found = sweeps(store)
     keys = tuple(key for one in found for key in one.keys)
     make = functools.partial(Quantity, runs=keys, n=len(found))
-    return {name: make(value, unit, digits=digits, note=note) for name, value, unit, digits, note in measured(found)}
+    return {
+        name: make(value, unit, digits=digits, note=note) for name, value, unit, digits, note in sweep_quantities(found)
+    }
 
 
 def runs(store: Store) -> list[specs.Run | specs.Probe]:

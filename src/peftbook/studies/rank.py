@@ -52,10 +52,7 @@ def verdict(store: Store) -> Verdict:
     else:
         alike = all(abs(one.mean) + one.half90 <= MARGIN for one in intervals.values())
         outcome = "equivalent" if alike else "undecided"
-    parts = ", ".join(
-        f"r = {name[1:]} {one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
-        for name, one in {**intervals, "r1": control}.items()
-    )
+    parts = ", ".join(f"r = {name[1:]} {one:+.3f}" for name, one in {**intervals, "r1": control}.items())
     told = "" if seen else "; a task on which rank 1 is no worse cannot tell how much rank is enough"
     return Verdict(
         outcome,

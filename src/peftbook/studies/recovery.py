@@ -18,6 +18,7 @@ weights being rounded once does not tell what rounding them twice costs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -32,7 +33,7 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.records import Missing, Record, Store
 from peftbook.specs import Run
-from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, study
 from peftbook.studies.merging import loss_quantities, lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, TunedComparison
@@ -68,7 +69,7 @@ def arms(centre: int, model: str) -> tuple[Arm, ...]:
 COMPARISONS = {
     "small": TunedComparison(
         task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2, refine=True,
-        model=specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION), seeds=(1, 2, 3, 4, 5),
+        model=specs.SMALL_LLAMA, seeds=(1, 2, 3, 4, 5),
         first_look=3,
     ),
     "smollm2": TunedComparison(
@@ -109,7 +110,7 @@ def recovery_verdict(store: Store) -> Verdict:
     before = small.difference("nf4_before", "before", "loss_nats", store)
     plain = small.verdict("nf4", "lora", 0.0, (-math.inf, MARGIN), what, store, "small_")
     said = plain.sentence.removesuffix(".")
-    said += f"; before tuning the gap is {before.mean:+.4f} ({before.low:+.4f} to {before.high:+.4f})"
+    said += f"; before tuning the gap is {before:+.4f}"
     for quant, model in (("nf2", "small"), ("nf4", "smollm2")):
         with suppress(Missing):
             where = "the small Llama" if model == "small" else "SmolLM2 (confounded)"
@@ -130,7 +131,7 @@ def start_verdict(store: Store) -> Verdict:
     said = (
         f"{plain.sentence.removesuffix('.')}; from the plain start NF2 ends {after.mean:+.3f} ({after.low:+.3f} to "
         f"{after.high:+.3f}) from 16 bit, where LoftQ's start alone, without any error to correct, is worth "
-        f"{start.mean:+.3f} ({start.low:+.3f} to {start.high:+.3f})"
+        f"{start:+.3f}"
     )
     named = (*plain.quantities, "small_nf2_minus_lora_loss", "small_loftq_minus_lora_loss")
     if after.low <= FLOOR and plain.outcome != "refuted":
@@ -153,18 +154,9 @@ def merged_records(model: str, arm: str, store: Store) -> list[Record]:
 
 def merged_runs(store: Store) -> list[Run | specs.Probe]:
     """The sweeps that choose the rates, then the merged runs."""
-    sweeps = [
-        comparison.sweep_run(comparison.arm(arm), rate, seed)
-        for model, arm in MERGED
-        for comparison in [COMPARISONS[model]]
-        for rate in comparison.rates(comparison.arm(arm), store)
-        for seed in comparison.sweep_seeds
-    ]
-    merged: list[specs.Probe] = []
-    for model, arm in MERGED:
-        with suppress(Missing):
-            merged += merged_probes(model, arm, store)
-    return [*sweeps, *merged]
+    tunings = [COMPARISONS[model].tuning(COMPARISONS[model].arm(arm)) for model, arm in MERGED]
+    sweeps = [run for tuning in tunings for rate in tuning.rates(store.get) for run in tuning.make(rate)]
+    return [*sweeps, *itertools.chain(*available(lambda arm: merged_probes(*arm, store), MERGED))]
 
 
 def merged_quantities(store: Store) -> Mapping[str, Quantity]:
@@ -202,7 +194,7 @@ def merged_verdict(store: Store) -> Verdict:
     for (model, arm), name in zip(MERGED[1:], ("NF2 on the same model", "NF4 on SmolLM2 (confounded)"), strict=True):
         with suppress(Missing):
             share = lost_share(merged_records(model, arm, store), "requantised", "merged", "merged")
-            said.append(f"{name}: {share.mean:+.1%} ({share.low:+.1%} to {share.high:+.1%})")
+            said.append(f"{name}: {share:+.1%}")
     cost = rounding_cost(records)
     said.append(f"NF4 itself costs the small Llama {cost.mean:+.4f} nats ({cost.low:+.4f} to {cost.high:+.4f})")
     outcome, names = stats.judge(lost, 0.0, (MARGIN_MERGED, math.inf)), ("small_nf4_requantised_lost", "small_nf4_cost")

@@ -26,18 +26,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of, paired, score, table
+from peftbook.evidence.comparison import keys_of, measured, paired, score, table
 from peftbook.evidence.planning import Judged
+from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store, aside
-from peftbook.specs import Model, Probe
-from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
-from peftbook.studies.grids import extended, grid, middle_first, shortfall
+from peftbook.records import Record, Store, aside
+from peftbook.specs import RANDOM_LLAMA, Probe
+from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, study
+from peftbook.studies.sweep import FINER, tuning_quantities
 
-__all__ = ["GRIDS", "LABELS", "MARGIN", "SEEDS", "finals", "probe", "rates"]
+__all__ = ["GRIDS", "LABELS", "MARGIN", "SEEDS", "finals", "probe", "tuning"]
 
 RANKS = {"full": 0, "rank1": 1, "rank16": 16}  # 0 is full fine-tuning
 LABELS = {"full": "full fine-tuning", "rank1": "LoRA, rank 1", "rank16": "LoRA, rank 16"}
@@ -62,65 +62,39 @@ SETTINGS: dict = {
     "group": 8,
 }
 
-# The model is made from the settings and the seed: no weights are loaded.
-SCRATCH = Model(name="random-llama", revision="made from settings and seed")
-
 
 def probe(arm: str, rate: float, seed: int, split: str) -> Probe:
     """One start and one training from rewards."""
     settings = SETTINGS | {"rank": RANKS[arm], "rate": rate, "split": split}
-    return Probe(measure="reward.sort_by_reward", settings=settings, model=SCRATCH, seed=seed)
+    return Probe(measure="reward.sort_by_reward", settings=settings, model=RANDOM_LLAMA, seed=seed)
 
 
-def wrong(arm: str, rate: float, store: Store) -> float:
-    """Share of the validation lists that the arm sorts wrong at a rate, the mean over the sweep's seeds."""
-    records = store.need_all(probe(arm, rate, seed, "validation") for seed in SWEEP_SEEDS)
-    return 1 - math.fsum(float(record.measurements["accuracy"] or 0) for record in records) / len(records)
+def wrong_share(records: Sequence[Record]) -> float:
+    """Share of the validation lists that are sorted wrong, the mean over the sweep's seeds."""
+    return 1 - math.fsum(measured(records, "accuracy")) / len(records)
 
 
-def rates(arm: str, store: Store) -> list[float]:
-    """The arm's grid, extended by a rate at an end where the best one lies there, as far as the records tell."""
-    found = list(GRIDS[arm])
-    with suppress(Missing):
-        while True:
-            best = min(found, key=lambda rate: wrong(arm, rate, store))
-            if (wider := extended(found, best, FACTOR)) == found:
-                break
-            found = wider
-    return found
-
-
-def sweep(arm: str, store: Store) -> dict[float, float]:
-    """Rate → share of the validation lists sorted wrong, over the whole grid. Raises Missing."""
-    return {rate: wrong(arm, rate, store) for rate in rates(arm, store)}
-
-
-def best_rate(arm: str, store: Store) -> float:
-    """The rate that sorts most validation lists, the lowest of equals. Raises Missing."""
-    found = sweep(arm, store)
-    return min(found, key=lambda rate: found[rate])
+def tuning(arm: str) -> Sweep[Probe]:
+    """The sweep that chooses the arm's rate: the one that sorts most validation lists, the lowest of equals."""
+    return Sweep(
+        lambda rate: [probe(arm, rate, seed, "validation") for seed in SWEEP_SEEDS],
+        GRIDS[arm],
+        lambda losses: extended(losses, FACTOR),
+        wrong_share,
+    )
 
 
 def final_runs(arm: str, store: Store) -> list[Probe]:
     """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen."""
     with aside():
-        rate = best_rate(arm, store)
+        rate = tuning(arm).best(store.get)
     return [probe(arm, rate, seed, "test") for seed in SEEDS]
 
 
 def runs(store: Store) -> Sequence[Probe]:
     """The sweeps, middle of each grid first and arms in turn; then the final runs, seed by seed."""
-    grids = {arm: middle_first(rates(arm, store)) for arm in RANKS}
-    longest = max(map(len, grids.values()))
-    tuning = [
-        probe(arm, found[at], seed, "validation")
-        for at in range(longest) for arm, found in grids.items() if at < len(found) for seed in SWEEP_SEEDS
-    ]  # fmt: skip
-    chosen: list[list[Probe]] = []
-    for arm in RANKS:
-        with suppress(Missing):
-            chosen.append(final_runs(arm, store))
-    return tuning + [arm[at] for at in range(len(SEEDS)) for arm in chosen]
+    finals = available(lambda arm: final_runs(arm, store), RANKS)
+    return trials(map(tuning, RANKS), store.get) + interleave(finals)
 
 
 def finals(arm: str, store: Store) -> list[Record]:
@@ -128,17 +102,11 @@ def finals(arm: str, store: Store) -> list[Record]:
     return store.need_all(final_runs(arm, store))
 
 
-def tuning_shortfall(arm: str, store: Store) -> float:
-    """How many more of the validation lists a finer grid might sort, 0–1. Raises Missing."""
-    found = sweep(arm, store)
-    return shortfall(found, best_rate(arm, store))
-
-
 def difference(first: str, second: str, store: Store) -> stats.Interval:
     """Accuracy of first − second on the test lists, paired by seed and list. Raises Missing."""
     found = paired(finals(first, store), finals(second, store), "exact")
     with aside():
-        losses = [tuning_shortfall(arm, store) for arm in (first, second)]
+        losses = [tuning(arm).shortfall(store.get) for arm in (first, second)]
     return stats.with_bias(found, max((loss for loss in losses if loss > BEARABLE), default=0.0))
 
 
@@ -161,22 +129,16 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     """What the arm's sweep chose, and how many runs it took. Raises Missing."""
-    found = sweep(arm, store)
-    keys = tuple(probe(arm, rate, seed, "validation").key for rate in found for seed in SWEEP_SEEDS)
-    finer = "what a finer grid of rates might gain: parabola through the best rate and its neighbours"
-    seeds = len(SWEEP_SEEDS)
-    return {
-        f"{arm}_best_rate": Quantity(best_rate(arm, store), "", keys, seeds=seeds, digits=-2),
-        f"{arm}_sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),
-        f"{arm}_tuning_shortfall": Quantity(tuning_shortfall(arm, store), "", keys, seeds=seeds, digits=3, note=finer),
-    }
+    sweep = tuning(arm)
+    tuned = tuning_quantities(sweep, sweep.losses(store.get), len(SWEEP_SEEDS), unit="", digits=3, note=FINER)
+    return {f"{arm}_{name}": one for name, one in tuned.items()}
 
 
 def arm_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     """What the arm's final runs tell. Raises Missing."""
     records = finals(arm, store)
     keys, size = keys_of(records), float(records[0].measurements["parameters"] or 1)
-    told = [float(record.measurements["bits"] or 0) for record in records]
+    told = measured(records, "bits")
     return {
         f"{arm}_accuracy": Quantity.of(score(records, "exact"), "", keys, among=(0, 1)),
         f"{arm}_gain": Quantity.of(gain(arm, store), "", keys, among=(-1, 1)),

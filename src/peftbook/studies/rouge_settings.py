@@ -24,7 +24,7 @@ from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.planning import Judged
 from peftbook.records import Missing, Record, Store, aside
 from peftbook.specs import Probe, Run
-from peftbook.studies import Quantity, Verdict, methods, study
+from peftbook.studies import Quantity, Verdict, available, gathered, methods, study
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "SCORINGS", "SETTINGS", "negation_probe", "paraphrase_probe", "settings_probe"]
@@ -70,10 +70,7 @@ def references(**more: str) -> dict[str, Any]:
 
 def settings_runs(store: Store) -> list[Run | Probe]:
     """The runs whose texts are scored, then the probe."""
-    runs: list[Run | Probe] = [*methods.runs(store)]
-    with suppress(Missing):
-        runs.append(settings_probe(store))
-    return runs
+    return [*methods.runs(store), *available(settings_probe, [store])]
 
 
 def negation_runs(store: Store) -> list[Run | Probe]:
@@ -231,10 +228,7 @@ def negation_quantities(store: Store) -> Mapping[str, Quantity]:
         above = np.array(record.per_example["negated_bertscore_f1"], dtype=float) > system_scores(best, record, store)
         out["negated_above_best"] = Quantity(100 * float(above.mean()), "%", out[f"negated_minus_{best}"].runs, n=n)
         out["negated_minus_best"] = out[f"negated_minus_{best}"]
-    for kind in PARAPHRASES:
-        with suppress(Missing):
-            out |= paraphrase_quantities(kind, store.need(paraphrase_probe(kind)))
-    return out
+    return out | gathered(lambda kind: paraphrase_quantities(kind, store.need(paraphrase_probe(kind))), PARAPHRASES)
 
 
 def above_negated(record: Record) -> np.ndarray:

@@ -22,11 +22,11 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import paired
+from peftbook.evidence.comparison import measured, paired
 from peftbook.methods.lora import LoRA
 from peftbook.records import Missing, Store, Unusable, aside
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, available, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.sweep import Arm, TunedComparison, decide
 from peftbook.tasks import task_spec
@@ -59,7 +59,7 @@ COMPARISON = TunedComparison(
 def fixed_runs(store: Store) -> dict[str, list[Run]]:
     """Both scalings at rank 256 with rank 16's best standard rate, on the fresh seeds. Raises Missing."""
     with aside():
-        rate = COMPARISON.best(COMPARISON.arm("standard16"), store)
+        rate = COMPARISON.best_rate("standard16", store)
     return {
         name: [COMPARISON.final_run(COMPARISON.arm(name), rate, seed) for seed in COMPARISON.seeds]
         for name in ("standard256", "stabilised256")
@@ -95,7 +95,7 @@ def size_probes(store: Store) -> list[specs.Probe]:
 def sizes(scaling: str, rank: int, store: Store) -> list[float]:
     """The median change of the outputs, for each seed. Raises Missing."""
     records = store.need_all(size_probe(scaling, rank, seed) for seed in SIZE_SEEDS)
-    return [float(record.measurements["median_change"] or 0) for record in records]
+    return measured(records, "median_change")
 
 
 def exponent(scaling: str, store: Store) -> stats.Interval:
@@ -140,10 +140,8 @@ def size_verdict(store: Store) -> Verdict:
 
 def runs(store: Store) -> list[Run]:
     """Sweeps and finals, then the pair at the fixed rate."""
-    runs = COMPARISON.runs(store)
-    with suppress(Missing):
-        runs += [run for pair in fixed_runs(store).values() for run in pair]
-    return runs
+    fixed = [run for pairs in available(fixed_runs, [store]) for pair in pairs.values() for run in pair]
+    return COMPARISON.runs(store) + fixed
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

@@ -67,9 +67,8 @@ def runs(store: Store) -> list[Run | Probe]:
     finals: dict[str, Run | Probe] = {}
     for name, (comparison, _) in DECIDING.items():
         for arm in map(comparison.arm, arms(name)):
-            rates, seeds = comparison.rates(arm, store), comparison.sweep_seeds
-            tried = [comparison.sweep_run(arm, rate, seed) for rate in rates for seed in seeds]
-            sweeps |= {run.key: run for run in tried}
+            tuning = comparison.tuning(arm)
+            sweeps |= {run.key: run for rate in tuning.rates(store.get) for run in tuning.make(rate)}
             with suppress(Missing):
                 tested = map(Others(store).spec, comparison.final_runs(arm, store))
                 finals |= {run.key: run for run in tested}

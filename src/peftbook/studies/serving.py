@@ -16,7 +16,7 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.comparison import keys_of, measured, table
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, timing
@@ -72,7 +72,7 @@ def count_quantities(count: int, found: list[Record]) -> dict[str, Quantity]:
     """Of one number of adapters."""
     out, keys, note = {}, keys_of(found), "median and range of the processes' medians"
     for name in CONTENDERS:
-        speeds = [float(record.measurements[f"{name}_tokens_per_second"] or 0) for record in found]
+        speeds = measured(found, f"{name}_tokens_per_second")
         speed = Quantity.middle(speeds, "tokens/s", keys, note, seeds=len(speeds), n=TRIALS, digits=1)
         out[f"{name}_{count}_tokens_per_second"] = speed
     for other in CONTENDERS[1:]:
@@ -86,7 +86,7 @@ def verdict(store: Store) -> Verdict:
     count = COUNTS[-1]
     interval = speedup("mixed", "swapped", records(count, store))
     outcome = stats.judge(interval, math.log(1 + MARGIN), (0.0, math.inf))
-    value, low, high = (math.exp(one) for one in (interval.mean, interval.low, interval.high))
+    value, low, high = interval.exp
     sentence = (
         f"With {count} adapters for {BATCH} requests a mixed batch is {value:.2f} times as fast as swapping "
         f"(95 % interval {low:.2f} to {high:.2f}; margin {MARGIN:.0%})."

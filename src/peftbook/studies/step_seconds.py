@@ -21,10 +21,11 @@ import numpy as np
 from peftbook import specs
 from peftbook.cost import Rates, step_seconds
 from peftbook.evidence import resampling, stats
+from peftbook.evidence.comparison import measured
 from peftbook.memory import Configuration
 from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, half, whole_halves
+from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, half, halves_at_hand
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE, timing
 
@@ -72,14 +73,14 @@ def median_error(found: list[float]) -> stats.Interval:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: predicted over measured seconds, the median error, and how long the rates took."""
     out: dict[str, Quantity] = {}
-    for name, keys, records in whole_halves(probe, store):
+    for name, keys, records in halves_at_hand(probe, store):
         found = [one for record in records for one in ratios(record)]
         out[f"{name}_ratio"] = Quantity.middle(found, "×", keys, n=len(found))
         error = median_error(found)
         out[f"{name}_median_error"] = Quantity(
             100 * error.mean, "%", keys, 100 * error.low, 100 * error.high, n=len(found), digits=1
         )
-        spent = [float(record.measurements["calibration_seconds"] or 0) for record in records]
+        spent = measured(records, "calibration_seconds")
         out[f"{name}_calibration"] = Quantity.middle(spent, "s", keys, digits=1)
     return out
 

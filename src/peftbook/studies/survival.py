@@ -37,13 +37,14 @@ import numpy as np
 
 from peftbook import specs
 from peftbook.evidence import resampling, stats
-from peftbook.evidence.comparison import weights
+from peftbook.evidence.comparison import measured, weights
 from peftbook.evidence.planning import Judged
 from peftbook.methods.qlora import QLoRA
-from peftbook.records import Missing, Record, Store
+from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import nats, percent, ratio_quantity
 from peftbook.studies.standard import rates
+from peftbook.studies.sweep import judge_one_of
 from peftbook.studies.weight_error import spearman
 from peftbook.tasks import task_spec
 
@@ -60,13 +61,13 @@ NEAR = 0.25  # a kept share up to here is near nothing, and one from 1 − NEAR 
 PARTS = 3  # of the claim
 FEWEST = 4  # rates, of which a rank correlation can be taken
 LABELS = {"small": "the small Llama", "smollm2": "SmolLM2"}
-MODELS = {"small": specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION), "smollm2": specs.Model()}
+MODELS = {"small": specs.SMALL_LLAMA, "smollm2": specs.Model()}
 METHODS = {"small": QLoRA(), "smollm2": QLoRA(layers=(2, 8, 14, 20, 26))}
 RATES = {"small": rates(-1, 6), "smollm2": (4e-4, 1.6e-3, 3.2e-3, 6.4e-3, 9.1e-3, 1.28e-2)}
 TOKENS = {"small": 14_000, "smollm2": 7_000}
 
 
-class Adapter(NamedTuple):
+class MergedAdapter(NamedTuple):
     """One rate on one model, with what its seeds left. kept: (1 + replicates, seeds), shares of the gain.
 
     size, update_kept: (seeds,), of the update against the steps, and κ.
@@ -105,46 +106,41 @@ def runs(store: Store) -> list[specs.Probe]:
     return [probe(model, rate, seed) for seed in SEEDS for model in MODELS for rate in RATES[model]]
 
 
-def adapter(model: str, rate: float, store: Store) -> Adapter:
+def adapter(model: str, rate: float, store: Store) -> MergedAdapter:
     """What the records of a rate say. Raises Missing."""
     records = store.need_all(probe(model, rate, seed) for seed in SEEDS)
     untuned, merged, requantised = (nats(records, state) for state in ("untuned", "merged", "requantised"))
     counts = resampling.replicates(untuned.shape[1])
-    return Adapter(
+    return MergedAdapter(
         model,
         rate,
         tuple(record.key for record in records),
         stats.paired_interval(untuned, merged, weights(records, "loss_nats")),
-        measured(records, "size"),
-        measured(records, "kept"),
+        np.array(measured(records, "size")),
+        np.array(measured(records, "kept")),
         (counts @ (untuned - requantised).T) / (counts @ (untuned - merged).T),
         untuned.shape[1],
     )
 
 
-def measured(records: Sequence[Record], name: str) -> np.ndarray:
-    """A measurement of every record, (seeds,)."""
-    return np.array([record.measurements[name] for record in records], dtype=float)
-
-
-def adapters(model: str, store: Store) -> list[Adapter]:
+def adapters(model: str, store: Store) -> list[MergedAdapter]:
     """All rates of a model, lowest first. Raises Missing."""
     return [adapter(model, rate, store) for rate in RATES[model]]
 
 
-def gaining(found: Sequence[Adapter]) -> list[Adapter]:
+def gaining(found: Sequence[MergedAdapter]) -> list[MergedAdapter]:
     """Those that surely gain more than FLOOR."""
     return [one for one in found if one.gain.low > FLOOR]
 
 
-def correlation(found: Sequence[Adapter]) -> stats.Interval:
+def correlation(found: Sequence[MergedAdapter]) -> stats.Interval:
     """Spearman's correlation of size and kept share over the adapters, with each seed and each draw of examples."""
     size = np.array([one.size for one in found]).T  # (seeds, adapters)
     kept = np.array([one.kept for one in found]).transpose(1, 2, 0)  # (1 + replicates, seeds, adapters)
     return resampling.statistic_interval(spearman(np.broadcast_to(size, kept.shape), kept), found[0].examples)
 
 
-def spans(found: Sequence[Adapter]) -> bool:
+def spans(found: Sequence[MergedAdapter]) -> bool:
     """The positive control: whether one surely keeps next to nothing and one surely next to all."""
     shares = [one.share for one in found]
     return any(share.mean + share.half(0.05 / len(shares)) <= NEAR for share in shares) and any(
@@ -152,7 +148,7 @@ def spans(found: Sequence[Adapter]) -> bool:
     )
 
 
-def half_sizes(found: Sequence[Adapter]) -> np.ndarray:
+def half_sizes(found: Sequence[MergedAdapter]) -> np.ndarray:
     """The size at which half of the gain is first kept, (1 + replicates, seeds); inf where that is never.
 
     Between two adapters that are next to each other in size, by the logarithm of their sizes.
@@ -169,7 +165,7 @@ def half_sizes(found: Sequence[Adapter]) -> np.ndarray:
     return np.where(crossed.any(axis=0), np.exp(first), np.inf)
 
 
-def scale(found: Mapping[str, Sequence[Adapter]]) -> stats.Interval | None:
+def scale(found: Mapping[str, Sequence[MergedAdapter]]) -> stats.Interval | None:
     """log of the size at which the first model keeps half over that of the second; None where one never does."""
     one, two = (half_sizes(chosen) for chosen in found.values())
     if not np.isfinite([one[0], two[0]]).all():
@@ -178,7 +174,7 @@ def scale(found: Mapping[str, Sequence[Adapter]]) -> stats.Interval | None:
         return resampling.statistic_interval(np.log(one) - np.log(two), next(iter(found.values()))[0].examples)
 
 
-def parts(store: Store) -> dict[str, list[Adapter]]:
+def parts(store: Store) -> dict[str, list[MergedAdapter]]:
     """The adapters of each model that gain. Raises Missing."""
     return {model: gaining(adapters(model, store)) for model in MODELS}
 
@@ -202,12 +198,12 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def enough(found: Mapping[str, Sequence[Adapter]]) -> bool:
+def enough(found: Mapping[str, Sequence[MergedAdapter]]) -> bool:
     """Whether each model has adapters enough for a correlation."""
     return all(len(chosen) >= FEWEST for chosen in found.values())
 
 
-def adapter_quantities(name: str, one: Adapter) -> dict[str, Quantity]:
+def adapter_quantities(name: str, one: MergedAdapter) -> dict[str, Quantity]:
     """The rate of an adapter, the size of its update, κ, its gain and, where that is sure, the share that is kept."""
     out = {
         f"{name}_rate": Quantity(one.rate, "", one.keys, seeds=len(SEEDS), digits=-2),
@@ -218,7 +214,7 @@ def adapter_quantities(name: str, one: Adapter) -> dict[str, Quantity]:
     return out | {f"{name}_kept": percent(one.share, one.keys) for one in gaining([one])}
 
 
-def part_quantities(name: str, found: Sequence[Adapter]) -> dict[str, Quantity]:
+def part_quantities(name: str, found: Sequence[MergedAdapter]) -> dict[str, Quantity]:
     """Over adapters: the correlation, the span of sizes, the size that keeps half, the distance of κ from the share."""
     keys = tuple(key for one in found for key in one.keys)
     out = {f"{name}_adapters": Quantity(float(len(found)), "", keys, seeds=len(SEEDS), digits=0)}
@@ -234,14 +230,7 @@ def part_quantities(name: str, found: Sequence[Adapter]) -> dict[str, Quantity]:
     return out
 
 
-def judged(interval: stats.Interval, margin: float, claim: tuple[float, float]) -> str:
-    """The verdict on one of the three parts of the claim, any of which may refute it."""
-    wider = replace(interval, half95=interval.half(0.05 / PARTS))
-    outcomes = [stats.judge(one, margin, claim) for one in (interval, wider)]
-    return "undecided" if outcomes[0] == "refuted" != outcomes[1] else outcomes[0]
-
-
-def correlation_part(model: str, found: Sequence[Adapter]) -> tuple[str, str]:
+def correlation_part(model: str, found: Sequence[MergedAdapter]) -> tuple[str, str]:
     """Outcome and words: does the larger update keep more on this model?"""
     if len(found) < FEWEST:
         return "undecided", f"{len(found)} adapters that gain are too few on {LABELS[model]}"
@@ -252,25 +241,25 @@ def correlation_part(model: str, found: Sequence[Adapter]) -> tuple[str, str]:
     )
     if not spans(found):
         return "undecided", f"{said}, where none surely keeps next to nothing or none next to all"
-    return judged(interval, MARGIN, (LEAST, math.inf)), said
+    return judge_one_of(PARTS, interval, MARGIN, (LEAST, math.inf)), said
 
 
-def scale_part(found: Mapping[str, Sequence[Adapter]]) -> tuple[str, str]:
+def scale_part(found: Mapping[str, Sequence[MergedAdapter]]) -> tuple[str, str]:
     """Outcome and words: does one scale of sizes do for both models?"""
     apart = scale(found) if enough(found) else None
     if apart is None:
         return "undecided", "No size is found at which each model keeps half"
-    ratio, low, high = (math.exp(value) for value in (apart.mean, apart.low, apart.high))
+    ratio, low, high = apart.exp
     said = (
         f"Half of the gain is kept at sizes whose ratio, the small Llama's over SmolLM2's, is {ratio:.2f} (95 % "
         f"interval {low:.2f} to {high:.2f}; claim within a factor of {SCALE:g}, margin a factor of {SCALE_MARGIN:g})"
     )
     if not all(map(spans, found.values())):
         return "undecided", said
-    return judged(apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE))), said
+    return judge_one_of(PARTS, apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE))), said
 
 
-def judged_parts(found: Mapping[str, Sequence[Adapter]]) -> Iterator[Judged]:
+def judged_parts(found: Mapping[str, Sequence[MergedAdapter]]) -> Iterator[Judged]:
     """What the parts are decided on, as far as it is known."""
     held = functools.partial(Judged.of, refuting=0.05 / PARTS)
     for adapters_of_model in found.values():

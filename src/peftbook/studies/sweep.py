@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from peftbook import specs
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import Judged
+from peftbook.evidence.sweep import Sweep, best_of, extended, interleave, refined, shortfall, trials
 from peftbook.methods import Method
-from peftbook.records import Missing, Record, Store, Unusable, aside, recalled
+from peftbook.records import Missing, Record, Store, Unusable, aside
 from peftbook.specs import Run
-from peftbook.studies import Quantity, Verdict
-from peftbook.studies.grids import extended, halfway, middle_first, shortfall
+from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "TunedComparison", "decide", "length_ratio", "paired_quantities", "score_quantities"]
+__all__ = ["Arm", "TunedComparison", "decide", "judge_one_of", "length_ratio", "paired_quantities", "score_quantities",
+           "tuning_quantities"]  # fmt: skip
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 SCORES = {  # score → column of the records, unit, decimals
@@ -34,6 +35,7 @@ SCORES = {  # score → column of the records, unit, decimals
     "bleu": ("bleu", "BLEU", 1),
 }
 COUNTED = tuple(name for name in SHARES if name != "bertscore_f1")  # of words or answers: 0 to 1, differences −1 to 1
+FINER = "what a finer grid of rates might gain: parabola through the best rate and its neighbours"
 ANY = (-math.inf, math.inf)
 Claim = tuple[float, float]  # the ends between which a claim puts a difference
 
@@ -105,40 +107,18 @@ class TunedComparison:
             dtype=self.dtype,
         )
 
-    def loss(self, arm: Arm, rate: float, store: Store) -> float:
-        """Mean validation loss of a rate over the sweep's seeds; infinite if a run diverged. Raises Missing."""
-        records = store.need_all(self.sweep_run(arm, rate, seed) for seed in self.sweep_seeds)
-        return math.fsum(map(validation_loss, records)) / len(records)
+    def tuning(self, arm: Arm) -> Sweep[Run]:
+        """The sweep that chooses the arm's rate."""
+        return Sweep(lambda rate: [self.sweep_run(arm, rate, seed) for seed in self.sweep_seeds], arm.rates, self.grown)
 
-    @recalled
-    def rates(self, arm: Arm, store: Store) -> list[float]:
-        """The arm's grid, extended and refined as far as the records at hand tell."""
-        rates = list(arm.rates)
-        with suppress(Missing):
-            while rates and self.factor:
-                losses = {rate: self.loss(arm, rate, store) for rate in rates}
-                best = min(rates, key=lambda rate: losses[rate])
-                if (wider := extended(rates, best, self.factor)) != rates:
-                    rates = wider
-                elif self.refine and shortfall(losses, best) > self.bearable and (finer := halfway(rates, best)):
-                    rates = sorted({*rates, *finer})
-                else:
-                    break
-        return rates
-
-    @recalled
-    def sweep(self, arm: Arm, store: Store) -> dict[float, float]:
-        """Rate → validation loss over the whole grid, ascending. Raises Missing."""
-        return {rate: self.loss(arm, rate, store) for rate in self.rates(arm, store)}
-
-    def best(self, arm: Arm, store: Store) -> float:
-        """The rate with the lowest validation loss of the whole grid. Raises Missing."""
-        losses = self.sweep(arm, store)
-        return min(losses, key=lambda rate: losses[rate])
+    def grown(self, losses: Mapping[float, float]) -> list[float]:
+        """The next grid: extended at an end, else refined where it is too coarse."""
+        rates = extended(losses, self.factor) if self.factor else list(losses)
+        return refined(losses, self.bearable) if self.factor and self.refine and rates == list(losses) else rates
 
     def best_rate(self, name: str, store: Store) -> float:
-        """The same, of the arm of this name. Raises Missing."""
-        return self.best(self.arm(name), store)
+        """The rate of the arm's grid with the lowest validation loss. Raises Missing."""
+        return self.tuning(self.arm(name)).best(store.get)
 
     def final_run(self, arm: Arm, rate: float | None, seed: int) -> Run:
         """A run on the test split."""
@@ -158,7 +138,6 @@ class TunedComparison:
             dtype=self.dtype,
         )
 
-    @recalled
     def final_runs(self, arm: Arm, store: Store) -> list[Run]:
         """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen.
 
@@ -167,27 +146,18 @@ class TunedComparison:
         if not arm.rates:
             return [self.final_run(arm, None, seed) for seed in (self.seeds if arm.method.random else (0,))]
         with aside():
-            rate = self.best(arm, store)
+            rate = self.tuning(arm).best(store.get)
         return [self.final_run(arm, rate, seed) for seed in self.seeds]
 
     def runs(self, store: Store) -> list[Run]:
         """The sweeps, middle of each grid first and arms in turn; then the final runs, seed by seed."""
-        grids = {arm.name: middle_first(self.rates(arm, store)) for arm in self.arms}
-        runs, finals = [], []
-        for at in range(max(map(len, grids.values()), default=0)):
-            for arm in self.arms:
-                if at < len(grids[arm.name]):
-                    runs += [self.sweep_run(arm, grids[arm.name][at], seed) for seed in self.sweep_seeds]
-        for arm in self.arms:
-            with suppress(Missing):
-                finals.append(self.final_runs(arm, store))
-        return runs + [arm[at] for at in range(len(self.seeds)) for arm in finals if at < len(arm)]
+        finals = available(lambda arm: self.final_runs(arm, store), self.arms)
+        return trials(map(self.tuning, self.arms), store.get) + interleave(finals)
 
     def finals(self, name: str, store: Store) -> list[Record]:
         """The arm's final records in seed order. Raises Missing where one is not there, Unusable where one diverged."""
         return self.finals_of((name,), store)[name]
 
-    @recalled
     def finals_of(self, names: tuple[str, ...], store: Store) -> dict[str, list[Record]]:
         """The final records of these arms. Raises Missing where one is not there, Unusable where one diverged."""
         found = {name: store.need_all(self.final_runs(self.arm(name), store)) for name in names}
@@ -196,7 +166,6 @@ class TunedComparison:
             raise Unusable(failed[0][1].spec, f"Diverged at the chosen rate: {said}.")
         return found
 
-    @recalled
     def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
         """first − second, paired over seeds and test examples. Raises Missing."""
         records = self.finals_of((first, second), store)
@@ -207,8 +176,7 @@ class TunedComparison:
     def coarseness(self, names: Iterable[str], store: Store) -> float:
         """The largest shortfall of these arms' grids that is more than bearable, else 0. Raises Missing."""
         with aside():
-            sweeps = [self.sweep(self.arm(name), store) for name in names if self.arm(name).rates]
-        found = [shortfall(losses, min(losses, key=lambda rate: losses[rate])) for losses in sweeps]
+            found = [self.tuning(self.arm(name)).shortfall(store.get) for name in names if self.arm(name).rates]
         return max((loss for loss in found if loss > self.bearable > 0), default=0.0)
 
     def verdict(
@@ -270,25 +238,22 @@ class TunedComparison:
 
     def sweep_quantities(self, arm: Arm, store: Store, prefix: str = "") -> dict[str, Quantity]:
         """What the arm's sweep chose, with the number of runs it took; empty until all of them are there."""
+        sweep, name = self.tuning(arm), f"{prefix}{arm.name}"
         losses: dict[float, float] = {}
         with suppress(Missing):
-            losses = self.sweep(arm, store)
+            losses = sweep.losses(store.get)
         if not losses:
             return {}
-        name, best = f"{prefix}{arm.name}", min(losses, key=lambda rate: losses[rate])
-        keys = {rate: tuple(self.sweep_run(arm, rate, seed).key for seed in self.sweep_seeds) for rate in losses}
-        every = tuple(key for rate in losses for key in keys[rate])
         nats: dict[str, Any] = {"unit": "nats per token", "n": self.sweep_examples, "digits": 3}
-        each = functools.partial(Quantity, seeds=len(self.sweep_seeds))
+        each, best = functools.partial(Quantity, seeds=len(self.sweep_seeds)), best_of(losses)
+        keys = {rate: tuple(run.key for run in sweep.make(rate)) for rate in losses}
+        tuned = tuning_quantities(sweep, losses, len(self.sweep_seeds), **nats, note=FINER)
         out = {
-            f"{name}_best_rate": each(best, "", every, digits=-2),
-            f"{name}_sweep_runs": each(len(every), "runs", every, digits=0),
+            f"{name}_best_rate": tuned["best_rate"],
+            f"{name}_sweep_runs": tuned["sweep_runs"],
             f"{name}_best_validation_loss": each(losses[best], runs=keys[best], **nats),
-            f"{name}_tuning_shortfall": each(
-                shortfall(losses, best), runs=every, **nats,
-                note="what a finer grid of rates might gain: parabola through the best rate and its neighbours",
-            ),
-        }  # fmt: skip
+            f"{name}_tuning_shortfall": tuned["tuning_shortfall"],
+        }
         if arm.default is not None and arm.default in losses:
             out[f"{name}_default_rate"] = each(arm.default, "", keys[arm.default], digits=-2)
             out[f"{name}_default_validation_loss"] = each(losses[arm.default], runs=keys[arm.default], **nats)
@@ -337,10 +302,19 @@ def paired_quantities(
     }
 
 
-def validation_loss(record: Record) -> float:
-    """Validation loss of a record, infinite for a run that diverged."""
-    loss = None if record.failure else record.measurements["loss_nats"]
-    return math.inf if loss is None else float(loss)
+def tuning_quantities(
+    sweep: Sweep, losses: Mapping[float, float], seeds: int, **shortfall_words: Any
+) -> dict[str, Quantity]:
+    """`best_rate`, `sweep_runs` and `tuning_shortfall` of a sweep with these losses.
+
+    shortfall_words: unit and so on of the last.
+    """
+    best, keys = best_of(losses), tuple(run.key for rate in losses for run in sweep.make(rate))
+    return {
+        "best_rate": Quantity(best, "", keys, seeds=seeds, digits=-2),
+        "sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),
+        "tuning_shortfall": Quantity(shortfall(losses, best), runs=keys, seeds=seeds, **shortfall_words),
+    }
 
 
 def length_ratio(record: Record) -> float:
@@ -367,6 +341,13 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         (quantity,),
         (Judged.of(interval, margin, claim),),
     )
+
+
+def judge_one_of(count: int, interval: stats.Interval, margin: float, claim: Claim) -> str:
+    """The verdict on one of so many parts of a claim, any of which may refute it: refuting takes Bonferroni's level."""
+    wider = replace(interval, half95=interval.half(0.05 / count))
+    outcomes = [stats.judge(one, margin, claim) for one in (interval, wider)]
+    return "undecided" if outcomes[0] == "refuted" != outcomes[1] else outcomes[0]
 
 
 def half_width_of(interval: stats.Interval) -> str:

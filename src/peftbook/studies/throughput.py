@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from peftbook import specs
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, measured
 from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
 from peftbook.studies import NAMES, Quantity, Verdict, costs, gathered, get_study, study
@@ -119,14 +119,14 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out["chain"] = hours(bounds(known, 10**9)[0] / 3600)
         for workers in WORKERS:
             out[f"on_{workers}"] = hours(makespan(known, workers) / 3600, digits=1)
-    return out | gathered(lambda crew: measured(crew.name, crew.records(store)), (*CREWS, *SINGLES, PAIR))
+    return out | gathered(lambda crew: crew_quantities(crew.name, crew.records(store)), (*CREWS, *SINGLES, PAIR))
 
 
-def measured(name: str, repeats: list[Record]) -> dict[str, Quantity]:
+def crew_quantities(name: str, repeats: list[Record]) -> dict[str, Quantity]:
     """Runs an hour of a count of workers, and what the driver, a start and the work of a run take."""
     keys, note = keys_of(repeats), "median and range of the repeats"
     hourly = rates(repeats)
-    driver = [1000 * float(record.measurements["driver_seconds"] or 0) for record in repeats]
+    driver = [1000 * spent for spent in measured(repeats, "driver_seconds")]
     spent = [whole - work for record in repeats for whole, work in zip(*seconds(record), strict=True)]
     work = [second for record in repeats for second in seconds(record)[1]]
     each = functools.partial(Quantity.middle, runs=keys, digits=0, seeds=len(repeats), note=note)
@@ -146,7 +146,7 @@ def seconds(record: Record) -> tuple[list[float], list[float]]:
 
 def rates(repeats: list[Record]) -> list[float]:
     """Runs an hour in each repeat."""
-    return [float(record.measurements["runs_per_hour"] or 0) for record in repeats]
+    return measured(repeats, "runs_per_hour")
 
 
 def best_single(store: Store) -> Crew:

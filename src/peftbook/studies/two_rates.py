@@ -49,8 +49,8 @@ def verdict(store: Store) -> Verdict:
     what = "With every rate tuned, the test loss of η_B = 16 η_A minus that of one shared rate"
     found = COMPARISON.verdict("plus16", "lora", MARGIN, (-math.inf, 0.0), what, store)
     with suppress(Missing):
-        losses = {name: COMPARISON.sweep(COMPARISON.arm(name), store) for name in RATIOS}
-        best = min(RATIOS, key=lambda name: min(losses[name].values()))
+        lowest = {name: min(COMPARISON.tuning(COMPARISON.arm(name)).losses(store.get).values()) for name in RATIOS}
+        best = min(RATIOS, key=lambda name: lowest[name])
         said = f"{found.sentence.removesuffix('.')}; the lowest validation loss of the map is at a ratio of"
         return replace(found, sentence=f"{said} {RATIOS[best]:g}.")
     return found

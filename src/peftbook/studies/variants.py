@@ -152,7 +152,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         out |= COMPARISON.paired(arm.name, "lora", store)
         with suppress(Missing):
             logs = speed(arm.name, store)
-            ratio, low, high = (math.exp(value) for value in (logs.mean, logs.low, logs.high))
+            ratio, low, high = logs.exp
             keys = COMPARISON.keys(store, arm.name, "lora")
             out[f"{arm.name}_steps"] = Quantity(ratio, "×", keys, low, high, logs.seeds, digits=2)
         with suppress(Missing):
@@ -169,7 +169,7 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
         found, (margin, claim) = effect(name, store), rule(name)
         label = COMPARISON.arm(name).label
         if CLAIMS[name] == "speed":
-            ratio, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
+            ratio, low, high = found.exp
             said = (
                 f"{label} needs {ratio:.2f} times the steps of plain LoRA to the same training loss "
                 f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})."

@@ -55,7 +55,7 @@ def probe(source: str, seed: int = 0) -> specs.Probe:
         settings["encoder_sha256"] = ENCODER_SHA256
     if seed:
         settings["blocks"] = COPY_BLOCKS
-    model = specs.Model(name=specs.SMALL_MODEL, revision=specs.SMALL_REVISION) if source == "small" else specs.Model()
+    model = specs.SMALL_LLAMA if source == "small" else specs.Model()
     return specs.Probe(measure="codebooks.quantised_loss", settings=settings, model=model, seed=seed)
 
 
@@ -302,7 +302,7 @@ def order_verdict(store: Store) -> Verdict:
         wider = replace(apart, half95=apart.half(0.05 / len(pairs)))
         plain, corrected = (stats.judge(one, MARGIN, (-math.inf, 0.0)) for one in (apart, wider))
         outcomes.append(corrected if "refuted" in (plain, corrected) else plain)
-        said.append(f"{LABELS[better]} − {LABELS[worse]} {apart.mean:+.4f} ({apart.low:+.4f} to {apart.high:+.4f})")
+        said.append(f"{LABELS[better]} − {LABELS[worse]} {apart:+.4f}")
     sentence = (
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "
         f"{MARGIN})."

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from peftbook import specs
 from peftbook.cost import Rates, needs_mask, training_setup
 from peftbook.errors import InputError
+from peftbook.evidence.sweep import CUT
 from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
 from peftbook.processes import run_child
-from peftbook.studies.grids import CUT
 from peftbook.studio.jobs import SAID
 from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import Example, TaskData

@@ -1,6 +1,6 @@
 """Tuning: the learning rate of each method is raced on the validation rows before the runs that are judged.
 
-    openings      every rate of a grid around the preset's, trained up to a quarter (`grids.CUT`); an optimum at the end
+    openings      every rate of a grid around the preset's, trained up to a quarter (`sweep.CUT`); an optimum at the end
                   of the grid extends it
     whole runs    the better half of them goes on to the end, each from where its opening stopped
     finals        the rate with the lowest validation loss, with the seeds of the plan, on the test rows
@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peftbook import specs
 from peftbook.errors import InputError
-from peftbook.records import Record
-from peftbook.studies.grids import CUT, HIGHEST_RATE, LOWEST_RATE, better_half, extended, grid
-from peftbook.studies.sweep import validation_loss
+from peftbook.evidence.sweep import CUT, HIGHEST_RATE, LOWEST_RATE, Lookup, Sweep, better_half, extended, grid
+from peftbook.records import Missing
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
 SEED = 1000  # of every race: no plan has as many seeds
 MOST_ROWS = 200  # of the validation split
-Lookup = Callable[[specs.Run], Record | None]
 
 
 @dataclass(frozen=True)
@@ -138,21 +137,20 @@ class Race:
         rates = [*around[:middle], start, *around[middle + 1 :]]  # the start as it is, not to three digits
         return [rate for rate in rates if LOWEST_RATE <= rate <= HIGHEST_RATE]
 
+    @property
+    def openings(self) -> Sweep[specs.Run]:
+        """The grid, trained up to the cut."""
+        return Sweep(lambda rate: [self.opening(rate)], self.first_rates(), wider)
+
     def rates(self, lookup: Lookup) -> list[float]:
-        """The grid, extended as far as the openings at hand tell."""
-        rates = self.first_rates()
-        while (losses := losses_of(map(self.opening, rates), lookup)) is not None and len(rates) < MOST_RATES:
-            wider = extended(rates, rates[losses.index(min(losses))], FACTOR)
-            if wider == rates or not math.isfinite(min(losses)):
-                break
-            rates = wider
-        return rates
+        """The grid, extended as far as the openings at hand determine."""
+        return self.openings.rates(lookup)
 
     def survivors(self, lookup: Lookup) -> list[float]:
         """The rates that go on to the end; none as long as an opening is missing."""
-        rates = self.rates(lookup)
-        losses = losses_of(map(self.opening, rates), lookup)
-        return [] if losses is None else better_half(dict(zip(rates, losses, strict=True)))
+        with suppress(Missing):
+            return better_half(self.openings.losses(lookup))
+        return []
 
     def runs(self, lookup: Lookup) -> list[specs.Run]:
         """The openings, and the whole runs of those that go on."""
@@ -163,9 +161,10 @@ class Race:
 
     def losses(self, lookup: Lookup) -> dict[float, float]:
         """Rate → validation loss of those that went on to the end; empty as long as one is missing."""
-        rates = self.survivors(lookup)
-        losses = losses_of(map(self.trial, rates), lookup)
-        return {} if losses is None else dict(zip(rates, losses, strict=True))
+        whole = Sweep(lambda rate: [self.trial(rate)], self.survivors(lookup), list)
+        with suppress(Missing):
+            return whole.losses(lookup)
+        return {}
 
     def chosen(self, lookup: Lookup) -> float | None:
         """The rate with the lowest validation loss; None as long as a run is missing, and where all diverged."""
@@ -178,12 +177,10 @@ class Race:
         return [run for run in map(self.trial, on) if lookup(run) is None]
 
 
-def losses_of(runs: Iterable[specs.Run], lookup: Lookup) -> list[float] | None:
-    """Validation losses, infinite where a run diverged; None as long as one is missing."""
-    records = [lookup(run) for run in runs]
-    if any(one is None for one in records):
-        return None
-    return [validation_loss(one) for one in records if one is not None]
+def wider(losses: Mapping[float, float]) -> list[float]:
+    """The next grid of a race: extended up to MOST_RATES, unless all rates diverged."""
+    full = len(losses) >= MOST_RATES or not math.isfinite(min(losses.values()))
+    return list(losses) if full else extended(losses, FACTOR)
 
 
 def left_behind(tunings: Sequence[Tuning], lookup: Lookup) -> list[specs.Run]:

@@ -84,7 +84,7 @@ def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fa
     """
     for name in (columns.input, columns.target, columns.instruction, columns.group):
         if name is not None and name not in table.columns:
-            raise InputError(f"There is no column {shown(name)}: {listed(table.columns)}.")
+            raise InputError(f"There is no column {shown(name)}: {describe_columns(table.columns)}.")
     if columns.input == columns.target or columns.instruction in (columns.input, columns.target):
         twice = columns.target if columns.input == columns.target else columns.instruction
         raise InputError(
@@ -105,7 +105,7 @@ def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fa
     return examples, tuple(sorted(faults, key=lambda fault: fault.row))
 
 
-def listed(columns: Sequence[str]) -> str:
+def describe_columns(columns: Sequence[str]) -> str:
     """The first columns of a table, in words."""
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     return f"the columns are {', '.join(map(shown, columns[:SHOWN_COLUMNS]))}{more}"

@@ -25,6 +25,10 @@ class Findings:
     metrics_info: Mapping[str, Any] = field(default_factory=dict)
 
 
+class EnoughError(Exception):
+    """Ends a training or a forward pass whose rest is not wanted."""
+
+
 def measure(probe: specs.Probe) -> Findings:
     """Make the measurement: `module.function` of this package. Raises InputError for an unknown name."""
     module_name, _, name = probe.measure.partition(".")

@@ -21,7 +21,7 @@ from peftbook.scratch.microscaling import quantize_fp8, quantize_mxfp4, quantize
 from peftbook.scratch.nf4 import dequantize_blocks, pack, quantize_blocks
 from peftbook.training.encode import Encoded
 from peftbook.training.models import load_model
-from peftbook.training.probes import Findings
+from peftbook.training.probes import EnoughError, Findings
 from peftbook.training.probes.codebooks import evaluated_model, kept_arrays, permute_units, significant, texts_of
 from peftbook.training.small_llama import known_pieces
 
@@ -174,10 +174,6 @@ def input_moments(
                 model(input_ids=torch.tensor([piece.ids]), use_cache=False)
             count += len(piece.ids)
     return {name: Moments(*(part / count for part in sums[one])) for name, one in first.items()}
-
-
-class EnoughError(Exception):
-    """The rest of a forward pass is of no use."""
 
 
 def enough(*_arguments) -> None:

@@ -39,7 +39,7 @@ Layers = dict[str, Tensor]  # adapted layer → its update
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedAdapters:
     """An adapter and the rows of its task. layers: A and γB by adapted layer.  validation, test: rows with labels."""
 
     task: str
@@ -76,11 +76,11 @@ class Scorer:
         with order_of(run, self.model):
             return losses(self.model, list(rows), pad_id=pad_id, dtype=run.dtype, platform=run.platform)[0]
 
-    def mean(self, adapter: Trained) -> float:
+    def mean(self, adapter: TrainedAdapters) -> float:
         """Nats per label token on the validation rows of a task."""
         return math.fsum(self.sums(adapter.validation, adapter.pad_id)) / label_tokens(adapter.validation)
 
-    def note(self, adapter: Trained, state: str) -> None:
+    def note(self, adapter: TrainedAdapters, state: str) -> None:
         """Keep the losses on the test rows of a task."""
         self.nats[f"{adapter.task}_{state}_loss_nats"] = self.sums(adapter.test, adapter.pad_id)
 
@@ -138,7 +138,7 @@ class Share:
         return (self.untuned - loss) / (self.untuned - self.single)
 
 
-def trained(run: specs.Run, validation_examples: int) -> Trained:
+def trained(run: specs.Run, validation_examples: int) -> TrainedAdapters:
     """Train a run and keep its adapter. Raises InputError for a method that is not LoRA from the plain start."""
     if not isinstance(run.method, LoRA) or run.method.init != "kaiming" or run.method.dora:
         raise InputError(f"kept_gains needs LoRA runs with init 'kaiming' and without DoRA, not {run.method!r}.")
@@ -152,10 +152,10 @@ def trained(run: specs.Run, validation_examples: int) -> Trained:
     }
     choosing = run.evaluation.model_copy(update={"split": "validation", "n_loss": validation_examples})
     validation = replace(trainee, run=run.model_copy(update={"evaluation": choosing})).graded
-    return Trained(run.task.name, layers, validation, trainee.graded, trainee.tokenizer.pad_token_id)
+    return TrainedAdapters(run.task.name, layers, validation, trainee.graded, trainee.tokenizer.pad_token_id)
 
 
-def single_scores(scorer: Scorer, adapters: Sequence[Trained]) -> dict[str, Share]:
+def single_scores(scorer: Scorer, adapters: Sequence[TrainedAdapters]) -> dict[str, Share]:
     """Score no adapter and each single one on every task.
 
     Returns task → the share of its gain that a loss on its validation rows keeps.
@@ -173,7 +173,7 @@ def single_scores(scorer: Scorer, adapters: Sequence[Trained]) -> dict[str, Shar
     return shares
 
 
-def note_all(scorer: Scorer, subset: Sequence[Trained], update: Layers, way: str) -> None:
+def note_all(scorer: Scorer, subset: Sequence[TrainedAdapters], update: Layers, way: str) -> None:
     """Keep the losses of every task of a subset under an update."""
     scorer.put(update)
     for adapter in subset:
@@ -181,7 +181,7 @@ def note_all(scorer: Scorer, subset: Sequence[Trained], update: Layers, way: str
 
 
 def shares_kept(
-    scorer: Scorer, adapter: Trained, update: Layers, scales: Sequence[float], shares: Mapping[str, Share]
+    scorer: Scorer, adapter: TrainedAdapters, update: Layers, scales: Sequence[float], shares: Mapping[str, Share]
 ) -> list[float]:
     """The share of a task's gain on its validation rows that each scale of an update keeps."""
     kept = []
@@ -191,7 +191,7 @@ def shares_kept(
     return kept
 
 
-def plain_update(way: str, subset: Sequence[Trained]) -> Layers:
+def plain_update(way: str, subset: Sequence[TrainedAdapters]) -> Layers:
     """The update of a way of combining that has no scale."""
     out = {}
     for name, factors in by_layer(subset):
@@ -204,7 +204,9 @@ def plain_update(way: str, subset: Sequence[Trained]) -> Layers:
     return out
 
 
-def scaled_update(way: str, subset: Sequence[Trained], probe: specs.Probe, generator: torch.Generator) -> Layers:
+def scaled_update(
+    way: str, subset: Sequence[TrainedAdapters], probe: specs.Probe, generator: torch.Generator
+) -> Layers:
     """The update of a way of combining at scale 1."""
     out = {}
     for name, factors in by_layer(subset):
@@ -218,7 +220,7 @@ def scaled_update(way: str, subset: Sequence[Trained], probe: specs.Probe, gener
     return out
 
 
-def geometry(subset: Sequence[Trained]) -> dict[str, float]:
+def geometry(subset: Sequence[TrainedAdapters]) -> dict[str, float]:
     """Over all layers: the cosine of two updates, what of them has not the elected sign, and the cross terms."""
     weight = against = own = crossed = 0.0
     inner = torch.zeros(len(subset), len(subset), dtype=torch.float64)
@@ -236,7 +238,7 @@ def geometry(subset: Sequence[Trained]) -> dict[str, float]:
     return alike | {"sign_conflict": against / weight, "cross": math.sqrt(crossed / own)}
 
 
-def by_layer(subset: Sequence[Trained]) -> Iterator[tuple[str, list[Factors]]]:
+def by_layer(subset: Sequence[TrainedAdapters]) -> Iterator[tuple[str, list[Factors]]]:
     """Each adapted layer with its factors in all adapters."""
     for name in subset[0].layers:
         yield name, [adapter.layers[name] for adapter in subset]
@@ -253,7 +255,7 @@ def subsets(items: Sequence) -> list[tuple]:
     return pairs if len(items) == 2 else [*pairs, tuple(items)]
 
 
-def name_of(subset: Sequence[Trained]) -> str:
+def name_of(subset: Sequence[TrainedAdapters]) -> str:
     """How a subset is called."""
     return "+".join(adapter.task for adapter in subset)
 

@@ -37,7 +37,7 @@ def same(thing: Any_) -> Any_:
 
 
 @dataclass(frozen=True)
-class Fault:
+class PlantedFault:
     """What a fault does to the task, to a row for training, to the model, or to the prompt that is asked."""
 
     task: Callable[[TaskData], TaskData] = same
@@ -80,13 +80,13 @@ def template_twice(tokenizer: Any, task: TaskData, example: Example) -> list[int
 
 
 FAULTS = {
-    "none": Fault(),
-    "end_masked": Fault(row=without_end),
-    "prompt_graded": Fault(row=whole_row),
-    "leak": Fault(task=leaked),
-    "bfloat16": Fault(model=in_bfloat16),
-    "other_template": Fault(prompt=other_template),
-    "template_twice": Fault(prompt=template_twice),
+    "none": PlantedFault(),
+    "end_masked": PlantedFault(row=without_end),
+    "prompt_graded": PlantedFault(row=whole_row),
+    "leak": PlantedFault(task=leaked),
+    "bfloat16": PlantedFault(model=in_bfloat16),
+    "other_template": PlantedFault(prompt=other_template),
+    "template_twice": PlantedFault(prompt=template_twice),
 }
 
 

@@ -191,14 +191,14 @@ def with_kept(tuned: Subject, ids: Tensor, where: Callable[[], str]) -> tuple[Te
     model = tuned.model
     values = [value.data for value in (*model.parameters(), *model.buffers())]  # a copy's address may come again
     fixed = storages(values)
-    notes: list[tuple[str, weakref.ref[Kept]]] = []
+    notes: list[tuple[str, weakref.ref[SavedTensor]]] = []
 
-    def note(value: Tensor) -> Kept:
-        kept = Kept(value)
+    def note(value: Tensor) -> SavedTensor:
+        kept = SavedTensor(value)
         notes.append((where(), weakref.ref(kept)))
         return kept
 
-    in_hand: list[Kept] = []
+    in_hand: list[SavedTensor] = []
 
     def leave(module: nn.Module, given: Any, result: Tensor) -> None:
         """bitsandbytes holds the input of an int8 matrix without telling autograd."""
@@ -221,7 +221,7 @@ def with_kept(tuned: Subject, ids: Tensor, where: Callable[[], str]) -> tuple[Te
 
 
 @dataclass
-class Kept:
+class SavedTensor:
     """A tensor in autograd's hands."""
 
     value: Tensor

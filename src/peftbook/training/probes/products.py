@@ -10,7 +10,7 @@ from peftbook.errors import InputError
 from peftbook.training.execute import prepare
 from peftbook.training.loop import Progress
 from peftbook.training.precision import products_here
-from peftbook.training.probes import Findings, positive
+from peftbook.training.probes import EnoughError, Findings, positive
 from peftbook.training.products import widened_products
 
 __all__ = ["first_losses"]
@@ -20,10 +20,6 @@ WAYS: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager]]] = {
     "widened": ("bf16", widened_products),
     "float32": ("fp32", contextlib.nullcontext),
 }
-
-
-class EnoughError(Exception):
-    """Ends a training whose first steps are all that is wanted."""
 
 
 def first_losses(probe: specs.Probe) -> Findings:

@@ -64,7 +64,7 @@ def small_run(seed: int) -> specs.Probe:
     return specs.Probe(
         measure="synthetic.sort_by_depth",
         settings=SMALL_RUN,
-        model=specs.Model(name="random-llama", revision="made from settings and seed"),
+        model=specs.RANDOM_LLAMA,
         seed=seed,
     )
 
