@@ -25,9 +25,8 @@ from peftbook.canonical import build
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
 from peftbook.studio.checking import Checking
-from peftbook.studio.nodes import address_of, seen
 from peftbook.studio.requests import KINDS, Request
-from peftbook.studio.store import Job, Studio
+from peftbook.studio.store import Job, Studio, ray_nodes
 from peftbook.studio.trying import sampling_of
 from peftbook.studio.work import sentence_for
 from peftbook.training.hardware import platform_here
@@ -297,8 +296,9 @@ class Assistant:
         family = [] if parent is None else parent.children()
         known = all(known_rates(run.platform) is not None for run in runs)
         timed = known or not self.trains()  # beside a training, measuring them takes many minutes
-        away = seen(self.studio.home).room(runs) if address_of(self.studio.home) else 0.0
-        return preflight_steps(task, runs, away or memory_for(runs, family), timed=timed)
+        nodes = ray_nodes(self.studio.home)
+        room = nodes.largest_room(runs) if nodes else 0.0
+        return preflight_steps(task, runs, room or memory_for(runs, family), timed=timed)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""

@@ -40,34 +40,20 @@ if TYPE_CHECKING:
     from peftbook.training.loop import Progress
 
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
-LOST = 4  # exit status: what computed the job is gone, for no fault of it; said why on standard output
+LOST = 4  # exit status: the node that computed the job is lost, as a sentence on standard output says
 PAUSE_SECONDS = 0.25  # between writes of progress
 
 
-class Lost(Exception):  # noqa: N818 — a word for what became of it
-    """What computed a job elsewhere is gone, in words after "Its process": the job is queued again."""
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Compute the job, unless it is another's."""
-    parser = options(__doc__)
-    parser.add_argument("--threads", type=int, default=0)
-    args = parser.parse_args(argv)
-    attend(args, functools.partial(compute, threads=args.threads))
-
-
-def options(words: str | None) -> argparse.ArgumentParser:
-    """Of a process for one attempt at a job."""
-    parser = argparse.ArgumentParser(description=words)
+    """Compute the job, or have a node of a Ray cluster compute it, unless it is another's."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
-    return parser
-
-
-def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
-    """Have a job computed by this process, unless it is another's."""
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--ray", default="", metavar="HOST:PORT", help="the cluster whose nodes compute the job")
+    args = parser.parse_args(argv)
     die_with_parent(args.parent)
     go_first()
     studio = Studio(args.home, durable=False)
@@ -75,7 +61,13 @@ def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
     if anew is None:
         raise SystemExit(NOT_MINE)
     with in_a_sentence(studio.home):
-        compute(studio, studio.job(args.job), anew=anew)
+        job = studio.job(args.job)
+        if args.ray:
+            from peftbook.studio import ray_jobs
+
+            ray_jobs.compute(studio, job, anew=anew, address=args.ray, threads=args.threads)
+        else:
+            compute(studio, job, anew=anew, threads=args.threads)
 
 
 def go_first() -> None:
@@ -89,9 +81,6 @@ def in_a_sentence(home: Path) -> Iterator[None]:
     """Within it what is no fault of the program ends this process with a sentence and the status that tells it."""
     try:
         yield
-    except Lost as error:
-        print(error, flush=True)
-        raise SystemExit(LOST) from None
     except Exception as error:
         if not (why := sentence_for(error, home)):
             raise

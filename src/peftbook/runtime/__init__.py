@@ -1,0 +1,1 @@
+"""Runtime: where and in which process a run is computed."""
