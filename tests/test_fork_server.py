@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_cluster import measured, small_run
 from test_queue import until
+from test_ray_engine import measured, small_run
 
 from peftbook.processes import Child, environment_of
 from peftbook.records import Store

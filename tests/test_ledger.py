@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tools.claim_hashes import claim_hash, rule_hash, wordings
 from bs4 import BeautifulSoup
+from tools.claim_hashes import claim_hash, rule_hash, wordings
 
 from peftbook import results
 from peftbook.evidence import ledger, stats

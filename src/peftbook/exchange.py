@@ -13,7 +13,7 @@ from pathlib import Path
 from peftbook.errors import InputError
 from peftbook.records import Record, Store, check_record, write_atomically
 
-__all__ = ["ZIP_DATE", "export_records", "files_of", "import_records", "receive_record"]
+__all__ = ["ZIP_DATE", "export_records", "files_of", "import_records", "paths_of", "receive_record"]
 
 # What an imported file may hold: our own names, and no more than these sizes (the largest shipped record has 0.1 MB).
 MEMBER = re.compile(r"([0-9a-f]{12})(\.json|\.texts\.json\.gz)")
@@ -65,12 +65,15 @@ def import_records(store: Store, path: Path) -> tuple[list[str], list[str]]:
     return added, refused
 
 
+def paths_of(store: Store, key: str) -> list[Path]:
+    """The files of a record: the record, and its texts if it has some; empty without one."""
+    record = store.path(key)
+    return [] if record is None else [path for path in (record, record.with_suffix(".texts.json.gz")) if path.is_file()]
+
+
 def files_of(store: Store, key: str) -> dict[str, bytes]:
-    """The files of a record by their names: the record, and its texts if it has some; empty without one."""
-    if (record := store.path(key)) is None:
-        return {}
-    files = (record, record.with_suffix(".texts.json.gz"))
-    return {file.name: file.read_bytes() for file in files if file.is_file()}
+    """The content of a record's files by their names."""
+    return {path.name: path.read_bytes() for path in paths_of(store, key)}
 
 
 def receive_record(store: Store, key: str, files: Mapping[str, bytes]) -> Record:

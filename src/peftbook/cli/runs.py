@@ -104,11 +104,11 @@ def engine(args: argparse.Namespace, store) -> Iterator[dict]:
                 "workers": workers,
             }
         return
-    from peftbook.cluster import connect
+    from peftbook.runtime.ray_engine import connect
 
-    with connect(args.address or "", store, checkpoints=folder) as cluster:
-        workers = args.workers or cluster.slots(args.platform)
-        yield {"compute": cluster.compute, "refuse": cluster.refuse, "workers": workers}
+    with connect(args.address or "", store, checkpoints=folder) as ray_engine:
+        workers = args.workers or ray_engine.slots(args.platform)
+        yield {"compute": ray_engine.compute, "refuse": ray_engine.refuse, "workers": workers}
 
 
 def run_one(args: argparse.Namespace) -> int:

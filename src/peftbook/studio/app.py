@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
+from peftbook.processes import call_in_child
+from peftbook.runtime.ray_nodes import Nodes, list_nodes
 from peftbook.studio.access import AccessMiddleware, host_of
 from peftbook.studio.html import own_file
 from peftbook.studio.machine import start_examination
-from peftbook.studio.nodes import seen, take_gpu
 from peftbook.studio.sessions import OwnerToken, SessionStore
-from peftbook.studio.store import Studio, say_open, start_worker
+from peftbook.studio.store import Studio, ray_nodes, say_open, start_worker
 from peftbook.studio.uploads import UploadStore
 from peftbook.studio.users import LoginFile, Users
-from peftbook.studio.watching import ask_all
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def serve(
     studio = Studio(home)
     if ray and not worker:
         raise InputError(f"The cluster at {ray!r} is looked after by the studio's own worker: leave out --no-worker.")
-    nodes = ask_all(studio.home, ray).nodes if ray else ()
+    cluster = Nodes.of(call_in_child(list_nodes, ray)) if ray else Nodes()
+    if ray and cluster.troubles:
+        raise InputError(cluster.troubles[0])
     listening = listen(host, port)
     stop = threading.Event()
     keeper = threading.Thread(target=keep_worker, args=(studio.home, stop, ray), daemon=True)
@@ -83,7 +85,7 @@ def serve(
     secret = f"?token={users.token}" if isinstance(users, OwnerToken) else ""
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
-    for node in nodes:
+    for node in cluster.nodes:
         print(f"Jobs are computed on node {node.words}.", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
@@ -115,8 +117,8 @@ def keep_worker(home: Path, stop: threading.Event, ray: str = "") -> None:
         with contextlib.suppress(Exception):
             say_open(home, ray)
             start_worker(home)
-            if ray:
-                take_gpu(seen(home, ray))
+            if nodes := ray_nodes(home):
+                nodes.export_gpu_capability()
         stop.wait(KEEPER_SECONDS)
 
 

@@ -32,7 +32,7 @@ from peftbook.studio.backup import files_under, pack, unpack
 from peftbook.studio.database import clear_failures, columns_of
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.project_metrics import FILE as METRICS
-from peftbook.studio.store import Project, Studio, _project, keeps_trained
+from peftbook.studio.store import Project, Studio, keeps_trained, project_of
 from peftbook.studio.tuning import Tuning
 from peftbook.studio.uploads import plain_name
 from peftbook.tasks.files import task_from_table
@@ -189,7 +189,7 @@ def checked(rows: Rows, data: Path, caps: Caps) -> Project:
     """The project, if its rows and its data are what they say. Raises ValueError, or InputError with a sentence."""
     (row,) = rows.projects
     row |= {"name": Studio._name(str(row["name"])), "filename": plain_name(str(row["filename"]))}
-    project = _project(row)
+    project = project_of(row)
     for name, most in asdict(caps).items():
         if (theirs := int(asdict(project.caps)[name])) > most:
             what = name.replace("_", "-")

@@ -21,10 +21,9 @@ from peftbook import specs
 from peftbook.canonical import build
 from peftbook.errors import InputError
 from peftbook.processes import die_with_parent
-from peftbook.studio.nodes import address_of, seen
 from peftbook.studio.playground import sampling_of
 from peftbook.studio.requests import KINDS, Request
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Studio, ray_nodes
 from peftbook.studio.work import sentence_for
 from peftbook.training.hardware import platform_here
 from peftbook.training.threads import best_threads
@@ -212,8 +211,9 @@ class Assistant:
         family = [] if parent is None else parent.children()
         known = all(known_rates(run.platform) is not None for run in runs)
         timed = known or not self.trains()  # beside a training, measuring them takes many minutes
-        away = seen(self.studio.home).room(runs) if address_of(self.studio.home) else 0.0
-        return preflight_steps(task, runs, away or memory_for(runs, family), timed=timed)
+        nodes = ray_nodes(self.studio.home)
+        room = nodes.largest_room(runs) if nodes else 0.0
+        return preflight_steps(task, runs, room or memory_for(runs, family), timed=timed)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""

@@ -6,8 +6,7 @@ import shutil
 import sqlite3
 
 from peftbook.errors import InputError
-from peftbook.studio.nodes import address_of, seen
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Studio, ray_nodes
 
 WAIT_SECONDS = 1.0  # so that a probe is answered before it counts as lost
 ROOM_BYTES = 1_000_000_000  # for checkpoints and adapters of the next jobs
@@ -22,7 +21,8 @@ def troubles(studio: Studio) -> list[str]:
     except (sqlite3.Error, InputError) as error:
         return [f"The database cannot be written: {error}."]
     found = [] if workers else ["No worker is running: jobs wait until one starts."]
-    found += seen(studio.home, address).troubles if (address := address_of(studio.home)) else []
+    if (cluster := ray_nodes(studio.home)) is not None:
+        found += cluster.troubles
     if (free := shutil.disk_usage(studio.home).free) < ROOM_BYTES:
         found.append(f"The disk has {free:,} bytes left: free some space.")
     return found
@@ -30,4 +30,5 @@ def troubles(studio: Studio) -> list[str]:
 
 def nodes(studio: Studio) -> list[str]:
     """The nodes that compute the jobs, a line each; none where they are computed on this machine."""
-    return [node.words for node in seen(studio.home).nodes] if address_of(studio.home) else []
+    cluster = ray_nodes(studio.home)
+    return [] if cluster is None else [node.words for node in cluster.nodes]

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from peftbook.studio.nodes import address_of, seen
+from peftbook.studio.store import ray_nodes
 from peftbook.training.doctor import as_text, kept_examination, last_examination
 
 DAY = 86_400.0
@@ -27,11 +27,7 @@ def machine_words(home: Path | None = None) -> str:
     """The examination as text, or that it is running; and the cluster nodes of this home, if it has any."""
     found = last_examination()
     here = as_text(found) if found else "This machine is being examined: open this page again in half a minute."
-    return here if home is None or not (address := address_of(home)) else f"{here}\n\n{nodes_words(home, address)}"
-
-
-def nodes_words(home: Path, address: str) -> str:
-    """The nodes of a cluster, a line each, or why they cannot be seen."""
-    found = seen(home, address)
-    lines = [node.words for node in found.nodes] or found.troubles
-    return "\n".join([f"Jobs are computed on the nodes of the Ray cluster at {address}:", *lines])
+    if home is None or (nodes := ray_nodes(home)) is None:
+        return here
+    lines = [node.words for node in nodes.nodes] or nodes.troubles
+    return "\n".join([here, "", f"Jobs are computed on the nodes of the Ray cluster at {nodes.address}:", *lines])

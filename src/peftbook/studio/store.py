@@ -25,6 +25,7 @@ from peftbook import specs
 from peftbook.errors import InputError, TooLarge, Unknown
 from peftbook.exchange import files_of, receive_record
 from peftbook.records import Store, write_atomically
+from peftbook.runtime.ray_nodes import Nodes
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.requests import Requests
@@ -42,6 +43,7 @@ ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left b
 KEPT_SECONDS = 24 * 3600.0  # downloads
 NAME_CHARS = 200
 LOG_BYTES = 1_000_000
+NODES = "nodes.json"  # of the home: the nodes of its Ray cluster
 OPEN_SECONDS = 30.0  # a studio that is open says so more often
 STARTED: list[subprocess.Popen] = []  # the workers that this process started; the home is their last argument
 
@@ -115,13 +117,14 @@ class Studio(WorkerQueue, Requests):
 
     def projects(self) -> list[Project]:
         """All projects, oldest first."""
-        return [_project(row) for row in self._rows("SELECT * FROM projects WHERE NOT removed ORDER BY created, rowid")]
+        rows = self._rows("SELECT * FROM projects WHERE NOT removed ORDER BY created, rowid")
+        return [project_of(row) for row in rows]
 
     def project(self, project_id: str) -> Project:
         row = self._row("SELECT * FROM projects WHERE id = ? AND NOT removed", project_id)
         if row is None:
             raise Unknown(f"There is no project {project_id!r}: it may have been deleted.")
-        return _project(row)
+        return project_of(row)
 
     def rename(self, project_id: str, name: str) -> None:
         with self._write() as db:
@@ -174,11 +177,11 @@ class Studio(WorkerQueue, Requests):
 
     def table(self, project_id: str) -> Table:
         """The project's upload as rows and columns."""
-        return _table(str(self.home), self.project(project_id))
+        return table_of(self.folder(project_id), self.project(project_id))
 
     def task(self, project_id: str) -> TaskData:
         """The project's upload as a task, with its splits."""
-        return _task(str(self.home), self.project(project_id))
+        return task_of(self.folder(project_id), self.project(project_id))
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
         """As in Jobs; results that another project of this home has for the same runs are copied first."""
@@ -242,7 +245,8 @@ def link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _project(row) -> Project:
+def project_of(row) -> Project:
+    """A project from its row in the database."""
     from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
     from peftbook.tasks.table import Caps
@@ -257,18 +261,19 @@ def _project(row) -> Project:
 
 
 @functools.lru_cache(4)
-def _table(home: str, project: Project) -> Table:
+def table_of(folder: Path, project: Project) -> Table:
+    """A project's upload in its folder as rows and columns."""
     from peftbook.tasks.table import read_table
 
-    content = (Path(home) / "projects" / project.id / "data.bin").read_bytes()
-    return read_table(content, project.filename, project.caps)
+    return read_table((folder / "data.bin").read_bytes(), project.filename, project.caps)
 
 
 @functools.lru_cache(4)
-def _task(home: str, project: Project) -> TaskData:
+def task_of(folder: Path, project: Project) -> TaskData:
+    """A project's upload in its folder as a task, with its splits."""
     from peftbook.tasks.files import task_from_table
 
-    return task_from_table(_table(home, project), project.columns, project.split, project.instruction)
+    return task_from_table(table_of(folder, project), project.columns, project.split, project.instruction)
 
 
 def say_open(home: Path, ray: str = "") -> None:
@@ -282,6 +287,18 @@ def is_open(home: Path) -> bool:
         return time.time() - (home / "open").stat().st_mtime < OPEN_SECONDS
     except OSError:
         return False
+
+
+def ray_address(home: Path) -> str:
+    """The cluster that computes the jobs of the open studio; empty where none is open, or this machine computes."""
+    with contextlib.suppress(OSError):
+        return (home / "open").read_text().strip() if is_open(home) else ""
+    return ""
+
+
+def ray_nodes(home: Path) -> Nodes | None:
+    """The nodes that compute the jobs of the open studio, as last seen; None where this machine does."""
+    return Nodes.read(home / NODES, address) if (address := ray_address(home)) else None
 
 
 def start_worker(home: Path | str | None = None, *more: str) -> bool:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import datetime
 import errno
-import functools
 import json
 import math
 import os
@@ -41,33 +40,19 @@ if TYPE_CHECKING:
     from peftbook.training.loop import Progress
 
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
-LOST = 4  # exit status: what computed the job is gone, for no fault of it; said why on standard output
+LOST = 4  # exit status: the node that computed the job is lost, as a sentence on standard output says
 PAUSE_SECONDS = 0.25  # between writes of progress
 
 
-class Lost(Exception):  # noqa: N818 — a word for what became of it
-    """What computed a job elsewhere is gone, in words after "Its process": the job is queued again."""
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Compute the job, unless another process has it."""
-    parser = options(__doc__)
-    parser.add_argument("--threads", type=int, default=0)
-    args = parser.parse_args(argv)
-    attend(args, functools.partial(compute, threads=args.threads))
-
-
-def options(words: str | None) -> argparse.ArgumentParser:
-    """Of a process for one attempt at a job."""
-    parser = argparse.ArgumentParser(description=words)
+    """Compute the job, or let a node of a Ray cluster compute it, unless another process has it."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True)
-    return parser
-
-
-def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
-    """Compute a job in this process, unless another process has it."""
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--ray", default="", metavar="HOST:PORT", help="the cluster whose nodes compute the job")
+    args = parser.parse_args(argv)
     die_with_parent()
     go_first()
     studio = Studio(args.home, durable=False)
@@ -75,7 +60,13 @@ def attend(args: argparse.Namespace, compute: Callable[..., None]) -> None:
     if anew is None:
         raise SystemExit(NOT_MINE)
     with in_a_sentence(studio.home):
-        compute(studio, studio.job(args.job), anew=anew)
+        job = studio.job(args.job)
+        if args.ray:
+            from peftbook.studio import ray_jobs
+
+            ray_jobs.compute(studio, job, anew=anew, address=args.ray, threads=args.threads)
+        else:
+            compute(studio, job, anew=anew, threads=args.threads)
 
 
 def go_first() -> None:
@@ -89,9 +80,6 @@ def in_a_sentence(home: Path) -> Iterator[None]:
     """A context in which expected errors end this process with one sentence and an exit status."""
     try:
         yield
-    except Lost as error:
-        print(error, flush=True)
-        raise SystemExit(LOST) from None
     except Exception as error:
         if not (why := sentence_for(error, home)):
             raise

@@ -2,9 +2,9 @@
 
 Each job is a process of its own (`work`) with its share of the cores: as many at once as there are cores that add
 speed, where memory holds all of them by the byte model. So is the assistant, which answers questions beside them. Where
-the open studio names a Ray cluster, the process has a node of it compute the job (`placed`). A worker that is killed
-takes all with it and loses nothing: the next one finds the jobs in the store, and they go on from their checkpoints.
-Only one worker serves a home.
+the open studio names a Ray cluster, the process has a node of it compute the job. A worker that is killed takes all
+with it and loses nothing: the next one finds the jobs in the store, and they go on from their checkpoints. Only one
+worker serves a home.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import psutil
 from peftbook.errors import InputError
 from peftbook.processes import Child, environment_of, lock_file
 from peftbook.runtime.fork_server import ForkServer
+from peftbook.runtime.ray_nodes import MonitorProcess
 from peftbook.studio.database import default_home
-from peftbook.studio.store import Job, Studio, is_open
-from peftbook.studio.watching import Watched
+from peftbook.studio.store import NODES, Job, Studio, is_open, ray_address
 from peftbook.studio.work import LOST, NOT_MINE, tidy
 from peftbook.training.hardware import free_memory
 from peftbook.training.request import side_by_side
@@ -82,7 +82,7 @@ class Worker:
         self.places: list[Place] = []
         self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
         self.assistant: Child | None = None
-        self.cluster = Watched(self.studio.home)
+        self.cluster = MonitorProcess(self.studio.home / NODES)
         self.fork_server = ForkServer()
         self.threads = 0  # in the environment of what is forked from it
         self.last_beat = -1e9
@@ -121,9 +121,9 @@ class Worker:
         for place in list(self.places):
             self.look_after(place)
         self.studio.purge()
-        self.cluster.look()
+        self.cluster.follow(ray_address(self.studio.home) if is_open(self.studio.home) else self.cluster.address)
         if self.cluster.address:
-            self.place_next()
+            self.submit_next()
         else:
             self.start_next()
         if self.places or self.fork_server.is_loading():
@@ -146,20 +146,20 @@ class Worker:
                 self.load(threads)
         if self.fork_server.is_loading() or len(self.places) >= many:
             return
-        self.start_job(waiting[0], "work", "--threads", str(threads), threads=self.threads, by=self.fork_server.start)
+        self.start_job(waiting[0], "--threads", str(threads), threads=self.threads, by=self.fork_server.start)
 
-    def place_next(self) -> None:
+    def submit_next(self) -> None:
         """Claim the first job for whose kind a node may have room, and start the process that has it computed there."""
         if not (waiting := self.studio.waiting()):
             return
-        nodes, beside = self.cluster.seen, [place.job.run for place in self.places]
+        nodes, beside = self.cluster.nodes, [place.job.run for place in self.places]
         if (job := next((job for job in waiting if nodes.has_room(job.run, beside)), None)) is None:
             return
         share = nodes.threads(len(waiting) + len(beside)) if job.run.platform == "cpu" else 1
         more = ("--ray", self.cluster.address, "--threads", str(share))
-        self.start_job(job, "placed", *more, threads=1, by=subprocess.Popen)
+        self.start_job(job, *more, threads=1, by=subprocess.Popen)
 
-    def start_job(self, waiting: Job, module: str, *more: str, threads: int, by: Callable[..., Any]) -> None:
+    def start_job(self, waiting: Job, *more: str, threads: int, by: Callable[..., Any]) -> None:
         """Claim a job and start its process."""
         taken = {place.id for place in self.places}
         names = (f"{self.id}{f'-{at}' * (at > 0)}" for at in itertools.count())
@@ -169,7 +169,7 @@ class Worker:
             return
         arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
         try:
-            child = start(module, *arguments, *more, threads=threads, by=by)
+            child = start("work", *arguments, *more, threads=threads, by=by)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return

@@ -16,9 +16,9 @@ from peftbook.base_models import model_named
 from peftbook.errors import InputError
 from peftbook.methods import presets
 from peftbook.options import options_of
+from peftbook.runtime.ray_nodes import GPU_VARIABLE
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.nodes import GPU_VARIABLE
 from peftbook.studio.pages.site import lines, typed_number
 from peftbook.studio.settings import Settings, rates_named
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import platform
 import socket
 import statistics
 import subprocess
@@ -14,29 +16,32 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kills_studio import ENDS
 from studio_home import colours_project
 from test_cli import refused
 from test_queue import a_run, a_study, interpreter, until
 
 import peftbook
-from peftbook import cluster, specs
-from peftbook.cluster import Answer, Cluster, Node, code_here, compute_on_node
-from peftbook.errors import InputError
+from peftbook import specs
 from peftbook.memory import SHAPES
 from peftbook.methods import usual
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
-from peftbook.processes import Child
-from peftbook.records import Record, Store, default_store
+from peftbook.processes import Child, lock_file
+from peftbook.records import Record, Store, default_store, write_atomically
+from peftbook.runtime import ray_engine
+from peftbook.runtime.ray_engine import CHECKPOINT_SHARE, FOLDER, Outbox, RayEngine, task_folder
+from peftbook.runtime.ray_nodes import ENVIRONMENT, Node, Nodes, code_version
 from peftbook.studio import health
-from peftbook.studio.away import FOLDER
 from peftbook.studio.store import Studio, say_open
 from peftbook.studio.work import Reporter, compute_in
 from peftbook.studio.worker import Worker
@@ -110,40 +115,38 @@ def test_the_shape_of_a_model_comes_from_its_name_or_its_folder(tmp_path):
     assert shape_of(specs.Model(name="Qwen/Qwen2.5-1.5B-Instruct", revision="")) == SHAPES["qwen2.5-1.5b"]
     assert (shape_of(SMALL).layers, shape_of(SMALL).hidden) == (6, 256)
     other = a_run(0, model=specs.Model(name="someone/else", revision=""))
-    assert "someone/else" in a_cluster(Store(tmp_path)).refuse(other)
+    assert "someone/else" in an_engine(Store(tmp_path)).refuse(other)
 
 
 # ---- what the cluster refuses
 
 
-def a_cluster(store: Store, *nodes: Node) -> Cluster:
-    return Cluster(store, code_here(), nodes={one.name: one for one in nodes})
+def an_engine(store: Store, *nodes: Node, **options) -> RayEngine:
+    found = Nodes(nodes=nodes)
+    return RayEngine(store, found, lambda seconds: found, **options)
 
 
 def test_timings_are_left_to_machines_of_their_own(tmp_path):
     """A neighbour on the node would slow them down; the line says how to make them."""
-    assert "peftbook run" in a_cluster(Store(tmp_path)).refuse(a_run(0, purpose="timing", machine="m"))
+    assert "peftbook run" in an_engine(Store(tmp_path)).refuse(a_run(0, purpose="timing", machine="m"))
 
 
 def test_a_run_that_no_node_can_hold_is_refused(tmp_path):
     """Ray would wait for a node for ever. Without nodes the queue waits, as it does for a node that restarts."""
-    small, large = Node("small", 4, 0, 2e9), Node("large", 1, 0, 64e9)
+    small, large = Node("1", "small", 4, 0, 2e9), Node("2", "large", 1, 0, 64e9)
     run = a_run(0, method=Full())
-    said = a_cluster(Store(tmp_path), small).refuse(run)
-    assert "2.0 GB" in said and f"{request_for(run).memory_bytes / 1e9:.1f} GB" in said
-    assert a_cluster(Store(tmp_path), small, large).refuse(run) == ""
-    assert a_cluster(Store(tmp_path)).refuse(run) == ""
-    assert "GPU" in a_cluster(Store(tmp_path), large).refuse(a_run(0, platform="cuda"))
+    sentence = an_engine(Store(tmp_path), small).refuse(run)
+    assert "2.0 GB" in sentence and f"{request_for(run).memory_bytes / 1e9:.1f} GB" in sentence
+    assert an_engine(Store(tmp_path), small, large).refuse(run) == ""
+    assert an_engine(Store(tmp_path)).refuse(run) == ""
+    assert "GPU" in an_engine(Store(tmp_path), large).refuse(a_run(0, platform="cuda"))
 
 
 def test_as_many_runs_go_side_by_side_as_nodes_have_room_for(tmp_path):
-    """Whole runs a node: two halves on two nodes make none."""
-    nodes = Node("a", 3, 1, 1e9), Node("b", 4, 0, 1e9)
-    found = a_cluster(Store(tmp_path), *nodes)
-    assert found.slots("cpu") == 7 and found.slots("cuda") == 1
-    found.threads = 2
-    assert found.slots("cpu") == 3
-    assert a_cluster(Store(tmp_path)).slots("cpu") == 1
+    """By cores or GPUs, at least one."""
+    engine = an_engine(Store(tmp_path), Node("1", "a", 3, 1, 1e9), Node("2", "b", 4, 0, 1e9))
+    assert engine.slots("cpu") == 7 and engine.slots("cuda") == 1
+    assert an_engine(Store(tmp_path)).slots("cpu") == 1
 
 
 def test_a_queue_passes_over_what_its_engine_refuses(tmp_path):
@@ -156,7 +159,7 @@ def test_a_queue_passes_over_what_its_engine_refuses(tmp_path):
         return True, ""
 
     outcomes = queue.run_studies(
-        [a_study("s", [a_run(0), *timed])], store, compute=compute, report=lines.append, refuse=a_cluster(store).refuse
+        [a_study("s", [a_run(0), *timed])], store, compute=compute, report=lines.append, refuse=an_engine(store).refuse
     )
     assert [one.run for one in outcomes] == [a_run(0)]
     assert sum("2 runs left out: timings" in line for line in lines) == 1
@@ -176,45 +179,68 @@ def test_a_change_in_any_module_is_other_code(tmp_path, monkeypatch):
     found = []
     for folder in ("a", "b", "b"):
         monkeypatch.setattr(peftbook, "__file__", str(tmp_path / folder / "peftbook/__init__.py"))
-        found.append(code_here())
+        found.append(code_version())
         if len(found) == 2:
             (package / "inner/module.py").write_text("x = 2\n")
     assert found[0] == found[1] != found[2] and found[0].startswith(peftbook.__version__)
 
 
-def on_node(run, code: str = "", checkpoints: str = "", **given: bytes) -> Answer:
-    return compute_on_node(run.canonical(), code or code_here(), 1, checkpoints, given, node="here")
+class InThisProcess:
+    """What stands for Ray: a remote function is a plain call, an object its own reference."""
+
+    exceptions = SimpleNamespace(RayError=ConnectionError, RayTaskError=ConnectionRefusedError)
+
+    def __init__(self, function=None):
+        self.function = function
+
+    def remote(self, function):
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self.function or function))
+
+    def wait(self, references, timeout):
+        return references, []
+
+    def get(self, value):
+        return value
+
+    put = get
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: "0" * 56)
+
+    def cancel(self, reference, force): ...
 
 
-def test_a_node_with_other_code_computes_nothing():
-    """The sentence names node and both codes."""
-    answer = on_node(a_run(0), code="0.0.1 (abc)")
-    assert not answer.ok and not answer.files
-    assert all(word in answer.message for word in ("here", "0.0.1 (abc)", code_here()))
+@pytest.fixture
+def in_this_process(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", InThisProcess())
 
 
-def test_a_checkpoint_folder_that_a_node_lacks_is_refused(tmp_path):
-    """Made silently, it would not be shared, and a run would start anew that should go on."""
-    assert str(tmp_path / "none") in on_node(a_run(0), checkpoints=str(tmp_path / "none")).message
+def test_a_node_with_other_code_or_without_the_shared_folder_computes_nothing(in_this_process, tmp_path, monkeypatch):
+    """The sentence names node and both codes, or the folder: made silently, it would not be shared."""
+    assert "/no/such" in an_engine(Store(tmp_path), checkpoints=Path("/no/such")).compute(a_run(0))[1]
+    monkeypatch.setattr(ray_engine, "code_version", lambda: "0.0.1 (abc)")
+    ok, why = an_engine(Store(tmp_path)).compute(a_run(0))
+    assert not ok and all(word in why for word in (f"{platform.node()}/000000", "0.0.1 (abc)", code_version()))
 
 
-def test_a_node_computes_in_a_process_of_its_own_and_gives_the_files_back(tmp_path, monkeypatch):
-    """Record and texts byte for byte; the process is told where checkpoints lie and has what a probe reads."""
-    run, made = a_run(0), Store(tmp_path / "made")
-    made.save(Record(key=run.key, spec=run), ["a text"])
+def test_a_node_computes_in_a_process_of_its_own_and_gives_the_files_back(in_this_process, tmp_path, monkeypatch):
+    """Record and texts byte for byte, and not what a probe reads; the process is told where checkpoints lie."""
+    monkeypatch.setattr(ray_engine, "CHUNK_BYTES", 100)
+    run, made, store = a_run(0), Store(tmp_path / "made"), Store(tmp_path / "mine")
+    probe = specs.Probe(measure="curves.learning_curve", runs=(run,))
+    store.save(Record(key=run.key, spec=run), ["a text"])
+    made.save(Record(key=probe.key, spec=probe), ["another text"])
     script = (
-        f'cat "$PEFTBOOK_RECORDS/given.json" > {tmp_path}/read; echo "$PEFTBOOK_CHECKPOINTS $PEFTBOOK_PATIENCE" '
+        f'cp -r "$PEFTBOOK_RECORDS" {tmp_path}/read; echo "$PEFTBOOK_CHECKPOINTS $PEFTBOOK_PATIENCE" '
         f'> {tmp_path}/variables; cp {tmp_path}/made/* "$PEFTBOOK_RECORDS"'
     )
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path, script))
-    answer = on_node(run, checkpoints=str(tmp_path), **{"given.json": b"what a probe reads"})
-    assert answer.ok and answer.node == "here"
-    assert answer.files == {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
-    assert (tmp_path / "read").read_text() == "what a probe reads"
-    assert (tmp_path / "variables").read_text().split() == [str(tmp_path), str(cluster.PATIENCE_SECONDS)]
-    store = Store(tmp_path / "mine")
-    assert a_cluster(store).keep(run, answer) == (True, "on here")
-    assert store.texts(store.get(run)) == ["a text"]
+    given = files_in(tmp_path / "mine")
+    ok, where = an_engine(store, checkpoints=tmp_path).compute(probe)
+    assert ok and where == f"on {platform.node()}/000000"
+    assert files_in(tmp_path / "read") == given
+    assert files_in(tmp_path / "mine") == given | files_in(tmp_path / "made")
+    assert (tmp_path / "variables").read_text().split() == [str(tmp_path), str(ray_engine.LOCK_SECONDS)]
 
 
 @pytest.mark.parametrize(
@@ -224,13 +250,11 @@ def test_a_node_computes_in_a_process_of_its_own_and_gives_the_files_back(tmp_pa
         ("kill -9 $$", "ended by signal 9 (out of memory?)"),
     ],
 )
-def test_what_fails_on_a_node_is_said_as_it_is_here(tmp_path, monkeypatch, script, message):
+def test_what_fails_on_a_node_is_said_as_it_is_here(in_this_process, tmp_path, monkeypatch, script, message):
     """A refusal keeps its sentence, a crash its signal; neither leaves a record."""
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path, script))
-    answer, store = on_node(a_run(0)), Store(tmp_path / "mine")
-    assert (answer.ok, answer.message, dict(answer.files)) == (False, message, {})
-    assert a_cluster(store).keep(a_run(0), answer) == (False, f"on here: {message}")
-    assert not (tmp_path / "mine").exists()
+    outcome = an_engine(Store(tmp_path / "mine")).compute(a_run(0))
+    assert outcome == (False, f"on {platform.node()}/000000: {message}") and not (tmp_path / "mine").exists()
 
 
 def test_a_record_that_was_damaged_on_its_way_is_a_failure(tmp_path):
@@ -238,13 +262,112 @@ def test_a_record_that_was_damaged_on_its_way_is_a_failure(tmp_path):
     made, mine = Store(tmp_path / "made"), Store(tmp_path / "mine")
     run = a_run(0)
     made.save(Record(key=run.key, spec=run), ["a text"])
-    files = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    files = files_in(tmp_path / "made")
     name, texts = f"{run.key[:12]}.json", f"{run.key[:12]}.texts.json.gz"
+
+    def received(run, files):
+        task = SimpleNamespace(ended=ray_engine.Ended(0, ""), node="here", records=lambda: files)
+        return an_engine(mine).receive(run, task)
+
     for damaged in ({}, {name: files[name]}, files | {texts: b"no gzip"}, files | {name: files[name][:-20]}):
-        ok, said = a_cluster(mine).keep(run, Answer(True, "", "here", damaged))
-        assert not ok and run.key[:12] in said
-    ok, said = a_cluster(mine).keep(a_run(1), Answer(True, "", "here", {f"{a_run(1).key[:12]}.json": files[name]}))
-    assert not ok and not (tmp_path / "mine").exists()
+        ok, why = received(run, damaged)
+        assert not ok and run.key[:12] in why
+    assert not received(a_run(1), {f"{a_run(1).key[:12]}.json": files[name]})[0] and not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(("lost", "attempts"), [(2, 3), (9, ray_engine.RETRIES + 1)])
+def test_a_run_is_repeated_where_its_node_was_lost_and_for_no_error_of_its_own(tmp_path, monkeypatch, lost, attempts):
+    """The same task, on five nodes more; what the run itself reports is its end."""
+    calls = []
+
+    def compute(task, files):
+        calls.append(task)
+        yield ray_engine.Started("n")
+        if len(calls) <= lost:
+            raise ConnectionError
+        yield ray_engine.Ended(1, "KeyError: 'a'")
+
+    monkeypatch.setitem(sys.modules, "ray", InThisProcess(compute))
+    ok, why = an_engine(Store(tmp_path)).compute(a_run(0))
+    assert len(calls) == attempts and all(task == calls[0] for task in calls)
+    assert not ok and why == ("on n: KeyError: 'a'" if lost < 5 else "was lost with node n")
+
+
+# ---- what comes back
+
+
+@pytest.fixture
+def outbox(tmp_path) -> Outbox:
+    return Outbox(tmp_path / "node")
+
+
+def leave_checkpoint(outbox: Outbox, step: int, name: str = "0123") -> None:
+    """What a training leaves: tensors, then the file that names them; those before go."""
+    folder = outbox.folder / "checkpoints" / name
+    write_atomically(folder / f"state-{step}.safetensors", bytes([step]) * 25)
+    write_atomically(folder / "progress.json", json.dumps({"step": step}).encode())
+    for old in folder.glob("state-*"):
+        if old.name != f"state-{step}.safetensors":
+            old.unlink()
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """All files by their names."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@settings(max_examples=30)
+@given(data=st.binary(max_size=50), size=st.integers(1, 20))
+def test_a_file_is_the_sum_of_its_chunks(data, size):
+    """The last one, and no other, says that it is; of an empty file, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_engine, "CHUNK_BYTES", size)
+        chunks = [*ray_engine.chunks_of("file", io.BytesIO(data))]
+    assert b"".join(chunk.data for chunk in chunks) == data
+    assert [chunk.last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_sent_arrives_as_it_was(outbox, monkeypatch):
+    """Its tensors are those that its file names; the next one follows, once."""
+    monkeypatch.setattr(ray_engine, "CHUNK_BYTES", 10)
+    leave_checkpoint(outbox, 1)
+    chunks = outbox.checkpoint()
+    first = next(chunks)
+    leave_checkpoint(outbox, 2)
+    sent = [first, *chunks]
+    assert b"".join(chunk.data for chunk in sent if "state" in chunk.name) == b"\1" * 25
+    assert json.loads(sent[-2].data + sent[-1].data) == {"step": 1}
+    assert {Path(chunk.name).name for chunk in outbox.checkpoint()} == {"state-2.safetensors", "progress.json"}
+    assert [*outbox.changes(last=True)] == []
+
+
+def test_checkpoints_are_sent_for_a_tenth_of_the_time_at_most(outbox, monkeypatch):
+    """Whatever the network; but the last one always is."""
+    clock, seconds = [100.0], 0.0
+    monkeypatch.setattr(ray_engine.time, "monotonic", lambda: clock[0])
+    for step in range(1, 100):
+        leave_checkpoint(outbox, step)
+        for _ in outbox.changes():
+            clock[0] += 2.0
+            seconds += 2.0
+        clock[0] += 1.0
+    assert 0 < seconds <= 1.5 * CHECKPOINT_SHARE * (clock[0] - 100.0)
+    leave_checkpoint(outbox, 100)
+    assert [*outbox.changes(last=True)]
+
+
+def test_the_folder_of_a_killed_task_goes_with_the_next_one(tmp_path, monkeypatch):
+    """And that of one that runs stays."""
+    monkeypatch.setattr(ray_engine.tempfile, "gettempdir", lambda: str(tmp_path))
+    dead, alive = (tmp_path / f"{FOLDER}{name}" for name in ("dead", "alive"))
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "data.bin").write_bytes(b"rows")
+    with lock_file(ray_engine.lock_of(alive), ""):
+        with task_folder() as mine:
+            assert not dead.exists() and alive.exists() and mine.stat().st_mode & 0o777 == 0o700
+        assert not mine.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {alive.name}
 
 
 # ---- the command line
@@ -256,7 +379,7 @@ def home(tmp_path, monkeypatch) -> Path:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name, value in cluster.ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     return tmp_path
 
@@ -297,23 +420,7 @@ def test_a_missing_token_is_refused(capsys, home):
     """It says where a token is looked for."""
     with listening() as address:
         said = refused(capsys, "run", "methods", "--engine", "ray", "--address", address)
-    assert "RAY_AUTH_TOKEN" in said and str(home / ".ray/auth_token") in said
-
-
-def test_a_token_is_found_where_ray_finds_it(home, monkeypatch):
-    """In the variable, in the file that a variable names, or at home; an empty file is none."""
-    path = home / ".ray/auth_token"
-    path.parent.mkdir()
-    path.write_text("\n")
-    with pytest.raises(InputError):
-        cluster.check_token()
-    path.write_text("secret\n")
-    cluster.check_token()
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "elsewhere"))
-    with pytest.raises(InputError, match="elsewhere"):
-        cluster.check_token()
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    cluster.check_token()
+    assert "RAY_AUTH_TOKEN" in said and "~/.ray/auth_token" in said
 
 
 def test_without_ray_the_engine_says_what_to_install(capsys, home, monkeypatch):
@@ -334,15 +441,15 @@ sys.path.insert(0, {tests!r})
 from pydantic import TypeAdapter
 from test_queue import a_study
 from peftbook import specs
-from peftbook.cluster import connect
 from peftbook.records import Store
+from peftbook.runtime.ray_engine import connect
 from peftbook.training.queue import run_studies
 address, folder, checkpoints, *runs = sys.argv[1:]
 store = Store(pathlib.Path(folder))
 runs = [TypeAdapter(specs.Run | specs.Probe).validate_json(one) for one in runs]
-with connect(address, store, checkpoints=pathlib.Path(checkpoints) if checkpoints else None) as cluster:
+with connect(address, store, checkpoints=pathlib.Path(checkpoints) if checkpoints else None) as engine:
     studies = [a_study("one", runs), a_study("two", runs[:1])]
-    run_studies(studies, store, compute=cluster.compute, refuse=cluster.refuse, workers=cluster.slots("cpu"))
+    run_studies(studies, store, compute=engine.compute, refuse=engine.refuse, workers=engine.slots("cpu"))
 """
 
 
@@ -399,15 +506,6 @@ class Machines:
                 [*command, *limits, *options], env=self.environment(name), stdout=log, stderr=log
             )
 
-    def start_head(self) -> None:
-        (self.port,) = free_ports(1)
-        folder = str(self.folder / "ray")
-        self.start("head", "--head", "--port", str(self.port), "--num-cpus", "0", "--temp-dir", folder)
-
-    def start_worker(self, name: str) -> None:
-        """One core, and memory for one small run."""
-        self.start(name, "--address", self.address, "--num-cpus", "1", "--memory", "4000000000")
-
     def up(self, name: str) -> None:
         """Wait until a node has joined."""
         log = self.folder / f"{name}.log"
@@ -415,14 +513,16 @@ class Machines:
         assert self.nodes[name].poll() is None, log.read_text()[-3000:]
 
     def fill(self, count: int) -> None:
-        """Start nodes, in turn, until so many compute: two at the same time would choose the same name of a socket."""
+        """Start nodes of one core, with memory for one small run, until so many compute; in turn, since two at the
+        same time would choose the same name of a socket.
+        """
         lost = [name for name in self.nodes if name != "head" and not self.computes(name)]
         for name in sorted(set(lost) - self.buried):
             print(f"node {name} ended by itself; its log:\n{(self.folder / f'{name}.log').read_text()[-3000:]}")
         self.buried.update(lost)
         for _ in range(count - (len(self.nodes) - 1 - len(lost))):
             name = f"node{len(self.nodes)}"
-            self.start_worker(name)
+            self.start(name, "--address", self.address, "--num-cpus", "1", "--memory", "4000000000")
             self.up(name)
 
     def computes(self, name: str) -> bool:
@@ -438,15 +538,15 @@ class Machines:
             env=self.environment("head"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    def computing(self, run: specs.Run) -> tuple[str, psutil.Process]:
-        """The node that computes a run now, and the process: the one that holds the run's lock."""
+    def computing(self, module: str, holds: str = "") -> tuple[str, psutil.Process]:
+        """The node that computes now, and its process: that of the module, and with such a file open."""
         for name, node in self.nodes.items():
             for process in family(node.pid):
                 with contextlib.suppress(psutil.Error):
-                    works = "peftbook.training.worker" in process.cmdline()
-                    if works and any(f"{run.key[:16]}.lock" in one.path for one in process.open_files()):
+                    works = module in process.cmdline()
+                    if works and (not holds or any(holds in one.path for one in process.open_files())):
                         return name, process
-        raise AssertionError("no node computes this run")
+        raise AssertionError("no node computes this")
 
     def kill(self, name: str, worker: psutil.Process) -> None:
         """SIGKILL the node's raylet: what it started is orphaned, as when a node is lost. Its worker stands still, so
@@ -492,17 +592,13 @@ def head() -> Iterator[Machines]:
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:  # sockets have short names
         found = Machines(Path(folder))
         try:
-            found.start_head()
+            (found.port,) = free_ports(1)
+            options = ("--port", str(found.port), "--num-cpus", "0", "--temp-dir", str(found.folder / "ray"))
+            found.start("head", "--head", *options)
             found.up("head")
             yield found
         finally:
             found.stop()
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory) -> Store:
-    """What this process computes, a run once."""
-    return Store(tmp_path_factory.mktemp("here"))
 
 
 @pytest.fixture
@@ -542,28 +638,26 @@ def progress(folder: Path, run: specs.Run) -> int:
     return 0
 
 
-def kill_mid_run(machines: Machines, run: specs.Run, folders: list[Path]) -> str:
-    """Kill the node that computes a run after its third step, wait until nothing of it is left; returns its name. Its
+def kill_mid_run(machines: Machines, run: specs.Run, folder: Path) -> None:
+    """Kill the node that computes a run after its third step, wait until nothing of it is left. Its
     process is looked for when it has the run's lock, seconds before: then it imports its libraries.
     """
-    until(lambda: any((folder / f"{run.key[:16]}.lock").exists() for folder in folders), 120)
-    name, worker = machines.computing(run)
-    until(lambda: max(progress(folder, run) for folder in folders) >= 3, 120)
+    until(lambda: (folder / f"{run.key[:16]}.lock").exists(), 120)
+    name, worker = machines.computing("peftbook.training.worker", f"{run.key[:16]}.lock")
+    until(lambda: progress(folder, run) >= 3, 120)
     machines.kill(name, worker)
-    began = time.monotonic()
-    until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 60)
-    print(f"killed node {name}; its worker ended {time.monotonic() - began:.2f} s later")
-    return name
+    until(lambda: is_gone(worker), 60)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 UNLIKE = """
 import sys, types, peftbook, ray
-from peftbook.studio import watching
+from peftbook.runtime import ray_nodes
 def ask():
-    try:
-        watching.main(["--home", sys.argv[1], "--ray", sys.argv[2], "--once"])
-    except SystemExit as end:
-        print(end.code, flush=True)
+    print(ray_nodes.list_nodes(sys.argv[1]).troubles[-1], flush=True)
 real = ray.__version__
 ray.__version__ = "2.0.0"
 ask()
@@ -572,67 +666,47 @@ peftbook.__version__ = "0.0.1"
 ask()
 module = sys.modules["only_here"] = types.ModuleType("only_here")
 exec("def describe(): pass", module.__dict__)
-watching.describe = module.describe
+ray_nodes.describe_node = module.describe
 ask()
 """
 
 
 @pytest.mark.slow
-def test_nodes_unlike_the_studio_are_refused(head, tmp_path):
-    """With another Ray, with another peftbook, without any: a sentence each, with status 2."""
+def test_nodes_unlike_this_process_are_refused(head):
+    """With another Ray, with another peftbook, without any: a sentence each."""
     head.fill(1)
-    asked = str(tmp_path), head.address, str(os.getpid())
-    with Child("-W", "ignore", "-c", UNLIKE, *asked, variables=head.environment("head")) as child:
+    command = ("-W", "ignore", "-c", UNLIKE, head.address)
+    with Child(*command, variables=head.environment("head")) as child:
         assert child.wait(300)
         said = child.output_lines()
-        assert said[1::2] == ["2", "2", "2"], (said, child.last_error_line())
-    words = ("2.0.0", "with its Ray"), ("0.0.1", code_here(), "install the same"), ("only_here", "install peftbook")
-    for sentence, expected in zip(said[::2], words, strict=True):
+    words = ("2.0.0", "with its Ray"), ("0.0.1", code_version(), "install the same"), ("only_here", "install peftbook")
+    for sentence, expected in zip(said, words, strict=True):
         assert all(word in sentence for word in expected), sentence
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_a_killed_node_loses_no_run(machines, here, tmp_path):
+def test_a_killed_node_loses_no_run(machines, tmp_path):
     """A run whose node dies goes on from its shared checkpoint on the other node; two studies that share a run compute
     it once, and every record is that of an uninterrupted run here.
     """
     long, short = small_run(0, LONG), small_run(1, 4, n_generate=2)
-    shared, store = tmp_path / "checkpoints", Store(tmp_path / "cluster")
+    shared, store, here = tmp_path / "checkpoints", Store(tmp_path / "cluster"), Store(tmp_path / "here")
     shared.mkdir()
     driver = machines.driver(store.folders[0], shared, long, short, long)
-    kill_mid_run(machines, long, [shared])
+    kill_mid_run(machines, long, shared)
     lines = said_by(driver, machines)
     assert sum("start [" in line for line in lines) == 2 and sum(" done " in line for line in lines) == 2
     steps = store.get(long).measurements["train_steps"]
     assert 3 <= store.get(long).provenance["resumed_from_step"] < steps
     assert "resumed_from_step" not in store.get(short).provenance
     assert not (shared / long.key[:16]).exists()  # a finished run leaves no checkpoint
-    assert_as_here(store, here, long, short)
-    assert len(store.texts(store.get(short))) == 2 and store.get(long).curve["train_loss_nats"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_without_shared_checkpoints_the_run_of_a_killed_node_starts_anew(machines, here, tmp_path):
-    """With the same record in the end."""
-    run, store = small_run(0, LONG), Store(tmp_path / "cluster")
-    caches = [machines.folder / name / "checkpoints" for name in machines.nodes]
-    driver = machines.driver(store.folders[0], None, run)
-    kill_mid_run(machines, run, caches)
-    said_by(driver, machines)
-    assert "resumed_from_step" not in store.get(run).provenance
-    assert_as_here(store, here, run)
-
-
-def assert_as_here(store: Store, here: Store, *runs: specs.Run) -> None:
-    """The records in the store are those of uninterrupted runs in this process, with one thread as on a node."""
-    torch.set_num_threads(1)
-    for run in runs:
-        if here.get(run) is None:
-            execute(run, here, quiet=True)
+    torch.set_num_threads(1)  # as on a node
+    for run in (long, short):
+        execute(run, here, quiet=True)
         assert measured(store.get(run)) == measured(here.get(run))
         assert store.texts(store.get(run)) == here.texts(here.get(run))
+    assert len(store.texts(store.get(short))) == 2 and store.get(long).curve["train_loss_nats"]
 
 
 @pytest.mark.slow
@@ -647,20 +721,6 @@ def test_a_wrong_token_is_refused(head):
 
 
 # ---- a studio's jobs on it
-
-
-def away_on(machines: Machines) -> tuple[str, psutil.Process]:
-    """The node that computes a studio's job now, and the process."""
-    for name, node in machines.nodes.items():
-        for process in family(node.pid):
-            with contextlib.suppress(psutil.Error):
-                if "peftbook.studio.away" in process.cmdline():
-                    return name, process
-    raise AssertionError("no node computes a job")
-
-
-def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow
@@ -696,14 +756,14 @@ def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkey
     try:
         comes(lambda: progress(checkpoints, run) >= 3 and home.job(job).step >= 3)
         assert len(health.nodes(home)) == 2
-        _, process = away_on(machines)
+        _, process = machines.computing("peftbook.studio.ray_jobs")
         home.cancel(job)
         comes(lambda: home.job(job).state == "cancelled")
         until(lambda: is_gone(process), 60)
         reached = progress(checkpoints, run)
         home.resume(job)
         comes(lambda: progress(checkpoints, run) > reached)
-        name, process = away_on(machines)
+        name, process = machines.computing("peftbook.studio.ray_jobs")
         machines.kill(name, process)
         comes(lambda: home.job(job).state not in ("queued", "running"))
         until(lambda: is_gone(process), 60)
@@ -714,7 +774,7 @@ def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkey
     record, folder = home.records(project.id).get(run), home.folder(project.id)
     assert record.provenance["resumed_from_step"] > reached and not home.workers()
     assert not list(checkpoints.iterdir()) and not list(folder.rglob(".*"))
-    assert not list(Path(tempfile.gettempdir()).glob(f"{FOLDER}*/projects/{project.id}"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"{FOLDER}*/data.bin"))
 
     monkeypatch.setenv("PEFTBOOK_CHECKPOINTS", "")
     torch.set_num_threads(1)
