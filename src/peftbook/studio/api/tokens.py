@@ -47,13 +47,14 @@ def caller(request: Request, sessions: Sessions, user: User) -> str:
     """The user of a request: as the middleware found, or by name and password. Raises HTTPException for none."""
     if user is not None:
         return user
-    refused: Refusal | None = 401, "Say who asks: send a token, or name and password", {}
+    refusal: Refusal = 401, "Say who asks: send a token, or name and password", {}
     if isinstance(sessions.logins, LoginFile) and (sent := basic(request.headers.get("authorization", ""))):
         name, password = sent[0][:64], sent[1]
         refused = sessions.logins.refusal(name, password, request.client.host if request.client else "")
         if refused is None:
             return name
-    status, words, headers = refused
+        refusal = refused
+    status, words, headers = refusal
     if status == 401:
         headers = headers | {"www-authenticate": "Basic, Bearer"}
     raise HTTPException(status, words.rstrip("."), headers)
