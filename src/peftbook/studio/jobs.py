@@ -43,7 +43,7 @@ class Job:
     """One run of a project, where it stands.
 
     plan: the plan that was asked for, or the first that wants this job.  attempt: how often it was started.
-    created, started, finished, phase_began: seconds since 1970.  phase: a name of `training.phases`, with `phase_done`
+    created, started, finished, phase_began: seconds since 1970.  phase: a name of `core.progress`, with `phase_done`
     of `phase_total` where it counts, and `seconds_left` when that was written.  step … tokens_per_second: of the
     training.  error: why it failed, one sentence.  cached: its record was at hand when the plan was submitted.
     cancelling: it still runs, and is to stop.
