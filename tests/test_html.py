@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bs4 import BeautifulSoup
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftbook.views.html import details, fact_table, grid, joined, json_script, link, piece, powers_raised, prose
@@ -12,6 +12,7 @@ TEXT = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
 
 
 @given(TEXT, TEXT)
+@settings(deadline=None)
 def test_a_parser_finds_the_texts_that_were_put_in(one, two):
     """In cells, attributes and folds; a piece inside another is not escaped again."""
     table = grid(["a"], [[link(one, two)]])
