@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from bs4 import BeautifulSoup
-from tools.claim_hashes import claim_hash, rule_hash, wordings
+from claim_hashes import claim_hash, rule_hash, wordings
 
 from peftbook import results
 from peftbook.evidence import ledger, stats
