@@ -138,37 +138,3 @@ def test_one_at_a_time_holds_a_lock_whose_file_goes_with_it(tmp_path):
         with child:
             assert child.wait(120) and child.why() == ""
     assert not list(tmp_path.iterdir())
-
-
-SHARED = """
-import functools, os, pathlib, sys, time
-from peftbook.processes import share
-folder = pathlib.Path(sys.argv[1])
-
-def task(number):
-    time.sleep(0.02)
-    (folder / str(number)).write_text(str(os.getpid()))
-    if number == 3 and os.getpid() != here:
-        raise ValueError("of a fork")
-
-here = os.getpid()
-share([functools.partial(task, number) for number in range(40)], 2)
-print("once")
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="no process may be forked")
-def test_tasks_are_shared_with_forks(tmp_path):
-    """Each is done once, by all of them, the others too where a fork fails; and what follows is done by one."""
-    code = SHARED.replace("import functools", "import os; os.environ['OMP_NUM_THREADS'] = '1'; import functools")
-    assert ask("-c", code, str(tmp_path)) == ["once"]
-    assert {path.name for path in tmp_path.iterdir()} == {str(number) for number in range(40)}
-    assert len({path.read_text() for path in tmp_path.iterdir()}) == 3
-
-
-def test_where_several_threads_are_nothing_is_forked(tmp_path):
-    """A lock that another of them holds would never be let go."""
-    code = SHARED.replace(
-        "here = ", "import threading; threading.Thread(target=time.sleep, args=(1,)).start(); here = "
-    )
-    assert ask("-c", code, str(tmp_path)) == ["once"] and not any(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from peftbook.kept import named
+from peftbook.core.imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 8  # that a minute has room for
@@ -41,7 +41,7 @@ def touched(paths: Iterable[str]) -> list[str]:
             modules.add(".".join(parts).removesuffix(".__init__"))
     for test in ROOT.glob("tests/test_*.py"):
         text = test.read_text(encoding="utf-8")
-        names = named(text) | {name for name in modules if f"from {name} import" in text}
+        names = imported_names(text) | {name for name in modules if f"from {name} import" in text}
         if names & modules:
             called = any(name.rpartition(".")[2] in test.stem for name in modules)
             about[str(test.relative_to(ROOT))] = called + len(names & modules) / len(names)

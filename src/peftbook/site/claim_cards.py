@@ -110,7 +110,7 @@ def _effect(claim: results.Claim, page: str) -> str:
     if (effect := claim.effect) is None:
         if claim.verdict.outcome != "not yet run" and not claim.missing:
             return ""
-        more = f"{claim.to_go}: " if claim.missing else "Run "
+        more = f"{claim.missing_runs}: " if claim.missing else "Run "
         return f'<p class="claim-effect">{more}<code>{escape(results.run_command(claim.study.name))}</code></p>'
     inside, beside = (effect.unit, "") if effect.unit in ("bytes", "%") else ("", effect.unit)
     value = powers_raised(results.format_value(effect.value, effect.digits, inside))

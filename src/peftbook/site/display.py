@@ -53,11 +53,11 @@ def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: s
         raise ValueError(f"A figure's name is lower-case words joined by hyphens, not {name!r}.")
     if not alt.strip():
         raise ValueError(f"Figure {name!r} needs alternative text: what does it show?")
+    from peftbook.core.tracking import track_reads
     from peftbook.figures.style import render_svg
-    from peftbook.records import watch
 
     modes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-    with watch() as seen:
+    with track_reads() as seen:
         images = "".join(_image(render_svg(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
     facts = run_facts(seen)
     html = (

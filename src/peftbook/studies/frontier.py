@@ -33,6 +33,7 @@ from typing import Literal
 import numpy as np
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
 from peftbook.evidence.planning import Judged
@@ -41,7 +42,7 @@ from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, aside, recalled
+from peftbook.records import Missing, Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.grids import extended, grid, middle_first, shortfall
 from peftbook.tasks import task_spec, test_groups
@@ -282,7 +283,6 @@ def tried(arm: str, rate: float) -> specs.Probe:
     return probe(arm, rate, SWEEP_SEED, "validation")
 
 
-@recalled
 def rates(arm: str, store: Store) -> list[float]:
     """The arm's grid, extended as far as the records at hand tell."""
     known = list(ARMS[arm].rates)
@@ -296,7 +296,6 @@ def rates(arm: str, store: Store) -> list[float]:
     return known
 
 
-@recalled
 def sweep(arm: str, store: Store) -> dict[float, float]:
     """Rate → target loss on validation over the whole grid, ascending. Raises Missing."""
     return {rate: final_loss(store.need(tried(arm, rate))) for rate in rates(arm, store)}
@@ -318,7 +317,7 @@ def neighbours(arm: str, store: Store) -> list[float]:
 
 def final_probe(arm: str, seed: int, store: Store) -> specs.Probe:
     """The arm's training with a fresh seed at its best rate. Raises Missing until that is known."""
-    with aside():
+    with untracked():
         rate = best_rate(arm, store)
     return probe(arm, rate, seed, "test")
 
@@ -337,7 +336,6 @@ def runs(store: Store) -> list[specs.Probe]:
     return first + [final_probe(arm, seed, store) for seed in SEEDS for arm in known]
 
 
-@recalled
 def finals(arm: str, store: Store) -> list[Record]:
     """The arm's records at its best rate, by seed. Raises Missing."""
     return store.need_all(final_probe(arm, seed, store) for seed in SEEDS)
@@ -382,7 +380,7 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
     seeds = seed_paths((one, other), store)
     last, others = (np.array([paths[arm].target[-1] for paths in seeds]) for arm in (one, other))
     found = stats.paired_interval(last, others, seeds[0][one].target_tokens.tolist(), groups())
-    with aside():
+    with untracked():
         short = max(shortfall(sweep(arm, store), best_rate(arm, store)) for arm in (one, other))
     return stats.with_bias(found, short)
 

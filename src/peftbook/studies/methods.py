@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.methods import Method
@@ -23,7 +24,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, Unusable, aside, recalled
+from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.sweep import paired_quantities, score_quantities, validation_loss
@@ -72,7 +73,6 @@ def sweep_run(arm: str, exponent: int) -> Run:
     )
 
 
-@recalled
 def sweep(arm: str, store: Store) -> dict[int, Record]:
     """Exponent → record of the sweep and of further rates at hand, in order of the rate. Raises Missing."""
     store.need_all(sweep_run(arm, exponent) for exponent in sweep_exponents(arm, store))
@@ -80,7 +80,6 @@ def sweep(arm: str, store: Store) -> dict[int, Record]:
     return {exponent: record for exponent, record in every.items() if record is not None}
 
 
-@recalled
 def sweep_exponents(arm: str, store: Store) -> list[int]:
     """The grid, extended by one point beyond the edge at which the best run lies, as often as needed."""
     exponents = list(EXPONENTS[arm])
@@ -104,7 +103,6 @@ def best_rate(arm: str, store: Store) -> float:
     return rate(arm, min(exponents, key=lambda k: validation_loss(found[k])))
 
 
-@recalled
 def final_runs(arm: str, store: Store) -> list[Run]:
     """The runs on fresh seeds whose test texts are compared. Raises Missing until the arm's rate is chosen."""
     evaluation = specs.Evaluation(split="test", n_loss=TEST_EXAMPLES, n_generate=TEST_EXAMPLES)
@@ -113,7 +111,7 @@ def final_runs(arm: str, store: Store) -> list[Run]:
         return [Run(task=task, method=Untuned(), evaluation=evaluation)]
     if arm == "fewshot":
         return [Run(task=task, method=Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
-    with aside():
+    with untracked():
         budget = specs.Budget(tokens=TOKENS, learning_rate=best_rate(arm, store))
     return [Run(task=task, method=ARMS[arm], budget=budget, evaluation=evaluation, seed=seed) for seed in SEEDS]
 

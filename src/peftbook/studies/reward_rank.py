@@ -28,11 +28,12 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score, table
 from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store, aside
+from peftbook.records import Missing, Record, Store
 from peftbook.specs import Model, Probe
 from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 from peftbook.studies.grids import extended, grid, middle_first, shortfall
@@ -103,7 +104,7 @@ def best_rate(arm: str, store: Store) -> float:
 
 def final_runs(arm: str, store: Store) -> list[Probe]:
     """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen."""
-    with aside():
+    with untracked():
         rate = best_rate(arm, store)
     return [probe(arm, rate, seed, "test") for seed in SEEDS]
 
@@ -137,7 +138,7 @@ def tuning_shortfall(arm: str, store: Store) -> float:
 def difference(first: str, second: str, store: Store) -> stats.Interval:
     """Accuracy of first − second on the test lists, paired by seed and list. Raises Missing."""
     found = paired(finals(first, store), finals(second, store), "exact")
-    with aside():
+    with untracked():
         losses = [tuning_shortfall(arm, store) for arm in (first, second)]
     return stats.with_bias(found, max((loss for loss in losses if loss > BEARABLE), default=0.0))
 

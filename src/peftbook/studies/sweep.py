@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
-from peftbook.records import Missing, Record, Store, Unusable, aside, recalled
+from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict
 from peftbook.studies.grids import extended, halfway, middle_first, shortfall
@@ -110,7 +111,6 @@ class TunedComparison:
         records = store.need_all(self.sweep_run(arm, rate, seed) for seed in self.sweep_seeds)
         return math.fsum(map(validation_loss, records)) / len(records)
 
-    @recalled
     def rates(self, arm: Arm, store: Store) -> list[float]:
         """The arm's grid, extended and refined as far as the records at hand tell."""
         rates = list(arm.rates)
@@ -126,7 +126,6 @@ class TunedComparison:
                     break
         return rates
 
-    @recalled
     def sweep(self, arm: Arm, store: Store) -> dict[float, float]:
         """Rate → validation loss over the whole grid, ascending. Raises Missing."""
         return {rate: self.loss(arm, rate, store) for rate in self.rates(arm, store)}
@@ -158,7 +157,6 @@ class TunedComparison:
             dtype=self.dtype,
         )
 
-    @recalled
     def final_runs(self, arm: Arm, store: Store) -> list[Run]:
         """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen.
 
@@ -166,7 +164,7 @@ class TunedComparison:
         """
         if not arm.rates:
             return [self.final_run(arm, None, seed) for seed in (self.seeds if arm.method.random else (0,))]
-        with aside():
+        with untracked():
             rate = self.best(arm, store)
         return [self.final_run(arm, rate, seed) for seed in self.seeds]
 
@@ -187,7 +185,6 @@ class TunedComparison:
         """The arm's final records in seed order. Raises Missing where one is not there, Unusable where one diverged."""
         return self.finals_of((name,), store)[name]
 
-    @recalled
     def finals_of(self, names: tuple[str, ...], store: Store) -> dict[str, list[Record]]:
         """The final records of these arms. Raises Missing where one is not there, Unusable where one diverged."""
         found = {name: store.need_all(self.final_runs(self.arm(name), store)) for name in names}
@@ -196,7 +193,6 @@ class TunedComparison:
             raise Unusable(failed[0][1].spec, f"Diverged at the chosen rate: {said}.")
         return found
 
-    @recalled
     def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
         """first − second, paired over seeds and test examples. Raises Missing."""
         records = self.finals_of((first, second), store)
@@ -206,7 +202,7 @@ class TunedComparison:
 
     def coarseness(self, names: Iterable[str], store: Store) -> float:
         """The largest shortfall of these arms' grids that is more than bearable, else 0. Raises Missing."""
-        with aside():
+        with untracked():
             sweeps = [self.sweep(self.arm(name), store) for name in names if self.arm(name).rates]
         found = [shortfall(losses, min(losses, key=lambda rate: losses[rate])) for losses in sweeps]
         return max((loss for loss in found if loss > self.bearable > 0), default=0.0)

@@ -1,0 +1,1 @@
+"""What every other room may use: specs, records, folders, stamps, dependency tracking."""
