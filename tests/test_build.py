@@ -18,24 +18,6 @@ def test_outside_a_checkout_is_refused(tmp_path):
         build.build_book(tmp_path)
 
 
-def test_a_part_is_fresh_until_a_source_changes(tmp_path):
-    source = tmp_path / "source.py"
-    source.write_text("one")
-    assert not build.fresh(tmp_path, "figures", build.digest([source]))
-    build.remember(tmp_path, "figures", build.digest([source]))
-    assert build.fresh(tmp_path, "figures", build.digest([source]))
-    source.write_text("two")
-    assert not build.fresh(tmp_path, "figures", build.digest([source]))
-
-
-def test_a_new_file_makes_a_part_stale(tmp_path):
-    first, second = tmp_path / "a.json", tmp_path / "b.json"
-    first.write_text("1")
-    build.remember(tmp_path, "deck", build.digest([first]))
-    second.write_text("2")
-    assert not build.fresh(tmp_path, "deck", build.digest([first, second]))
-
-
 def test_figures_that_cannot_be_drawn_are_said(tmp_path):
     """They are drawn in another process, beside the site."""
     (tmp_path / "file").write_text("no folder")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peftbook import specs
 from peftbook.evidence import stats
 from peftbook.memory import SHAPES
-from peftbook.records import Record, Store, steady
+from peftbook.records import Record, Store
 from peftbook.studies import (
     batch_size,
     beyond_lora,
@@ -49,8 +49,7 @@ def save(store: Store, run: specs.Run, loss: float, *, examples: int = 20, failu
 
 def asked_for(store: Store, runs) -> list[specs.Run]:
     """The runs without a record."""
-    with steady():
-        return [run for run in runs(store) if run not in store]
+    return [run for run in runs(store) if run not in store]
 
 
 def complete(store: Store, runs, loss, steps=lambda run: (5.0,), examples: int = 20) -> None:

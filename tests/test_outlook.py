@@ -153,7 +153,6 @@ def test_the_command_counts_what_is_within_reach(monkeypatch, capsys):
         Outlook("scaling", "undecided", 9, "refuted", 30.0), Outlook("loftq", "undecided", None, why="nothing to see"),
     ]  # fmt: skip
     monkeypatch.setattr(outlook, "outlooks", lambda store: rows)
-    monkeypatch.setattr("peftbook.results.judge_ahead", lambda store, processes: None)
     assert cli.main(["claims", "--decidable"]) == 0
     out = capsys.readouterr().out
     assert "in 2 core-hours each: 1," in out and "four times in five" in out

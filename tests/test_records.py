@@ -16,21 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftbook import records, specs
+from peftbook.core.tracking import LOOKUP, record_reads, track_reads, untracked
 from peftbook.errors import InputError
 from peftbook.methods.lora import LoRA
-from peftbook.records import (
-    SHIPPED,
-    Missing,
-    Record,
-    Store,
-    aside,
-    default_store,
-    load_record,
-    report,
-    watch,
-    write_atomically,
-)
-from peftbook.site import tracing
+from peftbook.records import SHIPPED, Missing, Record, Store, default_store, load_record, write_atomically
 
 
 def a_run(seed: int = 0) -> specs.Run:
@@ -301,13 +290,13 @@ def test_every_shipped_record_loads():
 # --- who read what ---------------------------------------------------------------------------------------------
 
 
-def test_a_watch_sees_every_record_that_is_read_once_and_in_order(tmp_path):
+def test_a_tracker_sees_every_record_that_is_read_once_and_in_order(tmp_path):
     """By run, by texts and by walking through the store; whoever only asks whether a record is there reads nothing."""
     store = Store(tmp_path)
     first, second, third = (a_record(seed) for seed in range(3))
     for record in (first, second, third):
         store.save(record, ["text"])
-    with watch() as seen:
+    with track_reads() as seen:
         assert first.spec in store and store.path(first.key)
         assert not seen
         store.get(second.spec)
@@ -317,40 +306,40 @@ def test_a_watch_sees_every_record_that_is_read_once_and_in_order(tmp_path):
         store.texts(store.get(third.spec))
         assert list(store.all()) and len(seen) == 3
     store.get(first.spec)
-    with watch() as again:
+    with track_reads() as again:
         pass
     assert not again
 
 
-def test_watches_nest_and_what_is_read_aside_stays_aside(tmp_path):
-    """The outer one sees what the inner one sees, unless the inner one is aside; then it is told what to report."""
+def test_trackers_nest_and_untracked_reads_stay_hidden(tmp_path):
+    """The outer one sees what the inner one sees, unless that is untracked and its reads are not recorded later."""
     store = Store(tmp_path)
     first, second = (store.save(a_record(seed)) for seed in range(2))
-    with watch() as outer:
-        with watch() as inner:
+    with track_reads() as outer:
+        with track_reads() as inner:
             store.get(first.spec)
         assert list(outer) == list(inner) == [first.key]
-        with aside() as apart:
+        with untracked() as apart:
             store.get(second.spec)
         assert list(apart) == [second.key] and second.key not in outer
-        report(apart)
+        record_reads(apart)
         assert list(outer) == [first.key, second.key] and list(inner) == [first.key]
 
 
-def test_each_thread_has_its_own_watches(tmp_path):
+def test_each_thread_has_its_own_trackers(tmp_path):
     """What one thread reads is not put down to what another computes."""
     store = Store(tmp_path)
     records = [store.save(a_record(seed)) for seed in range(8)]
     barrier = threading.Barrier(len(records))
 
     def read(record: Record) -> list[str]:
-        with watch() as seen:
+        with track_reads() as seen:
             barrier.wait()
             store.get(record.spec)
             barrier.wait()
         return list(seen)
 
-    with watch() as outside, ThreadPoolExecutor(len(records)) as pool:
+    with track_reads() as outside, ThreadPoolExecutor(len(records)) as pool:
         assert list(pool.map(read, records)) == [[record.key] for record in records]
     assert not outside
 
@@ -363,49 +352,12 @@ def test_a_record_that_is_needed_and_missing_is_named(tmp_path):
     assert error.value.run == run
 
 
-def test_a_record_that_is_looked_for_in_vain_is_told_to_the_interpreter(tmp_path):
-    """A chapter's kernel notes it, so that the page is drawn again once the record is there."""
-    told, run = [], a_record(0).spec
+def test_every_lookup_is_an_audit_event(tmp_path):
+    """A chapter's kernel notes it, so that the page is drawn again once a missing record is there."""
+    paths, run = [], a_record(0).spec
     active = True
-    sys.addaudithook(lambda event, args: told.extend(args) if active and event == tracing.NOT_FOUND else None)
+    sys.addaudithook(lambda event, args: paths.extend(args) if active and event == LOOKUP else None)
     store = Store(tmp_path / "a", tmp_path / "b")
     assert store.get(run) is None
-    assert told == [str(folder / f"{run.key[:12]}.json") for folder in store.folders]
-    store.save(a_record(0))
-    told.clear()
-    assert store.get(run) is not None
+    assert paths == [str(folder / f"{run.key[:12]}.json") for folder in store.folders]
     active = False
-    assert not told
-
-
-class Sums:
-    """Something recalled that reads a record, and counts how often it is called."""
-
-    def __init__(self):
-        self.calls = 0
-
-    @records.recalled
-    def losses(self, seed: int, store: Store) -> list[float]:
-        self.calls += 1
-        record = store.get(a_run(seed))
-        return [] if record is None else [record.measurements["loss_nats"]]
-
-
-class Elsewhere(Store):
-    """Another store of the same folders."""
-
-
-def test_what_is_recalled_is_computed_once_while_files_are_steady(store):
-    """Of equal stores; outside always. Whoever watches is told each time, and nobody changes another's answer."""
-    sums, there = Sums(), store.save(a_record(1))
-    assert sums.losses(1, store) == sums.losses(1, store) == [2.25] and sums.calls == 2
-    with records.steady() as since:
-        for _ in range(2):
-            with watch() as seen, records.looked_at() as looked, records.steady() as inside:
-                answer = sums.losses(1, Store(*store.folders))
-            assert answer == [2.25] and [*seen] == [there.key] and looked and inside == since
-            answer.clear()
-        assert sums.calls == 3
-        assert sums.losses(2, store) == [] and Sums().losses(1, store) == [2.25] and sums.calls == 4
-        assert sums.losses(1, Elsewhere(*store.folders)) == [2.25] and sums.calls == 5
-    assert sums.losses(1, store) == [2.25] and sums.calls == 6

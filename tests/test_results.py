@@ -9,9 +9,10 @@ import pytest
 from fake_records import fake_record
 
 from peftbook import results
+from peftbook.core.tracking import track_reads
 from peftbook.errors import InputError
 from peftbook.evidence import stats
-from peftbook.records import Store, default_store, steady, watch
+from peftbook.records import Store, default_store
 from peftbook.studies import NAMES, Quantity, get_study, methods
 
 
@@ -85,28 +86,28 @@ def test_paired_difference_is_the_difference_of_the_arms():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_runs_that_a_quantity_names_are_among_those_that_it_is_seen_to_read(name):
     """What a study says of its numbers is held against what it did."""
-    with steady(), watch() as seen:
+    with track_reads() as seen:
         known = get_study(name).quantities(default_store())
     assert {key for quantity in known.values() for key in quantity.runs} <= seen.keys()
 
 
-def test_a_kept_quantity_is_seen_to_rest_on_its_runs_each_time():
+def test_a_cached_quantity_is_seen_to_rest_on_its_runs_each_time():
     """Whoever reads a number from the cache has read its runs; who reads none has read nothing."""
     store = default_store()
     for _ in range(2):
-        with watch() as seen:
+        with track_reads() as seen:
             known = results.study_quantities("methods", store)
         assert not seen
-        with watch() as seen:
+        with track_reads() as seen:
             found = known["lora_minus_full_loss"]
         assert set(found.runs) == seen.keys() and len(seen) == 6
 
 
-def test_a_kept_verdict_is_seen_to_rest_on_what_it_read_each_time():
+def test_a_cached_verdict_is_seen_to_rest_on_what_it_read_each_time():
     """The final runs of both arms are behind the verdict on LoRA; what chose their rates is not."""
     store = default_store()
     for _ in range(2):
-        with watch() as seen:
+        with track_reads() as seen:
             results.study_verdict("methods", store)
         assert seen.keys() == {run.key for arm in ("lora", "full") for run in methods.final_runs(arm, store)}
 
@@ -155,4 +156,4 @@ def test_what_is_missing_is_told_with_its_hours(tmp_path):
     claim = results.claim("methods", Store(tmp_path))
     assert claim.missing and claim.core_hours == pytest.approx(claim.missing * 8 / 3600)
     hours = f"{claim.missing * 8 / 3600:.1f} core-hours"
-    assert claim.to_go.startswith(f"{claim.missing} of {claim.runs} runs are missing, {hours} if")
+    assert claim.missing_runs.startswith(f"{claim.missing} of {claim.runs} runs are missing, {hours} if")

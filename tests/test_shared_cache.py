@@ -15,12 +15,13 @@ import pytest
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 
-from peftbook import records
+from peftbook.core import tracking
+from peftbook.core.stamp import file_hash
 from peftbook.errors import InputError
 from peftbook.records import Store
 from peftbook.site import execution, shared_cache
 from peftbook.site.execution import Ledger
-from peftbook.site.shared_cache import LEDGER, bring, cache_of, check_place, give
+from peftbook.site.shared_cache import LEDGER, cache_of, check_place, export_chapters, import_chapters
 from peftbook.site.tracing import Trace
 
 PAGES = {"book/one": "1 + 1", "book/two": "2 + 2"}
@@ -58,7 +59,7 @@ def here(tmp_path) -> Path:
 @pytest.fixture
 def place(here, tmp_path) -> Path:
     """The folder that its chapters were written to."""
-    assert sorted(give(tmp_path / "place", here / "_build", here)) == sorted(PAGES)
+    assert sorted(export_chapters(tmp_path / "place", here / "_build", here)) == sorted(PAGES)
     return tmp_path / "place"
 
 
@@ -84,21 +85,21 @@ def shown(root: Path, page: str) -> str:
 
 def test_what_was_executed_elsewhere_is_shown(place, there):
     """With its entry in the ledger, by which the next build knows whether it still holds; once, and not again."""
-    assert sorted(bring(place, there / "_build", there)) == sorted(PAGES)
+    assert sorted(import_chapters(place, there / "_build", there)) == sorted(PAGES)
     assert [shown(there, page) for page in PAGES] == [f"executed {page}" for page in PAGES]
     ledger = Ledger(cache_of(there / "_build") / LEDGER, there)
-    assert len(ledger.entries) == 2 and all(map(ledger.holds, ledger.entries))
+    assert len(ledger.entries) == 2 and all(map(ledger.is_valid, ledger.entries))
     (there / "src/two.py").write_text("# other")
-    assert sorted(map(ledger.holds, ledger.entries)) == [False, True]
+    assert sorted(map(ledger.is_valid, ledger.entries)) == [False, True]
     (there / "src/two.py").write_text("# of book/two")
-    assert bring(place, there / "_build", there) == [] == give(place, there / "_build", there)
+    assert import_chapters(place, there / "_build", there) == [] == export_chapters(place, there / "_build", there)
 
 
 def test_an_archive_is_a_place(place, there, tmp_path):
     """Wherever in it the files are, as in one that a folder was packed into."""
     packed = shutil.make_archive(str(tmp_path / "executed"), "zip", tmp_path, "place")
     check_place(Path(packed))
-    assert sorted(bring(Path(packed), there / "_build", there)) == sorted(PAGES)
+    assert sorted(import_chapters(Path(packed), there / "_build", there)) == sorted(PAGES)
     assert shown(there, "book/one")
 
 
@@ -122,7 +123,7 @@ def test_what_was_made_from_anything_else_does_not_come(place, there, monkeypatc
             (there / "src/later.json").write_text("{}")
         case "Python":
             monkeypatch.setattr(execution.platform, "python_version", lambda: "3.99.0")
-    assert set(bring(place, there / "_build", there)) == come
+    assert set(import_chapters(place, there / "_build", there)) == come
     assert {page for page in PAGES if shown(there, page)} == come
 
 
@@ -141,9 +142,9 @@ def test_a_damaged_file_is_as_good_as_not_there(place, there):
         b"[]",
     ):
         first.write_bytes(damaged)
-        assert bring(place, there / "_build", there) == []
+        assert import_chapters(place, there / "_build", there) == []
     first.write_bytes(whole)
-    assert len(bring(place, there / "_build", there)) == 1
+    assert len(import_chapters(place, there / "_build", there)) == 1
 
 
 def written(path: Path, body: bytes) -> None:
@@ -164,7 +165,7 @@ def test_a_file_of_another_version_or_of_other_code_does_not_come(place, there, 
         told = json.loads(path.read_bytes().partition(b"\n")[2])
         written(path, b"\xff\x00 no JSON" if other is None else json.dumps(told | other).encode())
     written(place / "list.json", b"[1]")
-    assert bring(place, there / "_build", there) == []
+    assert import_chapters(place, there / "_build", there) == []
     assert (
         not any(shown(there, page) for page in PAGES) and not get_cache(cache_of(there / "_build")).list_cache_records()
     )
@@ -176,12 +177,12 @@ def test_what_rests_on_files_of_one_machine_does_not_travel(place, here, there, 
     for entry, name in zip(ledger.entries.values(), ("/mine/0123456789ab.json", "../mine.json"), strict=True):
         entry["files"][name] = None
     ledger.save()
-    assert give(tmp_path / "other", here / "_build", here) == []
+    assert export_chapters(tmp_path / "other", here / "_build", here) == []
     for path in place.glob("*.json"):
         told = json.loads(path.read_bytes().partition(b"\n")[2])
         told["entry"]["files"]["/mine/0123456789ab.json"] = None
         written(path, json.dumps(told).encode())
-    assert bring(place, there / "_build", there) == []
+    assert import_chapters(place, there / "_build", there) == []
 
 
 def test_what_changed_while_it_was_executed_is_not_known(here):
@@ -190,9 +191,9 @@ def test_what_changed_while_it_was_executed_is_not_known(here):
     (code, entry), *_ = ledger.entries.items()
     used = {"files": [str(here / "src/one.py")], "missing": []}
     ledger.note(code, entry["page"], used, time.time() - 9)
-    assert not ledger.holds(code)
+    assert not ledger.is_valid(code)
     ledger.note(code, entry["page"], used, time.time() + 9)
-    assert ledger.holds(code)
+    assert ledger.is_valid(code)
 
 
 def test_a_page_that_is_brought_is_read_again(place, there):
@@ -202,7 +203,7 @@ def test_a_page_that_is_brought_is_read_again(place, there):
         tree.parent.mkdir(parents=True, exist_ok=True)
         tree.write_text("of before")
     (there / "src/two.py").write_text("# other")
-    bring(place, there / "_build", there)
+    import_chapters(place, there / "_build", there)
     assert [tree.exists() for tree in trees] == [False, True]
 
 
@@ -224,12 +225,12 @@ def test_a_page_whose_execution_is_dropped_is_read_again_though_the_build_is_sto
 def test_what_does_not_hold_here_is_not_given(here, tmp_path):
     """The ledger of a build that was stopped may have it still."""
     (here / "src/one.py").write_text("# other")
-    assert give(tmp_path / "place", here / "_build", here) == ["book/two"]
+    assert export_chapters(tmp_path / "place", here / "_build", here) == ["book/two"]
 
 
 def test_what_nobody_had_a_use_for_goes_and_the_rest_stays(place, here):
     """A folder that every change of a branch adds to does not grow for ever."""
-    old = time.time() - (shared_cache.KEPT_DAYS + 1) * 86400
+    old = time.time() - (shared_cache.MAX_AGE_DAYS + 1) * 86400
     gone, another = place / f"{0:032x}.json", place / f"{1:032x}.json"
     gone.write_bytes(next(place.glob("*.json")).read_bytes())
     another.write_text("{}")
@@ -238,7 +239,7 @@ def test_what_nobody_had_a_use_for_goes_and_the_rest_stays(place, here):
     (place / "link.json").symlink_to("nowhere")
     for path in place.iterdir():
         os.utime(path, (old, old), follow_symlinks=False)
-    assert give(place, here / "_build", here) == []
+    assert export_chapters(place, here / "_build", here) == []
     assert not gone.exists() and another.exists() and len(list(place.iterdir())) == len(PAGES) + 4
 
 
@@ -263,17 +264,17 @@ def test_a_place_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, here):
 
     monkeypatch.setattr(shared_cache, "write_atomically", full)
     with pytest.raises(InputError, match=r"The book is built, but .* \(No space left on device\)"):
-        give(tmp_path / "place", here / "_build", here)
+        export_chapters(tmp_path / "place", here / "_build", here)
 
 
 def test_a_page_that_lists_all_records_rests_on_their_folder(tmp_path, monkeypatch):
     """The trace has the folder, and its hash is another once a record is added."""
     trace = Trace(tmp_path / "trace.json", (str(tmp_path),))
-    monkeypatch.setattr(records.sys, "audit", lambda event, *given: trace.audit(event, given))
+    monkeypatch.setattr(tracking.sys, "audit", lambda event, *given: trace.audit(event, given))
     list(Store(tmp_path).all())
     trace.write()
     assert str(tmp_path) in json.loads((tmp_path / "trace.json").read_text())["files"]
     (tmp_path / "trace.json").unlink()
-    before = execution.file_hash(tmp_path)
+    before = file_hash(tmp_path)
     (tmp_path / "0123456789ab.json").write_text("{}")
-    assert None not in (before, execution.file_hash(tmp_path)) and before != execution.file_hash(tmp_path)
+    assert None not in (before, file_hash(tmp_path)) and before != file_hash(tmp_path)

@@ -475,7 +475,7 @@ def test_only_pages_that_changed_are_written_again(store, tmp_path, monkeypatch)
             os.utime(page, (0, 0))
         for name, context, _ in run_pages.collect_pages(app):
             frame = f"<title>{context['title']}</title><main>{context['article']}</main><i>{name}</i>"
-            (app.outdir / f"{name}.html").write_text(frame)
+            (app.outdir / f"{name}.html").write_text(frame + app.config.version)
         for page in app.outdir.glob("book/runs/*.html"):
             if page.stat().st_mtime:
                 written.add(page.stem)

@@ -11,7 +11,7 @@ import pytest
 
 from peftbook import specs
 from peftbook.evidence import stats
-from peftbook.records import Record, Store, default_store, steady
+from peftbook.records import Record, Store, default_store
 from peftbook.studies import (
     Study,
     Verdict,
@@ -35,17 +35,15 @@ def fill(store: Store, study: Study, made: Callable[[specs.Run | specs.Probe], d
 
 def asked_for(store: Store, study: Study) -> list[specs.Run | specs.Probe]:
     """The runs without a record."""
-    with steady():
-        return study.missing(store)
+    return study.missing(store)
 
 
 def decided(store: Store, study: Study, outcome: str, words: str = "") -> Verdict:
     """The study's verdict, which is this outcome, says these words and names quantities that there are."""
-    with steady():
-        found = study.verdict(store)
-        assert found.outcome == outcome, found.sentence
-        assert words in found.sentence
-        assert found.quantities and set(found.quantities) <= set(study.quantities(store))
+    found = study.verdict(store)
+    assert found.outcome == outcome, found.sentence
+    assert words in found.sentence
+    assert found.quantities and set(found.quantities) <= set(study.quantities(store))
     return found
 
 

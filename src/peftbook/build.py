@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from peftbook.core.progress import show_progress
+from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
 from peftbook.errors import InputError, need
 from peftbook.processes import Child
 from peftbook.records import default_store
-from peftbook.site import identity
-from peftbook.site.freshness import is_fresh
+from peftbook.site import freshness, identity
 from peftbook.site.lecture import FILES, PROMISED, copy_lecture
 
 __all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
@@ -45,27 +44,31 @@ def build_book(root: Path, *, strict: bool = False, executed: Path | None = None
     drawn = [*PACKAGE.glob("figures/*.py"), *PACKAGE.glob("studies/*.py"), *package_data(), PACKAGE / "results.py"]
     told = [*drawn, *PACKAGE.glob("slides/*.py")]
     told += [path for kind in ("*.toml", "stills/*") for path in (root / "slides").glob(kind)]
-    made_from = {"figures": digest(drawn), "deck": digest(told)}  # what is edited meanwhile is for the next build
-    if not all(fresh(root, part, known) for part, known in made_from.items()):
-        judge_once()
+    inputs = {
+        "figures": inputs_hash(drawn),
+        "deck": inputs_hash(told),
+    }  # what is edited meanwhile is for the next build
+    fresh = {part: is_fresh(stamp_of(root, part), known) for part, known in inputs.items()}
+    if not all(fresh.values()):
+        cache_verdicts()
     with contextlib.ExitStack() as beside:
         promised: list[str] = []
-        if not fresh(root, "figures", made_from["figures"]):
+        if not fresh["figures"]:
             beside.enter_context(made_beside("figures", places["figures"]))
-        if not fresh(root, "deck", made_from["deck"]) or not places["deck"].is_file():
+        if not fresh["deck"] or not places["deck"].is_file():
             promised = lecture_files()
             beside.enter_context(made_beside("slides", places["deck"]))
         places["site"] = build_site(root, strict=strict, executed=executed, promised=promised)
-    for part, known in made_from.items():
-        remember(root, part, known)
+    for part, known in inputs.items():
+        write_stamp(stamp_of(root, part), known)
     copy_lecture(root / "slides", places["site"].parent)
     return places
 
 
-def judge_once() -> None:
-    """Have all cores judge the runs, so that what follows finds results kept, and no two processes compute the same.
+def cache_verdicts() -> None:
+    """Fill the cache of verdicts, so that the processes that follow do not each compute the same.
 
-    If that fails, whoever needs a result says why.
+    If that fails, the process that needs a verdict says why.
     """
     with Child("-m", "peftbook", "claims") as child, show_progress("Claims", "judging the runs"):
         child.wait()
@@ -132,18 +135,18 @@ def build_site(root: Path, *, strict: bool = False, executed: Path | None = None
     site, build = root / "_build/html", root / "_build"
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
-    if strict or not is_fresh(site, root):
+    if strict or not freshness.is_fresh(site, root):
         if executed is not None:
-            from peftbook.site.shared_cache import bring
+            from peftbook.site.shared_cache import import_chapters
 
-            pages = bring(executed, build, root)
+            pages = import_chapters(executed, build, root)
             print(f"{len(pages)} executed chapters come from {executed}.", file=sys.stderr)
         if run_quietly(command, root, promised):
             raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
     if executed is not None and executed.suffix != ".zip":
-        from peftbook.site.shared_cache import give
+        from peftbook.site.shared_cache import export_chapters
 
-        give(executed, build, root)
+        export_chapters(executed, build, root)
     return site / "index.html"
 
 
@@ -197,29 +200,9 @@ def package_data() -> list[Path]:
     return [*PACKAGE.glob("records/*.json*"), *PACKAGE.glob("data/*")]
 
 
-def digest(paths: Iterable[Path]) -> str:
-    """One hash over names and contents."""
-    total = hashlib.sha256()
-    for path in sorted(set(paths)):
-        if path.is_file():
-            total.update(f"{path}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def stamp(root: Path, part: str) -> Path:
+def stamp_of(root: Path, part: str) -> Path:
+    """The stamp of a part of the book."""
     return root / "_build" / "stamps" / part
-
-
-def fresh(root: Path, part: str, made_from: str) -> bool:
-    """Whether this part was built from what has this hash."""
-    path = stamp(root, part)
-    return path.is_file() and path.read_text() == made_from
-
-
-def remember(root: Path, part: str, made_from: str) -> None:
-    path = stamp(root, part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(made_from)
 
 
 def report(places: dict[str, Path], began: float) -> str:

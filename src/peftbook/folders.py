@@ -30,7 +30,7 @@ def checkpoints_folder() -> Path:
 
 
 def results_folder() -> Path:
-    """Where results that rest on records are kept: `PEFTBOOK_RESULTS`, or a folder of the cache."""
+    """Where results that are computed from records are cached: `PEFTBOOK_RESULTS`, or a folder of the cache."""
     if folder := os.environ.get("PEFTBOOK_RESULTS"):
         return Path(folder)
     return cache_folder() / "results"

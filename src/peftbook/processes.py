@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,7 +25,7 @@ from peftbook.errors import InputError
 
 __all__ = [
     "HOST", "Child", "call_in_child", "die_with", "die_with_parent", "end_group", "end_with_input", "environment_of",
-    "fast_exit", "identity", "is_alive", "lock_file", "one_thread_each", "run_child", "share",
+    "fast_exit", "identity", "is_alive", "lock_file", "run_child",
 ]  # fmt: skip
 
 HOST = platform.node()
@@ -144,58 +144,6 @@ def environment_of(threads: int = 0, variables: Mapping[str, str] | None = None)
         environment["OMP_NUM_THREADS"] = str(threads)
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Processes that are started inside compute with one thread each, for who starts as many as there are cores."""
-    before = dict(os.environ)
-    os.environ.update(environment_of(1))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def share(tasks: Sequence[Callable[[], object]], helpers: int) -> None:
-    """Do at most 256 tasks in this process and in forks of it, each by whoever is free first.
-
-    Nothing is done where no process may be forked: on other systems than Linux, and in one with several threads. What a
-    fork raises is lost; what its tasks leave behind is not there then.
-    """
-    if sys.platform != "linux" or psutil.Process().num_threads() > 1:
-        return
-    waiting, filled = os.pipe()
-    os.write(filled, bytes(range(len(tasks))))
-    os.close(filled)
-    parent, forks = os.getpid(), list[int]()
-    try:
-        for _ in range(helpers):
-            with contextlib.suppress(OSError):  # no room for another process
-                if not (pid := os.fork()):
-                    work_and_leave(tasks, waiting, parent)
-                forks.append(pid)
-        work(tasks, waiting)
-    finally:
-        os.close(waiting)
-        for pid in forks:
-            os.waitpid(pid, 0)
-
-
-def work(tasks: Sequence[Callable[[], object]], waiting: int) -> None:
-    """Do the tasks whose numbers come out of a pipe, a byte each."""
-    while number := os.read(waiting, 1):
-        tasks[number[0]]()
-
-
-def work_and_leave(tasks: Sequence[Callable[[], object]], waiting: int, parent: int) -> None:
-    """In a fork: do tasks, and end without what its parent would do at its end, but with it."""
-    try:
-        die_with(parent)
-        work(tasks, waiting)
-    finally:
-        os._exit(0)
 
 
 def text_of(stream: IO[bytes]) -> str:

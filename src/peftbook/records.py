@@ -8,47 +8,29 @@ on every load.
 from __future__ import annotations
 
 import datetime
-import functools
 import gzip
 import hashlib
 import json
 import os
 import stat
-import sys
 import tempfile
-import time
 import zlib
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from peftbook.core.tracking import record_lookups, record_reads, untracked
 from peftbook.errors import InputError
 from peftbook.specs import Probe, Run
 
-__all__ = [
-    "Missing",
-    "Record",
-    "Store",
-    "Unusable",
-    "aside",
-    "check_record",
-    "default_store",
-    "recalled",
-    "report",
-    "steady",
-    "watch",
-    "write_atomically",
-]
+__all__ = ["Missing", "Record", "Store", "Unusable", "check_record", "default_store", "write_atomically"]
 
 SCHEMA = 1
 CACHED_RECORDS = 2048  # a record at hand is read from disk once a process
-NOT_FOUND = "peftbook.record_not_found"  # the audit event; its arguments are paths
-LISTED = "peftbook.records_listed"  # the audit event of all records being asked for; its arguments are their folders
 SHIPPED = Path(__file__).resolve().parent / "records"
 
 
@@ -124,121 +106,6 @@ def write_atomically(path: Path, data: bytes, *, lasting: bool = True) -> None:
         raise
 
 
-Seen = dict[str, None]  # keys of records, each once, in the order in which they were read first
-_watches: ContextVar[tuple[Seen, ...]] = ContextVar("watches", default=())
-
-
-@contextmanager
-def watch() -> Iterator[Seen]:
-    """Collect the keys of the records that are read inside; watches nest, and each thread has its own."""
-    with _collected(_watches.get()) as seen:
-        yield seen
-
-
-@contextmanager
-def aside() -> Iterator[Seen]:
-    """A watch whose reads the watches outside do not see.
-
-    For a result that is kept together with what it read, to be reported whenever the result is used, and for reads
-    that only tell which runs count: what is shown then rests on those runs.
-    """
-    with _collected(()) as seen:
-        yield seen
-
-
-@contextmanager
-def _collected(outside: tuple[Seen, ...]) -> Iterator[Seen]:
-    seen: Seen = {}
-    token = _watches.set((*outside, seen))
-    try:
-        yield seen
-    finally:
-        _watches.reset(token)
-
-
-def report(keys: Iterable[str]) -> None:
-    """Tell every watch that these records were read, perhaps earlier, for a result that is used now."""
-    found = dict.fromkeys(keys)
-    for seen in _watches.get():
-        seen.update(found)
-
-
-_lookers: ContextVar[tuple[set[str], ...]] = ContextVar("lookers", default=())
-
-
-@contextmanager
-def looked_at() -> Iterator[set[str]]:
-    """Collect the files that are read or looked for inside, also `aside`, and the folders that are listed."""
-    paths: set[str] = set()
-    token = _lookers.set((*_lookers.get(), paths))
-    try:
-        yield paths
-    finally:
-        _lookers.reset(token)
-
-
-def look(paths: Collection[Path | str]) -> None:
-    """Tell that these were looked at, perhaps earlier, for a result that is used now."""
-    for known in _lookers.get():
-        known.update(map(str, paths))
-
-
-F = TypeVar("F", bound=Callable)
-# Answer, arguments (which live as long, so that no other object is called by their number), read, looked at.
-Recalled = tuple[Any, tuple[Any, ...], tuple[str, ...], frozenset[str]]
-
-
-class Steady:
-    """Since when files have been taken to stay what they are, by their clock, and what was computed from them since."""
-
-    def __init__(self) -> None:
-        self.began = time.time()
-        self.known: dict[Hashable, Recalled] = {}
-
-
-_steady: ContextVar[Steady | None] = ContextVar("steady", default=None)
-
-
-@contextmanager
-def steady() -> Iterator[float]:
-    """Inside, files are taken to stay what they are, so that what is `recalled` is computed once; gives since when.
-
-    For a process that answers once: what it keeps for others must not rest on a file that has changed since.
-    """
-    if (around := _steady.get()) is not None:
-        yield around.began
-        return
-    token = _steady.set(inside := Steady())
-    try:
-        yield inside.began
-    finally:
-        _steady.reset(token)
-
-
-def recalled(function: F) -> F:
-    """Inside `steady`, the function is called once for the same arguments, and who watches is told each time what it
-    read. Of a list or a dictionary everyone has a copy.
-
-    Plain values and stores are the same if they are equal, other arguments if they are the same object.
-    """
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        if (inside := _steady.get()) is None:
-            return function(*args)
-        key = (function, *(one if isinstance(one, (str, float, int, Store)) else id(one) for one in args))
-        if (found := inside.known.get(key)) is None:
-            with watch() as seen, looked_at() as looked:
-                answer = function(*args)
-            found = inside.known[key] = answer, args, tuple(seen), frozenset(looked)
-        else:
-            report(found[2])
-            look(found[3])
-        return found[0].copy() if isinstance(found[0], list | dict) else found[0]
-
-    return cast(F, call)
-
-
 class Missing(InputError):  # noqa: N818  # not an error: what rests on the run waits
     """A run has no record, so that what rests on it is not known yet."""
 
@@ -263,23 +130,6 @@ class Store:
         self.platform = platform
         self.machine = machine
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Store) and self._sees == other._sees
-
-    def __hash__(self) -> int:
-        return hash(self._sees)
-
-    @property
-    def _sees(self) -> tuple[type, tuple[Path, ...], str, str]:
-        """Where it looks, and for what."""
-        return type(self), self.folders, self.platform, self.machine
-
-    @recalled
-    def state(self) -> tuple[tuple[Path, ...], str, str, tuple[frozenset[str], ...]]:
-        """What its answers depend on as long as no file is rewritten: where it looks, for what, and what is there."""
-        names = tuple(frozenset(os.listdir(folder)) for folder in self.folders if folder.is_dir())  # noqa: PTH208
-        return self.folders, self.platform, self.machine, names
-
     def on(self, platform: str, machine: str = "") -> Store:
         """The same records seen from a platform: a study asks for its CPU runs and gets those of the platform.
 
@@ -291,7 +141,7 @@ class Store:
         return Store(*self.folders, platform=platform, machine=machine or self._timed_machine(platform))
 
     def _timed_machine(self, platform: str) -> str:
-        with aside():
+        with untracked():
             specs = [one.spec for one in self.all()]
         timed = [one.machine for one in specs if (one.platform, one.purpose) == (platform, "timing")]
         return max(sorted(set(timed)), key=timed.count, default="")
@@ -308,19 +158,18 @@ class Store:
         return run.model_copy(update=changes)
 
     def path(self, key: str) -> Path | None:
-        """The file that holds this key, or None; where it was looked for in vain is an audit event of Python's."""
+        """The file that holds this key, or None."""
         found = self._find(key)
         return None if found is None else found[0]
 
     def _find(self, key: str) -> tuple[Path, os.stat_result] | None:
         """The file and its state."""
         paths = _paths(self.folders, f"{key[:12]}.json")
-        look(paths)
+        record_lookups(paths)
         for path in paths:
             with suppress(OSError):
                 if stat.S_ISREG((state := os.stat(path)).st_mode):  # noqa: PTH116 — a command asks for thousands
                     return path, state
-        sys.audit(NOT_FOUND, *map(str, paths))
         return None
 
     def get(self, run: Run | Probe) -> Record | None:
@@ -329,7 +178,7 @@ class Store:
             return None
         path, state = found
         record = _load_record(path, state.st_mtime_ns, state.st_size, state.st_ino)
-        report((record.key,))
+        record_reads((record.key,))
         return record
 
     def need(self, run: Run | Probe) -> Record:
@@ -350,8 +199,8 @@ class Store:
         path = self.path(record.key)
         if path is None or not record.texts_sha256:
             return []
-        report([record.key])
-        look([path.with_suffix(".texts.json.gz")])
+        record_reads([record.key])
+        record_lookups([path.with_suffix(".texts.json.gz")])
         try:
             raw = gzip.decompress(path.with_suffix(".texts.json.gz").read_bytes())
         except (OSError, EOFError, zlib.error) as error:
@@ -382,13 +231,11 @@ class Store:
         """Every record whose file is not called by one of these keys, each once, in key order; only those are read."""
         known = {f"{key[:12]}.json" for key in keys}
         paths: dict[str, Path] = {}
-        look(self.folders)
-        sys.audit(LISTED, *map(str, self.folders))
         for folder in self.folders:
             for path in folder.glob("*.json"):
                 if path.name not in known:
                     paths.setdefault(path.name, path)
-        look(paths.values())
+        record_lookups([*self.folders, *paths.values()])
         for name in sorted(paths):
             yield _read(paths[name])
 
@@ -400,7 +247,7 @@ def _paths(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
 
 def _read(path: Path) -> Record:
     record = load_record(path)
-    report([record.key])
+    record_reads([record.key])
     return record
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import TypeAdapter
 
 from peftbook import specs
 from peftbook.canonical import Spec
+from peftbook.core.tracking import record_reads
 from peftbook.errors import InputError
-from peftbook.kept import Kept, is_kept, kept
-from peftbook.processes import share
-from peftbook.records import Missing, Record, Store, default_store, load_record, look, report
+from peftbook.evidence.cache import cached_result
+from peftbook.records import Missing, Record, Store, default_store, load_record
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
 __all__ = ["OUTCOMES", "Claim", "claims", "command_for", "core_seconds", "count_verdicts", "describe",
@@ -48,13 +48,13 @@ def quantities(store: Store | None = None) -> dict[str, Quantity]:
 
 
 class Quantities(Mapping[str, Quantity]):
-    """Named quantities; whoever reads one is seen to have read the runs behind it."""
+    """Named quantities; reading one records its runs as reads."""
 
     def __init__(self, known: Mapping[str, Quantity]):
         self.known = known
 
     def __getitem__(self, name: str) -> Quantity:
-        report(self.known[name].runs)
+        record_reads(self.known[name].runs)
         return self.known[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -65,62 +65,40 @@ class Quantities(Mapping[str, Quantity]):
 
 
 def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
-    """The quantities of one study; computed once for each set of records (a record, once written, never changes).
-
-    Studies of one module may share them.
-    """
-    found = _quantities(get_study(name).measure, *store.state())
-    look(found.files)
-    return Quantities(found.value)
+    """The cached quantities of one study. Studies of one module may share them."""
+    measure = get_study(name).measure
+    entry = f"{measure.__module__}.{measure.__qualname__}"
+    compute = partial(determined, measure)
+    return Quantities(cached_result(entry, compute, measure.__module__, QUANTITIES, store).value)
 
 
 def study_verdict(name: str, store: Store) -> Verdict:
-    """The verdict of one study; decided once for each set of records, and each time seen to rest on what it read."""
-    found = _verdict(name, *store.state())
-    report(found.seen)
-    look(found.files)
-    return found.value
+    """The cached verdict of one study; its runs are recorded as reads each time."""
+    result = cached_result(f"verdict of {name}", partial(_judge, name), module_of(name), VERDICT, store)
+    record_reads(result.runs)
+    return result.value
 
 
-@functools.lru_cache(maxsize=256)
-def _quantities(
-    measure: Callable[[Store], Mapping[str, Quantity]], folders: tuple, platform: str, machine: str, names: tuple
-) -> Kept[Mapping[str, Quantity]]:
-    store = Store(*folders, platform=platform, machine=machine)
-    name = f"{measure.__module__}.{measure.__qualname__}"
-    return kept(name, functools.partial(determined, measure), measure.__module__, QUANTITIES, store)
-
-
-@functools.lru_cache(maxsize=256)
-def _verdict(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Kept[Verdict]:
-    store = Store(*folders, platform=platform, machine=machine)
-    return kept(f"verdict of {name}", lambda store: get_study(name).verdict(store), module_of(name), VERDICT, store)
+def _judge(name: str, store: Store) -> Verdict:
+    return get_study(name).verdict(store)
 
 
 def study_runs(name: str, store: Store) -> list[tuple[str, str]]:
     """Each run of a study that is determined so far: its key there, and `cached`, `diverged` or `missing`.
 
-    Where they are kept the study is not even loaded.
+    On a hit of the cache the study is not even loaded.
     """
-    found = _runs(name, *store.state())
-    look(found.files)
-    return found.value
+    return cached_result(f"runs of {name}", partial(_states, name), module_of(name), RUNS, store).value
 
 
-@functools.lru_cache(maxsize=256)
-def _runs(name: str, folders: tuple, platform: str, machine: str, names: tuple) -> Kept[list[tuple[str, str]]]:
-    store = Store(*folders, platform=platform, machine=machine)
-    return kept(f"runs of {name}", functools.partial(states, name), module_of(name), RUNS, store)
-
-
-def states(name: str, store: Store) -> list[tuple[str, str]]:
+def _states(name: str, store: Store) -> list[tuple[str, str]]:
     """`study_runs`, computed."""
-    found = []
+    states = []
     for run in get_study(name).runs(store):
         record = store.get(run)
         state = "missing" if record is None else "diverged" if record.failure else "cached"
-        found.append((store.spec(run).key, state))
-    return found
+        states.append((store.spec(run).key, state))
+    return states
 
 
 def quantity(name: str, store: Store | None = None) -> Quantity:
@@ -195,35 +173,12 @@ class Claim:
     core_hours: float | None = None
 
     @property
-    def to_go(self) -> str:
+    def missing_runs(self) -> str:
         """The missing runs in words, with their hours where these are known."""
         hours = self.core_hours
         return f"{self.missing} of {self.runs} runs are missing" + (
             "" if hours is None else f", {hours:.1f} core-hours if they take as long as those made"
         )
-
-
-def judge_ahead(store: Store, processes: int) -> None:
-    """Have the studies whose verdict is not kept computed, by so many processes; who asks for one then finds it kept.
-
-    Studies of one module share quantities, and go to one process; the last ones in the order of worth take longest, and
-    come first. Where no process may be forked, or records lie elsewhere than those at hand, nothing is done.
-    """
-    together: dict[str, list[str]] = {}
-    for name in reversed(NAMES):
-        if not is_kept(f"verdict of {name}", module_of(name), VERDICT, store):
-            together.setdefault(module_of(name), []).append(name)
-    helpers = min(processes, len(together)) - 1
-    if helpers > 0 and set(store.folders) <= set(default_store().folders):
-        for name in NAMES:
-            get_study(name)  # so that no process has to
-        share([functools.partial(judge, names, store) for names in together.values()], helpers)
-
-
-def judge(names: Sequence[str], store: Store) -> None:
-    """Have verdict, quantities and runs of these studies kept."""
-    for name in names:
-        claim(name, store)
 
 
 def claims(store: Store | None = None) -> list[Claim]:

@@ -139,19 +139,14 @@ def command_verify(args: argparse.Namespace) -> int:
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth; or what would decide those that are open."""
     from peftbook.core.gc_pause import gc_paused
-    from peftbook.processes import one_thread_each
 
-    with gc_paused(), one_thread_each():  # what judging makes, it does not tie into cycles; all cores judge
-        from peftbook.records import steady
-        from peftbook.results import claims, count_verdicts, format_quantity, judge_ahead
-        from peftbook.training.hardware import cores
+    with gc_paused():  # judging makes no reference cycles
+        from peftbook.results import claims, count_verdicts, format_quantity
 
-        with steady():
-            store = store_on(args.platform)
-            judge_ahead(store, cores())
-            if args.decidable:
-                return print_outlooks(store, args.json)
-            judged = claims(store)
+        store = store_on(args.platform)
+        if args.decidable:
+            return print_outlooks(store, args.json)
+        judged = claims(store)
     if args.json:
         print_json([claim_row(claim, args.platform) for claim in judged])
         return 0
@@ -166,7 +161,7 @@ def command_claims(args: argparse.Namespace) -> int:
             made = f"{claim.runs - claim.missing} of {claim.runs} runs"
             print(f"  {claim.name} = {format_quantity(claim.effect)} ({made})")
         elif claim.missing:
-            print(f"  {claim.to_go}: {command_for(study.name, args.platform)}")
+            print(f"  {claim.missing_runs}: {command_for(study.name, args.platform)}")
         print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")
     return 0
 

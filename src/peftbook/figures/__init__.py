@@ -22,9 +22,10 @@ from typing import Any, Literal, TypeVar
 
 from matplotlib.figure import Figure
 
+from peftbook.core.tracking import track_reads
 from peftbook.errors import InputError
 from peftbook.figures.style import mode_context, render_svg
-from peftbook.records import Missing, Store, steady, watch, write_atomically
+from peftbook.records import Missing, Store, write_atomically
 from peftbook.results import command_for
 
 REGISTERED = re.compile(r"^@figure\ndef (\w+)\(", re.MULTILINE)
@@ -71,8 +72,7 @@ def draw(name: str, store: Store, **options: Any) -> Figure:
     """A figure by name. Raises InputError for an unknown one; Missing that says which command makes what it lacks."""
     arguments = (store,) if from_records(name) else ()
     try:
-        with steady():
-            return FIGURES[name](*arguments, **options)
+        return FIGURES[name](*arguments, **options)
     except Missing as missing:
         command = command_for(missing, store)
         raise Missing(missing.run, f"Figure {name!r} lacks records: run `{command}`.") from None
@@ -80,7 +80,7 @@ def draw(name: str, store: Store, **options: Any) -> Figure:
 
 def runs(name: str, store: Store) -> list[str]:
     """Keys of the runs behind a figure, in the order in which its drawing is seen to read them. Raises Missing."""
-    with watch() as seen, mode_context("light"):
+    with track_reads() as seen, mode_context("light"):
         draw(name, store)
     return list(seen)
 

@@ -109,7 +109,7 @@ def _effect(claim: results.Claim, page: str) -> Markup:
     if (effect := claim.effect) is None:
         if claim.verdict.outcome != "not yet run" and not claim.missing:
             return Markup()
-        more = f"{claim.to_go}: " if claim.missing else "Run "
+        more = f"{claim.missing_runs}: " if claim.missing else "Run "
         return piece('<p class="claim-effect">{}<code>{}</code></p>', more, results.run_command(claim.study.name))
     inside, beside = (effect.unit, "") if effect.unit in ("bytes", "%") else ("", effect.unit)
     value = powers_raised(results.format_value(effect.value, effect.digits, inside))

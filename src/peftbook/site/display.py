@@ -62,11 +62,11 @@ def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: s
         raise ValueError(f"A figure's name is lower-case words joined by hyphens, not {name!r}.")
     if not alt.strip():
         raise ValueError(f"Figure {name!r} needs alternative text: what does it show?")
+    from peftbook.core.tracking import track_reads
     from peftbook.figures.style import render_svg
-    from peftbook.records import watch
 
     modes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-    with watch() as seen:
+    with track_reads() as seen:
         images = joined(_image(render_svg(figure, *args, mode=mode, **options), mode, alt) for mode in modes)
     html = piece(
         '<figure class="book-figure" id="fig-{0}">{1}<figcaption><span class="figure-number" data-figure="{0}">Figure'

@@ -5,7 +5,6 @@ Every build of the site leaves `peftbook.epub` beside its pages. The same pages 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
 from peftbook.errors import InputError
 from peftbook.site import identity
 from peftbook.site.xhtml import Chapter, chapter, file_name, framed
@@ -180,14 +180,11 @@ def write_beside_site(app: Any, error: Exception | None) -> None:
     built, site = app.env.all_docs, Path(app.outdir)  # a page added while the build runs is for the next one
     parts = [Part(part.caption, [page for page in part.pages if page in built]) for part in contents(source)]
     parts = [part for part in parts if part.pages]
-    digest = hashlib.sha256()
-    for path in (*MADE_BY, *(site / f"{page}.html" for part in parts for page in part.pages)):
-        digest.update(path.read_bytes())
-    stamp = site / f".{NAME}.sha256"
-    if (site / NAME).is_file() and stamp.is_file() and stamp.read_text() == digest.hexdigest():
-        return
-    write_epub(site, parts, site / NAME)
-    stamp.write_text(digest.hexdigest())
+    inputs = inputs_hash([*MADE_BY, *(site / f"{page}.html" for part in parts for page in part.pages)], repr(parts))
+    stamp = site / f".{NAME}.stamp"
+    if not (site / NAME).is_file() or not is_fresh(stamp, inputs):
+        write_epub(site, parts, site / NAME)
+        write_stamp(stamp, inputs)
 
 
 def setup(app: Any) -> None:

@@ -6,7 +6,6 @@ files that its execution used (`tracing`); the next build drops the entries whos
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -22,20 +21,12 @@ from jupyter_cache import get_cache
 from myst_nb.sphinx_ import NbMetadataCollector, Parser
 from sphinx.util import logging
 
-from peftbook.kept import changed_since, fingerprint
+from peftbook.core.stamp import changed_since, file_hash, inputs_hash
 from peftbook.records import default_store
 
 LOGGER = logging.getLogger(__name__)
 LOCK_FILES = ("constraints.txt",)
 STARTUP = Path(__file__).with_name("kernel_startup.py")
-
-
-def file_hash(path: Path) -> str | None:
-    """SHA-256 of a file, of the names of the records or modules in a folder, or None where there is neither."""
-    if path.is_dir():
-        names = sorted(one.name for pattern in ("*.json", "*.py") for one in path.glob(pattern))
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
-    return fingerprint(str(path)) or None
 
 
 def read_again(doctrees: Path, page: str) -> None:
@@ -61,12 +52,9 @@ class Ledger:
 
     def environment(self) -> str:
         """Hash of the interpreter's version, whoever compiled it, the lock files, and where records are looked for."""
-        digest = hashlib.sha256(platform.python_version().encode())
-        for folder in default_store().folders:
-            digest.update(self._relative(str(folder)).encode())
-        for name in LOCK_FILES:
-            digest.update((file_hash(self.root / name) or "").encode())
-        return digest.hexdigest()
+        folders = [self._relative(str(folder)) for folder in default_store().folders]
+        locks = [self.root / name for name in LOCK_FILES]
+        return inputs_hash(locks, platform.python_version(), *folders, root=self.root)
 
     def note(self, code_hash: str, page: str, trace: dict[str, list[str]], began: float) -> None:
         """Store what an execution used; not if a file changed since it began, for then it may have used another.
@@ -86,7 +74,7 @@ class Ledger:
         entry = self.entries.get(code_hash)
         return ["(no list of the files it used)"] if entry is None else self.changes_of(entry)
 
-    def holds(self, code_hash: str) -> bool:
+    def is_valid(self, code_hash: str) -> bool:
         """Whether there is an execution of this code, of which nothing has changed."""
         return not self.changed_files(code_hash)
 
@@ -100,8 +88,8 @@ class Ledger:
         """Write through a temporary file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".new")
-        told = {"entries": self.entries, "failed": self.failed, "seconds": self.seconds}
-        draft.write_text(json.dumps(told, indent=1, sort_keys=True))
+        content = {"entries": self.entries, "failed": self.failed, "seconds": self.seconds}
+        draft.write_text(json.dumps(content, indent=1, sort_keys=True))
         draft.replace(self.path)
 
     def _relative(self, name: str) -> str:

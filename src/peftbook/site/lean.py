@@ -6,7 +6,6 @@ sheets and 70 kB more, and a phone's first paint comes .5 to .7 s later (Lightho
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
 from collections.abc import Collection
@@ -16,6 +15,8 @@ from typing import Any
 
 import tinycss2
 from tinycss2 import serialize
+
+from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
 
 SHEET = "site.css"
 FIRST = ("basic.css", "styles/pydata-sphinx-theme.css")  # the theme names them outside Sphinx's list
@@ -93,16 +94,15 @@ def join_sheets(app: Any, error: Exception | None) -> None:
     site, static = Path(app.outdir), Path(app.outdir) / "_static"
     known = known_classes(site)
     sheets = {name: (static / name).read_text(encoding="utf-8") for name in app.peftbook_sheets}
-    made_from = hashlib.sha256(f"{Path(__file__).read_text('utf-8')}{sheets}{sorted(known)}".encode()).hexdigest()
-    stamp = site / f".{SHEET}.sha256"
-    if (static / SHEET).is_file() and stamp.is_file() and stamp.read_text() == made_from:
+    stamp, inputs = site / f".{SHEET}.stamp", inputs_hash([Path(__file__)], f"{sheets}{sorted(known)}")
+    if (static / SHEET).is_file() and is_fresh(stamp, inputs):
         return
     parts = []
     for name, sheet in sheets.items():
         css = sheet if name.startswith(WHOLE) else lean(sheet, known)
         parts.append(moved(re.sub(r"@charset [^;]*;", "", css), posixpath.dirname(name)))
     (static / SHEET).write_text('@charset "utf-8";\n' + "\n".join(parts), encoding="utf-8")
-    stamp.write_text(made_from)
+    write_stamp(stamp, inputs)
 
 
 def setup(app: Any) -> None:

@@ -9,13 +9,13 @@ processor, which only a browser that has one asks for. The place on a page, with
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftbook import specs
+from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
 from peftbook.memory import shape_from_config
 from peftbook.records import Record, Store, default_store
 from peftbook.site.display import Shown
@@ -31,7 +31,7 @@ MODULES = (
 )  # fmt: skip
 GRAPHICS = ("kernels.js", "webgpu.js")
 FOLDER = "live"  # of the site; the style sheet's search for classes would take words of base64 in `_static` for names
-STAMP = "made-from.txt"
+STAMP = ".stamp"
 QUESTIONS = 4
 CONFIG = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -134,26 +134,18 @@ def made(store: Store) -> Iterator[tuple[str, str]]:
         yield name, f"(globalThis.peftbookLive ??= {{}}).{name} = {text};\n"
 
 
-def made_from(store: Store) -> str:
-    """SHA-256 of what the scripts are made from: the engine, the weights, the code that rounds them, the records."""
-    digest = hashlib.sha256(specs.SMALL_REVISION.encode())
-    for path in (*(ENGINE / name for name in MODULES + GRAPHICS), *(PACKAGE / name for name in MAKERS)):
-        digest.update(path.read_bytes())
-    for run in live.runs(store):
-        digest.update(f"{run.key} {run in store}\n".encode())
-    return digest.hexdigest()
-
-
 def write(folder: Path, store: Store) -> None:
-    """Write the scripts and what they were made from, unless they are there and made from the same."""
-    stamp, known = folder / STAMP, made_from(store)
-    if stamp.is_file() and stamp.read_text() == known:
+    """Write the scripts, unless they were made from the present engine, weights, code and records."""
+    files = [*(ENGINE / name for name in MODULES + GRAPHICS), *(PACKAGE / name for name in MAKERS)]
+    recorded = [f"{run.key} {run in store}" for run in live.runs(store)]
+    stamp, inputs = folder / STAMP, inputs_hash(files, specs.SMALL_REVISION, *recorded)
+    if is_fresh(stamp, inputs):
         return
     folder.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
     for name, script in made(store):
         (folder / f"{name}.js").write_text(script, encoding="utf-8")
-    stamp.write_text(known)
+    write_stamp(stamp, inputs)
 
 
 def engine_source() -> str:

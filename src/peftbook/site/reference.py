@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from markupsafe import Markup
 
 import peftbook
-from peftbook.kept import USED
+from peftbook.core.tracking import record_lookups
 from peftbook.site.display import Shown
 from peftbook.views.html import joined, piece, prose
 
@@ -68,7 +67,7 @@ def library() -> Shown:
     """
     parts = []
     for group in GROUPS:
-        sys.audit(USED, str(PACKAGE / group), *map(str, (PACKAGE / group).glob("*.py")))
+        record_lookups([PACKAGE / group, *(PACKAGE / group).glob("*.py")])
         for path in sorted((PACKAGE / group).glob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             if path.stem.startswith("__") or not (offered := public(tree)):

@@ -7,7 +7,6 @@ whose record and frame did not change is not written again. They stand at `book/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,10 +19,12 @@ from markupsafe import Markup, escape
 from sphinx.util.docutils import SphinxDirective
 
 from peftbook import results, specs, studies
+from peftbook.core.imports import dependencies
+from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
 from peftbook.errors import InputError
+from peftbook.evidence.cache import records_hash
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
-from peftbook.kept import code_of, fingerprint
 from peftbook.records import Record, Store, default_store
 from peftbook.site.claim_cards import claim_card, scoreboard, seen_from_cuda
 from peftbook.site.display import counted
@@ -41,7 +42,7 @@ from peftbook.views.html import (
     with_unit,
 )
 
-FOLDER, MEMORY = "book/runs", ".written.json"
+FOLDER = "book/runs"
 ANY_NAME, ANY_TITLE, ANY_ARTICLE = "name-of-the-page", "title-of-the-page", "article-of-the-page"  # in the frame
 SAMPLE = 10
 SHOWN_RUNS = 4  # links in a row
@@ -277,29 +278,23 @@ DIRECTIVES = {"scoreboard": scoreboard, "run-index": run_index}
 
 def _frame(app: Any) -> str:
     """Hash of what surrounds an article: version, sidebar, templates, this package's site modules, styles."""
-    digest = hashlib.sha256(repr(sorted((name, title.astext()) for name, title in app.env.titles.items())).encode())
-    digest.update(f"{app.config.version}{app.config.html_theme_options}".encode())
+    titles = repr(sorted((name, title.astext()) for name, title in app.env.titles.items()))
     sources = [*Path(__file__).parent.glob("*.py"), *Path(app.srcdir, "book/templates").glob("*.html")]
-    for path in sorted([*sources, *Path(app.srcdir, "book/assets").glob("*s/*.*s")]):  # css/*.css, js/*.js
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    sources += Path(app.srcdir, "book/assets").glob("*s/*.*s")  # css/*.css, js/*.js
+    return inputs_hash(sources, titles, app.config.version, repr(app.config.html_theme_options))
 
 
-def _state(app: Any) -> str:
+def _inputs(app: Any) -> str:
     """Hash of all that the pages are made from: code and data of this module and of every study, the libraries, and the
     records wherever they lie.
     """
     rules = (__name__, *map(studies.module_of, studies.NAMES))
-    made_by = sorted({*chain.from_iterable(map(code_of, rules)), *(str(Path(app.srcdir, name)) for name in LOCK_FILES)})
-    records = [path for folder in default_store().folders for path in sorted(folder.glob("*.json*"))]
-    times = [(str(path), path.stat().st_mtime_ns) for path in records]
-    return hashlib.sha256(f"{[*map(fingerprint, made_by)]}{times}".encode()).hexdigest()
+    files = [*chain.from_iterable(map(dependencies, rules)), *(str(Path(app.srcdir, name)) for name in LOCK_FILES)]
+    return inputs_hash(files, records_hash(*default_store().folders))
 
 
-def _memory(app: Any) -> dict[str, Any]:
-    """What the last whole build wrote: its state, its frame, and name → hash of each page."""
-    path = Path(app.outdir) / FOLDER / MEMORY
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _stamp(app: Any, name: str) -> Path:
+    return Path(app.outdir) / FOLDER / f".{name}.stamp"
 
 
 def collect_pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -309,28 +304,27 @@ def collect_pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """
     if app.builder.name != "html":
         return
-    store, frame, memory = default_store(), _frame(app), _memory(app)
+    inputs = inputs_hash((), app.peftbook_inputs, _frame(app))
     out = Path(app.outdir) / FOLDER
-    out.mkdir(parents=True, exist_ok=True)
-    before: dict[str, str] = memory.get("pages", {})
-    there = all((out / f"{name}.html").is_file() for name in before)
-    if there and (memory.get("state"), memory.get("frame")) == (app.peftbook_state, frame):
+    if is_fresh(_stamp(app, "frame"), inputs):
         return
+    out.mkdir(parents=True, exist_ok=True)
     yield f"{FOLDER}/{ANY_NAME}", {"title": ANY_TITLE, "article": ANY_ARTICLE, "pagetitle": ANY_TITLE}, "run.html"
     drawn = out / f"{ANY_NAME}.html"
     above, below = drawn.read_text(encoding="utf-8").split(ANY_ARTICLE)
     drawn.unlink()
-    written: dict[str, str] = {}
-    for name, title, article in _articles(store, out):
-        digest = hashlib.sha256(f"{frame}{article}".encode()).hexdigest()
-        written[name] = digest
-        if before.get(name) != digest or not (out / f"{name}.html").is_file():
-            ends = (end.replace(ANY_NAME, name).replace(ANY_TITLE, escape(title)) for end in (above, below))
-            (out / f"{name}.html").write_text(article.join(ends), encoding="utf-8")
+    written = set()
+    for name, title, article in _articles(default_store(), out):
+        written.add(name)
+        page, ends = out / f"{name}.html", (above, below)
+        text = article.join(end.replace(ANY_NAME, name).replace(ANY_TITLE, escape(title)) for end in ends)
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
     for path in [*out.glob("*.html"), *out.glob("[!.]*.json")]:
         if path.stem not in written:  # its record is gone
             path.unlink()
-    (out / MEMORY).write_text(json.dumps({"state": app.peftbook_state, "frame": frame, "pages": written}))
+    write_stamp(_stamp(app, "frame"), inputs)
+    write_stamp(_stamp(app, "records"), app.peftbook_inputs)
 
 
 def _articles(store: Store, out: Path) -> Iterator[tuple[str, str, str]]:
@@ -363,8 +357,8 @@ def copy_if_changed(source: Path, target: Path) -> None:
 
 def _outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
     """The pages with a store's directive, unless the last whole build was made from the same."""
-    app.peftbook_state = _state(app)  # once, before anything is read: what comes meanwhile is for the next build
-    if _memory(app).get("state") == app.peftbook_state:
+    app.peftbook_inputs = _inputs(app)  # once, before anything is read: what comes meanwhile is for the next build
+    if is_fresh(_stamp(app, "records"), app.peftbook_inputs):
         return []
     return [page for page in getattr(env, "peftbook_store_pages", ()) if page in env.all_docs]
 

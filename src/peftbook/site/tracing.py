@@ -15,9 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 OURS = frozenset(
     {"peftbook.core", "peftbook.core.quiet", "peftbook.site", "peftbook.site.tracing"}
 )  # in every kernel, chapter or not
-NOT_FOUND = "peftbook.record_not_found"  # what `records.Store` tells; it is not imported, so that only its users are
-LISTED = "peftbook.records_listed"  # likewise, of folders all of whose records were asked for
-USED = "peftbook.used"  # what `kept` tells of a result that it takes from disk: all that it was made from
+LOOKUP = "peftbook.lookup"  # as `core.tracking` has it, which is not imported, so that only its users rest on it
 SKIPPED = ("/.git/", "/.venv/", "/_build/", "/__pycache__/")
 
 
@@ -28,16 +26,13 @@ class Trace:
         self.target = target
         self.roots = roots
         self.files: set[str] = set()
-        self.missing: set[str] = set()
-        self.results: set[str] = set()
+        self.lookups: set[str] = set()
         self.active = True
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Python calls this for every file opened: it must be quick and must not raise."""
-        if event == NOT_FOUND:
-            self.missing.update(args)
-        if event in (USED, LISTED):
-            self.results.update(args)
+        if event == LOOKUP:
+            self.lookups.update(args)
         if event != "open" or not self.active or not isinstance(args[0], str):
             return
         writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
@@ -57,10 +52,8 @@ class Trace:
         """Write what is known so far."""
         self.active = False
         read = {name for name in self.files if not name.endswith((".py", ".pyc"))}
-        rested_on = {name: Path(name) for name in self.results}
-        found = {name for name, path in rested_on.items() if path.exists()}
-        missing = {name for name, path in rested_on.items() if not path.exists()}
-        told = {"files": [*self.modules(), *sorted(read | found)], "missing": sorted(self.missing | missing)}
+        found = {name for name in self.lookups if Path(name).exists()}
+        told = {"files": [*self.modules(), *sorted(read | found)], "missing": sorted(self.lookups - found)}
         self.target.write_text(json.dumps(told))
         self.active = True
 

@@ -14,8 +14,9 @@ from lxml import etree
 from pptx.oxml.ns import qn
 from pptx.util import Pt
 
+from peftbook.core.tracking import track_reads
 from peftbook.errors import InputError
-from peftbook.records import Store, watch, write_atomically
+from peftbook.records import Store, write_atomically
 from peftbook.slides.archive import fixed_zip
 from peftbook.slides.blocks import BLOCKS, add_body, add_picture, add_text
 from peftbook.slides.charts import named_chart
@@ -69,7 +70,7 @@ def build(
     chosen = choose(read_outline(outline), sections)
     for number, slide in enumerate(chosen, 1):
         try:
-            with watch() as seen:
+            with track_reads() as seen:
                 add_slide(deck, slide, Sources(store, seen), address, version)
         except InputError as error:
             raise InputError(f"Slide {number} ({slide['section']}): {error}") from None

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftbook import results
+from peftbook.core.tracking import Reads, untracked
 from peftbook.errors import InputError
 from peftbook.figures import costs, fit, lora, machines, prompt, quantisation
 from peftbook.figures.charts import ends
 from peftbook.literature import published
 from peftbook.memory import SHAPES, training_step
-from peftbook.records import Seen, Store, aside
+from peftbook.records import Store
 from peftbook.studies import NAMES, get_study
 
 SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -28,15 +29,15 @@ SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass
 class Sources:
-    """What a slide's text and visuals were made from: runs, as a watch sees them, and verdicts, in order of use."""
+    """What a slide's text and visuals were made from: runs, as they are tracked, and verdicts, in order of use."""
 
     store: Store
-    runs: Seen = field(default_factory=dict)
+    runs: Reads = field(default_factory=Reads)
     verdicts: dict[str, str] = field(default_factory=dict)
 
     def verdict(self, study: str) -> str:
         """What a claim's runs decided; it is noted by the study's name, not by its runs."""
-        with aside():
+        with untracked():
             self.verdicts[study] = results.study_verdict(study, self.store).outcome
         return self.verdicts[study]
 
@@ -88,7 +89,7 @@ def placeholder(name: str, sources: Sources) -> str:
 
 def outcomes(store: Store, own: bool = False) -> dict[str, str]:
     """Study → what its runs decided, in order of worth: of papers' claims, or of our own claims and tools."""
-    with aside():
+    with untracked():
         return {name: results.study_verdict(name, store).outcome for name in NAMES if get_study(name).own == own}
 
 

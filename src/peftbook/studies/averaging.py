@@ -36,11 +36,12 @@ from typing import NamedTuple
 import numpy as np
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store, aside
+from peftbook.records import Missing, Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
 from peftbook.studies.sweep import Arm, TunedComparison
 from peftbook.tasks import test_groups
@@ -102,7 +103,7 @@ def cells_of(count: int) -> list[MergeCase]:
 
 def probe(seed: int, store: Store) -> specs.Probe:
     """The adapters of a seed, trained and combined. Raises Missing until every task's rate is chosen."""
-    with aside():
+    with untracked():
         rates = {task: sweep.tuning(ARM).best(store.get) for task, sweep in SWEEPS.items()}
     trained = tuple(SWEEPS[task].final_run(ARM, rates[task], 10 * seed + at) for at, task in enumerate(TASKS))
     return specs.Probe(

@@ -32,6 +32,7 @@ from typing import Literal
 import numpy as np
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
@@ -41,7 +42,7 @@ from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store, aside
+from peftbook.records import Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, study
 from peftbook.studies.sweep import tuning_quantities
 from peftbook.tasks import task_spec, test_groups
@@ -302,7 +303,7 @@ def neighbours(arm: str, store: Store) -> list[float]:
 
 def final_probes(arm: str, store: Store) -> list[specs.Probe]:
     """The arm's trainings with fresh seeds at its best rate. Raises Missing until that is known."""
-    with aside():
+    with untracked():
         rate = best_rate(arm, store)
     return [probe(arm, rate, seed, "test") for seed in SEEDS]
 
@@ -357,7 +358,7 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
     seeds = seed_paths((one, other), store)
     last, others = (np.array([paths[arm].target[-1] for paths in seeds]) for arm in (one, other))
     found = stats.paired_interval(last, others, seeds[0][one].target_tokens.tolist(), groups())
-    with aside():
+    with untracked():
         short = max(tuning(arm).shortfall(store.get) for arm in (one, other))
     return stats.with_bias(found, short)
 

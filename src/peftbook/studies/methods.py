@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.sweep import Sweep, best_of, interleave, validation_loss
@@ -24,7 +25,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, Unusable, aside
+from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, available, gathered, study
 from peftbook.studies.sweep import paired_quantities, score_quantities
@@ -106,7 +107,7 @@ def final_runs(arm: str, store: Store) -> list[Run]:
         return [Run(task=task, method=Untuned(), evaluation=evaluation)]
     if arm == "fewshot":
         return [Run(task=task, method=Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
-    with aside():
+    with untracked():
         budget = specs.Budget(tokens=TOKENS, learning_rate=best_rate(arm, store))
     return [Run(task=task, method=ARMS[arm], budget=budget, evaluation=evaluation, seed=seed) for seed in SEEDS]
 

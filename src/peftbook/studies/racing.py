@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from peftbook import specs
+from peftbook.core.tracking import record_reads, untracked
 from peftbook.evidence.sweep import CUT, better_half, validation_loss
-from peftbook.records import Missing, Record, Store, aside, report
+from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, rank, study
 
 __all__ = ["CUTS", "HALVING", "Raced", "RecordedSweep", "places", "race", "sweeps"]
@@ -72,7 +73,7 @@ class Raced:
 def sweeps(store: Store) -> list[RecordedSweep]:
     """Every sweep at hand, in the order of their runs' keys. Raises Missing where there is none."""
     groups: dict[str, dict[float, Record]] = {}
-    with aside():  # of what is looked through, the sweeps alone are behind a number
+    with untracked():  # of what is looked through, the sweeps alone are behind a number
         records = list(store.all())
     for record in records:
         run = record.spec
@@ -83,7 +84,7 @@ def sweeps(store: Store) -> list[RecordedSweep]:
     if not kept:
         arm = rank.COMPARISON.arms[0]
         raise Missing(rank.COMPARISON.sweep_run(arm, arm.rates[0], rank.COMPARISON.sweep_seeds[0]))
-    report(key for one in kept for key in one.keys)
+    record_reads(key for one in kept for key in one.keys)
     return kept
 
 
@@ -166,7 +167,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def runs(store: Store) -> list[specs.Run | specs.Probe]:
     """Those of the sweeps at hand, of which it asks for none; without any, the first of another study's."""
     try:
-        with aside():
+        with untracked():
             known = {key for one in sweeps(store) for key in one.keys}
             return [record.spec for record in store.all() if record.key in known]
     except Missing as missing:

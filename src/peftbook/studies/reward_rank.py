@@ -27,12 +27,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, paired, score, table
 from peftbook.evidence.planning import Judged
 from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store, aside
+from peftbook.records import Record, Store
 from peftbook.specs import RANDOM_LLAMA, Probe
 from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, study
 from peftbook.studies.sweep import FINER, tuning_quantities
@@ -86,7 +87,7 @@ def tuning(arm: str) -> Sweep[Probe]:
 
 def final_runs(arm: str, store: Store) -> list[Probe]:
     """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen."""
-    with aside():
+    with untracked():
         rate = tuning(arm).best(store.get)
     return [probe(arm, rate, seed, "test") for seed in SEEDS]
 
@@ -105,7 +106,7 @@ def finals(arm: str, store: Store) -> list[Record]:
 def difference(first: str, second: str, store: Store) -> stats.Interval:
     """Accuracy of first − second on the test lists, paired by seed and list. Raises Missing."""
     found = paired(finals(first, store), finals(second, store), "exact")
-    with aside():
+    with untracked():
         losses = [tuning(arm).shortfall(store.get) for arm in (first, second)]
     return stats.with_bias(found, max((loss for loss in losses if loss > BEARABLE), default=0.0))
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.planning import Judged
-from peftbook.records import Missing, Record, Store, aside
+from peftbook.records import Missing, Record, Store
 from peftbook.specs import Probe, Run
 from peftbook.studies import Quantity, Verdict, available, gathered, methods, study
 from peftbook.tasks import task_spec, test_groups
@@ -80,7 +81,7 @@ def negation_runs(store: Store) -> list[Run | Probe]:
 
 def settings_record(store: Store) -> Record:
     """The record of the settings probe. Raises Missing."""
-    with aside():
+    with untracked():
         probe = settings_probe(store)
     return store.need(probe)
 

@@ -21,10 +21,11 @@ from contextlib import suppress
 import numpy as np
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import measured, paired
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Store, Unusable, aside
+from peftbook.records import Missing, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, available, study
 from peftbook.studies.standard import E2E_TOKENS, rates
@@ -58,7 +59,7 @@ COMPARISON = TunedComparison(
 
 def fixed_runs(store: Store) -> dict[str, list[Run]]:
     """Both scalings at rank 256 with rank 16's best standard rate, on the fresh seeds. Raises Missing."""
-    with aside():
+    with untracked():
         rate = COMPARISON.best_rate("standard16", store)
     return {
         name: [COMPARISON.final_run(COMPARISON.arm(name), rate, seed) for seed in COMPARISON.seeds]

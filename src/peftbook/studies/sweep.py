@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from peftbook import specs
+from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import Judged
 from peftbook.evidence.sweep import Sweep, best_of, extended, interleave, refined, shortfall, trials
 from peftbook.methods import Method
-from peftbook.records import Missing, Record, Store, Unusable, aside
+from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import task_spec, test_groups
@@ -145,7 +146,7 @@ class TunedComparison:
         """
         if not arm.rates:
             return [self.final_run(arm, None, seed) for seed in (self.seeds if arm.method.random else (0,))]
-        with aside():
+        with untracked():
             rate = self.tuning(arm).best(store.get)
         return [self.final_run(arm, rate, seed) for seed in self.seeds]
 
@@ -175,7 +176,7 @@ class TunedComparison:
 
     def coarseness(self, names: Iterable[str], store: Store) -> float:
         """The largest shortfall of these arms' grids that is more than bearable, else 0. Raises Missing."""
-        with aside():
+        with untracked():
             found = [self.tuning(self.arm(name)).shortfall(store.get) for name in names if self.arm(name).rates]
         return max((loss for loss in found if loss > self.bearable > 0), default=0.0)
 

@@ -1,0 +1,77 @@
+"""Stamps: small files that hold the hash of the inputs of an output, so that it is made again only if they change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["add_checksum", "changed_since", "file_hash", "inputs_hash", "is_fresh", "verified_body", "write_stamp"]
+
+CLOCK_TICK = 0.05  # seconds by which a file's time may lag behind the clock
+
+
+def inputs_hash(files: Iterable[Path | str], *texts: str, root: Path | None = None) -> str:
+    """SHA-256 over names and contents of files, in the order of their names, and over texts.
+
+    root: folder to which the names are relative, where the hash is to stay the same in a copy of it.
+    """
+    total = hashlib.sha256()
+    for name in sorted(set(map(str, files))):
+        total.update(f"{os.path.relpath(name, root) if root else name}\0{file_hash(name) or ''}\n".encode())
+    for text in texts:
+        total.update(f"{hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def file_hash(path: Path | str) -> str | None:
+    """SHA-256 of a file, of the names of the records and modules in a folder, or None where there is neither."""
+    try:
+        state = os.stat(path)  # noqa: PTH116 — a command asks for thousands
+        if stat.S_ISDIR(state.st_mode):
+            names = sorted(entry.name for pattern in ("*.json", "*.py") for entry in Path(path).glob(pattern))
+            return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return _content_hash(str(path), state.st_mtime_ns, state.st_size, state.st_ino)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=8192)
+def _content_hash(path: str, *state: int) -> str:
+    """`state` is what changes when the file does."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def is_fresh(stamp: Path, inputs: str) -> bool:
+    """Whether a stamp holds this hash of the inputs."""
+    return stamp.is_file() and stamp.read_text() == inputs
+
+
+def write_stamp(stamp: Path, inputs: str) -> None:
+    """Write a stamp, after its output is made."""
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(inputs)
+
+
+def changed_since(moment: float, files: Iterable[Path | str]) -> bool:
+    """Whether one of these files may have been written after a moment, seconds since the epoch."""
+    for file in files:
+        with suppress(OSError):
+            if os.stat(file).st_ctime >= moment - CLOCK_TICK:  # noqa: PTH116 — a command asks for thousands
+                return True
+    return False
+
+
+def add_checksum(body: str) -> bytes:
+    """A text after a first line with its SHA-256."""
+    return f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode()
+
+
+def verified_body(data: bytes) -> bytes | None:
+    """What follows the first line, if that is the SHA-256 of it."""
+    digest, _, body = data.partition(b"\n")
+    return body if hashlib.sha256(body).hexdigest().encode() == digest else None
