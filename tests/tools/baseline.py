@@ -20,15 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftbook import figures, slides, studies
+from peftbook import figures, studies
 from peftbook.errors import InputError
 from peftbook.memory import SHAPES
 from peftbook.memory.question import Question, told
 from peftbook.records import Store, default_store
+from peftbook.slides.charts import CHARTS, named_chart
 from peftbook.studies import Study
 from peftbook.studio.api import build_api
-from peftbook.studio.drafts import Drafts
 from peftbook.studio.store import Studio
+from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.rows import Caps
 
 QUESTIONS = 300
@@ -50,12 +51,12 @@ DRAWN = {
 
 def baseline() -> dict[str, Any]:
     """All of it, of the records at hand."""
-    store, charts = default_store(), slides.CHARTS
+    store = default_store()
     return {
         "records": [record.key for record in store.all()],
         "studies": {name: of_study(studies.get_study(name), store) for name in studies.NAMES},
         "figures": {name: figures.runs(name, store) for name in figures.FIGURES},
-        "charts": {name: dataclasses.asdict(charts[name](store)) for name in sorted(charts)},
+        "charts": {name: dataclasses.asdict(named_chart(name, store)) for name in sorted(CHARTS)},
         "api": api(),
         "fit": fits(),
     }
@@ -74,7 +75,7 @@ def of_study(study: Study, store: Store) -> dict[str, Any]:
 def api() -> dict[str, Any]:
     """The description of the studio's API."""
     with tempfile.TemporaryDirectory() as home:
-        return build_api(Studio(Path(home)), Drafts(Path(home), Caps())).openapi()
+        return build_api(Studio(Path(home)), UploadStore(Path(home), Caps())).openapi()
 
 
 def fits() -> dict[str, Any]:
