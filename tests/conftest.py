@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from peftbook.core.folders import results_folder
 from peftbook.core.gc_pause import gc_paused
-from peftbook.folders import results_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "_build/test-results"
@@ -138,7 +138,7 @@ def built_site() -> Path:
 
     Of the processes that run the tests one builds it, and the others wait.
     """
-    from peftbook.site.freshness import is_fresh
+    from peftbook.views.site.freshness import is_fresh
 
     site = ROOT / "_build" / "html"
     site.parent.mkdir(exist_ok=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbook.records import Record, Store
-from peftbook.specs import Run
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import Run
 from peftbook.studies import get_study, methods
 
 __all__ = ["fill_store"]

@@ -18,8 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 from studio_home import SMALL
 
-from peftbook import specs
-from peftbook.records import Record
+from peftbook.core import specs
+from peftbook.core.records import Record
 from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record
 from peftbook.methods import Method
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio
 

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from studio_home import colours_project
 
-from peftbook import base_models, specs
-from peftbook.base_models import BLOCK_BYTES, check_model, folder_revision, model_named, pinned
-from peftbook.errors import InputError
+from peftbook.core import base_models, specs
+from peftbook.core.base_models import BLOCK_BYTES, check_model, folder_revision, model_named, pinned
+from peftbook.core.errors import InputError
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.records import Record, Store
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.scratch.codebooks import codebook, linear_layers, round_trip
 from peftbook.scratch.gptq import gptq, input_moment
 from peftbook.studies import bases, get_study

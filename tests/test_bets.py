@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from peftbook import results
-from peftbook.records import default_store
-from peftbook.site import claim_cards
+from peftbook.core.records import default_store
+from peftbook.evidence import results
+from peftbook.views.site import claim_cards
 
 ASSETS = Path(__file__).resolve().parents[1] / "book/assets"
 FRAME = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>Claims</title>

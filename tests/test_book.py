@@ -18,16 +18,16 @@ import pytest
 from docutils import frontend, nodes, utils
 from typed_numbers import typed_results, typed_results_in
 
-from peftbook.errors import InputError
-from peftbook.literature import published, published_values
-from peftbook.records import Store
-from peftbook.site import bibliography
-from peftbook.site.display import evidence, show, verdicts
-from peftbook.site.execution import Ledger
-from peftbook.site.figure_numbers import number_figures
-from peftbook.site.mathematics import KatexError, parts, render_tex
-from peftbook.site.numbers import CitedNumber, MeasuredNumber
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store
+from peftbook.evidence.literature import published, published_values
 from peftbook.studies import NAMES, get_study
+from peftbook.views.site import bibliography
+from peftbook.views.site.display import evidence, show, verdicts
+from peftbook.views.site.execution import Ledger
+from peftbook.views.site.figure_numbers import number_figures
+from peftbook.views.site.mathematics import KatexError, parts, render_tex
+from peftbook.views.site.numbers import CitedNumber, MeasuredNumber
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("*.md"))
@@ -129,7 +129,7 @@ def test_the_chapter_of_a_study_shows_it(name):
 
 def test_a_figure_without_its_records_is_left_out_and_its_claim_says_so(monkeypatch, tmp_path):
     """Chapters hold the places of studies that are still to be run."""
-    monkeypatch.setattr("peftbook.records.default_store", lambda: Store(tmp_path))
+    monkeypatch.setattr("peftbook.core.records.default_store", lambda: Store(tmp_path))
     assert evidence("rank_losses", alt="Losses.", caption="Losses by rank.") is None
     assert "not yet run" in verdicts("rank").html and "peftbook run rank" in verdicts("rank").html
 
@@ -142,7 +142,7 @@ def test_an_unknown_published_value_names_the_nearest():
 
 def test_a_formula_keeps_the_punctuation_that_touches_it():
     """And nothing more: the words around it stay text, and none is lost."""
-    from peftbook.site.mathematics import keep_together
+    from peftbook.views.site.mathematics import keep_together
 
     parts = ["see (", nodes.math("", "x"), "), ", nodes.math("", "y"), "), ", nodes.math("", "z")]
     paragraph = nodes.paragraph("", "", *[nodes.Text(one) if isinstance(one, str) else one for one in parts])
@@ -155,7 +155,7 @@ def test_a_formula_keeps_the_punctuation_that_touches_it():
 
 def test_no_heading_breaks_inside_a_compound():
     """Words are held together, addresses and paragraphs are left alone."""
-    from peftbook.site.theme import keep_compounds
+    from peftbook.views.site.theme import keep_compounds
 
     link, paragraph = '<a href="#why-fine-tune" title="x">#</a>', "<p>fine-tuning</p>"
     context = {"body": f"<h2>Why fine-tune?{link}</h2>{paragraph}"}
@@ -192,7 +192,7 @@ def test_an_error_in_tex_is_an_error():
 
 def test_figures_are_numbered_in_order_and_references_follow():
     """{fig}`b` becomes a link to the second figure."""
-    from peftbook.site.figure_numbers import FigureReference
+    from peftbook.views.site.figure_numbers import FigureReference
 
     html = [f'<span class="figure-number" data-figure="{name}">Figure</span>' for name in "ab"]
     reference = nodes.paragraph("", "", FigureReference("", "b", target="b"))
@@ -259,7 +259,7 @@ jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
 ```
 """
 CONFIGURATION = """
-extensions = ["myst_nb", "peftbook.site.{part}"]
+extensions = ["myst_nb", "peftbook.views.site.{part}"]
 nb_execution_mode = "cache"
 html_theme = "basic"
 exclude_patterns = ["package", "_build"]
@@ -376,7 +376,7 @@ def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_sit
 
 def test_every_run_has_a_page_with_its_record_and_command(built_site):
     """A reader of any number can open, download and repeat the run behind it."""
-    from peftbook.records import default_store
+    from peftbook.core.records import default_store
 
     for record in default_store().all():
         page = (built_site / f"book/runs/{record.short_key}.html").read_text(encoding="utf-8")

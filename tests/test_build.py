@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from peftbook import build, slides
-from peftbook.errors import InputError
-from peftbook.site import lecture
+from peftbook.core.errors import InputError
+from peftbook.views import build, slides
+from peftbook.views.site import lecture
 
 
 def test_outside_a_checkout_is_refused(tmp_path):

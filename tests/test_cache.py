@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from peftbook import results, studies
+from peftbook import studies
 from peftbook.core import imports
+from peftbook.core.folders import results_folder
+from peftbook.core.records import Record, Store, default_store
+from peftbook.core.specs import Evaluation, Run
 from peftbook.core.tracking import track_reads
-from peftbook.evidence import cache
-from peftbook.folders import results_folder
+from peftbook.evidence import cache, results
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store, default_store
-from peftbook.site import tracing
-from peftbook.specs import Evaluation, Run
 from peftbook.tasks import task_spec
+from peftbook.views.site import tracing
 
 FLOATS = TypeAdapter(list[float])
 RUNS = [
@@ -52,8 +52,8 @@ class Losses:
     def cached(self, store: Store) -> cache.CachedResult[list[float]]:
         """As another process would ask for it, and then once more."""
         cache._results.clear(), cache._code_hash.cache_clear()
-        first = cache.cached_result("losses", self, "peftbook.errors", FLOATS, store)
-        assert cache.cached_result("losses", self, "peftbook.errors", FLOATS, store) == first
+        first = cache.cached_result("losses", self, "peftbook.core.errors", FLOATS, store)
+        assert cache.cached_result("losses", self, "peftbook.core.errors", FLOATS, store) == first
         return first
 
 
@@ -112,8 +112,8 @@ def test_a_record_that_is_rewritten_meanwhile_is_not_mixed_up(store):
         save(store, RUNS[0], 2.5)
         return found
 
-    assert cache.cached_result("losses", compute, "peftbook.errors", FLOATS, store).value == [1.5]
-    assert cache.cached_result("losses", Losses(), "peftbook.errors", FLOATS, store).value == [2.5]
+    assert cache.cached_result("losses", compute, "peftbook.core.errors", FLOATS, store).value == [1.5]
+    assert cache.cached_result("losses", Losses(), "peftbook.core.errors", FLOATS, store).value == [2.5]
 
 
 @pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[:-9], lambda old: old.replace(b"1.5", b"1.4"),
@@ -175,7 +175,7 @@ def test_what_is_cached_is_what_is_computed(name):
 def test_all_code_that_runs_is_among_the_dependencies(module):
     """In a process that judges the studies of one module, every module of the package that was loaded is known."""
     script = (
-        "import sys, json\nfrom peftbook import studies\nfrom peftbook.records import default_store\n"
+        "import sys, json\nfrom peftbook import studies\nfrom peftbook.core.records import default_store\n"
         f"names = [n for n in studies.NAMES if studies.TEXTS['study'][n].get('module', n) == {module!r}]\n"
         "for name in names:\n"
         "    studies.get_study(name).verdict(default_store()), studies.get_study(name).quantities(default_store())\n"

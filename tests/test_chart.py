@@ -13,10 +13,10 @@ from matplotlib.colors import to_hex
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, Scale, log_ticks, svg, ticks
-from peftbook.figures.drawn import draw_bars, lines
-from peftbook.figures.style import canvas, colour, mode_context
 from peftbook.methods import arm_looks
-from peftbook.slides.charts import COMPUTED
+from peftbook.views.figures.drawn import draw_bars, lines
+from peftbook.views.figures.style import canvas, colour, mode_context
+from peftbook.views.slides.charts import COMPUTED
 
 FRAME = Frame(400, 200)
 LOSSES = st.integers(-(10**6), 10**6).map(lambda n: n / 128) | st.sampled_from([math.nan, math.inf, -math.inf])

@@ -17,9 +17,11 @@ from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from peftbook import methods, specs
-from peftbook.cost import training_setup
-from peftbook.errors import InputError
+from peftbook import methods
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store
+from peftbook.evidence.results import describe
 from peftbook.memory import Shape, shape_from_config, training_step
 from peftbook.memory.shapes import as_config
 from peftbook.methods.full import Full
@@ -28,8 +30,6 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
-from peftbook.records import Store
-from peftbook.results import describe
 from peftbook.studio.preflight import training_step_setup
 from peftbook.studio.trained_model import load_trained, merge
 from peftbook.training import estimate, execute
@@ -39,6 +39,7 @@ from peftbook.training.loop import arithmetic, label_losses, reordered, train
 from peftbook.training.models import load_model
 from peftbook.training.probes.memory import allocated_peak, storage_bytes
 from peftbook.training.products import half_products
+from peftbook.training.step_setup import training_setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.memory import SHAPES
-from peftbook.records import Record, Store
 from peftbook.studies import (
     batch_size,
     beyond_lora,

@@ -14,14 +14,14 @@ import pytest
 from fake_records import fake_record
 
 from peftbook import cli
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store, default_store
+from peftbook.core.specs import Run
 from peftbook.memory import read_shape, training_step
 from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.question import option
 from peftbook.memory.setup import CHOICES
 from peftbook.memory.stacks import STACKS, setup_in
-from peftbook.records import Store, default_store
-from peftbook.specs import Run
 
 
 def refused(capsys, *argv: str) -> str:

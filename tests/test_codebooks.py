@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_llama
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
-from peftbook.records import Record, Store
 from peftbook.scratch.codebooks import (
     BLOCK_DEPENDENT,
     NAMES,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import save_tiny_folder, tiny_task
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.records import Record, Store
 from peftbook.studies import averaging, get_study
 from peftbook.training import execute
 from peftbook.training.probes import combining, measure

@@ -19,11 +19,12 @@ from types import SimpleNamespace
 import pytest
 from studio_home import colours_project, finish, small_run, wait_for
 
-from peftbook import cli, specs
-from peftbook.errors import InputError
+from peftbook import cli
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.options import read_options
+from peftbook.core.records import Store
 from peftbook.methods.lora import LoRA
-from peftbook.options import read_options
-from peftbook.records import Store
 from peftbook.studio import foreground, own_file, preflight
 from peftbook.studio.plan import plan as planned
 from peftbook.studio.settings import Reading, Settings

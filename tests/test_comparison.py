@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftbook import metrics
-from peftbook.errors import InputError
-from peftbook.evidence import resampling, stats
+from peftbook.core.errors import InputError
+from peftbook.evidence import metrics, resampling, stats
 from peftbook.evidence.comparison import corpus_bleu, has_column, keys_of, paired, score, shared, table, weights
 
 TOKENS = np.array([3.0, 5.0, 9.0, 4.0, 7.0, 2.0])

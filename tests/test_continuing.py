@@ -9,13 +9,13 @@ from studio_api import finish, served
 from studio_home import COLOURS, colours_project, small_run
 from tiny import save_tiny_folder, tiny_task
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import Conflict, InputError
+from peftbook.core.records import Record, Store
 from peftbook.decision.candidates import group_records
-from peftbook.errors import Conflict, InputError
 from peftbook.evidence.comparison import paired
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store
 from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.continuing import continue_job
 from peftbook.studio.decisions import compared, whole_report

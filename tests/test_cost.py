@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from peftbook import specs
-from peftbook.cost import Curve, ProductLaw, Rates, layers_seconds, step_seconds
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.memory import Configuration, Setup, Shape, training_step
-from peftbook.records import Record, Store
+from peftbook.memory.time_model import Curve, ProductLaw, Rates, layers_seconds, step_seconds
 from peftbook.studies import activations, get_study
 from peftbook.studies import step_seconds as study
 from peftbook.training import calibration

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as oracle
 
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
-from peftbook.records import Record, Store
 from peftbook.studies import coverage as study
 from peftbook.studies import get_study
 from peftbook.training.probes import coverage

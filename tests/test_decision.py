@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
 from peftbook.decision import MEASURES, compare, pareto
 from peftbook.decision.forgetting import prose_probe
-from peftbook.errors import InputError
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import paired, score
 from peftbook.evidence.planning import found_with
@@ -23,7 +24,6 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record
 from peftbook.studio import report
 from peftbook.studio.terminal import as_json, show
 from peftbook.tasks import Example

@@ -20,14 +20,15 @@ from PIL import Image
 from pptx import Presentation
 from pptx.util import Emu, Pt
 
-from peftbook import results, slides
-from peftbook.errors import InputError
-from peftbook.figures.style import PAPER
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store, default_store
+from peftbook.evidence import results
 from peftbook.methods import arm_looks
-from peftbook.records import Store, default_store
-from peftbook.site import identity, lecture
-from peftbook.slides import native, pictures, template
 from peftbook.studies.methods import LABELS
+from peftbook.views import slides
+from peftbook.views.figures.style import PAPER
+from peftbook.views.site import identity, lecture
+from peftbook.views.slides import native, pictures, template
 
 BOOK = {"address": identity.PUBLIC_ADDRESS, "version": identity.version()}
 STORY = ["Opening", "Cost", "Idea", "LoRA", "Practice", "Quantisation", "QLoRA", "Prompts", "Evidence", "Decision",
@@ -382,7 +383,8 @@ def test_widths_are_those_of_arial():
 def test_the_deck_needs_no_training_library(tmp_path: Path):
     """Whoever only teaches needs neither transformers nor peft, and for these slides not even torch."""
     code = (
-        "import sys; from pathlib import Path; from peftbook import slides; from peftbook.records import default_store;"
+        "import sys; from pathlib import Path; from peftbook.views import slides;"
+        "from peftbook.core.records import default_store;"
         "slides.build(Path(sys.argv[1]), default_store(), address='https://x.org/', version='1', sections=['lora']);"
         "sys.exit(', '.join({'torch', 'transformers', 'peft', 'bitsandbytes', 'datasets'} & set(sys.modules)) or 0)"
     )

@@ -21,14 +21,16 @@ from tiny import VOCABULARY, NumberTokenizer, random_examples, tiny_llama
 from together import CASES, COUNT, STOP, STRATEGIES, TOKENS, train_case
 from transformers import AutoTokenizer
 
-from peftbook import cli, specs
-from peftbook.errors import InputError
+from peftbook import cli
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.memory import Setup, Shape, training_step
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
+from peftbook.runtime.queue import run_subprocess
 from peftbook.training import loop
 from peftbook.training.distributed import ALONE, Processes
 from peftbook.training.execute import Trainee, save_trained
@@ -36,7 +38,6 @@ from peftbook.training.forward import trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.launch import obstacle_to_split, refuse_missing_gpus, refuse_to_split
 from peftbook.training.loop import losses
-from peftbook.training.queue import run_subprocess
 from peftbook.training.small_llama import train_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -270,8 +271,8 @@ def small_run(**fields) -> specs.Run:
 
 COMPUTE = """
 import pathlib, sys
-from peftbook import specs
-from peftbook.training.queue import run_subprocess
+from peftbook.core import specs
+from peftbook.runtime.queue import run_subprocess
 run = specs.Run.model_validate_json(sys.argv[1])
 run_subprocess(run, 2, folder=pathlib.Path(sys.argv[2]), processes=2)
 """
@@ -280,7 +281,7 @@ run_subprocess(run, 2, folder=pathlib.Path(sys.argv[2]), processes=2)
 @pytest.mark.slow
 def test_the_record_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
     """Same spec, same key, same fields; who made it is provenance, time and memory differ."""
-    from peftbook.records import Store
+    from peftbook.core.records import Store
     from peftbook.training.execute import execute
 
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
@@ -391,9 +392,9 @@ def test_the_queue_passes_over_what_cannot_be_shared(tmp_path):
     """Once for each reason, in one line; the rest is computed."""
     from functools import partial
 
-    from peftbook.records import Record, Store
+    from peftbook.core.records import Record, Store
+    from peftbook.runtime.queue import run_studies
     from peftbook.studies import Study, Verdict
-    from peftbook.training.queue import run_studies
 
     store, given, lines = Store(tmp_path), [], []
     runs = [small_run(seed=0), *(small_run(seed=seed, purpose="timing", machine="m") for seed in (1, 2))]

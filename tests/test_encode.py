@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import real_tokenizer, tiny_task
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks import Example, get_task
 from peftbook.training.encode import (
     Encoded,

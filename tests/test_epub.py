@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 from lxml import etree, html
 
-from peftbook.errors import InputError
-from peftbook.site import epub, identity, xhtml
-from peftbook.site.cover import cover
-from peftbook.site.mathematics import render_tex
+from peftbook.core.errors import InputError
+from peftbook.views.export import epub, xhtml
+from peftbook.views.export.cover import cover
+from peftbook.views.site import identity
+from peftbook.views.site.mathematics import render_tex
 
 KATEX = Path(__file__).resolve().parents[1] / "book/assets/katex/katex.min.js"
 SPACES = {

@@ -14,21 +14,22 @@ from test_queue import Worker, a_run, a_study, interpreter
 from tiny import NumberTokenizer, random_examples, save_tiny_folder, tiny_llama, tiny_task
 from torch.utils.flop_counter import FlopCounterMode
 
-from peftbook import specs
-from peftbook.cost import Curve, training_setup
+from peftbook.core import specs
+from peftbook.core.records import Store
 from peftbook.memory import shape_from_config
+from peftbook.memory.time_model import Curve
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.records import Store
+from peftbook.runtime.queue import run_studies
 from peftbook.training import estimate, execute, loop
 from peftbook.training.durations import Estimates, predicted_here
 from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.forward import apply_method
 from peftbook.training.packed import packed_rows
-from peftbook.training.queue import run_studies
+from peftbook.training.step_setup import training_setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {

@@ -9,18 +9,19 @@ import pytest
 import torch
 from tiny import save_tiny_folder, tiny_task
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.core.progress import Phase, Phases
-from peftbook.errors import InputError
+from peftbook.core.records import Store
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Store
+from peftbook.runtime import worker
 from peftbook.training import execute as module
-from peftbook.training import loop, scoring, worker
+from peftbook.training import loop, scoring
 from peftbook.training.encode import encode_example
 from peftbook.training.execute import Watch, execute, few_shots
 from peftbook.training.models import load_model

@@ -10,11 +10,11 @@ import pytest
 import torch
 from py_mini_racer import MiniRacer
 
-from peftbook import figures
 from peftbook.memory import SHAPES
 from peftbook.scratch.codebooks import codebook
 from peftbook.scratch.nf4 import dequantize_blocks, quantize_blocks
-from peftbook.site import explorers
+from peftbook.views import figures
+from peftbook.views.site import explorers
 
 SCRIPT = Path(__file__).resolve().parents[1] / "book/assets/js/explorers.js"
 

@@ -31,13 +31,14 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import generate_merges
 
-from peftbook import cli, specs
-from peftbook.base_models import model_named
-from peftbook.errors import InputError
+from peftbook import cli
+from peftbook.core import specs
+from peftbook.core.base_models import model_named
+from peftbook.core.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
-from peftbook.training import gguf_adapter, gguf_model, gguf_tokenizer
 from peftbook.training.models import SMALL_FOLDER, Loaded, load_model
 from peftbook.training.products import TORCH_DTYPES
+from peftbook.views.export import gguf_adapter, gguf_model, gguf_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),

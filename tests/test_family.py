@@ -6,8 +6,6 @@ from peft import AdaLoraConfig, get_peft_model
 from tiny import NumberTokenizer, tiny_llama
 from torch import nn
 
-from peftbook.figures.family import MEMBERS, trained_parameters, work_per_token
-from peftbook.figures.newer import newer_counts, newer_state
 from peftbook.memory import SHAPES, shape_from_config
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.from_peft import PeftMethod
@@ -19,6 +17,8 @@ from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.vera import VeRA
 from peftbook.training.forward import apply_method
+from peftbook.views.figures.family import MEMBERS, trained_parameters, work_per_token
+from peftbook.views.figures.newer import newer_counts, newer_state
 
 SHAPE = shape_from_config(tiny_llama().config.to_dict())
 PREPARED = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftbook.errors import InputError
-from peftbook.records import Record, Store
-from peftbook.specs import Probe
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import Probe
 from peftbook.studies import faults as study
 from peftbook.studies import get_study
 from peftbook.tasks import SPLITS, get_task, tickets

@@ -26,34 +26,16 @@ from scipy import stats as oracle
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from peftbook import figures, metrics, specs, tasks
-from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
-from peftbook.errors import InputError
-from peftbook.evidence import stats
-from peftbook.figures import (
-    bits,
-    costs,
-    data,
-    evidence,
-    four_bits,
-    lora,
-    machines,
-    measuring,
-    methods,
-    parts,
-    prompt,
-    quantisation,
-    retention,
-    shipping,
-    style,
-    updates,
-    vectors,
-)
+from peftbook import tasks
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Missing, Record, Store, default_store
+from peftbook.evidence import metrics, stats
+from peftbook.evidence.results import study_quantities
 from peftbook.memory import SHAPES, Configuration, training_step
+from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
 from peftbook.methods import arm_looks
-from peftbook.processes import run_child
-from peftbook.records import Missing, Record, Store, default_store
-from peftbook.results import study_quantities
+from peftbook.runtime.processes import run_child
 from peftbook.scratch.capacity import free_numbers
 from peftbook.scratch.codebooks import expected_error
 from peftbook.scratch.forgetting import energy_rank
@@ -77,6 +59,26 @@ from peftbook.training.encode import encode_turns
 from peftbook.training.models import prepare_embedded
 from peftbook.training.probes import combining, elsewhere
 from peftbook.training.probes.coverage import simulated
+from peftbook.views import figures
+from peftbook.views.figures import (
+    bits,
+    costs,
+    data,
+    evidence,
+    four_bits,
+    lora,
+    machines,
+    measuring,
+    methods,
+    parts,
+    prompt,
+    quantisation,
+    retention,
+    shipping,
+    style,
+    updates,
+    vectors,
+)
 
 FROM_RECORDS = [name for name in figures.FIGURES if figures.from_records(name)]
 
@@ -593,11 +595,12 @@ def test_rendering_twice_gives_the_same_bytes(drawn: tuple[Store, dict[str, Draw
 def test_a_figure_brings_its_own_module_and_studies_alone():
     """So that a chapter rests on no others; every function under `@figure` is one, in whatever module."""
     code = (
-        "import sys\nfrom peftbook import figures\n"
+        "import sys\nfrom peftbook.views import figures\n"
         "assert not [name for name in sys.modules if name.startswith('peftbook.studies.')]\n"
         "figures.FIGURES['break_even'], figures.lora\n"
         "assert 'peftbook.studies.codebooks' not in sys.modules\n"
-        "print(*(name for name in ('restraint', 'lora', 'bits', 'qlora') if f'peftbook.figures.{name}' in sys.modules))"
+        "names = ('restraint', 'lora', 'bits', 'qlora')\n"
+        "print(*(name for name in names if f'peftbook.views.figures.{name}' in sys.modules))"
     )
     assert run_child("-c", code) == ["restraint lora"]
     assert all(function.__name__ == name for name, function in figures.FIGURES.items())

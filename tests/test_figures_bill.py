@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from peftbook.figures import bill
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.methods.lora import LoRA
 from peftbook.scratch.lora import LoRALinear
+from peftbook.views.figures import bill
 
 SETUPS = {
     "full": Setup(method="full", seq=256),

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from peftbook import figures
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES
 from peftbook.memory.names import TARGET_WORDS
 from peftbook.memory.question import ON_OFF, Question, told
 from peftbook.memory.setup import CHOICES, OPTIMISERS
 from peftbook.memory.stacks import STACKS
 from peftbook.memory.timeline import KINDS
-from peftbook.site import byte_model
+from peftbook.views import figures
+from peftbook.views.site import byte_model
 
 ASSETS = Path(__file__).resolve().parents[1] / "book/assets"
 CONFIGS: tuple[dict[str, Any], ...] = (

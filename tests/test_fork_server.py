@@ -14,18 +14,18 @@ import pytest
 from test_queue import until
 from test_ray_engine import measured, small_run
 
-from peftbook.processes import Child, environment_of
-from peftbook.records import Store
+from peftbook.core.records import Store
+from peftbook.runtime import queue
 from peftbook.runtime.fork_server import AVAILABLE, Fork, ForkServer
-from peftbook.training import queue
-from peftbook.training.queue import run_subprocess
+from peftbook.runtime.processes import Child, environment_of
+from peftbook.runtime.queue import run_subprocess
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="forks of a process with these libraries are Linux's")
 
 JOB = '''
 """A module that does as it is told."""
 import os, random, signal, sys
-from peftbook import processes
+from peftbook.runtime import processes
 
 def say():
     import torch
@@ -217,7 +217,7 @@ ASKING = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from peftbook.runtime.fork_server import ForkServer
-from peftbook.processes import Child
+from peftbook.runtime.processes import Child
 server = ForkServer()
 for _ in range(2):
     Child("-m", "a_job", "none", start=server.start).wait()

@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from peftbook.runtime.fork_server import AVAILABLE
-from peftbook.site import ahead
-from peftbook.site.execution import STARTUP
+from peftbook.views.site import ahead
+from peftbook.views.site.execution import STARTUP
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="kernels are forked on Linux alone")
 

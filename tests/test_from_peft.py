@@ -12,12 +12,12 @@ from peft import LoraConfig, PromptLearningConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer
 from tiny import NumberTokenizer, random_examples, tiny_llama
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.evidence.results import describe
 from peftbook.memory import shape_from_config
 from peftbook.methods import preset
 from peftbook.methods.from_peft import PeftMethod, peft_configs
-from peftbook.results import describe
 from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.loop import train
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_verdicts import decided, fill
 
-from peftbook import specs
-from peftbook.records import Store
+from peftbook.core import specs
+from peftbook.core.records import Store
 from peftbook.scratch.forgetting import at_target
 from peftbook.studies import frontier, get_study
 from peftbook.studies.frontier import Path, bend, matched_interval, matched_level, reading

@@ -12,15 +12,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from peftbook import cli, specs
+from peftbook import cli
+from peftbook.core import specs
+from peftbook.core.records import Record
 from peftbook.methods import usual
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record
-from peftbook.site.machines import HEADS, machines_table
 from peftbook.studio import machine, train
 from peftbook.training import doctor, durations, hardware, precision, threads
 from peftbook.training.precision import Products
+from peftbook.views.site.machines import HEADS, machines_table
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks.columns import guess_columns
 from peftbook.tasks.files import examine, task_from_table
 from peftbook.tasks.table import Table, read_table

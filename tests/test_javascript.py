@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from py_mini_racer import MiniRacer
 
-from peftbook.site import byte_model
-from peftbook.site.byte_model import ENGINE
-from peftbook.site.javascript import Unknown, modules, script
-from peftbook.site.javascript.statements import Translation
+from peftbook.views.site import byte_model
+from peftbook.views.site.byte_model import ENGINE
+from peftbook.views.site.javascript import Unknown, modules, script
+from peftbook.views.site.javascript.statements import Translation
 
 EXPRESSIONS = (
     # arithmetic, and what booleans are in it

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tinycss2
 
-from peftbook.site.lean import lean, may_match, moved
-from peftbook.site.pictures import extract_images
+from peftbook.views.site.lean import lean, may_match, moved
+from peftbook.views.site.pictures import extract_images
 
 CSS = (
     '@charset "utf-8";/* {a} */a{b:c}.used,.gone{d:e}.gone{f:g}@media print{.gone{h:i}}@media print{.used{j:k}}'

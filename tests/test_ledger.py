@@ -13,11 +13,10 @@ import pytest
 from bs4 import BeautifulSoup
 from claim_hashes import claim_hash, rule_hash, wordings
 
-from peftbook import results
-from peftbook.evidence import ledger, stats
-from peftbook.records import Store
-from peftbook.site import claim_cards, display
+from peftbook.core.records import Store
+from peftbook.evidence import ledger, results, stats
 from peftbook.studies import NAMES, get_study
+from peftbook.views.site import claim_cards, display
 
 ROOT = Path(__file__).parents[1]
 

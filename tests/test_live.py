@@ -15,14 +15,14 @@ import torch
 from bench.live import node_steps
 from live_trainings import AGREED, first_losses, lowest, start
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.core.records import default_store
 from peftbook.memory import shape_from_config
-from peftbook.records import default_store
-from peftbook.site import live as site
 from peftbook.studies import live
 from peftbook.training.forward import trainable_state
 from peftbook.training.live_weights import BASES, round_base
 from peftbook.training.models import load_model
+from peftbook.views.site import live as site
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,10 +15,10 @@ import torch
 from live_trainings import AGREED
 from test_live import job, node
 
-from peftbook.records import default_store
-from peftbook.site import live as site
+from peftbook.core.records import default_store
 from peftbook.studies import live
 from peftbook.training.live_weights import BLOCK, stored
+from peftbook.views.site import live as site
 
 SOFTWARE = ("--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 STEPS = 6  # two of each batch

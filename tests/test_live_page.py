@@ -9,9 +9,9 @@ import pytest
 from conftest import PAGES
 from live_trainings import AGREED, lowest
 
-from peftbook.records import default_store
-from peftbook.site import live as site
+from peftbook.core.records import default_store
 from peftbook.studies import live
+from peftbook.views.site import live as site
 
 pytestmark = [
     pytest.mark.browser,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import tiny_llama
 
-from peftbook.errors import InputError
-from peftbook.records import Record, Store
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.scratch.nf4 import dequantize_nf4, quantize_nf4
 from peftbook.scratch.rows import dequantize_rows, quantize_rows
 from peftbook.studies import get_study, live

@@ -20,8 +20,8 @@ from tiny import (
     train_interrupted,
 )
 
-from peftbook import specs
-from peftbook.errors import Diverged
+from peftbook.core import specs
+from peftbook.core.errors import Diverged
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA

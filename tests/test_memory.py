@@ -11,7 +11,7 @@ import torch
 from tiny import Made, first_step, made_once
 from torch.utils import flop_counter
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
 from peftbook.memory.fit import GPU_RESERVE, as_json, as_text, largest
 from peftbook.memory.names import OPTIMISER_NAMES, meant

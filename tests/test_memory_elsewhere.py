@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from peftbook.core.records import default_store
+from peftbook.evidence.results import study_verdict
 from peftbook.memory import Configuration, read_shape
 from peftbook.memory.fit import BESIDE, GPU_RESERVE, fit
 from peftbook.memory.stacks import STACKS, setup_in
-from peftbook.records import default_store
-from peftbook.results import study_verdict
 from peftbook.studies import memory_elsewhere as elsewhere
 from peftbook.training.probes import measure
 from peftbook.training.probes.elsewhere import PROMISED

@@ -12,7 +12,7 @@ from tiny import Made, first_step, made_once
 from torch.utils import flop_counter
 
 from peftbook.cli.fit import targets_named
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import (
     SHAPES,
     TARGETS,

@@ -7,7 +7,7 @@ import torch
 from tiny import first_step
 from torch.nn import functional
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, training_step
 from peftbook.memory.setup import CHUNK, CHUNKS, TILE
 from peftbook.training import random_model

@@ -10,7 +10,7 @@ from tiny import first_step
 from torch.utils import flop_counter
 
 from peftbook import cli
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, training_step
 from peftbook.memory.names import METHOD_NAMES, meant
 from peftbook.memory.shapes import FAMILIES, as_config

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import shape_from_config
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.defaults import OMITTED, defaults_of

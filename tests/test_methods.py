@@ -15,8 +15,8 @@ from tiny import (
 )
 from torch import nn
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.methods import Method, presets, usual
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full

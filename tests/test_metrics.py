@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
-from peftbook.errors import InputError
-from peftbook.metrics import (
+from peftbook.core.errors import InputError
+from peftbook.evidence.metrics import (
     BLEU_STATISTICS,
     bleu,
     bleu_of_sums,

@@ -13,8 +13,8 @@ from tiny import gguf_from_arrays, save_tiny_folder, tiny_llama
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.tasks import file_sha256

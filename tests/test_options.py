@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_plan import SMALL, TASK
 
 from peftbook import cli
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.core.options import Bound, add_options, check_bounds, listed, read_options, words_of
 from peftbook.methods import presets
 from peftbook.methods.lora import LoRA
-from peftbook.options import Bound, add_options, check_bounds, listed, read_options, words_of
 from peftbook.studio.pages.form import number_of
 from peftbook.studio.plan import plan, run_alone
 from peftbook.studio.settings import Judging, Reading, Settings, Single, rates_named

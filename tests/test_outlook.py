@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbook import cli, outlook, specs
+from peftbook import cli
+from peftbook.core import specs
+from peftbook.core.records import Record, default_store
+from peftbook.evidence import decidable as outlook
 from peftbook.evidence import stats
+from peftbook.evidence.decidable import Outlook, core_seconds_of_a_seed
 from peftbook.evidence.planning import MOST_SEEDS, Judged, more_seeds, obstacle, seeds_to
+from peftbook.evidence.results import study_verdict
 from peftbook.evidence.stats import Interval
 from peftbook.methods import named
-from peftbook.outlook import Outlook, core_seconds_of_a_seed
-from peftbook.records import Record, default_store
-from peftbook.results import study_verdict
 from peftbook.studies import BLIND, NAMES, Verdict
 from peftbook.tasks import task_spec
 

@@ -8,10 +8,10 @@ import pytest
 from scipy import stats as scipy_stats
 
 from peftbook import cli
+from peftbook.core.errors import InputError
 from peftbook.decision.outside import decide
-from peftbook.errors import InputError
+from peftbook.evidence.metrics import rouge
 from peftbook.evidence.stats import holm, paired_interval
-from peftbook.metrics import rouge
 
 
 def write(path, rows):

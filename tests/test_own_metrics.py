@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_decision import record_of
 
-from peftbook import metrics
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.decision import compare
-from peftbook.errors import InputError
-from peftbook.own_metrics import declared, own_scores, parse_metric, read_metrics, scoring
-from peftbook.own_metrics.declaration import Metric
-from peftbook.own_metrics.kinds import last_number, scorer
-from peftbook.records import Record, Store
+from peftbook.decision.own_metrics import declared, own_scores, parse_metric, read_metrics, scoring
+from peftbook.decision.own_metrics.declaration import Metric
+from peftbook.decision.own_metrics.kinds import last_number, scorer
+from peftbook.evidence import metrics
 from peftbook.studio import report
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.terminal import as_json, show

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from peftbook.errors import InputError
-from peftbook.site import identity, pdf
+from peftbook.core.errors import InputError
+from peftbook.views.export import pdf
+from peftbook.views.site import identity
 
 PAGE = (
     '<html data-x="1"><head><title>Book</title></head><body><article class="bd-article"><h1>Index</h1>'

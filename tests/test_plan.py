@@ -18,10 +18,12 @@ from typing import get_args, get_type_hints
 import pytest
 from test_cost import rates
 
-from peftbook import specs
-from peftbook.canonical import build
-from peftbook.cost import Curve, training_setup
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.canonical import build
+from peftbook.core.errors import InputError
+from peftbook.core.options import options_of
+from peftbook.core.records import default_store
+from peftbook.memory.time_model import Curve
 from peftbook.methods import kinds, presets
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -29,8 +31,6 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
-from peftbook.options import options_of
-from peftbook.records import default_store
 from peftbook.studies import get_study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
@@ -47,6 +47,7 @@ from peftbook.tasks.table import read_table
 from peftbook.training import precision, scoring
 from peftbook.training.models import find_package_file
 from peftbook.training.request import request_for, shape_of, side_by_side
+from peftbook.training.step_setup import training_setup
 
 SMALL = specs.SMALL_LLAMA
 RATES = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from peftbook import cli, specs
+from peftbook import cli
+from peftbook.core import specs
+from peftbook.core.records import Record, default_store
 from peftbook.decision import MEASURES
 from peftbook.decision.power import (
     LEVEL,
@@ -24,7 +26,6 @@ from peftbook.decision.power import (
 from peftbook.evidence.planning import found_with
 from peftbook.evidence.stats import FEWEST_GROUPS, paired_interval, score_interval
 from peftbook.methods import named
-from peftbook.records import Record, default_store
 from peftbook.tasks import Example, TaskData, task_spec
 
 MEASURE = MEASURES["rougeL"]

@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.training import precision
 from peftbook.training.precision import Products, chosen_dtype, gpu_dtype
 

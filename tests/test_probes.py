@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
 from peftbook.decision.forgetting import prose_probe
-from peftbook.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record
 from peftbook.studies.forgetting import matched
 from peftbook.studies.variants import steps_to
 from peftbook.training import execute, probes

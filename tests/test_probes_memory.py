@@ -9,10 +9,10 @@ import pytest
 import torch
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.memory import TARGETS, Configuration, Setup, Shape
-from peftbook.records import Record, Store
 from peftbook.studies import activations, get_study, memory_cases
 from peftbook.studies import memory as study
 from peftbook.training.hardware import peak_memory

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
-from peftbook.records import Record, Store
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.scratch.lora import add_lora, load_lora_state, lora_state
 from peftbook.scratch.multi_lora import add_multi_lora, select_adapters

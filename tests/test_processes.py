@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
-from peftbook import processes
-from peftbook.processes import Child, call_in_child, identity, is_alive, run_child
+from peftbook.runtime import processes
+from peftbook.runtime.processes import Child, call_in_child, identity, is_alive, run_child
 from peftbook.training.hardware import machine_name
 
 PARENT = """
@@ -23,8 +23,8 @@ time.sleep(600)
 """
 HOLDER = """
 import os, time
-from peftbook.processes import Child
-code = "import time; from peftbook.processes import end_with_input; end_with_input(); time.sleep(600)"
+from peftbook.runtime.processes import Child
+code = "import time; from peftbook.runtime.processes import end_with_input; end_with_input(); time.sleep(600)"
 with Child("-c", code) as child:
     print(child.process.pid, flush=True)
     time.sleep(600)
@@ -33,7 +33,7 @@ with Child("-c", code) as child:
 
 CONTENDER = """
 import pathlib, sys
-from peftbook.processes import lock_file
+from peftbook.runtime.processes import lock_file
 inside = pathlib.Path(sys.argv[1], "inside")
 for _ in range(40):
     with lock_file(pathlib.Path(sys.argv[1], "lock"), "held", patience=60):
@@ -142,7 +142,7 @@ def test_one_at_a_time_holds_a_lock_whose_file_goes_with_it(tmp_path):
 
 EXITING = """
 import atexit, sys, threading, time
-from peftbook.processes import fast_exit
+from peftbook.runtime.processes import fast_exit
 
 class Slow:
     def __del__(self):
@@ -170,7 +170,7 @@ def test_a_fast_exit_is_an_exit_without_teardown(last, status):
 
 SHARED = """
 import functools, os, pathlib, sys, time
-from peftbook.processes import share
+from peftbook.runtime.processes import share
 folder = pathlib.Path(sys.argv[1])
 
 def task(number):

@@ -10,14 +10,15 @@ import torch
 from tiny import random_examples, tiny_llama
 from torch.nn import functional
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store, default_store
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
-from peftbook.records import Record, Store, default_store
+from peftbook.runtime.verify import TOLERANCES
 from peftbook.studies import get_study
 from peftbook.studies import half_products as study
 from peftbook.training import loop, products
@@ -28,7 +29,6 @@ from peftbook.training.models import keep_linear4bit_layout
 from peftbook.training.probes import EnoughError
 from peftbook.training.probes.products import losses_of
 from peftbook.training.products import HALF, TORCH_DTYPES, half_products, widened_products
-from peftbook.training.verify import TOLERANCES
 
 EXACT = 0.998  # share of elements that equal the exact sum, rounded once; float16 has the finer grid
 

@@ -11,12 +11,12 @@ import torch
 from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 from transformers import AutoModelForCausalLM
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.methods import Method
 from peftbook.methods.qlora import QLoRA, init_corrected, top_singular
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store
 from peftbook.scratch.codebooks import linear_layers, quantise_dense, round_trip
 from peftbook.studies import double_quant, get_study, weight_error
 from peftbook.tasks import get_task

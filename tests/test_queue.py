@@ -12,21 +12,21 @@ import time
 
 import pytest
 
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.exchange import import_records
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.exchange import import_records
+from peftbook.core.records import Record, Store
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
-from peftbook.processes import lock_file
-from peftbook.records import Record, Store
+from peftbook.runtime.processes import lock_file
+from peftbook.runtime.queue import run_studies, run_subprocess
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
 from peftbook.training.durations import Estimates
 from peftbook.training.hardware import cores, cpu_model
 from peftbook.training.micro_batch import cuda_micro_batch, fitting_rows
 from peftbook.training.precision import products_here
-from peftbook.training.queue import run_studies, run_subprocess
 from peftbook.training.threads import best_threads
 
 
@@ -314,8 +314,8 @@ def test_two_processes_never_compute_one_run_at_a_time(tmp_path):
     path = tmp_path / "run.lock"
     ask = f"""
 import pathlib, sys
-from peftbook.errors import InputError
-from peftbook.processes import lock_file
+from peftbook.core.errors import InputError
+from peftbook.runtime.processes import lock_file
 try:
     with lock_file(pathlib.Path({str(path)!r}), "Another process has it."):
         print("mine")
@@ -332,7 +332,7 @@ def test_a_patient_process_waits_until_the_other_one_ends(tmp_path):
     path = tmp_path / "run.lock"
     holder = f"""
 import pathlib, time
-from peftbook.processes import lock_file
+from peftbook.runtime.processes import lock_file
 with lock_file(pathlib.Path({str(path)!r}), ""):
     print("held", flush=True)
     time.sleep(60)
@@ -395,8 +395,8 @@ def test_a_worker_says_how_far_it_is_only_where_it_is_shown(tmp_path, monkeypatc
 
 FAKE_WORKER = """
 import os, pathlib, time
-from peftbook.records import Record, Store
-from peftbook.training.worker import read_spec
+from peftbook.core.records import Record, Store
+from peftbook.runtime.worker import read_spec
 spec, folder = read_spec(), pathlib.Path(os.environ["PEFTBOOK_RECORDS"])
 checkpoint = folder / f"{spec.seed}.step"
 step = int(checkpoint.read_text()) if checkpoint.exists() else 0
@@ -413,8 +413,8 @@ QUEUE = """
 import pathlib, sys
 sys.path.insert(0, {tests!r})
 import test_queue
-from peftbook.records import Store
-from peftbook.training import queue
+from peftbook.core.records import Store
+from peftbook.runtime import queue
 queue.WORKER = ({worker!r},)
 test_queue.run_studies(
     [test_queue.a_study("s", [test_queue.a_run(seed) for seed in range(6)])], Store(pathlib.Path({folder!r})), workers=2

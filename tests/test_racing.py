@@ -8,13 +8,13 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from peftbook import figures
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store, default_store
 from peftbook.evidence.sweep import CUT, better_half
-from peftbook.records import Store, default_store
 from peftbook.studies import get_study, racing
 from peftbook.studies.racing import HALVING, RecordedSweep, places, race
 from peftbook.tasks import get_task
+from peftbook.views import figures
 
 RATES = tuple(2.0**at for at in range(8))
 

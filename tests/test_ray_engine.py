@@ -29,16 +29,16 @@ from test_cli import refused
 from test_queue import a_run, a_study, interpreter, until
 
 import peftbook
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store, default_store, write_atomically
 from peftbook.memory import SHAPES
 from peftbook.methods import usual
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
-from peftbook.processes import Child, lock_file
-from peftbook.records import Record, Store, default_store, write_atomically
-from peftbook.runtime import ray_engine
+from peftbook.runtime import queue, ray_engine
+from peftbook.runtime.processes import Child, lock_file
 from peftbook.runtime.ray_engine import CHECKPOINT_SHARE, FOLDER, Outbox, RayEngine, task_folder
 from peftbook.runtime.ray_nodes import ENVIRONMENT, Node, Nodes, code_version
 from peftbook.studio import health
@@ -46,7 +46,6 @@ from peftbook.studio.store import Studio, say_open
 from peftbook.studio.work import Reporter, compute_in
 from peftbook.studio.worker import Worker
 from peftbook.tasks import get_task
-from peftbook.training import queue
 from peftbook.training.execute import execute
 from peftbook.training.peak import WORKER_BYTES
 from peftbook.training.request import request_for, setup_of, shape_of
@@ -440,10 +439,10 @@ import pathlib, sys
 sys.path.insert(0, {tests!r})
 from pydantic import TypeAdapter
 from test_queue import a_study
-from peftbook import specs
-from peftbook.records import Store
+from peftbook.core import specs
+from peftbook.core.records import Store
 from peftbook.runtime.ray_engine import connect
-from peftbook.training.queue import run_studies
+from peftbook.runtime.queue import run_studies
 address, folder, checkpoints, *runs = sys.argv[1:]
 store = Store(pathlib.Path(folder))
 runs = [TypeAdapter(specs.Run | specs.Probe).validate_json(one) for one in runs]
@@ -643,7 +642,7 @@ def kill_mid_run(machines: Machines, run: specs.Run, folder: Path) -> None:
     process is looked for when it has the run's lock, seconds before: then it imports its libraries.
     """
     until(lambda: (folder / f"{run.key[:16]}.lock").exists(), 120)
-    name, worker = machines.computing("peftbook.training.worker", f"{run.key[:16]}.lock")
+    name, worker = machines.computing("peftbook.runtime.worker", f"{run.key[:16]}.lock")
     until(lambda: progress(folder, run) >= 3, 120)
     machines.kill(name, worker)
     until(lambda: is_gone(worker), 60)

@@ -17,10 +17,10 @@ from studio_home import colours_project, small_run
 from test_cli import refused
 from test_ray_engine import InThisProcess, files_in, leave_checkpoint
 
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store, write_atomically
 from peftbook.decision.forgetting import prose_probe
-from peftbook.errors import InputError
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store, write_atomically
 from peftbook.runtime import ray_engine, ray_nodes
 from peftbook.runtime.ray_engine import PROGRESS, Chunk, Ended, Outbox, Started
 from peftbook.runtime.ray_nodes import Node, Nodes

@@ -12,20 +12,30 @@ import pytest
 import torch
 from tiny import watched_steps
 
-from peftbook import specs
 from peftbook.cli import main
-from peftbook.errors import InputError
-from peftbook.folders import DATA
-from peftbook.literature import published
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
+from peftbook.decision.recipe.choice import (
+    BATCH,
+    KEPT,
+    PLANS,
+    STEP,
+    RowTokens,
+    choose,
+    fields_of,
+    longest_kept,
+    rate_for,
+)
+from peftbook.decision.recipe.folder import PAGES, SCRIPTS, write_folder
+from peftbook.decision.recipe.rows import count_rows
+from peftbook.evidence.literature import published
 from peftbook.memory import Configuration, Setup, Shape, read_shape
 from peftbook.memory import loss as losses
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.step import structure
 from peftbook.memory.walk import walked
-from peftbook.recipe.choice import BATCH, KEPT, PLANS, STEP, RowTokens, choose, fields_of, longest_kept, rate_for
-from peftbook.recipe.folder import PAGES, SCRIPTS, write_folder
-from peftbook.recipe.rows import count_rows
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import read_file, task_from_table

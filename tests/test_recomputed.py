@@ -31,8 +31,8 @@ from raw_rule import (
 )
 from scipy.stats import norm
 
-from peftbook.records import default_store
-from peftbook.results import study_quantities, study_verdict
+from peftbook.core.records import default_store
+from peftbook.evidence.results import study_quantities, study_verdict
 from peftbook.tasks import test_groups as groups_of_task
 
 # --- the studies: each gives its outcome and printed quantities, as mean, low and high -------------------------

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbook import records, specs
+from peftbook.core import records, specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import SHIPPED, Missing, Record, Store, default_store, load_record, write_atomically
 from peftbook.core.tracking import LOOKUP, record_reads, track_reads, untracked
-from peftbook.errors import InputError
 from peftbook.methods.lora import LoRA
-from peftbook.records import SHIPPED, Missing, Record, Store, default_store, load_record, write_atomically
 
 
 def a_run(seed: int = 0) -> specs.Run:
@@ -240,7 +240,7 @@ def test_writing_leaves_nothing_on_error(tmp_path, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal, sys
-from peftbook.records import write_atomically
+from peftbook.core.records import write_atomically
 real = os.replace
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from peftbook import figures
 from peftbook.cli import whole_parser
-from peftbook.site import reference, tracing
-from peftbook.site.execution import file_hash
+from peftbook.views import figures
+from peftbook.views.site import reference, tracing
+from peftbook.views.site.execution import file_hash
 
 
 def test_every_command_and_every_option_is_there():
@@ -27,14 +27,14 @@ def test_every_command_and_every_option_is_there():
     assert "`" not in html
 
 
-@pytest.mark.parametrize("module", ["peftbook.scratch.lora", "peftbook.memory.fit", "peftbook.figures.lora"])
+@pytest.mark.parametrize("module", ["peftbook.scratch.lora", "peftbook.memory.fit", "peftbook.views.figures.lora"])
 def test_what_a_module_offers_is_listed_with_its_first_line(module):
     """Functions and classes of __all__, and figures; constants are left to the source."""
     html = reference.library().html
     part = html.partition(f'id="{module}"')[2].partition("</details>")[0]
     imported = importlib.import_module(module)
     offered = {name for name in imported.__all__ if callable(getattr(imported, name))}
-    offered |= {name for name, place in figures.places().items() if module == f"peftbook.figures.{place}"}
+    offered |= {name for name, place in figures.places().items() if module == f"peftbook.views.figures.{place}"}
     listed = set(re.findall(r"<dt><code>(?:class )?(\w+)", part))
     assert listed == offered
     assert part.count("<dd></dd>") == 0

@@ -13,17 +13,17 @@ import torch
 from matplotlib.lines import Line2D
 from tiny import NumberTokenizer, random_examples, tiny_llama
 
-from peftbook import specs
-from peftbook.cost import training_setup
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store, default_store
 from peftbook.memory import SHAPES, shape_from_config, training_step
 from peftbook.methods import Method, arm_looks, get, kinds, look_of, named, preset, presets, read, usual
-from peftbook.records import Store, default_store
-from peftbook.slides import native
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import pareto
 from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.loop import train
+from peftbook.training.step_setup import training_setup
+from peftbook.views.slides import native
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 TINY = shape_from_config(tiny_llama().config.to_dict())
@@ -135,7 +135,8 @@ def test_a_new_method_is_a_file(tmp_path):
     code = """
 import peftbook.methods
 peftbook.methods.__path__.append({folder!r})
-from peftbook import methods, specs
+from peftbook import methods
+from peftbook.core import specs
 found = methods.preset("nothing")
 run = specs.Run(task=specs.Task(name="t", data_sha256=""), method={{"kind": "nothing"}},
                 budget=specs.Budget(tokens=1, learning_rate=1))

@@ -19,7 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from peftbook import methods, specs
+from peftbook import methods
+from peftbook.core import specs
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning

@@ -8,11 +8,10 @@ import re
 import pytest
 from fake_records import fake_record
 
-from peftbook import results
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store, default_store
 from peftbook.core.tracking import track_reads
-from peftbook.errors import InputError
-from peftbook.evidence import stats
-from peftbook.records import Store, default_store
+from peftbook.evidence import results, stats
 from peftbook.studies import NAMES, Quantity, get_study, methods
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import Probe
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store
 from peftbook.scratch.policy_gradient import sample_answers
-from peftbook.specs import Probe
 from peftbook.studies import get_study, reward_rank
 from peftbook.training.probes import measure, reward
 from peftbook.training.probes.synthetic import small_llama

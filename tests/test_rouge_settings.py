@@ -9,10 +9,11 @@ from fake_records import fill_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbook import metrics, specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
+from peftbook.evidence import metrics
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store
 from peftbook.studies import get_study, methods, rouge_settings
 from peftbook.tasks import task_spec
 from peftbook.training.probes import measure, paraphrases

@@ -10,9 +10,9 @@ import evaluate
 import pytest
 from safetensors import safe_open
 
-from peftbook import metrics
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.evaluate_metric import PATH
+from peftbook.evidence import metrics
 from peftbook.tasks import file_sha256
 from peftbook.training import scoring
 from peftbook.training.scoring import bertscore, embedded_encoder

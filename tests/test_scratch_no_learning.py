@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peftbook import metrics
+from peftbook.evidence import metrics
 from peftbook.scratch import no_learning
 from peftbook.tasks import get_task
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbook.figures.evaluation import mean_of_plug_in
 from peftbook.scratch.pass_at_k import pass_at_k, plug_in, reliability
+from peftbook.views.figures.evaluation import mean_of_plug_in
 
 few = settings(max_examples=40, deadline=None)
 cases = st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))

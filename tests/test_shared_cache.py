@@ -16,13 +16,13 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 
 from peftbook.core import tracking
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store
 from peftbook.core.stamp import file_hash
-from peftbook.errors import InputError
-from peftbook.records import Store
-from peftbook.site import execution, shared_cache
-from peftbook.site.execution import Ledger
-from peftbook.site.shared_cache import LEDGER, cache_of, check_place, export_chapters, import_chapters
-from peftbook.site.tracing import Trace
+from peftbook.views.site import execution, shared_cache
+from peftbook.views.site.execution import Ledger
+from peftbook.views.site.shared_cache import LEDGER, cache_of, check_place, export_chapters, import_chapters
+from peftbook.views.site.tracing import Trace
 
 PAGES = {"book/one": "1 + 1", "book/two": "2 + 2"}
 

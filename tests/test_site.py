@@ -16,10 +16,12 @@ import yaml
 from bs4 import BeautifulSoup
 from fake_records import fill_store
 
-from peftbook import records, results, specs, studies
+from peftbook import studies
+from peftbook.core import records, specs
+from peftbook.core.records import Record, Store, default_store
+from peftbook.evidence import results
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store, default_store
-from peftbook.site import bibliography, claim_cards, display, run_pages
+from peftbook.views.site import bibliography, claim_cards, display, run_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADING = {

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_llama
 
-from peftbook import specs
-from peftbook.base_models import SMALL_FOLDERS, model_named
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.base_models import SMALL_FOLDERS, model_named
+from peftbook.core.errors import InputError
 from peftbook.scratch.codebooks import linear_layers, round_trip
 from peftbook.tasks import file_sha256, get_task
 from peftbook.training import models, small_llama

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from peftbook import specs
-from peftbook.canonical import build
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.canonical import build
+from peftbook.core.errors import InputError
 from peftbook.methods import get, kinds, named
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA

@@ -8,8 +8,8 @@ from importlib.metadata import version
 import pytest
 from tiny import watched_steps
 
-from peftbook.errors import InputError
-from peftbook.folders import DATA
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
 from peftbook.memory import Configuration, Setup, Shape, read_shape
 from peftbook.memory import loss as losses
 from peftbook.memory.names import OPTIMISER_NAMES

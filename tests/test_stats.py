@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats as oracle
 
 import peftbook
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.evidence import stats
 from peftbook.evidence.planning import settle
 from peftbook.evidence.resampling import replicates, statistic_interval

@@ -24,7 +24,7 @@ import httpx
 import pytest
 from studio_home import wait_for
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from peftbook import cli
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio import access, app, html, login, sessions, uploads, users
 from peftbook.studio.pages.site import Context
 from peftbook.studio.settings import Reading

@@ -18,7 +18,7 @@ import pytest
 from studio_api import Client, play, project_of, served, work
 from studio_home import SMALL
 
-from peftbook.errors import Conflict, TooLarge
+from peftbook.core.errors import Conflict, TooLarge
 from peftbook.studio import access, users
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations

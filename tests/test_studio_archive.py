@@ -14,9 +14,9 @@ import studio_api
 from studio_api import served
 
 from peftbook import cli
+from peftbook.core.errors import Conflict, InputError, TooLarge
+from peftbook.core.records import Record
 from peftbook.decision.forgetting import prose_probe
-from peftbook.errors import Conflict, InputError, TooLarge
-from peftbook.records import Record
 from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.backup import back_up, files_under, manifest_block, pack
 from peftbook.studio.project_metrics import declare, metrics_of

@@ -11,9 +11,9 @@ import pytest
 import torch
 from studio_home import colours_project, finish, small_run
 
-from peftbook.errors import Conflict, InputError, Unknown
+from peftbook.core.errors import Conflict, InputError, Unknown
+from peftbook.core.records import Record
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record
 from peftbook.studio import downloads
 from peftbook.studio.assistant import Assistant
 from peftbook.studio.playground import available_models

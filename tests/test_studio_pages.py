@@ -16,9 +16,9 @@ from markupsafe import Markup
 from plain_browser import ORIGIN, PREFIX, Plain
 from studio_api import check_of, finish, work
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.options import options_of
 from peftbook.methods import presets
-from peftbook.options import options_of
 from peftbook.studio import access, app
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs

@@ -17,7 +17,7 @@ from studio_api import play, served
 
 from peftbook import cli
 from peftbook.cli import build_parser
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio import access, app
 from peftbook.studio.backup import back_up, restore
 from peftbook.studio.sessions import OwnerToken, SessionStore

@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from studio_home import SMALL, claim_all, colours_csv, colours_project, finish, small_run
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.processes import end_group, identity, is_alive
-from peftbook.records import Record
+from peftbook.runtime.processes import end_group, identity, is_alive
 from peftbook.studio import requests, worker_queue
 from peftbook.studio.artefacts import adapter_zip
 from peftbook.studio.backup import back_up, restore

@@ -25,10 +25,10 @@ import torch
 from studio_home import SMALL, colours_project, log_of, small_run, wait_for, worker_alive
 from tiny import save_tiny_folder, tiny_llama
 
-from peftbook import specs
-from peftbook.base_models import model_named
+from peftbook.core import specs
+from peftbook.core.base_models import model_named
+from peftbook.core.errors import InputError
 from peftbook.decision.forgetting import TOKENS, prose_probe
-from peftbook.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.from_peft import PeftMethod
@@ -41,7 +41,7 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
-from peftbook.processes import is_alive
+from peftbook.runtime.processes import is_alive
 from peftbook.studio import artefacts, assistant, preflight, requests, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
@@ -668,7 +668,7 @@ def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
 def test_the_command_line_names_the_same_run(shop):
     """Read back by the command's own parser, on the same file, it is the job's run: same data, same key."""
     from peftbook.cli import build_parser
-    from peftbook.options import read_options
+    from peftbook.core.options import read_options
     from peftbook.studio.compare import given_run
     from peftbook.tasks.files import task_from_table
 
@@ -699,7 +699,7 @@ def test_what_cannot_be_downloaded_says_why(shop, tmp_path):
 
 def test_outputs_are_a_table_without_formulas(tmp_path):
     """Input, target, output and scores by example; a cell that starts like a formula does so no more."""
-    from peftbook.records import Record
+    from peftbook.core.records import Record
 
     studio = Studio(tmp_path)
     rows = "ask,answer\n" + "".join(f'"=HYPERLINK(""x{at}"")",@SUM {at}\n' for at in range(20))

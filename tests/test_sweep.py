@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.evidence import stats
 from peftbook.evidence.sweep import FINEST, grid, middle_first, shortfall
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, Unusable
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 

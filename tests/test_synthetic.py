@@ -9,11 +9,11 @@ from collections import Counter
 import pytest
 import torch
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning, virtual_tokens
-from peftbook.records import Record, Store
 from peftbook.studies import capacity, expressiveness, get_study
 from peftbook.tasks import SPLITS, get_task, recall, sort
 from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state

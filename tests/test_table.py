@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks import similarity
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Split, examine, split_examples, task_from_table, usable_rows

@@ -18,8 +18,8 @@ from sql_forms import FORMS
 from sql_sources import MAX_COLUMNS, MAX_ROWS, WHEELS
 from sql_sources import TABLES as SOURCES
 
-from peftbook.errors import InputError
-from peftbook.folders import DATA
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
 from peftbook.tasks import SPLITS, Example, get_task, sql
 
 TABLES = sql.load_tables()

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from peftbook import tasks
-from peftbook.errors import InputError
-from peftbook.folders import DATA
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
 from peftbook.tasks import SPLITS, Example, get_task, hub, prose, references, sql
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks.columns import Columns

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.records import Record, Store
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.scratch.schedule import makespan
 from peftbook.studies import get_study, throughput
 from peftbook.training.probes import measure

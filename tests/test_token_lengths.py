@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tiny import real_tokenizer
 
-from peftbook import specs
-from peftbook.figures import data
+from peftbook.core import specs
 from peftbook.scratch.packing import padding_share
 from peftbook.tasks import get_task, task_spec
 from peftbook.training.encode import batch_plan, encode_example
 from peftbook.training.token_lengths import LONGEST, SPELT, TASKS, spell
+from peftbook.views.figures import data
 
 
 def test_counts_name_the_data_and_the_tokenizer_of_the_book():

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import save_tiny_folder, tiny_llama, tiny_task
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record, Store
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store
 from peftbook.studies import get_study, tries
 from peftbook.training import execute
 from peftbook.training.generate import decode_batch

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_task
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
 from peftbook.evidence.sweep import CUT, HIGHEST_RATE, LOWEST_RATE
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record
 from peftbook.studio.tuning import (
     MOST_RATES,
     RATES,

@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional
 from transformers import BitsAndBytesConfig
 
-from peftbook import specs
-from peftbook.figures import notebooks
-from peftbook.folders import DATA
+from peftbook.core import specs
+from peftbook.core.folders import DATA
 from peftbook.tasks import get_task
 from peftbook.tasks.hub import _one_example_a_test_input, _task
 from peftbook.training.encode import encode_plain
 from peftbook.training.models import prepare_embedded
+from peftbook.views.figures import notebooks
 
 PAGE = (Path(__file__).resolve().parents[1] / "book/two-notebooks.md").read_text(encoding="utf-8")
 
@@ -69,7 +69,7 @@ def test_the_text_about_systems_without_a_model_is_true():
 
 def test_the_name_beats_the_untuned_model():
     """The chapter says so; intervals do not even overlap."""
-    from peftbook.results import quantity
+    from peftbook.evidence.results import quantity
 
     name = notebooks.summary_scores()["the function's name"]
     assert name.low > (quantity("methods.untuned_rougeL").high or 0)
@@ -77,7 +77,7 @@ def test_the_name_beats_the_untuned_model():
 
 def test_the_notebooks_rate_lies_between_the_best_ones():
     """What was not wrong: 3e-2 between the best rates of 5 and 20 tokens."""
-    from peftbook.results import quantity
+    from peftbook.evidence.results import quantity
 
     low, high = (quantity(f"prompt_length.vocabulary_{length}_best_rate").value for length in (5, 20))
     assert low < notebooks.NOTEBOOK_RATE < high
@@ -126,7 +126,7 @@ def test_the_recipe_for_a_gpu_runs_on_the_small_model(tmp_path, monkeypatch):
     monkeypatch.setattr(specs, "Evaluation", lambda **fields: EVALUATION(**(fields | {"max_new_tokens": 2})))
     monkeypatch.chdir(tmp_path)
     exec(block("RECIPES = "), namespace)
-    from peftbook.records import Store
+    from peftbook.core.records import Store
 
     records = Store(tmp_path / "runs").all()
     kinds = [record.spec.method.kind for record in records]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store, default_store
 from peftbook.evidence import stats
-from peftbook.records import Record, Store, default_store
 from peftbook.studies import (
     Study,
     Verdict,

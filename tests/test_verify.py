@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import SHIPPED, Record, Store
 from peftbook.methods.lora import LoRA
-from peftbook.records import SHIPPED, Record, Store
+from peftbook.runtime import verify
+from peftbook.runtime.queue import run_subprocess
+from peftbook.runtime.verify import TOLERANCES, compare, verify_sample
 from peftbook.studies.half_products import small_run
 from peftbook.tasks import get_task, task_spec
-from peftbook.training import verify
-from peftbook.training.queue import run_subprocess
-from peftbook.training.verify import TOLERANCES, compare, verify_sample
 
 
 def a_record(seed: int = 0, failure: str = "", task: str = "docstrings", **measurements) -> Record:

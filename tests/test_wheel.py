@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from peftbook.errors import EXTRAS
+from peftbook.core.errors import EXTRAS
 from peftbook.tasks import data_at_hand, task_names
 
 ROOT = Path(__file__).resolve().parents[1]

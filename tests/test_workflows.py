@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peftbook.site import epub, identity
+from peftbook.views.export import epub
+from peftbook.views.site import identity
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}

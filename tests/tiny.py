@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.memory import Configuration
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA

@@ -19,7 +19,7 @@ from tiny import NumberTokenizer, random_examples, tiny_llama
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA

@@ -18,8 +18,8 @@ from pathlib import Path
 import datasets
 import evaluate
 
-from peftbook import metrics
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.evidence import metrics
 
 __all__ = ["PATH", "RougeBertScore"]
 

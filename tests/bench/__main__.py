@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import book, commands, live, rounds, table
 from peftbook.cli.arguments import positive
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 
 def main() -> None:

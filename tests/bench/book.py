@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 
 def book_bench(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 __all__ = ["COMMANDS", "cli_bench", "table"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 __all__ = ["live_bench", "node_steps", "table"]
 
@@ -75,8 +75,8 @@ def live_bench(
 
 def page_bench(rounds: int, steps: int) -> list[dict[str, Any]]:
     """The bench of the page as it ships."""
-    from peftbook.records import default_store
-    from peftbook.site.live import ENGINE, data, weights
+    from peftbook.core.records import default_store
+    from peftbook.views.site.live import ENGINE, data, weights
 
     return live_bench(ENGINE, data(default_store()), weights("rows"), rounds, steps)
 

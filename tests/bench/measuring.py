@@ -13,10 +13,10 @@ from typing import Any
 
 from bench.contestants import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, WARMUP, Trace, Work, named
 from bench.peers import train_peer, with_dtype
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.methods import preset
-from peftbook.processes import end_with_input, fast_exit
+from peftbook.runtime.processes import end_with_input, fast_exit
 from peftbook.tasks import TaskData, get_task
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.contestants import CONTESTANTS, PEERS, Contestant, named
-from peftbook import specs
-from peftbook.errors import InputError, need
+from peftbook.core import specs
+from peftbook.core.errors import InputError, need
+from peftbook.core.records import write_atomically
 from peftbook.methods import get
-from peftbook.processes import Child
-from peftbook.records import write_atomically
+from peftbook.runtime.processes import Child
 
 VALIDATION_EXAMPLES = 64
 LAST_STEPS = 5  # the end of a loss curve is the mean of its last steps: single batches are noisy

@@ -19,9 +19,9 @@ from bench import commands, live, measuring, peers, rounds
 from bench.book import book_bench
 from bench.contestants import BATCH, BOTH, CONTESTANTS, named
 from bench.table import table
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.folders import DATA
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
 
 FINDS = os.environ | {"PYTHONPATH": rounds.IMPORTED}  # a child that imports the bench
 
@@ -404,8 +404,8 @@ THEIR_WARNINGS = (
 @pytest.mark.filterwarnings(*THEIR_WARNINGS)
 def test_a_page_and_torch_make_the_same_steps():
     """What the bench compares is one training: the losses of the first steps are the same."""
-    from peftbook.records import default_store
-    from peftbook.site.live import ENGINE, data, weights
+    from peftbook.core.records import default_store
+    from peftbook.views.site.live import ENGINE, data, weights
 
     (row,) = live.live_bench(ENGINE, data(default_store()), weights("rows"), 1, live.SKIPPED + 1)
     assert row["apart"] < live.AGREED and row["page"] > 0 < row["torch"]
@@ -451,8 +451,8 @@ def test_packed_examples_do_not_see_each_other(folder: Path, tmp_path: Path):
     pytest.importorskip("trl")
     import torch
 
+    from peftbook.core.specs import Model
     from peftbook.methods.lora import LoRA
-    from peftbook.specs import Model
     from peftbook.tasks import get_task
     from peftbook.training.forward import apply_method
     from peftbook.training.loop import losses

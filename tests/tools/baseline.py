@@ -20,17 +20,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftbook import figures, studies
-from peftbook.errors import InputError
+from peftbook import studies
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store, default_store
 from peftbook.memory import SHAPES
 from peftbook.memory.question import Question, told
-from peftbook.records import Store, default_store
-from peftbook.slides.charts import CHARTS, named_chart
 from peftbook.studies import Study
 from peftbook.studio.api import build_api
 from peftbook.studio.store import Studio
 from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.rows import Caps
+from peftbook.views import figures
+from peftbook.views.slides.charts import CHARTS, named_chart
 
 QUESTIONS = 300
 DRAWN = {

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from peftbook.core.records import SHIPPED, Store
 from peftbook.evidence import ledger, stats
-from peftbook.records import SHIPPED, Store
 from peftbook.studies import NAMES, get_study
 
 # Constants of a study's module that decide beside its words have one of these in their names; of its comparisons these

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftbook.errors import InputError
-from peftbook.folders import DATA
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
 from peftbook.tasks import check_pinned
 
 __all__ = ["answer_command_line", "download_wheel", "notice", "write_parquet"]

@@ -62,7 +62,10 @@ WAIT_SECONDS = 600.0  # on a machine that does other things too
 GROWTH_BYTES = 1 << 30
 EVENTS = {"open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.scandir", "os.symlink", "os.system",
           "subprocess.Popen"}  # fmt: skip
-CHILDREN = ("peftbook.tasks.parquet_child", "peftbook.own_metrics.child")  # which read and score in their own process
+CHILDREN = (
+    "peftbook.tasks.parquet_child",
+    "peftbook.decision.own_metrics.child",
+)  # which read and score in their own process
 
 
 @dataclass(frozen=True)

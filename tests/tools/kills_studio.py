@@ -26,11 +26,11 @@ from pathlib import Path
 
 from studio_home import SMALL, colours_project
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.processes import identity, is_alive
+from peftbook.runtime.processes import identity, is_alive
 from peftbook.studio.store import Studio
 
 ENDS = """

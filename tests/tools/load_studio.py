@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 from test_studio import start, stop, table
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio

@@ -29,9 +29,9 @@ from pathlib import Path
 import httpx
 from studio_api import found_at
 
-from peftbook import specs
-from peftbook.base_models import SMALL_FOLDERS
-from peftbook.folders import DATA
+from peftbook.core import specs
+from peftbook.core.base_models import SMALL_FOLDERS
+from peftbook.core.folders import DATA
 from peftbook.studio.api.examples import BEFORE
 from peftbook.studio.store import Studio
 

@@ -15,8 +15,8 @@ from conftest import NEEDS
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from peftbook.slides.pictures import as_png
-from peftbook.slides.template import SMALL
+from peftbook.views.slides.pictures import as_png
+from peftbook.views.slides.template import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 600_000  # ms

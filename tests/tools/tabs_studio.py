@@ -26,7 +26,7 @@ from load_studio import browser
 from studio_home import COLOURS, SMALL
 from test_studio import DESKTOP, STEPS, start, stop
 
-from peftbook.records import Record
+from peftbook.core.records import Record
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Job, Studio

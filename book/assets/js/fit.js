@@ -1,7 +1,7 @@
 // @ts-check
 // Does a model fit? Controls for the options of `peftbook fit`, and its answer: a bar and a table of terms, to the byte.
 // The byte model is loaded as one script of this site when the controls come into sight, which also works from a disk;
-// it is the package's own code in JavaScript (`peftbook.site.javascript`) and runs in a worker.
+// it is the package's own code in JavaScript (`peftbook.views.site.javascript`) and runs in a worker.
 (() => {
 "use strict";
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import peftbook
 from peftbook.cli import evidence, fit, machine, own_data, products, recipe, runs
 from peftbook.cli.arguments import Command, Options
+from peftbook.core.errors import InputError
 from peftbook.core.quiet import filter_messages
-from peftbook.errors import InputError
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook.cli.arguments import Add, on_platform, positive, print_json
 from peftbook.cli.runs import store_on
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 if TYPE_CHECKING:
+    from peftbook.core.records import Store
     from peftbook.decision.outside import Outside, Pairing
     from peftbook.evidence.stats import Interval
-    from peftbook.records import Store
 
 LEAST_P = 1e-12  # that is printed
 
@@ -69,8 +69,8 @@ def power_options(power: argparse.ArgumentParser) -> None:
 
 def command_import(args: argparse.Namespace) -> int:
     """Check and add the records of a file that `peftbook run --export` wrote; none at hand is replaced."""
-    from peftbook.exchange import import_records
-    from peftbook.records import default_store
+    from peftbook.core.exchange import import_records
+    from peftbook.core.records import default_store
 
     added, refused = import_records(default_store(), args.file)
     print(f"{len(added)} records added.")
@@ -91,7 +91,7 @@ def command_status(args: argparse.Namespace) -> int:
 
 def tell_status(store: Store, platform: str, verbose: bool) -> None:
     """Print the state of each study, and the records that belong to none."""
-    from peftbook.results import describe, study_runs
+    from peftbook.evidence.results import describe, study_runs
     from peftbook.studies import NAMES, get_study
 
     used: set[str] = set()
@@ -118,15 +118,15 @@ def tell_status(store: Store, platform: str, verbose: bool) -> None:
 
 def command_for(study: str, platform: str) -> str:
     """The command that makes a study's missing runs on a platform."""
-    from peftbook.results import run_command
+    from peftbook.evidence.results import run_command
 
     return run_command(study) + ("" if platform == "cpu" else f" --platform {platform}")
 
 
 def command_verify(args: argparse.Namespace) -> int:
     """Rerun a random sample of records and compare within stated tolerances; nothing shipped is touched."""
-    from peftbook.records import default_store
-    from peftbook.training.verify import verify_sample
+    from peftbook.core.records import default_store
+    from peftbook.runtime.verify import verify_sample
 
     counts: Counter[str] = Counter()
     for result in verify_sample(default_store(), args.sample, args.seed):
@@ -141,7 +141,7 @@ def command_claims(args: argparse.Namespace) -> int:
     from peftbook.core.gc_pause import gc_paused
 
     with gc_paused():  # judging makes no reference cycles
-        from peftbook.results import claims, count_verdicts, format_quantity
+        from peftbook.evidence.results import claims, count_verdicts, format_quantity
 
         store = store_on(args.platform)
         if args.decidable:
@@ -170,7 +170,7 @@ def print_outlooks(store: Store, as_json: bool) -> int:
     """Print for each open claim how many more seeds would decide it, and in how many core-hours."""
     from dataclasses import asdict
 
-    from peftbook.outlook import AT_HAND, outlooks
+    from peftbook.evidence.decidable import AT_HAND, outlooks
 
     found = outlooks(store)
     if as_json:
@@ -311,11 +311,11 @@ def command_power(args: argparse.Namespace) -> int:
     """Say how many seeds and test rows a comparison needs, from the spread of the book's runs, before any training."""
     from dataclasses import asdict
 
+    from peftbook.core.records import default_store
     from peftbook.decision import MEASURES, check_choices
     from peftbook.decision.power import found, needed, spreads
     from peftbook.decision.recommendation import FEWEST_EXAMPLES
     from peftbook.evidence.stats import FEWEST_SEEDS
-    from peftbook.records import default_store
 
     check_choices(args.measure, margin=args.margin)
     if args.margin == 0:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add, positive, print_json
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 if TYPE_CHECKING:
     from peftbook.memory import Configuration
@@ -105,8 +105,8 @@ def question_of(args: argparse.Namespace) -> Question:
     """The options, with what their words stand for."""
     from dataclasses import fields
 
+    from peftbook.core.options import listed
     from peftbook.memory.question import Question
-    from peftbook.options import listed
 
     said = {field.name: getattr(args, field.name) for field in fields(Question)}
     said |= {"method": args.method.lower(), "stack": args.stack.lower()}
@@ -134,7 +134,7 @@ def step_seconds_here(configuration: Configuration) -> dict[str, float]:
     """Predicted seconds of a configuration's step on this machine, by part. Raises InputError without its device."""
     import torch
 
-    from peftbook.cost import step_seconds
+    from peftbook.memory.time_model import step_seconds
     from peftbook.training.calibration import machine_rates
 
     if configuration.setup.device == "cuda" and not torch.cuda.is_available():
@@ -146,8 +146,8 @@ def step_seconds_here(configuration: Configuration) -> dict[str, float]:
 
 def targets_named(name: str) -> tuple[str, ...]:
     """The matrices that a word, or a list with commas, stands for."""
+    from peftbook.core.options import listed
     from peftbook.memory.architecture import unfused
     from peftbook.memory.names import TARGET_WORDS
-    from peftbook.options import listed
 
     return TARGET_WORDS.get(name) or unfused(listed(name))

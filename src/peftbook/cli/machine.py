@@ -63,7 +63,7 @@ def command_doctor(args: argparse.Namespace) -> int:
 
 def command_generate(args: argparse.Namespace) -> int:
     """Answer one message with a model, greedily."""
-    from peftbook.base_models import model_named
+    from peftbook.core.base_models import model_named
     from peftbook.training.encode import encode_turns
     from peftbook.training.generate import generate
     from peftbook.training.loop import autocast, frozen_head_in, frozen_linears_in

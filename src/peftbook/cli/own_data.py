@@ -57,7 +57,7 @@ def compare_options(compare: argparse.ArgumentParser) -> None:
 
 def studio_options(web: argparse.ArgumentParser) -> None:
     """Of `studio`."""
-    from peftbook.options import add_options
+    from peftbook.core.options import add_options
     from peftbook.tasks.rows import Caps
 
     web.add_argument("--home", type=Path, help=HOME)
@@ -98,7 +98,7 @@ def export_options(export: argparse.ArgumentParser) -> None:
 
 def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
     """A file, how it is read, and what is trained on it."""
-    from peftbook.options import add_options
+    from peftbook.core.options import add_options
 
     parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
     for model in models:
@@ -143,10 +143,10 @@ def command_demo(args: argparse.Namespace) -> int:
 
 def command_export(args: argparse.Namespace) -> int:
     """Write an adapter, or its base with the adapter merged, as a file that llama.cpp serves; prints how."""
-    from peftbook.base_models import model_named
+    from peftbook.core.base_models import model_named
+    from peftbook.core.errors import InputError
     from peftbook.core.quiet import quieten_libraries
-    from peftbook.errors import InputError
-    from peftbook.training import gguf_adapter, gguf_model
+    from peftbook.views.export import gguf_adapter, gguf_model
 
     quieten_libraries()
     if args.adapter is None and (args.model is None or args.merged or args.rounded):
@@ -168,7 +168,7 @@ def command_export(args: argparse.Namespace) -> int:
 
 def command_studio(args: argparse.Namespace) -> int:
     """Serve the studio on this machine: upload data, train several methods, decide."""
-    from peftbook.options import check_bounds, read_options
+    from peftbook.core.options import check_bounds, read_options
     from peftbook.studio.app import serve
     from peftbook.studio.database import default_home
     from peftbook.studio.users import add_user
@@ -211,7 +211,7 @@ def kept_apart(args: argparse.Namespace, home: Path) -> str:
 
 def moved_project(args: argparse.Namespace, home: Path) -> str:
     """A project that is saved, or taken in, in words."""
-    from peftbook.options import check_bounds, read_options
+    from peftbook.core.options import check_bounds, read_options
     from peftbook.studio.archive import load_project, save_named
     from peftbook.studio.store import Studio
     from peftbook.tasks.rows import Caps

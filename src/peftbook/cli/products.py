@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from peftbook.cli.arguments import Add
-from peftbook.errors import need
+from peftbook.core.errors import need
 
 
 def add_commands(add: Add) -> None:
@@ -28,7 +28,7 @@ def add_commands(add: Add) -> None:
 
 def command_book(args: argparse.Namespace) -> int:
     """Build site, figures and deck from the records at hand and print the three places."""
-    from peftbook.build import build_book, report
+    from peftbook.views.build import build_book, report
 
     began = time.monotonic()
     print(report(build_book(Path.cwd(), strict=args.strict, executed=args.cache), began))
@@ -37,7 +37,7 @@ def command_book(args: argparse.Namespace) -> int:
 
 def command_pdf(args: argparse.Namespace) -> int:
     """Print all chapters as one PDF; needs Chromium."""
-    from peftbook.build import build_pdf
+    from peftbook.views.build import build_pdf
 
     print(build_pdf(Path.cwd()))
     return 0
@@ -45,7 +45,7 @@ def command_pdf(args: argparse.Namespace) -> int:
 
 def command_epub(args: argparse.Namespace) -> int:
     """Make all chapters into one EPUB."""
-    from peftbook.build import build_epub
+    from peftbook.views.build import build_epub
 
     print(build_epub(Path.cwd()))
     return 0
@@ -54,8 +54,8 @@ def command_epub(args: argparse.Namespace) -> int:
 def command_figures(args: argparse.Namespace) -> int:
     """Render every figure whose records are there as SVG."""
     need("matplotlib", "A figure")
-    from peftbook.figures import render_all
-    from peftbook.records import default_store
+    from peftbook.core.records import default_store
+    from peftbook.views.figures import render_all
 
     paths = render_all(args.out, default_store())
     print(f"{len(paths)} figures in {args.out}")
@@ -64,7 +64,7 @@ def command_figures(args: argparse.Namespace) -> int:
 
 def command_slides(args: argparse.Namespace) -> int:
     """Build the PowerPoint deck from its outline; with LibreOffice also a handout and a contact sheet."""
-    from peftbook.build import build_deck
+    from peftbook.views.build import build_deck
 
     sections = [name.strip() for name in args.sections.split(",") if name.strip()]
     out = args.out or Path("slides", "-".join(["peft", *sections]) + ".pptx")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -21,7 +21,7 @@ def add_commands(add: Add) -> None:
 
 def recipe_options(parser: argparse.ArgumentParser) -> None:
     """Of `recipe`."""
-    from peftbook.options import add_options
+    from peftbook.core.options import add_options
     from peftbook.studio.settings import Guessed
 
     parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
@@ -40,11 +40,11 @@ def command_recipe(args: argparse.Namespace) -> int:
     """Say how to tune a model on a card and a file of rows: method, rank, rate, batch, and why; write the scripts."""
     import shlex
 
-    from peftbook.base_models import model_named
+    from peftbook.core.base_models import model_named
+    from peftbook.core.options import read_options
+    from peftbook.decision.recipe.advice import advise
+    from peftbook.decision.recipe.folder import check_free
     from peftbook.memory import bytes_of_text
-    from peftbook.options import read_options
-    from peftbook.recipe.advice import advise
-    from peftbook.recipe.folder import check_free
     from peftbook.studio.settings import Guessed
     from peftbook.tasks.columns import guess_columns
     from peftbook.tasks.files import describe_reading, read_file, task_from_table

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peftbook.cli.arguments import Add, on_platform, positive
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 
 def add_commands(add: Add) -> None:
@@ -40,8 +40,8 @@ def run_options(run: argparse.ArgumentParser) -> None:
 
 def command_run(args: argparse.Namespace) -> int:
     """Compute what the named studies (or --all) lack, or one run given by --key; start it again after a stop."""
+    from peftbook.runtime.queue import run_studies
     from peftbook.studies import NAMES, get_study
-    from peftbook.training.queue import run_studies
 
     check_engine(args)
     if args.key:
@@ -84,8 +84,8 @@ def check_engine(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def engine(args: argparse.Namespace, store) -> Iterator[dict]:
     """What `run_studies` computes with: processes on this machine, or tasks of a Ray cluster."""
+    from peftbook.runtime import queue
     from peftbook.runtime.fork_server import ForkServer
-    from peftbook.training import queue
     from peftbook.training.durations import predicted_here
     from peftbook.training.hardware import cores
     from peftbook.training.launch import obstacle_to_split
@@ -113,8 +113,8 @@ def engine(args: argparse.Namespace, store) -> Iterator[dict]:
 
 def run_one(args: argparse.Namespace) -> int:
     """One run by its key, with progress bar and traceback."""
+    from peftbook.runtime.queue import run_subprocess
     from peftbook.training.launch import refuse_to_split
-    from peftbook.training.queue import run_subprocess
 
     store = store_on(args.platform)
     run = find_run(args.key, store)
@@ -148,11 +148,11 @@ def store_on(platform: str, *, to_run: bool = False):
 
     to_run: timing runs are named after this machine's GPU. Raises InputError where there is none.
     """
-    from peftbook.records import default_store
+    from peftbook.core.records import default_store
 
     if platform == "cpu" or not to_run:
         return default_store().on(platform)
-    from peftbook.training.queue import machine_here
+    from peftbook.runtime.queue import machine_here
 
     machine = machine_here(platform)
     if not machine:

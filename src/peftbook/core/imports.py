@@ -6,9 +6,10 @@ import re
 from functools import cache, lru_cache
 from pathlib import Path
 
+from peftbook.core.folders import PACKAGE
+
 __all__ = ["dependencies", "imported_names"]
 
-PACKAGE = Path(__file__).resolve().parents[1]
 IMPORTED = re.compile(
     r"^\s*(?:from\s+(peftbook[\w.]*)\s+import\s+(\([^)]*\)|.*)|import\s+(peftbook[\w.]*))", re.MULTILINE
 )

@@ -19,11 +19,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
 from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records, label_candidates
 from peftbook.decision.cautions import list_cautions
 from peftbook.decision.copying import copying_score
 from peftbook.decision.forgetting import forgotten
 from peftbook.decision.own import measures_with, with_own_scores
+from peftbook.decision.own_metrics import Metric
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
 from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend, say_continued
 from peftbook.decision.terms import (
@@ -38,12 +41,9 @@ from peftbook.decision.terms import (
     Row,
     Skewed,
 )
-from peftbook.errors import InputError
 from peftbook.evidence.comparison import examples_of, table
 from peftbook.evidence.stats import Interval
 from peftbook.methods.untuned import Untuned
-from peftbook.own_metrics import Metric
-from peftbook.records import Record
 from peftbook.tasks import Example, groups_of
 
 __all__ = [

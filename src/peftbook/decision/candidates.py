@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peftbook import metrics, specs
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
 from peftbook.decision.shares import ends_of_share
 from peftbook.decision.terms import Measure, Row, Skewed
-from peftbook.errors import InputError
-from peftbook.evidence import comparison
+from peftbook.evidence import comparison, metrics
 from peftbook.evidence.stats import Groups, Interval
-from peftbook.records import Record
 
 __all__ = ["Candidate", "describe_row", "encoder_in_words", "group_records", "label_candidates"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peftbook import metrics
+from peftbook.decision.own_metrics import Metric, own_scores
 from peftbook.decision.terms import Measure
+from peftbook.evidence import metrics
 from peftbook.evidence.stats import Groups, Interval, score_interval
-from peftbook.own_metrics import Metric, own_scores
 from peftbook.tasks import Example
 
 __all__ = ["copying_score"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record
 from peftbook.decision.candidates import Candidate
 from peftbook.evidence import comparison
 from peftbook.evidence.stats import Interval
-from peftbook.records import Record
 from peftbook.tasks.prose import DATA_SHA256
 
 __all__ = ["TOKENS", "forgotten", "prose_is_measured", "prose_probe"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
+from peftbook.decision.own_metrics import Metric, own_scores
 from peftbook.decision.terms import MEASURES, Measure
-from peftbook.errors import InputError
-from peftbook.own_metrics import Metric, own_scores
-from peftbook.records import Record
 from peftbook.tasks import Example
 
 __all__ = ["measures_with", "with_own_scores"]

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from peftbook.core.records import Record
+from peftbook.core.specs import Run
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.terms import MEASURES, Measure
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_by, round_up
 from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
-from peftbook.records import Record
-from peftbook.specs import Run
 from peftbook.tasks import TaskData, groups_of, test_groups
 
 __all__ = ["LEVEL", "SCATTER", "SPLIT_ROWS", "Sight", "Spreads", "found", "needed", "scatter_of", "sight",

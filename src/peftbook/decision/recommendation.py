@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from peftbook.decision.terms import Comparison, Recommendation, Row
 from peftbook.evidence.planning import settle
+from peftbook.evidence.results import format_value
 from peftbook.evidence.stats import FEWEST_GROUPS, Interval
-from peftbook.results import format_value
 
 __all__ = ["FEWEST_EXAMPLES", "amount", "bill", "listed", "recommend", "say_continued", "signed"]
 

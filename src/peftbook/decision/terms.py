@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.decision.own_metrics import Metric
 from peftbook.evidence.stats import Interval
 from peftbook.methods import Method
 from peftbook.methods.untuned import Untuned
-from peftbook.own_metrics import Metric
 from peftbook.tasks import Example
 
 __all__ = [

@@ -22,11 +22,11 @@ from typing import Any, Generic, TypeVar
 import psutil
 from pydantic import TypeAdapter
 
+from peftbook.core.folders import results_folder
 from peftbook.core.imports import dependencies
+from peftbook.core.records import Store, default_store, write_atomically
 from peftbook.core.stamp import CLOCK_TICK, add_checksum, changed_since, inputs_hash, verified_body
 from peftbook.core.tracking import record_lookups, untracked
-from peftbook.folders import results_folder
-from peftbook.records import Store, default_store, write_atomically
 
 __all__ = ["CachedResult", "cached_result", "records_hash"]
 

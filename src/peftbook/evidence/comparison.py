@@ -11,11 +11,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from peftbook import metrics
-from peftbook.errors import InputError
-from peftbook.evidence import resampling, stats
+from peftbook.core.errors import InputError
+from peftbook.core.records import Record
+from peftbook.evidence import metrics, resampling, stats
 from peftbook.evidence.stats import Groups, Interval
-from peftbook.records import Record
 
 __all__ = ["corpus_bleu", "has_column", "keys_of", "measured", "paired", "score", "shared", "table", "weights"]
 

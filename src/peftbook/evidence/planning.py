@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, final_level, half_width, optimize, quantile
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 __all__ = [
     "FEWEST_GROUPS",

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from peftbook.records import Missing, Record
-from peftbook.specs import Probe, Run
+from peftbook.core.records import Missing, Record
+from peftbook.core.specs import Probe, Run
 
 __all__ = [
     "CUT", "FINEST", "HIGHEST_RATE", "LOWEST_RATE", "Lookup", "Sweep", "best_of", "better_half", "extended", "grid",

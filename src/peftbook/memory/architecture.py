@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 __all__ = ["FAMILIES", "MOST", "MOST_WIDE", "PARTS", "WIDTHS", "Shape", "unfused"]
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory.setup import Setup
 from peftbook.memory.shapes import FAMILIES, Shape
 from peftbook.memory.step import Step, training_step

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory.configuration import Configuration
 from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.step import Peak, loading

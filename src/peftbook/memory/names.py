@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory.setup import METHODS, OPTIMISERS, TARGETS
 
 __all__ = [

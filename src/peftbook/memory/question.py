@@ -2,7 +2,7 @@
 
     answered(Question("llama-2-7b", "24GiB", method="qlora")).fit.fits
 
-The book's page *Will it fit?* asks in the same way: it runs a translation of this module (`peftbook.site.fit`).
+The book's page *Will it fit?* asks in the same way: it runs a translation of this module (`peftbook.views.site.fit`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory.configuration import Configuration
 from peftbook.memory.fit import GPU_RESERVE, Fit, as_numbers, bytes_of_text, conclusion, fit, verdict
 from peftbook.memory.names import ATTENTION, METHOD_NAMES, OPTIMISER_NAMES, TARGET_WORDS, meant, variant

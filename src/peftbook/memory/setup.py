@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 __all__ = [
     "BLOCK",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory.architecture import FAMILIES, MOST, MOST_WIDE, Shape
 from peftbook.memory.defaults import completed
 from peftbook.memory.known_shapes import ALIASES, SHAPES

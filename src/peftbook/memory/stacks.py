@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory.names import OPTIMISER_NAMES, meant
 from peftbook.memory.setup import TARGETS, Setup
 

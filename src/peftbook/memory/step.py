@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory.experts import MATRICES, ROUTER
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, TILE, Setup
 from peftbook.memory.shapes import Shape

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from peftbook.canonical import build
-from peftbook.errors import InputError
+from peftbook.core.canonical import build
+from peftbook.core.errors import InputError
 from peftbook.memory import TARGETS, Shape
 from peftbook.memory.shapes import as_config
 from peftbook.methods.lora import LoRA

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from peftbook.canonical import Spec, build
-from peftbook.errors import InputError
+from peftbook.core.canonical import Spec, build
+from peftbook.core.errors import InputError
 from peftbook.memory import Shape
 
 TRAINED_WEIGHTS = "the model's own weights are trained, and in bfloat16 most of their steps are rounded away"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import Shape
 from peftbook.methods.method import TRAINED_WEIGHTS, Look, Method, Preset
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import Shape
 from peftbook.methods.method import Look, Method, Preset
 

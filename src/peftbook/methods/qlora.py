@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import Shape
 from peftbook.methods.lora import LoRA
 from peftbook.methods.method import ROUNDED, Look, Preset

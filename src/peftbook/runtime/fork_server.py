@@ -30,7 +30,7 @@ from typing import IO, Any
 
 from peftbook.core.gc_pause import gc_paused
 from peftbook.core.quiet import filter_messages
-from peftbook.processes import die_with, fast_exit
+from peftbook.runtime.processes import die_with, fast_exit
 
 __all__ = ["AVAILABLE", "LIBRARIES", "Fork", "ForkServer"]
 

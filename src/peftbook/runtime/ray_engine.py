@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.exchange import paths_of, receive_record
-from peftbook.processes import Child, lock_file
-from peftbook.records import Store
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.exchange import paths_of, receive_record
+from peftbook.core.records import Store
+from peftbook.runtime import queue
+from peftbook.runtime.processes import Child, lock_file
 from peftbook.runtime.ray_nodes import NodeMonitor, Nodes, code_mismatch, code_version, connected, error_line, this_node
-from peftbook.training import queue
 from peftbook.training.request import Request, request_for
 
 RETRIES = 5  # of a run whose node died

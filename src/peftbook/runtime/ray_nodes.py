@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peftbook
-from peftbook.errors import InputError, need
-from peftbook.processes import Child, end_with_input
-from peftbook.records import write_atomically
+from peftbook.core.errors import InputError, need
+from peftbook.core.records import write_atomically
+from peftbook.runtime.processes import Child, end_with_input
 
 if TYPE_CHECKING:
-    from peftbook import specs
+    from peftbook.core import specs
 
 ANSWER_SECONDS = 120  # for a node to start a process and import peftbook
 LOOK_SECONDS = 2.0

@@ -19,11 +19,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.core.records import Missing, Record, Store, Unusable
+from peftbook.core.specs import Probe, Run
 from peftbook.evidence.planning import Judged
 from peftbook.evidence.stats import Interval
-from peftbook.records import Missing, Record, Store, Unusable
-from peftbook.specs import Probe, Run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

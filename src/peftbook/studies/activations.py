@@ -21,12 +21,12 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence.comparison import keys_of
 from peftbook.memory import Configuration, Setup, Shape
 from peftbook.memory.shapes import FAMILIES
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, available, study
 from peftbook.studies.memory import SCRATCH
 

@@ -35,15 +35,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
 from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
 __all__ = ["CELLS", "PAIRS", "SWEEPS", "TASKS", "WAYS", "MergeCase", "cells_of", "kept", "probe", "scale_curve"]

@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
-from peftbook.records import Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.weight_error import task_error, weights_of
 
@@ -93,7 +93,8 @@ def interval(found: Sequence[Record], added: np.ndarray) -> stats.Interval:
 
 def ratio(found: Sequence[Record], first: str, second: str, what: str = "output") -> stats.Interval:
     """The logarithm of one format's error over another's, over copies."""
-    return stats.seed_interval(np.log(np.divide(*(measured(found, f"{name}_{what}") for name in (first, second)))))
+    above, below = (np.array(measured(found, f"{name}_{what}")) for name in (first, second))
+    return stats.seed_interval(np.log(above / below))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

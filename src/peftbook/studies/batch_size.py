@@ -35,17 +35,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, table, weights
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store
-from peftbook.specs import Run
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import Arm, TunedComparison, decide
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
 __all__ = ["ARMS", "BATCHES", "COMPARISONS", "FEW_STEPS", "cost", "extra"]
 

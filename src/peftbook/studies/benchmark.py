@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from peftbook.core.records import Missing, Store
 from peftbook.evidence.sweep import grid
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
@@ -24,10 +25,9 @@ from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison, decide, length_ratio
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide, length_ratio
 
 __all__ = ["COMPARISON", "PAIRS", "best_rate"]
 

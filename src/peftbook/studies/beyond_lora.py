@@ -32,13 +32,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
+from peftbook.core.records import Missing, Store
 from peftbook.evidence import stats
 from peftbook.evidence.planning import Judged
 from peftbook.methods.from_peft import PeftMethod
-from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study, variants
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import Arm
+from peftbook.studies.tuned_comparison import Arm
 
 __all__ = ["COMPARISON", "FAMILY", "NEW"]
 

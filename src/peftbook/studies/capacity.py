@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from peftbook.core.records import Missing, Record, Store, Unusable
+from peftbook.core.specs import RANDOM_LLAMA, Probe
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
-from peftbook.records import Missing, Record, Store, Unusable
-from peftbook.specs import RANDOM_LLAMA, Probe
 from peftbook.studies import Quantity, Verdict, gathered, study
 
 __all__ = ["SEEDS", "SERIES", "AdapterSize", "probe"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from contextlib import suppress
 
+from peftbook.core.records import Missing, Store, default_store
 from peftbook.methods import preset
-from peftbook.records import Missing, Store, default_store
 
 __all__ = ["learning_rate_for"]
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 
 __all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "normal_probe", "probe"]

@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
+from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.records import Missing, Record, Store
-from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.methods import ARMS
 from peftbook.tasks import get_task

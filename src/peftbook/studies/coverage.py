@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftbook import specs
-from peftbook.records import Store
+from peftbook.core import specs
+from peftbook.core.records import Store
 from peftbook.studies import Quantity, Verdict, study
 
 __all__ = ["FEWEST", "MEAN", "MOST", "PARTS", "RULE", "RULES", "SEEDS", "SHAPES", "GridCell", "cells", "probe"]

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from peftbook.core.records import Store
+from peftbook.core.specs import Run
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Store
-from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["COMPARISONS", "SIZES"]
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.planning import Judged
-from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.weight_error import TEXTS, task_error, weights_of
 

@@ -29,12 +29,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import Probe
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score
 from peftbook.evidence.planning import Judged
-from peftbook.records import Record, Store
-from peftbook.specs import Probe
 from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 
 __all__ = ["ARMS", "DEPTHS", "SEEDS", "depths_at_hand", "probe"]

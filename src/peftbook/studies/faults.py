@@ -23,16 +23,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import comparison, resampling, stats
 from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store
 from peftbook.scratch.checks import means
 from peftbook.studies import Quantity, Verdict, gathered, study
-from peftbook.studies.sweep import judge_one_of
+from peftbook.studies.tuned_comparison import judge_one_of
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "BOUNDS", "GalleryRun", "found", "probe"]

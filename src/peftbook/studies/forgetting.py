@@ -22,14 +22,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, available, study
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.tasks import task_spec

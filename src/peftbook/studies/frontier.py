@@ -31,7 +31,8 @@ from typing import Literal
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
@@ -42,9 +43,8 @@ from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, study
-from peftbook.studies.sweep import tuning_quantities
+from peftbook.studies.tuned_comparison import tuning_quantities
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = [

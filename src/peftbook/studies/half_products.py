@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence.sweep import validation_loss
 from peftbook.methods import named, preset, usual
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, get_study, study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.tasks import task_spec

@@ -22,17 +22,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from peftbook.core.records import Missing, Record, Store, Unusable
+from peftbook.core.specs import Run
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import paired, table
 from peftbook.evidence.planning import Judged
 from peftbook.evidence.sweep import best_of, validation_loss
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Record, Store, Unusable
-from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["LONG", "RANKS", "SEEDS", "SHORT", "curve", "vertex"]
 

@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import comparison
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec, test_groups
 

@@ -25,12 +25,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import Model
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, table
 from peftbook.memory import Configuration
-from peftbook.records import Record, Store
-from peftbook.specs import Model
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.memory_cases import CASES, HALVES, LARGE, LARGE_CASES, SETUPS, SMALL, SMALL_CASES
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, timing

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peftbook import specs
-from peftbook.folders import DATA
+from peftbook.core import specs
+from peftbook.core.folders import DATA
+from peftbook.core.records import Record, Store
 from peftbook.memory import Configuration, read_shape
 from peftbook.memory.fit import BESIDE, GPU_RESERVE
 from peftbook.memory.stacks import setup_in
-from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 

@@ -14,7 +14,9 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store, Unusable
+from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.comparison import keys_of, table
@@ -25,10 +27,8 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store, Unusable
-from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, available, gathered, study
-from peftbook.studies.sweep import paired_quantities, score_quantities
+from peftbook.studies.tuned_comparison import paired_quantities, score_quantities
 from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]

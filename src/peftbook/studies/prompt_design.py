@@ -12,12 +12,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from peftbook.core.records import Store
 from peftbook.methods.prompt import PromptTuning
-from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["COMPARISON", "INITS", "LENGTHS", "arm_name"]
 

@@ -37,19 +37,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Store
+from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table, weights
 from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Store
-from peftbook.specs import Run
 from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 from peftbook.studies.recovery import MARGIN
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["MARGIN", "PLANS", "comparisons"]
 

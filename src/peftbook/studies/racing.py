@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
 from peftbook.core.tracking import record_reads, untracked
 from peftbook.evidence.sweep import CUT, better_half, validation_loss
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, rank, study
 
 __all__ = ["CUTS", "HALVING", "Raced", "RecordedSweep", "places", "race", "sweeps"]

@@ -12,11 +12,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from peftbook.core.records import Store
 from peftbook.evidence import stats
-from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.learning_rate import RANKS, SHORT
-from peftbook.studies.sweep import TunedComparison
+from peftbook.studies.tuned_comparison import TunedComparison
 
 __all__ = ["COMPARISON"]
 

@@ -24,19 +24,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
+from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, weights
 from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Missing, Record, Store
-from peftbook.specs import Run
 from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, study
 from peftbook.studies.merging import loss_quantities, lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["COMPARISONS"]
 

@@ -27,16 +27,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import RANDOM_LLAMA, Probe
 from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, paired, score, table
 from peftbook.evidence.planning import Judged
 from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store
-from peftbook.specs import RANDOM_LLAMA, Probe
 from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, study
-from peftbook.studies.sweep import FINER, tuning_quantities
+from peftbook.studies.tuned_comparison import FINER, tuning_quantities
 
 __all__ = ["GRIDS", "LABELS", "MARGIN", "SEEDS", "finals", "probe", "tuning"]
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from peftbook.core.records import Missing, Record, Store
+from peftbook.core.specs import Probe, Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.planning import Judged
-from peftbook.records import Missing, Record, Store
-from peftbook.specs import Probe, Run
 from peftbook.studies import Quantity, Verdict, available, gathered, methods, study
 from peftbook.tasks import task_spec, test_groups
 

@@ -20,16 +20,16 @@ from contextlib import suppress
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Store, Unusable
+from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import measured, paired
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Store, Unusable
-from peftbook.specs import Run
 from peftbook.studies import Quantity, Verdict, available, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison, decide
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 from peftbook.tasks import task_spec
 
 __all__ = ["COMPARISON", "RANKS"]

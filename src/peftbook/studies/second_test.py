@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
+from peftbook.core.records import Missing, Store
+from peftbook.core.specs import Probe, Run
 from peftbook.evidence import stats
-from peftbook.records import Missing, Store
-from peftbook.specs import Probe, Run
 from peftbook.studies import Quantity, Verdict, gathered, get_study, prompt_design, rank, study, targets
-from peftbook.studies.sweep import TunedComparison
+from peftbook.studies.tuned_comparison import TunedComparison
 
 __all__ = ["DECIDING", "Others"]
 

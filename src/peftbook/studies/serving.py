@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, table
-from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, timing
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from peftbook.core.records import Store
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.untuned import Untuned
-from peftbook.records import Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import Arm, TunedComparison, decide
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
 __all__ = ["COMPARISON"]
 

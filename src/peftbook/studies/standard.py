@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence.comparison import keys_of
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec
 

@@ -1,9 +1,9 @@
 """Are the seconds of a training step computable? Predicted from the machine's rates, measured in every architecture.
 
 The configurations of `activations` at eight times the widths and as many tokens, with the same halves: one was open
-while `peftbook.cost` was written, the other is held out, and the hash of its names was committed before. Each process
-first measures the machine's rates, in some seconds, with no training step of these sizes among what it measures; then
-some steps of every configuration. A record holds both, so that its prediction can be computed again.
+while `memory.time_model` was written, the other is held out, and the hash of its names was committed before. Each
+process first measures the machine's rates, in some seconds, with no training step of these sizes among what it
+measures; then some steps of every configuration. A record holds both, so that its prediction can be computed again.
 
 A first measurement ran while tests shared the machine, against the rule for timings. It was discarded as a whole, and
 all of it made again.
@@ -18,12 +18,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from peftbook import specs
-from peftbook.cost import Rates, step_seconds
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import measured
 from peftbook.memory import Configuration
-from peftbook.records import Record, Store
+from peftbook.memory.time_model import Rates, step_seconds
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, half, halves_at_hand
 from peftbook.studies.memory import SCRATCH

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, score
 from peftbook.methods.lora import LoRA
-from peftbook.records import Record, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.tasks import task_spec

@@ -35,16 +35,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import measured, weights
 from peftbook.evidence.planning import Judged
 from peftbook.methods.qlora import QLoRA
-from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import nats, percent, ratio_quantity
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import judge_one_of
+from peftbook.studies.tuned_comparison import judge_one_of
 from peftbook.studies.weight_error import spearman
 from peftbook.tasks import task_spec
 

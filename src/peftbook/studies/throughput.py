@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.records import Missing, Record, Store
 from peftbook.scratch.schedule import bounds, makespan
 from peftbook.studies import NAMES, Quantity, Verdict, costs, gathered, get_study, study
 from peftbook.studies.memory import SCRATCH

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table
-from peftbook.records import Record, Store
 from peftbook.scratch.pass_at_k import pass_at_k, plug_in, reliability
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.sql import COMPARISON

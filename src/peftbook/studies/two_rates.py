@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from peftbook.core.records import Missing, Store
 from peftbook.methods.lora import LoRA
-from peftbook.records import Missing, Store
 from peftbook.studies import Quantity, Verdict, study, variants
 from peftbook.studies.standard import rates
-from peftbook.studies.sweep import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["COMPARISON", "RATIOS"]
 

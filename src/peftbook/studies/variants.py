@@ -17,14 +17,14 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.vera import VeRA
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import Quantity, Verdict, rank, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.sweep import Arm, TunedComparison, decide
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
 __all__ = ["COMPARISON", "best_rate", "steps_to"]
 

@@ -20,11 +20,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of
 from peftbook.evidence.planning import Judged
-from peftbook.records import Missing, Record, Store
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
 

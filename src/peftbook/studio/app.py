@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbook.errors import InputError, need
+from peftbook.core.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
-from peftbook.processes import call_in_child
+from peftbook.runtime.processes import call_in_child
 from peftbook.runtime.ray_nodes import Nodes, list_nodes
 from peftbook.studio.access import AccessMiddleware, host_of
 from peftbook.studio.html import own_file

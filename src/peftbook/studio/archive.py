@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import Conflict, InputError, TooLarge
+from peftbook.core.exchange import receive_record
+from peftbook.core.records import Record, Store
 from peftbook.decision.forgetting import prose_probe
-from peftbook.errors import Conflict, InputError, TooLarge
-from peftbook.exchange import receive_record
-from peftbook.own_metrics import read_metrics
-from peftbook.records import Record, Store
+from peftbook.decision.own_metrics import read_metrics
 from peftbook.studio.backup import files_under, pack, unpack
 from peftbook.studio.database import clear_failures, columns_of
 from peftbook.studio.jobs import parse_run

@@ -17,12 +17,12 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from peftbook import specs
-from peftbook.base_models import SMALL_FOLDERS, pinned
-from peftbook.errors import Conflict, InputError
-from peftbook.exchange import ZIP_DATE
-from peftbook.options import words_of
-from peftbook.records import Record, write_atomically
+from peftbook.core import specs
+from peftbook.core.base_models import SMALL_FOLDERS, pinned
+from peftbook.core.errors import Conflict, InputError
+from peftbook.core.exchange import ZIP_DATE
+from peftbook.core.options import words_of
+from peftbook.core.records import Record, write_atomically
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tabular import escape_cell

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbook import specs
-from peftbook.canonical import build
-from peftbook.errors import InputError
-from peftbook.processes import die_with_parent
+from peftbook.core import specs
+from peftbook.core.canonical import build
+from peftbook.core.errors import InputError
+from peftbook.runtime.processes import die_with_parent
 from peftbook.studio.playground import sampling_of
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Studio, ray_nodes

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio.database import clear_failures
 
 Names = Callable[[str], bool]  # whether a member of this name may be there

@@ -13,11 +13,11 @@ import shlex
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.options import read_options, words_of
+from peftbook.core.records import write_atomically
 from peftbook.decision import check_choices
-from peftbook.errors import InputError
-from peftbook.options import read_options, words_of
-from peftbook.records import write_atomically
 from peftbook.studio.decisions import compared, whole_report
 from peftbook.studio.foreground import COMPARE, note, noted_failures
 from peftbook.studio.own_file import OwnFile, compute, look_ahead

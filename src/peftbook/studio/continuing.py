@@ -12,10 +12,10 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import Conflict, InputError
+from peftbook.core.exchange import files_of, receive_record
 from peftbook.decision.forgetting import prose_probe
-from peftbook.errors import Conflict, InputError
-from peftbook.exchange import files_of, receive_record
 from peftbook.methods.untuned import Untuned
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import Job

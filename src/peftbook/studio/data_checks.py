@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import math
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
+from peftbook.core.options import Bound
 from peftbook.evidence.planning import POWER
 from peftbook.evidence.stats import quantile
-from peftbook.options import Bound
 from peftbook.studio.settings import MOST_GENERATED, Reading
 from peftbook.studio.store import Project, Studio
 from peftbook.studio.uploads import UploadStore

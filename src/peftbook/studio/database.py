@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftbook.errors import InputError, Unknown
+from peftbook.core.errors import InputError, Unknown
 
 SCHEMA = 5  # 1 had no sessions, 2 neither phase_began nor whether a page waits for an answer, 3 no tokens, 4 no tuning
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import Conflict, Unknown
+from peftbook.core.records import Record, Store, load_record
 from peftbook.decision import COSTS, Comparison, compare
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
-from peftbook.errors import Conflict, Unknown
-from peftbook.own_metrics import Metric, read_metrics
-from peftbook.records import Record, Store, load_record
+from peftbook.decision.own_metrics import Metric, read_metrics
 from peftbook.studio import artefacts, report
 from peftbook.studio.jobs import Job
 from peftbook.studio.project_metrics import metrics_of

@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from peftbook.base_models import model_named
-from peftbook.errors import Conflict, InputError, Unknown
+from peftbook.core.base_models import model_named
+from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.memory import bytes_of_text
 from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv, place
 from peftbook.studio.jobs import Job
@@ -124,7 +124,7 @@ def made(studio: Studio, request: Request) -> tuple[Path, str]:
 def gguf_file(studio: Studio, job: Job, name: str) -> Path:
     """The adapter alone, or merged into its base, as a GGUF file in float16."""
     from peftbook.studio.trained_model import merge
-    from peftbook.training import gguf_adapter, gguf_model
+    from peftbook.views.export import gguf_adapter, gguf_model
 
     check_name(studio, job, name)
     target, trained = place(studio, job, name), studio.adapter(job)
@@ -137,7 +137,7 @@ def gguf_file(studio: Studio, job: Job, name: str) -> Path:
 
 def recipe_zip(studio: Studio, project_id: str, model: str, memory: str, data_licence: str) -> tuple[Path, str]:
     """The folder of `peftbook recipe` on a project's rows as a zip file, and its advice."""
-    from peftbook.recipe.advice import advise
+    from peftbook.decision.recipe.advice import advise
 
     task, project = studio.task(project_id), studio.project(project_id)
     advice = advise(task, model, memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from peftbook.results import format_value
+from peftbook.evidence.results import format_value
 
 SHOWN_CHARS = 280
 

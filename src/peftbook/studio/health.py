@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio.store import Studio, ray_nodes
 
 WAIT_SECONDS = 1.0  # so that a probe is answered before it counts as lost

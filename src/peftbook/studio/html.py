@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from peftbook.core.progress import duration
 from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.results import format_value
 from peftbook.evidence.svg import Frame, svg
-from peftbook.results import format_value
 from peftbook.studio.formats import ago, clipped, number, size, typeset
 
 HERE = Path(__file__).parent

@@ -21,11 +21,11 @@ from typing import Literal
 
 from pydantic import ConfigDict, computed_field
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.core.progress import Phase, describe_step
-from peftbook.errors import Conflict, InputError, Unknown
-from peftbook.records import Record, Store
-from peftbook.results import describe
+from peftbook.core.records import Record, Store
+from peftbook.evidence.results import describe
 from peftbook.studio.database import Database
 from peftbook.studio.tuning import Tuning, left_behind
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
-from peftbook.errors import InputError
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.foreground import note, wait_for, wanted_elsewhere, worker_ahead
 from peftbook.studio.settings import Reading, Settings

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from peftbook.decision import COSTS, Comparison, Row, pareto
 from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.results import format_value
 from peftbook.evidence.svg import Frame, svg
 from peftbook.methods import look_of
-from peftbook.results import format_value
 
 MARKERS = {  # matplotlib's name of a marker → its outline
     "X": "M-5-5L5 5M5-5L-5 5",

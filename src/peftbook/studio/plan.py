@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from peftbook import specs
-from peftbook.canonical import build
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.canonical import build
+from peftbook.core.errors import InputError
+from peftbook.core.options import check_bounds
 from peftbook.methods import Preset, preset
-from peftbook.options import check_bounds
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.settings import MOST_EPOCHS, Settings, Single
 from peftbook.tasks import TaskData

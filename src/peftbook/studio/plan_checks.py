@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import Conflict, InputError
 from peftbook.decision import check_choices
 from peftbook.decision.power import Sight, sights_of
-from peftbook.errors import Conflict, InputError
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan, parse_run
 from peftbook.studio.plan import plan

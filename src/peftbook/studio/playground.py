@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from peftbook import specs
-from peftbook.errors import InputError, Unknown
+from peftbook.core import specs
+from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.store import Studio, keeps_trained
 from peftbook.tasks import Example
 

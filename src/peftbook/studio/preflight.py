@@ -8,14 +8,14 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from peftbook import specs
-from peftbook.cost import Rates, needs_mask, training_setup
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.evidence.sweep import CUT
 from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
-from peftbook.processes import run_child
+from peftbook.memory.time_model import Rates
+from peftbook.runtime.processes import run_child
 from peftbook.studio.jobs import SAID
 from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import Example, TaskData
@@ -23,6 +23,7 @@ from peftbook.training.doctor import gib
 from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 from peftbook.training.precision import gpu_capability
 from peftbook.training.request import side_by_side
+from peftbook.training.step_setup import needs_mask, training_setup
 from peftbook.training.threads import slower_with, threads_beside
 
 if TYPE_CHECKING:

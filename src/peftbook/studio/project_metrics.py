@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftbook.errors import InputError
-from peftbook.own_metrics import Metric, own_scores, read_metrics
-from peftbook.own_metrics.declaration import checked, declared
-from peftbook.records import write_atomically
+from peftbook.core.errors import InputError
+from peftbook.core.records import write_atomically
+from peftbook.decision.own_metrics import Metric, own_scores, read_metrics
+from peftbook.decision.own_metrics.declaration import checked, declared
 from peftbook.studio.database import clear_failures
 from peftbook.studio.store import Studio
 

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peftbook.core.errors import InputError
+from peftbook.core.exchange import receive_record
 from peftbook.decision.forgetting import prose_probe
-from peftbook.errors import InputError
-from peftbook.exchange import receive_record
-from peftbook.processes import end_with_input, fast_exit
+from peftbook.runtime.processes import end_with_input, fast_exit
 from peftbook.runtime.ray_engine import FOLDER_VARIABLE, PROGRESS, NodeLost, Progress, Submission, Task, obstacle
 from peftbook.runtime.ray_nodes import Nodes, connected
 from peftbook.studio import work

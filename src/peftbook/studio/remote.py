@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from peftbook.core.errors import InputError
+from peftbook.core.options import listed, options_of, read_options
 from peftbook.core.progress import duration
-from peftbook.errors import InputError
-from peftbook.options import listed, options_of, read_options
 from peftbook.studio.client import Client, Refused
 from peftbook.studio.compare import judging_of
 from peftbook.studio.foreground import ended_as_interrupted, note, noted_failures

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from peftbook import __version__, specs
-from peftbook.base_models import pinned
+from peftbook import __version__
+from peftbook.core import specs
+from peftbook.core.base_models import pinned
+from peftbook.core.records import Record
 from peftbook.decision import COSTS, Comparison, Row
-from peftbook.records import Record
-from peftbook.results import describe
+from peftbook.evidence.results import describe
 from peftbook.studio.formats import clipped
 from peftbook.studio.html import fill
 from peftbook.studio.pareto import pareto_svg

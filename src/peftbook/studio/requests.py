@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peftbook.errors import InputError, Unknown
+from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.database import Database
 
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
-from peftbook.errors import InputError, Unknown
+from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.database import Database, clear_failures
 from peftbook.studio.users import Users, digest
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from peftbook import specs
-from peftbook.base_models import model_named
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.base_models import model_named
+from peftbook.core.errors import InputError
+from peftbook.core.options import Bound, Option, listed
+from peftbook.decision.own_metrics import Metric, read_metrics
 from peftbook.evidence.stats import FEWEST_SEEDS
 from peftbook.methods import presets
-from peftbook.options import Bound, Option, listed
-from peftbook.own_metrics import Metric, read_metrics
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 

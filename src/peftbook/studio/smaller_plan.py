@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.decision.recommendation import listed
 from peftbook.scratch.schedule import makespan
 from peftbook.studio.preflight import Check

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbook import specs
-from peftbook.errors import InputError, TooLarge, Unknown
-from peftbook.exchange import files_of, receive_record
-from peftbook.records import Store, write_atomically
+from peftbook.core import specs
+from peftbook.core.errors import InputError, TooLarge, Unknown
+from peftbook.core.exchange import files_of, receive_record
+from peftbook.core.records import Store, write_atomically
 from peftbook.runtime.ray_nodes import Nodes
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job

@@ -8,8 +8,8 @@ import io
 from peftbook.core.progress import duration
 from peftbook.decision import COSTS, Comparison, Row
 from peftbook.decision.recommendation import signed
+from peftbook.evidence.results import format_value
 from peftbook.evidence.stats import Interval
-from peftbook.results import format_value
 from peftbook.studio.formats import number, size
 
 FORGOTTEN = "Forgotten: loss on plain prose minus the untuned model's, nats per token; above 0 is worse."

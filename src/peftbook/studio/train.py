@@ -8,12 +8,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.exchange import files_of, receive_record
-from peftbook.options import read_options
-from peftbook.own_metrics import own_scores
-from peftbook.records import Record, Store
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.exchange import files_of, receive_record
+from peftbook.core.options import read_options
+from peftbook.core.records import Record, Store
+from peftbook.decision.own_metrics import own_scores
 from peftbook.studio.artefacts import SHOWN as SCORES
 from peftbook.studio.foreground import TRAIN, note
 from peftbook.studio.own_file import OwnFile, compute

@@ -10,9 +10,9 @@ import psutil
 import torch
 from torch import nn
 
-from peftbook import specs
-from peftbook.base_models import check_model
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.base_models import check_model
+from peftbook.core.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.studio.store import Job, Studio
 from peftbook.training.forward import apply_method

@@ -18,10 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Missing
 from peftbook.evidence.sweep import CUT, HIGHEST_RATE, LOWEST_RATE, Lookup, Sweep, better_half, extended, grid
-from peftbook.records import Missing
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData

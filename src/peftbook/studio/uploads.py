@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbook.errors import Conflict, InputError, TooLarge, Unknown
-from peftbook.records import write_atomically
+from peftbook.core.errors import Conflict, InputError, TooLarge, Unknown
+from peftbook.core.records import write_atomically
 from peftbook.studio.database import clear_failures
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 FAILURES, WINDOW_SECONDS = 5, 15 * 60.0  # so many wrong passwords of one name, or from one address, in this time
 FEWEST_CHARS = 10

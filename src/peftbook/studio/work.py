@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbook import specs
-from peftbook.base_models import check_model
+from peftbook.core import specs
+from peftbook.core.base_models import check_model
+from peftbook.core.errors import InputError
 from peftbook.core.gc_pause import gc_paused
 from peftbook.core.progress import Phase
 from peftbook.core.quiet import quieten_libraries
+from peftbook.core.records import Record, Store
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
-from peftbook.errors import InputError
-from peftbook.processes import die_with_parent, fast_exit
-from peftbook.records import Record, Store
+from peftbook.runtime.processes import die_with_parent, fast_exit
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 from peftbook.training.micro_batch import free_micro_batch

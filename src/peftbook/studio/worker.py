@@ -26,9 +26,9 @@ from typing import Any
 
 import psutil
 
-from peftbook.errors import InputError
-from peftbook.processes import Child, environment_of, lock_file
+from peftbook.core.errors import InputError
 from peftbook.runtime.fork_server import ForkServer
+from peftbook.runtime.processes import Child, environment_of, lock_file
 from peftbook.runtime.ray_nodes import MonitorProcess
 from peftbook.studio.database import default_home
 from peftbook.studio.store import NODES, Job, Studio, is_open, ray_address

@@ -11,9 +11,9 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from peftbook.errors import InputError
-from peftbook.processes import HOST, end_group, identity, is_alive
-from peftbook.records import Store
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store
+from peftbook.runtime.processes import HOST, end_group, identity, is_alive
 from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
 
 STALE_SECONDS = 120.0  # without a heartbeat, after which a worker on another machine counts as dead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks.table import Table
 
 __all__ = ["Columns", "guess_columns"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 
 __all__ = ["FIX", "decode", "is_markup", "shown", "what_it_is"]
 

@@ -6,8 +6,8 @@ No package is in two splits.
 
 from __future__ import annotations
 
-from peftbook import specs
-from peftbook.folders import DATA
+from peftbook.core import specs
+from peftbook.core.folders import DATA
 from peftbook.tasks import SPLITS, Example, TaskData, check_pinned, how_to_restore
 
 __all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "SPEC", "load"]

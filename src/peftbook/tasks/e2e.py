@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.tasks import TaskData
 from peftbook.tasks.hub import load_hub
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbook.errors import InputError
-from peftbook.specs import OWN_ROWS
+from peftbook.core.errors import InputError
+from peftbook.core.specs import OWN_ROWS
 from peftbook.tasks import SPLITS, Example, TaskData
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbook.errors import InputError, need
+from peftbook.core.errors import InputError, need
 from peftbook.tasks import SPLITS, Example, TaskData, check_pinned
 
 __all__ = ["E2E_SHA256", "HUB", "PARQUET_REVISION", "HubSource", "load_hub"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks.rows import Caps
 
 __all__ = ["parquet_rows"]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks.rows import Caps
 
 if TYPE_CHECKING:

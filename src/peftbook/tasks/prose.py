@@ -6,7 +6,7 @@ Built by tests/tools/prose_build.py.
 
 from __future__ import annotations
 
-from peftbook.folders import DATA
+from peftbook.core.folders import DATA
 from peftbook.tasks import Example, check_pinned, how_to_restore
 
 __all__ = ["ARCHIVES", "DATA_SHA256", "PATH", "load"]

@@ -17,8 +17,8 @@ import random
 import string
 from collections.abc import Mapping, Sequence
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.tasks import Example, TaskData
 
 __all__ = ["BITS_PER_PAIR", "DATA_SHA256", "INSTRUCTION", "PAIRS", "SEED", "SPEC", "content_sha256", "load", "make"]

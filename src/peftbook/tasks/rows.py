@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from peftbook.options import Bound, Option
+from peftbook.core.options import Bound, Option
 
 __all__ = ["MIN_ROWS", "QUOTE_CELLS", "Caps", "Fault", "RowError", "cell_fault", "cell_text"]
 

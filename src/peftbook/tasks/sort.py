@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.tasks import Example, TaskData
 from peftbook.tasks.recall import content_sha256
 

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks import SPLITS, Example
 
 __all__ = ["check_fractions", "split_examples"]

@@ -17,9 +17,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.folders import DATA
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
 from peftbook.tasks import SPLITS, Example, TaskData, how_to_restore
 
 __all__ = [

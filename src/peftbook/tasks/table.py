@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.tasks.content import FIX, decode, is_markup, shown, what_it_is
 from peftbook.tasks.delimited import DELIMITERS, find_delimiter, records
 from peftbook.tasks.jsonlines import chat_fields, is_chat, looks_like_json, objects

@@ -5,8 +5,8 @@ tests/tools/tickets_build.py puts them together; no customer and no message is i
 
 from __future__ import annotations
 
-from peftbook import specs
-from peftbook.folders import DATA
+from peftbook.core import specs
+from peftbook.core.folders import DATA
 from peftbook.tasks import TaskData, check_pinned
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import read_file, split_examples, usable_rows

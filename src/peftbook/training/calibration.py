@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from peftbook.cost import Curve, ProductLaw, Rates, step_seconds
-from peftbook.folders import cache_folder
+from peftbook.core.folders import cache_folder
+from peftbook.core.records import write_atomically
 from peftbook.memory import Setup, Shape
-from peftbook.records import write_atomically
+from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
 from peftbook.training.hardware import is_idle, machine_name, waited
 from peftbook.training.precision import instruction_limits
 from peftbook.training.products import TORCH_DTYPES, half_products

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.training.forward import causal_model
 
 __all__ = [

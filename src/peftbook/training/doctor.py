@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 import peftbook
-from peftbook import specs
-from peftbook.folders import DATA, cache_folder
+from peftbook.core import specs
+from peftbook.core.folders import DATA, cache_folder
 from peftbook.methods import usual
 from peftbook.tasks import task_spec
 from peftbook.training.hardware import cores, cpu_model, is_idle
@@ -120,13 +120,13 @@ def tokens_per_second() -> dict[str, float]:
 
     Empty where the machine's rates are not known and it does other work, beside which they would be wrong for good.
     """
-    from peftbook.cost import training_setup
     from peftbook.memory import read_shape
     from peftbook.tasks import get_task
     from peftbook.training.calibration import known_rates, machine_rates
     from peftbook.training.encode import batch_plan, encode_training
     from peftbook.training.estimate import training_seconds
     from peftbook.training.models import load_tokenizer, resolve
+    from peftbook.training.step_setup import training_setup
 
     if known_rates("cpu") is None and not is_idle():
         return {}

@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from peftbook.core.progress import duration
-from peftbook.processes import run_child
-from peftbook.records import Record, Store
-from peftbook.specs import Probe, Run
+from peftbook.core.records import Record, Store
+from peftbook.core.specs import Probe, Run
+from peftbook.runtime.processes import run_child
 from peftbook.training.hardware import cpu_model
 from peftbook.training.precision import products_here
 

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from peftbook.errors import InputError
-from peftbook.specs import Budget
+from peftbook.core.errors import InputError
+from peftbook.core.specs import Budget
 from peftbook.tasks import Example, TaskData
 
 __all__ = [

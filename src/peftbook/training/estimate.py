@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from peftbook import specs
-from peftbook.cost import Rates, Symbols, forward_seconds, layers_seconds, step_seconds, training_setup
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape
-from peftbook.processes import fast_exit
+from peftbook.memory.time_model import Rates, Symbols, forward_seconds, layers_seconds, step_seconds
+from peftbook.runtime.processes import fast_exit
 from peftbook.tasks import TaskData, get_task
 from peftbook.training.calibration import machine_rates
 from peftbook.training.encode import (
@@ -30,6 +30,7 @@ from peftbook.training.encode import (
 )
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
+from peftbook.training.step_setup import training_setup
 
 __all__ = ["estimate", "predicted_seconds"]
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftbook import metrics, specs
+from peftbook.core import specs
+from peftbook.core.errors import Diverged, InputError
+from peftbook.core.folders import checkpoints_folder
 from peftbook.core.progress import Display, Phase, Phases, describe_step
-from peftbook.errors import Diverged, InputError
-from peftbook.folders import checkpoints_folder
+from peftbook.core.records import Record, Store
+from peftbook.evidence import metrics
 from peftbook.memory import shape_from_config
-from peftbook.records import Record, Store
 from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard

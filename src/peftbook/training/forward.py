@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.from_peft import CACHED
 

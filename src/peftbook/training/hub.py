@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.training.models import resolve
 
 __all__ = ["check_reachable"]

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.folders import run_lock
 from peftbook.core.gc_pause import gc_paused
 from peftbook.core.quiet import quieten_libraries
-from peftbook.errors import InputError
-from peftbook.folders import run_lock
-from peftbook.processes import end_with_input
+from peftbook.runtime.processes import end_with_input
 from peftbook.training.micro_batch import free_micro_batch
 
 __all__ = ["launch", "main", "refuse_to_split"]
@@ -146,7 +146,7 @@ def compute_together(
         quieten_libraries()
         from torch import distributed
 
-        from peftbook.records import default_store
+        from peftbook.core.records import default_store
         from peftbook.training.distributed import join
         from peftbook.training.execute import execute
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.scratch.nf4 import dequantize_nf4, pack, quantize_nf4
 from peftbook.scratch.rows import dequantize_rows, quantize_rows
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from peftbook import specs
-from peftbook.errors import Diverged, InputError
-from peftbook.records import write_atomically
+from peftbook.core import specs
+from peftbook.core.errors import Diverged, InputError
+from peftbook.core.records import write_atomically
 from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
 from peftbook.training.forward import (

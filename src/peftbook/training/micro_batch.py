@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.memory import Configuration
 from peftbook.memory.fit import largest
 from peftbook.training.peak import PROCESS_BYTES

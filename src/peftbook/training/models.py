@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from peftbook import specs
-from peftbook.base_models import SMALL_FOLDERS
-from peftbook.errors import InputError
-from peftbook.folders import cache_folder
+from peftbook.core import specs
+from peftbook.core.base_models import SMALL_FOLDERS
+from peftbook.core.errors import InputError
+from peftbook.core.folders import cache_folder
 from peftbook.methods import Method
 from peftbook.tasks import file_sha256
 from peftbook.training.products import TORCH_DTYPES

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peftbook.errors import InputError
-from peftbook.folders import cache_folder
-from peftbook.processes import call_in_child
-from peftbook.records import write_atomically
+from peftbook.core.errors import InputError
+from peftbook.core.folders import cache_folder
+from peftbook.core.records import write_atomically
+from peftbook.runtime.processes import call_in_child
 from peftbook.training.hardware import cpu_model
 
 __all__ = [

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, training_step
 from peftbook.memory.setup import IA3_TARGETS
 from peftbook.memory.shapes import as_config

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peftbook import specs
-from peftbook.base_models import SMALL_FOLDERS
-from peftbook.cost import needs_mask, training_setup
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.base_models import SMALL_FOLDERS
+from peftbook.core.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape, training_step
 from peftbook.memory.setup import BYTES
 from peftbook.training.durations import Spec
 from peftbook.training.peak import WORKER_BYTES, process_peak
+from peftbook.training.step_setup import needs_mask, training_setup
 from peftbook.training.threads import cores_gained
 
 __all__ = ["Request", "request_for", "setup_of", "shape_of", "side_by_side"]

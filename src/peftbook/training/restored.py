@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.methods import Method
 from peftbook.training.forward import trainable_state
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from peftbook.metrics import Reference, answers, check_lengths
+from peftbook.evidence.metrics import Reference, answers, check_lengths
 from peftbook.tasks import file_sha256
 from peftbook.training.models import find_package_file
 

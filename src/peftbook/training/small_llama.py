@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from peftbook.folders import cache_folder
+from peftbook.core.folders import cache_folder
 from peftbook.tasks import file_sha256, get_task, prose
 from peftbook.training.encode import Encoded, encode_plain
 from peftbook.training.loop import losses

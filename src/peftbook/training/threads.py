@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from peftbook.processes import call_in_child
+from peftbook.runtime.processes import call_in_child
 from peftbook.training.hardware import cores, is_idle
 from peftbook.training.precision import chosen_dtype, keep, kept, machine_file
 

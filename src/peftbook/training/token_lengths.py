@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from peftbook import specs
-from peftbook.folders import DATA
-from peftbook.records import write_atomically
+from peftbook.core import specs
+from peftbook.core.folders import DATA
+from peftbook.core.records import write_atomically
 from peftbook.tasks import Example, TaskData, get_task
 from peftbook.training.encode import encode_example, encode_plain, encode_turns
 from peftbook.training.models import prepare_embedded

@@ -1,1 +1,1 @@
-"""What readers see: pages, figures and slides."""
+"""What people see: figures, slides, the site, exported files; and the one writer of HTML."""

@@ -1,6 +1,6 @@
 // @ts-check
 // What Python's operators, built-ins and a few functions of its standard library do, for code that
-// `peftbook.site.javascript` makes. Lists and tuples are arrays, numbers are numbers, the rest has classes here.
+// `peftbook.views.site.javascript` makes. Lists and tuples are arrays, numbers are numbers, the rest has classes here.
 const py = (() => {
 "use strict";
 

@@ -1,6 +1,6 @@
 // @ts-check
 // A question to the byte model and its answer, in a worker of the page or in Node. The script before this one has made
-// `told`, `Question` and `InputError` of the package's own code; see `peftbook.site.byte_model`.
+// `told`, `Question` and `InputError` of the package's own code; see `peftbook.views.site.byte_model`.
 /* global py, model, given */
 
 /**

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import AskedShape, Body, Number
 from peftbook.studio.playground import Sampling, ask_model, available_models, sampling_of

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from peftbook.decision import COSTS, MEASURES, Comparison
-from peftbook.own_metrics import Metric
+from peftbook.decision.own_metrics import Metric
 from peftbook.studio import report
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import Body, Shape

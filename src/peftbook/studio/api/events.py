@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio.jobs import Job
 
 JOB = TypeAdapter(Job)

@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
+from peftbook.core.errors import InputError
 from peftbook.decision.power import sight_words
-from peftbook.errors import InputError
 from peftbook.studio.api.context import Context, Here
 from peftbook.studio.api.events import Events, stream
 from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, SightShape, settings_of

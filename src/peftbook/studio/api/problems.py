@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from peftbook.errors import Conflict, InputError, TooLarge, Unknown
+from peftbook.core.errors import Conflict, InputError, TooLarge, Unknown
 from peftbook.studio.access import problem
 from peftbook.studio.api.context import Json
 

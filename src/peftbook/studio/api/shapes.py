@@ -9,9 +9,9 @@ from typing import Any, Self, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from peftbook import specs
-from peftbook.base_models import model_named
-from peftbook.options import options_of
+from peftbook.core import specs
+from peftbook.core.base_models import model_named
+from peftbook.core.options import options_of
 from peftbook.studio.data_checks import notes_of
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Reading, Settings

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from peftbook.errors import Conflict
+from peftbook.core.errors import Conflict
 from peftbook.studio.api.context import Here, User
 from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.sessions import SessionStore

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from peftbook import metrics
-from peftbook.evidence import stats
+from peftbook.evidence import metrics, stats
 from peftbook.studio.access import relative
 from peftbook.studio.pages.data import DATA, READING
 from peftbook.studio.pages.decide import DECISION

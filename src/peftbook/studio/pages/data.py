@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio.data_checks import examined, notes_of, project_of_upload, split_of
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill, part

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from peftbook.core.errors import InputError, Unknown
 from peftbook.decision import COSTS, Comparison, measures_with
-from peftbook.errors import InputError, Unknown
-from peftbook.own_metrics import read_metrics
+from peftbook.decision.own_metrics import read_metrics
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
 from peftbook.studio.downloads import slug
 from peftbook.studio.html import fill, part

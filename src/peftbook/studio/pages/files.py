@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from peftbook.errors import InputError, Unknown
+from peftbook.core.errors import InputError, Unknown
 from peftbook.studio import artefacts
 from peftbook.studio.downloads import ask_for, ask_for_recipe, is_ready, offered, recipe_file, title_of
 from peftbook.studio.html import fill, part

@@ -11,11 +11,11 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from peftbook import specs
-from peftbook.base_models import model_named
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.base_models import model_named
+from peftbook.core.errors import InputError
+from peftbook.core.options import options_of
 from peftbook.methods import presets
-from peftbook.options import options_of
 from peftbook.runtime.ray_nodes import GPU_VARIABLE
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.decisions import FIRST_MEASURE

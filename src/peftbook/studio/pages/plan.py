@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
-from peftbook import specs
+from peftbook.core import specs
+from peftbook.core.errors import Conflict, InputError
 from peftbook.decision.power import sight_words
-from peftbook.errors import Conflict, InputError
 from peftbook.studio import plan_checks
 from peftbook.studio.html import fill, part
 from peftbook.studio.machine import machine_words

@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from peftbook.errors import InputError
+from peftbook.core.errors import InputError
 from peftbook.studio.archive import load_project
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill

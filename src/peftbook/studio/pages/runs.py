@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from peftbook.core.errors import Unknown
 from peftbook.core.progress import duration
-from peftbook.errors import Unknown
-from peftbook.results import format_value
+from peftbook.evidence.results import format_value
 from peftbook.studio.formats import number
 from peftbook.studio.html import curve, fill, part, thinned
 from peftbook.studio.jobs import Job, Plan

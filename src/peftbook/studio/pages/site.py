@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from peftbook.errors import InputError, Unknown
+from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.access import relative
 from peftbook.studio.api.problems import STATUS
 from peftbook.studio.html import fill, own_file, part

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftbook.errors import InputError, Unknown
+from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, address, frame, typed_number
 from peftbook.studio.playground import TYPED_CHARS, ask_model, available_models, row_after, sampling_of

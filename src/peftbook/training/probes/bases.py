@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.scratch.awq import awq, search_scale
 from peftbook.scratch.codebooks import codebook, linear_layers, round_trip
 from peftbook.scratch.gptq import gptq, output_error

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.scratch.codebooks import codebook, linear_layers, round_trip
 from peftbook.scratch.double_quant import double_quantize
 from peftbook.scratch.nf4 import pack, quantize_blocks

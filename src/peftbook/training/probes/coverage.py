@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.evidence import stats
 from peftbook.training.probes import Findings
 

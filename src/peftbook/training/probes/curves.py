@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from peftbook import specs
-from peftbook.errors import Diverged, InputError
+from peftbook.core import specs
+from peftbook.core.errors import Diverged, InputError
 from peftbook.tasks import prose
 from peftbook.training.encode import Encoded, encode_plain
 from peftbook.training.execute import Trainee, prepare

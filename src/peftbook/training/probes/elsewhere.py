@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.memory import Configuration, read_shape
 from peftbook.memory.fit import BESIDE, Reserve
 from peftbook.memory.stacks import STACKS, setup_in

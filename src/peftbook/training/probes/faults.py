@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from peftbook import metrics, specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.evidence import metrics
 from peftbook.scratch import checks
 from peftbook.scratch.labels import IGNORE
 from peftbook.tasks import Example, TaskData, get_task

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from peftbook import metrics, specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.evidence import metrics
 from peftbook.tasks import get_task
 from peftbook.training.encode import encode_prompt
 from peftbook.training.execute import Trainee

@@ -22,8 +22,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.memory import Configuration, Shape
 from peftbook.memory.walk import layer_names
 from peftbook.training.hardware import peak_memory

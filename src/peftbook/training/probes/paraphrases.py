@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
-from peftbook import metrics, specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.evidence import metrics
 from peftbook.training.probes import Findings
 from peftbook.training.probes.rouge import AUXILIARY, OPENINGS, first_references, insert_word, negate
 from peftbook.training.scoring import bertscore, embedded_encoder

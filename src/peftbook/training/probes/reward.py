@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA

@@ -11,9 +11,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-from peftbook import metrics, specs
-from peftbook.errors import InputError
-from peftbook.records import Store, default_store
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store, default_store
+from peftbook.evidence import metrics
 from peftbook.tasks import get_task, references
 from peftbook.training.probes import Findings
 from peftbook.training.scoring import bertscore, embedded_encoder

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.tasks import Example, TaskData
 from peftbook.training.encode import encode_prompt
 from peftbook.training.execute import prepare

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from peftbook import specs
+from peftbook.core import specs
 from peftbook.memory import Configuration
 from peftbook.training.calibration import calibrate
 from peftbook.training.probes import Findings, positive
@@ -23,7 +23,7 @@ def steps(probe: specs.Probe) -> Findings:
 
     settings: configurations (texts of `Configuration`s), trials. A first step of each is not counted.
 
-    per_example: step_seconds, the median of the trials.  metrics_info: rates, of `peftbook.cost.Rates`.
+    per_example: step_seconds, the median of the trials.  metrics_info: rates, of `peftbook.memory.time_model.Rates`.
     """
     (trials,) = positive(probe, "trials")
     began = time.perf_counter()

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peftbook import specs
-from peftbook.errors import Diverged, InputError
+from peftbook.core import specs
+from peftbook.core.errors import Diverged, InputError
 from peftbook.methods import Method
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peftbook import specs
-from peftbook.errors import InputError
-from peftbook.records import Store
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store
+from peftbook.runtime import queue
 from peftbook.studies import Study, Verdict
-from peftbook.training import queue
 from peftbook.training.probes import Findings, positive
 
 __all__ = ["throughput"]

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from peftbook import specs
-from peftbook.errors import InputError
+from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.training.encode import Encoded
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.forward import causal_model

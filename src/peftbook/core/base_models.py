@@ -1,0 +1,135 @@
+"""Which base model a name means: an embedded one, a hub id, or a local folder, pinned by a hash of what is in it.
+
+The hash takes moments whatever the size of the model, and changes with its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
+
+__all__ = ["SMALL_FOLDERS", "check_model", "folder_revision", "model_named", "pinned"]
+
+SMALL_FILES = (".json", ".jinja", ".model", ".txt")  # settings, tokenizer and chat template: read whole
+BLOCK_BYTES = 1 << 16
+HEADER_BYTES = 100_000_000  # safetensors' own limit
+SMALL_FOLDERS = {model.name: DATA / model.name.replace("-", "_") for model in specs.SMALL_LLAMAS.values()}
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
+
+
+def model_named(name: str) -> specs.Model:
+    """An embedded model, a folder with the hash of what is in it, or a hub id with a revision after @.
+
+    Raises InputError for anything else.
+    """
+    if name == specs.EMBEDDED_MODEL:
+        return specs.Model()
+    if small := next((model for model in specs.SMALL_LLAMAS.values() if model.name == name), None):
+        return small
+    if (folder := folder_named(name)) is not None:
+        return specs.Model(name=str(folder.absolute()), revision=folder_revision(folder))
+    match = HUB_ID.fullmatch(name)
+    if match is None or name[0] in "./~":
+        raise InputError(
+            f"Model {name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, {specs.SMALL_MODEL!r}, a "
+            "folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
+        )
+    return specs.Model(name=match[1], revision=match[2] or "")
+
+
+def folder_named(name: str) -> Path | None:
+    """The folder of that name, or nothing where there is none, or could be none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if name and folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody, a null character
+        return None
+
+
+def folder_revision(folder: Path) -> str:
+    """SHA-256 of what decides what the model in a folder computes, in hexadecimal; neither path nor dates count.
+
+    File by file in the order of their names: settings, tokenizer and chat template whole; of each `*.safetensors` its
+    length, its header (names, types, shapes and places of the tensors) and of each tensor the first, the middle and
+    the last 64 KiB, which is all of a tensor of up to 192 KiB. Training changes every tensor that it touches nearly
+    everywhere, so another training is another hash; an edit between the three places of a large tensor is not seen.
+    Raises InputError for a folder without a model, for a file that cannot be read, or that is no safetensors file.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"Model folder {str(folder)!r} has no config.json: name one that save_pretrained wrote.")
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (*SMALL_FILES, ".safetensors") or not path.is_file():
+            continue
+        try:
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            for block in samples(path) if path.suffix == ".safetensors" else whole(path):
+                digest.update(block)
+        except OSError as error:
+            raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
+    return digest.hexdigest()
+
+
+def whole(path: Path) -> Iterator[bytes]:
+    """A file, piece by piece."""
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            yield block
+
+
+def samples(path: Path) -> Iterator[bytes]:
+    """The header of a safetensors file, then blocks of each tensor in the order in which they lie.
+
+    The format: the header's length, 8 bytes, little-endian; the header, JSON; the tensors, one after the other.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, HEADER_BYTES))
+        try:
+            tensors = json.loads(header)
+            tensors.pop("__metadata__", None)
+            places = sorted(
+                (int(begin), int(end)) for begin, end in (tensor["data_offsets"] for tensor in tensors.values())
+            )
+            if any(not 0 <= begin <= end for begin, end in places):
+                raise ValueError("a tensor lies before the file")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InputError(f"{str(path)!r} is no safetensors file: save the model again.") from None
+        yield header
+        for begin, end in places:
+            last = max(begin, end - BLOCK_BYTES)
+            for place in sorted({begin, max(begin, (begin + end - BLOCK_BYTES) // 2), last}):
+                stream.seek(8 + length + place)
+                yield stream.read(min(BLOCK_BYTES, end - place))
+
+
+def check_model(model: specs.Model) -> None:
+    """Raises InputError if the folder that a run names holds another model by now: its results would be another's."""
+    folder = Path(model.name)
+    if not in_folder(model) or model.revision in ("", specs.EMBEDDED_REVISION) or not folder.is_dir():
+        return
+    if (revision := folder_revision(folder)) != model.revision:
+        raise InputError(
+            f"The model in {model.name!r} was changed: the hash of its folder is {revision[:12]}…, the run names "
+            f"{model.revision[:12]}…. Put the old files back, or plan the run again."
+        )
+
+
+def in_folder(model: specs.Model) -> bool:
+    """Whether a model is a folder of this machine, not an embedded one and no hub id."""
+    return Path(model.name).is_absolute()
+
+
+def pinned(model: specs.Model, digits: int | None = None) -> str:
+    """What its revision is, in words; all of it, or its first digits."""
+    if not model.revision:
+        return "not pinned"
+    what = "hash of the folder" if in_folder(model) else "revision"
+    return f"{what} {model.revision[:digits]}"

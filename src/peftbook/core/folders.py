@@ -1,0 +1,46 @@
+"""Where the data that ship, prepared models, checkpoints and what was measured of this machine lie."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from peftbook.runtime.processes import lock_file
+
+__all__ = ["DATA", "PACKAGE", "cache_folder", "checkpoints_folder", "results_folder", "run_lock"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+DATA = PACKAGE / "data"
+
+
+def cache_folder() -> Path:
+    """What can be made again: `PEFTBOOK_CACHE`, or the user's cache folder."""
+    if folder := os.environ.get("PEFTBOOK_CACHE"):
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("peftbook"))
+
+
+def checkpoints_folder() -> Path:
+    """Where runs under way keep their checkpoints and locks: `PEFTBOOK_CHECKPOINTS`, or a folder of the cache."""
+    if folder := os.environ.get("PEFTBOOK_CHECKPOINTS"):
+        return Path(folder)
+    return cache_folder() / "checkpoints"
+
+
+def results_folder() -> Path:
+    """Where results that are computed from records are cached: `PEFTBOOK_RESULTS`, or a folder of the cache."""
+    if folder := os.environ.get("PEFTBOOK_RESULTS"):
+        return Path(folder)
+    return cache_folder() / "results"
+
+
+def run_lock(key: str, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
+    """The right to compute a run, so that two processes never write its checkpoint. Raises InputError if it is held.
+
+    patience: seconds to wait for a holder that may be dying.
+    """
+    taken = "Another process is computing this run: wait for it, then run the command again."
+    return lock_file(checkpoints_folder() / f"{key[:16]}.lock", taken, patience)

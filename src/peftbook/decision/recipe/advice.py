@@ -1,0 +1,74 @@
+"""Advice: a recipe for a task, a model and a card by their names, and in words; command line and studio ask for it."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbook.core import specs
+from peftbook.core.base_models import model_named
+from peftbook.decision.recipe.choice import Recipe, choose
+from peftbook.decision.recipe.folder import at_once, write_folder
+from peftbook.decision.recipe.rows import Counted, count_rows, source_of
+from peftbook.memory import bytes_of_text, read_shape
+from peftbook.tasks import TaskData
+
+__all__ = ["Advice", "advise"]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A recipe, the rows that it was counted on, and the model, with the folder or hub id that it is loaded from."""
+
+    recipe: Recipe
+    counted: Counted
+    model: specs.Model
+    source: str
+
+    def words(self) -> str:
+        """The advice, answer first."""
+        return as_text(self.recipe, self.model.name, self.counted)
+
+    def write(self, out: Path, task: TaskData, data_name: str, command: str, data_licence: str) -> None:
+        """The folder of scripts. Raises InputError where it is there."""
+        write_folder(out, self.recipe, task, self.model, self.source, data_name, command, data_licence)
+
+
+def advise(task: TaskData, model: str, memory: str) -> Advice:
+    """How to tune a model on a card and these rows. Raises InputError for a model, a size or a fit that is none."""
+    named, room = model_named(model), bytes_of_text(memory)
+    source = source_of(named)
+    shape = read_shape(source if Path(source).is_dir() else named.name)
+    counted = count_rows(task, named)
+    recipe = choose(shape, named.name, counted.splits, room, counted.own)
+    return Advice(recipe, counted, named, source)
+
+
+def as_text(recipe: Recipe, model: str, counted: Counted) -> str:
+    """The advice, answer first."""
+    setup, gib = recipe.setup, 2**30
+    low, high = (size / gib for size in recipe.band)
+    rows = [
+        ("method", f"{recipe.label}. {recipe.why}"),
+        ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
+        ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
+        ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
+        ("length", f"{recipe.max_length} tokens, counted with {counted.tokenizer}'s tokenizer"
+         + ("." if counted.own else f", and a quarter more: {model}'s is not here. train.py counts again.")),
+        ("epochs", f"up to {recipe.epochs:g}, {recipe.steps:,} steps; the best by validation loss is kept"),
+        ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "
+         f"takes beside them, of {recipe.memory / gib:.1f}"),
+    ]  # fmt: skip
+    lines = ["", f"{model}: {recipe.label}, rank {setup.rank}, rate {recipe.learning_rate:g}", ""]
+    lines += [wrapped(f"{name:8}{words}") for name, words in rows]
+    lines += ["", "Ruled out:", *(wrapped(f"{name}: {words}.") for name, words in recipe.ruled_out)]
+    if recipe.cautions:
+        lines += ["", "Mind:", *(wrapped(f"{words}.") for words in recipe.cautions)]
+    return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines that a terminal and a page have room for; those after the first stand further in."""
+    first, more = "  ", " " * 10
+    return textwrap.fill(text, 78, initial_indent=first, subsequent_indent=more, break_on_hyphens=False)

@@ -1,0 +1,335 @@
+"""Which method, settings and batch a model takes on a card, why, and what was ruled out, by byte model and records.
+
+LoRA over 16 bits is taken where it surely fits, else LoRA over 4; with or without checkpoints, whichever is quicker
+with the rows that then go at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from peftbook.core.errors import InputError
+from peftbook.core.records import default_store
+from peftbook.core.specs import Budget
+from peftbook.evidence.literature import published
+from peftbook.evidence.results import quantity, study_verdict
+from peftbook.memory import Configuration, Fit, Setup, Shape, fit
+from peftbook.memory.fit import GPU_RESERVE, Change
+from peftbook.memory.setup import TARGETS
+from peftbook.memory.stacks import setup_in
+from peftbook.methods import preset
+from peftbook.studies.chosen_rates import learning_rate_for
+
+__all__ = ["BATCH", "EPOCHS", "Recipe", "RowTokens", "choose", "longest_kept", "rate_for"]
+
+STACK = "trl"
+BATCH: int = Budget.model_fields["batch_size"].default  # the records' own: a rate belongs to a batch
+LORA = preset("lora").method
+RANK: int = LORA.rank  # type: ignore[attr-defined]
+WARMUP: float = Budget.model_fields["warmup"].default
+EPOCHS = 3.0  # at most: the checkpoint with the lowest validation loss is kept
+KEPT = 0.99  # of the rows that a length must hold, where the longest are far longer
+STEP = 64  # tokens to which a length is rounded up
+SPARE = 1.25  # tokens that may be written for one of the longest target, and of another tokenizer for one of ours
+FEW_ROWS = 200  # of training; below, a few examples in the prompt are the thing to try first
+IN_OUR_RUNS = "In our runs (SmolLM2-135M, docstrings)"
+FEW_TESTS = 100  # of validation and of test
+SWEEP = 3.0  # between the rates that are worth trying
+VARIANTS = {"DoRA": "dora", "PiSSA": "pissa", "OLoRA": "olora", "LoRA+": "lora_plus"}  # and their studies
+PLANS = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))  # method, checkpoints
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """Tokens of an example: what stands before the answer, template included, and the answer with its end of turn."""
+
+    before: int
+    answer: int
+
+    @property
+    def tokens(self) -> int:
+        return self.before + self.answer
+
+
+@dataclass(frozen=True)
+class FittedMethod:
+    """A method with its largest micro-batch on a card; none where not even a row surely fits."""
+
+    method: str
+    checkpointing: bool
+    fit: Fit
+    micro_batch: int
+
+    @property
+    def setup(self) -> Setup:
+        return self.fit.configuration.setup
+
+    @property
+    def label(self) -> str:
+        """Its name as people say it."""
+        return f"{preset(self.method).method.label}{' with checkpoints' if self.checkpointing else ''}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is advised.
+
+    max_length: tokens of a training row; longer rows, of which there are `left_out`, are not trained on.
+    micro_batch × accumulation: rows of a step.  rate_reason: what the learning rate rests on.
+    modules: names of the matrices that get an adapter.  parameters, context: of the model,
+    0 positions if that is unknown.
+    band: what the machine will show at the peak, in bytes, at least and at most.
+    why: of the method.  ruled_out: others, each with the reason.  cautions: about the data.
+    """
+
+    method: str
+    label: str
+    setup: Setup
+    modules: tuple[str, ...]
+    parameters: int
+    context: int
+    max_length: int
+    left_out: int
+    micro_batch: int
+    accumulation: int
+    epochs: float
+    steps: int
+    learning_rate: float
+    rate_reason: str
+    peak: float
+    band: tuple[float, float]
+    memory: float
+    max_new_tokens: int
+    why: str
+    ruled_out: tuple[tuple[str, str], ...]
+    cautions: tuple[str, ...]
+
+
+def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[RowTokens]], memory: float, own: bool = True) -> Recipe:
+    """The recipe for a model of this shape and name on these splits.
+
+    own: whether the rows were counted with its own tokenizer; another's may have a quarter fewer tokens. Raises
+    InputError where nothing surely fits, with what would.
+    """
+    training = rows["train"]
+    max_length = longest_kept([row.tokens * (1 if own else SPARE) for row in training])
+    if shape.context and max_length > shape.context:
+        max_length = shape.context
+    kept = [row for row in training if row.tokens <= max_length]
+    if not kept:
+        raise InputError(
+            f"No training row has at most the {max_length:,} tokens of {name}'s context: shorten the rows, or choose a "
+            "model with a longer one."
+        )
+    answer = max(row.answer for row in kept)
+    plans = [plan_for(shape, method, checkpointing, max_length, answer, memory) for method, checkpointing in PLANS]
+    chosen = chosen_of(plans)
+    if chosen is None:
+        raise InputError(nothing_fits(name, plans[-1], memory))
+    setup = at_batch(chosen)
+    peak = Configuration(shape, setup).step.peak().total
+    rate, reason = rate_for(shape)
+    left_out = len(training) - len(kept)
+    return Recipe(
+        method=chosen.method,
+        label=chosen.label,
+        setup=setup,
+        modules=tuple(shape.adapted(setup.targets)),
+        parameters=shape.parameters,
+        context=shape.context,
+        max_length=max_length,
+        left_out=left_out,
+        micro_batch=chosen.micro_batch,
+        accumulation=BATCH // chosen.micro_batch,
+        epochs=EPOCHS,
+        steps=round(EPOCHS * math.ceil(len(kept) / BATCH)),
+        learning_rate=rate,
+        rate_reason=reason,
+        peak=peak,
+        band=(peak + GPU_RESERVE[0].beside(peak), peak + GPU_RESERVE[1].beside(peak)),
+        memory=memory,
+        max_new_tokens=longest_answer(rows, max_length, own),
+        why=why(chosen, plans),
+        ruled_out=ruled_out(shape, chosen, max_length, answer, memory),
+        cautions=cautions({name: len(split) for name, split in rows.items()}, left_out, max_length),
+    )
+
+
+# --- what fits ------------------------------------------------------------------------------------------------
+
+
+def plan_for(shape: Shape, method: str, checkpointing: bool, seq: int, answer: int, memory: float) -> FittedMethod:
+    """A method in the stack's set-up, at its largest power of two of rows up to the batch."""
+    asked = fields_of(method, shape) | {"checkpointing": checkpointing, "seq": seq}
+
+    def derive(fields: Mapping[str, object]) -> Setup:
+        setup, _ = setup_in(STACK, **asked | {"batch": 1} | dict(fields))
+        return replace(setup, labels=min(answer, seq) * setup.batch, accumulated=setup.batch < BATCH)
+
+    fitting = fit(Configuration(shape, derive({})), memory, GPU_RESERVE, derive)
+    rows = min(fitting.largest_batch, BATCH)
+    micro = 2 ** int(math.log2(rows)) if rows else 0
+    return FittedMethod(method, checkpointing, fitting, micro)
+
+
+def fields_of(method: str, shape: Shape) -> dict[str, object]:
+    """Of a set-up, as the scripts write it: weights in bfloat16, adapters in float32."""
+    own: dict[str, object] = (
+        {"method": "full"} if method == "full" else {"method": "lora", "adapter_dtype": "fp32", "rank": RANK}
+    )
+    own |= {"dtype": "bf16", "attention": "eager" if shape.capped_scores else "sdpa"}
+    if method != "full":
+        own["targets"] = TARGETS[:4] if shape.experts else TARGETS
+    return own | ({"quantised": "nf4"} if method == "qlora" else {})
+
+
+def at_batch(plan: FittedMethod) -> Setup:
+    """The set-up at the plan's own micro-batch."""
+    rows, setup = plan.micro_batch, plan.setup
+    return replace(setup, batch=rows, labels=setup.labels * rows, padding=rows > 1, accumulated=rows < BATCH)
+
+
+def chosen_of(plans: Sequence[FittedMethod]) -> FittedMethod | None:
+    """The quickest plan of the first method that fits."""
+    fitting = [plan for plan in plans if plan.micro_batch]
+    return min((plan for plan in fitting if plan.method == fitting[0].method), key=pace, default=None)
+
+
+def pace(plan: FittedMethod) -> float:
+    """How long a step takes, in readings of the frozen weights: passes · micro-batches · max(1, tokens / balance).
+
+    A pass reads the weights forward or backward, and once more with checkpoints. Its products take longer than that
+    from `balance` tokens on: in bfloat16 a product of t tokens has 2t operations for each weight of two bytes, so it is
+    a card's operations a second over its bytes a second, here an H100's. Source: Austin et al. 2025.
+    """
+    operations, bandwidth = (float(published(f"austin2025-h100-{name}").value) for name in ("operations", "bandwidth"))
+    passes = 3 if plan.checkpointing else 2
+    tokens = plan.micro_batch * plan.setup.seq
+    return passes * BATCH / plan.micro_batch * max(1.0, tokens * bandwidth / operations)
+
+
+def nothing_fits(name: str, last: FittedMethod, memory: float) -> str:
+    """The sentence for a card that is too small."""
+    need = GPU_RESERVE[1]
+    total = last.fit.peak.total
+    least = (total + need.beside(total)) / 2**30
+    changes: Sequence[Change] = last.fit.changes
+    help_ = f", or {' and '.join(changes[0].names)} (see `peftbook fit`)" if changes else ""
+    return (
+        f"{name} does not surely fit in {memory / 2**30:.0f} GiB: over 4 bits, with checkpoints, one row of "
+        f"{last.setup.seq} tokens takes up to {least:.1f} GiB; choose a smaller model, shorter rows{help_}."
+    )
+
+
+# --- length and rate ------------------------------------------------------------------------------------------
+
+
+def longest_kept(tokens: Sequence[float]) -> int:
+    """The length that training rows are held to: of all rows, unless the last hundredth is far longer than the others.
+
+    Rounded up to 64. Memory and time go with the longest row of a batch, so a few long rows would be paid for by all.
+    """
+    ordered = sorted(tokens)
+    most = ordered[min(len(ordered) - 1, math.ceil(KEPT * len(ordered)) - 1)]
+    longest = ordered[-1] if ordered[-1] <= 1.5 * most else most
+    return STEP * math.ceil(longest / STEP)
+
+
+def longest_answer(rows: Mapping[str, Sequence[RowTokens]], max_length: int, own: bool) -> int:
+    """Tokens that an answer may have: of the longest target among the rows that are no outliers, with room."""
+    known = [row.answer for split in rows.values() for row in split if row.tokens <= max_length]
+    return 16 + math.ceil(SPARE * max(known) * (1 if own else SPARE))
+
+
+def rate_for(shape: Shape) -> tuple[float, str]:
+    """LoRA's learning rate for a width, to two digits, and what it rests on.
+
+        rate = recorded rate · (recorded width / width)^p
+
+    p is fitted by Schulman et al. (2025) for two families; for another one the more careful of the two is taken.
+    """
+    from peftbook.memory import read_shape
+
+    recorded, width = learning_rate_for("lora"), read_shape("smollm2-135m").hidden
+    family = "qwen" if shape.family.startswith("qwen") else "llama"
+    power = float(published(f"schulman2025-rate-exponent-{family}").value)
+    rate = float(f"{recorded * (width / shape.hidden) ** power:.1e}")
+    own = (
+        ""
+        if shape.family.startswith(("qwen", "llama")) or not shape.family
+        else f", the more careful of two families, as none is fitted for {shape.family}"
+    )
+    reason = (
+        f"{recorded:g} was best at width {width} (methods.lora_best_rate: SmolLM2-135M, docstrings, batches of "
+        f"{BATCH}), times ({width}/{shape.hidden})^{power:g} by the fit of Schulman et al. 2025{own}. That is an "
+        f"extrapolation: try {rate / SWEEP:.1e} and {rate * SWEEP:.1e} too, and take the lowest validation loss"
+    )
+    return rate, reason
+
+
+# --- reasons --------------------------------------------------------------------------------------------------
+
+
+def why(chosen: FittedMethod, plans: Sequence[FittedMethod]) -> str:
+    """Why this method, in a sentence."""
+    at = f"{chosen.micro_batch} rows of {chosen.setup.seq} tokens at a time"
+    if chosen.method == "lora":
+        return f"LoRA over 16 bits fits, {at}: no weight is rounded, and it merges into those that it was trained on."
+    over = plans[0 if plans[0].micro_batch else 1]
+    least = over.fit.peak.total / 2**30
+    return (
+        f"LoRA over 4 bits fits, {at}; over 16 bits one row would take {least:.1f} GiB of tensors. {IN_OUR_RUNS} QLoRA "
+        f"minus LoRA is {gap('methods.qlora_minus_lora_rougeL')} in ROUGE-L and "
+        f"{gap('methods.qlora_minus_lora_loss')} nats a token in loss."
+    )
+
+
+def gap(name: str) -> str:
+    """A measured difference with its interval."""
+    found = quantity(name)
+    ends = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.value:+.3f}{ends}"
+
+
+def ruled_out(shape: Shape, chosen: FittedMethod, seq: int, answer: int, memory: float) -> tuple[tuple[str, str], ...]:
+    """(method, why not) of what people ask for."""
+    whole = plan_for(shape, "full", True, seq, answer, memory)
+    least = whole.fit.peak.total / 2**30
+    room = "fits too" if whole.micro_batch else "does not fit"
+    reasons = [
+        (
+            "full fine-tuning",
+            f"{room}: one row with checkpoints takes {least:.1f} GiB of tensors. {IN_OUR_RUNS} LoRA minus full is "
+            f"{gap('methods.lora_minus_full_rougeL')} in ROUGE-L",
+        )
+    ]
+    if chosen.method == "lora":
+        reasons.append(("QLoRA", "LoRA fits without it: 4 bits round the weights, and each is unpacked in every step"))
+    shorter = f"in{IN_OUR_RUNS[2:]} it is {gap('methods.prompt_minus_lora_rougeL')} in ROUGE-L from LoRA"
+    reasons.append(("prompt tuning", f"{shorter}, and vLLM no longer serves soft prompts"))
+    reasons.append((", ".join(VARIANTS), f"their trials here, against LoRA whose rate is tuned: {trials()}"))
+    return tuple(reasons)
+
+
+def trials() -> str:
+    """What the trials of LoRA's variants found, each in two words."""
+    found = {name: study_verdict(study, default_store()).outcome for name, study in VARIANTS.items()}
+    said = dict.fromkeys(found.values())
+    return "; ".join(f"{', '.join(name for name, each in found.items() if each == one)} {one}" for one in said)
+
+
+def cautions(counts: Mapping[str, int], left_out: int, max_length: int) -> tuple[str, ...]:
+    """What the data will not carry. counts: rows of each split."""
+    found = []
+    if left_out:
+        found.append(f"{left_out} training rows are longer than {max_length} tokens and are left out")
+    if counts["train"] < FEW_ROWS:
+        found.append(f"{counts['train']} training rows are few: solved examples in the prompt may do as well")
+    if counts["validation"] < FEW_TESTS:
+        found.append(f"{counts['validation']} validation rows choose rate and epoch roughly: near losses are equal")
+    if counts["test"] < FEW_TESTS:
+        test = counts["test"]
+        found.append(f"{test} test rows tell large differences alone: `peftbook power --rows {test}` says which")
+    return tuple(found)

@@ -1,0 +1,60 @@
+"""How many tokens each row of a task has, by the model's own tokenizer where it can be had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.decision.recipe.choice import RowTokens
+from peftbook.tasks import Example, TaskData
+
+__all__ = ["Counted", "count_rows", "source_of"]
+
+TEMPLATE = {"enable_thinking": False}  # as in the scripts
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The rows of each split. tokenizer: whose it was.  own: whether that is the model's."""
+
+    splits: dict[str, list[RowTokens]]
+    tokenizer: str
+    own: bool
+
+
+def source_of(model: specs.Model) -> str:
+    """The folder or the hub id that a model is loaded from. Raises InputError for a folder without one."""
+    from peftbook.training.models import resolve
+
+    return resolve(model)[0]
+
+
+def count_rows(task: TaskData, model: specs.Model) -> Counted:
+    """Count with the tokenizer of the model, or with the embedded model's where that cannot be reached."""
+    from transformers import AutoTokenizer
+
+    from peftbook.core.quiet import quieten_libraries
+    from peftbook.training.hub import check_reachable
+    from peftbook.training.models import prepare_embedded
+
+    quieten_libraries()
+    try:
+        check_reachable(model)
+        tokenizer, own = AutoTokenizer.from_pretrained(source_of(model), revision=model.revision or "main"), True
+    except (OSError, ValueError):
+        tokenizer, own = AutoTokenizer.from_pretrained(prepare_embedded()), False
+    if not tokenizer.chat_template:
+        raise InputError(f"{model.name} has no chat template: take its instruct or chat version.")
+    splits = {name: [row_of(tokenizer, task, one) for one in examples] for name, examples in task.splits.items()}
+    return Counted(splits, model.name if own else specs.EMBEDDED_MODEL, own)
+
+
+def row_of(tokenizer: Any, task: TaskData, example: Example) -> RowTokens:
+    """Tokens as TRL makes them of a prompt and its completion, by the tokenizer's own template."""
+    prompt, answer = task.messages(example), [{"role": "assistant", "content": example.target}]
+    before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **TEMPLATE)
+    whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False, **TEMPLATE)
+    first, both = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, whole))
+    return RowTokens(first, max(1, both - first))

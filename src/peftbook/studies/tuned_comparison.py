@@ -1,0 +1,365 @@
+"""Tuned comparisons: every arm's learning rate is chosen on validation, then confirmed on fresh seeds.
+
+The protocol, once for all studies. Each arm has a grid of learning rates. Every rate is trained with the sweep's seeds
+and judged by its mean validation loss; an optimum at the edge of the grid extends the grid by one point until it lies
+inside. The chosen rate is trained with fresh seeds, and only these runs see the test split. Seeds fix initialisation
+and data order, so runs of different arms with one seed are paired.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from peftbook.core import specs
+from peftbook.core.records import Missing, Record, Store, Unusable
+from peftbook.core.specs import Run
+from peftbook.core.tracking import untracked
+from peftbook.evidence import comparison, stats
+from peftbook.evidence.planning import Judged
+from peftbook.evidence.sweep import Sweep, best_of, extended, interleave, refined, shortfall, trials
+from peftbook.methods import Method
+from peftbook.studies import Quantity, Verdict, available
+from peftbook.tasks import task_spec, test_groups
+
+__all__ = ["Arm", "TunedComparison", "decide", "judge_one_of", "length_ratio", "paired_quantities", "score_quantities",
+           "tuning_quantities"]  # fmt: skip
+
+SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
+SCORES = {  # score → column of the records, unit, decimals
+    "loss": ("loss_nats", "nats per token", 3),
+    **{name: (name, "", 3) for name in SHARES},
+    "bleu": ("bleu", "BLEU", 1),
+}
+COUNTED = tuple(name for name in SHARES if name != "bertscore_f1")  # of words or answers: 0 to 1, differences −1 to 1
+FINER = "what a finer grid of rates might gain: parabola through the best rate and its neighbours"
+ANY = (-math.inf, math.inf)
+Claim = tuple[float, float]  # the ends between which a claim puts a difference
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One contender. rates: its grid, ascending; empty for a method that is not trained.
+
+    default: the rate that its paper or library starts from, if the grid is to show it.
+    """
+
+    name: str
+    label: str
+    method: Method
+    rates: tuple[float, ...] = ()
+    default: float | None = None
+
+
+@dataclass(frozen=True)
+class TunedComparison:
+    """Arms that share task, budget, seeds and test examples.
+
+    tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
+    bearable: by how much a finer grid might lower an arm's validation loss (`shortfall`) before the grid counts as too
+    coarse; 0 never asks.  refine: whether such an arm gets the two rates halfway to the neighbours of its best one, and
+    again, down to FINEST. Else the shortfall is an error of every difference of its loss.
+    sweep_examples: validation examples of a sweep run.  test_examples, generate: of a final run.
+    first_look: how many of the seeds had been looked at before the others were added; 0: their number was fixed before.
+    train_examples: only the first so many training examples are used; 0 means all.  dtype: of every run's arithmetic.
+    """
+
+    task: str
+    tokens: int
+    arms: tuple[Arm, ...]
+    batch_size: int = 8
+    factor: float = 2.0
+    bearable: float = 0.0
+    refine: bool = False
+    sweep_seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    first_look: int = 0
+    sweep_examples: int = 100
+    test_examples: int = 200
+    generate: int = 0
+    max_new_tokens: int = 40
+    train_examples: int = 0
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    model: specs.Model = field(default_factory=specs.Model)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def budget(self, rate: float) -> specs.Budget:
+        """The shared budget at a learning rate."""
+        return specs.Budget(
+            tokens=self.tokens, batch_size=self.batch_size, learning_rate=rate, train_examples=self.train_examples
+        )
+
+    def sweep_run(self, arm: Arm, rate: float, seed: int) -> Run:
+        """One point of an arm's grid: validation loss only."""
+        return Run(
+            model=self.model,
+            task=task_spec(self.task),
+            method=arm.method,
+            budget=self.budget(rate),
+            evaluation=specs.Evaluation(split="validation", n_loss=self.sweep_examples),
+            seed=seed,
+            dtype=self.dtype,
+        )
+
+    def tuning(self, arm: Arm) -> Sweep[Run]:
+        """The sweep that chooses the arm's rate."""
+        return Sweep(lambda rate: [self.sweep_run(arm, rate, seed) for seed in self.sweep_seeds], arm.rates, self.grown)
+
+    def grown(self, losses: Mapping[float, float]) -> list[float]:
+        """The next grid: extended at an end, else refined where it is too coarse."""
+        rates = extended(losses, self.factor) if self.factor else list(losses)
+        return refined(losses, self.bearable) if self.factor and self.refine and rates == list(losses) else rates
+
+    def best_rate(self, name: str, store: Store) -> float:
+        """The rate of the arm's grid with the lowest validation loss. Raises Missing."""
+        return self.tuning(self.arm(name)).best(store.get)
+
+    def final_run(self, arm: Arm, rate: float | None, seed: int) -> Run:
+        """A run on the test split."""
+        return Run(
+            model=self.model,
+            task=task_spec(self.task),
+            method=arm.method,
+            budget=None if rate is None else self.budget(rate),
+            evaluation=specs.Evaluation(
+                split="test",
+                n_loss=self.test_examples,
+                n_generate=self.generate,
+                max_new_tokens=self.max_new_tokens,
+                generation_dtype="bf16" if self.generate else "fp32",
+            ),
+            seed=seed,
+            dtype=self.dtype,
+        )
+
+    def final_runs(self, arm: Arm, store: Store) -> list[Run]:
+        """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen.
+
+        An untuned arm without examples in its prompt has no randomness and one run.
+        """
+        if not arm.rates:
+            return [self.final_run(arm, None, seed) for seed in (self.seeds if arm.method.random else (0,))]
+        with untracked():
+            rate = self.tuning(arm).best(store.get)
+        return [self.final_run(arm, rate, seed) for seed in self.seeds]
+
+    def runs(self, store: Store) -> list[Run]:
+        """The sweeps, middle of each grid first and arms in turn; then the final runs, seed by seed."""
+        finals = available(lambda arm: self.final_runs(arm, store), self.arms)
+        return trials(map(self.tuning, self.arms), store.get) + interleave(finals)
+
+    def finals(self, name: str, store: Store) -> list[Record]:
+        """The arm's final records in seed order. Raises Missing where one is not there, Unusable where one diverged."""
+        return self.finals_of((name,), store)[name]
+
+    def finals_of(self, names: tuple[str, ...], store: Store) -> dict[str, list[Record]]:
+        """The final records of these arms. Raises Missing where one is not there, Unusable where one diverged."""
+        found = {name: store.need_all(self.final_runs(self.arm(name), store)) for name in names}
+        if failed := [(name, record) for name, records in found.items() for record in records if record.failure]:
+            said = ", ".join(f"{self.arm(name).label} with seed {record.spec.seed}" for name, record in failed)
+            raise Unusable(failed[0][1].spec, f"Diverged at the chosen rate: {said}.")
+        return found
+
+    def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
+        """first − second, paired over seeds and test examples. Raises Missing."""
+        records = self.finals_of((first, second), store)
+        found = comparison.paired(records[first], records[second], column, self.groups)
+        found = stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
+        return stats.with_bias(found, self.coarseness((first, second), store)) if column == "loss_nats" else found
+
+    def coarseness(self, names: Iterable[str], store: Store) -> float:
+        """The largest shortfall of these arms' grids that is more than bearable, else 0. Raises Missing."""
+        with untracked():
+            found = [self.tuning(self.arm(name)).shortfall(store.get) for name in names if self.arm(name).rates]
+        return max((loss for loss in found if loss > self.bearable > 0), default=0.0)
+
+    def verdict(
+        self,
+        first: str,
+        second: str,
+        margin: float,
+        claim: Claim,
+        what: str,
+        store: Store,
+        prefix: str = "",
+    ) -> Verdict:
+        """The one rule applied to the test loss of `first` minus that of `second`. Raises Missing."""
+        found = self.difference(first, second, "loss_nats", store)
+        return decide(found, margin, claim, what, f"{prefix}{first}_minus_{second}_loss", "nats per token")
+
+    def differing(self, names: Sequence[str], second: str, store: Store, unit: str, note: str = "") -> Quantity:
+        """How many of the arms differ from the second in test loss, by Holm's procedure at 5 %. Raises Missing."""
+        family = {name: stats.p_value(self.difference(name, second, "loss_nats", store)) for name in names}
+        keys, count = self.keys(store, second, *names), sum(stats.holm(family).values())
+        return Quantity(count, f"of {len(names)} {unit}", keys, seeds=len(self.seeds), digits=0, note=note)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the test examples share."""
+        return test_groups(self.task, self.test_examples)
+
+    def keys(self, store: Store, *names: str) -> tuple[str, ...]:
+        """Keys of the final records of the arms."""
+        return comparison.keys_of(*(self.finals(name, store) for name in names))
+
+    def quantities(self, store: Store, pairs: Iterable[tuple[str, str]] = (), prefix: str = "") -> dict[str, Quantity]:
+        """Each arm's rates and their validation losses, its test scores and parameters; differences of the pairs."""
+        out: dict[str, Quantity] = {}
+        for arm in self.arms:
+            out |= self.sweep_quantities(arm, store, prefix)
+            with suppress(Missing):
+                out |= self.final_quantities(f"{prefix}{arm.name}", self.finals(arm.name, store))
+        for first, second in pairs:
+            out |= self.paired(first, second, store, prefix)
+        return out
+
+    def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
+        """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
+        first, keys = records[0], comparison.keys_of(records)
+        out = score_quantities(name, records, self.groups)
+        if f"{name}_bleu" in out:
+            ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
+            out[f"{name}_length_ratio"] = Quantity(
+                math.fsum(ratios) / len(ratios), "", keys, min(ratios), max(ratios), len(ratios), n, 2,
+                note="words written over words of the nearest references; mean and range of the seeds",
+            )  # fmt: skip
+        if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
+            share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
+            out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
+        trained = float(first.measurements["trainable_parameters"] or 0)
+        out[f"{name}_parameters"] = Quantity(trained, "parameters", keys[:1], digits=0)
+        return out
+
+    def sweep_quantities(self, arm: Arm, store: Store, prefix: str = "") -> dict[str, Quantity]:
+        """What the arm's sweep chose, with the number of runs it took; empty until all of them are there."""
+        sweep, name = self.tuning(arm), f"{prefix}{arm.name}"
+        losses: dict[float, float] = {}
+        with suppress(Missing):
+            losses = sweep.losses(store.get)
+        if not losses:
+            return {}
+        nats: dict[str, Any] = {"unit": "nats per token", "n": self.sweep_examples, "digits": 3}
+        each, best = functools.partial(Quantity, seeds=len(self.sweep_seeds)), best_of(losses)
+        keys = {rate: tuple(run.key for run in sweep.make(rate)) for rate in losses}
+        tuned = tuning_quantities(sweep, losses, len(self.sweep_seeds), **nats, note=FINER)
+        out = {
+            f"{name}_best_rate": tuned["best_rate"],
+            f"{name}_sweep_runs": tuned["sweep_runs"],
+            f"{name}_best_validation_loss": each(losses[best], runs=keys[best], **nats),
+            f"{name}_tuning_shortfall": tuned["tuning_shortfall"],
+        }
+        if arm.default is not None and arm.default in losses:
+            out[f"{name}_default_rate"] = each(arm.default, "", keys[arm.default], digits=-2)
+            out[f"{name}_default_validation_loss"] = each(losses[arm.default], runs=keys[arm.default], **nats)
+        return out
+
+    def paired(self, first: str, second: str, store: Store, prefix: str = "") -> dict[str, Quantity]:
+        """The paired differences of two arms, loss and scores, as quantities `first_minus_second_<score>`.
+
+        Empty until all of their final records are there.
+        """
+        with suppress(Missing):
+            records = self.finals_of((first, second), store)
+            return paired_quantities(
+                f"{prefix}{first}_minus_{second}", records[first], records[second],
+                lambda column: self.difference(first, second, column, store),
+            )  # fmt: skip
+        return {}
+
+
+def score_quantities(name: str, records: Sequence[Record], groups: stats.Groups) -> dict[str, Quantity]:
+    """An arm's scores with intervals, as quantities `name_<score>`."""
+    keys = comparison.keys_of(records)
+    return {
+        f"{name}_{score}": Quantity.of(
+            comparison.score(records, column, groups), unit, keys, digits, among=(0, 1) if score in COUNTED else ANY
+        )
+        for score, (column, unit, digits) in SCORES.items()
+        if comparison.has_column(records, column)
+    }
+
+
+def paired_quantities(
+    name: str, first: Sequence[Record], second: Sequence[Record], difference: Callable[[str], stats.Interval]
+) -> dict[str, Quantity]:
+    """The paired differences of two arms in every score that the first one has, as quantities `name_<score>`.
+
+    difference: of a column.
+    """
+    keys = comparison.keys_of(first, second)
+    return {
+        f"{name}_{score}": Quantity.of(
+            difference(column), unit, keys, digits, among=(-1, 1) if score in COUNTED else ANY
+        )
+        for score, (column, unit, digits) in SCORES.items()
+        if comparison.has_column(first, column)
+    }
+
+
+def tuning_quantities(
+    sweep: Sweep, losses: Mapping[float, float], seeds: int, **shortfall_words: Any
+) -> dict[str, Quantity]:
+    """`best_rate`, `sweep_runs` and `tuning_shortfall` of a sweep with these losses.
+
+    shortfall_words: unit and so on of the last.
+    """
+    best, keys = best_of(losses), tuple(run.key for rate in losses for run in sweep.make(rate))
+    return {
+        "best_rate": Quantity(best, "", keys, seeds=seeds, digits=-2),
+        "sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),
+        "tuning_shortfall": Quantity(shortfall(losses, best), runs=keys, seeds=seeds, **shortfall_words),
+    }
+
+
+def length_ratio(record: Record) -> float:
+    """Words written over words of the nearest references, over the whole test set; below 1 BLEU has its penalty."""
+    written, wanted = (record.per_example[f"bleu_{name}"] for name in ("length", "reference_length"))
+    return math.fsum(map(float, written)) / math.fsum(map(float, wanted))
+
+
+def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, quantity: str, unit: str) -> Verdict:
+    """The one rule applied to a difference, with its sentence."""
+    outcome = stats.judge(interval, margin, claim)
+    reason = ""
+    if outcome == "undecided":
+        reason = f"; {half_width_of(interval)}"
+    elif outcome == "direction only":
+        kept = interval.low >= claim[0] and interval.high <= claim[1]
+        short = f"the margin is not reached: {half_width_of(interval)}"
+        reason = f"; {'with' if kept else 'against'} the claim, but "
+        reason += short if interval.decides else f"{interval.basis} decide nothing"
+    return Verdict(
+        outcome,
+        f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
+        f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{reason}).",
+        (quantity,),
+        (Judged.of(interval, margin, claim),),
+    )
+
+
+def judge_one_of(count: int, interval: stats.Interval, margin: float, claim: Claim) -> str:
+    """The verdict on one of so many parts of a claim, any of which may refute it: refuting takes Bonferroni's level."""
+    wider = replace(interval, half95=interval.half(0.05 / count))
+    outcomes = [stats.judge(one, margin, claim) for one in (interval, wider)]
+    return "undecided" if outcomes[0] == "refuted" != outcomes[1] else outcomes[0]
+
+
+def half_width_of(interval: stats.Interval) -> str:
+    """How wide the interval is, and what of it no further seed or example takes away."""
+    grid = f", of which {interval.bias:.3f} is what a finer grid of rates might gain" if interval.bias else ""
+    return f"its half-width is {interval.half95:.3f}{grid}"
+
+
+def bounds(claim: Claim) -> str:
+    """Where a claim puts a difference: `at most 0.05`, `at least 0`, `−1 to 1`."""
+    low, high = (f"{end:g}" for end in claim)
+    return (
+        f"at most {high}" if math.isinf(claim[0]) else f"at least {low}" if math.isinf(claim[1]) else f"{low} to {high}"
+    )

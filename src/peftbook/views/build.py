@@ -1,0 +1,216 @@
+"""`peftbook book`: site, figures and deck from the records at hand; what is up to date is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from peftbook.core.errors import InputError, need
+from peftbook.core.folders import PACKAGE
+from peftbook.core.progress import show_progress
+from peftbook.core.records import default_store
+from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
+from peftbook.runtime.processes import Child
+from peftbook.views.site import freshness, identity
+from peftbook.views.site.lecture import FILES, PROMISED, copy_lecture
+
+__all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
+
+KERNEL_HINT = "Kernel is running over TCP without encryption"  # on one machine
+
+
+def build_book(root: Path, *, strict: bool = False, executed: Path | None = None) -> dict[str, Path]:
+    """Build the site under _build/html, the figures and the deck; returns the three places.
+
+    Deck and figures are made beside the site, which leaves a core idle while it is read and written.
+
+    strict: rebuild every page and treat warnings as errors.  executed: where chapters that were executed elsewhere come
+    from, and those of this build go (`site.shared_cache`). Raises InputError outside a checkout or if a page fails.
+    """
+    check_checkout(root)
+    if executed is not None:
+        from peftbook.views.site.shared_cache import check_place
+
+        check_place(executed)
+    places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
+    drawn = [
+        *PACKAGE.glob("views/figures/*.py"),
+        *PACKAGE.glob("studies/*.py"),
+        *PACKAGE.glob("evidence/*.py"),
+        *package_data(),
+    ]
+    told = [*drawn, *PACKAGE.glob("views/slides/*.py")]
+    told += [path for kind in ("*.toml", "stills/*") for path in (root / "slides").glob(kind)]
+    inputs = {
+        "figures": inputs_hash(drawn),
+        "deck": inputs_hash(told),
+    }  # what is edited meanwhile is for the next build
+    fresh = {part: is_fresh(stamp_of(root, part), known) for part, known in inputs.items()}
+    if not all(fresh.values()):
+        cache_verdicts()
+    with contextlib.ExitStack() as beside:
+        promised: list[str] = []
+        if not fresh["figures"]:
+            beside.enter_context(made_beside("figures", places["figures"]))
+        if not fresh["deck"] or not places["deck"].is_file():
+            promised = lecture_files()
+            beside.enter_context(made_beside("slides", places["deck"]))
+        places["site"] = build_site(root, strict=strict, executed=executed, promised=promised)
+    for part, known in inputs.items():
+        write_stamp(stamp_of(root, part), known)
+    copy_lecture(root / "slides", places["site"].parent)
+    return places
+
+
+def cache_verdicts() -> None:
+    """Fill the cache of verdicts, so that the processes that follow do not each compute the same.
+
+    If that fails, the process that needs a verdict says why.
+    """
+    with Child("-m", "peftbook", "claims") as child, show_progress("Claims", "judging the runs"):
+        child.wait()
+
+
+@contextlib.contextmanager
+def made_beside(what: str, out: Path) -> Iterator[None]:
+    """Make figures, or slides, in a process beside what is done inside, which has the cores first, and wait for it.
+
+    Raises InputError if they cannot be made.
+    """
+    with Child("-m", "peftbook", what, "--out", str(out)) as child:
+        psutil.Process(child.process.pid).nice(10)
+        yield
+        with show_progress(what.capitalize(), "drawing the rest"):
+            child.wait()
+        if child.status:
+            raise InputError(f"The {what} could not be made: {child.last_error_line() or child.failure()}")
+
+
+def lecture_files() -> list[str]:
+    """Names of what `build_deck` will write for readers: without LibreOffice no handout."""
+    need("pptx", "The deck")
+    from peftbook.views import slides
+
+    return list(FILES if slides.find_office() else FILES[:1])
+
+
+def check_checkout(root: Path) -> None:
+    """Raise InputError outside a checkout of the book."""
+    if not (root / "_config.yml").is_file():
+        raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
+
+
+def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> list[Path]:
+    """The deck and, where LibreOffice is, its handout and contact sheet beside it; returns what was written.
+
+    sections: only these, after the cover.  accent: `#rrggbb` in place of the book's.
+    """
+    need("pptx", "The deck")
+    from peftbook.views import slides
+
+    written = [
+        slides.build(
+            out, default_store(), address=identity.PUBLIC_ADDRESS, version=identity.version(), sections=sections,
+            accent=accent or slides.ACCENT,
+        )
+    ]  # fmt: skip
+    pages, sheet = (out.with_name(f"{out.stem}-{end}") for end in ("handout.pdf", "slides.png"))
+    if slides.find_office():
+        return [*written, slides.handout(out, pages), slides.contact_sheet(pages, sheet)]
+    for old in (pages, sheet):  # of an older deck
+        old.unlink(missing_ok=True)
+    return written
+
+
+def build_site(root: Path, *, strict: bool = False, executed: Path | None = None, promised: Sequence[str] = ()) -> Path:
+    """Build the site unless it is that of the present sources; returns its first page.
+
+    promised: files of the lecture that are made meanwhile, and that the pages offer.
+    """
+    check_checkout(root)
+    need("jupyter_book", "The site")
+    site, build = root / "_build/html", root / "_build"
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
+    command += ["--all", "-W", "-n"] if strict else []
+    if strict or not freshness.is_fresh(site, root):
+        if executed is not None:
+            from peftbook.views.site.shared_cache import import_chapters
+
+            pages = import_chapters(executed, build, root)
+            print(f"{len(pages)} executed chapters come from {executed}.", file=sys.stderr)
+        if run_quietly(command, root, promised):
+            raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
+    if executed is not None and executed.suffix != ".zip":
+        from peftbook.views.site.shared_cache import export_chapters
+
+        export_chapters(executed, build, root)
+    return site / "index.html"
+
+
+def build_epub(root: Path) -> Path:
+    """All chapters as an EPUB, which lies beside the site's pages. Raises InputError as `build_book` does."""
+    from peftbook.views.export import epub
+
+    site = build_site(root).parent
+    if not (site / epub.NAME).is_file():
+        epub.write_epub(site, epub.contents(root), site / epub.NAME)
+    return site / epub.NAME
+
+
+def build_pdf(root: Path) -> Path:
+    """All chapters as _build/peftbook.pdf, printed by Chromium. Run pages are left out and linked to on the site.
+
+    Raises InputError outside a checkout, without Chromium, or if a page fails.
+    """
+    from peftbook.views.export.pdf import find_chromium, print_page
+
+    check_checkout(root)
+    need("jupyter_book", "The PDF")
+    find_chromium()
+    builder = ["--builder", "custom", "--custom-builder", "singlehtml"]
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", *builder]
+    if run_quietly(command, root):
+        raise InputError("The book did not build: the messages above name the page; fix it and run this again.")
+    return print_page(root / "_build/singlehtml/book/index.html", root / "_build/peftbook.pdf")
+
+
+def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) -> int:
+    """Run Jupyter Book offline and pass on its warnings and errors; returns its status.
+
+    Its banner goes to standard output, and is dropped with it; so is a hint that every kernel repeats.
+    """
+    variables = {"HF_HUB_OFFLINE": "1", PROMISED: os.pathsep.join(promised)}
+    with subprocess.Popen(
+        command, cwd=root, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        with show_progress("Site", "starting Jupyter Book"):
+            first = process.stderr.readline()
+        for line in itertools.chain([first], process.stderr):
+            if KERNEL_HINT not in line:
+                sys.stderr.write(line)
+    return process.returncode
+
+
+def package_data() -> list[Path]:
+    """Records and data tables: what figures and numbers are made from."""
+    return [*PACKAGE.glob("records/*.json*"), *PACKAGE.glob("data/*")]
+
+
+def stamp_of(root: Path, part: str) -> Path:
+    """The stamp of a part of the book."""
+    return root / "_build" / "stamps" / part
+
+
+def report(places: dict[str, Path], began: float) -> str:
+    """What `make book` prints at the end."""
+    lines = [f"Built in {time.monotonic() - began:.1f} s:"]
+    return "\n".join([*lines, *(f"  {name:<8} {path}" for name, path in places.items())])

@@ -1,0 +1,67 @@
+"""The whole book as one PDF: Sphinx writes one page, Chromium prints it, with a cover, contents and bookmarks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from peftbook.core.errors import InputError, need
+from peftbook.views.html import joined, link, piece
+from peftbook.views.site import identity
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FOOT = (
+    '<div style="font: 8px sans-serif; color: #56616d; width: 100%; padding: 0 18mm; display: flex">'
+    '<span style="flex: 1">{title}</span><span class="pageNumber"></span></div>'
+)
+
+
+def find_chromium() -> str:
+    """The Chromium or Chrome of this machine. Raises InputError where there is none."""
+    for name in NAMES:
+        if path := shutil.which(name):
+            return path
+    raise InputError("The PDF is printed by Chromium, and there is none here: install chromium, then run this again.")
+
+
+def for_print(html: str) -> str:
+    """The one page with a cover and contents, and with links to what only the site has."""
+    chapters = re.findall(r'<span id="document-([^"]+)"></span>.*?<h\d>(.*?)<a class="headerlink"', html, re.DOTALL)
+    lines = joined(piece('<li><a href="#document-{}">{}</a></li>', page, Markup(title)) for page, title in chapters)
+    cover = piece(
+        '<section class="pdf-cover"><p class="pdf-title">{}</p><p>{}</p><p>Version {}, {}. Text and figures {}, code {}'
+        '.<br>The site, with a page for every run: {}</p></section><section class="pdf-contents">'
+        '<p class="pdf-heading">Contents</p><ul>{}</ul></section>',
+        identity.TITLE, ", ".join(identity.AUTHORS), identity.version(), identity.released(),
+        identity.TEXT_LICENCE, identity.CODE_LICENCE,
+        link(identity.PUBLIC_ADDRESS, identity.PUBLIC_ADDRESS), lines,
+    )  # fmt: skip
+    html = re.sub(r"(<article[^>]*>)", lambda match: f"{match[1]}{cover}", html, count=1)
+    html = re.sub(r'href="runs/', f'href="{identity.PUBLIC_ADDRESS}book/runs/', html)
+    return re.sub(r"<html[^>]*>", '<html lang="en" data-theme="light" data-mode="light" class="pdf">', html, count=1)
+
+
+def print_page(page: Path, out: Path) -> Path:
+    """Print the one page that Sphinx wrote. Raises InputError without Chromium or playwright."""
+    chromium = find_chromium()
+    need("playwright", "The PDF")
+    from playwright.sync_api import sync_playwright
+
+    ready = page.parents[1] / "print.html"  # Sphinx names files of the page as if it lay at the top
+    ready.write_text(for_print(page.read_text(encoding="utf-8")), encoding="utf-8")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--generate-pdf-document-outline"]
+        with playwright.chromium.launch(executable_path=chromium, args=options) as browser:
+            context = browser.new_context(java_script_enabled=False)
+            opened = context.new_page()
+            opened.goto(ready.as_uri(), wait_until="load", timeout=300_000)
+            opened.pdf(
+                path=str(out), format="A4", print_background=True, outline=True, tagged=True,
+                display_header_footer=True, header_template="<span></span>",
+                footer_template=FOOT.format(title=escape(identity.TITLE)),
+                margin={"top": "18mm", "bottom": "20mm", "left": "18mm", "right": "18mm"},
+            )  # fmt: skip
+    return out

@@ -1,0 +1,306 @@
+"""Figures of the chapter on costs: bytes of a parameter, memory along a step, time, disk. One mark was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import groupby
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.literature import published
+from peftbook.memory import SHAPES, Setup, Shape, training_step
+from peftbook.memory.walk import layer_names, layer_of
+from peftbook.methods import arm_looks
+from peftbook.methods.lora import LoRA
+from peftbook.methods.prompt import PromptTuning
+from peftbook.views.figures import figure
+from peftbook.views.figures.block import rounded, wire
+from peftbook.views.figures.drawn import draw_lines
+from peftbook.views.figures.parts import SMALL, draw_stacks, mark
+from peftbook.views.figures.style import canvas, colour, drawing, question, say, shade, tag
+
+__all__ = ["STACK", "balance", "product_seconds", "time_ratio", "time_ratios", "timeline"]
+
+NAMES = {"llama-2-7b": "Llama-2-7B", "smollm2-135m": "SmolLM2-135M"}
+# part → tone, share of it, hatch
+LOOKS = {
+    "weight": ("lora", 0.35, ""),
+    "gradient": ("lora", 0.65, "///"),
+    "fp32 copy": ("muted", 0.35, "..."),
+    "two moments": ("lora", 1.0, ""),
+}
+
+
+@figure
+def bytes_per_parameter() -> Figure:
+    """What does a parameter cost? Bytes by recipe, trained and frozen."""
+    from peftbook.scratch.adam import RECIPES
+
+    figure, axes = canvas(height=4.7)
+    places = [row + 0.6 * name.startswith("frozen") for row, name in enumerate(RECIPES)]
+    sizes = [(recipe.weight, recipe.gradient, recipe.master, recipe.moments) for recipe in RECIPES.values()]
+    rows = [dict(zip(LOOKS, row, strict=True)) for row in sizes]
+    draw_stacks(axes, rows, LOOKS, unit=1, form=".3g", places=places)
+    axes.set_yticks(places, list(RECIPES))
+    axes.set_ylim(places[-1] + 0.5, -0.5)
+    axes.set(xlim=(0, 18), xlabel="Bytes for each parameter (computed)", xticks=range(0, 17, 4))
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2, handletextpad=0.5)
+    return question(figure, "What does one parameter cost?")
+
+
+# part of a step → its terms in the byte model, tone, share of the tone, hatch
+PARTS: dict[str, tuple[tuple[str, ...], str, float, str]] = {
+    "weights": (("weights", "quantisation constants", "adapter"), "lora", 0.35, ""),
+    "two moments": (("moments",), "lora", 1.0, ""),
+    "gradients": (("gradients",), "lora", 0.65, "///"),
+    "activations": (("embedding", "layer inputs", "norms", "attention", "mlp", "working"), "qlora", 0.45, ""),
+    "inputs kept for A": (("adapter inputs",), "qlora", 0.8, "///"),
+    "logits and loss": (("logits and loss",), "muted", 0.6, "..."),
+}
+OUTSIDE = 3.0  # the width of what lies before, after and between the layers, in layers
+
+
+def timeline(shape: Shape, setup: Setup) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Places along a step, in layers passed, and the bytes of each part there.
+
+    Of a layer only its end is a place; of embedding, head and loss every operation is.
+    """
+    step = training_step(shape, setup)
+    places, rows = (np.array(one) for one in zip(*landmarks(step.moments.names, shape), strict=True))
+    sizes = step.moments.table * [prod(step.symbols[one] for one in symbols) for _, symbols in step.moments.columns]
+    state = step.numbers(step.state)
+    parts = {}
+    for part, (kinds, *_) in PARTS.items():
+        columns = [kind in kinds for kind, _ in step.moments.columns]
+        parts[part] = sizes[rows.astype(int)][:, columns].sum(axis=1) + sum(state.get(kind, 0.0) for kind in kinds)
+    return places, parts
+
+
+def landmarks(names: tuple[str, ...], shape: Shape) -> Iterator[tuple[float, int]]:
+    """(place, moment) of all moments outside the layers and of the last of each layer, or of the layers like it."""
+    standing = layer_names(shape)
+    copies = {name: standing.count(name) for name in standing}
+
+    def section(index: int) -> tuple[str, str]:
+        direction, _, where = names[index].partition(" ")
+        layer = layer_of(where)
+        return direction, layer if layer in copies else ""
+
+    start = 0.0
+    for (direction, layer), group in groupby(range(len(names)), section):
+        moments = list(group)
+        if layer:  # undone one by one: the first is, before those like it
+            yield start + (copies[layer] if direction == "forward" else 1), moments[-1]
+            start += copies[layer]
+        else:
+            yield from zip(start + OUTSIDE * np.linspace(0, 1, len(moments) + 1)[1:], moments, strict=True)
+            start += OUTSIDE
+
+
+@figure
+def step_timeline(model: str = "llama-2-7b") -> Figure:
+    """What is in memory when? Bytes along one training step, all weights against LoRA."""
+    figure, axes = canvas(2, 1, height=6.6, sharex=True, sharey=True)
+    drawn = {method: timeline(SHAPES[model], Setup(method=method, seq=2048)) for method in ("full", "lora")}
+    totals = {method: np.sum(list(parts.values()), axis=0) / 1e9 for method, (_, parts) in drawn.items()}
+    highest = max(total.max() for total in totals.values())
+    for ax, (method, (places, parts)) in zip(axes, drawn.items(), strict=True):
+        draw_parts(ax, places, parts)
+        ax.set(ylim=(0, 1.22 * highest), ylabel="GB", xlim=(0, places[-1]))
+        ax.tick_params(axis="x", length=0)
+        ax.grid(axis="x", visible=False)
+        mark_peak(ax, places, totals[method], arm_looks()[method].label)
+        name_parts(ax, places, parts)
+    middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
+    axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
+    return question(figure, f"What is in memory when? {NAMES[model]}")
+
+
+def name_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
+    """Write the name of each part where it is thickest, if there is room for it."""
+    below = np.zeros(len(places))
+    box = {"facecolor": colour("paper"), "edgecolor": "none", "boxstyle": "round,pad=0.1"}
+    for part, sizes in parts.items():
+        at = int(sizes.argmax())
+        height = (below[at] + sizes[at] / 2) / 1e9
+        below = below + sizes
+        early, late = sizes[0] > 0.9 * sizes[at], places[at] > 0.75 * places[-1]
+        shift, side = (12, "left") if part == "logits and loss" else (-6, "right") if late else (0, "center")
+        if sizes[at] / 1e9 > 0.055 * axes.get_ylim()[1]:
+            axes.annotate(part, (0.03 * places[-1] if early else places[at], height), xytext=(0 if early else shift, 0),
+                          textcoords="offset points", va="center", ha="left" if early else side, fontsize=SMALL,
+                          bbox=box)  # fmt: skip
+
+
+def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
+    """The parts on top of each other along the step."""
+    below = np.zeros(len(places))
+    for part, sizes in parts.items():
+        _, tone, share, hatch = PARTS[part]
+        top = below + sizes / 1e9
+        axes.fill_between(places, below, top, facecolor=shade(tone, share), hatch=hatch, edgecolor=colour("paper"),
+                          linewidth=0.4)  # fmt: skip
+        below = top
+    axes.plot(places, below, color=colour("ink"), linewidth=1.4)
+
+
+def mark_peak(axes: Axes, places: np.ndarray, total: np.ndarray, name: str) -> None:
+    """A mark at the highest moment, with its value; the method's name above it on the left."""
+    at = int(total.argmax())
+    late = places[at] > 0.75 * places[-1]
+    axes.plot(places[at], total[at], **mark("ink", "o"), clip_on=False)
+    side, shift = ("right", -8) if late else ("center", 0)
+    tag(axes, f"peak {total[at]:.3g} GB", (places[at], total[at]), (shift, 7), ha=side)
+    axes.set_title(name)
+
+
+def balance(card: str) -> float:
+    """Operations that a card can do while it reads or writes one byte of its memory: a100 or h100."""
+    return float(published(f"austin2025-{card}-operations").value) / float(
+        published(f"austin2025-{card}-bandwidth").value
+    )
+
+
+def product_seconds(tokens: float, per_byte: float) -> float:
+    """Time of one of the products of a bfloat16 weight with all tokens, in the time that moving a byte takes."""
+    return max(2 * tokens / per_byte, 2.0)
+
+
+def time_ratio(tokens: float, per_byte: float, moved: float = 14.0) -> float:
+    """Time of a step of LoRA over that of all weights: two products a weight against three and Adam's traffic.
+
+    per_byte: `balance` of the card.  moved: bytes that Adam reads and writes for each weight.
+    """
+    product = product_seconds(tokens, per_byte)
+    return 2 * product / (3 * product + moved)
+
+
+def time_ratios() -> Chart:
+    """Time of LoRA's step over that of full fine-tuning against its tokens, for two cards."""
+    tokens = [2 ** (power / 4) for power in range(20, 65)]
+    cards = {
+        "A100": ("a100", 14.0, "lora"),
+        "H100": ("h100", 14.0, "qlora"),
+        "H100, fp32 master": ("h100", 28.0, "prompt"),
+    }
+    series = [
+        Series(label, [time_ratio(count, balance(card), moved) for count in tokens], look, tokens, marks=False)
+        for label, (card, moved, look) in cards.items()
+    ]
+    series.append(Series("operations alone", [2 / 3] * 2, "full", [tokens[0], tokens[-1]], marks=False))
+    return Chart(series, "Tokens in a step", "LoRA's time / full fine-tuning's", log={"x": 4}, number_format="0.0",
+                 x_format="#,##0", x_range=(16, 65536), y_range=(0, 0.8))  # fmt: skip
+
+
+# What the gradient passes through.
+
+
+class Layer(NamedTuple):
+    """A linear layer of the drawing: what it is, what it keeps for the backward pass, what it computes there."""
+
+    name: str
+    trained: str  # "", "W" or "BA"
+    keeps: tuple[str, ...]
+    computes: tuple[str, ...]
+
+
+STACK = (  # from the tokens up
+    Layer("below the\nlowest adapter", "", (), ()),
+    Layer("frozen, with the\nlowest adapter", "BA", ("$x$", "$Ax$"),
+          (r"$\gamma\, g\, (Ax)^\top$  for $B$", r"$\gamma\, B^\top g\, x^\top$  for $A$")),
+    Layer("frozen", "", (), (r"$W^\top g$  for the layer below",)),
+    Layer("trained", "W", ("$x$",), (r"$g\, x^\top$  for $W$", r"$W^\top g$  for the layer below")),
+)  # fmt: skip
+FLOOR, STOREY, UP, DOWN = 0.5, 1.02, 1.72, 2.28  # inches: of the lowest layer, from layer to layer, x of the two ways
+
+
+@figure
+def gradient_path() -> Figure:
+    """What passes a frozen layer backward? Four linear layers: what each keeps, and what it computes going down."""
+    figure, axes = drawing(5.8, FLOOR + STOREY * len(STACK) + 0.9)
+    top = FLOOR + STOREY * len(STACK)
+    for at, layer in enumerate(STACK):
+        draw_layer(axes, layer, FLOOR + STOREY * at)
+    say(axes, UP, FLOOR - 0.35, "$x$", "muted")
+    wire(axes, (UP, FLOOR - 0.22), (UP, FLOOR))
+    rounded(axes, 1.45, top, 1.1, 0.32, "loss", facecolor=colour("paper"))
+    for x, text in ((3.0, "keeps"), (3.75, "computes backward")):
+        say(axes, x, top + 0.16, text, fontweight="bold", fontsize=SMALL, ha="left")
+    return question(figure, "What passes a frozen layer backward?")
+
+
+def draw_layer(axes: Axes, layer: Layer, y: float) -> None:
+    """A layer with the ways through it: up always, down as far as something below it is trained."""
+    trained = {"facecolor": shade("lora", 0.35), "edgecolor": colour("lora")}
+    beside = layer.trained == "BA"
+    rounded(axes, 1.45, y, 0.54 if beside else 1.1, 0.5, "$W$", **(trained if layer.trained == "W" else {}))
+    if beside:
+        rounded(axes, 2.01, y, 0.54, 0.5, "$BA$", **trained)
+    say(axes, 1.35, y + 0.25, layer.name, fontsize=SMALL, ha="right", linespacing=1.2)
+    wire(axes, (UP, y + 0.5), (UP, y + STOREY))
+    if layer.trained or layer.computes:
+        wire(axes, (DOWN, y + STOREY), (DOWN, y + 0.5), head=12, color=colour("qlora"), linewidth=2.0)
+        say(axes, DOWN + 0.14, y + 0.76, "$g$", "qlora")
+    for texts, x in ((layer.keeps, 3.0), (layer.computes, 3.75)):
+        for line_at, text in enumerate(texts or ("–",)):
+            say(axes, x, y + 0.25 - 0.24 * (line_at - (len(texts or "–") - 1) / 2), text, fontsize=SMALL, ha="left")
+
+
+@figure
+def time_saved() -> Figure:
+    """How much time can LoRA save? Time of its step over that of full fine-tuning, against the tokens of a step."""
+    figure, axes = canvas(height=4.3)
+    chart = time_ratios()
+    draw_lines(axes, replace(chart, series=chart.series[:-1]))
+    axes.axhline(2 / 3, color=colour("ink"), linewidth=1.2)
+    axes.annotate("operations alone: 2/3", (chart.series[0].x[0], 2 / 3), xytext=(2, 6), textcoords="offset points")
+    steps = float(published("peftcomparison-tokens").value.replace(",", "")) / 5000
+    speeds = [float(published(f"peftcomparison-{arm}-speed").value.replace(",", "")) for arm in ("full", "lora")]
+    axes.plot(steps, speeds[0] / speeds[1], **mark("ink", "o"))
+    axes.annotate("measured by others:\n3B model, L40S", (steps, speeds[0] / speeds[1]), xytext=(36, 0.5), va="center",
+                  fontsize=SMALL, arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.7})  # fmt: skip
+    axes.set_ylim(0, 0.85)
+    axes.set_xticks([64, 256, 1024, 4096, 16384, 65536], ["64", "256", "1,024", "4,096", "16,384", "65,536"])
+    axes.minorticks_off()
+    axes.legend(loc="lower right", title="computed, for a card", alignment="left")
+    return question(figure, "How much time can LoRA save?")
+
+
+DISK = 1e12
+TASKS = (1, 10, 100, 1_000, 10_000, 100_000)
+
+
+@figure
+def tasks_on_disk() -> Figure:
+    """How many tasks fit on a disk? Bytes of k fine-tuned copies, and of one base with k adapters, against k."""
+    figure, axes = canvas(height=4.3)
+    shape, counts = SHAPES["llama-2-7b"], np.geomspace(1, TASKS[-1], 300)
+    base = 2.0 * shape.parameters
+    kinds = {  # label → bytes once, bytes a task, method, where its label stands
+        "a copy a task": (0.0, base, "full", (1.2, 4e11)),
+        "LoRA, rank 16, all": (base, 4.0 * LoRA(rank=16).parameters(shape), "lora", (900, 7e10)),
+        "20 soft tokens": (base, 4.0 * PromptTuning(length=20).parameters(shape), "prompt", (1_000, 6e9)),
+    }
+    axes.axhline(DISK / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
+    tag(axes, "a disk of 1 TB", (TASKS[-1], DISK / 1e9), (0, -15), ha="right", fontsize=SMALL, fontweight="normal")
+    for label, (once, each, method, at) in kinds.items():
+        look = arm_looks()[method]
+        axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
+        axes.annotate(label, (at[0], at[1] / 1e9), color=colour(method), fontweight="bold", fontsize=SMALL)
+        full_at = (DISK - once) // each
+        if full_at <= TASKS[-1]:
+            axes.plot(full_at, DISK / 1e9, **mark(method, look.marker))
+            tag(axes, f"{full_at:,.0f} tasks", (full_at, DISK / 1e9), (-5, 8), method, ha="right", fontsize=SMALL)
+    axes.set(xscale="log", yscale="log", xlabel="Tasks", ylabel="GB on disk, Llama-2-7B (computed)")
+    axes.set(xlim=(0.85, TASKS[-1]), ylim=(4, 6e3))
+    axes.set_xticks(TASKS, [f"{count:,}" for count in TASKS])
+    axes.set_yticks([10, 100, 1_000], ["10", "100", "1,000"])
+    axes.minorticks_off()
+    return question(figure, "How many tasks fit on a disk?")

@@ -1,0 +1,132 @@
+"""Figures of the chapter on combining adapters: what an average keeps, at which scale, and what parabolas say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from peftbook.core.records import Store
+from peftbook.evidence.results import quantity
+from peftbook.studies import averaging
+from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES, TASKS
+from peftbook.views.figures import figure
+from peftbook.views.figures.parts import (
+    SMALL,
+    Points,
+    Row,
+    as_row,
+    draw_margin,
+    draw_rows,
+    labelled,
+    mark,
+    mosaic,
+    note,
+    plain_ticks,
+)
+from peftbook.views.figures.style import colour, question, tag
+
+LOOKS = {  # task → tone, marker, line
+    "tickets": ("lora", "o", "-"),
+    "sort": ("qlora", "D", (0, (4, 1.5))),
+    "e2e": ("full", "s", (0, (1, 1.2))),
+    "docstrings": ("prompt", "^", (0, (4, 1.5, 1, 1.5))),
+}
+
+
+class Place(NamedTuple):
+    """Where a task's name stands: beside which pair, by how many points, and to which side it is set."""
+
+    subset: tuple[str, str]
+    offset: tuple[float, float]
+    side: str
+
+
+PLACES = {
+    "tickets": Place(("tickets", "docstrings"), (2, 7), "left"),
+    "sort": Place(("tickets", "sort"), (-8, -4), "right"),
+    "e2e": Place(("sort", "e2e"), (-8, -4), "right"),
+}
+LOWEST = -150  # of the axis of shares by scale, %
+
+
+def row_of(cell: averaging.MergeCase, store: Store) -> Row:
+    """The share that an average keeps, with its seeds."""
+    records, subset = averaging.records_of(store), "+".join(cell.subset)
+    seeds = 100 * averaging.kept(records, cell.task, f"{subset}_average")[0]
+    others = [LABELS[other] for other in cell.subset if other != cell.task]
+    label = f"{LABELS[cell.task]}, all four" if len(others) > 1 else f"{LABELS[cell.task]} with {others[0]}"
+    tone, marker, _ = LOOKS[cell.task]
+    return as_row(label, quantity(f"averaging.{cell.name}_average_kept", store), seeds.tolist(), tone, marker)
+
+
+@figure
+def kept_by_average(store: Store) -> Figure:
+    """What does an average keep of each task's gain? Three pairs and the four for each, docstrings by themselves."""
+    figure, axes = mosaic([["most"], ["docstrings"]], height=7.2, height_ratios=(12, 4.6))
+    rows = {task: [row_of(cell, store) for cell in averaging.CELLS if cell.task == task] for task in TASKS}
+    parts = {
+        "most": [row for task in LOOKS if task != "docstrings" for row in rows[task]],
+        "docstrings": rows["docstrings"],
+    }
+    for name, some in parts.items():
+        draw_margin(axes[name], 100 * (LEAST - MARGIN), 100 * (LEAST + MARGIN), 100 * LEAST)
+        axes[name].axvline(0, color=colour("muted"), linewidth=1.2, linestyle=(0, (1, 1.5)), zorder=0)
+        draw_rows(axes[name], some, "")
+    axes["docstrings"].set_xlabel(
+        "Kept of the gain of the task's own adapter, %\n(line and band: the claim and its margin)"
+    )
+    return question(figure, "What does an average of adapters\nkeep of each task's gain?")
+
+
+@figure
+def kept_by_scale(store: Store) -> Figure:
+    """At which scale does a sum keep most? The share of each task on validation rows, for pairs and for the four."""
+    figure, axes = mosaic([["two", "four"]], height=4.4, sharey=True)
+    records, scales, ends = averaging.records_of(store), np.array(SCALES["sum"]), Points()
+    for name, count in COUNTS.items():
+        for task, (tone, marker, line) in LOOKS.items():
+            curves = 100 * averaging.scale_curve(records, "sum", count, task)
+            axes[name].plot(scales, curves.T, color=colour(tone), linewidth=0.7, alpha=0.5)
+            axes[name].plot(scales, curves.mean(axis=0), **(mark(tone, marker) | {"linestyle": line}))
+            if name == "two":
+                ends[LABELS[task]] = (scales[0], max(curves.mean(axis=0)[0], LOWEST + 20), tone)
+        axes[name].axvline(1 / count, color=colour("muted"), linewidth=1, linestyle=(0, (1, 1.5)), zorder=0)
+        axes[name].axhline(100, color=colour("rule"), linewidth=1, zorder=0)
+        axes[name].axhline(0, color=colour("rule"), linewidth=1, zorder=0)
+        axes[name].set(xscale="log", xlabel=f"Scale λ, {name} adapters\n(dotted: 1/k, the average)")
+        plain_ticks(axes[name], SCALES["sum"][::2])
+    axes["two"].set_ylabel("Kept of the gain, %,\non validation rows")
+    axes["two"].set_ylim(LOWEST, 125)
+    axes["two"].set_xlim(left=0.07)
+    return labelled(figure, "At which scale does a sum keep most?", axes["two"], ends, column=0.03)
+
+
+@figure
+def halfway_by_parabola(store: Store) -> Figure:
+    """Does a parabola foretell an average? The share that an average of two keeps against (3 + s) / 4, task by task."""
+    figure, axes = mosaic([["most", "docstrings"]], height=4.0)
+    axes["most"].plot(8, 8, alpha=0)  # room for a name
+    for task, (tone, marker, _) in LOOKS.items():
+        part = axes["docstrings" if task == "docstrings" else "most"]
+        cells = [cell for cell in averaging.cells_of(2) if cell.task == task]
+        told = [quantity(f"averaging.{cell.name}_parabola", store).value for cell in cells]
+        for x, cell in zip(told, cells, strict=True):
+            row = as_row("", quantity(f"averaging.{cell.name}_average_kept", store), (), tone, marker)
+            part.plot([x, x], [row.low or row.value, row.high or row.value], color=colour(tone), linewidth=2.4)
+            part.plot(x, row.value, **mark(tone, marker))
+    for part in axes.values():
+        ends = [min(part.get_xlim()[0], part.get_ylim()[0]), max(part.get_xlim()[1], part.get_ylim()[1])]
+        part.plot(ends, ends, color=colour("muted"), linewidth=1.2, linestyle=(0, (1, 1.5)), zorder=0)
+        part.set(xlim=ends, ylim=ends, xlabel="By the parabola, %")
+        part.xaxis.set_major_locator(MaxNLocator(4))
+    axes["most"].set_ylabel("Kept by the average of two, %")
+    question(figure, "Does a parabola foretell\nwhat an average keeps?")
+    for task, place in PLACES.items():
+        cell = averaging.MergeCase(place.subset, task)
+        x, y = (quantity(f"averaging.{cell.name}_{what}", store).value for what in ("parabola", "average_kept"))
+        tag(axes["most"], LABELS[task], (x, y), place.offset, LOOKS[task][0], fontsize=SMALL, ha=place.side)
+    note(axes["docstrings"], LABELS["docstrings"], 0.05, ha="left", color=colour(LOOKS["docstrings"][0]), weight="bold")
+    return figure

@@ -1,0 +1,372 @@
+"""Figures of the studies behind the claims: what each measured, and how uncertain that is.
+
+Bars are 95 % intervals and small strokes single seeds; a hollow mark has one seed or nothing that was trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from peftbook.core.records import Store
+from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.comparison import measured
+from peftbook.evidence.results import quantity
+from peftbook.methods import arm_looks
+from peftbook.studies import Quantity, benchmark, data_size, learning_rate, prompt_design, standard
+from peftbook.views.figures import figure
+from peftbook.views.figures.charts import forest, rate_chart
+from peftbook.views.figures.parts import (
+    LOSS,
+    SMALL,
+    Points,
+    Row,
+    as_row,
+    difference_row,
+    draw_margin,
+    draw_rows,
+    draw_series,
+    label_points,
+    loss_row,
+    mark,
+    note,
+    per_seed,
+    plain_ticks,
+)
+from peftbook.views.figures.style import SIZE, canvas, colour, question, shade, tag
+
+__all__ = ["parabola"]
+
+
+def arm_look(arm: str) -> tuple[str, str, str]:
+    """Short label, tone and marker of an arm of the benchmark."""
+    look = arm_looks()[arm]
+    return look.label, arm if look.light else "accent", look.marker
+
+
+# The budget and the benchmark.
+
+
+@figure
+def standard_curve(store: Store) -> Figure:
+    """How long must LoRA train? Validation loss against tokens, and the first point with 90 % of the best gain."""
+    figure, panels = canvas(2, 1, height=5.6, sharex=True)
+    for axes, (task, title) in zip(panels, (("e2e", "E2E NLG"), ("docstrings", "Docstrings")), strict=True):
+        found = standard.records(task, store)
+        chosen, at = standard.budget_point(found)
+        looks = (("lora", "o", "-"), ("qlora", "D", (0, (4, 1.5))))
+        for record, (tone, marker, line) in zip(found, looks, strict=False):
+            x, y = np.asarray(record.curve["tokens"]) / 1000, record.curve["validation_loss_nats"]
+            axes.plot(x, y, linestyle=line, color=colour(tone))
+            axes.plot(x, y, **(mark(tone, marker) | {"markersize": 5.5}))
+            rate = record.spec.runs[0].budget.learning_rate  # type: ignore[union-attr]
+            tag(axes, f"rate {rate:g}", (x[-1], y[-1]), (0, -8), tone, ha="center", va="top", fontsize=SMALL)
+        losses = chosen.curve["validation_loss_nats"]
+        before, best = losses[0], quantity(f"standard.{task}_loss_best", store).value
+        level = before - standard.SHARE * (before - best)
+        tokens, steps = chosen.curve["tokens"][at] / 1000, chosen.curve["step"][at]
+        axes.axhline(level, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
+        note(axes, f"{standard.SHARE:.0%} of the best gain".replace("%", " %"), 0.99, level + 0.02 * (before - best),
+             transform=axes.get_yaxis_transform(), va="bottom")  # fmt: skip
+        axes.plot([tokens, tokens], [losses[at], before - 0.42 * (before - best)], color=colour("ink"), linewidth=1.2)
+        axes.plot(tokens, losses[at], marker="*", markersize=16, color=colour("ink"), markeredgecolor=colour("paper"))
+        text = f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps"
+        tag(axes, text, (tokens, before - 0.4 * (before - best)), (4, 0), va="bottom", fontsize=SIZE - 1)
+        axes.set(title=title, xlim=(-4, 200), ylim=(best - 0.2 * (before - best), before + 0.06 * (before - best)))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
+    figure.supylabel(f"Validation loss, {LOSS}", fontsize=SIZE)
+    return question(figure, "How long must LoRA train?")
+
+
+@figure
+def benchmark_losses(store: Store) -> Figure:
+    """Which method has the lowest loss on E2E NLG? Every arm's test loss, and its paired difference from LoRA."""
+    comparison = benchmark.COMPARISON
+    figure, (losses, differences) = canvas(1, 2, height=5.2, sharey=True)
+    rows, against = [], []
+    for arm in benchmark_order(store):
+        label, tone, marker = arm_look(arm)
+        rows.append(loss_row(label, comparison, "benchmark", arm, store, tone, marker))
+        against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
+    draw_rows(losses, rows, f"Test loss,\n{LOSS}", 4)
+    draw_margin(differences, -benchmark.MARGIN, benchmark.MARGIN)
+    differences.axvline(0, color=colour("lora"), linewidth=1.2)
+    trained = [row for arm, row in zip(benchmark_order(store), against, strict=True) if arm in TRAINED]
+    low, high = (
+        pick(end for row in trained for end in (row.low, row.high, 0) if end is not None) for pick in (min, max)
+    )
+    room = 0.08 * (high - low)
+    draw_rows(differences, against, "Test loss − LoRA's,\npaired (band: margin)", 4)
+    differences.set_xlim(low - room, high + room)
+    for at, row in enumerate(against):
+        if row.value > high:
+            note(differences, f"{row.value:+.2f} →", 0.99, at, transform=differences.get_yaxis_transform(), va="center",
+                 color=colour(row.tone), fontweight="bold",
+                 bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1})  # fmt: skip
+    return question(figure, "Which method has the lowest loss on E2E NLG?")
+
+
+TRAINED = [arm.name for arm in benchmark.COMPARISON.arms if arm.rates]
+
+
+def benchmark_order(store: Store) -> list[str]:
+    """The arms of the benchmark, lowest test loss first."""
+    names = [arm.name for arm in benchmark.COMPARISON.arms]
+    return sorted(names, key=lambda arm: quantity(f"benchmark.{arm}_loss", store).value)
+
+
+def benchmark_differences(store: Store) -> Chart:
+    """E2E NLG: every method's test loss above LoRA's, paired, lowest on top."""
+    rows = []
+    for arm in (arm for arm in benchmark_order(store) if arm != "lora"):
+        label, tone, _ = arm_look(arm)
+        found = benchmark.COMPARISON.difference(arm, "lora", "loss_nats", store)
+        look = tone if tone in arm_looks() else "untuned"
+        rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
+    return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
+
+
+@figure
+def benchmark_scores(store: Store) -> Figure:
+    """Do ROUGE-L and BLEU order the methods as the loss does? Scores of the texts, arms sorted by loss."""
+    figure, panels = canvas(1, 2, height=5.2, sharey=True)
+    for axes, score, column, label in (
+        (panels[0], "rougeL", "rougeL", "ROUGE-L, 0–1\n(better →)"),
+        (panels[1], "bleu", "bleu", "BLEU, 0–100\n(better →)"),
+    ):
+        rows = []
+        for arm in benchmark_order(store):
+            name, tone, marker = arm_look(arm)
+            seeds = measured(benchmark.COMPARISON.finals(arm, store), column)
+            rows.append(as_row(name, quantity(f"benchmark.{arm}_{score}", store), seeds, tone, marker))
+        draw_rows(axes, rows, label, 4)
+    return question(figure, "Do ROUGE-L and BLEU order the methods\nas the loss does? (lowest loss on top)")
+
+
+# Learning rates.
+
+
+RANK_MARKS = {1: "v", 4: "D", 16: "o", 64: "^", 256: "P"}
+CAP = 0.45  # nats above the lowest loss where the axis ends
+
+
+def rate_look(arm: str) -> tuple[str, str, str]:
+    """Label, marker and colour of an arm of the learning-rate study: higher ranks are darker."""
+    if arm == "full":
+        return "Full", "s", colour("full")
+    rank = int(arm[1:])
+    at = learning_rate.RANKS.index(rank) / (len(learning_rate.RANKS) - 1)
+    return f"LoRA, r = {rank}", RANK_MARKS[rank], shade("lora", 0.55 + 0.45 * at)
+
+
+class SweepCurves(NamedTuple):
+    """One arm of the learning-rate study.
+
+    grid: its rates.  points: those near the best, without any that diverged, to which the quadratic is fitted.
+    seeds: rate → validation loss, for each seed that has all points; the first has the whole grid.
+    """
+
+    grid: Sequence[float]
+    points: Sequence[float]
+    seeds: Sequence[Mapping[float, float]]
+
+    def near(self) -> list[dict[float, float]]:
+        """Every seed's losses at the points."""
+        return [{rate: one[rate] for rate in self.points} for one in self.seeds]
+
+    def mean(self) -> dict[float, float]:
+        """The mean over seeds at the points."""
+        return {rate: float(np.mean([one[rate] for one in self.seeds])) for rate in self.points}
+
+
+def rate_sweep(arm: str, store: Store) -> SweepCurves:
+    """The runs of an arm of the learning-rate study."""
+    short = learning_rate.SHORT
+    seeds = [found for seed in learning_rate.SEEDS if (found := learning_rate.curve(short, arm, seed, store))]
+    points = [rate for rate in learning_rate.window(short, arm, store) if all(rate in one for one in seeds)]
+    return SweepCurves(short.tuning(short.arm(arm)).rates(store.get), points, seeds)
+
+
+def parabola(curve: Mapping[float, float], points: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """The least-squares quadratic in log rate of `learning_rate.vertex`: rates over the points' range, and losses."""
+    x, y = np.log(list(curve)), np.array(list(curve.values()))
+    grid = np.linspace(x.min(), x.max(), points)
+    return np.exp(grid), np.polyval(np.polyfit(x - x.mean(), y, 2), grid - x.mean())
+
+
+@figure
+def rate_curves(store: Store) -> Figure:
+    """Is LoRA's best learning rate ten times that of full fine-tuning? Losses against rate, and where each is least."""
+    figure, (axes, optima) = canvas(2, 1, height=6.6, sharex=True, height_ratios=(1.25, 1))
+    sweeps = {arm.name: rate_sweep(arm.name, store) for arm in learning_rate.SHORT.arms}
+    lowest = min(min(one.seeds[0].values()) for one in sweeps.values())
+    for name, one in sweeps.items():
+        _, marker, tone = rate_look(name)
+        draw_sweep(axes, one, lowest + CAP, tone, marker)
+    axes.set(xscale="log", ylabel=f"Validation loss, {LOSS}", ylim=(lowest - 0.03, lowest + CAP + 0.03))
+    draw_optima(optima, sweeps, store)
+    return question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
+
+
+def draw_sweep(axes: Axes, sweep: SweepCurves, cap: float, tone: str, marker: str) -> None:
+    """The first seed's points (arrows: above `cap` or diverged), the others' near the best, the mean's quadratic."""
+    first, *others = sweep.seeds
+    inside = {rate: loss for rate, loss in first.items() if loss <= cap}
+    outside = [rate for rate in sweep.grid if rate not in inside]
+    axes.plot(list(inside), list(inside.values()), color=tone, linewidth=0.9, linestyle=(0, (1, 1.2)))
+    axes.plot(list(inside), list(inside.values()), **(mark(tone, marker) | {"markersize": 6}))
+    axes.plot(outside, [cap] * len(outside), color=tone, linestyle="none", marker="$\\uparrow$", markersize=10)
+    for one in others:
+        axes.plot(sweep.points, [one[rate] for rate in sweep.points], **(mark(tone, marker) | {"markersize": 4}))
+    axes.plot(*parabola(sweep.mean()), color=tone, linewidth=2)
+
+
+def draw_optima(axes: Axes, sweeps: Mapping[str, SweepCurves], store: Store) -> None:
+    """Each arm's vertex with its interval, or that of its only seed, over the band of the claimed ratio."""
+    full = quantity("learning_rate.full_vertex", store).value
+    low, high = (ratio * full for ratio in learning_rate.RATIO)
+    draw_margin(axes, low, high)
+    rows = []
+    for at, (name, sweep) in enumerate(sweeps.items()):
+        label, marker, tone = rate_look(name)
+        best = [learning_rate.vertex(one) for one in sweep.near()]
+        text = "" if name == "full" else "one seed"
+        if name in learning_rate.REPLICATED:
+            found = quantity(f"learning_rate.{name}_vertex", store)
+            rows.append(as_row(label, found, [rate for rate in best if rate is not None], tone, marker))
+            if name != "full":
+                ratio = quantity(f"learning_rate.{name}_over_full", store)
+                text = f"{ratio.value:.1f} × full, {ratio.low:.1f} to {ratio.high:.1f}"
+        else:
+            rows.append(Row(label, best[0] or np.nan, tone=tone, marker=marker, hollow=True))
+        note(axes, text, 0.01, at, transform=axes.get_yaxis_transform(), ha="left", va="center")
+    draw_rows(axes, rows, "Learning rate (lower panel: the best one, 95 %)")
+    said = f"{learning_rate.RATIO[0]:g} to {learning_rate.RATIO[1]:g} × full"
+    tag(axes, said, (high, 0), (4, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
+
+
+def best_rates(store: Store) -> Chart:
+    """Validation loss against learning rate on E2E, first seed, up to what the figure shows."""
+    looks = {"full": ("Full", "full"), "r1": ("LoRA, r = 1", "fewshot"), "r16": ("LoRA, r = 16", "lora"),
+             "r256": ("LoRA, r = 256", "qlora")}  # fmt: skip
+    curves = {arm: rate_sweep(arm, store).seeds[0] for arm in looks}
+    lowest = min(min(one.values()) for one in curves.values())
+    series = []
+    for arm, (label, look) in looks.items():
+        shown = {rate: loss for rate, loss in sorted(curves[arm].items()) if loss <= lowest + CAP}
+        series.append(Series(label, list(shown.values()), look, list(shown)))
+    y_range = (math.floor(lowest * 10) / 10, math.ceil((lowest + CAP) * 10) / 10)
+    return rate_chart(series, LOSS, y_range, (1e-6, 0.1))
+
+
+# Prompts.
+
+
+@figure
+def prompt_design_losses(store: Store) -> Figure:
+    """How long must a soft prompt be, and does its start matter? Test loss, and its difference from the usual one."""
+    looks = {
+        "random": ("fewshot", "s", (0, (4, 1.5)), 0.9),
+        "vocabulary": ("prompt", "^", "-", 1.0),
+        "text": ("lora", "o", (0, (1, 1)), 1.11),
+    }
+    usual = prompt_design.arm_name(20, "vocabulary")
+    figure, panels = canvas(2, 1, height=6.4, sharex=True)
+    ends: list[Points] = [{}, {}]
+    for init, (tone, marker, line, shift) in looks.items():
+        names = [prompt_design.arm_name(length, init) for length in prompt_design.LENGTHS]
+        losses = [loss_row("", prompt_design.COMPARISON, "prompt_length", name, store, tone, marker) for name in names]
+        against = [
+            difference_row("", prompt_design.COMPARISON, name, usual, store, tone=tone, marker=marker) for name in names
+        ]
+        for axes, rows, found in zip(panels, (losses, against), ends, strict=True):
+            draw_series(axes, prompt_design.LENGTHS, rows, line=line, shift=shift)
+            found[init] = (prompt_design.LENGTHS[-1] * shift, rows[-1].value, tone)
+    panels[1].axhspan(-prompt_design.MARGIN, prompt_design.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
+    panels[0].set(xscale="log", ylabel=f"Test loss, {LOSS}")
+    panels[1].set(xlabel="Virtual tokens", ylabel="Test loss − 20 tokens,\nvocabulary (paired)")
+    plain_ticks(panels[1], prompt_design.LENGTHS)
+    panels[1].set_xlim(0.75, 480)
+    question(figure, "How long must a soft prompt be,\nand does its start matter?")
+    for axes, found in zip(panels, ends, strict=True):
+        label_points(axes, found, column=0.82)
+    return figure
+
+
+def prompt_lengths(store: Store) -> Chart:
+    """Test loss on E2E against the length of the prompt, three starts."""
+    starts = {"vocabulary": ("from vocabulary", "prompt"), "text": ("from a text", "lora"),
+              "random": ("random", "fewshot")}  # fmt: skip
+    lengths = [float(n) for n in prompt_design.LENGTHS]
+    series = []
+    for init, (label, look) in starts.items():
+        names = [prompt_design.arm_name(n, init) for n in prompt_design.LENGTHS]
+        losses = [quantity(f"prompt_length.{name}_loss", store).value for name in names]
+        series.append(Series(label, losses, look, lengths))
+    low = math.floor(min(min(one.values) for one in series) * 10) / 10 - 0.1
+    return Chart(series, "Virtual tokens", f"Test loss, {LOSS}", log={"x": 10}, number_format="0.0", x_format="0",
+                 x_range=(1, 100), y_range=(low, None))  # fmt: skip
+
+
+# Data.
+
+
+@figure
+def examples_needed(store: Store) -> Figure:
+    """How little data is enough? Test loss, ROUGE-L and paired differences from LoRA against training examples."""
+    figure, panels = canvas(3, 1, height=7.2, sharex=True)
+    arms = {"prompt": 0.92, "lora": 1.0, "full": 1.09}
+    ends: list[Points] = [{}, {}, {}]
+    span = np.array([data_size.SIZES[0] * 0.85, data_size.SIZES[-1] * 1.2])
+    for axes, score, found in zip(panels, ("loss", "rougeL"), ends, strict=False):
+        few = quantity(f"data_size.fewshot_{score}", store)
+        axes.fill_between(span, few.low, few.high, color=shade("fewshot", 0.16), linewidth=0, zorder=0)
+        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
+        found[arm_looks()["fewshot"].label] = (span[1], few.value, "fewshot")
+        for arm, shift in arms.items():
+            rows = [
+                as_row("", quantity(f"data_size.n{size}_{arm}_{score}", store), per_seed(one.finals(arm, store), score),
+                       arm, arm_looks()[arm].marker)
+                for size, one in data_size.COMPARISONS.items()
+            ]  # fmt: skip
+            draw_series(axes, data_size.SIZES, rows, line=arm_looks()[arm].line, shift=shift)
+            found[arm_looks()[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
+    panels[2].axhspan(-data_size.MARGIN, data_size.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
+    panels[2].plot(span, [0, 0], color=colour("lora"), linewidth=1.6)
+    ends[2][arm_looks()["lora"].label] = (span[1], 0.0, "lora")
+    for arm in ("prompt", "full"):
+        rows = [
+            difference_row("", one, arm, "lora", store, tone=arm, marker=arm_looks()[arm].marker)
+            for one in data_size.COMPARISONS.values()
+        ]
+        draw_series(panels[2], data_size.SIZES, rows, line=arm_looks()[arm].line, shift=arms[arm])
+        ends[2][arm_looks()[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
+    panels[0].set(xscale="log", ylabel=f"Test loss,\n{LOSS}")
+    panels[1].set_ylabel("ROUGE-L, 0–1")
+    panels[2].set(ylabel="Test loss − LoRA's\n(paired)", xlabel="Training examples (one token budget; band: margin)")
+    plain_ticks(panels[2], data_size.SIZES)
+    panels[2].set_xlim(span[0] * 0.93, 10_000)
+    question(figure, "How little data is enough?")
+    for axes, found in zip(panels, ends, strict=True):
+        label_points(axes, found, column=0.85)
+    return figure
+
+
+def example_differences(store: Store) -> Chart:
+    """Test loss minus LoRA's against the number of training examples, paired, with 95 % intervals."""
+    series = []
+    for arm in ("prompt", "full"):
+        found = [each.difference(arm, "lora", "loss_nats", store) for each in data_size.COMPARISONS.values()]
+        values, spread = [one.mean for one in found], [(one.low, one.high) for one in found]
+        x = [float(size) for size in data_size.SIZES]
+        series.append(Series(f"{arm_looks()[arm].label} − LoRA", values, arm, x, spread))
+    return Chart(series, "Training examples, one token budget", f"Test loss − LoRA's, {LOSS}", log={"x": 10},
+                 number_format="0.0", x_format="#,##0", x_range=(10, 10_000))  # fmt: skip

@@ -1,0 +1,237 @@
+"""Figures of the family tree: how many numbers each method trains, what work they add, and what they lose."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from peftbook.core.records import Store
+from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.results import quantity
+from peftbook.memory import SHAPES, Shape
+from peftbook.methods import arm_looks, get
+from peftbook.methods.adapter import Adapter
+from peftbook.methods.full import Full
+from peftbook.methods.ia3 import IA3
+from peftbook.methods.lora import LoRA
+from peftbook.methods.norm import NormTuning
+from peftbook.methods.prefix import Prefix
+from peftbook.methods.prompt import PromptTuning
+from peftbook.methods.vera import VeRA
+from peftbook.studies import benchmark
+from peftbook.views.figures import figure
+from peftbook.views.figures.parts import LOSS, SMALL, mark, note
+from peftbook.views.figures.style import canvas, colour, name_rows, question, shade, tag
+
+__all__ = ["FAMILIES", "MEMBERS", "trained_parameters", "work_per_token"]
+
+
+class Member(NamedTuple):
+    """A method of the tree: its name in short, the tone of its family, its marker, its setting here."""
+
+    label: str
+    tone: str
+    marker: str
+    setting: str = ""
+
+    @property
+    def name(self) -> str:
+        """Label and setting."""
+        return ", ".join(filter(None, (self.label, self.setting)))
+
+
+FAMILIES = {"prompt": "additive", "qlora": "selective", "lora": "reparametrised"}  # tone → family
+
+
+def member(kind: str, setting: str = "") -> Member:
+    """A method of the registry in the tree."""
+    tone = next(tone for tone, family in FAMILIES.items() if family == get(kind).family)
+    return Member(arm_looks()[kind].label, tone, arm_looks()[kind].marker, setting)
+
+
+MEMBERS = {
+    "full": Member("All weights", "full", arm_looks()["full"].marker),
+    "dora": Member("DoRA", "lora", "8", "r = 16"),
+    "adalora": Member("AdaLoRA", "lora", "H", "r = 16"),
+    "lora": member("lora", "r = 16"),
+    "adapter": member("adapter", "m = 64"),
+    "vera": member("vera", "r = 256"),
+    "prefix": member("prefix", "p = 10"),
+    "ia3": member("ia3"),
+    "norm": member("norm"),
+    "prompt": member("prompt", "p = 20"),
+    "subspace": Member("Subspace", "lora", "*", "n = 200"),
+    "bias": Member("BitFit", "qlora", "d"),
+}
+SHORT_NUMBERS = '[>=1000000000]0,,," bn";[>=1000000]0,," M";#,##0'
+MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B"}
+
+
+# Numbers: what is trained, and what it costs to use.
+
+
+def trained_parameters(
+    shape: Shape, rank: int = 16, width: int = 64, length: int = 20, prefix: int = 10, random_rank: int = 256
+) -> dict[str, int]:
+    """How many numbers each method trains on a decoder of this shape.
+
+    rank: of LoRA and its kin on all seven matrices.  width: of the adapters' bottleneck.  length, prefix: virtual
+    tokens of a prompt and of a prefix.  random_rank: of VeRA.
+    """
+    inputs, outputs = (sum(pair[side] for pair in shape.linears.values()) for side in (0, 1))
+    methods = {
+        "full": Full(), "dora": LoRA(rank=rank, dora=True), "lora": LoRA(rank=rank), "adapter": Adapter(width=width),
+        "vera": VeRA(rank=random_rank), "prefix": Prefix(length=prefix), "ia3": IA3(), "norm": NormTuning(),
+        "prompt": PromptTuning(length=length),
+    }  # fmt: skip
+    return {
+        **{name: method.parameters(shape) for name, method in methods.items()},
+        "adalora": shape.layers * rank * (inputs + outputs + len(shape.linears)),
+        "subspace": 200,
+        "bias": shape.layers * sum(shape.linears[name][1] for name in shape.biased),
+    }
+
+
+def work_per_token(
+    shape: Shape, rank: int = 16, width: int = 64, length: int = 20, prefix: int = 10, random_rank: int = 256
+) -> dict[str, int]:
+    """Multiplications that each method adds to a generated token as long as it is not merged.
+
+    A matrix or a scale multiplies once for each of its entries. A virtual token whose key and value are cached is
+    multiplied twice, once for its score and once for its share, over the whole width of the queries.
+    """
+    trained = trained_parameters(shape, rank, width, length, prefix, random_rank)
+    inputs, outputs = (sum(pair[side] for pair in shape.linears.values()) for side in (0, 1))
+    virtual = 2 * shape.layers * shape.heads * shape.head_dim
+    return {
+        **{name: trained[name] for name in ("dora", "adalora", "lora", "ia3")},
+        "adapter": 2 * shape.layers * 2 * width * shape.hidden,
+        "vera": trained["vera"] + shape.layers * random_rank * (inputs + outputs),
+        "prefix": virtual * prefix,
+        "prompt": virtual * length,
+    }
+
+
+@figure
+def numbers_by_method() -> Figure:
+    """How many numbers does each method train? Two models, a logarithmic axis; BitFit finds no bias in a Llama."""
+    figure, axes = canvas(height=5.6)
+    counts = {name: trained_parameters(SHAPES[name]) for name in MODELS}
+    for at, (name, one) in enumerate(MEMBERS.items()):
+        small, large = (counts[model][name] for model in MODELS)
+        if not large:
+            axes.text(60, at, "0: a Llama has no biases", va="center", color=colour(one.tone), fontsize=SMALL)
+            continue
+        axes.plot([small, large], [at, at], color=shade(one.tone, 0.45), linewidth=2.2, solid_capstyle="butt")
+        for value, hollow in ((small, True), (large, False)):
+            axes.plot(value, at, **(mark(one.tone, one.marker, hollow=hollow) | {"markersize": 9}))
+        text = share_text(large / counts["llama-2-7b"]["full"])
+        tag(axes, text, (large, at), (9, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
+    name_rows(axes, [one.name for one in MEMBERS.values()], 0.4, 0.6)
+    for label, one in zip(axes.get_yticklabels(), MEMBERS.values(), strict=True):
+        label.set(color=colour(one.tone), fontweight="bold")
+    remark = "hollow: SmolLM2-135M\nfilled: Llama-2-7B,\nand the share it trains"
+    note(axes, remark, 0.99, 0.17, va="center", linespacing=1.4)
+    axes.set(xscale="log", xlabel="Trained numbers", xlim=(40, 4e12), xticks=[10**power for power in (2, 4, 6, 8, 10)])
+    return question(figure, "How many numbers does each method train?")
+
+
+def trained_numbers() -> Chart:
+    """Numbers that each method trains on Llama-2-7B."""
+    counts = trained_parameters(SHAPES["llama-2-7b"])
+    shown = {name: one for name, one in MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
+    labels = [f"{one.name}: {counts[name]:,}" for name, one in shown.items()]
+    series = Series("Trained numbers", [float(counts[name]) for name in shown], "lora")
+    return Chart([series], "", "Trained numbers of Llama-2-7B", labels, log={"y": 10}, y_range=(100, 1e10),
+                 horizontal=True, number_format=SHORT_NUMBERS, gap=35,
+                 point_looks=[one.tone for one in shown.values()])  # fmt: skip
+
+
+def share_text(share: float) -> str:
+    """A share in per cent with two significant digits."""
+    if share == 1:
+        return "all of them"
+    if share < 1e-6:
+        digits, power = f"{100 * share:.0e}".split("e")
+        return rf"${digits} \times 10^{{{int(power)}}}$ %"
+    return f"{100 * share:#.2g} %"
+
+
+def plate() -> dict[str, Any]:
+    """A ground of paper, so that a text stays clear of lines."""
+    return {"facecolor": colour("paper"), "edgecolor": "none", "pad": 0.8}
+
+
+@figure
+def work_against_count() -> Figure:
+    """Does a small count mean little work? Multiplications that a method adds to a token, against its count."""
+    shape = SHAPES["smollm2-135m"]
+    trained, work = trained_parameters(shape), work_per_token(shape)
+    figure, axes = canvas(height=4.3)
+    ends = (5e3, 2e8)
+    axes.plot(ends, ends, color=colour("muted"), linewidth=1.2, linestyle=(0, (4, 2)))
+    note(axes, "each number used once", 3.2e5, 1.9e5, transform=axes.transData, ha="left", va="top")
+    axes.axhline(shape.linear_parameters, color=colour("full"), linewidth=1.4)
+    note(axes, "all matrices of the model", 5.6e3, shape.linear_parameters * 1.15, transform=axes.transData, ha="left",
+         va="bottom", color=colour("full"))  # fmt: skip
+    for name, value in work.items():
+        one = MEMBERS[name]
+        axes.plot(trained[name], value, **(mark(one.tone, one.marker) | {"markersize": 10}))
+        if name in ("dora", "adalora", "adapter"):
+            continue
+        label = "LoRA, DoRA,\nAdaLoRA, adapter" if name == "lora" else f"{one.label}, {one.setting}".strip(", ")
+        tone = "ink" if name == "lora" else one.tone
+        side = "top" if name == "lora" else "center"
+        tag(axes, label, (trained[name], value), (11, -1), tone, va=side, fontsize=SMALL, bbox=plate())
+    axes.set(
+        xscale="log", yscale="log", xlabel="Trained numbers", ylabel="Multiplications added\nto a token, not merged"
+    )
+    axes.set(xlim=(5e3, 2.2e8), ylim=(5e3, 4e8))
+    return question(figure, "Does a small count mean little work?")
+
+
+# The runs.
+
+
+# arm → where its label stands: to the left or right of its mark, or above its interval
+SHOWN = {"lora": "right", "adapter": "left", "norm": "left", "ia3": "above", "prefix": "right", "prompt": "right"}
+
+
+@figure
+def loss_against_count(store: Store) -> Figure:
+    """What does a smaller count cost? Test loss above that of full fine-tuning, paired, against trained numbers.
+
+    LoRA and the adapter, whose counts are nearly equal, stand a little apart. QLoRA trains what LoRA trains.
+    """
+    comparison = benchmark.COMPARISON
+    figure, axes = canvas(height=4.4)
+    axes.axhspan(-benchmark.MARGIN, benchmark.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
+    full = quantity("benchmark.full_parameters", store).value
+    axes.axhline(0, color=colour("full"), linewidth=1.2)
+    axes.plot(full, 0, **(mark("full", "s") | {"markersize": 9}))
+    tag(axes, "All weights", (full, 0), (8, -9), "full", ha="right", va="top", fontsize=SMALL)
+    for name, side in SHOWN.items():
+        one, found = MEMBERS[name], comparison.difference(name, "full", "loss_nats", store)
+        x = quantity(f"benchmark.{name}_parameters", store).value * {"lora": 1.18, "adapter": 0.82}.get(name, 1)
+        axes.plot([x, x], [found.low, found.high], color=colour(one.tone), linewidth=2.4, solid_capstyle="butt")
+        axes.plot(x, found.mean, **(mark(one.tone, one.marker) | {"markersize": 9}))
+        at, offset = (found.high, (0, 9)) if side == "above" else (found.mean, (-9 if side == "left" else 9, 0))
+        align = {"left": "right", "right": "left", "above": "center"}[side]
+        tag(axes, one.label, (x, at), offset, one.tone, va="center", ha=align, fontsize=SMALL)
+    shots, untuned = (comparison.difference(name, "full", "loss_nats", store) for name in ("fewshot", "untuned"))
+    axes.axhline(shots.mean, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
+    remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"
+    place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "top", "color": colour("fewshot")}
+    note(axes, remark, 0.99, shots.mean - 0.012, **place)
+    axes.set(xscale="log", xlabel="Trained numbers", ylabel=f"Test loss − full's, {LOSS}", xlim=(1.5e3, 3e8))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.06 * (high - low))
+    note(
+        axes,
+        "band: margin for LoRA",
+        0.01,
+        -benchmark.MARGIN,
+        **(place | {"va": "bottom", "ha": "left", "color": colour("muted")}),
+    )
+    return question(figure, "What does a smaller count cost in loss?")

@@ -1,0 +1,278 @@
+"""Figures of the chapter on LoRA in practice: rates, rank, scaling, two learning rates, variants."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from peftbook.core.records import Store
+from peftbook.evidence.results import quantity
+from peftbook.scratch.checks import means
+from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
+from peftbook.studies.tuned_comparison import TunedComparison
+from peftbook.views.figures import figure
+from peftbook.views.figures.parts import (
+    LOSS,
+    SMALL,
+    Points,
+    Row,
+    as_row,
+    difference_row,
+    draw_margin,
+    draw_quantities,
+    draw_rows,
+    draw_series,
+    labelled,
+    loss_row,
+    mark,
+    per_seed,
+    plain_ticks,
+)
+from peftbook.views.figures.style import canvas, colour, question, shade, tag
+
+RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256": "P"}
+SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
+
+
+@figure
+def wrong_rate(store: Store) -> Figure:
+    """What does a wrong learning rate cost? Loss above that of an arm's best rate, against the rate over the best."""
+    figure, axes = canvas(height=4.3)
+    ends: Points = {}
+    for arm in learning_rate.SHORT.arms:
+        curve = learning_rate.curve(learning_rate.SHORT, arm.name, learning_rate.SEEDS[0], store)
+        best = learning_rate.SHORT.tuning(arm).best(store.get)
+        cost = {rate / best: loss - curve[best] for rate, loss in curve.items()}
+        tone = "full" if arm.name == "full" else "lora"
+        inside = {factor: value for factor, value in cost.items() if value <= SHOWN_COST}
+        line = (0, (4, 1.5)) if arm.name == "full" else "-"
+        axes.plot(list(inside), list(inside.values()), color=colour(tone), linewidth=1.3, linestyle=line)
+        axes.plot(list(inside), list(inside.values()), **mark(tone, RATE_MARKERS[arm.name]))
+        ends[arm.label.removeprefix("LoRA, ")] = (max(inside), inside[max(inside)], tone)
+    axes.axhline(0, color=colour("muted"), linewidth=1.2)
+    axes.set(
+        xscale="log", xlabel="Learning rate over the arm's best one", ylabel=f"Validation loss above the best,\n{LOSS}"
+    )
+    factors = [2.0**power for power in range(-4, 4)]
+    axes.set_xticks(factors, [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in factors])
+    axes.minorticks_off()
+    axes.set(xlim=(1 / 20, 80), ylim=(-0.015, SHOWN_COST + 0.015))
+    return labelled(figure, "What does a wrong learning rate cost?", axes, ends, column=0.8)
+
+
+BATCH_LOOKS = {"full": ("full", "s", (0, (4, 1.5))), "r16": ("lora", "o", "-")}  # tone, marker, line
+
+
+@figure
+def batch_costs(store: Store) -> Figure:
+    """What does a large batch cost? Test loss by batch at equal tokens, and what the largest batch costs each arm."""
+    figure, (losses, costs) = canvas(2, 1, height=5.4, height_ratios=(3, 2))
+    ends: Points = {}
+    for name, (tone, marker, line) in BATCH_LOOKS.items():
+        shift = 1.06 if name == "r16" else 0.94
+        rows = [batch_row(f"b{batch}", plan, name, store) for batch, plan in batch_size.COMPARISONS.items()]
+        draw_series(losses, batch_size.BATCHES, rows, line=line, shift=shift)
+        few, x = batch_row("few", batch_size.FEW_STEPS, name, store), batch_size.SMALLEST * shift
+        losses.plot([x] * len(few.seeds), few.seeds, "_", color=colour(tone), markersize=8, mew=1.4)
+        losses.plot(x, few.value, **mark(tone, marker, hollow=True))
+        told = f"only {batch_size.EXAMPLES // batch_size.LARGEST} steps" if name == "r16" else ""
+        tag(losses, told, (x, few.value), (9, 0), "muted", va="center", fontsize=SMALL, fontweight="normal")
+        ends[batch_size.ARMS[name]] = (batch_size.LARGEST * shift, rows[-1].value, tone)
+    losses.set(xscale="log", xlabel="Examples in a batch", ylabel=f"Test loss, {LOSS}")
+    plain_ticks(losses, batch_size.BATCHES)
+    losses.set_xlim(1.7, 100)
+    each = {name: seed_costs(name, store) for name in batch_size.ARMS}
+    rows = [
+        as_row(label, quantity(f"batch_size.{name}_cost", store), each[name], *BATCH_LOOKS[name][:2])
+        for name, label in batch_size.ARMS.items()
+    ]
+    extra = quantity("batch_size.extra_cost", store)
+    rows.append(as_row("LoRA − full", extra, np.subtract(each["r16"], each["full"]).tolist(), "ink", "D"))
+    draw_margin(costs, -batch_size.MARGIN, batch_size.MARGIN, 0)
+    draw_rows(costs, rows, f"Test loss at {batch_size.LARGEST} − at {batch_size.SMALLEST}, {LOSS} (band: margin)", 6)
+    return labelled(figure, "What does a large batch cost, and whom?", losses, ends, column=0.77)
+
+
+def seed_costs(name: str, store: Store) -> list[float]:
+    """What the largest batch costs an arm, seed by seed."""
+    one, two = (
+        per_seed(records, "loss")
+        for records in batch_size.pair(name, batch_size.COMPARISONS[batch_size.SMALLEST], store)
+    )
+    return np.subtract(one, two).tolist()
+
+
+def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> Row:
+    """The test loss of an arm at one batch with its seeds."""
+    tone, marker, _ = BATCH_LOOKS[name]
+    seeds = per_seed(plan.finals(name, store), "loss")
+    return as_row("", quantity(f"batch_size.{prefix}_{name}_loss", store), seeds, tone, marker)
+
+
+RANK_LINES = {"r1": (0, (1, 1.2)), "r4": (0, (5, 1.5)), "r16": "-", "r64": "-", "r256": (0, (2, 1))}
+RANK_TONES = {"r1": "qlora", "r4": "prompt", "r16": "lora", "r64": "muted", "r256": "ink"}
+
+
+def smooth_losses(arm: str, store: Store) -> np.ndarray:
+    """Training losses of a rank, nats per token, one row a seed, as far as its shortest run: means of five steps."""
+    curves = [record.curve["train_loss_nats"] for record in rank.COMPARISON.finals(arm, store)]
+    return np.array([means(curve[: min(map(len, curves))]) for curve in curves])
+
+
+@figure
+def rank_curves(store: Store) -> Figure:
+    """Does a higher rank learn faster? Training loss by step, and that of each rank minus rank 16's, batch by batch."""
+    figure, (losses, against) = canvas(2, 1, height=6.0, sharex=True)
+    found = {f"r{one}": smooth_losses(f"r{one}", store) for one in learning_rate.RANKS}
+    ends: Points = {}
+    for arm, curves in found.items():
+        look: dict[str, Any] = {"color": colour(RANK_TONES[arm]), "linestyle": RANK_LINES[arm]}
+        steps, differences = np.arange(curves.shape[1]) + 3, curves - found["r16"]
+        losses.plot(steps, curves.mean(axis=0), linewidth=1.6, **look)
+        against.plot(steps, differences.mean(axis=0), linewidth=2.0, **look)
+        against.plot(steps, differences.T, color=shade(RANK_TONES[arm], 0.3), linewidth=0.7, zorder=1)
+        ends[f"r = {arm[1:]}"] = steps[-1], float(differences.mean(axis=0)[-1]), RANK_TONES[arm]
+    losses.set_ylabel(f"Training loss, {LOSS}")
+    against.set(xlabel="Step (each point a mean of five)", ylabel="Minus r = 16's,\nsame batches", xlim=(1, 49))
+    against.set_xticks(range(0, 41, 10))
+    return labelled(figure, "Does a higher rank learn faster?", against, ends, column=0.83)
+
+
+@figure
+def rank_losses(store: Store) -> Figure:
+    """Does the rank matter? Test loss by rank, each at its own best rate, and the paired difference from rank 16."""
+    comparison = rank.COMPARISON
+    figure, (losses, differences) = canvas(2, 1, height=5.4, sharex=True)
+    names = {one: f"r{one}" for one in learning_rate.RANKS}
+    draw_series(losses, list(names), [loss_row("", comparison, "rank", arm, store, "lora") for arm in names.values()])
+    against = [difference_row("", comparison, arm, "r16", store, tone="lora") for arm in names.values()]
+    differences.axhspan(-rank.MARGIN, rank.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
+    draw_series(differences, list(names), against)
+    losses.set(xscale="log", ylabel=f"Test loss, {LOSS}")
+    differences.set(xlabel="Rank r (α = 32, all linear layers; band: margin)", ylabel="Test loss − r = 16's\n(paired)")
+    plain_ticks(differences, list(names))
+    return question(figure, "Does the rank matter?")
+
+
+SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
+
+
+@figure
+def scaling_gains(store: Store) -> Figure:
+    """Does α/√r help? Tuned test loss of both scalings by rank, and the paired differences at fixed and tuned rates."""
+    comparison = scaling.COMPARISON
+    figure, (losses, differences) = canvas(2, 1, height=5.8)
+    ends: Points = {}
+    for name, (label, tone, marker, line) in SCALING_LOOKS.items():
+        rows = [loss_row("", comparison, "scaling", f"{name}{r}", store, tone, marker) for r in scaling.RANKS]
+        shift = 1.04 if name == "stabilised" else 1.0
+        draw_series(losses, scaling.RANKS, rows, line=line, shift=shift)
+        ends[label] = (scaling.RANKS[-1] * shift, rows[-1].value, tone)
+    losses.set(xscale="log", xlabel="Rank r, each rate tuned", ylabel=f"Test loss,\n{LOSS}")
+    plain_ticks(losses, scaling.RANKS)
+    losses.set_xlim(13, 460)
+    rows = [as_row("r = 256, fixed rate", quantity("scaling.fixed_rate_difference", store), (), "full", "s")]
+    rows += [
+        difference_row(f"r = {r}, tuned", comparison, f"stabilised{r}", f"standard{r}", store, tone="qlora", marker="D")
+        for r in scaling.RANKS
+    ]
+    label = "r = 256, against\nη_B = 16 η_A"
+    twin = difference_row(label, comparison, "stabilised256", "plus256", store, tone="accent")
+    draw_margin(differences, -scaling.MARGIN, scaling.MARGIN, 0)
+    draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)", 6)
+    return labelled(figure, "Does α/√r help, and is it more than a rate?", losses, ends, column=0.87)
+
+
+@figure
+def update_sizes(store: Store) -> Figure:
+    """How large is the update at each rank? Change of the outputs under both scalings at one rate, log against log."""
+    figure, axes = canvas(height=3.9)
+    ends: Points = {}
+    for name, (label, tone, marker, line) in SCALING_LOOKS.items():
+        names = [f"scaling_size.{name}_r{r}_change" for r in scaling.SIZE_RANKS]
+        power = quantity(f"scaling_size.{name}_exponent", store).value
+        ends[f"{label}: $r^{{{power:+.2f}}}$"] = draw_quantities(
+            axes, scaling.SIZE_RANKS, names, store, tone=tone, marker=marker, line=line
+        )
+    axes.set(xscale="log", yscale="log", xlabel="Rank r, one rate for all", ylabel="RMS(γBAx) / RMS(Wx), %")
+    plain_ticks(axes, scaling.SIZE_RANKS)
+    axes.set_xlim(3.3, 1500)
+    return labelled(figure, "How large is the update at each rank?", axes, ends, column=0.76)
+
+
+WORST = 0.3  # nats above the best of the map where its fill fades to paper
+FULL_FILL = 0.5  # how much of the blue is in the fill of the best point: ink stays readable on it
+
+
+@figure
+def rate_map(store: Store) -> Figure:
+    """Does B need a higher rate than A? Validation loss on the map of both rates; diagonals have one ratio."""
+    comparison = two_rates.COMPARISON
+    points = {
+        (rate, rate * ratio): loss
+        for name, ratio in two_rates.RATIOS.items()
+        for rate, loss in comparison.tuning(comparison.arm(name)).losses(store.get).items()
+        if math.isfinite(loss)
+    }
+    best = min(points, key=lambda point: points[point])
+    figure, axes = canvas(height=5.6)
+    fill = LinearSegmentedColormap.from_list("loss", [shade("lora", FULL_FILL), colour("paper")])
+    x, y = np.array(list(points)).T
+    axes.scatter(x, y, s=560, marker="s", c=list(points.values()), cmap=fill, vmin=points[best],
+                 vmax=points[best] + WORST, edgecolors=colour("rule"))  # fmt: skip
+    for (a, b), loss in points.items():
+        weight = "bold" if (a, b) == best else "normal"
+        axes.text(a, b, f"{loss:.2f}", ha="center", va="center", fontsize=SMALL, fontweight=weight)
+    axes.set(xscale="log", yscale="log", xlabel="Learning rate of A", ylabel="Learning rate of B")
+    low, high, top = x.min() / 2.4, x.max() * 2.4, y.max() * 3
+    for ratio in two_rates.RATIOS.values():
+        axes.plot([low, high], [low * ratio, high * ratio], color=colour("rule"), linewidth=1, zorder=0)
+        above = top / ratio <= high  # where the line leaves the axes
+        end, offset = ((top / ratio, top), (0, 2)) if above else ((high, high * ratio), (3, 0))
+        sides = {"ha": "center", "va": "bottom"} if above else {"ha": "left", "va": "center"}
+        tag(axes, f"{ratio:g} ×", end, offset, "muted", fontsize=SMALL, fontweight="normal", **sides)
+    axes.set(xlim=(low, high), ylim=(y.min() / 3, top))
+    axes.grid(visible=False)
+    return question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
+
+
+@figure
+def variant_effects(store: Store) -> Figure:
+    """Do the variants do what each claims? Steps to plain LoRA's training loss, and test loss, both against LoRA."""
+    comparison = variants.COMPARISON
+    figure, (steps, losses) = canvas(1, 2, height=4.8, sharey=True)
+    labels = {arm.name: arm.label for arm in comparison.arms[1:]}
+    speed = {name: variants.CLAIMS.get(name) == "speed" for name in labels}
+    claimed = {name: name in variants.CLAIMS and not speed[name] for name in labels}
+    draw_margin(steps, 1 - variants.SPEED_MARGIN, 1 + variants.SPEED_MARGIN, 1)
+    rows = [
+        as_row(label, quantity(f"lora_plus.{name}_steps", store), (), "lora" if speed[name] else "muted")
+        for name, label in labels.items()
+    ]
+    draw_rows(steps, rows, "Steps / LoRA's\n(blue: its claim)", 4)
+    draw_margin(losses, -variants.MARGIN, variants.MARGIN, 0)
+    rows = [
+        difference_row(label, comparison, name, "lora", store, tone="lora" if claimed[name] else "muted")
+        for name, label in labels.items()
+    ]
+    draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}", 4)
+    return question(figure, "Do LoRA's variants do what each claims?")
+
+
+@figure
+def beyond_gains(store: Store) -> Figure:
+    """Does any arm gain on plain LoRA once each has its own rate? Test loss minus LoRA's, and the margin."""
+    comparison = beyond_lora.COMPARISON
+    figure, axes = canvas(height=4.0)
+    draw_margin(axes, -beyond_lora.MARGIN, beyond_lora.MARGIN, 0)
+    rows = [
+        difference_row(comparison.arm(name).label, comparison, name, "lora", store,
+                       tone="lora" if name in beyond_lora.NEW else "muted")
+        for name in beyond_lora.FAMILY
+    ]  # fmt: skip
+    draw_rows(axes, rows, f"Test loss − plain LoRA's, {LOSS}\n(blue: not seen before)", 5)
+    return question(figure, "Does a newer method gain on LoRA?")

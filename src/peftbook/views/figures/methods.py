@@ -1,0 +1,342 @@
+"""Figures of the head-to-head study: scores, sizes, learning rates and training curves of the arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from scipy.stats import spearmanr
+
+from peftbook.core.records import Record, Store
+from peftbook.evidence import stats
+from peftbook.evidence.chart import Chart, Series
+from peftbook.methods import arm_looks
+from peftbook.studies import methods
+from peftbook.views.figures import figure
+from peftbook.views.figures.charts import measured_series, rate_chart
+from peftbook.views.figures.parts import LOSS, SCORES, Row, draw_rows, interval_row, per_seed
+from peftbook.views.figures.style import SIZE, canvas, colour, look, question, say, shade, tag
+
+__all__ = ["chosen_records", "example_differences", "smooth", "sweep_points"]
+
+CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
+
+
+# What figures and deck share: numbers from records.
+
+
+def chosen_records(arm: str, store: Store) -> list[Record]:
+    """The arm's final records, one a seed (untuned has one in all)."""
+    return methods.final_records(arm, store)
+
+
+def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[stats.Interval, list[float]]:
+    """The paired difference first − second with its interval, and the difference of each seed."""
+    by_seed = np.subtract(per_seed(first, score), per_seed(second, score))
+    return methods.paired(list(first), list(second), SCORES[score][1]), by_seed.tolist()
+
+
+def sweep_points(arm: str, store: Store) -> tuple[list[float], list[float]]:
+    """Learning rates of the arm's sweep, ascending, and their validation losses (infinite where a run diverged)."""
+    found = methods.sweep(arm, store)
+    return [methods.rate(arm, k) for k in found], [methods.validation_loss(record) for record in found.values()]
+
+
+def smooth(values: Sequence[float], span: int = 9) -> list[float]:
+    """Centred running mean over `span` steps; the window is cut at the ends, never padded."""
+    half = span // 2
+    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+
+
+def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np.ndarray:
+    """Loss per label token of each test example, first − second, averaged over the shared seeds. (examples,)."""
+    one, two = (methods.table(list(records), "loss_nats") for records in (first, second))
+    return (one - two).mean(axis=0) / np.asarray(first[0].per_example["label_tokens"], dtype=float)
+
+
+# Figures.
+
+
+@figure
+def test_scores(store: Store, score: str = "rougeL") -> Figure:
+    """How well does each arm do on the test split? Mean with its 95 % interval and the seeds behind it."""
+    found = {arm: chosen_records(arm, store) for arm in methods.LABELS}
+    figure, axes = canvas(height=0.95 + 0.42 * len(found))
+    rows = [
+        arm_row(arm, methods.score(records, SCORES[score][1]), per_seed(records, score))
+        for arm, records in found.items()
+    ]
+    draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
+    name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
+    return question(figure, f"Which method has the best {name}?")
+
+
+def arm_chart(store: Store, scores: Sequence[tuple[str, str, str]], axis: str) -> Chart:
+    """Bars of the arms' test scores with 95 % intervals. scores: quantity suffix, name and look of each series."""
+    series = [
+        measured_series(name, [f"methods.{arm}_{score}" for arm in methods.LABELS], store, look)
+        for score, name, look in scores
+    ]
+    labels = [arm_looks()[arm].label for arm in methods.LABELS]
+    return Chart(series, "", axis, labels, number_format="0.0", y_range=(0, None), label_format="0.00")
+
+
+def arm_test_losses(store: Store) -> Chart:
+    """Test loss of every arm with its 95 % interval."""
+    chart = arm_chart(store, [("loss", "Test loss", "")], f"Test loss, {LOSS}")
+    return replace(chart, point_looks=list(methods.LABELS))
+
+
+def arm_scores(store: Store) -> Chart:
+    """ROUGE-L and BERTScore of every arm with 95 % intervals."""
+    return arm_chart(store, [("rougeL", "ROUGE-L", "lora"), ("bertscore_f1", "BERTScore F1", "qlora")], "Score, 0–1")
+
+
+@figure
+def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
+    """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
+    base = chosen_records("untuned", store)
+    found = {arm: chosen_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
+    height = 1.2 + 0.373 * len(scores) * len(found)
+    figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
+    for axes, score in zip(panels[:, 0], scores, strict=True):
+        axes.axvline(0, color=colour("untuned"), linewidth=1.2)
+        rows = [arm_row(arm, *difference(records, base, score)) for arm, records in found.items()]
+        draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
+    return question(figure, "What does each method gain\nover the untuned model?")
+
+
+def arm_row(arm: str, interval: stats.Interval, seeds: Sequence[float]) -> Row:
+    """One arm of a forest, in its look."""
+    return interval_row(arm_looks()[arm].label, interval, seeds, tone=arm, marker=arm_looks()[arm].marker)
+
+
+def better(score: str) -> str:
+    return "  (← better)" if SCORES[score][2] < 0 else "  (better →)"
+
+
+@figure
+def quality_against_parameters(store: Store) -> Figure:
+    """How many trained parameters does quality take? Test loss against trainable parameters, every seed."""
+    figure, axes = canvas(height=3.9)
+    top = 1.0
+    for arm in ("untuned", "fewshot"):
+        level = float(np.mean(per_seed(chosen_records(arm, store), "loss")))
+        axes.axhline(level, color=colour(arm), linestyle=arm_looks()[arm].line, linewidth=1.6)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+        said = f"{arm_looks()[arm].label}: nothing trained"
+        tag(axes, said, (1.0, level), (0, 4), arm, fontsize=SIZE - 1, fontweight="normal", **place)
+    for arm in methods.ARMS:
+        records = chosen_records(arm, store)
+        size = float(records[0].measurements["trainable_parameters"] or 0)
+        interval = methods.score(records, "loss_nats")
+        # Arms of equal size stand side by side, so that both are seen.
+        size *= {"lora": 0.88, "qlora": 1.14}.get(arm, 1.0)
+        axes.plot([size] * 2, [interval.low, interval.high], color=colour(arm), linewidth=2.2)
+        seeds = per_seed(records, "loss")
+        axes.plot([size * 1.28] * len(seeds), seeds, "_", color=colour(arm), markersize=6, markeredgewidth=1.4)
+        axes.plot(size, interval.mean, **look(arm, line=False))
+        left = arm in ("lora", "full")
+        offset, side = ((-9, 0), "right") if left else ((16, 0), "left")
+        tag(axes, arm_looks()[arm].label, (size, interval.mean), offset, arm, va="center", ha=side)
+        top = max(top, size)
+    axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token", xlim=(4e3, top * 3))
+    return question(figure, "How many trained parameters does quality take?")
+
+
+@figure
+def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)) -> Figure:
+    """Which learning rate does each method want? Validation loss against rate, default and chosen rate marked."""
+    figure, axes = canvas(height=4.1)
+    found = {arm: sweep_points(arm, store) for arm in arms}
+    finite = [loss for _, losses in found.values() for loss in losses if math.isfinite(loss)]
+    lowest, cap = min(finite), min(max(finite), min(finite) + CAP)
+    span = max(cap - lowest, 0.02)
+    off = any(loss > cap for _, losses in found.values() for loss in losses)
+    cap += 0.06 * span * off
+    for arm, (rates, losses) in found.items():
+        draw_sweep(axes, arm, rates, losses, cap)
+    axes.set(xscale="log", xlabel="Learning rate", ylabel="Validation loss, nats per token")
+    axes.margins(x=0.09)
+    axes.set_ylim(lowest - 0.14 * span, cap + 0.14 * span)
+    tone = colour("muted")
+    axes.plot([], [], "o", markersize=15, markeredgewidth=1.4, fillstyle="none", color=tone, label="default")
+    axes.plot([], [], "*", markersize=14, color=tone, label="chosen")
+    if off:
+        axes.plot([], [], linestyle="none", marker="$\\uparrow$", markersize=11, color=tone, label="off the scale")
+    figure.legend(loc="outside lower center", ncols=3, handletextpad=0.4)
+    asked = (
+        "Which learning rate does each method want?"
+        if len(found) > 1
+        else f"Which learning rate does {arm_looks()[arms[0]].label} want?"
+    )
+    return question(figure, asked.replace("Prompt want", "prompt tuning want"))
+
+
+def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[float], cap: float) -> None:
+    """One arm's sweep; a loss above the cap, or a run that diverged, is an arrow at the cap with its value."""
+    inside = [loss <= cap for loss in losses]
+    shown = [loss if fits else cap for loss, fits in zip(losses, inside, strict=True)]
+    style = look(arm)
+    axes.plot(rates, [s if fits else math.nan for s, fits in zip(shown, inside, strict=True)], **style)
+    for at, fits in enumerate(inside):
+        if fits:
+            continue
+        near = [n for n in (at - 1, at + 1) if 0 <= n < len(inside) and inside[n]]
+        for n in near:
+            axes.plot([rates[n], rates[at]], [shown[n], cap], color=colour(arm), linestyle=":", linewidth=1.3)
+        axes.plot(rates[at], cap, marker="$\\uparrow$", markersize=11, color=colour(arm))
+        text = f"{losses[at]:.2f}" if math.isfinite(losses[at]) else "diverged"
+        tag(axes, text, (rates[at], cap), (0, 8), arm, ha="center", fontsize=SIZE - 2, fontweight="normal")
+    best = int(np.argmin(losses))
+    axes.plot(rates[best], shown[best], marker="*", markersize=16, color=colour(arm), markeredgecolor=colour("paper"))
+    default = methods.DEFAULT_RATES[arm]
+    if default in rates:
+        at = rates.index(default)
+        axes.plot(
+            default, shown[at], marker="o", markersize=16, fillstyle="none", color=colour(arm), markeredgewidth=1.4
+        )
+    # LoRA and QLoRA share their rates: one is named at the right end of its line, the other above its left end.
+    at = len(inside) - 1 - inside[::-1].index(True) if arm == "lora" else inside.index(True)
+    offset, side = ((9, -5), "left") if arm == "lora" else ((0, 15), "center")
+    tag(axes, arm_looks()[arm].label, (rates[at], shown[at]), offset, arm, ha=side, va="center")
+
+
+def learning_rates(store: Store) -> Chart:
+    """Validation loss against learning rate; diverged runs are left out."""
+    series = []
+    for arm in methods.ARMS:
+        points = [pair for pair in zip(*sweep_points(arm, store), strict=True) if math.isfinite(pair[1])]
+        series.append(Series(arm_looks()[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
+    values = [value for one in series for value in one.values]
+    low, high = min(values), min(max(values), min(values) + CAP)
+    y_range = (math.floor(low * 10) / 10 - 0.1, math.ceil(high * 10) / 10)
+    return rate_chart(series, LOSS, y_range, (1e-5, 1.0))
+
+
+@figure
+def prompt_rate_curve(store: Store) -> Figure:
+    """Which learning rate does prompt tuning want? The prompt arm of the sweep alone."""
+    return learning_rate_curves(store, ("prompt",))
+
+
+@figure
+def training_loss(store: Store) -> Figure:
+    """How fast does each method learn? Training loss of every final run, faint, and the smoothed mean of the seeds."""
+    found = {arm: chosen_records(arm, store) for arm in methods.ARMS}
+    columns = 2 if len(found) > 1 else 1
+    figure, panels = canvas(
+        math.ceil(len(found) / columns), columns, height=4.6, sharex=True, sharey=True, squeeze=False
+    )
+    curves = {arm: [record.curve["train_loss_nats"] for record in records] for arm, records in found.items()}
+    means = {arm: smooth(np.mean([c[: min(map(len, rows))] for c in rows], axis=0)) for arm, rows in curves.items()}
+    for axes, arm in zip(panels.flat, found, strict=False):
+        for other, mean in means.items():
+            if other != arm:
+                axes.plot(range(1, len(mean) + 1), mean, color=shade("muted", 0.45), linewidth=1.2)
+        for curve in curves[arm]:
+            axes.plot(range(1, len(curve) + 1), curve, color=shade(arm, 0.35), linewidth=0.8)
+        axes.plot(range(1, len(means[arm]) + 1), means[arm], color=colour(arm), linewidth=2.6)
+        axes.set_title(arm_looks()[arm].label, color=colour(arm))
+    for axes in panels.flat[len(found) :]:
+        axes.set_visible(False)
+    figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
+    figure.supylabel("Training loss, nats per token", fontsize=SIZE)
+    return question(figure, "How fast does each method learn?")
+
+
+def training_curves(store: Store) -> Chart:
+    """Training loss of the final runs, mean over seeds, smoothed over nine steps."""
+    series = []
+    for arm in methods.ARMS:
+        curves = [record.curve["train_loss_nats"] for record in chosen_records(arm, store)]
+        mean = [math.fsum(step) / len(step) for step in zip(*curves, strict=False)]
+        smoothed = [round(value, 4) for value in smooth(mean)]
+        steps = [float(step) for step in range(1, len(smoothed) + 1)]
+        series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
+    low = math.floor(min(min(one.values) for one in series) * 2) / 2
+    return Chart(series, "Optimiser step (batch of 8)", f"Training loss, {LOSS}", number_format="0.0",
+                 y_range=(low, None), x_range=(0, None))  # fmt: skip
+
+
+@figure
+def lora_against_full(store: Store) -> Figure:
+    """Does LoRA lose on some examples what it wins on others? Paired loss differences, example by example."""
+    return paired_histogram(store, "lora", "full", "Is LoRA as good as full fine-tuning,\nexample by example?")
+
+
+@figure
+def qlora_against_lora(store: Store) -> Figure:
+    """What does the 4-bit base cost? Paired loss differences, example by example."""
+    return paired_histogram(store, "qlora", "lora", "What does a 4-bit base cost,\nexample by example?")
+
+
+def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figure:
+    """Histogram of per-example loss differences; the tails beyond the 1st and 99th percentile stand in the end bins."""
+    one, two = chosen_records(first, store), chosen_records(second, store)
+    values = example_differences(one, two)
+    interval, seeds = difference(one, two, "loss")
+    reach = float(np.quantile(np.abs(values), 0.98)) * 1.02
+    edges = np.linspace(-reach, reach, 27)
+    counts, _ = np.histogram(np.clip(values, -reach, reach), edges)
+    figure, axes = canvas(height=3.7)
+    left = edges[:-1]
+    width = edges[1] - edges[0]
+    # A win for the first arm is solid, a loss is hatched: the halves differ without colour.
+    for wins, arm, hatch in ((True, first, ""), (False, second, "////")):
+        chosen = (left + width / 2 < 0) == wins
+        look: dict[str, Any] = {"color": shade(arm, 0.55), "edgecolor": colour("paper"), "hatch": hatch}
+        axes.bar(left[chosen], counts[chosen], width, align="edge", linewidth=0.6, **look)
+        share = float(np.mean(values < 0)) if wins else float(np.mean(values > 0))
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left" if wins else "right", "va": "top"}
+        said = f"{arm_looks()[arm].label} better\non {100 * share:.0f} %"
+        say(axes, 0.02 if wins else 0.98, 0.97, said, arm, fontweight="bold", **place)
+    axes.axvline(0, color=colour("ink"), linewidth=1)
+    top = counts.max()
+    axes.set_ylim(0, top * 1.5)
+    axes.plot([interval.low, interval.high], [top * 1.1] * 2, color=colour("accent"), linewidth=2.4)
+    axes.plot(interval.mean, top * 1.1, "o", color=colour("accent"), markeredgecolor=colour("paper"))
+    axes.plot(seeds, [top * 1.18] * len(seeds), "|", color=colour("accent"), markersize=7, markeredgewidth=1.5)
+    place = {"ha": "center", "fontsize": SIZE - 1, "fontweight": "normal"}
+    tag(axes, "mean, 95 %", (interval.mean, top * 1.22), (0, 3), "accent", **place)
+    axes.set(
+        xlabel=f"{arm_looks()[first].label} − {arm_looks()[second].label}: loss, nats per token", ylabel="Test examples"
+    )
+    axes.grid(axis="x", visible=False)
+    return question(figure, asked)
+
+
+def difference_histogram(store: Store) -> Chart:
+    """How many test examples have which difference in loss, LoRA minus full, averaged over seeds."""
+    found = example_differences(*(chosen_records(arm, store) for arm in ("lora", "full")))
+    half = math.ceil(float(np.quantile(np.abs(found), 0.98)) * 10) / 10
+    edges = np.linspace(-half, half, 13)
+    counts, _ = np.histogram(np.clip(found, -half, half), edges)
+    middles = [f"{100 * one:+.0f}".replace("-", "−") for one in (edges[1:] + edges[:-1]) / 2]
+    series = Series("Test examples", [float(count) for count in counts], "lora")
+    looks = ["lora" if edge < 0 else "full" for edge in edges[:-1]]
+    return Chart([series], "LoRA − full, hundredths of a nat per token", "Test examples", middles,
+                 y_range=(0, None), number_format="0", gap=4, point_looks=looks)  # fmt: skip
+
+
+@figure
+def rouge_against_bertscore(store: Store) -> Figure:
+    """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
+    records = chosen_records("lora", store)
+    rouge, bert = (np.mean(methods.table(records, name), axis=0) for name in ("rougeL", "bertscore_f1"))
+    agreement = float(spearmanr(rouge, bert).statistic)
+    figure, axes = canvas(height=3.9)
+    axes.plot(
+        rouge, bert, "o", markersize=5, color=shade("lora", 0.7), markeredgecolor=colour("paper"), markeredgewidth=0.5
+    )
+    said = f"rank correlation {agreement:.2f}\n{len(rouge)} examples"
+    say(axes, 0.98, 0.04, said, "lora", transform=axes.transAxes, ha="right", va="bottom", fontweight="bold")
+    axes.set(xlabel="ROUGE-L, 0–1", ylabel="BERTScore F1, 0–1")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return question(figure, "Do ROUGE-L and BERTScore agree\non which answers are good?")

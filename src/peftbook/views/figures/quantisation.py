@@ -1,0 +1,337 @@
+"""Figures of the quantisation chapter: codebooks, their error and what a stored weight costs.
+
+Errors are those of N(0, 1) weights, computed by quadrature over the block's largest magnitude: no sampling, no seed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.ticker import NullLocator
+from scipy import optimize, special
+
+from peftbook.evidence.chart import Chart, Series
+from peftbook.views.figures import figure
+from peftbook.views.figures.drawn import draw_bars, lines
+from peftbook.views.figures.parts import SMALL, decimals, labelled
+from peftbook.views.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
+
+__all__ = [
+    "best_levels",
+    "bin_shares",
+    "bits_per_parameter",
+    "codebooks",
+    "mean_squared_error",
+    "nf4_levels",
+    "normal_float_levels",
+    "scaled_density",
+]
+
+OFFSET = 0.9677083  # the probability of NF4's outermost level, as in bitsandbytes
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+BLOCK_AXIS = "Weights that share one scale (block size)"
+MARKS = {
+    "NF4": ("o", "-", "lora"),
+    "INT4": ("s", (0, (4, 1.5)), "full"),
+    "FP4 (bnb)": ("D", ":", "qlora"),
+    "FP4 (E2M1)": ("^", (0, (5, 1.2, 1, 1.2)), "prompt"),
+}
+
+
+def normal_float_levels(bits: int) -> np.ndarray:
+    """The 2^bits levels of NF4's recipe, ascending, float64."""
+    half = 2 ** (bits - 1)
+    negative = -special.ndtri(np.linspace(OFFSET, 0.5, half)[:-1])
+    positive = special.ndtri(np.linspace(OFFSET, 0.5, half + 1)[:-1])[::-1]
+    levels = np.concatenate([negative, [0.0], positive])
+    return levels / levels.max()
+
+
+def nf4_levels() -> np.ndarray:
+    """The 16 levels of NF4, ascending, float64; `scratch.nf4` has them in float32."""
+    return normal_float_levels(4)
+
+
+@cache
+def best_levels(bits: int, block: int) -> np.ndarray:
+    """The 2^bits levels of least squared error for N(0, 1) weights in blocks: each is the mean of its cell. float64."""
+    from peftbook.scratch.codebooks import imbalance
+
+    start = 1.1 * normal_float_levels(bits)
+    start = (start - start[::-1]) / 2.4  # symmetric, the ends within ±1
+    found = optimize.root(imbalance, start, args=("lloyd", block), tol=1e-12)
+    assert found.success and np.all(np.diff(found.x) > 0), f"{bits} bits at block {block} did not converge"
+    return found.x
+
+
+def codebooks() -> dict[str, np.ndarray]:
+    """Levels by name, ascending, scaled to [-1, 1]. bitsandbytes' FP4 is not the OCP type E2M1."""
+    signed = lambda positive: np.unique(np.concatenate([-np.asarray(positive), positive]))  # noqa: E731
+    return {
+        "NF4": nf4_levels(),
+        "INT4": np.linspace(-1, 1, 16),
+        "FP4 (bnb)": signed([0, 0.0625, 2, 3, 4, 6, 8, 12]) / 12,
+        "FP4 (E2M1)": signed([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6,
+    }
+
+
+@cache
+def largest_magnitudes(block: int, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Quadrature for M = max |w| of `block` draws from N(0, 1): nodes and weights that sum to 1.
+
+    P(M ≤ m) = (2Φ(m) − 1)^block, so that M at probability u is Φ⁻¹((1 + u^(1/block)) / 2).
+    """
+    node, weight = np.polynomial.legendre.leggauss(points)
+    u = (node + 1) / 2
+    return special.ndtri((1 + u ** (1 / block)) / 2), weight / 2
+
+
+def normal_density(w: np.ndarray) -> np.ndarray:
+    return np.exp(-w * w / 2) / np.sqrt(2 * np.pi)
+
+
+def bin_edges(levels: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Edges of the nearest-level bins in units of the weights: (nodes, levels + 1), cut at ±M."""
+    middles = np.concatenate([[-1.0], (levels[1:] + levels[:-1]) / 2, [1.0]])
+    return largest[:, None] * middles
+
+
+def mean_squared_error(levels: np.ndarray, block: int) -> float:
+    """E[(w − Q(w))²] of N(0, 1) weights in blocks scaled by their largest magnitude.
+
+    Given M the other block − 1 weights are normal, cut at ±M, and each bin's error has a closed form. The largest
+    itself is exact where the codebook holds ±1 (all here do).
+    """
+    largest, weight = largest_magnitudes(block)
+    edges = bin_edges(levels, largest)
+    low, high, centre = edges[:, :-1], edges[:, 1:], largest[:, None] * levels
+    mass = special.ndtr(high) - special.ndtr(low)
+    first = normal_density(low) - normal_density(high)  # ∫ w φ
+    second = mass + low * normal_density(low) - high * normal_density(high)  # ∫ w² φ
+    error = (second - 2 * centre * first + centre**2 * mass).sum(axis=1) / (2 * special.ndtr(largest) - 1)
+    return float(weight @ error * (block - 1) / block)
+
+
+def bin_shares(levels: np.ndarray, block: int) -> np.ndarray:
+    """The share of N(0, 1) weights that each code holds: (levels,), sums to 1."""
+    largest, weight = largest_magnitudes(block)
+    mass = np.diff(special.ndtr(bin_edges(levels, largest)), axis=1) / (2 * special.ndtr(largest) - 1)[:, None]
+    shares = weight @ mass * (block - 1) / block
+    shares[[0, -1]] += 0.5 / block  # the largest magnitude itself, of either sign
+    return shares
+
+
+def scaled_density(x: np.ndarray, block: int) -> np.ndarray:
+    """Density at x in (−1, 1) of w / M for the weights that are not the block's largest."""
+    largest, weight = largest_magnitudes(block)
+    scaled = normal_density(largest[:, None] * x) * (largest / (2 * special.ndtr(largest) - 1))[:, None]
+    return weight @ scaled
+
+
+def bits_per_parameter(block: int, double: bool, block2: int = 256) -> float:
+    """Stored bits of one weight: 4 + 32 / block, or 4 + 8 / block + 32 / (block · block2)."""
+    return 4 + (8 / block + 32 / (block * block2) if double else 32 / block)
+
+
+@figure
+def codebook_levels(block: int = 64) -> Figure:
+    """Where do the 16 levels lie? Each codebook's levels under the density of scaled normal weights."""
+    figure, axes = canvas(height=3.9)
+    x = np.linspace(-1, 1, 401)
+    density = scaled_density(x, block)
+    axes.fill_between(x, 0, density, color=shade("muted", 0.28), linewidth=0)
+    axes.plot(x, density, color=colour("muted"), linewidth=1.4)
+    step = density.max() / 3.2
+    for row, (name, levels) in enumerate(codebooks().items(), start=1):
+        marker, _, tone = MARKS[name]
+        axes.axhline(-row * step, color=colour("rule"), linewidth=1)
+        look = {"color": colour(tone), "markersize": 7, "markeredgecolor": colour("paper")}
+        axes.plot(levels, np.full(len(levels), -row * step), marker, **look)
+        axes.text(-1.08, -row * step, name, ha="right", va="center", color=colour(tone), fontweight="bold")
+    axes.text(-1.08, density.max() * 0.45, "normal\nweights", ha="right", va="center", color=colour("muted"))
+    axes.set(xlim=(-1.05, 1.05), ylim=(-4.6 * step, density.max() * 1.05))
+    axes.set_xlabel(f"Weight / largest magnitude of its block of {block}")
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+    return question(figure, "Where do the 4-bit levels lie?")
+
+
+def code_shares(block: int = 64) -> Chart:
+    """Share of normal weights that each of NF4's codes holds."""
+    shares = [100 * float(share) for share in bin_shares(nf4_levels(), block)]
+    return Chart([Series("Share of weights, %", shares, "lora")], "NF4 code (0 is −1, 7 is zero, 15 is +1)",
+                 "Weights in the code, %", [str(code) for code in range(16)], y_range=(0, None), number_format="0",
+                 gap=28)  # fmt: skip
+
+
+@figure
+def bin_mass(block: int = 64) -> Figure:
+    """Does NF4 fill its 16 codes equally? The share of normal weights in each code."""
+    chart = code_shares(block)
+    figure, axes = canvas(height=3.4)
+    draw_bars(axes, chart)
+    axes.axhline(100 / 16, color=colour("qlora"), linestyle=(0, (4, 1.5)), linewidth=1.6)
+    tag(axes, "equal shares", (15.5, 100 / 16), (0, 4), "qlora", ha="right")
+    shares = chart.series[0].values
+    for share in (min(shares), max(shares)):
+        tag(axes, f"{share:.1f}", (shares.index(share), share), (0, 2), ha="center", fontweight="normal")
+    axes.set_ylim(0, max(shares) * 1.14)
+    return question(figure, "Does NF4 use its 16 codes equally?")
+
+
+def block_errors() -> Chart:
+    """Mean squared error of normal weights against block size, four codebooks."""
+    blocks = [float(block) for block in BLOCKS]
+    series = [
+        Series(name, [1000 * mean_squared_error(levels, block) for block in BLOCKS], MARKS[name][2], blocks)
+        for name, levels in codebooks().items()
+    ]
+    return Chart(series, BLOCK_AXIS, "Mean squared error × 1,000", log={"x": 4}, number_format="0", x_format="0",
+                 x_range=(16, 4096), y_range=(0, None))  # fmt: skip
+
+
+@figure
+def error_against_block() -> Figure:
+    """Which codebook errs least, and at which block size? Mean squared error of N(0, 1) weights."""
+    figure, axes, ends = lines(block_errors(), height=3.8, column=0.76)
+    return labelled(figure, "Which codebook errs least?", axes, ends, column=0.76)
+
+
+RATES = (2, 3, 4, 5, 6)  # bits of a code
+
+
+@figure
+def error_against_bits(block: int = 64) -> Figure:
+    """How near is a codebook to the best there can be? Error against stored bits, by codebook, and the bound below."""
+    import torch
+
+    from peftbook.scratch.codebooks import expected_error
+
+    figure, axes = canvas(height=4.4)
+    stored = [bits_per_parameter(block, double=True) - 4 + bits for bits in RATES]
+    books = {
+        "even levels": (lambda bits: np.linspace(-1, 1, 2**bits - 1), "INT4"),
+        "NF4's recipe": (normal_float_levels, "NF4"),
+        "best levels": (lambda bits: best_levels(bits, block), "FP4 (E2M1)"),
+    }
+    ends = {}
+    for name, (levels, look) in books.items():
+        marker, line, tone = MARKS[look]
+        errors = [expected_error(torch.from_numpy(levels(bits)), block, 2) for bits in RATES]
+        axes.plot(stored, errors, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"))
+        ends[name] = (stored[-1], errors[-1], tone)
+    bound = np.array([stored[0] - 0.3, stored[-1]])
+    axes.plot(bound, 4.0**-bound, color=colour("ink"), linewidth=1.4)
+    ends["Shannon's bound"] = (bound[-1], 4.0 ** -bound[-1], "ink")
+    axes.set(yscale="log", xlim=(1.7, 8.9), ylabel="Mean squared error / σ²")
+    axes.set_xticks(stored, [f"{bits:.2f}" for bits in stored])
+    axes.set_xlabel(f"Bits per stored weight, block {block}, constants included")
+    decimals(axes.yaxis, (1, 2, 5))
+    axes.tick_params(axis="y", labelsize=SMALL)
+    return labelled(figure, "How near is a codebook to the best\nthere can be?", axes, ends, column=0.66, gap=15)
+
+
+def stored_bits() -> Chart:
+    """Bits of a stored weight against block size, with 32-bit and with doubly quantised constants."""
+    blocks = [16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
+    series = [
+        Series(label, [bits_per_parameter(int(block), double) for block in blocks], look, blocks)
+        for double, label, look in ((False, "32-bit scales", "qlora"), (True, "double quantisation", "lora"))
+    ]
+    return Chart(series, BLOCK_AXIS, "Bits per stored weight", log={"x": 2}, number_format="0.0", x_format="0",
+                 x_range=(16, 512), y_range=(4, 6))  # fmt: skip
+
+
+@figure
+def bits_against_block() -> Figure:
+    """What does a stored weight cost? Bits against block size, with and without double quantisation."""
+    figure, axes, _ = lines(stored_bits(), height=3.8)
+    for double, tone, lift, side in ((False, "qlora", 10, "left"), (True, "lora", -19, "center")):
+        value = bits_per_parameter(64, double)
+        tag(axes, f"{value:.3f} at 64", (64, value), (4 if side == "left" else 0, lift), tone, va="center", ha=side)
+    axes.axhline(4, color=colour("muted"), linewidth=1.2)
+    axes.text(540, 3.97, "the 4-bit code alone", ha="right", va="top", color=colour("muted"), fontsize=SIZE - 1)
+    axes.set_ylim(3.6, 6.15)
+    axes.legend(loc="upper right")
+    return question(figure, "What does a stored 4-bit weight really cost?")
+
+
+EDGES = (1.62, 5.6)  # of the three rows, in inches
+TOPS = (2.98, 1.8, 0.76)  # where they stand
+HEADS = (("Weights", "a block"), ("÷ largest", "nearest level"), ("Stored", "4-bit codes"))
+
+
+@figure
+def quantisation_steps(count: int = 12) -> Figure:
+    """How does a weight become four bits? One block's weights, scaled, snapped and coded, with real numbers."""
+    weights = np.random.default_rng(7).normal(size=count) * 0.05
+    largest = float(np.abs(weights).max())
+    codes = np.abs(weights[:, None] / largest - nf4_levels()).argmin(axis=1)
+    figure, axes = drawing(5.8, 4.05)
+    x = np.linspace(EDGES[0] + 0.18, EDGES[1] - 0.18, count)
+    for y, (head, text) in zip(TOPS, HEADS, strict=True):
+        say(axes, 0.1, y + 0.16, head, ha="left", fontweight="bold")
+        say(axes, 0.1, y - 0.14, text, "muted", ha="left", fontsize=SIZE - 2)
+    draw_weights(axes, x, weights)
+    draw_snapped(axes, x, weights / largest, codes)
+    for px, code in zip(x, codes, strict=True):
+        corner, wide = (px - (x[1] - x[0]) / 2 + 0.02, TOPS[2] - 0.17), x[1] - x[0] - 0.04
+        axes.add_patch(Rectangle(corner, wide, 0.34, facecolor=shade("lora", 0.2), edgecolor=colour("lora")))
+        say(axes, px, TOPS[2] - 0.005, str(code), fontsize=SIZE - 1)
+    say(axes, sum(EDGES) / 2, 0.26, f"and one scale for the block: {largest:.3f}", "qlora", fontweight="bold")
+    for start, end in pairwise(TOPS):
+        ends = (0.45, start - 0.3), (0.45, end + 0.34)
+        axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=13, color=colour("muted")))
+    return question(figure, "How does a weight become four bits?")
+
+
+def draw_weights(axes: Axes, x: np.ndarray, weights: np.ndarray) -> None:
+    """The weights of a block as bars about a line, the largest in colour and with its value."""
+    peak = int(np.abs(weights).argmax())
+    for at, (px, height) in enumerate(zip(x, 0.5 * weights / np.abs(weights).max(), strict=True)):
+        tone = colour("qlora" if at == peak else "muted")
+        axes.plot([px, px], [TOPS[0], TOPS[0] + height], color=tone, linewidth=5, solid_capstyle="butt")
+    axes.plot(EDGES, [TOPS[0]] * 2, color=colour("ink"), linewidth=0.8)
+    lift, va = (-0.12, "top") if weights[peak] > 0 else (0.12, "bottom")
+    text = f"{weights[peak]:.3f}".replace("-", "−")
+    say(axes, x[peak], TOPS[0] + lift, text, "qlora", va=va, fontweight="bold", fontsize=SIZE - 1)
+
+
+def draw_snapped(axes: Axes, x: np.ndarray, scaled: np.ndarray, codes: np.ndarray) -> None:
+    """The scaled weights as circles over the levels, and the level that each snaps to as a bar."""
+    levels = TOPS[1] + 0.5 * nf4_levels()
+    for level in levels:
+        axes.plot(EDGES, [level] * 2, color=colour("rule"), linewidth=0.8, zorder=0)
+    for px, value, code in zip(x, scaled, codes, strict=True):
+        axes.plot(px, TOPS[1] + 0.5 * value, "o", markersize=6, fillstyle="none", color=colour("muted"))
+        axes.plot(px, levels[code], "_", markersize=13, markeredgewidth=2.6, color=colour("lora"))
+
+
+@figure
+def outlier_error(count: int = 64) -> Figure:
+    """What does one large weight do to the others? Their error against its size, in one block of normal weights."""
+    others = np.random.default_rng(0).normal(size=(400, count - 1))
+    sizes = np.linspace(0.5, 12, 24)
+    figure, axes = canvas(height=4.2)
+    ends: dict[str, tuple[float, float, str]] = {}
+    for name in ("NF4", "INT4", "FP4 (bnb)"):
+        levels, (marker, line, tone) = codebooks()[name], MARKS[name]
+        errors = [rounding_error(others, levels, size) for size in sizes]
+        axes.plot(sizes, errors, color=colour(tone), linestyle=line, marker=marker, markevery=4, linewidth=1.6)
+        ends[name] = sizes[-1], errors[-1], tone
+    axes.set(xlabel="One weight, in standard deviations of the others", ylabel="Error of the others, RMS")
+    axes.set(ylim=(0, None), xlim=(0, 15.5))
+    return labelled(figure, "What does one large weight do to the others?", axes, ends, column=0.82)
+
+
+def rounding_error(others: np.ndarray, levels: np.ndarray, outlier: float) -> float:
+    """Root mean square error of the weights of blocks, (blocks, weights), that hold an outlier of this size besides."""
+    largest = np.maximum(np.abs(others).max(axis=1, keepdims=True), outlier)
+    nearest = levels[np.abs(others[..., None] / largest[..., None] - levels).argmin(axis=-1)]
+    return float(np.sqrt(np.mean((others - largest * nearest) ** 2)))

@@ -1,0 +1,144 @@
+"""Figures of the chapter on forgetting and capacity: what an update costs the old task, and what a rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from peftbook.core.records import Store
+from peftbook.evidence.results import quantity
+from peftbook.scratch.capacity import free_numbers
+from peftbook.studies import forgetting, frontier
+from peftbook.views.figures import figure
+from peftbook.views.figures.lora import HIDDEN, SMOLLM2
+from peftbook.views.figures.parts import (
+    LOSS,
+    as_row,
+    draw_margin,
+    draw_rows,
+    labelled,
+    mark,
+    note,
+    plain_ticks,
+)
+from peftbook.views.figures.style import canvas, colour, name_rows, question, shade
+from peftbook.views.figures.updates import PATHS
+
+FRONTIERS = {
+    "full": ("Full", "full", "s", "-"),
+    "lora": ("LoRA", "lora", "o", "-"),
+    "oft": ("OFT", "accent", "D", (0, (4, 1.5))),
+    "replay": ("LoRA + replay", "lora", "P", (0, (1, 1))),
+}
+MATCHED = {
+    ("lora", "oft"): "LoRA − OFT",
+    ("oft", "replay"): "OFT − replay",
+    ("lora", "replay"): "LoRA − replay",
+    ("full", "lora"): "Full − LoRA",
+}
+
+
+@figure
+def frontiers(store: Store) -> Figure:
+    """Who forgets least for what is learned? General loss against target loss along training, and their differences."""
+    figure, (axes, differences) = canvas(2, 1, height=6.8, height_ratios=(1.7, 1))
+    ends = {}
+    for arm, (label, tone, marker, line) in FRONTIERS.items():
+        paths = [paths[arm] for paths in frontier.seed_paths((arm,), store)]
+        losses = [one.losses(np.ones(len(one.target_tokens)), np.ones(len(one.general_tokens))) for one in paths]
+        for gained, forgotten in losses:
+            axes.plot(gained, forgotten, color=shade(tone, 0.4), linestyle=line, linewidth=0.8)
+        x, y = np.mean(losses, axis=0)
+        axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
+        axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 6}))
+        ends[label] = (float(x[-1]), float(y[-1]), tone)
+    axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"General loss added,\n{LOSS}")
+    low, high = axes.get_xlim()
+    axes.set_xlim(high, low - 0.4 * (high - low))
+    draw_margin(differences, -frontier.MARGIN, frontier.MARGIN, 0)
+    rows = [
+        as_row(label, quantity(f"frontier.{one}_minus_{other}", store), frontier.seed_differences(one, other, store))
+        for (one, other), label in MATCHED.items()
+    ]
+    draw_rows(
+        differences, rows, f"General loss at equal E2E loss, {LOSS}\n(band: margin; right: the second forgets less)"
+    )
+    return labelled(figure, "Who forgets least for what is learned?", axes, ends, column=0.74)
+
+
+@figure
+def update_directions(store: Store) -> Figure:
+    """How many directions does an update use? Singular directions with 90 % of its energy, a dot a matrix."""
+    figure, axes = canvas(height=5.0)
+    arms = tuple(forgetting.ARMS)
+    for at, arm in enumerate(arms):
+        _, tone, marker, _ = PATHS[arm]
+        middle = quantity(f"forgetting.{arm}_update_rank", store).value
+        draw_spread(axes, at, matrix_ranks(arm, store), middle, tone, marker)
+        rank = getattr(forgetting.ARMS[arm][0], "rank", None)
+        if rank is not None:
+            axes.plot([rank, rank], [at - 0.36, at + 0.36], color=colour(tone), linewidth=2.4)
+        found = quantity(f"forgetting.{arm}_intruders", store)
+        note(axes, f"{found.value:.0f} new", 1.02, at, transform=axes.get_yaxis_transform(), va="center", ha="left")
+    noise = [energy_directions(noise_energy(*reversed(sides))) for sides in SMOLLM2.linears.values()]
+    draw_spread(axes, len(arms), noise, float(np.median(noise)), "muted", "*")
+    axes.set_xscale("log")
+    plain_ticks(axes, (1, 3, 10, 30, 100, 300))
+    name_rows(axes, [*(PATHS[arm][0] for arm in arms), "Noise"], 0.4, 0.6)
+    axes.set_xlim(0.8, 620)
+    axes.set_xlabel("Directions with 90 % of the update's energy\n(dot: a matrix; large: the median; bar: the rank)")
+    return question(figure, "How many directions does an update use?")
+
+
+def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, tone: str, marker: str) -> None:
+    """One row: a dot a matrix, beside each other where they are equal, and their median."""
+    lift = at + 0.26 * np.sin(2.4 * np.arange(len(ranks)))
+    axes.plot(ranks, lift, "o", markersize=3.5, color=shade(tone, 0.45))
+    axes.plot(middle, at, **(mark(tone, marker) | {"markersize": 9}))
+
+
+def matrix_ranks(arm: str, store: Store) -> list[float]:
+    """Effective rank of the update of each matrix that was looked at, first seed."""
+    record = store.need(forgetting.intruder_probe(arm))
+    return [float(rank) for rank in record.per_example.get("update_rank", [])]
+
+
+@cache
+def noise_energy(rows: int, columns: int) -> tuple[float, ...]:
+    """Squared singular values of a matrix of independent N(0, 1) entries, largest first, as shares of their sum."""
+    noise = np.random.default_rng(0).standard_normal((min(rows, columns), max(rows, columns)))
+    energy = np.linalg.eigvalsh(noise @ noise.T)[::-1]
+    return tuple((energy / energy.sum()).tolist())
+
+
+def energy_directions(shares: Sequence[float], share: float = 0.9) -> int:
+    """The least number of leading directions that hold `share` of the energy."""
+    return int((np.cumsum(shares) < share).sum()) + 1
+
+
+@figure
+def rank_room(side: int = HIDDEN) -> Figure:
+    """What does a rank buy of a square matrix? Shares of its numbers that are trained, are free, and catch noise."""
+    ranks = np.arange(1, side + 1)
+    free = np.array([free_numbers(int(rank), side, side) for rank in ranks])
+    lines = {
+        "numbers trained, 2rd": (2 * ranks / side, "muted", (0, (1, 1.2))),
+        "numbers free, r(2d − r)": (free / side**2, "lora", "-"),
+        "noise caught": (np.cumsum(noise_energy(side, side)), "qlora", (0, (4, 1.5))),
+    }
+    places = ((0.9, 0.985, "right", "top"), (0.57, 0.46, "left", "top"), (0.1, 0.48, "left", "bottom"))
+    figure, axes = canvas(height=4.2)
+    for (label, (values, tone, line)), (x, y, ha, va) in zip(lines.items(), places, strict=True):
+        axes.plot(ranks, values, color=colour(tone), linestyle=line)
+        note(axes, label, x, y, ha=ha, va=va, color=colour(tone), fontweight="bold")
+    axes.axhline(1, color=colour("muted"), linewidth=1.0)
+    axes.set(xscale="log", yscale="log", xlabel=f"Rank r of a {side} × {side} update", ylabel="Share of the matrix")
+    axes.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
+    axes.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3, 1], ["0.3 %", "1 %", "3 %", "10 %", "30 %", "all"])
+    axes.minorticks_off()
+    axes.set(xlim=(0.9, side), ylim=(0.0025, 2.6))
+    return question(figure, "What does a rank buy?")

@@ -1,0 +1,242 @@
+"""Figures of the studies of updates: where they are made, what they forget, where they point, what merging them costs.
+
+Bars are 95 % intervals and small strokes single seeds; a hollow mark has one seed or nothing that was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from peftbook.core.records import Record, Store
+from peftbook.evidence.chart import Chart
+from peftbook.evidence.results import quantity
+from peftbook.studies import forgetting, merging, subspace, targets
+from peftbook.views.figures import figure
+from peftbook.views.figures.charts import forest, measured_series
+from peftbook.views.figures.parts import (
+    LOSS,
+    SMALL,
+    as_row,
+    difference_row,
+    draw_margin,
+    draw_rows,
+    labelled,
+    loss_row,
+    mark,
+    mosaic,
+    note,
+)
+from peftbook.views.figures.style import canvas, colour, question, shade
+
+
+@figure
+def target_matrices(store: Store) -> Figure:
+    """Which matrices should LoRA adapt? Test loss at equal parameters, and the paired differences that decide."""
+    looks = {
+        "query_value": ("q, v (r = 53)", "o"),
+        "attention": ("Attention (r = 26)", "s"),
+        "mlp": ("MLP (r = 16)", "^"),
+        "all": ("All linear (r = 10)", "D"),
+    }
+    figure, (losses, differences) = canvas(2, 1, height=5.4)
+    rows = [
+        loss_row(label, targets.COMPARISON, "targets", name, store, "lora", marker)
+        for name, (label, marker) in looks.items()
+    ]
+    draw_rows(losses, rows, f"Test loss, {LOSS}", 6)
+    pairs = {
+        "Attention − MLP": ("attention", "mlp"),
+        "q, v − all": ("query_value", "all"),
+        "Attention − all": ("attention", "all"),
+        "MLP − all": ("mlp", "all"),
+    }
+    draw_margin(differences, -targets.MARGIN, targets.MARGIN, 0)
+    rows = [difference_row(label, targets.COMPARISON, *pair, store, tone="accent") for label, pair in pairs.items()]
+    draw_rows(differences, rows, f"Difference, paired, {LOSS} (band: margin)", 6)
+    return question(figure, "Which matrices should LoRA adapt?")
+
+
+def target_differences(store: Store) -> Chart:
+    """Test loss above that of all linear layers, at equal parameters, paired."""
+    arms = {"query_value": ("q and v", "fewshot"), "attention": ("attention", "prompt"), "mlp": ("MLP", "qlora")}
+    rows = [(label, look, quantity(f"targets_all.{arm}_minus_all_loss", store)) for arm, (label, look) in arms.items()]
+    return forest(rows, f"Test loss − that of all linear layers, {LOSS}", 3, "0.00")
+
+
+PATHS = {
+    "full_low": ("Full, 2.5e-5", "full", "v", (0, (1, 1))),
+    "full_middle": ("Full, 1e-4", "full", "s", (0, (4, 1.5))),
+    "full_high": ("Full, 4e-4", "full", "X", "-"),
+    "r8": ("LoRA, r = 8", "lora", "D", (0, (1, 1))),
+    "r64": ("LoRA, r = 64", "lora", "o", (0, (4, 1.5))),
+    "r256": ("LoRA, r = 256", "lora", "P", "-"),
+}
+
+
+@figure
+def forgetting_paths(store: Store) -> Figure:
+    """Does LoRA forget less? Prose loss against target loss while arms train, and differences at equal target loss."""
+    figure, (axes, differences) = canvas(2, 1, height=6.8, height_ratios=(1.5, 1))
+    ends = {}
+    for arm, (label, tone, marker, line) in PATHS.items():
+        aims, prose = (
+            np.array([one.curve[f"{name}_loss_nats"] for one in forgetting.curves(arm, store)])
+            for name in ("validation", "prose")
+        )
+        rise = prose - prose[:, :1]
+        axes.plot(aims.T, rise.T, color=shade(tone, 0.4), linewidth=0.8)
+        x, y = aims.mean(axis=0), rise.mean(axis=0)
+        axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
+        axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 5.5}))
+        ends[label] = (float(x[-1]), float(y[-1]), tone)
+    axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"Prose loss added, {LOSS}")
+    low, high = axes.get_xlim()
+    axes.set_xlim(high, low - 0.32 * (high - low))
+    draw_margin(differences, -forgetting.MARGIN, forgetting.MARGIN, 0)
+    best = forgetting.best_full(store)
+    pairs = {(full, "r64"): f"forgetting.{full}_minus_r64_prose" for full in forgetting.FULL}
+    pairs |= {(best, arm): f"forgetting.full_minus_{arm}_prose" for arm in ("r8", "r256")}
+    rows = []
+    for (full, arm), name in pairs.items():
+        rate, rank = (PATHS[one][0].split(", ")[1] for one in (full, arm))
+        label = f"{rate}{' (best)' if full == best else ''} − {rank}"
+        tone, marker = ("full", PATHS[full][2]) if arm == "r64" else ("lora", PATHS[arm][2])
+        rows.append(as_row(label, quantity(name, store), matched_seeds(full, arm, store), tone, marker))
+    draw_rows(differences, rows, "Prose loss, full − LoRA, at equal E2E loss\n(band: margin; right: LoRA forgets less)")
+    return labelled(figure, "Does LoRA forget less?", axes, ends, column=0.79)
+
+
+def forgotten(store: Store) -> Chart:
+    """Loss on prose that training on E2E added, by method and rate."""
+    rows = [(*PATHS[arm][:2], quantity(f"forgetting.{arm}_forgotten", store)) for arm in forgetting.ARMS]
+    return forest(rows, f"Loss added on other text, {LOSS}", 2, "0.0")
+
+
+def matched_seeds(first: str, second: str, store: Store) -> list[float]:
+    """Prose loss of first − second at the worse of the two best target losses, seed by seed."""
+    out = []
+    for pair in zip(forgetting.curves(first, store), forgetting.curves(second, store), strict=True):
+        target = max(min(one.curve["validation_loss_nats"]) for one in pair)
+        one, two = (forgetting.matched(record, target) for record in pair)
+        out.append(one - two)
+    return out
+
+
+SHOWN = ((1, 2, 4, 8), (1, 2, 4, 8, 64))  # leading directions of the two updates, rows and columns
+
+FULL_OVERLAP = 0.5  # how much of the blue is in the fill of φ = 1: ink stays readable on it
+
+
+@figure
+def subspace_overlap(store: Store) -> Figure:
+    """Do ranks and seeds find the same directions? Overlap of leading directions beyond that of random ones.
+
+    The maps show φ(i, j) − max(i, j) / d, whose second term is the mean for random directions in d dimensions; the rows
+    φ(1, 1) of the inputs' directions, the overlap of directions 2 to 8 beyond that of random ones, and φ(1, 1) of the
+    outputs' directions.
+    """
+    figure, panels = mosaic([["small_large", "large_large"], ["rows", "rows"]], height=6.8, height_ratios=(1, 1.5))
+    fill = LinearSegmentedColormap.from_list("overlap", [colour("paper"), shade("lora", FULL_OVERLAP)])
+    found = subspace.records(store)
+    for name, title in (("small_large", "r = 8 and r = 64"), ("large_large", "two of r = 64")):
+        axes = panels[name]
+        table = np.mean([shown_overlap(one, name) for one in found], axis=0)
+        axes.pcolormesh(table, cmap=fill, vmin=0, vmax=1, edgecolors=colour("paper"), linewidth=1.5)
+        for (row, column), value in np.ndenumerate(table):
+            text = f"{max(value, 0):.2f}".removeprefix("0")
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=SMALL)
+        axes.set_title(title)
+        axes.set_yticks(np.arange(len(SHOWN[0])) + 0.5, [str(i) for i in SHOWN[0]])
+        axes.set_xticks(np.arange(len(SHOWN[1])) + 0.5, [str(j) for j in SHOWN[1]])
+        axes.set(ylim=(len(SHOWN[0]), 0), xlabel="First j of the other")
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+    panels["small_large"].set_ylabel("First i directions")
+    rows = []
+    for part, tone, marker in (("first", "lora", "o"), ("later_excess", "accent", "D")):
+        for name, label in (("small_large", "r = 8, 64"), ("large_large", "r = 64, 64"), ("start", "untrained")):
+            words = "1st" if part == "first" else f"2nd to {subspace.RANKS[0]}th"
+            value = quantity(f"subspace.{name}_{part}", store)
+            rows.append(as_row(f"{words}, {label}", value, overlap_seeds(found, name, part), tone, marker))
+    for name, label in (("small_large_left", "r = 8, 64"), ("large_large_left", "r = 64, 64")):
+        value = quantity(f"subspace.{name}_first", store)
+        rows.append(as_row(f"1st of outputs, {label}", value, overlap_seeds(found, name, "first"), "qlora", "s"))
+    for limit in (subspace.SHARED, subspace.CHANCE):
+        panels["rows"].axvline(limit, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
+    draw_rows(panels["rows"], rows, f"Overlap (claim: 1st above {subspace.SHARED:g}, later below {subspace.CHANCE:g})")
+    panels["rows"].set_xlim(-0.05, 1)
+    return question(figure, "Do ranks and seeds find the same directions?")
+
+
+def overlap_seeds(found: Sequence[Record], name: str, part: str) -> list[float]:
+    """Each triple's overlap: of the first directions, mean over modules, or of the later ones beyond chance."""
+    if part == "first":
+        return [float(np.mean([float(value) for value in one.per_example[f"{name}_first"]])) for one in found]
+    return [subspace.later_overlap(one, name) - subspace.random_later(one) for one in found]
+
+
+def shown_overlap(record: Record, name: str) -> np.ndarray:
+    """φ(i, j) − max(i, j) / d at the i and j of SHOWN, (4, 5), from the map of all i and j."""
+    rows, columns = (np.array(one) for one in SHOWN)
+    whole = np.asarray(record.curve[f"{name}_map"]).reshape(rows[-1], columns[-1])
+    chance = float(record.measurements["mean_inverse_width"] or 0) * np.maximum(rows[:, None], columns)
+    return whole[np.ix_(rows - 1, columns - 1)] - chance
+
+
+@figure
+def merging_latency(store: Store) -> Figure:
+    """Is merging free in time? Each variant's time over the merged model's, or the merged one's over the base."""
+    pairs = (
+        ("merged_over_base", "merged / base", "lora", "o"),
+        ("lora_over_merged", "LoRA beside / merged", "qlora", "D"),
+        ("adapter_over_merged", "adapter / merged", "accent", "P"),
+    )
+    types = {"fp32": "float32", "bf16": "bfloat16"}
+    figure, panels = canvas(1, 2, height=6.2, sharey=True)
+    for axes, part, title in zip(panels, merging.PARTS, ("Forward pass", "Decoding"), strict=True):
+        axes.axvspan(1, 1 + merging.MARGIN_TIME, color=colour("fill"), linewidth=0, zorder=0)
+        axes.axvline(1, color=colour("muted"), linewidth=1.2)
+        ticks = []
+        for group, (dtype, batch) in enumerate(merging.CONDITIONS):
+            top = group * (len(pairs) + 1)
+            ticks.append(top + 1)
+            for at, (pair, label, tone, marker) in enumerate(pairs, start=top):
+                found = quantity(f"merging_latency.{pair}_{part}_{dtype}_batch{batch}", store)
+                axes.plot([found.low, found.high], [at, at], color=colour(tone), linewidth=2.4, solid_capstyle="butt")
+                axes.plot(found.value, at, **mark(tone, marker), label=label if group == 0 else None)
+            base = quantity(f"merging_latency.merged_{part}_{dtype}_batch{batch}_milliseconds", store).value
+            note(axes, f"merged: {base:,.0f} ms", 0.99, top, transform=axes.get_yaxis_transform(), va="center")
+        axes.set_ylim(len(merging.CONDITIONS) * (len(pairs) + 1) - 0.7, -0.8)
+        axes.set_yticks(ticks, [f"{types[dtype]}\nbatch {batch}" for dtype, batch in merging.CONDITIONS])
+        axes.set_title(title)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    for axes in panels:
+        axes.set_xlabel("Time ratio (band: margin)")
+    legend = figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        title=store.machine or merging.MACHINE,
+        handletextpad=0.1,
+        columnspacing=0.9,
+    )
+    legend.get_title().set(fontsize=SMALL, color=colour("muted"))
+    return question(figure, "Is merging free in time?")
+
+
+def latency(store: Store) -> Chart:
+    """Time of a forward pass at batch 1 over that of the merged model, two precisions."""
+    names = {"merged_over_base": "merged / base", "adapter_over_merged": "adapter / merged",
+             "lora_over_merged": "unmerged / merged"}  # fmt: skip
+    series = [
+        measured_series(label, [f"merging_latency.{name}_forward_{dtype}_batch1" for name in names], store, look)
+        for dtype, label, look in (("fp32", "float32", "lora"), ("bf16", "bfloat16", "qlora"))
+    ]
+    return Chart(series, "", "Ratio of times, forward pass", list(names.values()), y_range=(0, None),
+                 number_format="0.0", label_format="0.00")  # fmt: skip

@@ -1,0 +1,27 @@
+"""The Sphinx extension of the book: one module a concern, each with its own `setup`.
+
+Imported in kernels too (for `display` and `tracing`), so Sphinx is only imported inside `setup`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PARTS = (
+    "theme", "mathematics", "numbers", "figure_numbers", "ahead", "notebooks", "run_pages", "machines", "citation",
+    "lecture", "pictures", "live", "byte_model", "lean", "epub", "freshness",
+)  # fmt: skip
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register every part of the extension."""
+    import importlib
+
+    from peftbook.core.gc_pause import gc_paused
+    from peftbook.core.quiet import filter_messages
+
+    filter_messages()
+    with gc_paused():
+        for part in PARTS:
+            importlib.import_module(f"peftbook.views.site.{part}").setup(app)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

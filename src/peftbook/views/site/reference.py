@@ -1,0 +1,100 @@
+"""The reference pages, made from the code: what each command takes, and what each module offers."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Iterable, Iterator
+
+from markupsafe import Markup
+
+from peftbook.core.folders import PACKAGE
+from peftbook.core.tracking import record_lookups
+from peftbook.views.html import joined, piece, prose
+from peftbook.views.site.display import Shown
+
+GROUPS = ("", "scratch", "memory", "tasks", "studies", "training", "figures")
+
+
+def commands(parser: argparse.ArgumentParser) -> Shown:
+    """Every command with its options, folded."""
+    parts = [
+        fold(f"command-{name.replace(' ', '-')}", f"peftbook {name}", command.description or "", options(command))
+        for name, command in subcommands(parser)
+    ]
+    return Shown(joined(parts), "")
+
+
+def fold(anchor: str, name: str, text: str, rows: Iterable[tuple[str, str]]) -> Markup:
+    """A name and what it is, with its list folded."""
+    return piece(
+        '<details class="fold" id="{}"><summary><code class="fold-name">{}</code><span class="fold-text">{}</span>'
+        "</summary><dl>{}</dl></details>", anchor, name, prose(text),
+        joined(piece("<dt><code>{}</code></dt><dd>{}</dd>", term, prose(meaning)) for term, meaning in rows),
+    )  # fmt: skip
+
+
+def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Name and parser of every command that does something."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield before, parser
+    for group in groups:
+        for name, command in group.choices.items():
+            yield from subcommands(command, f"{before} {name}".strip())
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Each argument with its value, its choices and what it means."""
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+        takes = action.option_strings and action.nargs != 0
+        value = f" {action.metavar or action.dest.upper()}" if takes else ""
+        meaning = (action.help or "").replace("%%", "%")
+        if action.choices:
+            value = f" {{{','.join(map(str, action.choices))}}}"
+        yield name + value, meaning
+
+
+def library() -> Shown:
+    """The modules of each package with what they offer, folded; one line each, from the docstrings.
+
+    The page rests on all these files, of which few are imported.
+    """
+    parts = []
+    for group in GROUPS:
+        record_lookups([PACKAGE / group, *(PACKAGE / group).glob("*.py")])
+        for path in sorted((PACKAGE / group).glob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            if path.stem.startswith("__") or not (offered := public(tree)):
+                continue
+            name = ".".join(filter(None, ("peftbook", group, path.stem)))
+            parts.append(fold(name, name, first_line(tree), offered))
+    return Shown(joined(parts), "")
+
+
+def public(tree: ast.Module) -> list[tuple[str, str]]:
+    """Signature and first line of a module's figures and of the functions and classes that it names in __all__."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "__all__" for target in node.targets):
+            names = set(ast.literal_eval(node.value))
+    offers = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and (node.name in names or is_figure(node)):
+            offers.append((f"{node.name}({ast.unparse(node.args)})", first_line(node)))
+        elif isinstance(node, ast.ClassDef) and node.name in names:
+            offers.append((f"class {node.name}", first_line(node)))
+    return offers
+
+
+def is_figure(function: ast.FunctionDef) -> bool:
+    """Whether a function is registered by `@figure`."""
+    return any(getattr(decorator, "id", "") == "figure" for decorator in function.decorator_list)
+
+
+def first_line(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:
+    """The first line of a docstring."""
+    return (ast.get_docstring(node) or "").partition("\n")[0]

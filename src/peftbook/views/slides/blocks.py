@@ -1,0 +1,264 @@
+"""Blocks of a slide: body text, pictures, cards, tables, derivations, lists of claims and the tokens of an example."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from lxml import etree
+from pptx.enum.dml import MSO_THEME_COLOR
+from pptx.enum.shapes import MSO_SHAPE
+from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
+from pptx.oxml.ns import qn
+from pptx.util import Inches, Pt
+
+from peftbook.core.errors import InputError
+from peftbook.studies import get_study
+from peftbook.views.figures import data
+from peftbook.views.figures.style import PAPER
+from peftbook.views.slides.measure import LINE, check_fit, height_needed, lines_needed
+from peftbook.views.slides.outline import OUTLINE
+from peftbook.views.slides.pictures import Picture, equation, still
+from peftbook.views.slides.placeholders import Sources, fill, outcomes
+from peftbook.views.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
+
+Box = tuple[float, float, float, float]  # left, top, width, height in inches
+LIST_SIZE, HEAD_SIZE, LIST_GAP = 16, 18, 4
+APART = 0.35  # inches between a table and the still beside it
+MONO = "Courier New"
+SKETCH = 1.15  # inches that a sketch is high
+_PAIR = [(0.0, 0.0, 0.95, 0.12, True), (1.03, 0.2, 0.12, 0.95, True)]  # left, top, width, height, trained
+_CODES = [(0.24 * column, 0.2 + 0.24 * row, 0.2, 0.2, False) for row in range(4) for column in range(4)]
+_ROW = [(0.4 * at, 0.45, 0.32, 0.5, at < 2) for at in range(7)]
+SKETCHES = {
+    "beside": ([(0.0, 0.2, 0.95, 0.95, False), *_PAIR], "A grey square with two thin strips beside it."),
+    "quantised": ([*_CODES, *_PAIR], "A square made of sixteen small grey ones, with two thin strips beside it."),
+    "front": (_ROW, "A row of seven boxes, the first two in colour."),
+}
+ACCENT_COLOUR = "accent"  # in `write`: the theme's, so that it follows the theme
+
+
+def add_body(shape: Any, lines: list[str], right: float) -> None:
+    """Paragraphs in the body placeholder, between the left margin and `right`."""
+    width = right - MARGIN
+    check_fit([(line, BODY_SIZE, False) for line in lines], width, BOTTOM - TOP, gap=14)
+    shape.left, shape.top, shape.width, shape.height = map(Inches, (MARGIN, TOP, width, BOTTOM - TOP))
+    frame = shape.text_frame
+    frame.word_wrap = True
+    frame.text = "\n".join(lines)
+    for paragraph in frame.paragraphs:
+        paragraph.space_after = Pt(14)
+        paragraph.line_spacing = 1.0
+
+
+def add_picture(slide: Any, picture: Picture, name: str, alt: str, left: float, top: float) -> None:
+    """A picture at its size, named and described."""
+    shape = slide.shapes.add_picture(io.BytesIO(picture.data), Inches(left), Inches(top), Inches(picture.width))
+    shape.name = name
+    shape._element._nvXxPr.cNvPr.set("descr", alt)
+
+
+def add_cards(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """Equal panels side by side: a head (a number or a name) and what it means."""
+    cards = [(fill(card["head"], sources), fill(card["text"], sources)) for card in outline["cards"]]
+    gap, pad = 0.35, 0.3
+    width = (WIDTH - 2 * MARGIN - gap * (len(cards) - 1)) / len(cards)
+    head_size = float(outline.get("head_size", 28))
+    inner = width - 2 * pad - 0.05
+    panels = [[(head, head_size, True), *((line, 22.0, False) for line in text.split("\n"))] for head, text in cards]
+    sketched = SKETCH + 0.1 if any("sketch" in card for card in outline["cards"]) else 0.0
+    height = max(height_needed(paragraphs, inner, gap=12) for paragraphs in panels) + 2 * pad + 0.1 + sketched
+    room = BOTTOM - TOP - 0.25
+    if height > room:
+        raise InputError(f"A card overflows by {height - room:.2f} in: shorten the longest.")
+    top = TOP + min(0.25 + (room - height) / 3, 0.9)
+    for at, paragraphs in enumerate(panels):
+        left = MARGIN + at * (width + gap)
+        shape = add_rectangle(slide, (left, top, width, height))
+        shape.name = f"Card {at + 1}"
+        shape.fill.fore_color.rgb = rgb(FILL)
+        frame = shape.text_frame
+        frame.word_wrap, frame.vertical_anchor = True, MSO_ANCHOR.TOP
+        frame.margin_left = frame.margin_right = frame.margin_bottom = Inches(pad)
+        frame.margin_top = Inches(pad + sketched)
+        if kind := outline["cards"][at].get("sketch"):
+            add_sketch(slide, kind, left + pad, top + pad)
+        write(frame, [(line, size, bold, ACCENT_COLOUR if bold else INK) for line, size, bold in paragraphs], gap=12)
+
+
+def add_sketch(slide: Any, kind: str, left: float, top: float) -> None:
+    """Frozen parts in grey and trained ones in the accent: beside the weight, beside its 4-bit codes, or in front."""
+    boxes, alt = SKETCHES[kind]
+    group = slide.shapes.add_group_shape()
+    group.name = f"Sketch {kind}"
+    group._element.nvGrpSpPr.cNvPr.set("descr", alt)
+    for x, y, width, height, trained in boxes:
+        shape = add_rectangle(group, (left + x, top + y, width, height))
+        shape.fill.fore_color.theme_color = MSO_THEME_COLOR.TEXT_2 if trained else MSO_THEME_COLOR.ACCENT_5
+
+
+def add_rectangle(place: Any, box: Box) -> Any:
+    """A filled rectangle without edge and shadow, on a slide or in a group; its colour is the caller's."""
+    shape = place.shapes.add_shape(MSO_SHAPE.RECTANGLE, *map(Inches, box))
+    shape.fill.solid()
+    shape.line.fill.background()
+    shape._element.remove(shape._element.find(qn("p:style")))  # its effects add a shadow
+    return shape
+
+
+def write(frame: Any, paragraphs: Sequence[tuple[str, float, bool, str]], gap: float = 0.0) -> None:
+    """Left-aligned paragraphs of (text, points, bold, colour); the colour `accent` is the theme's."""
+    for at, (text, size, bold, colour) in enumerate(paragraphs):
+        paragraph = frame.paragraphs[0] if at == 0 else frame.add_paragraph()
+        paragraph.alignment, paragraph.space_after = PP_ALIGN.LEFT, Pt(gap)
+        run = paragraph.add_run()
+        run.text = text
+        run.font.size, run.font.bold, run.font.name = Pt(size), bold, FONT
+        if colour == ACCENT_COLOUR:
+            run.font.color.theme_color = MSO_THEME_COLOR.TEXT_2
+        else:
+            run.font.color.rgb = rgb(colour)
+
+
+def add_table(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """A native table; the first row is its head."""
+    rows = [[fill(cell, sources) for cell in row] for row in outline["table"]]
+    shares = outline["widths"]
+    whole = WIDTH - 2 * MARGIN - (outline["still"]["width"] + APART if "still" in outline else 0.0)
+    widths = [whole * share / sum(shares) for share in shares]
+    size, pad = float(outline.get("size", 18)), 0.12
+    heights = []
+    for at, row in enumerate(rows):
+        lines = [
+            lines_needed(cell, size, width - 2 * pad - 0.05, at == 0 or c == 0)
+            for c, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        heights.append(max(lines) * size * LINE / 72 + 2 * 0.09)
+    if sum(heights) > BOTTOM - TOP + 0.01:
+        raise InputError(f"The table overflows by {sum(heights) - (BOTTOM - TOP):.2f} in: shorten its cells.")
+    frame = slide.shapes.add_table(len(rows), len(widths), *map(Inches, (MARGIN, TOP, whole, sum(heights))))
+    frame.name = "Table"
+    frame._element.nvGraphicFramePr.cNvPr.set("descr", fill(outline["alts"][0], sources))
+    table = frame.table
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = Inches(width)
+    for at, row in enumerate(rows):
+        table.rows[at].height = Inches(heights[at])
+        for c, text in enumerate(row):
+            cell = table.cell(at, c)
+            cell.fill.solid()
+            if at == 0:
+                cell.fill.fore_color.theme_color = MSO_THEME_COLOR.TEXT_2
+            else:
+                cell.fill.fore_color.rgb = rgb(FILL if at % 2 == 0 else PAPER["light"])
+            cell.margin_left = cell.margin_right = Inches(pad)
+            cell.margin_top = cell.margin_bottom = Inches(0.09)
+            cell.vertical_anchor = MSO_ANCHOR.MIDDLE
+            write(cell.text_frame, [(text, size, at == 0 or c == 0, PAPER["light"] if at == 0 else INK)])
+
+
+def add_still(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """A screenshot at the right margin, beside the table."""
+    given = outline["still"]
+    picture = still(OUTLINE.parent / "stills" / given["file"], given["width"])
+    left, alt = WIDTH - MARGIN - picture.width, fill(given["alt"], sources)
+    add_picture(slide, picture, f"Still {given['file']}", alt, left, TOP)
+
+
+def add_steps(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """A derivation: in each row what is done, at the left, and the equation that it gives, at the right."""
+    steps = outline["steps"]
+    text_width_, gap = 4.1, 0.4
+    left = MARGIN + text_width_ + gap
+    pictures = [equation(step["tex"], float(outline.get("tex_size", 26)), WIDTH - MARGIN - left) for step in steps]
+    texts = [fill(step["text"], sources) for step in steps]
+    heights = [
+        max(height_needed([(text, BODY_SIZE, False)], text_width_), picture.height)
+        for text, picture in zip(texts, pictures, strict=True)
+    ]
+    room = BOTTOM - TOP - sum(heights)
+    if room < 0.12 * (len(steps) - 1):
+        raise InputError(f"The derivation overflows by {0.12 * (len(steps) - 1) - room:.2f} in: shorten it.")
+    space, top = min(room / len(steps), 0.55), TOP + 0.1
+    for at, (step, text, picture, height) in enumerate(zip(steps, texts, pictures, heights, strict=True), 1):
+        needed = height_needed([(text, BODY_SIZE, False)], text_width_)
+        box = (MARGIN, top + (height - needed) / 2, text_width_, needed)
+        add_text(slide, f"Step {at}", [(text, BODY_SIZE, False, INK)], box)
+        add_picture(slide, picture, f"Equation {at}", step["alt"], left, top + (height - picture.height) / 2)
+        top += height + space
+
+
+def add_claims(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """Papers' claims with these verdicts under their heads, in order of worth, in two columns; the rest is counted."""
+    gap, room = 0.4, BOTTOM - TOP - 0.35
+    width = (WIDTH - 2 * MARGIN - gap) / 2
+    verdicts = outcomes(sources.store)
+    lines: list[tuple[str, float, bool, str]] = []
+    for outcome in outline["claims"]:
+        titles = [get_study(name).title for name, verdict in verdicts.items() if verdict == outcome]
+        head = f"{outcome.capitalize()} ({len(titles)})"
+        lines += [(head, HEAD_SIZE, True, ACCENT_COLOUR)] * bool(titles)
+        lines += [(title, LIST_SIZE, False, INK) for title in titles]
+    columns: list[list[tuple[str, float, bool, str]]] = [[], []]
+    for column in columns:
+        while lines and height_needed([line[:3] for line in [*column, lines[0]]], width, LIST_GAP) <= room:
+            column.append(lines.pop(0))
+        if lines and column and column[-1][2]:  # no head at the foot of a column
+            lines.insert(0, column.pop())
+    for at, column in enumerate(columns):
+        if column:
+            box = (MARGIN + at * (width + gap), TOP, width, room)
+            add_text(slide, f"Claims {at + 1}", column, box, gap=LIST_GAP)
+    if left := sum(not bold for _, _, bold, _ in lines):
+        box = (MARGIN + width + gap, BOTTOM - 0.3, width, 0.3)
+        add_text(slide, "More", [(f"and {left} more: peftbook claims", LIST_SIZE, False, MUTED)], box)
+
+
+def add_text(
+    slide: Any, name: str, paragraphs: Sequence[tuple[str, float, bool, str]], box: Box, gap: float = 0.0
+) -> Any:
+    """A text box without margins; returns its frame."""
+    shape = slide.shapes.add_textbox(*(Inches(length) for length in box))
+    shape.name = name
+    frame = shape.text_frame
+    frame.margin_left = frame.margin_right = frame.margin_top = frame.margin_bottom = 0
+    frame.word_wrap = True
+    write(frame, paragraphs, gap)
+    return frame
+
+
+def add_tokens(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """The tokens of one training example as text on grounds that tell what is graded."""
+    grounds = {"template": FILL, "target": "#bcd6e8", "end": "#f3cfae", "padding": PAPER["light"]}
+    left, size = MARGIN + 3.9, SMALL
+    frame = add_text(slide, "Tokens", [("", size, False, INK)], (left, TOP, WIDTH - MARGIN - left, BOTTOM - TOP))
+    paragraph = frame.paragraphs[0]
+    rows = 1
+    for text, kind in [*map(tuple, data.counted()["example"]["tokens"]), ("\n", "break"), ("<|im_end|>", "padding")]:
+        if kind == "break":
+            paragraph, rows = frame.add_paragraph(), rows + 1
+            continue
+        run = paragraph.add_run()
+        run.text = data.visible(text)
+        run.font.size, run.font.name, run.font.bold = Pt(size), MONO, kind in ("target", "end")
+        run.font.color.rgb = rgb(MUTED if kind == "padding" else INK)
+        if kind in grounds:
+            ground = etree.Element(qn("a:highlight"))
+            etree.SubElement(ground, qn("a:srgbClr"), val=grounds[kind].lstrip("#").upper())
+            run.font._rPr.find(qn("a:solidFill")).addnext(ground)
+        apart = paragraph.add_run()
+        apart.text = " "
+        apart.font.size = Pt(6)
+        if "\n" in text:
+            paragraph, rows = frame.add_paragraph(), rows + 1
+    for paragraph in frame.paragraphs:
+        paragraph.line_spacing = 1.0
+    if rows * size * LINE / 72 > BOTTOM - TOP:
+        raise InputError(f"The example has {rows} lines of tokens, which overflow the slide: choose another.")
+
+
+BLOCKS = {
+    "cards": add_cards, "table": add_table, "still": add_still, "steps": add_steps, "claims": add_claims,
+    "tokens": add_tokens,
+}  # fmt: skip

@@ -1,0 +1,69 @@
+"""The deck's charts by name, described beside the figures of the same numbers; `native` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from peftbook.core.errors import InputError
+from peftbook.core.records import Store
+from peftbook.evidence import results
+from peftbook.evidence.chart import Chart, Series
+from peftbook.views import figures
+from peftbook.views.slides.placeholders import outcomes
+
+__all__ = ["CHARTS", "COMPUTED", "named_chart"]
+
+
+def verdicts(store: Store) -> Chart:
+    """How many claims of papers have each verdict."""
+    found = list(outcomes(store).values())
+    counts = {outcome: found.count(outcome) for outcome in results.OUTCOMES if outcome in found}
+    labels = [f"{outcome}: {count}" for outcome, count in counts.items()]
+    looks = {"reproduced": "lora", "equivalent": "prompt", "refuted": "qlora", "fails in this regime": "qlora"}
+    series = Series("Claims", [float(count) for count in counts.values()])
+    return Chart([series], "", "Claims", labels, horizontal=True, number_format="0", y_range=(0, None), gap=40,
+                 point_looks=[looks.get(outcome, "untuned") for outcome in counts])  # fmt: skip
+
+
+COMPUTED: dict[str, Callable[[], Chart]] = {
+    "parameter_counts": figures.lora.parameter_counts,
+    "training_state": figures.costs.kept_state,
+    "time_ratio": figures.bill.time_ratios,
+    "codebook_errors": figures.quantisation.block_errors,
+    "stored_bits": figures.quantisation.stored_bits,
+    "code_shares": figures.quantisation.code_shares,
+    "prompt_parameters": figures.prompt.length_counts,
+    "devices": figures.machines.device_peaks,
+    "stack_peaks": figures.fit.stack_bars,
+    "break_even": figures.restraint.requests_to_break_even,
+    "trained_numbers": figures.family.trained_numbers,
+}
+MEASURED: dict[str, Callable[[Store], Chart]] = {
+    "test_loss": figures.methods.arm_test_losses,
+    "test_scores": figures.methods.arm_scores,
+    "learning_rates": figures.methods.learning_rates,
+    "training_curves": figures.methods.training_curves,
+    "difference_histogram": figures.methods.difference_histogram,
+    "best_rates": figures.evidence.best_rates,
+    "prompt_lengths": figures.evidence.prompt_lengths,
+    "benchmark_differences": figures.evidence.benchmark_differences,
+    "example_differences": figures.evidence.example_differences,
+    "target_differences": figures.updates.target_differences,
+    "forgotten": figures.updates.forgotten,
+    "latency": figures.updates.latency,
+    "requantised": figures.qlora.requantised,
+    "recovered": figures.bits.recovered,
+    "predicted_peaks": figures.limits.predicted_peaks,
+    "step_seconds": partial(figures.costs.cost_bars, "step_seconds"),
+    "peak_memory": partial(figures.costs.cost_bars, "peak_memory"),
+    "verdicts": verdicts,
+}
+CHARTS = (*COMPUTED, *MEASURED)
+
+
+def named_chart(name: str, store: Store) -> Chart:
+    """A chart of the deck. Raises InputError for an unknown name."""
+    if name not in CHARTS:
+        raise InputError(f"Unknown chart {name!r}: choose one of {', '.join(CHARTS)}.")
+    return COMPUTED[name]() if name in COMPUTED else MEASURED[name](store)
