@@ -9,7 +9,7 @@ from typing import Any
 
 PARTS = (
     "theme", "mathematics", "numbers", "figure_numbers", "ahead", "notebooks", "run_pages", "machines", "citation",
-    "lecture", "pictures", "live", "byte_model", "lean", "epub", "freshness",
+    "lecture", "pictures", "live", "byte_model", "lean", "freshness",
 )  # fmt: skip
 
 
@@ -20,8 +20,9 @@ def setup(app: Any) -> dict[str, Any]:
     from peftbook.core.gc_pause import gc_paused
     from peftbook.core.quiet import filter_messages
 
+    modules = (*(f"{__name__}.{part}" for part in PARTS), "peftbook.views.export.epub")
     filter_messages()
     with gc_paused():
-        for part in PARTS:
-            importlib.import_module(f"peftbook.views.site.{part}").setup(app)
+        for module in modules:
+            importlib.import_module(module).setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

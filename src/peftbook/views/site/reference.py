@@ -13,7 +13,9 @@ from peftbook.core.tracking import record_lookups
 from peftbook.views.html import joined, piece, prose
 from peftbook.views.site.display import Shown
 
-GROUPS = ("", "scratch", "memory", "tasks", "studies", "training", "figures")
+GROUPS = (  # rooms whose modules are listed
+    "core", "evidence", "scratch", "memory", "tasks", "studies", "training", "runtime", "views/export", "views/figures",
+)  # fmt: skip
 
 
 def commands(parser: argparse.ArgumentParser) -> Shown:
@@ -70,7 +72,7 @@ def library() -> Shown:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             if path.stem.startswith("__") or not (offered := public(tree)):
                 continue
-            name = ".".join(filter(None, ("peftbook", group, path.stem)))
+            name = ".".join(("peftbook", *group.split("/"), path.stem))
             parts.append(fold(name, name, first_line(tree), offered))
     return Shown(joined(parts), "")
 
