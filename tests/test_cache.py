@@ -155,7 +155,7 @@ def test_a_hit_has_its_runs_and_a_chapter_rests_on_its_files(store, tmp_path):
     trace.active = False
     found = json.loads((tmp_path / "trace.json").read_text())
     there, gone = (str(Path(store.folders[0]) / f"{run.key[:12]}.json") for run in RUNS)
-    assert {there, str(imports.PACKAGE / "errors.py")} <= set(found["files"]) and gone in found["missing"]
+    assert {there, str(imports.PACKAGE / "core/errors.py")} <= set(found["files"]) and gone in found["missing"]
     assert not reads
 
 

@@ -65,7 +65,7 @@ def test_prompts_that_are_read_without_padding_are_answered_the_same(name, commo
     """Each batch anew, whatever they share; attention is as before afterwards."""
     model, prompts = a_model(name), [[*range(40, 40 + common), *prompt] for prompt in PROMPTS]
     padded = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
-    for order in (packed_rows(model), reordered(model, "fp32", own=True)):
+    for order in (packed_rows(model), reordered(model, "fp32")):
         with order, mock.patch.object(module, "last_states", wraps=module.last_states) as read:
             packed = generate(model, NumberTokenizer(NEVER), prompts, max_new_tokens=NEW, batch_size=3)
             assert is_packed(model) and read.call_count == 3

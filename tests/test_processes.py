@@ -166,37 +166,3 @@ def test_a_fast_exit_is_an_exit_without_teardown(last, status):
     assert done.returncode == status and done.stdout.split() == ["program", "thread", "hook"]
     complaint = {"1 / 0": ["ZeroDivisionError: division by zero"], "sys.exit('no')": ["no"]}
     assert done.stderr.splitlines()[-1:] == complaint.get(last, [])
-
-
-SHARED = """
-import functools, os, pathlib, sys, time
-from peftbook.runtime.processes import share
-folder = pathlib.Path(sys.argv[1])
-
-def task(number):
-    time.sleep(0.02)
-    (folder / str(number)).write_text(str(os.getpid()))
-    if number == 3 and os.getpid() != here:
-        raise ValueError("of a fork")
-
-here = os.getpid()
-share([functools.partial(task, number) for number in range(40)], 2)
-print("once")
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="no process may be forked")
-def test_tasks_are_shared_with_forks(tmp_path):
-    """Each is done once, by all of them, the others too where a fork fails; and what follows is done by one."""
-    code = SHARED.replace("import functools", "import os; os.environ['OMP_NUM_THREADS'] = '1'; import functools")
-    assert run_child("-c", code, str(tmp_path)) == ["once"]
-    assert {path.name for path in tmp_path.iterdir()} == {str(number) for number in range(40)}
-    assert len({path.read_text() for path in tmp_path.iterdir()}) == 3
-
-
-def test_where_several_threads_are_nothing_is_forked(tmp_path):
-    """A lock that another of them holds would never be let go."""
-    code = SHARED.replace(
-        "here = ", "import threading; threading.Thread(target=time.sleep, args=(1,)).start(); here = "
-    )
-    assert run_child("-c", code, str(tmp_path)) == ["once"] and not any(tmp_path.iterdir())

@@ -137,10 +137,10 @@ class Doing:
     def ended(self) -> bool:
         return self.status is not None
 
-    def why(self) -> str:
+    def failure(self) -> str:
         return "refused"
 
-    def said(self) -> list[str]:
+    def output_lines(self) -> list[str]:
         return ["was lost with node cpu/1"]
 
     def end(self) -> None: ...
@@ -249,7 +249,7 @@ def test_what_is_missing_is_said_and_the_nodes_are_shown(tmp_path):
 def test_a_plan_may_be_for_a_gpu_that_only_a_node_has(tmp_path, monkeypatch):
     """In the type of the lesser one; with its memory as the room that there is."""
     monkeypatch.setenv(ray_nodes.GPU_VARIABLE, "")
-    for name in ("capability", "elsewhere"):  # in this process or in another one
+    for name in ("capability", "call_in_child"):  # in this process or in another one
         monkeypatch.setattr(precision, name, lambda *given: None)
     precision.gpu_capability.cache_clear()
     with pytest.raises(InputError):
