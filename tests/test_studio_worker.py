@@ -47,7 +47,7 @@ from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
-from peftbook.studio.trained_model import ModelCache, load_trained, merge, share_weights
+from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge, share_weights
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
 from peftbook.training import request as requesting
@@ -500,7 +500,7 @@ def test_models_on_one_base_share_its_weights(shop):
         own = [value.numel() for value in found.parameters() if value.data_ptr() not in known]
         assert sum(own) == studio.records(jobs[name].project).get(jobs[name].run).measurements["trainable_parameters"]
         assert share_weights(found, base) == 0 and models.of_job(jobs[name]).model is found
-    assert models.of_job(jobs["full"]).model is not base and len(models.loaded) <= trained_model.MODELS
+    assert models.of_job(jobs["full"]).model is not base and len(models.loaded) <= MODELS
 
 
 def test_sampling_is_seeded_and_cut_and_bounds_are_told(shop):
