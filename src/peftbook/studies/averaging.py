@@ -30,7 +30,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +42,7 @@ from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
-from peftbook.studies.tuned_comparison import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, judge_one_of
 from peftbook.tasks import test_groups
 
 __all__ = ["CELLS", "PAIRS", "SWEEPS", "TASKS", "WAYS", "MergeCase", "cells_of", "kept", "probe", "scale_curve"]
@@ -266,10 +265,7 @@ def outcome_of(records: Sequence[Record], cell: MergeCase) -> str:
     """The verdict on one of the sixteen shares, any of which may refute."""
     if gain(records, cell.task, f"by_{cell.task}").low <= FLOOR:
         return "undecided"
-    interval = cell_share(records, cell, "average")
-    judge = partial(stats.judge, margin=MARGIN, claim=(LEAST, math.inf))
-    outcome = judge(interval)
-    return "undecided" if outcome == "refuted" != judge(corrected(interval)) else outcome
+    return judge_one_of(len(CELLS), cell_share(records, cell, "average"), MARGIN, (LEAST, math.inf))
 
 
 def moves(records: Sequence[Record], subset: tuple[str, ...]) -> bool:

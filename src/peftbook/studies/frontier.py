@@ -56,7 +56,6 @@ __all__ = [
     "best_rate",
     "finals",
     "matched_level",
-    "path_of",
     "reading",
     "seed_differences",
     "seed_paths",
@@ -161,12 +160,6 @@ class Path:
         return aims, known - known[0]
 
 
-def path_of(arm: str, rate: float, seed: int, split: Split, store: Store) -> Path:
-    """The path of a training. Raises Missing."""
-    first, record = store.need(start(split)), store.need(probe(arm, rate, seed, split))
-    return joined(first, record)
-
-
 def joined(first: Record, record: Record) -> Path:
     """The path from the record of the model before training and that of its training."""
 
@@ -222,6 +215,12 @@ def readings(paths: Mapping[str, Path], weights: Weights, read: Callable = readi
     return {arm: read(*values, level) for arm, values in losses.items()}
 
 
+def each_once(paths: Mapping[str, Path]) -> Weights:
+    """Every example counts once."""
+    first = next(iter(paths.values()))
+    return np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens))
+
+
 def leaving_out(codes: Sequence[int]) -> np.ndarray:
     """Weights that leave out each group in turn, (groups, examples)."""
     return (np.arange(max(codes) + 1)[:, None] != np.array(codes)).astype(float)
@@ -240,7 +239,7 @@ def matched_interval(
     targets, pieces = len(first.target_tokens), len(first.general_tokens)
     target_codes = stats.group_codes(groups, targets) or list(range(targets))
     source_codes = stats.group_codes(first.sources, pieces) or list(range(pieces))
-    whole = np.ones(targets), np.ones(pieces)
+    whole = each_once(seeds[0])
     parts = [
         [(kept, whole[1]) for kept in leaving_out(target_codes)],
         [(whole[0], kept) for kept in leaving_out(source_codes)],
@@ -335,11 +334,7 @@ def difference(one: str, other: str, arms: Sequence[str], store: Store) -> stats
 
 def seed_differences(one: str, other: str, store: Store) -> list[float]:
     """The `difference` of a pair, of each seed. Raises Missing."""
-    seeds = seed_paths(PAIRS[one, other], store)
-    first = seeds[0][one]
-    found = [
-        readings(paths, (np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens)))) for paths in seeds
-    ]
+    found = [readings(paths, each_once(paths)) for paths in seed_paths(PAIRS[one, other], store)]
     return [values[one] - values[other] for values in found]
 
 
@@ -365,9 +360,12 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
 
 def on_grid(one: tuple[str, float], other: tuple[str, float], store: Store) -> float:
     """`difference` of two arms at rates of their grids, with the grid's seed on validation. Raises Missing."""
-    paths = {name: path_of(*arm, SWEEP_SEED, "validation", store) for name, arm in (("one", one), ("other", other))}
-    first = paths["one"]
-    found = readings(paths, (np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens))))
+    first = store.need(start("validation"))
+    records = {
+        name: store.need(probe(*arm, SWEEP_SEED, "validation")) for name, arm in (("one", one), ("other", other))
+    }
+    paths = {name: joined(first, record) for name, record in records.items()}
+    found = readings(paths, each_once(paths))
     return found["one"] - found["other"]
 
 

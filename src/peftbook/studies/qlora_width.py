@@ -49,7 +49,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 from peftbook.studies.recovery import MARGIN
 from peftbook.studies.standard import rates
-from peftbook.studies.tuned_comparison import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, judge_one_of
 
 __all__ = ["MARGIN", "PLANS", "comparisons"]
 
@@ -140,10 +140,8 @@ def judged(parts: int, found: stats.Interval, control: stats.Interval) -> str:
 
     control: the same cost of two bits, without which nothing but a refutation counts.
     """
-    outcome = stats.judge(found, 0.0, (-math.inf, MARGIN))  # the claim holds the margin already
-    if outcome == "refuted":
-        return outcome if found.mean - found.half(0.05 / parts) > MARGIN else "undecided"
-    return outcome if shows(control) else "undecided"
+    outcome = judge_one_of(parts, found, 0.0, (-math.inf, MARGIN))  # the claim holds the margin already
+    return outcome if outcome == "refuted" or shows(control) else "undecided"
 
 
 def shows(control: stats.Interval) -> bool:

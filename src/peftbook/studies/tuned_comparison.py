@@ -26,8 +26,9 @@ from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "TunedComparison", "decide", "judge_one_of", "length_ratio", "paired_quantities", "score_quantities",
-           "tuning_quantities"]  # fmt: skip
+__all__ = [
+    "Arm", "TunedComparison", "decide", "judge_one_of", "length_ratio", "score_quantities", "tuning_quantities",
+]  # fmt: skip
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 SCORES = {  # score → column of the records, unit, decimals
@@ -223,7 +224,7 @@ class TunedComparison:
     def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
         """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
         first, keys = records[0], comparison.keys_of(records)
-        out = score_quantities(name, records, self.groups)
+        out = score_quantities(name, records, functools.partial(comparison.score, records, groups=self.groups), keys)
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
             out[f"{name}_length_ratio"] = Quantity(
@@ -267,39 +268,31 @@ class TunedComparison:
         """
         with suppress(Missing):
             records = self.finals_of((first, second), store)
-            return paired_quantities(
-                f"{prefix}{first}_minus_{second}", records[first], records[second],
+            return score_quantities(
+                f"{prefix}{first}_minus_{second}", records[first],
                 lambda column: self.difference(first, second, column, store),
+                comparison.keys_of(*records.values()), least=-1.0,
             )  # fmt: skip
         return {}
 
 
-def score_quantities(name: str, records: Sequence[Record], groups: stats.Groups) -> dict[str, Quantity]:
-    """An arm's scores with intervals, as quantities `name_<score>`."""
-    keys = comparison.keys_of(records)
+def score_quantities(
+    name: str,
+    records: Sequence[Record],
+    interval: Callable[[str], stats.Interval],
+    keys: tuple[str, ...],
+    least: float = 0.0,
+) -> dict[str, Quantity]:
+    """What `interval` makes of each score that the records have, as quantities `name_<score>`.
+
+    interval: of a column.  least: the lower end of a share, −1 of a difference of two.
+    """
     return {
         f"{name}_{score}": Quantity.of(
-            comparison.score(records, column, groups), unit, keys, digits, among=(0, 1) if score in COUNTED else ANY
+            interval(column), unit, keys, digits, among=(least, 1) if score in COUNTED else ANY
         )
         for score, (column, unit, digits) in SCORES.items()
         if comparison.has_column(records, column)
-    }
-
-
-def paired_quantities(
-    name: str, first: Sequence[Record], second: Sequence[Record], difference: Callable[[str], stats.Interval]
-) -> dict[str, Quantity]:
-    """The paired differences of two arms in every score that the first one has, as quantities `name_<score>`.
-
-    difference: of a column.
-    """
-    keys = comparison.keys_of(first, second)
-    return {
-        f"{name}_{score}": Quantity.of(
-            difference(column), unit, keys, digits, among=(-1, 1) if score in COUNTED else ANY
-        )
-        for score, (column, unit, digits) in SCORES.items()
-        if comparison.has_column(first, column)
     }
 
 
